@@ -1,0 +1,1 @@
+"""Touches the world: load, statistics, NGINX, servers. No learning happens here."""

@@ -1,0 +1,94 @@
+"""The error family: every error that a user can cause or cure is one of these.
+
+Each says what happened, where, and what to do. The command line prints it as one line and exits
+with code 2; anything outside this family is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeepSchedError(Exception):
+    """Root of the family.
+
+    Args:
+        what: what happened, without a full stop.
+        where: file, field, URL or process it happened in.
+        remedy: what the user can do about it.
+        evidence: last log lines or a response excerpt, already cut to a few lines.
+    """
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", evidence: str = "") -> None:
+        self.what, self.where, self.remedy, self.evidence = what, where, remedy, evidence
+        super().__init__(what, where, remedy, evidence)
+
+    def __str__(self) -> str:
+        line = self.what
+        if self.where:
+            line += f" ({self.where})"
+        if self.remedy:
+            line += f"; {self.remedy}"
+        if self.evidence:
+            line += f" [{self.evidence}]"
+        return line
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ray carries exceptions between processes by pickling; keyword-only fields need help.
+        return _rebuild, (type(self), self.what, self.where, self.remedy, self.evidence)
+
+
+class ConfigError(DeepSchedError):
+    """An option, file or value that the user gave is wrong. A retry cannot help."""
+
+
+class MissingToolError(DeepSchedError):
+    """A program, module or package that is needed is not installed. Install it and retry."""
+
+
+class ProcessError(DeepSchedError):
+    """A child process did not start, died or did not become ready. A restart may help."""
+
+
+class StatusError(DeepSchedError):
+    """NGINX's statistics could not be read or are not vts-shaped. A retry may help."""
+
+
+class ActuationError(DeepSchedError):
+    """A control was not applied; the old one is still in force. A retry may help."""
+
+
+class LoadError(DeepSchedError):
+    """The load engine could not run its plan. A retry may help."""
+
+
+class ServiceError(DeepSchedError):
+    """A stand-in server does not answer as it should. A restart may help."""
+
+
+class TestbedError(DeepSchedError):
+    """A testbed is broken as a whole; close it and build a new one."""
+
+
+class DataError(DeepSchedError):
+    """Recorded data are missing, torn or too few for what was asked. Record more."""
+
+
+class BundleError(DeepSchedError):
+    """A policy bundle is incomplete, of another format or of another topology."""
+
+
+class CapacityError(DeepSchedError):
+    """The cluster or machine lacks the resources that were asked for. Add them or ask for less."""
+
+
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """A remedy for a mistyped name: the closest match, or the list of what is allowed."""
+    names = sorted(candidates)
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'?" if match else f"expected one of: {', '.join(names)}"
+
+
+def _rebuild(cls: type[DeepSchedError], what: str, where: str, remedy: str, evidence: str) -> DeepSchedError:
+    return cls(what, where=where, remedy=remedy, evidence=evidence)

@@ -1,0 +1,150 @@
+"""What happened in one control interval, seen by NGINX (Window) and by the load engine (LoadWindow).
+
+Both testbeds, live and simulated, emit these; features, rewards and the judge read nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.topology import Topology
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+FaultKind = Literal[
+    "restart", "reset", "reload", "gap", "missing_server", "missing_group", "zone_full", "duplicate_server",
+    "saturated_client", "not_in_force", "server_down", "load_ended",
+]  # fmt: skip
+
+DEFAULT_BOUNDS_MS: tuple[int, ...] = (
+    1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500,
+    650, 800, 1000, 1500, 2000, 5000, 10000,
+)  # fmt: skip
+"""Histogram bounds that our own NGINX configs and the simulator use: 32, the most that vts allows."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a window, or a part of it, must not be read as a number.
+
+    Attributes:
+        kind: what was wrong; only ``reload`` leaves the numbers usable.
+        detail: one line for a person.
+        group, server: names, when the fault concerns only one.
+    """
+
+    kind: FaultKind
+    detail: str
+    group: str = ""
+    server: str = ""
+
+
+@dataclass(frozen=True)
+class Connections:
+    """NGINX's own client connection counts (`stub_status`) at the end of the window."""
+
+    active: int = 0
+    reading: int = 0
+    writing: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LoadWindow:
+    """What the load engine saw of the requests that were due in one of its windows.
+
+    Arrays are ``[groups]`` unless said otherwise, in the topology's order of request types.
+
+    Attributes:
+        start_s, end_s: seconds since the plan began.
+        planned: requests that the plan asked for.
+        sent: requests that were written to a connection.
+        answered: responses received, whatever their status.
+        errors: mapping of class (``connect``, ``timeout``, ``closed``, ``status_4xx``, ``status_5xx``,
+            ``not_sent``) to counts; the status classes are a part of `answered`.
+        late: requests sent more than 1 ms after their intended time.
+        retried: requests repeated once because a keep-alive connection closed before any byte.
+        latency_counts: ``[groups, histogram.SIZE]``, from the intended send time to the last byte,
+            of answered requests with a status below 400.
+        latency_s_sum: seconds, of the same requests.
+        send_delay_p99_ms: actual minus intended send time.
+        cpu_share: CPU seconds of the engine per second of the window, 0…1.
+        saturated: the engine itself was the bottleneck; the window must not be judged.
+    """
+
+    start_s: float
+    end_s: float
+    planned: IntArray
+    sent: IntArray
+    answered: IntArray
+    errors: dict[str, IntArray]
+    late: IntArray
+    retried: IntArray
+    latency_counts: IntArray
+    latency_s_sum: FloatArray
+    send_delay_p99_ms: float = 0.0
+    cpu_share: float = 0.0
+    saturated: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Difference of two snapshots of NGINX's counters. Arrays are ``[groups, servers]`` with the topology's mask.
+
+    Attributes:
+        start_s, end_s: NGINX's clock (seconds since the epoch), or simulated seconds.
+        requests: finished requests (attempts, as today's vts counts them).
+        in_bytes, out_bytes: client-side bytes.
+        responses: ``[groups, servers, 5]``, statuses 1xx…5xx.
+        response_ms_sum: sum of `$upstream_response_time` in whole milliseconds.
+        bounds_ms: upper bounds of the histogram, ascending, at most 32.
+        latency_histogram: ``[groups, servers, len(bounds_ms) + 1]``; the last column lies above all bounds.
+        weight: weights in force at the end; 0 where the mask is False.
+        down: out of rotation at the end.
+        connections: NGINX's connection counts at the end.
+        active: requests in flight per group and server at the end, when the provider knows.
+        faults: empty for a clean window; a fault never becomes a number.
+        client: the load engine's view of the same interval, when there is one.
+    """
+
+    topology: Topology
+    start_s: float
+    end_s: float
+    requests: IntArray
+    in_bytes: IntArray
+    out_bytes: IntArray
+    responses: IntArray
+    response_ms_sum: IntArray
+    bounds_ms: tuple[int, ...]
+    latency_histogram: IntArray
+    weight: IntArray
+    down: NDArray[np.bool_]
+    connections: Connections = field(default_factory=Connections)
+    active: IntArray | None = None
+    faults: tuple[Fault, ...] = ()
+    client: LoadWindow | None = None
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def usable(self) -> bool:
+        """True when the counters may be read as numbers."""
+        return all(fault.kind == "reload" for fault in self.faults)
+
+    @property
+    def server_errors(self) -> IntArray:
+        """``[groups, servers]``: 5xx responses."""
+        return self.responses[:, :, 4]
+
+    def mean_response_s(self) -> FloatArray:
+        """``[groups, servers]`` mean response time in seconds; nan where nothing was answered."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean: FloatArray = self.response_ms_sum / np.where(self.requests > 0, self.requests, np.nan) / 1e3
+        return mean

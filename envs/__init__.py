@@ -1,0 +1,1 @@
+"""The decision problem: simulator, features, encoder, environment. Knows neither Ray nor sockets."""

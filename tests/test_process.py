@@ -1,0 +1,96 @@
+"""Nothing that we start outlives us: every way for an owner, a guardian or a command to die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import ProcessError
+from actuators.process import ManagedProcess
+
+# A command that leaves a grandchild in a session of its own and ignores SIGTERM.
+STUBBORN = (
+    "import signal, subprocess, sys, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    "print(child.pid, flush=True)\n"
+    "time.sleep(600)\n"
+)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_gone(*pids: int, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still alive: {[pid for pid in pids if alive(pid)]}"
+        time.sleep(0.02)
+
+
+def test_close_ends_a_stubborn_command_and_its_grandchild(tmp_path: Path) -> None:
+    process = ManagedProcess(
+        [sys.executable, "-c", STUBBORN], name="stubborn", log_path=tmp_path / "log", pipe_stdout=True, grace_s=0.2
+    )
+    grandchild = int(process.stdout.readline())
+    assert alive(process.pid)
+    assert alive(grandchild)
+    process.close()
+    process.close()
+    wait_gone(process.pid, grandchild)
+
+
+@pytest.mark.parametrize("victim", ["owner", "command"])
+def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
+    owner_code = (
+        "import sys, time\nfrom pathlib import Path\nfrom actuators.process import ManagedProcess\n"
+        f"p = ManagedProcess([sys.executable, '-c', {STUBBORN!r}], name='x', log_path=Path({str(tmp_path / 'log')!r}),"
+        " pipe_stdout=True, grace_s=0.2)\n"
+        "print(p.pid, p.stdout.readline().decode().strip(), p._guardian.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    try:
+        command, grandchild, guardian = map(int, owner.stdout.readline().split())
+        os.kill({"owner": owner.pid, "command": command}[victim], signal.SIGKILL)
+        wait_gone(command, grandchild, guardian)
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+
+
+def test_killed_guardian_takes_the_command_along(tmp_path: Path) -> None:
+    with ManagedProcess(["sleep", "600"], name="sleep", log_path=tmp_path / "log") as process:
+        os.kill(process._guardian.pid, signal.SIGKILL)
+        wait_gone(process.pid)
+
+
+def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProcessError, match="no-such-program"):
+        ManagedProcess(["no-such-program"], name="ghost", log_path=tmp_path / "log")
+
+
+def test_an_early_end_carries_the_log_tail(tmp_path: Path) -> None:
+    with ManagedProcess(
+        [sys.executable, "-c", "import sys; sys.exit('the reason')"], name="early", log_path=tmp_path / "log"
+    ) as process:
+        with pytest.raises(ProcessError, match="the reason"):
+            process.wait_ready(lambda: False)
+        assert process.poll() == 1
+
+
+def test_exit_code_of_a_signal(tmp_path: Path) -> None:
+    with ManagedProcess(["sleep", "600"], name="sleep", log_path=tmp_path / "log") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5.0) == 128 + signal.SIGINT

@@ -1,0 +1,1 @@
+"""What to try, where, and what came of it: models, algorithms, bundles, evaluation, reports."""
