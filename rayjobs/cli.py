@@ -1,0 +1,146 @@
+"""The `deepsched` command: finds a verb by name, fills its options, runs it, turns errors into one line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actuators.errors import ConfigError, DeepSchedError, closest
+from actuators.options import Options
+from rayjobs.config import load_options
+from rayjobs.flags import build_parser
+from rayjobs.interrupts import Terminated, claim_signals, release_signals
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command, the `VERB` of rayjobs/NAME.py; heavy imports belong inside `run`, help must be fast.
+
+    Attributes:
+        summary: one line for `deepsched --help`; write it as a literal, it is read without importing the file.
+        example: a command line that works, shown by `--help`.
+        options: its Options; plain fields become flags, nested Options are reached by `--set`.
+        run: gets the filled options; returns the exit code.
+        positional: names of option fields that may be given without a flag.
+    """
+
+    name: str
+    summary: str
+    example: str
+    options: type[Options]
+    run: Callable[[Any], int]
+    positional: tuple[str, ...] = ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`deepsched VERB …`; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if words else EXIT_USER_ERROR
+    return _guarded("deepsched", lambda: _run(load_verb(words[0]), words[1:]), label=words[0])
+
+
+def run_verb(verb: Verb, argv: Sequence[str] | None = None) -> int:
+    """What `python -m rayjobs.VERB` does; the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return _guarded("deepsched", lambda: _run(verb, words), label=verb.name)
+
+
+def verb_summaries(folder: Path | None = None) -> dict[str, str]:
+    """Name → summary of every verb, read from the source of rayjobs/*.py without importing any."""
+    found = {}
+    for path in sorted((folder or Path(__file__).parent).glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if "\nVERB = Verb(" in source:
+            name, summary = _read_declaration(source)
+            found[name or path.stem] = summary
+    return found
+
+
+def load_verb(name: str) -> Verb:
+    """The verb of that name. Raises ConfigError with the closest match when there is none."""
+    names = verb_summaries()
+    if name not in names:
+        raise ConfigError(f"there is no verb '{name}'", remedy=closest(name, names))
+    verb = importlib.import_module(f"rayjobs.{name}").VERB
+    assert isinstance(verb, Verb)
+    return verb
+
+
+def overview() -> str:
+    """The text of `deepsched --help`."""
+    verbs = verb_summaries()
+    width = max(map(len, verbs), default=0)
+    lines = ["usage: deepsched VERB [options]     (deepsched VERB --help explains one)", ""]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in verbs.items()]
+    return "\n".join([*lines, "", "Each is also `python -m rayjobs.VERB`, as in `ray job submit`."])
+
+
+def _run(verb: Verb, words: Sequence[str]) -> int:
+    parser = build_parser(f"deepsched {verb.name}", verb.summary, verb.example, verb.options, verb.positional)
+    given = parser.parse(words)
+    file, assignments = given.pop("config", None), given.pop("set", ())
+    flags = {name: value for name, value in given.items() if not (name in verb.positional and value in (None, []))}
+    return verb.run(load_options(verb.options, file=file, assignments=assignments, flags=flags))
+
+
+def _guarded(program: str, action: Callable[[], int], *, label: str) -> int:
+    """Runs `action`; what the user caused becomes one line and an exit code, a bug keeps its traceback."""
+    claim_signals()
+    try:
+        return action()
+    except DeepSchedError as error:
+        return _say(f"{program} {label}: {error}", EXIT_USER_ERROR)
+    except Terminated:
+        return _say(f"{program} {label}: ended by SIGTERM", EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        return _say(f"{program} {label}: interrupted", EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # While `ray.init` runs, SIGTERM goes to Ray's own handler, which exits with the signal's number.
+        if end.code != signal.SIGTERM:
+            raise
+        return _say(f"{program} {label}: ended by SIGTERM", EXIT_TERMINATED)
+    except BrokenPipeError:
+        # The reader of our output has gone (`deepsched … | head`); keep the interpreter's last flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    finally:
+        release_signals()
+
+
+def _say(line: str, code: int) -> int:
+    sys.stdout.flush()
+    print(" ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def _read_declaration(source: str) -> tuple[str, str]:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_verb(node.targets):
+            literals = {
+                word.arg: word.value.value for word in node.value.keywords if isinstance(word.value, ast.Constant)
+            }
+            positions = [argument.value for argument in node.value.args if isinstance(argument, ast.Constant)]
+            name, summary = (*positions, "", "")[:2]
+            return str(literals.get("name", name)), str(literals.get("summary", summary))
+    return "", ""
+
+
+def _is_verb(targets: Sequence[ast.expr]) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "VERB" for target in targets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

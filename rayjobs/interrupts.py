@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM as exceptions in the main thread, so that every `with` and `finally` gets its turn."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+
+GRACE_S = 10.0
+"""How long a further signal is ignored after the first: cleaning up must not be cut short by `make` passing it on."""
+
+_first_s: float | None = None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; handled like Ctrl-C, but the exit code is 143."""
+
+
+def claim_signals() -> None:
+    """Routes SIGINT and SIGTERM here; the main thread gets KeyboardInterrupt or Terminated, once.
+
+    `ray.init` installs a SIGTERM handler of its own: call this again after it.
+    """
+    signal.signal(signal.SIGINT, _raise_once)
+    signal.signal(signal.SIGTERM, _raise_once)
+
+
+def release_signals() -> None:
+    """Back to Python's own handlers, and forgets earlier signals."""
+    global _first_s  # noqa: PLW0603 - signal handlers are per process, so is their memory
+    _first_s = None
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _raise_once(number: int, frame: FrameType | None) -> None:
+    global _first_s  # noqa: PLW0603
+    now_s = time.monotonic()
+    if _first_s is not None and now_s - _first_s < GRACE_S:
+        sys.__stderr__.write("still ending what was started…\n") if sys.__stderr__ else None
+        return
+    _first_s = now_s
+    raise Terminated() if number == signal.SIGTERM else KeyboardInterrupt()

@@ -1,0 +1,150 @@
+"""The folder of a run and its provenance: enough to retell and repeat it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from actuators.files import writable_folder, write_atomic
+from actuators.options import Options
+from rayjobs.config import dump_yaml
+
+_DISTRIBUTION = "deep-scheduling"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's files under `path`; made before anything starts, so that a bad folder costs nothing."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, out: Path | None, name: str, seed: int, options: Options, argv: Sequence[str] | None = None
+    ) -> RunFolder:
+        """Makes `OUT/NAME-SEED-TIME/` (OUT: `runs` when None) with config.yaml, command.txt and versions.txt.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        parent = writable_folder(out or Path("runs"))
+        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        run = cls(_new_folder(parent, f"{name}-{seed}-{time}"))
+        run.write("config.yaml", dump_yaml(options))
+        run.write("command.txt", command_line(name, argv) + "\n")
+        run.write("versions.txt", "".join(f"{key}: {value}\n" for key, value in versions().items()))
+        return run
+
+    def file(self, *parts: str) -> Path:
+        """A path in the folder; the folders above it are made."""
+        path = self.path.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        """Atomically writes one file; its path."""
+        path = self.file(name)
+        write_atomic(path, data)
+        return path
+
+
+def command_line(verb: str, argv: Sequence[str] | None = None) -> str:
+    """The command as one would type it again; `argv` are the words after the verb (this process's when None)."""
+    if argv is not None:
+        return shlex.join(["deepsched", verb, *argv])
+    program = Path(sys.argv[0])
+    if program.suffix == ".py":
+        return shlex.join(["python", "-m", f"{program.parent.name}.{program.stem}", *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """What this run ran on: time, commit, machine, Python, NGINX and our pinned packages."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "nginx": _nginx_version(),
+        **package_versions(),
+    }
+
+
+def commit() -> str:
+    """The git commit of this checkout, `-dirty` when tracked files differ; 'unknown' outside a checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
+    head = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
+    dirty = _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
+    return f"{head}-dirty" if head and dirty else head or "unknown"
+
+
+def machine() -> str:
+    """Processor, cores that this process may use, memory and kernel in one line."""
+    models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory_gb = next((int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "MemTotal" in line), 0.0)
+    processor = models[0] if models else platform.machine()
+    cores = len(os.sched_getaffinity(0))
+    return f"{processor}, {cores} cores, {memory_gb:.1f} GB, {platform.system()} {platform.release()}"
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that pyproject.toml pins."""
+    try:
+        required = importlib.metadata.requires(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    names = [text.partition("==")[0].partition("[")[0] for text in required if "extra ==" not in text]
+    return {name: _installed(name) for name in names}
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that did not exist before; two runs in one second get different ones."""
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _nginx_version() -> str:
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    return _output([program, "-v"]).partition("nginx/")[2] or "unknown" if program else "not installed"
+
+
+def _output(command: Sequence[str]) -> str:
+    """What a short command prints on stdout and stderr, empty when it fails."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
