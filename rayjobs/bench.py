@@ -1,0 +1,190 @@
+"""Runs benches by name and writes what they measured to runs/bench/NAME.json; nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from actuators.errors import ConfigError, DataError, DeepSchedError, closest
+from actuators.files import writable_folder, write_json
+from actuators.options import Options
+from rayjobs import benches
+from rayjobs.cli import Verb, run_verb
+from rayjobs.console import remarks, results
+from rayjobs.runs import commit, machine
+
+EXIT_BAR_MISSED = 1
+EXIT_NOT_MEASURED = 2
+
+
+class BenchOptions(Options):
+    """Which benches run, and how long."""
+
+    names: tuple[str, ...] = ()
+    """Benches to run; all there are when none is given."""
+    seed: int = 1
+    """Seed of everything random in a bench."""
+    quick: bool = False
+    """Fewer repeats: each bench ends within 60 s, and its figures are rougher."""
+    out: Path = Path("runs/bench")
+    """Folder that receives NAME.json."""
+
+
+@dataclass(frozen=True)
+class BenchContext:
+    """What a bench gets.
+
+    Attributes:
+        seed: of everything random in it.
+        quick: measure in under 60 s, with fewer repeats.
+        work_dir: an empty folder that is removed afterwards.
+        log: says one line on the way.
+    """
+
+    seed: int
+    quick: bool
+    work_dir: Path
+    log: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One measured figure and the limit it was held against; make it with `at_most`, `at_least` or `figure`.
+
+    Attributes:
+        bar: what was measured, in words.
+        value: what this run measured, in `unit`.
+        limit: None when nothing is demanded of the figure; `holds` is then True.
+        reference: what stood beside it in the same run (another method, another tool), None without one.
+        how: how it was measured, in one sentence.
+    """
+
+    bar: str
+    value: float
+    unit: str
+    limit: float | None
+    holds: bool
+    reference: float | str | None
+    how: str
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise DataError(f"'{self.bar}' was measured as {self.value}", remedy="the bench got no usable samples")
+
+
+def at_most(bar: str, value: float, limit: float, unit: str, *, how: str, reference: float | str | None = None) -> Bar:
+    """A bar that holds when `value` ≤ `limit`."""
+    return Bar(bar, float(value), unit, float(limit), bool(value <= limit), reference, how)
+
+
+def at_least(bar: str, value: float, limit: float, unit: str, *, how: str, reference: float | str | None = None) -> Bar:
+    """A bar that holds when `value` ≥ `limit`."""
+    return Bar(bar, float(value), unit, float(limit), bool(value >= limit), reference, how)
+
+
+def figure(bar: str, value: float, unit: str, *, how: str, reference: float | str | None = None) -> Bar:
+    """A figure that is reported and not judged."""
+    return Bar(bar, float(value), unit, None, True, reference, how)
+
+
+def names() -> tuple[str, ...]:
+    """The benches there are: the files of rayjobs/benches/."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(benches.__path__)))
+
+
+def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> tuple[Bar, ...]:
+    """Measures one bench and writes its JSON; its bars.
+
+    Raises:
+        ConfigError: no such bench, or a folder that cannot be written.
+        DeepSchedError: what the bench itself could not do.
+    """
+    if name not in names():
+        raise ConfigError(f"there is no bench '{name}'", remedy=closest(name, names()) if names() else "")
+    folder = writable_folder(options.out)
+    measure = importlib.import_module(f"rayjobs.benches.{name}").measure
+    with tempfile.TemporaryDirectory(prefix=f"deepsched-bench-{name}-") as work_dir:
+        bars = tuple(measure(BenchContext(options.seed, options.quick, Path(work_dir), log)))
+    write_json(folder / f"{name}.json", document(name, options.seed, bars))
+    return bars
+
+
+def document(name: str, seed: int, bars: Sequence[Bar]) -> dict[str, Any]:
+    """What NAME.json holds."""
+    return {
+        "bench": name,
+        "commit": commit(),
+        "machine": machine(),
+        "seed": seed,
+        "bars": [asdict(bar) for bar in bars],
+    }
+
+
+def table(name: str, bars: Sequence[Bar]) -> Table:
+    """The bars as people read them."""
+    drawn = Table(title=f"bench {name}", title_justify="left")
+    for column, justify in (("bar", "left"), ("value", "right"), ("limit", "right"), ("holds", "left")):
+        drawn.add_column(column, justify=justify)  # type: ignore[arg-type]
+    drawn.add_column("reference", justify="right")
+    drawn.add_column("how", style="dim")
+    for bar in bars:
+        verdict = "" if bar.limit is None else "yes" if bar.holds else "[bold red]NO[/]"
+        drawn.add_row(bar.bar, f"{_short(bar.value)} {bar.unit}", _limit(bar), verdict, _short(bar.reference), bar.how)
+    return drawn
+
+
+def run(options: BenchOptions) -> int:
+    """Runs the benches; 0 when every bar holds, 1 when one does not, 2 when one could not be measured."""
+    wanted = options.names or names()
+    unknown = [name for name in wanted if name not in names()]
+    if unknown:
+        raise ConfigError(f"there is no bench '{unknown[0]}'", remedy=closest(unknown[0], names()))
+    codes = [_run_one(name, options) for name in wanted]
+    return max(codes, default=0)
+
+
+def _run_one(name: str, options: BenchOptions) -> int:
+    aside = remarks()
+    try:
+        bars = run_bench(name, options, lambda line: aside.print(f"bench {name}: {line}", markup=False))
+    except DeepSchedError as error:
+        aside.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
+        return EXIT_NOT_MEASURED
+    out = results()
+    out.print(table(name, bars))
+    out.print(f"written: {options.out / name}.json", markup=False)
+    return 0 if all(bar.holds for bar in bars) else EXIT_BAR_MISSED
+
+
+def _limit(bar: Bar) -> str:
+    if bar.limit is None:
+        return ""
+    # A bar that holds lies on the right side of its limit; one that does not, on the wrong side.
+    below = bar.value <= bar.limit
+    return f"{'≤' if below == bar.holds else '≥'} {_short(bar.limit)}"
+
+
+def _short(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}" if value % 1 else f"{value:.0f}"
+
+
+VERB = Verb(
+    name="bench",
+    summary="measure the bars that are numbers and write runs/bench/NAME.json",
+    example="deepsched bench load --quick",
+    options=BenchOptions,
+    run=run,
+    positional=("names",),
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
