@@ -1,0 +1,160 @@
+"""Two Snapshots → Window: what happened between them, with every boundary flagged instead of averaged in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from actuators.topology import Topology
+from actuators.vts import Buckets, ServerCounters, Snapshot
+from actuators.window import DEFAULT_BOUNDS_MS, Connections, Fault, IntArray, Window
+
+# A counter that grew by more than this between two readings is not a count of ours.
+_MOST = 2**53
+
+
+def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
+    """The window between two snapshots of one NGINX; servers are matched by name.
+
+    A cell whose difference means nothing (restart, reset, missing, duplicate) is zero and has a
+    fault. `response_ms_sum` falls back to request times where a document has no upstream times.
+    Histogram bounds are those that all servers have in common; a window in which no server has a
+    histogram has no bounds and all its mass above them.
+    """
+    faults = [*_whole(before, after), *_missing_groups(after, topology)]
+    window = _zeros(topology, before.now_ms / 1e3, after.now_ms / 1e3, _common_bounds(before, after, topology))
+    dead = any(fault.kind in ("restart", "reset") for fault in faults)
+    for g, group in enumerate(topology.groups):
+        for server in group.servers:
+            s = topology.server_index(server)
+            new = _find(after, group.name, server)
+            if new is None:
+                if group.name in after.groups:
+                    faults.append(Fault("missing_server", "not in NGINX's statistics", group.name, server))
+                continue
+            window.weight[g, s], window.down[g, s] = min(new.weight, 2**31), new.down
+            fault = _cell_fault(before, after, group.name, server, new)
+            if fault is not None:
+                faults.append(fault)
+            elif not dead:
+                old = _find(before, group.name, server)
+                assert old is not None
+                problem = _fill(window, g, s, old, new)
+                if problem:
+                    faults.append(Fault("reset", problem, group.name, server))
+    faults.extend(_unserved(before, after, topology))
+    counts = after.connections
+    connections = Connections(counts.active, counts.reading, counts.writing, counts.waiting)
+    return replace(window, connections=connections, faults=tuple(faults))
+
+
+def gap(topology: Topology, start_s: float, end_s: float, detail: str) -> Window:
+    """A window in which the statistics could not be read: zeros and one ``gap`` fault."""
+    return replace(_zeros(topology, start_s, end_s, DEFAULT_BOUNDS_MS), faults=(Fault("gap", detail),))
+
+
+def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
+    """Faults of the NGINX as a whole."""
+    started = [snapshot.balancer.start_msec for snapshot in (before, after) if snapshot.balancer]
+    counts_fell = after.connections.requests < before.connections.requests
+    if counts_fell or after.connections.accepted < before.connections.accepted or len(set(started)) > 1:
+        yield Fault("restart", "NGINX was restarted: its counters began again at 0")
+    elif before.zone and after.zone and before.zone.max_size != after.zone.max_size:
+        yield Fault("reset", "the statistics zone was resized: all counters began again at 0")
+    elif after.load_ms != before.load_ms:
+        yield Fault("reload", "NGINX was reloaded")
+    if after.now_ms <= before.now_ms:
+        yield Fault("gap", f"NGINX's clock went from {before.now_ms} to {after.now_ms} ms")
+    elif before.host_name != after.host_name and before.host_name and after.host_name:
+        yield Fault("restart", f"answers came from two hosts: {before.host_name[:80]} and {after.host_name[:80]}")
+
+
+def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:
+    for group in topology.groups:
+        if group.name not in after.groups:
+            yield Fault("missing_group", "not in NGINX's statistics", group.name)
+
+
+def _unserved(before: Snapshot, after: Snapshot, topology: Topology) -> Iterable[Fault]:
+    for group in topology.groups:
+        count = after.unserved.get(group.name, 0) - before.unserved.get(group.name, 0)
+        if count > 0:
+            yield Fault("server_down", f"{count} requests found no live server", group.name)
+
+
+def _find(snapshot: Snapshot, group: str, server: str) -> ServerCounters | None:
+    """The server's counters; NGINX shows an address without port with port 80."""
+    servers = snapshot.groups.get(group, {})
+    return servers.get(server) or servers.get(f"{server}:80")
+
+
+def _cell_fault(before: Snapshot, after: Snapshot, group: str, server: str, new: ServerCounters) -> Fault | None:
+    """Why this server's difference would not be a number, if so."""
+    if (group, new.server) in after.duplicates:
+        return Fault("duplicate_server", "the config lists it more than once", group, server)
+    if _find(before, group, server) is None:
+        return Fault("missing_server", "it joined during the window", group, server)
+    if after.zone is not None and after.zone.full and new.request_counter == 0:
+        detail = "the statistics zone is full: a new server is not counted; make the zone larger"
+        return Fault("zone_full", detail, group, server)
+    return None
+
+
+def _fill(window: Window, g: int, s: int, old: ServerCounters, new: ServerCounters) -> str:
+    """Writes one cell; returns what was wrong instead, when a counter fell or the histogram contradicts it."""
+    deltas = [b - a for a, b in zip(old.totals(), new.totals(), strict=True)]
+    if min(deltas) < 0 or max(deltas) > _MOST:
+        return "its counters began again at 0"
+    requests, in_bytes, out_bytes, response_ms, *responses = deltas
+    below = _cumulative(new.response_buckets, window.bounds_ms) - _cumulative(old.response_buckets, window.bounds_ms)
+    bins = np.diff(below, prepend=0)
+    if (bins < 0).any():
+        return "its histogram began again at 0"
+    window.requests[g, s], window.in_bytes[g, s], window.out_bytes[g, s] = requests, in_bytes, out_bytes
+    window.response_ms_sum[g, s] = response_ms
+    window.responses[g, s] = responses
+    # A reading between the two updates of one request may show it in one of them only.
+    window.latency_histogram[g, s] = [*bins, max(requests - int(bins.sum()), 0)]
+    return ""
+
+
+def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> IntArray:
+    """Counters at `bounds_ms`; exact, because cumulative counters can be thinned out. Zeros when never used."""
+    at = dict(zip(buckets.msecs, buckets.counters, strict=True))
+    return np.array([min(at.get(bound, 0), 2**62) for bound in bounds_ms], dtype=np.int64)
+
+
+def _common_bounds(before: Snapshot, after: Snapshot, topology: Topology) -> tuple[int, ...]:
+    """Bounds that every used server has before and after; vts keeps old bounds of old servers after a change."""
+    common: set[int] | None = None
+    for snapshot in (before, after):
+        for group in topology.groups:
+            for server in group.servers:
+                counters = _find(snapshot, group.name, server)
+                if counters is None or counters.request_counter == 0:
+                    continue
+                bounds = {bound for bound in counters.response_buckets.msecs if bound < 2**31}
+                common = bounds if common is None else common & bounds
+    return DEFAULT_BOUNDS_MS if common is None else tuple(sorted(common))
+
+
+def _zeros(topology: Topology, start_s: float, end_s: float, bounds_ms: tuple[int, ...]) -> Window:
+    def zeros(*more: int) -> IntArray:
+        return np.zeros((*topology.shape, *more), np.int64)
+
+    return Window(
+        topology=topology,
+        start_s=start_s,
+        end_s=end_s,
+        requests=zeros(),
+        in_bytes=zeros(),
+        out_bytes=zeros(),
+        responses=zeros(5),
+        response_ms_sum=zeros(),
+        bounds_ms=bounds_ms,
+        latency_histogram=zeros(len(bounds_ms) + 1),
+        weight=zeros(),
+        down=np.zeros(topology.shape, bool),
+    )

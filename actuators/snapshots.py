@@ -1,0 +1,164 @@
+"""Snapshots as JSON lines with the keys of the project's first data set: write crash-safe, read old and new.
+
+One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from actuators.errors import DataError, StatusError
+from actuators.vts import Responses, ServerCounters, Snapshot, parse
+
+_SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
+_BAD = "Non 2xx/3xx responses"
+OLD_INTERVAL_MS = 500
+"""Files with only the old keys carry no time: the first collector took a snapshot every 0.5 s."""
+
+
+class Recording(NamedTuple):
+    """What a file held.
+
+    Attributes:
+        snapshots: in the file's order.
+        skipped: lines that were torn or not a snapshot; the last line of a killed collector, for example.
+    """
+
+    snapshots: list[Snapshot]
+    skipped: int
+
+
+class SnapshotWriter:
+    """Appends snapshots to a file, each with one write: a killed writer tears at most its last line.
+
+    Raises DataError when the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.written = path, 0
+        try:
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            if _torn(path):
+                self._file.write(b"\n")
+        except OSError as error:
+            raise DataError(f"cannot write: {error.strerror}", where=str(path), remedy="choose another file") from error
+
+    def write(self, snapshot: Snapshot) -> None:
+        try:
+            self._file.write(json.dumps(to_json(snapshot), separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            raise DataError(
+                f"cannot write: {error.strerror}", where=str(self.path), remedy="free some space"
+            ) from error
+        self.written += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_snapshots(path: Path) -> Recording:
+    """Every snapshot of a file and how many lines were torn or skipped.
+
+    Raises DataError when the file cannot be read or holds no snapshot at all.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path), remedy="check the path") from error
+    snapshots: list[Snapshot] = []
+    skipped = 0
+    for line in filter(bytes.strip, lines):
+        try:
+            snapshots.append(from_json(json.loads(line), index=len(snapshots) + skipped))
+        except (ValueError, RecursionError, StatusError):
+            skipped += 1
+    if not snapshots:
+        raise DataError(
+            f"no snapshot in {skipped} lines", where=str(path), remedy="record with: deepsched collect FILE"
+        )
+    return Recording(snapshots, skipped)
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """One line as an object. Raises DataError for a group whose name is one of the line's own keys."""
+    taken = sorted(set(snapshot.groups) & set(_SNAPSHOT_KEYS))
+    if taken:
+        raise DataError(f"a group is called '{taken[0]}'", where="snapshots", remedy="rename the upstream")
+    line: dict[str, Any] = {
+        "nowMsec": snapshot.now_ms,
+        "loadMsec": snapshot.load_ms,
+        "hostName": snapshot.host_name,
+        "connections": snapshot.connections.model_dump(by_alias=True),
+    }
+    if snapshot.zone is not None:
+        line["sharedZones"] = snapshot.zone.model_dump(by_alias=True, exclude_none=True)
+    if snapshot.balancer is not None:
+        line["deepsched"] = snapshot.balancer.model_dump(by_alias=True)
+    for name, servers in snapshot.groups.items():
+        line[name] = {server: _server_to_json(counters) for server, counters in servers.items()}
+        if snapshot.unserved.get(name):
+            line[name][name] = _server_to_json(_unserved(name, snapshot.unserved[name]))
+    return line
+
+
+def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
+    """The snapshot of one line, old or new; raises StatusError when it is none."""
+    if not isinstance(line, Mapping):
+        raise StatusError("a line is not a JSON object", where="snapshots")
+    groups = {name: value for name, value in line.items() if name not in _SNAPSHOT_KEYS}
+    if not groups or not all(isinstance(servers, Mapping) for servers in groups.values()):
+        raise StatusError("a line has no groups", where="snapshots", remedy="expected {GROUP: {SERVER: {…}}}")
+    document = {key: line[key] for key in _SNAPSHOT_KEYS if key in line}
+    document.setdefault("nowMsec", index * OLD_INTERVAL_MS)
+    document.setdefault("loadMsec", 0)
+    document.setdefault("connections", {})
+    document["upstreamZones"] = {
+        name: [_server_from_json(server, counters) for server, counters in servers.items()]
+        for name, servers in groups.items()
+    }
+    return parse(document)
+
+
+def _server_to_json(counters: ServerCounters) -> dict[str, Any]:
+    entry = counters.model_dump(by_alias=True, exclude={"server"}, exclude_none=True)
+    informational, _, _, client, server = counters.responses.counts()
+    entry[_BAD] = informational + client + server
+    return entry
+
+
+def _server_from_json(server: str, counters: Any) -> Any:  # noqa: ANN401 - parse() judges it
+    if not isinstance(counters, Mapping):
+        return counters
+    entry = {**counters, "server": server}
+    bad, requests = counters.get(_BAD), counters.get("requestCounter")
+    if "responses" not in counters and isinstance(bad, int) and isinstance(requests, int) and 0 <= bad <= requests:
+        # Old files tell good from bad only: count the bad ones as the kind that matters to a policy.
+        entry["responses"] = {"2xx": requests - bad, "5xx": bad}
+    return entry
+
+
+def _unserved(name: str, count: int) -> ServerCounters:
+    responses = Responses.model_validate({"5xx": count})
+    return ServerCounters(server=name, request_counter=count, responses=responses, weight=0, max_fails=0)
+
+
+def _torn(path: Path) -> bool:
+    """True when the file's last line has no end."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
