@@ -1,0 +1,209 @@
+"""One block of an evaluation: one policy on one testbed for a few seconds, and the record of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators import histogram
+from actuators.control import BalancingMethod, Control, Weights
+from actuators.script import Behaviour, Script
+from actuators.topology import Topology
+from actuators.window import Fault, Window
+from tuning.tally import Tally
+
+# A fault of the measuring itself. What a scenario does to its servers is part of what is judged.
+_SPOILS = frozenset(
+    {
+        "restart", "reset", "gap", "missing_group", "zone_full", "duplicate_server", "saturated_client",
+        "not_in_force", "load_ended",
+    }
+)  # fmt: skip
+_SPOILS_UNLESS_SCRIPTED = frozenset({"server_down", "missing_server"})
+
+
+class WindowRecord(TypedDict):
+    """One window of a measured block as it stands in `evaluation.json`; lists are ``[groups][servers]``."""
+
+    start_s: float
+    end_s: float
+    drain: bool
+    requests: list[list[int]]
+    mean_ms: list[list[float | None]]
+    errors: list[list[int]]
+    weights: list[list[int]]
+    shares: list[list[float]]
+    client: dict[str, Any] | None
+    faults: list[str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands in the plan of an evaluation.
+
+    Attributes:
+        round: rounds have the same arrivals for every policy.
+        position: place in the round's order.
+        seed, warm_up_seed: script seeds of the measured part and of the warm-up.
+    """
+
+    round: int
+    position: int
+    policy: str
+    method: BalancingMethod
+    seed: int
+    warm_up_seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A finished block.
+
+    Attributes:
+        place: which policy, when, with which seeds.
+        created: ISO time of its measured part.
+        duration_s: of the measured part, the drain included.
+        tally: sums over the measured part.
+        windows: what lies behind the tally, the drain last.
+        changes: controls that were put in force while it was measured.
+        flags: why it must not be judged; empty when it may.
+        events: what the script did to the servers, ``{"at_s", "server", "text"}``.
+    """
+
+    place: Place
+    created: str
+    duration_s: float
+    tally: Tally
+    windows: tuple[WindowRecord, ...]
+    changes: int
+    flags: tuple[str, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        return not self.flags
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values without the windows, which have a list of their own."""
+        return {
+            **self.place.__dict__,
+            "created": self.created,
+            "duration_s": self.duration_s,
+            "usable": self.usable,
+            "flags": list(self.flags),
+            "changes": self.changes,
+            "accounting": self.tally.accounting(),
+            "events": list(self.events),
+            "tally": self.tally.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], windows: tuple[WindowRecord, ...]) -> Block:
+        """Inverse of `to_json`; raises KeyError or TypeError for a dict of another shape."""
+        return cls(
+            place=Place(**{name: data[name] for name in Place.__dataclass_fields__}),
+            created=data["created"],
+            duration_s=data["duration_s"],
+            tally=Tally.from_json(data["tally"]),
+            windows=windows,
+            changes=data["changes"],
+            flags=tuple(data["flags"]),
+            events=tuple(data["events"]),
+        )
+
+
+def record_window(window: Window, control: Control, *, drain: bool = False) -> WindowRecord:
+    """The published form of a window and of the control that was in force in it."""
+    mean_ms = window.mean_response_s() * 1e3
+    return {
+        "start_s": window.start_s,
+        "end_s": window.end_s,
+        "drain": drain,
+        "requests": window.requests.tolist(),
+        "mean_ms": [[round(float(v), 4) if np.isfinite(v) else None for v in row] for row in mean_ms],
+        "errors": window.server_errors.tolist(),
+        "weights": window.weight.tolist(),
+        "shares": [[round(float(v), 5) for v in row] for row in control_shares(control)],
+        "client": _record_client(window),
+        "faults": [describe(fault) for fault in window.faults],
+    }
+
+
+def control_shares(control: Control) -> NDArray[np.float64]:
+    """``[groups, servers]``, each row sums to 1: weights, or 1/tau for service times (design.md, section 2)."""
+    if isinstance(control, Weights):
+        return control.shares()
+    rates = np.where(control.topology.mask, 1.0 / control.tau_s, 0.0)
+    shares: NDArray[np.float64] = rates / rates.sum(axis=1, keepdims=True)
+    return shares
+
+
+def flags_of(windows: tuple[Window, ...], script: Script, interval_s: float) -> tuple[str, ...]:
+    """Why the windows of a measured part must not be judged, each reason once; the drain is the last window."""
+    scripted = any(b.refused or b.hang for b in script.behaviours)
+    spoils = _SPOILS if scripted else _SPOILS | _SPOILS_UNLESS_SCRIPTED
+    reasons: dict[str, None] = {}
+    for window in windows:
+        is_drain = window is windows[-1]
+        for fault in window.faults:
+            if fault.kind in spoils and not (is_drain and fault.kind == "load_ended"):
+                reasons[describe(fault)] = None
+        if window.client is not None and window.client.saturated:
+            reasons["saturated_client: the load engine itself was the bottleneck"] = None
+        if not is_drain and window.duration_s > 2 * interval_s:
+            reasons[f"stall: a window took {window.duration_s:.1f} s instead of {interval_s:g} s"] = None
+    return tuple(reasons)
+
+
+def script_events(script: Script, topology: Topology) -> tuple[dict[str, Any], ...]:
+    """What the script does to servers and load, in words, ascending in time."""
+    events = [{"at_s": b.at_s, "server": topology.servers[b.server], "text": _behaviour(b)} for b in script.behaviours]
+    for stream in script.streams:
+        events += [
+            {"at_s": step.start_s, "server": "", "text": f"{stream.request_type} at {step.rate_rps:.0f}/s"}
+            for step in stream.steps[1:]
+        ]
+    return tuple(sorted(events, key=lambda event: float(str(event["at_s"]))))
+
+
+def describe(fault: Fault) -> str:
+    """One line for a person."""
+    at = " ".join(name for name in (fault.group, fault.server) if name)
+    return f"{fault.kind}: {fault.detail}" + (f" ({at})" if at else "")
+
+
+def _behaviour(behaviour: Behaviour) -> str:
+    if behaviour.refused:
+        return "refuses connections"
+    if behaviour.hang:
+        return "never answers"
+    if behaviour.error_ratio:
+        return f"fails {behaviour.error_ratio:.0%} of its requests"
+    return "normal speed" if behaviour.speed == 1.0 else f"{behaviour.speed:.2f} of its speed"
+
+
+def _record_client(window: Window) -> dict[str, Any] | None:
+    client = window.client
+    if client is None:
+        return None
+    rows = [client.latency_counts.sum(axis=0), *client.latency_counts]
+    percentile = {
+        name: [_number(histogram.percentile_ms(row, p)) for row in rows] for name, p in (("p50_ms", 50), ("p99_ms", 99))
+    }
+    return {
+        "sent": client.sent.tolist(),
+        "answered": client.answered.tolist(),
+        "errors": {name: counts.tolist() for name, counts in client.errors.items() if counts.any()},
+        **{name: values[0] for name, values in percentile.items()},
+        "per_type": {name: values[1:] for name, values in percentile.items()},
+        "saturated": client.saturated,
+        "cpu_share": round(client.cpu_share, 4),
+        "send_delay_p99_ms": round(client.send_delay_p99_ms, 4),
+    }
+
+
+def _number(value: float) -> float | None:
+    return round(value, 4) if np.isfinite(value) else None
