@@ -1,11 +1,43 @@
-# Deep Scheduling. `make help` lists the targets.
+# Deep Scheduling. `make help` lists the targets; each sets up what it needs first.
 SHELL := /bin/bash
-PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# More torch threads than cores make everything slower on a shared machine.
+export OMP_NUM_THREADS := 1
+# exec: signals to make reach the program itself. Following: a make that is killed outright takes it along.
+RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench run clean
+.NOTPARALLEL:
+.PHONY: help setup demo test bench run doctor clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP) ## .venv with pinned packages; NGINX, Lua and gcc when missing (as root)
+
+$(STAMP): pyproject.toml setup.sh
+	@PYTHON="$(PYTHON)" ./setup.sh
+
+demo: $(STAMP) ## trains a policy for a live NGINX and judges it; ARGS="--quick --seed 2"
+	$(RUN) demo $(ARGS)
+
+test: $(STAMP) ## lint, types, all tests; ARGS="-k bench" goes to pytest
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@exec $(BIN)/pytest $(ARGS)
+
+bench: $(STAMP) ## measures what has a number; BENCH=load one of them, BENCH_QUICK=1 in under 60 s each
+	$(RUN) bench $(BENCH) $(if $(filter 1,$(BENCH_QUICK)),--quick) $(ARGS)
+
+run: $(STAMP) ## records NGINX's statistics under load; ARGS="--help" explains
+	$(RUN) collect $(ARGS)
+
+doctor: $(STAMP) ## what this machine has and lacks, with remedies
+	$(RUN) doctor $(ARGS)
+
+clean: ## removes .venv, caches and what was built; keeps runs/
+	rm -rf .venv .setup.lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ from actuators.errors import ConfigError, DeepSchedError, closest
 from actuators.options import Options
 from rayjobs.config import load_options
 from rayjobs.flags import build_parser
-from rayjobs.interrupts import Terminated, claim_signals, release_signals
+from rayjobs.interrupts import Terminated, claim_signals, follow_parent, release_signals
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -98,6 +98,7 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
 
 def _guarded(program: str, action: Callable[[], int], *, label: str) -> int:
     """Runs `action`; what the user caused becomes one line and an exit code, a bug keeps its traceback."""
+    follow_parent()
     claim_signals()
     try:
         return action()

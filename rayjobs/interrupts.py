@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import sys
 import time
@@ -10,6 +12,8 @@ from types import FrameType
 GRACE_S = 10.0
 """How long a further signal is ignored after the first: cleaning up must not be cut short by `make` passing it on."""
 
+_FOLLOW = "DEEPSCHED_FOLLOWS_PARENT"
+_PR_SET_PDEATHSIG = 1
 _first_s: float | None = None
 
 
@@ -24,6 +28,15 @@ def claim_signals() -> None:
     """
     signal.signal(signal.SIGINT, _raise_once)
     signal.signal(signal.SIGTERM, _raise_once)
+
+
+def follow_parent() -> None:
+    """Asks the kernel for a SIGTERM when the parent ends, if the Makefile wished it (prctl(2)).
+
+    Not by default: a run under `nohup` outlives its shell on purpose.
+    """
+    if os.environ.pop(_FOLLOW, ""):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def release_signals() -> None:
