@@ -1,0 +1,208 @@
+"""The live testbed: real servers, a real NGINX and a real load engine behind the Testbed protocol.
+
+Its parts may be local objects (tests) or proxies of Ray actors (`actuators.remote`); it cannot tell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from actuators.control import BalancingMethod, Control, Weights
+from actuators.errors import TestbedError
+from actuators.merge import merge_load_windows, merge_windows
+from actuators.script import Scenario, Script, Stream
+from actuators.testbed import Applied
+from actuators.topology import Topology
+from actuators.window import Fault, LoadWindow, Window
+
+LOAD_WINDOW_S = 0.25
+SETTLE_TIMEOUT_S = 2.0
+SETTLE_INTERVAL_S = 0.02
+DRAIN_TIMEOUT_S = 15.0
+
+
+class ServerPart(Protocol):
+    """A stand-in server, see `actuators.social_server.SocialNetworkServer`."""
+
+    def play(self, script: Script, topology: Topology) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ProxyPart(Protocol):
+    """An NGINX whose balancing can be changed, see `actuators.nginx.Nginx`."""
+
+    def set_method(self, method: BalancingMethod) -> None: ...
+
+    def apply(self, control: Control) -> Applied: ...
+
+    def close(self) -> None: ...
+
+
+class CollectorPart(Protocol):
+    """A reader of the NGINX's counters, see `actuators.collect.Collector`."""
+
+    def begin(self) -> Any: ...  # noqa: ANN401 - what it returns is its own affair
+
+    def window(self) -> Window: ...
+
+
+class LoadPart(Protocol):
+    """A load engine, see `actuators.load.LoadEngine`."""
+
+    def start(
+        self,
+        address: str,
+        topology: Topology,
+        streams: Sequence[Stream],
+        *,
+        seed: int,
+        duration_s: float,
+        window_s: float = 1.0,
+    ) -> None: ...
+
+    def poll(self) -> list[LoadWindow]: ...
+
+    def stop(self) -> None: ...
+
+    def finish(self, timeout_s: float) -> Any: ...  # noqa: ANN401 - a summary that nobody here reads
+
+    def close(self) -> None: ...
+
+
+class LiveTestbed:
+    """Testbed over parts that already run.
+
+    Args:
+        topology: with the servers' real addresses.
+        address: HOST:PORT that the load engine sends to.
+        on_close: called after all parts are closed.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        address: str,
+        *,
+        servers: Sequence[ServerPart],
+        proxy: ProxyPart,
+        collector: CollectorPart,
+        load: LoadPart,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._topology, self._address = topology, address
+        self._servers, self._proxy, self._collector, self._load = servers, proxy, collector, load
+        self._on_close = on_close
+        self._running = False
+        self._closed = False
+        self._tick_s = 0.0
+        self._end_s = 0.0
+
+    @property
+    def topology(self) -> Topology:
+        return self._topology
+
+    def set_method(self, method: BalancingMethod) -> None:
+        self._proxy.set_method(method)
+
+    def reset(self, scenario: Scenario, seed: int) -> None:
+        self._require_open()
+        self._end_load()
+        self._proxy.apply(Weights.equal(self._topology))
+        script = scenario.script(self._topology, seed)
+        for server in self._servers:
+            server.play(script, self._topology)
+        self._collector.begin()
+        self._load.start(
+            self._address,
+            self._topology,
+            script.streams,
+            seed=seed,
+            duration_s=script.duration_s,
+            window_s=LOAD_WINDOW_S,
+        )
+        self._running = True
+        self._tick_s = time.monotonic()
+        self._end_s = self._tick_s + script.duration_s
+
+    def apply(self, control: Control) -> Applied:
+        self._require_open()
+        return self._proxy.apply(control)
+
+    def advance(self, interval_s: float) -> Window:
+        self._require_running()
+        self._tick_s += interval_s
+        now_s = time.monotonic()
+        if now_s > self._tick_s + interval_s:
+            # A stall longer than an interval must not be caught up by a burst of short windows.
+            self._tick_s = now_s
+        time.sleep(max(self._tick_s - now_s, 0.0))
+        window = self._collect()
+        if time.monotonic() > self._end_s + LOAD_WINDOW_S:
+            ended = Fault("load_ended", "the script is over; call reset")
+            window = replace(window, faults=(*window.faults, ended))
+        return window
+
+    def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> Window:
+        self._require_running()
+        self._load.stop()
+        self._load.finish(timeout_s)
+        window = self._collect()
+        self._running = False
+        return self._settle(window)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._running = False
+        for part in (self._load, self._proxy, *self._servers):
+            part.close()
+        if self._on_close is not None:
+            self._on_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _collect(self) -> Window:
+        window = self._collector.window()
+        client = merge_load_windows(self._load.poll(), self._topology.shape[0])
+        if client.saturated:
+            busy = f"engine at {client.cpu_share:.0%} CPU, send delay p99 {client.send_delay_p99_ms:.1f} ms"
+            window = replace(window, faults=(*window.faults, Fault("saturated_client", busy)))
+        return replace(window, client=client)
+
+    def _settle(self, window: Window) -> Window:
+        """NGINX counts a request after it has answered it: reads until nothing more comes in."""
+        deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            time.sleep(SETTLE_INTERVAL_S)
+            late = self._collector.window()
+            window = merge_windows(window, late)
+            if late.requests.sum() == 0:
+                break
+        return window
+
+    def _end_load(self) -> None:
+        if self._running:
+            self._load.stop()
+            self._load.finish(DRAIN_TIMEOUT_S)
+            self._running = False
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TestbedError("the testbed is closed", remedy="build a new one")
+
+    def _require_running(self) -> None:
+        self._require_open()
+        if not self._running:
+            raise TestbedError("nothing is running", where="testbed", remedy="call reset first")

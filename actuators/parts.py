@@ -1,0 +1,82 @@
+"""Options of a live testbed, and how each part is made: here for local use, in Ray actors for `actuators.remote`."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+from actuators.collect import Collector, CollectOptions
+from actuators.live import LiveTestbed
+from actuators.load import LoadEngine, LoadOptions
+from actuators.nginx import Nginx, NginxOptions
+from actuators.options import Options
+from actuators.social_database import SocialNetworkOptions, create_database
+from actuators.social_server import SocialNetworkServer
+from actuators.topology import Topology
+
+
+class LiveOptions(Options):
+    """Options of every part of a live testbed."""
+
+    load: LoadOptions = LoadOptions()
+    """The load engine."""
+    service: SocialNetworkOptions = SocialNetworkOptions()
+    """The stand-in servers and their database."""
+    nginx: NginxOptions = NginxOptions()
+    """The NGINX in front."""
+    collect: CollectOptions = CollectOptions()
+    """The reader of its statistics."""
+
+
+def make_server(options: LiveOptions, work_dir: Path, index: int, seed: int) -> SocialNetworkServer:
+    """A running stand-in server; the first one in a folder makes the database that all share."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    database = work_dir / "social_network.sqlite"
+    with open(work_dir / "database.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            create_database(database, options.service, seed)
+    server = SocialNetworkServer(options.service, work_dir=work_dir, database=database, index=index)
+    server.start()
+    return server
+
+
+def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path) -> Nginx:
+    """A running NGINX in front of the topology's addresses."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    nginx = Nginx(options.nginx, topology, work_dir=work_dir)
+    nginx.start()
+    return nginx
+
+
+def make_load(options: LiveOptions, work_dir: Path) -> LoadEngine:
+    """A load engine that is ready to start a plan."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return LoadEngine(options.load, work_dir)
+
+
+def make_collector(options: LiveOptions, topology: Topology, status_url: str) -> Collector:
+    """A reader of that NGINX's counters."""
+    return Collector(status_url, topology, options.collect)
+
+
+def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:
+    """A live testbed whose parts are objects of this process; topology's servers are placeholders.
+
+    Raises MissingToolError or ProcessError; everything started by then is ended again.
+    """
+    servers: list[SocialNetworkServer] = []
+    nginx: Nginx | None = None
+    try:
+        for index in range(len(topology.servers)):
+            servers.append(make_server(options, work_dir, index, seed))
+        live = topology.with_servers(tuple(server.address for server in servers))
+        nginx = make_nginx(options, live, work_dir)
+        collector = make_collector(options, live, nginx.status_url)
+        load = make_load(options, work_dir)
+    except BaseException:
+        for part in (nginx, *servers):
+            if part is not None:
+                part.close()
+        raise
+    return LiveTestbed(live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load)

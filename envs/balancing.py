@@ -1,0 +1,101 @@
+"""The gymnasium environment of one testbed, live or simulated. `envs.vector` has the batched one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.control import BalancingMethod, Weights
+from actuators.errors import ActuationError
+from actuators.script import Scenario
+from actuators.testbed import Testbed
+from actuators.window import Fault, Window
+from envs.decision import DecisionProblem
+from envs.observation import Observation
+
+
+class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Sets weights once per control interval; an episode is a fixed number of intervals.
+
+    Observation ``[servers, row_size]`` float32, action ``[groups * servers]`` in [−1, 1]. Episodes end
+    by truncation only: after `episode_steps`, or at once with `info["fault"]` when a window is not
+    usable or a control could not be applied (reward 0: a fault never becomes a number).
+
+    Args:
+        make_testbed: called once, at the first reset.
+        next_scenario: episode seed → scenario.
+        interval_s: control interval in seconds.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(
+        self,
+        problem: DecisionProblem,
+        make_testbed: Callable[[], Testbed],
+        next_scenario: Callable[[int], Scenario],
+        *,
+        method: BalancingMethod = "least_conn",
+        interval_s: float = 1.0,
+        episode_steps: int = 100,
+    ) -> None:
+        self.problem = problem
+        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+        self._make_testbed, self._next_scenario, self._method = make_testbed, next_scenario, method
+        self._interval_s, self._episode_steps = interval_s, episode_steps
+        self._testbed: Testbed | None = None
+        self._observer = problem.observer()
+        self._observation: Observation | None = None
+        self._step = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Starts the next scenario under equal weights and observes one interval of it."""
+        super().reset(seed=seed)
+        if self._testbed is None:
+            self._testbed = self._make_testbed()
+            self._testbed.set_method(self._method)
+        episode_seed = int(self.np_random.integers(2**31))
+        self._testbed.reset(self._next_scenario(episode_seed), episode_seed)
+        self._observer.reset()
+        self._step = 0
+        window = self._testbed.advance(self._interval_s)
+        return self._see(window), {"episode_seed": episode_seed, **_fault(window.faults)}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Applies the action's weights, waits one interval; `info` has the reward's terms."""
+        if self._testbed is None or self._observation is None:
+            raise gym.error.ResetNeeded("call reset before step")
+        weights = Weights(self._testbed.topology, self.problem.weights(action, self._observation))
+        self._step += 1
+        try:
+            self._testbed.apply(weights)
+        except ActuationError as error:
+            return self.problem.array(self._observation), 0.0, False, True, {"fault": str(error)}
+        window = self._testbed.advance(self._interval_s)
+        array = self._see(window)
+        if not window.usable:
+            return array, 0.0, False, True, _fault(window.faults)
+        value, terms = self.problem.reward(window)
+        info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": weights.values}
+        return array, float(value), False, self._step >= self._episode_steps, info
+
+    def close(self) -> None:
+        """Closes the testbed; may be called twice."""
+        if self._testbed is not None:
+            self._testbed.close()
+            self._testbed = None
+
+    def _see(self, window: Window) -> NDArray[np.float32]:
+        self._observation = self._observer.observe_window(window)
+        return self.problem.array(self._observation)
+
+
+def _fault(faults: tuple[Fault, ...]) -> dict[str, str]:
+    blocking = [fault for fault in faults if fault.kind != "reload"]
+    return {"fault": "; ".join(f"{fault.kind}: {fault.detail}" for fault in blocking)} if blocking else {}

@@ -1,0 +1,42 @@
+"""A policy together with its observer, steering one testbed: windows in, controls out."""
+
+from __future__ import annotations
+
+from actuators.control import BalancingMethod, Control, Weights
+from actuators.topology import Topology
+from actuators.window import Window
+from envs.baselines import Policy
+from envs.observation import Observer
+
+
+class FixedController:
+    """Equal weights for ever: NGINX as shipped with this balancing method."""
+
+    def __init__(self, name: str, method: BalancingMethod) -> None:
+        self.name, self.method = name, method
+
+    def begin(self, topology: Topology) -> Control:
+        return Weights.equal(topology)
+
+    def decide(self, window: Window) -> Control | None:
+        return None
+
+
+class PolicyController:
+    """Observes every usable window and asks the policy; keeps its last control over a new block.
+
+    A window with a fault is not observed and changes nothing.
+    """
+
+    def __init__(self, name: str, method: BalancingMethod, policy: Policy, observer: Observer) -> None:
+        self.name, self.method, self._policy, self._observer = name, method, policy, observer
+        self._control: Control | None = None
+
+    def begin(self, topology: Topology) -> Control:
+        return self._control if self._control is not None else Weights.equal(topology)
+
+    def decide(self, window: Window) -> Control | None:
+        if not window.usable or window.requests.sum() == 0:
+            return None
+        self._control = self._policy.act(self._observer.observe_window(window))
+        return self._control

@@ -1,0 +1,161 @@
+"""Features → Gaussian mixture → posterior over clusters and novelty. Saved and loaded without pickle.
+
+One mixture is shared by all servers (a sample is one server's features over all groups), or one
+joint mixture describes the whole system. scikit-learn fits; the posterior is evaluated here, so that
+a bundle needs only numpy.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from actuators.errors import BundleError, DataError
+from actuators.files import write_atomic
+from actuators.options import Options
+
+FloatArray = NDArray[np.float64]
+
+FORMAT_VERSION = 1
+SIGMA_RULE = 0.9973
+"""Coverage of μ ± 3σ in one dimension; the same coverage bounds the distance in many."""
+
+MIN_SAMPLES_PER_CLUSTER = 5
+
+
+class EncoderOptions(Options):
+    """How the Gaussian mixture is fitted."""
+
+    kind: Literal["server", "joint"] = "server"
+    """One mixture shared by all servers, or one over all servers together."""
+    clusters: tuple[int, ...] = (2, 3, 4, 5, 6)
+    """Cluster counts K to try; the one with the lowest BIC is taken."""
+    covariance: Literal["full", "diag"] = "diag"
+    """Covariance type of each cluster."""
+    restarts: int = 3
+    """Initialisations per K; the most likely one is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A fitted scaler and mixture.
+
+    Attributes:
+        names: feature names of a sample, ``[D]``.
+        center, scale: ``[D]``, of the fitted samples.
+        weights: ``[K]`` mixture weights; means: ``[K, D]``; precisions_cholesky: ``[K, D, D]``, scaled space.
+        bic: BIC by cluster count, of every K that was tried.
+    """
+
+    kind: Literal["server", "joint"]
+    names: tuple[str, ...]
+    center: FloatArray
+    scale: FloatArray
+    weights: FloatArray
+    means: FloatArray
+    precisions_cholesky: FloatArray
+    bic: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def clusters(self) -> int:
+        return len(self.weights)
+
+    def standardise(self, samples: FloatArray) -> FloatArray:
+        """``[..., D]`` samples, centred and scaled, clipped to ±10 scales."""
+        return np.clip((samples - self.center) / self.scale, -10.0, 10.0)
+
+    def encode(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Posterior ``[..., K]`` and novelty ``[...]`` of samples ``[..., D]``.
+
+        Novelty is the Mahalanobis distance to the nearest cluster divided by the distance that holds
+        99.73 % of a Gaussian of this dimension (the project's 3σ rule); above 1 is novel.
+        """
+        offset = self.standardise(samples)[..., None, :] - self.means
+        whitened = np.einsum("...kd,kde->...ke", offset, self.precisions_cholesky)
+        squared = (whitened**2).sum(axis=-1)
+        log_det = np.log(np.diagonal(self.precisions_cholesky, axis1=1, axis2=2)).sum(axis=-1)
+        log_joint = np.log(self.weights) + log_det - 0.5 * squared
+        log_joint -= log_joint.max(axis=-1, keepdims=True)
+        joint = np.exp(log_joint)
+        limit = np.sqrt(chi2.ppf(SIGMA_RULE, len(self.names)))
+        return joint / joint.sum(axis=-1, keepdims=True), np.sqrt(squared.min(axis=-1)) / limit
+
+    def save(self, path: Path) -> None:
+        """Writes one `.npz` of plain arrays, atomically."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer, format_version=FORMAT_VERSION, kind=self.kind, names=np.array(self.names),
+            center=self.center, scale=self.scale, weights=self.weights, means=self.means,
+            precisions_cholesky=self.precisions_cholesky,
+            bic=np.array(sorted(self.bic.items()), dtype=float).reshape(-1, 2),
+        )  # fmt: skip
+        write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Encoder:
+        """Raises BundleError for a file that is missing, pickled, of another format or inconsistent."""
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                if int(data["format_version"]) != FORMAT_VERSION:
+                    raise BundleError(f"encoder format {data['format_version']}", where=str(path))
+                encoder = cls(
+                    kind="joint" if str(data["kind"]) == "joint" else "server",
+                    names=tuple(str(name) for name in data["names"]),
+                    bic={int(k): float(v) for k, v in data["bic"]},
+                    **{key: data[key] for key in ("center", "scale", "weights", "means", "precisions_cholesky")},
+                )
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise BundleError(f"not an encoder: {error}", where=str(path), remedy="export the bundle again") from error
+        size = len(encoder.names)
+        if encoder.precisions_cholesky.shape != (encoder.clusters, size, size) or encoder.means.shape[1] != size:
+            raise BundleError("encoder arrays do not fit together", where=str(path), remedy="export the bundle again")
+        return encoder
+
+
+def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> Encoder:
+    """Fits scaler and mixture to samples ``[n, D]``; K is the tried one with the lowest BIC.
+
+    Constant features get scale 1 and so add nothing. Samples with a nan are left out.
+
+    Raises:
+        DataError: fewer than 5 usable samples per cluster of the smallest K.
+    """
+    samples = samples[np.isfinite(samples).all(axis=1)]
+    allowed = [k for k in options.clusters if k * MIN_SAMPLES_PER_CLUSTER <= len(samples)]
+    if not allowed:
+        raise DataError(
+            f"{len(samples)} samples for {min(options.clusters)} clusters",
+            where="encoder",
+            remedy="observe longer or try fewer clusters",
+        )
+    center, spread = samples.mean(axis=0), samples.std(axis=0)
+    scale = np.where(spread > 1e-9, spread, 1.0)
+    scaled = np.clip((samples - center) / scale, -10.0, 10.0)
+    fits = {k: _fit(scaled, k, options, seed) for k in allowed}
+    bic = {k: float(mixture.bic(scaled)) for k, mixture in fits.items()}
+    best = fits[min(bic, key=lambda k: bic[k])]
+    cholesky = best.precisions_cholesky_
+    if options.covariance == "diag":
+        cholesky = np.einsum("kd,de->kde", cholesky, np.eye(cholesky.shape[1]))
+    return Encoder(options.kind, tuple(names), center, scale, best.weights_, best.means_, cholesky, bic)
+
+
+def _fit(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int) -> GaussianMixture:
+    mixture = GaussianMixture(
+        clusters, covariance_type=options.covariance, n_init=options.restarts, reg_covar=1e-3, random_state=seed
+    )
+    with warnings.catch_warnings():
+        # Not converging only means a slightly less likely mixture; BIC judges it like any other.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(scaled)

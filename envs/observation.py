@@ -1,0 +1,164 @@
+"""Windows → what a policy sees. The observer remembers, so that policies need not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.control import Weights
+from actuators.topology import Topology
+from actuators.window import Window
+from envs.encoding import Encoder, EncoderOptions, fit_encoder
+from envs.features import SERVER_FEATURES, Counters, LatencyMemory, group_features, server_features
+
+FloatArray = NDArray[np.float64]
+ObservationName = Literal["posterior+features", "posterior", "features"]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What is known after a window. Leading axes ``...`` are empty for one testbed, ``[n]`` for a batch.
+
+    Attributes:
+        features: ``[..., groups, servers, len(SERVER_FEATURES)]``.
+        groups: ``[..., groups]``, see `features.group_features`.
+        posterior: ``[..., servers, K]`` (a joint mixture repeats its posterior for every server).
+        novelty: ``[..., servers]``; above 1 is outside every cluster.
+        latency_s: ``[..., groups, servers]`` EWMA(0.5) of response times, errors charged; nan if unknown.
+        weights: ``[..., groups, servers]`` in force; context, never part of the mixture.
+    """
+
+    topology: Topology
+    features: FloatArray
+    groups: FloatArray
+    posterior: FloatArray
+    novelty: FloatArray
+    latency_s: FloatArray
+    weights: NDArray[np.int64]
+
+
+class Observer:
+    """Turns windows into observations; keeps the averages that outlive a window.
+
+    Args:
+        deadlines_s: ``[groups]``.
+        encoder: None gives an empty posterior (K = 0) and novelty 0.
+        batch: leading axes, ``()`` or ``(n,)``.
+    """
+
+    def __init__(
+        self, topology: Topology, deadlines_s: FloatArray, encoder: Encoder | None, batch: tuple[int, ...] = ()
+    ) -> None:
+        self.topology, self.deadlines_s, self.encoder = topology, deadlines_s, encoder
+        self._batch = batch
+        self.reset()
+
+    def reset(self, index: int | None = None) -> None:
+        """Forgets everything, or one row of a batch."""
+        if index is None:
+            self.memory = LatencyMemory.empty((*self._batch, *self.topology.shape))
+        else:
+            self.memory.forget(index)
+
+    def observe(self, counters: Counters, duration_s: float, weights: NDArray[np.int64]) -> Observation:
+        """The observation after one window; `duration_s` is the window's length."""
+        features = server_features(counters, self.deadlines_s, self.memory)
+        posterior, novelty = self._encode(features)
+        return Observation(
+            self.topology,
+            features,
+            group_features(counters, duration_s),
+            posterior,
+            novelty,
+            self.memory.fast_s.copy(),
+            np.asarray(weights),
+        )
+
+    def observe_window(self, window: Window) -> Observation:
+        """The observation after one window of one testbed."""
+        return self.observe(window, window.duration_s, window.weight)
+
+    def _encode(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        servers = self.topology.shape[1]
+        if self.encoder is None:
+            return np.zeros((*self._batch, servers, 0)), np.zeros((*self._batch, servers))
+        posterior, novelty = self.encoder.encode(samples_of(features, self.encoder.kind))
+        if self.encoder.kind == "joint":
+            posterior = np.repeat(posterior[..., None, :], servers, axis=-2)
+            novelty = np.repeat(novelty[..., None], servers, axis=-1)
+        return posterior, novelty
+
+
+def samples_of(features: FloatArray, kind: str) -> FloatArray:
+    """Mixture samples: ``[..., servers, groups * F]`` per server, or ``[..., groups * servers * F]`` joint."""
+    if kind == "joint":
+        return features.reshape(*features.shape[:-3], -1)
+    by_server = np.moveaxis(features, -2, -3)
+    return by_server.reshape(*by_server.shape[:-2], -1)
+
+
+def sample_names(topology: Topology, kind: str) -> tuple[str, ...]:
+    """Names of a sample's features, in the order of `samples_of`."""
+    types = topology.request_types
+    if kind == "joint":
+        servers = range(topology.shape[1])
+        return tuple(f"{t}.server_{s + 1}.{f}" for t in types for s in servers for f in SERVER_FEATURES)
+    return tuple(f"{t}.{f}" for t in types for f in SERVER_FEATURES)
+
+
+def fit_from_windows(
+    windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, options: EncoderOptions, seed: int
+) -> Encoder:
+    """Scaler and mixture from the usable windows of an observation phase. Raises DataError when too few."""
+    observer = Observer(topology, deadlines_s, None)
+    features = np.array([observer.observe_window(window).features for window in windows if window.usable])
+    names = sample_names(topology, options.kind)
+    samples = samples_of(features, options.kind).reshape(-1, len(names)) if len(features) else np.zeros((0, len(names)))
+    return fit_encoder(samples, names, options, seed)
+
+
+def log_shares(weights: FloatArray) -> FloatArray:
+    """``[..., groups, servers]``: log of each weight relative to its group's mean; 0 where the weight is 0."""
+    usable = weights > 0
+    mean = np.where(usable, weights, 0).sum(axis=-1, keepdims=True) / np.maximum(usable.sum(axis=-1, keepdims=True), 1)
+    return np.where(usable, np.log(np.where(usable, weights, 1) / np.maximum(mean, 1e-9)), 0.0)
+
+
+def observation_size(topology: Topology, clusters: int, name: ObservationName) -> int:
+    """Features per server row of `as_array`."""
+    groups = topology.shape[0]
+    own = {"features": len(SERVER_FEATURES) * groups, "posterior": clusters + 1}
+    parts = ("posterior", "features") if name == "posterior+features" else (name,)
+    return sum(own[part] for part in parts) + 2 * groups + groups
+
+
+def as_array(
+    observation: Observation, encoder: Encoder, base_shares: FloatArray, name: ObservationName
+) -> NDArray[np.float32]:
+    """The network's input: float32 ``[..., servers, observation_size]``, within ±10.
+
+    A server's row holds its standardised features and posterior as `name` says, then per group the log
+    of its weight in force and of its baseline share, then the log rates of all groups. Rows are built
+    alike for every server, so that a network shared by all servers fits any number of them.
+    """
+    parts = []
+    if name != "features":
+        parts += [observation.posterior, np.minimum(observation.novelty, 10.0)[..., None]]
+    if name != "posterior":
+        samples = samples_of(observation.features, "server")
+        scaled = encoder.standardise(samples) if encoder.kind == "server" else np.clip(samples, -10, 10)
+        parts.append(scaled)
+    parts.append(np.moveaxis(log_shares(observation.weights), -2, -1))
+    parts.append(np.moveaxis(log_shares(base_shares), -2, -1))
+    servers = observation.topology.shape[1]
+    parts.append(np.repeat(observation.groups[..., None, :], servers, axis=-2))
+    return np.clip(np.concatenate(parts, axis=-1), -10.0, 10.0).astype(np.float32)
+
+
+def equal_weights(topology: Topology, batch: tuple[int, ...] = ()) -> NDArray[np.int64]:
+    """Integer weights ``[..., groups, servers]`` as at the start of every episode."""
+    return np.broadcast_to(Weights.equal(topology).values, (*batch, *topology.shape)).copy()

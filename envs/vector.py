@@ -1,0 +1,98 @@
+"""Many simulated testbeds as one native gymnasium vector environment: training happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from actuators.control import BalancingMethod
+from actuators.script import Script
+from envs.decision import DecisionProblem
+from envs.observation import Observation, equal_weights
+from envs.simulation import SimulatedBatch
+
+ScriptSource = Callable[[np.random.Generator], Script]
+
+
+class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray[Any]]):
+    """`num_envs` independent simulated testbeds, advanced together; NEXT_STEP autoreset.
+
+    Observation ``[num_envs, servers, row_size]``, action ``[num_envs, groups * servers]``. The step after
+    the last one of an episode ignores its action, starts a new script and returns its first observation.
+
+    Args:
+        next_script: draws the script of an episode, for example a randomised scenario.
+        interval_s: simulated seconds per step.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+
+    def __init__(
+        self,
+        problem: DecisionProblem,
+        num_envs: int,
+        next_script: ScriptSource,
+        *,
+        method: BalancingMethod = "least_conn",
+        interval_s: float = 1.0,
+        episode_steps: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.problem, self.num_envs = problem, num_envs
+        self.single_observation_space, self.single_action_space = problem.observation_space, problem.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._next_script, self._interval_s, self._episode_steps = next_script, interval_s, episode_steps
+        self._batch = SimulatedBatch(problem.topology, num_envs, method)
+        self._observer = problem.observer((num_envs,))
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._done = np.zeros(num_envs, dtype=bool)
+        self._observation: Observation | None = None
+        self._weights = equal_weights(problem.topology, (num_envs,))
+        self._generator = np.random.default_rng(seed)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Starts every episode anew; a seed restarts the whole sequence of scripts."""
+        if seed is not None:
+            self._generator = np.random.default_rng(seed if isinstance(seed, int) else [s or 0 for s in seed])
+        for index in range(self.num_envs):
+            self._restart(index)
+        self._done[:] = False
+        return self._advance()[0], {}
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """One interval of every testbed."""
+        if self._observation is None:
+            raise gym.error.ResetNeeded("call reset before step")
+        restarted = self._done.copy()
+        self._weights = self.problem.weights(actions, self._observation)
+        for index in np.flatnonzero(restarted):
+            self._restart(int(index))
+        self._steps[~restarted] += 1
+        arrays, rewards = self._advance()
+        rewards[restarted] = 0.0
+        self._done = self._steps >= self._episode_steps
+        return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
+
+    def _restart(self, index: int) -> None:
+        self._batch.reset(index, self._next_script(self._generator))
+        self._observer.reset(index)
+        self._weights[index] = equal_weights(self.problem.topology)
+        self._steps[index] = 0
+
+    def _advance(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        self._batch.set_weights(self._weights)
+        windows = self._batch.advance(self._interval_s)
+        self._observation = self._observer.observe(windows, self._interval_s, self._weights)
+        rewards, _ = self.problem.reward(windows)
+        return self.problem.array(self._observation), rewards
