@@ -1,0 +1,126 @@
+"""Creates the database that all stand-in servers of a testbed share: users, followers, first posts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from actuators.errors import ServiceError
+from actuators.options import Options
+from actuators.social_posts import Draft, draft
+from actuators.social_store import insert_post, post_id_of
+
+SCHEMA = """
+CREATE TABLE users (user_id INTEGER PRIMARY KEY, username TEXT NOT NULL UNIQUE);
+CREATE TABLE followers (user_id INTEGER, follower_id INTEGER, PRIMARY KEY (user_id, follower_id)) WITHOUT ROWID;
+CREATE TABLE posts (post_id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX user_timeline ON posts (user_id, post_id);
+CREATE TABLE home_timeline (user_id INTEGER, post_id INTEGER, PRIMARY KEY (user_id, post_id)) WITHOUT ROWID;
+CREATE TABLE urls (short TEXT PRIMARY KEY, url TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+_FIRST_POST_MS = 1_767_225_600_000
+"""2026-01-01; first posts are one second apart from here, so that equal seeds give equal databases."""
+
+
+class SocialNetworkOptions(Options):
+    """The stand-in social network's people."""
+
+    users: int = Field(962, ge=2, le=1_000_000)
+    """Number of users, `username_0` and up. 962 is what DeathStarBench's scripts address."""
+    follows_per_user: float = Field(20.0, gt=0)
+    """Mean number of users that a user follows."""
+    popularity_exponent: float = Field(2.5, gt=2)
+    """Exponent of the power law of the number of followers: P(more than k) falls as k^(1 - exponent)."""
+    posts_per_user: int = Field(5, ge=0)
+    """Posts per user in the fresh database."""
+    start_timeout_s: float = Field(15.0, gt=0)
+    """Seconds that a server may take to answer /healthz."""
+
+
+def create_database(path: Path, options: SocialNetworkOptions, seed: int) -> None:
+    """Writes a fresh database to `path`, in WAL mode; replaces what was there. Equal seeds, equal contents.
+
+    Raises ServiceError when the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + ".new")
+    try:
+        remove_database(temporary)
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = OFF")
+            database.executescript("BEGIN;" + SCHEMA)
+            _fill(database, options, seed)
+            database.execute("COMMIT")
+        remove_database(path)
+        os.replace(temporary, path)
+    except (OSError, sqlite3.Error) as error:
+        raise ServiceError(
+            f"cannot write the database: {error}", where=str(path), remedy="give another folder"
+        ) from error
+
+
+def remove_database(path: Path) -> None:
+    """Removes a database and the two files that SQLite keeps beside it; silently nothing when there is none."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def follower_graph(options: SocialNetworkOptions, seed: int) -> list[NDArray[np.int64]]:
+    """Per user, the users whom it follows: distinct, never itself.
+
+    User r's popularity is proportional to (r + 1)^(-1 / (exponent - 1)), in a shuffled order, which
+    gives the number of followers a power law (Chung and Lu 2002). The number followed is geometric.
+    """
+    generator = np.random.default_rng([seed, 1])
+    ranks = np.arange(1, options.users + 1, dtype=float)
+    log_popularity = generator.permutation(-np.log(ranks) / (options.popularity_exponent - 1))
+    counts = np.clip(generator.geometric(1 / max(options.follows_per_user, 1), options.users), 1, options.users - 1)
+    graph = []
+    for user, count in enumerate(counts):
+        # The largest of log-weights plus Gumbel noise are a weighted sample without replacement.
+        keys = log_popularity + generator.gumbel(size=options.users)
+        keys[user] = -np.inf
+        graph.append(np.argpartition(-keys, count - 1)[:count])
+    return graph
+
+
+def _fill(database: sqlite3.Connection, options: SocialNetworkOptions, seed: int) -> None:
+    users = {number: f"username_{number}" for number in range(options.users)}
+    database.executemany("INSERT INTO users VALUES (?, ?)", users.items())
+    edges = (
+        (int(followed), follower)
+        for follower, follows in enumerate(follower_graph(options, seed))
+        for followed in follows
+    )
+    database.executemany("INSERT INTO followers VALUES (?, ?)", sorted(edges))
+    for number, post in enumerate(_first_posts(users, options.posts_per_user, seed)):
+        time_ms = _FIRST_POST_MS + 1000 * number
+        insert_post(database, post, post_id_of(time_ms * 1000, 0), time_ms)
+
+
+def _first_posts(users: dict[int, str], per_user: int, seed: int) -> Iterator[Draft]:
+    """Posts like those of DeathStarBench's compose-post script, shuffled over the users."""
+    generator = random.Random(f"posts {seed}")
+    ids = {name: number for number, name in users.items()}
+    authors = [number for number in users for _ in range(per_user)]
+    generator.shuffle(authors)
+
+    def letters(count: int) -> str:
+        return "".join(generator.choices(string.ascii_letters + string.digits, k=count))
+
+    for author in authors:
+        text = letters(256)
+        text += "".join(f" @{users[generator.randrange(len(users))]}" for _ in range(generator.randint(1, 6)))
+        text += "".join(f" http://{letters(64)}" for _ in range(generator.randint(1, 6)))
+        form = {"user_id": str(author), "username": users[author], "text": text, "post_type": "0"}
+        yield draft(form, users, ids)
