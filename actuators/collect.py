@@ -50,18 +50,16 @@ class Collector:
 
     def document(self) -> dict[str, Any]:
         """The JSON object as it is served. Raises StatusError."""
-        options = self._options
         try:
-            timeout = (options.connect_timeout_s, options.read_timeout_s)
-            with self._session.get(self.status_url, timeout=timeout, stream=True, allow_redirects=False) as response:
-                body = self._body(response)
+            status, body = self._get()
+        except requests.ConnectionError:
+            # A kept connection that a reload closed at this very moment; a fresh one tells.
+            status, body = self._get_again()
         except requests.RequestException as error:
-            raise StatusError(
-                f"no answer: {_reason(error)}", where=self.status_url, remedy="is NGINX running?"
-            ) from error
-        if response.status_code != 200:
+            raise self._no_answer(error) from error
+        if status != 200:
             remedy = "point it at vts' JSON, for example /status/format/json"
-            raise StatusError(f"HTTP status {response.status_code}", where=self.status_url, remedy=remedy)
+            raise StatusError(f"HTTP status {status}", where=self.status_url, remedy=remedy)
         try:
             document = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -106,6 +104,20 @@ class Collector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _get(self) -> tuple[int, bytes]:
+        timeout = (self._options.connect_timeout_s, self._options.read_timeout_s)
+        with self._session.get(self.status_url, timeout=timeout, stream=True, allow_redirects=False) as response:
+            return response.status_code, self._body(response)
+
+    def _get_again(self) -> tuple[int, bytes]:
+        try:
+            return self._get()
+        except requests.RequestException as error:
+            raise self._no_answer(error) from error
+
+    def _no_answer(self, error: requests.RequestException) -> StatusError:
+        return StatusError(f"no answer: {_reason(error)}", where=self.status_url, remedy="is NGINX running?")
 
     def _body(self, response: requests.Response) -> bytes:
         """The body, bounded in size and in total time: a server may drip for ever."""

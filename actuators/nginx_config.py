@@ -1,0 +1,234 @@
+"""Render the NGINX configuration of a testbed: pure text, from options and a topology. Writes nothing.
+
+Two files: the main one, and `upstreams.conf`, which alone changes when weights or methods change.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from actuators.control import BalancingMethod, Weights
+from actuators.errors import ActuationError, ConfigError
+from actuators.nginx_detect import NginxBuild, need_lua
+from actuators.options import Options
+from actuators.topology import Topology
+from actuators.window import DEFAULT_BOUNDS_MS
+
+LUA_DIRECTORY = Path(__file__).with_name("lua")
+_PATH = re.compile(r"^/[\w./~%-]*$")
+_NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
+
+
+class NginxOptions(Options):
+    """How the testbed's own NGINX runs."""
+
+    binary: str = "nginx"
+    """Program, by name or path."""
+    method: BalancingMethod = "least_conn"
+    """Balancing method at the start."""
+    statistics: Literal["auto", "vts", "lua"] = "auto"
+    """Who counts: nginx-module-vts, our status.lua, or vts where it is installed."""
+    actuation: Literal["auto", "memory", "reload"] = "auto"
+    """How controls are applied: in memory (Lua, no reload), by reload, or in memory where the method allows it."""
+    worker_processes: int = Field(default=1, ge=1, le=64)
+    """NGINX worker processes."""
+    worker_connections: int = Field(default=4096, ge=64)
+    """Connections per worker, clients and servers together."""
+    upstream_keepalive: int = Field(default=64, ge=1)
+    """Idle connections to the servers of a group that a worker keeps."""
+    max_fails: int = Field(default=1, ge=0)
+    """Failed attempts after which a server pauses for `fail_timeout_s`; 0 never pauses."""
+    fail_timeout_s: int = Field(default=10, ge=1)
+    """Seconds of that pause."""
+    connect_timeout_s: float = Field(default=2.0, gt=0)
+    """Seconds to connect to a server."""
+    read_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds between two reads from (and writes to) a server."""
+    shutdown_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that a worker of an old configuration may take to finish its requests."""
+    max_body_bytes: int = Field(default=2**20, ge=1024)
+    """Largest request body; it is buffered in memory."""
+    start_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds until NGINX must answer."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one NGINX lives: its private directory and its two addresses."""
+
+    prefix: Path
+    host: str
+    port: int
+    status_port: int
+
+    @property
+    def upstreams(self) -> Path:
+        return self.prefix / "upstreams.conf"
+
+    @property
+    def main(self) -> Path:
+        return self.prefix / "nginx.conf"
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def check_topology(topology: Topology) -> None:
+    """Raises ConfigError for a topology that one NGINX cannot serve."""
+    paths = [group.path for group in topology.groups]
+    for group in topology.groups:
+        if not _PATH.match(group.path):
+            raise ConfigError(f"'{group.path}' is not a URL path", where=f"group {group.name}", remedy="begin with '/'")
+        if paths.count(group.path) > 1:
+            raise ConfigError(f"two groups serve {group.path}", where="topology", remedy="give each its own path")
+    for server in topology.servers:
+        if not re.match(r"^(unix:|\[|\d+\.\d+\.\d+\.\d+)", server):
+            remedy = "give its numeric address: statistics show servers by number"
+            raise ConfigError(f"server '{server}' is a host name", where="topology", remedy=remedy)
+
+
+def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
+    """Who counts. Raises MissingToolError or ConfigError when the one that was asked for is not there."""
+    if options.statistics == "vts" and not build.has_vts:
+        raise ConfigError("NGINX has no vts module", where="statistics=vts", remedy="use statistics=auto")
+    if options.statistics == "lua" or not build.has_vts:
+        need_lua(build)
+        return False
+    return True
+
+
+def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOptions) -> str:
+    """The upstream blocks of every group. Raises ActuationError for a method that is not native."""
+    if method not in _NATIVE:
+        raise ActuationError(f"'{method}' is not a method of NGINX itself", remedy="use actuation=memory, with Lua")
+    topology = weights.topology
+    return "".join(
+        f"upstream {group.name} {{\n  zone {group.name} {64 + 4 * len(group.servers)}k;\n{_NATIVE[method]}"
+        + "".join(_server_line(weights, g, server, options) for server in group.servers)
+        + f"  keepalive {options.upstream_keepalive};\n  keepalive_requests 1000000000;\n}}\n"
+        for g, group in enumerate(topology.groups)
+    )
+
+
+def render_main(site: Site, topology: Topology, options: NginxOptions, build: NginxBuild, *, upstreams: Path) -> str:
+    """The whole configuration; it includes `upstreams` (the file in force, or a candidate to be tested)."""
+    vts = uses_vts(options, build)
+    return f"""# Written by deepsched; changes are lost.
+{_load_modules(build, vts=vts)}{_user()}daemon off;
+pid {site.prefix}/nginx.pid;
+error_log {site.prefix}/error.log error;
+worker_processes {options.worker_processes};
+worker_shutdown_timeout {_ms(options.shutdown_timeout_s)};
+events {{ worker_connections {options.worker_connections}; }}
+http {{
+  access_log off;
+  server_tokens off;
+  keepalive_timeout 600s;
+  keepalive_requests 1000000000;
+  tcp_nodelay on;
+{_temp_paths(site.prefix)}
+  client_max_body_size {options.max_body_bytes};
+  client_body_buffer_size {options.max_body_bytes};
+  proxy_http_version 1.1;
+  proxy_set_header Connection "";
+  proxy_set_header Host $host;
+  proxy_max_temp_file_size 0;
+  proxy_connect_timeout {_ms(options.connect_timeout_s)};
+  proxy_read_timeout {_ms(options.read_timeout_s)};
+  proxy_send_timeout {_ms(options.read_timeout_s)};
+{_statistics(topology, upstreams, vts=vts)}
+  include {upstreams};
+  server {{
+    listen {site.address} default_server backlog=4096;
+    server_name localhost;
+{"" if vts else "    log_by_lua_block { STATUS.log_other() }"}
+{"".join(_location(group.name, group.path, vts=vts) for group in topology.groups)}    location / {{ return 404; }}
+  }}
+  server {{
+    listen 127.0.0.1:{site.status_port};
+    server_name localhost;
+{_status_locations(vts=vts)}  }}
+}}
+"""
+
+
+def status_path(*, vts: bool) -> str:
+    """URL path of the vts JSON."""
+    return "/status/format/json" if vts else "/status"
+
+
+def _server_line(weights: Weights, g: int, server: str, options: NginxOptions) -> str:
+    s = weights.topology.server_index(server)
+    down = " down" if weights.down[g, s] else ""
+    return (
+        f"  server {server} weight={weights.values[g, s]} max_fails={options.max_fails}"
+        f" fail_timeout={options.fail_timeout_s}s{down};\n"
+    )
+
+
+def _load_modules(build: NginxBuild, *, vts: bool) -> str:
+    lua = () if vts else need_lua(build)
+    modules = [*lua, build.vts] if vts else [*lua]
+    return "".join(f"load_module {path};\n" for path in modules if path not in (None, Path()))
+
+
+def _user() -> str:
+    """Workers never run as root: NGINX itself drops to this user when its master is root."""
+    if os.geteuid() != 0:
+        return ""
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return f"user {'www-data' if 'www-data' in names else 'nobody'};\n"
+
+
+def _ms(seconds: float) -> str:
+    return f"{max(round(seconds * 1000), 1)}ms"
+
+
+def _temp_paths(prefix: Path) -> str:
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    return "\n".join(f"  {kind}_temp_path {prefix}/temp_{kind};" for kind in kinds)
+
+
+def _statistics(topology: Topology, upstreams: Path, *, vts: bool) -> str:
+    cells = sum(len(group.servers) for group in topology.groups)
+    if vts:
+        bounds = " ".join(f"{bound / 1000:g}" for bound in DEFAULT_BOUNDS_MS)
+        size = f"{max(4, cells // 128)}m"
+        return (
+            f"  vhost_traffic_status_zone shared:vhost_traffic_status:{size};\n"
+            f"  vhost_traffic_status_histogram_buckets {bounds};"
+        )
+    bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
+    return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
+  lua_shared_dict deepsched_status {2 + cells // 32}m;
+  init_by_lua_block {{
+    STATUS = require "status"
+    STATUS.init {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }}
+  }}"""
+
+
+def _location(group: str, path: str, *, vts: bool) -> str:
+    log = "" if vts else f' log_by_lua_block {{ STATUS.log("{group}") }}'
+    return f"    location = {path} {{ proxy_pass http://{group};{log} }}\n"
+
+
+def _status_locations(*, vts: bool) -> str:
+    only_get = "limit_except GET { deny all; }"
+    if vts:
+        return (
+            "    location /status { vhost_traffic_status_display; vhost_traffic_status_display_format json;"
+            f" vhost_traffic_status_bypass_stats on; {only_get} }}\n"
+            "    location /status/control { return 403; }\n"
+        )
+    return (
+        f"    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
+        "    location = /stub_status { internal; stub_status; }\n"
+    )
