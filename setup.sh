@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned packages, and installs the Debian packages that are missing when run as root.
 # Called by `make setup`; safe to repeat and to run twice at once. Exit code 2: one line says what the user has to do.
+# `./setup.sh system` installs the Debian packages only (cluster.yaml runs that part with sudo).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -73,7 +74,8 @@ install_packages() {
 python=$(find_python)
 exec 9>.setup.lock
 flock 9
-if [ -e "$STAMP" ] && [ ! pyproject.toml -nt "$STAMP" ] && [ ! setup.sh -nt "$STAMP" ]; then
+part=${1:-all}
+if [ "$part" = all ] && [ -e "$STAMP" ] && [ ! pyproject.toml -nt "$STAMP" ] && [ ! setup.sh -nt "$STAMP" ]; then
     exit 0 # another set-up has just done it
 fi
 
@@ -85,6 +87,8 @@ if [ "${#packages[@]}" -gt 0 ]; then
     echo "setup: installing ${packages[*]}"
     install_packages "${packages[@]}"
 fi
+
+[ "$part" != system ] || exit 0
 
 if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "setup: making .venv with $("$python" --version)"

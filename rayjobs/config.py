@@ -250,4 +250,4 @@ def _closest_path(options: type[Options], path: str) -> str:
     everywhere = [field.path for field in fields_of(options)]
     same_name = [candidate for candidate in everywhere if candidate.rpartition(".")[2] == name]
     match = same_name or difflib.get_close_matches(path, everywhere, n=1, cutoff=0.75)
-    return f"did you mean '{match[0]}'?" if match else closest(path, neighbours.values())
+    return f"did you mean '{match[0]}'?" if match else f"expected one of: {', '.join(sorted(neighbours.values()))}"

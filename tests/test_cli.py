@@ -1,0 +1,209 @@
+"""The command line: verbs by name, flags from options, one line per user error, signals as interrupts."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import MissingToolError
+from actuators.options import Options
+from rayjobs import cli, interrupts
+from rayjobs.cli import Verb, run_verb
+from rayjobs.flags import build_parser
+
+
+class GreetOptions(Options):
+    """Of the verb below."""
+
+    who: str
+    """Whom to greet."""
+    times: int = 1
+    """How often."""
+    pause_s: float = 0.5
+    """Between two greetings, 100 % of it."""
+    loud: bool = False
+    """Shout."""
+
+
+seen: list[GreetOptions] = []
+
+
+def greet(options: GreetOptions) -> int:
+    seen.append(options)
+    return 0
+
+
+GREET = Verb("greet", "greet someone", "deepsched greet Ada --times 2", GreetOptions, greet, ("who",))
+
+
+def verb_that(run: object) -> Verb:
+    return Verb("greet", "greet someone", "deepsched greet Ada", GreetOptions, run, ("who",))  # type: ignore[arg-type]
+
+
+def test_flags_positionals_and_assignments_fill_the_options() -> None:
+    seen.clear()
+    assert run_verb(GREET, ["Ada", "--times", "2", "--no-loud", "--set", "pause_s=0.25"]) == 0
+    assert seen == [GreetOptions(who="Ada", times=2, pause_s=0.25)]
+
+
+def test_help_shows_docstring_unit_default_and_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_verb(GREET, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "Between two greetings, 100 % of it. [seconds] [default: 0.5]" in text
+    assert "Whom to greet. [required]" in text
+    assert "deepsched greet Ada --times 2" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["Ada", "--time", "2"], "unexpected argument '--time'; did you mean '--times'?"),
+        (["Ada", "Bob"], "unexpected argument 'Bob'"),
+        (["Ada", "--times"], "--times: expected one argument"),
+        (["Ada", "--times", "x"], "option 'times' is 'x', must be a valid integer"),
+        ([], "option 'who' is missing"),
+        (["Ada", "--config", "/nowhere/x.yaml"], "cannot read the config file"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert run_verb(GREET, words) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.startswith("deepsched greet: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_an_error_of_the_family_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(options: GreetOptions) -> int:
+        raise MissingToolError("nginx is not installed", remedy="run: apt-get install nginx", evidence="line 1\nline 2")
+
+    assert run_verb(verb_that(run), ["Ada"]) == 2
+    assert capsys.readouterr().err == (
+        "deepsched greet: nginx is not installed; run: apt-get install nginx [line 1 line 2]\n"
+    )
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def run(options: GreetOptions) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_verb(verb_that(run), ["Ada"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_run_the_clean_up_once_and_set_the_code(
+    capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int
+) -> None:
+    cleaned: list[str] = []
+
+    def run(options: GreetOptions) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            # A second signal during the clean-up (make passes one on) must not cut it short.
+            os.kill(os.getpid(), number)
+            cleaned.append("all of it")
+        return 0
+
+    assert run_verb(verb_that(run), ["Ada"]) == code
+    assert cleaned == ["all of it"]
+    assert "deepsched greet: " in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_while_ray_holds_the_handler_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb(verb_that(lambda options: sys.exit(int(signal.SIGTERM))), ["Ada"]) == 143
+    assert "ended by SIGTERM" in capsys.readouterr().err
+
+
+def test_signals_can_be_claimed_back() -> None:
+    def run(options: GreetOptions) -> int:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # what ray.init does
+        interrupts.claim_signals()
+        with pytest.raises(interrupts.Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert run_verb(verb_that(run), ["Ada"]) == 0
+
+
+def test_a_program_that_follows_its_parent_ends_with_it() -> None:
+    """The Makefile asks for it: `kill -9` of make must not leave the demo running."""
+    child = (
+        "import signal, sys; from rayjobs.interrupts import follow_parent; "
+        "follow_parent(); print('up', flush=True); signal.pause()"
+    )
+    parent = f"import subprocess, sys, signal; subprocess.Popen([sys.executable, '-c', {child!r}]); signal.pause()"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"DEEPSCHED_FOLLOWS_PARENT": "1"},
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        assert process.stdout.read() == b"", "stdout closes only when the child has ended, too"
+
+
+def test_overview_lists_verbs_without_importing_them(tmp_path: Path) -> None:
+    (tmp_path / "heavy.py").write_text(
+        'raise RuntimeError("imported")\nVERB = Verb("heavy", "does much", "…", None, None)\n'
+    )
+    (tmp_path / "named.py").write_text('x = 1\nVERB = Verb(\n    name="light",\n    summary="does little",\n)\n')
+    (tmp_path / "helper.py").write_text("VERBS = 3\n")
+    assert cli.verb_summaries(tmp_path) == {"heavy": "does much", "light": "does little"}
+
+
+def test_main_without_a_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    assert capsys.readouterr().out.count("bench  ") == 2
+
+
+def test_an_unknown_verb_gets_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bensh"]) == 2
+    assert "there is no verb 'bensh'; did you mean 'bench'?" in capsys.readouterr().err
+
+
+def test_the_module_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rayjobs.bench", "--sed", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "deepsched bench: unexpected argument '--sed'; did you mean '--seed'?\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -c 'import sys; from rayjobs.cli import *; from tests.test_cli import *; "
+        'sys.exit(run_verb(verb_that(lambda o: print("x" * 10**6) or 0), ["Ada"]))\' | head -c 1',
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.stdout, done.stderr) == ("x", "")
+
+
+def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
+    class Clashing(Options):
+        config: int = 1
+
+    with pytest.raises(Exception, match="conflicting option string"):
+        build_parser("deepsched x", "", "", Clashing)
