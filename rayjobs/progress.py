@@ -76,7 +76,7 @@ class Progress:
         if index is None:
             raise KeyError(f"no stage '{name}' among {[row.stage.name for row in self._rows]}")
         row = self._rows[index]
-        row.start_s = self._clock()
+        row.start_s = row.said_s = self._clock()
         self._say(index, f"started, {_about(row.stage.expected_s)}; next: {self._next(index)}")
         try:
             yield StageProgress(self, index)
@@ -95,7 +95,7 @@ class Progress:
         row.text = text
         row.fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
         now_s = self._clock()
-        if now_s - max(row.said_s, row.start_s or now_s) >= UPDATE_EVERY_S:
+        if now_s - row.said_s >= UPDATE_EVERY_S:
             row.said_s = now_s
             self._say(index, f"{self._timing(row)}: {text}")
 

@@ -1,0 +1,70 @@
+"""Files that are whole or absent."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import ConfigError
+from actuators.files import replacing, writable_folder, write_atomic, write_json
+
+
+def test_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("old and longer")
+    write_atomic(path, "new")
+    assert path.read_text() == "new"
+    write_atomic(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            assert temporary.suffix == ".parquet"
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_is_as_readable_as_other_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "x", "y")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomic(tmp_path / "no" / "x", "y")
+
+
+def test_json_without_words_for_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [1, None]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert (tmp_path / "x.json").read_text() == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
+
+
+def test_a_folder_is_made_and_proved(tmp_path: Path) -> None:
+    folder = writable_folder(tmp_path / "a" / "b")
+    assert folder == tmp_path / "a" / "b"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write in this folder"):
+        writable_folder(tmp_path / place)
