@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import sqlite3
 import string
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from actuators.errors import ServiceError
+from actuators.files import replacing
 from actuators.options import Options
 from actuators.social_posts import Draft, draft
 from actuators.social_store import insert_post, post_id_of
@@ -35,9 +35,9 @@ _FIRST_POST_MS = 1_767_225_600_000
 class SocialNetworkOptions(Options):
     """The stand-in social network's people."""
 
-    users: int = Field(962, ge=2, le=1_000_000)
+    users: int = Field(962, ge=2, le=20_000)
     """Number of users, `username_0` and up. 962 is what DeathStarBench's scripts address."""
-    follows_per_user: float = Field(20.0, gt=0)
+    follows_per_user: float = Field(20.0, ge=1)
     """Mean number of users that a user follows."""
     popularity_exponent: float = Field(2.5, gt=2)
     """Exponent of the power law of the number of followers: P(more than k) falls as k^(1 - exponent)."""
@@ -48,31 +48,25 @@ class SocialNetworkOptions(Options):
 
 
 def create_database(path: Path, options: SocialNetworkOptions, seed: int) -> None:
-    """Writes a fresh database to `path`, in WAL mode; replaces what was there. Equal seeds, equal contents.
+    """Writes a fresh database to `path`, in WAL mode; equal seeds, equal contents.
 
-    Raises ServiceError when the folder cannot be written.
+    It replaces what was there, which no server may have open. Raises ServiceError when the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".new")
     try:
-        remove_database(temporary)
-        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = OFF")
-            database.executescript("BEGIN;" + SCHEMA)
-            _fill(database, options, seed)
-            database.execute("COMMIT")
-        remove_database(path)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = OFF")
+                database.executescript("BEGIN;" + SCHEMA)
+                _fill(database, options, seed)
+                database.execute("COMMIT")
+            # The old database's log must not be replayed into the new one.
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
     except (OSError, sqlite3.Error) as error:
         raise ServiceError(
             f"cannot write the database: {error}", where=str(path), remedy="give another folder"
         ) from error
-
-
-def remove_database(path: Path) -> None:
-    """Removes a database and the two files that SQLite keeps beside it; silently nothing when there is none."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def follower_graph(options: SocialNetworkOptions, seed: int) -> list[NDArray[np.int64]]:
@@ -84,7 +78,7 @@ def follower_graph(options: SocialNetworkOptions, seed: int) -> list[NDArray[np.
     generator = np.random.default_rng([seed, 1])
     ranks = np.arange(1, options.users + 1, dtype=float)
     log_popularity = generator.permutation(-np.log(ranks) / (options.popularity_exponent - 1))
-    counts = np.clip(generator.geometric(1 / max(options.follows_per_user, 1), options.users), 1, options.users - 1)
+    counts = np.clip(generator.geometric(1 / options.follows_per_user, options.users), 1, options.users - 1)
     graph = []
     for user, count in enumerate(counts):
         # The largest of log-weights plus Gumbel noise are a weighted sample without replacement.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from actuators.errors import DeepSchedError
+from actuators.files import write_json
 from actuators.social_admin import Admin
 from actuators.social_listener import Listener
 from actuators.social_service import SocialService
@@ -50,7 +49,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     private = Listener(admin.handle, "127.0.0.1", 0)
     await public.open()
     await private.open()
-    _announce(arguments.ready_file, public.address, private.address)
+    write_json(arguments.ready_file, {"address": public.address, "admin": private.address})
     # What exists now stays; looking through it again and again would stall the loop for milliseconds.
     gc.collect()
     gc.freeze()
@@ -63,12 +62,6 @@ async def _serve(arguments: argparse.Namespace) -> None:
     private.close()
     service.close()
     store.close()
-
-
-def _announce(path: Path, address: str, admin: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps({"address": address, "admin": admin}))
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -104,9 +104,13 @@ class SocialNetworkServer:
     def play(self, script: Script, topology: Topology) -> None:
         """Plays this server's part of a script; its times count from this call. Counters and queue start anew.
 
+        A server that has died is started again first.
+
         Raises ConfigError for a script of another shape, ServiceError when the server does not answer.
         """
-        self.play_plan(plan_of(script, topology, self._index))
+        plan = plan_of(script, topology, self._index)
+        self.start()
+        self.play_plan(plan)
 
     def play_plan(self, plan: ServerPlan) -> None:
         """Like `play`, without a script."""
