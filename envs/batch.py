@@ -1,0 +1,228 @@
+"""A batch of simulated testbeds that step together, in the calling thread, and emit what vts would show."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators import histogram
+from actuators.control import MAX_WEIGHT, BalancingMethod
+from actuators.errors import ConfigError, TestbedError, closest
+from actuators.options import Options
+from actuators.script import Script
+from actuators.topology import Topology
+from actuators.window import DEFAULT_BOUNDS_MS, FloatArray, IntArray
+from envs import arrivals, engine
+from envs.balancers import METHOD_CODES, reset_round_robin
+from envs.draws import compiled
+from envs.lane import Lane, Tally, build_lane
+from envs.tally import bucket_table
+from envs.window_batch import WindowBatch
+
+OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
+"""Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
+
+
+_DRAIN_STEP_S = 0.01
+
+
+class SimulationOptions(Options):
+    """How a simulated NGINX and its servers differ from the defaults."""
+
+    discipline: Literal["fifo", "processor_sharing"] = "fifo"
+    """How a server's workers serve: one request each and a line, or all requests at once."""
+    max_fails: int = 1
+    """Failed attempts after which NGINX passes over a server; 0 for never."""
+    fail_timeout_s: int = 10
+    """Seconds for which it is passed over."""
+    read_timeout_s: float = 60.0
+    """Seconds that NGINX waits for a server that hangs."""
+    retry_http_500: bool = False
+    """`proxy_next_upstream http_500`: a 500 is a failed attempt, and another server is tried."""
+    retry_post: bool = False
+    """`non_idempotent`: also POSTs that were already sent are tried elsewhere."""
+    workers_sharing_memory: int = 1
+    """How many of the script's contexts (`load_balancers`) share their counters: the workers of one
+    NGINX do with `zone` and with `expected_delay`."""
+    beta: float = 0.7
+    """`expected_delay`: weight of the request's own service time beside the predicted wait."""
+    error_cost_s: float = 1.0
+    """`expected_delay`: seconds that a certain error costs."""
+    error_gain: float = 0.1
+    """`expected_delay`: share of the error score that one answer replaces."""
+    error_memory_s: float = 5.0
+    """`expected_delay`: time constant after which the error score is forgotten."""
+
+
+class SimulatedBatch:
+    """`size` independent simulated testbeds of one topology.
+
+    Args:
+        method: balancing method of all environments, or an oracle for reference.
+        bounds_ms: histogram bounds of the windows, ascending.
+
+    Raises:
+        ConfigError: unknown method or bad bounds.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        size: int,
+        method: BalancingMethod | OracleMethod = "least_conn",
+        bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
+        options: SimulationOptions | None = None,
+    ) -> None:
+        if size < 1 or list(bounds_ms) != sorted(set(bounds_ms)) or not bounds_ms:
+            raise ConfigError(
+                f"size {size}, bounds {bounds_ms}", where="simulated batch", remedy="size >= 1, bounds ascend"
+            )
+        self.topology, self.size, self.bounds_ms = topology, size, tuple(bounds_ms)
+        self.options = options or SimulationOptions()
+        self._method = _method_code(method)
+        self._bucket_of_ms = bucket_table(self.bounds_ms)
+        self._tally = _new_tally(topology, size, len(bounds_ms))
+        self._lanes: list[Lane | None] = [None] * size
+        self._start_s = np.zeros(size)
+        self._weight = np.broadcast_to(topology.mask.astype(np.int64), (size, *topology.shape)).copy()
+        self._down = np.zeros((size, *topology.shape), bool)
+
+    def reset(self, index: int, script: Script) -> None:
+        """One environment starts this script at time 0 with equal weights; all randomness is `script.seed`'s.
+
+        Raises ConfigError when the script does not fit the topology.
+        """
+        lane = build_lane(
+            self.topology, script, Tally(*(array[index] for array in self._tally)), self._bucket_of_ms, self._rules()
+        )
+        for array in lane.tally:
+            array[...] = 0
+        arrivals.start(lane)
+        self._lanes[index] = lane
+        self._start_s[index], self._weight[index], self._down[index] = 0.0, self.topology.mask, False
+
+    def set_weights(self, weights: IntArray, down: NDArray[np.bool_] | None = None) -> None:
+        """Integer weights 1…100 ``[size, groups, servers]`` from now on; `down` takes servers out of rotation.
+
+        Connections in flight keep counting; round robin starts anew in groups whose weights changed.
+        `expected_delay` forgets its service times: it balances by least_conn until it is given new ones.
+        """
+        mask = self.topology.mask
+        wanted = np.where(mask, weights, 0).astype(np.int64)
+        out = np.zeros_like(wanted, bool) if down is None else np.broadcast_to(down & mask, wanted.shape)
+        if wanted.shape != self._weight.shape or (wanted[:, mask] < 1).any() or (wanted > MAX_WEIGHT).any():
+            raise ConfigError("weights do not fit", where="simulated batch", remedy=f"1…100, {self._weight.shape}")
+        changed = ((wanted != self._weight) | (out != self._down)).any(axis=(1, 2))
+        for index, lane in enumerate(self._lanes):
+            if lane is not None and changed[index]:
+                _set_peers(lane.peers, wanted[index], out[index] | ~mask)
+            if lane is not None and self._method == METHOD_CODES["expected_delay"]:
+                lane.rules["learned"] = 0
+        self._weight, self._down = wanted, np.array(out)
+
+    def set_service_times(self, tau_s: FloatArray, workers: FloatArray) -> None:
+        """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
+        if (tau_s[:, self.topology.mask] <= 0).any() or (workers < 0.25).any():
+            raise ConfigError("a service time or worker count is not positive", where="simulated batch")
+        for index in range(self.size):
+            lane = self._lane(index)
+            lane.tau_s[...], lane.believed_workers[...] = tau_s[index], workers[index]
+            lane.rules["learned"] = 1
+
+    def set_method(self, method: BalancingMethod | OracleMethod) -> None:
+        """All environments balance by `method` from now on, with equal weights and nothing learned."""
+        self._method = _method_code(method)
+        for lane in self._lanes:
+            if lane is not None:
+                lane.rules["method"], lane.rules["learned"] = self._method, 0
+        self.set_weights(np.broadcast_to(self.topology.mask.astype(np.int64), self._weight.shape))
+
+    def advance(self, interval_s: float) -> WindowBatch:
+        """Lets `interval_s` simulated seconds pass in every environment.
+
+        Raises TestbedError before every environment has been reset.
+        """
+        if not interval_s > 0:
+            raise ConfigError(f"interval of {interval_s} s", where="simulated batch", remedy="it must be positive")
+        start_s = self._start_s.copy()
+        for index in range(self.size):
+            engine.advance(self._lane(index), start_s[index] + interval_s)
+        self._start_s = start_s + interval_s
+        return self._window(start_s)
+
+    def drain(self, timeout_s: float) -> WindowBatch:
+        """Ends all arrivals and advances until nothing is in flight, at most `timeout_s` simulated seconds."""
+        start_s = self._start_s.copy()
+        for index in range(self.size):
+            lane = self._lane(index)
+            arrivals.stop(lane)
+            while lane.state["free"][0] < len(lane.free) and self._start_s[index] < start_s[index] + timeout_s:
+                self._start_s[index] += _DRAIN_STEP_S
+                engine.advance(lane, self._start_s[index])
+        return self._window(start_s)
+
+    def _window(self, start_s: FloatArray) -> WindowBatch:
+        counts = Tally(*(array.copy() for array in self._tally))
+        for array in self._tally:
+            array[...] = 0
+        active = np.stack([self._lane(index).peers["conns"].sum(axis=0) for index in range(self.size)])
+        duration_s = np.array([self._lane(index).state["duration_s"][0] for index in range(self.size)])
+        return WindowBatch(
+            topology=self.topology, bounds_ms=self.bounds_ms, start_s=start_s, end_s=self._start_s.copy(),
+            weight=self._weight.copy(), down=self._down.copy(), active=active,
+            ended=self._start_s > duration_s + 1e-9, **counts._asdict(),
+        )  # fmt: skip
+
+    def _lane(self, index: int) -> Lane:
+        lane = self._lanes[index]
+        if lane is None:
+            raise TestbedError(f"environment {index} has no script", where="simulated batch", remedy="call reset first")
+        return lane
+
+    def _rules(self) -> dict[str, Any]:
+        o = self.options
+        return {
+            "method": self._method, "sharing": o.discipline == "processor_sharing", "max_fails": o.max_fails,
+            "fail_timeout_s": o.fail_timeout_s, "read_timeout_s": o.read_timeout_s, "retry_500": o.retry_http_500,
+            "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
+            "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
+        }  # fmt: skip
+
+
+def _method_code(method: str) -> int:
+    if method not in METHOD_CODES:
+        raise ConfigError(f"unknown balancing method '{method}'", remedy=closest(method, METHOD_CODES))
+    return METHOD_CODES[method]
+
+
+def _new_tally(topology: Topology, size: int, bounds: int) -> Tally:
+    groups, servers = topology.shape
+    cells, totals = (size, groups, servers), (size, groups)
+    return Tally(
+        requests=np.zeros(cells, np.int64),
+        responses=np.zeros((*cells, 5), np.int64),
+        response_ms_sum=np.zeros(cells, np.int64),
+        latency_histogram=np.zeros((*cells, bounds + 1), np.int64),
+        delay=np.zeros((*cells, 4)),
+        planned=np.zeros(totals, np.int64),
+        answered=np.zeros(totals, np.int64),
+        failed=np.zeros(totals, np.int64),
+        latency_counts=np.zeros((*totals, histogram.SIZE), np.int64),
+        latency_s_sum=np.zeros(totals),
+    )
+
+
+@compiled
+def _set_peers(peers: Any, weights: Any, down: Any) -> None:
+    contexts, groups, servers = peers.shape
+    for context in range(contexts):
+        for group in range(groups):
+            changed = False
+            for server in range(servers):
+                peer = peers[context, group, server]
+                changed |= peer.weight != weights[group, server] or (peer.down != 0) != down[group, server]
+                peer.weight, peer.down = weights[group, server], down[group, server]
+            if changed:
+                reset_round_robin(peers[context, group])

@@ -1,0 +1,70 @@
+"""Counting: an attempt as nginx-module-vts counts it, an answer as the load engine counts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from actuators.histogram import SIZE, SUB_BUCKETS
+from envs import lane as columns
+from envs.balancers import EXPECTED_DELAY
+from envs.draws import inlined, leaf
+
+_LAST_BUCKET = SIZE - 1
+
+
+@leaf
+def whole_ms(time_s: float) -> Any:
+    """NGINX's cached clock: a response time is the difference of two of these."""
+    return int(time_s * 1000.0)
+
+
+@leaf
+def latency_bucket(latency_s: float) -> Any:
+    """`actuators.histogram.bucket_of` of a latency in seconds."""
+    value = int(latency_s * 1e6)
+    shift = 0
+    while value >> shift >= 2 * SUB_BUCKETS:
+        shift += 1
+    return min(shift * SUB_BUCKETS + (value >> shift), _LAST_BUCKET)
+
+
+@inlined
+def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
+    """One finished attempt at one server."""
+    tally, group, s = lane.tally, request.group, request.server
+    elapsed_ms = whole_ms(now_s) - whole_ms(request.attempt_s)
+    tally.requests[group, s] += 1
+    tally.responses[group, s, status // 100 - 1] += 1
+    tally.response_ms_sum[group, s] += elapsed_ms
+    bucket = lane.bucket_of_ms[min(elapsed_ms, len(lane.bucket_of_ms) - 1)]
+    tally.latency_histogram[group, s, bucket] += 1
+    if lane.rules[0].method == EXPECTED_DELAY:
+        sums = tally.delay[group, s]
+        sums[columns.WAIT_S] += request.wait_s
+        sums[columns.TAU_S] += request.tau_s
+        if request.idle:
+            sums[columns.IDLE] += 1.0
+            sums[columns.IDLE_S] += now_s - request.attempt_s
+
+
+@inlined
+def count_answer(tally: Any, request: Any, now_s: float) -> None:
+    """A good answer, as the client sees it."""
+    latency_s = now_s - request.arrival_s
+    tally.answered[request.group] += 1
+    tally.latency_counts[request.group, latency_bucket(latency_s)] += 1
+    tally.latency_s_sum[request.group] += latency_s
+
+
+@inlined
+def count_failure(tally: Any, request: Any) -> None:
+    """An answer with an error status, as the client sees it."""
+    tally.answered[request.group] += 1
+    tally.failed[request.group] += 1
+
+
+def bucket_table(bounds_ms: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Histogram column of every whole number of ms up to one above the last bound; bounds are inclusive."""
+    return np.searchsorted(np.asarray(bounds_ms), np.arange(bounds_ms[-1] + 2), side="left").astype(np.int64)
