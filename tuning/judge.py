@@ -228,18 +228,17 @@ def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tup
 def balanced_orders(count: int, rounds: int, seed: int) -> list[list[int]]:
     """One order per round: in every `count` rounds each policy has each position once.
 
-    The squares are Williams' (1949, doi 10.1071/CH9490149): neighbours are balanced too, so that no policy
-    always follows the one that leaves the machine hot. Names and rows are shuffled by the seed.
+    The squares are Williams' (1949, doi 10.1071/CH9490149): over a square and its mirror image each policy
+    follows each other one equally often. Names and rows are shuffled by the seed.
     """
     rng = np.random.default_rng([seed, count])
     zigzag = [(-(i // 2) if i % 2 == 0 else (i + 1) // 2) % count for i in range(count)]
     orders: list[list[int]] = []
-    mirrored = False
     while len(orders) < rounds:
         names = rng.permutation(count)
-        first = zigzag[::-1] if mirrored else zigzag
-        orders += [[int(names[(step + int(shift)) % count]) for step in first] for shift in rng.permutation(count)]
-        mirrored = not mirrored
+        for first in (zigzag, zigzag[::-1]):
+            shifts = rng.permutation(count)
+            orders += [[int(names[(step + shift) % count]) for step in first] for shift in shifts]
     return orders[:rounds]
 
 

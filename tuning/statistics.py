@@ -73,7 +73,9 @@ class Sample:
     def __init__(self, tallies: Sequence[Tally], deadlines_s: FloatArray, group: int | None = None) -> None:
         groups = slice(None) if group is None else slice(group, group + 1)
         tardiness = [tally.tardiness(deadlines_s) for tally in tallies]
-        self._counts = np.array([t.latency_counts[groups].sum(axis=0) for t in tallies], dtype=float)
+        counts = np.array([t.latency_counts[groups].sum(axis=0) for t in tallies], dtype=float)
+        # Empty buckets above the slowest answer would only cost time in every resample.
+        self._counts = counts[:, : int(np.flatnonzero(counts.any(axis=0)).max(initial=0)) + 1]
         self._latency_s = np.array([t.latency_s_sum[groups].sum() for t in tallies])
         self._due = np.array([t.due[groups].sum() for t in tallies], dtype=float)
         self._errors = np.array([t.error_count[groups].sum() for t in tallies], dtype=float)
@@ -164,7 +166,7 @@ def _percentile_ms(cumulative: FloatArray, percentile: float) -> FloatArray:
     lower, upper = histogram.bounds_us()
     counted = cumulative[:, -1]
     rank = np.maximum(counted * percentile / 100.0, 1e-9)
-    bucket = np.minimum((cumulative < rank[:, None]).sum(axis=1), histogram.SIZE - 1)
+    bucket = np.minimum((cumulative < rank[:, None]).sum(axis=1), cumulative.shape[1] - 1)
     rows = np.arange(len(cumulative))
     before = np.where(bucket > 0, cumulative[rows, bucket - 1], 0.0)
     inside = cumulative[rows, bucket] - before

@@ -1,15 +1,16 @@
-"""The evaluation as a table for the terminal, with a sentence for every row that learning does not win."""
+"""The evaluation as a table for the terminal, with a sentence for every row that is won and every one that is not."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tuning.statistics import Ratio
-from tuning.verdicts import ROWS, comparisons, format_ratio, format_value, interval_text, not_won, read
+from tuning.verdicts import ROWS, digits, format_ratio, format_value, read, verdicts
 
 _STYLES = {"better": "green", "worse": "red", "no difference shown": "dim", "not shown": "dim"}
 
@@ -27,24 +28,34 @@ def print_evaluation(evaluation: dict[str, Any], console: Console | None = None)
 def _table(evaluation: dict[str, Any]) -> Table:
     reference = evaluation["reference"]
     table = Table(
-        title=f"{evaluation['scenario']}: ratios to {reference}, 95 % intervals over {evaluation['rounds']} rounds",
+        title=f"{evaluation['scenario']}: × {reference}, 95 % intervals over {evaluation['rounds']} rounds",
         title_justify="left",
         title_style="bold",
+        box=box.SIMPLE_HEAD,
         show_lines=True,
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("policy", no_wrap=True)
-    for name in ("requests", *ROWS.values()):
-        table.add_column(name, justify="right", no_wrap=name == "requests")
+    for metric, name in ROWS.items():
+        unit = "\nms" if metric.endswith("_ms") else ""
+        table.add_column(f"{name}{unit}", justify="right")
     for name, policy in evaluation["policies"].items():
-        title = Text(name, style="bold" if name == evaluation["learned"] else "")
-        title.append(f"\n{policy['method']}", style="dim")
         cells = [_cell(metric, policy, is_reference=name == reference) for metric in ROWS]
-        table.add_row(title, f"{policy['requests']:,}", *cells)
+        table.add_row(_title(name, policy, is_learned=name == evaluation["learned"]), *cells)
     return table
 
 
+def _title(name: str, policy: dict[str, Any], *, is_learned: bool) -> Text:
+    title = Text(name, style="bold" if is_learned else "")
+    title.append(f"\n{policy['requests']:,} requests", style="not bold dim")
+    if policy["method"] != name:
+        title.append(f"\non {policy['method']}", style="not bold dim")
+    return title
+
+
 def _cell(metric: str, policy: dict[str, Any], *, is_reference: bool) -> Text:
-    text = Text(format_value(metric, policy[metric]))
+    text = Text(format_value(metric, policy[metric]).removesuffix(" ms"))
     if is_reference:
         return text
     ratio = read(policy, metric)
@@ -58,8 +69,7 @@ def _cell(metric: str, policy: dict[str, Any], *, is_reference: bool) -> Text:
 def _interval(ratio: Ratio) -> str:
     if ratio.low is None or ratio.high is None:
         return ""
-    low, high = interval_text(ratio.low, ratio.high)
-    return f"\n[{low}, {high}]"
+    return f"\n{digits(ratio.low)}–{digits(ratio.high) if ratio.high < 1000 else '…'}"
 
 
 def _accounts(evaluation: dict[str, Any]) -> Text:
@@ -77,10 +87,8 @@ def _accounts(evaluation: dict[str, Any]) -> Text:
 
 
 def _sentences(evaluation: dict[str, Any]) -> list[Text]:
-    won = [c for c in comparisons(evaluation) if c.verdict == "better"]
-    lines = [Text(f"  {c.sentence}", style="green") for c in won]
-    losing = not_won(evaluation)
-    if losing:
-        lines.append(Text(f"Not won by {evaluation['learned']}:", style="bold"))
-        lines += [Text(f"  {sentence}") for sentence in losing]
+    lines = []
+    for heading, rows in verdicts(evaluation).items():
+        lines.append(Text(f"{heading}:", style="bold"))
+        lines += [Text(f"  {row.sentence}", style=_STYLES[row.verdict].replace("dim", "")) for row in rows]
     return lines

@@ -82,8 +82,7 @@ class Tally:
     @property
     def error_count(self) -> IntArray:
         """``[groups]``: requests that got no good answer, of every class."""
-        total: IntArray = np.sum(list(self.errors.values()), axis=0)
-        return total
+        return sum(self.errors.values(), start=np.zeros_like(self.sent))
 
     @property
     def due(self) -> IntArray:

@@ -42,20 +42,19 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """One sentence that claims no more than the interval shows."""
-        name, ratio = ROWS[self.metric], describe_ratio(self.ratio)
+        """One sentence that claims no more than the interval shows; the caller's heading names the two."""
+        return f"{ROWS[self.metric]}: {self._outcome()}."
+
+    def _outcome(self) -> str:
+        ours, theirs = (format_value(self.metric, value) for value in self.values)
         if self.values == (0, 0):
-            return f"{name}: neither {self.learned} nor {self.other} had any; no difference shown."
+            return "not won; neither had any"
         if self.ratio.value is None:
-            ours, theirs = (format_value(self.metric, value) for value in self.values)
-            return f"{name}: {self.learned} {ours}, {self.other} {theirs}; a ratio has no meaning, nothing is claimed."
-        if self.verdict == "better":
-            return f"{name}: {self.learned} beats {self.other}, {ratio}."
-        if self.verdict == "worse":
-            return f"{name}: {self.learned} is worse than {self.other}, {ratio}."
-        if self.verdict == "no difference shown":
-            return f"{name}: no difference shown between {self.learned} and {self.other}, {ratio}."
-        return f"{name}: {self.learned} / {self.other} = {ratio}; one round shows no difference and no win."
+            return f"not won; {ours} against {theirs}, a ratio has no meaning"
+        if self.verdict == "not shown":
+            return f"not won; {format_ratio(self.ratio.value)} from one round shows nothing"
+        won = {"better": "won", "worse": "not won; worse", "no difference shown": "not won; no difference shown"}
+        return f"{won[self.verdict]}, {describe_ratio(self.ratio)}"
 
 
 def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[Comparison]:
@@ -83,11 +82,14 @@ def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[Co
     ]
 
 
-def not_won(evaluation: dict[str, Any]) -> list[str]:
-    """A sentence for every row that the learned policy does not win against the reference or the best heuristic."""
-    best = evaluation["best_heuristic"]
-    others = [evaluation["reference"], *([best["policy"]] if best else [])]
-    return [c.sentence for other in others for c in comparisons(evaluation, other) if c.verdict != "better"]
+def verdicts(evaluation: dict[str, Any]) -> dict[str, list[Comparison]]:
+    """A heading and all rows for each opponent of the learned policy: the reference and the best heuristic."""
+    learned, reference, best = evaluation["learned"], evaluation["reference"], evaluation["best_heuristic"]
+    found = {f"{learned} against {reference}": comparisons(evaluation)}
+    if best is not None:
+        heading = f"{learned} against {best['policy']}, the best of the others"
+        found[heading] = comparisons(evaluation, best["policy"])
+    return {heading: rows for heading, rows in found.items() if rows}
 
 
 def read(source: dict[str, Any], metric: str) -> Ratio:
@@ -109,6 +111,7 @@ def describe_ratio(ratio: Ratio) -> str:
 def interval_text(low: float, high: float) -> tuple[str, str]:
     """Both ends with two digits, or three when rounding would move an end onto 1."""
     digits = 2
+    # An end that rounds onto 1 would hide on which side of it the interval ends.
     while digits < 4 and (round(low, digits) == 1 or round(high, digits) == 1) and not low == high == 1:
         digits += 1
     return tuple("many times" if end > 1000 else f"{end:.{digits}f}" for end in (low, high))  # type: ignore[return-value]
@@ -122,11 +125,14 @@ def format_ratio(value: float | None) -> str:
 
 
 def format_value(metric: str, value: float | None) -> str:
-    """A value with its unit as tables show it; – when there is none."""
+    """A value with its unit, three digits; – when there is none."""
     if value is None:
         return "–"
     if metric == "errors":
         return f"{value:,.0f}"
-    if metric.endswith("_ms"):
-        return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
-    return f"{value:.3f}"
+    return f"{digits(value)} ms" if metric.endswith("_ms") else f"{value:.3f}"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, or all of them before the point: ``5.60``, ``20.3``, ``1234``."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
