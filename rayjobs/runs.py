@@ -100,12 +100,17 @@ def machine() -> str:
 
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that pyproject.toml pins."""
+    return {name: _installed(name) for name in pinned_versions()}
+
+
+def pinned_versions() -> dict[str, str]:
+    """Package → version as pyproject.toml pins it, without extras; empty when this project is not installed."""
     try:
         required = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
-    names = [text.partition("==")[0].partition("[")[0] for text in required if "extra ==" not in text]
-    return {name: _installed(name) for name in names}
+    pins = (text.split("==") for text in required if "extra ==" not in text and "==" in text)
+    return {name.partition("[")[0]: version for name, version in pins}
 
 
 def _new_folder(parent: Path, name: str) -> Path:
