@@ -81,9 +81,9 @@ fi
 
 mapfile -t packages < <(missing_packages "$python" | tr ' ' '\n')
 if [ "${#packages[@]}" -gt 0 ]; then
-    command="apt-get install --no-install-recommends ${packages[*]}"
-    [ "$(id -u)" = 0 ] || fail "missing: ${packages[*]}; run: sudo $command"
     command -v apt-get >/dev/null || fail "missing: ${packages[*]} (Debian's names); install them with your package manager"
+    [ "$(id -u)" = 0 ] || fail "missing: ${packages[*]}; run: sudo ./setup.sh system" \
+        "(apt-get installs them; NGINX's system service stays off), then repeat"
     echo "setup: installing ${packages[*]}"
     install_packages "${packages[@]}"
 fi
