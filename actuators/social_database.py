@@ -55,6 +55,8 @@ def create_database(path: Path, options: SocialNetworkOptions, seed: int) -> Non
     try:
         with replacing(path) as temporary:
             with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+                # A post touches a page per follower: small pages halve what a commit writes.
+                database.execute("PRAGMA page_size = 2048")
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = OFF")
                 database.executescript("BEGIN;" + SCHEMA)
