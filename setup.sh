@@ -95,7 +95,7 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/d
     "$python" -m venv --clear .venv
 fi
 
-quiet=-q
+quiet=-qq
 [ ! -t 1 ] || quiet=
 echo "setup: installing the Python packages of pyproject.toml (some minutes the first time)"
 # torch comes first and alone: pip then keeps its CPU build wherever an index or wheel folder of the user offers one.
