@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import socket
 import time
@@ -13,13 +14,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.errors import ActuationError, ProcessError, StatusError
+from actuators.memory import MemoryControl
 from actuators.nginx_config import (
     NginxOptions,
     Site,
     check_topology,
+    in_memory,
     render_main,
     render_upstreams,
     status_path,
@@ -57,7 +61,10 @@ class Nginx:
         self._vts = uses_vts(options, self._build)
         self._prefix = (work_dir / "nginx").absolute()
         self._method: BalancingMethod = options.method
-        self._weights = Weights.equal(topology)
+        self._control: Control = Weights.equal(topology)
+        self._memory = in_memory(self._method, options, self._build)
+        self._token = secrets.token_hex(16)
+        self._endpoint: MemoryControl | None = None
         self._site = Site(self._prefix, host, 0, 0)
         self._process: ManagedProcess | None = None
 
@@ -83,7 +90,7 @@ class Nginx:
         self._prefix.mkdir(parents=True, exist_ok=True)
         for attempt in range(_BIND_ATTEMPTS):
             self._site = Site(self._prefix, self._host, _free_port(self._host), _free_port("127.0.0.1"))
-            self._write(self._weights, self._method)
+            self._write()
             (self._prefix / "error.log").unlink(missing_ok=True)
             process = self._launch()
             try:
@@ -95,41 +102,36 @@ class Nginx:
                     raise
             else:
                 self._process = process
+                self._endpoint = MemoryControl(self._site.status_port, self._token, self.topology)
                 return
 
     def set_method(self, method: BalancingMethod) -> None:
-        """Balances by `method` from now on, with equal weights. Raises ActuationError; the old one stays then."""
-        weights = Weights.equal(self.topology)
-        if (method, weights) != (self._method, self._weights):
-            self._put(weights, method)
+        """Balances by `method` from now on, with equal weights; `expected_delay` as least_conn until it has
+        service times. Raises ActuationError; the old method and control stay then."""
+        control = Weights.equal(self.topology)
+        if method != self._method or control != self._control:
+            self._put(method, control)
 
     def apply(self, control: Control) -> Applied:
         """Puts a control in force and reads it back; the same control again does nothing.
 
+        Weights for the native methods and their likes in memory, ServiceTimes for `expected_delay`.
         Raises ActuationError; the old control is then in force.
         """
         began_s = time.monotonic()
-        if isinstance(control, ServiceTimes):
-            raise ActuationError("service times need expected_delay", remedy="set_method('expected_delay') first")
+        if isinstance(control, ServiceTimes) != (self._method == "expected_delay"):
+            wanted = "service times" if self._method == "expected_delay" else "weights"
+            raise ActuationError(f"{self._method} takes {wanted}", remedy="call set_method first")
         if control.topology != self.topology:
-            raise ActuationError("the weights are for another topology", remedy="use the topology of this NGINX")
-        changed = control != self._weights
+            raise ActuationError("the control is for another topology", remedy="use the topology of this NGINX")
+        changed = control != self._control
         if changed:
-            self._put(control, self._method)
+            self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)
 
-    def control(self) -> Weights:
-        """The weights that NGINX itself says it uses. Raises StatusError."""
-        values, down = np.ones(self.topology.shape, np.int64), np.zeros(self.topology.shape, bool)
-        groups = self._snapshot().groups
-        for g, group in enumerate(self.topology.groups):
-            for server in group.servers:
-                counters = groups.get(group.name, {}).get(server)
-                if counters is None:
-                    raise StatusError(f"NGINX does not know {server}", where=f"group {group.name}")
-                s = self.topology.server_index(server)
-                values[g, s], down[g, s] = counters.weight, counters.down
-        return Weights(self.topology, values, down)
+    def control(self) -> Control:
+        """The control that NGINX itself says it uses. Raises StatusError or ActuationError."""
+        return self._memory_control().get()[1] if self._memory else Weights(self.topology, *self._shown())
 
     def log_tail(self, lines: int = 5) -> str:
         """Last lines of the error log."""
@@ -142,6 +144,8 @@ class Nginx:
 
     def close(self) -> None:
         """Ends NGINX and its workers; may be called twice."""
+        if self._endpoint is not None:
+            self._endpoint.close()
         if self._process is not None:
             self._process.close()
 
@@ -172,28 +176,74 @@ class Nginx:
         prefix = self._prefix
         return [str(self._build.binary), "-p", str(prefix), "-e", str(prefix / "error.log"), *arguments]
 
-    def _write(self, weights: Weights, method: BalancingMethod) -> None:
-        site = self._site
-        candidate = self._prefix / "upstreams.candidate"
-        write_atomically(site.upstreams, render_upstreams(weights, method, self.options))
-        for file, upstreams in ((site.main, site.upstreams), (self._prefix / "candidate.conf", candidate)):
-            write_atomically(file, render_main(site, self.topology, self.options, self._build, upstreams=upstreams))
+    def _write(self) -> None:
+        """The files of the start: method and equal weights of the options."""
+        weights = Weights.equal(self.topology)
+        text = render_upstreams(weights, self._method, self.options, memory=self._memory)
+        write_atomically(self._site.upstreams, text)
+        write_atomically(self._site.main, self._main(self._site.upstreams, memory=self._memory))
 
-    def _put(self, weights: Weights, method: BalancingMethod) -> None:
+    def _main(self, upstreams: Path, *, memory: bool) -> str:
+        return render_main(
+            self._site, self.topology, self.options, self._build, upstreams=upstreams, token=self._token, memory=memory
+        )
+
+    def _put(self, method: BalancingMethod, control: Control) -> None:
+        memory = in_memory(method, self.options, self._build)
+        if memory and self._memory:
+            self._memory_control().put(method, control)
+        else:
+            self._reload(method, control, memory=memory)
+        self._method, self._control, self._memory = method, control, memory
+
+    def _reload(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
+        """Through files: every native change, and the way into memory and out of it."""
+        weights = control if isinstance(control, Weights) else Weights.equal(self.topology)
+        candidate, main = self._prefix / "upstreams.candidate", self._prefix / "candidate.conf"
+        write_atomically(main, self._main(candidate, memory=memory))
         reload = Reload(
             file=self._site.upstreams,
-            test=self._command("-t", "-q", "-c", str(self._prefix / "candidate.conf")),
-            candidate=self._prefix / "upstreams.candidate",
+            test=self._command("-t", "-q", "-c", str(main)),
+            candidate=candidate,
             master_pid=self.master_pid,
             load_ms=lambda: self._snapshot().load_ms,
             drain_timeout_s=self.options.shutdown_timeout_s + 1.0,
         )
-        reload.replace(render_upstreams(weights, method, self.options), confirm=lambda: self._confirm(weights))
-        self._weights, self._method = weights, method
+        old_main = self._site.main.read_text()
+        write_atomically(self._site.main, self._main(self._site.upstreams, memory=memory))
+        try:
+            text = render_upstreams(weights, method, self.options, memory=memory)
+            reload.replace(text, confirm=lambda: self._confirm(method, control, memory=memory))
+        except BaseException:
+            write_atomically(self._site.main, old_main)
+            raise
 
-    def _confirm(self, wanted: Weights) -> None:
-        if self.control() != wanted:
+    def _confirm(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
+        if memory:
+            self._memory_control().put(method, control)
+            return
+        values, down = self._shown()
+        # vts also shows servers as down that failed of late.
+        if isinstance(control, ServiceTimes) or (values != control.values).any() or (control.down & ~down).any():
             raise ActuationError("NGINX shows other weights than were set", where=self.status_url)
+
+    def _memory_control(self) -> MemoryControl:
+        if self._endpoint is None:
+            raise ProcessError("NGINX is not running", remedy="call start() first")
+        return self._endpoint
+
+    def _shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Weights and down flags in NGINX's statistics, ``[groups, servers]``."""
+        values, down = np.zeros(self.topology.shape, np.int64), np.zeros(self.topology.shape, bool)
+        groups = self._snapshot().groups
+        for g, group in enumerate(self.topology.groups):
+            for server in group.servers:
+                counters = groups.get(group.name, {}).get(server)
+                if counters is None:
+                    raise StatusError(f"NGINX does not know {server}", where=f"group {group.name}")
+                s = self.topology.server_index(server)
+                values[g, s], down[g, s] = counters.weight, counters.down
+        return values, down
 
     def _snapshot(self) -> Snapshot:
         return parse(fetch(self.status_url))

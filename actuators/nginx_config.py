@@ -23,6 +23,7 @@ from actuators.window import DEFAULT_BOUNDS_MS
 
 LUA_DIRECTORY = Path(__file__).with_name("lua")
 _PATH = re.compile(r"^/[\w./~%-]*$")
+_IN_MEMORY = ("round_robin", "least_conn", "expected_delay")
 _NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
 
 
@@ -55,6 +56,8 @@ class NginxOptions(Options):
     """Seconds that a worker of an old configuration may take to finish its requests."""
     max_body_bytes: int = Field(default=2**20, ge=1024)
     """Largest request body; it is buffered in memory."""
+    workers_per_server: float = Field(default=1.0, ge=0.25)
+    """Requests that a server serves at once, as `expected_delay` believes until service times tell; rather too low."""
     start_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds until NGINX must answer."""
 
@@ -95,32 +98,66 @@ def check_topology(topology: Topology) -> None:
             raise ConfigError(f"server '{server}' is a host name", where="topology", remedy=remedy)
 
 
+def in_memory(method: BalancingMethod, options: NginxOptions, build: NginxBuild) -> bool:
+    """True when the method's controls are applied in memory.
+
+    Raises ActuationError when the options allow neither way, MissingToolError when memory needs Lua.
+    """
+    if options.actuation == "memory":
+        need_lua(build)
+    possible = options.actuation != "reload" and build.has_lua
+    if possible and method in _IN_MEMORY:
+        return True
+    if options.actuation == "memory" or method not in _NATIVE:
+        remedy = f"in memory there are: {', '.join(_IN_MEMORY)}; by reload: {', '.join(_NATIVE)}"
+        raise ActuationError(f"'{method}' is not possible with actuation={options.actuation}", remedy=remedy)
+    return False
+
+
 def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
-    """Who counts. Raises MissingToolError or ConfigError when the one that was asked for is not there."""
-    if options.statistics == "vts" and not build.has_vts:
-        raise ConfigError("NGINX has no vts module", where="statistics=vts", remedy="use statistics=auto")
-    if options.statistics == "lua" or not build.has_vts:
+    """Who counts: vts where it is installed, unless weights live in memory, where vts cannot see them.
+
+    Raises MissingToolError or ConfigError when the one that was asked for is not possible.
+    """
+    memory = build.has_lua and options.actuation != "reload"
+    if options.statistics == "vts" and (memory or not build.has_vts):
+        problem = "vts shows the config's weights, not those in memory" if build.has_vts else "NGINX has no vts module"
+        raise ConfigError(problem, where="statistics=vts", remedy="use statistics=auto, or actuation=reload")
+    if options.statistics == "lua" or memory or not build.has_vts:
         need_lua(build)
         return False
     return True
 
 
-def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOptions) -> str:
-    """The upstream blocks of every group. Raises ActuationError for a method that is not native."""
-    if method not in _NATIVE:
-        raise ActuationError(f"'{method}' is not a method of NGINX itself", remedy="use actuation=memory, with Lua")
+def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOptions, *, memory: bool) -> str:
+    """The upstream blocks of every group; in memory, only their servers are fixed here."""
     topology = weights.topology
-    return "".join(
-        f"upstream {group.name} {{\n  zone {group.name} {64 + 4 * len(group.servers)}k;\n{_NATIVE[method]}"
-        + "".join(_server_line(weights, g, server, options) for server in group.servers)
-        + f"  keepalive {options.upstream_keepalive};\n  keepalive_requests 1000000000;\n}}\n"
-        for g, group in enumerate(topology.groups)
-    )
+    blocks = []
+    for g, group in enumerate(topology.groups):
+        zone = "" if memory else f"  zone {group.name} {64 + 4 * len(group.servers)}k;\n{_NATIVE[method]}"
+        servers = "".join(_server_line(weights, g, server, options) for server in group.servers)
+        balancer = f'  balancer_by_lua_block {{ BALANCER.pick("{group.name}") }}\n' if memory else ""
+        keepalive = f"  keepalive {options.upstream_keepalive};\n  keepalive_requests 1000000000;\n"
+        blocks.append(f"upstream {group.name} {{\n{zone}{servers}{balancer}{keepalive}}}\n")
+    return "".join(blocks)
 
 
-def render_main(site: Site, topology: Topology, options: NginxOptions, build: NginxBuild, *, upstreams: Path) -> str:
-    """The whole configuration; it includes `upstreams` (the file in force, or a candidate to be tested)."""
+def render_main(
+    site: Site,
+    topology: Topology,
+    options: NginxOptions,
+    build: NginxBuild,
+    *,
+    upstreams: Path,
+    token: str,
+    memory: bool,
+) -> str:
+    """The whole configuration; it includes `upstreams` (the file in force, or a candidate to be tested).
+
+    `token` is what a change of the control in memory must carry.
+    """
     vts = uses_vts(options, build)
+    lua = "" if vts else _lua(topology, upstreams, options, token=token, memory=memory)
     return f"""# Written by deepsched; changes are lost.
 {_load_modules(build, vts=vts)}{_user()}daemon off;
 pid {site.prefix}/nginx.pid;
@@ -144,7 +181,7 @@ http {{
   proxy_connect_timeout {_ms(options.connect_timeout_s)};
   proxy_read_timeout {_ms(options.read_timeout_s)};
   proxy_send_timeout {_ms(options.read_timeout_s)};
-{_statistics(topology, upstreams, vts=vts)}
+{_vts(topology) if vts else lua}
   include {upstreams};
   server {{
     listen {site.address} default_server backlog=4096;
@@ -155,7 +192,7 @@ http {{
   server {{
     listen 127.0.0.1:{site.status_port};
     server_name localhost;
-{_status_locations(vts=vts)}  }}
+{_status_locations(vts=vts, memory=memory)}  }}
 }}
 """
 
@@ -197,22 +234,40 @@ def _temp_paths(prefix: Path) -> str:
     return "\n".join(f"  {kind}_temp_path {prefix}/temp_{kind};" for kind in kinds)
 
 
-def _statistics(topology: Topology, upstreams: Path, *, vts: bool) -> str:
-    cells = sum(len(group.servers) for group in topology.groups)
-    if vts:
-        bounds = " ".join(f"{bound / 1000:g}" for bound in DEFAULT_BOUNDS_MS)
-        size = f"{max(4, cells // 128)}m"
-        return (
-            f"  vhost_traffic_status_zone shared:vhost_traffic_status:{size};\n"
-            f"  vhost_traffic_status_histogram_buckets {bounds};"
-        )
-    bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
+def _vts(topology: Topology) -> str:
+    bounds = " ".join(f"{bound / 1000:g}" for bound in DEFAULT_BOUNDS_MS)
+    return (
+        f"  vhost_traffic_status_zone shared:vhost_traffic_status:{max(4, _cells(topology) // 128)}m;\n"
+        f"  vhost_traffic_status_histogram_buckets {bounds};"
+    )
+
+
+def _lua(topology: Topology, upstreams: Path, options: NginxOptions, *, token: str, memory: bool) -> str:
+    bounds, cells = ", ".join(map(str, DEFAULT_BOUNDS_MS)), _cells(topology)
+    balancer = f"""
+    BALANCER = require "balancer"
+    BALANCER.init {{
+      groups = STATUS.layout(), token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
+      max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
+    }}
+    STATUS.balancer = BALANCER"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
   lua_shared_dict deepsched_status {2 + cells // 32}m;
+  lua_shared_dict deepsched_balancer {2 + cells // 64}m;
+  log_subrequest on;
+  # Never set by a directive: the choice must survive an error_page, which runs them again.
+  map $request_method $deepsched_choice {{ default ""; }}
+  map $deepsched_choice $deepsched_choice_kept {{ default ""; }}
   init_by_lua_block {{
     STATUS = require "status"
-    STATUS.init {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }}
-  }}"""
+    STATUS.init {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }}\
+{balancer if memory else ""}
+  }}
+  {"init_worker_by_lua_block { BALANCER.init_worker() }" if memory else ""}"""
+
+
+def _cells(topology: Topology) -> int:
+    return sum(len(group.servers) for group in topology.groups)
 
 
 def _location(group: str, path: str, *, vts: bool) -> str:
@@ -220,7 +275,7 @@ def _location(group: str, path: str, *, vts: bool) -> str:
     return f"    location = {path} {{ proxy_pass http://{group};{log} }}\n"
 
 
-def _status_locations(*, vts: bool) -> str:
+def _status_locations(*, vts: bool, memory: bool) -> str:
     only_get = "limit_except GET { deny all; }"
     if vts:
         return (
@@ -228,7 +283,8 @@ def _status_locations(*, vts: bool) -> str:
             f" vhost_traffic_status_bypass_stats on; {only_get} }}\n"
             "    location /status/control { return 403; }\n"
         )
+    control = "    location = /control { content_by_lua_block { BALANCER.serve() } }\n" if memory else ""
     return (
-        f"    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
+        f"{control}    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
         "    location = /stub_status { internal; stub_status; }\n"
     )

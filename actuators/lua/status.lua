@@ -80,11 +80,23 @@ local function read_upstreams(path)
     end
 end
 
--- options: upstreams (path), bounds_ms (array), server_name, balancer (module, optional). Runs at each (re)load.
+-- Groups and servers as the balancer wants them.
+function M.layout()
+    local layout = {}
+    for index, group in ipairs(group_order) do
+        layout[index] = { name = group.name, servers = {} }
+        for position, cell in ipairs(group.order) do
+            layout[index].servers[position] = cell.server
+        end
+    end
+    return layout
+end
+
+-- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load. `M.balancer` is set afterwards
+-- when requests are balanced in memory.
 function M.init(options)
     dict = shared.deepsched_status
     bounds, zone_name = options.bounds_ms, options.server_name
-    M.balancer = options.balancer
     ngx.update_time()
     loaded_ms = floor(now() * 1000 + 0.5)
     dict:safe_add("start_ms", loaded_ms)
@@ -159,6 +171,13 @@ local function count_attempts(group, addresses)
             end
         end
     end
+    return milliseconds(times[count])
+end
+
+local function release(response_ms)
+    if M.balancer then
+        M.balancer.finish(ngx.status, response_ms)
+    end
 end
 
 -- log_by_lua of a group's location.
@@ -169,18 +188,22 @@ function M.log(group_name)
     end
     local cell = group.cells[address]
     if not cell then
-        return count_attempts(group, address)
+        return release(count_attempts(group, address))
     end
-    local status = ngx.status
-    count_attempt(cell, status, status == CLIENT_GONE and 0 or milliseconds(var.upstream_response_time))
+    local status, response_ms = ngx.status, milliseconds(var.upstream_response_time)
+    count_attempt(cell, status, status == CLIENT_GONE and 0 or response_ms)
     dict:incr(cell.request_buckets[bucket_of(count_request(cell))], 1)
+    release(response_ms)
 end
 
 -- log_by_lua of everything else.
 function M.log_other()
-    count_request(other)
-    dict:incr(other.requests, 1)
-    dict:incr(other.classes[class_of(ngx.status)], 1)
+    if not ngx.is_subrequest then
+        count_request(other)
+        dict:incr(other.requests, 1)
+        dict:incr(other.classes[class_of(ngx.status)], 1)
+    end
+    release(0)
 end
 
 local function get(key)

@@ -1,0 +1,219 @@
+-- The control in force: method, weights, service times; one text in shared memory, read again when its version moves.
+-- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
+-- `workers SERVER N`, `balancers N`. A text is put in force whole or not at all.
+local M = {}
+
+local inflight = require "inflight"
+local tonumber, format = tonumber, string.format
+
+local METHODS = { round_robin = true, least_conn = true, expected_delay = true }
+
+local dict, layout, token, default_workers
+local version, control = -1, nil
+
+-- layout: { names = { all servers }, groups = { { name = …, servers = { global indices } }, … } }
+function M.init(shared_dict, new_layout, options)
+    dict, layout, token, default_workers = shared_dict, new_layout, options.token, options.workers
+    version = -1
+    dict:safe_add("version", 0)
+    dict:safe_add("control", "method " .. options.method .. "\n")
+    if not M.parse(dict:get("control")) then
+        -- The servers changed with this configuration: what was in force does not fit any more.
+        dict:set("control", "method " .. options.method .. "\n")
+        dict:incr("version", 1)
+    end
+end
+
+local function index_of(list, name, field)
+    for index, value in ipairs(list) do
+        if (field and value[field] or value) == name then
+            return index
+        end
+    end
+end
+
+local readers = {}
+
+function readers.method(parsed, name)
+    parsed.method = METHODS[name] and name
+    return parsed.method ~= nil and parsed.method ~= false
+end
+
+local function cell(parsed, group_name, server_name)
+    local group = index_of(layout.groups, group_name, "name")
+    local server = index_of(layout.names, server_name)
+    return group and server and parsed.groups[group].choices[server] and parsed.groups[group], server
+end
+
+function readers.weight(parsed, group_name, server_name, value)
+    local group, server = cell(parsed, group_name, server_name)
+    value = tonumber(value)
+    if not group or not value or value < 1 or value > 1000 or value % 1 ~= 0 then
+        return false
+    end
+    group.weight[server] = value
+    return true
+end
+
+function readers.down(parsed, group_name, server_name)
+    local group, server = cell(parsed, group_name, server_name)
+    if group then
+        group.down[server] = true
+    end
+    return group
+end
+
+function readers.tau(parsed, group_name, server_name, value)
+    local group, server = cell(parsed, group_name, server_name)
+    value = tonumber(value)
+    if not group or not value or not (value > 0 and value < 1e6) then
+        return false
+    end
+    group.tau_s[server] = value
+    return true
+end
+
+function readers.workers(parsed, server_name, value)
+    local server = index_of(layout.names, server_name)
+    value = tonumber(value)
+    if not server or not value or not (value >= 0.25 and value < 1e6) then
+        return false
+    end
+    parsed.workers[server] = value
+    return true
+end
+
+function readers.balancers(parsed, value)
+    value = tonumber(value)
+    if not value or not (value >= 1 and value < 1e4) then
+        return false
+    end
+    parsed.balancers = value
+    return true
+end
+
+local function empty()
+    local parsed = { groups = {}, workers = {}, balancers = 1 }
+    for index, group in ipairs(layout.groups) do
+        local own = {
+            index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = {}, up = {}, current = {},
+            orders = {}, workers = parsed.workers, position_key = "position " .. group.name, tau_of = {},
+        }
+        for _, server in ipairs(group.servers) do
+            own.choices[server] = inflight.choice(index, server)
+            own.choices[server].id = index .. " " .. server
+            own.weight[server] = 1
+        end
+        parsed.groups[index] = own
+    end
+    for server = 1, #layout.names do
+        parsed.workers[server] = default_workers
+    end
+    return parsed
+end
+
+-- Fills in what the methods need; false when the text leaves a group without a server or without service times.
+local function complete(parsed)
+    parsed.learned, parsed.by_name = parsed.method == "expected_delay", {}
+    local tau_of = {}
+    for server = 1, #layout.names do
+        tau_of[server] = {}
+    end
+    for index, group in ipairs(parsed.groups) do
+        parsed.by_name[group.name], group.balancers, group.tau_of = group, parsed.balancers, tau_of
+        for _, server in ipairs(layout.groups[index].servers) do
+            if not group.down[server] then
+                group.up[#group.up + 1] = server
+            end
+            tau_of[server][index] = group.tau_s[server] or 0
+            parsed.learned = parsed.learned and group.tau_s[server] ~= nil
+        end
+        if #group.up == 0 then
+            return false
+        end
+    end
+    -- Without service times the rule is worse than least_conn: it begins as that.
+    parsed.rule = parsed.method == "expected_delay" and not parsed.learned and "least_conn" or parsed.method
+    return parsed.method
+end
+
+-- A control from its text; nil and the offending line when it is wrong.
+function M.parse(text)
+    local parsed = empty()
+    for line in text:gmatch("[^\n]+") do
+        local word, rest = line:match("^(%S+) (.+)$")
+        local arguments = {}
+        for argument in (rest or ""):gmatch("%S+") do
+            arguments[#arguments + 1] = argument
+        end
+        if not readers[word] or not readers[word](parsed, unpack(arguments)) then
+            return nil, line
+        end
+    end
+    if not complete(parsed) then
+        return nil, "no method, or a group without a usable server"
+    end
+    return parsed
+end
+
+-- The control in force now; cheap when nothing changed.
+function M.current()
+    local newest = dict:get("version")
+    if newest ~= version then
+        control = M.parse(dict:get("control")) or control
+        version = newest
+    end
+    return control
+end
+
+function M.version()
+    return dict:get("version")
+end
+
+-- The text of what this worker really uses, from its own tables.
+function M.text()
+    local current = M.current()
+    local lines = { "method " .. current.method, "balancers " .. current.balancers }
+    for index, group in ipairs(current.groups) do
+        for _, server in ipairs(layout.groups[index].servers) do
+            local name = group.name .. " " .. layout.names[server]
+            lines[#lines + 1] = format("weight %s %d", name, group.weight[server])
+            if group.down[server] then
+                lines[#lines + 1] = "down " .. name
+            end
+            if group.tau_s[server] then
+                lines[#lines + 1] = format("tau %s %.17g", name, group.tau_s[server])
+            end
+        end
+    end
+    for server, workers in ipairs(current.workers) do
+        lines[#lines + 1] = format("workers %s %.17g", layout.names[server], workers)
+    end
+    return table.concat(lines, "\n") .. "\n"
+end
+
+local function refuse(status, reason)
+    ngx.status = status
+    ngx.say(reason)
+end
+
+-- content_by_lua of the control location: GET reads, POST with the token replaces.
+function M.serve()
+    ngx.header["Content-Type"] = "text/plain"
+    if ngx.req.get_method() == "POST" then
+        if ngx.req.get_headers()["X-Deepsched-Token"] ~= token then
+            return refuse(403, "wrong token")
+        end
+        ngx.req.read_body()
+        local text = ngx.req.get_body_data() or ""
+        local parsed, problem = M.parse(text)
+        if not parsed then
+            return refuse(400, "refused: " .. problem)
+        end
+        dict:set("control", text)
+        dict:incr("version", 1)
+    end
+    ngx.print(M.text())
+end
+
+return M

@@ -1,0 +1,102 @@
+-- Passive health of servers, shared by all groups and workers: max_fails / fail_timeout as NGINX has it
+-- (out for a while, then one request tries), and an error score that expected_delay adds to its estimate.
+local M = {}
+
+local exp = math.exp
+local SCORE_GAIN, SCORE_DECAY_S, SCORE_LASTS_S = 0.1, 5, 60
+
+local dict, max_fails, fail_timeout_s
+local keys = {}   -- per server: fails, out_until, score, score_at
+
+function M.init(shared_dict, names, options)
+    dict, max_fails, fail_timeout_s = shared_dict, options.max_fails, options.fail_timeout_s
+    dict:safe_add("trouble_until", 0)
+    for server, name in ipairs(names) do
+        keys[server] = {
+            fails = "fails " .. name, out_until = "out_until " .. name, score = "score " .. name, score_at = "score_at " .. name,
+        }
+    end
+end
+
+-- True while any server is out or has an error score: only then the other functions are worth calling.
+function M.trouble(now)
+    return now < dict:get("trouble_until")
+end
+
+local function lengthen_trouble(now, seconds)
+    if dict:get("trouble_until") < now + seconds then
+        dict:set("trouble_until", now + seconds)
+    end
+end
+
+-- Out of rotation. After fail_timeout one request may try (see `picked`).
+function M.is_out(server, now)
+    return (dict:get(keys[server].out_until) or 0) > now
+end
+
+-- The server was chosen: when its pause is just over, the others wait until this request has told.
+function M.picked(server, now)
+    local out_until = dict:get(keys[server].out_until)
+    if out_until and out_until > 0 then
+        dict:set(keys[server].out_until, now + fail_timeout_s)
+        lengthen_trouble(now, 2 * fail_timeout_s)
+    end
+end
+
+-- No connection, no answer in time, or an answer that proxy_next_upstream passes over.
+function M.failed(server, now)
+    M.scored(server, now, 1)
+    if max_fails == 0 then
+        return
+    end
+    local fails = dict:incr(keys[server].fails, 1, 0, fail_timeout_s)
+    if fails and fails >= max_fails then
+        dict:set(keys[server].out_until, now + fail_timeout_s)
+        -- As long as a pause is pending, its end must be noticed, however late the next request comes.
+        lengthen_trouble(now, 1e9)
+    end
+end
+
+local function any_out()
+    for _, key in ipairs(keys) do
+        if (dict:get(key.out_until) or 0) > 0 then
+            return true
+        end
+    end
+    return false
+end
+
+-- An answer below 500: a server on trial is back.
+function M.answered(server, now)
+    M.scored(server, now, 0)
+    if (dict:get(keys[server].out_until) or 0) > 0 then
+        dict:set(keys[server].out_until, 0)
+        dict:delete(keys[server].fails)
+        if not any_out() then
+            dict:set("trouble_until", now + SCORE_LASTS_S)
+        end
+    end
+end
+
+-- Moves the error score by one answer: is_error is 1 or 0.
+function M.scored(server, now, is_error)
+    local score = M.score(server, now)
+    if score > 0 or is_error > 0 then
+        dict:set(keys[server].score, score + SCORE_GAIN * (is_error - score))
+        dict:set(keys[server].score_at, now)
+        if is_error > 0 then
+            lengthen_trouble(now, SCORE_LASTS_S)
+        end
+    end
+end
+
+-- 0 … 1: recent share of errors, forgotten within seconds.
+function M.score(server, now)
+    local score = dict:get(keys[server].score)
+    if not score then
+        return 0
+    end
+    return score * exp((dict:get(keys[server].score_at) - now) / SCORE_DECAY_S)
+end
+
+return M
