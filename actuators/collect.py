@@ -76,6 +76,10 @@ class Collector:
         self._last_end_s = self._last.now_ms / 1e3
         return self._last
 
+    def latest(self) -> Snapshot | None:
+        """The last reading that succeeded; None before `begin`."""
+        return self._last
+
     def window(self) -> Window:
         """What happened since the last window that could be read, or since `begin`.
 

@@ -17,6 +17,7 @@ from actuators.merge import merge_load_windows, merge_windows
 from actuators.script import Scenario, Script, Stream
 from actuators.testbed import Applied
 from actuators.topology import Topology
+from actuators.vts import Snapshot
 from actuators.window import Fault, LoadWindow, Window
 
 LOAD_WINDOW_S = 0.25
@@ -30,8 +31,6 @@ class ServerPart(Protocol):
 
     def play(self, script: Script, topology: Topology) -> None: ...
 
-    def close(self) -> None: ...
-
 
 class ProxyPart(Protocol):
     """An NGINX whose balancing can be changed, see `actuators.nginx.Nginx`."""
@@ -40,15 +39,15 @@ class ProxyPart(Protocol):
 
     def apply(self, control: Control) -> Applied: ...
 
-    def close(self) -> None: ...
-
 
 class CollectorPart(Protocol):
     """A reader of the NGINX's counters, see `actuators.collect.Collector`."""
 
-    def begin(self) -> Any: ...  # noqa: ANN401 - what it returns is its own affair
+    def begin(self) -> Any: ...
 
     def window(self) -> Window: ...
+
+    def latest(self) -> Snapshot | None: ...
 
 
 class LoadPart(Protocol):
@@ -69,9 +68,7 @@ class LoadPart(Protocol):
 
     def stop(self) -> None: ...
 
-    def finish(self, timeout_s: float) -> Any: ...  # noqa: ANN401 - a summary that nobody here reads
-
-    def close(self) -> None: ...
+    def finish(self, timeout_s: float) -> Any: ...
 
 
 class LiveTestbed:
@@ -80,7 +77,7 @@ class LiveTestbed:
     Args:
         topology: with the servers' real addresses.
         address: HOST:PORT that the load engine sends to.
-        on_close: called after all parts are closed.
+        close: ends every part; called once.
     """
 
     def __init__(
@@ -92,11 +89,11 @@ class LiveTestbed:
         proxy: ProxyPart,
         collector: CollectorPart,
         load: LoadPart,
-        on_close: Callable[[], None] | None = None,
+        close: Callable[[], None],
     ) -> None:
         self._topology, self._address = topology, address
         self._servers, self._proxy, self._collector, self._load = servers, proxy, collector, load
-        self._on_close = on_close
+        self._close = close
         self._running = False
         self._closed = False
         self._tick_s = 0.0
@@ -105,6 +102,10 @@ class LiveTestbed:
     @property
     def topology(self) -> Topology:
         return self._topology
+
+    def latest_snapshot(self) -> Snapshot | None:
+        """The reading at the end of the last window; None before the first one."""
+        return self._collector.latest()
 
     def set_method(self, method: BalancingMethod) -> None:
         self._proxy.set_method(method)
@@ -160,10 +161,7 @@ class LiveTestbed:
             return
         self._closed = True
         self._running = False
-        for part in (self._load, self._proxy, *self._servers):
-            part.close()
-        if self._on_close is not None:
-            self._on_close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self

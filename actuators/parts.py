@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 from pathlib import Path
 
-from actuators.collect import Collector, CollectOptions
+from actuators.collect import CollectOptions, Collector
 from actuators.live import LiveTestbed
 from actuators.load import LoadEngine, LoadOptions
-from actuators.nginx import Nginx, NginxOptions
+from actuators.nginx import Nginx
+from actuators.nginx_config import NginxOptions
 from actuators.options import Options
 from actuators.social_database import SocialNetworkOptions, create_database
 from actuators.social_server import SocialNetworkServer
@@ -65,18 +67,17 @@ def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path
 
     Raises MissingToolError or ProcessError; everything started by then is ended again.
     """
-    servers: list[SocialNetworkServer] = []
-    nginx: Nginx | None = None
-    try:
+    with contextlib.ExitStack() as parts:
+        servers = []
         for index in range(len(topology.servers)):
             servers.append(make_server(options, work_dir, index, seed))
+            parts.callback(servers[-1].close)
         live = topology.with_servers(tuple(server.address for server in servers))
         nginx = make_nginx(options, live, work_dir)
+        parts.callback(nginx.close)
         collector = make_collector(options, live, nginx.status_url)
+        parts.callback(collector.close)
         load = make_load(options, work_dir)
-    except BaseException:
-        for part in (nginx, *servers):
-            if part is not None:
-                part.close()
-        raise
-    return LiveTestbed(live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load)
+        parts.callback(load.close)
+        close = parts.pop_all().close
+    return LiveTestbed(live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load, close=close)

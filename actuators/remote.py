@@ -6,7 +6,6 @@ A testbed claims `client: 1` (load generator and collector), `proxy: 1` (NGINX a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,11 +31,11 @@ class _Host:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._part = make()
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - a proxy passes on anything
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the part."""
         return getattr(self._part, method)(*args, **kwargs)
 
-    def get(self, attribute: str) -> Any:  # noqa: ANN401
+    def get(self, attribute: str) -> Any:
         """Reads an attribute of the part."""
         return getattr(self._part, attribute)
 
@@ -67,29 +66,31 @@ class SocialNetworkNode(_Host):
 class RemotePart:
     """Calls a part in its actor as if it were here; errors of our family arrive as themselves."""
 
-    def __init__(self, actor: Any, name: str) -> None:  # noqa: ANN401 - Ray's handles have no type
+    def __init__(self, actor: Any, name: str) -> None:
         self._actor, self._name = actor, name
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
             raise AttributeError(method)
 
-        def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def call(*args: Any, **kwargs: Any) -> Any:
             return self._wait(self._actor.call.remote(method, *args, **kwargs), method, CALL_TIMEOUT_S)
 
         return call
 
-    def read(self, attribute: str) -> Any:  # noqa: ANN401
+    def read(self, attribute: str) -> Any:
         """An attribute of the part; waits for the actor's start."""
         return self._wait(self._actor.get.remote(attribute), attribute, START_TIMEOUT_S)
 
-    def close(self) -> None:
-        """Closes the part, then ends its actor; the part's guardian covers an actor that does not answer."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._actor.call.remote("close"), timeout=CLOSE_TIMEOUT_S)
+    def begin_close(self) -> Any:
+        """Asks the part to close; a reference to wait on."""
+        return self._actor.call.remote("close")
+
+    def kill(self) -> None:
+        """Ends the actor; the guardians of its processes cover a part that did not close."""
         ray.kill(self._actor)
 
-    def _wait(self, reference: Any, what: str, timeout_s: float) -> Any:  # noqa: ANN401
+    def _wait(self, reference: Any, what: str, timeout_s: float) -> Any:
         try:
             return ray.get(reference, timeout=timeout_s)
         except ray.exceptions.RayTaskError as error:
@@ -142,7 +143,7 @@ class _Placer:
     def __init__(self, group: PlacementGroup, started: list[RemotePart]) -> None:
         self.group, self.started = group, started
 
-    def start(self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[[], Any]) -> RemotePart:  # noqa: ANN401
+    def start(self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[[], Any]) -> RemotePart:
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
         actor = kind.options(num_cpus=0, resources=resources, scheduling_strategy=strategy).remote(make)
         part = RemotePart(actor, kind.__ray_metadata__.class_name)
@@ -168,11 +169,13 @@ def _start(placer: _Placer, topology: Topology, options: LiveOptions, work_dir: 
         proxy=cast(ProxyPart, proxy),
         collector=cast(CollectorPart, collector),
         load=cast(LoadPart, load),
-        on_close=lambda: _close_all([collector], placer.group),
+        close=lambda: _close_all(placer.started, placer.group),
     )
 
 
 def _close_all(parts: list[RemotePart], group: PlacementGroup) -> None:
+    """Closes all parts at once, then ends their actors, whatever became of the closing."""
+    ray.wait([part.begin_close() for part in parts], num_returns=len(parts), timeout=CLOSE_TIMEOUT_S)
     for part in parts:
-        part.close()
+        part.kill()
     remove_placement_group(group)

@@ -136,4 +136,5 @@ def tardiness(
     worst_s = np.where(counts > 0, upper, 0.0).max(axis=-1)
     of_error = (np.maximum(worst_s, ERROR_LATENCY_S) - deadlines_s) / deadlines_s
     failed = errors.sum(axis=-1)
-    return of_answers + failed * np.maximum(of_error, 0.0)
+    total: FloatArray = of_answers + failed * np.maximum(of_error, 0.0)
+    return total

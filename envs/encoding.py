@@ -1,15 +1,13 @@
 """Features → Gaussian mixture → posterior over clusters and novelty. Saved and loaded without pickle.
 
 One mixture is shared by all servers (a sample is one server's features over all groups), or one
-joint mixture describes the whole system. scikit-learn fits; the posterior is evaluated here, so that
-a bundle needs only numpy.
+joint mixture describes the whole system. `envs.mixture` fits with scikit-learn; the posterior is
+evaluated here, so that a bundle needs only numpy.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,11 +15,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
+from scipy.special import gammaincinv
 
-from actuators.errors import BundleError, DataError
+from actuators.errors import BundleError
 from actuators.files import write_atomic
 from actuators.options import Options
 
@@ -30,8 +26,6 @@ FloatArray = NDArray[np.float64]
 FORMAT_VERSION = 1
 SIGMA_RULE = 0.9973
 """Coverage of μ ± 3σ in one dimension; the same coverage bounds the distance in many."""
-
-MIN_SAMPLES_PER_CLUSTER = 5
 
 
 class EncoderOptions(Options):
@@ -88,7 +82,8 @@ class Encoder:
         log_joint = np.log(self.weights) + log_det - 0.5 * squared
         log_joint -= log_joint.max(axis=-1, keepdims=True)
         joint = np.exp(log_joint)
-        limit = np.sqrt(chi2.ppf(SIGMA_RULE, len(self.names)))
+        # Quantile of the chi-squared distribution with D degrees of freedom.
+        limit = np.sqrt(2.0 * gammaincinv(len(self.names) / 2, SIGMA_RULE))
         return joint / joint.sum(axis=-1, keepdims=True), np.sqrt(squared.min(axis=-1)) / limit
 
     def save(self, path: Path) -> None:
@@ -121,41 +116,3 @@ class Encoder:
         if encoder.precisions_cholesky.shape != (encoder.clusters, size, size) or encoder.means.shape[1] != size:
             raise BundleError("encoder arrays do not fit together", where=str(path), remedy="export the bundle again")
         return encoder
-
-
-def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> Encoder:
-    """Fits scaler and mixture to samples ``[n, D]``; K is the tried one with the lowest BIC.
-
-    Constant features get scale 1 and so add nothing. Samples with a nan are left out.
-
-    Raises:
-        DataError: fewer than 5 usable samples per cluster of the smallest K.
-    """
-    samples = samples[np.isfinite(samples).all(axis=1)]
-    allowed = [k for k in options.clusters if k * MIN_SAMPLES_PER_CLUSTER <= len(samples)]
-    if not allowed:
-        raise DataError(
-            f"{len(samples)} samples for {min(options.clusters)} clusters",
-            where="encoder",
-            remedy="observe longer or try fewer clusters",
-        )
-    center, spread = samples.mean(axis=0), samples.std(axis=0)
-    scale = np.where(spread > 1e-9, spread, 1.0)
-    scaled = np.clip((samples - center) / scale, -10.0, 10.0)
-    fits = {k: _fit(scaled, k, options, seed) for k in allowed}
-    bic = {k: float(mixture.bic(scaled)) for k, mixture in fits.items()}
-    best = fits[min(bic, key=lambda k: bic[k])]
-    cholesky = best.precisions_cholesky_
-    if options.covariance == "diag":
-        cholesky = np.einsum("kd,de->kde", cholesky, np.eye(cholesky.shape[1]))
-    return Encoder(options.kind, tuple(names), center, scale, best.weights_, best.means_, cholesky, bic)
-
-
-def _fit(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int) -> GaussianMixture:
-    mixture = GaussianMixture(
-        clusters, covariance_type=options.covariance, n_init=options.restarts, reg_covar=1e-3, random_state=seed
-    )
-    with warnings.catch_warnings():
-        # Not converging only means a slightly less likely mixture; BIC judges it like any other.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(scaled)

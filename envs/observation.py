@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from actuators.control import Weights
 from actuators.topology import Topology
 from actuators.window import Window
-from envs.encoding import Encoder, EncoderOptions, fit_encoder
+from envs.encoding import Encoder
 from envs.features import SERVER_FEATURES, Counters, LatencyMemory, group_features, server_features
 
 FloatArray = NDArray[np.float64]
@@ -110,18 +109,7 @@ def sample_names(topology: Topology, kind: str) -> tuple[str, ...]:
     return tuple(f"{t}.{f}" for t in types for f in SERVER_FEATURES)
 
 
-def fit_from_windows(
-    windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, options: EncoderOptions, seed: int
-) -> Encoder:
-    """Scaler and mixture from the usable windows of an observation phase. Raises DataError when too few."""
-    observer = Observer(topology, deadlines_s, None)
-    features = np.array([observer.observe_window(window).features for window in windows if window.usable])
-    names = sample_names(topology, options.kind)
-    samples = samples_of(features, options.kind).reshape(-1, len(names)) if len(features) else np.zeros((0, len(names)))
-    return fit_encoder(samples, names, options, seed)
-
-
-def log_shares(weights: FloatArray) -> FloatArray:
+def log_shares(weights: NDArray[np.float64] | NDArray[np.int64]) -> FloatArray:
     """``[..., groups, servers]``: log of each weight relative to its group's mean; 0 where the weight is 0."""
     usable = weights > 0
     mean = np.where(usable, weights, 0).sum(axis=-1, keepdims=True) / np.maximum(usable.sum(axis=-1, keepdims=True), 1)
@@ -156,7 +144,8 @@ def as_array(
     parts.append(np.moveaxis(log_shares(base_shares), -2, -1))
     servers = observation.topology.shape[1]
     parts.append(np.repeat(observation.groups[..., None, :], servers, axis=-2))
-    return np.clip(np.concatenate(parts, axis=-1), -10.0, 10.0).astype(np.float32)
+    rows: NDArray[np.float32] = np.clip(np.concatenate(parts, axis=-1), -10.0, 10.0).astype(np.float32)
+    return rows
 
 
 def equal_weights(topology: Topology, batch: tuple[int, ...] = ()) -> NDArray[np.int64]:

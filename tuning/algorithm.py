@@ -8,32 +8,10 @@ from typing import Any
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from actuators.options import Options
-from tuning.model import ModelOptions
+from tuning.options import AlgorithmOptions, ModelOptions
 from tuning.rl_module import EquivariantModule
 
 TIMEOUT_SLACK_S = 60.0
-
-
-class AlgorithmOptions(Options):
-    """Hyperparameters of PPO; defaults from the shared study, section 4."""
-
-    learning_rate: float = 6e-4
-    """Adam's step size."""
-    discount: float = 0.9
-    """Gamma per control interval, 0…1."""
-    gae_lambda: float = 0.9
-    """Lambda of the generalised advantage estimate, 0…1."""
-    clip: float = 0.2
-    """PPO's clip range."""
-    entropy_coefficient: float = 0.0
-    """Weight of the entropy bonus."""
-    epochs: int = 4
-    """Passes over every batch."""
-    minibatch_steps: int = 300
-    """Environment steps per gradient step."""
-    batch_steps: int = 1200
-    """Environment steps per training iteration."""
 
 
 def ppo_config(
@@ -83,7 +61,7 @@ def ppo_config(
         .rl_module(
             rl_module_spec=RLModuleSpec(
                 module_class=EquivariantModule,
-                model_config={"groups": groups, **model.model_dump()},
+                model_config={"groups": groups, "net": model.model_dump()},
                 load_state_path=None if load_module is None else str(load_module),
             )
         )

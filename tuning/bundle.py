@@ -21,7 +21,8 @@ from actuators.topology import Group, Topology
 from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import Encoder
 from envs.observation import sample_names
-from tuning.model import EquivariantNet, ModelOptions
+from tuning.model import EquivariantNet
+from tuning.options import ModelOptions
 from tuning.policy import LearnedPolicy
 
 FORMAT_VERSION = 1

@@ -9,16 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from actuators.options import Options
-
-
-class ModelOptions(Options):
-    """Size of the network."""
-
-    hidden: int = 64
-    """Units of every hidden layer."""
-    initial_log_std: float = -1.0
-    """Log standard deviation of exploration at the start; actions live in [-1, 1]."""
+from tuning.options import ModelOptions
 
 
 class EquivariantNet(nn.Module):

@@ -9,20 +9,20 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from tuning.model import EquivariantNet, ModelOptions
+from tuning.model import EquivariantNet
+from tuning.options import ModelOptions
 
 
 class EquivariantModule(TorchRLModule, ValueFunctionAPI):
-    """Needs `model_config = {"groups": …, **ModelOptions}`; takes 2-D Box observations as they are."""
+    """Needs `model_config = {"groups": …, "net": ModelOptions as a dict}`; takes 2-D Box observations as they are."""
 
     def setup(self) -> None:
-        config = dict(self.model_config)
-        groups = int(config.pop("groups"))
-        self.net = EquivariantNet(self.observation_space.shape[-1], groups, ModelOptions(**config))
+        options = ModelOptions.model_validate(self.model_config["net"])
+        self.net = EquivariantNet(self.observation_space.shape[-1], int(self.model_config["groups"]), options)
 
-    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - RLlib's signature
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         mean, log_std = self.net(batch[Columns.OBS])
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, log_std], dim=-1)}
 
-    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:  # noqa: ANN401
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
         return self.net.values(batch[Columns.OBS])

@@ -12,41 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
-from actuators.control import BalancingMethod
 from actuators.files import write_atomic
-from actuators.options import Options
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.vector import ScriptSource, SimulatedVectorEnv
-from tuning.algorithm import AlgorithmOptions, module_path, ppo_config
-from tuning.model import EquivariantNet, ModelOptions
+from actuators.script import Scenario, Script
+from actuators.topology import Topology
+from envs.decision import DecisionProblem
+from envs.vector import SimulatedVectorEnv
+from tuning.algorithm import module_path, ppo_config
+from tuning.model import EquivariantNet
+from tuning.options import AlgorithmOptions, TrainingOptions
 
 _SIMULATED, _LIVE = "deepsched-simulated", "deepsched-live"
 _live_environments: dict[str, Callable[[], gym.Env[Any, Any]]] = {}
-
-
-class TrainingOptions(Options):
-    """How a policy is trained."""
-
-    steps: int = 40_000
-    """Environment steps on simulated testbeds."""
-    environments: int = 24
-    """Simulated testbeds that are advanced together."""
-    episode_steps: int = 50
-    """Control intervals per episode."""
-    interval_s: float = 1.0
-    """Simulated seconds between two decisions."""
-    method: BalancingMethod = "least_conn"
-    """Balancing method under the weights."""
-    algorithm: AlgorithmOptions = AlgorithmOptions()
-    """Hyperparameters of PPO."""
-    model: ModelOptions = ModelOptions()
-    """Size of the network."""
-    decision: DecisionOptions = DecisionOptions()
-    """What the policy sees, does and is paid for."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +40,34 @@ class CurveRow:
     policy_loss: float
     value_loss: float
     entropy: float
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One training run in an environment; it starts from the last phase's checkpoint.
+
+    Attributes:
+        environment: registered name; env_config goes with it.
+        interval_s: real seconds per step, 0 when simulated.
+    """
+
+    name: str
+    environment: str
+    env_config: dict[str, Any]
+    algorithm: AlgorithmOptions
+    num_envs: int
+    steps: int
+    interval_s: float
+
+
+class ScriptSource:
+    """Draws the script of an episode from a scenario; travels with RLlib's configuration."""
+
+    def __init__(self, scenario: Scenario, topology: Topology) -> None:
+        self._scenario, self._topology = scenario, topology
+
+    def __call__(self, generator: np.random.Generator) -> Script:
+        return self._scenario.script(self._topology, int(generator.integers(2**31)))
 
 
 class Trainer:
@@ -83,29 +92,29 @@ class Trainer:
         self._report = report
         self._net = EquivariantNet(problem.row_size, problem.topology.shape[0], options.model)
 
-    def train_simulated(self, next_script: ScriptSource) -> None:
-        """PPO on `options.environments` simulated testbeds for `options.steps` steps."""
+    def train_simulated(self, scenario: Scenario) -> None:
+        """PPO on `options.environments` simulated testbeds for `options.steps` steps; each episode a new script."""
         options = self.options
         register_env(_SIMULATED, _make_simulated)
         env_config = {
             "problem": self.problem,
-            "next_script": next_script,
+            "next_script": ScriptSource(scenario, self.problem.topology),
             "method": options.method,
             "interval_s": options.interval_s,
             "episode_steps": options.episode_steps,
             "seed": self.seed,
         }
-        self._run("simulated", _SIMULATED, env_config, options.algorithm, options.environments, options.steps, 0.0)
+        self._run(
+            _Phase("simulated", _SIMULATED, env_config, options.algorithm, options.environments, options.steps, 0.0)
+        )
 
-    def train_live(
-        self, make_env: Callable[[], gym.Env[Any, Any]], steps: int, interval_s: float, algorithm: AlgorithmOptions
-    ) -> None:
-        """PPO on one live testbed, from the last checkpoint; the environment is closed by the caller."""
+    def train_live(self, make_env: Callable[[], gym.Env[Any, Any]], steps: int, algorithm: AlgorithmOptions) -> None:
+        """PPO on one live testbed, from the last checkpoint; whoever made the testbed closes it."""
         register_env(_LIVE, _make_live)
         key = str(self.folder)
         _live_environments[key] = make_env
         try:
-            self._run("live", _LIVE, {"key": key}, algorithm, 1, steps, interval_s)
+            self._run(_Phase("live", _LIVE, {"key": key}, algorithm, 1, steps, self.options.interval_s))
         finally:
             del _live_environments[key]
 
@@ -113,35 +122,26 @@ class Trainer:
         """The network as trained so far."""
         return self._net
 
-    def _run(
-        self,
-        phase: str,
-        environment: str,
-        env_config: dict[str, Any],
-        algorithm: AlgorithmOptions,
-        num_envs: int,
-        steps: int,
-        interval_s: float,
-    ) -> None:
+    def _run(self, phase: _Phase) -> None:
         config = ppo_config(
-            algorithm,
+            phase.algorithm,
             self.options.model,
-            environment=environment,
-            env_config=env_config,
+            environment=phase.environment,
+            env_config=phase.env_config,
             groups=self.problem.topology.shape[0],
-            num_envs=num_envs,
-            native_vector=phase == "simulated",
-            interval_s=interval_s,
+            num_envs=phase.num_envs,
+            native_vector=phase.environment == _SIMULATED,
+            interval_s=phase.interval_s,
             seed=self.seed,
             load_module=None if self.checkpoint is None else module_path(self.checkpoint),
         )
         with _built(config) as algo, SummaryWriter(str(self.folder)) as events:
             done = 0
-            while done < steps:
+            while done < phase.steps:
                 result = algo.train()
                 done = int(result["num_env_steps_sampled_lifetime"])
-                self._note(_row(phase, done, result), steps, events)
-            self._keep(algo, phase)
+                self._note(_row(phase.name, done, result), phase.steps, events)
+            self._keep(algo, phase.name)
 
     def _note(self, row: CurveRow, steps: int, events: SummaryWriter) -> None:
         self.curve.append(row)
@@ -170,7 +170,7 @@ def _make_live(context: dict[str, Any]) -> gym.Env[Any, Any]:
 
 
 @contextmanager
-def _built(config: Any) -> Iterator[Algorithm]:  # noqa: ANN401 - RLlib's configs are untyped
+def _built(config: Any) -> Iterator[Algorithm]:
     algo = config.build_algo()
     try:
         yield algo

@@ -1,0 +1,114 @@
+"""A Ray of our own on this machine: its ports, temporary folder and token; it joins and stops no other.
+
+The head runs under a guardian (`actuators.process`), not as a child of `ray.init`: when the driver is
+killed, ray 2.60 leaves its dashboard and runtime-env agents behind for ever; a guardian leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from actuators.process import ManagedProcess
+
+OBJECT_STORE_BYTES = 200 * 2**20
+START_TIMEOUT_S = 90.0
+PREFIX = "deepsched-ray-"
+
+
+class LocalRay:
+    """A Ray head with room for testbeds; `start` returns at once, `connect` waits for it.
+
+    Custom resources: `proxy` and `client`, one per testbed, and `server`, `servers` per testbed.
+
+    Args:
+        cpus: logical CPUs; this machine's cores when None.
+    """
+
+    def __init__(self, testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> None:
+        _sweep_stale_folders()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        (self.folder / "owner").write_text(str(os.getpid()))
+        self.environment = _environment(self.folder)
+        resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
+        self._head = ManagedProcess(
+            [
+                sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
+                "--include-dashboard=false", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+                f"--num-cpus={cpus or os.cpu_count()}", f"--resources={json.dumps(resources)}",
+                f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.folder}",
+            ],
+            name="Ray",
+            log_path=self.folder / "head.log",
+            env={**os.environ, **self.environment},
+            # A graceful end drains for up to 30 s; whoever closes this has closed its actors already.
+            stop_signal=signal.SIGKILL,
+        )  # fmt: skip
+
+    def connect(self) -> None:
+        """Waits until the head is up and makes this process its driver. Raises ProcessError."""
+        address = self.folder / "ray_current_cluster"
+        self._head.wait_ready(lambda: address.exists() and bool(address.read_text().strip()), START_TIMEOUT_S)
+        os.environ.update(self.environment)
+        os.environ.pop("RAY_ADDRESS", None)
+        import ray
+        from ray import _raylet
+
+        # Ray reads its environment when it is imported, which may have been before now (ray 2.60).
+        _raylet.Config.initialize("")
+        _raylet.AuthenticationTokenLoader.instance().reset_cache()
+        ray.init(address=address.read_text().strip(), log_to_driver=False, logging_level=logging.ERROR)
+
+    def close(self) -> None:
+        """Disconnects, ends every process of this Ray and removes its folder; idempotent."""
+        if "ray" in sys.modules:
+            import ray
+
+            ray.shutdown()
+        self._head.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> Iterator[LocalRay]:
+    """A connected `LocalRay` for the block; the environment is as before afterwards."""
+    before = dict(os.environ)
+    ray = LocalRay(testbeds, servers, cpus)
+    try:
+        ray.connect()
+        yield ray
+    finally:
+        ray.close()
+        for name in ray.environment:
+            os.environ.pop(name, None)
+        os.environ.update({name: before[name] for name in (*ray.environment, "RAY_ADDRESS") if name in before})
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # More threads than cores make tiny networks many times slower (measured: shared/ray.md).
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _sweep_stale_folders() -> None:
+    """Removes the temporary folders of owners that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+        owner = folder / "owner"
+        if owner.exists() and not Path("/proc", owner.read_text().strip()).exists():
+            shutil.rmtree(folder, ignore_errors=True)
