@@ -9,7 +9,7 @@ import numpy as np
 
 from actuators.topology import Topology
 from actuators.vts import Buckets, ServerCounters, Snapshot
-from actuators.window import DEFAULT_BOUNDS_MS, Connections, Fault, IntArray, Window
+from actuators.window import DEFAULT_BOUNDS_MS, Connections, DelayWindow, Fault, IntArray, Window
 
 # A counter that grew by more than this between two readings is not a count of ours.
 _MOST = 2**53
@@ -47,7 +47,8 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
     faults.extend(_unserved(before, after, topology))
     counts = after.connections
     connections = Connections(counts.active, counts.reading, counts.writing, counts.waiting)
-    return replace(window, connections=connections, faults=tuple(faults))
+    active, delay = _balancer(before, after, topology, dead=dead)
+    return replace(window, connections=connections, active=active, delay=delay, faults=tuple(faults))
 
 
 def gap(topology: Topology, start_s: float, end_s: float, detail: str) -> Window:
@@ -82,6 +83,35 @@ def _unserved(before: Snapshot, after: Snapshot, topology: Topology) -> Iterable
         count = after.unserved.get(group.name, 0) - before.unserved.get(group.name, 0)
         if count > 0:
             yield Fault("server_down", f"{count} requests found no live server", group.name)
+
+
+def _balancer(
+    before: Snapshot, after: Snapshot, topology: Topology, *, dead: bool
+) -> tuple[IntArray | None, DelayWindow | None]:
+    """Requests in flight and the samples of service time, when the balancer in memory tells them."""
+    if before.balancer is None or after.balancer is None or not after.balancer.servers:
+        return None, None
+    old = {(entry.group, entry.server): entry for entry in before.balancer.servers}
+    active = np.zeros(topology.shape, np.int64)
+    sums, tau_s = np.zeros((5, *topology.shape)), np.zeros(topology.shape)
+    for new in after.balancer.servers:
+        at = _index(topology, new.group, new.server)
+        if at is None:
+            continue
+        active[at], tau_s[at] = new.in_flight, new.tau_s
+        was = old.get((new.group, new.server))
+        if was is not None and not dead:
+            deltas = [b - a for a, b in zip(was.sums(), new.sums(), strict=True)]
+            sums[(slice(None), *at)] = deltas if min(deltas) >= 0 else 0.0
+    requests, idle = sums[:2].astype(np.int64)
+    return active, DelayWindow(requests, idle, sums[2] / 1e3, sums[3], sums[4], tau_s)
+
+
+def _index(topology: Topology, group: str, server: str) -> tuple[int, int] | None:
+    names = [g.name for g in topology.groups]
+    if group not in names or server not in topology.servers:
+        return None
+    return names.index(group), topology.servers.index(server)
 
 
 def _find(snapshot: Snapshot, group: str, server: str) -> ServerCounters | None:

@@ -159,10 +159,16 @@ class BalancerEntry(_Model):
     idle_response_msec: Count = 0
     predicted_wait_s: Seconds = 0.0
     predicted_service_s: Seconds = 0.0
-    in_flight: int = Field(default=0, strict=True)
+    in_flight: int = Field(default=0, strict=True, ge=-(2**53), le=2**53)
     tau_s: Seconds = 0.0
     workers: Seconds = 0.0
     out: bool = Field(default=False, strict=True)
+
+    def sums(self) -> tuple[float, ...]:
+        """requests, idle requests, their response time in ms, predicted wait and service in s."""
+        return (
+            self.requests, self.idle_requests, self.idle_response_msec, self.predicted_wait_s, self.predicted_service_s,
+        )  # fmt: skip
 
 
 class Balancer(_Model):

@@ -93,6 +93,27 @@ class LoadWindow:
 
 
 @dataclass(frozen=True, eq=False)
+class DelayWindow:
+    """What only a balancer in memory sees of a window: the samples of `envs.estimators`. ``[groups, servers]``.
+
+    Attributes:
+        requests: answers (below 500, not aborted) that the balancer accounted for.
+        idle_requests: those that found an idle worker when they were sent on.
+        idle_response_s: seconds, sum of the response times of those.
+        predicted_wait_s, predicted_service_s: seconds, sums over all of them of what the rule believed
+            when it chose; 0 while no service times are in force.
+        tau_s: service times in force at the end; 0 while there are none.
+    """
+
+    requests: IntArray
+    idle_requests: IntArray
+    idle_response_s: FloatArray
+    predicted_wait_s: FloatArray
+    predicted_service_s: FloatArray
+    tau_s: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
 class Window:
     """Difference of two snapshots of NGINX's counters. Arrays are ``[groups, servers]`` with the topology's mask.
 
@@ -110,6 +131,7 @@ class Window:
         active: requests in flight per group and server at the end, when the provider knows.
         faults: empty for a clean window; a fault never becomes a number.
         client: the load engine's view of the same interval, when there is one.
+        delay: what a balancer in memory saw, when there is one.
     """
 
     topology: Topology
@@ -128,6 +150,7 @@ class Window:
     active: IntArray | None = None
     faults: tuple[Fault, ...] = ()
     client: LoadWindow | None = None
+    delay: DelayWindow | None = None
 
     @property
     def duration_s(self) -> float:
