@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import time
 from types import FrameType
 
@@ -40,18 +39,23 @@ def follow_parent() -> None:
 
 
 def release_signals() -> None:
-    """Back to Python's own handlers, and forgets earlier signals."""
-    global _first_s  # noqa: PLW0603 - signal handlers are per process, so is their memory
-    _first_s = None
+    """Gives the signals back at the end of a verb.
+
+    After an interruption SIGTERM stays ignored: `make` passes it on a second time, and while the interpreter ends
+    (Ray cleans up then) it would find Python's default, death.
+    """
+    global _first_s
+    interrupted, _first_s = _first_s is not None, None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if interrupted else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _raise_once(number: int, frame: FrameType | None) -> None:
-    global _first_s  # noqa: PLW0603
+    global _first_s  # noqa: PLW0603 - signal handlers are per process, so is their memory
     now_s = time.monotonic()
     if _first_s is not None and now_s - _first_s < GRACE_S:
-        sys.__stderr__.write("still ending what was started…\n") if sys.__stderr__ else None
+        # os.write: a handler may interrupt a print, and Python's streams are not reentrant.
+        os.write(2, "still ending what was started…\n".encode())
         return
     _first_s = now_s
     raise Terminated() if number == signal.SIGTERM else KeyboardInterrupt()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ class GreetOptions(Options):
 
 
 seen: list[GreetOptions] = []
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """Pytest's handlers are back after each test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def greet(options: GreetOptions) -> int:
@@ -118,6 +128,12 @@ def test_signals_run_the_clean_up_once_and_set_the_code(
     assert run_verb(verb_that(run), ["Ada"]) == code
     assert cleaned == ["all of it"]
     assert "deepsched greet: " in capfd.readouterr().err
+    if number == signal.SIGTERM:
+        os.kill(os.getpid(), number)  # one more, while the interpreter ends
+
+
+def test_signals_are_given_back_when_all_went_well() -> None:
+    assert run_verb(GREET, ["Ada"]) == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
