@@ -139,6 +139,20 @@ class VirtualQueue(Generic[Item]):
         self._starts_s.clear()
         self._due.clear()
 
+    def delay(self, since_s: float, until_s: float) -> None:
+        """Nothing progressed between the two: what was unfinished then ends so much later."""
+        lost_s = until_s - since_s
+        self._free_s = [end_s + lost_s if end_s > since_s else end_s for end_s in self._free_s]
+        self._starts_s = deque(start_s + lost_s for start_s in self._starts_s if start_s > since_s)
+        self._due = [
+            (end_s + lost_s, order, start_s + lost_s if start_s > since_s else start_s, item)
+            if end_s > since_s
+            else (end_s, order, start_s, item)
+            for end_s, order, start_s, item in self._due
+        ]
+        heapify(self._free_s)
+        heapify(self._due)
+
     def stretch(self, now_s: float, factor: float) -> None:
         """Multiplies the work that is left, in progress and waiting, by `factor`: the speed has changed."""
         jobs = sorted(self._due, key=lambda job: job[1])

@@ -13,7 +13,7 @@ class Counters:
     Attributes:
         answered: (request type, status) → answers.
         rejected: refused for a full queue (503), also in `answered`.
-        hung: requests that will never be answered.
+        hung: requests that came during a hang.
         reset: connections that a crash reset.
         write_retries: attempts to write while another server wrote.
         store_errors: requests that the database failed (500), also in `answered`.

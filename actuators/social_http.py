@@ -78,6 +78,11 @@ class Exchange:
         """Answers with a JSON object whose `error` says what is wrong."""
         self.answer(status, json.dumps({"error": error}).encode())
 
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for the answer any more."""
+        return not self._connection.is_open
+
     def encoded(self) -> bytes:
         head = _HEADS[self.status, self._keep_alive]
         return b"%b%d\r\n\r\n%b" % (head, len(self._body), b"" if self.method == "HEAD" else self._body)
@@ -112,6 +117,10 @@ class HttpConnection(asyncio.Protocol):
         self._transport = None
         self._open.discard(self)
         self._exchanges.clear()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
 
     def pause_writing(self) -> None:
         if self._transport is not None:

@@ -39,12 +39,14 @@ class SocialService:
         self._write_timer = PreciseTimer(loop, self._write)
         self._unwritten: deque[tuple[float, Draft, Exchange]] = deque()
         self._queue: VirtualQueue[Exchange] = VirtualQueue(1, 0)
+        self._held: list[Exchange] = []
+        self._frozen_s = 0.0
         self.play(ServerPlan())
 
     def play(self, plan: ServerPlan) -> None:
         """Starts a plan with empty queue, zero counters and undisturbed behaviour.
 
-        What is still in progress is answered at once.
+        What is still in progress is answered at once, what a hang holds with a 503.
         """
         self._finish_everything()
         self._queue = VirtualQueue(plan.workers, plan.queue_limit)
@@ -57,30 +59,45 @@ class SocialService:
     def behave(self, behaviour: Behaviour) -> None:
         """Changes the behaviour now; a new speed holds for the work in progress too.
 
-        Requests that arrive during a hang are never answered, not even after it.
+        During a hang nothing progresses and nothing is answered; after it the server goes on with what
+        it had, and with what came meanwhile from clients that are still there.
         """
-        if behaviour.speed != self.behaviour.speed:
-            self._queue.stretch(time.monotonic(), self.behaviour.speed / behaviour.speed)
-            self._timer.set(self._queue.next_finish_s)
+        before, now_s = self.behaviour, self._now_s()
+        if behaviour.speed != before.speed:
+            self._queue.stretch(now_s, before.speed / behaviour.speed)
         self.behaviour = behaviour
+        if behaviour.hang:
+            self._frozen_s = now_s
+            self._timer.set(None)
+            return
+        if before.hang:
+            self._queue.delay(now_s, time.monotonic())
+            held, self._held = self._held, []
+            for exchange in held:
+                if not exchange.gone:
+                    self.handle(exchange)
+        self._answer_finished()
 
     def crash(self, connections: int) -> None:
         """Loses what is in progress, as the process would; `connections` were reset."""
         self._unwritten.clear()
+        self._held.clear()
         self._queue.clear()
         self._timer.set(None)
         self.counters.reset += connections
 
     def status(self) -> dict[str, object]:
-        """Counters since `play`, queue length and busy workers now."""
-        now_s = time.monotonic()
-        return self.counters.to_json() | {"waiting": self._queue.waiting(now_s), "busy": self._queue.busy(now_s)}
+        """Counters since `play`, requests waiting and workers busy now."""
+        now_s = self._now_s()
+        waiting = self._queue.waiting(now_s) + len(self._held)
+        return self.counters.to_json() | {"waiting": waiting, "busy": self._queue.busy(now_s)}
 
     def handle(self, exchange: Exchange) -> None:
         """Takes one request; its real work is done now and counts inside its service time."""
         now_s = time.monotonic()
         if self.behaviour.hang:
             self.counters.hung += 1
+            self._held.append(exchange)
             return
         request_type = PATHS.get(exchange.path)
         if request_type is None:
@@ -94,6 +111,10 @@ class SocialService:
     def close(self) -> None:
         self._timer.close()
         self._write_timer.close()
+
+    def _now_s(self) -> float:
+        """The clock of the queue, which stands still during a hang."""
+        return self._frozen_s if self.behaviour.hang else time.monotonic()
 
     def _serve(self, request_type: str, exchange: Exchange, now_s: float) -> None:
         if not exchange.sequence:
@@ -174,6 +195,8 @@ class SocialService:
 
     def _answer_finished(self) -> None:
         """Sends what is finished by now and sets the timer for what comes next."""
+        if self.behaviour.hang:
+            return
         now_s = time.monotonic()
         while (finished := self._queue.pop_finished(now_s)) is not None:
             finish_s, exchange = finished
@@ -188,6 +211,8 @@ class SocialService:
             finished[1].due = True
             if finished[1].prepared:
                 self._send(finished[1])
+        while self._held:
+            self._held.pop().fail(503, "a new plan began")
 
     def _answer_others(self, exchange: Exchange) -> None:
         if exchange.path == "/healthz":

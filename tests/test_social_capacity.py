@@ -96,6 +96,18 @@ def test_stretching_back_at_once_changes_nothing(jobs: Jobs, workers: int, facto
     assert [f for f, _ in drain(queue)] == pytest.approx(sorted(f for f in [*finishes, late] if f is not None))
 
 
+@given(JOBS, st.integers(1, 3), st.floats(0, 3), st.floats(0, 5))
+def test_a_standstill_delays_exactly_what_was_unfinished(
+    jobs: Jobs, workers: int, since_s: float, lost_s: float
+) -> None:
+    queue: VirtualQueue[int] = VirtualQueue(workers, 1000)
+    finishes = offer_all(queue, [(0.0, service_s) for _, service_s in jobs])
+    queue.delay(since_s, since_s + lost_s)
+    expected = sorted(f + lost_s if f > since_s else f for f in finishes if f is not None)
+    assert queue.busy(since_s + lost_s) == min(workers, sum(f > since_s + lost_s for f in expected))
+    assert [finish for finish, _ in drain(queue)] == pytest.approx(expected)
+
+
 def test_items_come_out_once_and_only_when_finished() -> None:
     queue: VirtualQueue[str] = VirtualQueue(1, 1)
     assert queue.offer(0.0, 2.0, "first") == 2.0

@@ -245,14 +245,31 @@ def test_a_crash_resets_and_refuses_and_a_recovery_takes_the_same_address(server
     assert call(address, "/healthz")[0] == 200
 
 
-def test_a_hang_accepts_and_never_answers(server: SocialNetworkServer) -> None:
-    server.behave(Behaviour(0.0, 0, hang=True), Behaviour(0.4, 0))
-    begin_s = time.monotonic()
+def test_a_hang_answers_nothing_and_loses_only_the_impatient(server: SocialNetworkServer) -> None:
+    server.play_plan(ServerPlan(workers=1, service_s=(("home_read", 0.2),)))
+    answered: list[float] = []
+
+    def read() -> None:
+        assert call(server.address, READ)[0] == 200
+        answered.append(time.monotonic())
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    threads[0].start()
+    wait_until(lambda: server.counters()["busy"] == 1)
+    server.behave(Behaviour(0.0, 0, hang=True))
     with pytest.raises(TimeoutError):
-        compose(server, "hung", timeout_s=0.2)  # type: ignore[arg-type]
-    wait_until(lambda: time.monotonic() - begin_s > 0.4 and server.healthy())
-    assert server.counters()["hung"] >= 1
-    assert not timeline(server, USER, 5)[0].startswith("hung")
+        compose(server, "impatient", timeout_s=0.3)  # type: ignore[arg-type]
+    threads[1].start()
+    wait_until(lambda: server.counters()["hung"] == 2)
+    assert answered == []
+    assert not server.healthy()
+    recovery_s = time.monotonic()
+    server.behave(Behaviour(0.0, 0))
+    for thread in threads:
+        thread.join()
+    assert answered[0] > recovery_s
+    assert answered[1] >= recovery_s + 0.2
+    assert not timeline(server, USER, 5)[0].startswith("impatient")
 
 
 def test_patterns_by_hand_and_their_mistakes(server: SocialNetworkServer) -> None:
