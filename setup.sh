@@ -48,7 +48,7 @@ missing_packages() {
 # NGINX's package would start a server on port 80 of every interface, now and at each boot.
 # Ours run on loopback with ports of their own, so that service is neither started nor enabled.
 install_packages() {
-    exec 8>/var/lock/deepsched-apt.lock
+    exec 8>/run/deepsched-apt.lock
     flock 8
     local nginx_is_new=no
     has_nginx || nginx_is_new=yes
@@ -64,8 +64,11 @@ install_packages() {
     # --no-remove: an NGINX of the user's own must never make way for Debian's.
     "${apt[@]}" install -y --no-install-recommends --no-remove "$@" </dev/null || fail "apt-get install $* failed; see above"
     [ -z "$policy" ] || rm -f "$policy"
+    trap - EXIT
     if [ "$nginx_is_new" = yes ] && command -v update-rc.d >/dev/null; then
         update-rc.d nginx disable >/dev/null
+        # A policy of the machine's own may have let it start.
+        invoke-rc.d nginx stop >/dev/null 2>&1 || true
         echo "setup: NGINX's system service stays off; the project starts its own on 127.0.0.1"
     fi
     flock -u 8

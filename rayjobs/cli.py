@@ -14,7 +14,7 @@ from typing import Any
 
 from actuators.errors import ConfigError, DeepSchedError, closest
 from actuators.options import Options
-from rayjobs.config import load_options
+from rayjobs.config import dump_yaml, load_options
 from rayjobs.flags import build_parser
 from rayjobs.interrupts import Terminated, claim_signals, follow_parent, release_signals
 
@@ -91,9 +91,13 @@ def overview() -> str:
 def _run(verb: Verb, words: Sequence[str]) -> int:
     parser = build_parser(f"deepsched {verb.name}", verb.summary, verb.example, verb.options, verb.positional)
     given = parser.parse(words)
-    file, assignments = given.pop("config", None), given.pop("set", ())
+    file, assignments, only_print = given.pop("config", None), given.pop("set", ()), given.pop("print_config", False)
     flags = {name: value for name, value in given.items() if not (name in verb.positional and value in (None, []))}
-    return verb.run(load_options(verb.options, file=file, assignments=assignments, flags=flags))
+    options = load_options(verb.options, file=file, assignments=assignments, flags=flags)
+    if only_print:
+        print(dump_yaml(options), end="")
+        return 0
+    return verb.run(options)
 
 
 def _guarded(program: str, action: Callable[[], int], *, label: str) -> int:

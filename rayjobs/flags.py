@@ -72,6 +72,7 @@ def build_parser(
     general.add_argument(
         "--set", action="append", metavar="NAME.FIELD=VALUE", help="one option, also inside a group; may be repeated"
     )
+    general.add_argument("--print-config", action="store_true", help="print the options in force as YAML and stop")
     return parser
 
 

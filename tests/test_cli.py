@@ -69,6 +69,16 @@ def test_help_shows_docstring_unit_default_and_example(capsys: pytest.CaptureFix
     assert "deepsched greet Ada --times 2" in text
 
 
+def test_the_options_in_force_can_be_kept_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen.clear()
+    assert run_verb(GREET, ["Ada", "--times", "2", "--print-config"]) == 0
+    file = tmp_path / "greet.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert seen == [], "it only prints"
+    assert run_verb(GREET, ["--config", str(file)]) == 0
+    assert seen == [GreetOptions(who="Ada", times=2)]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
