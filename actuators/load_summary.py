@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ class LoadSummary:
         windows, saturated_windows: how many windows there were, and in how many the engine was the bottleneck.
         interrupted: the arrivals were ended before the plan's end.
         complete: False when the engine died: then `unaccounted` requests were lost with it.
+        in_flight, connections: requests without an answer, and open connections, at the end.
     """
 
     request_types: tuple[str, ...]
@@ -60,6 +61,8 @@ class LoadSummary:
     saturated_windows: int = 0
     interrupted: bool = False
     complete: bool = True
+    in_flight: int = 0
+    connections: int = 0
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Self:
@@ -82,6 +85,9 @@ class LoadSummary:
             windows=1 if window else line["windows"],
             saturated_windows=int(line["saturated"]) if window else line["saturated_windows"],
             interrupted=not window and line["interrupted"],
+            complete=line.get("complete", True),
+            in_flight=line.get("in_flight", 0),
+            connections=line.get("connections", 0),
             **_each(_COUNTS, lambda name: _ints([row[name] for row in rows])),
         )
 
@@ -112,8 +118,24 @@ class LoadSummary:
             cpu_share=busy_s / length_s if length_s > 0 else 0.0,
             interrupted=self.interrupted or later.interrupted,
             complete=self.complete and later.complete,
+            in_flight=later.in_flight,
+            connections=later.connections,
             **_each(_SUMMED, lambda name: getattr(self, name) + getattr(later, name)),
         )
+
+    def to_json(self, kind: Literal["window", "summary"]) -> dict[str, Any]:
+        """Inverse of `from_json`; the shape that load.schema.json describes."""
+        head: dict[str, Any] = {"kind": kind}
+        if kind == "window":
+            head |= {"saturated": self.saturated_windows > 0, "in_flight": self.in_flight}
+            head |= {"connections": self.connections}
+        else:
+            head |= {"interrupted": self.interrupted, "complete": self.complete}
+            head |= {"windows": self.windows, "saturated_windows": self.saturated_windows}
+        delays_ms = {"p50": self.send_delay_p50_ms, "p99": self.send_delay_p99_ms}
+        types = {name: self._type_to_json(i) for i, name in enumerate(self.request_types)}
+        times = {"start_s": self.start_s, "end_s": self.end_s, "cpu_share": self.cpu_share}
+        return {**head, **times, "send_delay_ms": delays_ms, "types": types}
 
     def window(self) -> LoadWindow:
         """The same as what testbeds carry in a Window."""
@@ -145,6 +167,19 @@ class LoadSummary:
             for i, name in enumerate(self.request_types)
         }
 
+    def _type_to_json(self, i: int) -> dict[str, Any]:
+        corrected, raw = self.latency_counts[i], self.raw_counts[i]
+        return {
+            **{name: int(getattr(self, name)[i]) for name in _COUNTS},
+            "errors": {name: int(counts[i]) for name, counts in self.errors.items()},
+            "corrected_us_sum": float(self.latency_s_sum[i] * 1e6),
+            "raw_us_sum": float(self.raw_s_sum[i] * 1e6),
+            "corrected_ms": _statistics_ms(corrected, self.latency_s_sum[i]),
+            "raw_ms": _statistics_ms(raw, self.raw_s_sum[i]),
+            "corrected_counts": sparse(corrected),
+            "raw_counts": sparse(raw),
+        }
+
     def _rate(self, counts: IntArray) -> FloatArray:
         duration_s = self.end_s - self.start_s
         return counts / duration_s if duration_s > 0 else np.zeros(len(counts))
@@ -160,9 +195,22 @@ def dense(pairs: Sequence[Sequence[int]]) -> IntArray:
     """``[histogram.SIZE]`` counts from the sparse ``[[bucket, count], …]`` of a line."""
     counts = np.zeros(histogram.SIZE, dtype=np.int64)
     if pairs:
-        sparse = np.asarray(pairs, dtype=np.int64)
-        counts[sparse[:, 0]] = sparse[:, 1]
+        table = np.asarray(pairs, dtype=np.int64)
+        counts[table[:, 0]] = table[:, 1]
     return counts
+
+
+def sparse(counts: IntArray) -> list[list[int]]:
+    """Inverse of `dense`."""
+    return [[int(bucket), int(counts[bucket])] for bucket in np.flatnonzero(counts)]
+
+
+def _statistics_ms(counts: IntArray, sum_s: float) -> dict[str, float] | None:
+    total = int(counts.sum())
+    if total == 0:
+        return None
+    percentiles = {f"p{p:g}": histogram.percentile_ms(counts, p) for p in PERCENTILES}
+    return {"mean": float(sum_s) * 1e3 / total, **percentiles}
 
 
 def _each(names: Sequence[str], value: Callable[[str], Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ static void add_summary_text(struct text *line, const struct report *report, con
 static void report_summary(struct report *report, const struct period *total, bool interrupted) {
     if (report->live) fputs("\r\033[K", stderr);
     if (report->json) {
-        text_add(&report->line, "{\"kind\":\"summary\",\"interrupted\":%s,\"windows\":%llu,\"saturated_windows\":%llu",
+        text_add(&report->line, "{\"kind\":\"summary\",\"interrupted\":%s,\"complete\":true,\"windows\":%llu,\"saturated_windows\":%llu",
                  interrupted ? "true" : "false", (unsigned long long)total->windows,
                  (unsigned long long)total->saturated_windows);
         add_period(&report->line, report->plan, total);

