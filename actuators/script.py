@@ -109,7 +109,8 @@ class Script:
 class Scenario(Protocol):
     """A seeded script: how load and server behaviour change over time."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed; equal seeds give equal scripts."""

@@ -29,6 +29,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         make_testbed: called once, at the first reset.
         next_scenario: episode seed → scenario.
         interval_s: control interval in seconds.
+        closes_testbed: whether `close` closes the testbed too.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -42,11 +43,13 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         method: BalancingMethod = "least_conn",
         interval_s: float = 1.0,
         episode_steps: int = 100,
+        closes_testbed: bool = True,
     ) -> None:
         self.problem = problem
         self.observation_space, self.action_space = problem.observation_space, problem.action_space
         self._make_testbed, self._next_scenario, self._method = make_testbed, next_scenario, method
         self._interval_s, self._episode_steps = interval_s, episode_steps
+        self._closes_testbed = closes_testbed
         self._testbed: Testbed | None = None
         self._observer = problem.observer()
         self._observation: Observation | None = None
@@ -86,10 +89,10 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return array, float(value), False, self._step >= self._episode_steps, info
 
     def close(self) -> None:
-        """Closes the testbed; may be called twice."""
-        if self._testbed is not None:
+        """Lets go of the testbed, closing it if it is ours; may be called twice."""
+        if self._testbed is not None and self._closes_testbed:
             self._testbed.close()
-            self._testbed = None
+        self._testbed = None
 
     def _see(self, window: Window) -> NDArray[np.float32]:
         self._observation = self._observer.observe_window(window)

@@ -7,6 +7,7 @@ killed, ray 2.60 leaves its dashboard and runtime-env agents behind for ever; a 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -19,10 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from actuators.process import ManagedProcess
+from rayjobs.interrupts import claim_signals
 
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 90.0
 PREFIX = "deepsched-ray-"
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the environment of a submitted job's entrypoint."""
 
 
 class LocalRay:
@@ -60,13 +64,11 @@ class LocalRay:
         self._head.wait_ready(lambda: address.exists() and bool(address.read_text().strip()), START_TIMEOUT_S)
         os.environ.update(self.environment)
         os.environ.pop("RAY_ADDRESS", None)
-        import ray
-        from ray import _raylet
-
+        raylet = importlib.import_module("ray._raylet")
         # Ray reads its environment when it is imported, which may have been before now (ray 2.60).
-        _raylet.Config.initialize("")
-        _raylet.AuthenticationTokenLoader.instance().reset_cache()
-        ray.init(address=address.read_text().strip(), log_to_driver=False, logging_level=logging.ERROR)
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        _connect(address.read_text().strip())
 
     def close(self) -> None:
         """Disconnects, ends every process of this Ray and removes its folder; idempotent."""
@@ -76,6 +78,20 @@ class LocalRay:
             ray.shutdown()
         self._head.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
+    """The cluster that submitted this process as a job, or else a `LocalRay` for the block."""
+    if _SUBMITTED not in os.environ:
+        with local_ray(testbeds, servers):
+            yield
+        return
+    _connect("auto")
+    try:
+        yield
+    finally:
+        sys.modules["ray"].shutdown()
 
 
 @contextlib.contextmanager
@@ -91,6 +107,16 @@ def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> I
         for name in ray.environment:
             os.environ.pop(name, None)
         os.environ.update({name: before[name] for name in (*ray.environment, "RAY_ADDRESS") if name in before})
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    # RLlib explains its new API stack at every start.
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    # ray.init takes SIGTERM for itself and would leave without letting anything end.
+    claim_signals()
 
 
 def _environment(folder: Path) -> dict[str, str]:

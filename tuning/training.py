@@ -89,7 +89,7 @@ class Trainer:
         self.problem, self.options, self.folder, self.seed = problem, options, folder, seed
         self.curve: list[CurveRow] = []
         self.checkpoint: Path | None = None
-        self._report = report
+        self.report = report
         self._net = EquivariantNet(problem.row_size, problem.topology.shape[0], options.model)
 
     def train_simulated(self, scenario: Scenario) -> None:
@@ -149,7 +149,7 @@ class Trainer:
             if isinstance(value, float) and math.isfinite(value):
                 events.add_scalar(f"{row.phase}/{name}", value, row.step)
         write_atomic(self.folder / "progress.csv", _as_csv(self.curve))
-        self._report(row, steps)
+        self.report(row, steps)
 
     def _keep(self, algo: Algorithm, phase: str) -> None:
         target = (self.folder / "checkpoints" / phase).resolve()

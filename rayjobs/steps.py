@@ -1,0 +1,190 @@
+"""The steps that verbs are composed of: observe, train, export, judge; each keeps its results at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from actuators.files import write_json
+from actuators.live import LiveTestbed
+from actuators.script import Scenario
+from actuators.snapshots import SnapshotWriter
+from actuators.testbed import Testbed
+from actuators.window import Window
+from envs.scenarios import Mixture, StudyScenario, randomised, scenario
+from rayjobs.console import remarks
+from rayjobs.progress import Progress, StageProgress
+from rayjobs.runs import RunFolder
+from tuning.evaluation import Evaluation, describe_machine
+from tuning.judge import Controller, Judge, JudgeOptions
+from tuning.judge import Progress as JudgeProgress
+from tuning.observing import Observed, ObserveOptions, fit_problem, watch
+from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.windows_table import write_windows
+
+if TYPE_CHECKING:
+    from tuning.bundle import Bundle
+    from tuning.training import CurveRow, Trainer
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one run; every result is in the run folder as soon as it exists."""
+
+    folder: RunFolder
+    progress: Progress
+    seed: int
+
+    def observe(
+        self, testbed: Testbed, watched: Scenario, options: ObserveOptions, training: TrainingOptions
+    ) -> Observed:
+        """Watches the testbed under equal weights; writes `snapshots.jsonl` (live), `deadlines.json`, `encoder.npz`."""
+        with self.progress.stage("observe") as stage, contextlib.ExitStack() as stack:
+            record = self._recorder(testbed, stack)
+
+            def on_window(window: Window, fraction: float) -> None:
+                record()
+                stage.update(_traffic(window), fraction)
+
+            windows = watch(testbed, watched, training.method, options, self.seed, on_window)
+            observed = fit_problem(windows, testbed.topology, training.decision, options.encoder, self.seed)
+            self._keep(observed)
+            stage.update(_found(observed), 1.0)
+        for warning in observed.deadlines.warnings:
+            remarks().print(f"warning: {warning}", markup=False)
+        return observed
+
+    def train(self, observed: Observed, options: TrainingOptions, work_scale: float) -> Trainer:
+        """PPO on simulated testbeds of the observed topology, every episode a randomised script."""
+        from tuning.training import Trainer
+
+        with self.progress.stage("train") as stage:
+            trainer = Trainer(observed.problem, options, self.folder.path, self.seed, _reporter(stage))
+            trainer.train_simulated(training_scenarios(options, work_scale))
+        return trainer
+
+    def train_live(
+        self, trainer: Trainer, testbed: Testbed, watched: Scenario, steps: int, algorithm: AlgorithmOptions
+    ) -> None:
+        """Goes on with the trained network on the testbed itself for a short stretch."""
+        from envs.balancing import BalancingEnv
+
+        def make_env() -> BalancingEnv:
+            return BalancingEnv(
+                trainer.problem,
+                lambda: testbed,
+                lambda seed: watched,
+                method=trainer.options.method,
+                interval_s=trainer.options.interval_s,
+                episode_steps=algorithm.batch_steps,
+                closes_testbed=False,
+            )
+
+        with self.progress.stage("train live") as stage:
+            trainer.report = _reporter(stage)
+            trainer.train_live(make_env, steps, algorithm)
+
+    def export(self, trainer: Trainer) -> Bundle:
+        """Writes `bundle/`."""
+        from rayjobs.provenance import provenance
+        from tuning.bundle import Bundle
+
+        model = trainer.options.model
+        bundle = Bundle(trainer.net(), trainer.problem, model, provenance(self.folder, self.seed, trainer.curve))
+        bundle.save(self.folder.path / "bundle")
+        return bundle
+
+    def judge(
+        self,
+        testbed: Testbed,
+        controllers: Sequence[Controller],
+        watched: Scenario,
+        observed: Observed,
+        options: JudgeOptions,
+    ) -> Evaluation:
+        """Runs all blocks; finished rounds are written even when it is interrupted."""
+        with self.progress.stage("judge") as stage:
+            judge = Judge(
+                testbed,
+                controllers,
+                watched,
+                observed.deadlines.seconds,
+                options,
+                progress=lambda now: stage.update(_block(now), now.index / now.total),
+                machine=describe_machine(),
+            )
+            try:
+                return judge.run()
+            finally:
+                if judge.blocks:
+                    evaluation = judge.evaluation()
+                    evaluation.write(self.folder.path / "evaluation.json")
+                    write_windows(evaluation, self.folder.path / "windows.parquet")
+
+    def _recorder(self, testbed: Testbed, stack: contextlib.ExitStack) -> Callable[[], None]:
+        if not isinstance(testbed, LiveTestbed):
+            return lambda: None
+        writer = stack.enter_context(SnapshotWriter(self.folder.path / "snapshots.jsonl"))
+
+        def record() -> None:
+            snapshot = testbed.latest_snapshot()
+            if snapshot is not None:
+                writer.write(snapshot)
+
+        return record
+
+    def _keep(self, observed: Observed) -> None:
+        observed.problem.encoder.save(self.folder.path / "encoder.npz")
+        types = observed.problem.topology.request_types
+        found = observed.deadlines
+        write_json(
+            self.folder.path / "deadlines.json",
+            {
+                "deadlines_ms": dict(zip(types, (found.seconds * 1e3).tolist(), strict=True)),
+                "mean_ms": dict(zip(types, (found.mean_s * 1e3).tolist(), strict=True)),
+                "deviation_ms": dict(zip(types, (found.deviation_s * 1e3).tolist(), strict=True)),
+                "requests": dict(zip(types, found.requests.tolist(), strict=True)),
+                "warnings": list(found.warnings),
+                "bic": observed.problem.encoder.bic,
+                "clusters": observed.problem.encoder.clusters,
+            },
+        )
+
+
+def training_scenarios(options: TrainingOptions, work_scale: float) -> Mixture:
+    """Randomised variants of the scenarios to train on; raises ConfigError for an unknown name."""
+    duration_s = (options.episode_steps + 2) * options.interval_s
+    return Mixture(tuple(randomised(scenario(name, work_scale=work_scale), duration_s) for name in options.scenarios))
+
+
+def watched_scenario(name: str, duration_s: float, work_scale: float | None = None) -> StudyScenario:
+    """The scenario to observe or judge on, long enough for `duration_s`."""
+    return scenario(name, duration_s=duration_s, work_scale=work_scale)
+
+
+def _traffic(window: Window) -> str:
+    rate_rps = window.requests.sum() / max(window.duration_s, 1e-3)
+    mean_ms = window.response_ms_sum.sum() / max(int(window.requests.sum()), 1)
+    faults = f", {len(window.faults)} faults" if window.faults else ""
+    return f"{rate_rps:.0f} requests/s, mean {mean_ms:.1f} ms{faults}"
+
+
+def _found(observed: Observed) -> str:
+    deadlines = ", ".join(
+        f"{group.request_type} {1e3 * seconds:.0f} ms"
+        for group, seconds in zip(observed.problem.topology.groups, observed.deadlines.seconds, strict=True)
+    )
+    return f"deadlines: {deadlines}; {observed.problem.encoder.clusters} clusters by BIC"
+
+
+def _reporter(stage: StageProgress) -> Callable[[CurveRow, int], None]:
+    def report(row: CurveRow, steps: int) -> None:
+        stage.update(f"{row.step} of {steps} steps, return {row.episode_return:.2f}", row.step / steps)
+
+    return report
+
+
+def _block(now: JudgeProgress) -> str:
+    return f"round {now.place.round + 1}, {now.place.policy}: {now.phase} for {now.phase_s:g} s"
