@@ -6,7 +6,7 @@ import subprocess
 import sys
 import uuid
 
-from conftest import MARKER, SESSION, processes_with, wait_gone
+from orphans import MARKER, SESSION, processes_with, wait_gone
 
 
 def test_what_a_test_starts_is_found_and_its_children_too() -> None:
