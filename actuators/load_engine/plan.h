@@ -158,7 +158,7 @@ static void print_plan(const struct plan *plan, FILE *out) {
         fprintf(out, "stream %s %s %s %s\n", stream->type, stream->method, stream->path, stream->body_name);
         for (size_t k = 0; k < stream->step_count; k++) {
             const struct step *step = &stream->steps[k];
-            fprintf(out, "step %.9g %.9g %s\n", step->start_s, step->rate_rps, distribution_names[step->distribution]);
+            fprintf(out, "step %.17g %.17g %s\n", step->start_s, step->rate_rps, distribution_names[step->distribution]);
         }
     }
 }
