@@ -23,7 +23,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever json takes
+def write_json(path: Path, value: Any) -> None:
     """Atomically writes indented JSON; NaN and infinity are refused (ValueError), JSON has no words for them."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
