@@ -59,7 +59,7 @@ def _bind(host: str, port: int, *, shared: bool = True) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         bound.close()
         raise ServiceError(f"cannot listen: {error}", where=f"{host}:{port}", remedy="choose another port") from error
     return bound

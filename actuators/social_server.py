@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,12 @@ class SocialNetworkServer:
         if self._process is None:
             raise self._error("is not running")
         return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL to the process, to try what a crash costs; returns when it is gone."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(_CALL_TIMEOUT_S)
 
     @property
     def running(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import signal
 import socket
 import sqlite3
 import threading
@@ -310,7 +309,7 @@ def test_a_killed_server_costs_only_itself_and_restarts_on_its_address(tmp_path:
             thread.start()
         wait_until(lambda: min(map(len, confirmed)) > 20, timeout_s=20)
         address = servers[1].address
-        servers[1]._process.send_signal(signal.SIGKILL)  # type: ignore[union-attr]
+        servers[1].kill()
         killed.set()
         for thread in threads:
             thread.join()

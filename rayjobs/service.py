@@ -1,0 +1,223 @@
+"""`deepsched service`: the stand-in social network by itself, for experiments by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+from rich.table import Table
+
+from actuators.errors import ConfigError, DataError, ServiceError
+from actuators.options import Options
+from actuators.script import ServiceDistribution
+from actuators.social_database import SocialNetworkOptions
+from rayjobs.cli import Verb, run_verb
+from rayjobs.console import remarks, results
+
+if TYPE_CHECKING:
+    from actuators.script import Script
+    from actuators.social_server import SocialNetworkServer
+    from actuators.topology import Topology
+
+_LOOK_EVERY_S = 0.25
+_LAST_PORT = 65535
+
+SpeedsOfServer = float | tuple[float, float, float]
+
+
+class ServiceOptions(Options):
+    """Servers, their capacity and what happens to them."""
+
+    servers: int = Field(3, ge=1, le=1024)
+    """Number of server processes; all share one database."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the admin endpoints stay on 127.0.0.1."""
+    port: int = Field(0, ge=0, le=_LAST_PORT)
+    """Port of the first server, the others take the next ones; 0 takes free ones."""
+    workers: int = Field(4, ge=1)
+    """Requests that a server serves at once."""
+    queue_limit: int = Field(512, ge=0)
+    """Requests waiting beyond which a server answers 503."""
+    compose_ms: float = Field(18.0, ge=0)
+    """Mean emulated service time of a compose."""
+    home_read_ms: float = Field(4.4, ge=0)
+    """Mean emulated service time of a home timeline read."""
+    user_read_ms: float = Field(3.3, ge=0)
+    """Mean emulated service time of a user timeline read."""
+    distribution: ServiceDistribution = "lognormal"
+    """Distribution of the service times."""
+    cv: float = Field(1.0, ge=0)
+    """Coefficient of variation of the lognormal."""
+    speeds: tuple[SpeedsOfServer, ...] = ()
+    """Per server how many times faster than the mean: one number, or three for compose, home read, user read."""
+    scenario: str = ""
+    """Scenario whose servers and disturbances to play, S1 to S10; the capacity options then have no say."""
+    script: Path | None = None
+    """JSON file of a resolved script to play instead of a scenario."""
+    seed: int = 1
+    """Seed of service times, scenario and database."""
+    duration_s: float = Field(0.0, ge=0)
+    """Ends after this time; 0 runs until Ctrl-C."""
+    database: Path | None = None
+    """SQLite file to use or make; a temporary one when not given."""
+    network: SocialNetworkOptions = SocialNetworkOptions()
+    """Users, followers and first posts of a new database."""
+
+
+def run(options: ServiceOptions) -> int:
+    """Serves until Ctrl-C or the end of the duration, then says what was served; 0."""
+    from actuators.topology import social_network  # here and below: help must be fast
+
+    topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
+    script = make_script(options, topology)
+    if options.port + options.servers > _LAST_PORT + 1:
+        raise ConfigError(f"port {options.port + options.servers - 1} does not exist", remedy="begin with a lower one")
+    with tempfile.TemporaryDirectory(prefix="deepsched-service-") as folder, contextlib.ExitStack() as stack:
+        servers = _start(options, Path(folder), stack)
+        live = topology.with_servers(tuple(server.address for server in servers))
+        for server in servers:
+            server.play(script, live)
+        results().print(_overview(servers, script))
+        _explain(servers[0])
+        try:
+            _watch(servers, options.duration_s)
+        finally:
+            _conclude(servers)
+    return 0
+
+
+def make_script(options: ServiceOptions, topology: Topology) -> Script:
+    """What the servers play: the file's, the scenario's, or a steady one from the options. Raises ConfigError."""
+    from actuators.script import Script, ServerProfile
+
+    if options.script is not None:
+        return _read_script(options.script)
+    if options.scenario:
+        from envs.scenarios import scenario
+
+        return scenario(options.scenario).script(topology, options.seed)
+    speeds = options.speeds or (1.0,) * options.servers
+    if len(speeds) != options.servers:
+        raise ConfigError(f"{len(speeds)} speeds for {options.servers} servers", remedy="give one per server")
+    each = [tuple(speed) if isinstance(speed, tuple) else (speed,) * 3 for speed in speeds]
+    if any(speed <= 0 for speeds_of_server in each for speed in speeds_of_server):
+        raise ConfigError(f"speeds are {speeds}", remedy="each must be greater than 0")
+    profiles = tuple(ServerProfile(speed, options.workers, options.queue_limit) for speed in each)
+    means_s = tuple(ms / 1e3 for ms in (options.compose_ms, options.home_read_ms, options.user_read_ms))
+    return Script("steady", options.seed, float("inf"), (), profiles, means_s, options.distribution, options.cv)
+
+
+def _read_script(path: Path) -> Script:
+    from actuators.script import Script
+
+    try:
+        return Script.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"cannot read the script: {error.strerror}", where=str(path)) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"not a script: {error}", where=str(path), remedy="write it with Script.to_json") from error
+
+
+def _start(options: ServiceOptions, folder: Path, stack: contextlib.ExitStack) -> list[SocialNetworkServer]:
+    from actuators.social_database import create_database
+    from actuators.social_server import SocialNetworkServer
+
+    database = options.database or folder / "social_network.sqlite"
+    if not database.exists():
+        create_database(database, options.network, options.seed)
+    return [
+        stack.enter_context(
+            SocialNetworkServer(
+                options.network,
+                work_dir=folder,
+                database=database,
+                index=index,
+                host=options.host,
+                port=options.port and options.port + index,
+            )
+        )
+        for index in range(options.servers)
+    ]
+
+
+def _overview(servers: list[SocialNetworkServer], script: Script) -> Table:
+    """One row per server: where it is, and its mean service times."""
+    drawn = Table(title=f"stand-in social network, script {script.name!r}, seed {script.seed}", title_justify="left")
+    for column in ("server", "address", "admin", "workers", "compose", "home read", "user read"):
+        drawn.add_column(column, justify="left" if column in ("address", "admin") else "right")
+    for number, (server, profile) in enumerate(zip(servers, script.servers, strict=False), 1):
+        means = [
+            f"{mean / speed * 1e3:.3g} ms" for mean, speed in zip(script.mean_service_s, profile.speeds, strict=True)
+        ]
+        drawn.add_row(str(number), server.address, server.admin, str(profile.workers), *means)
+    return drawn
+
+
+def _explain(server: SocialNetworkServer) -> None:
+    """Commands that can be pasted, on stderr."""
+    aside = remarks()
+    for line in (
+        f"try:      curl 'http://{server.address}/wrk2-api/home-timeline/read?user_id=3&start=0&stop=2'",
+        f"disturb:  curl http://{server.admin}/behaviours -d '{{\"speed\": 0.5}}'",
+        f"          curl http://{server.admin}/behaviours -d "
+        '\'{"pattern": "telegraph", "speed": 0.5, "duration_s": 600}\'',
+        "          patterns: steps, telegraph, periodic, slow_start, crash, errors",
+        f"count:    curl http://{server.admin}/counters",
+        "end:      Ctrl-C",
+    ):
+        aside.print(line, markup=False)
+
+
+def _watch(servers: list[SocialNetworkServer], duration_s: float) -> None:
+    """Returns at the end of the duration or at Ctrl-C; says when a server dies, fails when none is left."""
+    end_s = time.monotonic() + duration_s if duration_s else float("inf")
+    alive = set(range(len(servers)))
+    try:
+        while time.monotonic() < end_s:
+            select.select([], [], [], min(_LOOK_EVERY_S, max(end_s - time.monotonic(), 0)))
+            for index in [index for index in alive if not servers[index].running]:
+                alive.discard(index)
+                remarks().print(f"server {index + 1} ({servers[index].address}) has died; the others go on")
+            if not alive:
+                raise ServiceError("all servers have died", remedy="start the service again")
+    except KeyboardInterrupt:
+        remarks().print("ending…")
+
+
+def _conclude(servers: list[SocialNetworkServer]) -> None:
+    counted: dict[str, dict[str, int]] = {}
+    for server in servers:
+        if server.running:
+            for request_type, statuses in _requests(server).items():
+                into = counted.setdefault(request_type, {})
+                for status, count in statuses.items():
+                    into[status] = into.get(status, 0) + count
+    text = "; ".join(
+        f"{request_type} " + ", ".join(f"{count} × {status}" for status, count in statuses.items())
+        for request_type, statuses in counted.items()
+    )
+    results().print(f"answered: {text or 'nothing'}", markup=False)
+
+
+def _requests(server: SocialNetworkServer) -> dict[str, Any]:
+    requests: dict[str, Any] = server.counters()["requests"]
+    return requests
+
+
+VERB = Verb(
+    name="service",
+    summary="run the stand-in social network until Ctrl-C",
+    example="deepsched service --servers 3 --speeds 1.6,1.0,0.4",
+    options=ServiceOptions,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
