@@ -6,7 +6,7 @@ from actuators.control import BalancingMethod, Control, Weights
 from actuators.topology import Topology
 from actuators.window import Window
 from envs.baselines import Policy
-from envs.observation import Observer
+from envs.observation import Observation, Observer
 
 
 class FixedController:
@@ -20,6 +20,18 @@ class FixedController:
 
     def decide(self, window: Window) -> Control | None:
         return None
+
+
+class Recorded:
+    """A policy that remembers every observation it acted on, for reports about short runs."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.name, self._policy = policy.name, policy
+        self.seen: list[Observation] = []
+
+    def act(self, observation: Observation) -> Control:
+        self.seen.append(observation)
+        return self._policy.act(observation)
 
 
 class PolicyController:

@@ -21,6 +21,7 @@ from tuning.observing import ObserveOptions
 from tuning.options import AlgorithmOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from envs.observation import Observation
     from tuning.evaluation import Evaluation
     from tuning.training import Trainer
 
@@ -72,7 +73,7 @@ def run(options: DemoOptions) -> int:
     options = resolve(options)
     from rayjobs.console import remarks, results
     from rayjobs.doctor import diagnose, require
-    from rayjobs.report import write_run_report
+    from rayjobs.run_report import write_run_report
     from tuning.table import print_evaluation
 
     folder = RunFolder.create(options.out, "demo", options.seed, options)
@@ -82,9 +83,9 @@ def run(options: DemoOptions) -> int:
                 findings = diagnose(options.live.nginx.binary)
                 require(findings)
                 stage.update(f"{len(findings)} things looked at, none is missing")
-            evaluation, trainer = _work(options, folder, progress)
+            evaluation, trainer, seen = _work(options, folder, progress)
             with progress.stage("report"):
-                report = write_run_report(folder, evaluation, trainer)
+                report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, seen)
     except KeyboardInterrupt:
         remarks().print(f"kept in {folder.path}: {folder.contents()}", markup=False, soft_wrap=True)
         raise
@@ -106,7 +107,7 @@ def resolve(options: DemoOptions) -> DemoOptions:
     interval_s = options.interval_s
     if options.quick:
         interval_s = min(interval_s, 0.5)
-        stages["observe"] = options.observe.model_copy(update={"duration_s": 6.0, "skip_s": 1.0, "interval_s": 0.5})
+        stages["observe"] = options.observe.model_copy(update={"duration_s": 5.0, "explore_s": 4.0, "skip_s": 1.0})
         stages["training"] = options.training.model_copy(update={"steps": 6000})
         brief = options.live_training.algorithm.model_copy(update={"batch_steps": 6, "minibatch_steps": 6})
         stages["live_training"] = options.live_training.model_copy(update={"steps": 6, "algorithm": brief})
@@ -117,7 +118,8 @@ def resolve(options: DemoOptions) -> DemoOptions:
     return options.model_copy(update={**stages, "interval_s": interval_s})
 
 
-def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer]:
+def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
+    from envs.controller import Recorded
     from envs.scenarios import scenario
     from rayjobs.local_ray import local_ray
     from rayjobs.steps import Steps
@@ -135,15 +137,14 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
         observed = steps.observe(testbed, watched, options.observe, options.training)
         trainer = steps.train(observed, options.training, watched.work_scale)
         if options.live_training.steps:
-            steps.train_live(
-                trainer, testbed, watched, options.live_training.steps, options.live_training.algorithm
-            )
+            steps.train_live(trainer, testbed, watched, options.live_training.steps, options.live_training.algorithm)
         bundle = steps.export(trainer)
-        policies = contenders(observed.problem, options.method, bundle.policy())
-        evaluation = steps.judge(testbed, policies, watched, observed, options.judge)
+        learned = Recorded(bundle.policy())
+        policies = contenders(observed.problem, options.method, learned)
+        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, options.judge)
         with progress.stage("end"):
             stack.close()
-    return evaluation, trainer
+    return evaluation, trainer, learned.seen
 
 
 def _stages(options: DemoOptions) -> list[Stage]:
@@ -154,7 +155,7 @@ def _stages(options: DemoOptions) -> list[Stage]:
     stages = [
         Stage("check", 3),
         Stage("start", 14 + 6 * pace),
-        Stage("observe", 2 + pace * (observe.duration_s + observe.skip_s)),
+        Stage("observe", 2 + pace * (observe.duration_s + observe.explore_s + observe.skip_s)),
         Stage("train", 10 + options.training.steps / 1500),
         Stage("train live", 1 + pace * live.steps * options.interval_s * 1.3),
         Stage("judge", 2 + pace * judge.rounds * POLICIES * block_s),

@@ -50,6 +50,10 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def contents(self) -> str:
+        """The files and folders in it, in words."""
+        return ", ".join(sorted(entry.name + ("/" if entry.is_dir() else "") for entry in self.path.iterdir()))
+
     def write(self, name: str, data: bytes | str) -> Path:
         """Atomically writes one file; its path."""
         path = self.file(name)

@@ -12,8 +12,8 @@ from actuators.live import LiveTestbed
 from actuators.script import Scenario
 from actuators.snapshots import SnapshotWriter
 from actuators.testbed import Testbed
-from actuators.window import Window
-from envs.scenarios import Mixture, StudyScenario, randomised, scenario
+from actuators.window import FloatArray, Window
+from envs.scenarios import Mixture, randomised, scenario
 from rayjobs.console import remarks
 from rayjobs.progress import Progress, StageProgress
 from rayjobs.runs import RunFolder
@@ -101,7 +101,7 @@ class Steps:
         testbed: Testbed,
         controllers: Sequence[Controller],
         watched: Scenario,
-        observed: Observed,
+        deadlines_s: FloatArray,
         options: JudgeOptions,
     ) -> Evaluation:
         """Runs all blocks; finished rounds are written even when it is interrupted."""
@@ -110,7 +110,7 @@ class Steps:
                 testbed,
                 controllers,
                 watched,
-                observed.deadlines.seconds,
+                deadlines_s,
                 options,
                 progress=lambda now: stage.update(_block(now), now.index / now.total),
                 machine=describe_machine(),
@@ -157,11 +157,6 @@ def training_scenarios(options: TrainingOptions, work_scale: float) -> Mixture:
     """Randomised variants of the scenarios to train on; raises ConfigError for an unknown name."""
     duration_s = (options.episode_steps + 2) * options.interval_s
     return Mixture(tuple(randomised(scenario(name, work_scale=work_scale), duration_s) for name in options.scenarios))
-
-
-def watched_scenario(name: str, duration_s: float, work_scale: float | None = None) -> StudyScenario:
-    """The scenario to observe or judge on, long enough for `duration_s`."""
-    return scenario(name, duration_s=duration_s, work_scale=work_scale)
 
 
 def _traffic(window: Window) -> str:

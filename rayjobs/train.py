@@ -26,7 +26,7 @@ class TrainOptions(Options):
     """Folder for the run's folder; `runs` when not given."""
     scenario: str = "demo"
     """Scenario that is observed first and judged on last; see `training.scenarios` for what is trained on."""
-    observe: ObserveOptions = ObserveOptions(duration_s=120.0, interval_s=1.0)
+    observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, interval_s=1.0)
     """The observation phase, on a simulated testbed."""
     training: TrainingOptions = TrainingOptions()
     """PPO on simulated testbeds."""
@@ -57,7 +57,7 @@ def run(options: TrainOptions) -> int:
         trainer = steps.train(observed, training, watched.work_scale)
         bundle = steps.export(trainer)
         policies = contenders(observed.problem, training.method, bundle.policy())
-        evaluation = steps.judge(testbed, policies, watched, observed, judging)
+        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
     print_evaluation(evaluation.to_json(), results())
     results().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
     return 0

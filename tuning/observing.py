@@ -1,13 +1,14 @@
-"""The observation phase: windows under equal weights → deadlines, scaler and Gaussian mixture."""
+"""The observation phase: windows under equal and exploring weights → deadlines, scaler and Gaussian mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import Field
 
-from actuators.control import BalancingMethod
+from actuators.control import BalancingMethod, Weights
 from actuators.options import Options
 from actuators.script import Scenario
 from actuators.testbed import Testbed
@@ -22,8 +23,10 @@ from envs.mixture import fit_from_windows
 class ObserveOptions(Options):
     """How long the system is watched before anything is learned, and what is fitted to it."""
 
-    duration_s: float = Field(default=20.0, gt=0)
-    """Seconds of observation under equal weights."""
+    duration_s: float = Field(default=15.0, gt=0)
+    """Seconds of observation under equal weights; deadlines come from these."""
+    explore_s: float = Field(default=10.0, ge=0)
+    """Seconds under changing weights after that, so that the mixture has seen uneven traffic before it steers."""
     skip_s: float = Field(default=2.0, ge=0)
     """Seconds at the start that are not used: queues are still filling."""
     interval_s: float = Field(default=0.5, gt=0)
@@ -33,10 +36,18 @@ class ObserveOptions(Options):
 
 
 @dataclass(frozen=True, eq=False)
+class Watched:
+    """Windows under equal weights, and under exploring ones."""
+
+    equal: tuple[Window, ...]
+    exploring: tuple[Window, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Observed:
     """What an observation phase gave: its windows, the deadlines, and the problem they define."""
 
-    windows: tuple[Window, ...]
+    windows: Watched
     deadlines: Deadlines
     problem: DecisionProblem
 
@@ -48,29 +59,37 @@ def watch(
     options: ObserveOptions,
     seed: int,
     on_window: Callable[[Window, float], None] = lambda window, fraction: None,
-) -> tuple[Window, ...]:
-    """Windows of the scenario under equal weights, the skipped start left out, the load drained after.
+) -> Watched:
+    """Windows of the scenario, the skipped start left out, the load drained after.
+
+    Exploring weights are drawn from {1, 3, 5} per group and server, as the project's first weight
+    changer did, anew for every window.
 
     Args:
         on_window: called after every window with the share of the phase that is over, 0…1.
     """
     testbed.set_method(method)
     testbed.reset(scenario, seed)
-    windows, steps = [], max(round((options.skip_s + options.duration_s) / options.interval_s), 1)
-    skipped = round(options.skip_s / options.interval_s)
+    skipped, equal, exploring = (
+        round(seconds / options.interval_s) for seconds in (options.skip_s, options.duration_s, options.explore_s)
+    )
+    generator = np.random.default_rng(seed)
+    windows, steps = [], skipped + equal + exploring
     for step in range(steps):
-        window = testbed.advance(options.interval_s)
-        if step >= skipped:
-            windows.append(window)
-        on_window(window, (step + 1) / steps)
+        if step >= skipped + equal:
+            ratios = generator.choice([1, 3, 5], testbed.topology.shape)
+            testbed.apply(Weights(testbed.topology, ratios))
+        windows.append(testbed.advance(options.interval_s))
+        on_window(windows[-1], (step + 1) / steps)
     testbed.drain()
-    return tuple(windows)
+    return Watched(tuple(windows[skipped : skipped + equal]), tuple(windows[skipped + equal :]))
 
 
 def fit_problem(
-    windows: Sequence[Window], topology: Topology, decision: DecisionOptions, encoder: EncoderOptions, seed: int
+    windows: Watched, topology: Topology, decision: DecisionOptions, encoder: EncoderOptions, seed: int
 ) -> Observed:
     """Deadlines and mixture from the windows. Raises DataError when the phase was too short or disturbed."""
-    deadlines = derive_deadlines(windows, topology)
-    mixture = fit_from_windows(windows, topology, deadlines.seconds, encoder, seed)
-    return Observed(tuple(windows), deadlines, DecisionProblem(topology, deadlines.seconds, mixture, decision))
+    deadlines = derive_deadlines(windows.equal, topology)
+    seen = [*windows.equal, *windows.exploring]
+    mixture = fit_from_windows(seen, topology, deadlines.seconds, encoder, seed)
+    return Observed(windows, deadlines, DecisionProblem(topology, deadlines.seconds, mixture, decision))

@@ -1,0 +1,75 @@
+"""`deepsched observe`: watch a testbed, derive deadlines, fit the Gaussian mixture; nothing is learned yet."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from pydantic import Field
+
+from actuators.options import Options
+from actuators.parts import LiveOptions
+from rayjobs.cli import Verb, run_verb
+from rayjobs.progress import Progress, Stage
+from rayjobs.runs import RunFolder
+from rayjobs.testbeds import TestbedKind, open_testbed
+from tuning.observing import ObserveOptions
+from tuning.options import TrainingOptions
+
+
+class ObserveVerbOptions(Options):
+    """One observation phase."""
+
+    seed: int = Field(default=1, ge=0)
+    """Fixes arrivals, service times, exploring weights and the mixture's start."""
+    out: Path | None = None
+    """Folder for the run's folder; `runs` when not given."""
+    testbed: TestbedKind = "simulated"
+    """`live` starts servers, an NGINX and load on this machine."""
+    scenario: str = "demo"
+    """What happens meanwhile: `deepsched scenarios list`."""
+    observe: ObserveOptions = ObserveOptions()
+    """Durations and the mixture."""
+    live: LiveOptions = LiveOptions()
+    """The parts of a live testbed."""
+
+
+def run(options: ObserveVerbOptions) -> int:
+    """Prints deadlines, clusters and the folder with `deadlines.json`, `encoder.npz` and, live, `snapshots.jsonl`."""
+    from envs.scenarios import scenario
+    from rayjobs.console import results
+    from rayjobs.local_ray import ray_session
+    from rayjobs.steps import Steps
+
+    folder = RunFolder.create(options.out, "observe", options.seed, options)
+    live = options.testbed == "live"
+    seconds = options.observe.skip_s + options.observe.duration_s + options.observe.explore_s
+    stages = [Stage("start", 20 if live else 2), Stage("observe", 2 + (seconds if live else 0))]
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(stages))
+        with progress.stage("start"):
+            if live:
+                stack.enter_context(ray_session())
+            work_dir = folder.path / "testbed"
+            testbed = stack.enter_context(open_testbed(options.testbed, work_dir, options.seed, options.live))
+        steps = Steps(folder, progress, options.seed)
+        observed = steps.observe(testbed, scenario(options.scenario), options.observe, TrainingOptions())
+    for group, seconds in zip(testbed.topology.groups, observed.deadlines.seconds, strict=True):
+        results().print(f"{group.request_type}: deadline {1e3 * seconds:.1f} ms")
+    encoder = observed.problem.encoder
+    results().print(f"{encoder.clusters} clusters, the lowest BIC of {', '.join(map(str, sorted(encoder.bic)))}")
+    results().print(f"kept in {folder.path}", soft_wrap=True)
+    return 0
+
+
+VERB = Verb(
+    name="observe",
+    summary="watch a testbed: deadlines and the Gaussian mixture",
+    example="deepsched observe --testbed live --set observe.duration_s=30",
+    options=ObserveVerbOptions,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
