@@ -64,6 +64,8 @@ class LoadEngine:
         self._seen = LoadSummary.empty(())
         self.started_at_s = 0.0
         """`time.monotonic()` of the plan's second 0."""
+        self.started_unix_s = 0.0
+        """The same in seconds since the epoch."""
 
     def start(
         self,
@@ -132,6 +134,10 @@ class LoadEngine:
             raise self._death()
         return parts
 
+    def wait(self, timeout_s: float) -> bool:
+        """True once the engine has ended; False after `timeout_s` seconds."""
+        return self._output is None or self._output.wait_end(timeout_s)
+
     def stop(self) -> None:
         """Ends the arrivals now; what is in flight is drained, within the timeout."""
         if self._process is not None:
@@ -180,7 +186,7 @@ class LoadEngine:
             error = self._death() if begun else LoadError("the load engine did not begin", where=str(self.work_dir))
             self.close()
             raise error
-        self.started_at_s = output.begin["monotonic_s"]
+        self.started_at_s, self.started_unix_s = output.begin["monotonic_s"], output.begin["unix_s"]
 
     def _death(self) -> LoadError:
         """What the engine's end without a summary means; its own last words when it refused the plan."""

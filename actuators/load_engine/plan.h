@@ -111,7 +111,8 @@ static void parse_plan_line(struct plan *plan, char *line, const char *path, int
     else if (plan->stream_count > 0 && sscanf(line, "step %lf %lf %31s", &start_s, &rate_rps, distribution) == 3)
         parse_step(&plan->streams[plan->stream_count - 1], start_s, rate_rps, distribution);
     else
-        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY' or 'step START_S RATE_RPS DISTRIBUTION'", path, number);
+        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY' or 'step START_S RATE_RPS DISTRIBUTION'", path,
+                  number);
 }
 
 static struct plan read_plan(const char *path) {
@@ -158,7 +159,8 @@ static void print_plan(const struct plan *plan, FILE *out) {
         fprintf(out, "stream %s %s %s %s\n", stream->type, stream->method, stream->path, stream->body_name);
         for (size_t k = 0; k < stream->step_count; k++) {
             const struct step *step = &stream->steps[k];
-            fprintf(out, "step %.17g %.17g %s\n", step->start_s, step->rate_rps, distribution_names[step->distribution]);
+            const char *name = distribution_names[step->distribution];
+            fprintf(out, "step %.17g %.17g %s\n", step->start_s, step->rate_rps, name);
         }
     }
 }

@@ -123,11 +123,18 @@ static uint64_t period_errors(const struct period *period) {
     return sum;
 }
 
+/* Of all types together. */
+static double corrected_percentile_ms(const struct period *period, double percentile) {
+    struct histogram all = {{0}};
+    for (size_t i = 0; i < period->type_count; i++) histogram_add(&all, &period->types[i].corrected);
+    return histogram_percentile_ms(&all, percentile);
+}
+
 static void show_status(const struct report *report, const struct period *period, struct load_state state) {
     double left_s = fmax(report->options->duration_s - period->end_s, 0.0), length_s = period->end_s - period->start_s;
     fprintf(stderr, "\r\033[K%02d:%02d left  %.0f requests/s  p99 %.1f ms  errors %llu  in flight %zu%s",
             (int)left_s / 60, (int)left_s % 60, (double)PERIOD_SUM(period, sent) / length_s,
-            histogram_percentile_ms(&period->types[0].corrected, 99), (unsigned long long)period_errors(period),
+            corrected_percentile_ms(period, 99), (unsigned long long)period_errors(period),
             state.in_flight, period_is_saturated(period, report->options) ? "  SATURATED" : "");
     fflush(stderr);
 }
@@ -155,17 +162,19 @@ static void add_summary_text(struct text *line, const struct report *report, con
         for (int k = 0; k < 4; k++) text_add(line, " %9.3f", histogram_percentile_ms(&type->corrected, percentiles[k]));
         text_add(line, " %9.3f\n", histogram_percentile_ms(&type->raw, 99));
     }
-    text_add(line, "%.1f s, %.0f requests/s sent, %.0f answered; cpu %.0f %%, send delay p99 %.3f ms; %llu of %llu windows saturated\n",
-             total->end_s, (double)PERIOD_SUM(total, sent) / total->end_s, (double)PERIOD_SUM(total, answered) / total->end_s,
-             100 * period_cpu_share(total), histogram_percentile_ms(&total->send_delay, 99),
-             (unsigned long long)total->saturated_windows, (unsigned long long)total->windows);
+    text_add(line, "%.1f s, %.0f requests/s sent, %.0f answered; cpu %.0f %%, send delay p99 %.3f ms", total->end_s,
+             (double)PERIOD_SUM(total, sent) / total->end_s, (double)PERIOD_SUM(total, answered) / total->end_s,
+             100 * period_cpu_share(total), histogram_percentile_ms(&total->send_delay, 99));
+    text_add(line, "; %llu of %llu windows saturated\n", (unsigned long long)total->saturated_windows,
+             (unsigned long long)total->windows);
 }
 
 static void report_summary(struct report *report, const struct period *total, bool interrupted) {
     if (report->live) fputs("\r\033[K", stderr);
     if (report->json) {
-        text_add(&report->line, "{\"kind\":\"summary\",\"interrupted\":%s,\"complete\":true,\"windows\":%llu,\"saturated_windows\":%llu",
-                 interrupted ? "true" : "false", (unsigned long long)total->windows,
+        text_add(&report->line, "{\"kind\":\"summary\",\"interrupted\":%s,\"complete\":true",
+                 interrupted ? "true" : "false");
+        text_add(&report->line, ",\"windows\":%llu,\"saturated_windows\":%llu", (unsigned long long)total->windows,
                  (unsigned long long)total->saturated_windows);
         add_period(&report->line, report->plan, total);
     } else

@@ -1,0 +1,122 @@
+"""wrk2 as the second engine: a stand-in program that prints what wrk2 prints; its traps are refused or told."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import ConfigError, LoadError, MissingToolError
+from actuators.script import RateStep, Stream
+from actuators.wrk2 import Wrk2Engine, Wrk2Options, parse_output
+
+OUTPUT = """Running 12s test @ http://localhost:8080
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     99%   +/- Stdev
+    Latency     1.21ms  312.00us   2.31ms   71.43%
+    Req/Sec       -nan      -nan   0.00      0.00%
+  Latency Distribution (HdrHistogram - Recorded Latency)
+ 50.000%    1.13ms
+ 75.000%    1.36ms
+ 90.000%    1.62ms
+ 99.000%    2.31ms
+ 99.900%    3.02ms
+ 99.990%    3.21ms
+ 99.999%    3.21ms
+100.000%    3.21ms
+
+  Detailed Percentile spectrum:
+       Value   Percentile   TotalCount 1/(1-Percentile)
+
+       0.421     0.000000            1         1.00
+       1.132     0.500000         1000         2.00
+       1.621     0.900000         1800        10.00
+       2.307     0.990000         1980       100.00
+       3.211     1.000000         2000          inf
+#[Mean    =        1.213, StdDeviation   =        0.312]
+#[Max     =        3.211, Total count    =         2000]
+#[Buckets =           27, SubBuckets     =         2048]
+----------------------------------------------------------
+  11904 requests in 12.00s, 2.50MB read
+  Socket errors: connect 3, read 4, write 1, timeout 7
+  Non-2xx or 3xx responses: 9
+Requests/sec:    992.00
+Transfer/sec:    213.33KB
+"""
+
+
+def fake_wrk2(folder: Path, body: str) -> Path:
+    path = folder / "wrk2"
+    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/commands\n{body}\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def constant(distribution: str = "exponential", rate_rps: float = 1000.0) -> list[Stream]:
+    return [Stream("compose", (RateStep(0, rate_rps, distribution),))]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "compose-post.lua"
+    path.write_text("-- lua")
+    return path
+
+
+def test_its_output_becomes_our_summary() -> None:
+    summary = parse_output(OUTPUT, "compose", 1000.0)
+    assert summary.planned.tolist() == [12000]
+    assert summary.answered.tolist() == [11904]
+    assert {name: int(counts[0]) for name, counts in summary.errors.items()} == {
+        "connect": 3, "timeout": 7, "closed": 5, "status_4xx": 0, "status_5xx": 9, "not_sent": 0,
+    }  # fmt: skip
+    assert (summary.sent == summary.answered + 7 + 5).all()
+    percentiles = summary.percentiles_ms(raw=True)["compose"]
+    assert percentiles["p50"] == pytest.approx(1.132, rel=0.02)
+    assert percentiles["p99"] == pytest.approx(2.307, rel=0.02)
+    assert summary.raw_counts.sum() == 2000
+    assert summary.raw_s_sum[0] == pytest.approx(2.426)
+    assert summary.received_bytes.tolist() == [round(2.5 * 2**20)]
+
+
+def test_the_users_binary_and_scripts_are_run(tmp_path: Path, script: Path) -> None:
+    output = tmp_path / "output.txt"
+    output.write_text(OUTPUT)
+    options = Wrk2Options(path=fake_wrk2(tmp_path, f"cat {output}"), scripts={"compose": script}, connections=8)
+    with Wrk2Engine(options, tmp_path / "work") as engine:
+        engine.start("http://127.0.0.1:8080", constant("zipf"), duration_s=12.0)
+        summary = engine.finish(10.0)
+    assert summary.request_types == ("compose",)
+    command = (tmp_path / "commands").read_text().split()
+    assert command == ["-D", "zipf", "-t1", "-c8", "-d12s", "-R1000", "-L", "-s", str(script), "http://127.0.0.1:8080"]
+    assert any("first 10 s" in line for line in engine.warnings)
+    assert any("run at least 30 s" in line for line in engine.warnings)
+    assert any("exponent 3" in line for line in engine.warnings)
+
+
+def test_a_failed_run_is_an_error_with_its_last_words(tmp_path: Path, script: Path) -> None:
+    options = Wrk2Options(path=fake_wrk2(tmp_path, "echo unable to connect; exit 1"), scripts={"compose": script})
+    with Wrk2Engine(options, tmp_path) as engine:
+        engine.start("http://127.0.0.1:1", constant(), duration_s=1.0)
+        with pytest.raises(LoadError, match=r"code 1.*unable to connect"):
+            engine.finish(10.0)
+    with pytest.raises(LoadError, match="printed no results"):
+        parse_output("Running 12s test", "compose", 1.0)
+
+
+def test_what_wrk2_cannot_do_is_refused_with_the_reason(tmp_path: Path, script: Path) -> None:
+    engine = Wrk2Engine(Wrk2Options(path=fake_wrk2(tmp_path, ""), scripts={"compose": script}), tmp_path)
+    with pytest.raises(ConfigError, match="does not implement 'normal'"):
+        engine.start("http://127.0.0.1:1", constant("normal"), duration_s=1.0)
+    with pytest.raises(ConfigError, match="constant rate only"):
+        engine.start("u", [Stream("compose", (RateStep(0, 1), RateStep(1, 2)))], duration_s=1.0)
+    with pytest.raises(ConfigError, match="no Lua script"):
+        engine.start("u", [Stream("home_read", (RateStep(0, 1),))], duration_s=1.0)
+    assert not os.path.exists(tmp_path / "commands")
+
+
+def test_a_missing_binary_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingToolError, match="is not a program"):
+        Wrk2Engine(Wrk2Options(path=tmp_path / "wrk2"), tmp_path)
+    with pytest.raises(ConfigError, match="no wrk2 binary"):
+        Wrk2Engine(Wrk2Options(), tmp_path)
