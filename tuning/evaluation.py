@@ -138,12 +138,16 @@ class Evaluation:
         values: dict[str, Any] = Sample(tallies, self.deadlines_s, group).pooled()
         return {**values, "errors": int(values["errors"])}
 
+    def _distribution(self, policy: str, group: int | None) -> dict[str, list[float]]:
+        tallies = [block.tally for block in self._usable(policy).values()]
+        empty: dict[str, list[float]] = {"percentile": [], "latency_ms": []}
+        return Sample(tallies, self.deadlines_s, group).cdf() if tallies else empty
+
     def _policy(self, policy: str) -> dict[str, Any]:
         blocks = [block for block in self.blocks if block.place.policy == policy]
         usable = self._usable(policy)
         measured_s = sum(block.duration_s for block in usable.values())
         judged = Tally.total([b.tally for b in usable.values()]) if usable else None
-        sample = Sample([b.tally for b in usable.values()], self.deadlines_s) if usable else None
         return {
             "method": blocks[0].place.method,
             "requests": sum(int(block.tally.sent.sum()) for block in blocks),
@@ -159,10 +163,11 @@ class Evaluation:
                     "requests": sum(int(block.tally.sent[group]) for block in blocks),
                     **self._values(policy, group),
                     **_published(self.ratios(policy, self.reference, group)),
+                    "latency": self._distribution(policy, group),
                 }
                 for group, name in enumerate(self.topology.request_types)
             },
-            "latency": sample.cdf() if sample else {"percentile": [], "latency_ms": []},
+            "latency": self._distribution(policy, None),
             "accounting": self._accounting(blocks),
         }
 

@@ -1,0 +1,171 @@
+"""Figures of how the policy was learned: the states the mixture sees, its choice of K, the training curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from tuning.report_series import Figure, Trace
+
+_CLUSTERS = 9
+_SHOWN_FEATURES = 14
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """One row of `progress.csv`: environment steps so far, mean episode return, and where it was trained."""
+
+    step: int
+    episode_return: float
+    phase: str = "simulated"
+
+
+@dataclass(frozen=True)
+class StateVisit:
+    """The state of one window.
+
+    Attributes:
+        at_s: seconds since the first window.
+        posterior: probability of each cluster.
+        is_novel: outside of every cluster.
+    """
+
+    at_s: float
+    posterior: tuple[float, ...]
+    is_novel: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderSummary:
+    """What a person wants to know of the state encoder.
+
+    Attributes:
+        features: names of the scaled features.
+        means: ``[clusters][features]`` in standard deviations from the observation phase's mean.
+        shares: ``[clusters]``, mixture weights.
+        bic: (number of clusters, BIC) of every candidate; less is better.
+        visits: states over time, while the learned policy steered or in the observation phase.
+    """
+
+    features: tuple[str, ...]
+    means: tuple[tuple[float, ...], ...]
+    shares: tuple[float, ...]
+    bic: tuple[tuple[int, float], ...] = ()
+    visits: tuple[StateVisit, ...] = ()
+
+
+def timeline_figure(encoder: EncoderSummary | None) -> Figure:
+    """A row per state, a bar per stay in it; pale where the mixture was unsure."""
+    if encoder is None or not encoder.visits:
+        return Figure("timeline", empty="No windows were encoded in this run.")
+    stays = _stays(encoder.visits)
+    rows = sorted({state for state, *_ in stays})
+    labels = {state: f"state {state + 1}" if state >= 0 else "novel" for state in rows}
+    traces: list[Trace] = []
+    for state in rows:
+        own = [stay for stay in stays if stay[0] == state]
+        colour = f"--cluster-{state % _CLUSTERS + 1}" if state >= 0 else "--bad"
+        traces.append({
+            "type": "bar", "orientation": "h", "name": labels[state], "showlegend": False,
+            "y": [labels[state]] * len(own), "base": [start for _, start, _, _ in own],
+            "x": [length for _, _, length, _ in own], "customdata": [[p, start, start + n] for _, start, n, p in own],
+            "marker": {"color": [f"{colour}@{0.25 + 0.75 * p:.2f}" for *_, p in own], "line": {"width": 0}},
+            "hovertemplate": "%{customdata[1]:.0f} to %{customdata[2]:.0f} s, probability %{customdata[0]:.2f}",
+        })  # fmt: skip
+    layout = {
+        "barmode": "overlay", "bargap": 0.25, "hovermode": "closest",
+        "xaxis": {"title": {"text": "seconds"}},
+        "yaxis": {"categoryorder": "array", "categoryarray": [labels[s] for s in reversed(rows)], "showgrid": False},
+    }  # fmt: skip
+    return Figure("timeline", traces, layout, 100 + 34 * len(rows))
+
+
+def states_figure(encoder: EncoderSummary | None) -> Figure:
+    """What tells the states apart: the features whose means differ most between them."""
+    if encoder is None or not encoder.means:
+        return Figure("states", empty="No mixture was fitted in this run.")
+    means = np.asarray(encoder.means)
+    telling = np.sort(np.argsort(-means.std(axis=0), kind="stable")[:_SHOWN_FEATURES])
+    limit = float(max(np.abs(means[:, telling]).max(), 1e-9))
+    trace: Trace = {
+        "type": "heatmap", "z": means[:, telling].tolist(), "x": [encoder.features[i] for i in telling],
+        "y": [f"state {k + 1} · {share:.0%}" for k, share in enumerate(encoder.shares)],
+        "colorscale": [[0, "--low"], [0.5, "--panel"], [1, "--high"]], "zmin": -limit, "zmax": limit,
+        "xgap": 2, "ygap": 2, "hovertemplate": "%{y}<br>%{x}: %{z:.2f} sd<extra></extra>",
+        "colorbar": {"title": {"text": "sd"}, "thickness": 8, "outlinewidth": 0, "len": 0.9},
+    }  # fmt: skip
+    layout = {
+        "xaxis": {"tickangle": -40, "showgrid": False, "automargin": True},
+        "yaxis": {"autorange": "reversed", "showgrid": False, "automargin": True},
+        "hovermode": "closest",
+    }
+    return Figure("states", [trace], layout, 200 + 30 * len(encoder.shares))
+
+
+def bic_figure(encoder: EncoderSummary | None) -> Figure:
+    """BIC of every candidate number of clusters; the chosen one is marked."""
+    if encoder is None or len(encoder.bic) < 2:
+        return Figure("bic", empty="The number of clusters was given, not chosen.")
+    counts, values = zip(*sorted(encoder.bic), strict=True)
+    chosen = len(encoder.shares)
+    room = (max(values) - min(values)) or 1.0
+    traces: list[Trace] = [
+        {"x": counts, "y": values, "mode": "lines+markers", "line": {"color": "--reference", "width": 2},
+         "marker": {"size": 7}, "name": "BIC", "hovertemplate": "BIC %{y:.0f}"},
+    ]  # fmt: skip
+    if chosen in counts:
+        y = values[counts.index(chosen)]
+        traces.append({"x": [chosen], "y": [y], "mode": "markers+text", "text": [f"chosen: {chosen}"],
+                       "textposition": "bottom center", "textfont": {"color": "--learned"}, "name": "chosen",
+                       "marker": {"size": 13, "color": "--learned"}, "hoverinfo": "skip"})  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": "clusters"}, "dtick": 1, "range": [counts[0] - 0.6, counts[-1] + 0.6]},
+        "yaxis": {
+            "title": {"text": "BIC (less is better)"},
+            "range": [min(values) - 0.15 * room, max(values) + 0.05 * room],
+        },
+        "showlegend": False,
+    }  # fmt: skip
+    return Figure("bic", traces, layout, 320)
+
+
+def training_figure(points: Sequence[TrainingPoint]) -> Figure:
+    """Mean episode return over environment steps: every iteration as a dot, their running mean as a line."""
+    if not points:
+        return Figure("training", empty="Nothing was trained in this run.")
+    traces: list[Trace] = []
+    colours = iter(("--learned", "--series-1", "--series-2", "--series-3"))
+    for phase, rows in groupby(points, key=lambda point: point.phase):
+        found, colour = list(rows), next(colours, "--muted")
+        x, y = [p.step for p in found], [p.episode_return for p in found]
+        smooth = [float(np.mean(y[max(0, i - 4) : i + 1])) for i in range(len(y))]
+        traces.append({"x": x, "y": y, "mode": "markers", "showlegend": False, "name": phase, "hoverinfo": "skip",
+                       "marker": {"size": 5, "color": f"{colour}@0.4"}})  # fmt: skip
+        traces.append({"x": x, "y": smooth, "mode": "lines", "name": f"{phase} testbed", "showlegend": True,
+                       "line": {"color": colour, "width": 2.5}, "hovertemplate": "%{y:.3g}"})  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": "environment steps"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "mean episode return"}},
+        "hovermode": "x unified",
+        "showlegend": len(traces) > 2,
+    }
+    return Figure("training", traces, layout, 320)
+
+
+def _stays(visits: Sequence[StateVisit]) -> list[tuple[int, float, float, float]]:
+    """Runs in the same state: (state or -1 for novel, start, length, mean probability)."""
+    gaps = np.diff([visit.at_s for visit in visits])
+    step_s = float(np.median(gaps)) if len(gaps) else 1.0
+    found = []
+    states = [-1 if visit.is_novel else int(np.argmax(visit.posterior)) for visit in visits]
+    start = 0
+    for i in range(1, len(visits) + 1):
+        if i < len(visits) and states[i] == states[start] and visits[i].at_s - visits[i - 1].at_s < 1.5 * step_s:
+            continue
+        sure = float(np.mean([max(visit.posterior) for visit in visits[start:i]]))
+        found.append((states[start], visits[start].at_s, visits[i - 1].at_s - visits[start].at_s + step_s, sure))
+        start = i
+    return found
