@@ -252,6 +252,8 @@ class Nginx:
         try:
             self._snapshot()
         except StatusError:
+            if self._address_taken():
+                raise ProcessError("a port was taken by another program", where=self.address) from None
             return False
         return True
 

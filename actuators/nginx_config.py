@@ -22,7 +22,7 @@ from actuators.topology import Topology
 from actuators.window import DEFAULT_BOUNDS_MS
 
 LUA_DIRECTORY = Path(__file__).with_name("lua")
-_PATH = re.compile(r"^/[\w./~%-]*$")
+_PATH = re.compile(r"^/[\w./~%-]*\Z")
 _IN_MEMORY = ("round_robin", "least_conn", "expected_delay")
 _NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
 
@@ -246,10 +246,10 @@ def _lua(topology: Topology, upstreams: Path, options: NginxOptions, *, token: s
     bounds, cells = ", ".join(map(str, DEFAULT_BOUNDS_MS)), _cells(topology)
     balancer = f"""
     BALANCER = require "balancer"
-    BALANCER.init {{
-      groups = STATUS.layout(), token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
+    COLD(BALANCER.init, {{
+      groups = STATUS.groups, token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
       max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
-    }}
+    }})
     STATUS.balancer = BALANCER"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
   lua_shared_dict deepsched_status {2 + cells // 32}m;
@@ -259,8 +259,9 @@ def _lua(topology: Topology, upstreams: Path, options: NginxOptions, *, token: s
   map $request_method $deepsched_choice {{ default ""; }}
   map $deepsched_choice $deepsched_choice_kept {{ default ""; }}
   init_by_lua_block {{
+    COLD = require "cold"
     STATUS = require "status"
-    STATUS.init {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }}\
+    COLD(STATUS.init, {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }})\
 {balancer if memory else ""}
   }}
   {"init_worker_by_lua_block { BALANCER.init_worker() }" if memory else ""}"""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from actuators.errors import ConfigError, closest
 
 # What may stand in an NGINX `server` line; nothing here can end a directive or open a block.
-_SERVER = re.compile(r"^(unix:/[\w./-]+|\[[0-9A-Fa-f:.]+\](:\d{1,5})?|[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?(:\d{1,5})?)$")
-_NAME = re.compile(r"^[A-Za-z][\w.-]*$")
+_SERVER = re.compile(r"^(unix:/[\w./-]+|\[[0-9A-Fa-f:.]+\](:\d{1,5})?|[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?(:\d{1,5})?)\Z")
+_NAME = re.compile(r"^[A-Za-z][\w.-]*\Z")
 
 
 @dataclass(frozen=True)

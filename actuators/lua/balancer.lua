@@ -2,6 +2,7 @@
 -- and, through status.lua, by the log phase (finish).
 local M = {}
 
+local cold = require "cold"
 local inflight = require "inflight"
 local health = require "health"
 local control = require "control"
@@ -11,6 +12,7 @@ local peer = require "ngx.balancer"
 local ngx, var = ngx, ngx.var
 local format, concat, tostring = string.format, table.concat, tostring
 local CLIENT_GONE = 499
+local NO_LIVE_SERVER = -3   -- NGX_BUSY: NGINX answers 502
 
 local dict, layout
 local addresses = {}   -- server -> { host, port }
@@ -74,7 +76,7 @@ end
 function M.init_worker()
     if ngx.worker.id() then
         math.randomseed(ngx.worker.pid() + ngx.now())
-        inflight.init_worker()
+        cold(inflight.init_worker)
     end
 end
 
@@ -86,7 +88,8 @@ local function candidates(group, tried, now, troubled)
         return group.up
     end
     local healthy, left = {}, {}
-    for _, server in ipairs(group.up) do
+    for index = 1, #group.up do
+        local server = group.up[index]
         if not (tried and tried[server]) then
             left[#left + 1] = server
             if not health.is_out(server, now) then
@@ -113,21 +116,18 @@ local function settle_previous(ctx, now)
     if choice then
         inflight.release(choice)
     end
-    return choice ~= nil
 end
 
 -- balancer_by_lua of a group.
 function M.pick(group_name)
     local now, ctx, current = ngx.now(), ngx.ctx, control.current()
     local group = current.by_name[group_name]
-    if not settle_previous(ctx, now) then
-        peer.set_more_tries(#group.up - 1)
-    end
+    settle_previous(ctx, now)
     local troubled = health.trouble(now)
     local open = candidates(group, ctx.tried, now, troubled)
     if #open == 0 then
         ctx.choice, var.deepsched_choice = nil, ""
-        return ngx.exit(502)
+        return ngx.exit(NO_LIVE_SERVER)
     end
     local server, wait_s, service_s = methods[current.rule](group, open, now, troubled)
     local choice, address = group.choices[server], addresses[server]
@@ -213,8 +213,8 @@ end
 local function entry_json(group, server, current)
     local keys, now = sums[group.choices[server].id], ngx.now()
     return format(
-        '{"group":"%s","server":"%s","requests":%.0f,"idleRequests":%.0f,"idleResponseMsec":%.0f,"predictedWaitS":%.9g,'
-        .. '"predictedServiceS":%.9g,"inFlight":%d,"tauS":%.9g,"workers":%.9g,"out":%s}',
+        '{"group":"%s","server":"%s","requests":%.0f,"idleRequests":%.0f,"idleResponseMsec":%.0f,"predictedWaitS":%.17g,'
+        .. '"predictedServiceS":%.17g,"inFlight":%d,"tauS":%.17g,"workers":%.17g,"out":%s}',
         group.name, layout.names[server], dict:get(keys.requests), dict:get(keys.idle), dict:get(keys.idle_ms),
         dict:get(keys.wait), dict:get(keys.service), inflight.of_group(group.choices[server]), group.tau_s[server] or 0,
         current.workers[server], tostring(health.trouble(now) and health.is_out(server, now))

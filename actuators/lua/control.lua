@@ -3,6 +3,7 @@
 -- `workers SERVER N`, `balancers N`. A text is put in force whole or not at all.
 local M = {}
 
+local cold = require "cold"
 local inflight = require "inflight"
 local tonumber, format = tonumber, string.format
 
@@ -160,7 +161,7 @@ end
 function M.current()
     local newest = dict:get("version")
     if newest ~= version then
-        control = M.parse(dict:get("control")) or control
+        control = cold(M.parse, dict:get("control")) or control
         version = newest
     end
     return control
@@ -206,14 +207,14 @@ function M.serve()
         end
         ngx.req.read_body()
         local text = ngx.req.get_body_data() or ""
-        local parsed, problem = M.parse(text)
+        local parsed, problem = cold(M.parse, text)
         if not parsed then
             return refuse(400, "refused: " .. problem)
         end
         dict:set("control", text)
         dict:incr("version", 1)
     end
-    ngx.print(M.text())
+    ngx.print(cold(M.text))
 end
 
 return M

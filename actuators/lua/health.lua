@@ -58,8 +58,8 @@ function M.failed(server, now)
 end
 
 local function any_out()
-    for _, key in ipairs(keys) do
-        if (dict:get(key.out_until) or 0) > 0 then
+    for server = 1, #keys do
+        if (dict:get(keys[server].out_until) or 0) > 0 then
             return true
         end
     end

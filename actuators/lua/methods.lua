@@ -3,6 +3,7 @@
 -- wait and service time in seconds. `group` comes from control.lua.
 local M = {}
 
+local cold = require "cold"
 local inflight = require "inflight"
 local health = require "health"
 
@@ -47,11 +48,11 @@ end
 function M.round_robin(group, candidates)
     local order
     if candidates == group.up then
-        group.order = group.order or sequence(group, candidates)
+        group.order = group.order or cold(sequence, group, candidates)
         order = group.order
     else
         local name = concat(candidates, " ")
-        group.orders[name] = group.orders[name] or sequence(group, candidates)
+        group.orders[name] = group.orders[name] or cold(sequence, group, candidates)
         order = group.orders[name]
     end
     local position = dict:incr(group.position_key, 1, 0)

@@ -3,6 +3,8 @@
 -- reads. Everything a request touches (key strings, tables) is built once, in init.
 local M = {}
 
+local cold = require "cold"
+
 local ngx, var, shared = ngx, ngx.var, ngx.shared
 local floor, tonumber, format, concat = math.floor, tonumber, string.format, table.concat
 local gmatch, sub, min, max = string.gmatch, string.sub, math.min, math.max
@@ -61,7 +63,7 @@ local function read_upstreams(path)
     for line in io.lines(path) do
         local name = line:match("^upstream (%S+) {")
         if name then
-            group = { name = name, cells = {}, order = {}, extra = class_keys(name .. " extra ") }
+            group = { name = name, cells = {}, order = {}, servers = {}, extra = class_keys(name .. " extra ") }
             groups[name] = group
             group_order[#group_order + 1] = group
             -- vts' pseudo-server: $upstream_addr is the group's name when no server is alive.
@@ -76,24 +78,13 @@ local function read_upstreams(path)
             cell.down = parameters:find(" down", 1, true) ~= nil
             group.cells[server] = cell
             group.order[#group.order + 1] = cell
+            group.servers[#group.servers + 1] = server
         end
     end
 end
 
--- Groups and servers as the balancer wants them.
-function M.layout()
-    local layout = {}
-    for index, group in ipairs(group_order) do
-        layout[index] = { name = group.name, servers = {} }
-        for position, cell in ipairs(group.order) do
-            layout[index].servers[position] = cell.server
-        end
-    end
-    return layout
-end
-
--- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load. `M.balancer` is set afterwards
--- when requests are balanced in memory.
+-- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load. Leaves `M.groups` for the
+-- balancer, which sets `M.balancer` when requests are balanced in memory.
 function M.init(options)
     dict = shared.deepsched_status
     bounds, zone_name = options.bounds_ms, options.server_name
@@ -101,6 +92,7 @@ function M.init(options)
     loaded_ms = floor(now() * 1000 + 0.5)
     dict:safe_add("start_ms", loaded_ms)
     read_upstreams(options.upstreams)
+    M.groups = group_order
     other = {
         requests = create("* requests"), in_bytes = create("* in"), out_bytes = create("* out"),
         classes = class_keys("* "), request_ms = create("* request_ms"),
@@ -316,9 +308,8 @@ local function own_json()
     return format('{"startMsec":%.0f}', get("start_ms"))
 end
 
-function M.json()
-    -- The subrequest may let other requests run: it comes first, the counters after it are read in one go.
-    local version, connections, parts = ngx.config.nginx_version, connections_json(), {}
+local function json(connections)
+    local version, parts = ngx.config.nginx_version, {}
     for index, group in ipairs(group_order) do
         parts[index] = group_json(group)
     end
@@ -339,7 +330,9 @@ end
 function M.serve()
     ngx.header["Content-Type"] = "application/json"
     ngx.header["Cache-Control"] = "no-store"
-    ngx.print(M.json())
+    -- The subrequest may let other requests run: it comes first, the counters after it are read in one go.
+    local connections = connections_json()
+    ngx.print(cold(json, connections))
 end
 
 return M
