@@ -127,7 +127,7 @@ def test_the_best_heuristic_is_neither_the_reference_nor_the_learned_policy(cont
 def test_the_table_shows_every_policy_with_its_ratio_and_the_count_on_both_sides(content: dict[str, Any]) -> None:
     text = printed(content)
     for name, policy in content["policies"].items():
-        row = next(line for line in text.splitlines() if line.startswith(f" {name} "))
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
         assert digits(policy["p99_ms"]) in row
         assert f"{policy['requests']:,} requests" in text
     ratio = content["policies"]["learned"]["ratios"]["p99_ms"]

@@ -15,17 +15,18 @@ from tuning.verdicts import ROWS, digits, format_ratio, format_value, read, verd
 _STYLES = {"better": "green", "worse": "red", "no difference shown": "dim", "not shown": "dim"}
 
 
-def render(evaluation: dict[str, Any]) -> RenderableType:
-    """Table and sentences; `evaluation` is the content of `evaluation.json`."""
-    return Group(_table(evaluation), _accounts(evaluation), *_sentences(evaluation))
+def render(evaluation: dict[str, Any], width: int = 100) -> RenderableType:
+    """Table and sentences for a terminal of `width` columns; `evaluation` is the content of `evaluation.json`."""
+    return Group(_table(evaluation, gap=1 if width < 96 else 2), "", _accounts(evaluation), *_sentences(evaluation))
 
 
 def print_evaluation(evaluation: dict[str, Any], console: Console | None = None) -> None:
     """Prints what `render` makes."""
-    (console or Console()).print(render(evaluation))
+    console = console or Console()
+    console.print(render(evaluation, console.width))
 
 
-def _table(evaluation: dict[str, Any]) -> Table:
+def _table(evaluation: dict[str, Any], gap: int) -> Table:
     reference = evaluation["reference"]
     table = Table(
         title=f"{evaluation['scenario']}: × {reference}, 95 % intervals over {evaluation['rounds']} rounds",
@@ -34,6 +35,8 @@ def _table(evaluation: dict[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         show_lines=True,
         pad_edge=False,
+        show_edge=False,
+        padding=(0, gap - 1),
         collapse_padding=True,
     )
     table.add_column("policy", no_wrap=True)
