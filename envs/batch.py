@@ -126,8 +126,9 @@ class SimulatedBatch:
         """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
         if (tau_s[:, self.topology.mask] <= 0).any() or (workers < 0.25).any():
             raise ConfigError("a service time or worker count is not positive", where="simulated batch")
-        for index in range(self.size):
-            lane = self._lane(index)
+        for index, lane in enumerate(self._lanes):
+            if lane is None:
+                continue
             lane.tau_s[...], lane.believed_workers[...] = tau_s[index], workers[index]
             lane.rules["learned"] = 1
 

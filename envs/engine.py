@@ -180,10 +180,10 @@ def behave(lane: Any, change: Any) -> None:
 @compiled
 def time_out(lane: Any, s: Any, now_s: float) -> None:
     """A hanging server has kept its oldest request for NGINX's read timeout; everything as old is given up."""
-    limit_s = now_s - lane.rules[0].read_timeout_s
+    timeout_s = lane.rules[0].read_timeout_s
     for place in range(empty(lane, s)):
         slot = lane.held[place]
-        if lane.requests[slot].attempt_s <= limit_s:
+        if lane.requests[slot].attempt_s + timeout_s <= now_s:
             fail(lane, slot, TIMED_OUT, now_s)
         else:
             accept(lane, s, slot, now_s)

@@ -57,11 +57,11 @@ class SimulatedTestbed:
         Service times under a method that takes weights are read as weights 1/τ; weights under
         `expected_delay` make it balance by least_conn with them until service times come.
         """
-        self._require_running()
+        self._require_open()
         if control.topology != self.topology:
             raise ActuationError("the control is of another topology", where="simulated testbed")
         if isinstance(control, ServiceTimes) and self._method != "expected_delay":
-            control = Weights.from_shares(self.topology, 1.0 / np.where(self.topology.mask, control.tau_s, 1.0))
+            control = control.as_weights()
         changed = not _same(control, self._control)
         if isinstance(control, Weights):
             self._batch.set_weights(control.values[None], control.down[None])

@@ -1,0 +1,172 @@
+"""The Testbed contract as tests: the simulated and the live testbed pass the same clauses.
+
+Each clause takes a factory of fresh testbeds with at least two servers in every group. Times are short
+and rates modest, because a live testbed spends them for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from actuators.control import ServiceTimes, Weights
+from actuators.errors import ActuationError, TestbedError
+from actuators.script import RateStep, Script, ServerProfile, Stream
+from actuators.testbed import Testbed
+from actuators.topology import Topology
+from actuators.window import Window
+
+Factory = Callable[[], Testbed]
+
+INTERVAL_S = 0.4
+RATE_RPS = 300.0
+
+
+@dataclass(frozen=True)
+class ContractScenario:
+    """A light steady load on equal servers."""
+
+    name: str = "contract"
+    duration_s: float = 30.0
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        groups, servers = topology.shape
+        streams = tuple(Stream(t, (RateStep(0.0, RATE_RPS / groups),)) for t in topology.request_types)
+        profiles = (ServerProfile((1.0,) * groups),) * servers
+        return Script(self.name, seed, self.duration_s, streams, profiles, (0.004,) * groups)
+
+
+def refuses_to_advance_before_reset_and_after_close(make: Factory) -> None:
+    testbed = make()
+    try:
+        with pytest.raises(TestbedError):
+            testbed.advance(INTERVAL_S)
+        testbed.reset(ContractScenario(), 1)
+        assert testbed.advance(INTERVAL_S).requests.sum() > 0
+    finally:
+        testbed.close()
+    testbed.close()
+    with pytest.raises(TestbedError):
+        testbed.advance(INTERVAL_S)
+    with pytest.raises(TestbedError):
+        testbed.reset(ContractScenario(), 1)
+
+
+def windows_are_whole(make: Factory) -> None:
+    with make() as testbed:
+        testbed.reset(ContractScenario(), 2)
+        first, second = testbed.advance(INTERVAL_S), testbed.advance(INTERVAL_S)
+        for window in (first, second):
+            _check_shape(window, testbed.topology)
+            assert window.usable, window.faults
+            assert window.duration_s == pytest.approx(INTERVAL_S, abs=0.5 * INTERVAL_S)
+            assert RATE_RPS * INTERVAL_S / 3 < window.requests.sum() < RATE_RPS * INTERVAL_S * 3
+        assert second.start_s == pytest.approx(first.end_s, abs=0.05)
+
+
+def drain_accounts_for_every_request(make: Factory) -> None:
+    with make() as testbed:
+        testbed.reset(ContractScenario(), 3)
+        windows = [testbed.advance(INTERVAL_S), testbed.advance(INTERVAL_S), testbed.drain()]
+        clients = [window.client for window in windows if window.client is not None]
+        counted = sum(int(window.requests.sum()) for window in windows)
+        assert len(clients) == 3
+        assert counted == sum(int(client.answered.sum()) for client in clients)
+        assert counted == sum(int(client.latency_counts.sum()) for client in clients)
+        if windows[-1].active is not None:
+            assert windows[-1].active.sum() == 0
+        with pytest.raises(TestbedError):
+            testbed.advance(INTERVAL_S)
+
+
+def weights_are_in_force_and_read_back(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("round_robin")
+        testbed.reset(ContractScenario(), 4)
+        mask = testbed.topology.mask
+        values = np.where(np.arange(mask.shape[1]) == 0, 90, 1) * mask
+        weights = Weights(testbed.topology, values)
+        assert testbed.apply(weights).changed
+        assert not testbed.apply(weights).changed
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        assert window.usable, window.faults
+        assert np.array_equal(window.weight, weights.values)
+        assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
+
+
+def a_server_that_is_down_gets_nothing(make: Factory) -> None:
+    with make() as testbed:
+        testbed.reset(ContractScenario(), 5)
+        out = np.zeros(testbed.topology.shape, dtype=bool)
+        out[:, -1] = testbed.topology.mask[:, -1]
+        testbed.apply(replace(Weights.equal(testbed.topology), down=out))
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        assert window.requests.sum() > 0
+        assert window.requests[:, -1].sum() == 0
+        assert window.down[:, -1].all()
+
+
+def reset_puts_equal_weights_in_force(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("round_robin")
+        testbed.reset(ContractScenario(), 6)
+        testbed.apply(Weights(testbed.topology, np.where(np.arange(testbed.topology.shape[1]) == 0, 90, 1)))
+        testbed.advance(INTERVAL_S)
+        testbed.reset(ContractScenario(), 6)
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        known = window.weight[testbed.topology.mask]
+        assert (known == known[0]).all()
+        for mask, requests in zip(testbed.topology.mask, window.requests, strict=True):
+            assert requests[mask].max() < 2 * requests[mask].min() + 5
+
+
+def a_control_of_another_topology_is_refused(make: Factory) -> None:
+    with make() as testbed:
+        testbed.reset(ContractScenario(), 7)
+        others = tuple(f"other-{i}:80" for i in range(testbed.topology.shape[1]))
+        with pytest.raises(ActuationError):
+            testbed.apply(Weights.equal(testbed.topology.with_servers(others), 7))
+        assert (testbed.advance(INTERVAL_S).weight[testbed.topology.mask] != 7).all()
+
+
+def service_times_are_read_as_inverse_weights(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("round_robin")
+        testbed.reset(ContractScenario(), 8)
+        groups, servers = testbed.topology.shape
+        tau_s = np.tile(np.where(np.arange(servers) == 0, 0.001, 0.05), (groups, 1))
+        testbed.apply(ServiceTimes(testbed.topology, tau_s, np.full(servers, 4.0)))
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
+
+
+def _check_shape(window: Window, topology: Topology) -> None:
+    shape = topology.shape
+    assert window.topology == topology
+    assert window.requests.shape == window.weight.shape == window.down.shape == shape
+    assert window.latency_histogram.shape == (*shape, len(window.bounds_ms) + 1)
+    assert np.array_equal(window.latency_histogram.sum(axis=2), window.requests)
+    assert np.array_equal(window.responses.sum(axis=2), window.requests)
+    assert (window.requests[~topology.mask] == 0).all()
+    assert window.client is not None
+    assert window.client.answered.shape == (shape[0],)
+
+
+CONTRACT = (
+    refuses_to_advance_before_reset_and_after_close,
+    windows_are_whole,
+    drain_accounts_for_every_request,
+    weights_are_in_force_and_read_back,
+    a_server_that_is_down_gets_nothing,
+    reset_puts_equal_weights_in_force,
+    a_control_of_another_topology_is_refused,
+    service_times_are_read_as_inverse_weights,
+)
+"""Every clause; parametrise a test over them: ``clause(make)``."""
