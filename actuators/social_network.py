@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes any free one")
     parser.add_argument("--ready-file", type=Path, required=True, help="receives both addresses as JSON")
     arguments = parser.parse_args()
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         uvloop.run(_serve(arguments))
     except DeepSchedError as error:

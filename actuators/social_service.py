@@ -34,7 +34,8 @@ class SocialService:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, store: SocialStore, index: int) -> None:
-        self._store, self._index = store, index
+        self._loop, self._store, self._index = loop, store, index
+        self._woken_s: float | None = None
         self._timer = PreciseTimer(loop, self._answer_finished)
         self._write_timer = PreciseTimer(loop, self._write)
         self._unwritten: deque[tuple[float, Draft, Exchange]] = deque()
@@ -94,7 +95,7 @@ class SocialService:
 
     def handle(self, exchange: Exchange) -> None:
         """Takes one request; its real work is done now and counts inside its service time."""
-        now_s = time.monotonic()
+        now_s = self._arrival_s()
         if self.behaviour.hang:
             self.counters.hung += 1
             self._held.append(exchange)
@@ -111,6 +112,16 @@ class SocialService:
     def close(self) -> None:
         self._timer.close()
         self._write_timer.close()
+
+    def _arrival_s(self) -> float:
+        """When the event loop woke up: everything that it then finds readable had arrived by that time."""
+        if self._woken_s is None:
+            self._woken_s = time.monotonic()
+            self._loop.call_soon(self._forget_waking)
+        return self._woken_s
+
+    def _forget_waking(self) -> None:
+        self._woken_s = None
 
     def _now_s(self) -> float:
         """The clock of the queue, which stands still during a hang."""
