@@ -107,5 +107,9 @@ class ServiceTimes:
         if not (np.isfinite(known).all() and (known > 0).all() and (self.workers >= 0.25).all()):
             raise ConfigError("a service time or worker count is not positive", where="service times")
 
+    def as_weights(self) -> Weights:
+        """Weights ∝ 1/τ, for methods that take weights."""
+        return Weights.from_shares(self.topology, 1.0 / np.where(self.topology.mask, self.tau_s, 1.0))
+
 
 Control = Weights | ServiceTimes

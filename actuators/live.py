@@ -5,14 +5,15 @@ Its parts may be local objects (tests) or proxies of Ray actors (`actuators.remo
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from actuators.control import BalancingMethod, Control, Weights
-from actuators.errors import TestbedError
+from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.errors import LoadError, TestbedError
 from actuators.merge import merge_load_windows, merge_windows
 from actuators.script import Scenario, Script, Stream
 from actuators.testbed import Applied
@@ -94,6 +95,7 @@ class LiveTestbed:
         self._topology, self._address = topology, address
         self._servers, self._proxy, self._collector, self._load = servers, proxy, collector, load
         self._close = close
+        self._method: BalancingMethod | None = None
         self._running = False
         self._closed = False
         self._tick_s = 0.0
@@ -109,6 +111,7 @@ class LiveTestbed:
 
     def set_method(self, method: BalancingMethod) -> None:
         self._proxy.set_method(method)
+        self._method = method
 
     def reset(self, scenario: Scenario, seed: int) -> None:
         self._require_open()
@@ -131,7 +134,10 @@ class LiveTestbed:
         self._end_s = self._tick_s + script.duration_s
 
     def apply(self, control: Control) -> Applied:
+        """Puts a control in force; service times under a method that takes weights are read as weights 1/τ."""
         self._require_open()
+        if isinstance(control, ServiceTimes) and self._method != "expected_delay":
+            control = control.as_weights()
         return self._proxy.apply(control)
 
     def advance(self, interval_s: float) -> Window:
@@ -173,7 +179,11 @@ class LiveTestbed:
 
     def _collect(self) -> Window:
         window = self._collector.window()
-        client = merge_load_windows(self._load.poll(), self._topology.shape[0])
+        try:
+            parts = self._load.poll()
+        except LoadError as error:
+            return replace(window, faults=(*window.faults, Fault("load_ended", str(error))))
+        client = merge_load_windows(parts, self._topology.shape[0])
         if client.saturated:
             busy = f"engine at {client.cpu_share:.0%} CPU, send delay p99 {client.send_delay_p99_ms:.1f} ms"
             window = replace(window, faults=(*window.faults, Fault("saturated_client", busy)))
@@ -192,9 +202,11 @@ class LiveTestbed:
 
     def _end_load(self) -> None:
         if self._running:
-            self._load.stop()
-            self._load.finish(DRAIN_TIMEOUT_S)
             self._running = False
+            self._load.stop()
+            # An engine that died has ended, too, and one that hangs is replaced by the next start.
+            with contextlib.suppress(LoadError):
+                self._load.finish(DRAIN_TIMEOUT_S)
 
     def _require_open(self) -> None:
         if self._closed:

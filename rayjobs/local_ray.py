@@ -82,7 +82,10 @@ class LocalRay:
 
 @contextlib.contextmanager
 def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
-    """The cluster that submitted this process as a job, or else a `LocalRay` for the block."""
+    """The Ray that this process is connected to or was submitted to as a job, or else a `LocalRay` for the block."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     if _SUBMITTED not in os.environ:
         with local_ray(testbeds, servers):
             yield

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from actuators.control import Weights
 from envs.actions import ActionCodec, ActionOptions
 from envs.baselines import inverse_latency_shares
-from tests.windows import TOPOLOGY
+from windows import TOPOLOGY
 
 EQUAL = np.ones(TOPOLOGY.shape, dtype=np.int64)
 CODEC = ActionCodec(TOPOLOGY, ActionOptions())

@@ -9,7 +9,7 @@ from actuators.errors import DataError
 from actuators.topology import social_network
 from actuators.window import DEFAULT_BOUNDS_MS, Fault
 from envs.deadlines import derive_deadlines, tardiness
-from tests.windows import TOPOLOGY, window
+from windows import TOPOLOGY, window
 
 
 def test_deadline_is_mean_plus_priority_times_deviation() -> None:

@@ -1,0 +1,30 @@
+"""A small fitted decision problem and a scenario for tests; built from simulated windows, as a run does it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from actuators.topology import social_network
+from envs.decision import DecisionOptions, DecisionProblem
+from envs.encoding import EncoderOptions
+from envs.scenarios import StudyScenario, scenario
+from envs.simulation import SimulatedTestbed
+from tuning.observing import Observed, ObserveOptions, fit_problem, watch
+
+TOPOLOGY = social_network()
+
+
+def demo_scenario() -> StudyScenario:
+    return scenario("demo", duration_s=200.0)
+
+
+@cache
+def observed() -> Observed:
+    """What 25 simulated seconds of the demo scenario give."""
+    with SimulatedTestbed(TOPOLOGY) as testbed:
+        windows = watch(testbed, demo_scenario(), "least_conn", ObserveOptions(), 1)
+    return fit_problem(windows, TOPOLOGY, DecisionOptions(), EncoderOptions(clusters=(2, 3), restarts=1), 1)
+
+
+def problem() -> DecisionProblem:
+    return observed().problem
