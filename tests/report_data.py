@@ -34,25 +34,26 @@ def evaluate(
 
 
 def encoder_summary(evaluation: Evaluation) -> EncoderSummary:
-    """A mixture fitted to the mean response times and request rates of the evaluation's windows."""
-    windows = [w for block in evaluation.blocks for w in block.windows if not w["drain"]]
-    means = np.array([[np.nan if v is None else v for row in w["mean_ms"] for v in row] for w in windows])
-    rates = np.array([[v for row in w["requests"] for v in row] for w in windows], dtype=float)
-    raw = np.hstack([np.log(np.where(np.isnan(means), np.nanmedian(means), means) + 0.1), rates])
-    scaled = (raw - raw.mean(axis=0)) / (raw.std(axis=0) + 1e-9)
-    fits = [
-        GaussianMixture(k, covariance_type="diag", random_state=0, reg_covar=1e-3).fit(scaled) for k in (2, 3, 4, 5, 6)
-    ]
+    """A mixture over the servers of every window: their mean response times and shares of the requests."""
+    learned = [block for block in evaluation.blocks if block.place.policy == "learned"]
+    windows = [w for block in learned for w in block.windows if not w["drain"]]
+    means = np.array([w["mean_ms"] for w in windows], dtype=float)
+    rates = np.array([w["requests"] for w in windows], dtype=float)
+    shares = rates / np.maximum(rates.sum(axis=2, keepdims=True), 1)
+    raw = np.concatenate([np.log(np.where(np.isnan(means), 5.0, means) + 0.1), shares], axis=1)
+    rows = raw.transpose(0, 2, 1).reshape(-1, raw.shape[1])
+    scaled = (rows - rows.mean(axis=0)) / (rows.std(axis=0) + 1e-9)
+    fits = [GaussianMixture(k, covariance_type="diag", random_state=0, reg_covar=1e-3).fit(scaled) for k in range(2, 7)]
     bic = tuple((fit.n_components, float(fit.bic(scaled))) for fit in fits)
     best = min(fits, key=lambda fit: fit.bic(scaled))
     posterior, novel = best.predict_proba(scaled), np.abs(scaled).max(axis=1) > 4
-    kinds = [f"{kind} {t} {s}" for kind in ("latency", "rate") for t in ("compose", "home", "user") for s in (1, 2, 3)]
     visits = tuple(
-        StateVisit(0.5 * i, tuple(map(float, row)), bool(is_novel))
+        StateVisit(0.5 * (i // 3), tuple(map(float, row)), bool(is_novel), f"server {i % 3 + 1}")
         for i, (row, is_novel) in enumerate(zip(posterior, novel, strict=True))
     )
+    names = tuple(f"{kind} {name}" for kind in ("latency", "share") for name in evaluation.topology.request_types)
     centres = tuple(tuple(map(float, row)) for row in best.means_)
-    return EncoderSummary(tuple(kinds), centres, tuple(map(float, best.weights_)), bic, visits)
+    return EncoderSummary(names, centres, tuple(map(float, best.weights_)), bic, visits)
 
 
 def training_points(evaluation: Evaluation) -> list[TrainingPoint]:

@@ -168,6 +168,17 @@ def test_the_timeline_joins_windows_of_a_state_and_sets_novel_ones_apart() -> No
     assert rows == {"novel": ([4.0], [1.0]), "state 1": ([0.0], [3.0]), "state 2": ([3.0, 9.0], [1.0, 1.0])}
 
 
+def test_servers_with_states_of_their_own_get_a_row_each() -> None:
+    visits = [StateVisit(float(t), (0.9, 0.1), server="server 1") for t in range(3)]
+    visits += [StateVisit(float(t), (0.3, 0.7), server="server 2") for t in range(3)]
+    figure = timeline_figure(EncoderSummary(("a",), ((0.0,), (1.0,)), (0.5, 0.5), visits=tuple(visits)))
+    assert [(trace["name"], trace["y"], trace["x"], trace["text"]) for trace in figure.traces] == [
+        ("state 1", ["server 1"], [3.0], ["1"]),
+        ("state 2", ["server 2"], [3.0], ["2"]),
+    ]
+    assert figure.layout["showlegend"]
+
+
 def test_training_phases_get_a_line_each() -> None:
     points = [TrainingPoint(i, float(i), "simulated" if i < 6 else "live") for i in range(10)]
     lines = [trace for trace in training_figure(points).traces if trace["mode"] == "lines"]

@@ -25,17 +25,19 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class StateVisit:
-    """The state of one window.
+    """The state of one window, or of one server in it.
 
     Attributes:
         at_s: seconds since the first window.
         posterior: probability of each cluster.
         is_novel: outside of every cluster.
+        server: name, when every server has a state of its own; "" for a joint mixture.
     """
 
     at_s: float
     posterior: tuple[float, ...]
     is_novel: bool = False
+    server: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,30 +59,51 @@ class EncoderSummary:
     visits: tuple[StateVisit, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Stay:
+    """Consecutive windows in one state (-1: novel); `sure` is the mean probability of that state."""
+
+    row: str
+    state: int
+    start_s: float
+    length_s: float
+    sure: float
+
+
 def timeline_figure(encoder: EncoderSummary | None) -> Figure:
-    """A row per state, a bar per stay in it; pale where the mixture was unsure."""
+    """A bar per stay in a state, pale where it was unsure; a row per server, or per state of a joint mixture."""
     if encoder is None or not encoder.visits:
         return Figure("timeline", empty="No windows were encoded in this run.")
-    stays = _stays(encoder.visits)
-    rows = sorted({state for state, *_ in stays})
-    labels = {state: f"state {state + 1}" if state >= 0 else "novel" for state in rows}
-    traces: list[Trace] = []
-    for state in rows:
-        own = [stay for stay in stays if stay[0] == state]
-        colour = f"--cluster-{state % _CLUSTERS + 1}" if state >= 0 else "--bad"
-        traces.append({
-            "type": "bar", "orientation": "h", "name": labels[state], "showlegend": False,
-            "y": [labels[state]] * len(own), "base": [start for _, start, _, _ in own],
-            "x": [length for _, _, length, _ in own], "customdata": [[p, start, start + n] for _, start, n, p in own],
-            "marker": {"color": [f"{colour}@{0.25 + 0.75 * p:.2f}" for *_, p in own], "line": {"width": 0}},
-            "hovertemplate": "%{customdata[1]:.0f} to %{customdata[2]:.0f} s, probability %{customdata[0]:.2f}",
-        })  # fmt: skip
+    servers = list(dict.fromkeys(visit.server for visit in encoder.visits))
+    stays = [s for server in servers for s in _stays([v for v in encoder.visits if v.server == server])]
+    states = sorted({stay.state for stay in stays})
+    rows = servers if servers != [""] else [_state_name(state) for state in states]
+    traces = [_bars(state, [stay for stay in stays if stay.state == state]) for state in states]
     layout = {
-        "barmode": "overlay", "bargap": 0.25, "hovermode": "closest",
+        "barmode": "overlay", "bargap": 0.25, "hovermode": "closest", "showlegend": servers != [""],
+        "uniformtext": {"mode": "hide", "minsize": 10},
         "xaxis": {"title": {"text": "seconds"}},
-        "yaxis": {"categoryorder": "array", "categoryarray": [labels[s] for s in reversed(rows)], "showgrid": False},
+        "yaxis": {"categoryorder": "array", "categoryarray": rows[::-1], "showgrid": False},
     }  # fmt: skip
-    return Figure("timeline", traces, layout, 100 + 34 * len(rows))
+    return Figure("timeline", traces, layout, 110 + 40 * len(rows))
+
+
+def _bars(state: int, stays: Sequence[_Stay]) -> Trace:
+    colour = f"--cluster-{state % _CLUSTERS + 1}" if state >= 0 else "--bad"
+    return {
+        "type": "bar", "orientation": "h", "name": _state_name(state),
+        "y": [stay.row or _state_name(state) for stay in stays], "base": [stay.start_s for stay in stays],
+        "x": [stay.length_s for stay in stays],
+        "customdata": [[stay.sure, stay.start_s, stay.start_s + stay.length_s] for stay in stays],
+        "marker": {"color": [f"{colour}@{0.25 + 0.75 * stay.sure:.2f}" for stay in stays], "line": {"width": 0}},
+        "text": [str(state + 1) if stay.row and state >= 0 else "" for stay in stays],
+        "textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "textfont": {"color": "--panel"},
+        "hovertemplate": "%{customdata[1]:.0f} to %{customdata[2]:.0f} s, probability %{customdata[0]:.2f}",
+    }  # fmt: skip
+
+
+def _state_name(state: int) -> str:
+    return f"state {state + 1}" if state >= 0 else "novel"
 
 
 def states_figure(encoder: EncoderSummary | None) -> Figure:
@@ -155,17 +178,17 @@ def training_figure(points: Sequence[TrainingPoint]) -> Figure:
     return Figure("training", traces, layout, 320)
 
 
-def _stays(visits: Sequence[StateVisit]) -> list[tuple[int, float, float, float]]:
-    """Runs in the same state: (state or -1 for novel, start, length, mean probability)."""
+def _stays(visits: Sequence[StateVisit]) -> list[_Stay]:
+    """Runs in the same state without a gap, of one server."""
     gaps = np.diff([visit.at_s for visit in visits])
     step_s = float(np.median(gaps)) if len(gaps) else 1.0
-    found = []
     states = [-1 if visit.is_novel else int(np.argmax(visit.posterior)) for visit in visits]
-    start = 0
+    found, start = [], 0
     for i in range(1, len(visits) + 1):
         if i < len(visits) and states[i] == states[start] and visits[i].at_s - visits[i - 1].at_s < 1.5 * step_s:
             continue
+        first, last = visits[start], visits[i - 1]
         sure = float(np.mean([max(visit.posterior) for visit in visits[start:i]]))
-        found.append((states[start], visits[start].at_s, visits[i - 1].at_s - visits[start].at_s + step_s, sure))
+        found.append(_Stay(first.server, states[start], first.at_s, last.at_s - first.at_s + step_s, sure))
         start = i
     return found

@@ -173,7 +173,7 @@ def _weights(page: _Page, evaluation: dict[str, Any]) -> str:
         ]
         panels[policy] = f'<div class="row">{"".join(cells)}</div>'
     text = "Lines: the share that the control asks for. Dots: where the requests went. "
-    text += f"{' and '.join(still)} never changed theirs." if still else ""
+    text += f"{summary.in_words(still)} never changed theirs." if still else ""
     body = page.tabs("policy", panels) if panels else '<p class="empty">No policy changed its control in this run.</p>'
     return _section("What the policies asked for", text, body + _servers(evaluation))
 
@@ -185,10 +185,10 @@ def _servers(evaluation: dict[str, Any]) -> str:
 
 
 def _states(page: _Page, encoder: EncoderSummary | None) -> str:
-    text = "The mixture model sorts each window into one of a few states; the policy decides on those."
+    text = "The mixture model sorts what it sees of a window into one of a few states. Pale bars: it was unsure."
     if encoder is not None and encoder.visits:
         novel = sum(visit.is_novel for visit in encoder.visits)
-        text += f" {novel} of {len(encoder.visits)} windows lay outside of every state."
+        text += f" {novel} of {len(encoder.visits)} times it saw something outside of every state."
     cells = (
         f"<div><h3>What tells the states apart</h3>{page.place(states_figure(encoder))}</div>"
         f"<div><h3>How many states</h3>{page.place(bic_figure(encoder))}</div>"

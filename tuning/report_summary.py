@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -12,9 +13,9 @@ from tuning.verdicts import (
     Comparison,
     comparisons,
     describe_ratio,
-    digits,
     format_ratio,
     format_value,
+    interval_text,
     read,
     verdicts,
 )  # fmt: skip
@@ -129,6 +130,11 @@ def accounting(evaluation: dict[str, Any]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
+def in_words(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
+
+
 def _card(metric: str, rows: list[Comparison], reach: float) -> str:
     first = rows[0]
     value, theirs = (format_value(metric, number) for number in first.values)
@@ -173,17 +179,16 @@ def _cell(metric: str, source: dict[str, Any], *, is_reference: bool) -> str:
 def _interval(ratio: Ratio) -> str:
     if ratio.low is None or ratio.high is None:
         return ""
-    return f"{digits(ratio.low)} – {digits(ratio.high) if ratio.high < 1000 else '…'}"
+    return " – ".join(interval_text(ratio.low, ratio.high))
 
 
 def _named(rows: list[Comparison], verdict: Verdict) -> str:
     """The metrics of that verdict in words; a ratio beside each that is won or lost."""
     found = [row for row in rows if row.verdict == verdict]
     with_ratio = verdict in ("better", "worse")
-    names = [
-        f"{ROWS[row.metric]} ({format_ratio(row.ratio.value)})" if with_ratio else ROWS[row.metric] for row in found
-    ]
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+    return in_words(
+        [f"{ROWS[row.metric]} ({format_ratio(row.ratio.value)})" if with_ratio else ROWS[row.metric] for row in found]
+    )
 
 
 def _reach(ratios: list[Ratio]) -> float:
