@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from envs.draws import below, leaf
 
 ROUND_ROBIN, LEAST_CONN, RANDOM_TWO, EXPECTED_DELAY, SHORTEST_DELAY, JOIN_SHORTEST, CENTRAL_QUEUE = range(7)
@@ -18,6 +16,9 @@ METHOD_CODES = {
     "round_robin": ROUND_ROBIN, "least_conn": LEAST_CONN, "random_two": RANDOM_TWO, "expected_delay": EXPECTED_DELAY,
     "shortest_delay": SHORTEST_DELAY, "join_shortest": JOIN_SHORTEST, "central_queue": CENTRAL_QUEUE,
 }  # fmt: skip
+
+WAIT = -2
+"""What the central queue picks while every worker is busy."""
 
 EPOCH_S = 1_000_000
 """NGINX's clock at simulated time 0; only its being large matters (passive failure memory begins at 0)."""
@@ -184,28 +185,23 @@ def pick_expected_delay(
 
 @leaf
 def pick_oracle(
-    method: Any, peers: Any, group: Any, now_s: Any, rules: Any, state: Any, service_s: Any, servers: Any, tried: Any
+    method: Any, peers: Any, group: Any, rules: Any, state: Any, service_s: Any, servers: Any, tried: Any
 ) -> Any:
     """Reference rules that see what no balancer sees: all contexts' requests and the present true speeds.
 
-    `peers` is `[contexts, groups, servers]`. Shortest delay is rule B (beta 1) with true service times.
+    `peers` is `[contexts, groups, servers]`. Shortest delay is rule B (beta 1) with true service times;
+    the central queue gives a request to the fastest server with a free worker, or lets it wait.
     """
-    best, lowest, ties = -1, 0.0, 1
+    best, lowest, ties, alive = -1, 0.0, 1, False
     for server in range(len(servers)):
         if peers[0, group, server].down or (tried >> server) & 1 or servers[server].refused:
             continue
-        in_flight, work_s = 0.0, 0.0
-        for context in range(len(peers)):
-            for kind in range(peers.shape[1]):
-                conns = peers[context, kind, server].conns
-                in_flight += conns
-                work_s += conns * service_s[kind, server]
-        score = in_flight
-        if method == SHORTEST_DELAY:
-            workers = servers[server].workers
-            score = service_s[group, server]
-            if in_flight >= workers:
-                score += work_s / in_flight * (in_flight - workers + 1.0) / workers
+        alive = True
+        workers = servers[server].workers
+        if method == CENTRAL_QUEUE and (servers[server].busy >= workers or servers[server].hanging):
+            continue
+        score = _oracle_score(method, peers, group, server, service_s, workers)
+        if method != JOIN_SHORTEST:
             score /= servers[server].speed
         if best < 0 or score < lowest:
             best, lowest, ties = server, score, 1
@@ -214,7 +210,25 @@ def pick_oracle(
             state.picks += 1
             if below(state.pick_key, state.picks, ties) == 0:
                 best = server
-    return best
+    return WAIT if best < 0 and alive and method == CENTRAL_QUEUE else best
+
+
+@leaf
+def _oracle_score(method: Any, peers: Any, group: Any, server: Any, service_s: Any, workers: Any) -> Any:
+    score = service_s[group, server]
+    if method == CENTRAL_QUEUE:
+        return score
+    in_flight, work_s = 0.0, 0.0
+    for context in range(len(peers)):
+        for kind in range(peers.shape[1]):
+            conns = peers[context, kind, server].conns
+            in_flight += conns
+            work_s += conns * service_s[kind, server]
+    if method == JOIN_SHORTEST:
+        return in_flight
+    if in_flight >= workers:
+        score += work_s / in_flight * (in_flight - workers + 1.0) / workers
+    return score
 
 
 @leaf
@@ -248,5 +262,16 @@ def note_health(health: Any, error: Any, failed: Any, now_s: Any, rules: Any) ->
 def reset_round_robin(peers: Any) -> None:
     """Forgets the position of smooth weighted round robin in one group."""
     for server in range(len(peers)):
-        peers[server].current = np.int64(0)
+        peers[server].current = 0
         peers[server].effective = peers[server].weight
+
+
+@leaf
+def forget_all(peers: Any) -> None:
+    """A reload: new workers count connections from 0 and know of no failure."""
+    reset_round_robin(peers)
+    for server in range(len(peers)):
+        peers[server].conns = 0
+        peers[server].fails = 0
+        peers[server].accessed = 0
+        peers[server].checked = 0

@@ -15,7 +15,7 @@ from actuators.script import Script
 from actuators.topology import Topology
 from actuators.window import DEFAULT_BOUNDS_MS, FloatArray, IntArray
 from envs import arrivals, engine
-from envs.balancers import METHOD_CODES, reset_round_robin
+from envs.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.draws import compiled
 from envs.lane import Lane, Tally, build_lane
 from envs.tally import bucket_table
@@ -46,6 +46,10 @@ class SimulationOptions(Options):
     workers_sharing_memory: int = 1
     """How many of the script's contexts (`load_balancers`) share their counters: the workers of one
     NGINX do with `zone` and with `expected_delay`."""
+    actuation: Literal["memory", "reload"] = "memory"
+    """How weights are changed: a reload also forgets connections, failures and positions."""
+    actuation_delay_s: float = 0.0
+    """Seconds from `set_weights` until the weights are in force; a reload takes about 0.11."""
     beta: float = 0.7
     """`expected_delay`: weight of the request's own service time beside the predicted wait."""
     error_cost_s: float = 1.0
@@ -86,6 +90,7 @@ class SimulatedBatch:
         self._tally = _new_tally(topology, size, len(bounds_ms))
         self._lanes: list[Lane | None] = [None] * size
         self._start_s = np.zeros(size)
+        self._pending: list[tuple[float, IntArray, NDArray[np.bool_]]] = []
         self._weight = np.broadcast_to(topology.mask.astype(np.int64), (size, *topology.shape)).copy()
         self._down = np.zeros((size, *topology.shape), bool)
 
@@ -101,7 +106,9 @@ class SimulatedBatch:
             array[...] = 0
         arrivals.start(lane)
         self._lanes[index] = lane
-        self._start_s[index], self._weight[index], self._down[index] = 0.0, self.topology.mask, False
+        for _, weight, down in ((0.0, self._weight, self._down), *self._pending):
+            weight[index], down[index] = self.topology.mask, False
+        self._start_s[index] = 0.0
 
     def set_weights(self, weights: IntArray, down: NDArray[np.bool_] | None = None) -> None:
         """Integer weights 1…100 ``[size, groups, servers]`` from now on; `down` takes servers out of rotation.
@@ -114,13 +121,10 @@ class SimulatedBatch:
         out = np.zeros_like(wanted, bool) if down is None else np.broadcast_to(down & mask, wanted.shape)
         if wanted.shape != self._weight.shape or (wanted[:, mask] < 1).any() or (wanted > MAX_WEIGHT).any():
             raise ConfigError("weights do not fit", where="simulated batch", remedy=f"1…100, {self._weight.shape}")
-        changed = ((wanted != self._weight) | (out != self._down)).any(axis=(1, 2))
-        for index, lane in enumerate(self._lanes):
-            if lane is not None and changed[index]:
-                _set_peers(lane.peers, wanted[index], out[index] | ~mask)
-            if lane is not None and self._method == METHOD_CODES["expected_delay"]:
-                lane.rules["learned"] = 0
-        self._weight, self._down = wanted, np.array(out)
+        if self.options.actuation_delay_s <= 0:
+            self._enforce(wanted, np.array(out))
+        else:
+            self._pending.append((self.options.actuation_delay_s, wanted, np.array(out)))
 
     def set_service_times(self, tau_s: FloatArray, workers: FloatArray) -> None:
         """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
@@ -148,9 +152,12 @@ class SimulatedBatch:
         if not interval_s > 0:
             raise ConfigError(f"interval of {interval_s} s", where="simulated batch", remedy="it must be positive")
         start_s = self._start_s.copy()
-        for index in range(self.size):
-            engine.advance(self._lane(index), start_s[index] + interval_s)
-        self._start_s = start_s + interval_s
+        while self._pending and self._pending[0][0] < interval_s:
+            delay_s, weight, down = self._pending.pop(0)
+            self._play(start_s + delay_s)
+            self._enforce(weight, down)
+        self._pending = [(delay_s - interval_s, weight, down) for delay_s, weight, down in self._pending]
+        self._play(start_s + interval_s)
         return self._window(start_s)
 
     def drain(self, timeout_s: float) -> WindowBatch:
@@ -163,6 +170,23 @@ class SimulatedBatch:
                 self._start_s[index] += _DRAIN_STEP_S
                 engine.advance(lane, self._start_s[index])
         return self._window(start_s)
+
+    def _play(self, until_s: FloatArray) -> None:
+        for index in range(self.size):
+            engine.advance(self._lane(index), until_s[index])
+        self._start_s = until_s
+
+    def _enforce(self, weight: IntArray, down: NDArray[np.bool_]) -> None:
+        changed = ((weight != self._weight) | (down != self._down)).any(axis=(1, 2))
+        for index, lane in enumerate(self._lanes):
+            if lane is not None and changed[index]:
+                _set_peers(lane.peers, weight[index], down[index] | ~self.topology.mask)
+                if self.options.actuation == "reload":
+                    _reload(lane.peers)
+                    lane.state["generation"] += 1
+            if lane is not None and self._method == METHOD_CODES["expected_delay"]:
+                lane.rules["learned"] = 0
+        self._weight, self._down = weight, down
 
     def _window(self, start_s: FloatArray) -> WindowBatch:
         counts = Tally(*(array.copy() for array in self._tally))
@@ -227,3 +251,10 @@ def _set_peers(peers: Any, weights: Any, down: Any) -> None:
                 peer.weight, peer.down = weights[group, server], down[group, server]
             if changed:
                 reset_round_robin(peers[context, group])
+
+
+@compiled
+def _reload(peers: Any) -> None:
+    for context in range(len(peers)):
+        for group in range(peers.shape[1]):
+            forget_all(peers[context, group])

@@ -9,7 +9,7 @@ import numpy as np
 from envs import balancers as b
 from envs.arrivals import new_request, release_slot
 from envs.draws import compiled, inlined, uniform
-from envs.queues import accept, empty, finish_next, refresh_next, set_rate
+from envs.queues import accept, empty, finish_next, put_central, refresh_next, set_rate, take_central
 from envs.tally import count_answer, count_attempt, count_failure
 
 OK, ERROR, UNAVAILABLE, LOST, REJECTED, TIMED_OUT = 200, 500, 502, 502, 503, 504
@@ -68,6 +68,8 @@ def finish(lane: Any, s: Any, now_s: float) -> None:
         queue_to_send(lane, slot)
     else:
         conclude(lane, slot, status, now_s)
+    if lane.state[0].central > 0:
+        queue_to_send(lane, take_central(lane))
 
 
 @inlined
@@ -77,6 +79,7 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
     while True:
         s = pick(lane, request, now_s)
         if s < 0:
+            status = OK if s == b.WAIT and put_central(lane, slot) else UNAVAILABLE
             break
         begin_attempt(lane, request, s, now_s)
         refused = lane.servers[s].refused
@@ -110,9 +113,7 @@ def pick(lane: Any, request: Any, now_s: float) -> Any:
         return b.pick_expected_delay(
             peers, request.group, request.tried, now_s, rules, state, lane.tau_s, lane.believed_workers, health
         )
-    return b.pick_oracle(
-        method, lane.peers, request.group, now_s, rules, state, lane.service_s, lane.servers, request.tried
-    )
+    return b.pick_oracle(method, lane.peers, request.group, rules, state, lane.service_s, lane.servers, request.tried)
 
 
 @inlined
@@ -175,6 +176,8 @@ def behave(lane: Any, change: Any) -> None:
         for place in range(empty(lane, s)):
             fail(lane, lane.held[place], LOST, now_s)
     refresh_next(lane, s)
+    for _ in range(min(lane.state[0].central, 0 if server.refused else server.workers)):
+        queue_to_send(lane, take_central(lane))
 
 
 @compiled

@@ -40,7 +40,7 @@ PEER = _record("weight effective current conns fails accessed checked down")
 HEALTH = _record("out_until", "errors error_s")
 BEHAVIOUR = _record("server refused hanging", "at_s speed error_ratio error_service_s")
 GROUP = _record("servers post")
-STATE = _record("free behaviour generation picks resend central", "now_s duration_s", "pick_key")
+STATE = _record("free behaviour generation picks resend central central_head", "now_s duration_s", "pick_key")
 RULES = _record(
     "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers",
     "read_timeout_s beta error_cost_s error_gain error_memory_s sigma",

@@ -155,3 +155,27 @@ def empty(lane: Any, s: Any) -> Any:
     server.busy, server.waiting, server.head = 0, 0, 0
     server.next_s = np.inf
     return count
+
+
+@inlined
+def put_central(lane: Any, slot: Any) -> bool:
+    """The oracle's one line for all servers; False when it is full."""
+    state, room = lane.state[0], len(lane.central)
+    busy = 0
+    for s in range(len(lane.servers)):
+        busy += lane.servers[s].workers
+    if state.central + busy >= room:
+        return False
+    lane.central[(state.central_head + state.central) % room] = slot
+    state.central += 1
+    return True
+
+
+@inlined
+def take_central(lane: Any) -> Any:
+    """The request that has waited longest in the oracle's line."""
+    state = lane.state[0]
+    slot = lane.central[state.central_head]
+    state.central_head = (state.central_head + 1) % len(lane.central)
+    state.central -= 1
+    return slot

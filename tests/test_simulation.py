@@ -144,3 +144,64 @@ def test_contexts_share_the_traffic_and_degrade_least_conn() -> None:
 def test_options_are_typo_proof() -> None:
     with pytest.raises(ValueError, match="extra"):
         SimulationOptions(retry_http_50=True)  # type: ignore[call-arg]
+
+
+def first_server_share(batch: SimulatedBatch, interval_s: float) -> float:
+    requests = batch.advance(interval_s).requests[0]
+    return float(requests[:, 0].sum() / requests.sum())
+
+
+def test_weights_come_into_force_after_their_delay_each_in_its_turn() -> None:
+    light_load = replace(scenario("S1", 100.0), load=0.2).script(TOPOLOGY, 1)
+    batch = SimulatedBatch(TOPOLOGY, 1, "round_robin", options=SimulationOptions(actuation_delay_s=1.5))
+    batch.reset(0, light_load)
+    seen = []
+    for first in (100, 1, 1, 1, 1):
+        batch.set_weights(np.array([[[first, 10, 10]] * 3]))
+        seen.append(first_server_share(batch, 1.0))
+    equal, heavy, light = 1 / 3, 100 / 120, 1 / 21
+    expected = [equal, (equal + heavy) / 2, (heavy + light) / 2, light, light]
+    assert seen == pytest.approx(expected, abs=0.05)
+    batch.reset(0, light_load)
+    assert first_server_share(batch, 1.0) == pytest.approx(equal, abs=0.02)
+
+
+def test_a_reload_forgets_connections_in_flight() -> None:
+    active = {}
+    for actuation in ("memory", "reload"):
+        options = SimulationOptions(actuation=actuation)  # type: ignore[arg-type]
+        batch = SimulatedBatch(line_of(2), 1, "least_conn", options=options)
+        batch.reset(0, script_of(100.0, 1.0, servers=2, workers=200, service="constant"))
+        assert batch.advance(5.0).active.sum() == pytest.approx(100, abs=30)
+        batch.set_weights(np.array([[[1, 2]]]))
+        active[actuation] = int(batch.advance(0.1).active.sum())
+        drained = batch.drain(5.0)
+        assert drained.active.sum() == 0
+        assert drained.failed.sum() == 0
+    assert active["reload"] < 30 < active["memory"]
+
+
+def test_oracles_are_better_than_what_nginx_can_do() -> None:
+    script = scenario("S3", 200.0).script(TOPOLOGY, 101)
+    means = {method: mean_s(run(TOPOLOGY, script, 200.0, method)) for method in (*METHODS, "central_queue")}
+    assert means["shortest_delay"] < 0.8 * means["least_conn"] < 0.8 * means["round_robin"]
+    assert means["central_queue"] == pytest.approx(means["shortest_delay"], rel=0.05)
+
+
+def test_expected_delay_needs_service_times_and_uses_them() -> None:
+    script = scenario("S3", 200.0).script(TOPOLOGY, 101)
+    batch = SimulatedBatch(TOPOLOGY, 1, "expected_delay")
+    batch.reset(0, script)
+    unlearned = batch.advance(200.0)
+    assert mean_s(unlearned) == mean_s(run(TOPOLOGY, script, 200.0, "least_conn"))
+    batch.reset(0, script)
+    true_s = np.array([[m / p.speeds[g] for p in script.servers] for g, m in enumerate(script.mean_service_s)])
+    batch.set_service_times(true_s[None], np.full((1, 3), 4.0))
+    learned = batch.advance(200.0)
+    assert mean_s(learned) < 0.75 * mean_s(unlearned)
+    assert learned.planned.tolist() == unlearned.planned.tolist()
+    delay = learned.delay[0]
+    assert (delay[..., 0] <= learned.requests[0]).all()
+    assert delay[..., 1].sum() / delay[..., 0].sum() < mean_s(learned)
+    predicted_s = delay[..., 2:].sum() / learned.requests.sum()
+    assert predicted_s == pytest.approx(mean_s(learned), rel=0.15)
