@@ -22,7 +22,8 @@ ERROR_LATENCY_S = 1.0
 """A failed request is charged at least as an answer after this time, so that failing never pays."""
 
 MAX_ERROR_RATIO = 0.02
-MAX_FAULTY_SHARE = 0.2
+MIN_USABLE_SHARE = 0.4
+FAULTY_SHARE_WARNED = 0.2
 MIN_REQUESTS = 200
 MAX_RELATIVE_SPREAD = 4.0
 
@@ -58,15 +59,15 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
     """Deadlines from the usable windows of an observation phase under equal weights.
 
     Raises:
-        DataError: fewer than 200 requests of a type, or more than 20 % of the windows are faulty:
+        DataError: fewer than 200 requests of a type in usable windows, or most windows are faulty:
             the phase must be repeated, because deadlines from a disturbed phase make ART blind.
     """
     usable = [window for window in windows if window.usable]
-    if len(usable) < (1 - MAX_FAULTY_SHARE) * len(windows) or not usable:
+    if len(usable) < MIN_USABLE_SHARE * len(windows) or not usable:
         raise DataError(
-            f"only {len(usable)} of {len(windows)} windows are usable",
+            f"only {len(usable)} of {len(windows)} windows are usable: {_commonest_fault(windows)}",
             where="observation phase",
-            remedy="repeat it while nothing restarts and the load client keeps up",
+            remedy="repeat it while nothing restarts and the machine has little else to do",
         )
     requests = np.sum([w.requests.sum(axis=1) for w in usable], axis=0)
     for group, count in zip(topology.groups, requests, strict=True):
@@ -84,7 +85,16 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
     deviation_s = np.sqrt(np.maximum(second - mean_s**2, (0.05 * mean_s) ** 2))
     priority = np.array([group.priority for group in topology.groups])
     seconds = np.maximum(mean_s + (1 + 1 / priority) * deviation_s, 1e-3)
-    return Deadlines(seconds, mean_s, deviation_s, requests, _warnings(usable, topology, requests, mean_s, deviation_s))
+    found = _warnings(usable, topology, requests, mean_s, deviation_s)
+    left_out = len(windows) - len(usable)
+    if left_out > FAULTY_SHARE_WARNED * len(windows):
+        found += (f"{left_out} of {len(windows)} windows were left out: {_commonest_fault(windows)}",)
+    return Deadlines(seconds, mean_s, deviation_s, requests, found)
+
+
+def _commonest_fault(windows: Sequence[Window]) -> str:
+    faults = [f"{fault.kind} ({fault.detail})" for window in windows for fault in window.faults if not window.usable]
+    return max(set(faults), key=faults.count) if faults else "there are none"
 
 
 def _warnings(

@@ -36,9 +36,12 @@ class LocalRay:
 
     Args:
         cpus: logical CPUs; this machine's cores when None.
+        dashboard_port: of the dashboard on 127.0.0.1, which takes submitted jobs; none when None.
     """
 
-    def __init__(self, testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> None:
+    def __init__(
+        self, testbeds: int = 1, servers: int = 3, cpus: int | None = None, dashboard_port: int | None = None
+    ) -> None:
         _sweep_stale_folders()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         (self.folder / "owner").write_text(str(os.getpid()))
@@ -47,13 +50,15 @@ class LocalRay:
         self._head = ManagedProcess(
             [
                 sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
-                "--include-dashboard=false", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+                f"--include-dashboard={str(dashboard_port is not None).lower()}", "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={dashboard_port or 0}", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
                 f"--num-cpus={cpus or os.cpu_count()}", f"--resources={json.dumps(resources)}",
                 f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.folder}",
             ],
             name="Ray",
             log_path=self.folder / "head.log",
-            env={**os.environ, **self.environment},
+            # `python` in a submitted job's command is looked up on the head's PATH: it must be this one.
+            env={**os.environ, **self.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             # A graceful end drains for up to 30 s; whoever closes this has closed its actors already.
             stop_signal=signal.SIGKILL,
         )  # fmt: skip

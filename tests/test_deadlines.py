@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from windows import TOPOLOGY, window
 
 from actuators.errors import DataError
 from actuators.topology import social_network
 from actuators.window import DEFAULT_BOUNDS_MS, Fault
 from envs.deadlines import derive_deadlines, tardiness
-from windows import TOPOLOGY, window
 
 
 def test_deadline_is_mean_plus_priority_times_deviation() -> None:
@@ -39,8 +39,10 @@ def test_faulty_windows_are_left_out_and_too_many_are_refused() -> None:
     clean = [window(10.0, seed=s) for s in range(9)]
     mixed = derive_deadlines([*clean, window(500.0, faults=fault)], TOPOLOGY)
     assert mixed.mean_s == pytest.approx(derive_deadlines(clean, TOPOLOGY).mean_s)
-    with pytest.raises(DataError, match="only 3 of 6"):
-        derive_deadlines([*clean[:3], *[window(faults=fault)] * 3], TOPOLOGY)
+    flagged = derive_deadlines([*clean[:3], *[window(faults=fault)] * 3], TOPOLOGY)
+    assert "3 of 6 windows were left out: restart (nginx restarted)" in flagged.warnings[0]
+    with pytest.raises(DataError, match=r"only 3 of 9 windows are usable: restart"):
+        derive_deadlines([*clean[:3], *[window(faults=fault)] * 6], TOPOLOGY)
 
 
 def test_too_few_requests_name_the_type() -> None:

@@ -19,6 +19,8 @@ from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import EncoderOptions
 from envs.mixture import fit_from_windows
 
+MAX_STRETCH = 2
+
 
 class ObserveOptions(Options):
     """How long the system is watched before anything is learned, and what is fitted to it."""
@@ -63,7 +65,8 @@ def watch(
     """Windows of the scenario, the skipped start left out, the load drained after.
 
     Exploring weights are drawn from {1, 3, 5} per group and server, as the project's first weight
-    changer did, anew for every window.
+    changer did, anew for every window. Each part goes on until it has as many usable windows as fit into
+    its time, but not longer than twice its time: a machine with other work to do disturbs some.
 
     Args:
         on_window: called after every window with the share of the phase that is over, 0…1.
@@ -73,16 +76,24 @@ def watch(
     skipped, equal, exploring = (
         round(seconds / options.interval_s) for seconds in (options.skip_s, options.duration_s, options.explore_s)
     )
+    found: tuple[list[Window], list[Window]] = ([], [])
     generator = np.random.default_rng(seed)
-    windows, steps = [], skipped + equal + exploring
-    for step in range(steps):
-        if step >= skipped + equal:
-            ratios = generator.choice([1, 3, 5], testbed.topology.shape)
-            testbed.apply(Weights(testbed.topology, ratios))
-        windows.append(testbed.advance(options.interval_s))
-        on_window(windows[-1], (step + 1) / steps)
+    for _ in range(skipped):
+        on_window(testbed.advance(options.interval_s), 0.0)
+    for phase, wanted in enumerate((equal, exploring)):
+        while _missing(found[phase], wanted):
+            if phase == 1:
+                ratios = generator.choice([1, 3, 5], testbed.topology.shape)
+                testbed.apply(Weights(testbed.topology, ratios))
+            found[phase].append(testbed.advance(options.interval_s))
+            on_window(found[phase][-1], min(sum(map(len, found)) / (equal + exploring), 1.0))
     testbed.drain()
-    return Watched(tuple(windows[skipped : skipped + equal]), tuple(windows[skipped + equal :]))
+    return Watched(tuple(found[0]), tuple(found[1]))
+
+
+def _missing(windows: list[Window], wanted: int) -> bool:
+    """Whether to go on: until enough windows are usable, at most for MAX_STRETCH times as long."""
+    return sum(window.usable for window in windows) < wanted and len(windows) < MAX_STRETCH * wanted
 
 
 def fit_problem(

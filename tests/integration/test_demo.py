@@ -82,7 +82,7 @@ def test_the_run_folder_is_complete(finished: Demo) -> None:
         "config.yaml", "command.txt", "versions.txt", "snapshots.jsonl", "deadlines.json", "encoder.npz",
         "progress.csv", "checkpoints", "bundle", "evaluation.json", "windows.parquet", "report.html",
     }  # fmt: skip
-    assert not [path for path in finished.folder.rglob("*.tmp*")]
+    assert not list(finished.folder.rglob("*.tmp*"))
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert (config["seed"], config["quick"]) == (3, True)
     assert load_bundle(finished.folder / "bundle").provenance["seed"] == 3
@@ -137,7 +137,7 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
     text = demo.log.read_text()
     assert f"kept in {demo.folder}" in text
     assert "Traceback" not in text
-    assert not [path for path in demo.folder.rglob("*.tmp*")]
+    assert not list(demo.folder.rglob("*.tmp*"))
     for line in (demo.folder / "snapshots.jsonl").read_text().splitlines():
         json.loads(line)
 
