@@ -60,12 +60,14 @@ function M.round_robin(group, candidates)
 end
 
 -- Least in_flight / weight; among equals the smooth weighted round robin, as NGINX does.
+local loads = {}   -- in flight per candidate, of the choice being made; reused by all
 function M.least_conn(group, candidates)
     local weight, choices, current = group.weight, group.choices, group.current
     local best, best_load, best_weight, tied = nil, 0, 1, false
     for index = 1, #candidates do
         local server = candidates[index]
         local load = inflight.of_group(choices[server])
+        loads[index] = load
         local difference = best and load * best_weight - best_load * weight[server] or -1
         if difference < 0 then
             best, best_load, best_weight, tied = server, load, weight[server], false
@@ -76,19 +78,16 @@ function M.least_conn(group, candidates)
     if not tied then
         return best
     end
-    local total, chosen = 0, nil
+    local total, chosen = 0, best
     for index = 1, #candidates do
         local server = candidates[index]
-        if inflight.of_group(choices[server]) * best_weight == best_load * weight[server] then
+        if loads[index] * best_weight == best_load * weight[server] then
             current[server] = (current[server] or 0) + weight[server]
             total = total + weight[server]
-            if not chosen or current[server] > current[chosen] then
+            if current[server] > current[chosen] then
                 chosen = server
             end
         end
-    end
-    if not chosen then
-        return best -- another worker moved all counts between the two looks
     end
     current[chosen] = current[chosen] - total
     return chosen

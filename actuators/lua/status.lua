@@ -46,7 +46,6 @@ local function new_cell(group, server)
     local prefix = group .. "@" .. server .. " "
     return {
         server = server,
-        requests = create(prefix .. "requests"),
         in_bytes = create(prefix .. "in"),
         out_bytes = create(prefix .. "out"),
         classes = class_keys(prefix),
@@ -94,7 +93,7 @@ function M.init(options)
     read_upstreams(options.upstreams)
     M.groups = group_order
     other = {
-        requests = create("* requests"), in_bytes = create("* in"), out_bytes = create("* out"),
+        in_bytes = create("* in"), out_bytes = create("* out"),
         classes = class_keys("* "), request_ms = create("* request_ms"),
     }
 end
@@ -121,7 +120,6 @@ local function count_request(cell)
 end
 
 local function count_attempt(cell, status, response_ms)
-    dict:incr(cell.requests, 1)
     dict:incr(cell.classes[class_of(status)], 1)
     if response_ms > 0 then
         dict:incr(cell.response_ms, response_ms)
@@ -192,7 +190,6 @@ end
 function M.log_other()
     if not ngx.is_subrequest then
         count_request(other)
-        dict:incr(other.requests, 1)
         dict:incr(other.classes[class_of(ngx.status)], 1)
     end
     release(0)
@@ -234,19 +231,26 @@ local function class_counts(keys)
     return counts
 end
 
+-- Every answer has one class: their sum is the number of requests.
+local function total(counts)
+    return counts[1] + counts[2] + counts[3] + counts[4] + counts[5]
+end
+
 local function mean(sum, count)
     return count > 0 and floor(sum / count) or 0
 end
 
 local function cell_json(cell, weight, down)
-    local requests, used = get(cell.requests), get(cell.requests) > 0
+    local classes = class_counts(cell.classes)
+    local requests = total(classes)
+    local used = requests > 0
     local request_ms, response_ms = get(cell.request_ms), get(cell.response_ms)
     return format(
         '{"server":%s,"requestCounter":%.0f,"inBytes":%.0f,"outBytes":%.0f,"responses":%s,'
         .. '"requestMsecCounter":%.0f,"requestMsec":%.0f,"requestMsecs":{"times":[],"msecs":[]},"requestBuckets":%s,'
         .. '"responseMsecCounter":%.0f,"responseMsec":%.0f,"responseMsecs":{"times":[],"msecs":[]},"responseBuckets":%s,'
         .. '"weight":%d,"maxFails":%d,"failTimeout":%d,"backup":false,"down":%s}',
-        quoted(cell.server), requests, get(cell.in_bytes), get(cell.out_bytes), responses_json(class_counts(cell.classes)),
+        quoted(cell.server), requests, get(cell.in_bytes), get(cell.out_bytes), responses_json(classes),
         request_ms, mean(request_ms, requests), buckets_json(cell.request_buckets, used),
         response_ms, mean(response_ms, requests), buckets_json(cell.response_buckets, used),
         weight, cell.max_fails or 0, cell.fail_timeout or 0, tostring(down)
@@ -263,7 +267,7 @@ local function group_json(group)
         parts[index] = cell_json(cell, weight, down)
     end
     local nobody = group.cells[group.name]
-    if get(nobody.requests) > 0 then
+    if total(class_counts(nobody.classes)) > 0 then
         parts[#parts + 1] = cell_json(nobody, 0, false)
     end
     return quoted(group.name) .. ":[" .. concat(parts, ",") .. "]"
@@ -271,20 +275,21 @@ end
 
 -- The client-side count: every attempt was counted, so the retries are taken off again.
 local function server_zone_json()
-    local requests, in_bytes, out_bytes = get(other.requests), get(other.in_bytes), get(other.out_bytes)
+    local in_bytes, out_bytes = get(other.in_bytes), get(other.out_bytes)
     local request_ms, classes = get(other.request_ms), class_counts(other.classes)
     for _, group in ipairs(group_order) do
         for _, cell in pairs(group.cells) do
-            requests, in_bytes = requests + get(cell.requests), in_bytes + get(cell.in_bytes)
+            in_bytes = in_bytes + get(cell.in_bytes)
             out_bytes, request_ms = out_bytes + get(cell.out_bytes), request_ms + get(cell.request_ms)
             for index, count in ipairs(class_counts(cell.classes)) do
                 classes[index] = classes[index] + count
             end
         end
         for index, count in ipairs(class_counts(group.extra)) do
-            requests, classes[index] = requests - count, classes[index] - count
+            classes[index] = classes[index] - count
         end
     end
+    local requests = total(classes)
     return format(
         '{"requestCounter":%.0f,"inBytes":%.0f,"outBytes":%.0f,"responses":%s,"requestMsecCounter":%.0f,"requestMsec":%.0f}',
         requests, in_bytes, out_bytes, responses_json(classes), request_ms, mean(request_ms, requests)
