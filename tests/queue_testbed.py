@@ -94,7 +94,8 @@ class QueueTestbed:
         for group, stream in enumerate(self._script.streams):
             count = rng.poisson(stream.steps[0].rate_rps * self._script.duration_s)
             times, sizes = rng.uniform(0, self._script.duration_s, count), rng.exponential(size=count)
-            arrivals += [(float(t), group, float(z)) for t, z in zip(times, sizes, strict=True)]
+            end_s = next((step.start_s for step in stream.steps if step.rate_rps == 0), np.inf)
+            arrivals += [(float(t), group, float(z)) for t, z in zip(times, sizes, strict=True) if t < end_s]
         self._arrivals, self._next = sorted(arrivals), 0
         self._routing = np.random.default_rng([seed, self._resets])  # ties fall anew each time
         self._servers = [_Server([0.0] * profile.workers) for profile in self._script.servers]

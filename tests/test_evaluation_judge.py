@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 
 from actuators.control import BalancingMethod
 from actuators.errors import ConfigError, TestbedError
-from actuators.script import Behaviour
+from actuators.script import Behaviour, RateStep
+from actuators.topology import social_network
 from actuators.window import Fault
-from tuning.judge import Controller, Judge, JudgeOptions, Progress, balanced_orders, judge
+from tuning.judge import Controller, EndingArrivals, Judge, JudgeOptions, Progress, balanced_orders, judge
 
 DEADLINES_S = np.array([0.05, 0.02, 0.02])
 STEADY = SteadyScenario()
@@ -55,6 +57,14 @@ def test_no_policy_follows_one_other_more_often_than_the_rest(count: int) -> Non
     followers = Counter((a, b) for order in orders for a, b in itertools.pairwise(order))
     assert set(followers.values()) == {2}
     assert len(followers) == count * (count - 1)
+
+
+def test_arrivals_end_before_the_drain_and_nothing_else_changes() -> None:
+    topology = social_network()
+    whole, ended = STEADY.script(topology, 3), EndingArrivals(STEADY, 2.0).script(topology, 3)
+    for stream, cut in zip(whole.streams, ended.streams, strict=True):
+        assert cut.steps == (*stream.steps, RateStep(1.9, 0.0))
+    assert replace(ended, streams=whole.streams) == whole
 
 
 def test_orders_depend_on_the_seed_only() -> None:

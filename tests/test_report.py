@@ -18,8 +18,8 @@ from report_data import evaluate, run_data
 from tuning.evaluation import Evaluation
 from tuning.report import Provenance, RunData, write_report
 from tuning.report_figures import steering_policies, tail_figure, weight_figure
-from tuning.report_learning import EncoderSummary, StateVisit, TrainingPoint, timeline_figure, training_figure
-from tuning.report_series import log_range, log_ticks, measured, ratio_ticks, spread
+from tuning.report_learning import EncoderSummary, StateVisit, TrainingPoint, timeline_figure, training_figures
+from tuning.report_series import held, log_range, log_ticks, measured, ratio_ticks, spread
 from tuning.report_summary import headline, subline
 
 
@@ -96,7 +96,7 @@ def test_what_is_missing_is_explained_on_the_page(content: dict[str, Any], tmp_p
     for reason in ("Nothing was trained", "No mixture was fitted", "No windows were encoded", "was given, not chosen",
                    "command was not recorded", "configuration was not recorded"):  # fmt: skip
         assert reason in text
-    assert {"training", "timeline", "states", "bic"}.isdisjoint(figure["name"] for figure in figures(page))
+    assert {"training-0", "timeline", "states", "bic"}.isdisjoint(figure["name"] for figure in figures(page))
 
 
 def test_an_evaluation_without_a_usable_block_still_makes_a_page(content: dict[str, Any], tmp_path: Path) -> None:
@@ -150,6 +150,13 @@ def test_only_policies_that_changed_their_control_are_drawn_as_steering(content:
     assert np.nansum(asked, axis=0)[~np.isnan(asked[0])] == pytest.approx(100, abs=0.01)
 
 
+def test_a_share_is_drawn_from_the_beginning_of_the_first_window_that_it_held_in(content: dict[str, Any]) -> None:
+    points = measured(content, "learned")
+    x, y = held(points, [float(point.round) for point in points], 0.5)
+    assert x[0] == 0.0
+    assert [value for at, value in zip(x, y, strict=True) if at == 2.0] == [0.0, None, 1.0]
+
+
 def test_the_tail_marks_rounds_and_what_the_scenario_did(content: dict[str, Any]) -> None:
     figure = tail_figure(content)
     assert [shape["x0"] for shape in figure.layout["shapes"]] == [2.0, 4.0]
@@ -179,11 +186,14 @@ def test_servers_with_states_of_their_own_get_a_row_each() -> None:
     assert figure.layout["showlegend"]
 
 
-def test_training_phases_get_a_line_each() -> None:
-    points = [TrainingPoint(i, float(i), "simulated" if i < 6 else "live") for i in range(10)]
-    lines = [trace for trace in training_figure(points).traces if trace["mode"] == "lines"]
-    assert [line["name"] for line in lines] == ["simulated testbed", "live testbed"]
-    assert lines[0]["y"][5] == pytest.approx(np.mean([1, 2, 3, 4, 5]))
+def test_training_phases_get_axes_of_their_own() -> None:
+    points = [TrainingPoint(i, float(i), "simulated") for i in range(6)] + [TrainingPoint(0, 3.0, "live")]
+    figures = training_figures(points)
+    assert list(figures) == ["simulated", "live"]
+    dots, line = figures["simulated"].traces
+    assert dots["y"] == [0, 1, 2, 3, 4, 5]
+    assert line["y"][5] == pytest.approx(np.mean([1, 2, 3, 4, 5]))
+    assert figures["live"].traces[0]["y"] == [3.0]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=8))

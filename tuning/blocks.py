@@ -151,7 +151,7 @@ def flags_of(windows: tuple[Window, ...], script: Script, interval_s: float) -> 
         for fault in window.faults:
             if fault.kind in spoils and not (is_drain and fault.kind == "load_ended"):
                 reasons[describe(fault)] = None
-        if window.client is not None and window.client.saturated:
+        if window.client is not None and window.client.saturated and not window.faults:
             reasons["saturated_client: the load engine itself was the bottleneck"] = None
         if not is_drain and window.duration_s > 2 * interval_s:
             reasons[f"stall: a window took {window.duration_s:.1f} s instead of {interval_s:g} s"] = None

@@ -13,7 +13,7 @@ from pydantic import Field
 from actuators.control import BalancingMethod, Control
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.options import Options
-from actuators.script import Scenario
+from actuators.script import RateStep, Scenario, Script
 from actuators.testbed import Testbed
 from actuators.topology import Topology
 from actuators.window import FloatArray, Window
@@ -137,7 +137,7 @@ class Judge:
             run.phase(options.warm_up_s)
         self._progress(Progress(index, len(self.plan), place, "measure", options.measure_s))
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        self._testbed.reset(self._scenario, place.seed)
+        self._testbed.reset(EndingArrivals(self._scenario, options.measure_s), place.seed)
         windows, records, changes = run.phase(options.measure_s)
         script = self._scenario.script(self._testbed.topology, place.seed)
         return Block(
@@ -150,6 +150,32 @@ class Judge:
             flags=(*flags_of(windows, script, options.interval_s), *run.failures),
             events=script_events(script, self._testbed.topology),
         )
+
+
+@dataclass(frozen=True)
+class EndingArrivals:
+    """A scenario whose arrivals end shortly before `measure_s`, so that all policies of a round get the very same.
+
+    On a live testbed the drain begins some milliseconds sooner or later; without this, blocks of a round
+    would differ by the requests that were due in between.
+    """
+
+    scenario: Scenario
+    measure_s: float
+
+    @property
+    def name(self) -> str:
+        return self.scenario.name
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The scenario's script with silence from 0.1 s (at most a tenth of it all) before the end on."""
+        script = self.scenario.script(topology, seed)
+        end_s = self.measure_s - min(0.1, 0.1 * self.measure_s)
+        streams = (
+            replace(stream, steps=(*(step for step in stream.steps if step.start_s < end_s), RateStep(end_s, 0.0)))
+            for stream in script.streams
+        )
+        return replace(script, streams=tuple(streams))
 
 
 class _BlockRun:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tuning.report_series import Figure, Trace, broken, end_label, log_range, log_ticks, measured, ratio_ticks, spread
+from tuning.report_series import (
+    Figure,
+    Trace,
+    broken,
+    end_label,
+    held,
+    log_range,
+    log_ticks,
+    measured,
+    ratio_ticks,
+    spread,
+)
 
 _NINES = (50.0, 90.0, 99.0, 99.9)
 _FIRST = 10.0
@@ -132,11 +143,12 @@ def weight_figure(evaluation: dict[str, Any], policy: str, group: int) -> Figure
         top = max([top, *asked, *(v for v in seen if v is not None)])
         line = {"color": f"--server-{s % _SERIES + 1}", "width": 2, "shape": "vh",
                 "dash": "solid" if s < _SERIES else "dash"}  # fmt: skip
-        x, y = broken(points, asked)
+        x, y = held(points, asked, evaluation["interval_s"])
         traces.append({"x": x, "y": y, "name": f"server {s + 1}", "mode": "lines", "line": line,
                        "hovertemplate": f"%{{y:.0f}} % asked, {server}"})  # fmt: skip
-        traces.append({"x": [p.at_s for p in points], "y": seen, "mode": "markers", "showlegend": False,
-                       "name": f"server {s + 1}", "marker": {"size": 4, "color": f"--server-{s % _SERIES + 1}@0.45"},
+        middles = [p.at_s - evaluation["interval_s"] / 2 for p in points]
+        traces.append({"x": middles, "y": seen, "mode": "markers", "showlegend": False, "name": f"server {s + 1}",
+                       "marker": {"size": 4, "color": f"--server-{s % _SERIES + 1}@0.45"},
                        "hovertemplate": "%{y:.0f} % of the requests"})  # fmt: skip
     high = min(100.0, 1.1 * top)
     places = spread(list(ends.values()), 16 / 200 * high, 0, high)

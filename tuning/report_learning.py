@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
@@ -111,7 +110,9 @@ def states_figure(encoder: EncoderSummary | None) -> Figure:
     if encoder is None or not encoder.means:
         return Figure("states", empty="No mixture was fitted in this run.")
     means = np.asarray(encoder.means)
-    telling = np.sort(np.argsort(-means.std(axis=0), kind="stable")[:_SHOWN_FEATURES])
+    spread = means.std(axis=0)
+    most = [int(i) for i in np.argsort(-spread, kind="stable")[:_SHOWN_FEATURES] if spread[i] > 0.05 * spread.max()]
+    telling = sorted(most) or [0]
     limit = float(max(np.abs(means[:, telling]).max(), 1e-9))
     trace: Trace = {
         "type": "heatmap", "z": means[:, telling].tolist(), "x": [encoder.features[i] for i in telling],
@@ -155,27 +156,30 @@ def bic_figure(encoder: EncoderSummary | None) -> Figure:
     return Figure("bic", traces, layout, 320)
 
 
-def training_figure(points: Sequence[TrainingPoint]) -> Figure:
-    """Mean episode return over environment steps: every iteration as a dot, their running mean as a line."""
-    if not points:
-        return Figure("training", empty="Nothing was trained in this run.")
-    traces: list[Trace] = []
-    colours = iter(("--learned", "--series-1", "--series-2", "--series-3"))
-    for phase, rows in groupby(points, key=lambda point: point.phase):
-        found, colour = list(rows), next(colours, "--muted")
-        x, y = [p.step for p in found], [p.episode_return for p in found]
-        smooth = [float(np.mean(y[max(0, i - 4) : i + 1])) for i in range(len(y))]
-        traces.append({"x": x, "y": y, "mode": "markers", "showlegend": False, "name": phase, "hoverinfo": "skip",
-                       "marker": {"size": 5, "color": f"{colour}@0.4"}})  # fmt: skip
-        traces.append({"x": x, "y": smooth, "mode": "lines", "name": f"{phase} testbed", "showlegend": True,
-                       "line": {"color": colour, "width": 2.5}, "hovertemplate": "%{y:.3g}"})  # fmt: skip
+def training_figures(points: Sequence[TrainingPoint]) -> dict[str, Figure]:
+    """Per phase, because episodes differ: mean episode return over steps, every iteration and their running mean."""
+    phases: dict[str, list[TrainingPoint]] = {}
+    for point in points:
+        phases.setdefault(point.phase, []).append(point)
+    if not phases:
+        return {"": Figure("training", empty="Nothing was trained in this run.")}
+    return {phase: _training_figure(f"training-{n}", rows) for n, (phase, rows) in enumerate(phases.items())}
+
+
+def _training_figure(name: str, rows: Sequence[TrainingPoint]) -> Figure:
+    x, y = [row.step for row in rows], [row.episode_return for row in rows]
+    smooth = [float(np.mean(y[max(0, i - 4) : i + 1])) for i in range(len(y))]
+    traces: list[Trace] = [
+        {"x": x, "y": y, "mode": "markers", "name": "iteration", "marker": {"size": 6, "color": "--learned@0.45"},
+         "hovertemplate": "%{y:.4g}"},
+        {"x": x, "y": smooth, "mode": "lines", "name": "mean of five", "line": {"color": "--learned", "width": 2.5},
+         "hovertemplate": "%{y:.4g}"},
+    ]  # fmt: skip
     layout = {
         "xaxis": {"title": {"text": "environment steps"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "mean episode return"}},
-        "hovermode": "x unified",
-        "showlegend": len(traces) > 2,
     }
-    return Figure("training", traces, layout, 320)
+    return Figure(name, traces, layout, 320)
 
 
 def _stays(visits: Sequence[StateVisit]) -> list[_Stay]:

@@ -19,7 +19,7 @@ from tuning.report_learning import (
     bic_figure,
     states_figure,
     timeline_figure,
-    training_figure,
+    training_figures,
 )  # fmt: skip
 from tuning.report_series import Figure
 
@@ -197,8 +197,14 @@ def _states(page: _Page, encoder: EncoderSummary | None) -> str:
 
 
 def _training(page: _Page, training: Sequence[TrainingPoint]) -> str:
-    text = "A dot per iteration; the line is the mean of the last five." if training else ""
-    return _section("How it learned", text, page.place(training_figure(training)))
+    figures = training_figures(training)
+    if not training:
+        return _section("How it learned", "", page.place(figures[""]))
+    cells = "".join(
+        f"<div><h3>On the {escape(phase)} testbed</h3>{page.place(figure)}</div>" for phase, figure in figures.items()
+    )
+    text = "A dot per iteration; the line is the mean of the last five. Returns of different testbeds do not compare."
+    return _section("How it learned", text, f'<div class="row">{cells}</div>')
 
 
 def _method(evaluation: dict[str, Any]) -> str:

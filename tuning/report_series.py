@@ -64,6 +64,20 @@ def broken(points: Sequence[Point], values: Sequence[float | None]) -> tuple[lis
     return x, y
 
 
+def held(points: Sequence[Point], values: Sequence[float], interval_s: float) -> tuple[list[float], list[float | None]]:
+    """The same for values that hold for a whole window: each round's line begins where its first window does."""
+    firsts = {p.round: Point(p.at_s - interval_s, p.round, p.window) for p in reversed(points)}
+    begun: list[Point] = []
+    kept: list[float] = []
+    for point, value in zip(points, values, strict=True):
+        if point.round in firsts:
+            begun.append(firsts.pop(point.round))
+            kept.append(value)
+        begun.append(point)
+        kept.append(value)
+    return broken(begun, kept)
+
+
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions in [low, high] as near to `values` as possible, at least `gap` apart, in the same order."""
     order = sorted(range(len(values)), key=lambda i: values[i])

@@ -140,20 +140,21 @@ def _ratio(pooled: FloatArray, single: FloatArray, draws: FloatArray | None, rou
 
 
 def _interval(value: float, draws: FloatArray, rounds: int) -> tuple[float | None, float | None]:
-    """Percentile interval on the log scale, widened for few rounds.
+    """Student's interval with the bootstrap's standard error, on the log scale unless a draw is 0.
 
-    A bootstrap over n rounds is too narrow by sqrt((n-1)/n) and ignores that the spread itself is
-    estimated; Hesterberg (2015, doi 10.1080/00031305.2015.1089789, section 4.3) corrects both by t quantiles.
+    Plain bootstrap percentiles are too narrow for few rounds: they lack the factor sqrt(n/(n-1)) and take
+    the spread as known (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 4.3), and with two or
+    three rounds they can end at the estimate itself.
     """
-    tail = (1 - _CONFIDENCE) / 2
     if not np.isfinite(draws).all():
         return None, None
-    widen = stats.t.ppf(1 - tail, rounds - 1) / stats.norm.ppf(1 - tail) * np.sqrt(rounds / (rounds - 1))
+    reach = stats.t.ppf((1 + _CONFIDENCE) / 2, rounds - 1) * np.sqrt(rounds / (rounds - 1))
     if value > 0 and (draws > 0).all():
-        low, high = np.log(value) + widen * (np.quantile(np.log(draws), [tail, 1 - tail]) - np.log(value))
-        return float(np.exp(max(low, -700.0))), float(np.exp(min(high, 700.0)))
-    low, high = value + widen * (np.quantile(draws, [tail, 1 - tail]) - value)
-    return max(float(low), 0.0), float(high)
+        error = float(np.sqrt(np.mean(np.log(draws / value) ** 2)))
+        factor = float(np.exp(min(reach * error, 700.0)))
+        return value / factor, value * factor
+    error = float(np.sqrt(np.mean((draws - value) ** 2)))
+    return max(value - reach * error, 0.0), value + reach * error
 
 
 def _resamples(rounds: int, seed: int) -> FloatArray:

@@ -82,10 +82,8 @@ def _accounts(evaluation: dict[str, Any]) -> Text:
     text = Text(f"{accounts['sent']:,} requests sent, {accounts['nginx_requests']:,} counted by NGINX")
     text.append(f": {accounts['explanation']}." if accounts["difference"] else ", none lost.")
     if accounts["discarded_blocks"]:
-        text.append(
-            f" {accounts['discarded_blocks']} blocks were discarded: {'; '.join(accounts['discarded_because'])}.",
-            style="yellow",
-        )
+        reasons = "; ".join(accounts["discarded_because"])
+        text.append(f" Blocks discarded: {accounts['discarded_blocks']} ({reasons}).", style="yellow")
     return text
 
 

@@ -50,7 +50,7 @@ def test_every_figure_is_drawn_inside_the_window_and_the_console_is_silent(
     browser.look(width_px, 900, scheme)
     browser.open(report)
     drawn = browser.evaluate(DRAWN)
-    assert {"latency-all", "ratio-all", "tail", "weights-learned-0", "timeline", "states", "bic", "training"} <= {
+    assert {"latency-all", "ratio-all", "tail", "weights-learned-0", "timeline", "states", "bic", "training-0"} <= {
         figure["name"] for figure in drawn
     }
     assert all(figure["marks"] > 0 and figure["inside"] for figure in drawn), drawn
