@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from actuators.control import BalancingMethod
 from actuators.options import Options
 from actuators.parts import LiveOptions
 from rayjobs.cli import Verb, run_verb
@@ -50,7 +49,7 @@ class DemoOptions(Options):
     """Short stages, under 120 s in all: shows that everything works, judges little."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
-    method: BalancingMethod = "least_conn"
+    method: Literal["least_conn", "round_robin", "random_two"] = "least_conn"
     """Balancing method under the heuristic's and the policy's weights."""
     testbed: TestbedKind = "live"
     """`simulated` runs the same job without NGINX, load or servers; equal seeds then give equal numbers."""
@@ -71,11 +70,14 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Prints the table and the report's path; everything started is ended, whatever happens."""
     options = resolve(options)
+    from envs.scenarios import scenario
     from rayjobs.console import remarks, results
     from rayjobs.doctor import diagnose, require
     from rayjobs.run_report import write_run_report
     from tuning.table import print_evaluation
 
+    for name in (options.scenario, *options.training.scenarios):
+        scenario(name)
     folder = RunFolder.create(options.out, "demo", options.seed, options)
     try:
         with Progress(_stages(options)) as progress:

@@ -44,8 +44,8 @@ def run(options: TrainOptions) -> int:
     from tuning.contenders import LEARNED, contenders
     from tuning.table import print_evaluation
 
+    watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
     folder = RunFolder.create(options.out, "train", options.seed, options)
-    watched = scenario(options.scenario)
     training, judging = options.training, options.judge.model_copy(update={"learned": LEARNED, "seed": options.seed})
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(_stages(options)))
