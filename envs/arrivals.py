@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.draws import below, compiled, inlined, leaf, unit_gap, unit_work
+from envs.compiling import compiled, inlined, leaf
+from envs.draws import below, unit_gap, unit_work
 
 
 @leaf

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from envs.draws import below, leaf
+from envs.compiling import leaf
+from envs.draws import below
 
 ROUND_ROBIN, LEAST_CONN, RANDOM_TWO, EXPECTED_DELAY, SHORTEST_DELAY, JOIN_SHORTEST, CENTRAL_QUEUE = range(7)
 METHOD_CODES = {
@@ -189,7 +190,8 @@ def pick_oracle(
 ) -> Any:
     """Reference rules that see what no balancer sees: all contexts' requests and the present true speeds.
 
-    `peers` is `[contexts, groups, servers]`. Shortest delay is rule B (beta 1) with true service times;
+    `peers` is `[contexts, groups, servers]`. Shortest delay is rule B (beta 1) with true service times
+    and error ratios;
     the central queue gives a request to the fastest server with a free worker, or lets it wait.
     """
     best, lowest, ties, alive = -1, 0.0, 1, False
@@ -203,6 +205,8 @@ def pick_oracle(
         score = _oracle_score(method, peers, group, server, service_s, workers)
         if method != JOIN_SHORTEST:
             score /= servers[server].speed
+        if method == SHORTEST_DELAY:
+            score += rules.error_cost_s * servers[server].error_ratio
         if best < 0 or score < lowest:
             best, lowest, ties = server, score, 1
         elif score == lowest:

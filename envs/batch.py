@@ -11,12 +11,12 @@ from actuators import histogram
 from actuators.control import MAX_WEIGHT, BalancingMethod
 from actuators.errors import ConfigError, TestbedError, closest
 from actuators.options import Options
-from actuators.script import Script
+from actuators.script import RateStep, Script, ServerProfile, Stream
 from actuators.topology import Topology
 from actuators.window import DEFAULT_BOUNDS_MS, FloatArray, IntArray
 from envs import arrivals, engine
 from envs.balancers import METHOD_CODES, forget_all, reset_round_robin
-from envs.draws import compiled
+from envs.compiling import compiled
 from envs.lane import Lane, Tally, build_lane
 from envs.tally import bucket_table
 from envs.window_batch import WindowBatch
@@ -197,8 +197,13 @@ class SimulatedBatch:
         return WindowBatch(
             topology=self.topology, bounds_ms=self.bounds_ms, start_s=start_s, end_s=self._start_s.copy(),
             weight=self._weight.copy(), down=self._down.copy(), active=active,
-            ended=self._start_s > duration_s + 1e-9, **counts._asdict(),
+            ended=self._start_s > duration_s + 1e-9, tau_s=self._tau_in_force(),
+            balances_by_delay=self._method == METHOD_CODES["expected_delay"], **counts._asdict(),
         )  # fmt: skip
+
+    def _tau_in_force(self) -> FloatArray:
+        lanes = [self._lane(index) for index in range(self.size)]
+        return np.stack([lane.tau_s * lane.rules["learned"][0] for lane in lanes])
 
     def _lane(self, index: int) -> Lane:
         lane = self._lanes[index]
@@ -214,6 +219,19 @@ class SimulatedBatch:
             "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
             "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
         }  # fmt: skip
+
+
+def warm_up(topology: Topology) -> None:
+    """Compiles the simulator, or loads it from numba's cache, so that many processes need not do it at once."""
+    types = topology.request_types
+    mean_s = (1e-3,) * len(types)
+    streams = tuple(Stream(request_type, (RateStep(0.0, 100.0),)) for request_type in types)
+    profiles = (ServerProfile((1.0,) * len(types)),) * len(topology.servers)
+    batch = SimulatedBatch(topology, 1, "least_conn", options=SimulationOptions(actuation="reload"))
+    batch.reset(0, Script("warm-up", 0, 1.0, streams, profiles, mean_s))
+    batch.set_weights(np.full((1, *topology.shape), 2))
+    batch.advance(0.1)
+    batch.drain(0.1)
 
 
 def _method_code(method: str) -> int:

@@ -12,8 +12,9 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from envs.compiling import leaf
 
 EXPONENTIAL, NORMAL, FIXED, ZIPF = range(4)
 ARRIVAL_CODES = {"exponential": EXPONENTIAL, "normal": NORMAL, "fixed": FIXED, "zipf": ZIPF}
@@ -31,17 +32,6 @@ _NORMAL_MEAN = 1.0 + 0.5 * (math.exp(-2.0) / math.sqrt(2 * math.pi) - 2.0 * (1.0
 _ZIPF_MAX = 1000
 _ZIPF_NORM = sum(1.0 / k**2 for k in range(1, _ZIPF_MAX + 1))
 _ZIPF_MEAN = sum(1.0 / k for k in range(1, _ZIPF_MAX + 1)) / _ZIPF_NORM
-
-inlined = njit(inline="always", _nrt=False)
-"""Decorator of the small functions inside the event loop: they become part of their caller."""
-
-leaf = njit(
-    cache=True, forceinline=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-"""Decorator of small functions of few arguments: as fast, and compiled once instead of once per use."""
-
-compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-"""Decorator of what stays a function; nothing in the loop allocates, so arrays need no reference counts."""
 
 
 def stream_keys(seed: int, streams: int) -> NDArray[np.uint64]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from envs import balancers as b
 from envs.arrivals import new_request, release_slot
-from envs.draws import compiled, inlined, uniform
+from envs.compiling import compiled, inlined
+from envs.draws import uniform
 from envs.queues import accept, empty, finish_next, put_central, refresh_next, set_rate, take_central
 from envs.tally import count_answer, count_attempt, count_failure
 
@@ -37,7 +38,7 @@ def advance(lane: Any, until_s: float) -> None:
         elif finish_s == now_s and not servers[server].hanging:
             finish(lane, server, now_s)
         elif finish_s == now_s:
-            time_out(lane, server, now_s)
+            time_out(lane, np.int64(server), now_s)
         else:
             behave(lane, behaviours[state.behaviour])
             state.behaviour += 1
@@ -122,8 +123,10 @@ def begin_attempt(lane: Any, request: Any, s: Any, now_s: float) -> None:
     rules, server = lane.rules[0], lane.servers[s]
     if rules.method == b.EXPECTED_DELAY:
         peers, workers = lane.peers[request.context], lane.believed_workers[s]
-        request.wait_s = b.predicted_wait_s(peers, s, lane.tau_s, workers, rules.balancers)
-        request.tau_s = lane.tau_s[request.group, s]
+        request.wait_s, request.tau_s = 0.0, 0.0
+        if rules.learned:
+            request.wait_s = b.predicted_wait_s(peers, s, lane.tau_s, workers, rules.balancers)
+            request.tau_s = lane.tau_s[request.group, s]
         in_flight = 0
         for group in range(len(peers)):
             in_flight += peers[group, s].conns

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.draws import inlined, leaf
+from envs.compiling import inlined, leaf
 
 
 @leaf

@@ -13,10 +13,10 @@ from actuators.script import Scenario
 from actuators.testbed import Applied
 from actuators.topology import Topology
 from actuators.window import DEFAULT_BOUNDS_MS, Window
-from envs.batch import OracleMethod, SimulatedBatch, SimulationOptions
+from envs.batch import OracleMethod, SimulatedBatch, SimulationOptions, warm_up
 from envs.window_batch import WindowBatch
 
-__all__ = ["OracleMethod", "SimulatedBatch", "SimulatedTestbed", "SimulationOptions", "WindowBatch"]
+__all__ = ["OracleMethod", "SimulatedBatch", "SimulatedTestbed", "SimulationOptions", "WindowBatch", "warm_up"]
 
 
 class SimulatedTestbed:

@@ -9,7 +9,7 @@ import numpy as np
 from actuators.histogram import SIZE, SUB_BUCKETS
 from envs import lane as columns
 from envs.balancers import EXPECTED_DELAY
-from envs.draws import inlined, leaf
+from envs.compiling import inlined, leaf
 
 _LAST_BUCKET = SIZE - 1
 
@@ -40,7 +40,7 @@ def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
     tally.response_ms_sum[group, s] += elapsed_ms
     bucket = lane.bucket_of_ms[min(elapsed_ms, len(lane.bucket_of_ms) - 1)]
     tally.latency_histogram[group, s, bucket] += 1
-    if lane.rules[0].method == EXPECTED_DELAY:
+    if lane.rules[0].method == EXPECTED_DELAY and status < 500:  # a failure says nothing of service times
         sums = tally.delay[group, s]
         sums[columns.WAIT_S] += request.wait_s
         sums[columns.TAU_S] += request.tau_s

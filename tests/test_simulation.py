@@ -13,7 +13,7 @@ from actuators import histogram
 from actuators.errors import ConfigError, TestbedError
 from actuators.script import Behaviour, RateStep, Stream
 from actuators.topology import social_network
-from envs.draws import compiled
+from envs.compiling import compiled
 from envs.scenarios import scenario
 from envs.simulation import SimulatedBatch, SimulationOptions
 from envs.tally import bucket_table, latency_bucket
