@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actuators.topology import Topology
-from actuators.window import Connections, Fault, FloatArray, IntArray, LoadWindow, Window
+from actuators.window import Connections, DelayWindow, Fault, FloatArray, IntArray, LoadWindow, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +22,10 @@ class WindowBatch:
         latency_s_sum: ``[size, groups]``, seconds, of the same answers.
         planned, answered, failed: ``[size, groups]``: arrivals, answers, answers with an error status.
         delay: ``[size, groups, servers, 4]``, under `expected_delay` only: arrivals that found an idle
-            worker, their response seconds, and over all answers predicted wait and service time in s.
+            worker, their response seconds, and over all answers predicted wait and service time in s;
+            answers below 500 only.
+        tau_s: ``[size, groups, servers]`` service times in force at the end; 0 while there are none.
+        balances_by_delay: True under `expected_delay`.
         ended: ``[size]``, the script was over before the window's end.
     """
 
@@ -43,6 +47,8 @@ class WindowBatch:
     failed: IntArray
     delay: FloatArray
     ended: NDArray[np.bool_]
+    tau_s: FloatArray
+    balances_by_delay: bool
 
     def window(self, index: int) -> Window:
         """One environment's window, with the client's exact view."""
@@ -53,7 +59,16 @@ class WindowBatch:
             self.topology, float(self.start_s[i]), float(self.end_s[i]), self.requests[i], zeros, zeros,
             self.responses[i], self.response_ms_sum[i], self.bounds_ms, self.latency_histogram[i], self.weight[i],
             self.down[i], Connections(active=in_flight, writing=in_flight), self.active[i], faults, self._client(i),
+            self.delay_window(i),
         )  # fmt: skip
+
+    def delay_window(self, index: int | EllipsisType = ...) -> DelayWindow | None:
+        """What the balancer in memory saw, of one environment or, by default, of all: ``[size, groups, servers]``."""
+        if not self.balances_by_delay:
+            return None
+        sums, good = self.delay[index], (self.requests - self.responses[..., 4])[index]
+        idle = sums[..., 0].astype(np.int64)
+        return DelayWindow(good, idle, sums[..., 1], sums[..., 2], sums[..., 3], self.tau_s[index])
 
     def _client(self, i: int) -> LoadWindow:
         none = np.zeros(len(self.topology.groups), np.int64)
