@@ -28,21 +28,18 @@ class CollectOptions(Options):
     """Longest document that is read; 300 servers take about 1 MB."""
 
 
-class Collector:
-    """Reads one status endpoint over a kept connection.
+class StatusReader:
+    """Reads one status endpoint over a kept connection; a context manager.
 
     Args:
         status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``.
-        topology: groups and servers that windows are about.
     """
 
-    def __init__(self, status_url: str, topology: Topology, options: CollectOptions | None = None) -> None:
-        self.status_url, self.topology, self._options = status_url, topology, options or CollectOptions()
+    def __init__(self, status_url: str, options: CollectOptions | None = None) -> None:
+        self.status_url, self._options = status_url, options or CollectOptions()
         self._session = requests.Session()
         # A proxy of the environment must not stand between us and the NGINX beside us.
         self._session.trust_env = False
-        self._last: Snapshot | None = None
-        self._last_end_s = 0.0
 
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
@@ -69,34 +66,6 @@ class Collector:
         if not isinstance(document, dict):
             raise StatusError("not a JSON object", where=self.status_url, remedy="expected a vts document")
         return document
-
-    def begin(self) -> Snapshot:
-        """Starts the first window now. Raises StatusError."""
-        self._last = self.snapshot()
-        self._last_end_s = self._last.now_ms / 1e3
-        return self._last
-
-    def latest(self) -> Snapshot | None:
-        """The last reading that succeeded; None before `begin`."""
-        return self._last
-
-    def window(self) -> Window:
-        """What happened since the last window that could be read, or since `begin`.
-
-        Unreachable statistics give a window with the fault ``gap``; the window after it covers the
-        whole time since the last reading, so no request is lost or counted twice.
-        Raises StatusError when `begin` was never called.
-        """
-        if self._last is None:
-            raise StatusError("no first reading", where=self.status_url, remedy="call begin() before window()")
-        try:
-            now = self.snapshot()
-        except StatusError as error:
-            start_s, self._last_end_s = self._last_end_s, time.time()
-            return gap(self.topology, start_s, self._last_end_s, str(error))
-        window = difference(self._last, now, self.topology)
-        self._last, self._last_end_s = now, window.end_s
-        return window
 
     def close(self) -> None:
         self._session.close()
@@ -135,6 +104,44 @@ class Collector:
             if time.monotonic() > deadline:
                 raise StatusError(f"took more than {self._options.read_timeout_s:g} s", where=self.status_url)
         return bytes(body)
+
+
+class Collector(StatusReader):
+    """Snapshots of one NGINX as windows about a topology's groups and servers."""
+
+    def __init__(self, status_url: str, topology: Topology, options: CollectOptions | None = None) -> None:
+        super().__init__(status_url, options)
+        self.topology = topology
+        self._last: Snapshot | None = None
+        self._last_end_s = 0.0
+
+    def begin(self) -> Snapshot:
+        """Starts the first window now. Raises StatusError."""
+        self._last = self.snapshot()
+        self._last_end_s = self._last.now_ms / 1e3
+        return self._last
+
+    def latest(self) -> Snapshot | None:
+        """The last reading that succeeded; None before `begin`."""
+        return self._last
+
+    def window(self) -> Window:
+        """What happened since the last window that could be read, or since `begin`.
+
+        Unreachable statistics give a window with the fault ``gap``; the window after it covers the
+        whole time since the last reading, so no request is lost or counted twice.
+        Raises StatusError when `begin` was never called.
+        """
+        if self._last is None:
+            raise StatusError("no first reading", where=self.status_url, remedy="call begin() before window()")
+        try:
+            now = self.snapshot()
+        except StatusError as error:
+            start_s, self._last_end_s = self._last_end_s, time.time()
+            return gap(self.topology, start_s, self._last_end_s, str(error))
+        window = difference(self._last, now, self.topology)
+        self._last, self._last_end_s = now, window.end_s
+        return window
 
 
 def _reason(error: BaseException) -> str:

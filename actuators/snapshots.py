@@ -16,6 +16,7 @@ from actuators.errors import DataError, StatusError
 from actuators.vts import Responses, ServerCounters, Snapshot, parse
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
+_GAP = "gap"
 _BAD = "Non 2xx/3xx responses"
 OLD_INTERVAL_MS = 500
 """Files with only the old keys carry no time: the first collector took a snapshot every 0.5 s."""
@@ -27,10 +28,12 @@ class Recording(NamedTuple):
     Attributes:
         snapshots: in the file's order.
         skipped: lines that were torn or not a snapshot; the last line of a killed collector, for example.
+        gaps: times at which the collector could not read the statistics, and noted why.
     """
 
     snapshots: list[Snapshot]
     skipped: int
+    gaps: int = 0
 
 
 class SnapshotWriter:
@@ -49,13 +52,19 @@ class SnapshotWriter:
             raise DataError(f"cannot write: {error.strerror}", where=str(path), remedy="choose another file") from error
 
     def write(self, snapshot: Snapshot) -> None:
-        try:
-            self._file.write(json.dumps(to_json(snapshot), separators=(",", ":")).encode() + b"\n")
-        except OSError as error:
-            raise DataError(
-                f"cannot write: {error.strerror}", where=str(self.path), remedy="free some space"
-            ) from error
+        self._write(to_json(snapshot))
         self.written += 1
+
+    def write_gap(self, reason: str, now_s: float) -> None:
+        """Notes that there was nothing to read at `now_s` (epoch)."""
+        self._write({_GAP: reason[:300], "nowMsec": round(now_s * 1000)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            remedy = "free some space"
+            raise DataError(f"cannot write: {error.strerror}", where=str(self.path), remedy=remedy) from error
 
     def close(self) -> None:
         self._file.close()
@@ -79,17 +88,21 @@ def read_snapshots(path: Path) -> Recording:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", where=str(path), remedy="check the path") from error
     snapshots: list[Snapshot] = []
-    skipped = 0
+    skipped = gaps = 0
     for line in filter(bytes.strip, lines):
         try:
-            snapshots.append(from_json(json.loads(line), index=len(snapshots) + skipped))
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get(_GAP), str):
+                gaps += 1
+            else:
+                snapshots.append(from_json(value, index=len(snapshots) + skipped))
         except (ValueError, RecursionError, StatusError):
             skipped += 1
     if not snapshots:
         raise DataError(
             f"no snapshot in {skipped} lines", where=str(path), remedy="record with: deepsched collect FILE"
         )
-    return Recording(snapshots, skipped)
+    return Recording(snapshots, skipped, gaps)
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -139,7 +152,7 @@ def _server_to_json(counters: ServerCounters) -> dict[str, Any]:
     return entry
 
 
-def _server_from_json(server: str, counters: Any) -> Any:  # noqa: ANN401 - parse() judges it
+def _server_from_json(server: str, counters: Any) -> Any:
     if not isinstance(counters, Mapping):
         return counters
     entry = {**counters, "server": server}

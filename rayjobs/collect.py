@@ -1,0 +1,153 @@
+"""`deepsched collect`: records NGINX's statistics as JSON lines, under load of its own or yours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from actuators.collect import CollectOptions, StatusReader
+from actuators.errors import ConfigError
+from actuators.load import LoadEngine
+from actuators.load_plans import PlanOptions, make_streams
+from actuators.parts import LiveOptions, make_load, make_nginx, make_server
+from actuators.record import Recorded, record
+from actuators.snapshots import SnapshotWriter
+from actuators.topology import Topology, social_network
+from rayjobs.cli import Verb, run_verb
+from rayjobs.console import remarks
+from rayjobs.interrupts import Terminated
+from rayjobs.load import parse_target, topology_of
+from rayjobs.runs import RunFolder
+
+
+class CollectRunOptions(PlanOptions):
+    """What is recorded, where it goes, and which load runs meanwhile."""
+
+    out: Path = Path("snapshots.json")
+    """File that the snapshots are appended to, one JSON object a line."""
+    status_url: str = ""
+    """vts JSON of your NGINX, as http://HOST:PORT/status/format/json; an embedded testbed when not given."""
+    target: str = ""
+    """http://HOST:PORT that receives the load plan; without it, your NGINX is only watched."""
+    until_pid: int = Field(0, ge=0)
+    """Also end when this process, your own load generator, has ended."""
+    interval_s: float = Field(0.5, gt=0)
+    """Time between two snapshots."""
+    reading: CollectOptions = CollectOptions()
+    """How the statistics are read."""
+    live: LiveOptions = LiveOptions()
+    """Parts of the embedded testbed, and the load engine."""
+
+
+@dataclass
+class Subject:
+    """What is watched, and the load on it, if any."""
+
+    status_url: str
+    engine: LoadEngine | None = None
+
+
+def run(options: CollectRunOptions) -> int:
+    """Records until the load ends, the duration has passed, or Ctrl-C; 0 then."""
+    _check(options)
+    with (
+        SnapshotWriter(options.out) as writer,
+        _subject(options) as subject,
+        StatusReader(subject.status_url, options.reading) as reader,
+    ):
+        recorded = _record(options, subject, reader, writer)
+    _say(f"{recorded.snapshots} snapshots and {recorded.gaps} gaps in {options.out}")
+    return 0
+
+
+def _check(options: CollectRunOptions) -> None:
+    if options.target and not options.status_url:
+        raise ConfigError("--target without --status-url", remedy="say where that NGINX shows its statistics")
+    if options.status_url and not options.status_url.startswith(("http://", "https://")):
+        raise ConfigError(f"'{options.status_url}' is not a URL", where="--status-url", remedy="begin with http://")
+
+
+@contextlib.contextmanager
+def _subject(options: CollectRunOptions) -> Iterator[Subject]:
+    """The user's NGINX or an embedded one; the load has begun when there is one."""
+    with contextlib.ExitStack() as stack:
+        if options.status_url and not options.target:
+            yield Subject(options.status_url)
+            return
+        folder = RunFolder.create(None, "collect", options.seed, options)
+        streams = make_streams(options)
+        if options.target:
+            address, topology, url = parse_target(options.target), topology_of(streams, {}), options.status_url
+        else:
+            address, topology, url = _embedded(options, folder.path, stack)
+        engine = make_load(options.live, folder.path / "load")
+        stack.callback(engine.close)
+        engine.start(address, topology, streams, seed=options.seed, duration_s=options.duration_s)
+        _say(f"load plan '{options.plan}' on http://{address} for {options.duration_s:g} s, statistics at {url}")
+        yield Subject(url, engine)
+
+
+def _embedded(options: CollectRunOptions, folder: Path, stack: contextlib.ExitStack) -> tuple[str, Topology, str]:
+    """Address, topology and status URL of servers and an NGINX of our own."""
+    servers = []
+    for index in range(len(social_network().servers)):
+        servers.append(make_server(options.live, folder, index, options.seed))
+        stack.callback(servers[-1].close)
+    topology = social_network(tuple(server.address for server in servers))
+    nginx = make_nginx(options.live, topology, folder)
+    stack.callback(nginx.close)
+    return nginx.address, topology, nginx.status_url
+
+
+def _record(options: CollectRunOptions, subject: Subject, reader: StatusReader, writer: SnapshotWriter) -> Recorded:
+    stopped = threading.Event()
+    pause = _pause(options, subject, stopped)
+
+    def pause_until_interrupted(duration_s: float) -> bool:
+        try:
+            return pause(duration_s)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            # Ctrl-C is how a recording is meant to end.
+            return True
+
+    return record(reader, writer, options.interval_s, pause_until_interrupted, _say)
+
+
+def _pause(options: CollectRunOptions, subject: Subject, stopped: threading.Event) -> Callable[[float], bool]:
+    end_s = time.monotonic() + options.duration_s
+
+    def pause(duration_s: float) -> bool:
+        if subject.engine is not None:
+            return subject.engine.wait(duration_s)
+        stopped.wait(min(duration_s, max(end_s - time.monotonic(), 0.0)))
+        gone = options.until_pid > 0 and not os.path.exists(f"/proc/{options.until_pid}")
+        return gone or time.monotonic() >= end_s
+
+    return pause
+
+
+def _say(line: str) -> None:
+    remarks().print(f"deepsched collect: {line}", markup=False)
+
+
+VERB = Verb(
+    name="collect",
+    summary="record NGINX's statistics as JSON lines while a load plan runs",
+    example="deepsched collect example.json --status-url http://127.0.0.1:8080/status/format/json --duration-s 60",
+    options=CollectRunOptions,
+    run=run,
+    positional=("out",),
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
