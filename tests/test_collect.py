@@ -48,16 +48,18 @@ def test_windows_over_one_kept_connection() -> None:
 
 def test_an_outage_is_a_gap_and_no_request_is_lost() -> None:
     bad = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"
-    with ScriptedServer(answers(ok(BEFORE), bad, CLOSE, CLOSE, ok(AFTER))) as server:
-        with Collector(f"http://{server.address}/status", TOPOLOGY, QUICK) as collector:
-            collector.begin()
-            for _ in range(2):
-                window = collector.window()
-                assert [fault.kind for fault in window.faults] == ["gap"]
-                assert window.requests.sum() == 0
+    with (
+        ScriptedServer(answers(ok(BEFORE), bad, CLOSE, CLOSE, ok(AFTER))) as server,
+        Collector(f"http://{server.address}/status", TOPOLOGY, QUICK) as collector,
+    ):
+        collector.begin()
+        for _ in range(2):
             window = collector.window()
-            assert window.usable
-            assert window.requests.sum() == 2632
+            assert [fault.kind for fault in window.faults] == ["gap"]
+            assert window.requests.sum() == 0
+        window = collector.window()
+        assert window.usable
+        assert window.requests.sum() == 2632
 
 
 @pytest.mark.parametrize(
@@ -75,9 +77,12 @@ def test_an_outage_is_a_gap_and_no_request_is_lost() -> None:
     ],
 )
 def test_whatever_the_endpoint_does_is_one_error(answer: bytes, match: str) -> None:
-    with ScriptedServer(lambda _: answer) as server:
-        with StatusReader(f"http://{server.address}/status", QUICK) as reader, pytest.raises(StatusError, match=match):
-            reader.snapshot()
+    with (
+        ScriptedServer(lambda _: answer) as server,
+        StatusReader(f"http://{server.address}/status", QUICK) as reader,
+        pytest.raises(StatusError, match=match),
+    ):
+        reader.snapshot()
 
 
 def test_a_recording_goes_on_after_an_outage(tmp_path: Path) -> None:
@@ -89,9 +94,12 @@ def test_a_recording_goes_on_after_an_outage(tmp_path: Path) -> None:
         pauses.append(duration_s)
         return len(pauses) == 6
 
-    with ScriptedServer(answers(ok(BEFORE), bad, bad, bad, ok(AFTER))) as server:
-        with StatusReader(f"http://{server.address}/s", QUICK) as reader, SnapshotWriter(tmp_path / "x.json") as writer:
-            recorded = record(reader, writer, 0.5, pause, notes.append)
+    with (
+        ScriptedServer(answers(ok(BEFORE), bad, bad, bad, ok(AFTER))) as server,
+        StatusReader(f"http://{server.address}/s", QUICK) as reader,
+        SnapshotWriter(tmp_path / "x.json") as writer,
+    ):
+        recorded = record(reader, writer, 0.5, pause, notes.append)
     assert (recorded.snapshots, recorded.gaps) == (4, 3)
     assert pauses[1:4] == [0.5, 1.0, 2.0]
     assert pauses[4] <= 0.5
