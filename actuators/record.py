@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from actuators.collect import StatusReader
 from actuators.errors import StatusError
@@ -13,21 +12,13 @@ from actuators.snapshots import SnapshotWriter
 _LONGEST_BACKOFF_S = 5.0
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What a recording holds: snapshots written, and times at which nothing could be read."""
-
-    snapshots: int
-    gaps: int
-
-
 def record(
     reader: StatusReader,
     writer: SnapshotWriter,
     interval_s: float,
     pause: Callable[[float], bool],
     note: Callable[[str], None] = lambda _: None,
-) -> Recorded:
+) -> None:
     """Writes a snapshot every `interval_s` seconds until `pause` says so, one more at the end.
 
     Args:
@@ -37,7 +28,7 @@ def record(
     Raises DataError when the file cannot be written. An unreadable NGINX is noted as a gap and tried
     again, less and less often, up to every 5 s.
     """
-    gaps, silent, due_s = 0, 0, time.monotonic()
+    silent, due_s = 0, time.monotonic()
     last = False
     while True:
         try:
@@ -47,11 +38,11 @@ def record(
             silent = 0
         except StatusError as error:
             writer.write_gap(str(error), time.time())
-            gaps, silent = gaps + 1, silent + 1
+            silent += 1
             if silent == 1:
                 note(f"a gap: {error}")
         if last:
-            return Recorded(writer.written, gaps)
+            return
         now_s = time.monotonic()
         # Late readings do not shift later ones; missed ones are not made up for.
         due_s = max(min(due_s, now_s) + interval_s, now_s) if not silent else now_s + _backoff_s(interval_s, silent)

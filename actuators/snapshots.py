@@ -43,7 +43,7 @@ class SnapshotWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.written = path, 0
+        self.path, self.written, self.gaps = path, 0, 0
         try:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
             if _torn(path):
@@ -58,6 +58,7 @@ class SnapshotWriter:
     def write_gap(self, reason: str, now_s: float) -> None:
         """Notes that there was nothing to read at `now_s` (epoch)."""
         self._write({_GAP: reason[:300], "nowMsec": round(now_s * 1000)})
+        self.gaps += 1
 
     def _write(self, line: dict[str, Any]) -> None:
         try:

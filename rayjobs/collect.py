@@ -18,7 +18,7 @@ from actuators.errors import ConfigError
 from actuators.load import LoadEngine
 from actuators.load_plans import PlanOptions, make_streams
 from actuators.parts import LiveOptions, make_load, make_nginx, make_server
-from actuators.record import Recorded, record
+from actuators.record import record
 from actuators.snapshots import SnapshotWriter
 from actuators.topology import Topology, social_network
 from rayjobs.cli import Verb, run_verb
@@ -63,8 +63,8 @@ def run(options: CollectRunOptions) -> int:
         _subject(options) as subject,
         StatusReader(subject.status_url, options.reading) as reader,
     ):
-        recorded = _record(options, subject, reader, writer)
-    _say(f"{recorded.snapshots} snapshots and {recorded.gaps} gaps in {options.out}")
+        _record(options, subject, reader, writer)
+    _say(f"{writer.written} snapshots and {writer.gaps} gaps in {options.out}")
     return 0
 
 
@@ -107,24 +107,17 @@ def _embedded(options: CollectRunOptions, folder: Path, stack: contextlib.ExitSt
     return nginx.address, topology, nginx.status_url
 
 
-def _record(options: CollectRunOptions, subject: Subject, reader: StatusReader, writer: SnapshotWriter) -> Recorded:
-    stopped = threading.Event()
-    pause = _pause(options, subject, stopped)
-
-    def pause_until_interrupted(duration_s: float) -> bool:
-        try:
-            return pause(duration_s)
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            # Ctrl-C is how a recording is meant to end.
-            return True
-
-    return record(reader, writer, options.interval_s, pause_until_interrupted, _say)
+def _record(options: CollectRunOptions, subject: Subject, reader: StatusReader, writer: SnapshotWriter) -> None:
+    try:
+        record(reader, writer, options.interval_s, _pause(options, subject), _say)
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        return  # Ctrl-C is how a recording is meant to end
 
 
-def _pause(options: CollectRunOptions, subject: Subject, stopped: threading.Event) -> Callable[[float], bool]:
-    end_s = time.monotonic() + options.duration_s
+def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bool]:
+    end_s, stopped = time.monotonic() + options.duration_s, threading.Event()
 
     def pause(duration_s: float) -> bool:
         if subject.engine is not None:
