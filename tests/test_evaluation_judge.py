@@ -33,6 +33,7 @@ def options(**changes: object) -> JudgeOptions:
         "warm_up_s": 0.4,
         "measure_s": 0.8,
         "interval_s": 0.2,
+        "repeats": 0,
         "seed": 5,
         "learned": "inverse_latency",
     }
@@ -126,6 +127,20 @@ def test_a_spoiled_block_is_counted_kept_and_left_out_of_the_ratios() -> None:
     assert paired[spoiled[0].place.policy] == 2
     assert reference_spoiled or sorted(paired.values()) == [2, 3, 3]
     assert content["accounting"]["discarded_because"] == ["saturated_client: 99 % of a core"]
+
+
+def test_a_spoiled_block_is_run_again_on_the_same_arrivals_as_often_as_allowed() -> None:
+    fault = Fault("saturated_client", "99 % of a core")
+    evaluation = judged(QueueTestbed(faults={1: fault}), repeats=1).run()
+    spoiled, again = evaluation.blocks[:2]
+    assert (spoiled.usable, again.usable) == (False, True)
+    assert spoiled.place == again.place
+    assert tuple(spoiled.tally.sent) == tuple(again.tally.sent)
+    content = evaluation.to_json()
+    assert [p["paired_rounds"] for p in content["policies"].values()] == [2, 2, 2]
+    assert content["accounting"]["discarded_blocks"] == 1
+    always = judged(QueueTestbed(faults=dict.fromkeys(range(99), fault)), repeats=2).run()
+    assert len(always.blocks) == 6 + 2
 
 
 def test_a_server_that_the_scenario_kills_is_part_of_what_is_judged() -> None:

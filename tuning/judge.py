@@ -50,6 +50,8 @@ class JudgeOptions(Options):
     """Control interval in seconds."""
     seed: int = Field(default=1, ge=0)
     """Fixes arrivals, service times, the order of the blocks and the bootstrap."""
+    repeats: int = Field(default=2, ge=0)
+    """How many spoiled blocks (stalled machine, saturated load client), in all, are run again at once."""
     reference: str = "least_conn"
     """The policy that ratios are to."""
     learned: str | None = None
@@ -103,8 +105,13 @@ class Judge:
     def run(self) -> Evaluation:
         """Runs what is not finished yet. Raises TestbedError when the testbed breaks; `blocks` are kept."""
         done = {block.place for block in self.blocks}
+        repeats = self._options.repeats
         for index, place in enumerate(self.plan):
-            if place not in done:
+            if place in done:
+                continue
+            self.blocks.append(self._run_block(index, place))
+            while repeats and not self.blocks[-1].usable:
+                repeats -= 1
                 self.blocks.append(self._run_block(index, place))
         return self.evaluation()
 
@@ -121,11 +128,11 @@ class Judge:
             deadlines_s=np.asarray(self._deadlines_s, dtype=float),
             blocks=blocks,
             machine=self._machine,
-            **self._options.model_dump(),
+            **self._options.model_dump(exclude={"repeats"}),
         )
 
     def _is_complete(self, number: int) -> bool:
-        return sum(block.place.round == number for block in self.blocks) == len(self._controllers)
+        return {b.place.policy for b in self.blocks if b.place.round == number} == self._controllers.keys()
 
     def _run_block(self, index: int, place: Place) -> Block:
         controller, options = self._controllers[place.policy], self._options
@@ -222,6 +229,7 @@ def judge(
     measure_s: float,
     interval_s: float,
     seed: int,
+    repeats: int = 2,
     reference: str = "least_conn",
     learned: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -232,7 +240,7 @@ def judge(
     names that do not fit and TestbedError when the testbed breaks.
     """
     options = JudgeOptions(
-        rounds=rounds, warm_up_s=warm_up_s, measure_s=measure_s, interval_s=interval_s, seed=seed,
+        rounds=rounds, warm_up_s=warm_up_s, measure_s=measure_s, interval_s=interval_s, seed=seed, repeats=repeats,
         reference=reference, learned=learned,
     )  # fmt: skip
     return Judge(testbed, controllers, scenario, deadlines_s, options, progress=progress).run()

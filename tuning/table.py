@@ -82,7 +82,7 @@ def _accounts(evaluation: dict[str, Any]) -> Text:
     text = Text(f"{accounts['sent']:,} requests sent, {accounts['nginx_requests']:,} counted by NGINX")
     text.append(f": {accounts['explanation']}." if accounts["difference"] else ", none lost.")
     if accounts["discarded_blocks"]:
-        reasons = "; ".join(accounts["discarded_because"])
+        reasons = ", ".join(sorted({reason.split(":")[0] for reason in accounts["discarded_because"]}))
         text.append(f" Blocks discarded: {accounts['discarded_blocks']} ({reasons}).", style="yellow")
     return text
 
