@@ -17,13 +17,14 @@ help: ## this list
 
 setup: $(STAMP) ## .venv with pinned packages; NGINX, Lua and gcc when missing (as root)
 
-$(STAMP): pyproject.toml setup.sh
-	@PYTHON="$(PYTHON)" ./setup.sh
+$(STAMP): pyproject.toml rayjobs/setup.sh
+	@PYTHON="$(PYTHON)" ./rayjobs/setup.sh
 
 demo: $(STAMP) ## trains a policy for a live NGINX and judges it; ARGS="--quick --seed 2"
 	$(RUN) demo $(ARGS)
 
 test: $(STAMP) ## lint, types, all tests; ARGS="-k bench" goes to pytest
+	@./rayjobs/setup.sh tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

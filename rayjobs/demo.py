@@ -12,6 +12,7 @@ from pydantic import Field
 from actuators.options import Options
 from actuators.parts import LiveOptions
 from rayjobs.cli import Verb, run_verb
+from rayjobs.interrupts import leave_within
 from rayjobs.progress import Progress, Stage
 from rayjobs.runs import RunFolder
 from rayjobs.testbeds import TestbedKind, open_testbed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tuning.evaluation import Evaluation
     from tuning.training import Trainer
 
+CLEAN_UP_S = 9.0
 POLICIES = 4
 BLOCK_OVERHEAD_S = 1.2
 """Seconds that a live block spends on changing the method, resetting and draining."""
@@ -70,6 +72,7 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Prints the table and the report's path; everything started is ended, whatever happens."""
     options = resolve(options)
+    leave_within(CLEAN_UP_S)
     from envs.scenarios import scenario
     from rayjobs.console import remarks, results
     from rayjobs.doctor import diagnose, require

@@ -14,6 +14,7 @@ GRACE_S = 10.0
 _FOLLOW = "DEEPSCHED_FOLLOWS_PARENT"
 _PR_SET_PDEATHSIG = 1
 _first_s: float | None = None
+_clean_up_s: float | None = None
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,6 +28,12 @@ def claim_signals() -> None:
     """
     signal.signal(signal.SIGINT, _raise_once)
     signal.signal(signal.SIGTERM, _raise_once)
+
+
+def leave_within(clean_up_s: float) -> None:
+    """From now on an interrupted process is gone after that many seconds, whatever its cleaning up waits for."""
+    global _clean_up_s
+    _clean_up_s = clean_up_s
 
 
 def follow_parent() -> None:
@@ -58,4 +65,13 @@ def _raise_once(number: int, frame: FrameType | None) -> None:
         os.write(2, "still ending what was started…\n".encode())
         return
     _first_s = now_s
+    if _clean_up_s is not None:
+        leave = threading.Timer(_clean_up_s, _leave, (128 + number,))
+        leave.daemon = True
+        leave.start()
     raise Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+def _leave(code: int) -> None:
+    os.write(2, b"cleaning up took too long: leaving; guardians end what is left\n")
+    os._exit(code)

@@ -1,4 +1,4 @@
-"""make and setup.sh: signals reach the program, and what is missing is one line with its remedy."""
+"""make and rayjobs/setup.sh: signals reach the program, and what is missing is one line with its remedy."""
 
 import os
 import shutil
@@ -40,8 +40,9 @@ def executable(path: Path, text: str) -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Our Makefile and setup.sh in a folder of their own."""
-    for name in ("Makefile", "setup.sh", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "rayjobs").mkdir()
+    for name in ("Makefile", "rayjobs/setup.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
@@ -136,7 +137,7 @@ def test_an_old_python_is_one_line(project: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("apt", "uid", "remedy"),
     [
-        (True, 1000, "run: sudo ./setup.sh system"),
+        (True, 1000, "run: sudo ./rayjobs/setup.sh system"),
         (False, 0, "install them with your package manager"),
     ],
 )
@@ -156,5 +157,5 @@ def test_missing_packages_that_it_may_not_install_are_one_line(
 def test_a_second_setup_does_nothing(project: Path) -> None:
     (project / ".venv").mkdir()
     (project / ".venv/.installed").touch()
-    done = subprocess.run(["./setup.sh"], cwd=project, capture_output=True, text=True, check=True)
+    done = subprocess.run(["./rayjobs/setup.sh"], cwd=project, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

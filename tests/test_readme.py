@@ -48,10 +48,7 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_file_named_is_there() -> None:
-    named = set(re.findall(r"`((?:actuators|envs|tuning|rayjobs|tests)/[\w./]+)`", README)) | {
-        "cluster.yaml",
-        "setup.sh",
-    }
+    named = set(re.findall(r"`((?:actuators|envs|tuning|rayjobs|tests)/[\w./]+)`", README)) | {"cluster.yaml"}
     assert all((ROOT / path).exists() for path in named), named
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert all((ROOT / path).exists() for path in pictures), pictures

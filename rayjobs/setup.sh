@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned packages, and installs the Debian packages that are missing when run as root.
 # Called by `make setup`; safe to repeat and to run twice at once. Exit code 2: one line says what the user has to do.
-# `./setup.sh system` installs the Debian packages only (cluster.yaml runs that part with sudo).
+# `setup.sh system` installs the Debian packages only (cluster.yaml runs that part with sudo);
+# `setup.sh tests` adds what only tests need, and goes on without it when it may not.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 
 readonly STAMP=.venv/.installed
 readonly POLICY=/usr/sbin/policy-rc.d
@@ -78,14 +79,23 @@ python=$(find_python)
 exec 9>.setup.lock
 flock 9
 part=${1:-all}
-if [ "$part" = all ] && [ -e "$STAMP" ] && [ ! pyproject.toml -nt "$STAMP" ] && [ ! setup.sh -nt "$STAMP" ]; then
+if [ "$part" = all ] && [ -e "$STAMP" ] && [ ! pyproject.toml -nt "$STAMP" ] && [ ! rayjobs/setup.sh -nt "$STAMP" ]; then
     exit 0 # another set-up has just done it
+fi
+
+if [ "$part" = tests ]; then
+    # Without a browser its tests are skipped, with the reason; everything else is tested.
+    if [ ! -x /usr/bin/chromium ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "setup: installing chromium for the browser tests"
+        install_packages chromium
+    fi
+    exit 0
 fi
 
 mapfile -t packages < <(missing_packages "$python" | tr ' ' '\n')
 if [ "${#packages[@]}" -gt 0 ]; then
     command -v apt-get >/dev/null || fail "missing: ${packages[*]} (Debian's names); install them with your package manager"
-    [ "$(id -u)" = 0 ] || fail "missing: ${packages[*]}; run: sudo ./setup.sh system" \
+    [ "$(id -u)" = 0 ] || fail "missing: ${packages[*]}; run: sudo ./rayjobs/setup.sh system" \
         "(apt-get installs them; NGINX's system service stays off), then repeat"
     echo "setup: installing ${packages[*]}"
     install_packages "${packages[@]}"
