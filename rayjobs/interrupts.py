@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -32,7 +33,7 @@ def claim_signals() -> None:
 
 def leave_within(clean_up_s: float) -> None:
     """From now on an interrupted process is gone after that many seconds, whatever its cleaning up waits for."""
-    global _clean_up_s
+    global _clean_up_s  # noqa: PLW0603
     _clean_up_s = clean_up_s
 
 
@@ -51,7 +52,7 @@ def release_signals() -> None:
     After an interruption SIGTERM stays ignored: `make` passes it on a second time, and while the interpreter ends
     (Ray cleans up then) it would find Python's default, death.
     """
-    global _first_s
+    global _first_s  # noqa: PLW0603
     interrupted, _first_s = _first_s is not None, None
     signal.signal(signal.SIGTERM, signal.SIG_IGN if interrupted else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

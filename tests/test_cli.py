@@ -233,3 +233,21 @@ def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
 
     with pytest.raises(Exception, match="conflicting option string"):
         build_parser("deepsched x", "", "", Clashing)
+
+
+def test_a_clean_up_that_hangs_is_cut_short() -> None:
+    program = (
+        "import signal, time; from rayjobs.interrupts import claim_signals, leave_within\n"
+        "claim_signals(); leave_within(0.2)\n"
+        "try:\n    print('up', flush=True); signal.pause()\n"
+        "finally:\n    time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert b"took too long" in said
