@@ -52,7 +52,7 @@ def release_signals() -> None:
     After an interruption SIGTERM stays ignored: `make` passes it on a second time, and while the interpreter ends
     (Ray cleans up then) it would find Python's default, death.
     """
-    global _first_s  # noqa: PLW0603
+    global _first_s
     interrupted, _first_s = _first_s is not None, None
     signal.signal(signal.SIGTERM, signal.SIG_IGN if interrupted else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
