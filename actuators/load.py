@@ -32,6 +32,10 @@ class LoadOptions(Options):
     """Longest wait for a connection to open, in seconds."""
     max_connections: int = Field(2048, ge=1, le=60000)
     """Most connections open at once; beyond that requests wait, and are counted as late or not sent."""
+    spin_us: float = Field(0.0, ge=0)
+    """Busy-wait this long before each send, in microseconds: costs CPU, 60 sends within a few microseconds."""
+    normal_priority: bool = False
+    """Do not run before other programs, even where the system allows it: sends may then be late on a busy machine."""
     users: int = Field(962, ge=2)
     """Users that the requests name; DeathStarBench's social graph has 962."""
     saturated_cpu_share: float = Field(0.9, gt=0)
@@ -66,6 +70,8 @@ class LoadEngine:
         """`time.monotonic()` of the plan's second 0."""
         self.started_unix_s = 0.0
         """The same in seconds since the epoch."""
+        self.priority = "normal"
+        """What the system allowed: ``realtime`` (gives way when saturated), ``raised`` or ``normal``."""
 
     def start(
         self,
@@ -114,6 +120,13 @@ class LoadEngine:
     def running(self) -> bool:
         """True from `start` until the engine has written everything and ended."""
         return self._output is not None and not self._output.ended
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine. Raises LoadError before `start` and after `close`."""
+        if self._process is None:
+            raise LoadError("no load was started", remedy="call start first")
+        return self._process.pid
 
     def poll(self) -> list[LoadWindow]:
         """Windows that were completed since the last poll; never waits.
@@ -176,9 +189,11 @@ class LoadEngine:
 
     def _option_arguments(self) -> dict[str, str]:
         names = (
-            "timeout_s", "connect_timeout_s", "max_connections", "users", "saturated_cpu_share", "saturated_delay_ms",
+            "timeout_s", "connect_timeout_s", "max_connections", "spin_us", "users", "saturated_cpu_share",
+            "saturated_delay_ms",
         )  # fmt: skip
-        return {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
+        arguments = {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
+        return arguments | ({"normal-priority": ""} if self.options.normal_priority else {})
 
     def _await_begin(self, output: EngineOutput) -> None:
         begun = output.wait_begin(self.options.connect_timeout_s + 5.0)
@@ -187,6 +202,7 @@ class LoadEngine:
             self.close()
             raise error
         self.started_at_s, self.started_unix_s = output.begin["monotonic_s"], output.begin["unix_s"]
+        self.priority = output.begin["priority"]
 
     def _death(self) -> LoadError:
         """What the engine's end without a summary means; its own last words when it refused the plan."""

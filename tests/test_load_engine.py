@@ -232,8 +232,7 @@ def test_a_killed_engine_is_an_error_that_keeps_what_was_counted(engine: LoadEng
         while len(windows) < 3:
             windows += engine.poll()
             time.sleep(0.01)
-        assert engine._process is not None
-        os.kill(engine._process.pid, signal.SIGKILL)
+        os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(LoadError, match="died"):
             engine.finish(5.0)
         with pytest.raises(LoadError, match="died with code 137"):
@@ -247,8 +246,7 @@ def test_a_killed_engine_is_an_error_that_keeps_what_was_counted(engine: LoadEng
 def test_closing_twice_leaves_nothing(engine: LoadEngine) -> None:
     with ScriptedServer() as server:
         engine.start(server.address, TOPOLOGY, constant(10), seed=1, duration_s=600.0)
-        assert engine._process is not None
-        pid = engine._process.pid
+        pid = engine.pid
         engine.close()
         engine.close()
     assert not Path(f"/proc/{pid}").exists()

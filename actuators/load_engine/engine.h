@@ -3,6 +3,7 @@
 #define LOAD_ENGINE_ENGINE_H
 
 #include "exchange.h"
+#include "priority.h"
 
 #include <signal.h>
 #include <sys/signalfd.h>
@@ -29,6 +30,7 @@ static void end_window(struct engine *engine, int64_t at_ns) {
     window->cpu_s = ns_to_seconds(cpu_ns - engine->cpu_ns);
     engine->cpu_ns = cpu_ns;
     engine->total.saturated_windows += period_is_saturated(window, engine->options);
+    if (period_cpu_share(window) > engine->options->saturated_cpu_share) step_down(0);
     period_add(&engine->total, window);
     size_t connections = engine->in_flight;
     for (const struct connection *c = engine->pool.idle.first; c != NULL; c = c->next) connections++;
@@ -67,14 +69,20 @@ static void expire(struct engine *engine, int64_t now) {
 
 static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void arm_timer(struct engine *engine) {
+/* Absolute time of the next thing to do that no event announces. */
+static int64_t next_wake_ns(const struct engine *engine) {
     int64_t wake_ns;
     next_stream(engine, &wake_ns);
+    if (wake_ns != NEVER) wake_ns -= engine->spin_ns;
     wake_ns = earlier(wake_ns, engine->window_end_ns);
     if (engine->end_ns > now_ns()) wake_ns = earlier(wake_ns, engine->end_ns);
     if (engine->pool.connecting.first != NULL) wake_ns = earlier(wake_ns, engine->pool.connecting.first->deadline_ns);
     if (engine->pool.waiting.first != NULL) wake_ns = earlier(wake_ns, engine->pool.waiting.first->deadline_ns);
     if (engine->backlog.count > 0) wake_ns = earlier(wake_ns, backlog_deadline_ns(engine));
+    return wake_ns;
+}
+
+static void arm_timer(struct engine *engine, int64_t wake_ns) {
     if (wake_ns == engine->armed_ns) return;
     engine->armed_ns = wake_ns;
     struct itimerspec when = {.it_value = {wake_ns / NS_PER_S, wake_ns % NS_PER_S}};
@@ -95,9 +103,13 @@ static void on_signal(struct engine *engine) {
     engine->interrupted = true;
 }
 
+/* Sleeps until the timer or a connection wakes it; not at all when a send is so near that it spins. */
 static void handle_events(struct engine *engine) {
     struct epoll_event events[EVENT_BATCH];
-    int count = epoll_wait(engine->pool.epoll, events, EVENT_BATCH, -1);
+    int64_t wake_ns = next_wake_ns(engine);
+    bool spin = engine->spin_ns > 0 && wake_ns <= now_ns();
+    if (!spin) arm_timer(engine, wake_ns);
+    int count = epoll_wait(engine->pool.epoll, events, EVENT_BATCH, spin ? 0 : -1);
     if (count < 0 && errno != EINTR) fail_system("epoll_wait");
     for (int i = 0; i < count; i++) {
         if (events[i].data.ptr == &engine->timer) engine->armed_ns = NEVER; /* edge-triggered: no need to read it */
@@ -117,7 +129,6 @@ static void engine_run(struct engine *engine) {
         expire(engine, now);
         start_backlog(engine);
         if (engine_is_finished(engine, now)) break;
-        arm_timer(engine);
         handle_events(engine);
     }
     if (!period_is_empty(&engine->window)) end_window(engine, now_ns());
@@ -172,11 +183,13 @@ static void engine_prepare(struct engine *engine, const struct options *options,
 
 static void engine_begin(struct engine *engine, struct arrivals *arrivals) {
     engine->arrivals = arrivals;
+    engine->spin_ns = (int64_t)(engine->options->spin_us * 1e3);
+    const char *priority = engine->options->normal_priority ? "normal" : raise_priority();
     engine->start_ns = now_ns();
     engine->end_ns = engine->start_ns + seconds_to_ns(engine->options->duration_s);
     engine->window_end_ns = engine->start_ns + seconds_to_ns(engine->options->window_s);
     engine->cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    report_start(&engine->report, engine->start_ns);
+    report_start(&engine->report, engine->start_ns, priority);
 }
 
 static void engine_end(struct engine *engine) {

@@ -10,11 +10,12 @@ struct options {
     const char *target, *plan_path, *requests_csv;
     uint64_t seed;
     double duration_s, window_s, timeout_s, connect_timeout_s;
+    double spin_us;
     double saturated_cpu_share, saturated_delay_ms;
     struct random_bounds random;
     uint64_t max_connections, users;
     enum output output;
-    bool dump_schedule, print_plan;
+    bool normal_priority, dump_schedule, print_plan;
 };
 
 static const struct options default_options = {
@@ -41,7 +42,7 @@ struct option_row {
     const char *help;
 };
 
-enum { OPTION_ROWS = 21 };
+enum { OPTION_ROWS = 23 };
 
 static void option_table(struct options *o, struct option_row rows[OPTION_ROWS]) {
     const struct option_row table[OPTION_ROWS] = {
@@ -52,6 +53,7 @@ static void option_table(struct options *o, struct option_row rows[OPTION_ROWS])
         {"window-s", OPTION_NUMBER, &o->window_s, 0, "length of a reported window"},
         {"timeout-s", OPTION_NUMBER, &o->timeout_s, 0, "longest wait for an answer, or for a free connection"},
         {"connect-timeout-s", OPTION_NUMBER, &o->connect_timeout_s, 0, "longest wait for a connection to open"},
+        {"spin-us", OPTION_NUMBER, &o->spin_us, -1, "busy-wait this long before a send: costs CPU, sends on time"},
         {"max-connections", OPTION_COUNT, &o->max_connections, 1, "most connections open at once"},
         {"users", OPTION_COUNT, &o->users, 2, "users that the requests name"},
         {"min-rate-rps", OPTION_NUMBER, &o->random.min_rate_rps, 0, "random plan: lowest rate of a burst"},
@@ -64,6 +66,7 @@ static void option_table(struct options *o, struct option_row rows[OPTION_ROWS])
         {"saturated-delay-ms", OPTION_NUMBER, &o->saturated_delay_ms, 0, "a window whose p99 delay of our own is more"},
         {"requests-csv", OPTION_TEXT, &o->requests_csv, 0, "file that receives a line per request"},
         {"output", OPTION_OUTPUT, &o->output, 0, "json or text; by default text on a terminal, else json"},
+        {"normal-priority", OPTION_FLAG, &o->normal_priority, 0, "do not run before other programs even if allowed to"},
         {"dump-schedule", OPTION_FLAG, &o->dump_schedule, 0, "print 'DUE_NS TYPE-N' of every request, send nothing"},
         {"print-plan", OPTION_FLAG, &o->print_plan, 0, "print the plan, send nothing"},
     };
