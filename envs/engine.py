@@ -123,10 +123,8 @@ def begin_attempt(lane: Any, request: Any, s: Any, now_s: float) -> None:
     rules, server = lane.rules[0], lane.servers[s]
     if rules.method == b.EXPECTED_DELAY:
         peers, workers = lane.peers[request.context], lane.believed_workers[s]
-        request.wait_s, request.tau_s = 0.0, 0.0
-        if rules.learned:
-            request.wait_s = b.predicted_wait_s(peers, s, lane.tau_s, workers, rules.balancers)
-            request.tau_s = lane.tau_s[request.group, s]
+        request.wait_s = rules.learned * b.predicted_wait_s(peers, s, lane.tau_s, workers, rules.balancers)
+        request.tau_s = rules.learned * lane.tau_s[request.group, s]
         in_flight = 0
         for group in range(len(peers)):
             in_flight += peers[group, s].conns

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from actuators.script import ArrivalDistribution, RateStep, Script, ServerProfil
 from actuators.topology import Topology
 from envs import disturbances as happen
 from envs.disturbances import Disturbance, LoadShape, Span, Stage
+from envs.scenario_file import read_scenario_file
 
 TYPES = {"compose": (0.018, 0.10), "home_read": (0.0044, 0.60), "user_read": (0.0033, 0.30)}
 """Request type → mean work in seconds at speed 1 and share of the requests."""
@@ -122,6 +124,9 @@ class StudyScenario:
         generator: np.random.Generator,
     ) -> tuple[Stream, ...]:
         shape, shaped = self.load_shape(stage, generator), self.shaped_type
+        if shaped and shaped not in topology.request_types and shaped not in TYPES:
+            remedy = closest(shaped, topology.request_types)
+            raise ConfigError(f"no request type '{shaped}'", where=f"scenario {self.name}", remedy=remedy)
         if shaped not in topology.request_types:
             shaped = topology.request_types[min(1, len(topology.request_types) - 1)] if shaped else ""
         return tuple(
@@ -203,11 +208,8 @@ STUDY = tuple(name for name in SCENARIOS if name != "demo")
 
 
 def scenario(name: str, duration_s: float | None = None, work_scale: float | None = None) -> StudyScenario:
-    """A scenario by name (case does not matter); raises ConfigError with the closest match."""
-    names = {known.lower(): known for known in SCENARIOS}
-    if name.lower() not in names:
-        raise ConfigError(f"unknown scenario '{name}'", remedy=closest(name, SCENARIOS))
-    found = SCENARIOS[names[name.lower()]]
+    """A scenario by name (case does not matter) or from a YAML file; raises ConfigError with the closest match."""
+    found = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else _by_name(name)
     return replace(
         found,
         duration_s=found.duration_s if duration_s is None else duration_s,
@@ -223,3 +225,24 @@ def randomised(base: StudyScenario, duration_s: float = 100.0) -> StudyScenario:
 def training_mixture(names: Iterable[str] = STUDY, duration_s: float = 100.0) -> Mixture:
     """Randomised variants of the named scenarios, one drawn per seed."""
     return Mixture(tuple(randomised(scenario(name), duration_s) for name in names))
+
+
+def _by_name(name: str) -> StudyScenario:
+    names = {known.lower(): known for known in SCENARIOS}
+    if name.lower() not in names:
+        raise ConfigError(f"unknown scenario '{name}'", remedy=closest(name, SCENARIOS))
+    return SCENARIOS[names[name.lower()]]
+
+
+def _from_file(path: Path) -> StudyScenario:
+    file = read_scenario_file(path)
+    same = ("name", "summary", "load", "duration_s", "work_scale", "workers", "queue_limit", "arrivals", "service")
+    return StudyScenario(
+        **{field: getattr(file, field) for field in same},
+        service_cv=file.service_cv,
+        load_balancers=file.load_balancers,
+        speeds=file.speeds_of,
+        disturbance=file.disturb,
+        load_shape=file.shape_load,
+        shaped_type=file.surging_type,
+    )

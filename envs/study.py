@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.histogram import SIZE, midpoints_s, percentile_ms
+from actuators.script import Script
 from actuators.topology import Topology
 from envs import disturbances
 from envs.batch import SimulatedBatch
@@ -103,9 +104,9 @@ class _Totals:
 
 
 @lru_cache(maxsize=64)
-def _deadlines(nominal: StudyScenario, topology: Topology) -> FloatArray:
+def _deadlines(nominal: Script, topology: Topology) -> FloatArray:
     batch = SimulatedBatch(topology, 1, "round_robin")
-    batch.reset(0, nominal.script(topology, _OBSERVED_SEED))
+    batch.reset(0, nominal)
     batch.advance(WARM_UP_S)
     return derive_deadlines([batch.advance(_OBSERVED_S - WARM_UP_S).window(0)], topology).seconds
 
@@ -120,4 +121,4 @@ def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
         duration_s=_OBSERVED_S,
         load_balancers=1,
     )
-    return _deadlines(nominal, topology)
+    return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)

@@ -1,0 +1,131 @@
+"""`deepsched scenarios list|show`: the scenarios there are, and how load and speeds go over time in one of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from actuators.options import Options
+from rayjobs.cli import Verb, run_verb
+
+if TYPE_CHECKING:
+    from actuators.script import Script
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 72
+
+
+class ScenariosOptions(Options):
+    """Which scenario, and of which seed."""
+
+    action: Literal["list", "show"] = "list"
+    """list: one line each; show: one scenario over time."""
+    scenario: str = "S3"
+    """Name, or a YAML file of your own (keys: envs/scenario_file.py)."""
+    seed: int = Field(default=101, ge=0)
+    """Equal seeds give equal scripts."""
+    servers: int = Field(default=3, ge=1, le=62)
+    """Servers in every group."""
+    duration_s: float | None = Field(default=None, gt=0)
+    """Length of the script; the scenario's own when not given."""
+    json_out: Path | None = None
+    """File that receives the resolved script as JSON."""
+    page: Path | None = None
+    """HTML file that receives plots of load and speeds over time."""
+
+
+def run(options: ScenariosOptions) -> int:
+    """Prints the list, or one scenario; writes what was asked for."""
+    from rayjobs.console import results
+
+    if options.action == "list":
+        results().print(_list())
+        return 0
+    from actuators.files import write_atomic, write_json
+    from actuators.topology import social_network
+    from envs.scenarios import scenario
+
+    topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
+    chosen = scenario(options.scenario, options.duration_s)
+    script = chosen.script(topology, options.seed)
+    results().print(f"{script.name}: {chosen.summary}; seed {options.seed}, {script.duration_s:g} s", markup=False)
+    for line in describe(script):
+        results().print(line, markup=False)
+    if options.json_out is not None:
+        write_json(options.json_out, script.to_json())
+        results().print(f"written: {options.json_out}", markup=False)
+    if options.page is not None:
+        write_atomic(options.page, _page(script))
+        results().print(f"written: {options.page}", markup=False)
+    return 0
+
+
+def describe(script: Script, width: int = _WIDTH) -> list[str]:
+    """Lines for a terminal: load and speeds as bars over time, from left to right."""
+    from envs.timeline import load_ratio, server_speeds
+
+    times = [script.duration_s * (column + 0.5) / width for column in range(width)]
+    load = [load_ratio(script, t) for t in times]
+    lines = [f"{'load':>10} {_bars(load, 1.2)}  {min(load):.0%} … {max(load):.0%} of the nominal capacity"]
+    for server, profile in enumerate(script.servers):
+        speeds = [server_speeds(script, t)[server] for t in times]
+        own = ", ".join(f"{s:g}" for s in dict.fromkeys(round(s, 2) for s in profile.speeds))
+        lines.append(f"{f'server {server}':>10} {_bars(speeds, 1.0)}  × speed {own}, {profile.workers} workers")
+    total = sum(stream.steps[0].rate_rps for stream in script.streams)
+    lines.append(
+        f"begins at {total:.0f} requests/s; {len(script.behaviours)} changes of servers, "
+        f"{script.load_balancers} context{'s' if script.load_balancers > 1 else ''}; blank: refused"
+    )
+    return lines
+
+
+def _bars(values: list[float], top: float) -> str:
+    return "".join(_BARS[max(0, min(8, round(8 * value / top)))] for value in values)
+
+
+def _list() -> object:
+    from rich.table import Table
+
+    from envs.scenarios import SCENARIOS
+
+    table = Table(title="scenarios", title_justify="left")
+    for column in ("name", "load", "duration s", "what happens"):
+        table.add_column(column, justify="right" if column in ("load", "duration s") else "left")
+    for known in SCENARIOS.values():
+        table.add_row(known.name, f"{known.load:.0%}", f"{known.duration_s:g}", known.summary)
+    return table
+
+
+def _page(script: Script) -> str:
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    from envs.timeline import change_times, load_ratio, server_speeds
+
+    times = change_times(script)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, subplot_titles=("load", "speed factor of each server"))
+    step = {"mode": "lines", "line_shape": "hv"}
+    figure.add_trace(go.Scatter(x=times, y=[load_ratio(script, t) for t in times], name="load", **step), row=1, col=1)
+    for server in range(len(script.servers)):
+        speeds = [server_speeds(script, t)[server] for t in times]
+        figure.add_trace(go.Scatter(x=times, y=speeds, name=f"server {server}", **step), row=2, col=1)
+    figure.update_xaxes(title_text="seconds", row=2, col=1)
+    figure.update_yaxes(tickformat=".0%", row=1, col=1)
+    figure.update_layout(title=f"{script.name}, seed {script.seed}", template="plotly_white", height=700)
+    return str(figure.to_html(include_plotlyjs=True, full_html=True))
+
+
+VERB = Verb(
+    name="scenarios",
+    summary="list the scenarios, or show load and speeds of one over time",
+    example="deepsched scenarios show S7 --seed 101 --page /tmp/s7.html",
+    options=ScenariosOptions,
+    run=run,
+    positional=("action", "scenario"),
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))

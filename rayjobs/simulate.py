@@ -1,0 +1,91 @@
+"""`deepsched simulate`: how rules of balancing do on a simulated scenario, beside least_conn, in seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from pydantic import Field
+
+from actuators.options import Options
+from rayjobs.cli import Verb, run_verb
+
+
+class SimulateOptions(Options):
+    """Which rules, where, how long."""
+
+    scenario: str = "S3"
+    """A scenario's name (`deepsched scenarios list`) or a YAML file that describes one."""
+    rules: tuple[str, ...] = (
+        "round_robin",
+        "least_conn",
+        "inverse_latency",
+        "type_means",
+        "true_times",
+        "shortest_delay",
+    )
+    """Rules to compare: round_robin, least_conn, random_two, inverse_latency, and for reference type_means,
+    true_times (both `expected_delay`), shortest_delay, join_shortest, central_queue."""
+    seeds: tuple[int, ...] = (101, 102, 103, 104)
+    """Every rule meets the same arrivals and the same work for each seed."""
+    duration_s: float | None = Field(default=None, gt=10)
+    """Simulated time per seed; the scenario's own when not given. The first 10 s are not judged."""
+    interval_s: float = Field(default=1.0, gt=0)
+    """Control interval."""
+    servers: int = Field(default=3, ge=1, le=62)
+    """Servers in every group; the scenario's speeds are spread over them."""
+
+
+def run(options: SimulateOptions) -> int:
+    """Prints the table; ratios are to least_conn on the same seeds."""
+    from actuators.topology import social_network
+    from envs.rules import RULES, rule_named
+    from envs.scenarios import scenario
+    from envs.study import judge
+    from rayjobs.console import remarks, results
+
+    topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
+    played = scenario(options.scenario, options.duration_s)
+    rules = [rule_named(name) for name in options.rules]
+    start = time.perf_counter()
+    base = judge(RULES["least_conn"], played, topology, options.seeds, options.interval_s)
+    scores = {
+        rule.name: base
+        if rule.name == "least_conn"
+        else judge(rule, played, topology, options.seeds, options.interval_s)
+        for rule in rules
+    }
+    results().print(_table(f"{played.name}: {played.summary}", scores, base))
+    requests = base.requests + sum(s.requests for name, s in scores.items() if name != "least_conn")
+    took_s = time.perf_counter() - start
+    remarks().print(f"{requests / 1e6:.1f} million simulated requests in {took_s:.1f} s", markup=False)
+    return 0
+
+
+def _table(title: str, scores: dict[str, Any], base: Any) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("rule", "mean ms", "×", "p99 ms", "×", "ART", "×", "J ×", "errors", "requests"):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    for name, score in scores.items():
+        ratio = score.over(base)
+        table.add_row(
+            name, f"{score.mean_ms:.2f}", f"{ratio.mean_ms:.2f}", f"{score.p99_ms:.1f}", f"{ratio.p99_ms:.2f}",
+            f"{score.art:.4f}", f"{ratio.art:.2f}", f"{ratio.index:.2f}", f"{score.error_ratio:.2%}",
+            f"{score.requests:,}",
+        )  # fmt: skip
+    return table
+
+
+VERB = Verb(
+    name="simulate",
+    summary="compare rules of balancing on a simulated scenario",
+    example="deepsched simulate --scenario S3 --rules least_conn,inverse_latency,true_times --duration-s 200",
+    options=SimulateOptions,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
