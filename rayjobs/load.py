@@ -58,11 +58,14 @@ def run(options: LoadRunOptions) -> int:
     folder.write("plan.txt", text)
     json_lines = options.output == "json" or (options.output == "auto" and not sys.stdout.isatty())
     with LoadReport(folder, options.duration_s, json_lines=json_lines, live=sys.stderr.isatty()) as report:
-        if options.engine == "wrk2":
-            _run_wrk2(options, streams, folder, report)
-        else:
-            _run_native(options, address, topology, streams, folder, report)
-    (remarks() if json_lines else results()).print(f"written: {folder.path}", markup=False)
+        try:
+            if options.engine == "wrk2":
+                _run_wrk2(options, streams, folder, report)
+            else:
+                _run_native(options, address, topology, streams, folder, report)
+        finally:
+            if report.has_results:
+                (remarks() if json_lines else results()).print(f"written: {folder.path}", markup=False)
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from actuators import histogram
@@ -25,11 +26,15 @@ class LoadReport:
         folder: receives windows.jsonl and latency.hlog while it runs, the summary's files at its end.
         json_lines: stdout gets the JSON lines; else a table at the end.
         live: stderr is a terminal and gets a line that is rewritten with every window.
+
+    Attributes:
+        has_results: `end` was called.
     """
 
     def __init__(self, folder: RunFolder, duration_s: float, *, json_lines: bool, live: bool) -> None:
         self._folder, self._duration_s = folder, duration_s
         self._json_lines, self._live = json_lines, live
+        self.has_results = False
         self._lines: TextIO = open(folder.file("windows.jsonl"), "a", encoding="utf-8")  # noqa: SIM115 - closed by close
         self._log: TextIO = open(folder.file("latency.hlog"), "a", encoding="utf-8")  # noqa: SIM115
 
@@ -50,6 +55,7 @@ class LoadReport:
         """Writes the summary's files and prints it."""
         if self._live:
             sys.stderr.write("\r\x1b[K")
+        self.has_results = True
         document = summary.to_json("summary")
         self._write(document)
         self._folder.write("summary.json", json.dumps(document, indent=2) + "\n")
@@ -57,8 +63,10 @@ class LoadReport:
             for kind, counts in (("corrected", summary.latency_counts[i]), ("raw", summary.raw_counts[i])):
                 write_atomic(self._folder.file(f"{name}-{kind}.hgrm"), percentile_table(counts))
         if not self._json_lines:
-            results().print(table(summary))
-            results().print(footer(summary), markup=False)
+            out = results()
+            out.print(counts_table(summary))
+            out.print(latency_table(summary))
+            out.print(footer(summary), markup=False)
 
     def close(self) -> None:
         self._lines.close()
@@ -92,25 +100,34 @@ def live_line(window: LoadSummary, duration_s: float) -> str:
     return line + ("  SATURATED" if window.saturated_windows else "")
 
 
-def table(summary: LoadSummary) -> Table:
-    """A row per request type; latencies in ms from the intended send time, `raw` from the actual one."""
-    drawn = Table(title="load", title_justify="left")
-    headings = (
-        "type", "offered/s", "answered/s", "planned", "sent", "answered", "retried", "late", "errors", "mean", "p50",
-        "p90", "p99", "p99.9", "p99.99", "raw p50", "raw p99",
+def counts_table(summary: LoadSummary) -> Table:
+    """What became of the requests, a row per type."""
+    drawn = _table("requests", "type", "offered/s", "answered/s", "sent", "answered", "late", "retried", "errors")
+    for i, name in enumerate(summary.request_types):
+        counts = [str(getattr(summary, field)[i]) for field in ("sent", "answered", "late", "retried")]
+        rates = f"{summary.offered_rps[i]:.1f}", f"{summary.achieved_rps[i]:.1f}"
+        drawn.add_row(name, *rates, *counts, errors_text(summary, i))
+    return drawn
+
+
+def latency_table(summary: LoadSummary) -> Table:
+    """Milliseconds from the intended send time to the last byte; `raw` from the actual send time."""
+    drawn = _table(
+        "latency in ms from the intended send time (raw: from the actual one)",
+        "type", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "raw p50", "raw p99",
     )  # fmt: skip
+    corrected, raw = summary.percentiles_ms(), summary.percentiles_ms(raw=True)
+    for name, mean_ms in zip(summary.request_types, _means_ms(summary), strict=True):
+        percentiles = [corrected[name][p] for p in ("p50", "p90", "p99", "p99.9", "p99.99")]
+        cells = [mean_ms, *percentiles, raw[name]["p50"], raw[name]["p99"]]
+        drawn.add_row(name, *("–" if np.isnan(value) else f"{value:.2f}" for value in cells))
+    return drawn
+
+
+def _table(title: str, *headings: str) -> Table:
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for heading in headings:
         drawn.add_column(heading, justify="left" if heading in ("type", "errors") else "right")
-    corrected, raw = summary.percentiles_ms(), summary.percentiles_ms(raw=True)
-    means_ms = _means_ms(summary)
-    for i, name in enumerate(summary.request_types):
-        percentiles = [corrected[name][p] for p in ("p50", "p90", "p99", "p99.9", "p99.99")]
-        latencies = [means_ms[i], *percentiles, raw[name]["p50"], raw[name]["p99"]]
-        counts = [getattr(summary, field)[i] for field in ("planned", "sent", "answered", "retried", "late")]
-        drawn.add_row(
-            name, f"{summary.offered_rps[i]:.1f}", f"{summary.achieved_rps[i]:.1f}", *map(str, counts),
-            errors_text(summary, i), *("–" if np.isnan(value) else f"{value:.2f}" for value in latencies),
-        )  # fmt: skip
     return drawn
 
 

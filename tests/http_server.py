@@ -32,10 +32,12 @@ class ScriptedServer:
 
     Attributes:
         requests: everything received, in order.
+        piece_bytes: writes answers in pieces of this size; 0 as a whole.
     """
 
     def __init__(self, answer: Callable[[Received], bytes] = lambda _: OK) -> None:
         self.requests: list[Received] = []
+        self.piece_bytes = 0
         self._answer = answer
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -80,7 +82,10 @@ class ScriptedServer:
                 answer = self._answer(request)
                 if answer == HANG:
                     await asyncio.Event().wait()
-                writer.write(answer)
+                pieces = [answer] if self.piece_bytes == 0 else _cut(answer, self.piece_bytes)
+                for piece in pieces:
+                    writer.write(piece)
+                    await asyncio.sleep(0)
                 head = answer.lower()
                 if b"content-length" not in head and b"chunked" not in head and b" 204 " not in head:
                     break
@@ -95,3 +100,7 @@ class ScriptedServer:
         headers = dict(row.split(": ", 1) for row in rest)
         body = await reader.readexactly(int(headers.get("Content-Length", 0)))
         return Received(line, headers, body, served, self._loop.time())
+
+
+def _cut(text: bytes, size: int) -> list[bytes]:
+    return [text[start : start + size] for start in range(0, len(text), size)]

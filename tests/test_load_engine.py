@@ -73,22 +73,31 @@ def test_every_request_is_answered_and_the_windows_add_up(engine: LoadEngine) ->
     assert sum(w.latency_s_sum for w in windows) == pytest.approx(summary.latency_s_sum, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nTrailer: t\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
-        b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
-        b"HTTP/1.1 204 No Content\r\nX-Long: " + b"x" * 5000 + b"\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300000,
-    ],
-)
+FORMS = [
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nTrailer: t\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
+    b"HTTP/1.1 204 No Content\r\nX-Long: " + b"x" * 5000 + b"\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300000,
+]
+
+
+@pytest.mark.parametrize("reply", FORMS)
 def test_all_forms_of_a_response_are_understood(engine: LoadEngine, reply: bytes) -> None:
     with ScriptedServer(lambda _: reply) as server:
         summary = run(engine, server, constant(100, "home_read"), duration_s=0.3)
     assert summary.answered.tolist() == [0, 30, 0]
     assert summary.received_bytes[1] == 30 * len(reply)
+    assert_accounted(summary)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7])
+def test_a_response_may_come_in_pieces(engine: LoadEngine, piece_bytes: int) -> None:
+    with ScriptedServer(answers(*(form for form in FORMS if len(form) < 10000))) as server:
+        server.piece_bytes = piece_bytes
+        summary = run(engine, server, constant(40, "home_read"), duration_s=0.25)
+    assert summary.answered[1] == 10
     assert_accounted(summary)
 
 

@@ -94,6 +94,7 @@ def test_ctrl_c_still_gives_the_summary(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert "interrupted" in out
     assert "home_read" in out
+    assert "written: " in out
     (summary,) = tmp_path.glob("*/summary.json")
     assert LoadSummary.from_json(json.loads(summary.read_text())).interrupted
 

@@ -38,7 +38,7 @@ SPIN_US = 60.0
 class Block:
     """One run at a constant rate; times in seconds, in the order of the requests."""
 
-    summary: LoadSummary
+    priority: str
     due_s: NDArray[np.float64]
     sent_s: NDArray[np.float64]
 
@@ -73,7 +73,10 @@ def _schedule(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
         [_ks_exponential(times) for times in rows]
         for rows in ([b.due_s for b in plain], [b.sent_s for b in plain], [b.sent_s for b in spinning])
     )
-    note = f"least disturbed of {count} blocks of {seconds:g} s: other programs on the machine can only add"
+    note = (
+        f"least disturbed of {count} blocks of {seconds:g} s: other programs on the machine can only add; "
+        f"engine at {plain[0].priority} priority"
+    )
     yield at_most(
         f"exponential at {RATE_RPS}/s: KS distance of the planned gaps", statistics.median(planned), 0.03, "",
         how=f"against 1 - exp(-{RATE_RPS} t), median of {count} blocks of {seconds:g} s",
@@ -206,11 +209,12 @@ def _block(
             server.address, READ, _constant(RATE_RPS, distribution), seed=seed, duration_s=seconds,
             extra={"requests-csv": str(path)},
         )  # fmt: skip
-        summary = engine.finish(seconds + 30.0)
+        engine.finish(seconds + 30.0)
+        priority = engine.priority
     with open(path, newline="", encoding="utf-8") as file:
         rows = [(int(row["ordinal"]), int(row["due_ns"]), int(row["sent_ns"])) for row in csv.DictReader(file)]
     table = np.array(sorted(row for row in rows if row[2] >= 0), dtype=float)
-    return Block(summary, table[:, 1] / 1e9, table[:, 2] / 1e9)
+    return Block(priority, table[:, 1] / 1e9, table[:, 2] / 1e9)
 
 
 def _run(context: BenchContext, server: TrivialServer, rate: float, seconds: float, seed: int) -> LoadSummary:

@@ -1,0 +1,80 @@
+"""The load engine against a real NGINX that reloads and restarts under it."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from actuators.load import LoadEngine, LoadOptions
+from actuators.load_summary import LoadSummary
+from actuators.nginx_detect import detect
+from actuators.process import ManagedProcess
+from actuators.script import RateStep, Stream
+from actuators.topology import social_network
+
+pytestmark = pytest.mark.nginx
+
+CONFIG = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log {folder}/access.log; keepalive_requests 50;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{ listen 127.0.0.1:{port}; location / {{ return 200 "$http_x_request_sequence"; }} }}
+}}
+"""
+
+
+def start_nginx(folder: Path) -> tuple[ManagedProcess, str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    config = folder / "nginx.conf"
+    config.write_text(CONFIG.format(folder=folder, port=port))
+    command = [str(detect().binary), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
+    process = ManagedProcess(command, name="nginx", log_path=folder / "nginx.log")
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    process.wait_ready(answers)
+    return process, f"127.0.0.1:{port}"
+
+
+def test_reloads_lose_no_request(short_dir: Path) -> None:
+    rates = [Stream(name, (RateStep(0.0, 300.0),)) for name in ("compose", "home_read")]
+    nginx, address = start_nginx(short_dir)
+    with nginx, LoadEngine(LoadOptions(), short_dir / "load") as engine:
+        engine.start(address, social_network(), rates, seed=1, duration_s=3.0, window_s=0.25)
+        windows = []
+        while not engine.wait(0.5):
+            nginx.send_signal(signal.SIGHUP)
+            windows += engine.poll()
+        summary = engine.finish(1.0)
+        windows += engine.poll()
+        served = (short_dir / "access.log").read_text().splitlines()
+    assert summary.answered.tolist() == summary.planned.tolist()
+    assert sum(int(counts.sum()) for counts in summary.errors.values()) == 0
+    assert (sum(window.answered for window in windows) == summary.answered).all()
+    # The log line of a request that found its connection closed does not exist: it was served once.
+    assert len(served) == summary.answered.sum()
+
+
+def test_a_killed_nginx_costs_counted_errors_only(short_dir: Path) -> None:
+    nginx, address = start_nginx(short_dir)
+    with LoadEngine(LoadOptions(timeout_s=1.0), short_dir / "load") as engine:
+        with nginx:
+            engine.start(
+                address, social_network(), [Stream("home_read", (RateStep(0, 300.0),))], seed=1, duration_s=1.5
+            )
+            deadline = engine.started_at_s + 0.75
+            engine.wait(max(deadline - time.monotonic(), 0.0))
+        summary: LoadSummary = engine.finish(10.0)
+    assert summary.answered[1] > 0
+    assert summary.errors["connect"][1] > 0
+    assert (summary.planned == summary.sent + summary.errors["connect"] + summary.errors["not_sent"]).all()
+    assert summary.unaccounted.sum() == 0
