@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 
 from actuators.control import Control, Weights
 from envs.actions import ActionCodec
+from envs.features import GROUP_RATE_SCALE, SERVER_FEATURES
 from envs.observation import Observation
 
 FloatArray = NDArray[np.float64]
+
+_TRAFFIC_SHARE = SERVER_FEATURES.index("traffic_share")
 
 
 class Policy(Protocol):
@@ -20,6 +24,30 @@ class Policy(Protocol):
     name: str
 
     def act(self, observation: Observation) -> Control: ...
+
+
+class WeightPolicy(ABC):
+    """A heuristic that only has to say its shares; floor and dead band are those of a learned policy.
+
+    Args:
+        codec: turns shares into integer weights, with a residual of 0.
+    """
+
+    name: str
+
+    def __init__(self, codec: ActionCodec) -> None:
+        self.codec = codec
+
+    @abstractmethod
+    def shares(self, observation: Observation) -> FloatArray:
+        """Positive and finite, ``[..., groups, servers]``; only the proportions within a group matter."""
+
+    def weights(self, observation: Observation) -> NDArray[np.int64]:
+        """Integer weights ``[..., groups, servers]``, also for a batch."""
+        return self.codec.weights(np.zeros(self.codec.size), self.shares(observation), observation.weights)
+
+    def act(self, observation: Observation) -> Control:
+        return Weights(observation.topology, self.weights(observation))
 
 
 class Equal:
@@ -31,23 +59,26 @@ class Equal:
         return Weights.equal(observation.topology)
 
 
-class InverseLatency:
+class Static:
+    """The same weights for ever, for example the best that `envs.static_search` found."""
+
+    def __init__(self, weights: Weights, name: str = "static") -> None:
+        self.name, self._weights = name, weights
+
+    def act(self, observation: Observation) -> Control:
+        return self._weights
+
+
+class InverseLatency(WeightPolicy):
     """Weight ∝ 1 / EWMA(0.5) of the mean response time, per group and server, errors charged ten times.
 
-    The best simple heuristic on least_conn (shared study, section 3). It goes through the same codec
-    as a learned policy, with a residual of 0, so that floor and dead band are alike for both.
+    The best simple heuristic on least_conn (shared study, section 3).
     """
 
     name = "inverse_latency"
 
-    def __init__(self, codec: ActionCodec) -> None:
-        self._codec = codec
-
-    def act(self, observation: Observation) -> Control:
-        shares = inverse_latency_shares(observation.latency_s)
-        return Weights(
-            observation.topology, self._codec.weights(np.zeros(self._codec.size), shares, observation.weights)
-        )
+    def shares(self, observation: Observation) -> FloatArray:
+        return inverse_latency_shares(observation.latency_s)
 
 
 def inverse_latency_shares(latency_s: FloatArray) -> FloatArray:
@@ -61,3 +92,11 @@ def inverse_latency_shares(latency_s: FloatArray) -> FloatArray:
     rate = np.where(known, rate, np.where(mean > 0, mean, 1.0))
     shares: FloatArray = rate / rate.max(axis=-1, keepdims=True)
     return shares
+
+
+def rates_rps(observation: Observation) -> FloatArray:
+    """Requests per second and server in the window, ``[..., groups, servers]``, from the observation alone."""
+    of_group = np.expm1(GROUP_RATE_SCALE * observation.groups)
+    share: FloatArray = observation.features[..., _TRAFFIC_SHARE]
+    rates: FloatArray = share * of_group[..., None]
+    return rates

@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 SERVER_FEATURES = ("traffic_share", "log_mean", "log_p90", "error_ratio", "slow_log_mean")
 """Per group and server; times are relative to the type's deadline."""
 
+GROUP_RATE_SCALE = 6.0
 SLOW_EWMA = 0.1
 FAST_EWMA = 0.5
 ERROR_CHARGE = 10.0
@@ -115,5 +116,5 @@ def quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile:
 def group_features(counters: Counters, duration_s: float) -> FloatArray:
     """``[..., groups]``: log of (1 + requests per second) / 6, about 1 at 400 requests per second."""
     rate_rps = counters.requests.sum(axis=-1) / max(duration_s, 1e-3)
-    scaled: FloatArray = np.log1p(rate_rps) / 6.0
+    scaled: FloatArray = np.log1p(rate_rps) / GROUP_RATE_SCALE
     return scaled

@@ -1,0 +1,115 @@
+"""Heuristics with a queueing model of a server: inversion to speeds, and a PID controller on utilisation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.control import BalancingMethod, Control, Weights
+from actuators.options import Options
+from actuators.topology import Topology
+from actuators.window import Window
+from envs.actions import ActionCodec
+from envs.baselines import WeightPolicy, rates_rps
+from envs.observation import Observation, Observer
+from envs.queueing import offered_load
+
+FloatArray = NDArray[np.float64]
+
+
+class ModelBased(WeightPolicy):
+    """Weight ∝ speed of the server, found by inverting an M/G/c queue.
+
+    Little's law gives the mean number of requests at a server (rate × response time, over all groups);
+    the queueing model tells how many workers were busy; work asked for / work done at the type's mean is
+    the speed. One speed per server: it cannot see specialised servers (S3), and it is not misled by queues.
+
+    Args:
+        workers: requests that a server serves at once, one number or ``[servers]``.
+    """
+
+    name = "model_based"
+
+    def __init__(self, codec: ActionCodec, workers: float | FloatArray) -> None:
+        super().__init__(codec)
+        self._workers = workers
+
+    def shares(self, observation: Observation) -> FloatArray:
+        rates = rates_rps(observation)
+        busy = busy_workers(observation, self._workers)
+        latency_s = np.where(np.isfinite(observation.latency_s), observation.latency_s, 0.0)
+        requests = np.maximum(rates.sum(axis=-1, keepdims=True), 1e-9)
+        typical_s = (rates * latency_s).sum(axis=-1, keepdims=True) / requests
+        speed = (rates * typical_s).sum(axis=-2) / np.maximum(busy, 1e-9)
+        known = (rates.sum(axis=-2) > 0) & (speed > 0)
+        mean = np.where(known, speed, 0.0).sum(axis=-1, keepdims=True) / np.maximum(known.sum(-1, keepdims=True), 1)
+        speed = np.where(known, speed, np.where(mean > 0, mean, 1.0))
+        return np.broadcast_to(speed[..., None, :], rates.shape).copy()
+
+
+def busy_workers(observation: Observation, workers: float | FloatArray) -> FloatArray:
+    """``[..., servers]``: workers busy on average in the window, from NGINX's statistics alone."""
+    latency_s = np.where(np.isfinite(observation.latency_s), observation.latency_s, 0.0)
+    there = (rates_rps(observation) * latency_s).sum(axis=-2)
+    return offered_load(there, np.asarray(workers, float))
+
+
+class PidOptions(Options):
+    """Gains of the PID controller on the logarithm of a server's weight, per control interval."""
+
+    proportional: float = 0.4
+    """Per unit of relative utilisation error."""
+    integral: float = 0.15
+    """Per unit of error and interval."""
+    derivative: float = 0.1
+    """Per change of the error from interval to interval."""
+    most_log: float = 2.0
+    """Largest |log weight| that the integral may build up."""
+
+
+class UtilisationPid:
+    """One PID controller per server holds its utilisation at the fleet's average (Dropbox's Robinhood does this).
+
+    Dropbox's servers report their own load; ours are not asked, so the utilisation is what a queueing model
+    infers from NGINX's statistics. One weight per server for all groups. A Controller and not a Policy:
+    integral and last error are more memory than an Observation carries.
+
+    Source: Dropbox's engineering blog, "Robinhood: How we load balance services at scale" (2024).
+    """
+
+    def __init__(
+        self,
+        method: BalancingMethod,
+        codec: ActionCodec,
+        observer: Observer,
+        workers: float | FloatArray,
+        options: PidOptions | None = None,
+    ) -> None:
+        self.name, self.method = "utilisation_pid", method
+        self._codec, self._observer, self._workers = codec, observer, workers
+        self._options = options or PidOptions()
+        servers = codec.topology.shape[1]
+        self._sum, self._last = np.zeros(servers), np.zeros(servers)
+        self._control: Control | None = None
+
+    def begin(self, topology: Topology) -> Control:
+        return self._control if self._control is not None else Weights.equal(topology)
+
+    def decide(self, window: Window) -> Control | None:
+        if not window.usable or window.requests.sum() == 0:
+            return None
+        observation = self._observer.observe_window(window)
+        busy = busy_workers(observation, self._workers) / self._workers
+        step = self._step((busy.mean() - busy) / max(float(busy.mean()), 1e-6))
+        shares = np.broadcast_to(np.exp(step - step.max()), window.topology.shape)
+        weights = self._codec.weights(np.zeros(self._codec.size), shares, observation.weights)
+        self._control = Weights(window.topology, weights)
+        return self._control
+
+    def _step(self, error: FloatArray) -> FloatArray:
+        o = self._options
+        # Without the limit a server that is down for long would come back with an absurd weight.
+        self._sum = np.clip(self._sum + o.integral * error, -o.most_log, o.most_log)
+        step: FloatArray = o.proportional * error + self._sum + o.derivative * (error - self._last)
+        self._last = error
+        return step
