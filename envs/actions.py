@@ -1,58 +1,134 @@
-"""Policy output ↔ integer weights: a bounded residual on the inverse-latency baseline.
+"""Policy output ↔ integer weights: residual on a baseline, absolute, step by step, or from a finite set.
 
-Weight ∝ baseline share × exp(bound × a) with a in [−1, 1]; a = 0 is the baseline itself, so the worst
-that a poor policy can do is bounded (shared study, section 6.2).
+Whatever the kind, the result passes through the same floor and dead band, so that kinds can be compared.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from functools import lru_cache
+from typing import Any, Literal
+
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import Field
 
 from actuators.control import MAX_WEIGHT
+from actuators.errors import ConfigError
 from actuators.options import Options
 from actuators.topology import Topology
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+ActionKind = Literal["residual", "continuous", "increments", "ratios"]
+
+CONTINUOUS_RANGE = 2.0
+INCREMENT = 0.4
+MAX_VECTORS = 1000
+"""Ratio vectors per group; {1, 3, 5} stays below it up to six servers."""
 
 
 class ActionOptions(Options):
     """How an action becomes weights."""
 
-    bound: float = 0.7
-    """Largest |log| by which the policy may move a weight off the baseline; 0 is the baseline alone."""
-    floor: int = 3
+    kind: ActionKind = "residual"
+    """`residual`: inverse latency × exp(bound·a), so that 0 is that baseline; `continuous`: exp(2a);
+    `increments`: the present weights × exp(0.4a); `ratios`: one of a finite set of ratio vectors per group."""
+    bound: float = Field(default=0.7, ge=0)
+    """Largest |log| by which a residual may move a weight off the baseline; 0 is the baseline alone."""
+    ratios: tuple[int, ...] = (1, 3, 5)
+    """Levels that ratio vectors are made of; {1, 3, 5} gives 25 distinct vectors for three servers."""
+    joint: bool = False
+    """`ratios`: one number for all groups together (Discrete), which DQN needs, instead of one per group."""
+    floor: int = Field(default=3, ge=1, le=MAX_WEIGHT)
     """Smallest weight of a usable server, 1…100: a server must be seen to be judged."""
-    dead_band: float = 0.1
+    dead_band: float = Field(default=0.1, ge=0)
     """Relative change below which a group keeps its weights; saves reloads that change nothing."""
 
 
+@lru_cache(maxsize=32)
+def ratio_levels(ratios: tuple[int, ...], servers: int) -> IntArray:
+    """Distinct ratio vectors as indices into `ratios`, ``[vectors, servers]``; the first is equal weights.
+
+    Raises ConfigError when there would be more than 1000.
+    """
+    if len(ratios) ** servers > MAX_VECTORS * 2 or min(ratios, default=0) < 1:
+        raise ConfigError(
+            f"ratios {ratios} for {servers} servers", where="action", remedy="use fewer levels or another action kind"
+        )
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for levels in itertools.product(range(len(ratios)), repeat=servers):
+        vector = [ratios[level] for level in levels]
+        found.setdefault(tuple(value // math.gcd(*vector) for value in vector), levels)
+    return np.array(list(found.values()), dtype=np.int64)
+
+
 class ActionCodec:
-    """Actions ``[..., groups * servers]`` in [−1, 1] → weights ``[..., groups, servers]``."""
+    """Actions → weights ``[..., groups, servers]``.
+
+    An action is ``[..., groups * servers]`` in [−1, 1], group by group, or for `ratios` an index into
+    `ratio_levels` per group, ``[..., groups]``, or for `joint` ones a single number ``[...]``.
+    """
 
     def __init__(self, topology: Topology, options: ActionOptions) -> None:
         self.topology, self.options = topology, options
         self.size = topology.shape[0] * topology.shape[1]
 
-    def weights(
-        self, action: NDArray[np.floating], base_shares: FloatArray, present: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    @property
+    def space(self) -> spaces.Space[Any]:
+        """Of one testbed's action."""
+        if self.options.kind != "ratios":
+            return spaces.Box(-1.0, 1.0, (self.size,), np.float32)
+        groups, vectors = self.topology.shape[0], len(self._levels)
+        return spaces.Discrete(vectors**groups) if self.options.joint else spaces.MultiDiscrete([vectors] * groups)
+
+    def weights(self, action: NDArray[Any], base_shares: FloatArray, present: IntArray) -> IntArray:
         """Integer weights, 1…100, 0 where a group lacks the server.
 
         Args:
-            action: ``[..., groups * servers]``; values beyond ±1 are cut, nan counts as 0.
+            action: see the class; values beyond ±1 are cut, nan counts as 0.
             base_shares: ``[..., groups, servers]``, the baseline's shares, > 0.
             present: weights in force, same shape; a group whose new weights all lie within the dead
                 band of these keeps them.
         """
-        action = np.clip(np.nan_to_num(np.asarray(action, dtype=float)), -1.0, 1.0)
-        residual = action.reshape(*action.shape[:-1], *self.topology.shape)
-        shares = np.where(self.topology.mask, base_shares * np.exp(self.options.bound * residual), 0.0)
+        mask = self.topology.mask
+        shares = np.where(mask, self._shares(np.asarray(action), base_shares, present), 0.0)
         scaled = np.rint(shares / shares.max(axis=-1, keepdims=True) * MAX_WEIGHT)
-        new = np.where(self.topology.mask, np.clip(scaled, self.options.floor, MAX_WEIGHT), 0).astype(np.int64)
+        new = np.where(mask, np.clip(scaled, self.options.floor, MAX_WEIGHT), 0).astype(np.int64)
         return np.where(self._keep(new, present), present, new)
 
-    def _keep(self, new: NDArray[np.int64], present: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def of_vectors(self, index: IntArray) -> NDArray[Any]:
+        """The `ratios` action that chooses these vectors, ``[..., groups]`` → action."""
+        if not self.options.joint:
+            return index
+        groups, vectors = self.topology.shape[0], len(self._levels)
+        return np.ravel_multi_index(tuple(np.moveaxis(index, -1, 0)), (vectors,) * groups)
+
+    @property
+    def _levels(self) -> IntArray:
+        return ratio_levels(self.options.ratios, self.topology.shape[1])
+
+    def _shares(self, action: NDArray[Any], base_shares: FloatArray, present: IntArray) -> FloatArray:
+        if self.options.kind == "ratios":
+            return self._ratio_shares(action)
+        moved = np.clip(np.nan_to_num(action.astype(float)), -1.0, 1.0)
+        moved = moved.reshape(*moved.shape[:-1], *self.topology.shape)
+        if self.options.kind == "continuous":
+            return np.exp(CONTINUOUS_RANGE * moved)
+        if self.options.kind == "increments":
+            return np.asarray(present * np.exp(INCREMENT * moved))
+        return np.asarray(base_shares * np.exp(self.options.bound * moved))
+
+    def _ratio_shares(self, action: NDArray[Any]) -> FloatArray:
+        if self.options.joint:
+            groups, vectors = self.topology.shape[0], len(self._levels)
+            action = np.stack(np.unravel_index(action.astype(np.int64), (vectors,) * groups), axis=-1)
+        return np.array(self.options.ratios, dtype=float)[self._levels[action.astype(np.int64)]]
+
+    def _keep(self, new: IntArray, present: IntArray) -> NDArray[np.bool_]:
         old = np.maximum(present, 1) / np.maximum(present.max(axis=-1, keepdims=True), 1)
         wanted = np.maximum(new, 1) / np.maximum(new.max(axis=-1, keepdims=True), 1)
         moved = np.abs(np.log(wanted / old)) > np.log1p(self.options.dead_band)

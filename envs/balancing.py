@@ -15,13 +15,14 @@ from actuators.script import Scenario
 from actuators.testbed import Testbed
 from actuators.window import Fault, Window
 from envs.decision import DecisionProblem
+from envs.ledger import Ledger
 from envs.observation import Observation
 
 
-class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
     """Sets weights once per control interval; an episode is a fixed number of intervals.
 
-    Observation ``[servers, row_size]`` float32, action ``[groups * servers]`` in [−1, 1]. Episodes end
+    Observation ``[servers, row_size]`` float32, action as `envs.actions` has it. Episodes end
     by truncation only: after `episode_steps`, or at once with `info["fault"]` when a window is not
     usable or a control could not be applied (reward 0: a fault never becomes a number).
 
@@ -52,6 +53,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._closes_testbed = closes_testbed
         self._testbed: Testbed | None = None
         self._observer = problem.observer()
+        self.ledger = Ledger()
         self._observation: Observation | None = None
         self._step = 0
 
@@ -64,13 +66,15 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._testbed = self._make_testbed()
             self._testbed.set_method(self._method)
         episode_seed = int(self.np_random.integers(2**31))
-        self._testbed.reset(self._next_scenario(episode_seed), episode_seed)
+        scenario = self._next_scenario(episode_seed)
+        self._testbed.reset(scenario, episode_seed)
+        self.ledger.start(0, scenario.name, episode_seed)
         self._observer.reset()
         self._step = 0
         window = self._testbed.advance(self._interval_s)
         return self._see(window), {"episode_seed": episode_seed, **_fault(window.faults)}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Applies the action's weights, waits one interval; `info` has the reward's terms."""
         if self._testbed is None or self._observation is None:
             raise gym.error.ResetNeeded("call reset before step")
@@ -84,7 +88,8 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         array = self._see(window)
         if not window.usable:
             return array, 0.0, False, True, _fault(window.faults)
-        value, terms = self.problem.reward(window)
+        value, terms = self.problem.reward(window, self._observation)
+        self.ledger.add(terms)
         info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": weights.values}
         return array, float(value), False, self._step >= self._episode_steps, info
 

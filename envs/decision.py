@@ -7,10 +7,13 @@ exactly as it did in training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import Field
 
 from actuators.options import Options
 from actuators.topology import Topology
@@ -18,8 +21,8 @@ from envs.actions import ActionCodec, ActionOptions
 from envs.baselines import inverse_latency_shares
 from envs.encoding import Encoder
 from envs.features import Counters
-from envs.observation import Observation, ObservationName, Observer, as_array, observation_size
-from envs.rewards import RewardName, reward, reward_terms
+from envs.observation import Observation, ObservationName, Observer, as_array, frame_row, observation_size
+from envs.rewards import RewardName, rank_term, reward, reward_terms
 
 FloatArray = NDArray[np.float64]
 
@@ -28,9 +31,14 @@ class DecisionOptions(Options):
     """What the policy sees, does and is paid for."""
 
     observation: ObservationName = "posterior+features"
-    """Parts of the observation: the mixture's posterior, the features, or both."""
+    """`posterior` of the mixture, `label` (its likeliest cluster, one-hot), `fisher` (offsets from every
+    cluster's mean), `features`, or `posterior+features`."""
+    frames: int = Field(default=1, ge=1)
+    """Intervals that one observation spans; 8 let a policy anticipate periodic interference."""
     reward: RewardName = "log_latency"
-    """`log_latency` (default) or `art`."""
+    """`log_latency`, `art`, `p99` or `cluster_rank` (the plan's first idea, for comparison)."""
+    reward_mix: dict[RewardName, float] = Field(default_factory=dict)
+    """Weighted sum of rewards, for example {log_latency: 1, p99: 0.5}; takes the place of `reward` when given."""
     action: ActionOptions = ActionOptions()
     """How an action becomes weights."""
 
@@ -44,14 +52,19 @@ class DecisionProblem:
     encoder: Encoder
     options: DecisionOptions
 
-    @property
+    @cached_property
     def codec(self) -> ActionCodec:
         return ActionCodec(self.topology, self.options.action)
 
     @property
+    def baseline_codec(self) -> ActionCodec:
+        """How a baseline's shares become weights: with the same floor and dead band, whatever the action kind."""
+        return ActionCodec(self.topology, self.options.action.model_copy(update={"kind": "residual"}))
+
+    @property
     def row_size(self) -> int:
         """Features in a server's row of the network's input."""
-        return observation_size(self.topology, self.encoder.clusters, self.options.observation)
+        return observation_size(self.topology, self.encoder, self.options.observation, self.options.frames)
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -59,24 +72,40 @@ class DecisionProblem:
         return spaces.Box(-10.0, 10.0, (self.topology.shape[1], self.row_size), np.float32)
 
     @property
-    def action_space(self) -> spaces.Box:
-        """``[groups * servers]`` within ±1, group by group."""
-        return spaces.Box(-1.0, 1.0, (self.codec.size,), np.float32)
+    def action_space(self) -> spaces.Space[Any]:
+        """``[groups * servers]`` within ±1, group by group; for `ratios` an index per group or one for all."""
+        return self.codec.space
+
+    @property
+    def reward_mix(self) -> dict[RewardName, float]:
+        """Weight of each reward by name."""
+        return self.options.reward_mix or {self.options.reward: 1.0}
 
     def observer(self, batch: tuple[int, ...] = ()) -> Observer:
         """A fresh observer; `batch` gives its leading axes."""
-        return Observer(self.topology, self.deadlines_s, self.encoder, batch)
+        return Observer(self.topology, self.deadlines_s, self.encoder, batch, self.options.frames, self._frame_row)
 
     def array(self, observation: Observation) -> NDArray[np.float32]:
         """The network's input, ``[..., servers, row_size]``."""
         shares = inverse_latency_shares(observation.latency_s)
         return as_array(observation, self.encoder, shares, self.options.observation)
 
-    def weights(self, action: NDArray[np.floating], observation: Observation) -> NDArray[np.int64]:
+    def weights(self, action: NDArray[Any], observation: Observation) -> NDArray[np.int64]:
         """Integer weights ``[..., groups, servers]`` of an action taken on this observation."""
         return self.codec.weights(action, inverse_latency_shares(observation.latency_s), observation.weights)
 
-    def reward(self, counters: Counters) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Reward and its terms, each ``[...]``."""
+    def reward(
+        self, counters: Counters, observation: Observation | None = None
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Reward and its terms, each ``[...]``; with the window's observation also the term `cluster_rank`."""
         terms = reward_terms(counters, self.deadlines_s)
-        return reward(self.options.reward, terms), terms
+        if observation is not None:
+            terms["cluster_rank"] = rank_term(observation.posterior, self._ranks, terms["error_ratio"])
+        return reward(self.reward_mix, terms), terms
+
+    @cached_property
+    def _ranks(self) -> FloatArray:
+        return self.encoder.ranks()
+
+    def _frame_row(self, observation: Observation) -> NDArray[np.float32]:
+        return frame_row(observation, self.encoder, self.options.observation)

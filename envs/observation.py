@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,12 @@ from actuators.topology import Topology
 from actuators.window import Window
 from envs.encoding import Encoder
 from envs.features import SERVER_FEATURES, Counters, LatencyMemory, group_features, server_features
+from envs.frames import FrameStack, Rows
 
 FloatArray = NDArray[np.float64]
-ObservationName = Literal["posterior+features", "posterior", "features"]
+ObservationName = Literal["posterior+features", "posterior", "label", "fisher", "features"]
+
+_LIMIT = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,8 @@ class Observation:
         novelty: ``[..., servers]``; above 1 is outside every cluster.
         latency_s: ``[..., groups, servers]`` EWMA(0.5) of response times, errors charged; nan if unknown.
         weights: ``[..., groups, servers]`` in force; context, never part of the mixture.
+        in_flight: ``[..., groups, servers]`` at the window's end, None when nobody counts them.
+        past: ``[..., servers, (frames - 1) * size]`` rows of earlier intervals, newest first (`frame_row`).
     """
 
     topology: Topology
@@ -38,6 +44,8 @@ class Observation:
     novelty: FloatArray
     latency_s: FloatArray
     weights: NDArray[np.int64]
+    past: Rows | None = None
+    in_flight: NDArray[np.int64] | None = None
 
 
 class Observer:
@@ -47,13 +55,21 @@ class Observer:
         deadlines_s: ``[groups]``.
         encoder: None gives an empty posterior (K = 0) and novelty 0.
         batch: leading axes, ``()`` or ``(n,)``.
+        frames: how many intervals an observation spans; `row` says what is kept of each, needed above 1.
     """
 
     def __init__(
-        self, topology: Topology, deadlines_s: FloatArray, encoder: Encoder | None, batch: tuple[int, ...] = ()
+        self,
+        topology: Topology,
+        deadlines_s: FloatArray,
+        encoder: Encoder | None,
+        batch: tuple[int, ...] = (),
+        frames: int = 1,
+        row: Callable[[Observation], Rows] | None = None,
     ) -> None:
         self.topology, self.deadlines_s, self.encoder = topology, deadlines_s, encoder
-        self._batch = batch
+        self._batch, self._row = batch, row
+        self._stack = FrameStack(frames, batch) if frames > 1 else None
         self.reset()
 
     def reset(self, index: int | None = None) -> None:
@@ -62,12 +78,14 @@ class Observer:
             self.memory = LatencyMemory.empty((*self._batch, *self.topology.shape))
         else:
             self.memory.forget(index)
+        if self._stack is not None:
+            self._stack.forget(index)
 
     def observe(self, counters: Counters, duration_s: float, weights: NDArray[np.int64]) -> Observation:
         """The observation after one window; `duration_s` is the window's length."""
         features = server_features(counters, self.deadlines_s, self.memory)
         posterior, novelty = self._encode(features)
-        return Observation(
+        observation = Observation(
             self.topology,
             features,
             group_features(counters, duration_s),
@@ -75,7 +93,11 @@ class Observer:
             novelty,
             self.memory.fast_s.copy(),
             np.asarray(weights),
+            in_flight=getattr(counters, "active", None),
         )
+        if self._stack is None or self._row is None:
+            return observation
+        return replace(observation, past=self._stack.push(self._row(observation)))
 
     def observe_window(self, window: Window) -> Observation:
         """The observation after one window of one testbed."""
@@ -116,36 +138,70 @@ def log_shares(weights: NDArray[np.float64] | NDArray[np.int64]) -> FloatArray:
     return np.where(usable, np.log(np.where(usable, weights, 1) / np.maximum(mean, 1e-9)), 0.0)
 
 
-def observation_size(topology: Topology, clusters: int, name: ObservationName) -> int:
+def observation_size(topology: Topology, encoder: Encoder, name: ObservationName, frames: int = 1) -> int:
     """Features per server row of `as_array`."""
     groups = topology.shape[0]
-    own = {"features": len(SERVER_FEATURES) * groups, "posterior": clusters + 1}
-    parts = ("posterior", "features") if name == "posterior+features" else (name,)
-    return sum(own[part] for part in parts) + 2 * groups + groups
+    return frames * frame_size(topology, encoder, name) + 2 * groups
 
 
-def as_array(
-    observation: Observation, encoder: Encoder, base_shares: FloatArray, name: ObservationName
-) -> NDArray[np.float32]:
+def frame_size(topology: Topology, encoder: Encoder, name: ObservationName) -> int:
+    """Features per server row of `frame_row`."""
+    groups, clusters = topology.shape[0], encoder.clusters
+    own = {
+        "features": len(SERVER_FEATURES) * groups,
+        "posterior": clusters + 1,
+        "label": clusters + 1,
+        "fisher": clusters * len(encoder.names) + 1,
+    }
+    return sum(own[part] for part in name.split("+")) + groups
+
+
+def frame_row(observation: Observation, encoder: Encoder, name: ObservationName) -> Rows:
+    """What is seen of one interval, float32 ``[..., servers, frame_size]`` within ±10.
+
+    Per server the parts that `name` lists, each of the mixture's with the novelty beside it, and the
+    log of the weight in force in every group.
+    """
+    parts = [_part(observation, encoder, part) for part in name.split("+")]
+    parts.append(np.moveaxis(log_shares(observation.weights), -2, -1))
+    return np.clip(np.concatenate(parts, axis=-1), -_LIMIT, _LIMIT).astype(np.float32)
+
+
+def as_array(observation: Observation, encoder: Encoder, base_shares: FloatArray, name: ObservationName) -> Rows:
     """The network's input: float32 ``[..., servers, observation_size]``, within ±10.
 
-    A server's row holds its standardised features and posterior as `name` says, then per group the log
-    of its weight in force and of its baseline share, then the log rates of all groups. Rows are built
-    alike for every server, so that a network shared by all servers fits any number of them.
+    A server's row holds `frame_row`, then per group the log of its baseline share, the log rates of all
+    groups, and the rows of earlier intervals. Rows are built alike for every server, so that a network
+    shared by all servers fits any number of them.
     """
-    parts = []
-    if name != "features":
-        parts += [observation.posterior, np.minimum(observation.novelty, 10.0)[..., None]]
-    if name != "posterior":
-        samples = samples_of(observation.features, "server")
-        scaled = encoder.standardise(samples) if encoder.kind == "server" else np.clip(samples, -10, 10)
-        parts.append(scaled)
-    parts.append(np.moveaxis(log_shares(observation.weights), -2, -1))
-    parts.append(np.moveaxis(log_shares(base_shares), -2, -1))
     servers = observation.topology.shape[1]
-    parts.append(np.repeat(observation.groups[..., None, :], servers, axis=-2))
-    rows: NDArray[np.float32] = np.clip(np.concatenate(parts, axis=-1), -10.0, 10.0).astype(np.float32)
-    return rows
+    context = [
+        np.moveaxis(log_shares(base_shares), -2, -1),
+        np.repeat(observation.groups[..., None, :], servers, axis=-2),
+    ]
+    now = np.clip(np.concatenate(context, axis=-1), -_LIMIT, _LIMIT).astype(np.float32)
+    past = [] if observation.past is None else [observation.past]
+    return np.concatenate([frame_row(observation, encoder, name), now, *past], axis=-1)
+
+
+def _part(observation: Observation, encoder: Encoder, part: str) -> FloatArray:
+    if part == "features":
+        samples = samples_of(observation.features, "server")
+        return encoder.standardise(samples) if encoder.kind == "server" else samples
+    posterior = observation.posterior
+    if part == "label":
+        posterior = np.eye(encoder.clusters)[posterior.argmax(axis=-1)]
+    elif part == "fisher":
+        posterior = _fisher(observation, encoder)
+    return np.concatenate([posterior, observation.novelty[..., None]], axis=-1)
+
+
+def _fisher(observation: Observation, encoder: Encoder) -> FloatArray:
+    samples = samples_of(observation.features, encoder.kind)
+    if encoder.kind == "server":
+        return encoder.fisher(samples, observation.posterior)
+    vector = encoder.fisher(samples, observation.posterior[..., 0, :])
+    return np.repeat(vector[..., None, :], observation.topology.shape[1], axis=-2)
 
 
 def equal_weights(topology: Topology, batch: tuple[int, ...] = ()) -> NDArray[np.int64]:

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from actuators.control import BalancingMethod
 from actuators.script import Script
 from envs.decision import DecisionProblem
+from envs.ledger import Ledger
 from envs.observation import Observation, equal_weights
-from envs.simulation import SimulatedBatch
+from envs.simulation import SimulatedBatch, SimulationOptions
 
 ScriptSource = Callable[[np.random.Generator], Script]
 
 
-class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.float32], NDArray[Any]]):
+class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
     """`num_envs` independent simulated testbeds, advanced together; NEXT_STEP autoreset.
 
-    Observation ``[num_envs, servers, row_size]``, action ``[num_envs, groups * servers]``. The step after
-    the last one of an episode ignores its action, starts a new script and returns its first observation.
+    Observation ``[num_envs, servers, row_size]``, action ``[num_envs, …]`` as `envs.actions` has it. The step
+    after the last one of an episode ignores its action, starts a new script and returns its first observation.
 
     Args:
         next_script: draws the script of an episode, for example a randomised scenario.
@@ -43,13 +44,15 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         interval_s: float = 1.0,
         episode_steps: int = 100,
         seed: int = 0,
+        simulation: SimulationOptions | None = None,
     ) -> None:
         self.problem, self.num_envs = problem, num_envs
         self.single_observation_space, self.single_action_space = problem.observation_space, problem.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._next_script, self._interval_s, self._episode_steps = next_script, interval_s, episode_steps
-        self._batch = SimulatedBatch(problem.topology, num_envs, method)
+        self._batch = SimulatedBatch(problem.topology, num_envs, method, options=simulation)
+        self.ledger = Ledger()
         self._observer = problem.observer((num_envs,))
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)
@@ -66,10 +69,10 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         for index in range(self.num_envs):
             self._restart(index)
         self._done[:] = False
-        return self._advance()[0], {}
+        return self._advance(np.zeros(self.num_envs, dtype=bool))[0], {}
 
     def step(
-        self, actions: NDArray[np.float32]
+        self, actions: NDArray[Any]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One interval of every testbed."""
         if self._observation is None:
@@ -79,20 +82,23 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.fl
         for index in np.flatnonzero(restarted):
             self._restart(int(index))
         self._steps[~restarted] += 1
-        arrays, rewards = self._advance()
+        arrays, rewards = self._advance(~restarted)
         rewards[restarted] = 0.0
         self._done = self._steps >= self._episode_steps
         return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
 
     def _restart(self, index: int) -> None:
-        self._batch.reset(index, self._next_script(self._generator))
+        script = self._next_script(self._generator)
+        self.ledger.start(index, script.name, script.seed)
+        self._batch.reset(index, script)
         self._observer.reset(index)
         self._weights[index] = equal_weights(self.problem.topology)
         self._steps[index] = 0
 
-    def _advance(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def _advance(self, counted: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         self._batch.set_weights(self._weights)
         windows = self._batch.advance(self._interval_s)
         self._observation = self._observer.observe(windows, self._interval_s, self._weights)
-        rewards, _ = self.problem.reward(windows)
+        rewards, terms = self.problem.reward(windows, self._observation)
+        self.ledger.add(terms, counted)
         return self.problem.array(self._observation), rewards

@@ -66,7 +66,9 @@ def test_an_episode_is_truncated_after_its_steps_and_rewards_are_explained(env: 
         assert not terminated
         assert truncated == (step == 4)
         assert reward == pytest.approx(-np.log(info["terms"]["relative_latency"] + 0.01))
-        assert set(info["terms"]) == {"relative_latency", "art", "error_ratio", "requests"}
+        assert set(info["terms"]) == {
+            "relative_latency", "relative_p99", "art", "error_ratio", "requests", "cluster_rank",
+        }  # fmt: skip
     assert env.observation_space.contains(array)
 
 

@@ -23,7 +23,7 @@ from envs.encoding import Encoder
 from envs.observation import sample_names
 from tuning.model import EquivariantNet
 from tuning.options import ModelOptions
-from tuning.policy import LearnedPolicy
+from tuning.policy import LearnedPolicy, net_for
 
 FORMAT_VERSION = 1
 
@@ -93,7 +93,7 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
             remedy="use it with groups of the same types in the same order",
         )
     problem = DecisionProblem(target, deadlines_s, encoder, options)
-    net = EquivariantNet(problem.row_size, target.shape[0], model)
+    net = net_for(problem, model)
     try:
         net.load_state_dict(load_file(folder / "policy.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -17,6 +17,6 @@ def contenders(problem: DecisionProblem, method: BalancingMethod, learned: Polic
     return [
         FixedController("round_robin", "round_robin"),
         FixedController(REFERENCE, "least_conn"),
-        PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer()),
+        PolicyController("inverse_latency", method, InverseLatency(problem.baseline_codec), problem.observer()),
         PolicyController(LEARNED, method, learned, problem.observer()),
     ]

@@ -19,6 +19,8 @@ class ModelOptions(Options):
     """Units of every hidden layer."""
     initial_log_std: float = -1.0
     """Log standard deviation of exploration at the start; actions live in [-1, 1]."""
+    squashed: bool = False
+    """Whether the policy's mean goes through tanh; SAC's does, and its training sets this."""
 
 
 class AlgorithmOptions(Options):

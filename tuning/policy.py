@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actuators.control import Control, Weights
 from envs.decision import DecisionProblem
 from envs.observation import Observation
 from tuning.model import EquivariantNet
+from tuning.options import ModelOptions
 
 
 class LearnedPolicy:
-    """Acts with the network's mean: no exploration."""
+    """Acts with the network's mean, or its likeliest ratio vectors: no exploration."""
 
     name = "learned"
 
@@ -19,7 +24,20 @@ class LearnedPolicy:
         self._net, self._problem = net.eval(), problem
 
     def act(self, observation: Observation) -> Control:
-        """Weights for one testbed; a network output that is not a number counts as the baseline's."""
+        """Weights for one testbed; a network output that is not a number counts as 0, a residual's baseline."""
+        return Weights(self._problem.topology, self.weights(observation))
+
+    def weights(self, observation: Observation) -> NDArray[np.int64]:
+        """Integer weights ``[..., groups, servers]``, of a batch too."""
+        return self._problem.weights(self.action(self._problem.array(observation)), observation)
+
+    def action(self, rows: NDArray[np.float32]) -> NDArray[Any]:
+        """``[..., servers, row_size]`` → the action that the problem's codec takes."""
         with torch.inference_mode():
-            action, _ = self._net(torch.from_numpy(self._problem.array(observation)))
-        return Weights(self._problem.topology, self._problem.weights(action.numpy(), observation))
+            action: NDArray[Any] = self._net.act(torch.from_numpy(rows)).numpy()
+        return self._problem.codec.of_vectors(action) if self._net.ratios else action
+
+
+def net_for(problem: DecisionProblem, options: ModelOptions) -> EquivariantNet:
+    """An untrained network for this problem."""
+    return EquivariantNet(problem.row_size, problem.topology.shape[0], options, problem.options.action)
