@@ -1,5 +1,6 @@
 """wrk2 as the second engine: a stand-in program that prints what wrk2 prints; its traps are refused or told."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from actuators.errors import ConfigError, LoadError, MissingToolError
 from actuators.script import RateStep, Stream
 from actuators.wrk2 import Wrk2Engine, Wrk2Options, parse_output
+from rayjobs.cli import run_verb
+from rayjobs.load import VERB
 
 OUTPUT = """Running 12s test @ http://localhost:8080
   1 threads and 16 connections
@@ -120,3 +123,18 @@ def test_a_missing_binary_is_named(tmp_path: Path) -> None:
         Wrk2Engine(Wrk2Options(path=tmp_path / "wrk2"), tmp_path)
     with pytest.raises(ConfigError, match="no wrk2 binary"):
         Wrk2Engine(Wrk2Options(), tmp_path)
+
+
+def test_the_verb_runs_it_and_tells_its_traps(tmp_path: Path, script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "output.txt"
+    output.write_text(OUTPUT)
+    wrk2 = fake_wrk2(tmp_path, f"cat {output}")
+    words = ["--engine=wrk2", "--plan=constant", "--mix={compose: 1}", "--duration-s=12", f"--out={tmp_path / 'runs'}"]
+    assignments = ["--set", f"wrk2.path={wrk2}", "--set", f"wrk2.scripts={{compose: {script}}}"]
+    assert run_verb(VERB, [*words, *assignments]) == 0
+    said = capsys.readouterr()
+    assert "first 10 s" in said.err
+    summary = json.loads(said.out.splitlines()[-1])
+    assert summary["types"]["compose"]["answered"] == 11904
+    (table,) = (tmp_path / "runs").glob("*/compose-raw.hgrm")
+    assert "Total count    =         2000" in table.read_text()
