@@ -31,7 +31,7 @@ from actuators.nginx_config import (
 )
 from actuators.nginx_detect import detect
 from actuators.process import ManagedProcess
-from actuators.reload import Reload, test_config, write_atomically
+from actuators.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.testbed import Applied
 from actuators.topology import Topology
 from actuators.vts import Snapshot, parse
@@ -199,24 +199,19 @@ class Nginx:
     def _reload(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
         """Through files: every native change, and the way into memory and out of it."""
         weights = control if isinstance(control, Weights) else Weights.equal(self.topology)
+        text = render_upstreams(weights, method, self.options, memory=memory)
         candidate, main = self._prefix / "upstreams.candidate", self._prefix / "candidate.conf"
+        write_atomically(candidate, text)
         write_atomically(main, self._main(candidate, memory=memory))
-        reload = Reload(
-            file=self._site.upstreams,
-            test=self._command("-t", "-q", "-c", str(main)),
-            candidate=candidate,
-            master_pid=self.master_pid,
+        test_config(self._command("-t", "-q", "-c", str(main)))
+        new = {self._site.upstreams: text, self._site.main: self._main(self._site.upstreams, memory=memory)}
+        changes = {path: Change(path.read_bytes(), content.encode()) for path, content in new.items()}
+        reloader = Reloader(
+            self.master_pid,
             load_ms=lambda: self._snapshot().load_ms,
             drain_timeout_s=self.options.shutdown_timeout_s + 1.0,
         )
-        old_main = self._site.main.read_text()
-        write_atomically(self._site.main, self._main(self._site.upstreams, memory=memory))
-        try:
-            text = render_upstreams(weights, method, self.options, memory=memory)
-            reload.replace(text, confirm=lambda: self._confirm(method, control, memory=memory))
-        except BaseException:
-            write_atomically(self._site.main, old_main)
-            raise
+        put_in_force(changes, reloader, confirm=lambda: self._confirm(method, control, memory=memory))
 
     def _confirm(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
         if memory:

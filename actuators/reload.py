@@ -1,4 +1,4 @@
-"""Put a new text of one config file in force by a reload: test, swap, signal, confirm, or roll everything back."""
+"""Put new texts of config files in force by a reload: swap, signal, confirm, or roll everything back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,109 +16,159 @@ from actuators.errors import ActuationError, DeepSchedError
 
 
 @dataclass(frozen=True)
-class Reload:
-    """How to change one file of one running NGINX.
+class Change:
+    """One file: what it must hold before, and what it shall hold."""
+
+    old: bytes
+    new: bytes
+
+
+@dataclass(frozen=True)
+class Reloader:
+    """Reloads one running NGINX and knows when the new configuration is in force.
 
     Attributes:
-        file: the config file that changes; at every moment it is the old or the new text, whole.
-        test: command that tests the candidate (``nginx -t …``) before the file is touched.
-        candidate: where the text is put for that test.
         master_pid: process that gets SIGHUP.
-        load_ms: reads `loadMsec` from the statistics over a new connection; raises DeepSchedError.
+        load_ms: reads `loadMsec` from the statistics over a new connection, raises DeepSchedError; None
+            when there are no statistics, then new workers are the only sign.
+        command: reloads instead of the signal (for example through sudo), when given.
         timeout_s: until the new configuration must be in force.
-        drain_timeout_s: how long to wait while two generations of old workers are still busy.
+        drain_timeout_s: how long to wait while an earlier generation of workers is still busy.
     """
 
-    file: Path
-    test: Sequence[str]
-    candidate: Path
     master_pid: int
-    load_ms: Callable[[], int]
+    load_ms: Callable[[], int] | None
+    command: Sequence[str] = ()
     timeout_s: float = 5.0
     drain_timeout_s: float = 31.0
 
-    def replace(self, text: str, confirm: Callable[[], None] = lambda: None) -> None:
-        """Returns when `text` is in force in every worker that accepts connections.
-
-        `confirm` reads back what is in force and raises when it is not what was wanted.
-        Raises ActuationError; the old text is then in force again and on disk.
-        """
-        old = self.file.read_text()
-        write_atomically(self.candidate, text)
-        test_config(self.test)
-        self._wait_for_few_generations()
-        write_atomically(self.file, text)
-        try:
-            self._reload()
-            confirm()
-        except DeepSchedError as error:
-            self._roll_back(old, error)
-            raise ActuationError(f"not applied: {error.what}", where=error.where, evidence=error.evidence) from error
-        except BaseException:
-            write_atomically(self.file, old)
-            raise
-
-    def _reload(self) -> None:
-        before, workers = self.load_ms(), children(self.master_pid)
-        try:
-            os.kill(self.master_pid, signal.SIGHUP)
-        except ProcessLookupError as error:
-            raise ActuationError("NGINX is not running", where=f"pid {self.master_pid}", remedy="start it") from error
-        self._wait(lambda: not any(map(accepts, workers)), "old workers still accept connections")
-        self._wait(lambda: self.load_ms() != before, "the statistics still show the old configuration")
-
-    def _wait_for_few_generations(self) -> None:
+    def wait_for_few_generations(self) -> None:
         """At most one old generation may be busy, so that no more than three are ever alive."""
-        workers = children(self.master_pid)
-        accepting = sum(map(accepts, workers))
+        accepting = sum(map(accepts, children(self.master_pid)))
         self._wait(
             lambda: sum(map(draining, children(self.master_pid))) <= accepting,
             "workers of two earlier configurations are still busy",
             self.drain_timeout_s,
         )
 
-    def _roll_back(self, old: str, cause: DeepSchedError) -> None:
-        write_atomically(self.file, old)
+    def reload(self) -> None:
+        """Returns when every worker that accepts connections has the files' configuration. Raises ActuationError."""
+        before, workers = self.load_ms() if self.load_ms else 0, children(self.master_pid)
+        self._signal()
+        self._wait(lambda: not any(map(accepts, workers)), "old workers still accept connections")
+        self._wait(lambda: any(map(accepts, children(self.master_pid))), "no new workers")
+        if self.load_ms is not None:
+            read = self.load_ms
+            self._wait(lambda: read() != before, "the statistics still show the old configuration")
+
+    def _signal(self) -> None:
+        if self.command:
+            run_checked(self.command, "the reload command failed")
+            return
         try:
-            self._reload()
-        except DeepSchedError as error:
-            raise ActuationError(
-                f"not applied ({cause.what}); the old configuration is back on disk, but not confirmed: {error.what}",
-                where=str(self.file),
-                remedy="check NGINX",
-            ) from cause
+            os.kill(self.master_pid, signal.SIGHUP)
+        except ProcessLookupError as error:
+            raise ActuationError("NGINX is not running", where=f"pid {self.master_pid}", remedy="start it") from error
+        except PermissionError as error:
+            remedy = "run as root, or set reload_command to one that sudo allows"
+            raise ActuationError("may not reload NGINX", where=f"pid {self.master_pid}", remedy=remedy) from error
 
     def _wait(self, done: Callable[[], bool], problem: str, timeout_s: float = 0.0) -> None:
         deadline = time.monotonic() + (timeout_s or self.timeout_s)
         while not done():
             if time.monotonic() > deadline:
-                remedy = "see NGINX's error log"
-                raise ActuationError(f"reload not in force: {problem}", where=str(self.file), remedy=remedy)
+                raise ActuationError(f"reload not in force: {problem}", remedy="see NGINX's error log")
             select.select([], [], [], 0.002)
+
+
+def put_in_force(
+    changes: Mapping[Path, Change],
+    reloader: Reloader,
+    *,
+    confirm: Callable[[], None] = lambda: None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Swaps the files, reloads, and lets `confirm` read back what is in force (it raises when that is wrong).
+
+    The new texts must have passed `nginx -t`. Every file is the old or the new text at every moment.
+    Raises ActuationError; the old texts are then on disk and in force again.
+    `on_step` is told each step before it happens.
+    """
+    reloader.wait_for_few_generations()
+    try:
+        for path, change in changes.items():
+            on_step(f"swap {path.name}")
+            swap(path, change.old, change.new)
+        on_step("reload")
+        reloader.reload()
+        on_step("confirm")
+        confirm()
+    except DeepSchedError as error:
+        _restore(changes)
+        _reload_again(reloader, error)
+        raise ActuationError(
+            f"not applied: {error.what}", where=error.where, remedy=error.remedy, evidence=error.evidence
+        ) from error
+    except BaseException:
+        _restore(changes)
+        raise
+
+
+def _restore(changes: Mapping[Path, Change]) -> None:
+    for path, change in changes.items():
+        if path.read_bytes() == change.new:
+            write_atomically(path, change.old)
+
+
+def _reload_again(reloader: Reloader, cause: DeepSchedError) -> None:
+    try:
+        reloader.reload()
+    except DeepSchedError as error:
+        raise ActuationError(
+            f"not applied ({cause.what}); the old configuration is back on disk, but not confirmed: {error.what}",
+            remedy=cause.remedy or "check NGINX",
+        ) from cause
 
 
 def test_config(command: Sequence[str]) -> None:
     """Runs ``nginx -t``; raises ActuationError with its complaint."""
+    run_checked(command, "nginx -t refuses the configuration")
+
+
+def run_checked(command: Sequence[str], problem: str) -> None:
+    """Runs a short command; raises ActuationError with its last words when it fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ActuationError(f"nginx -t did not run: {error}", where=" ".join(command)) from error
+        raise ActuationError(f"{problem}: {error}", where=" ".join(command)) from error
     if result.returncode != 0:
         lines = [line for line in result.stderr.splitlines() if "[emerg]" in line] or result.stderr.splitlines()
-        raise ActuationError("nginx -t refuses the configuration", evidence=" | ".join(lines[-3:])[:500])
+        raise ActuationError(problem, evidence=" | ".join(lines[-3:])[:500])
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file is the old text or the new one, never a part; owner and mode are kept."""
+def swap(path: Path, old: bytes, new: bytes) -> None:
+    """Replaces the file unless somebody else changed it meanwhile. Raises ActuationError."""
+    if path.read_bytes() != old:
+        raise ActuationError(
+            "the file was changed by somebody else", where=str(path), remedy="look at it and try again"
+        )
+    write_atomically(path, new)
+
+
+def write_atomically(path: Path, text: bytes | str) -> None:
+    """The file is the old text or the new one, never a part; owner and mode are kept, new files are private.
+
+    The temporary file begins with a dot: NGINX's include globs do not match it.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".deepsched")
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        with os.fdopen(descriptor, "wb") as file:
             if path.exists():
                 status = path.stat()
                 os.fchown(file.fileno(), status.st_uid, status.st_gid)
                 os.fchmod(file.fileno(), status.st_mode & 0o7777)
-            file.write(text)
+            file.write(text.encode() if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -53,13 +53,17 @@ class Site:
         """Which server answered each of `count` requests, as a string of indices."""
         return "".join(self.get(path)[1] for _ in range(count))
 
-    def abort(self, path: str = HOME) -> None:
-        """A request whose client goes away once a server has it."""
+    def pending(self, path: str = HOME) -> http.client.HTTPConnection:
+        """A request that a server has and will not answer (call `hang` before)."""
         before = sum(len(server.requests) for server in self.servers)
         connection = http.client.HTTPConnection(self.nginx.address, timeout=10)
         connection.request("GET", path)
         wait_until(lambda: sum(len(server.requests) for server in self.servers) > before)
-        connection.close()
+        return connection
+
+    def abort(self, path: str = HOME) -> None:
+        """A request whose client goes away once a server has it."""
+        self.pending(path).close()
 
     def in_flight(self) -> int:
         """All requests in flight that the balancer knows of; fails when a count is negative."""

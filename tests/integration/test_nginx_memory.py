@@ -71,13 +71,8 @@ def test_least_conn_goes_where_connections_per_weight_are_fewest(site: Site) -> 
     site.nginx.set_method("least_conn")
     site.nginx.apply(Weights(site.topology, np.tile([4, 1, 1], (3, 1))))
     site.hang()
-    pending = []
-    for _ in range(6):
-        connection = http.client.HTTPConnection(site.nginx.address, timeout=10)
-        connection.request("GET", HOME)
-        pending.append(connection)
-        wait_until(lambda: site.in_flight() == len(pending))
-    wait_until(lambda: [len(server.requests) for server in site.servers] == [4, 1, 1])
+    pending = [site.pending() for _ in range(6)]
+    assert [len(server.requests) for server in site.servers] == [4, 1, 1]
     for connection in pending:
         connection.close()
     wait_until(lambda: site.in_flight() == 0)
@@ -94,17 +89,13 @@ def test_expected_delay_begins_as_least_conn_then_weighs_waits_over_all_groups(s
     assert (shown.workers == 1).all()
     site.collector.begin()
     assert set(site.who(5)) == {"1"}
-    # One request of another group occupies the fast server's only worker: wait 4 + 2.8 > 7 ms is false, 6.8 < 7.
+    # One request of another group occupies the fast server's only worker: waiting 4 ms + 2.8 ms is still the best.
     site.hang()
-    connection = http.client.HTTPConnection(site.nginx.address, timeout=10)
-    connection.request("GET", USER)
-    wait_until(lambda: site.in_flight() == 1)
+    pending = [site.pending(USER)]
     site.heal()
     assert site.who(1) == "1"
-    second = http.client.HTTPConnection(site.nginx.address, timeout=10)
     site.hang()
-    second.request("GET", COMPOSE)
-    wait_until(lambda: site.in_flight() == 2)
+    pending.append(site.pending(COMPOSE))
     site.heal()
     # Now the wait there is 8 ms: the second fastest server is the better one.
     assert site.who(1) == "0"
@@ -117,8 +108,8 @@ def test_expected_delay_begins_as_least_conn_then_weighs_waits_over_all_groups(s
     assert window.delay.predicted_wait_s[1].tolist() == pytest.approx([0.0, 0.004, 0.0])
     assert window.delay.predicted_service_s[1].tolist() == pytest.approx([0.010, 0.024, 0.0])
     assert window.delay.tau_s.tolist() == control.tau_s.tolist()
-    connection.close()
-    second.close()
+    for connection in pending:
+        connection.close()
     wait_until(lambda: site.in_flight() == 0)
 
 
