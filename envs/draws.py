@@ -23,6 +23,8 @@ CONSTANT_WORK, EXPONENTIAL_WORK, LOGNORMAL_WORK = range(3)
 SERVICE_CODES = {"constant": CONSTANT_WORK, "exponential": EXPONENTIAL_WORK, "lognormal": LOGNORMAL_WORK}
 
 CELLS = 2048
+TAIL_CELLS = 8
+"""Outermost cells on each side in which the lognormal is computed, not interpolated."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31, _S32 = (np.uint64(bits) for bits in (11, 27, 30, 31, 32))
@@ -120,6 +122,6 @@ def unit_work(distribution: Any, table: Any, sigma: Any, key: Any, number: Any) 
     if distribution == EXPONENTIAL_WORK:
         return -math.log(u)
     cell = int(u * CELLS)
-    if 0 < cell < CELLS - 1:
+    if TAIL_CELLS <= cell < CELLS - TAIL_CELLS:
         return table[cell] + (u * CELLS - cell) * (table[cell + 1] - table[cell])
     return math.exp(sigma * normal_quantile(u) - 0.5 * sigma * sigma)

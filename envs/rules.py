@@ -13,6 +13,7 @@ from actuators.errors import ConfigError, closest
 from actuators.script import Script
 from envs.baselines import inverse_latency_shares
 from envs.batch import OracleMethod, SimulatedBatch, SimulationOptions
+from envs.split import optimal_shares
 from envs.window_batch import WindowBatch
 
 FloatArray = NDArray[np.float64]
@@ -45,8 +46,7 @@ def inverse_latency() -> Steering:
         smooth = seen_s if smooth is None else np.where(
             np.isnan(seen_s), smooth, np.where(np.isnan(smooth), seen_s, 0.5 * (smooth + seen_s))
         )  # fmt: skip
-        weights = np.rint(MAX_WEIGHT * inverse_latency_shares(smooth)).clip(1, MAX_WEIGHT)
-        batch.set_weights(np.where(batch.topology.mask, weights, 0).astype(np.int64))
+        _set_shares(batch, inverse_latency_shares(smooth))
 
     return steer
 
@@ -70,6 +70,31 @@ def true_service_times() -> Steering:
         batch.set_service_times(np.array([true_tau_s(script, now_s) for script in scripts]), workers_of(scripts))
 
     return steer
+
+
+def optimal_split() -> Steering:
+    """Weights in proportion to the best split at the true speeds and rates, anew before every interval."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        now_s = window.end_s[0] if window is not None else 0.0
+        _set_shares(batch, np.array([optimal_shares(script, now_s) for script in scripts]))
+
+    return steer
+
+
+def true_speeds() -> Steering:
+    """Weights in proportion to each server's true speed at each type, anew before every interval."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        now_s = window.end_s[0] if window is not None else 0.0
+        _set_shares(batch, 1.0 / np.array([true_tau_s(script, now_s) for script in scripts]))
+
+    return steer
+
+
+def _set_shares(batch: SimulatedBatch, shares: FloatArray) -> None:
+    weights = np.rint(MAX_WEIGHT * shares / shares.max(axis=2, keepdims=True)).clip(1, MAX_WEIGHT)
+    batch.set_weights(np.where(batch.topology.mask, weights, 0).astype(np.int64))
 
 
 def true_tau_s(script: Script, at_s: float) -> FloatArray:
@@ -107,6 +132,8 @@ RULES = {
         Rule("least_conn", "least_conn", None, _PLAIN),
         Rule("random_two", "random_two", None, _PLAIN),
         Rule("inverse_latency", "least_conn", inverse_latency, _PLAIN),
+        Rule("optimal_round_robin", "round_robin", optimal_split, _PLAIN),
+        Rule("true_speeds", "least_conn", true_speeds, _PLAIN),
         Rule("type_means", "expected_delay", type_means, _SHARED),
         Rule("true_times", "expected_delay", true_service_times, _SHARED),
         Rule("shortest_delay", "shortest_delay", None, _PLAIN),

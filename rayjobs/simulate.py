@@ -25,8 +25,9 @@ class SimulateOptions(Options):
         "true_times",
         "shortest_delay",
     )
-    """Rules to compare: round_robin, least_conn, random_two, inverse_latency, and for reference type_means,
-    true_times (both `expected_delay`), shortest_delay, join_shortest, central_queue."""
+    """Rules to compare: round_robin, least_conn, random_two, inverse_latency; `expected_delay` with
+    type_means or true_times; and oracles: optimal_round_robin (best split), true_speeds (weights on
+    least_conn), shortest_delay, join_shortest, central_queue."""
     seeds: tuple[int, ...] = (101, 102, 103, 104)
     """Every rule meets the same arrivals and the same work for each seed."""
     duration_s: float | None = Field(default=None, gt=10)
