@@ -5,6 +5,7 @@
 #include "exchange.h"
 #include "priority.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
@@ -164,9 +165,13 @@ static void period_allocate(struct period *period, size_t types) {
     period->types = allocate(types, sizeof *period->types);
 }
 
+/* A reader that pauses must not make us wait; a megabyte holds about a hundred windows. */
+static void widen_output(void) { (void)!fcntl(STDOUT_FILENO, F_SETPIPE_SZ, 1 << 20); }
+
 static void engine_prepare(struct engine *engine, const struct options *options, const struct plan *plan,
                            const struct target *target) {
     *engine = (struct engine){.options = options, .plan = plan};
+    widen_output();
     pool_begin(&engine->pool, options->max_connections);
     reach_target(target, &engine->pool, options->connect_timeout_s);
     period_allocate(&engine->window, plan->stream_count);

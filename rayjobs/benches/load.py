@@ -63,7 +63,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
 
 
 def _schedule(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
-    count, seconds = (3, 1.2) if context.quick else (10, 5.0)
+    count, seconds = (3, 1.0) if context.quick else (10, 4.0)
 
     def blocks(distribution: ArrivalDistribution, spin_us: float) -> list[Block]:
         return [_block(context, server, distribution, seconds, context.seed + i, spin_us) for i in range(count)]
