@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from actuators.control import BalancingMethod, Control, Weights
 from actuators.topology import Topology
 from actuators.window import Window
 from envs.baselines import Policy
 from envs.observation import Observation, Observer
+
+
+class Steered(Protocol):
+    """What steers a testbed: `tuning.judge.Controller`, as wrappers in this layer see it."""
+
+    name: str
+    method: BalancingMethod
+
+    def begin(self, topology: Topology) -> Control: ...
+    def decide(self, window: Window) -> Control | None: ...
 
 
 class FixedController:

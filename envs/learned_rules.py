@@ -1,4 +1,4 @@
-"""`expected_delay` steered by an estimator over a whole simulated batch: rules for `envs.study.judge`."""
+"""Estimators and controllers steering a whole simulated batch: rules for `envs.study.judge`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actuators.control import ServiceTimes, Weights
 from actuators.script import Script
 from envs.batch import SimulatedBatch, SimulationOptions
+from envs.controller import Steered
 from envs.delay_controllers import estimator_named
 from envs.estimators import FIRST_GUESS_S, ServiceSamples
 from envs.rules import Rule, Steering, workers_of
@@ -64,3 +66,29 @@ def steering(learning: Learning) -> Callable[[], Steering]:
         return steer
 
     return start
+
+
+def controlled(name: str, make: Callable[[], Steered], options: SimulationOptions | None = None) -> Rule:
+    """A controller of weights as a rule: one of its own for every environment, fed with whole windows."""
+
+    def start() -> Steering:
+        controllers: list[Steered] = []
+        present: list[Weights] = []
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            if window is None:
+                controllers[:] = [make() for _ in scripts]
+                present[:] = [_weights(c.begin(batch.topology)) for c in controllers]
+            else:
+                for index, controller in enumerate(controllers):
+                    decision = controller.decide(window.window(index))
+                    present[index] = present[index] if decision is None else _weights(decision)
+            batch.set_weights(np.stack([w.values for w in present]), np.stack([w.down for w in present]))
+
+        return steer
+
+    return Rule(name, make().method, start, options or SimulationOptions(retry_post=True))
+
+
+def _weights(control: Weights | ServiceTimes) -> Weights:
+    return control.as_weights() if isinstance(control, ServiceTimes) else control

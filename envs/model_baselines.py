@@ -11,6 +11,7 @@ from actuators.topology import Topology
 from actuators.window import Window
 from envs.actions import ActionCodec
 from envs.baselines import WeightPolicy, rates_rps
+from envs.estimators import MOST_ERRORS
 from envs.observation import Observation, Observer
 from envs.queueing import offered_load
 
@@ -45,6 +46,13 @@ class ModelBased(WeightPolicy):
         mean = np.where(known, speed, 0.0).sum(axis=-1, keepdims=True) / np.maximum(known.sum(-1, keepdims=True), 1)
         speed = np.where(known, speed, np.where(mean > 0, mean, 1.0))
         return np.broadcast_to(speed[..., None, :], rates.shape).copy()
+
+
+def _working(window: Window) -> NDArray[np.bool_]:
+    """``[servers]``: those whose utilisation means something; one that is dead or failing would wind the sum up."""
+    requests, errors = window.requests.sum(axis=0), window.server_errors.sum(axis=0)
+    working: NDArray[np.bool_] = (requests > 0) & (errors <= MOST_ERRORS * requests)
+    return working
 
 
 def busy_workers(observation: Observation, workers: float | FloatArray) -> FloatArray:
@@ -100,7 +108,9 @@ class UtilisationPid:
             return None
         observation = self._observer.observe_window(window)
         busy = busy_workers(observation, self._workers) / self._workers
-        step = self._step((busy.mean() - busy) / max(float(busy.mean()), 1e-6))
+        seen = _working(window)
+        mean = max(float(busy[seen].mean()), 1e-6) if seen.any() else 1.0
+        step = self._step(np.where(seen, (mean - busy) / mean, 0.0))
         shares = np.broadcast_to(np.exp(step - step.max()), window.topology.shape)
         weights = self._codec.weights(np.zeros(self._codec.size), shares, observation.weights)
         self._control = Weights(window.topology, weights)
