@@ -14,6 +14,7 @@ from actuators.options import Options
 from actuators.topology import Topology
 from actuators.window import Window
 from envs.actions import ActionCodec
+from envs.estimators import MOST_ERRORS
 
 FloatArray = NDArray[np.float64]
 
@@ -63,7 +64,8 @@ class Knapsack:
         if not window.usable or window.requests.sum() == 0:
             return None
         rates = window.requests / max(window.duration_s, 1e-3)
-        self._learn(rates, window.mean_response_s(), window.requests)
+        telling = window.server_errors <= MOST_ERRORS * window.requests
+        self._learn(rates, window.mean_response_s(), np.where(telling, window.requests, 0))
         exploring = self._ticks < 2 * window.topology.shape[1]
         shares = np.ones(window.topology.shape) if exploring else self._optimise(rates, window.weight)
         shares = shares * self._excitation(self._options.explore if exploring else self._options.dither)
@@ -97,6 +99,8 @@ class Knapsack:
             )
             chosen = best_split(np.where(usable, parts * latency_s, np.inf))
             wanted[g] = parts[chosen] if chosen is not None else present[g]
+        # A server that got nothing is dead or just starved: its weight must not run away meanwhile.
+        wanted = np.where(rates > 0, wanted, np.maximum(present, 1e-3))
         factor = np.clip(wanted / np.maximum(present, 1e-3), 1 / self._options.reach, self._options.reach)
         shares: FloatArray = np.maximum(weight, 1) * factor
         return shares
