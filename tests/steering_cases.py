@@ -1,0 +1,77 @@
+"""A small trained bundle, advice made by hand, and a controller in front of a simulated testbed; for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from problems import TOPOLOGY, problem
+
+from actuators.control import Weights
+from actuators.window import Window
+from envs.features import LatencyMemory
+from tuning.advice import Advice, State
+from tuning.bundle import Bundle
+from tuning.model import EquivariantNet
+from tuning.options import ModelOptions
+from tuning.steering import Decision, Steering, SteeringOptions
+
+DEADLINES_S = np.array([0.05, 0.03, 0.03])
+EQUAL = Weights.equal(TOPOLOGY)
+UNEVEN = Weights(TOPOLOGY, np.tile([100, 50, 25], (3, 1)))
+
+
+def trained_bundle(scale: float = 0.5, seed: int = 0) -> Bundle:
+    """A bundle whose network says something else than the baseline."""
+    torch.manual_seed(seed)
+    net = EquivariantNet(problem().row_size, 3, ModelOptions(hidden=16))
+    with torch.no_grad():
+        for parameter in net.action[-1].parameters():
+            parameter.normal_(0, scale)
+    return Bundle(net, problem(), ModelOptions(hidden=16), {"seed": seed, "command": "a test"})
+
+
+def advice(
+    policy: Weights | None = UNEVEN, *, novelty: float = 0.3, baseline: Weights = EQUAL, problem: str = ""
+) -> Advice:
+    state = State(np.zeros(3, np.int64), np.ones((3, 1)), np.full(3, novelty))
+    return Advice(policy, baseline, state, LatencyMemory.empty(TOPOLOGY.shape), problem)
+
+
+def options(**values: Any) -> SteeringOptions:
+    """Active, with quick guards; `guards` and other fields on top."""
+    guards = {"reference_windows": 2, **values.pop("guards", {})}
+    return SteeringOptions.model_validate({"mode": "active", **values, "guards": guards})
+
+
+class Run:
+    """A controller without an NGINX: every change is in force at once; the clock moves 1 s per window."""
+
+    def __init__(self, options: SteeringOptions, original: Weights = EQUAL) -> None:
+        self.now_s = 1000.0
+        self.steering = Steering(DEADLINES_S, original, options, self.now_s)
+        self.decisions: list[Decision] = []
+
+    def step(self, window: Window, given: Advice | None, interval_s: float = 1.0) -> Decision:
+        self.now_s += interval_s
+        decision = self.steering.decide(window, given, self.now_s)
+        if decision.change:
+            self.steering.applied(decision, self.now_s)
+        self.decisions.append(decision)
+        return decision
+
+    def steps(self, windows: Sequence[Window], given: Advice | None) -> list[Decision]:
+        return [self.step(window, given) for window in windows]
+
+    def until_steering(self, window: Window, given: Advice) -> Decision:
+        """Past the measurement of the baseline: the first decision of the policy's."""
+        return next(self._until("policy", window, given))
+
+    def _until(self, source: str, window: Window, given: Advice) -> Iterator[Decision]:
+        for _ in range(50):
+            decision = self.step(window, given)
+            if decision.source == source:
+                yield decision
+        raise AssertionError(f"never '{source}': {self.decisions[-1]}")

@@ -1,0 +1,266 @@
+"""The decision core of a controller: windows and advice in, one decision with its reason out. No I/O, no clock.
+
+The same inputs give the same decisions, so that an audit log can be decided again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from actuators.control import Weights
+from actuators.options import Options
+from actuators.window import Window
+from envs.deadlines import FloatArray
+from tuning import guards as limits
+from tuning.advice import Advice, State
+from tuning.guards import GuardName, GuardOptions
+from tuning.harm import HarmWatch
+
+Mode = Literal["shadow", "blend", "active"]
+Override = Literal["", "paused", "reverted"]
+Source = Literal["policy", "baseline", "hold"]
+
+
+class SteeringOptions(Options):
+    """What the controller is allowed to do."""
+
+    mode: Mode = "shadow"
+    """`shadow` decides and changes nothing; `blend` goes a part of the way to the policy's weights; `active` all."""
+    blend_percent: float = Field(default=10.0, ge=0, le=100)
+    """In `blend`: how far from the baseline's weights to the policy's."""
+    baseline: Literal["original", "equal", "inverse_latency"] = "original"
+    """What stands in for the policy: the weights found at the start, equal ones, or the simple heuristic."""
+    guards: GuardOptions = GuardOptions()
+    """Limits of the guards."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What to do now, and why.
+
+    Attributes:
+        source: whose weights `weights` are; `hold` keeps what is in force.
+        weights: what should be in force; in shadow mode what would be.
+        change: they differ from what is in force and are to be applied.
+        guards: those that had a say; alarms: what a person should hear of.
+        art, errors: of the window, per request; None when it could not be read.
+    """
+
+    source: Source
+    reason: str
+    weights: Weights
+    baseline: Weights
+    change: bool
+    guards: tuple[GuardName, ...] = ()
+    alarms: tuple[str, ...] = ()
+    state: State | None = None
+    art: float | None = None
+    errors: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """One window with what is known of it."""
+
+    window: Window
+    advice: Advice | None
+    baseline: Weights
+    now_s: float
+    art: float | None = None
+    errors: float | None = None
+
+    def decision(
+        self,
+        source: Source,
+        reason: str,
+        weights: Weights,
+        change: bool,
+        said: tuple[GuardName, ...],
+        alarms: tuple[str, ...] = (),
+    ) -> Decision:
+        state = self.advice.state if self.advice else None
+        return Decision(source, reason, weights, self.baseline, change, said, alarms, state, self.art, self.errors)
+
+
+class Steering:
+    """Decides every interval; tell it by `applied` what came of a decision.
+
+    Args:
+        deadlines_s: ``[groups]``.
+        original: weights in force at the start, with their `down` flags; what a revert goes back to.
+        now_s: monotonic seconds, as in `decide`.
+
+    Attributes:
+        in_force: weights that NGINX uses, as far as the controller knows.
+        override: the operator's order, obeyed before everything else.
+    """
+
+    def __init__(self, deadlines_s: FloatArray, original: Weights, options: SteeringOptions, now_s: float) -> None:
+        self.topology, self._deadlines_s, self.options = original.topology, deadlines_s, options
+        self.original, self.in_force = original, original
+        self.override: Override = ""
+        self.harm = HarmWatch(options.guards, now_s)
+        self._policy_in_force = False
+        self._usable_s, self._changed_s = now_s, float("-inf")
+        self._novel, self._familiar, self._unknown_state = limits.Streak(), limits.Streak(), False
+
+    def decide(self, window: Window, advice: Advice | None, now_s: float) -> Decision:
+        """The decision after a window; `advice` is None when nobody gave any or the window is unusable."""
+        case = _Case(window, advice, self._baseline(advice), now_s)
+        if self.override:
+            return self._ordered(case)
+        if self.options.mode == "shadow" and self._policy_in_force:
+            return case.decision("baseline", "shadow mode: back to the baseline", case.baseline, True, ("operator",))
+        unserved = any(fault.kind == "server_down" for fault in window.faults)
+        if not window.usable and not (unserved and self._policy_in_force):
+            return self._blind(case)
+        self._usable_s = now_s
+        art = limits.tardiness_per_request(window, self._deadlines_s)
+        case = replace(case, art=art, errors=1.0 if unserved else limits.error_ratio(window))
+        least = self.options.guards.min_requests
+        if not unserved and (window.requests.sum(axis=1) < least).all():
+            return self._hold(case, "traffic", f"too little traffic to know: fewer than {least} requests per group")
+        self._see_novelty(advice)
+        harmed = self._harmed(case)
+        if harmed is None and unserved:
+            return self._hold(case, "errors", "requests found no live server")
+        return harmed or self._judge(case)
+
+    def applied(self, decision: Decision, now_s: float) -> None:
+        """The decision's weights are in force now."""
+        self.in_force, self._changed_s = decision.weights, now_s
+        self._own(decision.source == "policy")
+
+    def _own(self, policy: bool) -> None:
+        if self._policy_in_force and not policy:
+            self.harm.returned()
+        self._policy_in_force = policy
+
+    def _harmed(self, case: _Case) -> Decision | None:
+        """Measures the baseline, or holds the policy against it; a revert when it does harm."""
+        assert case.art is not None
+        assert case.errors is not None
+        if not self._policy_in_force:
+            self.harm.see_baseline(case.art, case.errors, case.now_s)
+            return None
+        harm = self.harm.see_policy(case.art, case.errors, case.now_s)
+        return self._to_baseline(case, harm.guard, harm.reason, alarm=harm.reason) if harm else None
+
+    def _judge(self, case: _Case) -> Decision:
+        """The policy's weights unless something speaks against them."""
+        if self._unknown_state:
+            return self._to_baseline(case, "novel", "traffic unlike any observed", alarm="recalibrate")
+        left_s = self.harm.back_off_left_s(case.now_s)
+        if left_s > 0:
+            return self._to_baseline(case, "measuring", f"backing off after harm, {left_s:.0f} s left")
+        if case.advice is None or case.advice.policy is None:
+            problem = case.advice.problem if case.advice else "nobody answered"
+            return self._to_baseline(case, "policy", f"no answer of the policy: {problem}", alarm="policy failed")
+        if self.options.mode != "shadow":
+            self.harm.age(case.now_s)
+            reference = self.harm.reference
+            if not reference.ready:
+                have = f"{reference.windows} of {reference.size} windows"
+                return self._to_baseline(case, "measuring", f"measuring the baseline first: {have}")
+        return self._towards(case, case.advice.policy)
+
+    def _towards(self, case: _Case, policy: Weights) -> Decision:
+        guards, mask = self.options.guards, self.topology.mask & ~self.original.down
+        shares = _shares(policy, mask)
+        late = limits.overloaded(case.window, self._deadlines_s, guards.overload_ratio, guards.min_requests)
+        equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+        pulled = limits.blended(equal, shares, 100 * guards.overload_pull)
+        shares = np.where(late[:, None], pulled, shares)
+        if self.options.mode == "blend":
+            shares = limits.blended(shares, _shares(case.baseline, mask), self.options.blend_percent)
+        shares, high = limits.capped(shares, mask, guards.cap_share)
+        shares, low = limits.floored(shares, mask, guards.floor)
+        shares, far = limits.stepped(shares, _shares(self.in_force, mask), mask, guards.largest_step)
+        few = case.window.requests.sum(axis=1) < guards.min_requests
+        values = limits.as_weights(shares, self.original).values
+        kept = np.where(few[:, None], self.in_force.values, values)
+        spoke: tuple[tuple[GuardName, bool], ...] = (
+            ("overload", bool(late.any())), ("cap", high), ("floor", low), ("step", far), ("traffic", bool(few.any())),
+        )  # fmt: skip
+        said = tuple(name for name, did in spoke if did)
+        names = [group.name for group, is_late in zip(self.topology.groups, late, strict=True) if is_late]
+        reason = f"every server of {', '.join(names)} is late: towards equal" if names else "the policy's weights"
+        weights = Weights(self.topology, kept, self.original.down)
+        alarms = ("overload",) if names else ()
+        if _differ(weights, self.in_force) and self._young(case.now_s):
+            return case.decision("hold", "the last change is too young", self.in_force, False, (*said, "rate"), alarms)
+        return self._change(case, "policy", reason, weights, said, alarms)
+
+    def _change(
+        self,
+        case: _Case,
+        source: Source,
+        reason: str,
+        weights: Weights,
+        said: tuple[GuardName, ...],
+        alarms: tuple[str, ...],
+    ) -> Decision:
+        """The decision for these weights; changes nothing in shadow mode."""
+        differs, live = _differ(weights, self.in_force), self.options.mode != "shadow"
+        if not differs:
+            # Nothing to apply, but whose weights they are is known.
+            self._own(source == "policy" and live)
+        return case.decision(source, reason, weights, differs and live, said, alarms)
+
+    def _young(self, now_s: float) -> bool:
+        # An interval is never exact to the millisecond.
+        return now_s - self._changed_s < 0.95 * self.options.guards.min_between_changes_s
+
+    def _to_baseline(self, case: _Case, guard: GuardName, reason: str, alarm: str = "") -> Decision:
+        return self._change(case, "baseline", reason, case.baseline, (guard,), (alarm,) if alarm else ())
+
+    def _hold(self, case: _Case, guard: GuardName, reason: str) -> Decision:
+        return case.decision("hold", reason, self.in_force, False, (guard,))
+
+    def _blind(self, case: _Case) -> Decision:
+        """Statistics that cannot be read: hold, and after a while the baseline."""
+        kinds = ", ".join(sorted({fault.kind for fault in case.window.faults}))
+        blind_s = case.now_s - self._usable_s
+        if blind_s < self.options.guards.stale_after_s:
+            return self._hold(case, "stale", f"statistics unusable ({kinds})")
+        reason = f"no usable statistics for {blind_s:.0f} s ({kinds})"
+        return self._to_baseline(case, "stale", reason, alarm="statistics missing")
+
+    def _ordered(self, case: _Case) -> Decision:
+        """What the operator wants."""
+        if self.override == "paused":
+            return self._hold(case, "operator", "paused by the operator")
+        change = _differ(self.original, self.in_force)
+        return case.decision("baseline", "reverted by the operator", self.original, change, ("operator",))
+
+    def _see_novelty(self, advice: Advice | None) -> None:
+        if advice is None:
+            return
+        guards = self.options.guards
+        novel = float((advice.state.novelty > guards.novel_above).mean()) >= guards.novel_share
+        if self._novel.see(novel) >= guards.novel_windows:
+            self._unknown_state = True
+        if self._familiar.see(not novel) >= guards.familiar_windows:
+            self._unknown_state = False
+
+    def _baseline(self, advice: Advice | None) -> Weights:
+        if self.options.baseline == "equal":
+            return replace(Weights.equal(self.topology), down=self.original.down)
+        if self.options.baseline == "inverse_latency" and advice is not None:
+            return replace(advice.baseline, down=self.original.down)
+        return self.original
+
+
+def _shares(weights: Weights, mask: np.ndarray) -> FloatArray:
+    usable = np.where(mask, weights.values, 0).astype(float)
+    shares: FloatArray = usable / np.maximum(usable.sum(axis=1, keepdims=True), 1e-12)
+    return shares
+
+
+def _differ(a: Weights, b: Weights) -> bool:
+    """Whether they share requests differently; 1:1 and 100:100 are the same."""
+    return not (np.allclose(a.shares(), b.shares(), atol=1e-6) and np.array_equal(a.down, b.down))
