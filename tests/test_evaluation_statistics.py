@@ -25,7 +25,9 @@ def tally(latencies_ms: NDArray[np.float64], *, sent: int | None = None, **error
     number = np.array([good + failed if sent is None else sent])
     zero = np.zeros(1, dtype=np.int64)
     classes = {name: np.array([count]) for name, count in errors.items()}
-    return Tally(number, number, number, zero, zero, classes, counts, np.array([sum(latencies_ms) / 1e3]), number, zero)
+    return Tally(
+        number, number, number, zero, zero, classes, counts, np.array([sum(latencies_ms) / 1e3]), number, zero, zero
+    )
 
 
 def lognormal(rng: np.random.Generator, size: int = 2000, factor: float = 1.0) -> NDArray[np.float64]:

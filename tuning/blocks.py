@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -13,13 +14,14 @@ from actuators.control import BalancingMethod, Control, Weights
 from actuators.script import Behaviour, Script
 from actuators.topology import Topology
 from actuators.window import Fault, Window
+from envs.rules import true_tau_s
 from tuning.tally import Tally
 
 # A fault of the measuring itself. What a scenario does to its servers is part of what is judged.
 _SPOILS = frozenset(
     {
         "restart", "reset", "gap", "missing_group", "zone_full", "duplicate_server", "saturated_client",
-        "not_in_force", "load_ended",
+        "saturated_nginx", "not_in_force", "load_ended",
     }
 )  # fmt: skip
 _SPOILS_UNLESS_SCRIPTED = frozenset({"server_down", "missing_server"})
@@ -36,6 +38,7 @@ class WindowRecord(TypedDict):
     errors: list[list[int]]
     weights: list[list[int]]
     shares: list[list[float]]
+    true_shares: list[list[float]]
     client: dict[str, Any] | None
     faults: list[str]
 
@@ -48,6 +51,7 @@ class Place:
         round: rounds have the same arrivals for every policy.
         position: place in the round's order.
         seed, warm_up_seed: script seeds of the measured part and of the warm-up.
+        run_seed: the evaluation's seed that it belongs to; policies start anew with each.
     """
 
     round: int
@@ -56,6 +60,7 @@ class Place:
     method: BalancingMethod
     seed: int
     warm_up_seed: int
+    run_seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,8 @@ class Block:
         changes: controls that were put in force while it was measured.
         flags: why it must not be judged; empty when it may.
         events: what the script did to the servers, ``{"at_s", "server", "text"}``.
+        utilisation: ``[servers]``, share of its workers' time that each server was given work for; empty
+            where no one counted the requests per server.
     """
 
     place: Place
@@ -81,6 +88,7 @@ class Block:
     changes: int
     flags: tuple[str, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
+    utilisation: tuple[float, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -97,6 +105,7 @@ class Block:
             "changes": self.changes,
             "accounting": self.tally.accounting(),
             "events": list(self.events),
+            "utilisation": list(self.utilisation),
             "tally": self.tally.to_json(),
         }
 
@@ -104,7 +113,7 @@ class Block:
     def from_json(cls, data: dict[str, Any], windows: tuple[WindowRecord, ...]) -> Block:
         """Inverse of `to_json`; raises KeyError or TypeError for a dict of another shape."""
         return cls(
-            place=Place(**{name: data[name] for name in Place.__dataclass_fields__}),
+            place=Place(**{name: data[name] for name in Place.__dataclass_fields__ if name in data}),
             created=data["created"],
             duration_s=data["duration_s"],
             tally=Tally.from_json(data["tally"]),
@@ -112,11 +121,15 @@ class Block:
             changes=data["changes"],
             flags=tuple(data["flags"]),
             events=tuple(data["events"]),
+            utilisation=tuple(data.get("utilisation", ())),
         )
 
 
-def record_window(window: Window, control: Control, *, drain: bool = False) -> WindowRecord:
-    """The published form of a window and of the control that was in force in it."""
+def record_window(
+    window: Window, control: Control, script: Script, at_s: float, *, drain: bool = False
+) -> WindowRecord:
+    """The published form of a window, of the control in force in it, and of the true speeds at its middle `at_s`."""
+    rates = np.where(window.topology.mask, 1.0 / true_tau_s(script, at_s), 0.0)
     mean_ms = window.mean_response_s() * 1e3
     return {
         "start_s": window.start_s,
@@ -127,6 +140,7 @@ def record_window(window: Window, control: Control, *, drain: bool = False) -> W
         "errors": window.server_errors.tolist(),
         "weights": window.weight.tolist(),
         "shares": [[round(float(v), 5) for v in row] for row in control_shares(control)],
+        "true_shares": [[round(float(v), 5) for v in row] for row in rates / rates.sum(axis=1, keepdims=True)],
         "client": _record_client(window),
         "faults": [describe(fault) for fault in window.faults],
     }
@@ -139,6 +153,28 @@ def control_shares(control: Control) -> NDArray[np.float64]:
     rates = np.where(control.topology.mask, 1.0 / control.tau_s, 0.0)
     shares: NDArray[np.float64] = rates / rates.sum(axis=1, keepdims=True)
     return shares
+
+
+def utilisation(windows: Sequence[Window], script: Script) -> tuple[float, ...]:
+    """``[servers]``: mean work of the requests that each server answered well, over its workers' time.
+
+    The script knows the true service times; a live server's own statistics are not asked for.
+    """
+    start_s = windows[0].start_s
+    middles_s = [(w.start_s + w.end_s) / 2 - start_s for w in windows]
+    work_s = sum(
+        ((w.requests - w.server_errors) * true_tau_s(script, at_s)).sum(axis=0)
+        for w, at_s in zip(windows, middles_s, strict=True)
+    )
+    workers = np.array([profile.workers for profile in script.servers])
+    shares = work_s / (workers * max(windows[-1].end_s - start_s, 1e-9))
+    return tuple(round(float(share), 5) for share in shares)
+
+
+def jain_index(values: Sequence[float]) -> float | None:
+    """Jain's fairness index, 1 for equal values and 1/n for all on one of n; None for nothing."""
+    squares = sum(value**2 for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares > 0 else None
 
 
 def flags_of(windows: tuple[Window, ...], script: Script, interval_s: float) -> tuple[str, ...]:

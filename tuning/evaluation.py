@@ -18,7 +18,7 @@ from actuators.errors import DataError
 from actuators.files import write_atomic
 from actuators.topology import Group, Topology
 from actuators.window import FloatArray
-from tuning.blocks import Block, WindowRecord
+from tuning.blocks import Block, WindowRecord, jain_index
 from tuning.statistics import METRICS, Ratio, Sample, compare
 from tuning.tally import Tally
 
@@ -34,6 +34,9 @@ class Evaluation:
         deadlines_s: ``[groups]``.
         reference: the policy that ratios are to.
         learned: the policy on trial, when there is one.
+        rounds: of all seeds together.
+        seeds: how many seeds, `seed` being the first.
+        testbed: ``live`` or ``simulated``; "" when it was not said.
     """
 
     scenario: str
@@ -47,6 +50,8 @@ class Evaluation:
     seed: int
     reference: str
     learned: str | None = None
+    seeds: int = 1
+    testbed: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -63,7 +68,8 @@ class Evaluation:
         if not rounds:
             return {name: Ratio(None, None, None, None, 0) for name in METRICS}
         sample, other = (Sample([b[r].tally for r in rounds], self.deadlines_s, group) for b in (ours, theirs))
-        return compare(sample, other, rounds=len(rounds), seed=self.seed)
+        run_seeds = [ours[r].place.run_seed for r in rounds]
+        return compare(sample, other, rounds=len(rounds), seed=self.seed, run_seeds=run_seeds)
 
     def best_heuristic(self) -> str | None:
         """Of the policies that are neither learned nor the reference, the one with the lowest mean."""
@@ -84,7 +90,9 @@ class Evaluation:
             "format_version": FORMAT_VERSION,
             "created": self.created,
             "scenario": self.scenario,
+            "testbed": self.testbed,
             "seed": self.seed,
+            "seeds": self.seeds,
             "reference": self.reference,
             "learned": self.learned,
             "rounds": self.rounds,
@@ -119,6 +127,7 @@ class Evaluation:
             fields = {name: value for name, value in record.items() if name != "block"}
             windows[record["block"]].append(fields)
         names = ("scenario", "rounds", "warm_up_s", "measure_s", "interval_s", "seed", "reference", "learned")
+        told = {name: data[name] for name in ("seeds", "testbed") if name in data}
         return cls(
             topology=Topology(tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in data["groups"])),
             deadlines_s=np.array(list(data["deadlines_ms"].values())) / 1e3,
@@ -126,6 +135,7 @@ class Evaluation:
             machine=data["machine"],
             created=data["created"],
             **{name: data[name] for name in names},
+            **told,
         )
 
     def _usable(self, policy: str) -> dict[int, Block]:
@@ -157,11 +167,13 @@ class Evaluation:
             **self.values[policy],
             "throughput_rps": float(judged.answered.sum()) / measured_s if judged else None,
             "changes_per_minute": sum(b.changes for b in usable.values()) / measured_s * 60 if usable else None,
+            "jain_utilisation": _mean_jain(list(usable.values())),
             **_published(self.ratios(policy, self.reference)),
             "per_type": {
                 name: {
                     "requests": sum(int(block.tally.sent[group]) for block in blocks),
                     **self._values(policy, group),
+                    "throughput_rps": float(judged.answered[group]) / measured_s if judged else None,
                     **_published(self.ratios(policy, self.reference, group)),
                     "latency": self._distribution(policy, group),
                 }
@@ -201,6 +213,12 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def _mean_jain(blocks: Sequence[Block]) -> float | None:
+    """Jain's index of the servers' utilisation in each block, averaged; None when no one counted per server."""
+    known = [index for index in (jain_index(block.utilisation) for block in blocks) if index is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _published(ratios: dict[str, Ratio]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Numbers of a policy and its paired ratios to another one, with bootstrap intervals over rounds."""
+"""Numbers of a policy and its paired ratios to another one, with bootstrap intervals over seeds and rounds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from actuators import histogram
 from actuators.window import FloatArray
+from tuning.bootstrap import SpreadPart, interval, spread_parts
 from tuning.tally import Tally
 
 METRICS: tuple[str, ...] = (
@@ -19,8 +19,6 @@ METRICS: tuple[str, ...] = (
 """What policies are compared by; for all of them less is better."""
 
 _PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p95_ms": 95.0, "p99_ms": 99.0, "p999_ms": 99.9}
-_RESAMPLES = 2000
-_CONFIDENCE = 0.95
 
 Verdict = Literal["better", "worse", "no difference shown", "not shown"]
 
@@ -31,7 +29,7 @@ class Ratio:
 
     Attributes:
         value: ratio of the values pooled over the paired rounds; None where it has no meaning (0/0, x/0).
-        low, high: 95 % bootstrap interval over rounds; None from one round, or where it has no meaning.
+        low, high: 95 % bootstrap interval over seeds and rounds; None from one round, or where it has no meaning.
         median: median of the rounds' own ratios.
         rounds: paired rounds behind it.
     """
@@ -114,14 +112,22 @@ class Sample:
         return {"percentile": [float(p) for p in enough] if points else [], "latency_ms": points}
 
 
-def compare(sample: Sample, reference: Sample, rounds: int, seed: int) -> dict[str, Ratio]:
-    """Paired ratios of every metric; both samples hold the same `rounds` rounds in the same order."""
+def compare(
+    sample: Sample, reference: Sample, rounds: int, seed: int, run_seeds: Sequence[int] | None = None
+) -> dict[str, Ratio]:
+    """Paired ratios of every metric; both samples hold the same `rounds` rounds in the same order.
+
+    Args:
+        seed: of the bootstrap.
+        run_seeds: the evaluation's seed of each round; one for all when None.
+    """
     if rounds == 0:
         return {name: Ratio(None, None, None, None, 0) for name in METRICS}
     pooled = _ratios(sample, reference, np.ones((1, rounds)))
     single = _ratios(sample, reference, np.eye(rounds))
-    draws = _ratios(sample, reference, _resamples(rounds, seed)) if rounds > 1 else {}
-    return {name: _ratio(pooled[name], single[name], draws.get(name), rounds) for name in METRICS}
+    parts = spread_parts(run_seeds or [0] * rounds, seed)
+    draws = [_ratios(sample, reference, part.draws) for part in parts]
+    return {name: _ratio(pooled[name], single[name], [d[name] for d in draws], parts, rounds) for name in METRICS}
 
 
 def _ratios(sample: Sample, reference: Sample, weights: FloatArray) -> dict[str, FloatArray]:
@@ -130,37 +136,15 @@ def _ratios(sample: Sample, reference: Sample, weights: FloatArray) -> dict[str,
         return {name: above[name] / below[name] for name in METRICS}
 
 
-def _ratio(pooled: FloatArray, single: FloatArray, draws: FloatArray | None, rounds: int) -> Ratio:
+def _ratio(
+    pooled: FloatArray, single: FloatArray, draws: Sequence[FloatArray], parts: Sequence[SpreadPart], rounds: int
+) -> Ratio:
     value = _finite(float(pooled[0]))
     if value is None:
         return Ratio(None, None, None, None, rounds)
     median = _finite(float(np.median(single)))
-    low, high = (None, None) if draws is None else _interval(value, draws, rounds)
+    low, high = interval(value, draws, parts) if draws else (None, None)
     return Ratio(value, low, high, median, rounds)
-
-
-def _interval(value: float, draws: FloatArray, rounds: int) -> tuple[float | None, float | None]:
-    """Student's interval with the bootstrap's standard error, on the log scale unless a draw is 0.
-
-    Plain bootstrap percentiles are too narrow for few rounds: they lack the factor sqrt(n/(n-1)) and take
-    the spread as known (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 4.3), and with two or
-    three rounds they can end at the estimate itself.
-    """
-    if not np.isfinite(draws).all():
-        return None, None
-    reach = stats.t.ppf((1 + _CONFIDENCE) / 2, rounds - 1) * np.sqrt(rounds / (rounds - 1))
-    if value > 0 and (draws > 0).all():
-        error = float(np.sqrt(np.mean(np.log(draws / value) ** 2)))
-        factor = float(np.exp(min(reach * error, 700.0)))
-        return value / factor, value * factor
-    error = float(np.sqrt(np.mean((draws - value) ** 2)))
-    return max(value - reach * error, 0.0), value + reach * error
-
-
-def _resamples(rounds: int, seed: int) -> FloatArray:
-    """``[draws, rounds]``: how often each round is drawn in each resample."""
-    rng = np.random.default_rng([seed, rounds])
-    return rng.multinomial(rounds, np.full(rounds, 1 / rounds), size=_RESAMPLES).astype(float)
 
 
 def _percentile_ms(cumulative: FloatArray, percentile: float) -> FloatArray:

@@ -15,7 +15,7 @@ from actuators.window import FloatArray, IntArray, Window
 ERROR_ANSWER_S = 1.0
 """An error costs at least what an answer of this many seconds costs (study.md, section 1)."""
 
-_COUNTS = ("planned", "sent", "answered", "late", "retried", "nginx_requests", "nginx_errors")
+_COUNTS = ("planned", "sent", "answered", "late", "retried", "nginx_requests", "nginx_errors", "uncounted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class Tally:
             `errors` has one more class, ``unanswered``: sent, and neither answered nor given up at the end.
         nginx_requests: requests (attempts) that NGINX counted in the same windows.
         nginx_errors: those of them with a 5xx status.
+        uncounted: requests sent to a balancer that is not ours and keeps no count.
     """
 
     planned: IntArray
@@ -39,9 +40,10 @@ class Tally:
     latency_s_sum: FloatArray
     nginx_requests: IntArray
     nginx_errors: IntArray
+    uncounted: IntArray
 
     @classmethod
-    def of(cls, windows: Sequence[Window]) -> Tally:
+    def of(cls, windows: Sequence[Window], *, counted: bool = True) -> Tally:
         """Sums the windows of one block, the drain included. Raises DataError without a load engine's view."""
         clients = [window.client for window in windows if window.client is not None]
         if not clients:
@@ -66,6 +68,7 @@ class Tally:
             latency_s_sum=np.sum([c.latency_s_sum for c in clients], axis=0),
             nginx_requests=np.sum([w.requests.sum(axis=1) for w in windows], axis=0),
             nginx_errors=np.sum([w.server_errors.sum(axis=1) for w in windows], axis=0),
+            uncounted=np.zeros_like(sent) if counted else np.asarray(sent),
         )
 
     @classmethod
@@ -108,16 +111,18 @@ class Tally:
     def accounting(self) -> dict[str, Any]:
         """Requests on the two sides of the wire, their difference and what explains it.
 
-        `difference` is NGINX's count minus what was sent; `causes` bound it from what both sides know,
+        `difference` is NGINX's count minus what was sent through it; `causes` bound it from what both sides know,
         `unexplained` is what they leave over (0 when every request is accounted for).
         """
-        difference = int(self.nginx_requests.sum() - self.sent.sum())
+        uncounted = int(self.uncounted.sum())
+        difference = int(self.nginx_requests.sum() + uncounted - self.sent.sum())
         causes = self._causes(difference)
         return {
             "sent": int(self.sent.sum()),
             "answered": int(self.answered.sum()),
             "errors": {name: int(counts.sum()) for name, counts in sorted(self.errors.items()) if counts.any()},
             "nginx_requests": int(self.nginx_requests.sum()),
+            "uncounted": uncounted,
             "difference": difference,
             "causes": causes,
             "unexplained": max(abs(difference) - sum(causes.values()), 0),
@@ -154,8 +159,9 @@ class Tally:
         for row, pairs in zip(counts, data["latency_counts"], strict=True):
             for bucket, count in pairs:
                 row[bucket] = count
+        known = {"uncounted": [0] * len(counts), **data}
         return cls(
-            **{name: np.asarray(data[name], dtype=np.int64) for name in _COUNTS},
+            **{name: np.asarray(known[name], dtype=np.int64) for name in _COUNTS},
             errors={name: np.asarray(values, dtype=np.int64) for name, values in data["errors"].items()},
             latency_counts=counts,
             latency_s_sum=np.asarray(data["latency_s_sum"], dtype=float),
