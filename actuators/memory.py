@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import time
 
 import numpy as np
 
 from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.errors import ActuationError
-from actuators.topology import Topology
+from actuators.testbed import Applied
+from actuators.topology import Group, Topology
 
 _METHODS: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "expected_delay")
 
+_LONGEST_BYTES = 16 * 2**20
+_NOBODY = Group("nobody", "nobody", "GET", "/", 2.0, ("nobody:1",))
+
 
 class MemoryControl:
-    """One control endpoint on a loopback port; keeps its connection.
+    """One control endpoint; keeps its connection.
 
     Args:
         token: what changes must carry; the config that we rendered holds it.
     """
 
-    def __init__(self, port: int, token: str, topology: Topology, *, timeout_s: float = 2.0) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
-        self._token, self._topology = token, topology
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        topology: Topology,
+        *,
+        host: str = "127.0.0.1",
+        path: str = "/control",
+        timeout_s: float = 2.0,
+    ) -> None:
+        self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        self._token, self._path, self.topology = token, path, topology
+
+    @classmethod
+    def read(cls, port: int, *, host: str = "127.0.0.1", path: str = "/control") -> str:
+        """The text in force at an endpoint whose topology is not known yet. Raises ActuationError."""
+        with contextlib.closing(cls(port, "", Topology((_NOBODY,)), host=host, path=path)) as endpoint:
+            return endpoint._request("GET")
 
     def put(self, method: BalancingMethod, control: Control) -> None:
         """Returns when every worker uses the control: no later request sees the old one.
@@ -30,25 +51,37 @@ class MemoryControl:
         Raises ActuationError when it was refused or reads back differently; what was in force stays then.
         """
         before = self._request("GET")
+        text = to_text(method, control)
         try:
-            shown = self._request("POST", to_text(method, control))
-            if not _shows(shown, to_text(method, control)):
+            if not _shows(self._request("POST", text), text):
                 raise ActuationError("NGINX shows another control than was set", where=self._where)
         except ActuationError:
             if self._request("GET") != before:
                 self._request("POST", before)
             raise
 
+    def apply(self, control: Control) -> Applied:
+        """As `put`, under the method in force; the same control again does nothing."""
+        began_s = time.monotonic()
+        method, old = self.get()
+        if isinstance(control, ServiceTimes) != (method == "expected_delay"):
+            wanted = "service times" if method == "expected_delay" else "weights"
+            raise ActuationError(f"{method} takes {wanted}", where=self._where)
+        changed = isinstance(control, ServiceTimes) or control != old
+        if changed:
+            self.put(method, control)
+        return Applied(changed, time.monotonic() - began_s)
+
     def get(self) -> tuple[BalancingMethod, Control]:
         """The method and control in force, from NGINX's own tables. Raises ActuationError."""
-        return from_text(self._request("GET"), self._topology)
+        return from_text(self._request("GET"), self.topology)
 
     def close(self) -> None:
         self._connection.close()
 
     @property
     def _where(self) -> str:
-        return f"127.0.0.1:{self._connection.port}/control"
+        return f"{self._connection.host}:{self._connection.port}{self._path}"
 
     def _request(self, verb: str, body: str = "") -> str:
         try:
@@ -63,11 +96,14 @@ class MemoryControl:
             raise ActuationError(f"no answer: {error}", where=self._where, remedy="is NGINX running?") from error
 
     def _once(self, verb: str, body: str) -> str:
-        self._connection.request(verb, "/control", body.encode(), {"X-Deepsched-Token": self._token})
+        self._connection.request(verb, self._path, body.encode(), {"X-Deepsched-Token": self._token})
         response = self._connection.getresponse()
-        text = response.read().decode(errors="replace")
+        text = response.read(_LONGEST_BYTES).decode(errors="replace")
         if response.status != 200:
-            raise ActuationError(text.strip()[:200], where=self._where)
+            remedy = "give the token of that NGINX" if response.status == 403 else ""
+            raise ActuationError(
+                text.strip()[:200] or f"HTTP status {response.status}", where=self._where, remedy=remedy
+            )
         return text
 
 
@@ -108,6 +144,17 @@ def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
     if method == "expected_delay" and (tau_s[topology.mask] > 0).all():
         return method, ServiceTimes(topology, tau_s, workers)
     return method, Weights(topology, values, down)
+
+
+def topology_from_text(text: str) -> Topology:
+    """Groups and servers that a control text names, in its order. Raises ActuationError when it names none."""
+    groups: dict[str, list[str]] = {}
+    for words in _lines(text):
+        if words[0] == "weight" and len(words) == 3:
+            groups.setdefault(words[1], []).append(words[2])
+    if not groups:
+        raise ActuationError("no control of ours", where="control in memory", evidence=text[:80])
+    return Topology(tuple(Group(name, name, "GET", "/", 2.0, tuple(servers)) for name, servers in groups.items()))
 
 
 def _lines(text: str) -> dict[tuple[str, ...], str]:

@@ -10,56 +10,18 @@ import pwd
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from actuators.control import BalancingMethod, Weights
 from actuators.errors import ActuationError, ConfigError
 from actuators.nginx_detect import NginxBuild, need_lua
-from actuators.options import Options
+from actuators.nginx_lua import cell_count, lua_block, status_locations
+from actuators.nginx_options import NginxOptions
 from actuators.topology import Topology
 from actuators.window import DEFAULT_BOUNDS_MS
 
-LUA_DIRECTORY = Path(__file__).with_name("lua")
 _PATH = re.compile(r"^/[\w./~%-]*\Z")
 _IN_MEMORY = ("round_robin", "least_conn", "expected_delay")
 _NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
-
-
-class NginxOptions(Options):
-    """How the testbed's own NGINX runs."""
-
-    binary: str = "nginx"
-    """Program, by name or path."""
-    method: BalancingMethod = "least_conn"
-    """Balancing method at the start."""
-    statistics: Literal["auto", "vts", "lua"] = "auto"
-    """Who counts: nginx-module-vts, our status.lua, or vts where it is installed."""
-    actuation: Literal["auto", "memory", "reload"] = "auto"
-    """How controls are applied: in memory (Lua, no reload), by reload, or in memory where the method allows it."""
-    worker_processes: int = Field(default=1, ge=1, le=64)
-    """NGINX worker processes."""
-    worker_connections: int = Field(default=4096, ge=64)
-    """Connections per worker, clients and servers together."""
-    upstream_keepalive: int = Field(default=64, ge=1)
-    """Idle connections to the servers of a group that a worker keeps."""
-    max_fails: int = Field(default=1, ge=0)
-    """Failed attempts after which a server pauses for `fail_timeout_s`; 0 never pauses."""
-    fail_timeout_s: int = Field(default=10, ge=1)
-    """Seconds of that pause."""
-    connect_timeout_s: float = Field(default=2.0, gt=0)
-    """Seconds to connect to a server."""
-    read_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds between two reads from (and writes to) a server."""
-    shutdown_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds that a worker of an old configuration may take to finish its requests."""
-    max_body_bytes: int = Field(default=2**20, ge=1024)
-    """Largest request body; it is buffered in memory."""
-    workers_per_server: float = Field(default=1.0, ge=0.25)
-    """Requests that a server serves at once, as `expected_delay` believes until service times tell; rather too low."""
-    start_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds until NGINX must answer."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +119,7 @@ def render_main(
     `token` is what a change of the control in memory must carry.
     """
     vts = uses_vts(options, build)
-    lua = "" if vts else _lua(topology, upstreams, options, token=token, memory=memory)
+    lua = "" if vts else lua_block(topology, upstreams, options, token=token, memory=memory)
     return f"""# Written by deepsched; changes are lost.
 {_load_modules(build, vts=vts)}{_user()}daemon off;
 pid {site.prefix}/nginx.pid;
@@ -192,7 +154,7 @@ http {{
   server {{
     listen 127.0.0.1:{site.status_port};
     server_name localhost;
-{_status_locations(vts=vts, memory=memory)}  }}
+{status_locations(vts=vts, memory=memory)}  }}
 }}
 """
 
@@ -237,55 +199,11 @@ def _temp_paths(prefix: Path) -> str:
 def _vts(topology: Topology) -> str:
     bounds = " ".join(f"{bound / 1000:g}" for bound in DEFAULT_BOUNDS_MS)
     return (
-        f"  vhost_traffic_status_zone shared:vhost_traffic_status:{max(4, _cells(topology) // 128)}m;\n"
+        f"  vhost_traffic_status_zone shared:vhost_traffic_status:{max(4, cell_count(topology) // 128)}m;\n"
         f"  vhost_traffic_status_histogram_buckets {bounds};"
     )
-
-
-def _lua(topology: Topology, upstreams: Path, options: NginxOptions, *, token: str, memory: bool) -> str:
-    bounds, cells = ", ".join(map(str, DEFAULT_BOUNDS_MS)), _cells(topology)
-    balancer = f"""
-    BALANCER = require "balancer"
-    COLD(BALANCER.init, {{
-      groups = STATUS.groups, token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
-      max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
-    }})
-    STATUS.balancer = BALANCER"""
-    return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
-  lua_shared_dict deepsched_status {2 + cells // 32}m;
-  lua_shared_dict deepsched_balancer {2 + cells // 64}m;
-  log_subrequest on;
-  # Never set by a directive: the choice must survive an error_page, which runs them again.
-  map $request_method $deepsched_choice {{ default ""; }}
-  map $deepsched_choice $deepsched_choice_kept {{ default ""; }}
-  init_by_lua_block {{
-    COLD = require "cold"
-    STATUS = require "status"
-    COLD(STATUS.init, {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }})\
-{balancer if memory else ""}
-  }}
-  {"init_worker_by_lua_block { BALANCER.init_worker() }" if memory else ""}"""
-
-
-def _cells(topology: Topology) -> int:
-    return sum(len(group.servers) for group in topology.groups)
 
 
 def _location(group: str, path: str, *, vts: bool) -> str:
     log = "" if vts else f' log_by_lua_block {{ STATUS.log("{group}") }}'
     return f"    location = {path} {{ proxy_pass http://{group};{log} }}\n"
-
-
-def _status_locations(*, vts: bool, memory: bool) -> str:
-    only_get = "limit_except GET { deny all; }"
-    if vts:
-        return (
-            "    location /status { vhost_traffic_status_display; vhost_traffic_status_display_format json;"
-            f" vhost_traffic_status_bypass_stats on; {only_get} }}\n"
-            "    location /status/control { return 403; }\n"
-        )
-    control = "    location = /control { content_by_lua_block { BALANCER.serve() } }\n" if memory else ""
-    return (
-        f"{control}    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
-        "    location = /stub_status { internal; stub_status; }\n"
-    )

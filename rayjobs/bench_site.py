@@ -11,8 +11,8 @@ from pathlib import Path
 
 from actuators.load import LoadEngine, LoadOptions
 from actuators.nginx import Nginx
-from actuators.nginx_config import NginxOptions
 from actuators.nginx_detect import detect
+from actuators.nginx_options import NginxOptions
 from actuators.process import ManagedProcess
 from actuators.reload import children
 from actuators.script import ArrivalDistribution, RateStep, Stream

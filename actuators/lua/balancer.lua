@@ -174,6 +174,12 @@ local function add_sums(ctx, choice, response_ms)
     end
 end
 
+-- Group of the request's last choice; nil when it never came here.
+function M.group_name()
+    local choice = ngx.ctx.choice or choices[var.deepsched_choice or ""]
+    return choice and layout.groups[choice.group].name
+end
+
 -- Log phase of every request and subrequest: status of the answer, upstream time of the last attempt in ms.
 function M.finish(status, response_ms)
     local ctx = ngx.ctx

@@ -186,6 +186,19 @@ function M.log(group_name)
     release(response_ms)
 end
 
+-- log_by_lua for a whole configuration that is not rendered by us: the balancer knows the group.
+function M.log_any()
+    local group_name = M.balancer.group_name()
+    if group_name then
+        return M.log(group_name)
+    end
+    return M.log_other()
+end
+
+-- log_by_lua of our own endpoints in a foreign configuration.
+function M.log_nothing()
+end
+
 -- log_by_lua of everything else.
 function M.log_other()
     if not ngx.is_subrequest then

@@ -19,7 +19,7 @@ from http_server import HANG, Received, ScriptedServer
 from actuators import nginx as nginx_module
 from actuators.collect import Collector
 from actuators.nginx import Nginx
-from actuators.nginx_config import NginxOptions
+from actuators.nginx_options import NginxOptions
 from actuators.reload import children
 from actuators.topology import Topology, social_network
 

@@ -24,7 +24,7 @@ from actuators.collect import Collector
 from actuators.control import Weights
 from actuators.errors import ActuationError, ConfigError, MissingToolError, ProcessError, StatusError
 from actuators.nginx import Nginx
-from actuators.nginx_config import NginxOptions
+from actuators.nginx_options import NginxOptions
 from actuators.reload import children
 from actuators.topology import Group, Topology, social_network
 from actuators.window import Window
@@ -217,7 +217,7 @@ def test_a_dead_nginx_is_a_gap_and_an_actuation_error(site: Site) -> None:
 def test_nginx_ends_with_its_killed_owner(short_dir: Path) -> None:
     code = (
         "import time\nfrom pathlib import Path\nfrom actuators.nginx import Nginx\n"
-        "from actuators.nginx_config import NginxOptions\nfrom actuators.topology import social_network\n"
+        "from actuators.nginx_options import NginxOptions\nfrom actuators.topology import social_network\n"
         f"n = Nginx(NginxOptions(), social_network(('127.0.0.1:1',)), work_dir=Path({str(short_dir)!r}))\n"
         "n.start()\nprint(n.master_pid, flush=True)\ntime.sleep(600)\n"
     )

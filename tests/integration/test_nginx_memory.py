@@ -15,7 +15,7 @@ from nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running
 
 from actuators.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
-from actuators.nginx_config import NginxOptions
+from actuators.nginx_options import NginxOptions
 
 pytestmark = pytest.mark.nginx
 
