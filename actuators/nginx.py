@@ -20,7 +20,6 @@ from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.errors import ActuationError, ProcessError, StatusError
 from actuators.memory import MemoryControl
 from actuators.nginx_config import (
-    NginxOptions,
     Site,
     check_topology,
     in_memory,
@@ -30,6 +29,7 @@ from actuators.nginx_config import (
     uses_vts,
 )
 from actuators.nginx_detect import detect
+from actuators.nginx_options import NginxOptions
 from actuators.process import ManagedProcess
 from actuators.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.testbed import Applied
