@@ -52,12 +52,10 @@ class SimulatedTestbed:
         self._control = Weights.equal(self.topology)
 
     def apply(self, control: Control) -> Applied:
-        """Puts a control in force at once.
-
-        Service times under a method that takes weights are read as weights 1/τ; weights under
-        `expected_delay` make it balance by least_conn with them until service times come.
-        """
+        """Puts a control in force at once; service times under a method that takes weights are read as 1/τ."""
         self._require_open()
+        if isinstance(control, Weights) and self._method == "expected_delay":
+            raise ActuationError("expected_delay takes service times", remedy="call set_method first")
         if control.topology != self.topology:
             raise ActuationError("the control is of another topology", where="simulated testbed")
         if isinstance(control, ServiceTimes) and self._method != "expected_delay":

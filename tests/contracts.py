@@ -147,6 +147,28 @@ def service_times_are_read_as_inverse_weights(make: Factory) -> None:
         assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
 
 
+def expected_delay_obeys_service_times(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("expected_delay")
+        testbed.reset(ContractScenario(), 9)
+        with pytest.raises(ActuationError):
+            testbed.apply(Weights.equal(testbed.topology, 3))
+        before = testbed.advance(INTERVAL_S)
+        assert before.usable, before.faults
+        assert before.delay is not None
+        assert (before.delay.tau_s == 0).all()
+        groups, servers = testbed.topology.shape
+        tau_s = np.tile(np.where(np.arange(servers) == 0, 0.002, 0.5), (groups, 1))
+        assert testbed.apply(ServiceTimes(testbed.topology, tau_s, np.full(servers, 4.0))).changed
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
+        assert window.delay is not None
+        assert window.delay.tau_s[testbed.topology.mask] == pytest.approx(tau_s[testbed.topology.mask], rel=1e-3)
+        assert 0 < window.delay.idle_requests.sum() <= window.delay.requests.sum() <= window.requests.sum()
+        testbed.set_method("least_conn")  # the factory may put the next testbed before the same NGINX
+
+
 def _check_shape(window: Window, topology: Topology) -> None:
     shape = topology.shape
     assert window.topology == topology
@@ -168,5 +190,6 @@ CONTRACT = (
     reset_puts_equal_weights_in_force,
     a_control_of_another_topology_is_refused,
     service_times_are_read_as_inverse_weights,
+    expected_delay_obeys_service_times,
 )
 """Every clause; parametrise a test over them: ``clause(make)``."""
