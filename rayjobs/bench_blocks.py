@@ -116,8 +116,8 @@ def pairs(
                     break
             blocks[name].append(block)
             log(
-                f"{first.name} pair {index + 1}/{len(seeds)} {name}: mean {block.mean_ms:.2f} ms, p99 {block.p99_ms:.1f}"
-                f" ms, {block.cpu_us:.0f} us CPU/request, send delay p99 {block.send_delay_ms:.2f} ms"
+                f"{first.name} pair {index + 1}/{len(seeds)} {name}: mean {block.mean_ms:.2f} ms,"
+                f" p99 {block.p99_ms:.1f} ms, {block.cpu_us:.0f} us CPU/request, send delay p99 {block.send_delay_ms:.2f} ms"
             )
     return blocks
 

@@ -156,6 +156,6 @@ def _how(blocks: dict[str, list[Block]]) -> str:
     each = [block for arm in blocks.values() for block in arm]
     worst = max(block.send_delay_ms for block in each)
     return (
-        f"{len(blocks[NATIVE])} paired blocks per arm, {sum(b.requests for b in each)} answers, geometric mean of paired "
-        f"ratios; send delay p99 up to {worst:.2f} ms"
+        f"{len(blocks[NATIVE])} paired blocks per arm, {sum(b.requests for b in each)} answers, geometric mean of "
+        f"paired ratios; send delay p99 up to {worst:.2f} ms"
     )
