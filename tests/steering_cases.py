@@ -16,7 +16,8 @@ from tuning.advice import Advice, State
 from tuning.bundle import Bundle
 from tuning.model import EquivariantNet
 from tuning.options import ModelOptions
-from tuning.steering import Decision, Steering, SteeringOptions
+from tuning.steering import Decision, Steering
+from tuning.steering_options import SteeringOptions
 
 DEADLINES_S = np.array([0.05, 0.03, 0.03])
 EQUAL = Weights.equal(TOPOLOGY)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from problems import TOPOLOGY, demo_scenario, problem
+from problems import TOPOLOGY, demo_scenario
 from steering_cases import DEADLINES_S, EQUAL, UNEVEN, Run, advice, options, trained_bundle
 from windows import window
 
@@ -16,22 +16,23 @@ from actuators.errors import DataError
 from actuators.window import Fault
 from envs.simulation import SimulatedTestbed
 from tuning import audit, window_json
-from tuning.advice import Adviser
-from tuning.audit import AuditLog, AuditOptions
+from tuning.advice import Recent
+from tuning.adviser import Adviser
+from tuning.audit import AuditLog
+from tuning.steering_options import AuditOptions
 from tuning.window_json import WindowModel
 
 
 def recorded(path: Path, count: int = 25, keep: AuditOptions | None = None) -> None:
     """A controller with a trained bundle in front of a simulated testbed, and its log."""
-    adviser, memory = Adviser(trained_bundle()), None
+    adviser, recent = Adviser(trained_bundle()), Recent(1)
     run = Run(options())
     log = AuditLog(path, audit.header(run.steering, DEADLINES_S, run.now_s, {"name": "first"}), keep)
     with SimulatedTestbed(TOPOLOGY) as testbed:
         testbed.reset(demo_scenario(), 1)
         for index in range(count):
             seen = testbed.advance(1.0)
-            given = adviser.advise([seen], memory)
-            memory = given.memory
+            given = recent.ask(adviser, seen)
             if index == count // 2:
                 run.steering.override = "paused"
             if index == count // 2 + 3:
@@ -153,15 +154,13 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_advice_is_stateless() -> None:
     adviser = Adviser(trained_bundle())
     windows = [window(10.0 + index, seed=index) for index in range(4)]
-    memory = None
+    recent = Recent(1)
     for seen in windows:
-        step = adviser.advise([seen], memory)
-        memory = step.memory
+        step = recent.ask(adviser, seen)
     whole = adviser.advise(windows)
     assert whole.policy == step.policy
     assert whole.policy is not None
     assert np.array_equal(whole.state.novelty, step.state.novelty)
-    assert problem().observer().memory.fast_s.shape == memory.fast_s.shape
 
 
 def test_a_nan_of_the_network_is_a_problem_not_a_weight() -> None:

@@ -11,30 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from actuators.control import Weights
 from actuators.errors import DataError
-from actuators.options import Options
 from actuators.topology import Group, Topology
 from actuators.window import Window
 from envs.deadlines import FloatArray
 from envs.features import LatencyMemory
 from tuning import window_json
-from tuning.advice import Advice, Adviser, State
-from tuning.steering import Decision, Steering, SteeringOptions
+from tuning.advice import Advice, Advises, Recent, State
+from tuning.steering import Decision, Steering
+from tuning.steering_options import AuditOptions, SteeringOptions
 from tuning.window_json import WindowModel
 
 FORMAT_VERSION = 1
-
-
-class AuditOptions(Options):
-    """Where decisions are recorded, and how much of it is kept."""
-
-    max_bytes: int = Field(default=16 * 2**20, ge=1024)
-    """Size at which the file is put aside and a new one begun."""
-    keep: int = Field(default=8, ge=1)
-    """How many files that were put aside are kept."""
 
 
 class AuditLog:
@@ -177,19 +168,19 @@ class Redecided:
         )
 
 
-def replay(path: Path, adviser: Adviser | None = None) -> Iterator[Redecided]:
+def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Iterator[Redecided]:
     """Decides every recorded window again, in order.
 
     Without an adviser the recorded policy's weights are used: what differs then is the guards' doing.
     Raises DataError when the log does not say where it begins, or its lines are not ours.
     """
     steering: Steering | None = None
-    memory = None
+    recent = Recent(frames)
     for line in read_lines(path):
         try:
             if line.get("kind") == "start":
-                steering = steering if _goes_on(steering, line) else _steering(line)
-                memory = None if steering is None else memory
+                if steering is None or not line.get("rotated"):
+                    steering, recent = _steering(line), Recent(frames)
                 continue
             if line.get("kind") != "decision" or steering is None:
                 continue
@@ -197,8 +188,7 @@ def replay(path: Path, adviser: Adviser | None = None) -> Iterator[Redecided]:
             _obey(steering, line)
             advice = recorded_advice(line, steering.topology)
             if adviser is not None and window.usable and window.requests.sum() > 0:
-                advice = adviser.advise([window], memory)
-                memory = advice.memory
+                advice = recent.ask(adviser, window)
             decision = steering.decide(window, advice, line["now_s"])
         except (KeyError, ValueError, TypeError, ValidationError) as error:
             raise DataError(f"not a line of ours: {error}", where=str(path), remedy="give a log of steer") from error
@@ -225,11 +215,6 @@ def _steering(line: dict[str, Any]) -> Steering:
     original = Weights(topology, np.array(line["original"]["values"]), np.array(line["original"]["down"], dtype=bool))
     deadlines_s = np.array(line["deadlines_s"], dtype=float)
     return Steering(deadlines_s, original, SteeringOptions.model_validate(line["options"]), line["now_s"])
-
-
-def _goes_on(steering: Steering | None, line: dict[str, Any]) -> bool:
-    """A header in the middle, written by a rotation, is not another start."""
-    return steering is not None and bool(line.get("rotated"))
 
 
 def _obey(steering: Steering, line: dict[str, Any]) -> None:

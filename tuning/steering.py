@@ -9,33 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from actuators.control import Weights
-from actuators.options import Options
 from actuators.window import Window
 from envs.deadlines import FloatArray
 from tuning import guards as limits
 from tuning.advice import Advice, State
-from tuning.guards import GuardName, GuardOptions
+from tuning.guards import GuardName
 from tuning.harm import HarmWatch
+from tuning.steering_options import SteeringOptions
 
-Mode = Literal["shadow", "blend", "active"]
 Override = Literal["", "paused", "reverted"]
 Source = Literal["policy", "baseline", "hold"]
-
-
-class SteeringOptions(Options):
-    """What the controller is allowed to do."""
-
-    mode: Mode = "shadow"
-    """`shadow` decides and changes nothing; `blend` goes a part of the way to the policy's weights; `active` all."""
-    blend_percent: float = Field(default=10.0, ge=0, le=100)
-    """In `blend`: how far from the baseline's weights to the policy's."""
-    baseline: Literal["original", "equal", "inverse_latency"] = "original"
-    """What stands in for the policy: the weights found at the start, equal ones, or the simple heuristic."""
-    guards: GuardOptions = GuardOptions()
-    """Limits of the guards."""
 
 
 @dataclass(frozen=True, eq=False)
