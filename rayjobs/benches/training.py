@@ -1,0 +1,13 @@
+"""Bench `training`: what learning wins in simulation. The headline of `expected_delay`; more sections join it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayjobs.bench import Bar, BenchContext
+from rayjobs.bench_headline import headline
+
+
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """The bars of issue 5 that concern what is learned."""
+    return [*headline(context)]
