@@ -133,7 +133,8 @@ class SimulatedBatch:
         for index, lane in enumerate(self._lanes):
             if lane is None:
                 continue
-            lane.tau_s[...], lane.believed_workers[...] = tau_s[index], workers[index]
+            lane.tau_s[...] = np.where(self.topology.mask, tau_s[index], 1.0)
+            lane.believed_workers[...] = workers[index]
             lane.rules["learned"] = 1
 
     def set_method(self, method: BalancingMethod | OracleMethod) -> None:

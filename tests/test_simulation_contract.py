@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
-from contracts import CONTRACT, Factory
+from contracts import CONTRACT, ContractScenario, Factory
 
+from actuators.control import ServiceTimes
 from actuators.testbed import Testbed
 from actuators.topology import Group, Topology, social_network
 from envs.simulation import SimulatedTestbed
@@ -24,3 +26,13 @@ def test_simulated_testbed(clause: Callable[[Factory], None], topology: Topology
         return SimulatedTestbed(topology)
 
     clause(make)
+
+
+def test_service_times_of_servers_that_a_group_lacks_do_not_matter() -> None:
+    with SimulatedTestbed(UNEVEN, "expected_delay") as testbed:
+        testbed.reset(ContractScenario(), 1)
+        tau_s = np.where(UNEVEN.mask, 0.01, np.nan)
+        testbed.apply(ServiceTimes(UNEVEN, tau_s, np.full(3, 4.0)))
+        window = testbed.advance(2.0)
+        assert (window.requests[UNEVEN.mask] > 0).all()
+        assert (window.requests[~UNEVEN.mask] == 0).all()
