@@ -105,6 +105,18 @@ class LiveTestbed:
     def topology(self) -> Topology:
         return self._topology
 
+    @property
+    def due_s(self) -> float:
+        """`time.monotonic()` at which the last window was due to end; what is later is our own work."""
+        return self._tick_s
+
+    def behind(self, address: str, proxy: ProxyPart, collector: CollectorPart) -> LiveTestbed:
+        """The same servers and load engine behind another balancer; its close leaves them to this testbed."""
+        return LiveTestbed(
+            self._topology, address, servers=self._servers, proxy=proxy, collector=collector, load=self._load,
+            close=lambda: None,
+        )  # fmt: skip
+
     def latest_snapshot(self) -> Snapshot | None:
         """The reading at the end of the last window; None before the first one."""
         return self._collector.latest()
@@ -116,7 +128,10 @@ class LiveTestbed:
     def reset(self, scenario: Scenario, seed: int) -> None:
         self._require_open()
         self._end_load()
-        self._proxy.apply(Weights.equal(self._topology))
+        if self._method is None:
+            self._proxy.apply(Weights.equal(self._topology))
+        else:  # `expected_delay` takes no weights; to begin anew it must forget its service times
+            self._proxy.set_method(self._method)
         script = scenario.script(self._topology, seed)
         for server in self._servers:
             server.play(script, self._topology)

@@ -10,7 +10,7 @@ from actuators.collect import CollectOptions, Collector
 from actuators.live import LiveTestbed
 from actuators.load import LoadEngine, LoadOptions
 from actuators.nginx import Nginx
-from actuators.nginx_config import NginxOptions
+from actuators.nginx_options import NginxOptions
 from actuators.options import Options
 from actuators.social_database import SocialNetworkOptions, create_database
 from actuators.social_server import SocialNetworkServer
@@ -30,7 +30,9 @@ class LiveOptions(Options):
     """The reader of its statistics."""
 
 
-def make_server(options: LiveOptions, work_dir: Path, index: int, seed: int) -> SocialNetworkServer:
+def make_server(
+    options: LiveOptions, work_dir: Path, index: int, seed: int, host: str = "127.0.0.1"
+) -> SocialNetworkServer:
     """A running stand-in server; the first one in a folder makes the database that all share."""
     work_dir.mkdir(parents=True, exist_ok=True)
     database = work_dir / "social_network.sqlite"
@@ -38,15 +40,15 @@ def make_server(options: LiveOptions, work_dir: Path, index: int, seed: int) -> 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not database.exists():
             create_database(database, options.service, seed)
-    server = SocialNetworkServer(options.service, work_dir=work_dir, database=database, index=index)
+    server = SocialNetworkServer(options.service, work_dir=work_dir, database=database, index=index, host=host)
     server.start()
     return server
 
 
-def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path) -> Nginx:
+def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: str = "127.0.0.1") -> Nginx:
     """A running NGINX in front of the topology's addresses."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    nginx = Nginx(options.nginx, topology, work_dir=work_dir)
+    nginx = Nginx(options.nginx, topology, work_dir=work_dir, host=host)
     nginx.start()
     return nginx
 
@@ -60,6 +62,15 @@ def make_load(options: LiveOptions, work_dir: Path) -> LoadEngine:
 def make_collector(options: LiveOptions, topology: Topology, status_url: str) -> Collector:
     """A reader of that NGINX's counters."""
     return Collector(status_url, topology, options.collect)
+
+
+def dead_process(part: object) -> str:
+    """Which process that a part needs all the time has died; empty when none. A load engine comes and goes."""
+    if isinstance(part, SocialNetworkServer) and not part.running:
+        return f"the server at {part.address} died"
+    if isinstance(part, Nginx) and not Path("/proc", str(part.master_pid)).exists():
+        return f"the NGINX at {part.address} died"
+    return ""
 
 
 def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:

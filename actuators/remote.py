@@ -1,12 +1,14 @@
 """Ray actors around the parts of a live testbed, placed by custom resources.
 
 A testbed claims `client: 1` (load generator and collector), `proxy: 1` (NGINX and its actuator) and
-`server: N` in one placement group; addresses come from where the actors landed.
+`server: N` in one placement group; addresses come from where the actors landed. NGINX serves its
+statistics on its own node only, so on a cluster of several machines the collector is placed beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +19,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actuators.errors import CapacityError, TestbedError
 from actuators.live import CollectorPart, LiveTestbed, LoadPart, ProxyPart, ServerPart
-from actuators.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
+from actuators.parts import LiveOptions, dead_process, make_collector, make_load, make_nginx, make_server
 from actuators.topology import Topology
 
 START_TIMEOUT_S = 90.0
 CALL_TIMEOUT_S = 60.0
+HEALTH_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 4.0
 
 
@@ -38,6 +41,14 @@ class _Host:
     def get(self, attribute: str) -> Any:
         """Reads an attribute of the part."""
         return getattr(self._part, attribute)
+
+    def health(self) -> str:
+        """Which process of the part has died; empty when all is well."""
+        return dead_process(self._part)
+
+    def where(self) -> str:
+        """Address of the node it runs on."""
+        return str(ray.util.get_node_ip_address())
 
     def __ray_shutdown__(self) -> None:
         self._part.close()
@@ -82,6 +93,14 @@ class RemotePart:
         """An attribute of the part; waits for the actor's start."""
         return self._wait(self._actor.get.remote(attribute), attribute, START_TIMEOUT_S)
 
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def begin(self, method: str) -> Any:
+        """Calls a method of the actor itself (`health`, `where`); a reference to wait on."""
+        return getattr(self._actor, method).remote()
+
     def begin_close(self) -> Any:
         """Asks the part to close; a reference to wait on."""
         return self._actor.call.remote("close")
@@ -103,79 +122,152 @@ class RemotePart:
             ) from error
 
 
+class RemoteTestbed(LiveTestbed):
+    """A live testbed that can say which of its actors and processes have died, and where they run."""
+
+    parts: Sequence[RemotePart] = ()
+
+    def dead_parts(self) -> list[str]:
+        """What has died, in words; empty when all is well."""
+        references = [part.begin("health") for part in self.parts]
+        return [found for part, answer in zip(self.parts, references, strict=True) if (found := _dead(part, answer))]
+
+    def places(self) -> dict[str, str]:
+        """Part → address of its node; a part that does not answer is left out."""
+        references = {part.begin("where"): part.name for part in self.parts}
+        ready, _ = ray.wait(list(references), num_returns=len(references), timeout=HEALTH_TIMEOUT_S)
+        found: dict[str, str] = {}
+        for number, reference in enumerate(ready):
+            with contextlib.suppress(ray.exceptions.RayError):
+                found[f"{references[reference]} {number}"] = ray.get(reference)
+        return found
+
+
+def testbed_bundles(servers: int) -> list[dict[str, float]]:
+    """The bundles of a placement group that holds one testbed: client, proxy, then the servers."""
+    return [{"client": 1.0}, {"proxy": 1.0}, *({"server": 1.0} for _ in range(servers))]
+
+
 def check_capacity(testbeds: int, servers: int) -> None:
     """Raises CapacityError, in words, when the cluster cannot hold that many testbeds at once."""
     total = ray.cluster_resources()
     needed = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
     lacking = [f"{name} {total.get(name, 0):g}/{count}" for name, count in needed.items() if total.get(name, 0) < count]
     if lacking:
+        room = int(min(total.get("proxy", 0), total.get("client", 0), total.get("server", 0) // max(servers, 1)))
         raise CapacityError(
-            f"{testbeds} testbed(s) do not fit: {', '.join(lacking)}",
+            f"{testbeds} testbed(s) at once do not fit, there is room for {room}: {', '.join(lacking)}",
             where="Ray cluster",
             remedy="add nodes with these custom resources (cluster.yaml) or ask for fewer testbeds",
         )
 
 
-def start_remote_testbed(topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:
+def start_remote_testbed(
+    topology: Topology,
+    options: LiveOptions,
+    work_dir: Path,
+    seed: int,
+    group: PlacementGroup | None = None,
+    first_bundle: int = 0,
+) -> RemoteTestbed:
     """Places and starts a live testbed on the running Ray; its close frees the resources.
 
     Args:
         topology: groups over placeholder servers; the real addresses replace them.
-        work_dir: logs and the database; made on the nodes when missing.
+        work_dir: logs and the database; made on the nodes when missing. Servers on different machines have
+            a database each (of equal content at the start), unless this is a folder that they share.
+        group: of somebody else, with `testbed_bundles` from `first_bundle` on; it is left alone on close.
 
     Raises:
         CapacityError: the cluster lacks the resources.
         MissingToolError, ProcessError: a part did not start; everything started is ended again.
     """
-    check_capacity(1, len(topology.servers))
-    group = placement_group([{"client": 1}, {"proxy": 1}, *({"server": 1} for _ in topology.servers)])
-    started: list[RemotePart] = []
+    own = group is None
+    if group is None:
+        check_capacity(1, len(topology.servers))
+        group = placement_group(testbed_bundles(len(topology.servers)))
+    placer = _Placer(group, first_bundle, spread=_machines() > 1)
+    close = partial(_close_all, placer.started, group if own else None)
     try:
-        return _start(_Placer(group, started), topology, options, work_dir, seed)
+        return _start(placer, topology, options, work_dir, seed, close)
     except BaseException:
-        _close_all(started, group)
+        close()
         raise
 
 
 class _Placer:
     """Starts actors in the bundles of one placement group and remembers them."""
 
-    def __init__(self, group: PlacementGroup, started: list[RemotePart]) -> None:
-        self.group, self.started = group, started
+    def __init__(self, group: PlacementGroup, first_bundle: int, *, spread: bool) -> None:
+        self.group, self.first_bundle, self.spread = group, first_bundle, spread
+        self.started: list[RemotePart] = []
 
-    def start(self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[[], Any]) -> RemotePart:
-        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+    def start(self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[..., Any]) -> RemotePart:
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first_bundle + bundle)
         actor = kind.options(num_cpus=0, resources=resources, scheduling_strategy=strategy).remote(make)
         part = RemotePart(actor, kind.__ray_metadata__.class_name)
         self.started.append(part)
         return part
 
 
-def _start(placer: _Placer, topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:
+def _start(
+    placer: _Placer, topology: Topology, options: LiveOptions, work_dir: Path, seed: int, close: Callable[[], None]
+) -> RemoteTestbed:
+    at = _on_node if placer.spread else _on_loopback
     servers = [
-        placer.start(SocialNetworkNode, 2 + index, {"server": 1}, partial(make_server, options, work_dir, index, seed))
-        for index in range(len(topology.servers))
+        placer.start(
+            SocialNetworkNode, 2 + i, {"server": 1}, partial(at, partial(make_server, options, work_dir, i, seed))
+        )
+        for i in range(len(topology.servers))
     ]
     load = placer.start(LoadGenerator, 0, {"client": 0.5}, partial(make_load, options, work_dir))
     live = topology.with_servers(tuple(server.read("address") for server in servers))
-    proxy = placer.start(NginxActuator, 1, {"proxy": 1}, partial(make_nginx, options, live, work_dir))
+    share = 0.5 if placer.spread else 1
+    make = partial(at, partial(make_nginx, options, live, work_dir))
+    proxy = placer.start(NginxActuator, 1, {"proxy": share}, make)
     status_url, address = proxy.read("status_url"), proxy.read("address")
-    make = partial(make_collector, options, live, status_url)
-    collector = placer.start(StatisticsCollector, 0, {"client": 0.5}, make)
-    return LiveTestbed(
+    beside = (1, {"proxy": 0.5}) if placer.spread else (0, {"client": 0.5})
+    collector = placer.start(StatisticsCollector, *beside, partial(make_collector, options, live, status_url))
+    testbed = RemoteTestbed(
         live,
         address,
         servers=[cast(ServerPart, server) for server in servers],
         proxy=cast(ProxyPart, proxy),
         collector=cast(CollectorPart, collector),
         load=cast(LoadPart, load),
-        close=lambda: _close_all(placer.started, placer.group),
+        close=close,
     )
+    testbed.parts = tuple(placer.started)
+    return testbed
 
 
-def _close_all(parts: list[RemotePart], group: PlacementGroup) -> None:
+def _on_loopback(make: Callable[..., Any]) -> Any:
+    return make(host="127.0.0.1")
+
+
+def _on_node(make: Callable[..., Any]) -> Any:
+    return make(host=ray.util.get_node_ip_address())
+
+
+def _machines() -> int:
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+
+
+def _dead(part: RemotePart, answer: Any) -> str:
+    try:
+        found = ray.get(answer, timeout=HEALTH_TIMEOUT_S)
+    except ray.exceptions.RayActorError:
+        return f"the actor of {part.name} died"
+    except ray.exceptions.GetTimeoutError:
+        return f"{part.name} has not answered for {HEALTH_TIMEOUT_S:g} s"
+    return f"{part.name}: {found}" if found else ""
+
+
+def _close_all(parts: Sequence[RemotePart], group: PlacementGroup | None) -> None:
     """Closes all parts at once, then ends their actors, whatever became of the closing."""
-    ray.wait([part.begin_close() for part in parts], num_returns=len(parts), timeout=CLOSE_TIMEOUT_S)
+    if parts:
+        ray.wait([part.begin_close() for part in parts], num_returns=len(parts), timeout=CLOSE_TIMEOUT_S)
     for part in parts:
         part.kill()
-    remove_placement_group(group)
+    if group is not None:
+        remove_placement_group(group)

@@ -1,0 +1,212 @@
+"""The Ray actor that drives one testbed: one call per control interval, so that one process can drive many.
+
+It repairs what breaks: when a part of the testbed has died, the next `reset` builds the testbed anew in
+the same placement group. Ray restarts the actor itself when it dies; its parts die with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from actuators.control import BalancingMethod, Weights
+from actuators.errors import ActuationError, DeepSchedError, TestbedError
+from actuators.remote import RemoteTestbed
+from actuators.script import Scenario
+from actuators.testbed import Testbed
+from actuators.window import IntArray, Window
+
+NEWS_KEPT = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """What one call of a conductor gave.
+
+    Attributes:
+        window: of the interval; None when there is none, and `fault` says why.
+        fault: in words; empty when the window may be read as numbers.
+        changed: whether the control was another one than before.
+        work_s: seconds spent on applying, waiting for the control to be in force, and collecting.
+    """
+
+    window: Window | None
+    fault: str = ""
+    changed: bool = False
+    work_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class News:
+    """Something that a person should hear about: a fault, a repair.
+
+    Attributes:
+        number: ascends within a testbed, from 1.
+        at: time in UTC.
+        lost: intervals that it cost, 0 or 1.
+    """
+
+    testbed: str
+    number: int
+    at: str
+    text: str
+    lost: int = 0
+
+
+class TestbedDriver:
+    """What a conductor does, apart from Ray.
+
+    Args:
+        make: builds the testbed; gets the number of the build, from 0.
+        method: balancing method under the weights.
+    """
+
+    def __init__(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod) -> None:
+        self.name, self._make, self._method = name, make, method
+        self._testbed: Testbed | None = None
+        self._builds = self._windows = self._faults = 0
+        self._news: deque[News] = deque(maxlen=NEWS_KEPT)
+        self._said = 0
+        self._doing = "idle"
+
+    def reset(self, scenario: Scenario, seed: int, interval_s: float) -> Stepped:
+        """Starts a script under equal weights and waits for its first window; builds or repairs the testbed first.
+
+        Raises DeepSchedError when the testbed cannot be built; the next reset tries again.
+        """
+        self._doing = "resetting"
+        testbed = self._sound()
+        try:
+            testbed.reset(scenario, seed)
+            return self._advance(testbed, interval_s, time.monotonic(), changed=False)
+        except DeepSchedError:
+            self._break()
+            raise
+
+    def step(self, values: IntArray, interval_s: float) -> Stepped:
+        """Puts weights ``[groups, servers]`` in force and waits for the interval's end; never raises for faults."""
+        began_s = time.monotonic()
+        if self._testbed is None:
+            return self._note(Stepped(None, "the testbed was not running"))
+        self._doing = "stepping"
+        try:
+            applied = self._testbed.apply(Weights(self._testbed.topology, values))
+            return self._advance(self._testbed, interval_s, began_s, changed=applied.changed)
+        except ActuationError as error:
+            return self._note(Stepped(None, f"not_in_force: {error}"))
+        except TestbedError as error:
+            self._break()
+            return self._note(Stepped(None, str(error)))
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of the testbed, for those who drive it by hand (`tuning.conducted`)."""
+        self._doing = method
+        return getattr(self._sound() if method in ("reset", "set_method") else self._running(), method)(*args, **kwargs)
+
+    def topology(self) -> Any:
+        """The topology with real addresses; builds the testbed when there is none."""
+        return self._sound().topology
+
+    def describe(self) -> dict[str, Any]:
+        """State for a person: what it does, how often it was built, windows and faults so far, where its parts are."""
+        places: dict[str, str] = self._testbed.places() if isinstance(self._testbed, RemoteTestbed) else {}
+        return {
+            "name": self.name,
+            "doing": self._doing,
+            "builds": self._builds,
+            "windows": self._windows,
+            "faults": self._faults,
+            "method": self._method,
+            "places": places,
+        }
+
+    def news(self, after: int) -> list[News]:
+        """What has happened since the news of that number."""
+        return [news for news in self._news if news.number > after]
+
+    def close(self) -> None:
+        """Ends the testbed; a later reset builds another one."""
+        self._doing = "idle"
+        testbed, self._testbed = self._testbed, None
+        if testbed is not None:
+            testbed.close()
+
+    def _advance(self, testbed: Testbed, interval_s: float, began_s: float, *, changed: bool) -> Stepped:
+        applied_s = time.monotonic() - began_s
+        window = testbed.advance(interval_s)
+        late_s = max(time.monotonic() - getattr(testbed, "due_s", time.monotonic()), 0.0)
+        self._windows += 1
+        if window.usable:
+            return Stepped(window, changed=changed, work_s=applied_s + late_s)
+        told = "; ".join(f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload")
+        return self._note(Stepped(window, told, changed, applied_s + late_s))
+
+    def _sound(self) -> Testbed:
+        """The testbed, all of whose parts live; built anew when there is none or something in it has died."""
+        if self._testbed is not None:
+            dead = self._testbed.dead_parts() if isinstance(self._testbed, RemoteTestbed) else []
+            if not dead:
+                return self._testbed
+            self._say(f"{', '.join(dead)}; building the testbed anew")
+            self._break()
+        began_s = time.monotonic()
+        self._doing = "building"
+        testbed = self._make(self._builds)
+        try:
+            testbed.set_method(self._method)
+        except BaseException:
+            testbed.close()
+            raise
+        self._testbed = testbed
+        self._builds += 1
+        if self._builds > 1:
+            self._say(f"rebuilt in {time.monotonic() - began_s:.1f} s")
+        return testbed
+
+    def _running(self) -> Testbed:
+        if self._testbed is None:
+            raise TestbedError("nothing is running", where=self.name, remedy="call reset first")
+        return self._testbed
+
+    def _break(self) -> None:
+        # What is left of a broken testbed may be unable to close; a part that hangs is killed by its close.
+        with contextlib.suppress(DeepSchedError):
+            self.close()
+
+    def _note(self, stepped: Stepped) -> Stepped:
+        self._faults += 1
+        self._say(stepped.fault, lost=1)
+        return stepped
+
+    def _say(self, text: str, lost: int = 0) -> None:
+        self._said += 1
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._news.append(News(self.name, self._said, now, text, lost))
+
+
+class Conductor(TestbedDriver):
+    """A TestbedDriver as an actor; who only looks on does not wait for the running interval."""
+
+    @ray.method(concurrency_group="watch")
+    def describe(self) -> dict[str, Any]:
+        """As TestbedDriver's."""
+        return super().describe()
+
+    @ray.method(concurrency_group="watch")
+    def news(self, after: int) -> list[News]:
+        """As TestbedDriver's."""
+        return super().news(after)
+
+    def __ray_shutdown__(self) -> None:
+        self.close()
+
+
+CONDUCTOR: Any = ray.remote(num_cpus=0, max_restarts=-1, concurrency_groups={"watch": 1})(Conductor)
+"""Conductor as Ray starts it."""

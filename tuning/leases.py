@@ -1,0 +1,80 @@
+"""Who has which testbed: a named actor that hands testbeds out and knows a restarted holder again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actuators.errors import CapacityError
+
+
+class LeaseBook:
+    """The bookkeeping, apart from Ray. Testbeds are known by name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._holders: dict[str, str] = dict.fromkeys(names, "")
+
+    def lease(self, holder: str, count: int) -> list[str]:
+        """Names of `count` testbeds for the holder; the same ones again for one that comes back.
+
+        Raises CapacityError, in words, when too few are free.
+        """
+        own = [name for name, by in self._holders.items() if by == holder]
+        free = [name for name, by in self._holders.items() if not by]
+        if len(own) + len(free) < count:
+            held = ", ".join(f"{name} by {by}" for name, by in self._holders.items() if by and by != holder)
+            raise CapacityError(
+                f"{holder} wants {count} testbed(s), {len(own) + len(free)} of {len(self._holders)} are free",
+                where=held,
+                remedy="use more testbeds or fewer env runners",
+            )
+        granted = [*own, *free][:count]
+        for name in granted:
+            self._holders[name] = holder
+        return granted
+
+    def release(self, holder: str) -> None:
+        """The holder needs its testbeds no more; nothing happens when it has none."""
+        self._holders = {name: "" if by == holder else by for name, by in self._holders.items()}
+
+    def table(self) -> dict[str, str]:
+        """Testbed → holder, empty when free."""
+        return dict(self._holders)
+
+
+LEASE_DESK: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LeaseBook)
+"""A LeaseBook as an actor."""
+
+
+@dataclass(frozen=True)
+class Leaser:
+    """What an environment needs to lease testbeds; travels in RLlib's configuration.
+
+    Attributes:
+        desk: handle of a LEASE_DESK.
+        conductors: name → handle of the testbed's Conductor.
+    """
+
+    desk: Any
+    conductors: dict[str, Any]
+
+    def lease(self, count: int) -> dict[str, Any]:
+        """Name → conductor of `count` testbeds, for the actor (or driver) that calls. Raises CapacityError."""
+        try:
+            names = ray.get(self.desk.lease.remote(_holder(), count))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        return {name: self.conductors[name] for name in names}
+
+    def release(self) -> None:
+        """Gives back what this actor holds."""
+        ray.get(self.desk.release.remote(_holder()))
+
+
+def _holder() -> str:
+    """This actor's id, which survives its restarts; the driver's job id outside of actors."""
+    context = ray.get_runtime_context()
+    return context.get_actor_id() or f"driver of job {context.get_job_id()}"
