@@ -13,7 +13,7 @@ import numpy as np
 from actuators.collect import Collector
 from actuators.control import Control
 from actuators.histogram import percentile_ms
-from actuators.load import LoadEngine
+from actuators.load import LoadEngine, LoadOptions
 from actuators.nginx import Nginx
 from actuators.nginx_options import NginxOptions
 from actuators.script import Script
@@ -74,7 +74,7 @@ class Bed:
 
 
 @contextlib.contextmanager
-def bed(folder: Path, arms: Sequence[Arm], seed: int) -> Iterator[Bed]:
+def bed(folder: Path, arms: Sequence[Arm], seed: int, load: LoadOptions | None = None) -> Iterator[Bed]:
     """Everything running; ends it."""
     folder.chmod(0o755)
     options = SocialNetworkOptions()
@@ -89,7 +89,7 @@ def bed(folder: Path, arms: Sequence[Arm], seed: int) -> Iterator[Bed]:
         for index, arm in enumerate(arms):
             arm.nginx = stack.enter_context(front(topology, arm.options, folder / f"arm-{index}"))
             arm.collector = stack.enter_context(Collector(arm.nginx.status_url, topology))
-        engine = stack.enter_context(load_engine(folder / "load"))
+        engine = stack.enter_context(load_engine(folder / "load", load))
         yield Bed(servers, topology, engine, {arm.name: arm for arm in arms})
 
 
@@ -117,7 +117,8 @@ def pairs(
             blocks[name].append(block)
             log(
                 f"{first.name} pair {index + 1}/{len(seeds)} {name}: mean {block.mean_ms:.2f} ms,"
-                f" p99 {block.p99_ms:.1f} ms, {block.cpu_us:.0f} us CPU/request, send delay p99 {block.send_delay_ms:.2f} ms"
+                f" p99 {block.p99_ms:.1f} ms, {block.cpu_us:.0f} us CPU/request,"
+                f" send delay p99 {block.send_delay_ms:.2f} ms"
             )
     return blocks
 

@@ -40,7 +40,8 @@ def constant_servers(folder: Path, count: int = 3) -> Iterator[Topology]:
     folder.mkdir(parents=True)
     ports = _free_ports(count)
     servers = "".join(
-        f"  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 'ok'; }} }}\n" for port in ports
+        f"  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 '{port}'; }} }}\n"
+        for port in ports
     )
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(folder=folder, servers=servers))

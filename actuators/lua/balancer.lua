@@ -15,14 +15,15 @@ local CLIENT_GONE = 499
 local NO_LIVE_SERVER = -3   -- NGX_BUSY: NGINX answers 502
 
 local dict, layout
+local index_of         -- address -> server
+local members_of       -- group name -> its servers
 local addresses = {}   -- server -> { host, port }
 local choices = {}     -- "GROUP SERVER" (indices) -> choice
 local sums = {}        -- choice id -> keys of its sums
 
 -- The groups and servers of a rendered upstreams file, each server once.
 local function read_layout(groups)
-    layout = { names = {}, groups = {} }
-    local index_of = {}
+    layout, index_of, members_of = { names = {}, groups = {} }, {}, {}
     for index, group in ipairs(groups) do
         layout.groups[index] = { name = group.name, servers = {} }
         for _, name in ipairs(group.servers) do
@@ -32,6 +33,7 @@ local function read_layout(groups)
             end
             table.insert(layout.groups[index].servers, index_of[name])
         end
+        members_of[group.name] = layout.groups[index].servers
     end
 end
 
@@ -200,20 +202,15 @@ end
 -- Weight and down in force; a service time is shown as the weight that stands for it, 1/tau.
 function M.weight(group_name, server_name)
     local current = control.current()
-    local group = current.by_name[group_name]
-    local least = math.huge
-    for server in pairs(group.choices) do
-        least = math.min(least, group.tau_s[server] or math.huge)
+    local group, members = current.by_name[group_name], members_of[group_name]
+    local server, least = index_of[server_name], math.huge
+    if not current.learned then
+        return group.weight[server], group.down[server] == true
     end
-    for server in pairs(group.choices) do
-        if layout.names[server] == server_name then
-            local weight = group.weight[server]
-            if current.learned then
-                weight = math.max(1, math.floor(100 * least / group.tau_s[server] + 0.5))
-            end
-            return weight, group.down[server] == true
-        end
+    for index = 1, #members do
+        least = math.min(least, group.tau_s[members[index]])
     end
+    return math.max(1, math.floor(100 * least / group.tau_s[server] + 0.5)), group.down[server] == true
 end
 
 local function entry_json(group, server, current)
@@ -230,9 +227,11 @@ end
 -- The `deepsched` block of the statistics.
 function M.json(start_ms)
     local current, parts = control.current(), {}
-    for index, group in ipairs(current.groups) do
-        for _, server in ipairs(layout.groups[index].servers) do
-            parts[#parts + 1] = entry_json(group, server, current)
+    for index = 1, #current.groups do
+        local group = current.groups[index]
+        local members = members_of[group.name]
+        for position = 1, #members do
+            parts[#parts + 1] = entry_json(group, members[position], current)
         end
     end
     return format('{"startMsec":%.0f,"method":"%s","version":%d,"servers":[%s]}',

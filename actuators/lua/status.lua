@@ -3,17 +3,15 @@
 -- reads. Everything a request touches (key strings, tables) is built once, in init.
 local M = {}
 
-local cold = require "cold"
-
 local ngx, var, shared = ngx, ngx.var, ngx.shared
 local floor, tonumber, format, concat = math.floor, tonumber, string.format, table.concat
-local gmatch, sub, min, max = string.gmatch, string.sub, math.min, math.max
+local gmatch, min, max, unpack = string.gmatch, math.min, math.max, unpack
 local start_time, now = ngx.req.start_time, ngx.now
 
 local CLASSES = { "1xx", "2xx", "3xx", "4xx", "5xx" }
 local CLIENT_GONE = 499
 
-local dict, bounds, zone_name, loaded_ms
+local dict, bounds, bounds_text, zone_name, loaded_ms
 local groups = {}     -- group name -> { cells = { address -> cell }, order = { address, … }, extra = keys }
 local group_order = {}
 local other           -- requests that reached no group (404, a malformed request)
@@ -86,7 +84,7 @@ end
 -- balancer, which sets `M.balancer` when requests are balanced in memory.
 function M.init(options)
     dict = shared.deepsched_status
-    bounds, zone_name = options.bounds_ms, options.server_name
+    bounds, bounds_text, zone_name = options.bounds_ms, concat(options.bounds_ms, ","), options.server_name
     ngx.update_time()
     loaded_ms = floor(now() * 1000 + 0.5)
     dict:safe_add("start_ms", loaded_ms)
@@ -213,15 +211,15 @@ local function get(key)
 end
 
 local function quoted(text)
-    return '"' .. tostring(text):gsub('[%c"\\]', function(char) return format("\\u%04x", char:byte()) end) .. '"'
+    text = tostring(text)
+    if text:find('[%c"\\]') then
+        text = text:gsub('[%c"\\]', function(char) return format("\\u%04x", char:byte()) end)
+    end
+    return '"' .. text .. '"'
 end
 
 local function responses_json(counts)
-    local parts = {}
-    for index, name in ipairs(CLASSES) do
-        parts[index] = format('"%s":%.0f', name, counts[index])
-    end
-    return "{" .. concat(parts, ",") .. "}"
+    return format('{"1xx":%.0f,"2xx":%.0f,"3xx":%.0f,"4xx":%.0f,"5xx":%.0f}', unpack(counts, 1, 5))
 end
 
 local function buckets_json(keys, used)
@@ -231,9 +229,9 @@ local function buckets_json(keys, used)
     local counters, total = {}, 0
     for index = 1, #bounds do
         total = total + get(keys[index])
-        counters[index] = format("%.0f", total)
+        counters[index] = total
     end
-    return format('{"msecs":[%s],"counters":[%s]}', concat(bounds, ","), concat(counters, ","))
+    return format('{"msecs":[%s],"counters":[%s]}', bounds_text, concat(counters, ","))
 end
 
 local function class_counts(keys)
@@ -272,10 +270,11 @@ end
 
 local function group_json(group)
     local parts = {}
-    for index, cell in ipairs(group.order) do
+    for index = 1, #group.order do
+        local cell = group.order[index]
         local weight, down = cell.weight, cell.down
         if M.balancer then
-            weight, down = M.balancer.weight(group.name, cell.server, weight, down)
+            weight, down = M.balancer.weight(group.name, cell.server)
         end
         parts[index] = cell_json(cell, weight, down)
     end
@@ -286,21 +285,25 @@ local function group_json(group)
     return quoted(group.name) .. ":[" .. concat(parts, ",") .. "]"
 end
 
+local function add_classes(classes, keys, sign)
+    for index = 1, #CLASSES do
+        classes[index] = classes[index] + sign * get(keys[index])
+    end
+end
+
 -- The client-side count: every attempt was counted, so the retries are taken off again.
 local function server_zone_json()
     local in_bytes, out_bytes = get(other.in_bytes), get(other.out_bytes)
     local request_ms, classes = get(other.request_ms), class_counts(other.classes)
-    for _, group in ipairs(group_order) do
-        for _, cell in pairs(group.cells) do
+    for position = 1, #group_order do
+        local group = group_order[position]
+        for index = 0, #group.order do
+            local cell = group.order[index] or group.cells[group.name]
             in_bytes = in_bytes + get(cell.in_bytes)
             out_bytes, request_ms = out_bytes + get(cell.out_bytes), request_ms + get(cell.request_ms)
-            for index, count in ipairs(class_counts(cell.classes)) do
-                classes[index] = classes[index] + count
-            end
+            add_classes(classes, cell.classes, 1)
         end
-        for index, count in ipairs(class_counts(group.extra)) do
-            classes[index] = classes[index] - count
-        end
+        add_classes(classes, group.extra, -1)
     end
     local requests = total(classes)
     return format(
@@ -328,8 +331,8 @@ end
 
 local function json(connections)
     local version, parts = ngx.config.nginx_version, {}
-    for index, group in ipairs(group_order) do
-        parts[index] = group_json(group)
+    for index = 1, #group_order do
+        parts[index] = group_json(group_order[index])
     end
     local zone, size, free = server_zone_json(), dict:capacity(), dict:free_space()
     ngx.update_time()
@@ -350,7 +353,7 @@ function M.serve()
     ngx.header["Cache-Control"] = "no-store"
     -- The subrequest may let other requests run: it comes first, the counters after it are read in one go.
     local connections = connections_json()
-    ngx.print(cold(json, connections))
+    ngx.print(json(connections))
 end
 
 return M
