@@ -97,7 +97,7 @@ class RemotePart:
     def name(self) -> str:
         return self._name
 
-    def begin(self, method: str) -> Any:
+    def ask(self, method: str) -> Any:
         """Calls a method of the actor itself (`health`, `where`); a reference to wait on."""
         return getattr(self._actor, method).remote()
 
@@ -129,12 +129,12 @@ class RemoteTestbed(LiveTestbed):
 
     def dead_parts(self) -> list[str]:
         """What has died, in words; empty when all is well."""
-        references = [part.begin("health") for part in self.parts]
+        references = [part.ask("health") for part in self.parts]
         return [found for part, answer in zip(self.parts, references, strict=True) if (found := _dead(part, answer))]
 
     def places(self) -> dict[str, str]:
         """Part → address of its node; a part that does not answer is left out."""
-        references = {part.begin("where"): part.name for part in self.parts}
+        references = {part.ask("where"): part.name for part in self.parts}
         ready, _ = ray.wait(list(references), num_returns=len(references), timeout=HEALTH_TIMEOUT_S)
         found: dict[str, str] = {}
         for number, reference in enumerate(ready):
