@@ -100,12 +100,36 @@ class ActionCodec:
         new = np.where(mask, np.clip(scaled, self.options.floor, MAX_WEIGHT), 0).astype(np.int64)
         return np.where(self._keep(new, present), present, new)
 
+    def action_of(self, shares: FloatArray, base_shares: FloatArray, present: FloatArray | IntArray) -> NDArray[Any]:
+        """The action that comes nearest to these shares, the inverse of `weights`; imitation learns from it.
+
+        All arguments are ``[..., groups, servers]`` and positive where the group has the server.
+        """
+        if self.options.kind == "ratios":
+            return self.of_vectors(self._nearest_vector(self._centred_log(shares)))
+        scale, origin = {
+            "residual": (self.options.bound, base_shares),
+            "continuous": (CONTINUOUS_RANGE, np.ones_like(base_shares)),
+            "increments": (INCREMENT, present),
+        }[self.options.kind]
+        moved = self._centred_log(shares) - self._centred_log(np.asarray(origin, dtype=float))
+        action = np.clip(moved / max(scale, 1e-9), -1.0, 1.0)
+        flat: NDArray[np.float32] = action.reshape(*action.shape[:-2], self.size).astype(np.float32)
+        return flat
+
     def of_vectors(self, index: IntArray) -> NDArray[Any]:
         """The `ratios` action that chooses these vectors, ``[..., groups]`` → action."""
         if not self.options.joint:
             return index
         groups, vectors = self.topology.shape[0], len(self._levels)
-        return np.ravel_multi_index(tuple(np.moveaxis(index, -1, 0)), (vectors,) * groups)
+        return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(index, -1, 0)), (vectors,) * groups))
+
+    def vectors_of(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Inverse of `of_vectors`; actions of other kinds come back as they are."""
+        if self.options.kind != "ratios" or not self.options.joint:
+            return action
+        groups, vectors = self.topology.shape[0], len(self._levels)
+        return np.stack(np.unravel_index(action.astype(np.int64), (vectors,) * groups), axis=-1)
 
     @property
     def _levels(self) -> IntArray:
@@ -117,16 +141,30 @@ class ActionCodec:
         moved = np.clip(np.nan_to_num(action.astype(float)), -1.0, 1.0)
         moved = moved.reshape(*moved.shape[:-1], *self.topology.shape)
         if self.options.kind == "continuous":
-            return np.exp(CONTINUOUS_RANGE * moved)
+            return np.asarray(np.exp(CONTINUOUS_RANGE * moved))
         if self.options.kind == "increments":
             return np.asarray(present * np.exp(INCREMENT * moved))
         return np.asarray(base_shares * np.exp(self.options.bound * moved))
 
+    def _centred_log(self, shares: FloatArray) -> FloatArray:
+        # Only ratios matter; the middle of the range leaves the most room on both sides.
+        mask = self.topology.mask
+        logs = np.log(np.where(mask, shares, 1.0))
+        high = np.where(mask, logs, -np.inf).max(axis=-1, keepdims=True)
+        low = np.where(mask, logs, np.inf).min(axis=-1, keepdims=True)
+        return np.where(mask, logs - (high + low) / 2, 0.0)
+
+    def _nearest_vector(self, logs: FloatArray) -> IntArray:
+        vectors = np.log(np.array(self.options.ratios, dtype=float))[self._levels]
+        offset = logs[..., None, :] - vectors
+        offset = offset - offset.mean(axis=-1, keepdims=True)
+        nearest: IntArray = np.where(self.topology.mask[:, None, :], offset**2, 0.0).sum(axis=-1).argmin(axis=-1)
+        return nearest
+
     def _ratio_shares(self, action: NDArray[Any]) -> FloatArray:
-        if self.options.joint:
-            groups, vectors = self.topology.shape[0], len(self._levels)
-            action = np.stack(np.unravel_index(action.astype(np.int64), (vectors,) * groups), axis=-1)
-        return np.array(self.options.ratios, dtype=float)[self._levels[action.astype(np.int64)]]
+        chosen = self.vectors_of(action).astype(np.int64)
+        shares: FloatArray = np.array(self.options.ratios, dtype=float)[self._levels[chosen]]
+        return shares
 
     def _keep(self, new: IntArray, present: IntArray) -> NDArray[np.bool_]:
         old = np.maximum(present, 1) / np.maximum(present.max(axis=-1, keepdims=True), 1)

@@ -95,7 +95,8 @@ class Encoder:
         offset = self.standardise(samples)[..., None, :] - self.means
         whitened = np.einsum("...kd,kde->...ke", offset, self.precisions_cholesky)
         weighted = np.clip(whitened, -10.0, 10.0) * posterior[..., None]
-        return weighted.reshape(*weighted.shape[:-2], -1)
+        vector: FloatArray = weighted.reshape(*weighted.shape[:-2], -1)
+        return vector
 
     def ranks(self) -> FloatArray:
         """How slow each cluster is, ``[K]`` from 0 (fastest) to 1: the place of its mean + 3σ of log latency.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from actuators.control import BalancingMethod
 from actuators.script import Script
+from envs.baselines import inverse_latency_shares
 from envs.decision import DecisionProblem
 from envs.ledger import Ledger
 from envs.observation import Observation, equal_weights
@@ -75,10 +76,8 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One interval of every testbed."""
-        if self._observation is None:
-            raise gym.error.ResetNeeded("call reset before step")
         restarted = self._done.copy()
-        self._weights = self.problem.weights(actions, self._observation)
+        self._weights = self.problem.weights(actions, self._seen())
         for index in np.flatnonzero(restarted):
             self._restart(int(index))
         self._steps[~restarted] += 1
@@ -86,6 +85,19 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         rewards[restarted] = 0.0
         self._done = self._steps >= self._episode_steps
         return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
+
+    def baseline_shares(self) -> NDArray[np.float64]:
+        """What the inverse-latency baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
+        return inverse_latency_shares(self._seen().latency_s)
+
+    def action_for(self, shares: NDArray[np.float64]) -> NDArray[Any]:
+        """The action that comes nearest to these shares in the present state."""
+        return self.problem.codec.action_of(shares, self.baseline_shares(), self._seen().weights)
+
+    def _seen(self) -> Observation:
+        if self._observation is None:
+            raise gym.error.ResetNeeded("call reset first")
+        return self._observation
 
     def _restart(self, index: int) -> None:
         script = self._next_script(self._generator)

@@ -53,8 +53,12 @@ class EquivariantNet(nn.Module):
         A vector's logit is the sum over servers of a score for the level it gives to the server, so that
         it, too, does not depend on the order of the servers.
         """
-        scores = self._outputs(rows).unflatten(-1, (self.groups, len(self.ratios)))
-        return torch.einsum("...sgl,vsl->...gv", scores, _one_hot_levels(self.ratios, rows.shape[-2]))
+        return self.vector_scores(self._outputs(rows))
+
+    def vector_scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[..., servers, groups * levels]`` scores → ``[..., groups, vectors]``."""
+        scores = outputs.unflatten(-1, (self.groups, len(self.ratios)))
+        return torch.einsum("...sgl,vsl->...gv", scores, _one_hot_levels(self.ratios, outputs.shape[-2]))
 
     def act(self, rows: torch.Tensor) -> torch.Tensor:
         """The action without exploration: means ``[..., groups * servers]`` or chosen vectors ``[..., groups]``."""

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field
 
 from actuators.control import BalancingMethod
@@ -23,9 +26,16 @@ class ModelOptions(Options):
     """Whether the policy's mean goes through tanh; SAC's does, and its training sets this."""
 
 
-class AlgorithmOptions(Options):
-    """Hyperparameters of PPO (`tuning.algorithm`); defaults from the shared study, section 4."""
+AlgorithmName = Literal["ppo", "appo", "sac", "dqn", "bc", "marwil", "cql"]
+OFFLINE = ("bc", "marwil", "cql")
+"""Algorithms that learn from recorded transitions (`tuning.transitions`)."""
 
+
+class AlgorithmOptions(Options):
+    """The algorithm and its hyperparameters (`tuning.algorithm`); defaults from the shared study, section 4."""
+
+    name: AlgorithmName = "ppo"
+    """`ppo`, `appo`, `sac`; `dqn` for joint ratio actions; `bc`, `marwil`, `cql` from recorded `transitions`."""
     learning_rate: float = Field(default=6e-4, gt=0)
     """Adam's step size."""
     discount: float = Field(default=0.9, ge=0, lt=1)
@@ -42,6 +52,46 @@ class AlgorithmOptions(Options):
     """Environment steps per gradient step."""
     batch_steps: int = Field(default=1200, ge=1)
     """Environment steps per training iteration."""
+    array_runner: bool = True
+    """PPO and APPO: collect whole arrays of steps (`tuning.env_runner`) instead of RLlib's loop over environments."""
+    updates_per_step: float = Field(default=0.1, gt=0)
+    """SAC and DQN: gradient steps per environment step."""
+    replay_steps: int = Field(default=50_000, ge=1)
+    """SAC and DQN: environment steps that the replay buffer holds."""
+    exploring_steps: int = Field(default=10_000, ge=1)
+    """DQN: environment steps over which random actions fall from all to 5 %."""
+    advantage_exponent: float = Field(default=1.0, ge=0)
+    """MARWIL's beta: 0 imitates, more prefers what turned out well."""
+    transitions: Path | None = None
+    """Folder of parquet files for `bc`, `marwil` and `cql`."""
+
+    @property
+    def offline(self) -> bool:
+        """Whether it learns from records instead of testbeds."""
+        return self.name in OFFLINE
+
+
+class ImitationOptions(Options):
+    """The first lesson of a curriculum (`tuning.imitation`): do what the baseline does."""
+
+    steps: int = Field(default=0, ge=0)
+    """Environment steps of the inverse-latency baseline to imitate before training; 0 for none. A residual
+    policy needs none: it starts as the baseline."""
+    epochs: int = Field(default=30, ge=1)
+    """Passes over them."""
+
+
+class HeldOutOptions(Options):
+    """Early stopping: episodes that are never trained on decide which network is kept (`tuning.held_out`)."""
+
+    every_steps: int = Field(default=10_000, ge=0)
+    """Environment steps between two looks; 0 keeps the last network and never stops early."""
+    patience: int = Field(default=4, ge=1)
+    """Looks without a better result after which training stops."""
+    episodes: int = Field(default=12, ge=1)
+    """Episodes per look, drawn from `scenarios` by turns, with seeds that training does not use."""
+    scenarios: tuple[str, ...] = ()
+    """Scenarios to look at; those of the training when empty."""
 
 
 class TrainingOptions(Options):
@@ -56,7 +106,13 @@ class TrainingOptions(Options):
     scenarios: tuple[str, ...] = ("demo", "S2", "S2b", "S4")
     """Scenarios to draw episodes from, each randomised: load, speeds, their order, periods."""
     algorithm: AlgorithmOptions = AlgorithmOptions()
-    """Hyperparameters of PPO."""
+    """The algorithm and its hyperparameters."""
+    imitation: ImitationOptions = ImitationOptions()
+    """What is imitated before."""
+    held_out: HeldOutOptions = HeldOutOptions()
+    """Early stopping."""
+    checkpoint_steps: int = Field(default=20_000, ge=1)
+    """Environment steps between two checkpoints, from which `--resume` goes on."""
     model: ModelOptions = ModelOptions()
     """Size of the network."""
     decision: DecisionOptions = DecisionOptions()

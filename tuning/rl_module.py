@@ -1,4 +1,4 @@
-"""RLlib's view of the policy network: exploration, training and values of `EquivariantNet`."""
+"""RLlib's views of the policy network for algorithms that learn a policy and a value: PPO, APPO, BC, MARWIL."""
 
 from __future__ import annotations
 
@@ -6,23 +6,54 @@ from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis.target_network_api import TARGET_NETWORK_ACTION_DIST_INPUTS, TargetNetworkAPI
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from envs.actions import ActionOptions
 from tuning.model import EquivariantNet
 from tuning.options import ModelOptions
 
 
+def net_of(module: Any) -> EquivariantNet:
+    """The network that `model_config` describes: `groups`, and the options `net` and `action` as dicts."""
+    options = ModelOptions.model_validate(module.model_config["net"])
+    action = ActionOptions.model_validate(module.model_config["action"])
+    row_size = module.observation_space.shape[-1]
+    return EquivariantNet(row_size, int(module.model_config["groups"]), options, action)
+
+
+def distribution_inputs(net: EquivariantNet, rows: torch.Tensor) -> torch.Tensor:
+    """Logits of all groups side by side for ratios, else means and log deviations."""
+    return net.logits(rows).flatten(-2) if net.ratios else torch.cat(net(rows), dim=-1)
+
+
 class EquivariantModule(TorchRLModule, ValueFunctionAPI):
-    """Needs `model_config = {"groups": …, "net": ModelOptions as a dict}`; takes 2-D Box observations as they are."""
+    """Takes 2-D Box observations as they are; see `net_of` for its configuration."""
 
     def setup(self) -> None:
-        options = ModelOptions.model_validate(self.model_config["net"])
-        self.net = EquivariantNet(self.observation_space.shape[-1], int(self.model_config["groups"]), options)
+        self.net = net_of(self)
+
+    def policy_net(self) -> EquivariantNet:
+        """The network to export."""
+        return self.net
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        mean, log_std = self.net(batch[Columns.OBS])
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, log_std], dim=-1)}
+        return {Columns.ACTION_DIST_INPUTS: distribution_inputs(self.net, batch[Columns.OBS])}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
         return self.net.values(batch[Columns.OBS])
+
+
+class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):
+    """With the slowly following copy that APPO compares the policy with."""
+
+    def make_target_networks(self) -> None:
+        self._old_net = make_target_network(self.net)
+
+    def get_target_network_pairs(self) -> list[tuple[Any, Any]]:
+        return [(self.net, self._old_net)]
+
+    def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {TARGET_NETWORK_ACTION_DIST_INPUTS: distribution_inputs(self._old_net, batch[Columns.OBS])}

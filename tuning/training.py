@@ -1,45 +1,39 @@
-"""The training loop: PPO on simulated testbeds, then on a live one; curve, checkpoints, network."""
+"""The training loop: an algorithm on simulated testbeds, then on a live one; curve, checkpoints, network."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
 from actuators.files import write_atomic
-from actuators.script import Scenario, Script
-from actuators.topology import Topology
+from actuators.script import Scenario
 from envs.decision import DecisionProblem
+from envs.simulation import SimulationOptions
 from envs.vector import SimulatedVectorEnv
-from tuning.algorithm import module_path, ppo_config
+from tuning.algorithm import UPDATES_PER_ITERATION, Setting, algorithm_config, check, module_path
+from tuning.callbacks import EPISODES
+from tuning.checkpoints import Checkpoints, Saved
+from tuning.curve import CurveRow, as_csv, read_csv, row_of
+from tuning.held_out import Best, HeldOut, ScriptSource
+from tuning.imitation import imitate
 from tuning.model import EquivariantNet
 from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.policy import net_for
+
+__all__ = ["CurveRow", "Trainer"]
 
 _SIMULATED, _LIVE = "deepsched-simulated", "deepsched-live"
 _live_environments: dict[str, Callable[[], gym.Env[Any, Any]]] = {}
-
-
-@dataclass(frozen=True)
-class CurveRow:
-    """One training iteration; the return is nan until an episode has ended."""
-
-    phase: str
-    step: int
-    episode_return: float
-    policy_loss: float
-    value_loss: float
-    entropy: float
 
 
 @dataclass(frozen=True)
@@ -60,22 +54,16 @@ class _Phase:
     interval_s: float
 
 
-class ScriptSource:
-    """Draws the script of an episode from a scenario; travels with RLlib's configuration."""
-
-    def __init__(self, scenario: Scenario, topology: Topology) -> None:
-        self._scenario, self._topology = scenario, topology
-
-    def __call__(self, generator: np.random.Generator) -> Script:
-        return self._scenario.script(self._topology, int(generator.integers(2**31)))
-
-
 class Trainer:
     """Trains one network, phase after phase; every phase starts from the last one's checkpoint.
 
     Args:
-        folder: run folder; gets `checkpoints/`, `progress.csv` and TensorBoard events.
+        folder: run folder; gets `checkpoints/`, `episodes.jsonl`, `progress.csv` and TensorBoard events.
         report: called after every iteration with the row and the steps of the phase.
+        simulation: how simulated testbeds differ from the defaults.
+
+    Raises:
+        ConfigError: the algorithm does not take the problem's action kind.
     """
 
     def __init__(
@@ -85,16 +73,28 @@ class Trainer:
         folder: Path,
         seed: int,
         report: Callable[[CurveRow, int], None] = lambda row, steps: None,
+        simulation: SimulationOptions | None = None,
     ) -> None:
-        self.problem, self.options, self.folder, self.seed = problem, options, folder, seed
+        check(options.algorithm, problem.options.action)
+        squashed = options.algorithm.name in ("sac", "cql")
+        model = options.model.model_copy(update={"squashed": squashed})
+        self.options = options.model_copy(update={"model": model})
+        self.problem, self.folder, self.seed = problem, folder, seed
         self.curve: list[CurveRow] = []
         self.checkpoint: Path | None = None
         self.report = report
-        self._net = EquivariantNet(problem.row_size, problem.topology.shape[0], options.model)
+        self._simulation = simulation
+        self._checkpoints = Checkpoints(folder / "checkpoints")
+        self._net = net_for(problem, model)
 
-    def train_simulated(self, scenario: Scenario) -> None:
-        """PPO on `options.environments` simulated testbeds for `options.steps` steps; each episode a new script."""
-        options = self.options
+    def train_simulated(self, scenario: Scenario, held_out: Scenario | None = None, *, resume: bool = False) -> None:
+        """Trains on `options.environments` simulated testbeds for `options.steps` steps; each episode a new script.
+
+        Args:
+            held_out: what early stopping looks at, `scenario` when None; its seeds are never trained on.
+            resume: go on from the newest checkpoint in `folder`, if there is one.
+        """
+        options, saved = self.options, self._checkpoints.latest() if resume else None
         register_env(_SIMULATED, _make_simulated)
         env_config = {
             "problem": self.problem,
@@ -103,13 +103,15 @@ class Trainer:
             "interval_s": options.interval_s,
             "episode_steps": options.episode_steps,
             "seed": self.seed,
+            "simulation": self._simulation,
+            EPISODES: str(self.folder / "episodes.jsonl"),
         }
-        self._run(
-            _Phase("simulated", _SIMULATED, env_config, options.algorithm, options.environments, options.steps, 0.0)
-        )
+        judge = HeldOut(self.problem, held_out or scenario, options, self._simulation)
+        phase = _Phase("simulated", _SIMULATED, env_config, options.algorithm, options.environments, options.steps, 0.0)
+        self._run(phase, judge if options.held_out.every_steps else None, saved)
 
     def train_live(self, make_env: Callable[[], gym.Env[Any, Any]], steps: int, algorithm: AlgorithmOptions) -> None:
-        """PPO on one live testbed, from the last checkpoint; whoever made the testbed closes it."""
+        """Trains on one live testbed, from the last checkpoint; whoever made the testbed closes it."""
         register_env(_LIVE, _make_live)
         key = str(self.folder)
         _live_environments[key] = make_env
@@ -119,80 +121,101 @@ class Trainer:
             del _live_environments[key]
 
     def net(self) -> EquivariantNet:
-        """The network as trained so far."""
+        """The network as trained so far: the best one on the held-out episodes where these were looked at."""
         return self._net
 
-    def _run(self, phase: _Phase) -> None:
-        config = ppo_config(
-            phase.algorithm,
-            self.options.model,
+    def _run(self, phase: _Phase, judge: HeldOut | None = None, saved: Saved | None = None) -> None:
+        with self._built(phase, saved) as algo, SummaryWriter(str(self.folder)) as events:
+            if saved is None and phase.name == "simulated":
+                self._imitate(algo)
+            progress = _Progress(0, Best()) if saved is None else _Progress(saved.step, saved.best)
+            if judge is not None and saved is None and phase.steps >= self.options.held_out.every_steps:
+                progress.best.offer(judge.score(_policy_net(algo)), _policy_net(algo))
+            while progress.step < phase.steps and progress.best.looks_since < self.options.held_out.patience:
+                self._iterate(algo, phase, progress, judge, events)
+            if progress.best.state:
+                _policy_net(algo).load_state_dict(progress.best.state)
+            self.checkpoint = self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=True)
+            self._net.load_state_dict(_policy_net(algo).state_dict())
+
+    def _iterate(
+        self, algo: Algorithm, phase: _Phase, progress: _Progress, judge: HeldOut | None, events: SummaryWriter
+    ) -> None:
+        before, result = progress.step, algo.train()
+        if phase.algorithm.offline:
+            progress.step += UPDATES_PER_ITERATION * phase.algorithm.batch_steps
+        else:
+            progress.step = int(result["num_env_steps_sampled_lifetime"])
+        held_out = math.nan
+        if judge is not None and _passed(before, progress.step, self.options.held_out.every_steps):
+            held_out = judge.score(_policy_net(algo))
+            progress.best.offer(held_out, _policy_net(algo))
+        self._note(row_of(phase.name, progress.step, result, held_out), phase.steps, events)
+        if _passed(before, progress.step, self.options.checkpoint_steps) and progress.step < phase.steps:
+            self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=False)
+
+    def _imitate(self, algo: Algorithm) -> None:
+        if self.options.imitation.steps:
+            config = algo.config.env_config
+            imitate(_policy_net(algo), self.problem, config["next_script"], self.options, self.seed)
+
+    def _note(self, row: CurveRow, steps: int, events: SummaryWriter) -> None:
+        self.curve.append(row)
+        for name, value in row.numbers():
+            if math.isfinite(value):
+                events.add_scalar(f"{row.phase}/{name}", value, row.step)
+        write_atomic(self.folder / "progress.csv", as_csv(self.curve))
+        self.report(row, steps)
+
+    @contextmanager
+    def _built(self, phase: _Phase, saved: Saved | None) -> Iterator[Algorithm]:
+        setting = Setting(
             environment=phase.environment,
             env_config=phase.env_config,
             groups=self.problem.topology.shape[0],
             num_envs=phase.num_envs,
             native_vector=phase.environment == _SIMULATED,
             interval_s=phase.interval_s,
-            seed=self.seed,
+            # A resumed run must not repeat the episodes it has seen.
+            seed=self.seed + (0 if saved is None else saved.step),
+            action=self.problem.options.action,
             load_module=None if self.checkpoint is None else module_path(self.checkpoint),
         )
-        with _built(config) as algo, SummaryWriter(str(self.folder)) as events:
-            done = 0
-            while done < phase.steps:
-                result = algo.train()
-                done = int(result["num_env_steps_sampled_lifetime"])
-                self._note(_row(phase.name, done, result), phase.steps, events)
-            self._keep(algo, phase.name)
+        # The network is tiny: a second thread never pays, and on a busy machine it costs tenfold.
+        torch.set_num_threads(1)
+        algo = algorithm_config(phase.algorithm, self.options.model, setting).build_algo()
+        try:
+            if saved is not None:
+                algo.restore_from_path(str(saved.path))
+                self.curve = [row for row in read_csv(self.folder / "progress.csv") if row.step <= saved.step]
+            yield algo
+        finally:
+            algo.stop()
 
-    def _note(self, row: CurveRow, steps: int, events: SummaryWriter) -> None:
-        self.curve.append(row)
-        for name, value in asdict(row).items():
-            if isinstance(value, float) and math.isfinite(value):
-                events.add_scalar(f"{row.phase}/{name}", value, row.step)
-        write_atomic(self.folder / "progress.csv", _as_csv(self.curve))
-        self.report(row, steps)
 
-    def _keep(self, algo: Algorithm, phase: str) -> None:
-        target = (self.folder / "checkpoints" / phase).resolve()
-        target.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = Path(algo.save_to_path(str(target)))
-        module = algo.get_module()
-        self._net.load_state_dict(module.net.state_dict())
+@dataclass
+class _Progress:
+    step: int
+    best: Best
+
+
+def _passed(before: int, now: int, every: int) -> bool:
+    return every > 0 and before // every < now // every
+
+
+def _policy_net(algo: Algorithm) -> EquivariantNet:
+    """The learner's own network: what it is set to is what is trained on and saved."""
+    learner = algo.learner_group._learner
+    net: EquivariantNet = learner.module["default_policy"].policy_net()
+    return net
 
 
 def _make_simulated(context: dict[str, Any]) -> SimulatedVectorEnv:
     config = dict(context)
+    config.pop(EPISODES, None)
     return SimulatedVectorEnv(config.pop("problem"), config.pop("num_envs"), config.pop("next_script"), **config)
 
 
 def _make_live(context: dict[str, Any]) -> gym.Env[Any, Any]:
     # The environment holds a testbed of this very process, so it cannot travel in the config.
     return _live_environments[context["key"]]()
-
-
-@contextmanager
-def _built(config: Any) -> Iterator[Algorithm]:
-    algo = config.build_algo()
-    try:
-        yield algo
-    finally:
-        algo.stop()
-
-
-def _row(phase: str, step: int, result: dict[str, Any]) -> CurveRow:
-    learner = result.get("learners", {}).get("default_policy", {})
-    return CurveRow(
-        phase,
-        step,
-        float(result.get("env_runners", {}).get("episode_return_mean", math.nan)),
-        float(learner.get("policy_loss", math.nan)),
-        float(learner.get("vf_loss", math.nan)),
-        float(learner.get("entropy", math.nan)),
-    )
-
-
-def _as_csv(rows: list[CurveRow]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(CurveRow.__dataclass_fields__))
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue().encode()

@@ -1,0 +1,132 @@
+"""Trains policies on the study's scenarios and turns them into rules that `envs.study` judges beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from actuators.control import BalancingMethod
+from actuators.script import Script
+from actuators.topology import Topology
+from envs.batch import SimulatedBatch, SimulationOptions
+from envs.decision import DecisionOptions, DecisionProblem
+from envs.encoding import EncoderOptions
+from envs.mixture import fit_encoder
+from envs.observation import Observer, sample_names, samples_of
+from envs.rules import Rule, Steering
+from envs.scenarios import STUDY, randomised, scenario, training_mixture
+from envs.study import deadlines_s
+from envs.window_batch import WindowBatch
+from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, TrainingOptions
+from tuning.policy import LearnedPolicy
+from tuning.training import CurveRow, Trainer
+
+SIMULATION = SimulationOptions(retry_post=True)
+"""The study's own choice, which its baselines have too."""
+_OBSERVED_STEPS = 60
+_ROWS_PER_SCENARIO = 2
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy to train: what it sees and does, on which method and scenarios, for how long."""
+
+    name: str
+    decision: DecisionOptions
+    method: BalancingMethod
+    scenarios: tuple[str, ...] = STUDY
+    steps: int = 40_000
+    clusters: int = 8
+    imitation_steps: int = 0
+    algorithm: AlgorithmOptions = field(default_factory=AlgorithmOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained arm, as a rule of the study."""
+
+    arm: Arm
+    problem: DecisionProblem
+    policy: LearnedPolicy
+    curve: Sequence[CurveRow]
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(self.arm.name, self.arm.method, lambda: learned(self.policy, self.problem), SIMULATION)
+
+
+def train(arm: Arm, topology: Topology, seed: int, folder: Path) -> Trained:
+    """Observes the arm's scenarios, fits the mixture and trains; seeds are never those of the evaluation."""
+    problem = study_problem(arm, topology, seed)
+    options = TrainingOptions(
+        steps=arm.steps,
+        environments=24,
+        episode_steps=100,
+        algorithm=arm.algorithm,
+        method=arm.method,
+        held_out=HeldOutOptions(every_steps=max(arm.steps // 6, 1), patience=6, episodes=2 * len(arm.scenarios)),
+        imitation=ImitationOptions(steps=arm.imitation_steps),
+        checkpoint_steps=arm.steps,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(problem, options, folder, seed, simulation=SIMULATION)
+    trainer.train_simulated(training_mixture(arm.scenarios, duration_s=110.0), _InTurn(arm.scenarios))
+    return Trained(arm, problem, LearnedPolicy(trainer.net(), problem), trainer.curve)
+
+
+def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
+    """Deadlines of S1 in nominal conditions; a mixture of `arm.clusters`, fitted under weights from {1, 3, 5}."""
+    deadline_s = deadlines_s(scenario("S1"), topology)
+    scripts = [
+        randomised(scenario(name), _OBSERVED_STEPS + 1.0).script(topology, 10_000 * (seed + 1) + row)
+        for name in arm.scenarios
+        for row in range(max(_ROWS_PER_SCENARIO, 12 // len(arm.scenarios)))
+    ]
+    batch = SimulatedBatch(topology, len(scripts), arm.method, options=SIMULATION)
+    for row, script in enumerate(scripts):
+        batch.reset(row, script)
+    observer = Observer(topology, deadline_s, None, (len(scripts),))
+    generator = np.random.default_rng(seed)
+    seen = []
+    for step in range(_OBSERVED_STEPS):
+        if step % 5 == 0:
+            batch.set_weights(generator.choice([1, 3, 5], (len(scripts), *topology.shape)))
+        window = batch.advance(1.0)
+        seen.append(observer.observe(window, 1.0, window.weight).features)
+    names = sample_names(topology, "server")
+    samples = samples_of(np.array(seen), "server").reshape(-1, len(names))
+    encoder = fit_encoder(samples, names, EncoderOptions(clusters=(arm.clusters,), restarts=1), seed)
+    return DecisionProblem(topology, deadline_s, encoder, arm.decision)
+
+
+def learned(policy: LearnedPolicy, problem: DecisionProblem) -> Steering:
+    """A trained policy as the steering of a rule: windows in, weights out."""
+    observer: Observer | None = None
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        nonlocal observer
+        if window is None:
+            observer = problem.observer((len(scripts),))
+            return
+        assert observer is not None
+        duration_s = float(window.end_s[0] - window.start_s[0])
+        batch.set_weights(policy.weights(observer.observe(window, duration_s, window.weight)))
+
+    return steer
+
+
+@dataclass
+class _InTurn:
+    """Held-out episodes: every scenario equally often."""
+
+    names: tuple[str, ...]
+    name: str = "held out"
+    _count: int = 0
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        self._count += 1
+        chosen = self.names[(self._count - 1) % len(self.names)]
+        return randomised(scenario(chosen), 110.0).script(topology, seed)
