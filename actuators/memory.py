@@ -38,6 +38,7 @@ class MemoryControl:
     ) -> None:
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         self._token, self._path, self.topology = token, path, topology
+        self._shown = ""
 
     @classmethod
     def read(cls, port: int, *, host: str = "127.0.0.1", path: str = "/control") -> str:
@@ -50,15 +51,14 @@ class MemoryControl:
 
         Raises ActuationError when it was refused or reads back differently; what was in force stays then.
         """
-        before = self._request("GET")
+        before = self._shown or self._request("GET")
         text = to_text(method, control)
-        try:
-            if not _shows(self._request("POST", text), text):
-                raise ActuationError("NGINX shows another control than was set", where=self._where)
-        except ActuationError:
-            if self._request("GET") != before:
-                self._request("POST", before)
-            raise
+        # Refused texts change nothing; an accepted one is answered by what the worker's own tables now hold.
+        shown = self._request("POST", text)
+        if not _shows(shown, text):
+            self._shown = self._request("POST", before)
+            raise ActuationError("NGINX shows another control than was set", where=self._where)
+        self._shown = shown
 
     def apply(self, control: Control) -> Applied:
         """As `put`, under the method in force; the same control again does nothing."""

@@ -72,7 +72,8 @@ def _counters(site: Bed, way: str, seed: int) -> Bar:
     retries = int(window.requests.sum()) - front_side
     how = (
         f"{len(pairs)} counters of {front_side} requests with {retries} retries,"
-        f" {int(client.errors['status_5xx'].sum())} errors and {int(client.errors['timeout'].sum())} client aborts; the least equal: {worst} {pairs[worst]}"
+        f" {int(client.errors['status_5xx'].sum())} errors and"
+        f" {int(client.errors['timeout'].sum())} client aborts; the least equal: {worst} {pairs[worst]}"
     )
     value = abs(pairs[worst][0] - pairs[worst][1])
     return at_most(f"counters by Lua, {way}: largest difference to client and servers", value, 0, "requests", how=how)
