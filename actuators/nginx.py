@@ -137,6 +137,13 @@ class Nginx:
         """Last lines of the error log."""
         return self._running().log_tail(lines)
 
+    def check(self) -> None:
+        """Raises ProcessError with the error log's tail when NGINX has ended."""
+        process = self._running()
+        if process.poll() is not None:
+            where = str(process.log_path)
+            raise ProcessError(f"nginx ended with code {process.poll()}", where=where, evidence=process.log_tail())
+
     @property
     def master_pid(self) -> int:
         """Process id of the master. Raises ProcessError before `start`."""

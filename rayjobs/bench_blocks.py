@@ -130,6 +130,7 @@ def run_block(bed: Bed, arm: Arm, steered: Steered | None, script: Script, seed:
     if steered is not None:
         _apply(arm, steered.begin(bed.topology))
     cpu, engine = WorkerCpu(arm.nginx), bed.engine
+    arm.nginx.check()
     arm.collector.begin()
     before_s = cpu.seconds()
     engine.start(arm.nginx.address, bed.topology, script.streams, seed=seed, duration_s=script.duration_s)
