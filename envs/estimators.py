@@ -86,15 +86,17 @@ class Estimator(Protocol):
 
 
 class TypeMeans:
-    """Mean service time of each request type over all servers, learned from NGINX's own statistics.
+    """Mean service time of each request type over its servers, learned from NGINX's own statistics.
 
     Requests that found an idle worker where the balancer tells them, all responses elsewhere; a slow
-    memory (1 %/s forgotten), because it is only what estimators fall back to.
+    memory (1 %/s forgotten), because it is only what estimators fall back to. Every server counts alike,
+    however little a good balancer sends it: otherwise a type would be taken to be as fast as its best server.
     """
 
     def __init__(self, topology: Topology, batch: tuple[int, ...] = (), first_guess_s: float = FIRST_GUESS_S) -> None:
-        self._requests = np.full((*batch, topology.shape[0]), _GUESS_REQUESTS)
-        self._seconds = self._requests * first_guess_s
+        self._requests = np.zeros((*batch, *topology.shape))
+        self._seconds = np.zeros((*batch, *topology.shape))
+        self._first_guess_s = first_guess_s
 
     def update(self, samples: ServiceSamples) -> FloatArray:
         """``[..., groups]`` after this window, in seconds."""
@@ -102,10 +104,13 @@ class TypeMeans:
         requests, seconds = samples.requests, samples.response_s
         if samples.delay is not None:
             requests, seconds = samples.delay.idle_requests, samples.delay.idle_response_s
-        self._requests = kept * self._requests + np.where(samples.mask, requests, 0).sum(axis=-1)
-        self._seconds = kept * self._seconds + np.where(samples.mask, seconds, 0.0).sum(axis=-1)
-        means: FloatArray = np.maximum(self._seconds / np.maximum(self._requests, 1e-9), 1e-6)
-        return means
+        self._requests = kept * self._requests + np.where(samples.mask, requests, 0)
+        self._seconds = kept * self._seconds + np.where(samples.mask, seconds, 0.0)
+        total = self._requests.sum(axis=-1, keepdims=True) + _GUESS_REQUESTS
+        pooled = (self._seconds.sum(axis=-1, keepdims=True) + _GUESS_REQUESTS * self._first_guess_s) / total
+        of_server = (self._seconds + _GUESS_REQUESTS * pooled) / (self._requests + _GUESS_REQUESTS)
+        means: FloatArray = np.where(samples.mask, of_server, 0.0).sum(axis=-1) / samples.mask.sum(axis=-1)
+        return np.maximum(means, 1e-6)
 
 
 class TypeMeansOnly:
