@@ -32,7 +32,9 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
             new = _find(after, group.name, server)
             if new is None:
                 if group.name in after.groups:
-                    faults.append(Fault("missing_server", "not in NGINX's statistics", group.name, server))
+                    shown = ", ".join(list(after.groups[group.name])[:5])
+                    detail = f"not in NGINX's statistics, which show: {shown}"[:300]
+                    faults.append(Fault("missing_server", detail, group.name, server))
                 continue
             window.weight[g, s], window.down[g, s] = min(new.weight, 2**31), new.down
             fault = _cell_fault(before, after, group.name, server, new)

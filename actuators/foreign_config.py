@@ -16,6 +16,7 @@ import crossplane
 from actuators.errors import ActuationError, ConfigError
 
 _BLANK = b" \t\r\n"
+_MOST_INCLUDES = 20_000
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,12 @@ class _Walk:
 
     payload: list[dict[str, Any]]
     config: ForeignConfig
+    visits: int = 0
 
     def file(self, index: int, group: str, *, depth: int) -> None:
-        if depth > 64:
-            raise ConfigError("includes are nested too deeply", where=self.payload[index]["file"])
+        self.visits += 1
+        if depth > 64 or self.visits > _MOST_INCLUDES:
+            raise ConfigError("files include each other without end", where=self.payload[index]["file"])
         self._block(index, self.payload[index]["parsed"], group, {}, depth=depth)
 
     def _block(

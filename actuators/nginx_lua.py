@@ -18,6 +18,7 @@ def lua_block(topology: Topology, upstreams: Path, options: NginxOptions, *, tok
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
       groups = STATUS.groups, token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
+      balancers = {options.load_balancers},
       max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
     }})
     STATUS.balancer = BALANCER"""

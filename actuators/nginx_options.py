@@ -35,11 +35,13 @@ class NginxOptions(Options):
     """Seconds to connect to a server."""
     read_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds between two reads from (and writes to) a server."""
-    shutdown_timeout_s: float = Field(default=30.0, gt=0)
+    shutdown_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds that a worker of an old configuration may take to finish its requests."""
     max_body_bytes: int = Field(default=2**20, ge=1024)
     """Largest request body; it is buffered in memory."""
     workers_per_server: float = Field(default=1.0, ge=0.25)
     """Requests that a server serves at once, as `expected_delay` believes until service times tell; rather too low."""
+    load_balancers: int = Field(default=1, ge=1)
+    """NGINXs before the same servers that share the traffic equally; `expected_delay` multiplies what it sees."""
     start_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds until NGINX must answer."""

@@ -149,3 +149,10 @@ def test_any_text_is_edited_exactly_or_refused(tmp_path: Path, pieces: list[str]
     index = config.servers.index(target)
     assert after[index] == (target.group, target.server, weight, down)
     assert [*after[:index], *after[index + 1 :]] == [*before[:index], *before[index + 1 :]]
+
+
+def test_files_that_include_each_other_without_end_are_refused(tmp_path: Path) -> None:
+    main = tmp_path / "nginx.conf"
+    main.write_text("http { upstream g { server a:1; } include nginx.conf; include nginx.conf; }")
+    with pytest.raises(ConfigError, match="without end"):
+        read_config(main)

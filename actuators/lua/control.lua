@@ -9,12 +9,13 @@ local tonumber, format = tonumber, string.format
 
 local METHODS = { round_robin = true, least_conn = true, expected_delay = true }
 
-local dict, layout, token, default_workers
+local dict, layout, token, default_workers, default_balancers
 local version, control = -1, nil
 
 -- layout: { names = { all servers }, groups = { { name = …, servers = { global indices } }, … } }
 function M.init(shared_dict, new_layout, options)
-    dict, layout, token, default_workers = shared_dict, new_layout, options.token, options.workers
+    dict, layout, token = shared_dict, new_layout, options.token
+    default_workers, default_balancers = options.workers, options.balancers
     version = -1
     dict:safe_add("version", 0)
     dict:safe_add("control", "method " .. options.method .. "\n")
@@ -94,7 +95,7 @@ function readers.balancers(parsed, value)
 end
 
 local function empty()
-    local parsed = { groups = {}, workers = {}, balancers = 1 }
+    local parsed = { groups = {}, workers = {}, balancers = default_balancers }
     for index, group in ipairs(layout.groups) do
         local own = {
             index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = {}, up = {}, current = {},

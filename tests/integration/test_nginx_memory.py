@@ -113,6 +113,25 @@ def test_expected_delay_begins_as_least_conn_then_weighs_waits_over_all_groups(s
     wait_until(lambda: site.in_flight() == 0)
 
 
+def test_several_load_balancers_multiply_what_each_sees(short_dir: Path) -> None:
+    options = NginxOptions(method="expected_delay", actuation="memory", load_balancers=4)
+    with running_site(short_dir, options) as site:
+        site.nginx.apply(service_times(site, 0.010, 0.004, 0.012, workers=4))
+        assert set(site.who(3)) == {"1"}
+        site.hang()
+        pending = site.pending()
+        site.heal()
+        # One of ours in flight means four: 4 ms of waiting for one of 4 workers is 1 ms, 3.8 < 7.
+        assert site.who(1) == "1"
+        site.hang()
+        more = site.pending(USER)
+        site.heal()
+        # Eight: 5 ms of waiting + 2.8 against 7.
+        assert site.who(1) == "0"
+        pending.close()
+        more.close()
+
+
 def test_a_dead_server_is_passed_over_and_left_alone_for_a_while(site: Site) -> None:
     site.collector.begin()
     site.refuse(0)
