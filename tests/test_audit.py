@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def recorded(path: Path, count: int = 25, keep: AuditOptions | None = None) -> N
     with SimulatedTestbed(TOPOLOGY) as testbed:
         testbed.reset(demo_scenario(), 1)
         for index in range(count):
-            seen = testbed.advance(1.0)
+            seen = replace(testbed.advance(1.0), weight=run.steering.in_force.values)
             given = recent.ask(adviser, seen)
             if index == count // 2:
                 run.steering.override = "paused"

@@ -85,7 +85,7 @@ def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: di
             for g in steering.topology.groups
         ],
         "original": {"values": original.values.tolist(), "down": original.down.tolist()},
-        "options": steering.options.model_dump(),
+        "options": steering.options.model_dump(mode="json", include=set(SteeringOptions.model_fields)),
         "deadlines_s": deadlines_s.tolist(),
         "now_s": now_s,
         "bundle": bundle,
@@ -185,7 +185,7 @@ def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Itera
             if line.get("kind") != "decision" or steering is None:
                 continue
             window = window_json.from_json(WindowModel.model_validate(line["window"]), steering.topology)
-            _obey(steering, line)
+            _follow(steering, line, window)
             advice = recorded_advice(line, steering.topology)
             if adviser is not None and window.usable and window.requests.sum() > 0:
                 advice = recent.ask(adviser, window)
@@ -217,8 +217,10 @@ def _steering(line: dict[str, Any]) -> Steering:
     return Steering(deadlines_s, original, SteeringOptions.model_validate(line["options"]), line["now_s"])
 
 
-def _obey(steering: Steering, line: dict[str, Any]) -> None:
-    """Mode and orders as they were."""
+def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
+    """Mode, orders and weights in force as they were: what another bundle would have done at that moment."""
+    if not np.array_equal(window.weight, steering.in_force.values):
+        steering.found(Weights(steering.topology, window.weight, steering.original.down))
     steering.override = line["override"]
     update = {"mode": line["mode"], "blend_percent": line["blend_percent"]}
     steering.options = steering.options.model_copy(update=update)

@@ -44,6 +44,9 @@ class HarmWatch:
     def see_policy(self, art: float, errors: float, now_s: float) -> Harm | None:
         """A window under the policy's weights: the harm it shows, after which the caller must revert."""
         guards, reference = self._guards, self.reference
+        if reference.measured_s == float("-inf"):
+            # Weights of an earlier controller: the baseline comes first anyway.
+            return None
         if now_s - self._calm_since_s > guards.max_back_off_s:
             self._back_off_s = guards.back_off_s
         failing = self._failing.see(errors > reference.errors + guards.error_rise_ratio)

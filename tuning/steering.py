@@ -120,6 +120,11 @@ class Steering:
         self.in_force, self._changed_s = decision.weights, now_s
         self._own(decision.source == "policy")
 
+    def found(self, present: Weights) -> None:
+        """Somebody else put these in force, or an earlier controller did: they are nobody's until a decision."""
+        self.in_force = present
+        self._own(_differ(present, self.original))
+
     def _own(self, policy: bool) -> None:
         if self._policy_in_force and not policy:
             self.harm.returned()
