@@ -9,6 +9,9 @@ import numpy as np
 from envs.compiling import compiled, inlined, leaf
 from envs.draws import below, unit_gap, unit_work
 
+NOWHERE = -1
+"""`REQUEST.server` of a request for which none is chosen yet."""
+
 
 @leaf
 def schedule_next(stream: Any, steps: Any, duration_s: float) -> None:
@@ -54,7 +57,7 @@ def new_request(lane: Any, group: Any, now_s: float) -> Any:
     state.free -= 1
     slot = lane.free[state.free]
     request = lane.requests[slot]
-    request.number, request.group, request.tried = stream.drawn, group, 0
+    request.number, request.group, request.server, request.tried = stream.drawn, group, NOWHERE, 0
     request.arrival_s = now_s
     request.unit = unit_work(rules.work_kind, lane.work_table, rules.sigma, stream.work_key, stream.drawn)
     request.context = 0

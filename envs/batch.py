@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from actuators import histogram
 from actuators.control import MAX_WEIGHT, BalancingMethod
@@ -17,7 +18,7 @@ from actuators.window import DEFAULT_BOUNDS_MS, FloatArray, IntArray
 from envs import arrivals, engine
 from envs.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.compiling import compiled
-from envs.lane import Lane, Tally, build_lane
+from envs.lane import IN_FLIGHT_BINS, IN_FLIGHT_SUMS, Lane, Tally, build_lane
 from envs.tally import bucket_table
 from envs.window_batch import WindowBatch
 
@@ -39,6 +40,8 @@ class SimulationOptions(Options):
     """Seconds for which it is passed over."""
     read_timeout_s: float = 60.0
     """Seconds that NGINX waits for a server that hangs."""
+    overhead_ms: float = Field(default=0.0, ge=0)
+    """Milliseconds that every request takes on its way to a worker: network, proxy, the server's own code."""
     retry_http_500: bool = False
     """`proxy_next_upstream http_500`: a 500 is a failed attempt, and another server is tried."""
     retry_post: bool = False
@@ -58,6 +61,8 @@ class SimulationOptions(Options):
     """`expected_delay`: share of the error score that one answer replaces."""
     error_memory_s: float = 5.0
     """`expected_delay`: time constant after which the error score is forgotten."""
+    count_by_in_flight: bool = False
+    """`expected_delay`: windows also tell response times by requests in flight, from which workers are learned."""
 
 
 class SimulatedBatch:
@@ -216,9 +221,11 @@ class SimulatedBatch:
         o = self.options
         return {
             "method": self._method, "sharing": o.discipline == "processor_sharing", "max_fails": o.max_fails,
-            "fail_timeout_s": o.fail_timeout_s, "read_timeout_s": o.read_timeout_s, "retry_500": o.retry_http_500,
+            "fail_timeout_s": o.fail_timeout_s, "read_timeout_s": o.read_timeout_s,
+            "overhead_s": o.overhead_ms / 1e3, "retry_500": o.retry_http_500,
             "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
             "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
+            "by_in_flight": o.count_by_in_flight,
         }  # fmt: skip
 
 
@@ -250,6 +257,7 @@ def _new_tally(topology: Topology, size: int, bounds: int) -> Tally:
         response_ms_sum=np.zeros(cells, np.int64),
         latency_histogram=np.zeros((*cells, bounds + 1), np.int64),
         delay=np.zeros((*cells, 4)),
+        by_in_flight=np.zeros((size, servers, IN_FLIGHT_BINS, IN_FLIGHT_SUMS)),
         planned=np.zeros(totals, np.int64),
         answered=np.zeros(totals, np.int64),
         failed=np.zeros(totals, np.int64),

@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 
 from envs import balancers as b
-from envs.arrivals import new_request, release_slot
+from envs.arrivals import NOWHERE, new_request, release_slot
 from envs.compiling import compiled, inlined
 from envs.draws import uniform
-from envs.queues import accept, empty, finish_next, put_central, refresh_next, set_rate, take_central
+from envs.queues import (
+    accept,
+    empty,
+    finish_next,
+    put_central,
+    put_on_way,
+    refresh_next,
+    set_rate,
+    take_central,
+    take_from_way,
+)
 from envs.tally import count_answer, count_attempt, count_failure
 
 OK, ERROR, UNAVAILABLE, LOST, REJECTED, TIMED_OUT = 200, 500, 502, 502, 503, 504
@@ -29,8 +39,8 @@ def advance(lane: Any, until_s: float) -> None:
         for s in range(1, len(servers)):
             if servers[s].next_s < finish_s:
                 server, finish_s = s, servers[s].next_s
-        change_s = behaviours[state.behaviour].at_s
-        now_s = min(arrival_s, finish_s, change_s)
+        change_s, come_s = behaviours[state.behaviour].at_s, state.next_come_s
+        now_s = min(arrival_s, finish_s, change_s, come_s)
         if now_s >= until_s:
             break
         if arrival_s == now_s:
@@ -39,6 +49,8 @@ def advance(lane: Any, until_s: float) -> None:
             finish(lane, server, now_s)
         elif finish_s == now_s:
             time_out(lane, np.int64(server), now_s)
+        elif come_s == now_s:
+            queue_to_send(lane, take_from_way(lane))
         else:
             behave(lane, behaviours[state.behaviour])
             state.behaviour += 1
@@ -75,24 +87,33 @@ def finish(lane: Any, s: Any, now_s: float) -> None:
 
 @inlined
 def send(lane: Any, slot: Any, now_s: float) -> None:
-    """Picks a server and sends the request there, as often as NGINX would try."""
-    request, status = lane.requests[slot], UNAVAILABLE
-    while True:
+    """Picks a server for the request and lets it reach it."""
+    request = lane.requests[slot]
+    there = request.server != NOWHERE
+    if not there:
         s = pick(lane, request, now_s)
-        if s < 0:
-            status = OK if s == b.WAIT and put_central(lane, slot) else UNAVAILABLE
-            break
-        begin_attempt(lane, request, s, now_s)
-        refused = lane.servers[s].refused
-        if not refused and accept(lane, s, slot, now_s):
-            status = OK
-            break
-        status = UNAVAILABLE if refused else REJECTED
-        end_attempt(lane, request, status, now_s, refused)
-        if not refused:  # a refused connection is tried elsewhere for any method: nothing was sent
-            break
-    if status != OK:
-        conclude(lane, slot, status, now_s)
+        if s >= 0:
+            begin_attempt(lane, request, s, now_s)
+            there = lane.rules[0].overhead_s <= 0.0
+            if not there:
+                put_on_way(lane, slot, now_s)
+        elif s != b.WAIT or not put_central(lane, slot):
+            conclude(lane, slot, UNAVAILABLE, now_s)
+    if there:
+        reach(lane, slot, now_s)
+
+
+@inlined
+def reach(lane: Any, slot: Any, now_s: float) -> None:
+    """The request has reached its server: it is refused, accepted or rejected."""
+    request = lane.requests[slot]
+    s = request.server
+    if lane.servers[s].refused:
+        end_attempt(lane, request, UNAVAILABLE, now_s, True)
+        queue_to_send(lane, slot)  # nothing was sent, so that NGINX tries the next one for any method
+    elif not accept(lane, s, slot, now_s):
+        end_attempt(lane, request, REJECTED, now_s, False)
+        conclude(lane, slot, REJECTED, now_s)
 
 
 @inlined
@@ -129,6 +150,9 @@ def begin_attempt(lane: Any, request: Any, s: Any, now_s: float) -> None:
         for group in range(len(peers)):
             in_flight += peers[group, s].conns
         request.idle = 1 if in_flight < workers else 0
+        if rules.by_in_flight:
+            request.in_flight = in_flight * rules.balancers
+            request.ahead_s = b.mean_ahead_s(peers, s, lane.tau_s)
     request.server, request.attempt_s, request.status = s, now_s, OK
     request.generation = lane.state[0].generation
     if server.error_ratio > 0.0:
@@ -151,6 +175,7 @@ def end_attempt(lane: Any, request: Any, status: Any, now_s: float, failed: Any)
         b.note_health(lane.health[request.context, s], status >= 500, failed, now_s, rules)
     if failed:
         request.tried |= np.int64(1) << s
+        request.server = NOWHERE
 
 
 @inlined

@@ -15,6 +15,9 @@ from actuators.script import Script
 from actuators.topology import Topology
 from envs.draws import ARRIVAL_CODES, SERVICE_CODES, lognormal_sigma, lognormal_table, stream_keys
 
+IN_FLIGHT_BINS, IN_FLIGHT_SUMS = 25, 6
+"""Rows and columns of `Tally.by_in_flight`, see `actuators.window.DelayWindow`."""
+
 MAX_SERVERS = 62
 """Servers that a request has tried are kept as bits of one integer, as NGINX does for small groups."""
 
@@ -35,15 +38,22 @@ STEP = _record("distribution", "start_s rate_rps")
 SERVER = _record(
     "workers limit busy waiting head refused hanging", "speed rate clock_v clock_s next_s error_ratio error_service_s"
 )
-REQUEST = _record("number group context server tried status generation idle", "arrival_s attempt_s unit wait_s tau_s")
+REQUEST = _record(
+    "number group context server tried status generation idle in_flight",
+    "arrival_s attempt_s unit wait_s tau_s ahead_s",
+)
 PEER = _record("weight effective current conns fails accessed checked down")
 HEALTH = _record("out_until", "errors error_s")
 BEHAVIOUR = _record("server refused hanging", "at_s speed error_ratio error_service_s")
 GROUP = _record("servers post")
-STATE = _record("free behaviour generation picks resend central central_head", "now_s duration_s", "pick_key")
+STATE = _record(
+    "free behaviour generation picks resend central central_head on_way way_head",
+    "now_s duration_s next_come_s",
+    "pick_key",
+)
 RULES = _record(
-    "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers",
-    "read_timeout_s beta error_cost_s error_gain error_memory_s sigma",
+    "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight",
+    "read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma",
 )
 
 
@@ -55,6 +65,7 @@ class Tally(NamedTuple):
     response_ms_sum: Any
     latency_histogram: Any
     delay: Any
+    by_in_flight: Any
     planned: Any
     answered: Any
     failed: Any
@@ -84,6 +95,7 @@ class Lane(NamedTuple):
     resend: Any
     held: Any
     central: Any
+    on_way: Any
     requests: Any
     free: Any
     peers: Any
@@ -107,6 +119,7 @@ def build_lane(
     slots = servers * (heap + queue) + 1
     state = np.zeros(1, STATE)
     state["free"], state["duration_s"], state["pick_key"] = slots, script.duration_s, keys[-1]
+    state["next_come_s"] = np.inf
     table, rule = _rules(script, rules)
     contexts = int(rule["contexts"][0])
     return Lane(
@@ -115,7 +128,8 @@ def build_lane(
         service_s=np.array([[m / p.speeds[g] for p in script.servers] for g, m in enumerate(script.mean_service_s)]),
         heap_v=np.zeros((servers, heap)), heap_request=np.zeros((servers, heap), np.int64),
         queue=np.zeros((servers, queue), np.int64), resend=np.zeros(slots, np.int64), held=np.zeros(slots, np.int64),
-        central=np.zeros(slots, np.int64), requests=np.zeros(slots, REQUEST), free=np.arange(slots)[::-1].copy(),
+        central=np.zeros(slots, np.int64), on_way=np.zeros(slots, np.int64), requests=np.zeros(slots, REQUEST),
+        free=np.arange(slots)[::-1].copy(),
         peers=equal_peers(topology, contexts), health=np.zeros((contexts, servers), HEALTH),
         tau_s=np.ones((groups, servers)), believed_workers=np.array([float(p.workers) for p in script.servers]),
         work_table=table, bucket_of_ms=bucket_of_ms, tally=tally,

@@ -179,3 +179,26 @@ def take_central(lane: Any) -> Any:
     state.central_head = (state.central_head + 1) % len(lane.central)
     state.central -= 1
     return slot
+
+
+@inlined
+def put_on_way(lane: Any, slot: Any, now_s: float) -> None:
+    """The request is on its way to its server; all ways are equally long, so that they end in order."""
+    state = lane.state[0]
+    lane.on_way[(state.way_head + state.on_way) % len(lane.on_way)] = slot
+    if state.on_way == 0:
+        state.next_come_s = now_s + lane.rules[0].overhead_s
+    state.on_way += 1
+
+
+@inlined
+def take_from_way(lane: Any) -> Any:
+    """The request that has reached its server."""
+    state = lane.state[0]
+    slot = lane.on_way[state.way_head]
+    state.way_head = (state.way_head + 1) % len(lane.on_way)
+    state.on_way -= 1
+    state.next_come_s = np.inf
+    if state.on_way > 0:
+        state.next_come_s = lane.requests[lane.on_way[state.way_head]].attempt_s + lane.rules[0].overhead_s
+    return slot

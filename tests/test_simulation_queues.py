@@ -116,3 +116,17 @@ def test_a_server_that_wakes_up_goes_on_where_it_stood() -> None:
     nap = [Behaviour(11.0, 0, hang=True), Behaviour(14.0, 0)]
     script = script_of(0.1, 2.0, arrivals="fixed", service="constant", duration_s=15.0, behaviours=nap)
     assert run(line_of(1), script, 20.0).latency_s_sum.sum() == pytest.approx(5.0)
+
+
+def test_overhead_adds_to_latency_and_not_to_work() -> None:
+    light = script_of(10.0, 0.02, service="constant", workers=4, arrivals="fixed", duration_s=100.0)
+    assert mean_s(run(line_of(1), light, 100.0, overhead_ms=3.0)) == pytest.approx(0.023)
+    overload = script_of(1000.0, 0.02, service="constant", workers=4, queue_limit=20)
+    answered = run(line_of(1), overload, 50.0, overhead_ms=3.0).latency_counts.sum()
+    assert answered == pytest.approx(50 * 4 / 0.02, rel=0.01)
+    for discipline in ("fifo", "processor_sharing"):
+        script = script_of(160.0, 0.02, workers=4)
+        plain, longer = (
+            mean_s(run(line_of(1), script, 1000.0, overhead_ms=ms, discipline=discipline)) for ms in (0.0, 2.0)
+        )
+        assert longer - plain == pytest.approx(0.002, rel=0.2)
