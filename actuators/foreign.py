@@ -1,4 +1,10 @@
-"""Weights of an NGINX that is not ours: its own files edited in place, tested, reloaded, confirmed, rolled back."""
+"""Weights of an NGINX that is not ours: its own files edited in place, tested, reloaded, confirmed, rolled back.
+
+Rights: the folder and files of the configuration must be writable, `nginx -t` and the reload are the only things
+that need more. As root nothing is to be set; else allow just those two to the user who runs this, in sudoers:
+``steer ALL=(root) NOPASSWD: /usr/sbin/nginx -t -q -c *, /usr/sbin/nginx -s reload``, and set `test_command` to
+``sudo,-n,/usr/sbin/nginx,-t,-q,-c`` and `reload_command` to ``sudo,-n,/usr/sbin/nginx,-s,reload``.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +47,8 @@ class ForeignOptions(Options):
     """Program that tests the configuration, by name or path."""
     pid_file: Path | None = None
     """Holds the master's process id; by default what the configuration says, or /run/nginx.pid."""
+    test_command: tuple[str, ...] = ()
+    """Tests the configuration whose path is appended, as sudo,-n,nginx,-t,-q,-c; by default `binary` does."""
     reload_command: tuple[str, ...] = ()
     """Reloads NGINX when this user may not signal it, as sudo,-n,nginx,-s,reload."""
     min_reload_interval_s: float = Field(1.0, ge=0)
@@ -114,7 +122,8 @@ class ForeignNginx:
         copies: dict[Path, Path] = {}
         try:
             main = _copy(config.main, config, changes, copies)
-            test_config([str(self._build.binary), "-t", "-q", "-c", str(main)])
+            command = self.options.test_command or (str(self._build.binary), "-t", "-q", "-c")
+            test_config([*command, str(main)])
         finally:
             for copy in copies.values():
                 copy.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""Coverage-guided fuzzing (atheris) of what comes from outside: vts documents, snapshot files, NGINX configurations.
+
+Run: ``python tests/fuzz_targets.py {vts,config} -max_total_time=600``; needs ``pip install atheris``.
+A crash, a hang, an error that is not of our family, or a wrong number ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["actuators", "crossplane"]):
+    from actuators.difference import difference
+    from actuators.errors import DeepSchedError
+    from actuators.foreign_config import edit_server, read_config
+    from actuators.snapshots import from_json, to_json
+    from actuators.topology import social_network
+    from actuators.vts import parse
+
+DATA = Path(__file__).parent / "data" / "vts"
+TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
+BASE = json.loads((DATA / "before_load.json").read_text())
+MAIN = Path(tempfile.mkdtemp(prefix="ds-fuzz-")) / "nginx.conf"
+
+
+def vts(data: bytes) -> None:
+    """Any JSON is a window without a wrong number, or an error of ours."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    try:
+        snapshot = parse(document)
+        again = from_json(json.loads(json.dumps(to_json(snapshot))))
+        window = difference(parse(BASE), snapshot, TOPOLOGY)
+    except DeepSchedError:
+        return
+    assert {g: list(s) for g, s in again.groups.items()} == {g: list(s) for g, s in snapshot.groups.items()}
+    assert (window.requests >= 0).all()
+    assert (window.latency_histogram >= 0).all()
+    assert (window.response_ms_sum >= 0).all()
+    for g, group in enumerate(TOPOLOGY.groups):
+        for s, server in enumerate(TOPOLOGY.servers):
+            if window.requests[g, s]:
+                assert window.requests[g, s] == snapshot.groups[group.name][server].totals()[0]
+
+
+def config(data: bytes) -> None:
+    """Any bytes are edited exactly, or refused with an error of ours."""
+    # Includes would read files of this machine.
+    MAIN.write_bytes(data.replace(b"include", b"exclude"))
+    try:
+        lines = read_config(MAIN).servers
+        if not lines:
+            return
+        before = [(line.group, line.server, line.weight, line.down) for line in lines]
+        new = edit_server(MAIN.read_bytes(), lines[0], 7, down=True)
+    except DeepSchedError:
+        return
+    MAIN.write_bytes(new)
+    after = [(line.group, line.server, line.weight, line.down) for line in read_config(MAIN).servers]
+    assert after[0] == (*before[0][:2], 7, True)
+    assert after[1:] == before[1:]
+
+
+if __name__ == "__main__":
+    target = {"vts": vts, "config": config}[sys.argv.pop(1)]
+    atheris.Setup(sys.argv, target)
+    atheris.Fuzz()
