@@ -103,6 +103,9 @@ class DelayWindow:
         predicted_wait_s, predicted_service_s: seconds, sums over all of them of what the rule believed
             when it chose; 0 while no service times are in force.
         tau_s: service times in force at the end; 0 while there are none.
+        by_in_flight: ``[servers, 25, 6]`` or None: answers by the requests (0…24) that were in flight at the server
+            when they were sent on; each row count, Σq, Σq², Σy, Σy², Σqy, where y is the response time and q the
+            mean service time of those in flight, both divided by the answer's own service time in force.
     """
 
     requests: IntArray
@@ -111,6 +114,7 @@ class DelayWindow:
     predicted_wait_s: FloatArray
     predicted_service_s: FloatArray
     tau_s: FloatArray
+    by_in_flight: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)

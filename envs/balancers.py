@@ -161,6 +161,17 @@ def predicted_wait_s(peers: Any, server: Any, tau_s: Any, workers: Any, balancer
 
 
 @leaf
+def mean_ahead_s(peers: Any, server: Any, tau_s: Any) -> Any:
+    """Mean service time of what is in flight at a server over all groups of one context; 0 when nothing is."""
+    in_flight, work_s = 0, 0.0
+    for group in range(len(peers)):
+        conns = peers[group, server].conns
+        in_flight += conns
+        work_s += conns * tau_s[group, server]
+    return work_s / in_flight if in_flight > 0 else 0.0
+
+
+@leaf
 def pick_expected_delay(
     peers: Any, group: Any, tried: Any, now_s: Any, rules: Any, state: Any, tau_s: Any, workers: Any, health: Any
 ) -> Any:

@@ -18,6 +18,7 @@ from envs.estimators import FIRST_GUESS_S, Estimator, InverseLatency, ServiceSam
 from envs.idle_estimator import Idle
 from envs.ratio_estimator import Ratio
 from envs.rules import true_tau_s
+from envs.workers import WorkersLearner
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     estimator.name: estimator for estimator in (Idle, InverseLatency, Ratio, TypeMeansOnly)
@@ -41,6 +42,8 @@ class EstimatorController:
         estimator: a name of `ESTIMATORS`.
         workers: requests that a server serves at once, one number for all or ``[servers]``. Take it from
             the servers' configuration; when in doubt too low, never too high (the shared study, P2.4).
+        learner: learns the workers instead, where the balancer counts by requests in flight; `workers` is
+            then the factor on what it learns (`envs.workers.CAUTION` unless the servers are known to be FIFO).
         name: as it is shown in tables; by default says the estimator.
 
     Raises:
@@ -55,11 +58,13 @@ class EstimatorController:
         estimator: str = DEFAULT_ESTIMATOR,
         workers: float | FloatArray = 1.0,
         name: str | None = None,
+        learner: WorkersLearner | None = None,
     ) -> None:
         told = {"type_means": "type means only"}.get(estimator, f"learned service times ({estimator})")
         self.name = name or told
-        self._estimator = estimator_named(estimator)(topology)
-        self._control = first_control(topology, workers)
+        self._estimator, self._servers = estimator_named(estimator)(topology), topology.shape[1]
+        self._learner, self._factor = learner, workers
+        self._control = first_control(topology, self._workers(None, 0.0))
 
     def begin(self, topology: Topology) -> Control:
         return self._control
@@ -67,9 +72,16 @@ class EstimatorController:
     def decide(self, window: Window) -> Control | None:
         if not window.usable or window.requests.sum() == 0:
             return None
-        tau_s = self._estimator.update(ServiceSamples.of(window))
-        self._control = ServiceTimes(self._control.topology, tau_s, self._control.workers)
+        samples = ServiceSamples.of(window)
+        by_in_flight = None if samples.delay is None else samples.delay.by_in_flight
+        workers = self._workers(by_in_flight, samples.duration_s)
+        self._control = ServiceTimes(window.topology, self._estimator.update(samples), workers)
         return self._control
+
+    def _workers(self, by_in_flight: FloatArray | None, duration_s: float) -> FloatArray:
+        learned = 1.0 if self._learner is None else self._learner.update(by_in_flight, duration_s)
+        each = np.broadcast_to(np.asarray(self._factor * learned, float), (self._servers,))
+        return each.copy() if self._learner is None else np.maximum(each, 0.25)
 
 
 class TrueServiceTimes:
@@ -95,7 +107,6 @@ class TrueServiceTimes:
         return ServiceTimes(topology, true_tau_s(self._script, now_s), workers)
 
 
-def first_control(topology: Topology, workers: float | FloatArray) -> ServiceTimes:
-    """Equal service times for a start that knows nothing: fewest requests in flight per worker."""
-    each = np.broadcast_to(np.asarray(workers, float), (topology.shape[1],)).copy()
-    return ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), each)
+def first_control(topology: Topology, workers: FloatArray) -> ServiceTimes:
+    """Equal service times for a start that knows nothing; workers ``[servers]``."""
+    return ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), workers)

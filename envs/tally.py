@@ -47,6 +47,15 @@ def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
         if request.idle:
             sums[columns.IDLE] += 1.0
             sums[columns.IDLE_S] += now_s - request.attempt_s
+        if lane.rules[0].by_in_flight and request.tau_s > 0.0 and request.in_flight < columns.IN_FLIGHT_BINS:
+            ahead, took = request.ahead_s / request.tau_s, (now_s - request.attempt_s) / request.tau_s
+            row = tally.by_in_flight[s, request.in_flight]
+            row[0] += 1.0
+            row[1] += ahead
+            row[2] += ahead * ahead
+            row[3] += took
+            row[4] += took * took
+            row[5] += ahead * took
 
 
 @inlined

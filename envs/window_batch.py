@@ -24,6 +24,7 @@ class WindowBatch:
         delay: ``[size, groups, servers, 4]``, under `expected_delay` only: arrivals that found an idle
             worker, their response seconds, and over all answers predicted wait and service time in s;
             answers below 500 only.
+        by_in_flight: ``[size, servers, 25, 6]``, see DelayWindow; zeros unless `count_by_in_flight`.
         tau_s: ``[size, groups, servers]`` service times in force at the end; 0 while there are none.
         balances_by_delay: True under `expected_delay`.
         ended: ``[size]``, the script was over before the window's end.
@@ -46,6 +47,7 @@ class WindowBatch:
     answered: IntArray
     failed: IntArray
     delay: FloatArray
+    by_in_flight: FloatArray
     ended: NDArray[np.bool_]
     tau_s: FloatArray
     balances_by_delay: bool
@@ -68,7 +70,11 @@ class WindowBatch:
             return None
         sums, good = self.delay[index], (self.requests - self.responses[..., 4])[index]
         idle = sums[..., 0].astype(np.int64)
-        return DelayWindow(good, idle, sums[..., 1], sums[..., 2], sums[..., 3], self.tau_s[index])
+        by_in_flight = self.by_in_flight[index]
+        return DelayWindow(
+            good, idle, sums[..., 1], sums[..., 2], sums[..., 3], self.tau_s[index],
+            by_in_flight if by_in_flight.any() else None,
+        )  # fmt: skip
 
     def _client(self, i: int) -> LoadWindow:
         none = np.zeros(len(self.topology.groups), np.int64)

@@ -18,8 +18,9 @@ from envs.estimators import ServiceSamples
 from envs.learned_rules import Learning
 from envs.rules import RULES, true_tau_s
 from envs.scenarios import scenario
-from envs.simulation import SimulatedTestbed
+from envs.simulation import SimulatedTestbed, SimulationOptions
 from envs.study import judge
+from envs.workers import CAUTION, WorkersLearner
 from tests.windows import window as plain_window
 from tuning.judge import judge as judge_blocks
 
@@ -138,7 +139,8 @@ def test_a_batch_learns_as_each_of_its_rows_would(name: str) -> None:
     alone = [ESTIMATORS[name](TOPOLOGY).update(ServiceSamples.of(window)) for window in windows]
     samples = [ServiceSamples.of(window) for window in windows]
     delays = [window.delay for window in windows]
-    stacked = DelayWindow(*(np.stack([getattr(d, f) for d in delays]) for f in DelayWindow.__dataclass_fields__))
+    fields = [field for field in DelayWindow.__dataclass_fields__ if field != "by_in_flight"]
+    stacked = DelayWindow(*(np.stack([getattr(d, f) for d in delays]) for f in fields))
     both = replace(
         samples[0],
         requests=np.stack([s.requests for s in samples]),
@@ -219,3 +221,39 @@ def test_windows_that_are_not_usable_or_empty_teach_nothing() -> None:
 def test_an_unknown_estimator_is_one_line_with_the_closest_match() -> None:
     with pytest.raises(ConfigError, match="idle"):
         estimator_named("idel")
+
+
+@pytest.mark.parametrize("name", ["S1", "S3"])
+def test_workers_are_learned_from_how_response_times_grow_with_requests_in_flight(name: str) -> None:
+    controller = EstimatorController(TOPOLOGY, learner=WorkersLearner(TOPOLOGY))
+    first = controller.begin(TOPOLOGY)
+    with SimulatedTestbed(TOPOLOGY, "expected_delay", options=SimulationOptions(count_by_in_flight=True)) as testbed:
+        testbed.reset(scenario(name), 5)
+        testbed.apply(first)
+        for _ in range(40):
+            control = controller.decide(testbed.advance(1.0))
+            assert isinstance(control, ServiceTimes)
+            testbed.apply(control)
+    assert isinstance(first, ServiceTimes)
+    assert first.workers.tolist() == [1.0, 1.0, 1.0]
+    assert control.workers.tolist() == [4.0, 4.0, 4.0]
+
+
+def test_nothing_is_learned_of_workers_from_windows_that_do_not_tell() -> None:
+    learner = WorkersLearner(TOPOLOGY, start=3.0)
+    assert learner.update(None, 1.0).tolist() == [3.0, 3.0, 3.0]
+    few = np.zeros((3, 25, 6))
+    few[:, 10] = (5.0, 5.0, 5.0, 500.0, 5e4, 500.0)
+    assert learner.update(few, 1.0).tolist() == [3.0, 3.0, 3.0]
+
+
+def test_learned_workers_cost_little_and_can_be_taken_with_caution() -> None:
+    plain = judge(RULES["least_conn"], SPECIAL, TOPOLOGY, (5,))
+    known, learned, cautious = (
+        judge(learning.rule(), SPECIAL, TOPOLOGY, (5,)).over(plain).mean_ms
+        for learning in (
+            Learning("idle"), Learning("idle", first_workers=1.0), Learning("idle", 0, CAUTION, first_workers=1.0)
+        )
+    )  # fmt: skip
+    assert learned < 1.03 * known
+    assert cautious < 0.85
