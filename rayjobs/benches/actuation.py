@@ -17,7 +17,7 @@ from actuators.nginx_options import NginxOptions
 from actuators.reload import children
 from actuators.topology import Topology
 from rayjobs.bench import Bar, BenchContext, at_most, figure
-from rayjobs.bench_site import WorkerCpu, constant_servers, front, load_engine, streams
+from rayjobs.bench_site import WorkerCpu, constant_servers, front, load_engine, raised_priority, streams
 
 _LOAD_RPS = 1000.0
 _COST_RPS = 2500.0
@@ -27,7 +27,7 @@ _SHUTDOWN_S = 5.0
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """Bars 2 and 3 of issue 4."""
-    with constant_servers(context.work_dir / "servers") as topology:
+    with raised_priority(), constant_servers(context.work_dir / "servers") as topology:
         return [*_memory(context, topology), *_reload(context, topology), *_cost(context, topology)]
 
 
