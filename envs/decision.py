@@ -54,12 +54,13 @@ class DecisionProblem:
 
     @cached_property
     def codec(self) -> ActionCodec:
-        return ActionCodec(self.topology, self.options.action)
+        """How shares become weights: what heuristics use, with the floor and dead band that a policy has, too."""
+        return ActionCodec(self.topology, self.options.action.model_copy(update={"kind": "residual", "joint": False}))
 
-    @property
-    def baseline_codec(self) -> ActionCodec:
-        """How a baseline's shares become weights: with the same floor and dead band, whatever the action kind."""
-        return ActionCodec(self.topology, self.options.action.model_copy(update={"kind": "residual"}))
+    @cached_property
+    def action_codec(self) -> ActionCodec:
+        """How the policy's actions become weights."""
+        return ActionCodec(self.topology, self.options.action)
 
     @property
     def row_size(self) -> int:
@@ -74,7 +75,7 @@ class DecisionProblem:
     @property
     def action_space(self) -> spaces.Space[Any]:
         """``[groups * servers]`` within ±1, group by group; for `ratios` an index per group or one for all."""
-        return self.codec.space
+        return self.action_codec.space
 
     @property
     def reward_mix(self) -> dict[RewardName, float]:
@@ -92,7 +93,7 @@ class DecisionProblem:
 
     def weights(self, action: NDArray[Any], observation: Observation) -> NDArray[np.int64]:
         """Integer weights ``[..., groups, servers]`` of an action taken on this observation."""
-        return self.codec.weights(action, inverse_latency_shares(observation.latency_s), observation.weights)
+        return self.action_codec.weights(action, inverse_latency_shares(observation.latency_s), observation.weights)
 
     def reward(
         self, counters: Counters, observation: Observation | None = None

@@ -86,7 +86,7 @@ class ParkEnv(gym.Env[NDArray[np.float32], int]):
 
     def __init__(self, options: ParkOptions | None = None) -> None:
         self.options = options or ParkOptions()
-        self.action_space = spaces.Discrete(self.options.servers)  # type: ignore[assignment]
+        self.action_space = spaces.Discrete(self.options.servers)
         self.observation_space = spaces.Box(0.0, np.inf, (self.options.servers + 1,), np.float32)
         self._rates = self.options.rates
 
@@ -191,7 +191,7 @@ def _cost(policy: int, scorer: FloatArray, turn: int, count: int, load: float, s
     if policy == _LEAST_WORK:
         return load
     if policy == _LEARNED:
-        return _score(scorer, load, count, size, rate)
+        return float(_score(scorer, load, count, size, rate))
     return float(turn) if policy == _ROUND_ROBIN else 0.0
 
 
@@ -207,4 +207,4 @@ def _score(scorer: FloatArray, load: float, count: int, size: float, rate: float
         for index in range(SCORER_INPUTS):
             inner += scorer[base + index] * inputs[index]
         cost += scorer[base + SCORER_INPUTS + 1] * np.tanh(inner)
-    return cost
+    return float(cost)

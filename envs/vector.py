@@ -92,7 +92,7 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
 
     def action_for(self, shares: NDArray[np.float64]) -> NDArray[Any]:
         """The action that comes nearest to these shares in the present state."""
-        return self.problem.codec.action_of(shares, self.baseline_shares(), self._seen().weights)
+        return self.problem.action_codec.action_of(shares, self.baseline_shares(), self._seen().weights)
 
     def _seen(self) -> Observation:
         if self._observation is None:

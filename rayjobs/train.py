@@ -1,19 +1,21 @@
-"""`deepsched train`: observe a simulated testbed, train PPO on many of them, judge the policy, export its bundle."""
+"""`deepsched train`: observe a simulated testbed, train a policy on many of them, judge it, export its bundle."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 
 from pydantic import Field
 
+from actuators.errors import ConfigError
 from actuators.options import Options
 from rayjobs.cli import Verb, run_verb
 from rayjobs.progress import Progress, Stage
 from rayjobs.runs import RunFolder
 from tuning.judge import JudgeOptions
-from tuning.observing import ObserveOptions
+from tuning.observing import Observed, ObserveOptions
 from tuning.options import TrainingOptions
 
 
@@ -29,9 +31,12 @@ class TrainOptions(Options):
     observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, interval_s=1.0)
     """The observation phase, on a simulated testbed."""
     training: TrainingOptions = TrainingOptions()
-    """PPO on simulated testbeds."""
+    """Training on simulated testbeds, or from records."""
     judge: JudgeOptions = JudgeOptions(rounds=4, measure_s=60.0)
     """The final judgement, on a simulated testbed."""
+    resume: Path | None = None
+    """Folder of an earlier run to go on with from its newest checkpoint, with the options it had; only
+    `training.steps` may be given anew."""
 
 
 def run(options: TrainOptions) -> int:
@@ -44,8 +49,9 @@ def run(options: TrainOptions) -> int:
     from tuning.contenders import LEARNED, contenders
     from tuning.table import print_evaluation
 
+    folder, options = resumed(options) if options.resume else (None, options)
     watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
-    folder = RunFolder.create(options.out, "train", options.seed, options)
+    folder = folder or RunFolder.create(options.out, "train", options.seed, options)
     training, judging = options.training, options.judge.model_copy(update={"learned": LEARNED, "seed": options.seed})
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(_stages(options)))
@@ -54,6 +60,7 @@ def run(options: TrainOptions) -> int:
             stack.enter_context(ray_session())
             testbed = stack.enter_context(open_testbed("simulated", folder.path, options.seed))
         observed = steps.observe(testbed, watched, options.observe, training)
+        training = _with_records(training, observed, watched.work_scale, options.seed, folder)
         trainer = steps.train(observed, training, watched.work_scale)
         bundle = steps.export(trainer)
         policies = contenders(observed.problem, training.method, bundle.policy())
@@ -61,6 +68,44 @@ def run(options: TrainOptions) -> int:
     print_evaluation(evaluation.to_json(), results())
     results().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
     return 0
+
+
+def resumed(options: TrainOptions) -> tuple[RunFolder, TrainOptions]:
+    """The folder and the options of the run to go on with.
+
+    Raises ConfigError when the folder holds no run of `train`.
+    """
+    from rayjobs.config import load_options
+
+    assert options.resume is not None
+    file = options.resume / "config.yaml"
+    if not file.is_file():
+        raise ConfigError("no run to go on with", where=str(options.resume), remedy="give a folder that train made")
+    earlier = load_options(TrainOptions, file=file)
+    if "steps" in options.training.model_fields_set:
+        training = earlier.training.model_copy(update={"steps": options.training.steps})
+        earlier = earlier.model_copy(update={"training": training})
+    # What was judged then was an earlier network.
+    (options.resume / "blocks.jsonl").unlink(missing_ok=True)
+    return RunFolder(options.resume), earlier
+
+
+def _with_records(
+    training: TrainingOptions, observed: Observed, work_scale: float, seed: int, folder: RunFolder
+) -> TrainingOptions:
+    """Offline algorithms get the observed windows and some simulated steps, unless they were given records."""
+    if not training.algorithm.offline or training.algorithm.transitions is not None:
+        return training
+    from rayjobs.steps import training_scenarios
+    from tuning.held_out import ScriptSource
+    from tuning.transitions import from_simulation, from_windows, write_transitions
+
+    problem, target = observed.problem, folder.path / "transitions"
+    source = ScriptSource(training_scenarios(training, work_scale), problem.topology)
+    seen = from_windows([*observed.windows.equal, *observed.windows.exploring], problem, "observed")
+    write_transitions(itertools.chain(seen, from_simulation(problem, source, training, seed)), target)
+    algorithm = training.algorithm.model_copy(update={"transitions": target.resolve()})
+    return training.model_copy(update={"algorithm": algorithm})
 
 
 def _stages(options: TrainOptions) -> list[Stage]:

@@ -75,7 +75,7 @@ def check(options: AlgorithmOptions, action: ActionOptions) -> None:
         raise ConfigError(
             f"{options.name} needs recorded transitions",
             where="training.algorithm.transitions",
-            remedy="record some with `deepsched train --record FOLDER`",
+            remedy="give a folder that tuning.transitions wrote",
         )
 
 

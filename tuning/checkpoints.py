@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: the newest is always whole, and says where to go on."""
+"""Checkpoints of a training run: the newest of each phase is always whole, and says where to go on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from safetensors.torch import load_file, save
 from actuators.files import write_atomic, write_json
 from tuning.held_out import Best
 
-_STATE = "state.json"
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -28,7 +26,7 @@ class Saved:
 
 
 class Checkpoints:
-    """Writes under `folder`; `state.json` names the newest checkpoint and is replaced after it is complete."""
+    """Writes under `folder`; `PHASE.json` names the newest checkpoint and is replaced after that is complete."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -42,15 +40,15 @@ class Checkpoints:
             write_atomic(self._folder / f"{target.name}-best.safetensors", save(best.state))
         state = {"phase": phase, "step": step, "finished": finished, "path": target.name}
         state |= {"best_score": best.score, "looks_since": best.looks_since} if best.state else {}
-        write_json(self._folder / _STATE, state)
+        write_json(self._folder / f"{phase}.json", state)
         for old in self._folder.glob(f"{phase}-*"):
-            if not old.name.startswith(target.name):
+            if old.name not in (target.name, f"{target.name}-best.safetensors"):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         return target
 
-    def latest(self) -> Saved | None:
-        """The newest checkpoint, None when there is none yet."""
-        path = self._folder / _STATE
+    def latest(self, phase: str) -> Saved | None:
+        """The newest checkpoint of a phase, None when there is none yet."""
+        path = self._folder / f"{phase}.json"
         if not path.exists():
             return None
         state = json.loads(path.read_bytes())

@@ -64,7 +64,7 @@ def lessons(
     while len(rows) * options.environments < options.imitation.steps:
         wanted = env.baseline_shares()
         rows.append(array)
-        actions.append(problem.codec.vectors_of(env.action_for(wanted)))
+        actions.append(problem.action_codec.vectors_of(env.action_for(wanted)))
         wandering = wanted * np.exp(generator.normal(0.0, _WANDERING, wanted.shape))
         array, *_ = env.step(env.action_for(wandering))
     return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(actions))

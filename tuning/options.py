@@ -63,7 +63,10 @@ class AlgorithmOptions(Options):
     advantage_exponent: float = Field(default=1.0, ge=0)
     """MARWIL's beta: 0 imitates, more prefers what turned out well."""
     transitions: Path | None = None
-    """Folder of parquet files for `bc`, `marwil` and `cql`."""
+    """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.transitions`); when not given, `deepsched train`
+    records `recorded_steps` of its own."""
+    recorded_steps: int = Field(default=20_000, ge=1)
+    """Simulated steps under the exploring baseline that are recorded beside the observed windows."""
 
     @property
     def offline(self) -> bool:

@@ -35,7 +35,7 @@ class LearnedPolicy:
         """``[..., servers, row_size]`` → the action that the problem's codec takes."""
         with torch.inference_mode():
             action: NDArray[Any] = self._net.act(torch.from_numpy(rows)).numpy()
-        return self._problem.codec.of_vectors(action) if self._net.ratios else action
+        return self._problem.action_codec.of_vectors(action) if self._net.ratios else action
 
 
 def net_for(problem: DecisionProblem, options: ModelOptions) -> EquivariantNet:

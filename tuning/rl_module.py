@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
 from ray.rllib.core.learner.utils import make_target_network
 from ray.rllib.core.rl_module.apis.target_network_api import TARGET_NETWORK_ACTION_DIST_INPUTS, TargetNetworkAPI
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
@@ -34,6 +35,10 @@ class EquivariantModule(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         self.net = net_of(self)
+        if self.net.ratios:
+            self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(
+                space=self.action_space, input_lens=list(self.action_space.nvec)
+            )
 
     def policy_net(self) -> EquivariantNet:
         """The network to export."""

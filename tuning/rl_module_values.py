@@ -12,9 +12,9 @@ from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQ
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.models.torch.torch_distributions import TorchSquashedGaussian
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import nn
 
@@ -134,6 +134,9 @@ class EquivariantDQN(DefaultDQNTorchRLModule):
         )
         net = net_of(self)
         self._nets = [net]
+        # RLlib explores only among actions whose value is not exactly 0.
+        for parameter in net.action[-1].parameters():
+            nn.init.normal_(parameter, std=0.01)
         self.encoder, self.af = _Encoder(net.encoder), _JointValues(net)
 
     def policy_net(self) -> EquivariantNet:

@@ -87,14 +87,15 @@ class Trainer:
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._net = net_for(problem, model)
 
-    def train_simulated(self, scenario: Scenario, held_out: Scenario | None = None, *, resume: bool = False) -> None:
+    def train_simulated(self, scenario: Scenario, held_out: Scenario | None = None) -> None:
         """Trains on `options.environments` simulated testbeds for `options.steps` steps; each episode a new script.
+
+        Goes on from the newest checkpoint in `folder`, if there is one, on episodes not seen before.
 
         Args:
             held_out: what early stopping looks at, `scenario` when None; its seeds are never trained on.
-            resume: go on from the newest checkpoint in `folder`, if there is one.
         """
-        options, saved = self.options, self._checkpoints.latest() if resume else None
+        options, saved = self.options, self._checkpoints.latest("simulated")
         register_env(_SIMULATED, _make_simulated)
         env_config = {
             "problem": self.problem,
@@ -130,13 +131,14 @@ class Trainer:
                 self._imitate(algo)
             progress = _Progress(0, Best()) if saved is None else _Progress(saved.step, saved.best)
             if judge is not None and saved is None and phase.steps >= self.options.held_out.every_steps:
-                progress.best.offer(judge.score(_policy_net(algo)), _policy_net(algo))
+                self._look(algo, judge, progress)
             while progress.step < phase.steps and progress.best.looks_since < self.options.held_out.patience:
                 self._iterate(algo, phase, progress, judge, events)
+            _read(algo, self._net)
             if progress.best.state:
-                _policy_net(algo).load_state_dict(progress.best.state)
+                self._net.load_state_dict(progress.best.state)
+                _write(algo, self._net)
             self.checkpoint = self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=True)
-            self._net.load_state_dict(_policy_net(algo).state_dict())
 
     def _iterate(
         self, algo: Algorithm, phase: _Phase, progress: _Progress, judge: HeldOut | None, events: SummaryWriter
@@ -148,8 +150,7 @@ class Trainer:
             progress.step = int(result["num_env_steps_sampled_lifetime"])
         held_out = math.nan
         if judge is not None and _passed(before, progress.step, self.options.held_out.every_steps):
-            held_out = judge.score(_policy_net(algo))
-            progress.best.offer(held_out, _policy_net(algo))
+            held_out = self._look(algo, judge, progress)
         self._note(row_of(phase.name, progress.step, result, held_out), phase.steps, events)
         if _passed(before, progress.step, self.options.checkpoint_steps) and progress.step < phase.steps:
             self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=False)
@@ -157,7 +158,13 @@ class Trainer:
     def _imitate(self, algo: Algorithm) -> None:
         if self.options.imitation.steps:
             config = algo.config.env_config
-            imitate(_policy_net(algo), self.problem, config["next_script"], self.options, self.seed)
+            imitate(self._net, self.problem, config["next_script"], self.options, self.seed)
+            _write(algo, self._net)
+
+    def _look(self, algo: Algorithm, judge: HeldOut, progress: _Progress) -> float:
+        score = judge.score(_read(algo, self._net))
+        progress.best.offer(score, self._net)
+        return score
 
     def _note(self, row: CurveRow, steps: int, events: SummaryWriter) -> None:
         self.curve.append(row)
@@ -203,10 +210,25 @@ def _passed(before: int, now: int, every: int) -> bool:
     return every > 0 and before // every < now // every
 
 
-def _policy_net(algo: Algorithm) -> EquivariantNet:
-    """The learner's own network: what it is set to is what is trained on and saved."""
-    learner = algo.learner_group._learner
-    net: EquivariantNet = learner.module["default_policy"].policy_net()
+def _read(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
+    """Sets `net` to what the learner has learned so far."""
+    (state,) = (
+        result.get()
+        for result in algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).state_dict())
+    )
+    net.load_state_dict(state)
+    return net
+
+
+def _write(algo: Algorithm, net: EquivariantNet) -> None:
+    """Sets the learner's network, and with it what is trained on and saved."""
+    state = net.state_dict()
+    algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).load_state_dict(state))
+    algo.env_runner_group.sync_weights(from_worker_or_learner_group=algo.learner_group)
+
+
+def _learners_net(learner: Any) -> EquivariantNet:
+    net: EquivariantNet = learner.module["default_policy"].unwrapped().policy_net()
     return net
 
 

@@ -1,0 +1,109 @@
+"""Transitions for offline algorithms, one parquet row each, from windows that were seen live or from simulation.
+
+Columns as RLlib reads them: eps_id, obs, actions, rewards, new_obs, terminateds, truncateds. An action is
+recovered from the weights that were in force: the one of the problem's codec that comes nearest to them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actuators.errors import DataError
+from actuators.files import write_atomic
+from actuators.script import Script
+from actuators.window import Window
+from envs.baselines import inverse_latency_shares
+from envs.decision import DecisionProblem
+from envs.vector import SimulatedVectorEnv
+from tuning.options import TrainingOptions
+
+_EXPLORING = 0.3
+"""Log deviation of recorded weights around the baseline's: without variety nothing can be learned offline."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """What was seen, done and gained between two decisions; the last of an episode is cut, not terminal."""
+
+    episode: str
+    observation: NDArray[np.float32]
+    action: NDArray[Any]
+    reward: float
+    after: NDArray[np.float32]
+    last: bool
+
+
+def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: str) -> Iterator[Transition]:
+    """Transitions of consecutive windows of one testbed; a faulty or silent window ends an episode."""
+    observer = problem.observer()
+    before, part = None, 0
+    for index, window in enumerate(windows):
+        if not window.usable or window.requests.sum() == 0:
+            before, part = None, part + 1
+            observer.reset()
+            continue
+        after = observer.observe_window(window)
+        if before is not None:
+            base = inverse_latency_shares(before.latency_s)
+            action = problem.action_codec.action_of(window.weight.astype(float), base, before.weights)
+            reward, _ = problem.reward(window, after)
+            follows = index + 1 < len(windows) and windows[index + 1].usable and windows[index + 1].requests.sum() > 0
+            yield Transition(
+                f"{episode}-{part}", problem.array(before), action, float(reward), problem.array(after), not follows
+            )
+        before = after
+
+
+def from_simulation(
+    problem: DecisionProblem, next_script: Callable[[np.random.Generator], Script], options: TrainingOptions, seed: int
+) -> Iterator[Transition]:
+    """`recorded_steps` steps of the inverse-latency baseline with wandering weights."""
+    env = SimulatedVectorEnv(
+        problem, options.environments, next_script, method=options.method, interval_s=options.interval_s,
+        episode_steps=options.episode_steps, seed=seed,
+    )  # fmt: skip
+    generator = np.random.default_rng(seed)
+    rows, _ = env.reset(seed=seed)
+    over = np.zeros(options.environments, dtype=bool)
+    episode = 0
+    for _ in range(-(-options.algorithm.recorded_steps // options.environments)):
+        shares = env.baseline_shares()
+        action = env.action_for(shares * np.exp(generator.normal(0.0, _EXPLORING, shares.shape)))
+        after, rewards, _, truncated, _ = env.step(action)
+        for row in np.flatnonzero(~over):
+            name = f"simulated-{episode}-{row}"
+            yield Transition(name, rows[row], action[row], float(rewards[row]), after[row], bool(truncated[row]))
+        episode += bool(over.any())
+        rows, over = after, truncated
+
+
+def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
+    """Writes `transitions.parquet`; how many there are. Raises DataError when there are none."""
+    found = list(transitions)
+    if not found:
+        raise DataError("no transitions", where=str(folder), remedy="record more windows without faults")
+    table = pa.table(
+        {
+            "eps_id": [one.episode for one in found],
+            "obs": [one.observation.tolist() for one in found],
+            "actions": [one.action.tolist() for one in found],
+            "rewards": np.array([one.reward for one in found], dtype=np.float32),
+            "new_obs": [one.after.tolist() for one in found],
+            "terminateds": [False] * len(found),
+            "truncateds": [one.last for one in found],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "transitions.parquet", buffer.getvalue())
+    return len(found)
