@@ -15,6 +15,7 @@ from envs.learned_rules import Learning
 from envs.rules import RULES, Rule
 from envs.scenarios import STUDY, StudyScenario, falling_speeds, scenario
 from envs.study import Score, judge
+from envs.workers import CAUTION
 from rayjobs.bench import Bar, BenchContext, at_most, figure
 
 TOPOLOGY = social_network()
@@ -149,17 +150,18 @@ def _against_study(bench: Bench, learned: Mapping[str, Ratios], quick: bool) -> 
 
 
 def _stability(bench: Bench, quick: bool) -> Iterator[Bar]:
-    """Statistics that come late, and fewer workers believed than there are."""
+    """Statistics that come late, fewer workers believed than there are, workers learned from nothing."""
     hardest = (replace(DEFAULT, delay_windows=3), replace(DEFAULT, worker_factor=0.5))
     others = (
         *(replace(DEFAULT, delay_windows=late) for late in (1, 2)), replace(DEFAULT, worker_factor=0.75),
         *(Learning(name, late) for name in ("ratio", "inverse_latency") for late in (1, 3)),
         *(Learning(name, worker_factor=0.5) for name in ("ratio", "inverse_latency")),
+        replace(DEFAULT, first_workers=1.0), replace(DEFAULT, first_workers=1.0, worker_factor=CAUTION),
     )  # fmt: skip
     for learning in hardest if quick else hardest + others:
         ratios = bench.over_least_conn(learning.rule())
         worst, where = ratios.worst("mean_ms")
-        limit = 0.90 if learning.delay_windows else 0.95
+        limit = 0.95 if learning.worker_factor < 1.0 else 0.90
         yield at_most(
             f"{learning.rule().name}: mean over least_conn", ratios.geometric("mean_ms"), limit, "×", how=bench.how,
             reference=f"worst {worst:.3f} on {where}",
