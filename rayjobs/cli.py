@@ -33,6 +33,7 @@ class Verb:
         options: its Options; plain fields become flags, nested Options are reached by `--set`.
         run: gets the filled options; returns the exit code.
         positional: names of option fields that may be given without a flag.
+        render: what `--print-config` shows instead of the options, for a tool of somebody else's.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Verb:
     options: type[Options]
     run: Callable[[Any], int]
     positional: tuple[str, ...] = ()
+    render: Callable[[Any], str] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +97,7 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
     flags = {name: value for name, value in given.items() if not (name in verb.positional and value in (None, []))}
     options = load_options(verb.options, file=file, assignments=assignments, flags=flags)
     if only_print:
-        print(dump_yaml(options), end="")
+        print(verb.render(options) if verb.render else dump_yaml(options), end="")
         return 0
     return verb.run(options)
 

@@ -97,10 +97,14 @@ class SteerFolder:
             kept = self.kept_original(present.topology)
             if kept is not None:
                 return kept
+        self.adopt(present)
+        return present
+
+    def adopt(self, present: Weights) -> None:
+        """Keeps `present` as what a revert goes back to. Raises OSError."""
         groups = {group.name: list(group.servers) for group in present.topology.groups}
         data = {"groups": groups, "values": present.values.tolist(), "down": present.down.tolist()}
-        write_atomic(path, json.dumps(data))
-        return present
+        write_atomic(self.path / "original.json", json.dumps(data))
 
     def kept_original(self, topology: Topology) -> Weights | None:
         """The kept weights; None when they are about other groups or servers."""

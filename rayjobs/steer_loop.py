@@ -18,6 +18,8 @@ from tuning import audit
 from tuning.advice import Advice, Advises, Recent
 from tuning.steering import Decision, Steering
 
+CHANGED = "weights were changed by someone else: a revert now goes back to theirs"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -87,6 +89,7 @@ class Controller:
         ended_s = time.monotonic()
         line = audit.decision_line(self.steering, window, advice, decision, began_s)
         line["applied"] = applied
+        line["theirs"] = CHANGED in notes
         line["in_force"] = self.steering.in_force.values.tolist()
         line["alarms"] += [*notes, *([problem] if problem else [])]
         line["guards"] += ["actuation"] if problem else []
@@ -119,7 +122,8 @@ class Controller:
 
     def _notice(self, window: Window) -> list[str]:
         """After a restart or somebody's reload, what is in force must be read again."""
-        if not any(fault.kind in ("restart", "reload", "reset") for fault in window.faults):
+        kinds = {fault.kind for fault in window.faults} & {"restart", "reload", "reset"}
+        if not kinds:
             return []
         try:
             present = self._site.weights()
@@ -127,8 +131,12 @@ class Controller:
             return [f"weights in force unknown: {error}"[:300]]
         if present == self.steering.in_force:
             return []
-        self.steering.found(present)
-        return ["weights were changed by someone else"]
+        theirs = "restart" not in kinds or self.steering.options.mode == "shadow"
+        self.steering.found(present, theirs=theirs)
+        if not theirs:
+            return ["NGINX was restarted and has other weights"]
+        self._folder.adopt(present)
+        return [CHANGED]
 
     def _obey(self) -> list[str]:
         """Takes the operator's orders; alarms when they cannot be read or followed."""
@@ -173,5 +181,5 @@ def starting_steering(site: Site, folder: SteerFolder, steering: Callable[[Weigh
     """
     present = site.weights()
     made = steering(folder.original(present))
-    made.found(present)
+    made.found(present, theirs=False)
     return made

@@ -14,6 +14,7 @@ from actuators.control import ServiceTimes, Weights
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.load import LoadEngine
 from actuators.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
+from actuators.script import Scenario
 from actuators.testbed import Applied
 from actuators.topology import Group, Topology, social_network
 from actuators.weights import Actuator, ActuatorOptions, open_actuator
@@ -93,7 +94,9 @@ def foreign_site(model: Topology, options: ActuatorOptions, status_url: str, rea
 
 
 @contextlib.contextmanager
-def embedded_site(live: LiveOptions, scenario: str, work_dir: Path, seed: int, duration_s: float) -> Iterator[Site]:
+def embedded_site(
+    live: LiveOptions, scenario: str | Scenario, work_dir: Path, seed: int, duration_s: float
+) -> Iterator[Site]:
     """Servers, an NGINX and a load engine of our own, under a scenario of the study."""
     from envs.scenarios import scenario as find_scenario
 
@@ -109,7 +112,8 @@ def embedded_site(live: LiveOptions, scenario: str, work_dir: Path, seed: int, d
         collector = stack.enter_context(make_collector(live, topology, nginx.status_url))
         load = make_load(live, work_dir)
         stack.callback(load.close)
-        script = find_scenario(scenario, duration_s=duration_s).script(topology, seed)
+        chosen = find_scenario(scenario, duration_s=duration_s) if isinstance(scenario, str) else scenario
+        script = chosen.script(topology, seed)
         for server in servers:
             server.play(script, topology)
         load.start(nginx.address, topology, script.streams, seed=seed, duration_s=duration_s)

@@ -220,7 +220,8 @@ def _steering(line: dict[str, Any]) -> Steering:
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     """Mode, orders and weights in force as they were: what another bundle would have done at that moment."""
     if not np.array_equal(window.weight, steering.in_force.values):
-        steering.found(Weights(steering.topology, window.weight, steering.original.down))
+        present = Weights(steering.topology, window.weight, steering.original.down)
+        steering.found(present, theirs=bool(line.get("theirs")))
     steering.override = line["override"]
     update = {"mode": line["mode"], "blend_percent": line["blend_percent"]}
     steering.options = steering.options.model_copy(update=update)

@@ -120,9 +120,17 @@ class Steering:
         self.in_force, self._changed_s = decision.weights, now_s
         self._own(decision.source == "policy")
 
-    def found(self, present: Weights) -> None:
-        """Somebody else put these in force, or an earlier controller did: they are nobody's until a decision."""
+    def found(self, present: Weights, *, theirs: bool) -> None:
+        """These are in force, though we did not put them there just now.
+
+        Args:
+            theirs: a person's own change, which from now on is what a revert goes back to; otherwise
+                something an earlier controller or a restart of NGINX left behind.
+        """
         self.in_force = present
+        if theirs:
+            self.original = present
+            self.harm.reference.restart()
         self._own(_differ(present, self.original))
 
     def _own(self, policy: bool) -> None:

@@ -1,0 +1,78 @@
+"""What can be decided about some windows without remembering any before: the answer of a served policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from actuators.control import Weights
+from actuators.errors import ConfigError
+from actuators.window import Window
+from envs.deadlines import FloatArray
+from envs.features import LatencyMemory
+from tuning import guards as limits
+from tuning.advice import Advice, Advises
+from tuning.guards import GuardOptions
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A decision about the present; `weights` is None when nothing should change and what is in force is unknown."""
+
+    decision: Literal["policy", "baseline", "hold"]
+    reason: str
+    weights: Weights | None
+    advice: Advice | None
+
+
+def answer(
+    adviser: Advises,
+    windows: Sequence[Window],
+    memory: LatencyMemory | None,
+    deadlines_s: FloatArray,
+    guards: GuardOptions,
+) -> Answer:
+    """Hold, baseline or policy, after the last of `windows` (oldest first)."""
+    last = windows[-1]
+    usable = [window for window in windows if window.usable and window.requests.sum() > 0]
+    advice = adviser.advise(usable, memory) if usable else None
+    if not last.usable:
+        kinds = ", ".join(sorted({fault.kind for fault in last.faults}))
+        return Answer("hold", f"statistics unusable ({kinds})", _present(last), advice)
+    if advice is None or (last.requests.sum(axis=1) < guards.min_requests).all():
+        return Answer("hold", "too little traffic to know", _present(last), advice)
+    if float((advice.state.novelty > guards.novel_above).mean()) >= guards.novel_share:
+        return Answer("baseline", "traffic unlike any observed", advice.baseline, advice)
+    if advice.policy is None:
+        return Answer("baseline", f"no answer of the policy: {advice.problem}", advice.baseline, advice)
+    return _policy(advice.policy, last, advice, deadlines_s, guards)
+
+
+def _policy(policy: Weights, last: Window, advice: Advice, deadlines_s: FloatArray, guards: GuardOptions) -> Answer:
+    mask = policy.topology.mask & ~policy.down
+    late = limits.overloaded(last, deadlines_s, guards.overload_ratio, guards.min_requests)
+    equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    pulled = limits.blended(equal, policy.shares(), 100 * guards.overload_pull)
+    shares = np.where(late[:, None], pulled, policy.shares())
+    shares, _ = limits.capped(shares, mask, guards.cap_share)
+    shares, _ = limits.floored(shares, mask, guards.floor)
+    weights = limits.as_weights(shares, Weights(policy.topology, last.weight.clip(1, 100), last.down & ~_dead(last)))
+    names = ", ".join(g.name for g, is_late in zip(policy.topology.groups, late, strict=True) if is_late)
+    reason = f"every server of {names} is late: towards equal" if names else "the policy's weights"
+    return Answer("policy", reason, weights, advice)
+
+
+def _dead(window: Window) -> np.ndarray:
+    """Groups of which every server is shown as down: vts shows servers that failed of late so, too."""
+    usable = np.asarray((window.topology.mask & ~window.down).any(axis=1, keepdims=True))
+    return ~usable
+
+
+def _present(window: Window) -> Weights | None:
+    try:
+        return Weights(window.topology, window.weight, window.down)
+    except ConfigError:
+        return None
