@@ -21,7 +21,7 @@ from actuators.social_database import SocialNetworkOptions, create_database
 from actuators.social_server import SocialNetworkServer
 from actuators.topology import Topology, social_network
 from actuators.window import LoadWindow, Window
-from rayjobs.bench_site import WorkerCpu, front, load_engine
+from rayjobs.bench_site import WorkerCpu, front, load_engine, raise_priority
 
 UNDISTURBED_MS = 1.2
 """Largest send delay p99 of a block that is trusted (nginx.md E9)."""
@@ -85,6 +85,7 @@ def bed(folder: Path, arms: Sequence[Arm], seed: int, load: LoadOptions | None =
             stack.enter_context(SocialNetworkServer(options, work_dir=folder, database=database, index=index))
             for index in range(3)
         ]
+        raise_priority(*(server.pid for server in servers))
         topology = social_network(tuple(server.address for server in servers))
         for index, arm in enumerate(arms):
             arm.nginx = stack.enter_context(front(topology, arm.options, folder / f"arm-{index}"))

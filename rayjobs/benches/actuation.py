@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from actuators.nginx_options import NginxOptions
 from actuators.reload import children
 from actuators.topology import Topology
 from rayjobs.bench import Bar, BenchContext, at_most, figure
-from rayjobs.bench_site import WorkerCpu, constant_servers, front, load_engine, raised_priority, streams
+from rayjobs.bench_site import WorkerCpu, constant_servers, front, load_engine, raise_priority, streams
 
 _LOAD_RPS = 1000.0
 _COST_RPS = 2500.0
@@ -27,7 +28,8 @@ _SHUTDOWN_S = 5.0
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """Bars 2 and 3 of issue 4."""
-    with raised_priority(), constant_servers(context.work_dir / "servers") as topology:
+    raise_priority(os.getpid())
+    with constant_servers(context.work_dir / "servers") as topology:
         return [*_memory(context, topology), *_reload(context, topology), *_cost(context, topology)]
 
 

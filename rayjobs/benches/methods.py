@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from envs.delay_controllers import EstimatorController, TrueServiceTimes
 from envs.scenarios import scenario
 from rayjobs.bench import Bar, BenchContext, at_most, figure
 from rayjobs.bench_blocks import Arm, Bed, Block, bed, pairs, ratio
-from rayjobs.bench_site import constant_servers, front, raised_priority
+from rayjobs.bench_site import constant_servers, front, raise_priority
 
 WORKERS = 4.0
 WORK_SCALE = 2.0
@@ -32,7 +33,8 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     seeds = [context.seed * 100 + index for index in range(pairs_wanted)]
     bars: list[Bar] = []
     skip_s = 2.0 if context.quick else 3.0
-    with raised_priority() as note, bed(context.work_dir, _arms(quick=context.quick), context.seed) as site:
+    with bed(context.work_dir, _arms(quick=context.quick), context.seed) as site:
+        note = raise_priority(os.getpid())
         for name in ("S2b", "S3"):
             blocks = pairs(site, _script(name, block_s, site), seeds, skip_s, context.log)
             bars += _bars(name, blocks, note)
