@@ -19,6 +19,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from actuators.errors import ConfigError
 from envs.actions import ActionOptions
+from envs.decision import DecisionProblem
 from tuning.callbacks import LedgerCallback
 from tuning.env_runner import ArrayEnvRunner
 from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions
@@ -39,6 +40,7 @@ class Setting:
         interval_s: real seconds per step, 0 for simulated testbeds; sample timeouts follow from it,
             because RLlib discards late samples in silence.
         load_module: checkpoint folder of an RLModule to start from.
+        problem: what is decided; offline algorithms need it, for they look at no environment.
     """
 
     environment: str
@@ -50,6 +52,7 @@ class Setting:
     seed: int
     action: ActionOptions
     load_module: Path | None = None
+    problem: DecisionProblem | None = None
 
 
 def check(options: AlgorithmOptions, action: ActionOptions) -> None:
@@ -116,6 +119,9 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
         config.env_runners(rollout_fragment_length=fragment)
         if setting.native_vector and options.array_runner:
             config.env_runners(env_runner_cls=ArrayEnvRunner)
+    if options.offline and setting.problem is not None:
+        spaces = {"observation_space": setting.problem.observation_space, "action_space": setting.problem.action_space}
+        config.environment(**spaces)
     return config
 
 

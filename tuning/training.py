@@ -186,6 +186,7 @@ class Trainer:
             # A resumed run must not repeat the episodes it has seen.
             seed=self.seed + (0 if saved is None else saved.step),
             action=self.problem.options.action,
+            problem=self.problem,
             load_module=None if self.checkpoint is None else module_path(self.checkpoint),
         )
         # The network is tiny: a second thread never pays, and on a busy machine it costs tenfold.
