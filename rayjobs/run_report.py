@@ -14,6 +14,7 @@ from rayjobs.runs import RunFolder, versions
 from tuning.evaluation import Evaluation
 from tuning.report import EncoderSummary, Provenance, RunData, TrainingPoint, write_report
 from tuning.report_learning import StateVisit
+from tuning.results_table import write_results
 from tuning.training import CurveRow
 
 
@@ -34,12 +35,24 @@ def write_run_report(
         evaluation.to_json(),
         [TrainingPoint(row.step, row.episode_return, row.phase) for row in curve if np.isfinite(row.episode_return)],
         _encoder(problem.encoder, seen, evaluation.interval_s),
-        Provenance(
-            (folder.path / "command.txt").read_text().strip(), (folder.path / "config.yaml").read_text(), versions()
-        ),
+        _provenance(folder),
     )
     write_report(path, run)
     return path
+
+
+def write_evaluation_report(folder: RunFolder, evaluations: Sequence[Evaluation]) -> Path:
+    """Writes the page of an evaluation of one or several scenarios; its path."""
+    path = folder.path / "report.html"
+    first, *others = [evaluation.to_json() for evaluation in evaluations]
+    write_report(path, RunData(first, provenance=_provenance(folder), others=others))
+    write_results([first, *others], folder.path / "evaluation.parquet")
+    return path
+
+
+def _provenance(folder: RunFolder) -> Provenance:
+    command, config = (folder.path / name for name in ("command.txt", "config.yaml"))
+    return Provenance(command.read_text().strip(), config.read_text(), versions())
 
 
 def _encoder(encoder: Encoder, seen: Sequence[Observation], interval_s: float) -> EncoderSummary:
@@ -53,8 +66,16 @@ def _encoder(encoder: Encoder, seen: Sequence[Observation], interval_s: float) -
                 index * interval_s,
                 tuple(observation.posterior[server].tolist()),
                 bool(observation.novelty[server] > 1),
+                name,
             )
-            for server in range(1)
+            for server, name in enumerate(_rows(encoder, seen))
             for index, observation in enumerate(seen)
         ),
     )
+
+
+def _rows(encoder: Encoder, seen: Sequence[Observation]) -> list[str]:
+    """A row per server that has a state of its own; a joint mixture has one state for all, and no name."""
+    if encoder.kind == "joint" or not seen:
+        return [""]
+    return [f"server {number}" for number in range(1, len(seen[0].posterior) + 1)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from actuators.errors import DataError
 from actuators.files import write_json
 from actuators.live import LiveTestbed
 from actuators.script import Scenario
@@ -18,10 +19,12 @@ from rayjobs.console import remarks
 from rayjobs.progress import Progress, StageProgress
 from rayjobs.runs import RunFolder
 from tuning.evaluation import Evaluation, describe_machine
-from tuning.judge import Controller, Judge, JudgeOptions
+from tuning.journal import REMEDY, Journal
+from tuning.judge import Controller, Judge, JudgeOptions, Remake
 from tuning.judge import Progress as JudgeProgress
 from tuning.observing import Observed, ObserveOptions, fit_problem, watch
 from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.results_table import write_results
 from tuning.windows_table import write_windows
 
 if TYPE_CHECKING:
@@ -38,10 +41,16 @@ class Steps:
     seed: int
 
     def observe(
-        self, testbed: Testbed, watched: Scenario, options: ObserveOptions, training: TrainingOptions
+        self,
+        testbed: Testbed,
+        watched: Scenario,
+        options: ObserveOptions,
+        training: TrainingOptions,
+        *,
+        name: str = "observe",
     ) -> Observed:
         """Watches the testbed under equal weights; writes `snapshots.jsonl` (live), `deadlines.json`, `encoder.npz`."""
-        with self.progress.stage("observe") as stage, contextlib.ExitStack() as stack:
+        with self.progress.stage(name) as stage, contextlib.ExitStack() as stack:
             record = self._recorder(testbed, stack)
 
             def on_window(window: Window, fraction: float) -> None:
@@ -62,7 +71,8 @@ class Steps:
 
         with self.progress.stage("train") as stage:
             trainer = Trainer(observed.problem, options, self.folder.path, self.seed, _reporter(stage))
-            trainer.train_simulated(training_scenarios(options, work_scale))
+            held_out = training_scenarios(options, work_scale, options.held_out.scenarios)
+            trainer.train_simulated(training_scenarios(options, work_scale), held_out)
         return trainer
 
     def train_live(
@@ -103,9 +113,18 @@ class Steps:
         watched: Scenario,
         deadlines_s: FloatArray,
         options: JudgeOptions,
+        *,
+        name: str = "judge",
+        remake: Remake | None = None,
+        peers: Mapping[str, Testbed] | None = None,
     ) -> Evaluation:
-        """Runs all blocks; finished rounds are written even when it is interrupted."""
-        with self.progress.stage("judge") as stage:
+        """Runs the blocks that the folder's `blocks.jsonl` does not hold yet, and keeps each there as it ends.
+
+        `evaluation.json` and `windows.parquet` are written even when it is interrupted. Raises DataError when
+        something cannot be written.
+        """
+        journal = Journal(self.folder.path / "blocks.jsonl")
+        with self.progress.stage(name) as stage:
             judge = Judge(
                 testbed,
                 controllers,
@@ -114,14 +133,27 @@ class Steps:
                 options,
                 progress=lambda now: stage.update(_block(now), now.index / now.total),
                 machine=describe_machine(),
+                finished=journal.read(),
+                keep=journal.append,
+                remake=remake,
+                peers=peers,
+                kind="live" if isinstance(testbed, LiveTestbed) else "simulated",
             )
             try:
                 return judge.run()
             finally:
                 if judge.blocks:
-                    evaluation = judge.evaluation()
-                    evaluation.write(self.folder.path / "evaluation.json")
-                    write_windows(evaluation, self.folder.path / "windows.parquet")
+                    self._keep_evaluation(judge.evaluation())
+
+    def _keep_evaluation(self, evaluation: Evaluation) -> None:
+        path = self.folder.path / "evaluation.json"
+        try:
+            content = evaluation.write(path)
+            write_windows(evaluation, self.folder.path / "windows.parquet")
+            write_results([content], self.folder.path / "evaluation.parquet")
+        except OSError as error:
+            what = f"the evaluation cannot be kept: {error.strerror}"
+            raise DataError(what, where=str(path), remedy=REMEDY) from error
 
     def _recorder(self, testbed: Testbed, stack: contextlib.ExitStack) -> Callable[[], None]:
         if not isinstance(testbed, LiveTestbed):
@@ -153,10 +185,12 @@ class Steps:
         )
 
 
-def training_scenarios(options: TrainingOptions, work_scale: float) -> Mixture:
-    """Randomised variants of the scenarios to train on; raises ConfigError for an unknown name."""
+def training_scenarios(options: TrainingOptions, work_scale: float, names: Sequence[str] = ()) -> Mixture:
+    """Randomised variants of the named scenarios, or of those to train on; raises ConfigError for an unknown name."""
     duration_s = (options.episode_steps + 2) * options.interval_s
-    return Mixture(tuple(randomised(scenario(name, work_scale=work_scale), duration_s) for name in options.scenarios))
+    return Mixture(
+        tuple(randomised(scenario(name, work_scale=work_scale), duration_s) for name in names or options.scenarios)
+    )
 
 
 def _traffic(window: Window) -> str:

@@ -144,8 +144,11 @@ def test_an_unlearned_evaluation_and_a_single_round_claim_nothing() -> None:
 def test_only_policies_that_changed_their_control_are_drawn_as_steering(content: dict[str, Any]) -> None:
     assert steering_policies(content) == ["learned", "inverse_latency"]
     figure = weight_figure(content, "learned", 0)
-    lines = [trace for trace in figure.traces if trace["mode"] == "lines"]
-    assert len(lines) == 3
+    drawn = [trace for trace in figure.traces if trace["mode"] == "lines"]
+    lines = [trace for trace in drawn if trace["line"]["dash"] != "dot"]
+    assert (len(lines), len(drawn)) == (3, 6)
+    true = np.array([line["y"] for line in drawn if line["line"]["dash"] == "dot"], dtype=float)
+    assert np.nansum(true, axis=0)[~np.isnan(true[0])] == pytest.approx(100, abs=0.01)
     asked = np.array([[np.nan if v is None else v for v in line["y"]] for line in lines])
     assert np.nansum(asked, axis=0)[~np.isnan(asked[0])] == pytest.approx(100, abs=0.01)
 

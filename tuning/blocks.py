@@ -14,7 +14,7 @@ from actuators.control import BalancingMethod, Control, Weights
 from actuators.script import Behaviour, Script
 from actuators.topology import Topology
 from actuators.window import Fault, Window
-from envs.rules import true_tau_s
+from envs.timeline import server_speeds
 from tuning.tally import Tally
 
 # A fault of the measuring itself. What a scenario does to its servers is part of what is judged.
@@ -24,6 +24,7 @@ _SPOILS = frozenset(
         "saturated_nginx", "not_in_force", "load_ended",
     }
 )  # fmt: skip
+_SLOWEST = 0.05
 _SPOILS_UNLESS_SCRIPTED = frozenset({"server_down", "missing_server"})
 
 
@@ -129,7 +130,8 @@ def record_window(
     window: Window, control: Control, script: Script, at_s: float, *, drain: bool = False
 ) -> WindowRecord:
     """The published form of a window, of the control in force in it, and of the true speeds at its middle `at_s`."""
-    rates = np.where(window.topology.mask, 1.0 / true_tau_s(script, at_s), 0.0)
+    rates = np.where(window.topology.mask, true_rates(script, at_s), 0.0)
+    rates /= np.maximum(rates.sum(axis=1, keepdims=True), 1e-12)
     mean_ms = window.mean_response_s() * 1e3
     return {
         "start_s": window.start_s,
@@ -140,7 +142,7 @@ def record_window(
         "errors": window.server_errors.tolist(),
         "weights": window.weight.tolist(),
         "shares": [[round(float(v), 5) for v in row] for row in control_shares(control)],
-        "true_shares": [[round(float(v), 5) for v in row] for row in rates / rates.sum(axis=1, keepdims=True)],
+        "true_shares": [[round(float(v), 5) for v in row] for row in rates],
         "client": _record_client(window),
         "faults": [describe(fault) for fault in window.faults],
     }
@@ -155,6 +157,13 @@ def control_shares(control: Control) -> NDArray[np.float64]:
     return shares
 
 
+def true_rates(script: Script, at_s: float) -> NDArray[np.float64]:
+    """``[groups, servers]``: requests per second that one worker of a server serves at a moment of the script."""
+    speeds = np.array([profile.speeds for profile in script.servers]).T
+    rates: NDArray[np.float64] = speeds * server_speeds(script, at_s) / np.array(script.mean_service_s)[:, None]
+    return rates
+
+
 def utilisation(windows: Sequence[Window], script: Script) -> tuple[float, ...]:
     """``[servers]``: mean work of the requests that each server answered well, over its workers' time.
 
@@ -162,10 +171,11 @@ def utilisation(windows: Sequence[Window], script: Script) -> tuple[float, ...]:
     """
     start_s = windows[0].start_s
     middles_s = [(w.start_s + w.end_s) / 2 - start_s for w in windows]
-    work_s = sum(
-        ((w.requests - w.server_errors) * true_tau_s(script, at_s)).sum(axis=0)
-        for w, at_s in zip(windows, middles_s, strict=True)
-    )
+    work_s = np.zeros(len(script.servers))
+    for window, at_s in zip(windows, middles_s, strict=True):
+        # A server that stopped answers nothing more; what it had answered in this window was at its own speed.
+        rates = np.maximum(true_rates(script, at_s), _SLOWEST * true_rates(script, 0.0))
+        work_s += ((window.requests - window.server_errors) / rates).sum(axis=0)
     workers = np.array([profile.workers for profile in script.servers])
     shares = work_s / (workers * max(windows[-1].end_s - start_s, 1e-9))
     return tuple(round(float(share), 5) for share in shares)

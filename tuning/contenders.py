@@ -1,15 +1,129 @@
-"""The policies that are judged beside each other: NGINX as shipped, the best simple heuristic, the learned one."""
+"""The policies that are judged beside each other, by name: NGINX as shipped, heuristics, bundles, oracles, peers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast, get_args
+
 from actuators.control import BalancingMethod
-from envs.baselines import InverseLatency, Policy
+from actuators.errors import ConfigError, closest
+from actuators.peers import EXTERNAL, PEERS
+from actuators.window import FloatArray
+from envs.baselines import Equal, InverseLatency, Policy
 from envs.controller import FixedController, PolicyController
 from envs.decision import DecisionProblem
-from tuning.judge import Controller
+from envs.delay_controllers import ESTIMATORS, EstimatorController
+from envs.feedback_baselines import Aimd, Equaliser, Little
+from envs.knapsack import Knapsack
+from envs.model_baselines import ModelBased, UtilisationPid
+from tuning.oracles import ORACLES, oracle
+from tuning.plan import Controller
 
 REFERENCE = "least_conn"
 LEARNED = "learned"
+
+NATIVE = ("round_robin", "least_conn", "random_two")
+"""NGINX as shipped, equal weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arena:
+    """What contenders are made for.
+
+    Attributes:
+        problem: topology, deadlines and encoder that heuristics observe with.
+        method: balancing method under heuristics and bundles that name none.
+        workers: ``[servers]``, requests that each server serves at once, from its configuration.
+    """
+
+    problem: DecisionProblem
+    method: BalancingMethod
+    workers: FloatArray
+
+
+Make = Callable[[Arena], Controller]
+
+BASELINES: dict[str, Callable[[Arena], Policy]] = {
+    "equal": lambda arena: Equal(),
+    "inverse_latency": lambda arena: InverseLatency(arena.problem.codec),
+    "little": lambda arena: Little(arena.problem.codec),
+    "equaliser": lambda arena: Equaliser(arena.problem.codec),
+    "aimd": lambda arena: Aimd(arena.problem.codec),
+    "model_based": lambda arena: ModelBased(arena.problem.codec, arena.workers),
+}
+"""Heuristics that observe and set weights."""
+
+STEERED: dict[str, Make] = {
+    "utilisation_pid": lambda a: UtilisationPid(a.method, a.problem.codec, a.problem.observer(), a.workers),
+    "knapsack": lambda a: Knapsack(a.method, a.problem.codec),
+}
+"""Heuristics with a memory of their own."""
+
+LEARNING = tuple(name for name in ESTIMATORS if name not in BASELINES)
+"""Estimators of `expected_delay`; `type_means` learns no servers and shows what the rule does by itself."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One entry of a policy list: ``NAME``, ``NAME@METHOD`` or the folder of a bundle; ``OTHER=…`` renames it.
+
+    Attributes:
+        name: as it is shown in tables.
+        base: the policy's name, path included where there is one.
+        method: balancing method that was asked for.
+    """
+
+    name: str
+    base: str
+    method: BalancingMethod | None = None
+
+    @property
+    def kind(self) -> str:
+        """``simulated`` for oracles, ``live`` for peers, ``any`` for the rest."""
+        if self.base in ORACLES:
+            return "simulated"
+        return "live" if self.base in PEERS or self.base.startswith(EXTERNAL) else "any"
+
+    @property
+    def is_bundle(self) -> bool:
+        return _is_folder(self.base)
+
+
+def parse_policies(texts: Sequence[str]) -> tuple[Spec, ...]:
+    """The entries of a policy list. Raises ConfigError with the closest match, or for a name given twice."""
+    specs: list[Spec] = []
+    for text in texts:
+        other, equals, rest = text.partition("=")
+        renamed = equals and other.isidentifier()
+        spec = _parse(rest if renamed else text)
+        spec = replace(spec, name=other) if renamed else spec
+        if any(other.name == spec.name for other in specs):
+            raise ConfigError(f"policy '{spec.name}' is given twice", where="policies", remedy="name each policy once")
+        specs.append(spec)
+    return tuple(specs)
+
+
+def contender(spec: Spec, arena: Arena) -> Controller:
+    """A fresh controller. Raises BundleError for a folder that is no bundle of this topology."""
+    method = spec.method or arena.method
+    if spec.method == "expected_delay" or (spec.method is None and spec.base in LEARNING):
+        return EstimatorController(arena.problem.topology, spec.base, arena.workers, spec.name)
+    if spec.base in ORACLES:
+        return oracle(spec.base, spec.name)
+    if spec.kind == "live":
+        # The other balancer does as it likes; what we set is a formality.
+        return FixedController(spec.name, cast(BalancingMethod, spec.base))
+    if spec.base in NATIVE:
+        return FixedController(spec.name, cast(BalancingMethod, spec.base))
+    if spec.base in STEERED:
+        made = STEERED[spec.base](replace(arena, method=method))
+        made.name = spec.name
+        return made
+    if spec.is_bundle:
+        return _bundle(spec, arena, method)
+    return PolicyController(spec.name, method, BASELINES[spec.base](arena), arena.problem.observer())
 
 
 def contenders(problem: DecisionProblem, method: BalancingMethod, learned: Policy) -> list[Controller]:
@@ -17,6 +131,37 @@ def contenders(problem: DecisionProblem, method: BalancingMethod, learned: Polic
     return [
         FixedController("round_robin", "round_robin"),
         FixedController(REFERENCE, "least_conn"),
-        PolicyController("inverse_latency", method, InverseLatency(problem.baseline_codec), problem.observer()),
+        PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer()),
         PolicyController(LEARNED, method, learned, problem.observer()),
     ]
+
+
+def _bundle(spec: Spec, arena: Arena, method: BalancingMethod) -> Controller:
+    # torch takes seconds to import; most evaluations do without.
+    from tuning.bundle import load_bundle  # noqa: PLC0415
+
+    bundle = load_bundle(Path(spec.base), arena.problem.topology)
+    return PolicyController(spec.name, method, bundle.policy(), bundle.problem.observer())
+
+
+def _parse(text: str) -> Spec:
+    base, at, method = text.rpartition("@") if "@" in text else (text, "", "")
+    if at and method not in get_args(BalancingMethod):
+        raise ConfigError(f"'{text}': unknown balancing method '{method}'", where="policies",
+                          remedy=closest(method, get_args(BalancingMethod)))  # fmt: skip
+    if base.startswith(EXTERNAL):
+        return Spec(f"{EXTERNAL}{Path(base.removeprefix(EXTERNAL)).name}", base)
+    if _is_folder(base):
+        return Spec(f"{Path(base).parent.name or base}{at}{method}", base, cast(BalancingMethod, method) or None)
+    if at and method == "expected_delay" and base not in ESTIMATORS:
+        raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
+    if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
+        raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
+    known = (*NATIVE, *BASELINES, *STEERED, *LEARNING, *ORACLES, *PEERS)
+    if base not in known:
+        raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
+    return Spec(text, base, cast(BalancingMethod, method) or None)
+
+
+def _is_folder(base: str) -> bool:
+    return "/" in base and not base.startswith(EXTERNAL)

@@ -67,7 +67,7 @@ class Evaluation:
         rounds = sorted(ours.keys() & theirs.keys())
         if not rounds:
             return {name: Ratio(None, None, None, None, 0) for name in METRICS}
-        sample, other = (Sample([b[r].tally for r in rounds], self.deadlines_s, group) for b in (ours, theirs))
+        sample, other = self._sample(policy, rounds, group), self._sample(reference, rounds, group)
         run_seeds = [ours[r].place.run_seed for r in rounds]
         return compare(sample, other, rounds=len(rounds), seed=self.seed, run_seeds=run_seeds)
 
@@ -84,7 +84,11 @@ class Evaluation:
         return {policy: self._values(policy, None) for policy in self.policies}
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `evaluation.json`, as `evaluation.schema.json` describes it."""
+        """The content of `evaluation.json`, as `evaluation.schema.json` describes it; computed once."""
+        return self._content
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
         windows = [{"block": index, **record} for index, block in enumerate(self.blocks) for record in block.windows]
         return {
             "format_version": FORMAT_VERSION,
@@ -137,6 +141,17 @@ class Evaluation:
             **{name: data[name] for name in names},
             **told,
         )
+
+    def _sample(self, policy: str, rounds: Sequence[int], group: int | None) -> Sample:
+        key = (policy, tuple(rounds), group)
+        if key not in self._samples:
+            blocks = self._usable(policy)
+            self._samples[key] = Sample([blocks[r].tally for r in rounds], self.deadlines_s, group)
+        return self._samples[key]
+
+    @cached_property
+    def _samples(self) -> dict[tuple[str, tuple[int, ...], int | None], Sample]:
+        return {}
 
     def _usable(self, policy: str) -> dict[int, Block]:
         return {b.place.round: b for b in self.blocks if b.place.policy == policy and b.usable}

@@ -22,15 +22,17 @@ class RunData:
         evaluation: content of `evaluation.json`.
         training: rows of the training curve in order.
         encoder: the state encoder and the states it saw.
+        others: contents of further evaluations of the run, of other scenarios or testbeds.
     """
 
     evaluation: dict[str, Any]
     training: Sequence[TrainingPoint] = ()
     encoder: EncoderSummary | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    others: Sequence[dict[str, Any]] = ()
 
 
 def write_report(path: Path, run: RunData) -> None:
     """Writes the page atomically. Raises OSError when the folder is missing or full."""
-    page = render_page(run.evaluation, run.training, run.encoder, run.provenance)
+    page = render_page([run.evaluation, *run.others], run.training, run.encoder, run.provenance)
     write_atomic(path, page)

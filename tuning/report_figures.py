@@ -143,6 +143,14 @@ def weight_figure(evaluation: dict[str, Any], policy: str, group: int) -> Figure
         top = max([top, *asked, *(v for v in seen if v is not None)])
         line = {"color": f"--server-{s % _SERIES + 1}", "width": 2, "shape": "vh",
                 "dash": "solid" if s < _SERIES else "dash"}  # fmt: skip
+        true = [p.window.get("true_shares") for p in points]
+        if all(true):
+            x, y = held(points, [100 * shares[group][s] for shares in true if shares], evaluation["interval_s"])
+            top = max([top, *(v for v in y if v is not None)])
+            traces.append({"x": x, "y": y, "mode": "lines", "showlegend": False, "name": f"server {s + 1}",
+                           "line": {"color": f"--server-{s % _SERIES + 1}@0.7", "width": 1.2, "dash": "dot",
+                                    "shape": "vh"},
+                           "hovertemplate": "%{y:.0f} % of the true speed"})  # fmt: skip
         x, y = held(points, asked, evaluation["interval_s"])
         traces.append({"x": x, "y": y, "name": f"server {s + 1}", "mode": "lines", "line": line,
                        "hovertemplate": f"%{{y:.0f}} % asked, {server}"})  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from tuning import report_overview as overview
 from tuning import report_summary as summary
 from tuning.report_figures import latency_figure, ratio_figure, steering_policies, tail_figure, weight_figure
 from tuning.report_learning import (
@@ -48,9 +49,11 @@ class _Page:
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []
+        self.prefix = ""
 
     def place(self, figure: Figure) -> str:
         """The element that the figure will be drawn in, or the reason why there is none."""
+        figure = replace(figure, name=self.prefix + figure.name)
         if figure.empty:
             return f'<p class="empty" data-figure="{escape(figure.name)}">{escape(figure.empty)}</p>'
         self.figures.append(figure)
@@ -76,52 +79,75 @@ class _Page:
 
 
 def render_page(
-    evaluation: dict[str, Any],
+    evaluations: Sequence[dict[str, Any]],
     training: Sequence[TrainingPoint],
     encoder: EncoderSummary | None,
     provenance: Provenance,
 ) -> str:
-    """The whole page as text."""
+    """The whole page as text; the first evaluation gives the headline, further ones have a tab each."""
     page = _Page()
-    sections = "".join(
-        (
-            _results(evaluation),
-            _latency(page, evaluation),
-            _tail(page, evaluation),
-            _weights(page, evaluation),
-            _states(page, encoder),
-            _training(page, training),
-            _method(evaluation),
-            _repeat(provenance, evaluation),
-        )
-    )
-    title = f"{evaluation['scenario']} · Deep Scheduling"
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        results = _results(first) + _judged(page, first)
+        numbers = _method(first)
+    else:
+        results = _overview(page, evaluations)
+        numbers = ""
+    learned = _states(page, encoder) + _training(page, training)
+    sections = f"{results}{learned}{numbers}{_repeat(provenance, first)}"
+    title = f"{summary.in_words([evaluation['scenario'] for evaluation in evaluations])} · Deep Scheduling"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<link rel="icon" href="data:,"><style>{(_HERE / "report.css").read_text()}</style></head>'
-        f"<body><main>{_header(evaluation)}{sections}</main>"
+        f"<body><main>{_header(evaluations)}{sections}</main>"
         f'<script type="application/json" id="figures">{page.json()}</script>'
         f"<script>{get_plotlyjs()}</script><script>{(_HERE / 'report.js').read_text()}</script></body></html>\n"
     )
 
 
-def _header(evaluation: dict[str, Any]) -> str:
+def _judged(page: _Page, evaluation: dict[str, Any]) -> str:
+    return _latency(page, evaluation) + _tail(page, evaluation) + _weights(page, evaluation)
+
+
+def _overview(page: _Page, evaluations: Sequence[dict[str, Any]]) -> str:
+    """Ratios of every policy on every scenario, then everything about each scenario under a tab of its own."""
+    text = (
+        "Each cell: mean and p99 of a policy over the reference's, with the 95 % interval below. "
+        "Coloured only where the interval does not touch 1×; a dash where the policy was not judged."
+    )
+    table = f'<div class="scroll">{overview.scenario_table(evaluations)}</div>'
+    panels = {}
+    for number, evaluation in enumerate(evaluations):
+        page.prefix = f"part-{number}-"
+        head, lead = escape(summary.headline(evaluation)), escape(summary.subline(evaluation))
+        body = _results(evaluation) + _judged(page, evaluation) + _method(evaluation)
+        panels[overview.part_name(evaluation)] = f'<h3>{head}</h3><p class="prose">{lead}</p>{body}'
+    page.prefix = ""
+    return _section("Every scenario", text, table) + page.tabs("scenario", panels)
+
+
+def _header(evaluations: Sequence[dict[str, Any]]) -> str:
+    evaluation = evaluations[0]
     machine = evaluation["machine"]
-    accounts = evaluation["accounting"]
+    requests = sum(e["accounting"]["requests"] for e in evaluations if e["accounting"])
     facts = [
         evaluation["created"].replace("T", " ").removesuffix("+00:00") + " UTC",
         f"{evaluation['rounds']} rounds of {evaluation['measure_s']:g} s per policy",
-        f"{accounts['requests']:,} requests" if accounts else "no requests",
-        f"seed {evaluation['seed']}",
+        f"{requests:,} requests" if requests else "no requests",
+        overview.seeds_text(evaluation),
         *([f"{machine['cores']} cores, {machine['cpu']}"] if "cores" in machine and "cpu" in machine else []),
     ]
+    if len(evaluations) == 1:
+        head, lead = summary.headline(evaluation), summary.subline(evaluation)
+    else:
+        head, lead = overview.overall(evaluations), ""
     return (
         f'<header><p class="brand">Deep Scheduling <span>run report</span></p>'
-        f"<h1>{escape(summary.headline(evaluation))}</h1>"
-        f'<p class="lead">{escape(summary.subline(evaluation))}</p>'
+        f"<h1>{escape(head)}</h1>"
+        f'<p class="lead">{escape(lead)}</p>'
         f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</p></header>'
     )
 
@@ -172,7 +198,7 @@ def _weights(page: _Page, evaluation: dict[str, Any]) -> str:
             for g, group in enumerate(evaluation["groups"])
         ]
         panels[policy] = f'<div class="row">{"".join(cells)}</div>'
-    text = "Lines: the share that the control asks for. Dots: where the requests went. "
+    text = "Lines: the share that the control asks for. Dots: where the requests went. Dotted: the true speeds. "
     text += f"{summary.in_words(still)} never changed theirs." if still else ""
     body = page.tabs("policy", panels) if panels else '<p class="empty">No policy changed its control in this run.</p>'
     return _section("What the policies asked for", text, body + _servers(evaluation))

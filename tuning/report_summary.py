@@ -26,7 +26,7 @@ _WORDS: dict[Verdict, str] = {
     "no difference shown": "no difference shown",
     "not shown": "nothing shown",
 }
-_CLASS: dict[Verdict, str] = {
+CLASS: dict[Verdict, str] = {
     "better": "better",
     "worse": "worse",
     "no difference shown": "same",
@@ -107,7 +107,7 @@ def verdict_list(evaluation: dict[str, Any]) -> str:
     """Every row against every opponent in a sentence, won or not."""
     parts = []
     for heading, rows in verdicts(evaluation).items():
-        items = "".join(f'<li class="{_CLASS[row.verdict]}">{escape(row.sentence)}</li>' for row in rows)
+        items = "".join(f'<li class="{CLASS[row.verdict]}">{escape(row.sentence)}</li>' for row in rows)
         parts.append(f"<div><h3>{escape(heading)}</h3><ul>{items}</ul></div>")
     return f'<div class="verdicts">{"".join(parts)}</div>' if parts else ""
 
@@ -149,7 +149,7 @@ def _card(metric: str, rows: list[Comparison], reach: float) -> str:
 
 def _strip(row: Comparison, reach: float) -> str:
     """Ratio in words and as a bar: the line in the middle is 1×, left of it is better."""
-    kind = _CLASS[row.verdict]
+    kind = CLASS[row.verdict]
     label = f"{row.learned} / {row.other}: {describe_ratio(row.ratio)}"
     ratio = "none in either" if row.values == (0, 0) else format_ratio(row.ratio.value)
     word = "" if row.values == (0, 0) else _WORDS[row.verdict]
@@ -162,7 +162,7 @@ def _strip(row: Comparison, reach: float) -> str:
     track = f'<div class="track" role="img" aria-label="{escape(label)}"><i class="one"></i>{bar}</div>' if bar else ""
     return (
         f'<div class="strip {kind}"><p><b>{escape(ratio)}</b> {escape(row.other)}'
-        f"<span>{escape(word)}</span></p>{track}<small>{escape(_interval(row.ratio))}</small></div>"
+        f"<span>{escape(word)}</span></p>{track}<small>{escape(interval_line(row.ratio))}</small></div>"
     )
 
 
@@ -171,12 +171,13 @@ def _cell(metric: str, source: dict[str, Any], *, is_reference: bool) -> str:
     ratio = read(source, metric)
     extra = ""
     if not is_reference and ratio.value is not None:
-        extra = f'<span class="{_CLASS[ratio.verdict]}">{format_ratio(ratio.value)}</span>'
-        extra += f"<small>{escape(_interval(ratio))}</small>"
+        extra = f'<span class="{CLASS[ratio.verdict]}">{format_ratio(ratio.value)}</span>'
+        extra += f"<small>{escape(interval_line(ratio))}</small>"
     return f'<td data-label="{escape(ROWS[metric])}"><b>{value}</b>{extra}</td>'
 
 
-def _interval(ratio: Ratio) -> str:
+def interval_line(ratio: Ratio) -> str:
+    """The interval's two ends; empty when there is none."""
     if ratio.low is None or ratio.high is None:
         return ""
     return " – ".join(interval_text(ratio.low, ratio.high))

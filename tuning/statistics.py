@@ -69,6 +69,7 @@ class Sample:
     """
 
     def __init__(self, tallies: Sequence[Tally], deadlines_s: FloatArray, group: int | None = None) -> None:
+        self._drawn: dict[SpreadPart, dict[str, FloatArray]] = {}
         groups = slice(None) if group is None else slice(group, group + 1)
         tardiness = [tally.tardiness(deadlines_s) for tally in tallies]
         counts = np.array([t.latency_counts[groups].sum(axis=0) for t in tallies], dtype=float)
@@ -95,6 +96,12 @@ class Sample:
         for name, percentile in _PERCENTILES.items():
             values[name] = _percentile_ms(cumulative, percentile)
         return values
+
+    def drawn(self, part: SpreadPart) -> dict[str, FloatArray]:
+        """The metrics of the part's resamples; a reference is asked for the same ones by every policy."""
+        if part not in self._drawn:
+            self._drawn[part] = self.metrics(part.draws)
+        return self._drawn[part]
 
     def pooled(self) -> dict[str, float | None]:
         """Every metric over all rounds; None where nothing was answered."""
@@ -125,13 +132,16 @@ def compare(
         return {name: Ratio(None, None, None, None, 0) for name in METRICS}
     pooled = _ratios(sample, reference, np.ones((1, rounds)))
     single = _ratios(sample, reference, np.eye(rounds))
-    parts = spread_parts(run_seeds or [0] * rounds, seed)
-    draws = [_ratios(sample, reference, part.draws) for part in parts]
+    parts = spread_parts(tuple(run_seeds or [0] * rounds), seed)
+    draws = [_divide(sample.drawn(part), reference.drawn(part)) for part in parts]
     return {name: _ratio(pooled[name], single[name], [d[name] for d in draws], parts, rounds) for name in METRICS}
 
 
 def _ratios(sample: Sample, reference: Sample, weights: FloatArray) -> dict[str, FloatArray]:
-    above, below = sample.metrics(weights), reference.metrics(weights)
+    return _divide(sample.metrics(weights), reference.metrics(weights))
+
+
+def _divide(above: dict[str, FloatArray], below: dict[str, FloatArray]) -> dict[str, FloatArray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return {name: above[name] / below[name] for name in METRICS}
 

@@ -1,0 +1,196 @@
+"""Balancers that a user would otherwise put in front of the same servers: their configs, and running one of them.
+
+A peer keeps no statistics for us: what it did is judged by the load engine alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from actuators.control import BalancingMethod, Control, Weights
+from actuators.errors import MissingToolError, ProcessError
+from actuators.nginx_detect import detect
+from actuators.peer_configs import fill_in, render_haproxy, render_nginx
+from actuators.process import ManagedProcess
+from actuators.testbed import Applied
+from actuators.topology import Topology
+from actuators.vts import Snapshot
+from actuators.window import DEFAULT_BOUNDS_MS, Window
+
+EXTERNAL = "nginx:"
+"""Prefix of a user's own NGINX config: ``nginx:/path/to/file.conf``."""
+
+PEERS: dict[str, str] = {
+    "shared_least_conn": "one NGINX upstream for all request types, least_conn",
+    "nginx_fair": "Debian's fair module (libnginx-mod-http-upstream-fair)",
+    "haproxy_leastconn": "HAProxy, balance leastconn",
+    "haproxy_random": "HAProxy, balance random(2)",
+}
+"""Peers by name and what they are."""
+
+_FAIR_MODULES = ("/usr/lib/nginx/modules", "/usr/share/nginx/modules")
+_START_TIMEOUT_S = 10.0
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class PeerPrograms:
+    """Where the programs are; found on the PATH and where Debian puts them when not given."""
+
+    nginx: str = "nginx"
+    haproxy: str = "haproxy"
+    fair_module: str = ""
+
+
+class Peer:
+    """One running peer; a context manager. It takes the place of an NGINX of ours before the same servers.
+
+    Args:
+        name: of `PEERS`, or ``nginx:PATH`` of a config with ``{listen}`` where HOST:PORT belongs, ``{servers}``
+            where the `server` lines belong, and ``{prefix}`` for a private folder.
+
+    Raises:
+        MissingToolError: the program or module is not installed.
+        ConfigError: unknown name, or a config without the placeholders.
+        ProcessError: it did not start; its log is in the error.
+    """
+
+    def __init__(self, name: str, topology: Topology, work_dir: Path, programs: PeerPrograms | None = None) -> None:
+        self.name, self.topology = name, topology
+        self._programs = programs or PeerPrograms()
+        self._prefix = (work_dir / "".join(c if c.isalnum() else "-" for c in name)).absolute()
+        self._prefix.mkdir(parents=True, exist_ok=True)
+        self.address = ""
+        self._process = self._start()
+
+    def set_method(self, method: BalancingMethod) -> None:
+        """A peer balances as it does."""
+
+    def apply(self, control: Control) -> Applied:
+        """A peer takes no control."""
+        return Applied(False, 0.0)
+
+    def close(self) -> None:
+        """Ends it; may be called twice."""
+        self._process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> ManagedProcess:
+        for attempt in range(_ATTEMPTS):
+            self.address = f"127.0.0.1:{_free_port()}"
+            process = ManagedProcess(self._command(), name=self.name, log_path=self._prefix / "error.log")
+            try:
+                process.wait_ready(self._answers, _START_TIMEOUT_S)
+            except ProcessError:
+                process.close()
+                # Another program may have taken the port between our look and the bind.
+                if attempt + 1 == _ATTEMPTS or not _is_taken(self.address):
+                    raise
+            else:
+                return process
+        raise AssertionError("unreachable")
+
+    def _command(self) -> list[str]:
+        config = self._prefix / "peer.conf"
+        if self.name.startswith("haproxy"):
+            program = _find(self._programs.haproxy, "haproxy")
+            balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
+            config.write_text(render_haproxy(self.topology, self.address, balance))
+            return [program, "-W", "-db", "-f", str(config)]
+        program = str(detect(self._programs.nginx).binary)
+        config.write_text(self._nginx_config())
+        return [program, "-p", str(self._prefix), "-e", str(self._prefix / "error.log"), "-c", str(config)]
+
+    def _nginx_config(self) -> str:
+        if self.name.startswith(EXTERNAL):
+            return fill_in(Path(self.name.removeprefix(EXTERNAL)), self.topology, self.address, self._prefix)
+        module = _fair_module(self._programs) if self.name == "nginx_fair" else ""
+        return render_nginx(self.topology, self.address, self._prefix, shared=self.name == "shared_least_conn",
+                            fair_module=module)  # fmt: skip
+
+    def _answers(self) -> bool:
+        return _is_taken(self.address)
+
+
+class NoStatistics:
+    """In the collector's place: windows with a clock and without counts."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology, self._last_s = topology, time.time()
+
+    def begin(self) -> None:
+        self._last_s = time.time()
+
+    def latest(self) -> Snapshot | None:
+        return None
+
+    def window(self) -> Window:
+        start_s, self._last_s = self._last_s, time.time()
+        shape = self._topology.shape
+        zeros = np.zeros(shape, np.int64)
+        equal = Weights.equal(self._topology)
+        return Window(
+            self._topology, start_s, self._last_s, zeros, zeros, zeros, np.zeros((*shape, 5), np.int64), zeros,
+            DEFAULT_BOUNDS_MS, np.zeros((*shape, len(DEFAULT_BOUNDS_MS) + 1), np.int64), equal.values, equal.down,
+        )  # fmt: skip
+
+
+def why_missing(name: str, programs: PeerPrograms | None = None) -> str:
+    """Why a peer cannot run here, in a line; empty when it can. Raises ConfigError for a bad external config."""
+    programs = programs or PeerPrograms()
+    try:
+        if name.startswith("haproxy"):
+            _find(programs.haproxy, "haproxy")
+        elif name == "nginx_fair":
+            _fair_module(programs)
+        elif name.startswith(EXTERNAL):
+            fill_in(Path(name.removeprefix(EXTERNAL)), None, "", Path())
+    except MissingToolError as error:
+        return str(error)
+    return ""
+
+
+def _find(program: str, package: str) -> str:
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise MissingToolError(f"'{program}' is not installed", remedy=f"apt-get install {package}")
+    return found
+
+
+def _fair_module(programs: PeerPrograms) -> str:
+    places = [Path(folder, "ngx_http_upstream_fair_module.so") for folder in _FAIR_MODULES]
+    found = [Path(programs.fair_module)] if programs.fair_module else [path for path in places if path.exists()]
+    if not found:
+        raise MissingToolError(
+            "NGINX's fair module is not installed", remedy="apt-get install libnginx-mod-http-upstream-fair"
+        )
+    return str(found[0])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_taken(address: str) -> bool:
+    """Whether something accepts connections there."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, int(port))) == 0
