@@ -1,0 +1,208 @@
+"""`deepsched sweep`: many trials over K, encoder, actions, rewards and hyperparameters; the best confirmed live."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from actuators.errors import ConfigError
+from actuators.options import Options
+from actuators.parts import LiveOptions
+from rayjobs.cli import Verb, run_verb
+from rayjobs.config import load_options
+from rayjobs.progress import Progress, Stage, StageProgress
+from rayjobs.runs import RunFolder
+from tuning.observing import ObserveOptions
+from tuning.sweep_options import ConfirmOptions, SearchOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuning.sweep import Tally
+    from tuning.trial import Shared
+
+TRIAL_STEPS_PER_S = 900
+"""What one core trains and validates, roughly; only for the display."""
+
+
+class SweepOptions(Options):
+    """One sweep. Its results: `sweep.parquet`, `best/` (a bundle), `report.html`, TensorBoard events."""
+
+    seed: int = Field(default=1, ge=0)
+    """Fixes the observation phase, the draws and every trial's training."""
+    out: Path | None = None
+    """Folder for the sweep's folder; `runs` when not given."""
+    resume: Path | None = None
+    """Folder of a sweep that was interrupted: goes on with its options; finished trials are not repeated."""
+    storage: str | None = None
+    """Folder or pyarrow URL (file://, s3://…) that every node reaches, for trials and results; the sweep's
+    folder when not given, which does for one machine."""
+    scenario: str = "demo"
+    """What is observed first and confirmed on last; `search.base.training.scenarios` is what trials train on."""
+    observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, interval_s=1.0)
+    """The observation phase, on a simulated testbed; its windows are shared by all trials."""
+    search: SearchOptions = Field(default_factory=SearchOptions)
+    """The space, and how it is searched."""
+    confirm: ConfirmOptions = ConfirmOptions()
+    """The judgement of the best on live testbeds."""
+    live: LiveOptions = LiveOptions()
+    """The parts of those testbeds."""
+
+
+def run(options: SweepOptions) -> int:
+    """Prints the best trials, their live judgement, and where everything is."""
+    from envs.scenarios import scenario
+    from rayjobs.console import remarks
+    from rayjobs.steps import training_scenarios
+
+    folder, options = _folder(options)
+    for name in (options.scenario, *options.search.base.training.scenarios):
+        scenario(name)
+    training_scenarios(options.search.base.training, 1.0)
+    try:
+        _work(options, folder)
+    except KeyboardInterrupt:
+        remarks().print(f"go on with: deepsched sweep --resume {folder.path}", markup=False, soft_wrap=True)
+        raise
+    return 0
+
+
+def _folder(options: SweepOptions) -> tuple[RunFolder, SweepOptions]:
+    if options.resume is None:
+        return RunFolder.create(options.out, "sweep", options.seed, options), options
+    config = options.resume / "config.yaml"
+    if not config.exists():
+        raise ConfigError("not a sweep's folder", where=str(options.resume), remedy="give the folder that sweep made")
+    saved = load_options(SweepOptions, file=config)
+    return RunFolder(options.resume), saved
+
+
+def _work(options: SweepOptions, folder: RunFolder) -> None:
+    from envs.scenarios import scenario
+    from rayjobs.console import results
+    from rayjobs.local_ray import ray_session
+    from rayjobs.storage import local_copy, upload
+    from tuning.sweep import histories, preflight, run_sweep, trial_table
+    from tuning.sweep_report import print_best, write_sweep_report
+
+    confirm = options.confirm
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(_stages(options)))
+        with progress.stage("start") as stage:
+            stack.enter_context(ray_session(testbeds=confirm.testbeds if confirm.best else 1))
+            at_once = preflight(options.search)
+            if confirm.best:
+                _room_to_confirm(confirm)
+            stage.update(f"{at_once} trials at once")
+        with progress.stage("observe"):
+            shared = _shared(options, folder)
+        with progress.stage("sweep") as stage:
+            storage = options.storage or str(folder.path.absolute())
+            grid = run_sweep(options.search, shared, storage, at_once, lambda tally: _say(stage, tally, options))
+            table = trial_table(grid, options.search.space)
+            table.to_parquet(folder.path / "sweep.parquet")
+            bundles = [local_copy(path, folder.file("bundles", trial)) for path, trial in _best(table, confirm.best)]
+        evaluations: list[dict[str, Any]] = []
+        if confirm.best:
+            from actuators.files import write_json
+            from tuning.confirm import confirm as judge_live
+
+            with progress.stage("confirm live") as stage:
+                stage.update(f"the best {len(bundles)} on {confirm.testbeds} testbeds at once")
+                judge = confirm.judge.model_copy(update={"seed": options.seed})
+                work_dir = folder.path.absolute() / "testbeds"
+                watched = scenario(options.scenario)
+                evaluations = judge_live(bundles, confirm.testbeds, watched, judge, options.live, work_dir)
+                write_json(folder.path / "confirmed.json", evaluations)
+        with progress.stage("report"):
+            report = write_sweep_report(folder.path, table, histories(grid), options.search, evaluations)
+            if options.storage:
+                upload(folder.path, options.storage)
+    print_best(table, evaluations, results())
+    results().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
+    results().print(f"report: {report}", soft_wrap=True)
+
+
+def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
+    """The windows of the observation phase, equal for equal seeds, and what else trials have in common."""
+    from actuators.topology import social_network
+    from envs.scenarios import scenario
+    from envs.simulation import SimulatedTestbed
+    from rayjobs.provenance import provenance
+    from rayjobs.steps import training_scenarios
+    from tuning.observing import watch
+    from tuning.trial import Shared
+
+    base, watched = options.search.base, scenario(options.scenario)
+    with SimulatedTestbed(social_network()) as testbed:
+        windows = watch(testbed, watched, base.training.method, options.observe, options.seed)
+    scenarios = training_scenarios(base.training, watched.work_scale)
+    return Shared(
+        windows=windows,
+        topology=social_network(),
+        base=base,
+        scenario=scenarios,
+        validation=scenarios,
+        validation_episodes=options.search.validation_episodes,
+        validation_s=options.search.validation_s,
+        seed=options.seed,
+        provenance=provenance(folder, options.seed, ()),
+    )
+
+
+def _room_to_confirm(confirm: ConfirmOptions) -> None:
+    from actuators.remote import check_capacity
+    from actuators.topology import social_network
+
+    check_capacity(confirm.testbeds, len(social_network().servers))
+
+
+def _best(table: pd.DataFrame, count: int) -> list[tuple[str, str]]:
+    """Bundle and trial of the best trials, at least one; the first also goes to `best/`."""
+    usable = table[table["bundle"] != ""].head(max(count, 1))
+    return list(zip(usable["bundle"], usable["trial"], strict=True))
+
+
+def _say(stage: StageProgress, tally: Tally, options: SweepOptions) -> None:
+    failed = f", {tally.failed} failed" if tally.failed else ""
+    best = f"; best {tally.best:+.3f} (trial-{tally.best_trial})" if tally.best_trial else ""
+    stage.update(
+        f"{tally.ended} of {_count(options)} trials ended, {tally.running} running{failed}{best}",
+        tally.ended / _count(options),
+    )
+
+
+def _count(options: SweepOptions) -> int:
+    search = options.search
+    combinations = 1
+    if search.search == "grid":
+        for domain in search.space.values():
+            combinations *= len(domain) if isinstance(domain, tuple) else 1
+    return search.trials * combinations
+
+
+def _stages(options: SweepOptions) -> list[Stage]:
+    search, confirm = options.search, options.confirm
+    share = 0.5 if search.scheduler == "asha" else 1.0
+    train_s = _count(options) * search.base.training.steps * share / TRIAL_STEPS_PER_S / max(search.concurrent, 2)
+    block_s = confirm.judge.warm_up_s + confirm.judge.measure_s + 1.2
+    stages = [Stage("start", 15), Stage("observe", 3), Stage("sweep", 30 + train_s)]
+    if confirm.best:
+        stages.append(Stage("confirm live", 25 + confirm.best * confirm.judge.rounds * 3 * block_s))
+    return [*stages, Stage("report", 2)]
+
+
+VERB = Verb(
+    name="sweep",
+    summary="try many settings in parallel trials, confirm the best on live testbeds",
+    example="deepsched sweep --config sweep-quick",
+    options=SweepOptions,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))

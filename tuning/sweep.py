@@ -1,0 +1,212 @@
+"""Runs a search space through Ray Tune: trials in parallel, ended early, restarted, resumed; one row per trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optuna
+import pandas as pd
+import ray
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
+from ray.tune.search.optuna import OptunaSearch
+
+from actuators.errors import CapacityError, DataError
+from tuning.space import Domain, Range, check, mutable
+from tuning.sweep_options import SearchOptions
+from tuning.trial import BUNDLE, Shared, SweepTrial
+
+SCORE, TIME = "score", "steps_trained"
+EXPERIMENT = "sweep"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far a sweep is."""
+
+    ended: int
+    running: int
+    failed: int
+    best: float
+    best_trial: str
+
+
+class SweepCallback(tune.Callback):
+    """Tells `listener` how far the sweep is, after every result.
+
+    The listener belongs to the class: Tune pickles its callbacks, and a listener holds on to the terminal.
+    """
+
+    listener: ClassVar[Callable[[Tally], None]] = staticmethod(lambda tally: None)
+
+    def __init__(self) -> None:
+        self._best, self._best_trial = -math.inf, ""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result.get(SCORE, -math.inf) > self._best:
+            self._best, self._best_trial = result[SCORE], trial.trial_id
+        self._tell(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials)
+
+    def _tell(self, trials: list[Any]) -> None:
+        states = [trial.status for trial in trials]
+        ended, running, failed = (states.count(name) for name in ("TERMINATED", "RUNNING", "ERROR"))
+        type(self).listener(Tally(ended, running, failed, self._best, self._best_trial))
+
+
+def preflight(options: SearchOptions) -> int:
+    """How many trials will run at once. Raises ConfigError for the space, CapacityError in words."""
+    check(options.space, options.base, options.search, options.scheduler)
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    wanted = options.concurrent or cpus
+    if wanted > cpus or cpus == 0:
+        raise CapacityError(
+            f"{max(wanted, 1)} trials at once need {max(wanted, 1)} CPUs, the cluster has {cpus}",
+            where="search.concurrent",
+            remedy="ask for fewer at once or add nodes",
+        )
+    if options.scheduler == "pbt" and options.trials > wanted:
+        raise CapacityError(
+            f"population-based training runs all {options.trials} trials in turn, {wanted} at once: most would wait",
+            where="search.trials",
+            remedy=f"use at most {wanted} trials here, or scheduler: asha",
+        )
+    return wanted
+
+
+def run_sweep(
+    options: SearchOptions, shared: Shared, storage: str, at_once: int, report: Callable[[Tally], None]
+) -> ResultGrid:
+    """Runs (or, when `storage` already holds this sweep, goes on with) all trials.
+
+    Args:
+        storage: folder or pyarrow URL; the experiment is in `sweep` below it.
+        at_once: from `preflight`.
+
+    Raises:
+        DataError: no trial gave a result.
+    """
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), {"CPU": 1})
+    SweepCallback.listener = staticmethod(report)
+    path = f"{storage.rstrip('/')}/{EXPERIMENT}"
+    if Tuner.can_restore(path):
+        tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = Tuner(
+            trainable,
+            param_space={path: _tune_domain(domain, options.search) for path, domain in options.space.items()},
+            tune_config=TuneConfig(
+                metric=SCORE,
+                mode="max",
+                num_samples=options.trials,
+                max_concurrent_trials=at_once,
+                search_alg=_searcher(options, shared.seed),
+                scheduler=_scheduler(options),
+                reuse_actors=options.scheduler != "pbt",
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=RunConfig(
+                name=EXPERIMENT,
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=options.retries),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=1, checkpoint_frequency=options.checkpoint_every, checkpoint_at_end=True
+                ),
+                callbacks=[SweepCallback()],
+                verbose=0,
+            ),
+        )
+    results = tuner.fit()
+    if not any(SCORE in (result.metrics or {}) for result in results):
+        raise DataError(
+            f"none of {len(results)} trials gave a result",
+            where=path,
+            remedy="see error.txt in the trials' folders",
+            evidence=str(results.errors[0]).strip().splitlines()[-1] if results.errors else "",
+        )
+    return results
+
+
+def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
+    """One row per trial, best first: what it tried (`space` paths), what came of it, where its bundle is."""
+    rows = []
+    for result in results:
+        metrics = result.metrics or {}
+        config = metrics.get("config", result.config or {})
+        bundle = Path(result.checkpoint.path) / BUNDLE if result.checkpoint else None
+        rows.append(
+            {
+                "trial": Path(result.path).name,
+                **{path: config.get(path) for path in space},
+                **{name: metrics.get(name) for name in (SCORE, "art_per_request", "error_ratio", "bic", "clusters")},
+                "iterations": metrics.get("training_iteration", 0),
+                TIME: metrics.get(TIME, 0),
+                "seconds": metrics.get("time_total_s", 0.0),
+                "error": "" if result.error is None else str(result.error).strip().splitlines()[-1],
+                "bundle": "" if bundle is None else str(bundle),
+            }
+        )
+    table = pd.DataFrame(rows).sort_values(SCORE, ascending=False, na_position="last")
+    return table.reset_index(drop=True)
+
+
+def histories(results: ResultGrid) -> dict[str, list[tuple[int, float]]]:
+    """Trial → (steps trained, score) after each iteration."""
+    found = {}
+    for result in results:
+        frame = result.metrics_dataframe
+        if frame is not None and SCORE in frame:
+            found[Path(result.path).name] = list(zip(frame[TIME].astype(int), frame[SCORE].astype(float), strict=True))
+    return found
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.trial_id}"
+
+
+def _tune_domain(domain: Domain, search: str) -> Any:
+    if not isinstance(domain, Range):
+        return tune.grid_search(list(domain)) if search == "grid" else tune.choice(list(domain))
+    if domain.integer:
+        kind = tune.lograndint if domain.log else tune.randint
+        return kind(int(domain.low), int(domain.high) + 1)
+    return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
+
+
+def _searcher(options: SearchOptions, seed: int) -> SearchAlgorithm | Any:
+    if options.search != "optuna" or options.scheduler == "pbt":
+        # PBT itself decides what comes after the first draw.
+        return BasicVariantGenerator(random_state=seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(metric=SCORE, mode="max", seed=seed)
+
+
+def _scheduler(options: SearchOptions) -> TrialScheduler:
+    steps = options.base.training.steps
+    if options.scheduler == "asha":
+        grace = max(round(options.grace_share * steps), 1)
+        return ASHAScheduler(time_attr=TIME, max_t=steps, grace_period=grace, reduction_factor=options.reduction)
+    if options.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr=TIME,
+            perturbation_interval=max(round(options.perturb_share * steps), 1),
+            hyperparam_mutations={
+                path: _tune_domain(domain, "random") if isinstance(domain, Range) else list(domain)
+                for path, domain in mutable(options.space).items()
+            },
+        )
+    return FIFOScheduler()
