@@ -102,7 +102,7 @@ class ForeignNginx:
     def _put_in_force(self, config: ForeignConfig, changes: Mapping[Path, Change], control: Weights) -> None:
         self._remove_leftovers(changes)
         self._on_step("test")
-        self._test(config, changes)
+        self._test(config, changes, control)
         self._on_step("keep originals")
         self._keep_originals(changes)
         self._await_turn()
@@ -117,13 +117,16 @@ class ForeignNginx:
                 for leftover in folder.glob(pattern):
                     leftover.unlink(missing_ok=True)
 
-    def _test(self, config: ForeignConfig, changes: Mapping[Path, Change]) -> None:
-        """`nginx -t` on copies beside the originals, before any original is touched."""
+    def _test(self, config: ForeignConfig, changes: Mapping[Path, Change], control: Weights) -> None:
+        """`nginx -t` on copies beside the originals, before any original is touched; and they say what was wanted."""
         copies: dict[Path, Path] = {}
         try:
             main = _copy(config.main, config, changes, copies)
             command = self.options.test_command or (str(self._build.binary), "-t", "-q", "-c")
             test_config([*command, str(main)])
+            if _weights(read_config(main), self.topology) != control:
+                remedy = "write the server lines more plainly"
+                raise ActuationError("the edited files do not say these weights", where=str(config.main), remedy=remedy)
         finally:
             for copy in copies.values():
                 copy.unlink(missing_ok=True)

@@ -224,7 +224,11 @@ def _quoted_end(text: bytes, start: int) -> int:
     quote, position = text[start], start + 1
     while position < len(text) and text[position] != quote:
         position += 2 if text[position : position + 1] == b"\\" else 1
-    return min(position + 1, len(text))
+    if text[position + 1 : position + 2] not in (b" ", b"\t", b"\r", b"\n", b";", b"{", b")"):
+        # NGINX refuses it; crossplane and we might disagree about it.
+        line = text.count(b"\n", 0, start) + 1
+        raise ActuationError("a quote does not end a word", where=f"line {line}", remedy="nginx -t tells more")
+    return position + 1
 
 
 def _word_end(text: bytes, position: int) -> int:

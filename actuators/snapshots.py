@@ -123,7 +123,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         line["deepsched"] = snapshot.balancer.model_dump(by_alias=True)
     for name, servers in snapshot.groups.items():
         line[name] = {server: _server_to_json(counters) for server, counters in servers.items()}
-        if snapshot.unserved.get(name):
+        if snapshot.unserved.get(name) and name not in servers:
             line[name][name] = _server_to_json(_unserved(name, snapshot.unserved[name]))
     return line
 
