@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
+from actuators.nginx_detect import detect
 from actuators.options import Options
 from actuators.parts import LiveOptions
+from actuators.script import Script
+from actuators.topology import Topology
 from rayjobs.cli import Verb, run_verb
 from rayjobs.interrupts import leave_within
 from rayjobs.progress import Progress, Stage
@@ -23,10 +27,11 @@ from tuning.options import AlgorithmOptions, TrainingOptions
 if TYPE_CHECKING:
     from envs.observation import Observation
     from tuning.evaluation import Evaluation
+    from tuning.plan import Controller
     from tuning.training import Trainer
 
 CLEAN_UP_S = 9.0
-POLICIES = 4
+POLICIES = 5
 BLOCK_OVERHEAD_S = 1.2
 """Seconds that a live block spends on changing the method, resetting and draining."""
 
@@ -34,9 +39,9 @@ BLOCK_OVERHEAD_S = 1.2
 class LiveTrainingOptions(Options):
     """The short stretch on the live testbed after the simulated training."""
 
-    steps: int = Field(default=24, ge=0)
+    steps: int = Field(default=20, ge=0)
     """Control intervals; 0 leaves it out."""
-    algorithm: AlgorithmOptions = AlgorithmOptions(learning_rate=3e-5, batch_steps=12, minibatch_steps=12, epochs=2)
+    algorithm: AlgorithmOptions = AlgorithmOptions(learning_rate=3e-5, batch_steps=10, minibatch_steps=10, epochs=2)
     """PPO with small steps: a few noisy intervals must not undo what was learned."""
 
 
@@ -59,11 +64,11 @@ class DemoOptions(Options):
     """What happens on the testbed: `deepsched scenarios list`."""
     observe: ObserveOptions = ObserveOptions()
     """The observation phase."""
-    training: TrainingOptions = TrainingOptions()
+    training: TrainingOptions = TrainingOptions(steps=30_000)
     """Training on simulated testbeds; `interval_s` and `method` come from above."""
     live_training: LiveTrainingOptions = LiveTrainingOptions()
     """Training on the testbed itself."""
-    judge: JudgeOptions = JudgeOptions(rounds=4, warm_up_s=1.5, measure_s=5.0)
+    judge: JudgeOptions = JudgeOptions(rounds=4, warm_up_s=1.5, measure_s=4.0)
     """The judgement; `interval_s` and `seed` come from above."""
     live: LiveOptions = LiveOptions()
     """The parts of the live testbed."""
@@ -146,10 +151,25 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
         bundle = steps.export(trainer)
         learned = Recorded(bundle.policy())
         policies = contenders(observed.problem, options.method, learned)
+        policies += _in_memory(options, watched.script(testbed.topology, options.seed), testbed.topology)
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, options.judge)
         with progress.stage("end"):
             stack.close()
     return evaluation, trainer, learned.seen
+
+
+def _in_memory(options: DemoOptions, script: Script, topology: Topology) -> list[Controller]:
+    """`expected_delay` with service times learned online, where the NGINX can hold it in memory.
+
+    It is told how many requests each server serves at once, as an operator would from its configuration,
+    and learns how long they take.
+    """
+    from envs.delay_controllers import EstimatorController
+
+    if options.testbed == "live" and not detect(options.live.nginx.binary).has_lua:
+        return []
+    workers = np.array([float(profile.workers) for profile in script.servers])
+    return [EstimatorController(topology, "idle", workers, "expected_delay")]
 
 
 def _stages(options: DemoOptions) -> list[Stage]:
