@@ -1,0 +1,87 @@
+"""`deepsched compare RUN RUN…`: the evaluations of several runs side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from actuators.errors import ConfigError
+from actuators.options import Options
+from rayjobs.cli import Verb, run_verb
+
+
+class CompareOptions(Options):
+    """Which runs."""
+
+    runs: tuple[Path, ...] = ()
+    """Folders of runs that judged; two or more."""
+    metric: tuple[str, ...] = ("mean_ms", "p99_ms", "art_per_request")
+    """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, miss_ratio, errors."""
+
+
+def run(options: CompareOptions) -> int:
+    """Prints a row per scenario and policy, a column per run: values, ratios to each run's own reference."""
+    from rayjobs.console import results
+    from tuning.agreement import comparison_rows, load_evaluations
+    from tuning.statistics import METRICS
+
+    if len(options.runs) < 2:
+        raise ConfigError(f"{len(options.runs)} runs to compare", where="runs", remedy="give two or more run folders")
+    unknown = [metric for metric in options.metric if metric not in METRICS]
+    if unknown:
+        raise ConfigError(f"unknown metric '{unknown[0]}'", remedy=f"expected one of: {', '.join(METRICS)}")
+    runs = {name: load_evaluations(path) for name, path in _names(options.runs).items()}
+    results().print(_table(comparison_rows(runs), list(runs), options.metric))
+    return 0
+
+
+def _names(paths: tuple[Path, ...]) -> dict[str, Path]:
+    """The folders' own names, or whole paths where two have the same."""
+    names = [path.resolve().name for path in paths]
+    return dict(zip(names if len(set(names)) == len(names) else map(str, paths), paths, strict=True))
+
+
+def _table(rows: list[dict[str, Any]], runs: list[str], metrics: tuple[str, ...]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{', '.join(metrics)}; × each run's own reference, 95 % intervals", title_justify="left")
+    table.add_column("scenario")
+    table.add_column("policy", no_wrap=True)
+    for name in runs:
+        table.add_column(name, justify="right")
+    last = ""
+    for row in rows:
+        part, last = ("" if row["part"] == last else row["part"]), row["part"]
+        table.add_row(part, row["policy"], *(_cell(row["cells"][name], metrics) for name in runs))
+    return table
+
+
+def _cell(policy: dict[str, Any] | None, metrics: tuple[str, ...]) -> str:
+    from tuning.verdicts import format_ratio, format_value, interval_text, read
+
+    if policy is None:
+        return "–"
+    lines = []
+    for metric in metrics:
+        ratio = read(policy, metric)
+        ends = (
+            "–".join(interval_text(ratio.low, ratio.high)) if ratio.low is not None and ratio.high is not None else ""
+        )
+        value = format_value(metric, policy[metric])
+        own = ratio.value == 1.0 and ratio.low == ratio.high
+        lines.append(value if own else f"{value}  {format_ratio(ratio.value)} {ends}".rstrip())
+    return "\n".join(lines)
+
+
+VERB = Verb(
+    name="compare",
+    summary="the evaluations of several runs side by side",
+    example="deepsched compare runs/evaluate-1-20261122T101353Z runs/evaluate-2-20261122T104501Z",
+    options=CompareOptions,
+    run=run,
+    positional=("runs",),
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))

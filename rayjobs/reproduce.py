@@ -1,0 +1,87 @@
+"""`deepsched reproduce RUN`: the saved command with the saved seed in a fresh folder, and whether it agrees."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from pydantic import Field
+
+from actuators.errors import ConfigError
+from actuators.files import write_json
+from actuators.options import Options
+from rayjobs.cli import Verb, load_verb, run_verb
+from rayjobs.config import load_options
+from rayjobs.runs import RunFolder
+
+EXIT_DIFFERS = 1
+
+
+class ReproduceOptions(Options):
+    """Which run."""
+
+    run: Path
+    """Folder of a run that judged: `evaluate`, `demo` or `train`."""
+    seed: int | None = Field(default=None, ge=0)
+    """Another seed, to see that the numbers depend on it; the saved one when not given."""
+    out: Path | None = None
+    """Folder for the new run; `runs` when not given."""
+
+
+def run(options: ReproduceOptions) -> int:
+    """Runs it again and says for every part whether it agrees; 1 when one does not."""
+    from rayjobs.console import results
+    from tuning.agreement import agreement, load_evaluations
+
+    old = load_evaluations(options.run)
+    verb = load_verb(saved_verb(options.run))
+    folder = RunFolder.create(options.out, "reproduce", options.seed or 0, options)
+    changes = {"out": folder.path} | ({} if options.seed is None else {"seed": options.seed})
+    saved = load_options(verb.options, file=options.run / "config.yaml").model_copy(update=changes)
+    code = verb.run(saved)
+    if code != 0:
+        return code
+    (fresh,) = [path for path in folder.path.iterdir() if path.is_dir()]
+    new = load_evaluations(fresh)
+    found = [agreement(title, content, new[title]) for title, content in old.items() if title in new]
+    for part in found:
+        results().print(part.sentence, markup=False, soft_wrap=True)
+    missing = [title for title in old if title not in new]
+    for title in missing:
+        results().print(f"{title}: was not judged again", markup=False)
+    write_json(folder.path / "reproduce.json", {
+        "run": str(options.run.absolute()), "again": str(fresh),
+        "parts": [{"part": p.title, "exact": p.exact, "differences": list(p.differences), "compared": p.compared}
+                  for p in found],
+    })  # fmt: skip
+    return EXIT_DIFFERS if missing or any(part.differences for part in found) else 0
+
+
+def saved_verb(folder: Path) -> str:
+    """The verb of a run's `command.txt`. Raises ConfigError when there is none."""
+    try:
+        words = shlex.split((folder / "command.txt").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "not the folder of a run", where=str(folder), remedy="give the one that holds command.txt"
+        ) from error
+    # `deepsched VERB …` or `python -m rayjobs.VERB …`
+    module = next((word.removeprefix("rayjobs.") for word in words if word.startswith("rayjobs.")), None)
+    name = module or (words[1] if len(words) > 1 else "")
+    if not name:
+        raise ConfigError("no command is saved", where=str(folder / "command.txt"))
+    return name
+
+
+VERB = Verb(
+    name="reproduce",
+    summary="run a saved run again and say whether its numbers come out",
+    example="deepsched reproduce runs/evaluate-1-20261122T101353Z",
+    options=ReproduceOptions,
+    run=run,
+    positional=("run",),
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
