@@ -23,8 +23,10 @@ from actuators.process import ManagedProcess
 from rayjobs.interrupts import claim_signals
 
 OBJECT_STORE_BYTES = 200 * 2**20
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 120.0
 PREFIX = "deepsched-ray-"
+_PATIENCE = {"RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S))}
+"""Ray gives its own node 30 s to start, which a busy machine may not give it."""
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a submitted job's entrypoint."""
 
@@ -58,7 +60,7 @@ class LocalRay:
             name="Ray",
             log_path=self.folder / "head.log",
             # `python` in a submitted job's command is looked up on the head's PATH: it must be this one.
-            env={**os.environ, **self.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env={**os.environ, **self.environment, **_PATIENCE, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             # A graceful end drains for up to 30 s; whoever closes this has closed its actors already.
             stop_signal=signal.SIGKILL,
         )  # fmt: skip
@@ -69,10 +71,7 @@ class LocalRay:
         self._head.wait_ready(lambda: address.exists() and bool(address.read_text().strip()), START_TIMEOUT_S)
         os.environ.update(self.environment)
         os.environ.pop("RAY_ADDRESS", None)
-        raylet = importlib.import_module("ray._raylet")
-        # Ray reads its environment when it is imported, which may have been before now (ray 2.60).
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        _take_environment()
         _connect(address.read_text().strip())
 
     def close(self) -> None:
@@ -91,11 +90,19 @@ def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    if _SUBMITTED not in os.environ:
-        with local_ray(testbeds, servers):
-            yield
-        return
-    _connect("auto")
+    with connected("auto") if in_job() else local_ray(testbeds, servers):
+        yield
+
+
+def in_job() -> bool:
+    """Whether this process was submitted to a cluster with `ray job submit`."""
+    return _SUBMITTED in os.environ
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """This process as a driver of the Ray at that address, with the authentication of its environment."""
+    _connect(address)
     try:
         yield
     finally:
@@ -115,6 +122,44 @@ def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> I
         for name in ray.environment:
             os.environ.pop(name, None)
         os.environ.update({name: before[name] for name in (*ray.environment, "RAY_ADDRESS") if name in before})
+
+
+def running_heads() -> list[Path]:
+    """Folders of the heads of ours that run on this machine now, of whatever process."""
+    return [folder for folder in sorted(Path(tempfile.gettempdir()).glob(PREFIX + "*")) if _address(folder)]
+
+
+@contextlib.contextmanager
+def joined(folder: Path) -> Iterator[None]:
+    """This process as one more driver of the head in that folder, for the block."""
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        _take_environment()
+        _connect(_address(folder))
+        yield
+    finally:
+        sys.modules["ray"].shutdown()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _address(folder: Path) -> str:
+    """Where that head listens; empty when it is not up or its owner has gone."""
+    owner, address = folder / "owner", folder / "ray_current_cluster"
+    try:
+        alive = Path("/proc", owner.read_text().strip()).exists()
+        return address.read_text().strip() if alive else ""
+    except OSError:
+        return ""
+
+
+def _take_environment() -> None:
+    """Ray reads its environment when it is imported, which may have been before now (ray 2.60)."""
+    raylet = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _connect(address: str) -> None:

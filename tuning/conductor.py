@@ -34,13 +34,13 @@ class Stepped:
         window: of the interval; None when there is none, and `fault` says why.
         fault: in words; empty when the window may be read as numbers.
         changed: whether the control was another one than before.
-        work_s: seconds spent on applying, waiting for the control to be in force, and collecting.
+        waited_s: seconds in which nothing was done but to wait for the interval's end; the rest is our own work.
     """
 
     window: Window | None
     fault: str = ""
     changed: bool = False
-    work_s: float = 0.0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,19 @@ class TestbedDriver:
         testbed = self._sound()
         try:
             testbed.reset(scenario, seed)
-            return self._advance(testbed, interval_s, time.monotonic(), changed=False)
+            return self._advance(testbed, interval_s, changed=False)
         except DeepSchedError:
             self._break()
             raise
 
     def step(self, values: IntArray, interval_s: float) -> Stepped:
         """Puts weights ``[groups, servers]`` in force and waits for the interval's end; never raises for faults."""
-        began_s = time.monotonic()
         if self._testbed is None:
             return self._note(Stepped(None, "the testbed was not running"))
         self._doing = "stepping"
         try:
             applied = self._testbed.apply(Weights(self._testbed.topology, values))
-            return self._advance(self._testbed, interval_s, began_s, changed=applied.changed)
+            return self._advance(self._testbed, interval_s, changed=applied.changed)
         except ActuationError as error:
             return self._note(Stepped(None, f"not_in_force: {error}"))
         except TestbedError as error:
@@ -138,15 +137,16 @@ class TestbedDriver:
         if testbed is not None:
             testbed.close()
 
-    def _advance(self, testbed: Testbed, interval_s: float, began_s: float, *, changed: bool) -> Stepped:
-        applied_s = time.monotonic() - began_s
+    def _advance(self, testbed: Testbed, interval_s: float, *, changed: bool) -> Stepped:
+        began_s = time.monotonic()
         window = testbed.advance(interval_s)
-        late_s = max(time.monotonic() - getattr(testbed, "due_s", time.monotonic()), 0.0)
+        # A testbed without a clock of its own, such as a simulated one, does not wait.
+        waited_s = max(getattr(testbed, "due_s", began_s) - began_s, 0.0)
         self._windows += 1
         if window.usable:
-            return Stepped(window, changed=changed, work_s=applied_s + late_s)
+            return Stepped(window, changed=changed, waited_s=waited_s)
         told = "; ".join(f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload")
-        return self._note(Stepped(window, told, changed, applied_s + late_s))
+        return self._note(Stepped(window, told, changed, waited_s))
 
     def _sound(self) -> Testbed:
         """The testbed, all of whose parts live; built anew when there is none or something in it has died."""

@@ -133,6 +133,16 @@ class Testbeds:
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
 
+def running_testbeds() -> list[dict[str, Any]]:
+    """What every testbed on the connected cluster says of itself (`Conductor.describe`), of all runs, by name."""
+    named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
+    asked = [ray.get_actor(actor["name"], namespace=NAMESPACE).describe.remote() for actor in named]
+    if not asked:
+        return []
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=2 * WATCH_TIMEOUT_S)
+    return sorted(ray.get(answered), key=lambda row: str(row["name"]))
+
+
 def _await_placed(groups: dict[str, PlacementGroup]) -> None:
     """Capacity was there in sum; raises CapacityError when others hold it or no single node has a bundle's share."""
     ready = [group.ready() for group in groups.values()]

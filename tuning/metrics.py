@@ -32,6 +32,11 @@ TRIAL_GAUGES = {
 }
 
 
+def exported(name: str, counters: Mapping[str, str]) -> str:
+    """The metric's name as Prometheus reads it."""
+    return f"ray_{PREFIX}{name}" + ("_total" if name in counters else "")
+
+
 class TestbedMetrics:
     """The metrics of one testbed, tagged with its name."""
 

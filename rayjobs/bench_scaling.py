@@ -1,0 +1,117 @@
+"""What the bench `scaling` measures with: rates of parallel testbeds, the cost of a live step, memory of Ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.parts import LiveOptions
+from actuators.testbed import Testbed
+from actuators.topology import social_network
+from envs.decision import DecisionOptions, DecisionProblem
+from envs.encoding import EncoderOptions
+from envs.scenarios import scenario
+from envs.simulation import SimulatedTestbed
+from rayjobs.waiting import make_waiting
+from tuning.live_testbeds import Testbeds
+from tuning.live_vector import LiveVectorEnv
+from tuning.observing import ObserveOptions, fit_problem, watch
+
+EPISODE_STEPS = 10_000
+
+
+def small_problem(seed: int) -> DecisionProblem:
+    """A fitted problem of the social network, from simulated windows."""
+    with SimulatedTestbed(social_network()) as testbed:
+        windows = watch(testbed, scenario("demo"), "least_conn", ObserveOptions(), seed)
+    options = EncoderOptions(clusters=(3,), restarts=1)
+    return fit_problem(windows, social_network(), DecisionOptions(), options, seed).problem
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a number of testbeds gave windows.
+
+    Attributes:
+        ideal_per_s: testbeds / interval.
+        faults: intervals that were lost.
+        work_ms: our own milliseconds of every step: all but the wait for the interval's end. ``[steps]``.
+    """
+
+    steps_per_s: float
+    ideal_per_s: float
+    faults: int
+    work_ms: NDArray[np.float64]
+
+    @property
+    def share(self) -> float:
+        return self.steps_per_s / self.ideal_per_s
+
+
+def waiting_pace(
+    problem: DecisionProblem, testbeds: int, steps: int, interval_s: float, folder: Path
+) -> tuple[Pace, float]:
+    """Testbeds that only wait, driven by one process; also the memory in GiB of the Ray in `folder` meanwhile."""
+    makers: dict[str, Callable[[int], Testbed]] = {f"waiting-{number}": make_waiting for number in range(testbeds)}
+    with Testbeds(makers, "least_conn") as opened:
+        pace = _pace(problem, opened, steps, interval_s)
+        return pace, ray_memory_gib(folder)
+
+
+def live_pace(
+    problem: DecisionProblem, testbeds: int, rate_scale: float, steps: int, interval_s: float, work_dir: Path
+) -> Pace:
+    """Live loopback testbeds, driven by one process; `rate_scale` stretches the demo's work (and lowers its rate)."""
+    options = LiveOptions()
+    with Testbeds.live(testbeds, social_network(), options, work_dir, 1, "least_conn") as opened:
+        return _pace(problem, opened, steps, interval_s, work_scale=rate_scale)
+
+
+def ray_memory_gib(folder: Path) -> float:
+    """Memory of this process and of every process of the Ray in that folder; shared pages are counted once."""
+    total_kib = 0
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            about = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if str(folder).encode() in about or process.name == str(os.getpid()):
+                total_kib += _pss_kib(process / "smaps_rollup")
+        except OSError:
+            continue  # it ended while we looked, or belongs to someone else
+    return total_kib / 2**20
+
+
+def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: float, work_scale: float = 2.0) -> Pace:
+    count = len(opened.conductors)
+    played = scenario("demo", work_scale=work_scale, duration_s=(steps + 20) * interval_s * 2)
+    env = LiveVectorEnv(problem, count, opened.leaser, played, interval_s=interval_s, episode_steps=EPISODE_STEPS)
+    try:
+        env.reset(seed=1)
+        actions = np.zeros(env.action_space.shape or ())
+        env.step(actions)
+        faults, work_ms = 0, []
+        began_s = time.monotonic()
+        for number in range(steps):
+            # Changing actions, so that every step really applies another control.
+            actions[:] = 0.3 * (-1) ** number
+            _, _, _, truncated, _ = env.step(actions)
+            faults += int(truncated.sum())
+            work_ms.append(env.last_work_s * 1e3)
+        elapsed_s = time.monotonic() - began_s
+    finally:
+        env.close()
+    return Pace(count * steps / elapsed_s, count / interval_s, faults, np.array(work_ms))
+
+
+def _pss_kib(path: Path) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
