@@ -112,7 +112,7 @@ class ActionCodec:
             "continuous": (CONTINUOUS_RANGE, np.ones_like(base_shares)),
             "increments": (INCREMENT, present),
         }[self.options.kind]
-        moved = self._centred_log(shares) - self._centred_log(np.asarray(origin, dtype=float))
+        moved = self._centred_log(shares / np.where(self.topology.mask, origin, 1.0))
         action = np.clip(moved / max(scale, 1e-9), -1.0, 1.0)
         flat: NDArray[np.float32] = action.reshape(*action.shape[:-2], self.size).astype(np.float32)
         return flat

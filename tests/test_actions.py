@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from windows import TOPOLOGY
 
 from actuators.control import Weights
-from envs.actions import ActionCodec, ActionOptions
+from actuators.errors import ConfigError
+from envs.actions import ActionCodec, ActionKind, ActionOptions, ratio_levels
 from envs.baselines import inverse_latency_shares
-from windows import TOPOLOGY
 
 EQUAL = np.ones(TOPOLOGY.shape, dtype=np.int64)
 CODEC = ActionCodec(TOPOLOGY, ActionOptions())
@@ -57,3 +58,51 @@ def test_inverse_latency_treats_the_unknown_as_average() -> None:
     shares = inverse_latency_shares(np.array([[0.01, 0.02, np.nan], [np.nan] * 3]))
     assert shares[0] == pytest.approx([1.0, 0.5, 0.75])
     assert shares[1].tolist() == [1.0, 1.0, 1.0]
+
+
+def codec(kind: ActionKind, **more: object) -> ActionCodec:
+    return ActionCodec(TOPOLOGY, ActionOptions.model_validate({"kind": kind, "floor": 1, "dead_band": 0.0, **more}))
+
+
+def test_the_ratio_set_has_25_distinct_vectors_for_three_servers() -> None:
+    """Not 27: (1,1,1), (3,3,3) and (5,5,5) are one; the study counted 19 for {1,2,4} and 115 for {1..5}."""
+    for ratios, count in (((1, 3, 5), 25), ((1, 2, 4), 19), ((1, 2, 3, 4, 5), 115)):
+        assert len(ratio_levels(ratios, 3)) == count
+    assert codec("ratios").weights(np.zeros(3, np.int64), EQUAL, 2 * EQUAL).tolist() == [[2] * 3] * 3
+
+
+def test_too_many_ratio_vectors_are_refused() -> None:
+    with pytest.raises(ConfigError, match="for 12 servers"):
+        ratio_levels((1, 3, 5), 12)
+
+
+@pytest.mark.parametrize("kind", ["residual", "continuous", "increments", "ratios"])
+def test_an_action_can_be_recovered_from_the_weights_it_gave(kind: ActionKind) -> None:
+    generator = np.random.default_rng(0)
+    base = generator.uniform(0.3, 1.0, (20, 3, 3))
+    present = generator.integers(20, 100, (20, 3, 3))
+    made = codec(kind)
+    space = made.space
+    space.seed(0)
+    actions = np.array([space.sample() for _ in range(20)])
+    weights = made.weights(actions, base, present)
+    again = made.weights(made.action_of(weights.astype(float), base, present), base, present)
+    assert np.abs(np.log(again / weights)).max() < 0.12
+
+
+def test_joint_ratios_are_the_same_choices_in_one_number() -> None:
+    single, joint = codec("ratios"), codec("ratios", joint=True)
+    chosen = np.random.default_rng(0).integers(0, 25, (10, 3))
+    assert joint.space.n == 25**3  # type: ignore[attr-defined]
+    number = joint.of_vectors(chosen)
+    assert np.array_equal(joint.vectors_of(number), chosen)
+    base = np.ones((10, 3, 3))
+    present = np.broadcast_to(EQUAL, (10, 3, 3))
+    assert np.array_equal(joint.weights(number, base, present), single.weights(chosen, base, present))
+
+
+def test_increments_start_from_the_weights_in_force() -> None:
+    present = np.array([[100, 50, 25]] * 3)
+    action = np.array([0.0, 1.0, 0.0] * 3)
+    moved = codec("increments").weights(action, np.ones((3, 3)), present)
+    assert moved[0].tolist() == [100, 75, 25]

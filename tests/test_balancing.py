@@ -15,7 +15,9 @@ from actuators.errors import ActuationError
 from actuators.script import Script
 from actuators.testbed import Applied
 from actuators.window import Fault, Window
+from envs.actions import ActionOptions
 from envs.balancing import BalancingEnv
+from envs.decision import DecisionOptions, DecisionProblem
 from envs.simulation import SimulatedTestbed
 from envs.vector import SimulatedVectorEnv
 
@@ -124,23 +126,61 @@ def test_vector_env_resets_a_finished_row_in_the_next_step() -> None:
     assert (env.step(actions)[1] != 0).all()
 
 
-def test_rows_of_a_vector_env_equal_single_testbeds() -> None:
-    """Training sees what a single testbed would show, number for number."""
-    seeds = np.random.default_rng(5).integers(2**31, size=3)
-    env = SimulatedVectorEnv(problem(), 3, script_source)
+VARIANTS = {
+    "residual": DecisionOptions(),
+    "fisher, 3 frames, increments": DecisionOptions(
+        observation="fisher", frames=3, action=ActionOptions(kind="increments", dead_band=0.0)
+    ),
+    "label, ratios": DecisionOptions(observation="label", reward="p99", action=ActionOptions(kind="ratios")),
+    "posterior, joint ratios": DecisionOptions(
+        observation="posterior", reward="cluster_rank", action=ActionOptions(kind="ratios", joint=True)
+    ),
+    "features, 2 frames, continuous": DecisionOptions(
+        observation="features", frames=2, reward_mix={"log_latency": 1.0, "art": 0.5},
+        action=ActionOptions(kind="continuous"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_a_sound_environment(name: str) -> None:
+    chosen = replace(problem(), options=VARIANTS[name])
+    env = BalancingEnv(chosen, lambda: SimulatedTestbed(TOPOLOGY), lambda seed: demo_scenario(), episode_steps=5)
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rows_of_a_vector_env_equal_single_testbeds(name: str) -> None:
+    """Training sees what a single testbed would show, number for number, over the end of an episode too."""
+    chosen = replace(problem(), options=VARIANTS[name])
+    scripts = np.random.default_rng(5)
+    seeds = [scripts.integers(2**31, size=3) for _ in range(2)]
+    env = SimulatedVectorEnv(chosen, 3, script_source, episode_steps=3)
     arrays, _ = env.reset(seed=5)
-    actions = np.random.default_rng(1).uniform(-1, 1, (4, 3, 9)).astype(np.float32)
-    steps = [env.step(action) for action in actions]
-    for row, seed in enumerate(seeds):
-        with SimulatedTestbed(TOPOLOGY) as testbed:
-            testbed.reset(demo_scenario(), int(seed))
-            observer = problem().observer()
-            observation = observer.observe_window(testbed.advance(1.0))
-            assert np.array_equal(problem().array(observation), arrays[row])
-            for action, step in zip(actions, steps, strict=True):
-                weights = problem().weights(action[row], observation)
-                testbed.apply(Weights(TOPOLOGY, weights))
-                window = testbed.advance(1.0)
-                observation = observer.observe_window(window)
-                assert np.array_equal(problem().array(observation), step[0][row])
-                assert float(problem().reward(window)[0]) == step[1][row]
+    env.action_space.seed(1)
+    for episode in range(2):
+        actions = [env.action_space.sample() for _ in range(3)]
+        steps = [env.step(action) for action in actions]
+        for row, seed in enumerate(seeds[episode]):
+            _compare_with_a_testbed(chosen, int(seed), row, arrays, actions, steps)
+        # The step after the last one starts the next episode.
+        arrays = env.step(env.action_space.sample())[0]
+    assert env.ledger.take_means()["requests"] > 0
+    assert [episode.seed for episode in env.ledger.take_episodes()][:6] == [*seeds[0], *seeds[1]]
+
+
+def _compare_with_a_testbed(
+    chosen: DecisionProblem, seed: int, row: int, arrays: np.ndarray, actions: list[np.ndarray], steps: list[tuple]
+) -> None:
+    with SimulatedTestbed(TOPOLOGY) as testbed:
+        testbed.reset(demo_scenario(), seed)
+        observer = chosen.observer()
+        observation = observer.observe_window(testbed.advance(1.0))
+        assert np.array_equal(chosen.array(observation), arrays[row])
+        for action, step in zip(actions, steps, strict=True):
+            testbed.apply(Weights(TOPOLOGY, chosen.weights(action[row], observation)))
+            window = testbed.advance(1.0)
+            observation = observer.observe_window(window)
+            assert np.array_equal(chosen.array(observation), step[0][row])
+            assert float(chosen.reward(window, observation)[0]) == step[1][row]

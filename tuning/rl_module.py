@@ -27,6 +27,7 @@ def net_of(module: Any) -> EquivariantNet:
 
 def distribution_inputs(net: EquivariantNet, rows: torch.Tensor) -> torch.Tensor:
     """Logits of all groups side by side for ratios, else means and log deviations."""
+    rows = rows.float()  # records come as doubles
     return net.logits(rows).flatten(-2) if net.ratios else torch.cat(net(rows), dim=-1)
 
 
@@ -48,7 +49,7 @@ class EquivariantModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: distribution_inputs(self.net, batch[Columns.OBS])}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
-        return self.net.values(batch[Columns.OBS])
+        return self.net.values(batch[Columns.OBS].float())
 
 
 class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):

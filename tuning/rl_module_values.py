@@ -30,9 +30,9 @@ class _Encoder(nn.Module):
         self.layers, self._groups = layers, groups
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        rows = batch[Columns.OBS]
+        rows = batch[Columns.OBS].float()  # records come as doubles
         if self._groups:
-            action = batch[Columns.ACTIONS].unflatten(-1, (self._groups, rows.shape[-2])).transpose(-1, -2)
+            action = batch[Columns.ACTIONS].float().unflatten(-1, (self._groups, rows.shape[-2])).transpose(-1, -2)
             rows = torch.cat([rows, action], dim=-1)
         return {ENCODER_OUT: with_pooled(self.layers(rows))}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from envs.rules import Rule, Steering
 from envs.scenarios import STUDY, randomised, scenario, training_mixture
 from envs.study import deadlines_s
 from envs.window_batch import WindowBatch
+from tuning.model import EquivariantNet
 from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, TrainingOptions
 from tuning.policy import LearnedPolicy
 from tuning.training import CurveRow, Trainer
@@ -50,15 +51,30 @@ class Trained:
 
     arm: Arm
     problem: DecisionProblem
-    policy: LearnedPolicy
+    net: EquivariantNet
     curve: Sequence[CurveRow]
 
     @property
     def rule(self) -> Rule:
-        return Rule(self.arm.name, self.arm.method, lambda: learned(self.policy, self.problem), SIMULATION)
+        """For the topology it was trained on."""
+        return self.rule_on(self.problem.topology)
+
+    def rule_on(self, topology: Topology) -> Rule:
+        """The same network on any number of servers."""
+        problem = replace(self.problem, topology=topology)
+        policy = LearnedPolicy(self.net, problem)
+        return Rule(self.arm.name, self.arm.method, lambda: learned(policy, problem), SIMULATION)
 
 
-def train(arm: Arm, topology: Topology, seed: int, folder: Path) -> Trained:
+def train(
+    arm: Arm,
+    topology: Topology,
+    seed: int,
+    folder: Path,
+    *,
+    report: Callable[[CurveRow, int], None] = lambda row, steps: None,
+    held_out: bool = True,
+) -> Trained:
     """Observes the arm's scenarios, fits the mixture and trains; seeds are never those of the evaluation."""
     problem = study_problem(arm, topology, seed)
     options = TrainingOptions(
@@ -67,14 +83,18 @@ def train(arm: Arm, topology: Topology, seed: int, folder: Path) -> Trained:
         episode_steps=100,
         algorithm=arm.algorithm,
         method=arm.method,
-        held_out=HeldOutOptions(every_steps=max(arm.steps // 6, 1), patience=6, episodes=2 * len(arm.scenarios)),
+        held_out=HeldOutOptions(
+            every_steps=max(arm.steps // 6, 1) if held_out else 0, patience=6, episodes=2 * len(set(arm.scenarios))
+        ),
         imitation=ImitationOptions(steps=arm.imitation_steps),
         checkpoint_steps=arm.steps,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(problem, options, folder, seed, simulation=SIMULATION)
-    trainer.train_simulated(training_mixture(arm.scenarios, duration_s=110.0), _InTurn(arm.scenarios))
-    return Trained(arm, problem, LearnedPolicy(trainer.net(), problem), trainer.curve)
+    trainer = Trainer(problem, options, folder, seed, report, SIMULATION)
+    trainer.train_simulated(
+        training_mixture(arm.scenarios, duration_s=110.0), _InTurn(tuple(dict.fromkeys(arm.scenarios)))
+    )
+    return Trained(arm, problem, trainer.net(), trainer.curve)
 
 
 def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
@@ -82,7 +102,7 @@ def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
     deadline_s = deadlines_s(scenario("S1"), topology)
     scripts = [
         randomised(scenario(name), _OBSERVED_STEPS + 1.0).script(topology, 10_000 * (seed + 1) + row)
-        for name in arm.scenarios
+        for name in dict.fromkeys(arm.scenarios)
         for row in range(max(_ROWS_PER_SCENARIO, 12 // len(arm.scenarios)))
     ]
     batch = SimulatedBatch(topology, len(scripts), arm.method, options=SIMULATION)

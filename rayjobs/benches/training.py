@@ -1,4 +1,4 @@
-"""Bench `training`: what learning wins in simulation. The headline of `expected_delay`; more sections join it."""
+"""Bench `training`: what learning wins in simulation. The headline of `expected_delay`, and reinforcement learning on weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rayjobs.bench import Bar, BenchContext
 from rayjobs.bench_headline import headline
+from rayjobs.bench_learning import learning
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """The bars of issue 5 that concern what is learned."""
-    return [*headline(context)]
+    return [*headline(context), *learning(context)]

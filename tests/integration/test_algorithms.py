@@ -11,13 +11,17 @@ import pytest
 from problems import observed
 
 from actuators.errors import ConfigError
+from actuators.topology import social_network
 from envs.actions import ActionOptions
 from envs.decision import DecisionOptions, DecisionProblem
-from envs.scenarios import Mixture, training_mixture
+from envs.rules import RULES
+from envs.scenarios import Mixture, scenario, training_mixture
+from envs.study import judge
 from rayjobs.local_ray import local_ray
 from tuning.bundle import Bundle, load_bundle
 from tuning.held_out import ScriptSource
 from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
+from tuning.study_training import Arm, train
 from tuning.training import Trainer
 from tuning.transitions import from_simulation, from_windows, write_transitions
 
@@ -129,6 +133,21 @@ def test_early_stopping_keeps_the_best_network(tmp_path: Path) -> None:
     assert len(looks) >= 2
     last_layer = trainer.net().action[-1]
     assert all(bool((parameter == 0).all()) for parameter in last_layer.parameters())
+
+
+def test_a_policy_trained_with_three_servers_serves_five_and_twelve(tmp_path: Path) -> None:
+    """Not worse than the baseline there, on the same arrivals."""
+    arm = Arm("small", DecisionOptions(action=ActionOptions(floor=1, dead_band=0.0)), "least_conn", ("S2", "S3"), 3600)
+    small = train(arm, observed().problem.topology, 1, tmp_path)
+    for servers in (5, 12):
+        topology = social_network(tuple(f"server-{number}:80" for number in range(servers)))
+        learned, baseline = (
+            judge(rule, scenario("S2", 60.0), topology, (101,))
+            for rule in (small.rule_on(topology), RULES["inverse_latency"])
+        )
+        ratio = learned.over(baseline)
+        assert ratio.mean_ms < 1.02
+        assert ratio.index < 1.03
 
 
 @pytest.mark.parametrize(
