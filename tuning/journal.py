@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class Journal:
                     file.write(line.encode())
                     file.flush()
                 except OSError:
-                    file.truncate(before)
+                    # What cannot be cut off here, `read` cuts off.
+                    with contextlib.suppress(OSError):
+                        file.truncate(before)
                     raise
         except OSError as error:
             raise DataError(
