@@ -1,4 +1,4 @@
-"""Bench `training`: what learning wins in simulation. The headline of `expected_delay`, and reinforcement learning on weights."""
+"""Bench `training`: what learning wins in simulation: the headline of `expected_delay`, and policies by PPO."""
 
 from __future__ import annotations
 
