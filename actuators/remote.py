@@ -127,10 +127,14 @@ class RemoteTestbed(LiveTestbed):
 
     parts: Sequence[RemotePart] = ()
 
-    def dead_parts(self) -> list[str]:
-        """What has died, in words; empty when all is well."""
-        references = [part.ask("health") for part in self.parts]
-        return [found for part, answer in zip(self.parts, references, strict=True) if (found := _dead(part, answer))]
+    def begin_checks(self) -> list[Any]:
+        """Asks every part whether it lives; the answers are for `dead_parts`, and come while an interval passes."""
+        return [part.ask("health") for part in self.parts]
+
+    def dead_parts(self, checks: list[Any] | None = None) -> list[str]:
+        """What had died when `checks` were made (now, when None), in words; empty when all was well."""
+        answers = zip(self.parts, checks or self.begin_checks(), strict=True)
+        return [found for part, answer in answers if (found := _dead(part, answer))]
 
     def places(self) -> dict[str, str]:
         """Part → address of its node; a part that does not answer is left out."""

@@ -49,6 +49,8 @@ class LocalRay:
         (self.folder / "owner").write_text(str(os.getpid()))
         self.environment = _environment(self.folder)
         resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
+        # `python` in a submitted job's command is looked up on the head's PATH: it must be this one.
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._head = ManagedProcess(
             [
                 sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
@@ -59,8 +61,7 @@ class LocalRay:
             ],
             name="Ray",
             log_path=self.folder / "head.log",
-            # `python` in a submitted job's command is looked up on the head's PATH: it must be this one.
-            env={**os.environ, **self.environment, **_PATIENCE, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env={**os.environ, **self.environment, **_PATIENCE, "PATH": path},
             # A graceful end drains for up to 30 s; whoever closes this has closed its actors already.
             stop_signal=signal.SIGKILL,
         )  # fmt: skip

@@ -11,12 +11,15 @@ from pydantic import Field
 
 from actuators.errors import ConfigError
 from actuators.options import Options
+from actuators.parts import LiveOptions
 from rayjobs.cli import Verb, run_verb
 from rayjobs.progress import Progress, Stage
 from rayjobs.runs import RunFolder
+from rayjobs.testbeds import TestbedKind
 from tuning.judge import JudgeOptions
 from tuning.observing import Observed, ObserveOptions
 from tuning.options import TrainingOptions
+from tuning.parallel_options import ParallelOptions
 
 
 class TrainOptions(Options):
@@ -34,6 +37,12 @@ class TrainOptions(Options):
     """Training on simulated testbeds, or from records."""
     judge: JudgeOptions = JudgeOptions(rounds=4, measure_s=60.0)
     """The final judgement, on a simulated testbed."""
+    testbed: TestbedKind = "simulated"
+    """`live`: observes, trains on after the simulated training, and judges on live testbeds."""
+    parallel: ParallelOptions = ParallelOptions()
+    """Training on live testbeds, several at once; give `judge` and `observe` shorter durations with it."""
+    live: LiveOptions = LiveOptions()
+    """The parts of live testbeds."""
     resume: Path | None = None
     """Folder of an earlier run to go on with from its newest checkpoint, with the options it had; only
     `training.steps` may be given anew."""
@@ -41,6 +50,10 @@ class TrainOptions(Options):
 
 def run(options: TrainOptions) -> int:
     """Prints the table of the judgement and the bundle's folder."""
+    if options.testbed == "live":
+        from rayjobs.train_live import run_live
+
+        return run_live(options)
     from envs.scenarios import scenario
     from rayjobs.console import results
     from rayjobs.local_ray import ray_session

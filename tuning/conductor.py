@@ -139,10 +139,14 @@ class TestbedDriver:
 
     def _advance(self, testbed: Testbed, interval_s: float, *, changed: bool) -> Stepped:
         began_s = time.monotonic()
+        checks = testbed.begin_checks() if isinstance(testbed, RemoteTestbed) else None
         window = testbed.advance(interval_s)
         # A testbed without a clock of its own, such as a simulated one, does not wait.
         waited_s = max(getattr(testbed, "due_s", began_s) - began_s, 0.0)
         self._windows += 1
+        dead = testbed.dead_parts(checks) if isinstance(testbed, RemoteTestbed) else []
+        if dead:
+            return self._note(Stepped(window, ", ".join(dead), changed, waited_s))
         if window.usable:
             return Stepped(window, changed=changed, waited_s=waited_s)
         told = "; ".join(f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload")

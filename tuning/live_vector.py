@@ -26,7 +26,7 @@ from tuning.conductor import Stepped
 from tuning.leases import Leaser
 from tuning.metrics import TestbedMetrics
 
-REPAIR_TIMEOUT_S = 90.0
+REPAIR_TIMEOUT_S = 180.0
 """How long a broken testbed may take to be whole again before the run is given up."""
 ANSWER_SLACK_S = 30.0
 RETRY_S = 0.5
@@ -50,7 +50,7 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
 
     Raises:
         CapacityError: at the first reset, when too few testbeds are free.
-        TestbedError: when a broken testbed could not be repaired for 90 s.
+        TestbedError: when a broken testbed could not be repaired for 180 s.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}

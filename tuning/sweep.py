@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ def run_sweep(
     """
     trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), {"CPU": 1})
     SweepCallback.listener = staticmethod(report)
+    # Tune draws tables of its own otherwise, whatever `verbose` says (ray 2.60).
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     path = f"{storage.rstrip('/')}/{EXPERIMENT}"
     if Tuner.can_restore(path):
         tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)

@@ -1,0 +1,69 @@
+"""The search space: paths and values are checked before anything starts; structure never mutates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from actuators.errors import ConfigError
+from rayjobs.sweep import SweepOptions
+from tuning.space import DEFAULT_SPACE, MUTABLE, Domain, Range, TrialOptions, apply, check, mutable
+
+BASE = TrialOptions()
+
+
+def test_values_land_at_their_paths_and_nothing_else_changes() -> None:
+    values = {"encoder.clusters": 4, "training.algorithm.learning_rate": 0.01, "training.method": "round_robin"}
+    options = apply(BASE, values)
+    assert options.encoder.clusters == (4,)
+    assert options.training.algorithm.learning_rate == 0.01
+    assert options.training.method == "round_robin"
+    assert apply(options, {"encoder.clusters": BASE.encoder.clusters, **{
+        "training.algorithm.learning_rate": BASE.training.algorithm.learning_rate,
+        "training.method": BASE.training.method,
+    }}) == BASE  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"training.algorithm.learning_rat": (0.1,)}, "did you mean 'training.algorithm.learning_rate'"),
+        ({"encoderr.clusters": (2,)}, "did you mean 'encoder'"),
+        ({"training.steps.more": (2,)}, "'training.steps' has no options below it"),
+        ({"encoder.covariance": ("round",)}, "encoder.covariance"),
+        ({"training.algorithm.clip": (-0.1,)}, "greater than 0"),
+        ({"training.algorithm.clip": ()}, "empty list"),
+        ({"training.algorithm.clip": Range(low=0.3, high=0.1)}, "not a range"),
+        ({"training.algorithm.clip": Range(low=0.0, high=0.1, log=True)}, "not a range"),
+        ({}, "empty"),
+    ],
+)
+def test_what_no_trial_could_use_is_refused(space: dict[str, Domain], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(space, BASE, "random", "asha")
+    assert said in str(caught.value)
+
+
+def test_a_grid_needs_lists_and_pbt_something_to_change() -> None:
+    with pytest.raises(ConfigError, match="a grid needs a list"):
+        check({"training.algorithm.clip": Range(low=0.1, high=0.3)}, BASE, "grid", "none")
+    with pytest.raises(ConfigError, match="nothing to change"):
+        check({"encoder.clusters": (2, 4)}, BASE, "random", "pbt")
+
+
+def test_the_mixture_and_the_network_are_never_mutated() -> None:
+    assert set(mutable(DEFAULT_SPACE)) == {path for path in DEFAULT_SPACE if path.startswith("training.algorithm.")}
+    for path in MUTABLE:
+        level: Any = BASE
+        for part in path.split("."):
+            level = getattr(level, part)
+        assert isinstance(level, int | float)
+
+
+def test_a_space_is_read_from_yaml_as_people_write_it() -> None:
+    space = {"encoder.clusters": [2, 4], "training.interval_s": {"low": 0.5, "high": 2.0}}
+    options = SweepOptions.model_validate({"search": {"space": space}})
+    assert options.search.space == {"encoder.clusters": (2, 4), "training.interval_s": Range(low=0.5, high=2.0)}
+    check(options.search.space, options.search.base, "random", "none")
+    check(DEFAULT_SPACE, BASE, "random", "asha")
