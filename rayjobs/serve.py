@@ -108,7 +108,13 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     config = uvicorn.Config(
-        create_app(settings), host=options.host, port=port, log_level="warning", access_log=False, server_header=False
+        create_app(settings),
+        host=options.host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)

@@ -61,23 +61,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        started = False
-
-        async def send_on(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                extra = [(b"x-frame-options", b"DENY")] if scope["path"] in _DOCS else HEADERS
-                message = {**message, "headers": [*message.get("headers", []), *extra]}
-            await send(message)
-
+        call = _Call(scope, send)
         try:
             self._admit(scope, headers)
-            await self._app(scope, self._bounded(receive, headers), send_on)
+            await self._app(scope, self._bounded(receive, headers, call), call.send)
         except Refused as refusal:
-            if started:
-                raise
-            await _refuse(send_on, refusal)
+            call.refusal = refusal
+        if call.refusal is not None and not call.started:
+            await _refuse(send, call.refusal)
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         rules, path = self._rules, scope["path"]
@@ -94,7 +85,7 @@ class Gate:
             if not hmac.compare_digest(given, b"Bearer " + rules.token.encode()):
                 raise Refused(401, "a bearer token is needed")
 
-    def _bounded(self, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
+    def _bounded(self, receive: Receive, headers: dict[bytes, bytes], call: _Call) -> Receive:
         limit, read = self._rules.max_body_bytes, 0
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
@@ -105,15 +96,35 @@ class Gate:
             message = await receive()
             read += len(message.get("body", b""))
             if read > limit:
-                raise Refused(413, f"the body is longer than {limit} bytes")
+                # The app takes this for its own failure; what it would say of it is held back.
+                call.refusal = Refused(413, f"the body is longer than {limit} bytes")
+                raise call.refusal
             return message
 
         return receive_some
 
 
+class _Call:
+    """One request on its way through: adds headers to the answer, or holds the answer back after a refusal."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope, self._send = scope, send
+        self.started = False
+        self.refusal: Refused | None = None
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if self.refusal is not None and not self.started:
+            return
+        if message["type"] == "http.response.start":
+            self.started = True
+            extra = [(b"x-frame-options", b"DENY")] if self._scope["path"] in _DOCS else HEADERS
+            message = {**message, "headers": [*message.get("headers", []), *extra]}
+        await self._send(message)
+
+
 async def _refuse(send: Send, refusal: Refused) -> None:
     body = json.dumps({"detail": refusal.detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

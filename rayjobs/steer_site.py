@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from actuators.errors import ActuationError, ConfigError, closest
 from actuators.load import LoadEngine
 from actuators.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
 from actuators.script import Scenario
+from actuators.social_server import SocialNetworkServer
 from actuators.testbed import Applied
 from actuators.topology import Group, Topology, social_network
 from actuators.weights import Actuator, ActuatorOptions, open_actuator
@@ -24,7 +25,7 @@ from actuators.weights import Actuator, ActuatorOptions, open_actuator
 class Site:
     """An NGINX as the controller sees it: windows of the bundle's groups, and weights in its words.
 
-    `address` is where its traffic arrives, when that is known; `load` sends it, when we do.
+    `address` is where its traffic arrives, when known; `load` sends it and `servers` answer, when ours.
     """
 
     topology: Topology
@@ -32,6 +33,7 @@ class Site:
     actuator: Actuator
     address: str = ""
     load: LoadEngine | None = None
+    servers: Sequence[SocialNetworkServer] = ()
 
     def weights(self) -> Weights:
         """Weights in force. Raises ActuationError, ConfigError or StatusError."""
@@ -117,4 +119,4 @@ def embedded_site(
         for server in servers:
             server.play(script, topology)
         load.start(nginx.address, topology, script.streams, seed=seed, duration_s=duration_s)
-        yield Site(topology, collector, nginx, nginx.address, load)
+        yield Site(topology, collector, nginx, nginx.address, load, servers)

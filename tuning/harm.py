@@ -9,6 +9,9 @@ from tuning.guards import GuardName, GuardOptions, Reference, Streak
 SETTLE_WINDOWS = 2
 """Windows after a revert in which the queues that the policy built up are still served: no measure of the baseline."""
 
+SMOOTHING = 0.5
+"""Weight of the latest window in the average that is held against the baseline: one quiet window hides no harm."""
+
 
 @dataclass(frozen=True)
 class Harm:
@@ -29,11 +32,13 @@ class HarmWatch:
         self._guards = guards
         self.reference = Reference(guards.reference_windows)
         self._late, self._failing = Streak(), Streak()
+        self._art: float | None = None
         self._settling = 0
         self._back_off_s, self._back_until_s, self._calm_since_s = guards.back_off_s, float("-inf"), now_s
 
     def see_baseline(self, art: float, errors: float, now_s: float) -> None:
         """A window under the baseline's weights."""
+        self._art = None
         self._late.see(False)
         self._failing.see(False)
         if self._settling > 0:
@@ -50,12 +55,13 @@ class HarmWatch:
         if now_s - self._calm_since_s > guards.max_back_off_s:
             self._back_off_s = guards.back_off_s
         failing = self._failing.see(errors > reference.errors + guards.error_rise_ratio)
-        late = self._late.see(art > reference.art * (1 + guards.art_worse_ratio) + guards.art_margin)
+        self._art = art if self._art is None else self._art + SMOOTHING * (art - self._art)
+        late = self._late.see(self._art > reference.art * (1 + guards.art_worse_ratio) + guards.art_margin)
         if failing >= guards.error_windows:
             words = f"{errors:.1%} of the requests fail, {reference.errors:.1%} under the baseline"
             return self._harm("errors", words, now_s)
         if late >= guards.art_windows:
-            words = f"relative tardiness {art:.2f} per request, {reference.art:.2f} under the baseline"
+            words = f"relative tardiness {self._art:.2f} per request, {reference.art:.2f} under the baseline"
             return self._harm("art", words, now_s)
         return None
 

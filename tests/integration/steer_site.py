@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.nginx import Nginx
+from actuators.nginx_options import NginxOptions
 from actuators.parts import LiveOptions
 from actuators.process import ManagedProcess
 from actuators.script import RateStep, Script, ServerProfile, Stream
@@ -103,13 +104,15 @@ class Uneven:
 
     def script(self, topology: Topology, seed: int) -> Script:
         streams = tuple(Stream(t, (RateStep(0.0, 60.0),)) for t in topology.request_types)
-        profiles = tuple(ServerProfile((speed,) * topology.shape[0], workers=2) for speed in (1.0, 0.8, 0.1))
+        profiles = tuple(ServerProfile((speed,) * topology.shape[0], workers=2) for speed in (1.0, 0.8, 0.25))
         return Script(self.name, seed, self.duration_s, streams, profiles, (0.008, 0.006, 0.006))
 
 
 @contextlib.contextmanager
 def running_site(folder: Path, live: LiveOptions | None = None) -> Iterator[Site]:
-    with embedded_site(live or LiveOptions(), Uneven(), folder / "testbed", 1, 600.0) as site:
+    # Weights have their full effect on round robin; least_conn would soften a bad policy's harm.
+    settings = live or LiveOptions(nginx=NginxOptions(method="round_robin"))
+    with embedded_site(settings, Uneven(), folder / "testbed", 1, 600.0) as site:
         yield site
 
 

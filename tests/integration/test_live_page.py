@@ -1,0 +1,157 @@
+"""The live page in a real Chromium, in front of a controller that steers a live testbed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from chromium import EXECUTABLE, Chromium
+from steer_site import Uneven, controller_process, wait_for
+from steering_cases import trained_bundle
+
+from actuators.nginx_options import NginxOptions
+from actuators.parts import LiveOptions
+from rayjobs.serve import ServeOptions, make_settings, serving
+from rayjobs.steer_site import Site, embedded_site
+
+pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
+
+
+@dataclass
+class Page:
+    browser: Chromium
+    url: str
+    token: str
+    site: Site
+
+    def text(self, selector: str) -> str:
+        return str(self.browser.evaluate(f"document.querySelector({selector!r})?.textContent ?? ''"))
+
+    def api(self) -> dict[str, Any]:
+        value: dict[str, Any] = requests.get(f"{self.url}/v1/live", timeout=5).json()
+        return value
+
+    def open(self) -> None:
+        self.browser.complaints.clear()
+        self.browser.send("Page.navigate", url=self.url)
+        self.until(lambda: self.browser.evaluate("document.querySelectorAll('tr[data-server]').length") == 9, 20)
+
+    def until(self, met: Callable[[], bool], timeout_s: float) -> float:
+        began_s = time.monotonic()
+        while not met():
+            assert time.monotonic() - began_s < timeout_s, (self.text("main")[:600], self.browser.complaints)
+            time.sleep(0.1)
+        return time.monotonic() - began_s
+
+    def complaints(self) -> list[str]:
+        return [c for c in self.browser.complaints if not c.startswith(f"asked the network for {self.url}")]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with tempfile.TemporaryDirectory(prefix="ds-") as name:
+        folder = Path(name)
+        trained_bundle().save(folder / "bundle")
+        options = ServeOptions.model_validate(
+            {"bundle": folder / "bundle", "port": 0, "front": "uvicorn", "folder": folder / "state",
+             "steer_folder": folder}
+        )  # fmt: skip
+        settings = make_settings(options)
+        live = LiveOptions(nginx=NginxOptions(method="round_robin"))
+        with (
+            embedded_site(live, Uneven(), folder / "testbed", 1, 600.0) as site,
+            controller_process(folder, site),
+            serving(options, settings) as address,
+            Chromium(folder) as browser,
+        ):
+            url = f"http://{address}"
+            wait_for(lambda: bool(requests.get(f"{url}/v1/live", timeout=5).json()["alive"]), 60, "no controller")
+            yield Page(browser, url, settings.rules.token, site)
+
+
+def test_its_numbers_are_the_apis(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    for _ in range(10):
+        shown = page.browser.evaluate(
+            """({version: document.body.dataset.version, rows: [...document.querySelectorAll('tr[data-server]')]
+              .map(row => [...row.cells].map(cell => cell.textContent))})"""
+        )
+        api = page.api()
+        if int(shown["version"]) == api["version"]:
+            break
+    assert int(shown["version"]) == api["version"]
+    servers = [server for group in api["groups"] for server in group["servers"]]
+    for row, server in zip(shown["rows"], servers, strict=True):
+        assert row[0].startswith(server["name"])
+        assert (row[1], row[2]) == (f"{server['rate_rps']:.0f}", f"{server['p50_ms']:.1f}")
+        assert row[3].removesuffix(" late") == f"{server['p99_ms']:.1f}"
+        assert (row[5], row[7]) == (str(server["weight"]), str(server["baseline"]))
+    assert page.text("#source") in ("policy", "baseline", "hold")
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_it_fits_every_screen_and_scheme(page: Page, width_px: int, scheme: str, tmp_path: Path) -> None:
+    page.browser.look(width_px, 844, scheme)
+    page.open()
+    assert page.browser.evaluate("document.documentElement.scrollWidth") <= width_px
+    dark = page.browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 28)"
+    assert dark == (scheme == "dark")
+    page.until(lambda: page.browser.evaluate("document.querySelectorAll('polyline').length") == 9, 10)
+    target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"live-{width_px}-{scheme}.png"
+    page.browser.screenshot(target)
+    assert target.stat().st_size > 10_000
+    assert page.complaints() == []
+
+
+def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    unnamed = page.browser.evaluate(
+        """[...document.querySelectorAll('button, input, a')].filter(e =>
+           !(e.textContent.trim() || e.labels?.length || e.getAttribute('aria-label'))).length"""
+    )
+    assert unnamed == 0
+    assert page.browser.evaluate("document.documentElement.lang") == "en"
+    assert page.browser.evaluate("[...document.querySelectorAll('svg[role=img] title')].every(t => t.textContent)")
+    reached = []
+    for _ in range(8):
+        for kind in ("keyDown", "keyUp"):
+            page.browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        reached.append(page.browser.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert reached[:4] == ["token", "Shadow", "Blend", "Active"]
+
+
+def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
+    page.until(lambda: "token" in page.text("#answer"), 5)
+    page.browser.evaluate(f"document.getElementById('token').value = {page.token!r}")
+    page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
+    page.until(lambda: "paused by the operator" in page.text("#reason"), 5)
+    assert page.browser.evaluate("document.querySelector('[data-override=paused]').ariaPressed") == "true"
+    page.browser.evaluate("document.querySelector('[data-override=\"\"]').click()")
+    page.until(lambda: "paused" not in page.text("#reason"), 5)
+
+
+def test_a_killed_server_shows_within_three_seconds(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    page.browser.complaints.clear()
+    victim = page.site.servers[-1]
+    name = page.site.topology.servers[-1]
+    victim.close()
+    took_s = page.until(lambda: bool(page.browser.evaluate(
+        f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
+        " || r.cells[4].textContent !== '0')")), 10)  # fmt: skip
+    assert took_s < 3, f"shown after {took_s:.1f} s"
+    assert page.complaints() == []

@@ -1,0 +1,275 @@
+"""The served policy: answers as the bundle in process does, swaps, keeps strangers out, refuses nonsense politely."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import yaml
+from problems import TOPOLOGY, demo_scenario
+from steering_cases import trained_bundle
+from windows import window
+
+from actuators.errors import BundleError
+from actuators.window import Fault
+from envs.simulation import SimulatedTestbed
+from rayjobs.advisers import ServeAdviser, http_post
+from rayjobs.cli import main
+from rayjobs.haproxy_loopback import on_loopback
+from rayjobs.serve import ServeOptions, make_settings, serving
+from tuning import window_json
+from tuning.advice import Recent
+from tuning.adviser import Adviser
+from tuning.bundle import load_bundle
+from tuning.trust import check_bundle
+
+VTS = Path("/work/shared/data/vts")
+
+
+@dataclass
+class Served:
+    url: str
+    token: str
+    folder: Path
+
+    def post(self, path: str, body: Any, token: str | None = None, **more: Any) -> requests.Response:
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        data = body if isinstance(body, (bytes, str)) else json.dumps(body)
+        return requests.post(self.url + path, data=data, headers=headers, timeout=20, **more)
+
+    def get(self, path: str, token: str | None = None, **more: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}", **more.pop("headers", {})} if token else more.pop("headers", {})
+        return requests.get(self.url + path, headers=headers, timeout=20, **more)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("serve")
+    yield from _serve(folder, "uvicorn")
+
+
+def _serve(folder: Path, front: str, host: str = "127.0.0.1") -> Iterator[Served]:
+    for name, seed in (("first", 0), ("second", 1)):
+        trained_bundle(seed=seed).save(folder / "bundles" / name)
+    options = ServeOptions.model_validate(
+        {"bundle": folder / "bundles" / "first", "port": 0, "front": front, "host": host,
+         "folder": folder / "state", "steer_folder": folder / "steer"}
+    )  # fmt: skip
+    settings = make_settings(options)
+    with serving(options, settings) as address:
+        port = address.rpartition(":")[2]
+        yield Served(f"http://127.0.0.1:{port}", settings.rules.token, folder)
+
+
+def test_it_answers_as_the_bundle_does(served: Served) -> None:
+    own = Adviser(load_bundle(served.folder / "bundles" / "first"))
+    asked = ServeAdviser(http_post(served.url, "", 20.0), own, TOPOLOGY, 20.0)
+    here, there = Recent(1), Recent(1)
+    with SimulatedTestbed(TOPOLOGY) as testbed:
+        testbed.reset(demo_scenario(), 1)
+        for _ in range(10):
+            seen = testbed.advance(1.0)
+            ours, theirs = here.ask(own, seen), there.ask(asked, seen)
+            assert theirs.by == "serve", asked.problem
+            assert theirs.policy == ours.policy
+            assert theirs.baseline == ours.baseline
+            assert np.array_equal(theirs.state.novelty, ours.state.novelty)
+            assert theirs.memory.fast_s == pytest.approx(ours.memory.fast_s)
+    asked.close()
+
+
+def test_the_own_copy_answers_when_serve_does_not() -> None:
+    own = Adviser(trained_bundle())
+    dead = ServeAdviser(http_post("http://127.0.0.1:9", "", 1.0), own, TOPOLOGY, 1.0)
+    given = dead.advise([window()])
+    assert given.by.startswith("own copy (serve: ConnectionRefused")
+    assert given.policy == own.advise([window()]).policy
+
+    def slow(body: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.5)
+        return {}
+
+    late = ServeAdviser(slow, own, TOPOLOGY, 0.05)
+    began_s = time.monotonic()
+    assert "no answer within 50 ms" in late.advise([window()]).by
+    assert "no answer within 50 ms" in late.advise([window()]).by
+    assert time.monotonic() - began_s < 0.45
+    assert late.fallbacks == 2
+    odd = ServeAdviser(lambda body: {"decision": "policy"}, own, TOPOLOGY, 1.0)
+    assert "KeyError" in odd.advise([window()]).by
+    for adviser in (dead, late, odd):
+        adviser.close()
+
+
+def test_decisions_and_their_reasons(served: Served) -> None:
+    def decided(seen: Any) -> tuple[str, str]:
+        answer = served.post("/v1/weights", {"windows": [window_json.to_json(seen)]}).json()
+        return answer["decision"], answer["reason"]
+
+    assert decided(window(requests=0)) == ("hold", "too little traffic to know")
+    assert decided(window(faults=(Fault("gap", "no answer"),))) == ("hold", "statistics unusable (gap)")
+    assert decided(window(5000.0)) == ("baseline", "traffic unlike any observed")
+
+
+def test_vts_documents_give_named_weights(served: Served) -> None:
+    documents = [json.loads((VTS / f"{name}.json").read_text()) for name in ("before_load", "after_load")]
+    answer = served.post("/v1/weights", {"documents": documents})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert set(body["weights"]) == {"compose_backend", "home_read_backend", "user_read_backend"}
+    assert all(1 <= weight <= 100 for group in body["weights"].values() for weight in group.values())
+    assert body["servers"] == [s["server"] for s in documents[1]["upstreamZones"]["compose_backend"][:3]]
+
+
+def test_bundles_are_swapped_and_rolled_back(served: Served) -> None:
+    before = served.get("/v1/policy").json()
+    assert before["provenance"]["command"] == "a test"
+    swapped = served.post("/v1/bundles", {"path": "second"}, served.token)
+    assert swapped.status_code == 200, swapped.text
+    assert swapped.json()["bundle"] != before["bundle"]
+    assert swapped.json()["previous"].endswith("first")
+    assert served.post("/v1/bundles", {"rollback": True}, served.token).json()["bundle"] == before["bundle"]
+
+
+def test_a_hostile_bundle_is_refused(served: Served, tmp_path: Path) -> None:
+    def refusal(path: str) -> str:
+        answer = served.post("/v1/bundles", {"path": path}, served.token)
+        assert answer.status_code == 422
+        return str(answer.json()["detail"])
+
+    trained_bundle().save(tmp_path / "outside")
+    assert "outside the folder of bundles" in refusal(str(tmp_path / "outside"))
+    assert "outside" in refusal("../../../etc")
+    bundles = served.folder / "bundles"
+    (bundles / "link").symlink_to(tmp_path / "outside")
+    assert "outside" in refusal("link")
+    trained_bundle().save(bundles / "pickled")
+    (bundles / "pickled" / "policy.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    assert "not safetensors" in refusal("pickled")
+    trained_bundle().save(bundles / "more")
+    (bundles / "more" / "extra.pkl").write_bytes(pickle.dumps(1))
+    assert "does not belong there: extra.pkl" in refusal("more")
+    trained_bundle().save(bundles / "objects")
+    np.savez(bundles / "objects" / "encoder.npz", names=np.array([{}], dtype=object), allow_pickle=True)
+    assert "not a plain array" in refusal("objects")
+    trained_bundle().save(bundles / "leads-out")
+    (bundles / "leads-out" / "encoder.npz").unlink()
+    (bundles / "leads-out" / "encoder.npz").symlink_to("/etc/passwd")
+    assert "leads out" in refusal("leads-out")
+    with pytest.raises(BundleError, match="outside"):
+        check_bundle(bundles / "link", bundles)
+
+
+@pytest.mark.parametrize("path", ["/v1/bundles", "/v1/orders"])
+def test_changes_need_the_token(served: Served, path: str) -> None:
+    for token in (None, "wrong", ""):
+        assert served.post(path, {}, token).status_code == 401
+    assert served.post(path, {"nonsense": 1}, served.token).status_code == 422
+
+
+def test_strangers_names_and_large_bodies_are_refused(served: Served) -> None:
+    assert served.get("/v1/policy", headers={"Host": "evil.example"}).status_code == 421
+    assert served.post("/v1/weights", b"x" * (17 * 2**20)).status_code == 413
+
+    def drip() -> Iterator[bytes]:
+        for _ in range(17):
+            yield b"x" * 2**20
+
+    answer = requests.post(served.url + "/v1/weights", data=drip(), timeout=20)
+    assert answer.status_code == 413
+
+
+def test_beyond_loopback_everything_needs_the_token(tmp_path: Path) -> None:
+    for public in _serve(tmp_path, "uvicorn", "0.0.0.0"):
+        for path in ("/v1/policy", "/v1/live", "/metrics", "/openapi.json", "/v1/live/events"):
+            assert public.get(path).status_code == 401
+        assert public.get("/").status_code == 200
+        assert public.get("/v1/policy", public.token).status_code == 200
+        assert public.post("/v1/weights", {}).status_code == 401
+
+
+def test_metrics_and_health(served: Served) -> None:
+    assert served.get("/healthz").json()["status"] == "ok"
+    served.post("/v1/weights", {"windows": [window_json.to_json(window())]})
+    text = served.get("/metrics").text
+    assert "deepsched_answers_total{" in text
+    assert f'bundle="{served.get("/healthz").json()["bundle"]}"' in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"null", b"[]", b'"x"', b"[" * 100_000, b'{"windows": 1e999}', b"\xff\xfe", b'{"documents": [{}, {}]}',
+     b'{"documents": [{"nowMsec": NaN}, null]}', b'{"windows": [], "documents": []}',
+     b'{"memory": {"fast_s": [[-1]]}}'],
+)  # fmt: skip
+def test_nonsense_is_a_422_with_one_sentence(served: Served, body: bytes) -> None:
+    answer = served.post("/v1/weights", body)
+    assert answer.status_code == 422
+    assert "Traceback" not in answer.text
+    assert len(answer.json()["detail"]) < 1100
+
+
+def test_hostile_requests_of_schemathesis_never_break_it(served: Served) -> None:
+    program = Path(os.sys.executable).with_name("schemathesis")  # type: ignore[attr-defined]
+    done = subprocess.run(
+        [program, "run", f"{served.url}/openapi.json", "--checks", "not_a_server_error", "--max-examples", "15",
+         "--exclude-path", "/v1/live/events", "-H", f"Authorization: Bearer {served.token}", "--seed", "1",
+         "--request-timeout", "10", "--generation-database", "none", "--suppress-health-check", "all"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=served.folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
+
+
+def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained_bundle().save(tmp_path / "bundle")
+    words = ["serve", str(tmp_path / "bundle"), "--folder", str(tmp_path / "state"), "--max-replicas", "3"]
+    assert main([*words, "--print-config"]) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    application = document["applications"][0]
+    assert document["http_options"]["host"] == "127.0.0.1"
+    assert document["proxy_location"] == "HeadOnly"
+    assert application["deployments"][0]["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 3}
+    assert "token" not in application["args"]["rules"]
+    from ray.serve.schema import ServeDeploySchema
+
+    from rayjobs.serve_ray import settings_of
+
+    ServeDeploySchema.model_validate(document)
+
+    assert settings_of(application["args"]).bundle == tmp_path / "bundle"
+
+
+def test_haproxys_listeners_move_to_loopback() -> None:
+    text = "frontend prometheus\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend h\n    bind 127.0.0.1:8000\n"
+    assert on_loopback(text) == text.replace("bind :", "bind 127.0.0.1:").replace("bind *:", "bind 127.0.0.1:")
+
+
+@pytest.mark.ray
+def test_under_ray_serve_bundles_swap_without_a_dropped_request(short_dir: Path) -> None:
+    body = {"windows": [window_json.to_json(window())]}
+    for on_ray in _serve(short_dir, "ray"):
+        seen = set()
+        with requests.Session() as session:
+            for index in range(60):
+                if index in (20, 40):
+                    change = {"path": "second"} if index == 20 else {"rollback": True}
+                    assert on_ray.post("/v1/bundles", change, on_ray.token).status_code == 200
+                answer = session.post(on_ray.url + "/v1/weights", json=body, timeout=20)
+                assert answer.status_code == 200
+                seen.add(answer.json()["bundle"])
+        assert len(seen) == 2
+        assert "event: " not in on_ray.get("/v1/live").text
+        listeners = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
+        proxies = [line.split()[3] for line in listeners.splitlines() if '"haproxy"' in line]
+        assert proxies
+        assert all(address.startswith("127.0.0.1:") for address in proxies)
