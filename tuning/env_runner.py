@@ -134,11 +134,14 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
         }
         done, counted = np.stack(rollout.done), np.stack(rollout.counted)
         extras = {name: np.stack(values) for name, values in rollout.extras.items()}
-        episodes = []
-        for row in range(self.num_envs):
-            for start, stop in _stretches(counted[:, row], done[:, row]):
-                episodes.append(_episode(stacked, extras, bool(done[stop - 1, row]), row, start, stop))
-        return episodes
+        stretches = [
+            (bool(done[stop - 1, row]), row, start, stop)
+            for row in range(self.num_envs)
+            for start, stop in _stretches(counted[:, row], done[:, row])
+        ]
+        # In the order of RLlib's own runner, finished ones first, so that equal seeds give equal minibatches.
+        stretches.sort(key=lambda s: (not s[0], s[3] if s[0] else 0, s[1]))
+        return [_episode(stacked, extras, *stretch) for stretch in stretches]
 
 
 def _stretches(counted: Array, done: Array) -> list[tuple[int, int]]:

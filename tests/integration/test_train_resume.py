@@ -1,0 +1,62 @@
+"""`deepsched train` goes on with an earlier run, and learns offline from what it records itself."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import ConfigError
+from rayjobs.local_ray import local_ray
+from rayjobs.train import TrainOptions, resumed, run
+from tuning.judge import JudgeOptions
+from tuning.observing import ObserveOptions
+from tuning.options import AlgorithmOptions, TrainingOptions
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with local_ray():
+        yield
+
+
+def options(folder: Path, **algorithm: object) -> TrainOptions:
+    learning = AlgorithmOptions.model_validate({"batch_steps": 48, "minibatch_steps": 24, "epochs": 1, **algorithm})
+    return TrainOptions(
+        seed=5,
+        out=folder,
+        observe=ObserveOptions(duration_s=40.0, interval_s=1.0),
+        training=TrainingOptions(steps=96, environments=4, episode_steps=6, algorithm=learning),
+        judge=JudgeOptions(rounds=2, measure_s=5.0),
+    )
+
+
+def steps_of(folder: Path) -> list[str]:
+    return [row["step"] for row in csv.DictReader((folder / "progress.csv").open())]
+
+
+def test_a_run_goes_on_in_its_folder_with_its_options(tmp_path: Path) -> None:
+    assert run(options(tmp_path)) == 0
+    (folder,) = tmp_path.iterdir()
+    assert steps_of(folder) == ["48", "96"]
+    longer = TrainOptions.model_validate({"resume": folder, "training": {"steps": 192}})
+    assert resumed(longer)[1].training.environments == 4
+    assert run(longer) == 0
+    assert steps_of(folder) == ["48", "96", "144", "192"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run to go on with"):
+        run(TrainOptions(resume=tmp_path))
+
+
+def test_offline_training_records_what_it_needs(tmp_path: Path) -> None:
+    assert run(options(tmp_path, name="bc", recorded_steps=100)) == 0
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "transitions" / "transitions.parquet").stat().st_size > 0
+    assert (folder / "bundle" / "bundle.json").exists()
