@@ -58,7 +58,9 @@ def run(options: SweepOptions) -> int:
     from envs.scenarios import scenario
     from rayjobs.console import remarks
     from rayjobs.steps import training_scenarios
+    from tuning.space import check
 
+    check(options.search.space, options.search.base, options.search.search, options.search.scheduler)
     folder, options = _folder(options)
     for name in (options.scenario, *options.search.base.training.scenarios):
         scenario(name)

@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 import yaml
+from orphans import processes_with, wait_gone
 
 from rayjobs.local_ray import LocalRay
 
@@ -73,3 +75,24 @@ def test_a_bad_option_fails_the_job_with_one_clear_line(head: tuple[str, dict[st
     assert "did you mean" in done.stdout
     assert "exit code 2" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout
+
+
+def test_a_stopped_job_leaves_nothing(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    settings = ("parallel.testbeds=1", "observe.duration_s=60", f"out={tmp_path}")
+    url, environment = head
+    ray = str(Path(sys.executable).with_name("ray"))
+    job, name = [ray, "job"], "stopped"
+    command = ["python", "-m", "rayjobs.train", "--testbed", "live", *(f"--set={setting}" for setting in settings)]
+    address = ["--address", url]
+    submit = [*job, "submit", *address, "--no-wait", "--submission-id", name, "--working-dir", ".", "--", *command]
+    subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=120)
+    deadline_s = time.monotonic() + 150
+    while not any("nginx: worker" in line or "gen_load" in line for line in processes_with(f"{tmp_path}/").values()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    subprocess.run([*job, "stop", *address, name], env=environment, capture_output=True, check=True, timeout=60)
+    assert wait_gone(f"{tmp_path}/", 15.0) == {}
+    status = subprocess.run(
+        [*job, "status", *address, name], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "STOPPED" in status.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from orphans import SESSION, processes_with
 from problems import problem
 
@@ -20,6 +21,7 @@ from rayjobs.local_ray import local_ray
 from rayjobs.waiting import make_waiting
 from tuning.live_testbeds import Testbeds
 from tuning.live_vector import LiveVectorEnv
+from tuning.metrics import COUNTERS, exported
 from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.parallel import ParallelTraining
 from tuning.parallel_options import ParallelOptions
@@ -124,3 +126,15 @@ def test_training_goes_on_when_an_env_runner_and_conductors_are_killed(tmp_path:
     assert (tmp_path / "checkpoints" / "live").is_dir()
     assert sum(value.numel() for value in net.state_dict().values()) > 1000
     assert any("env runner" in text for text in said), said
+    # Metrics reach Prometheus' endpoint of the node some seconds after they were recorded.
+    wait_for(lambda: exported("windows", COUNTERS) in metrics_page(), 30.0)
+    for name in ("art_per_request", "novelty", "reward"):
+        assert f"{exported(name, COUNTERS)}{{" in metrics_page()
+    assert 'testbed="testbed-0"' in metrics_page()
+
+
+def metrics_page() -> str:
+    import ray
+
+    (node,) = ray.nodes()
+    return requests.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5).text
