@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.cpu import BUSY, busiest_share
 from actuators.errors import LoadError, TestbedError
 from actuators.merge import merge_load_windows, merge_windows
 from actuators.script import Scenario, Script, Stream
@@ -39,6 +40,8 @@ class ProxyPart(Protocol):
     def set_method(self, method: BalancingMethod) -> None: ...
 
     def apply(self, control: Control) -> Applied: ...
+
+    def cpu_s(self) -> dict[int, float]: ...
 
 
 class CollectorPart(Protocol):
@@ -100,6 +103,7 @@ class LiveTestbed:
         self._closed = False
         self._tick_s = 0.0
         self._end_s = 0.0
+        self._proxy_cpu: tuple[float, dict[int, float]] = (0.0, {})
 
     @property
     def topology(self) -> Topology:
@@ -145,6 +149,7 @@ class LiveTestbed:
             window_s=LOAD_WINDOW_S,
         )
         self._running = True
+        self._proxy_share()
         self._tick_s = time.monotonic()
         self._end_s = self._tick_s + script.duration_s
 
@@ -202,7 +207,16 @@ class LiveTestbed:
         if client.saturated:
             busy = f"engine at {client.cpu_share:.0%} CPU, send delay p99 {client.send_delay_p99_ms:.1f} ms"
             window = replace(window, faults=(*window.faults, Fault("saturated_client", busy)))
+        if (share := self._proxy_share()) >= BUSY:
+            busy = f"a worker at {share:.0%} of a core"
+            window = replace(window, faults=(*window.faults, Fault("saturated_nginx", busy)))
         return replace(window, client=client)
+
+    def _proxy_share(self) -> float:
+        """CPU share of the busiest worker since the last call."""
+        before_s, before = self._proxy_cpu
+        self._proxy_cpu = time.monotonic(), self._proxy.cpu_s()
+        return busiest_share(before, self._proxy_cpu[1], self._proxy_cpu[0] - before_s)
 
     def _settle(self, window: Window) -> Window:
         """NGINX counts a request after it has answered it: reads until nothing more comes in."""

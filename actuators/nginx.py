@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.cpu import family_cpu_s
 from actuators.errors import ActuationError, ProcessError, StatusError
 from actuators.memory import MemoryControl
 from actuators.nginx_config import (
@@ -148,6 +149,10 @@ class Nginx:
     def master_pid(self) -> int:
         """Process id of the master. Raises ProcessError before `start`."""
         return self._running().pid
+
+    def cpu_s(self) -> dict[int, float]:
+        """Process id → CPU seconds so far of the master and its workers."""
+        return family_cpu_s(self.master_pid)
 
     def close(self) -> None:
         """Ends NGINX and its workers; may be called twice."""

@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 
 from actuators.control import BalancingMethod, Control, Weights
+from actuators.cpu import family_cpu_s
 from actuators.errors import MissingToolError, ProcessError
 from actuators.nginx_detect import detect
 from actuators.peer_configs import fill_in, render_haproxy, render_nginx
@@ -77,6 +78,10 @@ class Peer:
     def apply(self, control: Control) -> Applied:
         """A peer takes no control."""
         return Applied(False, 0.0)
+
+    def cpu_s(self) -> dict[int, float]:
+        """Process id → CPU seconds so far of it and its workers."""
+        return family_cpu_s(self._process.pid)
 
     def close(self) -> None:
         """Ends it; may be called twice."""

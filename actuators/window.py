@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float64]
 
 FaultKind = Literal[
     "restart", "reset", "reload", "gap", "missing_server", "missing_group", "zone_full", "duplicate_server",
-    "saturated_client", "not_in_force", "server_down", "load_ended",
+    "saturated_client", "saturated_nginx", "not_in_force", "server_down", "load_ended",
 ]  # fmt: skip
 
 DEFAULT_BOUNDS_MS: tuple[int, ...] = (

@@ -63,7 +63,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     """Judges scenario after scenario on one live testbed."""
     quick = context.quick
     options = JudgeOptions(
-        rounds=2 if quick else 8, warm_up_s=1.0 if quick else 3.0, measure_s=2.0 if quick else 10.0,
+        rounds=2 if quick else 8, warm_up_s=0.5 if quick else 3.0, measure_s=1.5 if quick else 10.0,
         interval_s=0.5 if quick else 1.0, seed=context.seed, learned=LEARNED,
     )  # fmt: skip
     bars: list[Bar] = []

@@ -1,0 +1,69 @@
+"""Balancers that users would otherwise have, judged before live servers; a client and an NGINX that are too busy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.live import LiveTestbed
+from actuators.parts import LiveOptions, start_local_testbed
+from actuators.peers import PEERS, NoStatistics, Peer, why_missing
+from actuators.topology import social_network
+from envs.controller import FixedController
+from envs.scenarios import scenario
+from tuning.judge import Judge, JudgeOptions
+
+pytestmark = pytest.mark.nginx
+
+DEADLINES_S = np.array([0.1, 0.05, 0.05])
+OPTIONS = JudgeOptions(rounds=1, warm_up_s=0, measure_s=1.0, interval_s=0.5, repeats=0)
+LIGHT = scenario("S1", work_scale=8.0)
+
+
+@pytest.fixture(scope="module")
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveTestbed]:
+    with start_local_testbed(social_network(), LiveOptions(), tmp_path_factory.mktemp("peers"), 1) as testbed:
+        yield testbed
+
+
+@pytest.mark.parametrize("name", [*PEERS, "nginx:mine.conf"])
+def test_a_peer_is_judged_on_the_same_arrivals_and_its_requests_are_called_uncounted(
+    name: str, testbed: LiveTestbed, tmp_path: Path
+) -> None:
+    if name == "nginx:mine.conf":
+        (tmp_path / "mine.conf").write_text(
+            "daemon off; pid {prefix}/nginx.pid; events {}\n"
+            "http { access_log off; client_body_temp_path {prefix}/body; proxy_temp_path {prefix}/proxy;\n"
+            "fastcgi_temp_path {prefix}/f; uwsgi_temp_path {prefix}/u; scgi_temp_path {prefix}/s;\n"
+            "upstream mine { ip_hash; {servers} }\nserver { listen {listen}; location / { proxy_pass http://mine; } } }"
+        )
+        name = f"nginx:{tmp_path / 'mine.conf'}"
+    if why_missing(name):
+        pytest.skip(why_missing(name))
+    with Peer(name, testbed.topology, tmp_path) as peer:
+        behind = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
+        policies = [FixedController("least_conn", "least_conn"), FixedController("peer", "least_conn")]
+        evaluation = Judge(testbed, policies, LIGHT, DEADLINES_S, OPTIONS, peers={"peer": behind}).run()
+    content = evaluation.to_json()["policies"]
+    assert content["peer"]["requests"] == content["least_conn"]["requests"] > 50
+    accounting = content["peer"]["accounting"]
+    assert accounting["answered"] == accounting["uncounted"] == accounting["sent"]
+    assert accounting["difference"] == accounting["unexplained"] == 0
+    assert content["peer"]["errors"] == 0
+    assert content["peer"]["jain_utilisation"] is None
+
+
+def test_a_busy_worker_spoils_the_block(testbed: LiveTestbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actuators.live.BUSY", 0.0)
+    policies = [FixedController("least_conn", "least_conn")]
+    evaluation = Judge(testbed, policies, LIGHT, DEADLINES_S, OPTIONS).run()
+    assert [block.usable for block in evaluation.blocks] == [False]
+    assert any(flag.startswith("saturated_nginx") for flag in evaluation.blocks[0].flags)
+
+
+def test_haproxy_is_found_where_debian_puts_it() -> None:
+    assert (why_missing("haproxy_leastconn") == "") == bool(shutil.which("haproxy", path="/usr/sbin:/usr/bin:/bin"))

@@ -1,0 +1,83 @@
+"""Policies by name: every name makes a controller, a typo gets the closest match, oracles know the script."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from actuators.control import ServiceTimes, Weights
+from actuators.errors import ConfigError
+from actuators.topology import social_network
+from envs.decision import DecisionOptions, DecisionProblem
+from envs.encoding import EncoderOptions
+from envs.mixture import fit_from_windows
+from envs.scenarios import scenario
+from envs.simulation import SimulatedTestbed
+from tuning.block_run import Informed
+from tuning.contenders import BASELINES, LEARNING, NATIVE, STEERED, Arena, contender, parse_policies
+from tuning.judge import Judge, JudgeOptions
+from tuning.observing import ObserveOptions, watch
+from tuning.oracles import ORACLES
+
+DEADLINES_S = np.array([0.06, 0.025, 0.02])
+NAMES = (*NATIVE, *BASELINES, *STEERED, *LEARNING, *ORACLES, "inverse_latency@expected_delay", "little@round_robin")
+
+
+@pytest.fixture(scope="module")
+def arena() -> Arena:
+    topology = social_network()
+    with SimulatedTestbed(topology) as testbed:
+        seen = watch(testbed, scenario("S3"), "least_conn", ObserveOptions(explore_s=5), 1)
+    encoder = fit_from_windows([*seen.equal, *seen.exploring], topology, DEADLINES_S, EncoderOptions(), 1)
+    problem = DecisionProblem(topology, DEADLINES_S, encoder, DecisionOptions())
+    return Arena(problem, "least_conn", np.full(3, 4.0))
+
+
+def test_every_policy_can_be_judged_beside_the_others_on_the_same_arrivals(arena: Arena) -> None:
+    policies = [contender(spec, arena) for spec in parse_policies(NAMES)]
+    assert [policy.name for policy in policies] == list(NAMES)
+    options = JudgeOptions(rounds=1, warm_up_s=2, measure_s=4, interval_s=1, seed=2)
+    with SimulatedTestbed(social_network()) as testbed:
+        evaluation = Judge(testbed, policies, scenario("S3"), DEADLINES_S, options).run()
+    assert all(block.usable for block in evaluation.blocks)
+    assert len({tuple(block.tally.sent) for block in evaluation.blocks}) == 1
+    means = {name: values["mean_ms"] for name, values in evaluation.values.items()}
+    assert means["true_times"] < means["least_conn"] < means["round_robin"]
+    assert means["shortest_delay"] < means["least_conn"]
+    assert evaluation.to_json()["policies"]["true_times"]["method"] == "expected_delay"
+
+
+def test_an_oracle_is_told_the_script_of_each_phase(arena: Arena) -> None:
+    topology = social_network()
+    (spec,) = parse_policies(["best=true_times"])
+    oracle = contender(spec, arena)
+    assert oracle.name == "best"
+    assert isinstance(oracle, Informed)
+    assert isinstance(oracle.begin(topology), Weights)
+    oracle.inform(scenario("S2b").script(topology, 1))
+    control = oracle.begin(topology)
+    assert isinstance(control, ServiceTimes)
+    assert control.tau_s[0, 2] / control.tau_s[0, 0] == pytest.approx(1.6 / 0.4)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("least_con", "did you mean 'least_conn'"),
+        ("inverse_latency@leastconn", "did you mean 'least_conn'"),
+        ("round_robin@least_conn", "brings its own method"),
+        ("knapsack@expected_delay", "estimates no service times"),
+    ],
+)
+def test_a_wrong_entry_is_explained(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_policies([text])
+
+
+def test_a_name_is_given_once_and_can_be_another() -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        parse_policies(["idle", "idle"])
+    again, learned, own = parse_policies(["again=least_conn", "learned=runs/x/bundle", "nginx:/etc/my.conf"])
+    assert (again.name, again.base, again.kind) == ("again", "least_conn", "any")
+    assert (learned.name, learned.base, learned.is_bundle) == ("learned", "runs/x/bundle", True)
+    assert (own.name, own.kind) == ("nginx:my.conf", "live")

@@ -1,0 +1,69 @@
+"""Other balancers: what their configs say, what is said when one is not installed; CPU time of a process family."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from actuators.cpu import busiest_share, family_cpu_s
+from actuators.errors import ConfigError
+from actuators.peer_configs import fill_in, render_haproxy, render_nginx
+from actuators.peers import NoStatistics, PeerPrograms, why_missing
+from actuators.topology import social_network
+
+TOPOLOGY = social_network(("127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"))
+
+
+def test_one_upstream_is_shared_by_all_types_or_each_has_its_own(tmp_path: Path) -> None:
+    shared = render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path, shared=True)
+    assert (shared.count("upstream "), shared.count("proxy_pass http://all_types;")) == (1, 3)
+    own = render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path, fair_module="/x/fair.so")
+    assert (own.count("upstream "), own.count("    fair;"), own.count("least_conn")) == (3, 3, 0)
+    assert own.startswith("load_module /x/fair.so;")
+
+
+def test_haproxy_gets_the_algorithm_and_every_server() -> None:
+    text = render_haproxy(TOPOLOGY, "127.0.0.1:80", "random(2)")
+    assert "balance random(2)" in text
+    assert all(f" {server}\n" in text for server in TOPOLOGY.servers)
+
+
+def test_a_users_config_is_filled_in_and_a_missing_placeholder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.conf"
+    path.write_text("upstream u { ip_hash; {servers} }\nserver { listen {listen}; }")
+    filled = fill_in(path, TOPOLOGY, "127.0.0.1:81", tmp_path)
+    assert "server 127.0.0.1:1002 " in filled
+    assert "listen 127.0.0.1:81;" in filled
+    path.write_text("server { listen {listen}; }")
+    with pytest.raises(ConfigError, match=r"no \{servers\}"):
+        why_missing(f"nginx:{path}")
+
+
+def test_what_is_not_installed_is_said_with_its_package() -> None:
+    programs = PeerPrograms(haproxy="no-such-haproxy")
+    assert "apt-get install haproxy" in why_missing("haproxy_random", programs)
+    assert why_missing("shared_least_conn", programs) == ""
+
+
+def test_windows_without_statistics_have_a_clock_and_no_counts() -> None:
+    collector = NoStatistics(TOPOLOGY)
+    first, second = collector.window(), collector.window()
+    assert first.end_s == second.start_s <= second.end_s
+    assert first.requests.sum() == 0
+    assert first.usable
+
+
+def test_the_cpu_time_of_this_process_grows_and_a_dead_one_has_none() -> None:
+    before = family_cpu_s(os.getpid())
+    total = sum(number * number for number in range(2_000_000))
+    now = family_cpu_s(os.getpid())
+    assert total > 0
+    assert now[os.getpid()] > before[os.getpid()]
+    assert family_cpu_s(2**22 + 1) == {}
+
+
+def test_the_busiest_process_counts_and_one_that_came_in_between_does_not() -> None:
+    assert busiest_share({1: 0.0, 2: 1.0}, {1: 0.2, 2: 1.9, 3: 50.0}, 1.0) == pytest.approx(0.9)
+    assert busiest_share({}, {1: 5.0}, 1.0) == 0.0
