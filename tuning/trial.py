@@ -22,7 +22,7 @@ from tuning.held_out import ScriptSource
 from tuning.metrics import TrialMetrics
 from tuning.model import EquivariantNet
 from tuning.observing import Observed, Watched, fit_problem
-from tuning.space import MUTABLE, TrialOptions, apply
+from tuning.space import TrialOptions, apply
 from tuning.validation import Validator
 
 _ENVIRONMENT = "deepsched-trial"
@@ -162,11 +162,6 @@ class SweepTrial(tune.Trainable):
     def _net(self) -> EquivariantNet:
         net: EquivariantNet = self._algorithm.learner_group._learner.module["default_policy"].policy_net()
         return net
-
-
-def structure_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a trial's configuration that must never change while it runs."""
-    return {path: value for path, value in config.items() if path not in MUTABLE}
 
 
 def _make(context: dict[str, Any]) -> SimulatedVectorEnv:
