@@ -71,7 +71,7 @@ function groups(list) {
     let box = at(`group-${group.name}`);
     if (!box) {
       box = element("div", undefined, { class: "group", id: `group-${group.name}` });
-      box.append(element("div", undefined, { class: "scroll" }), chart(`weights-${group.name}`));
+      box.append(element("div", undefined, { class: "scroll", tabindex: 0, role: "region", "aria-label": group.name }), chart(`weights-${group.name}`));
       at("groups").append(box);
     }
     box.firstChild.replaceChildren(table(group));
@@ -91,7 +91,7 @@ function table(group) {
     ` ${number(group.rate_rps, 0)} requests/s, p50 ${number(group.p50_ms)} ms, p99 ${number(group.p99_ms)} ms,` +
     ` deadline ${number(group.deadline_ms)} ms`));
   const head = element("tr");
-  for (const name of ["Server", "req/s", "p50 ms", "p99 ms", "errors", "weight", "policy", "baseline"])
+  for (const name of ["Server", "weight", "req/s", "p50 ms", "p99 ms", "errors", "policy", "baseline"])
     head.append(element("th", name, { scope: "col" }));
   const body = element("tbody");
   group.servers.forEach((server, index) => body.append(row(group, server, index)));
@@ -113,8 +113,9 @@ function row(group, server, index) {
   made.append(name);
   const late = server.p99_ms > group.deadline_ms;
   const cells = [
-    [number(server.rate_rps, 0)], [number(server.p50_ms)], [number(server.p99_ms) + (late ? " late" : ""), late],
-    [server.errors, server.errors > 0], [server.weight], [server.policy ?? "–"], [server.baseline],
+    [server.weight], [number(server.rate_rps, 0)], [number(server.p50_ms)],
+    [number(server.p99_ms) + (late ? " late" : ""), late], [server.errors, server.errors > 0],
+    [server.policy ?? "–"], [server.baseline],
   ];
   for (const [text, bad] of cells) made.append(element("td", text, bad ? { class: "late" } : {}));
   return made;
@@ -136,7 +137,8 @@ function history(data) {
 
 const across = (points) => {
   const end = points[points.length - 1].time;
-  return (time) => 900 - (end - time);
+  const span = Math.max(end - points[0].time, 60);
+  return (time) => 900 - (900 * (end - time)) / span;
 };
 
 function weights(svg, points, g, group) {

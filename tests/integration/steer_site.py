@@ -104,7 +104,7 @@ class Uneven:
 
     def script(self, topology: Topology, seed: int) -> Script:
         streams = tuple(Stream(t, (RateStep(0.0, 60.0),)) for t in topology.request_types)
-        profiles = tuple(ServerProfile((speed,) * topology.shape[0], workers=2) for speed in (1.0, 0.8, 0.25))
+        profiles = tuple(ServerProfile((speed,) * topology.shape[0], workers=2) for speed in (1.0, 0.8, 0.4))
         return Script(self.name, seed, self.duration_s, streams, profiles, (0.008, 0.006, 0.006))
 
 
