@@ -95,4 +95,4 @@ def test_a_stopped_job_leaves_nothing(head: tuple[str, dict[str, str]], tmp_path
     status = subprocess.run(
         [*job, "status", *address, name], env=environment, capture_output=True, text=True, check=True
     )
-    assert "STOPPED" in status.stdout
+    assert "was stopped" in status.stdout
