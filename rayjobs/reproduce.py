@@ -11,7 +11,7 @@ from pydantic import Field
 from actuators.errors import ConfigError
 from actuators.files import write_json
 from actuators.options import Options
-from rayjobs.cli import Verb, load_verb, run_verb
+from rayjobs.cli import Verb, load_verb, run_verb, verb_summaries
 from rayjobs.config import load_options
 from rayjobs.runs import RunFolder
 
@@ -59,19 +59,20 @@ def run(options: ReproduceOptions) -> int:
 
 
 def saved_verb(folder: Path) -> str:
-    """The verb of a run's `command.txt`. Raises ConfigError when there is none."""
+    """The verb of a run, from its `command.txt` or its folder's name. Raises ConfigError when there is none."""
     try:
         words = shlex.split((folder / "command.txt").read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
             "not the folder of a run", where=str(folder), remedy="give the one that holds command.txt"
         ) from error
-    # `deepsched VERB …` or `python -m rayjobs.VERB …`
-    module = next((word.removeprefix("rayjobs.") for word in words if word.startswith("rayjobs.")), None)
-    name = module or (words[1] if len(words) > 1 else "")
-    if not name:
-        raise ConfigError("no command is saved", where=str(folder / "command.txt"))
-    return name
+    # `deepsched VERB …` or `python -m rayjobs.VERB …`; run folders are named VERB-SEED-TIME.
+    said = [*words[1:2], *(word.removeprefix("rayjobs.") for word in words), folder.resolve().name.partition("-")[0]]
+    names = verb_summaries()
+    found = next((word for word in said if word in names), None)
+    if found is None:
+        raise ConfigError("the saved command names no verb", where=str(folder / "command.txt"))
+    return found
 
 
 VERB = Verb(

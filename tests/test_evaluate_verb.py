@@ -1,0 +1,93 @@
+"""`deepsched evaluate`, `compare`, `reproduce` as typed: several scenarios, a resumed run, the same numbers again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pyarrow.parquet as pq
+import pytest
+
+from rayjobs.cli import main
+from tuning.evaluation import SCHEMA_PATH
+
+SHORT = [
+    "--set", "judge.rounds=2", "--set", "judge.measure_s=3", "--set", "judge.warm_up_s=1",
+    "--set", "observe.duration_s=6", "--set", "observe.explore_s=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    words = ["--scenario", "S2b,S4", "--policies", "round_robin,least_conn,idle,shortest_delay,shared_least_conn"]
+    assert main(["evaluate", *words, "--seeds", "2", "--out", str(out), *SHORT]) == 0
+    (folder,) = out.iterdir()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, dict[str, object]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/evaluation.json"))}
+
+
+def test_each_scenario_has_its_evaluation_and_all_of_them_one_page_and_one_table(run: Path) -> None:
+    found = contents(run)
+    assert list(found) == ["S2b-simulated", "S4-simulated"]
+    schema = json.loads(SCHEMA_PATH.read_text())
+    for content in found.values():
+        jsonschema.validate(content, schema)
+        assert content["learned"] == "idle"
+        assert content["seeds"] == 2
+        assert list(content["policies"]) == ["least_conn", "round_robin", "shortest_delay", "idle"]  # type: ignore[call-overload]
+    rows = pq.read_table(run / "evaluation.parquet").to_pylist()
+    assert {row["scenario"] for row in rows} == {"S2b", "S4"}
+    page = (run / "report.html").read_text()
+    assert all(text in page for text in ("Every scenario", "S2b, simulated", "part-1-latency-all", "seeds 1 to 2"))
+
+
+def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run)
+    path = run / "S4-simulated" / "blocks.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    # Broken off between the seeds: policies start anew there, so nothing that they had learned is lost.
+    path.write_text("".join(lines[:8]))
+    (run / "S4-simulated" / "evaluation.json").unlink()
+    assert main(["evaluate", "--resume", str(run)]) == 0
+    after = contents(run)
+    assert after["S4-simulated"]["policies"] == before["S4-simulated"]["policies"]
+    assert len(path.read_text().splitlines()) == len(lines) == 16
+    assert "left out on the simulated testbed: shared_least_conn" in capsys.readouterr().err
+
+
+def test_a_run_is_reproduced_to_the_bit_and_not_on_another_seed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", str(run), "--out", str(tmp_path / "same")]) == 0
+    assert capsys.readouterr().out.count("numbers are equal to the bit") == 2
+    assert main(["reproduce", str(run), "--seed", "9", "--out", str(tmp_path / "other")]) == 1
+    assert "differ" in capsys.readouterr().out
+    (other,) = (tmp_path / "other").glob("reproduce-*/evaluate-9-*")
+    assert main(["compare", str(run), str(other)]) == 0
+    table = capsys.readouterr().out
+    assert all(text in table for text in (run.name[:12], "S4, simulated", "idle", "×"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["evaluate", "--policies", "least_conn,roundrobin"], "did you mean 'round_robin'"),
+        (["evaluate", "--scenario", "S22"], "unknown scenario 'S22'"),
+        (["evaluate", "--policies", "idle,round_robin"], "'least_conn' is not judged"),
+        (["evaluate", "no/such/bundle"], "not a bundle"),
+        (["evaluate", "--resume", "no-such-run"], "not the folder of a run"),
+        (["reproduce", "no-such-run"], "no evaluation in this folder"),
+        (["compare", "one"], "two or more"),
+    ],
+)
+def test_a_misuse_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([*words, *(["--out", str(tmp_path)] if words[0] == "evaluate" else [])]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
