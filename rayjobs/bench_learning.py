@@ -39,14 +39,16 @@ SPECIALIST = Arm(
     DecisionOptions(action=FULL.model_copy(update={"kind": "increments"})),
     "round_robin",
     ("S3",),
-    50_000,
+    20_000,
+    algorithm=AlgorithmOptions(learning_rate=1e-3, discount=0.7),
 )
 ANTICIPATING = Arm(
     "S10 on round robin",
     DecisionOptions(observation="features", frames=8, action=FULL.model_copy(update={"kind": "continuous"})),
     "round_robin",
     ("S10",),
-    100_000,
+    60_000,
+    algorithm=AlgorithmOptions(learning_rate=1e-3, discount=0.8),
 )
 CLUSTERS = (4, 8, 16, 27, 64)
 ENCODINGS: tuple[ObservationName, ...] = ("posterior", "label", "fisher")
@@ -193,7 +195,8 @@ def _encodings(study: Study) -> Iterator[Bar]:
     def index(observation: ObservationName, clusters: int, label: str) -> float:
         action = FULL.model_copy(update={"kind": "continuous"})
         decision = DecisionOptions(observation=observation, action=action)
-        trained = study.train(Arm(label, decision, "round_robin", STUDY, 20_000, clusters))
+        arm = Arm(label, decision, "round_robin", STUDY, 20_000, clusters, algorithm=SPECIALIST.algorithm)
+        trained = study.train(arm)
         return _geometric(study.over(trained.rule, RULES["least_conn"], STUDY), "index")
 
     plain = index("features", 8, "features")
