@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from problems import TOPOLOGY, demo_scenario
+import torch
+from problems import TOPOLOGY, demo_scenario, problem
 from steering_cases import DEADLINES_S, EQUAL, UNEVEN, Run, advice, options, trained_bundle
 from windows import window
 
@@ -20,6 +21,9 @@ from tuning import audit, window_json
 from tuning.advice import Recent
 from tuning.adviser import Adviser
 from tuning.audit import AuditLog
+from tuning.bundle import Bundle
+from tuning.model import EquivariantNet
+from tuning.options import ModelOptions
 from tuning.steering_options import AuditOptions
 from tuning.window_json import WindowModel
 
@@ -173,3 +177,18 @@ def test_a_nan_of_the_network_is_a_problem_not_a_weight() -> None:
     assert "not finite" in given.problem
     assert (given.baseline.values >= 1).all()
     assert advice(EQUAL).policy != UNEVEN
+
+
+def test_advice_over_several_frames_needs_only_those_windows() -> None:
+    """A copy that gets only the last windows and what `Recent` remembers answers as one that saw everything."""
+    whole = problem()
+    framed = replace(whole, options=whole.options.model_copy(update={"frames": 3}))
+    torch.manual_seed(1)
+    net = EquivariantNet(framed.row_size, 3, ModelOptions(hidden=16))
+    torch.nn.init.normal_(net.action[-1].weight)
+    adviser = Adviser(Bundle(net, framed, ModelOptions(hidden=16), {}))
+    windows = [window(10.0 + 5 * index, seed=index) for index in range(7)]
+    recent = Recent(adviser.frames)
+    answers = [recent.ask(adviser, seen) for seen in windows]
+    assert adviser.advise(windows).policy == answers[-1].policy
+    assert adviser.advise(windows[-3:]).policy != answers[-1].policy
