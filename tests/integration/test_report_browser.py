@@ -99,3 +99,18 @@ def test_the_driver_hears_what_goes_wrong(browser: Chromium, tmp_path: Path) -> 
     browser.evaluate("new Promise(done => setTimeout(done, 50))")
     assert any("heard" in complaint for complaint in browser.complaints)
     assert any("nothing is not defined" in complaint for complaint in browser.complaints)
+
+
+def test_every_scenario_of_a_run_is_drawn_under_its_own_tab(browser: Chromium, tmp_path: Path) -> None:
+    first, second = (evaluate(rounds=2, measure_s=1.0).to_json() for _ in range(2))
+    write_report(tmp_path / "report.html", RunData(first, others=[{**second, "scenario": "the other"}]))
+    browser.look(400, 900, "light")
+    browser.open(tmp_path / "report.html")
+    assert "Every scenario" in browser.evaluate("document.body.innerText")
+    assert {figure["name"].split("-")[1] for figure in browser.evaluate(DRAWN) if "part" in figure["name"]} == {"0"}
+    browser.evaluate("[...document.querySelectorAll('[role=tab]')].find(t => t.innerText == 'the other').click()")
+    drawn = [figure for figure in browser.evaluate(DRAWN) if "part" in figure["name"]]
+    assert {"part-1-latency-all", "part-1-tail", "part-1-weights-learned-0"} <= {figure["name"] for figure in drawn}
+    assert all(figure["marks"] > 0 and figure["inside"] for figure in drawn), drawn
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 400
+    assert browser.complaints == []
