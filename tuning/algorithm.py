@@ -28,7 +28,6 @@ from tuning.rl_module_values import EquivariantCQL, EquivariantDQN, EquivariantS
 
 TIMEOUT_SLACK_S = 60.0
 REPLAY_BATCH = 256
-LEARNING_STARTS = 1000
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _replay(options: AlgorithmOptions) -> dict[str, Any]:
     return {
         "train_batch_size_per_learner": REPLAY_BATCH,
         "training_intensity": REPLAY_BATCH * options.updates_per_step,
-        "num_steps_sampled_before_learning_starts": LEARNING_STARTS,
+        "num_steps_sampled_before_learning_starts": options.learning_starts_steps,
     }
 
 

@@ -58,6 +58,8 @@ class AlgorithmOptions(Options):
     """SAC and DQN: gradient steps per environment step."""
     replay_steps: int = Field(default=50_000, ge=1)
     """SAC and DQN: environment steps that the replay buffer holds."""
+    learning_starts_steps: int = Field(default=1000, ge=1)
+    """SAC and DQN: environment steps before the first gradient step."""
     exploring_steps: int = Field(default=10_000, ge=1)
     """DQN: environment steps over which random actions fall from all to 5 %."""
     advantage_exponent: float = Field(default=1.0, ge=0)

@@ -61,15 +61,15 @@ def trained(problem: DecisionProblem, chosen: TrainingOptions, folder: Path, see
     [
         ("ppo", {"kind": "ratios"}, 192),
         ("appo", {"kind": "continuous"}, 192),
-        ("sac", {"kind": "increments"}, 1300),
-        ("dqn", {"kind": "ratios", "joint": True}, 1300),
+        ("sac", {"kind": "increments"}, 250),
+        ("dqn", {"kind": "ratios", "joint": True}, 250),
     ],
 )
 def test_algorithms_train_and_their_bundles_act(
     name: str, action: dict[str, object], steps: int, tmp_path: Path
 ) -> None:
     problem = problem_with(**action)
-    trainer = trained(problem, options(name, steps, updates_per_step=0.02), tmp_path)
+    trainer = trained(problem, options(name, steps, updates_per_step=0.02, learning_starts_steps=150), tmp_path)
     assert trainer.curve[-1].step >= steps
     assert any(np.isfinite(row.episode_return) for row in trainer.curve)
     Bundle(trainer.net(), problem, trainer.options.model, {}).save(tmp_path / "bundle")
