@@ -54,7 +54,8 @@ def mixture_figure(table: pd.DataFrame) -> Figure:
     trace = {
         "type": "scatter",
         "mode": "markers",
-        "x": done["clusters"].tolist(),
+        # Trials with the same K fit the same mixture: side by side, so that none hides another.
+        "x": (done["clusters"] + 0.06 * done.groupby("clusters").cumcount()).tolist(),
         "y": done["bic"].tolist(),
         "text": done["trial"].tolist(),
         "marker": marker,

@@ -47,7 +47,7 @@ def main(address: str, folder: Path) -> None:
         say(
             trained=training.rows[-1].step,
             blocks=len(evaluation.blocks),
-            requests=sum(int(window.requests) for block in evaluation.blocks for window in block.windows),
+            requests=int(sum(block.tally.answered.sum() for block in evaluation.blocks)),
             servers=list(testbed.topology.servers),
             places=row["places"],
         )

@@ -1,0 +1,86 @@
+"""Random kills while live testbeds train one policy: it ends with all its steps, and nothing is left.
+
+Three kills in a test run; `DEEPSCHED_DRILL_KILLS=20 DEEPSCHED_DRILL_STEPS=600 pytest tests/integration/test_drill.py`
+is the full drill of about ten minutes on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from orphans import SESSION, processes_with, wait_gone
+from problems import TOPOLOGY, problem
+
+from actuators.parts import LiveOptions
+from envs.scenarios import scenario
+from rayjobs.local_ray import local_ray
+from tuning.live_testbeds import Testbeds
+from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.parallel import ParallelTraining
+from tuning.parallel_options import ParallelOptions
+
+pytestmark = [pytest.mark.ray, pytest.mark.nginx]
+KILLS = int(os.environ.get("DEEPSCHED_DRILL_KILLS", "3"))
+STEPS = int(os.environ.get("DEEPSCHED_DRILL_STEPS", "48"))
+INTERVAL_S = 0.5
+VICTIMS = (
+    "ray::ArrayEnvRunner", "ray::Conductor", "ray::NginxActuator", "ray::StatisticsCollector", "ray::LoadGenerator",
+    "ray::SocialNetworkNode", "nginx: master", "gen_load", "actuators.social_network",
+)  # fmt: skip
+
+
+class Killer(threading.Thread):
+    """Kills one random process of a random kind each time the training has gone on a little."""
+
+    def __init__(self, run: ParallelTraining, folder: Path, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._run_, self._folder = run, folder
+        self._generator = np.random.default_rng(seed)
+        self.killed: list[str] = []
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        after = 0
+        while len(self.killed) < KILLS and not self.over.wait(0.1):
+            if len(self._run_.rows) > after and self._kill():
+                after = len(self._run_.rows)
+
+    def _kill(self) -> bool:
+        word = str(self._generator.choice(VICTIMS))
+        # NGINX overwrites its environment with its title; its command line still shows the folder it runs in.
+        found = {**processes_with(SESSION), **processes_with(f"{self._folder}/")}
+        pids = [pid for pid, command in found.items() if word in command and "guardian" not in command]
+        if not pids:
+            return False
+        try:
+            os.kill(int(self._generator.choice(pids)), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self.killed.append(word)
+        return True
+
+
+def test_training_ends_with_all_its_steps_whatever_is_killed(tmp_path: Path) -> None:
+    algorithm = AlgorithmOptions(batch_steps=8, minibatch_steps=8, epochs=1)
+    options = ParallelOptions(testbeds=2, env_runners=1, steps=STEPS, episode_steps=8, algorithm=algorithm)
+    said: list[str] = []
+    run = ParallelTraining(problem(), TrainingOptions(interval_s=INTERVAL_S), options, tmp_path, 1, say=said.append)
+    killer = Killer(run, tmp_path, seed=1)
+    played = scenario("demo", duration_s=3600.0, work_scale=4.0)
+    with local_ray(testbeds=2, cpus=3):
+        with Testbeds.live(2, TOPOLOGY, LiveOptions(), tmp_path / "testbeds", 1, "least_conn") as testbeds:
+            killer.start()
+            try:
+                run.run(testbeds, played)
+            finally:
+                killer.over.set()
+                killer.join()
+        assert wait_gone(f"{tmp_path}/") == {}
+    assert run.rows[-1].step >= STEPS
+    assert len(killer.killed) == KILLS, killer.killed
+    assert said, "nothing was said about the kills"
