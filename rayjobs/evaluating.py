@@ -26,6 +26,7 @@ from rayjobs.steps import Steps
 from rayjobs.testbeds import TestbedKind, open_testbed
 from tuning.contenders import Arena, Spec, contender, parse_policies
 from tuning.evaluation import Evaluation
+from tuning.excerpt import Excerpt
 from tuning.options import TrainingOptions
 from tuning.plan import Controller
 
@@ -140,7 +141,7 @@ def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress
     judging = options.judge.model_copy(update={"seed": options.seed, "seeds": options.seeds, **_roles(part, options)})
     with _peers(part, testbed, options) as peers:
         return steps.judge(
-            testbed, make(options.seed), part.scenario, problem.deadlines_s, judging,
+            testbed, make(options.seed), Excerpt(part.scenario, judging.measure_s), problem.deadlines_s, judging,
             name=f"judge {part.title}", remake=make, peers=peers,
         )  # fmt: skip
 

@@ -183,7 +183,7 @@ def _tail(page: _Page, evaluation: dict[str, Any]) -> str:
         "Within a round every policy meets the same arrivals, one policy after the other, in an order drawn by the "
         "seed. Thin vertical lines part the rounds."
     )
-    if any(block["events"] for block in evaluation["blocks"]):
+    if any(event["at_s"] < evaluation["measure_s"] for block in evaluation["blocks"] for event in block["events"]):
         text += " Triangles mark what the scenario did to the servers or the load."
     return _section("The tail over time", text, page.place(tail_figure(evaluation)))
 

@@ -1,0 +1,35 @@
+"""An excerpt goes on exactly where the scenario would be at that moment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from actuators.topology import social_network
+from envs.scenarios import STUDY, scenario
+from envs.timeline import rates_rps, server_speeds
+from tuning.excerpt import Excerpt, from_moment
+
+TOPOLOGY = social_network()
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_load_and_speeds_are_those_of_the_whole_script_at_every_later_moment(name: str) -> None:
+    whole = scenario(name).script(TOPOLOGY, 3)
+    rest = from_moment(whole, 123.4)
+    assert rest.duration_s == pytest.approx(whole.duration_s - 123.4)
+    assert [b.at_s for b in rest.behaviours] == sorted(b.at_s for b in rest.behaviours)
+    for later_s in np.linspace(0.01, rest.duration_s - 1, 40):
+        assert np.array_equal(server_speeds(rest, later_s), server_speeds(whole, 123.4 + later_s))
+        assert np.array_equal(rates_rps(rest, later_s), rates_rps(whole, 123.4 + later_s))
+
+
+def test_seeds_choose_moments_and_short_blocks_see_what_happens_late() -> None:
+    excerpt = Excerpt(scenario("S4"), 10.0)
+    assert excerpt.script(TOPOLOGY, 5) == excerpt.script(TOPOLOGY, 5)
+    scripts = [excerpt.script(TOPOLOGY, seed) for seed in range(20)]
+    assert all(script.duration_s >= 10.0 for script in scripts)
+    disturbed = [any(b.speed < 1 and b.at_s < 10 for b in script.behaviours) for script in scripts]
+    assert 10 <= sum(disturbed) <= 20
+    short = Excerpt(scenario("S4", duration_s=5.0), 10.0)
+    assert short.script(TOPOLOGY, 1) == scenario("S4", duration_s=5.0).script(TOPOLOGY, 1)
