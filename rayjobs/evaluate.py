@@ -34,7 +34,7 @@ class EvaluateOptions(Options):
     haproxy_leastconn, haproxy_random, nginx:FILE. Further bundles by their folder. OTHER=NAME shows
     NAME as OTHER in the tables."""
     scenario: tuple[str, ...] = ("demo",)
-    """What happens meanwhile, one or several (`deepsched scenarios list`); a round plays it from a moment of its own."""
+    """What happens meanwhile, one or several: `deepsched scenarios list`. Rounds begin at random moments of it."""
     testbed: tuple[TestbedKind, ...] = ("simulated",)
     """`simulated`, or `live` (starts servers, an NGINX and load on this machine), or both."""
     seed: int = Field(default=1, ge=0)
