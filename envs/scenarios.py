@@ -208,8 +208,11 @@ STUDY = tuple(name for name in SCENARIOS if name != "demo")
 
 
 def scenario(name: str, duration_s: float | None = None, work_scale: float | None = None) -> StudyScenario:
-    """A scenario by name (case does not matter) or from a YAML file; raises ConfigError with the closest match."""
-    found = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else _by_name(name)
+    """A scenario by name (case does not matter), from a YAML file or from a `calibration.json`.
+
+    Raises ConfigError, with the closest match for an unknown name.
+    """
+    found = _from_file(Path(name)) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
     return replace(
         found,
         duration_s=found.duration_s if duration_s is None else duration_s,
@@ -235,6 +238,10 @@ def _by_name(name: str) -> StudyScenario:
 
 
 def _from_file(path: Path) -> StudyScenario:
+    if path.suffix == ".json":
+        from envs.calibrated import read_calibrated  # noqa: PLC0415 - it builds on this file
+
+        return read_calibrated(path)
     file = read_scenario_file(path)
     same = ("name", "summary", "load", "duration_s", "work_scale", "workers", "queue_limit", "arrivals", "service")
     return StudyScenario(

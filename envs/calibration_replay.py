@@ -1,0 +1,165 @@
+"""Observed windows, played again in the simulator: the same rates and weights, other parameters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actuators.control import MAX_WEIGHT, BalancingMethod
+from actuators.errors import DataError
+from actuators.script import RateStep, Script, ServerProfile, Stream
+from actuators.topology import Topology
+from actuators.window import FloatArray, Window
+from envs.arrival_fit import counts_of, dispersion, nearest_distribution, rate_steps
+from envs.batch import SimulatedBatch, SimulationOptions
+from envs.calibration import Arrivals, Parameters
+
+MIN_WINDOWS = 12
+WARM_UP_S = 2.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Windows that can be compared with simulated ones; arrays ``[windows, groups, servers]`` but for the last axis.
+
+    Attributes:
+        histogram: answers by `bounds_ms`, one column more than bounds.
+        left_out: windows with faults or other bounds.
+    """
+
+    topology: Topology
+    windows: tuple[Window, ...]
+    arrivals: tuple[Arrivals, ...]
+    bounds_ms: tuple[int, ...]
+    histogram: FloatArray
+    requests: FloatArray
+    response_ms: FloatArray
+    left_out: int
+
+    @property
+    def durations_s(self) -> FloatArray:
+        return np.array([window.duration_s for window in self.windows])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What simulated windows counted, summed over the replicas; axes as in Evidence."""
+
+    histogram: FloatArray
+    requests: FloatArray
+    response_ms: FloatArray
+
+
+def gather(windows: Sequence[Window], topology: Topology) -> Evidence:
+    """The usable windows as arrays.
+
+    Raises:
+        DataError: fewer than 12 usable windows, no histogram in them, or a group without requests.
+    """
+    usable = [window for window in windows if window.usable and window.duration_s > 0]
+    bounds = Counter(window.bounds_ms for window in usable if window.bounds_ms)
+    if not bounds:
+        remedy = "record with vts' histogram buckets (vhost_traffic_status_histogram_buckets)"
+        raise DataError(
+            f"none of {len(windows)} windows is usable and has a histogram", where="snapshots", remedy=remedy
+        )
+    common = bounds.most_common(1)[0][0]
+    kept = [window for window in usable if window.bounds_ms == common]
+    if len(kept) < MIN_WINDOWS:
+        raise DataError(f"{len(kept)} usable windows", where="snapshots", remedy=f"record {MIN_WINDOWS} or more")
+    counts, durations_s = counts_of(kept)
+    silent = [group.name for group, n in zip(topology.groups, counts.sum(axis=0), strict=True) if n == 0]
+    if silent:
+        raise DataError("no requests", where=f"group {silent[0]}", remedy="record while it has traffic")
+    spreads = [dispersion(column, durations_s) for column in counts.T]
+    arrivals = tuple(
+        Arrivals(
+            distribution=nearest_distribution(spread), dispersion=spread, steps=rate_steps(column, durations_s, spread)
+        )
+        for spread, column in zip(spreads, counts.T, strict=True)
+    )
+    histogram = np.array([window.latency_histogram for window in kept], float)
+    requests = np.array([window.requests for window in kept], float)
+    response_ms = np.array([window.response_ms_sum for window in kept], float)
+    left_out = len(windows) - len(kept)
+    return Evidence(topology, tuple(kept), arrivals, common, histogram, requests, response_ms, left_out)
+
+
+def script_of(
+    parameters: Parameters,
+    arrivals: Sequence[Arrivals],
+    topology: Topology,
+    *,
+    seed: int,
+    duration_s: float,
+    load_balancers: int = 1,
+    name: str = "calibrated",
+    begins_s: float = 0.0,
+) -> Script:
+    """The script in which these requests meet such servers. `begins_s`: the first rate holds so much longer."""
+    streams = tuple(
+        Stream(
+            group.request_type,
+            tuple(RateStep(at_s + begins_s if at_s > 0 else 0.0, rate, a.distribution) for at_s, rate in a.steps),
+        )
+        for group, a in zip(topology.groups, arrivals, strict=True)
+    )
+    return Script(
+        name=name,
+        seed=seed,
+        duration_s=duration_s,
+        streams=streams,
+        servers=tuple(ServerProfile(tuple(map(float, row)), parameters.workers) for row in parameters.speeds.T),
+        mean_service_s=tuple(map(float, parameters.mean_service_s)),
+        service_cv=parameters.service_cv,
+        load_balancers=load_balancers,
+    )
+
+
+class Replay:
+    """Plays the evidence with given parameters; equal parameters give equal answers (common random numbers).
+
+    Args:
+        replicas: simulated systems with seeds of their own, for a smoother result.
+    """
+
+    def __init__(
+        self, evidence: Evidence, method: BalancingMethod, load_balancers: int, replicas: int, seed: int
+    ) -> None:
+        self._evidence, self._method, self._load_balancers = evidence, method, load_balancers
+        self._seeds = [seed * 1000 + replica for replica in range(replicas)]
+        self.runs = 0
+
+    def play(self, parameters: Parameters) -> Answers:
+        """The answers in every window."""
+        evidence, self.runs = self._evidence, self.runs + 1
+        batch = SimulatedBatch(
+            evidence.topology, len(self._seeds), self._method, evidence.bounds_ms,
+            SimulationOptions(overhead_ms=parameters.overhead_ms),
+        )  # fmt: skip
+        duration_s = WARM_UP_S + float(evidence.durations_s.sum()) + 1.0
+        for index, seed in enumerate(self._seeds):
+            script = script_of(
+                parameters, evidence.arrivals, evidence.topology, seed=seed, duration_s=duration_s,
+                load_balancers=self._load_balancers, begins_s=WARM_UP_S,
+            )  # fmt: skip
+            batch.reset(index, script)
+        self._weigh(batch, evidence.windows[0])
+        batch.advance(WARM_UP_S)
+        seen = []
+        for window in evidence.windows:
+            self._weigh(batch, window)
+            seen.append(batch.advance(window.duration_s))
+        return Answers(
+            np.array([w.latency_histogram.sum(axis=0) for w in seen], float),
+            np.array([w.requests.sum(axis=0) for w in seen], float),
+            np.array([w.response_ms_sum.sum(axis=0) for w in seen], float),
+        )
+
+    def _weigh(self, batch: SimulatedBatch, window: Window) -> None:
+        """A window shows the weights at its end; they were put in force at its beginning."""
+        weight = np.clip(window.weight, 1, MAX_WEIGHT)
+        batch.set_weights(np.broadcast_to(weight, (batch.size, *weight.shape)), window.down)

@@ -1,0 +1,147 @@
+"""`deepsched calibrate`: fits a simulator to snapshots of a live system and says how well it does."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from actuators.options import Options
+from envs.calibrating import CalibrateOptions
+from rayjobs.cli import Verb, run_verb
+
+if TYPE_CHECKING:
+    from actuators.topology import Topology
+    from actuators.window import Window
+    from envs.calibration import Calibration
+
+FILE = "calibration.json"
+SNAPSHOTS = "snapshots.jsonl"
+
+
+class CalibrateVerbOptions(Options):
+    """One calibration."""
+
+    snapshots: Path
+    """File that `deepsched collect` recorded, or the folder of a run that kept `snapshots.jsonl`."""
+    seed: int = Field(default=1, ge=0)
+    """Fixes simulated arrivals and service times, and the resamples."""
+    out: Path | None = None
+    """Folder for the run's folder; `runs` when not given."""
+    calibrate: CalibrateOptions = CalibrateOptions()
+    """The method in force, what is held out, and how the fit is made."""
+
+
+def run(options: CalibrateVerbOptions) -> int:
+    """Prints the fitted parameters with 95 % intervals and the held-out comparison; writes `calibration.json`."""
+    from envs.calibrating import calibrate
+    from rayjobs.console import remarks, results
+    from rayjobs.progress import Progress, Stage
+    from rayjobs.runs import RunFolder
+
+    windows, topology, notes = windows_of(options.snapshots)
+    folder = RunFolder.create(options.out, "calibrate", options.seed, options)
+    with Progress([Stage("calibrate", 60)]) as progress, progress.stage("calibrate") as stage:
+        source = str(options.snapshots)
+        found = calibrate(windows, topology, options.calibrate, options.seed, source, stage.update)
+    found.save(folder.path / FILE)
+    for note in (*notes, *warnings(found)):
+        remarks().print(f"warning: {note}", markup=False)
+    for table in (parameters_table(found), arrivals_table(found), comparison_table(found)):
+        results().print(table)
+    verdict = "the simulator passes" if found.faithful else "the simulator does not pass"
+    results().print(f"{verdict}: mean within 10 % and p99 within 20 % per group on held-out windows")
+    results().print(
+        f"train on it: deepsched train --set 'training.scenarios=[{folder.path / FILE}]'", soft_wrap=True, markup=False
+    )
+    return 0
+
+
+def windows_of(path: Path) -> tuple[list[Window], Topology, list[str]]:
+    """The windows between the snapshots of a file or of a run's folder, and what the file lacks, in words."""
+    from actuators.difference import difference
+    from actuators.snapshots import read_snapshots
+    from envs.calibrating import windows_topology
+
+    recording = read_snapshots(path / SNAPSHOTS if path.is_dir() else path)
+    topology = windows_topology(recording.snapshots)
+    windows = [difference(a, b, topology) for a, b in itertools.pairwise(recording.snapshots)]
+    notes = [f"{recording.skipped} lines are torn or no snapshots"] if recording.skipped else []
+    notes += [f"the statistics could not be read {recording.gaps} times"] if recording.gaps else []
+    return windows, topology, notes
+
+
+def warnings(found: Calibration) -> list[str]:
+    """What a reader of the figures must know."""
+    said = []
+    if found.observed.error_ratio > 0.01:
+        said.append(f"{found.observed.error_ratio:.1%} of the answers failed; the simulator is fitted without failures")
+    if found.observed.left_out:
+        said.append(f"{found.observed.left_out} windows with faults were left out")
+    return said
+
+
+def parameters_table(found: Calibration) -> Any:
+    """Service times per group and server, and what all have in common."""
+    low, high = found.interval()
+    best = found.parameters
+    table = _table("fitted parameters", ("parameter", "group", "server", "value", "95 %", "speed"))
+    for g, s in itertools.product(range(len(found.groups)), range(len(found.servers))):
+        spread = _between(low["service_ms"][g, s], high["service_ms"][g, s])
+        value, speed = f"{best.service_ms[g][s]:.2f}", f"{best.speeds[g, s]:.2f}"
+        table.add_row("service ms", found.groups[g], found.servers[s], value, spread, speed)
+    for name in ("workers", "service_cv", "overhead_ms"):
+        value = f"{getattr(best, name):.3g}"
+        table.add_row(name.replace("_", " "), "", "", value, _between(low[name], high[name]), "")
+    return table
+
+
+def arrivals_table(found: Calibration) -> Any:
+    """The arrivals of each group."""
+    table = _table("arrivals", ("group", "requests/s", "least", "most", "gaps", "dispersion"))
+    for name, arrivals in zip(found.groups, found.arrivals, strict=True):
+        rates = [rate for _, rate in arrivals.steps]
+        figures = (f"{value:.1f}" for value in (float(np.mean(rates)), min(rates), max(rates)))
+        table.add_row(name, *figures, arrivals.distribution, f"{arrivals.dispersion:.2f}")
+    return table
+
+
+def comparison_table(found: Calibration) -> Any:
+    """Held-out live windows beside simulated ones."""
+    columns = ("group", "server", "requests", "mean ms", "simulated", "p50 ms", "simulated", "p99 ms", "simulated", "")
+    table = _table("held-out windows", columns)
+    for row in found.held_out:
+        pairs = zip(row.live_ms, row.simulated_ms, row.errors(), strict=True)
+        cells = [text for live, ours, error in pairs for text in (f"{live:.2f}", f"{ours:.2f} ({error:+.0%})")]
+        table.add_row(row.group, row.server or "all", str(row.requests), *cells, "" if row.within else "off")
+    return table
+
+
+def _between(low: Any, high: Any) -> str:
+    return f"{float(low):.3g} to {float(high):.3g}"
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("parameter", "group", "server", "gaps") else "right")
+    return table
+
+
+VERB = Verb(
+    name="calibrate",
+    summary="fit the simulator to snapshots of a live system, with uncertainty",
+    example="deepsched calibrate snapshots.json --set calibrate.method=least_conn",
+    options=CalibrateVerbOptions,
+    run=run,
+    positional=("snapshots",),
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
