@@ -1,0 +1,82 @@
+"""What the tests of the stand-in servers share: two running servers and ways to call them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from actuators.social_capacity import ServerPlan
+from actuators.social_database import SocialNetworkOptions, create_database
+from actuators.social_server import SocialNetworkServer
+
+OPTIONS = SocialNetworkOptions(users=50, follows_per_user=5, posts_per_user=3)
+COMPOSE = 'username=username_5&user_id=5&text={} @username_7 http://abc&media_ids=["1"]&media_types=["png"]&post_type=0'
+HOME, USER = "/wrk2-api/home-timeline/read", "/wrk2-api/user-timeline/read"
+READ = f"{HOME}?user_id=7&start=0&stop=1"
+Servers = list[SocialNetworkServer]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("social")
+    create_database(folder / "network.sqlite", OPTIONS, seed=1)
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                SocialNetworkServer(OPTIONS, work_dir=folder, database=folder / "network.sqlite", index=index)
+            )
+            for index in range(2)
+        ]
+
+
+@pytest.fixture
+def server(servers: Servers) -> SocialNetworkServer:
+    servers[0].play_plan(ServerPlan())
+    return servers[0]
+
+
+def call(
+    address: str, path: str, body: str | None = None, *, sequence: str = "", timeout_s: float = 5.0
+) -> tuple[int, object]:
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    headers = {"X-Request-Sequence": sequence} if sequence else {}
+    try:
+        connection.request("GET" if body is None else "POST", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def compose(server: SocialNetworkServer, text: str, **options: str) -> tuple[int, object]:
+    return call(server.address, "/wrk2-api/post/compose", COMPOSE.format(text), **options)  # type: ignore[arg-type]
+
+
+def timeline(server: SocialNetworkServer, path: str, user: int, start: int = 0, stop: int = 10) -> list[str]:
+    status, posts = call(server.address, f"{path}?user_id={user}&start={start}&stop={stop}")
+    assert status == 200
+    assert isinstance(posts, list)
+    return [post["text"] for post in posts]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)
+
+
+def raw(server: SocialNetworkServer, request: bytes) -> bytes:
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(request)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
