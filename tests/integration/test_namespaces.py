@@ -117,7 +117,8 @@ def test_a_testbed_over_hosts_trains_is_judged_and_survives_a_lost_one(
             first = told(driver, log)
             after = hosts.packets()
             assert first["trained"] >= 8
-            assert first["blocks"] == 2
+            # A block that the machine spoiled by a stall is run again.
+            assert first["blocks"] >= 2
             assert first["requests"] > 50
             own = {name: hosts.address[name] for name in ROLES}
             assert {server.partition(":")[0] for server in first["servers"]} == {
