@@ -94,7 +94,7 @@ class Site:
         wait_until(lambda: len(set(children(self.nginx.master_pid)) - set(old)) == len(old))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "not reached in time"

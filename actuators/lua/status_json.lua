@@ -1,0 +1,160 @@
+-- The counters of status.lua as the JSON of nginx-module-vts. Numeric loops only: see cold.lua.
+local M = {}
+
+local ngx, var = ngx, ngx.var
+local floor, format, concat, unpack = math.floor, string.format, table.concat, unpack
+
+local CLASSES = 5
+local dict, bounds, bounds_text, groups, other, settings
+
+-- What counters.lua created.
+function M.init(counters)
+    dict, bounds, groups, other, settings = counters.dict, counters.bounds, counters.order, counters.other, counters
+    bounds_text = concat(bounds, ",")
+end
+
+local function get(key)
+    return dict:get(key) or 0
+end
+
+local function quoted(text)
+    text = tostring(text)
+    if text:find('[%c"\\]') then
+        text = text:gsub('[%c"\\]', function(char) return format("\\u%04x", char:byte()) end)
+    end
+    return '"' .. text .. '"'
+end
+
+local function responses_json(counts)
+    return format('{"1xx":%.0f,"2xx":%.0f,"3xx":%.0f,"4xx":%.0f,"5xx":%.0f}', unpack(counts, 1, 5))
+end
+
+local function buckets_json(keys, used)
+    if not used then
+        return '{"msecs":[],"counters":[]}'
+    end
+    local counters, total = {}, 0
+    for index = 1, #bounds do
+        total = total + get(keys[index])
+        counters[index] = total
+    end
+    return format('{"msecs":[%s],"counters":[%s]}', bounds_text, concat(counters, ","))
+end
+
+local function class_counts(keys)
+    local counts = {}
+    for index = 1, CLASSES do
+        counts[index] = get(keys[index])
+    end
+    return counts
+end
+
+-- Every answer has one class: their sum is the number of requests.
+local function total(counts)
+    return counts[1] + counts[2] + counts[3] + counts[4] + counts[5]
+end
+
+local function mean(sum, count)
+    return count > 0 and floor(sum / count) or 0
+end
+
+local function cell_json(cell, weight, down)
+    local classes = class_counts(cell.classes)
+    local requests = total(classes)
+    local used = requests > 0
+    local request_ms, response_ms = get(cell.request_ms), get(cell.response_ms)
+    return format(
+        '{"server":%s,"requestCounter":%.0f,"inBytes":%.0f,"outBytes":%.0f,"responses":%s,'
+        .. '"requestMsecCounter":%.0f,"requestMsec":%.0f,"requestMsecs":{"times":[],"msecs":[]},"requestBuckets":%s,'
+        .. '"responseMsecCounter":%.0f,"responseMsec":%.0f,"responseMsecs":{"times":[],"msecs":[]},"responseBuckets":%s,'
+        .. '"weight":%d,"maxFails":%d,"failTimeout":%d,"backup":false,"down":%s}',
+        quoted(cell.server), requests, get(cell.in_bytes), get(cell.out_bytes), responses_json(classes),
+        request_ms, mean(request_ms, requests), buckets_json(cell.request_buckets, used),
+        response_ms, mean(response_ms, requests), buckets_json(cell.response_buckets, used),
+        weight, cell.max_fails or 0, cell.fail_timeout or 0, tostring(down)
+    )
+end
+
+local function group_json(group, balancer)
+    local parts = {}
+    for index = 1, #group.order do
+        local cell = group.order[index]
+        local weight, down = cell.weight, cell.down
+        if balancer then
+            weight, down = balancer.weight(group.name, cell.server)
+        end
+        parts[index] = cell_json(cell, weight, down)
+    end
+    local nobody = group.cells[group.name]
+    if total(class_counts(nobody.classes)) > 0 then
+        parts[#parts + 1] = cell_json(nobody, 0, false)
+    end
+    return quoted(group.name) .. ":[" .. concat(parts, ",") .. "]"
+end
+
+local function add_classes(classes, keys, sign)
+    for index = 1, CLASSES do
+        classes[index] = classes[index] + sign * get(keys[index])
+    end
+end
+
+-- The client-side count: every attempt was counted, so the retries are taken off again.
+local function server_zone_json()
+    local in_bytes, out_bytes = get(other.in_bytes), get(other.out_bytes)
+    local request_ms, classes = get(other.request_ms), class_counts(other.classes)
+    for position = 1, #groups do
+        local group = groups[position]
+        for index = 0, #group.order do
+            local cell = group.order[index] or group.cells[group.name]
+            in_bytes = in_bytes + get(cell.in_bytes)
+            out_bytes, request_ms = out_bytes + get(cell.out_bytes), request_ms + get(cell.request_ms)
+            add_classes(classes, cell.classes, 1)
+        end
+        add_classes(classes, group.extra, -1)
+    end
+    local requests = total(classes)
+    return format(
+        '{"requestCounter":%.0f,"inBytes":%.0f,"outBytes":%.0f,"responses":%s,"requestMsecCounter":%.0f,"requestMsec":%.0f}',
+        requests, in_bytes, out_bytes, responses_json(classes), request_ms, mean(request_ms, requests)
+    )
+end
+
+local function connections_json()
+    local body = ngx.location.capture("/stub_status").body or ""
+    local accepted, handled, requests = body:match("(%d+)%s+(%d+)%s+(%d+)")
+    return format(
+        '{"active":%s,"reading":%s,"writing":%s,"waiting":%s,"accepted":%s,"handled":%s,"requests":%s}',
+        var.connections_active, var.connections_reading, var.connections_writing, var.connections_waiting,
+        accepted or 0, handled or 0, requests or 0
+    )
+end
+
+local function own_json(balancer)
+    if balancer then
+        return balancer.json(get("start_ms"))
+    end
+    return format('{"startMsec":%.0f}', get("start_ms"))
+end
+
+-- The whole document; `balancer` is nil when NGINX itself balances.
+function M.render(balancer)
+    -- The subrequest may let other requests run: it comes first, the counters after it are read in one go.
+    local connections = connections_json()
+    local version, parts = ngx.config.nginx_version, {}
+    for index = 1, #groups do
+        parts[index] = group_json(groups[index], balancer)
+    end
+    local zone, size, free = server_zone_json(), dict:capacity(), dict:free_space()
+    ngx.update_time()
+    return concat({
+        format('{"hostName":%s,"moduleVersion":"deepsched","nginxVersion":"%d.%d.%d"', quoted(var.hostname),
+            floor(version / 1000000), floor(version / 1000) % 1000, version % 1000),
+        format(',"loadMsec":%.0f,"nowMsec":%.0f,"connections":%s', settings.loaded_ms, floor(ngx.now() * 1000 + 0.5), connections),
+        format(',"sharedZones":{"name":"deepsched_status","maxSize":%.0f,"usedSize":%.0f,"usedNode":%d,"freeSize":%.0f}',
+            size, size - free, #groups, free),
+        format(',"serverZones":{%s:%s,"*":%s}', quoted(settings.server_name), zone, zone),
+        format(',"upstreamZones":{%s},"deepsched":%s}\n', concat(parts, ","), own_json(balancer)),
+    })
+end
+
+return M
