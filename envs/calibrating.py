@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import Field
 
 from actuators.errors import DataError
 from actuators.topology import Group, Topology, social_network
 from actuators.vts import Snapshot
 from actuators.window import FloatArray, Window
 from envs.calibration import Calibration, Comparison, Observed
-from envs.calibration_fit import LEAST_REQUESTS, FitOptions, bootstrap, fit
+from envs.calibration_fit import LEAST_REQUESTS, bootstrap, fit
+from envs.calibration_options import CalibrateOptions
 from envs.calibration_replay import Answers, Evidence, Replay, gather
 from envs.features import quantile_s
 
 BLOCK_WINDOWS = 5
-
-
-class CalibrateOptions(FitOptions):
-    """How a live system becomes a simulated one."""
-
-    held_out: float = Field(default=0.25, gt=0, lt=0.6)
-    """Share of the windows that are compared and not fitted, in blocks of 5 spread over the whole time."""
-    most_windows: int = Field(default=300, ge=20)
-    """Of a longer recording, blocks of windows spread evenly over it are used."""
 
 
 def calibrate(

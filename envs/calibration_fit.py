@@ -13,12 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from actuators.control import BalancingMethod
-from actuators.options import Options
 from actuators.window import FloatArray
 from envs.calibration import Parameters
+from envs.calibration_options import FitOptions
 from envs.calibration_replay import Answers, Evidence, Replay
 from envs.features import quantile_s
 
@@ -30,23 +28,6 @@ _CLOSE = 0.005
 """Mean relative miss of the mean response times at which they are taken as hit."""
 _CV_STEP = 1.35
 _FINE = 2
-
-
-class FitOptions(Options):
-    """How the simulator is fitted."""
-
-    method: BalancingMethod = "least_conn"
-    """Balancing method that was in force; snapshots do not tell."""
-    load_balancers: int = Field(default=1, ge=1)
-    """NGINX workers that share nothing: 1 with `zone` in the upstreams."""
-    workers: int | None = Field(default=None, ge=1)
-    """Requests that a server serves at once, when you know it; learned when not given."""
-    replicas: int = Field(default=3, ge=1)
-    """Simulated systems per trial; more are smoother and slower."""
-    bootstraps: int = Field(default=20, ge=2)
-    """Fits to resampled windows, which tell the uncertainty."""
-    rounds: int = Field(default=6, ge=1)
-    """Corrections of the service times per trial."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from actuators.options import Options
-from envs.calibrating import CalibrateOptions
+from envs.calibration_options import CalibrateOptions
 from rayjobs.cli import Verb, run_verb
 
 if TYPE_CHECKING:
     from actuators.topology import Topology
+    from actuators.vts import Snapshot
     from actuators.window import Window
     from envs.calibration import Calibration
 
@@ -63,16 +65,29 @@ def run(options: CalibrateVerbOptions) -> int:
 
 def windows_of(path: Path) -> tuple[list[Window], Topology, list[str]]:
     """The windows between the snapshots of a file or of a run's folder, and what the file lacks, in words."""
-    from actuators.difference import difference
     from actuators.snapshots import read_snapshots
     from envs.calibrating import windows_topology
 
     recording = read_snapshots(path / SNAPSHOTS if path.is_dir() else path)
     topology = windows_topology(recording.snapshots)
-    windows = [difference(a, b, topology) for a, b in itertools.pairwise(recording.snapshots)]
+    windows = windows_between(recording.snapshots, topology)
     notes = [f"{recording.skipped} lines are torn or no snapshots"] if recording.skipped else []
     notes += [f"the statistics could not be read {recording.gaps} times"] if recording.gaps else []
     return windows, topology, notes
+
+
+def windows_between(snapshots: Sequence[Snapshot], topology: Topology) -> list[Window]:
+    """A window per pair of neighbours."""
+    from actuators.difference import difference
+
+    return [difference(before, after, topology) for before, after in itertools.pairwise(snapshots)]
+
+
+def read_windows(path: Path, topology: Topology) -> list[Window]:
+    """The windows of a file or of a run's folder, for a topology that is known."""
+    from actuators.snapshots import read_snapshots
+
+    return windows_between(read_snapshots(path / SNAPSHOTS if path.is_dir() else path).snapshots, topology)
 
 
 def warnings(found: Calibration) -> list[str]:

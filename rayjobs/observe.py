@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from actuators.errors import ConfigError
 from actuators.options import Options
 from actuators.parts import LiveOptions
 from rayjobs.cli import Verb, run_verb
@@ -16,6 +17,8 @@ from rayjobs.runs import RunFolder
 from rayjobs.testbeds import TestbedKind, open_testbed
 from tuning.observing import ObserveOptions
 from tuning.options import TrainingOptions
+
+EXIT_RECALIBRATE = 3
 
 
 class ObserveVerbOptions(Options):
@@ -33,10 +36,19 @@ class ObserveVerbOptions(Options):
     """Durations and the mixture."""
     live: LiveOptions = LiveOptions()
     """The parts of a live testbed."""
+    check: Path | None = None
+    """Instead of watching: a bundle or the folder of an earlier `observe`, whose encoder is checked against
+    `snapshots`; exit code 3 when it must be recalibrated."""
+    snapshots: Path | None = None
+    """check: a file that `deepsched collect` recorded, or the folder of a run that kept `snapshots.jsonl`."""
+    novel_share: float = Field(default=0.2, gt=0, lt=1)
+    """check: share of novel windows above which the encoder must be recalibrated."""
 
 
 def run(options: ObserveVerbOptions) -> int:
     """Prints deadlines, clusters and the folder with `deadlines.json`, `encoder.npz` and, live, `snapshots.jsonl`."""
+    if options.check is not None:
+        return check_encoder(options, options.check)
     from envs.scenarios import scenario
     from rayjobs.console import results
     from rayjobs.local_ray import ray_session
@@ -61,6 +73,26 @@ def run(options: ObserveVerbOptions) -> int:
     results().print(f"{encoder.clusters} clusters, the lowest BIC of {', '.join(map(str, sorted(encoder.bic)))}")
     results().print(f"kept in {folder.path}", soft_wrap=True)
     return 0
+
+
+def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
+    """Prints what is novel, and the share as a Prometheus line; 3 when a new observation phase is needed."""
+    from envs.recalibration import check, load_known
+    from rayjobs.calibrate import read_windows, windows_of
+    from rayjobs.console import results
+
+    if options.snapshots is None:
+        raise ConfigError("nothing to check the encoder against", where="--check", remedy="give --snapshots FILE")
+    _, topology, _ = windows_of(options.snapshots)
+    topology, encoder, deadlines_s = load_known(folder, topology)
+    found = check(read_windows(options.snapshots, topology), topology, encoder, deadlines_s)
+    needed = found.share > options.novel_share
+    results().print(f"{found.novel} of {found.windows} windows are novel, typical novelty {found.typical:.2f}")
+    results().print(f"deepsched_novel_window_share {found.share:.4f}")
+    limit = f"the limit is {options.novel_share:.0%}"
+    verdict = "recalibrate: run deepsched observe again" if needed else "the encoder still fits"
+    results().print(f"{verdict}; {limit}", markup=False)
+    return EXIT_RECALIBRATE if needed else 0
 
 
 VERB = Verb(

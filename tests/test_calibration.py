@@ -17,8 +17,9 @@ from actuators.topology import social_network
 from actuators.window import Fault
 from envs.arrival_fit import dispersion, nearest_distribution, rate_steps
 from envs.calibrated import calibrated, read_calibrated, simulation_options
-from envs.calibrating import CalibrateOptions, calibrate, windows_topology
+from envs.calibrating import calibrate, windows_topology
 from envs.calibration import Calibration
+from envs.calibration_options import CalibrateOptions
 from envs.calibration_replay import gather
 from envs.scenarios import randomised, scenario
 from envs.simulation import SimulatedTestbed, SimulationOptions
