@@ -34,7 +34,9 @@ class EncoderOptions(Options):
     kind: Literal["server", "joint"] = "server"
     """One mixture shared by all servers, or one over all servers together."""
     clusters: tuple[int, ...] = (2, 3, 4, 5, 6)
-    """Cluster counts K to try; the one with the lowest BIC is taken."""
+    """Cluster counts K to try; the one with the lowest criterion is taken."""
+    criterion: Literal["bic", "icl"] = "bic"
+    """bic: how well K clusters describe the samples; icl: also how clearly they are apart, which takes fewer."""
     covariance: Literal["full", "diag"] = "diag"
     """Covariance type of each cluster."""
     restarts: int = 3

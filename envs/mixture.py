@@ -1,4 +1,4 @@
-"""Fits scaler and Gaussian mixture to samples; K by BIC. Apart from `envs.encoding` because it needs scikit-learn."""
+"""Fits scaler and Gaussian mixture to samples; K by BIC or ICL. Apart from `envs.encoding`: it needs scikit-learn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fit_from_windows(
 
 
 def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> Encoder:
-    """Fits scaler and mixture to samples ``[n, D]``; K is the tried one with the lowest BIC.
+    """Fits scaler and mixture to samples ``[n, D]``; K is the tried one with the lowest criterion.
 
     Constant features get scale 1 and so add nothing. Samples with a nan are left out.
 
@@ -53,11 +53,18 @@ def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptio
     scaled = np.clip((samples - center) / scale, -10.0, 10.0)
     fits = {k: _fit(scaled, k, options, seed) for k in allowed}
     bic = {k: float(mixture.bic(scaled)) for k, mixture in fits.items()}
-    best = fits[min(bic, key=lambda k: bic[k])]
+    score = bic if options.criterion == "bic" else {k: bic[k] + 2 * _entropy(fits[k], scaled) for k in fits}
+    best = fits[min(score, key=lambda k: score[k])]
     cholesky = best.precisions_cholesky_
     if options.covariance == "diag":
         cholesky = np.einsum("kd,de->kde", cholesky, np.eye(cholesky.shape[1]))
     return Encoder(options.kind, tuple(names), center, scale, best.weights_, best.means_, cholesky, bic)
+
+
+def _entropy(mixture: GaussianMixture, scaled: FloatArray) -> float:
+    """Of the posteriors, summed over the samples: BIC plus twice it is ICL (Biernacki, Celeux & Govaert, 2000)."""
+    posterior = mixture.predict_proba(scaled)
+    return float(-(posterior * np.log(np.maximum(posterior, 1e-300))).sum())
 
 
 def _fit(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int) -> GaussianMixture:

@@ -70,7 +70,10 @@ def run(options: ObserveVerbOptions) -> int:
     for group, seconds in zip(testbed.topology.groups, observed.deadlines.seconds, strict=True):
         results().print(f"{group.request_type}: deadline {1e3 * seconds:.1f} ms")
     encoder = observed.problem.encoder
-    results().print(f"{encoder.clusters} clusters, the lowest BIC of {', '.join(map(str, sorted(encoder.bic)))}")
+    criterion = options.observe.encoder.criterion.upper()
+    results().print(
+        f"{encoder.clusters} clusters, the lowest {criterion} of {', '.join(map(str, sorted(encoder.bic)))}"
+    )
     results().print(f"kept in {folder.path}", soft_wrap=True)
     return 0
 
