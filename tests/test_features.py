@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from windows import TOPOLOGY, window
 
 from actuators.window import DEFAULT_BOUNDS_MS
 from envs.features import SERVER_FEATURES, LatencyMemory, group_features, quantile_s, server_features
-from windows import TOPOLOGY, window
 
 DEADLINES_S = np.array([0.05, 0.02, 0.02])
 INDEX = {name: i for i, name in enumerate(SERVER_FEATURES)}
