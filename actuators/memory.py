@@ -74,7 +74,8 @@ class MemoryControl:
 
     def get(self) -> tuple[BalancingMethod, Control]:
         """The method and control in force, from NGINX's own tables. Raises ActuationError."""
-        return from_text(self._request("GET"), self.topology)
+        self._shown = self._request("GET")
+        return from_text(self._shown, self.topology)
 
     def close(self) -> None:
         self._connection.close()

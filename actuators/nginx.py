@@ -104,6 +104,8 @@ class Nginx:
             else:
                 self._process = process
                 self._endpoint = MemoryControl(self._site.status_port, self._token, self.topology)
+                if self._memory:
+                    self._endpoint.get()  # opens the connection: the first change is as quick as all others
                 return
 
     def set_method(self, method: BalancingMethod) -> None:

@@ -60,7 +60,7 @@ class Changes:
 
 
 def _memory(context: BenchContext, topology: Topology) -> list[Bar]:
-    count, interval_s = (60, 0.2) if context.quick else (600, 1.0)
+    count, interval_s = (200, 0.05) if context.quick else (600, 1.0)
     options = NginxOptions(method="round_robin", actuation="memory")
     with front(topology, options, context.work_dir / "memory") as nginx:
         context.log(f"{count} changes in memory, one every {interval_s:g} s, at {_LOAD_RPS:.0f} requests/s")
