@@ -32,7 +32,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
 def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
     from rayjobs.bench_scaling import waiting_pace
 
-    counts = (1, 4, MAX_TESTBEDS) if context.quick else (1, 2, 4, 8, 16, MAX_TESTBEDS)
+    counts = (1, MAX_TESTBEDS) if context.quick else (1, 2, 4, 8, 16, MAX_TESTBEDS)
     steps = 6 if context.quick else 20
     shares = {}
     memory_gib = 0.0
@@ -58,7 +58,7 @@ def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> 
 def _live(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
     from rayjobs.bench_scaling import live_pace
 
-    steps = 12 if context.quick else 40
+    steps = 10 if context.quick else 40
     paces = []
     for count in (1, 2):
         work_dir = context.work_dir / f"live-{count}"
