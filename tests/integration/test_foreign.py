@@ -18,6 +18,7 @@ import pytest
 from http_server import ScriptedServer
 from nginx_site import answer, wait_until
 
+from actuators import foreign as foreign_module
 from actuators.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.foreign import ForeignNginx, ForeignOptions
@@ -118,6 +119,18 @@ def test_a_refused_configuration_changes_nothing(foreign: Foreign) -> None:
     before = foreign.site.read_bytes()
     with pytest.raises(ActuationError, match='unknown directive "nonsense"'):
         nginx.apply(weights(nginx, 9, 9, 9, 9))
+    assert foreign.site.read_bytes() == before
+
+
+def test_an_edit_that_does_not_say_what_was_wanted_is_refused(
+    foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nginx = ForeignNginx(foreign.options)
+    before = foreign.site.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(foreign_module, "edit_server", lambda text, *_, **__: text + b"# nothing\n")
+        with pytest.raises(ActuationError, match="do not say these weights"):
+            nginx.apply(weights(nginx, 9, 8, 7, 6))
     assert foreign.site.read_bytes() == before
 
 
