@@ -10,7 +10,7 @@ RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test bench run doctor clean
+.PHONY: help setup demo test drills bench run doctor clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,10 @@ test: $(STAMP) ## lint, types, all tests; ARGS="-k bench" goes to pytest
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@exec $(BIN)/pytest $(ARGS)
+
+drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
+	@./rayjobs/setup.sh tests
+	@exec $(BIN)/pytest -m slow $(ARGS)
 
 bench: $(STAMP) ## measures what has a number; BENCH=load one of them, BENCH_QUICK=1 in under 60 s each
 	$(RUN) bench $(BENCH) $(if $(filter 1,$(BENCH_QUICK)),--quick) $(ARGS)

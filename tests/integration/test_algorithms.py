@@ -78,6 +78,7 @@ def test_algorithms_train_and_their_bundles_act(
     assert controls
 
 
+@pytest.mark.slow
 def test_offline_training_learns_what_was_recorded(tmp_path: Path) -> None:
     """BC on records of the observed windows and of a simulated baseline comes near to the baseline's actions."""
     problem, chosen = problem_with(kind="continuous"), options("bc", 96 * 60, learning_rate=3e-3)

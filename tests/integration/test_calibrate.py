@@ -42,6 +42,7 @@ def record(path: Path, work_dir: Path) -> None:
         watch(testbed, SCENARIO, "least_conn", options, 1, keep)
 
 
+@pytest.mark.slow
 def test_speeds_of_a_live_testbed_are_recovered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "snapshots.jsonl", tmp_path / "testbed")
     words = ["calibrate", str(tmp_path), "--out", str(tmp_path / "runs")]

@@ -22,7 +22,7 @@ from tuning.evaluation import SCHEMA_PATH
 
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
 GONE_S = 10.0
-POLICIES = ("least_conn", "inverse_latency", "round_robin", "learned")
+POLICIES = ("least_conn", "inverse_latency", "round_robin", "expected_delay", "learned")
 
 
 class Demo:
@@ -151,6 +151,7 @@ def test_a_killed_parent_takes_everything_along(tmp_path: Path) -> None:
     assert demo.left() == {}
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_numbers_on_simulated_testbeds(tmp_path: Path) -> None:
     results = []
     for name in ("one", "two"):

@@ -24,7 +24,7 @@ from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.parallel import ParallelTraining
 from tuning.parallel_options import ParallelOptions
 
-pytestmark = [pytest.mark.ray, pytest.mark.nginx]
+pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 KILLS = int(os.environ.get("DEEPSCHED_DRILL_KILLS", "3"))
 STEPS = int(os.environ.get("DEEPSCHED_DRILL_STEPS", "48"))
 INTERVAL_S = 0.5

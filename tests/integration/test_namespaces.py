@@ -18,7 +18,7 @@ from orphans import wait_gone
 
 from actuators.process import ManagedProcess
 
-pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("root_only")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("root_only")]
 ROOT = Path(__file__).parents[2]
 NAMES = ("head", "proxy", "client", "server1", "server2", "server3", "spare")
 ROLES = {"proxy": "proxy", "client": "client", "server1": "server", "server2": "server", "server3": "server"}

@@ -18,7 +18,7 @@ from tuning.conducted import ConductedTestbed
 from tuning.live_testbeds import Testbeds, running_testbeds
 from tuning.live_vector import LiveVectorEnv
 
-pytestmark = [pytest.mark.ray, pytest.mark.nginx]
+pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 INTERVAL_S = 0.3
 SCENARIO = scenario("demo", duration_s=200.0, work_scale=4.0)
 MOST_STEPS = 40

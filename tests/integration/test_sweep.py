@@ -16,7 +16,7 @@ from orphans import wait_gone
 
 from tuning.bundle import load_bundle
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 TRIALS = 3
 SETTINGS = (
