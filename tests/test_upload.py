@@ -29,4 +29,4 @@ def test_what_only_this_machine_needs_is_not(package: Path) -> None:
 
 
 def test_it_is_small(package: Path) -> None:
-    assert package.stat().st_size < 3 * 2**20
+    assert package.stat().st_size < 2 * 2**20
