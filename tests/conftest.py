@@ -12,7 +12,7 @@ from orphans import SESSION, processes_with, wait_gone
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `make test` hands these on; a make that a test starts must behave as one that a user starts.
-for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "BENCH", "BENCH_QUICK"):
     os.environ.pop(name, None)
 
 
