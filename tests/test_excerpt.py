@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from actuators.script import Script
 from actuators.topology import social_network
+from envs.controller import FixedController
 from envs.scenarios import STUDY, scenario
+from envs.simulation import SimulatedTestbed
 from envs.timeline import rates_rps, server_speeds
 from tuning.excerpt import Excerpt, from_moment
+from tuning.judge import judge
 
 TOPOLOGY = social_network()
 
@@ -33,3 +37,21 @@ def test_seeds_choose_moments_and_short_blocks_see_what_happens_late() -> None:
     assert 10 <= sum(disturbed) <= 20
     short = Excerpt(scenario("S4", duration_s=5.0), 10.0)
     assert short.script(TOPOLOGY, 1) == scenario("S4", duration_s=5.0).script(TOPOLOGY, 1)
+
+
+def test_a_block_that_begins_while_a_server_is_down_is_judged_like_any_other() -> None:
+    excerpt = Excerpt(scenario("S7", work_scale=4.0), 3.0)
+    down = (s for s in range(100) if any(b.at_s == 0 and b.refused for b in _played(excerpt, s).behaviours))
+    evaluation = judge(
+        SimulatedTestbed(TOPOLOGY), [FixedController("least_conn", "least_conn")], excerpt,
+        deadlines_s=np.array([0.2, 0.1, 0.1]), rounds=1, warm_up_s=0, measure_s=3.0, interval_s=1.0, seed=next(down),
+    )  # fmt: skip
+    (block,) = evaluation.blocks
+    assert block.usable
+    assert np.isfinite(block.utilisation).all()
+    assert min(block.utilisation) < 0.1 < max(block.utilisation)
+
+
+def _played(excerpt: Excerpt, seed: int) -> Script:
+    """What the only block of an evaluation with this seed plays."""
+    return excerpt.script(TOPOLOGY, int(np.random.SeedSequence([seed, 0]).generate_state(2)[0]))

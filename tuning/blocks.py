@@ -159,8 +159,12 @@ def control_shares(control: Control) -> NDArray[np.float64]:
 
 def true_rates(script: Script, at_s: float) -> NDArray[np.float64]:
     """``[groups, servers]``: requests per second that one worker of a server serves at a moment of the script."""
+    return _undisturbed_rates(script) * server_speeds(script, at_s)
+
+
+def _undisturbed_rates(script: Script) -> NDArray[np.float64]:
     speeds = np.array([profile.speeds for profile in script.servers]).T
-    rates: NDArray[np.float64] = speeds * server_speeds(script, at_s) / np.array(script.mean_service_s)[:, None]
+    rates: NDArray[np.float64] = speeds / np.array(script.mean_service_s)[:, None]
     return rates
 
 
@@ -174,7 +178,7 @@ def utilisation(windows: Sequence[Window], script: Script) -> tuple[float, ...]:
     work_s = np.zeros(len(script.servers))
     for window, at_s in zip(windows, middles_s, strict=True):
         # A server that stopped answers nothing more; what it had answered in this window was at its own speed.
-        rates = np.maximum(true_rates(script, at_s), _SLOWEST * true_rates(script, 0.0))
+        rates = np.maximum(true_rates(script, at_s), _SLOWEST * _undisturbed_rates(script))
         work_s += ((window.requests - window.server_errors) / rates).sum(axis=0)
     workers = np.array([profile.workers for profile in script.servers])
     shares = work_s / (workers * max(windows[-1].end_s - start_s, 1e-9))
