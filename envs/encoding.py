@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import gammaincinv
 
 from actuators.errors import BundleError
@@ -37,6 +38,9 @@ class EncoderOptions(Options):
     """Cluster counts K to try; the one with the lowest criterion is taken."""
     criterion: Literal["bic", "icl"] = "bic"
     """bic: how well K clusters describe the samples; icl: also how clearly they are apart, which takes fewer."""
+    least_stability: float = Field(default=0.0, ge=0, le=1)
+    """Only K whose clusters come out so much alike under other seeds and resamples (mean adjusted Rand index) are
+    taken; 0 takes any and saves the time."""
     covariance: Literal["full", "diag"] = "diag"
     """Covariance type of each cluster."""
     restarts: int = 3
@@ -71,22 +75,33 @@ class Encoder:
         """``[..., D]`` samples, centred and scaled, clipped to ±10 scales."""
         return np.clip((samples - self.center) / self.scale, -10.0, 10.0)
 
+    def log_likelihood(self, samples: FloatArray) -> FloatArray:
+        """Log density ``[...]`` of samples ``[..., D]`` in the scaled space, up to a constant of the dimension."""
+        log_joint, _ = self._log_joint(samples)
+        most: FloatArray = log_joint.max(axis=-1)
+        total: FloatArray = most + np.log(np.exp(log_joint - most[..., None]).sum(axis=-1))
+        return total
+
     def encode(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Posterior ``[..., K]`` and novelty ``[...]`` of samples ``[..., D]``.
 
         Novelty is the Mahalanobis distance to the nearest cluster divided by the distance that holds
         99.73 % of a Gaussian of this dimension (the project's 3σ rule); above 1 is novel.
         """
-        offset = self.standardise(samples)[..., None, :] - self.means
-        whitened = np.einsum("...kd,kde->...ke", offset, self.precisions_cholesky)
-        squared = (whitened**2).sum(axis=-1)
-        log_det = np.log(np.diagonal(self.precisions_cholesky, axis1=1, axis2=2)).sum(axis=-1)
-        log_joint = np.log(self.weights) + log_det - 0.5 * squared
+        log_joint, squared = self._log_joint(samples)
         log_joint -= log_joint.max(axis=-1, keepdims=True)
         joint = np.exp(log_joint)
         # Quantile of the chi-squared distribution with D degrees of freedom.
         limit = np.sqrt(2.0 * gammaincinv(len(self.names) / 2, SIGMA_RULE))
         return joint / joint.sum(axis=-1, keepdims=True), np.sqrt(squared.min(axis=-1)) / limit
+
+    def _log_joint(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Log of weight times density, and squared Mahalanobis distance, each ``[..., K]``."""
+        offset = self.standardise(samples)[..., None, :] - self.means
+        whitened = np.einsum("...kd,kde->...ke", offset, self.precisions_cholesky)
+        squared = (whitened**2).sum(axis=-1)
+        log_det = np.log(np.diagonal(self.precisions_cholesky, axis1=1, axis2=2)).sum(axis=-1)
+        return np.log(self.weights) + log_det - 0.5 * squared, squared
 
     def fisher(self, samples: FloatArray, posterior: FloatArray) -> FloatArray:
         """``[..., K * D]``: for each cluster the whitened offset from its mean, times the posterior ``[..., K]``.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from envs.encoding import EncoderOptions
-from envs.mixture import fit_encoder
+from envs.mixture import candidates, fit_encoder, fit_mixture
 
 
 def clusters_by(criterion: str, samples: np.ndarray) -> int:
@@ -24,3 +25,36 @@ def test_icl_does_not_split_one_cloud_that_is_no_gaussian() -> None:
     wide = np.concatenate([generator.normal(0.0, 0.6, (300, 2)), generator.normal(0.0, 1.5, (300, 2))])
     assert clusters_by("bic", wide) == 2
     assert clusters_by("icl", wide) == 1
+
+
+def test_clusters_that_are_apart_are_stable_and_too_many_are_not() -> None:
+    generator = np.random.default_rng(3)
+    samples = np.concatenate([generator.normal(at, 0.3, (150, 2)) for at in (-5.0, 0.0, 5.0)])
+    options = EncoderOptions(clusters=(2, 3, 6))
+    found = {candidate.clusters: candidate for candidate in candidates(samples, options, seed=1)}
+    assert found[3].stability > 0.99
+    assert found[6].stability < 0.8
+    assert found[3].bic < found[2].bic
+    assert all(candidate.icl >= candidate.bic for candidate in found.values())
+    assert found == {candidate.clusters: candidate for candidate in candidates(samples, options, seed=1)}
+
+
+def test_unstable_numbers_of_clusters_can_be_refused() -> None:
+    generator = np.random.default_rng(4)
+    cloud = np.concatenate([generator.normal(0.0, 0.6, (200, 2)), generator.normal(0.0, 1.5, (200, 2))])
+    apart = np.concatenate([cloud - 6, cloud + 6])
+    picky = EncoderOptions(clusters=(2, 4, 5), least_stability=0.9)
+    assert fit_encoder(apart, ("x", "y"), picky.model_copy(update={"least_stability": 0.0}), seed=1).clusters > 2
+    assert fit_encoder(apart, ("x", "y"), picky, seed=1).clusters == 2
+    none = EncoderOptions(clusters=(5, 6), least_stability=1.0)
+    assert fit_encoder(apart, ("x", "y"), none, seed=1).clusters in (5, 6)
+
+
+def test_the_likelihood_is_scikit_learns() -> None:
+    generator = np.random.default_rng(5)
+    samples = generator.normal(0.0, 1.0, (300, 2))
+    options = EncoderOptions(clusters=(2,))
+    encoder = fit_encoder(samples, ("x", "y"), options, seed=1)
+    scaled = encoder.standardise(samples)
+    theirs = fit_mixture(scaled, 2, options, 1).score_samples(scaled)
+    assert encoder.log_likelihood(samples) - np.log(2 * np.pi) == pytest.approx(theirs)
