@@ -77,6 +77,8 @@ class Script:
         service_cv: coefficient of variation of the lognormal.
         behaviours: ascending in `at_s`.
         load_balancers: LBs (contexts) that share the traffic without shared state; 1 for a plain NGINX.
+        overhead_s: what every request takes on its way to a worker; only simulated testbeds emulate it, a live
+            one has its own.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Script:
     service_cv: float = 1.0
     behaviours: tuple[Behaviour, ...] = ()
     load_balancers: int = 1
+    overhead_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

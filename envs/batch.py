@@ -41,7 +41,8 @@ class SimulationOptions(Options):
     read_timeout_s: float = 60.0
     """Seconds that NGINX waits for a server that hangs."""
     overhead_ms: float = Field(default=0.0, ge=0)
-    """Milliseconds that every request takes on its way to a worker: network, proxy, the server's own code."""
+    """Milliseconds that every request takes on its way to a worker: network, proxy, the server's own code. A script's
+    own (`overhead_s`, of a calibrated scenario) comes on top."""
     retry_http_500: bool = False
     """`proxy_next_upstream http_500`: a 500 is a failed attempt, and another server is tried."""
     retry_post: bool = False

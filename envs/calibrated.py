@@ -10,7 +10,6 @@ import numpy as np
 from actuators.errors import ConfigError
 from actuators.script import Script
 from actuators.topology import Topology
-from envs.batch import SimulationOptions
 from envs.calibration import Arrivals, Calibration, Parameters
 from envs.calibration_replay import script_of
 from envs.scenarios import StudyScenario
@@ -63,11 +62,6 @@ def calibrated(calibration: Calibration, name: str = "calibrated") -> Calibrated
 def read_calibrated(path: Path) -> CalibratedScenario:
     """The twin of a `calibration.json`. Raises ConfigError."""
     return calibrated(Calibration.load(path), f"calibrated-{path.parent.name or path.stem}")
-
-
-def simulation_options(calibration: Calibration, base: SimulationOptions | None = None) -> SimulationOptions:
-    """Options of a simulated testbed with the calibrated overhead, which a script cannot carry."""
-    return (base or SimulationOptions()).model_copy(update={"overhead_ms": calibration.parameters.overhead_ms})
 
 
 def _reordered(parameters: Parameters, order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Parameters:

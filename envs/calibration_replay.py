@@ -14,7 +14,7 @@ from actuators.script import RateStep, Script, ServerProfile, Stream
 from actuators.topology import Topology
 from actuators.window import FloatArray, Window
 from envs.arrival_fit import counts_of, dispersion, nearest_distribution, rate_steps
-from envs.batch import SimulatedBatch, SimulationOptions
+from envs.batch import SimulatedBatch
 from envs.calibration import Arrivals, Parameters
 
 MIN_WINDOWS = 12
@@ -116,6 +116,7 @@ def script_of(
         mean_service_s=tuple(map(float, parameters.mean_service_s)),
         service_cv=parameters.service_cv,
         load_balancers=load_balancers,
+        overhead_s=parameters.overhead_ms / 1e3,
     )
 
 
@@ -136,10 +137,7 @@ class Replay:
     def play(self, parameters: Parameters) -> Answers:
         """The answers in every window."""
         evidence, self.runs = self._evidence, self.runs + 1
-        batch = SimulatedBatch(
-            evidence.topology, len(self._seeds), self._method, evidence.bounds_ms,
-            SimulationOptions(overhead_ms=parameters.overhead_ms),
-        )  # fmt: skip
+        batch = SimulatedBatch(evidence.topology, len(self._seeds), self._method, evidence.bounds_ms)
         duration_s = WARM_UP_S + float(evidence.durations_s.sum()) + 1.0
         for index, seed in enumerate(self._seeds):
             script = script_of(

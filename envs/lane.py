@@ -214,6 +214,7 @@ def _rules(script: Script, rules: dict[str, Any]) -> tuple[NDArray[np.float64], 
     record = np.zeros(1, RULES)
     for name, value in rules.items():
         record[name] = value
+    record["overhead_s"] += script.overhead_s
     shared = rules["balancers"]  # workers of one NGINX that share their counters
     record["contexts"] = max(script.load_balancers // shared, 1)
     record["balancers"] = record["contexts"]

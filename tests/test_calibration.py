@@ -16,7 +16,7 @@ from actuators.snapshots import from_json
 from actuators.topology import social_network
 from actuators.window import Fault
 from envs.arrival_fit import dispersion, nearest_distribution, rate_steps
-from envs.calibrated import calibrated, read_calibrated, simulation_options
+from envs.calibrated import calibrated, read_calibrated
 from envs.calibrating import calibrate, windows_topology
 from envs.calibration import Calibration
 from envs.calibration_options import CalibrateOptions
@@ -94,13 +94,13 @@ def test_the_twin_answers_as_fast_as_the_system(tmp_path: Path) -> None:
     calibration().save(path)
     means = []
     twin = scenario(str(path), duration_s=40.0)
-    options = simulation_options(calibration())
-    for played, given in ((scenario("demo"), SimulationOptions(overhead_ms=OVERHEAD_MS)), (twin, options)):
+    for played, given in ((scenario("demo"), SimulationOptions(overhead_ms=OVERHEAD_MS)), (twin, None)):
         with SimulatedTestbed(TOPOLOGY, options=given) as testbed:
             testbed.reset(played, 7)
             seen = testbed.advance(30.0)
             means.append(seen.response_ms_sum.sum(axis=1) / seen.requests.sum(axis=1))
     assert means[1] == pytest.approx(means[0], rel=0.2)
+    assert twin.script(TOPOLOGY, 7).overhead_s == pytest.approx(calibration().parameters.overhead_ms / 1e3)
 
 
 def test_randomised_twins_draw_from_the_ensemble() -> None:
