@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,11 +79,8 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
                 remedy=f"observe longer or under more load: {MIN_REQUESTS} of each type are needed",
             )
     mean_s = np.sum([w.response_ms_sum.sum(axis=1) for w in usable], axis=0) / requests / 1e3
-    lower, upper = bucket_values_s(usable[0].bounds_ms)
     counts = np.sum([w.latency_histogram.sum(axis=1) for w in usable], axis=0)
-    # Second moment of a uniform density inside each bucket.
-    second = counts @ ((lower**2 + lower * upper + upper**2) / 3) / np.maximum(counts.sum(axis=1), 1)
-    deviation_s = np.sqrt(np.maximum(second - mean_s**2, (0.05 * mean_s) ** 2))
+    deviation_s = response_deviation_s(counts, usable[0].bounds_ms, mean_s)
     priority = np.array([group.priority for group in topology.groups])
     seconds = np.maximum(mean_s + (1 + 1 / priority) * deviation_s, 1e-3)
     found = _warnings(usable, topology, requests, mean_s, deviation_s)
@@ -90,6 +88,18 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
     if left_out > FAULTY_SHARE_WARNED * len(windows):
         found += (f"{left_out} of {len(windows)} windows were left out: {_commonest_fault(windows)}",)
     return Deadlines(seconds, mean_s, deviation_s, requests, found)
+
+
+def response_deviation_s(counts: NDArray[Any], bounds_ms: Sequence[int], mean_s: FloatArray) -> FloatArray:
+    """Standard deviation ``[groups]`` of response times from histograms ``[groups, bounds + 1]`` and their means.
+
+    At least 5 % of the mean: a histogram does not tell what happens inside a column.
+    """
+    lower, upper = bucket_values_s(bounds_ms)
+    # Second moment of a uniform density inside each bucket.
+    second = counts @ ((lower**2 + lower * upper + upper**2) / 3) / np.maximum(counts.sum(axis=1), 1)
+    deviation_s: FloatArray = np.sqrt(np.maximum(second - mean_s**2, (0.05 * mean_s) ** 2))
+    return deviation_s
 
 
 def _commonest_fault(windows: Sequence[Window]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from actuators.files import write_atomic
+from tuning.report_document import Provenance
 from tuning.report_learning import EncoderSummary, TrainingPoint
-from tuning.report_page import Provenance, render_page
+from tuning.report_page import render_page
 
 __all__ = ["EncoderSummary", "Provenance", "RunData", "TrainingPoint", "write_report"]
 
