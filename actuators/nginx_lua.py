@@ -23,19 +23,19 @@ def lua_block(topology: Topology, upstreams: Path, options: NginxOptions, *, tok
     }})
     STATUS.balancer = BALANCER"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
-  lua_shared_dict deepsched_status {2 + cells // 32}m;
+  lua_shared_dict deepsched_status {2 + cells // 4096}m;
   lua_shared_dict deepsched_balancer {2 + cells // 64}m;
   log_subrequest on;
-  # Never set by a directive: the choice must survive an error_page, which runs them again.
-  map $request_method $deepsched_choice {{ default ""; }}
-  map $deepsched_choice $deepsched_choice_kept {{ default ""; }}
+  # Two maps, so that Lua can set it and it has a place of its own in a request.
+  map $request_method $deepsched_subrequests {{ default ""; }}
+  map $deepsched_subrequests $deepsched_subrequests_kept {{ default ""; }}
   init_by_lua_block {{
     COLD = require "cold"
     STATUS = require "status"
     COLD(STATUS.init, {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }})\
 {balancer if memory else ""}
   }}
-  {"init_worker_by_lua_block { BALANCER.init_worker() }" if memory else ""}"""
+  init_worker_by_lua_block {{ STATUS.init_worker() }}"""
 
 
 def cell_count(topology: Topology) -> int:

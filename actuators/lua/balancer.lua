@@ -1,39 +1,45 @@
 -- Chooses a server per request from shared memory: no reload, no lost state. Called by balancer_by_lua (pick)
--- and, through status.lua, by the log phase (finish).
+-- and, through status.lua, by the log phase (take, finish).
 local M = {}
 
 local cold = require "cold"
+local counters = require "counters"
 local inflight = require "inflight"
 local health = require "health"
 local control = require "control"
 local methods = require "methods"
+local records = require "records"
+local rows = require "rows"
 local peer = require "ngx.balancer"
 
-local ngx, var = ngx, ngx.var
+local ngx, var, now_s = ngx, ngx.var, ngx.now
 local format, concat, tostring = string.format, table.concat, tostring
 local CLIENT_GONE = 499
 local NO_LIVE_SERVER = -3   -- NGX_BUSY: NGINX answers 502
+local IN_FLIGHT, ANSWERS, IDLE, IDLE_MS = counters.IN_FLIGHT, counters.ANSWERS, counters.IDLE, counters.IDLE_MS
+local WAIT, SERVICE = counters.WAIT, counters.SERVICE
 
-local dict, layout
+local layout
 local index_of         -- address -> server
-local members_of       -- group name -> its servers
 local addresses = {}   -- server -> { host, port }
-local choices = {}     -- "GROUP SERVER" (indices) -> choice
-local sums = {}        -- choice id -> keys of its sums
 
--- The groups and servers of a rendered upstreams file, each server once.
+-- The cells of counters.lua are the choices: each learns its group and server. A server is known once for all groups.
 local function read_layout(groups)
-    layout, index_of, members_of = { names = {}, groups = {} }, {}, {}
+    layout, index_of = { names = {}, choices_of = {}, groups = {}, by_name = {} }, {}
     for index, group in ipairs(groups) do
-        layout.groups[index] = { name = group.name, servers = {} }
-        for _, name in ipairs(group.servers) do
-            if not index_of[name] then
-                layout.names[#layout.names + 1] = name
-                index_of[name] = #layout.names
+        local own = { name = group.name, servers = {}, choices = {} }
+        layout.groups[index], layout.by_name[group.name] = own, own
+        for _, choice in ipairs(group.order) do
+            local server = index_of[choice.server]
+            if not server then
+                server = #layout.names + 1
+                layout.names[server], layout.choices_of[server], index_of[choice.server] = choice.server, {}, server
             end
-            table.insert(layout.groups[index].servers, index_of[name])
+            choice.group, choice.index = own, server
+            table.insert(own.servers, server)
+            table.insert(layout.choices_of[server], choice)
+            own.choices[server] = choice
         end
-        members_of[group.name] = layout.groups[index].servers
     end
 end
 
@@ -47,54 +53,30 @@ local function read_addresses()
     end
 end
 
-local function create_sums()
-    for index, group in ipairs(layout.groups) do
-        for _, server in ipairs(group.servers) do
-            local choice = inflight.choice(index, server)
-            choice.id = index .. " " .. server
-            choices[choice.id] = choice
-            local prefix, keys = group.name .. "@" .. layout.names[server] .. " ", {}
-            for _, name in ipairs { "requests", "idle", "idle_ms", "wait", "service" } do
-                keys[name] = prefix .. name
-                dict:safe_add(keys[name], 0)
-            end
-            sums[choice.id] = keys
-        end
-    end
-end
-
--- options: groups ({ { name, servers = { address } } }), token, method, workers, max_fails, fail_timeout_s.
+-- options: groups (of counters.lua), token, method, workers, max_fails, fail_timeout_s.
 function M.init(options)
-    dict = ngx.shared.deepsched_balancer
+    local dict = ngx.shared.deepsched_balancer
     read_layout(options.groups)
     read_addresses()
-    create_sums()
-    inflight.init(dict, layout.names, #layout.groups)
     health.init(dict, layout.names, options)
     methods.init(dict)
     control.init(dict, layout, options)
 end
 
 function M.init_worker()
-    if ngx.worker.id() then
-        math.randomseed(ngx.worker.pid() + ngx.now())
-        cold(inflight.init_worker)
-    end
+    math.randomseed(ngx.worker.pid() + ngx.now())
 end
 
 M.serve = control.serve
 
 -- Servers that may take the request: up, not tried by it, not out; when that leaves none, the best that is left.
 local function candidates(group, tried, now, troubled)
-    if not troubled and not tried then
-        return group.up
-    end
     local healthy, left = {}, {}
     for index = 1, #group.up do
         local server = group.up[index]
         if not (tried and tried[server]) then
             left[#left + 1] = server
-            if not health.is_out(server, now) then
+            if not (troubled and health.is_out(server, now)) then
                 healthy[#healthy + 1] = server
             end
         end
@@ -102,40 +84,47 @@ local function candidates(group, tried, now, troubled)
     return #healthy > 0 and healthy or left
 end
 
--- The server that this request used before: a retry, or an error_page that came through here and wiped ngx.ctx.
-local function settle_previous(ctx, now)
-    local choice = ctx.choice
+-- The server that this request used before: a retry, or an error_page that came through here.
+local function settle_previous(record)
+    local choice, kind = record.choice, peer.get_last_failure()
     if choice then
-        ctx.tried = ctx.tried or {}
-        ctx.tried[choice.server] = true
-        local kind = peer.get_last_failure()
-        if kind ~= "next" then
-            health.failed(choice.server, now)
-        end
-    else
-        choice = choices[var.deepsched_choice or ""]
+        inflight.add(choice, -1)
+        record.choice = nil
     end
-    if choice then
-        inflight.release(choice)
+    if not kind then
+        record.tried = nil
+    elseif choice then
+        record.tried = record.tried or {}
+        record.tried[choice.index] = true
+        if kind ~= "next" then
+            health.failed(choice.index, now_s())
+        end
     end
 end
 
 -- balancer_by_lua of a group.
 function M.pick(group_name)
-    local now, ctx, current = ngx.now(), ngx.ctx, control.current()
+    local current, record = control.current(), records.get()
     local group = current.by_name[group_name]
-    settle_previous(ctx, now)
-    local troubled = health.trouble(now)
-    local open = candidates(group, ctx.tried, now, troubled)
-    if #open == 0 then
-        ctx.choice, var.deepsched_choice = nil, ""
-        return ngx.exit(NO_LIVE_SERVER)
+    if record.attempts > 0 then
+        settle_previous(record)
+    end
+    local troubled = health.trouble()
+    local now = troubled and now_s() or 0
+    local open = group.up
+    if troubled or record.tried then
+        open = candidates(group, record.tried, now, troubled)
+        if #open == 0 then
+            record.attempts = record.attempts + 1
+            return ngx.exit(NO_LIVE_SERVER)
+        end
     end
     local server, wait_s, service_s = methods[current.rule](group, open, now, troubled)
     local choice, address = group.choices[server], addresses[server]
-    ctx.choice, ctx.wait_s, ctx.service_s = choice, wait_s, service_s
-    var.deepsched_choice = choice.id
-    ctx.idle = inflight.add(choice) < group.workers[server]
+    record.attempts, record.choice = record.attempts + 1, choice
+    record.wait_s, record.service_s = wait_s, service_s
+    record.idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
+    inflight.add(choice, 1)
     if troubled then
         health.picked(server, now)
     end
@@ -150,59 +139,53 @@ local function no_answer(status)
     return (status == 502 or status == 504) and (var.upstream_bytes_received or "0"):match("[^%s,]+$") == "0"
 end
 
-local function note_health(server, status)
-    local now = ngx.now()
-    if status >= 500 then
-        if no_answer(status) then
-            health.failed(server, now)
-        else
-            health.scored(server, now, 1)
+local function note_error(server, status)
+    if no_answer(status) then
+        health.failed(server, now_s())
+    else
+        health.scored(server, now_s(), 1)
+    end
+end
+
+-- Log phase: the request's record, nil when no server was chosen for it.
+function M.take()
+    local cut_off = records.take_cut_off()
+    while cut_off do
+        M.finish(cut_off, CLIENT_GONE, 0)
+        cut_off = records.take_cut_off()
+    end
+    return records.take()
+end
+
+-- Log phase of every request and subrequest that has a record: status of the answer, upstream time of the last
+-- attempt in ms.
+function M.finish(record, status, response_ms)
+    local choice = record.choice
+    if choice then
+        local own = choice.own
+        own[IN_FLIGHT] = own[IN_FLIGHT] - 1
+        if status >= 500 then
+            note_error(choice.index, status)
+        elseif status ~= CLIENT_GONE then
+            own[ANSWERS] = own[ANSWERS] + 1
+            if record.idle then
+                own[IDLE], own[IDLE_MS] = own[IDLE] + 1, own[IDLE_MS] + response_ms
+            end
+            if record.wait_s then
+                own[WAIT], own[SERVICE] = own[WAIT] + record.wait_s, own[SERVICE] + record.service_s
+            end
+            if health.trouble() then
+                health.answered(choice.index, now_s())
+            end
         end
-    elseif health.trouble(now) and status ~= CLIENT_GONE then
-        health.answered(server, now)
     end
-end
-
-local function add_sums(ctx, choice, response_ms)
-    local keys = sums[choice.id]
-    dict:incr(keys.requests, 1)
-    if ctx.idle then
-        dict:incr(keys.idle, 1)
-        dict:incr(keys.idle_ms, response_ms)
-    end
-    if ctx.wait_s then
-        dict:incr(keys.wait, ctx.wait_s)
-        dict:incr(keys.service, ctx.service_s)
-    end
-end
-
--- Group of the request's last choice; nil when it never came here.
-function M.group_name()
-    local choice = ngx.ctx.choice or choices[var.deepsched_choice or ""]
-    return choice and layout.groups[choice.group].name
-end
-
--- Log phase of every request and subrequest: status of the answer, upstream time of the last attempt in ms.
-function M.finish(status, response_ms)
-    local ctx = ngx.ctx
-    local choice = ctx.choice or choices[var.deepsched_choice or ""]
-    if not choice then
-        return
-    end
-    inflight.release(choice)
-    if ngx.is_subrequest then
-        var.deepsched_choice = "" -- the main request shares the variable
-    end
-    note_health(choice.server, status)
-    if ctx.choice and status < 500 and status ~= CLIENT_GONE then
-        add_sums(ctx, choice, response_ms)
-    end
+    records.give_back(record)
 end
 
 -- Weight and down in force; a service time is shown as the weight that stands for it, 1/tau.
 function M.weight(group_name, server_name)
     local current = control.current()
-    local group, members = current.by_name[group_name], members_of[group_name]
+    local group, members = current.by_name[group_name], layout.by_name[group_name].servers
     local server, least = index_of[server_name], math.huge
     if not current.learned then
         return group.weight[server], group.down[server] == true
@@ -214,13 +197,13 @@ function M.weight(group_name, server_name)
 end
 
 local function entry_json(group, server, current)
-    local keys, now = sums[group.choices[server].id], ngx.now()
+    local choice, total = group.choices[server], rows.total
     return format(
         '{"group":"%s","server":"%s","requests":%.0f,"idleRequests":%.0f,"idleResponseMsec":%.0f,"predictedWaitS":%.17g,'
         .. '"predictedServiceS":%.17g,"inFlight":%d,"tauS":%.17g,"workers":%.17g,"out":%s}',
-        group.name, layout.names[server], dict:get(keys.requests), dict:get(keys.idle), dict:get(keys.idle_ms),
-        dict:get(keys.wait), dict:get(keys.service), inflight.of_group(group.choices[server]), group.tau_s[server] or 0,
-        current.workers[server], tostring(health.trouble(now) and health.is_out(server, now))
+        group.name, layout.names[server], total(choice, ANSWERS), total(choice, IDLE), total(choice, IDLE_MS),
+        total(choice, WAIT), total(choice, SERVICE), total(choice, IN_FLIGHT), group.tau_s[server] or 0,
+        current.workers[server], tostring(health.trouble() and health.is_out(server, now_s()))
     )
 end
 
@@ -229,7 +212,7 @@ function M.json(start_ms)
     local current, parts = control.current(), {}
     for index = 1, #current.groups do
         local group = current.groups[index]
-        local members = members_of[group.name]
+        local members = layout.groups[index].servers
         for position = 1, #members do
             parts[#parts + 1] = entry_json(group, members[position], current)
         end

@@ -4,19 +4,21 @@
 local M = {}
 
 local cold = require "cold"
-local inflight = require "inflight"
+local rows = require "rows"
 local tonumber, format = tonumber, string.format
 
 local METHODS = { round_robin = true, least_conn = true, expected_delay = true }
 
 local dict, layout, token, default_workers, default_balancers
 local version, control = -1, nil
+local newest          -- [0]: the version in the dict; reading it costs nothing
 
--- layout: { names = { all servers }, groups = { { name = …, servers = { global indices } }, … } }
+-- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {
+-- name = …, servers = { global indices }, choices = { [server] = choice } }, … } }
 function M.init(shared_dict, new_layout, options)
     dict, layout, token = shared_dict, new_layout, options.token
     default_workers, default_balancers = options.workers, options.balancers
-    version = -1
+    newest = rows.numbers("version")
     dict:safe_add("version", 0)
     dict:safe_add("control", "method " .. options.method .. "\n")
     if not M.parse(dict:get("control")) then
@@ -24,6 +26,7 @@ function M.init(shared_dict, new_layout, options)
         dict:set("control", "method " .. options.method .. "\n")
         dict:incr("version", 1)
     end
+    newest[0] = dict:get("version")
 end
 
 local function index_of(list, name, field)
@@ -98,12 +101,11 @@ local function empty()
     local parsed = { groups = {}, workers = {}, balancers = default_balancers }
     for index, group in ipairs(layout.groups) do
         local own = {
-            index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = {}, up = {}, current = {},
-            orders = {}, workers = parsed.workers, position_key = "position " .. group.name, tau_of = {},
+            index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = group.choices, up = {},
+            choices_of = layout.choices_of, current = {}, orders = {}, workers = parsed.workers,
+            position_key = "position " .. group.name,
         }
         for _, server in ipairs(group.servers) do
-            own.choices[server] = inflight.choice(index, server)
-            own.choices[server].id = index .. " " .. server
             own.weight[server] = 1
         end
         parsed.groups[index] = own
@@ -127,7 +129,8 @@ local function complete(parsed)
             if not group.down[server] then
                 group.up[#group.up + 1] = server
             end
-            tau_of[server][index] = group.tau_s[server] or 0
+            -- In the order of layout.choices_of.
+            table.insert(tau_of[server], group.tau_s[server] or 0)
             parsed.learned = parsed.learned and group.tau_s[server] ~= nil
         end
         if #group.up == 0 then
@@ -160,10 +163,10 @@ end
 
 -- The control in force now; cheap when nothing changed.
 function M.current()
-    local newest = dict:get("version")
-    if newest ~= version then
+    local now = newest[0]
+    if now ~= version then
         control = cold(M.parse, dict:get("control")) or control
-        version = newest
+        version = now
     end
     return control
 end
@@ -213,7 +216,7 @@ function M.serve()
             return refuse(400, "refused: " .. problem)
         end
         dict:set("control", text)
-        dict:incr("version", 1)
+        newest[0] = dict:incr("version", 1)
     end
     ngx.print(cold(M.text))
 end

@@ -1,48 +1,17 @@
--- The counters of status.lua: one shared dict, one cell per group and server; every key string is built once.
+-- The counters of status.lua and of the balancer: one block of shared numbers per group and server (see rows.lua).
 local M = {}
+
+local rows = require "rows"
 
 local floor, tonumber = math.floor, tonumber
 
-local CLASSES = { "1xx", "2xx", "3xx", "4xx", "5xx" }
-
-local dict, bounds
-
-local function create(key)
-    local ok, err = dict:safe_add(key, 0)
-    if not ok and err ~= "exists" then
-        error("status.lua: the shared dict is too small: " .. tostring(err))
-    end
-    return key
-end
-
-local function class_keys(prefix)
-    local keys = {}
-    for index, name in ipairs(CLASSES) do
-        keys[index] = create(prefix .. name)
-    end
-    return keys
-end
-
-local function bucket_keys(prefix)
-    local keys = {}
-    for index = 1, #bounds + 1 do
-        keys[index] = create(prefix .. index)
-    end
-    return keys
-end
+-- Columns of a block; classes and buckets begin one after theirs.
+M.IN_FLIGHT, M.IN_BYTES, M.OUT_BYTES, M.REQUEST_MS, M.RESPONSE_MS = 0, 1, 2, 3, 4
+M.ANSWERS, M.IDLE, M.IDLE_MS, M.WAIT, M.SERVICE = 5, 6, 7, 8, 9
+M.CLASSES, M.REQUEST_BUCKETS = 9, 14
 
 local function new_cell(group, server)
-    local prefix = group .. "@" .. server .. " "
-    return {
-        server = server,
-        in_bytes = create(prefix .. "in"),
-        out_bytes = create(prefix .. "out"),
-        classes = class_keys(prefix),
-        request_ms = create(prefix .. "request_ms"),
-        response_ms = create(prefix .. "response_ms"),
-        request_buckets = bucket_keys(prefix .. "request_bucket "),
-        response_buckets = bucket_keys(prefix .. "response_bucket "),
-    }
+    return rows.add({ server = server }, group .. "@" .. server, M.RESPONSE_BUCKETS + #M.bounds + 2)
 end
 
 -- Reads the groups and servers from the rendered upstreams file: what NGINX parsed is what we show.
@@ -51,11 +20,10 @@ local function read_upstreams(path)
     for line in io.lines(path) do
         local name = line:match("^upstream (%S+) {")
         if name then
-            group = { name = name, cells = {}, order = {}, servers = {}, extra = class_keys(name .. " extra ") }
+            -- vts' pseudo-server: $upstream_addr is the group's name when no server is alive.
+            group = { name = name, cells = { [name] = new_cell(name, name) }, order = {}, extra = new_cell(name, " extra") }
             by_name[name] = group
             order[#order + 1] = group
-            -- vts' pseudo-server: $upstream_addr is the group's name when no server is alive.
-            group.cells[name] = new_cell(name, name)
         end
         local server, parameters = line:match("^%s+server (%S+)([^;]*);")
         if group and server then
@@ -66,7 +34,6 @@ local function read_upstreams(path)
             cell.down = parameters:find(" down", 1, true) ~= nil
             group.cells[server] = cell
             group.order[#group.order + 1] = cell
-            group.servers[#group.servers + 1] = server
         end
     end
     return by_name, order
@@ -74,17 +41,16 @@ end
 
 -- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load; counters that exist are kept.
 -- Fields: dict, bounds, server_name, loaded_ms, groups (by name), order (groups in the file's order), other.
--- A group: name, cells (by address), order (cells), servers (addresses), extra (keys of attempts passed over).
+-- A group: name, cells (by address), order (cells), extra (a cell: attempts passed over).
 function M.init(options)
-    dict, bounds = ngx.shared.deepsched_status, options.bounds_ms
+    M.dict, M.bounds, M.server_name = ngx.shared.deepsched_status, options.bounds_ms, options.server_name
+    M.RESPONSE_BUCKETS = M.REQUEST_BUCKETS + #M.bounds + 1
+    rows.init(M.dict)
     ngx.update_time()
-    local loaded_ms = floor(ngx.now() * 1000 + 0.5)
-    dict:safe_add("start_ms", loaded_ms)
-    M.dict, M.bounds, M.server_name, M.loaded_ms = dict, bounds, options.server_name, loaded_ms
+    M.loaded_ms = floor(ngx.now() * 1000 + 0.5)
+    M.dict:safe_add("start_ms", M.loaded_ms)
     M.groups, M.order = read_upstreams(options.upstreams)
-    M.other = {
-        in_bytes = create("* in"), out_bytes = create("* out"), classes = class_keys("* "), request_ms = create("* request_ms"),
-    }
+    M.other = new_cell("*", "*")
 end
 
 return M

@@ -2,15 +2,17 @@
 -- (out for a while, then one request tries), and an error score that expected_delay adds to its estimate.
 local M = {}
 
-local exp = math.exp
+local rows = require "rows"
+local exp, now_s = math.exp, ngx.now
 local SCORE_GAIN, SCORE_DECAY_S, SCORE_LASTS_S = 0.1, 5, 60
 
 local dict, max_fails, fail_timeout_s
-local keys = {}   -- per server: fails, out_until, score, score_at
+local keys = {}       -- per server: fails, out_until, score, score_at
+local trouble_until   -- [0]: seconds; 0 as long as nothing ever failed
 
 function M.init(shared_dict, names, options)
     dict, max_fails, fail_timeout_s = shared_dict, options.max_fails, options.fail_timeout_s
-    dict:safe_add("trouble_until", 0)
+    trouble_until = rows.numbers("trouble until")
     for server, name in ipairs(names) do
         keys[server] = {
             fails = "fails " .. name, out_until = "out_until " .. name, score = "score " .. name, score_at = "score_at " .. name,
@@ -19,13 +21,13 @@ function M.init(shared_dict, names, options)
 end
 
 -- True while any server is out or has an error score: only then the other functions are worth calling.
-function M.trouble(now)
-    return now < dict:get("trouble_until")
+function M.trouble()
+    return trouble_until[0] > 0 and now_s() < trouble_until[0]
 end
 
 local function lengthen_trouble(now, seconds)
-    if dict:get("trouble_until") < now + seconds then
-        dict:set("trouble_until", now + seconds)
+    if trouble_until[0] < now + seconds then
+        trouble_until[0] = now + seconds
     end
 end
 
@@ -73,7 +75,7 @@ function M.answered(server, now)
         dict:set(keys[server].out_until, 0)
         dict:delete(keys[server].fails)
         if not any_out() then
-            dict:set("trouble_until", now + SCORE_LASTS_S)
+            trouble_until[0] = now + SCORE_LASTS_S
         end
     end
 end

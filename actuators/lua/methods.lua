@@ -96,10 +96,11 @@ end
 -- Rule B of study.md part 2: the least wait + 0.7 service time + error score, ties at random.
 function M.expected_delay(group, candidates, now, troubled)
     local balancers, tau_s, workers = group.balancers, group.tau_s, group.workers
+    local choices_of, tau_of = group.choices_of, group.tau_of
     local best, best_score, best_wait, ties = nil, huge, 0, 1
     for index = 1, #candidates do
         local server = candidates[index]
-        local count, work = inflight.load(server, group.tau_of[server])
+        local count, work = inflight.load(choices_of[server], tau_of[server])
         count, work = count * balancers, work * balancers
         local wait = 0
         if count >= workers[server] then

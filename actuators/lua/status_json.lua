@@ -1,20 +1,17 @@
 -- The counters of status.lua as the JSON of nginx-module-vts. Numeric loops only: see cold.lua.
 local M = {}
 
+local counters, rows = require "counters", require "rows"
 local ngx, var = ngx, ngx.var
 local floor, format, concat, unpack = math.floor, string.format, table.concat, unpack
 
-local CLASSES = 5
-local dict, bounds, bounds_text, groups, other, settings
+local get = rows.total
+local dict, bounds, bounds_text, groups, other
 
--- What counters.lua created.
-function M.init(counters)
-    dict, bounds, groups, other, settings = counters.dict, counters.bounds, counters.order, counters.other, counters
+-- After counters.init.
+function M.init()
+    dict, bounds, groups, other = counters.dict, counters.bounds, counters.order, counters.other
     bounds_text = concat(bounds, ",")
-end
-
-local function get(key)
-    return dict:get(key) or 0
 end
 
 local function quoted(text)
@@ -29,22 +26,23 @@ local function responses_json(counts)
     return format('{"1xx":%.0f,"2xx":%.0f,"3xx":%.0f,"4xx":%.0f,"5xx":%.0f}', unpack(counts, 1, 5))
 end
 
-local function buckets_json(keys, used)
+-- `before`: the column before the first bucket.
+local function buckets_json(cell, before, used)
     if not used then
         return '{"msecs":[],"counters":[]}'
     end
-    local counters, total = {}, 0
+    local counts, sum = {}, 0
     for index = 1, #bounds do
-        total = total + get(keys[index])
-        counters[index] = total
+        sum = sum + get(cell, before + index)
+        counts[index] = sum
     end
-    return format('{"msecs":[%s],"counters":[%s]}', bounds_text, concat(counters, ","))
+    return format('{"msecs":[%s],"counters":[%s]}', bounds_text, concat(counts, ","))
 end
 
-local function class_counts(keys)
+local function class_counts(cell)
     local counts = {}
-    for index = 1, CLASSES do
-        counts[index] = get(keys[index])
+    for index = 1, 5 do
+        counts[index] = get(cell, counters.CLASSES + index)
     end
     return counts
 end
@@ -59,18 +57,18 @@ local function mean(sum, count)
 end
 
 local function cell_json(cell, weight, down)
-    local classes = class_counts(cell.classes)
+    local classes = class_counts(cell)
     local requests = total(classes)
     local used = requests > 0
-    local request_ms, response_ms = get(cell.request_ms), get(cell.response_ms)
+    local request_ms, response_ms = get(cell, counters.REQUEST_MS), get(cell, counters.RESPONSE_MS)
     return format(
         '{"server":%s,"requestCounter":%.0f,"inBytes":%.0f,"outBytes":%.0f,"responses":%s,'
         .. '"requestMsecCounter":%.0f,"requestMsec":%.0f,"requestMsecs":{"times":[],"msecs":[]},"requestBuckets":%s,'
         .. '"responseMsecCounter":%.0f,"responseMsec":%.0f,"responseMsecs":{"times":[],"msecs":[]},"responseBuckets":%s,'
         .. '"weight":%d,"maxFails":%d,"failTimeout":%d,"backup":false,"down":%s}',
-        quoted(cell.server), requests, get(cell.in_bytes), get(cell.out_bytes), responses_json(classes),
-        request_ms, mean(request_ms, requests), buckets_json(cell.request_buckets, used),
-        response_ms, mean(response_ms, requests), buckets_json(cell.response_buckets, used),
+        quoted(cell.server), requests, get(cell, counters.IN_BYTES), get(cell, counters.OUT_BYTES), responses_json(classes),
+        request_ms, mean(request_ms, requests), buckets_json(cell, counters.REQUEST_BUCKETS, used),
+        response_ms, mean(response_ms, requests), buckets_json(cell, counters.RESPONSE_BUCKETS, used),
         weight, cell.max_fails or 0, cell.fail_timeout or 0, tostring(down)
     )
 end
@@ -86,29 +84,29 @@ local function group_json(group, balancer)
         parts[index] = cell_json(cell, weight, down)
     end
     local nobody = group.cells[group.name]
-    if total(class_counts(nobody.classes)) > 0 then
+    if total(class_counts(nobody)) > 0 then
         parts[#parts + 1] = cell_json(nobody, 0, false)
     end
     return quoted(group.name) .. ":[" .. concat(parts, ",") .. "]"
 end
 
-local function add_classes(classes, keys, sign)
-    for index = 1, CLASSES do
-        classes[index] = classes[index] + sign * get(keys[index])
+local function add_classes(classes, cell, sign)
+    for index = 1, 5 do
+        classes[index] = classes[index] + sign * get(cell, counters.CLASSES + index)
     end
 end
 
 -- The client-side count: every attempt was counted, so the retries are taken off again.
 local function server_zone_json()
-    local in_bytes, out_bytes = get(other.in_bytes), get(other.out_bytes)
-    local request_ms, classes = get(other.request_ms), class_counts(other.classes)
+    local in_bytes, out_bytes = get(other, counters.IN_BYTES), get(other, counters.OUT_BYTES)
+    local request_ms, classes = get(other, counters.REQUEST_MS), class_counts(other)
     for position = 1, #groups do
         local group = groups[position]
         for index = 0, #group.order do
             local cell = group.order[index] or group.cells[group.name]
-            in_bytes = in_bytes + get(cell.in_bytes)
-            out_bytes, request_ms = out_bytes + get(cell.out_bytes), request_ms + get(cell.request_ms)
-            add_classes(classes, cell.classes, 1)
+            in_bytes, out_bytes = in_bytes + get(cell, counters.IN_BYTES), out_bytes + get(cell, counters.OUT_BYTES)
+            request_ms = request_ms + get(cell, counters.REQUEST_MS)
+            add_classes(classes, cell, 1)
         end
         add_classes(classes, group.extra, -1)
     end
@@ -131,9 +129,9 @@ end
 
 local function own_json(balancer)
     if balancer then
-        return balancer.json(get("start_ms"))
+        return balancer.json(dict:get("start_ms"))
     end
-    return format('{"startMsec":%.0f}', get("start_ms"))
+    return format('{"startMsec":%.0f}', dict:get("start_ms"))
 end
 
 -- The whole document; `balancer` is nil when NGINX itself balances.
@@ -149,10 +147,10 @@ function M.render(balancer)
     return concat({
         format('{"hostName":%s,"moduleVersion":"deepsched","nginxVersion":"%d.%d.%d"', quoted(var.hostname),
             floor(version / 1000000), floor(version / 1000) % 1000, version % 1000),
-        format(',"loadMsec":%.0f,"nowMsec":%.0f,"connections":%s', settings.loaded_ms, floor(ngx.now() * 1000 + 0.5), connections),
+        format(',"loadMsec":%.0f,"nowMsec":%.0f,"connections":%s', counters.loaded_ms, floor(ngx.now() * 1000 + 0.5), connections),
         format(',"sharedZones":{"name":"deepsched_status","maxSize":%.0f,"usedSize":%.0f,"usedNode":%d,"freeSize":%.0f}',
             size, size - free, #groups, free),
-        format(',"serverZones":{%s:%s,"*":%s}', quoted(settings.server_name), zone, zone),
+        format(',"serverZones":{%s:%s,"*":%s}', quoted(counters.server_name), zone, zone),
         format(',"upstreamZones":{%s},"deepsched":%s}\n', concat(parts, ","), own_json(balancer)),
     })
 end

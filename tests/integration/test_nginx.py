@@ -95,6 +95,26 @@ def test_every_counter_equals_what_clients_and_servers_counted(short_dir: Path, 
         assert site.answers[404] == 3
 
 
+def test_no_counter_is_lost_with_a_killed_worker_nor_by_a_reload(short_dir: Path) -> None:
+    with running_site(short_dir, NginxOptions(method="least_conn", worker_processes=2)) as site:
+        before = site.collector.begin()
+        changes = (site.kill_workers, lambda: site.nginx.set_method("random_two"), site.kill_workers,
+                   lambda: site.nginx.set_method("round_robin"))  # fmt: skip
+        for change in changes:
+            site.who(30)
+            change()
+        site.who(30)
+        received = [len(server.requests) for server in site.servers]
+        wait_until(lambda: site.collector.snapshot().client_requests["*"] == 150)
+        after = site.collector.snapshot()
+        counted = [after.groups["home_read_backend"][server.address].request_counter for server in site.servers]
+        assert counted == received
+        assert before.balancer is not None
+        assert after.balancer is not None
+        assert after.balancer.start_msec == before.balancer.start_msec
+        assert site.in_flight() == 0
+
+
 def test_a_client_that_goes_away_costs_no_response_time(site: Site) -> None:
     site.collector.begin()
     site.hang()

@@ -1,0 +1,72 @@
+-- What the balancer remembers of each request between choosing a server and the log phase. Kept by the request's
+-- address, which an error_page or a retry does not change (they wipe ngx.ctx); records are used again and again.
+-- A record: attempts (servers chosen so far), choice (the last one), tried, wait_s, service_s, idle.
+local M = {}
+
+local ffi = require "ffi"
+local get_request = require("resty.core.base").get_request
+local ngx, cast, tonumber, format, gmatch = ngx, ffi.cast, tonumber, string.format, string.gmatch
+local ADDRESS = ffi.typeof("intptr_t")
+
+local open, spare, spares = {}, {}, 0
+local subrequests = 0   -- how many of the open records are of subrequests
+
+-- A subrequest shares its variables with the main request, which so knows it when it never comes to its log phase.
+local function note_subrequest(key)
+    ngx.var.deepsched_subrequests = (ngx.var.deepsched_subrequests or "") .. format("%.0f ", key)
+    subrequests = subrequests + 1
+end
+
+-- The record of the current request; a new one has no attempts.
+function M.get()
+    local key = tonumber(cast(ADDRESS, get_request()))
+    local record = open[key]
+    if not record then
+        if spares > 0 then
+            record, spares = spare[spares], spares - 1
+        else
+            record = { attempts = 0, choice = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false }
+        end
+        open[key], record.is_sub = record, ngx.is_subrequest
+        if record.is_sub then
+            note_subrequest(key)
+        end
+    end
+    return record
+end
+
+local function take(key)
+    local record = open[key]
+    if record then
+        open[key] = nil
+        if record.is_sub then
+            subrequests = subrequests - 1
+        end
+    end
+    return record
+end
+
+-- Ends the current request's record and returns it; nil when the request never came to the balancer.
+function M.take()
+    return take(tonumber(cast(ADDRESS, get_request())))
+end
+
+-- The same for a subrequest of the current main request that was cut off with it; nil when there is none.
+function M.take_cut_off()
+    if subrequests > 0 and not ngx.is_subrequest then
+        for key in gmatch(ngx.var.deepsched_subrequests or "", "%d+") do
+            local record = take(tonumber(key))
+            if record then
+                return record
+            end
+        end
+    end
+end
+
+function M.give_back(record)
+    record.attempts, record.choice, record.tried = 0, nil, nil
+    spares = spares + 1
+    spare[spares] = record
+end
+
+return M

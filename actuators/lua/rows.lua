@@ -1,0 +1,130 @@
+-- Numbers in memory that all workers share. A block has a row per worker: a worker writes only its own row, readers
+-- add up all rows. So nothing is locked, lost or stale; blocks outlive reloads, rows outlive their workers.
+-- Column 0 of a block is what ends with its worker (requests in flight); all others are kept.
+local M = {}
+
+local ffi = require "ffi"
+ffi.cdef [[
+    void *mmap(void *address, size_t length, int protection, int flags, int file, long offset);
+    int kill(int pid, int sig);
+]]
+
+local READ_WRITE, SHARED_ANONYMOUS_NORESERVE = 0x3, 0x4021   -- of Linux
+local ROWS, NO_SUCH_PROCESS = 256, 3
+local NUMBERS = ffi.typeof("double *")
+local BYTES = ffi.sizeof("double")
+
+local dict            -- remembers where the blocks are and whose the rows are
+local blocks = {}     -- those of this configuration
+local used            -- used[0]: how many rows were ever taken
+
+local function at(address)
+    return ffi.cast(NUMBERS, ffi.cast("uintptr_t", address))
+end
+
+local function map(length)
+    local memory = ffi.C.mmap(nil, length, READ_WRITE, SHARED_ANONYMOUS_NORESERVE, -1, 0)
+    local address = tonumber(ffi.cast("intptr_t", memory))
+    if address == -1 then
+        error("rows.lua: no memory for " .. length .. " bytes (errno " .. ffi.errno() .. ")")
+    end
+    return address
+end
+
+local function remember(key, value)
+    local ok, problem = dict:safe_set(key, value)
+    if not ok then
+        error("rows.lua: the shared dict is too small: " .. tostring(problem))
+    end
+end
+
+-- The address of `count` numbers known by that name, zeros at first. Only for the master, which all workers come from.
+local function find_or_map(name, count)
+    local key = "block " .. count .. " " .. name
+    local address = dict:get(key)
+    if not address then
+        address = map(count * ROWS * BYTES)
+        remember(key, address)
+        local index = (dict:get("blocks") or 0) + 1
+        remember("address " .. index, address)
+        remember("size " .. index, count)
+        remember("blocks", index)
+    end
+    return address
+end
+
+-- init: before all else.
+function M.init(shared_dict)
+    dict = shared_dict
+    used = M.numbers("rows")
+end
+
+-- init: a few numbers that any worker may write, not in rows.
+function M.numbers(name)
+    return at(find_or_map(name, 1))
+end
+
+-- init: adds to `block` its name's numbers: size (columns), base (all rows), own (this worker's row, see init_worker).
+function M.add(block, name, columns)
+    block.size, block.base = columns, at(find_or_map(name, columns))
+    blocks[#blocks + 1] = block
+    return block
+end
+
+local function is_dead(pid)
+    return pid == ngx.worker.pid() or (ffi.C.kill(pid, 0) ~= 0 and ffi.errno() == NO_SUCH_PROCESS)
+end
+
+-- What ended with the row's worker, in all blocks that ever were.
+local function clear(row)
+    for index = 1, dict:get("blocks") do
+        at(dict:get("address " .. index))[row * dict:get("size " .. index)] = 0
+    end
+end
+
+-- Two workers may start at once: only one of them settles a dead one's row.
+local function free_dead_rows()
+    for row = 1, used[0] - 1 do
+        local pid = dict:get("row " .. row)
+        if pid and is_dead(pid) and dict:add("settling " .. row, true, 1) then
+            clear(row)
+            dict:delete("row " .. row)
+            dict:delete("settling " .. row)
+        end
+    end
+end
+
+local function take_row()
+    for row = 1, ROWS - 1 do
+        if dict:add("row " .. row, ngx.worker.pid()) then
+            return row
+        end
+    end
+    error("rows.lua: more than " .. ROWS - 1 .. " workers")
+end
+
+-- init_worker: settles what dead workers left, takes a row.
+function M.init_worker()
+    free_dead_rows()
+    local row = take_row()
+    if dict:add("taken " .. row, true) then
+        dict:incr("taken", 1, 1)   -- row 0 is nobody's
+    end
+    -- Another worker may write an older number at the same moment: whoever writes last has read the newest.
+    repeat used[0] = dict:get("taken") until used[0] >= dict:get("taken")
+    for index = 1, #blocks do
+        local block = blocks[index]
+        block.own = block.base + row * block.size
+    end
+end
+
+-- A column's sum over all rows.
+function M.total(block, column)
+    local base, size, sum = block.base, block.size, 0
+    for row = 1, used[0] - 1 do
+        sum = sum + base[row * size + column]
+    end
+    return sum
+end
+
+return M
