@@ -80,6 +80,10 @@ class Weights:
         scaled = np.rint(shares / shares.max(axis=1, keepdims=True) * MAX_WEIGHT)
         return cls(topology, np.clip(scaled, 1, MAX_WEIGHT).astype(np.int64))
 
+    def as_weights(self) -> Weights:
+        """Itself, so that any control can be asked."""
+        return self
+
     def shares(self) -> NDArray[np.float64]:
         """Float ``[groups, servers]``: each group's weights divided by their sum, 0 where down."""
         usable = np.where(self.down, 0, self.values).astype(float)

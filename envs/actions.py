@@ -1,6 +1,6 @@
-"""Policy output ↔ integer weights: residual on a baseline, absolute, step by step, or from a finite set.
+"""Policy output ↔ integer weights or service times: residual on a baseline, absolute, step by step, a finite set.
 
-Whatever the kind, the result passes through the same floor and dead band, so that kinds can be compared.
+Weights of every kind pass through the same floor and dead band, so that kinds can be compared.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 ActionKind = Literal["residual", "continuous", "increments", "ratios"]
+Baseline = Literal["inverse_latency", "idle", "ratio"]
 
 CONTINUOUS_RANGE = 2.0
 INCREMENT = 0.4
@@ -35,10 +36,13 @@ class ActionOptions(Options):
     """How an action becomes weights."""
 
     kind: ActionKind = "residual"
-    """`residual`: inverse latency × exp(bound·a), so that 0 is that baseline; `continuous`: exp(2a);
+    """`residual`: the baseline × exp(bound·a), so that 0 is that baseline; `continuous`: exp(2a);
     `increments`: the present weights × exp(0.4a); `ratios`: one of a finite set of ratio vectors per group."""
+    baseline: Baseline = "inverse_latency"
+    """What a residual stands on: `inverse_latency` sets weights; `idle` and `ratio` estimate the service times
+    of `expected_delay`, which a positive action shortens, so that the server gets more."""
     bound: float = Field(default=0.7, ge=0)
-    """Largest |log| by which a residual may move a weight off the baseline; 0 is the baseline alone."""
+    """Largest |log| by which a residual may move a weight or a service time off the baseline; 0 is the baseline."""
     ratios: tuple[int, ...] = (1, 3, 5)
     """Levels that ratio vectors are made of; {1, 3, 5} gives 25 distinct vectors for three servers."""
     joint: bool = False
@@ -47,6 +51,11 @@ class ActionOptions(Options):
     """Smallest weight of a usable server, 1…100: a server must be seen to be judged."""
     dead_band: float = Field(default=0.1, ge=0)
     """Relative change below which a group keeps its weights; saves reloads that change nothing."""
+
+    @property
+    def estimator(self) -> str | None:
+        """The service-time estimator under a residual (`envs.service_times`); None when weights are set."""
+        return self.baseline if self.kind == "residual" and self.baseline != "inverse_latency" else None
 
 
 @lru_cache(maxsize=32)
@@ -85,7 +94,7 @@ class ActionCodec:
         groups, vectors = self.topology.shape[0], len(self._levels)
         return spaces.Discrete(vectors**groups) if self.options.joint else spaces.MultiDiscrete([vectors] * groups)
 
-    def weights(self, action: NDArray[Any], base_shares: FloatArray, present: IntArray) -> IntArray:
+    def weights(self, action: NDArray[Any], base_shares: FloatArray, present: FloatArray | IntArray) -> IntArray:
         """Integer weights, 1…100, 0 where a group lacks the server.
 
         Args:
@@ -98,7 +107,11 @@ class ActionCodec:
         shares = np.where(mask, self._shares(np.asarray(action), base_shares, present), 0.0)
         scaled = np.rint(shares / shares.max(axis=-1, keepdims=True) * MAX_WEIGHT)
         new = np.where(mask, np.clip(scaled, self.options.floor, MAX_WEIGHT), 0).astype(np.int64)
-        return np.where(self._keep(new, present), present, new)
+        return np.where(self._keep(new, present), present, new).astype(np.int64)
+
+    def service_times(self, action: NDArray[Any], base_s: FloatArray) -> FloatArray:
+        """The baseline's service times ``[..., groups, servers]`` in seconds, each moved by at most `bound`."""
+        return base_s * np.exp(-self.options.bound * self._moved(action))
 
     def action_of(self, shares: FloatArray, base_shares: FloatArray, present: FloatArray | IntArray) -> NDArray[Any]:
         """The action that comes nearest to these shares, the inverse of `weights`; imitation learns from it.
@@ -135,16 +148,20 @@ class ActionCodec:
     def _levels(self) -> IntArray:
         return ratio_levels(self.options.ratios, self.topology.shape[1])
 
-    def _shares(self, action: NDArray[Any], base_shares: FloatArray, present: IntArray) -> FloatArray:
+    def _shares(self, action: NDArray[Any], base_shares: FloatArray, present: FloatArray | IntArray) -> FloatArray:
         if self.options.kind == "ratios":
             return self._ratio_shares(action)
-        moved = np.clip(np.nan_to_num(action.astype(float)), -1.0, 1.0)
-        moved = moved.reshape(*moved.shape[:-1], *self.topology.shape)
+        moved = self._moved(action)
         if self.options.kind == "continuous":
             return np.asarray(np.exp(CONTINUOUS_RANGE * moved))
         if self.options.kind == "increments":
             return np.asarray(present * np.exp(INCREMENT * moved))
         return np.asarray(base_shares * np.exp(self.options.bound * moved))
+
+    def _moved(self, action: NDArray[Any]) -> FloatArray:
+        moved = np.clip(np.nan_to_num(np.asarray(action).astype(float)), -1.0, 1.0)
+        shaped: FloatArray = moved.reshape(*moved.shape[:-1], *self.topology.shape)
+        return shaped
 
     def _centred_log(self, shares: FloatArray) -> FloatArray:
         # Only ratios matter; the middle of the range leaves the most room on both sides.
@@ -166,7 +183,7 @@ class ActionCodec:
         shares: FloatArray = np.array(self.options.ratios, dtype=float)[self._levels[chosen]]
         return shares
 
-    def _keep(self, new: IntArray, present: IntArray) -> NDArray[np.bool_]:
+    def _keep(self, new: IntArray, present: FloatArray | IntArray) -> NDArray[np.bool_]:
         old = np.maximum(present, 1) / np.maximum(present.max(axis=-1, keepdims=True), 1)
         wanted = np.maximum(new, 1) / np.maximum(new.max(axis=-1, keepdims=True), 1)
         moved = np.abs(np.log(wanted / old)) > np.log1p(self.options.dead_band)

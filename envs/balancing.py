@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from actuators.control import BalancingMethod, Weights
+from actuators.control import BalancingMethod
 from actuators.errors import ActuationError
 from actuators.script import Scenario
 from actuators.testbed import Testbed
@@ -60,7 +60,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts the next scenario under equal weights and observes one interval of it."""
+        """Starts the next scenario under equal weights or service times and observes one interval of it."""
         super().reset(seed=seed)
         if self._testbed is None:
             self._testbed = self._make_testbed()
@@ -71,6 +71,8 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         self.ledger.start(0, scenario.name, episode_seed)
         self._observer.reset()
         self._step = 0
+        if self.problem.options.action.estimator is not None:
+            self._testbed.apply(self.problem.first_control())
         window = self._testbed.advance(self._interval_s)
         return self._see(window), {"episode_seed": episode_seed, **_fault(window.faults)}
 
@@ -78,10 +80,10 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         """Applies the action's weights, waits one interval; `info` has the reward's terms."""
         if self._testbed is None or self._observation is None:
             raise gym.error.ResetNeeded("call reset before step")
-        weights = Weights(self._testbed.topology, self.problem.weights(action, self._observation))
+        control = self.problem.control(action, self._observation)
         self._step += 1
         try:
-            self._testbed.apply(weights)
+            self._testbed.apply(control)
         except ActuationError as error:
             return self.problem.array(self._observation), 0.0, False, True, {"fault": str(error)}
         window = self._testbed.advance(self._interval_s)
@@ -90,7 +92,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
             return array, 0.0, False, True, _fault(window.faults)
         value, terms = self.problem.reward(window, self._observation)
         self.ledger.add(terms)
-        info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": weights.values}
+        info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": control.as_weights().values}
         return array, float(value), False, self._step >= self._episode_steps, info
 
     def close(self) -> None:

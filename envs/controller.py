@@ -50,11 +50,16 @@ class PolicyController:
     """Observes every usable window and asks the policy; keeps its last control over a new block.
 
     A window with a fault is not observed and changes nothing.
+
+    Args:
+        first: control before the first decision; equal weights when None.
     """
 
-    def __init__(self, name: str, method: BalancingMethod, policy: Policy, observer: Observer) -> None:
+    def __init__(
+        self, name: str, method: BalancingMethod, policy: Policy, observer: Observer, first: Control | None = None
+    ) -> None:
         self.name, self.method, self._policy, self._observer = name, method, policy, observer
-        self._control: Control | None = None
+        self._control = first
 
     def begin(self, topology: Topology) -> Control:
         return self._control if self._control is not None else Weights.equal(topology)

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import Field
 
+from actuators.control import Control, ServiceTimes, Weights
 from actuators.options import Options
 from actuators.topology import Topology
 from envs.actions import ActionCodec, ActionOptions
@@ -23,6 +24,7 @@ from envs.encoding import Encoder
 from envs.features import Counters
 from envs.observation import Observation, ObservationName, Observer, as_array, frame_row, observation_size
 from envs.rewards import RewardName, rank_term, reward, reward_terms
+from envs.service_times import estimator_named, first_control
 
 FloatArray = NDArray[np.float64]
 
@@ -45,12 +47,19 @@ class DecisionOptions(Options):
 
 @dataclass(frozen=True, eq=False)
 class DecisionProblem:
-    """Topology, deadlines ``[groups]`` in seconds, encoder and options; everything but the network."""
+    """Everything but the network.
+
+    Attributes:
+        deadlines_s: ``[groups]``.
+        workers: ``[servers]``, requests that each server serves at once; where it is not told, service times
+            go with 1, which is safe and costs some of the gain.
+    """
 
     topology: Topology
     deadlines_s: FloatArray
     encoder: Encoder
     options: DecisionOptions
+    workers: FloatArray | None = None
 
     @cached_property
     def codec(self) -> ActionCodec:
@@ -84,16 +93,45 @@ class DecisionProblem:
 
     def observer(self, batch: tuple[int, ...] = ()) -> Observer:
         """A fresh observer; `batch` gives its leading axes."""
-        return Observer(self.topology, self.deadlines_s, self.encoder, batch, self.options.frames, self._frame_row)
+        name = self.options.action.estimator
+        estimator = None if name is None else estimator_named(name)(self.topology, batch)
+        return Observer(
+            self.topology, self.deadlines_s, self.encoder, batch, self.options.frames, self._frame_row, estimator
+        )
 
     def array(self, observation: Observation) -> NDArray[np.float32]:
         """The network's input, ``[..., servers, row_size]``."""
-        shares = inverse_latency_shares(observation.latency_s)
-        return as_array(observation, self.encoder, shares, self.options.observation)
+        return as_array(observation, self.encoder, self.base_shares(observation), self.options.observation)
+
+    def base_shares(self, observation: Observation) -> FloatArray:
+        """What the baseline would do, ``[..., groups, servers]``, largest of a group 1."""
+        return inverse_latency_shares(observation.latency_s if observation.tau_s is None else observation.tau_s)
+
+    def control(self, action: NDArray[Any], observation: Observation) -> Control:
+        """What an action on this observation of one testbed puts in force."""
+        if observation.tau_s is None:
+            return Weights(self.topology, self.weights(action, observation))
+        return ServiceTimes(self.topology, self.service_times(action, observation), self.believed_workers)
+
+    def first_control(self) -> Control:
+        """Before anything was seen: equal weights, or equal service times."""
+        if self.options.action.estimator is None:
+            return Weights.equal(self.topology)
+        return first_control(self.topology, self.believed_workers)
+
+    @property
+    def believed_workers(self) -> FloatArray:
+        """`workers`, or 1 each."""
+        return np.ones(self.topology.shape[1]) if self.workers is None else self.workers
 
     def weights(self, action: NDArray[Any], observation: Observation) -> NDArray[np.int64]:
         """Integer weights ``[..., groups, servers]`` of an action taken on this observation."""
-        return self.action_codec.weights(action, inverse_latency_shares(observation.latency_s), observation.weights)
+        return self.action_codec.weights(action, self.base_shares(observation), observation.weights)
+
+    def service_times(self, action: NDArray[Any], observation: Observation) -> FloatArray:
+        """Seconds ``[..., groups, servers]`` of an action on this observation, which an estimator must have seen."""
+        assert observation.tau_s is not None, "the observer has no estimator"
+        return self.action_codec.service_times(action, observation.tau_s)
 
     def reward(
         self, counters: Counters, observation: Observation | None = None

@@ -5,41 +5,23 @@ They are Controllers, not Policies: what an estimator remembers is more than an 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from actuators.control import BalancingMethod, Control, ServiceTimes
-from actuators.errors import ConfigError, closest
 from actuators.script import Script
 from actuators.topology import Topology
 from actuators.window import FloatArray, Window
-from envs.estimators import FIRST_GUESS_S, Estimator, InverseLatency, ServiceSamples, TypeMeansOnly
-from envs.idle_estimator import Idle
-from envs.ratio_estimator import Ratio
+from envs.estimators import ServiceSamples
 from envs.rules import true_tau_s
+from envs.service_times import DEFAULT_ESTIMATOR, estimator_named, first_control
 from envs.workers import WorkersLearner
-
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    estimator.name: estimator for estimator in (Idle, InverseLatency, Ratio, TypeMeansOnly)
-}
-"""Estimators by name; each is made with (topology, batch=())."""
-
-DEFAULT_ESTIMATOR = Idle.name
-
-
-def estimator_named(name: str) -> Callable[..., Estimator]:
-    """An estimator of `ESTIMATORS`; raises ConfigError with the closest match."""
-    if name not in ESTIMATORS:
-        raise ConfigError(f"unknown service-time estimator '{name}'", remedy=closest(name, ESTIMATORS))
-    return ESTIMATORS[name]
 
 
 class EstimatorController:
     """Learns service times from every usable window and puts them in force; keeps them over a new block.
 
     Args:
-        estimator: a name of `ESTIMATORS`.
+        estimator: a name of `envs.service_times.ESTIMATORS`.
         workers: requests that a server serves at once, one number for all or ``[servers]``. Take it from
             the servers' configuration; when in doubt too low, never too high (the shared study, P2.4).
         learner: learns the workers instead, where the balancer counts by requests in flight; `workers` is
@@ -105,8 +87,3 @@ class TrueServiceTimes:
     def _at(self, topology: Topology, now_s: float) -> ServiceTimes:
         workers = np.array([float(profile.workers) for profile in self._script.servers])
         return ServiceTimes(topology, true_tau_s(self._script, now_s), workers)
-
-
-def first_control(topology: Topology, workers: FloatArray) -> ServiceTimes:
-    """Equal service times for a start that knows nothing; workers ``[servers]``."""
-    return ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), workers)

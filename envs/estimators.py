@@ -7,6 +7,7 @@ axes ``...`` are empty for one testbed and ``[n]`` for a batch. Source: the shar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Protocol
 
 import numpy as np
@@ -75,6 +76,10 @@ class ServiceSamples:
         return self.delay
 
 
+Row = int | EllipsisType
+"""One testbed of a batch; `...` is all of them."""
+
+
 class Estimator(Protocol):
     """Learns service times from windows; stateful, one per testbed or batch."""
 
@@ -82,6 +87,10 @@ class Estimator(Protocol):
 
     def update(self, samples: ServiceSamples) -> FloatArray:
         """τ after this window: positive and finite everywhere, also where a group lacks the server."""
+        ...
+
+    def forget(self, row: Row = ...) -> None:
+        """Begins anew, of a batch also for one testbed alone."""
         ...
 
 
@@ -112,6 +121,10 @@ class TypeMeans:
         means: FloatArray = np.where(samples.mask, of_server, 0.0).sum(axis=-1) / samples.mask.sum(axis=-1)
         return np.maximum(means, 1e-6)
 
+    def forget(self, row: Row = ...) -> None:
+        """Nothing seen yet."""
+        self._requests[row] = self._seconds[row] = 0.0
+
 
 class TypeMeansOnly:
     """Every server is believed to be as fast as its type's mean: what learning speeds must beat."""
@@ -123,6 +136,9 @@ class TypeMeansOnly:
 
     def update(self, samples: ServiceSamples) -> FloatArray:
         return np.repeat(self._means.update(samples)[..., None], self._servers, axis=-1)
+
+    def forget(self, row: Row = ...) -> None:
+        self._means.forget(row)
 
 
 class InverseLatency:
@@ -148,6 +164,10 @@ class InverseLatency:
         idle = np.where(known, self._log + leak(samples.duration_s) * (typical - self._log), typical)
         self._log = np.where(seen, np.log(kept * before + (1 - kept) * now), idle)
         return within_guards(np.exp(self._log), means)
+
+    def forget(self, row: Row = ...) -> None:
+        self._means.forget(row)
+        self._log[row] = np.nan
 
 
 def leak(duration_s: float) -> float:

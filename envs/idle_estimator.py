@@ -6,7 +6,7 @@ import numpy as np
 
 from actuators.topology import Topology
 from actuators.window import FloatArray
-from envs.estimators import ServiceSamples, TypeMeans, within_guards
+from envs.estimators import Row, ServiceSamples, TypeMeans, within_guards
 
 _KEPT_PER_S = 0.7
 _SERVER_PRIOR = 5.0
@@ -41,3 +41,7 @@ class Idle:
         typical = means[..., None] * slowness[..., None, :]
         tau_s = (self._seconds + _CELL_PRIOR * typical) / (self._requests + _CELL_PRIOR)
         return within_guards(tau_s, means)
+
+    def forget(self, row: Row = ...) -> None:
+        self._means.forget(row)
+        self._requests[row] = self._seconds[row] = 0.0

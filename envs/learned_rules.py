@@ -12,9 +12,9 @@ from actuators.control import ServiceTimes, Weights
 from actuators.script import Script
 from envs.batch import SimulatedBatch, SimulationOptions
 from envs.controller import Steered
-from envs.delay_controllers import estimator_named
 from envs.estimators import FIRST_GUESS_S, Estimator, ServiceSamples
 from envs.rules import Rule, Steering, workers_of
+from envs.service_times import estimator_named
 from envs.window_batch import WindowBatch
 from envs.workers import WorkersLearner
 
@@ -27,7 +27,7 @@ class Learning:
     """How service times are learned and what is believed of the servers.
 
     Attributes:
-        estimator: a name of `envs.delay_controllers.ESTIMATORS`.
+        estimator: a name of `envs.service_times.ESTIMATORS`.
         delay_windows: windows by which what was observed comes too late.
         worker_factor: believed workers over true ones, or over learned ones.
         first_workers: None to be told the workers, else they are learned from this start.

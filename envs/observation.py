@@ -13,8 +13,10 @@ from actuators.control import Weights
 from actuators.topology import Topology
 from actuators.window import Window
 from envs.encoding import Encoder
+from envs.estimators import Estimator, ServiceSamples
 from envs.features import SERVER_FEATURES, Counters, LatencyMemory, group_features, server_features
 from envs.frames import FrameStack, Rows
+from envs.window_batch import WindowBatch
 
 FloatArray = NDArray[np.float64]
 ObservationName = Literal["posterior+features", "posterior", "label", "fisher", "features"]
@@ -32,8 +34,9 @@ class Observation:
         posterior: ``[..., servers, K]`` (a joint mixture repeats its posterior for every server).
         novelty: ``[..., servers]``; above 1 is outside every cluster.
         latency_s: ``[..., groups, servers]`` EWMA(0.5) of response times, errors charged; nan if unknown.
-        weights: ``[..., groups, servers]`` in force; context, never part of the mixture.
+        weights: ``[..., groups, servers]`` in force, 1/τ of service times; context, never part of the mixture.
         in_flight: ``[..., groups, servers]`` at the window's end, None when nobody counts them.
+        tau_s: ``[..., groups, servers]`` service times in seconds as an estimator sees them, None without one.
         past: ``[..., servers, (frames - 1) * size]`` rows of earlier intervals, newest first (`frame_row`).
     """
 
@@ -43,9 +46,10 @@ class Observation:
     posterior: FloatArray
     novelty: FloatArray
     latency_s: FloatArray
-    weights: NDArray[np.int64]
+    weights: NDArray[np.int64] | FloatArray
     past: Rows | None = None
     in_flight: NDArray[np.int64] | None = None
+    tau_s: FloatArray | None = None
 
 
 class Observer:
@@ -56,6 +60,7 @@ class Observer:
         encoder: None gives an empty posterior (K = 0) and novelty 0.
         batch: leading axes, ``()`` or ``(n,)``.
         frames: how many intervals an observation spans; `row` says what is kept of each, needed above 1.
+        estimator: learns the service times of `expected_delay`; its batch is this one's.
     """
 
     def __init__(
@@ -66,9 +71,10 @@ class Observer:
         batch: tuple[int, ...] = (),
         frames: int = 1,
         row: Callable[[Observation], Rows] | None = None,
+        estimator: Estimator | None = None,
     ) -> None:
         self.topology, self.deadlines_s, self.encoder = topology, deadlines_s, encoder
-        self._batch, self._row = batch, row
+        self._batch, self._row, self._estimator = batch, row, estimator
         self._stack = FrameStack(frames, batch) if frames > 1 else None
         self.reset()
 
@@ -78,13 +84,23 @@ class Observer:
             self.memory = LatencyMemory.empty((*self._batch, *self.topology.shape))
         else:
             self.memory.forget(index)
+        if self._estimator is not None:
+            self._estimator.forget(... if index is None else index)
         if self._stack is not None:
             self._stack.forget(index)
 
-    def observe(self, counters: Counters, duration_s: float, weights: NDArray[np.int64]) -> Observation:
-        """The observation after one window; `duration_s` is the window's length."""
+    def observe(self, counters: Counters, duration_s: float, weights: NDArray[np.int64] | FloatArray) -> Observation:
+        """The observation after one window; `duration_s` is the window's length.
+
+        With an estimator, `counters` must be a Window or a WindowBatch of `expected_delay`; DataError otherwise.
+        """
         features = server_features(counters, self.deadlines_s, self.memory)
         posterior, novelty = self._encode(features)
+        tau_s = None
+        if self._estimator is not None:
+            assert isinstance(counters, Window | WindowBatch)
+            samples = ServiceSamples.of(counters)
+            tau_s, weights = self._estimator.update(samples), _in_force(samples.seen().tau_s)
         observation = Observation(
             self.topology,
             features,
@@ -92,8 +108,9 @@ class Observer:
             posterior,
             novelty,
             self.memory.fast_s.copy(),
-            np.asarray(weights),
+            weights,
             in_flight=getattr(counters, "active", None),
+            tau_s=tau_s,
         )
         if self._stack is None or self._row is None:
             return observation
@@ -112,6 +129,11 @@ class Observer:
             posterior = np.repeat(posterior[..., None, :], servers, axis=-2)
             novelty = np.repeat(novelty[..., None], servers, axis=-1)
         return posterior, novelty
+
+
+def _in_force(tau_s: FloatArray) -> FloatArray:
+    """Service times as shares; equal while none are in force, where the balancer counts connections."""
+    return np.where(tau_s > 0, 1.0 / np.where(tau_s > 0, tau_s, 1.0), 1.0)
 
 
 def samples_of(features: FloatArray, kind: str) -> FloatArray:

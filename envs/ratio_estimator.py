@@ -6,7 +6,7 @@ import numpy as np
 
 from actuators.topology import Topology
 from actuators.window import FloatArray
-from envs.estimators import ServiceSamples, TypeMeans, leak, within_guards
+from envs.estimators import Row, ServiceSamples, TypeMeans, leak, within_guards
 
 _SERVER_NOISE_PER_S = 0.005
 _CELL_NOISE_PER_S = 0.001
@@ -49,6 +49,11 @@ class Ratio:
         self._update_cells(np.nan_to_num(innovation - explained[..., None, :]), noise)
         self._forget(np.isfinite(noise), leak(samples.duration_s))
         return within_guards(means[..., None] * np.exp(self._server[..., None, :] + self._cell), means)
+
+    def forget(self, row: Row = ...) -> None:
+        self._means.forget(row)
+        self._server[row], self._server_variance[row] = 0.0, _FIRST_VARIANCE
+        self._cell[row], self._cell_variance[row] = 0.0, _FIRST_VARIANCE
 
     def _update_servers(self, innovation: FloatArray, noise: FloatArray) -> FloatArray:
         """All types of a server together correct its slowness; by how much. ``[..., servers]``"""

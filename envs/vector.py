@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from actuators.control import BalancingMethod
 from actuators.script import Script
-from envs.baselines import inverse_latency_shares
 from envs.decision import DecisionProblem
 from envs.ledger import Ledger
-from envs.observation import Observation, equal_weights
-from envs.simulation import SimulatedBatch, SimulationOptions
+from envs.observation import Observation
+from envs.simulation import SimulationOptions
+from envs.steered_batch import SteeredBatch
 
 ScriptSource = Callable[[np.random.Generator], Script]
 
@@ -31,6 +31,8 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
     Args:
         next_script: draws the script of an episode, for example a randomised scenario.
         interval_s: simulated seconds per step.
+        paired: every script is also played by the baseline, a residual of 0, and its reward is taken off. What
+            is left is what the actions changed: chance, which both share, drowns it no longer.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
@@ -46,19 +48,18 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         episode_steps: int = 100,
         seed: int = 0,
         simulation: SimulationOptions | None = None,
+        paired: bool = False,
     ) -> None:
         self.problem, self.num_envs = problem, num_envs
         self.single_observation_space, self.single_action_space = problem.observation_space, problem.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._next_script, self._interval_s, self._episode_steps = next_script, interval_s, episode_steps
-        self._batch = SimulatedBatch(problem.topology, num_envs, method, options=simulation)
+        self._own = SteeredBatch(problem, num_envs, method, simulation)
+        self._twin = SteeredBatch(problem, num_envs, method, simulation) if paired else None
         self.ledger = Ledger()
-        self._observer = problem.observer((num_envs,))
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)
-        self._observation: Observation | None = None
-        self._weights = equal_weights(problem.topology, (num_envs,))
         self._generator = np.random.default_rng(seed)
 
     def reset(
@@ -77,7 +78,9 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One interval of every testbed."""
         restarted = self._done.copy()
-        self._weights = self.problem.weights(actions, self._seen())
+        self._own.act(actions, self._seen())
+        if self._twin is not None and self._twin.observation is not None:
+            self._twin.act(np.zeros((self.num_envs, self.problem.action_codec.size)), self._twin.observation)
         for index in np.flatnonzero(restarted):
             self._restart(int(index))
         self._steps[~restarted] += 1
@@ -87,30 +90,29 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
 
     def baseline_shares(self) -> NDArray[np.float64]:
-        """What the inverse-latency baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
-        return inverse_latency_shares(self._seen().latency_s)
+        """What the baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
+        return self.problem.base_shares(self._seen())
 
     def action_for(self, shares: NDArray[np.float64]) -> NDArray[Any]:
         """The action that comes nearest to these shares in the present state."""
         return self.problem.action_codec.action_of(shares, self.baseline_shares(), self._seen().weights)
 
     def _seen(self) -> Observation:
-        if self._observation is None:
+        if self._own.observation is None:
             raise gym.error.ResetNeeded("call reset first")
-        return self._observation
+        return self._own.observation
 
     def _restart(self, index: int) -> None:
         script = self._next_script(self._generator)
         self.ledger.start(index, script.name, script.seed)
-        self._batch.reset(index, script)
-        self._observer.reset(index)
-        self._weights[index] = equal_weights(self.problem.topology)
+        self._own.restart(index, script)
+        if self._twin is not None:
+            self._twin.restart(index, script)
         self._steps[index] = 0
 
     def _advance(self, counted: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        self._batch.set_weights(self._weights)
-        windows = self._batch.advance(self._interval_s)
-        self._observation = self._observer.observe(windows, self._interval_s, self._weights)
-        rewards, terms = self.problem.reward(windows, self._observation)
+        rewards, terms = self._own.advance(self._interval_s)
         self.ledger.add(terms, counted)
-        return self.problem.array(self._observation), rewards
+        if self._twin is not None:
+            rewards = rewards - self._twin.advance(self._interval_s)[0]
+        return self.problem.array(self._seen()), rewards

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from actuators.errors import DataError
 from actuators.files import write_json
@@ -59,6 +61,10 @@ class Steps:
 
             windows = watch(testbed, watched, training.method, options, self.seed, on_window)
             observed = fit_problem(windows, testbed.topology, training.decision, options.encoder, self.seed)
+            # Told to whoever sets service times, as an operator would from the servers' configuration.
+            profiles = watched.script(testbed.topology, self.seed).servers
+            workers = np.array([float(profile.workers) for profile in profiles])
+            observed = replace(observed, problem=replace(observed.problem, workers=workers))
             self._keep(observed)
             stage.update(_found(observed), 1.0)
         for warning in observed.deadlines.warnings:

@@ -13,11 +13,12 @@ from actuators.errors import ConfigError, DataError
 from actuators.topology import social_network
 from actuators.window import DelayWindow, Fault, Window
 from envs.controller import FixedController
-from envs.delay_controllers import ESTIMATORS, EstimatorController, TrueServiceTimes, estimator_named
+from envs.delay_controllers import EstimatorController, TrueServiceTimes
 from envs.estimators import ServiceSamples
 from envs.learned_rules import Learning
 from envs.rules import RULES, true_tau_s
 from envs.scenarios import scenario
+from envs.service_times import ESTIMATORS, estimator_named
 from envs.simulation import SimulatedTestbed, SimulationOptions
 from envs.study import judge
 from envs.workers import CAUTION, WorkersLearner

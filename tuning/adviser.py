@@ -25,11 +25,17 @@ class Adviser:
     """One bundle, ready to act.
 
     Raises:
-        BundleError: the network holds numbers that are not finite.
+        BundleError: the network holds numbers that are not finite, or its residual is on an estimator of
+            service times: those learn without end, so that no copy could answer without all windows before.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.topology = bundle, bundle.problem.topology
+        if bundle.problem.options.action.estimator is not None:
+            raise BundleError(
+                "it sets the service times of expected_delay, not weights", where="bundle",
+                remedy="judge it with `deepsched evaluate`, or train with decision.action.baseline=inverse_latency",
+            )  # fmt: skip
         bad = [name for name, tensor in bundle.net.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise BundleError(f"'{bad[0]}' of the network is not finite", where="policy.safetensors", remedy="train it")

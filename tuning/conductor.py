@@ -10,18 +10,18 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
 
-from actuators.control import BalancingMethod, Weights
+from actuators.control import BalancingMethod, Control
 from actuators.errors import ActuationError, DeepSchedError, TestbedError
 from actuators.remote import RemoteTestbed
 from actuators.script import Scenario
 from actuators.testbed import Testbed
-from actuators.window import IntArray, Window
+from actuators.window import Window
 
 NEWS_KEPT = 100
 
@@ -90,13 +90,14 @@ class TestbedDriver:
             self._break()
             raise
 
-    def step(self, values: IntArray, interval_s: float) -> Stepped:
-        """Puts weights ``[groups, servers]`` in force and waits for the interval's end; never raises for faults."""
+    def step(self, control: Control, interval_s: float) -> Stepped:
+        """Puts a control of this testbed's shape in force and waits for the interval's end; never raises for faults."""
         if self._testbed is None:
             return self._note(Stepped(None, "the testbed was not running"))
         self._doing = "stepping"
         try:
-            applied = self._testbed.apply(Weights(self._testbed.topology, values))
+            # Only this side knows the addresses that the servers have now.
+            applied = self._testbed.apply(replace(control, topology=self._testbed.topology))
             return self._advance(self._testbed, interval_s, changed=applied.changed)
         except ActuationError as error:
             return self._note(Stepped(None, f"not_in_force: {error}"))

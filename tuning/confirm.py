@@ -13,9 +13,9 @@ from actuators.parts import LiveOptions
 from actuators.remote import check_capacity, start_remote_testbed
 from actuators.script import Scenario
 from actuators.topology import social_network
-from envs.baselines import InverseLatency
-from envs.controller import FixedController, PolicyController
+from envs.controller import FixedController
 from tuning.bundle import load_bundle
+from tuning.contenders import baseline_of, learned_controller
 from tuning.judge import Controller, Judge, JudgeOptions
 
 LEARNED, REFERENCE = "learned", "least_conn"
@@ -70,7 +70,7 @@ def _judge_live(
         problem, method = loaded.problem, loaded.provenance["method"]
         controllers: list[Controller] = [
             FixedController(REFERENCE, "least_conn"),
-            PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer()),
-            PolicyController(LEARNED, method, loaded.policy(), problem.observer()),
+            baseline_of(problem, method),
+            learned_controller(LEARNED, method, loaded.policy(), problem),
         ]
         return Judge(testbed, controllers, scenario, problem.deadlines_s, judge).run().to_json()

@@ -14,10 +14,11 @@ from actuators.window import FloatArray
 from envs.baselines import Equal, InverseLatency, Policy
 from envs.controller import FixedController, PolicyController
 from envs.decision import DecisionProblem
-from envs.delay_controllers import ESTIMATORS, EstimatorController
+from envs.delay_controllers import EstimatorController
 from envs.feedback_baselines import Aimd, Equaliser, Little
 from envs.knapsack import Knapsack
 from envs.model_baselines import ModelBased, UtilisationPid
+from envs.service_times import ESTIMATORS
 from tuning.oracles import ORACLES, oracle
 from tuning.plan import Controller
 
@@ -127,13 +128,26 @@ def contender(spec: Spec, arena: Arena) -> Controller:
 
 
 def contenders(problem: DecisionProblem, method: BalancingMethod, learned: Policy) -> list[Controller]:
-    """Equal round robin, equal least_conn, inverse latency and the learned policy, the last two on `method`."""
-    return [
-        FixedController("round_robin", "round_robin"),
-        FixedController(REFERENCE, "least_conn"),
-        PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer()),
-        PolicyController(LEARNED, method, learned, problem.observer()),
-    ]
+    """Equal round robin, equal least_conn, the policy's baseline and the learned policy, the last two on `method`."""
+    native = [FixedController("round_robin", "round_robin"), FixedController(REFERENCE, "least_conn")]
+    return [*native, baseline_of(problem, method), learned_controller(LEARNED, method, learned, problem)]
+
+
+def baseline_of(problem: DecisionProblem, method: BalancingMethod) -> Controller:
+    """What a residual of 0 does: inverse latency's weights, or an estimator's service times."""
+    estimator = problem.options.action.estimator
+    if estimator is None:
+        return PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer())
+    return EstimatorController(problem.topology, estimator, problem.believed_workers, estimator)
+
+
+def learned_controller(
+    name: str, method: BalancingMethod, policy: Policy, problem: DecisionProblem
+) -> PolicyController:
+    """A learned policy on the method that its control is of; `method` is for weights."""
+    in_memory = problem.options.action.estimator is not None
+    chosen: BalancingMethod = "expected_delay" if in_memory else method
+    return PolicyController(name, chosen, policy, problem.observer(), problem.first_control())
 
 
 def _bundle(spec: Spec, arena: Arena, method: BalancingMethod) -> Controller:
@@ -141,7 +155,8 @@ def _bundle(spec: Spec, arena: Arena, method: BalancingMethod) -> Controller:
     from tuning.bundle import load_bundle  # noqa: PLC0415
 
     bundle = load_bundle(Path(spec.base), arena.problem.topology)
-    return PolicyController(spec.name, method, bundle.policy(), bundle.problem.observer())
+    bundle = replace(bundle, problem=replace(bundle.problem, workers=arena.workers))
+    return learned_controller(spec.name, method, bundle.policy(), bundle.problem)
 
 
 def _parse(text: str) -> Spec:

@@ -168,8 +168,7 @@ class _Lane:
 
     def begin_step(self, action: Any, interval_s: float) -> None:
         assert self._observation is not None
-        weights = self._problem.weights(action, self._observation)
-        self._pending = self._conductor.step.remote(weights, interval_s)
+        self._pending = self._conductor.step.remote(self._problem.control(action, self._observation), interval_s)
 
     def finish_step(self, interval_s: float, episode_steps: int) -> tuple[float, dict[str, Any]]:
         """Reward and its terms; 0 and none with a fault, which ends the episode."""

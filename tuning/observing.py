@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from actuators.control import BalancingMethod, Weights
+from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.options import Options
 from actuators.script import Scenario
 from actuators.testbed import Testbed
@@ -17,6 +17,7 @@ from actuators.window import Window
 from envs.deadlines import Deadlines, derive_deadlines
 from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import EncoderOptions
+from envs.estimators import FIRST_GUESS_S
 from envs.mixture import fit_from_windows
 
 MAX_STRETCH = 2
@@ -83,12 +84,18 @@ def watch(
     for phase, wanted in enumerate((equal, exploring)):
         while _missing(found[phase], wanted):
             if phase == 1:
-                ratios = generator.choice([1, 3, 5], testbed.topology.shape)
-                testbed.apply(Weights(testbed.topology, ratios))
+                testbed.apply(_explored(testbed.topology, method, generator))
             found[phase].append(testbed.advance(options.interval_s))
             on_window(found[phase][-1], min(sum(map(len, found)) / (equal + exploring), 1.0))
     testbed.drain()
     return Watched(tuple(found[0]), tuple(found[1]))
+
+
+def _explored(topology: Topology, method: BalancingMethod, generator: np.random.Generator) -> Control:
+    ratios = generator.choice([1, 3, 5], topology.shape)
+    if method == "expected_delay":
+        return ServiceTimes(topology, FIRST_GUESS_S / ratios, np.ones(topology.shape[1]))
+    return Weights(topology, ratios)
 
 
 def _missing(windows: list[Window], wanted: int) -> bool:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actuators.control import BalancingMethod
 from actuators.options import Options
@@ -123,6 +123,22 @@ class TrainingOptions(Options):
     decision: DecisionOptions = DecisionOptions()
     """What the policy sees, does and is paid for."""
     method: BalancingMethod = "least_conn"
-    """Balancing method under the weights."""
+    """`expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""
     interval_s: float = Field(default=1.0, gt=0)
     """Seconds between two decisions."""
+    paired: bool = False
+    """Pay for what differs from the baseline on the very same simulated arrivals, instead of for the latency itself:
+    twice the simulation, and chance no longer drowns what an action did. For residuals."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        estimator, action = self.decision.action.estimator, self.decision.action
+        if estimator is None and self.method == "expected_delay":
+            raise ValueError(
+                "expected_delay takes service times, not weights: set decision.action.baseline=idle (kind residual)"
+            )
+        if estimator is not None and self.method != "expected_delay":
+            raise ValueError(f"baseline {estimator} sets service times: set method=expected_delay")
+        if self.paired and action.kind != "residual":
+            raise ValueError(f"paired needs a baseline, which actions of kind {action.kind} have not")
+        return self

@@ -1,4 +1,4 @@
-"""A trained network as a policy: observation → weights. Needs torch, not Ray."""
+"""A trained network as a policy: observation → weights or service times. Needs torch, not Ray."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actuators.control import Control, Weights
+from actuators.control import Control
 from envs.decision import DecisionProblem
 from envs.observation import Observation
 from tuning.model import EquivariantNet
@@ -24,12 +24,16 @@ class LearnedPolicy:
         self._net, self._problem = net.eval(), problem
 
     def act(self, observation: Observation) -> Control:
-        """Weights for one testbed; a network output that is not a number counts as 0, a residual's baseline."""
-        return Weights(self._problem.topology, self.weights(observation))
+        """For one testbed; a network output that is not a number counts as 0, a residual's baseline."""
+        return self._problem.control(self.action(self._problem.array(observation)), observation)
 
     def weights(self, observation: Observation) -> NDArray[np.int64]:
         """Integer weights ``[..., groups, servers]``, of a batch too."""
         return self._problem.weights(self.action(self._problem.array(observation)), observation)
+
+    def service_times(self, observation: Observation) -> NDArray[np.float64]:
+        """Service times ``[..., groups, servers]`` in seconds, of a batch too, for a residual on an estimator."""
+        return self._problem.service_times(self.action(self._problem.array(observation)), observation)
 
     def action(self, rows: NDArray[np.float32]) -> NDArray[Any]:
         """``[..., servers, row_size]`` → the action that the problem's codec takes."""

@@ -14,9 +14,11 @@ from actuators.topology import Topology
 from envs.batch import SimulatedBatch, SimulationOptions
 from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import EncoderOptions
+from envs.estimators import FIRST_GUESS_S
+from envs.learned_rules import SHARED_MEMORY
 from envs.mixture import fit_encoder
 from envs.observation import Observer, sample_names, samples_of
-from envs.rules import Rule, Steering
+from envs.rules import Rule, Steering, workers_of
 from envs.scenarios import STUDY, randomised, scenario, training_mixture
 from envs.study import deadlines_s
 from envs.window_batch import WindowBatch
@@ -43,6 +45,12 @@ class Arm:
     clusters: int = 8
     imitation_steps: int = 0
     algorithm: AlgorithmOptions = field(default_factory=AlgorithmOptions)
+    paired: bool = False
+
+    @property
+    def simulation(self) -> SimulationOptions:
+        """As the study sets NGINX up for this method."""
+        return SHARED_MEMORY if self.method == "expected_delay" else SIMULATION
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +71,7 @@ class Trained:
         """The same network on any number of servers."""
         problem = replace(self.problem, topology=topology)
         policy = LearnedPolicy(self.net, problem)
-        return Rule(self.arm.name, self.arm.method, lambda: learned(policy, problem), SIMULATION)
+        return Rule(self.arm.name, self.arm.method, lambda: learned(policy, problem), self.arm.simulation)
 
 
 def train(
@@ -83,6 +91,8 @@ def train(
         episode_steps=100,
         algorithm=arm.algorithm,
         method=arm.method,
+        decision=arm.decision,
+        paired=arm.paired,
         held_out=HeldOutOptions(
             every_steps=max(arm.steps // 6, 1) if held_out else 0, patience=6, episodes=2 * len(set(arm.scenarios))
         ),
@@ -90,7 +100,7 @@ def train(
         checkpoint_steps=arm.steps,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(problem, options, folder, seed, report, SIMULATION)
+    trainer = Trainer(problem, options, folder, seed, report, arm.simulation)
     trainer.train_simulated(
         training_mixture(arm.scenarios, duration_s=110.0), _InTurn(tuple(dict.fromkeys(arm.scenarios)))
     )
@@ -105,7 +115,7 @@ def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
         for name in dict.fromkeys(arm.scenarios)
         for row in range(max(_ROWS_PER_SCENARIO, 12 // len(arm.scenarios)))
     ]
-    batch = SimulatedBatch(topology, len(scripts), arm.method, options=SIMULATION)
+    batch = SimulatedBatch(topology, len(scripts), arm.method, options=arm.simulation)
     for row, script in enumerate(scripts):
         batch.reset(row, script)
     observer = Observer(topology, deadline_s, None, (len(scripts),))
@@ -123,17 +133,25 @@ def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
 
 
 def learned(policy: LearnedPolicy, problem: DecisionProblem) -> Steering:
-    """A trained policy as the steering of a rule: windows in, weights out."""
+    """A trained policy as the steering of a rule: windows in, weights or service times out."""
     observer: Observer | None = None
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
         nonlocal observer
         if window is None:
             observer = problem.observer((len(scripts),))
+            if problem.options.action.estimator is not None:
+                batch.set_service_times(
+                    np.full((batch.size, *problem.topology.shape), FIRST_GUESS_S), workers_of(scripts)
+                )
             return
         assert observer is not None
         duration_s = float(window.end_s[0] - window.start_s[0])
-        batch.set_weights(policy.weights(observer.observe(window, duration_s, window.weight)))
+        seen = observer.observe(window, duration_s, window.weight)
+        if seen.tau_s is None:
+            batch.set_weights(policy.weights(seen))
+        else:
+            batch.set_service_times(policy.service_times(seen), workers_of(scripts))
 
     return steer
 

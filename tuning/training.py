@@ -105,6 +105,7 @@ class Trainer:
             "episode_steps": options.episode_steps,
             "seed": self.seed,
             "simulation": self._simulation,
+            "paired": options.paired,
             EPISODES: str(self.folder / "episodes.jsonl"),
         }
         judge = HeldOut(self.problem, held_out or scenario, options, self._simulation)

@@ -21,7 +21,6 @@ from actuators.errors import DataError
 from actuators.files import write_atomic
 from actuators.script import Script
 from actuators.window import Window
-from envs.baselines import inverse_latency_shares
 from envs.decision import DecisionProblem
 from envs.vector import SimulatedVectorEnv
 from tuning.options import TrainingOptions
@@ -53,8 +52,8 @@ def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: s
             continue
         after = observer.observe_window(window)
         if before is not None:
-            base = inverse_latency_shares(before.latency_s)
-            action = problem.action_codec.action_of(window.weight.astype(float), base, before.weights)
+            shares = np.asarray(after.weights, dtype=float)  # in force during the window
+            action = problem.action_codec.action_of(shares, problem.base_shares(before), before.weights)
             reward, _ = problem.reward(window, after)
             follows = index + 1 < len(windows) and windows[index + 1].usable and windows[index + 1].requests.sum() > 0
             yield Transition(

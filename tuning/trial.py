@@ -144,6 +144,7 @@ class SweepTrial(tune.Trainable):
             "interval_s": options.interval_s,
             "episode_steps": options.episode_steps,
             "seed": seed,
+            "paired": options.paired,
         }
         setting = Setting(
             environment=_ENVIRONMENT,
