@@ -16,7 +16,7 @@ from actuators.difference import difference
 from actuators.errors import BundleError, DataError
 from actuators.files import write_atomic
 from actuators.topology import Topology
-from actuators.vts import Snapshot, parse
+from actuators.vts import Snapshot, snapshot
 from actuators.window import Window
 from envs.features import LatencyMemory
 from rayjobs.serve_models import MemoryModel, WeightsRequest
@@ -135,7 +135,7 @@ def _windows(model: Topology, request: WeightsRequest) -> tuple[Topology, list[W
         topology = window_json.topology_of(model, groups)
         return topology, [window_json.from_json(window, topology) for window in request.windows]
     assert request.documents is not None
-    snapshots = [parse(document) for document in request.documents]
+    snapshots = [snapshot(document) for document in request.documents]
     topology = window_json.topology_of(model, _servers(snapshots[-1]))
     pairs = itertools.pairwise(snapshots)
     return topology, [difference(before, after, topology) for before, after in pairs]
