@@ -23,6 +23,7 @@ from actuators.nginx import Nginx
 from actuators.nginx_options import NginxOptions
 from actuators.options import Options
 from actuators.parts import LiveOptions
+from actuators.topology import social_network
 from envs.scenarios import StudyScenario, scenario
 from rayjobs.cli import Verb, run_verb
 from rayjobs.console import remarks
@@ -157,8 +158,6 @@ def resident_mb(pid: int | str = "self") -> float:
 
 def _traffic(duration_s: float) -> StudyScenario:
     base = replace(scenario("S1"), load=LOAD, duration_s=2 * duration_s + 60.0)
-    from actuators.topology import social_network
-
     present_rps = sum(stream.steps[0].rate_rps for stream in base.script(social_network(), 0).streams)
     return replace(base, work_scale=base.work_scale * present_rps / RATE_RPS)
 
