@@ -1,4 +1,4 @@
-"""`deepsched compare RUN RUN…`: the evaluations of several runs side by side."""
+"""`deepsched compare RUN RUN…`: the evaluations of several runs side by side; with `--markdown`, for a README."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ class CompareOptions(Options):
     """Which runs."""
 
     runs: tuple[Path, ...] = ()
-    """Folders of runs that judged; two or more."""
+    """Folders of runs that judged; two or more, or one with `markdown`."""
     metric: tuple[str, ...] = ("mean_ms", "p99_ms", "art_per_request")
     """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, miss_ratio, errors."""
+    markdown: bool = False
+    """A Markdown table per metric for each run by itself, with its command, commit and machine."""
 
 
 def run(options: CompareOptions) -> int:
@@ -26,14 +28,31 @@ def run(options: CompareOptions) -> int:
     from tuning.agreement import comparison_rows, load_evaluations
     from tuning.statistics import METRICS
 
-    if len(options.runs) < 2:
+    if len(options.runs) < (1 if options.markdown else 2):
         raise ConfigError(f"{len(options.runs)} runs to compare", where="runs", remedy="give two or more run folders")
     unknown = [metric for metric in options.metric if metric not in METRICS]
     if unknown:
         raise ConfigError(f"unknown metric '{unknown[0]}'", remedy=f"expected one of: {', '.join(METRICS)}")
+    if options.markdown:
+        for path in options.runs:
+            print(_markdown(path, options.metric))
+        return 0
     runs = {name: load_evaluations(path) for name, path in _names(options.runs).items()}
     results().print(_table(comparison_rows(runs), list(runs), options.metric))
     return 0
+
+
+def _markdown(path: Path, metrics: tuple[str, ...]) -> str:
+    """Tables and the paragraph below them; what the run's folder does not say is "unknown"."""
+    from tuning.agreement import load_evaluations
+    from tuning.markdown import account, results_markdown
+
+    evaluations = list(load_evaluations(path).values())
+    command, versions = (path / name for name in ("command.txt", "versions.txt"))
+    said = dict(line.split(": ", 1) for line in versions.read_text().splitlines()) if versions.exists() else {}
+    typed = command.read_text().strip() if command.exists() else "unknown"
+    closing = account(evaluations, typed, said.get("commit", "unknown"), said.get("machine", "unknown machine"))
+    return f"{results_markdown(evaluations, metrics)}\n\n{closing}\n"
 
 
 def _names(paths: tuple[Path, ...]) -> dict[str, Path]:

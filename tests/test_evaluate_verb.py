@@ -73,6 +73,23 @@ def test_a_run_is_reproduced_to_the_bit_and_not_on_another_seed(
     assert all(text in table for text in (run.name[:12], "S4, simulated", "idle", "×"))
 
 
+def test_a_run_becomes_markdown_tables_with_its_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(run), "--markdown", "--metric", "mean_ms,p99_ms"]) == 0
+    text = capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["mean", "S2b", "S4", "geometric mean", "p99", "S2b", "S4", "geometric mean"]
+    assert rows[0][1:] == ["`least_conn`", "`round_robin`", "`shortest_delay`", "`idle`"]
+    policies = contents(run)["S2b-simulated"]["policies"]
+    idle = policies["idle"]  # type: ignore[index]
+    low, high = idle["intervals"]["mean_ms"]
+    assert f"{idle['ratios']['mean_ms']:.2f}×" in rows[1][4]
+    assert rows[1][4].startswith("**") == (high < 1)
+    assert f"({low:.2f}–" in rows[1][4] or abs(low - 1) < 0.01
+    ratios = [content["policies"]["idle"]["ratios"]["mean_ms"] for content in contents(run).values()]  # type: ignore[index]
+    assert f"{(ratios[0] * ratios[1]) ** 0.5:.2f}×" in rows[3][4]
+    assert "seeds 1–2" in text
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ class Agreement:
 
 
 def load_evaluations(run: Path) -> dict[str, dict[str, Any]]:
-    """Part → content of its `evaluation.json`, from a run's folder and those in it. Raises DataError."""
-    paths = [path for path in (run / FILE, *sorted(run.glob(f"*/{FILE}"))) if path.exists()]
+    """Part → content of its `evaluation.json`, from a run's folder and those in it, S2 before S10. Raises DataError."""
+    paths = [path for path in (run / FILE, *sorted(run.glob(f"*/{FILE}"), key=_natural)) if path.exists()]
     if not paths:
         raise DataError("no evaluation in this folder", where=str(run), remedy="give the folder of a run that judged")
     found = {}
@@ -54,6 +55,10 @@ def load_evaluations(run: Path) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"not an evaluation: {error}", where=str(path)) from error
     return found
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.parent.name)]
 
 
 def part_title(content: dict[str, Any]) -> str:
