@@ -70,10 +70,10 @@ def constant_servers(folder: Path, count: int = 3) -> Iterator[Topology]:
 
 
 @contextlib.contextmanager
-def front(topology: Topology, options: NginxOptions, folder: Path) -> Iterator[Nginx]:
+def front(topology: Topology, options: NginxOptions, folder: Path, kind: type[Nginx] = Nginx) -> Iterator[Nginx]:
     """A running NGINX before the topology."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Nginx(options, topology, work_dir=folder) as nginx:
+    with kind(options, topology, work_dir=folder) as nginx:
         nginx.start()
         raise_priority(nginx.master_pid)
         yield nginx
