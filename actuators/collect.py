@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import time
 from types import TracebackType
 from typing import Any, Self
-
-import requests
+from urllib.parse import quote, unquote, urlsplit
 
 from actuators.difference import difference, gap
 from actuators.errors import StatusError
@@ -15,6 +16,8 @@ from actuators.options import Options
 from actuators.topology import Topology
 from actuators.vts import Snapshot, parse
 from actuators.window import Window
+
+_AS_WRITTEN = "%/?:@!$&'()*+,;=~-._[]"
 
 
 class CollectOptions(Options):
@@ -31,15 +34,16 @@ class CollectOptions(Options):
 class StatusReader:
     """Reads one status endpoint over a kept connection; a context manager.
 
+    No proxy of the environment stands between it and the NGINX, and no redirect is followed.
+
     Args:
         status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``.
     """
 
     def __init__(self, status_url: str, options: CollectOptions | None = None) -> None:
         self.status_url, self._options = status_url, options or CollectOptions()
-        self._session = requests.Session()
-        # A proxy of the environment must not stand between us and the NGINX beside us.
-        self._session.trust_env = False
+        self._parts = urlsplit(status_url)
+        self._connection: http.client.HTTPConnection | None = None
 
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
@@ -47,13 +51,7 @@ class StatusReader:
 
     def document(self) -> dict[str, Any]:
         """The JSON object as it is served. Raises StatusError."""
-        try:
-            status, body = self._get()
-        except requests.ConnectionError:
-            # A kept connection that a reload closed at this very moment; a fresh one tells.
-            status, body = self._get_again()
-        except requests.RequestException as error:
-            raise self._no_answer(error) from error
+        status, body = self._get()
         if status != 200:
             remedy = "point it at vts' JSON, for example /status/format/json"
             raise StatusError(f"HTTP status {status}", where=self.status_url, remedy=remedy)
@@ -68,7 +66,9 @@ class StatusReader:
         return document
 
     def close(self) -> None:
-        self._session.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -79,30 +79,79 @@ class StatusReader:
         self.close()
 
     def _get(self) -> tuple[int, bytes]:
-        timeout = (self._options.connect_timeout_s, self._options.read_timeout_s)
-        with self._session.get(self.status_url, timeout=timeout, stream=True, allow_redirects=False) as response:
-            return response.status_code, self._body(response)
-
-    def _get_again(self) -> tuple[int, bytes]:
+        """Status and body; a kept connection that a reload closed at this very moment is opened anew."""
         try:
-            return self._get()
-        except requests.RequestException as error:
+            return self._once()
+        except TimeoutError as error:
+            raise self._no_answer(error) from error
+        except (http.client.HTTPException, OSError):
+            pass
+        try:
+            return self._once()
+        except (http.client.HTTPException, OSError) as error:
             raise self._no_answer(error) from error
 
-    def _no_answer(self, error: requests.RequestException) -> StatusError:
-        return StatusError(f"no answer: {_reason(error)}", where=self.status_url, remedy="is NGINX running?")
+    def _once(self) -> tuple[int, bytes]:
+        try:
+            connection = self._connected()
+            connection.request("GET", self._target(), headers=self._headers())
+            with connection.getresponse() as response:
+                return response.status, self._body(response)
+        except BaseException:
+            # What is left of an answer must not be read as the next one.
+            self.close()
+            raise
 
-    def _body(self, response: requests.Response) -> bytes:
+    def _connected(self) -> http.client.HTTPConnection:
+        """The kept connection, or a new one; an answer may have said that it closes."""
+        if self._connection is None or self._connection.sock is None:
+            self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._host, self._parts.port, timeout=self._options.connect_timeout_s)
+        connection.connect()
+        connection.sock.settimeout(self._options.read_timeout_s)
+        return connection
+
+    @property
+    def _host(self) -> str:
+        """Raises StatusError when the URL is none that can be asked."""
+        try:
+            if self._parts.scheme in ("http", "https") and self._parts.hostname and self._parts.port != 0:
+                return self._parts.hostname
+        except ValueError:
+            pass
+        raise StatusError("not an HTTP address", where=self.status_url, remedy="write http://HOST:PORT/PATH")
+
+    def _target(self) -> str:
+        path = quote(self._parts.path or "/", safe=_AS_WRITTEN)
+        return f"{path}?{quote(self._parts.query, safe=_AS_WRITTEN)}" if self._parts.query else path
+
+    def _headers(self) -> dict[str, str]:
+        if self._parts.username is None:
+            return {}
+        secret = f"{unquote(self._parts.username)}:{unquote(self._parts.password or '')}"
+        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
+
+    def _no_answer(self, error: Exception) -> StatusError:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+        return StatusError(f"no answer: {reason[:120]}", where=self.status_url, remedy="is NGINX running?")
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
         """The body, bounded in size and in total time: a server may drip for ever."""
         deadline = time.monotonic() + self._options.read_timeout_s
         body = bytearray()
-        for chunk in response.iter_content(65536):
+        while chunk := response.read1(65536):
             body += chunk
             if len(body) > self._options.max_bytes:
                 remedy = "raise max_bytes if this is right"
                 raise StatusError(f"more than {self._options.max_bytes} bytes", where=self.status_url, remedy=remedy)
             if time.monotonic() > deadline:
                 raise StatusError(f"took more than {self._options.read_timeout_s:g} s", where=self.status_url)
+        if response.length:
+            raise http.client.IncompleteRead(bytes(body), response.length)
         return bytes(body)
 
 
@@ -142,12 +191,3 @@ class Collector(StatusReader):
         window = difference(self._last, now, self.topology)
         self._last, self._last_end_s = now, window.end_s
         return window
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in a few words; requests wraps it three times."""
-    while True:
-        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
-        if not isinstance(inner, BaseException):
-            return str(inner or error).rsplit(": ", 1)[-1][:120]
-        error = inner

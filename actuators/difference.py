@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -94,10 +95,12 @@ def _balancer(
     if before.balancer is None or after.balancer is None or not after.balancer.servers:
         return None, None
     old = {(entry.group, entry.server): entry for entry in before.balancer.servers}
+    names = [group.name for group in topology.groups]
+    places = {(name, server): (g, s) for g, name in enumerate(names) for s, server in enumerate(topology.servers)}
     active = np.zeros(topology.shape, np.int64)
     sums, tau_s = np.zeros((5, *topology.shape)), np.zeros(topology.shape)
     for new in after.balancer.servers:
-        at = _index(topology, new.group, new.server)
+        at = places.get((new.group, new.server))
         if at is None:
             continue
         active[at], tau_s[at] = new.in_flight, new.tau_s
@@ -107,13 +110,6 @@ def _balancer(
             sums[(slice(None), *at)] = deltas if min(deltas) >= 0 else 0.0
     requests, idle = sums[:2].astype(np.int64)
     return active, DelayWindow(requests, idle, sums[2] / 1e3, sums[3], sums[4], tau_s)
-
-
-def _index(topology: Topology, group: str, server: str) -> tuple[int, int] | None:
-    names = [g.name for g in topology.groups]
-    if group not in names or server not in topology.servers:
-        return None
-    return names.index(group), topology.servers.index(server)
 
 
 def _find(snapshot: Snapshot, group: str, server: str) -> ServerCounters | None:
@@ -140,36 +136,40 @@ def _fill(window: Window, g: int, s: int, old: ServerCounters, new: ServerCounte
     if min(deltas) < 0 or max(deltas) > _MOST:
         return "its counters began again at 0"
     requests, in_bytes, out_bytes, response_ms, *responses = deltas
-    below = _cumulative(new.response_buckets, window.bounds_ms) - _cumulative(old.response_buckets, window.bounds_ms)
-    bins = np.diff(below, prepend=0)
-    if (bins < 0).any():
+    cumulative = [_cumulative(counters.response_buckets, window.bounds_ms) for counters in (old, new)]
+    below = [0, *(b - a for a, b in zip(*cumulative, strict=True))]
+    bins = [b - a for a, b in itertools.pairwise(below)]
+    if min(bins, default=0) < 0:
         return "its histogram began again at 0"
     window.requests[g, s], window.in_bytes[g, s], window.out_bytes[g, s] = requests, in_bytes, out_bytes
     window.response_ms_sum[g, s] = response_ms
     window.responses[g, s] = responses
     # A reading between the two updates of one request may show it in one of them only.
-    window.latency_histogram[g, s] = [*bins, max(requests - int(bins.sum()), 0)]
+    window.latency_histogram[g, s] = [*bins, max(requests - below[-1], 0)]
     return ""
 
 
-def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> IntArray:
+def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
     """Counters at `bounds_ms`; exact, because cumulative counters can be thinned out. Zeros when never used."""
+    if bounds_ms and buckets.msecs == bounds_ms and buckets.counters[-1] < 2**62:
+        return buckets.counters
     at = dict(zip(buckets.msecs, buckets.counters, strict=True))
-    return np.array([min(at.get(bound, 0), 2**62) for bound in bounds_ms], dtype=np.int64)
+    return [min(at.get(bound, 0), 2**62) for bound in bounds_ms]
 
 
 def _common_bounds(before: Snapshot, after: Snapshot, topology: Topology) -> tuple[int, ...]:
     """Bounds that every used server has before and after; vts keeps old bounds of old servers after a change."""
-    common: set[int] | None = None
+    found = set()
     for snapshot in (before, after):
         for group in topology.groups:
             for server in group.servers:
                 counters = _find(snapshot, group.name, server)
-                if counters is None or counters.request_counter == 0:
-                    continue
-                bounds = {bound for bound in counters.response_buckets.msecs if bound < 2**31}
-                common = bounds if common is None else common & bounds
-    return DEFAULT_BOUNDS_MS if common is None else tuple(sorted(common))
+                if counters is not None and counters.request_counter > 0:
+                    found.add(counters.response_buckets.msecs)
+    if not found:
+        return DEFAULT_BOUNDS_MS
+    common = set.intersection(*map(set, found))
+    return tuple(sorted(bound for bound in common if bound < 2**31))
 
 
 def _zeros(topology: Topology, start_s: float, end_s: float, bounds_ms: tuple[int, ...]) -> Window:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.cpu import BUSY, busiest_share
 from actuators.errors import LoadError, TestbedError
-from actuators.merge import merge_load_windows, merge_windows
+from actuators.merge import merge_windows
 from actuators.script import Scenario, Script, Stream
 from actuators.testbed import Applied
 from actuators.topology import Topology
@@ -68,11 +68,15 @@ class LoadPart(Protocol):
         window_s: float = 1.0,
     ) -> None: ...
 
-    def poll(self) -> list[LoadWindow]: ...
+    def window(self) -> LoadWindow: ...
 
     def stop(self) -> None: ...
 
     def finish(self, timeout_s: float) -> Any: ...
+
+
+Reading = tuple[Window, LoadWindow | LoadError, dict[int, float]]
+"""NGINX's view, the load engine's, and CPU seconds by process of NGINX."""
 
 
 class LiveTestbed:
@@ -149,7 +153,7 @@ class LiveTestbed:
             window_s=LOAD_WINDOW_S,
         )
         self._running = True
-        self._proxy_share()
+        self._proxy_share(self._proxy.cpu_s())
         self._tick_s = time.monotonic()
         self._end_s = self._tick_s + script.duration_s
 
@@ -198,25 +202,31 @@ class LiveTestbed:
         self.close()
 
     def _collect(self) -> Window:
-        window = self._collector.window()
-        try:
-            parts = self._load.poll()
-        except LoadError as error:
-            return replace(window, faults=(*window.faults, Fault("load_ended", str(error))))
-        client = merge_load_windows(parts, self._topology.shape[0])
+        window, client, cpu_s = self._read()
+        if isinstance(client, LoadError):
+            return replace(window, faults=(*window.faults, Fault("load_ended", str(client))))
         if client.saturated:
             busy = f"engine at {client.cpu_share:.0%} CPU, send delay p99 {client.send_delay_p99_ms:.1f} ms"
             window = replace(window, faults=(*window.faults, Fault("saturated_client", busy)))
-        if (share := self._proxy_share()) >= BUSY:
+        if (share := self._proxy_share(cpu_s)) >= BUSY:
             busy = f"a worker at {share:.0%} of a core"
             window = replace(window, faults=(*window.faults, Fault("saturated_nginx", busy)))
         return replace(window, client=client)
 
-    def _proxy_share(self) -> float:
+    def _read(self) -> Reading:
+        """What the parts say of the time since the last reading; a load engine that died says so instead."""
+        window = self._collector.window()
+        try:
+            client: LoadWindow | LoadError = self._load.window()
+        except LoadError as error:
+            client = error
+        return window, client, self._proxy.cpu_s()
+
+    def _proxy_share(self, cpu_s: dict[int, float]) -> float:
         """CPU share of the busiest worker since the last call."""
         before_s, before = self._proxy_cpu
-        self._proxy_cpu = time.monotonic(), self._proxy.cpu_s()
-        return busiest_share(before, self._proxy_cpu[1], self._proxy_cpu[0] - before_s)
+        self._proxy_cpu = time.monotonic(), cpu_s
+        return busiest_share(before, cpu_s, self._proxy_cpu[0] - before_s)
 
     def _settle(self, window: Window) -> Window:
         """NGINX counts a request after it has answered it: reads until nothing more comes in."""

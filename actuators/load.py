@@ -16,6 +16,7 @@ from actuators.load_build import engine_path
 from actuators.load_output import EngineOutput
 from actuators.load_plan_file import plan_text
 from actuators.load_summary import LoadSummary
+from actuators.merge import merge_load_windows
 from actuators.options import Options
 from actuators.process import ManagedProcess
 from actuators.script import Stream
@@ -134,6 +135,10 @@ class LoadEngine:
         Raises LoadError when the engine died, after all windows that it had written were returned.
         """
         return [part.window() for part in self.poll_summaries()]
+
+    def window(self) -> LoadWindow:
+        """All windows that were completed since the last poll, as one; never waits. Raises as `poll`."""
+        return merge_load_windows(self.poll(), len(self._seen.request_types))
 
     def poll_summaries(self) -> list[LoadSummary]:
         """As `poll`, each window with raw latencies and bytes too."""

@@ -24,7 +24,7 @@ class EngineOutput:
         self.begin: dict[str, Any] | None = None
         self.summary: LoadSummary | None = None
         self.ended = False
-        self._windows: deque[bytes] = deque()
+        self._windows: deque[LoadSummary] = deque()
         self._news = threading.Condition()
         # A descriptor of our own: the process may close its stream while we read.
         descriptor = os.dup(stdout.fileno())
@@ -33,9 +33,9 @@ class EngineOutput:
     def take_windows(self) -> list[LoadSummary]:
         """Windows that came since the last call, in order; never waits."""
         with self._news:
-            lines = list(self._windows)
+            windows = list(self._windows)
             self._windows.clear()
-        return [LoadSummary.from_json(json.loads(line)) for line in lines]
+        return windows
 
     def wait_begin(self, timeout_s: float) -> bool:
         """True once the engine has begun or ended; False after `timeout_s` seconds."""
@@ -60,11 +60,14 @@ class EngineOutput:
     def _sort(self, line: bytes) -> None:
         if not line.endswith(b"\n"):
             return  # torn: the engine was killed while it wrote
+        # Parsed as it comes, not when it is asked for: at an interval's end every millisecond counts.
+        content = json.loads(line)
+        summary = None if content["kind"] == "start" else LoadSummary.from_json(content)
         with self._news:
-            if line.startswith(b'{"kind":"window"'):
-                self._windows.append(line)
-            elif line.startswith(b'{"kind":"start"'):
-                self.begin = json.loads(line)
+            if summary is None:
+                self.begin = content
+            elif content["kind"] == "window":
+                self._windows.append(summary)
             else:
-                self.summary = LoadSummary.from_json(json.loads(line))
+                self.summary = summary
             self._news.notify_all()
