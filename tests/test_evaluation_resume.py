@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from queue_testbed import Fixed, QueueTestbed, SteadyScenario
 
 from actuators.errors import DataError
+from actuators.window import Window
 from tuning.agreement import agreement, within
 from tuning.evaluation import Evaluation
 from tuning.journal import Journal
@@ -104,3 +106,22 @@ def test_another_number_is_found_and_live_ratios_may_differ_within_their_interva
     assert agreement("steady", *live).differences == ()
     assert not within(Ratio(0.8, 0.78, 0.82, 0.8, 8), Ratio(0.9, 0.88, 0.92, 0.9, 8))
     assert within(Ratio(0.8, 0.7, 0.9, 0.8, 8), Ratio(0.9, 0.8, 1.0, 0.9, 8))
+
+
+def test_a_block_is_spoiled_when_the_machine_lets_everyone_wait_for_a_core() -> None:
+    """The load engine runs ahead of everyone else and would not notice."""
+    strict = OPTIONS.model_copy(update={"max_core_wait_ms": 1e-9, "rounds": 1, "seeds": 1, "repeats": 1})
+    policies = [Fixed("round_robin", "round_robin"), Fixed("least_conn", "least_conn")]
+    for kind, spoiled in (("live", 3), ("simulated", 0)):
+        testbed = SlowQueues()
+        blocks = Judge(testbed, policies, SteadyScenario(), np.full(3, 0.05), strict, kind=kind).run().blocks
+        assert sum("for a core" in flag for block in blocks for flag in block.flags) == spoiled
+        assert all((block.core_wait_ms is None) == (kind == "simulated") for block in blocks)
+
+
+class SlowQueues(QueueTestbed):
+    """Takes a little real time, as live testbeds do."""
+
+    def advance(self, interval_s: float) -> Window:
+        time.sleep(0.02)
+        return super().advance(interval_s)

@@ -79,6 +79,7 @@ class Block:
         events: what the script did to the servers, ``{"at_s", "server", "text"}``.
         utilisation: ``[servers]``, share of its workers' time that each server was given work for; empty
             where no one counted the requests per server.
+        core_wait_ms: how long the machine let a thread wait for a core on average (live); None when not looked at.
     """
 
     place: Place
@@ -90,6 +91,7 @@ class Block:
     flags: tuple[str, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
     utilisation: tuple[float, ...] = ()
+    core_wait_ms: float | None = None
 
     @property
     def usable(self) -> bool:
@@ -107,6 +109,7 @@ class Block:
             "accounting": self.tally.accounting(),
             "events": list(self.events),
             "utilisation": list(self.utilisation),
+            "core_wait_ms": self.core_wait_ms,
             "tally": self.tally.to_json(),
         }
 
@@ -123,6 +126,7 @@ class Block:
             flags=tuple(data["flags"]),
             events=tuple(data["events"]),
             utilisation=tuple(data.get("utilisation", ())),
+            core_wait_ms=data.get("core_wait_ms"),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from actuators.testbed import Testbed
 from actuators.window import FloatArray
 from tuning.block_run import BlockRun, EndingArrivals
 from tuning.blocks import Block, Place, flags_of, script_events, utilisation
+from tuning.core_wait import CoreWait
 from tuning.evaluation import Evaluation
 from tuning.plan import Controller, JudgeOptions, balanced_orders, check_names, plan_blocks
 from tuning.tally import Tally
@@ -109,7 +111,7 @@ class Judge:
             machine=self._machine,
             testbed=self._kind,
             rounds=len(rounds),
-            **self._options.model_dump(exclude={"repeats", "rounds"}),
+            **self._options.model_dump(exclude={"repeats", "rounds", "max_core_wait_ms"}),
         )
 
     def _meet(self, run_seed: int) -> None:
@@ -136,7 +138,8 @@ class Judge:
         self._progress(Progress(index, len(self.plan), place, "measure", options.measure_s))
         created = datetime.now(UTC).isoformat(timespec="seconds")
         scenario = EndingArrivals(self._scenario, options.measure_s)
-        windows, records, changes = run.phase(scenario, place.seed, options.measure_s)
+        with CoreWait() if self._kind == "live" else contextlib.nullcontext() as wait:
+            windows, records, changes = run.phase(scenario, place.seed, options.measure_s)
         script = self._scenario.script(testbed.topology, place.seed)
         counted = place.policy not in self._peers
         return Block(
@@ -146,10 +149,17 @@ class Judge:
             tally=Tally.of(windows, counted=counted),
             windows=records,
             changes=changes,
-            flags=(*flags_of(windows, script, options.interval_s), *run.failures),
+            flags=(*flags_of(windows, script, options.interval_s), *run.failures, *self._stalled(wait)),
             events=script_events(script, testbed.topology),
             utilisation=utilisation(windows, script) if counted else (),
+            core_wait_ms=None if wait is None else round(wait.mean_ms, 4),
         )
+
+    def _stalled(self, wait: CoreWait | None) -> tuple[str, ...]:
+        limit_ms = self._options.max_core_wait_ms
+        if wait is None or wait.mean_ms <= limit_ms:
+            return ()
+        return (f"stall: the machine let everyone wait {wait.mean_ms:.1f} ms for a core, more than {limit_ms:g} ms",)
 
 
 def judge(

@@ -34,10 +34,12 @@ def account(evaluations: Sequence[dict[str, Any]], command: str, commit: str, ma
         seeds = f"seeds {first['seed']}–{first['seed'] + first['seeds'] - 1}"
     sent = sum(e["accounting"]["sent"] for e in evaluations if e["accounting"])
     discarded = sum(e["accounting"]["discarded_blocks"] for e in evaluations if e["accounting"])
+    waits_ms = [b["core_wait_ms"] for e in evaluations for b in e["blocks"] if b.get("core_wait_ms") is not None]
+    waited = f", the machine let everyone wait {sum(waits_ms) / len(waits_ms):.1f} ms for a core" if waits_ms else ""
     return (
         f"`{command}` on {first['created'][:10]}, commit {commit[:9]}, {machine}: {seeds}, per scenario and policy "
         f"{first['rounds']} rounds of {first['measure_s']:g} s after {first['warm_up_s']:g} s of warm-up; "
-        f"{sent:,} requests, blocks discarded: {discarded}."
+        f"{sent:,} requests, blocks discarded: {discarded}{waited}."
     )
 
 

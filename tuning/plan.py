@@ -48,6 +48,9 @@ class JudgeOptions(Options):
     """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
     repeats: int = Field(default=2, ge=0)
     """How many spoiled blocks (stalled machine, saturated client or NGINX), in all, are run again at once."""
+    max_core_wait_ms: float = Field(default=3.0, gt=0)
+    """Live: a block is spoiled when the machine let a thread that only sleeps wait longer than this for a core,
+    on average; 0.1 to 0.3 is normal."""
     reference: str = "least_conn"
     """The policy that ratios are to."""
     learned: str | None = None
