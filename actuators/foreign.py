@@ -23,7 +23,8 @@ from pydantic import Field
 from actuators.collect import StatusReader
 from actuators.control import MAX_WEIGHT, Control, Weights
 from actuators.errors import ActuationError, ConfigError, StatusError, closest
-from actuators.foreign_config import ForeignConfig, ServerLine, edit_server, find_directive, read_config
+from actuators.foreign_config import ForeignConfig, read_config
+from actuators.foreign_edit import ServerEdit, edit_file, find_directive
 from actuators.nginx_detect import detect
 from actuators.options import Options
 from actuators.reload import Change, Reloader, put_in_force, test_config, write_atomically
@@ -231,22 +232,20 @@ def _changes(config: ForeignConfig, control: Weights) -> dict[Path, Change]:
     """New bytes of every file that must change. Raises ActuationError, ConfigError."""
     topology = control.topology
     _check_servers(config, topology)
-    wanted: dict[tuple[Path, int, int], tuple[ServerLine, int, bool]] = {}
+    wanted: dict[tuple[Path, int, int], ServerEdit] = {}
     for g, group in enumerate(topology.groups):
         for line in config.group(group.name):
             s = topology.server_index(line.server)
-            place, target = (line.file, line.line, line.position), (int(control.values[g, s]), bool(control.down[g, s]))
-            if place in wanted and wanted[place][1:] != target:
+            place = (line.file, line.line, line.position)
+            edit = ServerEdit(line, int(control.values[g, s]), bool(control.down[g, s]))
+            same = wanted.setdefault(place, edit)
+            if (same.weight, same.down) != (edit.weight, edit.down):
                 remedy = "give both the same weight, or each group its own lines"
                 raise ActuationError("two groups share this line", where=f"{line.file}:{line.line}", remedy=remedy)
-            wanted[place] = (line, *target)
     changes: dict[Path, Change] = {}
-    for path in dict.fromkeys(line.file for line, _, _ in wanted.values()):
-        old = new = path.read_bytes()
-        # From the end: an edit must not move the lines before it, nor the positions within a line.
-        for place in sorted((p for p in wanted if p[0] == path), reverse=True):
-            line, weight, down = wanted[place]
-            new = edit_server(new, line, weight, down=down)
+    for path in dict.fromkeys(edit.line.file for edit in wanted.values()):
+        old = path.read_bytes()
+        new = edit_file(old, [edit for edit in wanted.values() if edit.line.file == path])
         if new != old:
             changes[path] = Change(old, new)
     return changes

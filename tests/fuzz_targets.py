@@ -7,6 +7,7 @@ A crash, a hang, an error that is not of our family, or a wrong number ends the 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +17,8 @@ import atheris
 with atheris.instrument_imports(include=["actuators", "crossplane"]):
     from actuators.difference import difference
     from actuators.errors import DeepSchedError
-    from actuators.foreign_config import edit_server, read_config
+    from actuators.foreign_config import read_config
+    from actuators.foreign_edit import ServerEdit, edit_file
     from actuators.snapshots import from_json, to_json
     from actuators.topology import social_network
     from actuators.vts import parse
@@ -50,30 +52,30 @@ def vts(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    """Any bytes are edited exactly, or refused with an error of ours."""
+    """Any bytes are edited exactly as asked, every other server left alone, or refused with an error of ours."""
+    weight, down, which = data[0] % 100 + 1 if data else 1, bool(data) and data[0] > 127, len(data)
     # Includes would read files of this machine.
-    MAIN.write_bytes(data.replace(b"include", b"exclude"))
+    text = data[1:].replace(b"include", b"exclude")
+    MAIN.write_bytes(text)
     try:
         lines = read_config(MAIN).servers
         if not lines:
             return
-        before = [(line.group, line.server, line.weight, line.down) for line in lines]
-        new = edit_server(MAIN.read_bytes(), lines[0], 7, down=True)
+        wanted = [(line.group, line.server, line.weight, line.down) for line in lines]
+        index = which % len(lines)
+        new = edit_file(text, [ServerEdit(lines[index], weight, down)])
     except DeepSchedError:
         return
     MAIN.write_bytes(new)
-    lines = read_config(MAIN).servers
-    try:
-        after = [(line.group, line.server, line.weight, line.down) for line in lines]
-    except DeepSchedError:
-        after = []
-    if after != [(*before[0][:2], 7, True), *before[1:]]:
-        # Text that crossplane and NGINX read differently: `ForeignNginx.apply` reads the edited copies again and
-        # refuses them, with every original untouched. Whatever it is, only the two words were written.
-        assert len(new) <= len(MAIN_LIMIT) + len(data)
+    wanted[index] = (*wanted[index][:2], weight, down)
+    after = [(line.group, line.server, line.weight, line.down) for line in read_config(MAIN).servers]
+    assert after == wanted, (new, wanted, after)
+    # Without the words that may change, the bytes are the same.
+    assert bare(new) == bare(text), (new, text)
 
 
-MAIN_LIMIT = b" weight=7 down"
+def bare(text: bytes) -> bytes:
+    return re.sub(rb"\s*(\bdown\b|\bweight=\d+)", b"", text)
 
 
 if __name__ == "__main__":

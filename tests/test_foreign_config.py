@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from actuators.control import Weights
 from actuators.errors import ActuationError, ConfigError, DeepSchedError
 from actuators.foreign import _changes, _topology, _weights
-from actuators.foreign_config import edit_server, read_config
+from actuators.foreign_config import read_config
+from actuators.foreign_edit import ServerEdit, edit_file
 
 MAIN = b"""# upstream a { server 9.9.9.9; }  (a comment)
 user  www-data ;
@@ -95,7 +96,16 @@ def test_unknown_groups_and_moved_servers_are_named(main: Path) -> None:
     with pytest.raises(ConfigError, match="have changed"):
         _changes(read_config(main), Weights.equal(topology))
     with pytest.raises(ActuationError, match="not where it was"):
-        edit_server(b"\n\n\n", config.servers[0], 3, down=False)
+        edit_file(b"\n\n\n", [ServerEdit(config.servers[0], 3, down=False)])
+
+
+def test_a_text_that_is_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    """A carriage return alone ends a line for crossplane, not for NGINX: the edit would hit the other group."""
+    main = tmp_path / "nginx.conf"
+    main.write_bytes(b"http { upstream g {\rserver a:1; } upstream h {\nserver a:1; } }")
+    server = read_config(main).group("g")[0]
+    with pytest.raises(ActuationError, match="change more than weights"):
+        edit_file(main.read_bytes(), [ServerEdit(server, 2, down=False)])
 
 
 def test_a_line_that_two_groups_share_cannot_have_two_weights(tmp_path: Path) -> None:
@@ -141,7 +151,7 @@ def test_any_text_is_edited_exactly_or_refused(tmp_path: Path, pieces: list[str]
         config = read_config(main)
         before = [(line.group, line.server, line.weight, line.down) for line in config.servers]
         target = config.servers[len(text) % len(config.servers)]
-        new = edit_server(main.read_bytes(), target, weight, down=down)
+        new = edit_file(main.read_bytes(), [ServerEdit(target, weight, down)])
     except DeepSchedError:
         return
     main.write_bytes(new)

@@ -128,7 +128,7 @@ def test_an_edit_that_does_not_say_what_was_wanted_is_refused(
     nginx = ForeignNginx(foreign.options)
     before = foreign.site.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(foreign_module, "edit_server", lambda text, *_, **__: text + b"# nothing\n")
+        patch.setattr(foreign_module, "edit_file", lambda text, _: text + b"# nothing\n")
         with pytest.raises(ActuationError, match="do not say these weights"):
             nginx.apply(weights(nginx, 9, 8, 7, 6))
     assert foreign.site.read_bytes() == before
