@@ -1,4 +1,4 @@
-"""A batch of simulated testbeds that step together, in the calling thread, and emit what vts would show."""
+"""A batch of simulated testbeds that step together, in one thread or several, and emit what vts would show."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from envs import arrivals, engine
 from envs.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.compiling import compiled
 from envs.lane import IN_FLIGHT_BINS, IN_FLIGHT_SUMS, Lane, Tally, build_lane
+from envs.side_by_side import side_by_side
 from envs.tally import bucket_table
 from envs.window_batch import WindowBatch
 
@@ -72,6 +73,7 @@ class SimulatedBatch:
     Args:
         method: balancing method of all environments, or an oracle for reference.
         bounds_ms: histogram bounds of the windows, ascending.
+        threads: how many advance environments side by side; what is simulated does not depend on it.
 
     Raises:
         ConfigError: unknown method or bad bounds.
@@ -84,13 +86,14 @@ class SimulatedBatch:
         method: BalancingMethod | OracleMethod = "least_conn",
         bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
         options: SimulationOptions | None = None,
+        threads: int = 1,
     ) -> None:
         if size < 1 or list(bounds_ms) != sorted(set(bounds_ms)) or not bounds_ms:
             raise ConfigError(
                 f"size {size}, bounds {bounds_ms}", where="simulated batch", remedy="size >= 1, bounds ascend"
             )
         self.topology, self.size, self.bounds_ms = topology, size, tuple(bounds_ms)
-        self.options = options or SimulationOptions()
+        self.options, self._threads = options or SimulationOptions(), threads
         self._method = _method_code(method)
         self._bucket_of_ms = bucket_table(self.bounds_ms)
         self._tally = _new_tally(topology, size, len(bounds_ms))
@@ -179,8 +182,8 @@ class SimulatedBatch:
         return self._window(start_s)
 
     def _play(self, until_s: FloatArray) -> None:
-        for index in range(self.size):
-            engine.advance(self._lane(index), until_s[index])
+        lanes = [self._lane(index) for index in range(self.size)]
+        side_by_side(lambda index: engine.advance(lanes[index], until_s[index]), self.size, self._threads)
         self._start_s = until_s
 
     def _enforce(self, weight: IntArray, down: NDArray[np.bool_]) -> None:

@@ -30,13 +30,14 @@ class SteeredBatch:
         size: int,
         method: BalancingMethod,
         simulation: SimulationOptions | None,
+        threads: int = 1,
     ) -> None:
         self.problem = problem
         self.observation: Observation | None = None
         in_memory = problem.options.action.estimator is not None
         # The workers of one NGINX share what `expected_delay` counts.
         fitting = SimulationOptions(workers_sharing_memory=2) if in_memory else SimulationOptions()
-        self._batch = SimulatedBatch(problem.topology, size, method, options=simulation or fitting)
+        self._batch = SimulatedBatch(problem.topology, size, method, options=simulation or fitting, threads=threads)
         self._observer = problem.observer((size,))
         self._weights = equal_weights(problem.topology, (size,))
         self._tau_s = np.full(self._weights.shape, FIRST_GUESS_S)

@@ -33,6 +33,7 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         interval_s: simulated seconds per step.
         paired: every script is also played by the baseline, a residual of 0, and its reward is taken off. What
             is left is what the actions changed: chance, which both share, drowns it no longer.
+        threads: how many simulate side by side; nothing but the time it takes depends on it.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
@@ -49,14 +50,15 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         seed: int = 0,
         simulation: SimulationOptions | None = None,
         paired: bool = False,
+        threads: int = 1,
     ) -> None:
         self.problem, self.num_envs = problem, num_envs
         self.single_observation_space, self.single_action_space = problem.observation_space, problem.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._next_script, self._interval_s, self._episode_steps = next_script, interval_s, episode_steps
-        self._own = SteeredBatch(problem, num_envs, method, simulation)
-        self._twin = SteeredBatch(problem, num_envs, method, simulation) if paired else None
+        self._own = SteeredBatch(problem, num_envs, method, simulation, threads)
+        self._twin = SteeredBatch(problem, num_envs, method, simulation, threads) if paired else None
         self.ledger = Ledger()
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)

@@ -48,6 +48,19 @@ def test_the_interval_changes_nothing_but_the_windows() -> None:
     assert [w.start_s[0] for w in windows] == [4.0 * k for k in range(20)]
 
 
+def test_threads_change_nothing() -> None:
+    windows = []
+    for threads in (1, 3):
+        batch = SimulatedBatch(TOPOLOGY, 7, "least_conn", threads=threads)
+        for index in range(7):
+            batch.reset(index, scenario("S7", 100.0).script(TOPOLOGY, index))
+        windows.append([batch.advance(5.0) for _ in range(4)])
+    for one, other in zip(*windows, strict=True):
+        assert np.array_equal(one.latency_counts, other.latency_counts)
+        assert one.latency_s_sum.tolist() == other.latency_s_sum.tolist()
+        assert one.active.tolist() == other.active.tolist()
+
+
 def test_every_policy_meets_the_same_arrivals() -> None:
     planned = [batch_of(5, method=method).advance(80.0).planned.tolist() for method in METHODS]
     assert all(p == planned[0] for p in planned)

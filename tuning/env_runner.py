@@ -1,7 +1,8 @@
 """An env runner that builds episodes from arrays, where RLlib's default one loops over environments in Python.
 
 For native vector environments with NEXT_STEP autoreset. It calls neither connectors nor the callbacks of
-single steps; `on_sample_end` is called as always. Learning parity is tested (tests/integration/test_env_runner.py).
+single steps; `on_sample_end` is called as always. That the same is learned, step by step, is tested
+(tests/integration/test_algorithms.py).
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class HeldOut:
             interval_s=options.interval_s,
             episode_steps=options.episode_steps,
             simulation=self._simulation,
+            threads=options.threads,
         )
         rows, _ = env.reset()
         total = 0.0
@@ -82,10 +83,10 @@ class ScriptSource:
     """Draws the script of an episode from a scenario; travels with RLlib's configuration."""
 
     def __init__(self, scenario: Scenario, topology: Topology) -> None:
-        self._scenario, self._topology = scenario, topology
+        self.scenario, self._topology = scenario, topology
 
     def __call__(self, generator: np.random.Generator) -> Script:
-        return self._scenario.script(self._topology, int(generator.integers(_FIRST_SEED)))
+        return self.scenario.script(self._topology, int(generator.integers(_FIRST_SEED)))
 
 
 class _InTurn:

@@ -106,6 +106,8 @@ class TrainingOptions(Options):
     """Environment steps on simulated testbeds."""
     environments: int = Field(default=24, ge=1)
     """Simulated testbeds that are advanced together."""
+    threads: int = Field(default=2, ge=1)
+    """Threads that simulate; what is learned does not depend on it."""
     episode_steps: int = Field(default=50, ge=1)
     """Control intervals per episode."""
     scenarios: tuple[str, ...] = ("demo", "S2", "S2b", "S4")
@@ -130,6 +132,10 @@ class TrainingOptions(Options):
     """Pay for what differs from the baseline on the very same simulated arrivals, instead of for the latency itself:
     twice the simulation, and chance no longer drowns what an action did. For residuals."""
 
+    proof_episodes: int = Field(default=0, ge=0)
+    """Fresh simulated episodes at the end on which a residual must prove that it does good and nowhere harm
+    (`tuning.proof`); one that cannot is set back to its baseline. 0 believes it."""
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         estimator, action = self.decision.action.estimator, self.decision.action
@@ -139,6 +145,6 @@ class TrainingOptions(Options):
             )
         if estimator is not None and self.method != "expected_delay":
             raise ValueError(f"baseline {estimator} sets service times: set method=expected_delay")
-        if self.paired and action.kind != "residual":
-            raise ValueError(f"paired needs a baseline, which actions of kind {action.kind} have not")
+        if (self.paired or self.proof_episodes) and action.kind != "residual":
+            raise ValueError(f"paired and proof_episodes need a baseline, which actions of kind {action.kind} have not")
         return self

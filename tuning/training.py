@@ -15,7 +15,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 from torch.utils.tensorboard import SummaryWriter
 
-from actuators.files import write_atomic
+from actuators.files import write_atomic, write_json
 from actuators.script import Scenario
 from envs.decision import DecisionProblem
 from envs.simulation import SimulationOptions
@@ -29,6 +29,7 @@ from tuning.imitation import imitate
 from tuning.model import EquivariantNet
 from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.policy import net_for
+from tuning.proof import Proof, at_rest, prove
 
 __all__ = ["CurveRow", "Trainer"]
 
@@ -82,6 +83,7 @@ class Trainer:
         self.problem, self.folder, self.seed = problem, folder, seed
         self.curve: list[CurveRow] = []
         self.checkpoint: Path | None = None
+        self.proof: Proof | None = None
         self.report = report
         self._simulation = simulation
         self._checkpoints = Checkpoints(folder / "checkpoints")
@@ -106,6 +108,7 @@ class Trainer:
             "seed": self.seed,
             "simulation": self._simulation,
             "paired": options.paired,
+            "threads": options.threads,
             EPISODES: str(self.folder / "episodes.jsonl"),
         }
         judge = HeldOut(self.problem, held_out or scenario, options, self._simulation)
@@ -139,6 +142,8 @@ class Trainer:
             if progress.best.state:
                 self._net.load_state_dict(progress.best.state)
                 _write(algo, self._net)
+            if phase.name == "simulated" and self.options.proof_episodes:
+                self._prove(algo)
             self.checkpoint = self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=True)
 
     def _iterate(
@@ -161,6 +166,14 @@ class Trainer:
             config = algo.config.env_config
             imitate(self._net, self.problem, config["next_script"], self.options, self.seed)
             _write(algo, self._net)
+
+    def _prove(self, algo: Algorithm) -> None:
+        """A residual that may do harm is none."""
+        scenario = algo.config.env_config["next_script"].scenario
+        self.proof = prove(self._net, self.problem, scenario, self.options, self._simulation)
+        write_json(self.folder / "proof.json", self.proof.to_json())
+        if not self.proof.holds:
+            _write(algo, at_rest(self._net))
 
     def _look(self, algo: Algorithm, judge: HeldOut, progress: _Progress) -> float:
         score = judge.score(_read(algo, self._net))
