@@ -1,16 +1,18 @@
 """Coverage-guided fuzzing (atheris) of what comes from outside: vts documents, snapshot files, NGINX configurations.
 
-Run: ``python tests/fuzz_targets.py {vts,config} -max_total_time=600``; needs ``pip install atheris``.
+Run: ``python tests/fuzz_targets.py {vts,fields,config} -max_total_time=600``; needs ``pip install atheris``.
 A crash, a hang, an error that is not of our family, or a wrong number ends the run.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import atheris
 
@@ -25,6 +27,7 @@ with atheris.instrument_imports(include=["actuators", "crossplane"]):
 
 DATA = Path(__file__).parent / "data" / "vts"
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
+RECORDED = [json.loads(path.read_text()) for path in sorted(DATA.glob("*.json"))]
 BASE = json.loads((DATA / "before_load.json").read_text())
 MAIN = Path(tempfile.mkdtemp(prefix="ds-fuzz-")) / "nginx.conf"
 
@@ -35,6 +38,65 @@ def vts(data: bytes) -> None:
         document = json.loads(data)
     except (ValueError, RecursionError):
         return
+    check_document(document)
+
+
+def fields(data: bytes) -> None:
+    """A recorded document with a few of its values changed, removed or doubled."""
+    provider = atheris.FuzzedDataProvider(data)
+    document = copy.deepcopy(RECORDED[provider.ConsumeIntInRange(0, len(RECORDED) - 1)])
+    for _ in range(provider.ConsumeIntInRange(1, 6)):
+        spoil(document, provider)
+    check_document(document)
+
+
+def spoil(document: dict[str, Any], provider: Any) -> None:
+    """Walks down to some value and replaces it, removes it, or puts it in a second place."""
+    node: Any = document
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        if not keys:
+            return
+        key = keys[provider.ConsumeIntInRange(0, len(keys) - 1)]
+        if isinstance(node[key], dict | list) and node[key] and provider.ConsumeIntInRange(0, 7):
+            node = node[key]
+            continue
+        break
+    deed = provider.ConsumeIntInRange(0, 3)
+    if deed == 0:
+        del node[key]
+    elif deed == 1 and isinstance(node, list):
+        node.append(copy.deepcopy(node[key]))
+    else:
+        node[key] = odd_value(provider)
+
+
+def odd_value(provider: Any) -> Any:
+    number = provider.ConsumeInt(9)
+    text = provider.ConsumeUnicode(8)
+    odd = [
+        number,
+        -1,
+        0,
+        1,
+        2**53,
+        2**64,
+        1e308,
+        float("nan"),
+        float("inf"),
+        0.5,
+        True,
+        None,
+        "",
+        text,
+        [],
+        {},
+        [number],
+    ]
+    return odd[provider.ConsumeIntInRange(0, len(odd) - 1)]
+
+
+def check_document(document: Any) -> None:
     try:
         snapshot = parse(document)
         again = from_json(json.loads(json.dumps(to_json(snapshot))))
@@ -79,6 +141,6 @@ def bare(text: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    target = {"vts": vts, "config": config}[sys.argv.pop(1)]
+    target = {"vts": vts, "fields": fields, "config": config}[sys.argv.pop(1)]
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
