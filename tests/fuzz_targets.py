@@ -74,25 +74,8 @@ def spoil(document: dict[str, Any], provider: Any) -> None:
 def odd_value(provider: Any) -> Any:
     number = provider.ConsumeInt(9)
     text = provider.ConsumeUnicode(8)
-    odd = [
-        number,
-        -1,
-        0,
-        1,
-        2**53,
-        2**64,
-        1e308,
-        float("nan"),
-        float("inf"),
-        0.5,
-        True,
-        None,
-        "",
-        text,
-        [],
-        {},
-        [number],
-    ]
+    numbers = [number, -1, 0, 1, 0.5, 2**53, 2**64, 1e308, float("nan"), float("inf")]
+    odd = [*numbers, True, None, "", text, [], {}, [number]]
     return odd[provider.ConsumeIntInRange(0, len(odd) - 1)]
 
 
