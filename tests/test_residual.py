@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from problems import TOPOLOGY, demo_scenario, observed
 
 from actuators.control import ServiceTimes
@@ -17,7 +19,7 @@ from envs.balancing import BalancingEnv
 from envs.decision import DecisionOptions, DecisionProblem
 from envs.delay_controllers import EstimatorController
 from envs.learned_rules import Learning
-from envs.scenarios import scenario
+from envs.scenarios import scenario, training_mixture
 from envs.simulation import SimulatedTestbed
 from envs.study import judge
 from envs.vector import SimulatedVectorEnv
@@ -26,6 +28,7 @@ from tuning.bundle import Bundle
 from tuning.contenders import Arena, contender, learned_controller, parse_policies
 from tuning.options import ModelOptions, TrainingOptions
 from tuning.policy import net_for
+from tuning.proof import at_rest, prove
 from tuning.study_training import Arm, Trained
 
 WORKERS = np.full(3, 4.0)
@@ -153,7 +156,7 @@ def test_what_does_not_fit_is_refused() -> None:
         TrainingOptions(decision=problem().options)
     with pytest.raises(ValueError, match=r"decision\.action\.baseline=idle"):
         TrainingOptions(method="expected_delay")
-    with pytest.raises(ValueError, match="paired needs a baseline"):
+    with pytest.raises(ValueError, match="paired and proof_episodes need a baseline"):
         TrainingOptions(paired=True, decision=DecisionOptions(action=ActionOptions(kind="increments")))
     own = problem()
     with pytest.raises(BundleError, match="service times of expected_delay"):
@@ -168,3 +171,21 @@ def test_a_learned_controller_keeps_what_it_learned_over_a_block() -> None:
     window, decided = windows_of(EstimatorController(TOPOLOGY, "idle", WORKERS), count=1)[0]
     controller.decide(window)
     assert np.array_equal(controller.begin(TOPOLOGY).tau_s, decided.tau_s)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("harmful", [False, True])
+def test_a_residual_that_does_nothing_or_harm_proves_nothing(harmful: bool) -> None:
+    """One that always favours whom it sees slowest is caught; one that does nothing gains exactly nothing."""
+    own = problem()
+    net = net_for(own, ModelOptions())
+    if harmful:
+        torch.manual_seed(1)
+        torch.nn.init.normal_(net.action[-1].weight, std=2.0)  # type: ignore[arg-type]
+    options = TrainingOptions(method="expected_delay", decision=own.options, proof_episodes=6, episode_steps=15)
+    proof = prove(net, own, training_mixture(("S2", "S3"), 20.0), options)
+    assert not proof.holds
+    assert set(proof.scenarios) == {"S2", "S3"}
+    assert (proof.overall.mean < -0.01) if harmful else (proof.overall.mean == 0.0)
+    array = np.ones((1, 3, own.row_size), dtype=np.float32)
+    assert not at_rest(net).act(torch.from_numpy(array)).any()
+    assert json.loads(json.dumps(proof.to_json()))["holds"] is False

@@ -1,0 +1,106 @@
+"""`deepsched park`: the project's first experiment again: Park's load balancing, learned beside four heuristics."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from actuators.errors import DataError
+from actuators.options import Options
+from rayjobs.cli import Verb, run_verb
+
+
+class ParkTrainOptions(Options):
+    """How the learned scorer is searched (`envs.park_learning`), and how all are judged."""
+
+    seed: int = Field(default=1, ge=0)
+    """Fixes the search; the judged episodes are the same for every policy and every seed."""
+    generations: int = Field(default=120, ge=0)
+    """Steps of the evolution strategy; 0 shows the start, least drain time with the job."""
+    episodes: int = Field(default=400, ge=2)
+    """Episodes of 1000 jobs to judge on, as many as the study's; the search never sees them."""
+    scorer: Path | None = None
+    """Parameters that an earlier run kept (`scorer.npy`), instead of a search."""
+    out: Path | None = None
+    """Folder for the run's folder; `runs` when not given."""
+
+
+def run(options: ParkTrainOptions) -> int:
+    """Prints the table; keeps `scorer.npy` and `park.json`."""
+    import numpy as np
+
+    from actuators.files import write_json
+    from envs.park import POLICIES, mean_job_times
+    from rayjobs.console import results
+    from rayjobs.progress import Progress, Stage
+    from rayjobs.runs import RunFolder
+
+    folder = RunFolder.create(options.out, "park", options.seed, options)
+    with Progress([Stage("search", max(options.generations * 0.5, 0.1)), Stage("judge", 10)]) as progress:
+        with progress.stage("search") as stage:
+            scorer = _searched(options, stage) if options.scorer is None else _loaded(options.scorer)
+            np.save(folder.path / "scorer.npy", scorer, allow_pickle=False)
+        with progress.stage("judge"):
+            times = {policy: mean_job_times(policy, range(options.episodes), None, scorer) for policy in POLICIES}
+    found = {p: (float(t.mean()), float(t.std(ddof=1) / len(t) ** 0.5)) for p, t in times.items()}
+    write_json(folder.path / "park.json", {p: {"mean": m, "standard_error": e} for p, (m, e) in found.items()})
+    results().print(_table(found, options.episodes))
+    results().print(f"kept: {folder.path}", soft_wrap=True)
+    return 0
+
+
+def _searched(options: ParkTrainOptions, stage: Any) -> Any:
+    from envs.park_learning import EvolutionOptions, evolve
+
+    def report(generation: int, time: float) -> None:
+        told = f"generation {generation + 1} of {options.generations}, mean job time of the tries {time:.0f}"
+        stage.update(told, (generation + 1) / options.generations)
+
+    return evolve(EvolutionOptions(generations=options.generations), options.seed, report=report)
+
+
+def _loaded(path: Path) -> Any:
+    """Raises DataError for a file that holds no scorer."""
+    import numpy as np
+
+    from envs.park import SCORER_SIZE
+
+    remedy = "give a scorer.npy that deepsched park kept"
+    try:
+        scorer = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"not a scorer: {error}", where=str(path), remedy=remedy) from None
+    if scorer.shape != (SCORER_SIZE,) or not np.isfinite(scorer).all():
+        raise DataError(f"not a scorer: shape {scorer.shape}", where=str(path), remedy=remedy)
+    return scorer
+
+
+def _table(found: dict[str, tuple[float, float]], episodes: int) -> Any:
+    from rich.table import Table
+
+    from envs.park import STUDY_MEAN_JOB_TIME
+
+    title = f"Park: ten servers, Pareto sizes, 1000 jobs; mean job time over {episodes} episodes, the same for all"
+    table = Table(title=title, title_justify="left")
+    for column in ("policy", "mean job time", "standard error", "× least work", "the study's"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    least = found["least_work"][0]
+    for policy, (mean, error) in found.items():
+        told, told_error = STUDY_MEAN_JOB_TIME[policy]
+        table.add_row(policy, f"{mean:.0f}", f"{error:.0f}", f"{mean / least:.2f}", f"{told:.0f} ± {told_error:.0f}")
+    return table
+
+
+VERB = Verb(
+    name="park",
+    summary="repeat the project's first experiment: Park's load balancing, learned beside four heuristics",
+    example="deepsched park --seed 1",
+    options=ParkTrainOptions,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))
