@@ -52,6 +52,7 @@ def run(options: ObserveVerbOptions) -> int:
     from envs.scenarios import scenario
     from rayjobs.console import results
     from rayjobs.local_ray import ray_session
+    from rayjobs.states import PAGE, keep_states
     from rayjobs.steps import Steps
 
     folder = RunFolder.create(options.out, "observe", options.seed, options)
@@ -67,14 +68,14 @@ def run(options: ObserveVerbOptions) -> int:
             testbed = stack.enter_context(open_testbed(options.testbed, work_dir, options.seed, options.live))
         steps = Steps(folder, progress, options.seed)
         observed = steps.observe(testbed, scenario(options.scenario), options.observe, TrainingOptions())
+        found = keep_states(folder, observed, options.observe.encoder, options.seed)
     for group, seconds in zip(testbed.topology.groups, observed.deadlines.seconds, strict=True):
         results().print(f"{group.request_type}: deadline {1e3 * seconds:.1f} ms")
     encoder = observed.problem.encoder
     criterion = options.observe.encoder.criterion.upper()
-    results().print(
-        f"{encoder.clusters} clusters, the lowest {criterion} of {', '.join(map(str, sorted(encoder.bic)))}"
-    )
-    results().print(f"kept in {folder.path}", soft_wrap=True)
+    tried = ", ".join(f"{candidate.clusters} ({candidate.stability:.2f})" for candidate in found)
+    results().print(f"{encoder.clusters} clusters, the lowest {criterion}; K (stability): {tried}", markup=False)
+    results().print(f"what they mean: {folder.path / PAGE}", soft_wrap=True)
     return 0
 
 

@@ -71,14 +71,12 @@ class _Seen:
         return found
 
 
-def meaning(
-    phases: Sequence[Sequence[Window]], topology: Topology, deadlines_s: FloatArray, encoder: Encoder
-) -> Meaning:
-    """What the usable windows of some phases say of the encoder's states; phases do not follow each other.
+def meaning(windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, encoder: Encoder) -> Meaning:
+    """What the usable windows say of the encoder's states; they follow each other in time.
 
     Raises DataError when no window is usable.
     """
-    seen = [entry for windows in phases for entry in _walk(windows, topology, deadlines_s, encoder)]
+    seen = list(_walk(windows, topology, deadlines_s, encoder))
     if not seen:
         raise DataError("no usable window", where="clusters", remedy="observe longer")
     states = np.array([entry.states for entry in seen])
