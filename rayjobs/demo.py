@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import Field
 
-from actuators.nginx_detect import detect
+from actuators.control import BalancingMethod
+from actuators.errors import ConfigError
+from actuators.nginx_detect import detect, need_lua
 from actuators.options import Options
 from actuators.parts import LiveOptions
-from actuators.script import Script
-from actuators.topology import Topology
 from rayjobs.cli import Verb, run_verb
 from rayjobs.interrupts import leave_within
 from rayjobs.progress import Progress, Stage
@@ -25,13 +24,15 @@ from tuning.observing import ObserveOptions
 from tuning.options import AlgorithmOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from envs.baselines import Policy
+    from envs.decision import DecisionProblem
     from envs.observation import Observation
     from tuning.evaluation import Evaluation
     from tuning.plan import Controller
     from tuning.training import Trainer
 
 CLEAN_UP_S = 9.0
-POLICIES = 5
+POLICIES = 6
 BLOCK_OVERHEAD_S = 1.2
 """Seconds that a live block spends on changing the method, resetting and draining."""
 
@@ -56,16 +57,18 @@ class DemoOptions(Options):
     """Short stages, under 120 s in all: shows that everything works, judges little."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
-    method: Literal["least_conn", "round_robin", "random_two"] = "least_conn"
-    """Balancing method under the heuristic's and the policy's weights."""
+    method: Literal["auto", "expected_delay", "least_conn", "round_robin", "random_two"] = "auto"
+    """What the policy steers. `auto`: the best that the machine's NGINX allows, service times for `expected_delay`
+    where it has Lua, else weights on `least_conn`. The others are judged beside it."""
     testbed: TestbedKind = "live"
     """`simulated` runs the same job without NGINX, load or servers; equal seeds then give equal numbers."""
     scenario: str = "demo"
     """What happens on the testbed: `deepsched scenarios list`."""
     observe: ObserveOptions = ObserveOptions()
     """The observation phase."""
-    training: TrainingOptions = TrainingOptions(steps=30_000)
-    """Training on simulated testbeds; `interval_s` and `method` come from above."""
+    training: TrainingOptions = TrainingOptions(steps=20_000)
+    """Training on simulated testbeds; `interval_s` and `method` come from above, and with `expected_delay` the policy
+    is a residual on learned service times, paid for what differs from them on the same arrivals."""
     live_training: LiveTrainingOptions = LiveTrainingOptions()
     """Training on the testbed itself."""
     judge: JudgeOptions = JudgeOptions(rounds=4, warm_up_s=1.5, measure_s=4.0)
@@ -122,10 +125,44 @@ def resolve(options: DemoOptions) -> DemoOptions:
         brief = options.live_training.algorithm.model_copy(update={"batch_steps": 6, "minibatch_steps": 6})
         stages["live_training"] = options.live_training.model_copy(update={"steps": 6, "algorithm": brief})
         stages["judge"] = options.judge.model_copy(update={"rounds": 2, "warm_up_s": 0.5, "measure_s": 2.0})
-    stages["training"] = stages["training"].model_copy(update={"interval_s": interval_s, "method": options.method})
+    method = best_base(options)
+    stages["training"] = training_on(options.training, method).model_copy(
+        update={"interval_s": interval_s, "steps": stages["training"].steps}
+    )
     own = {"interval_s": interval_s, "seed": options.seed, "learned": LEARNED}
     stages["judge"] = stages["judge"].model_copy(update=own)
-    return options.model_copy(update={**stages, "interval_s": interval_s})
+    return options.model_copy(update={**stages, "interval_s": interval_s, "method": method})
+
+
+def best_base(options: DemoOptions) -> BalancingMethod:
+    """The balancing method that the policy steers. Raises MissingToolError for `expected_delay` without Lua."""
+    can_weigh_only = options.training.decision.action.kind != "residual"
+    if options.method == "auto" and can_weigh_only:
+        return "least_conn"
+    if options.testbed == "simulated" or options.method not in ("auto", "expected_delay"):
+        return "expected_delay" if options.method == "auto" else options.method
+    build = detect(options.live.nginx.binary)
+    if options.method == "expected_delay":
+        need_lua(build)
+    return "expected_delay" if build.has_lua else "least_conn"
+
+
+def training_on(training: TrainingOptions, method: BalancingMethod) -> TrainingOptions:
+    """The training on that method; raises ConfigError for actions that are no service times."""
+    action = training.decision.action
+    if method != "expected_delay":
+        action = action.model_copy(update={"baseline": "inverse_latency"})
+    elif action.kind != "residual":
+        raise ConfigError(
+            f"actions of kind {action.kind} set weights, not service times", where="training.decision.action.kind",
+            remedy="take residual, or another --method",
+        )  # fmt: skip
+    elif action.estimator is None:
+        action = action.model_copy(update={"baseline": "idle"})
+    decision = training.decision.model_copy(update={"action": action})
+    return training.model_copy(
+        update={"method": method, "decision": decision, "paired": training.paired or method == "expected_delay"}
+    )
 
 
 def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
@@ -133,7 +170,6 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
     from envs.scenarios import scenario
     from rayjobs.local_ray import local_ray
     from rayjobs.steps import Steps
-    from tuning.contenders import contenders
 
     watched = scenario(options.scenario)
     steps = Steps(folder, progress, options.seed)
@@ -150,26 +186,27 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
             steps.train_live(trainer, testbed, watched, options.live_training.steps, options.live_training.algorithm)
         bundle = steps.export(trainer)
         learned = Recorded(bundle.policy())
-        policies = contenders(observed.problem, options.method, learned)
-        policies += _in_memory(options, watched.script(testbed.topology, options.seed), testbed.topology)
+        policies = judged(options, observed.problem, learned)
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, options.judge)
         with progress.stage("end"):
             stack.close()
     return evaluation, trainer, learned.seen
 
 
-def _in_memory(options: DemoOptions, script: Script, topology: Topology) -> list[Controller]:
-    """`expected_delay` with service times learned online, where the NGINX can hold it in memory.
+def judged(options: DemoOptions, problem: DecisionProblem, learned: Policy) -> list[Controller]:
+    """NGINX as shipped, the simple heuristic, the in-memory rule without and with learning, and the policy.
 
-    It is told how many requests each server serves at once, as an operator would from its configuration,
-    and learns how long they take.
+    The rule is left out where the NGINX cannot hold it in memory.
     """
-    from envs.delay_controllers import EstimatorController
+    from tuning.contenders import LEARNED, Arena, contender, learned_controller, parse_policies
 
-    if options.testbed == "live" and not detect(options.live.nginx.binary).has_lua:
-        return []
-    workers = np.array([float(profile.workers) for profile in script.servers])
-    return [EstimatorController(topology, "idle", workers, "expected_delay")]
+    weighs: BalancingMethod = "least_conn" if options.method == "expected_delay" else options.training.method
+    names = ["round_robin", "least_conn", "inverse_latency"]
+    if options.testbed == "simulated" or detect(options.live.nginx.binary).has_lua:
+        names += ["type_means", "idle"]
+    arena = Arena(problem, weighs, problem.believed_workers)
+    others = [contender(spec, arena) for spec in parse_policies(names)]
+    return [*others, learned_controller(LEARNED, options.training.method, learned, problem)]
 
 
 def _stages(options: DemoOptions) -> list[Stage]:

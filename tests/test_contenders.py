@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from actuators.control import ServiceTimes, Weights
 from actuators.errors import ConfigError
 from actuators.topology import social_network
+from envs.actions import ActionOptions
 from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import EncoderOptions
 from envs.mixture import fit_from_windows
@@ -45,6 +48,19 @@ def test_every_policy_can_be_judged_beside_the_others_on_the_same_arrivals(arena
     assert means["true_times"] < means["least_conn"] < means["round_robin"]
     assert means["shortest_delay"] < means["least_conn"]
     assert evaluation.to_json()["policies"]["true_times"]["method"] == "expected_delay"
+
+
+def test_heuristics_of_weights_are_the_same_beside_a_residual_on_service_times(arena: Arena) -> None:
+    """A problem with an estimator observes service times, which methods that take weights do not measure."""
+    action = ActionOptions(baseline="idle")
+    beside = replace(arena, problem=replace(arena.problem, options=DecisionOptions(action=action)))
+    options = JudgeOptions(rounds=1, warm_up_s=0, measure_s=5, interval_s=1, seed=2)
+    values = []
+    for each in (arena, beside):
+        policies = [contender(spec, each) for spec in parse_policies(("least_conn", "inverse_latency", "knapsack"))]
+        with SimulatedTestbed(social_network()) as testbed:
+            values.append(Judge(testbed, policies, scenario("S3"), DEADLINES_S, options).run().values)
+    assert values[0] == values[1]
 
 
 def test_an_oracle_is_told_the_script_of_each_phase(arena: Arena) -> None:

@@ -118,12 +118,13 @@ def contender(spec: Spec, arena: Arena) -> Controller:
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
     if spec.base in NATIVE:
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
-    if spec.base in STEERED:
-        made = STEERED[spec.base](replace(arena, method=method))
-        made.name = spec.name
-        return made
     if spec.is_bundle:
         return _bundle(spec, arena, method)
+    arena = replace(arena, method=method, problem=_of_weights(arena.problem))
+    if spec.base in STEERED:
+        made = STEERED[spec.base](arena)
+        made.name = spec.name
+        return made
     return PolicyController(spec.name, method, BASELINES[spec.base](arena), arena.problem.observer())
 
 
@@ -148,6 +149,12 @@ def learned_controller(
     in_memory = problem.options.action.estimator is not None
     chosen: BalancingMethod = "expected_delay" if in_memory else method
     return PolicyController(name, chosen, policy, problem.observer(), problem.first_control())
+
+
+def _of_weights(problem: DecisionProblem) -> DecisionProblem:
+    """The problem without an estimator of service times, for which methods that take weights have no samples."""
+    action = problem.options.action.model_copy(update={"baseline": "inverse_latency"})
+    return replace(problem, options=problem.options.model_copy(update={"action": action}))
 
 
 def _bundle(spec: Spec, arena: Arena, method: BalancingMethod) -> Controller:

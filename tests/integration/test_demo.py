@@ -22,7 +22,7 @@ from tuning.evaluation import SCHEMA_PATH
 
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
 GONE_S = 10.0
-POLICIES = ("least_conn", "inverse_latency", "round_robin", "expected_delay", "learned")
+POLICIES = ("least_conn", "inverse_latency", "round_robin", "type_means", "idle", "learned")
 
 
 class Demo:
