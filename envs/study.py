@@ -57,14 +57,25 @@ class Score:
 def judge(
     rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
 ) -> Score:
-    """Plays the scenario once per seed, without its first 10 s."""
+    """Plays the scenario once per seed, without its first 10 s; one score of all requests."""
+    return _play(rule, scenario, topology, seeds, interval_s).pooled().scores(deadlines_s(scenario, topology))[0]
+
+
+def judge_each(
+    rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
+) -> tuple[Score, ...]:
+    """The same with a score per seed."""
+    return _play(rule, scenario, topology, seeds, interval_s).scores(deadlines_s(scenario, topology))
+
+
+def _play(rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float) -> _Totals:
     scripts = [scenario.script(topology, seed) for seed in seeds]
     batch = SimulatedBatch(topology, len(seeds), rule.method, options=rule.options)
     for index, script in enumerate(scripts):
         batch.reset(index, script)
     steer = rule.steering() if rule.steering else None
-    groups = len(topology.groups)
-    totals = _Totals(np.zeros((groups, SIZE)), np.zeros(groups), np.zeros(groups))
+    cells = (len(seeds), len(topology.groups))
+    totals = _Totals(np.zeros((*cells, SIZE)), np.zeros(cells), np.zeros(cells))
     window: WindowBatch | None = None
     for tick in range(round(scenario.duration_s / interval_s)):
         if steer is not None:
@@ -72,35 +83,45 @@ def judge(
         window = batch.advance(interval_s)
         if (tick + 1) * interval_s > WARM_UP_S:
             totals.add(window)
-    return totals.score(deadlines_s(scenario, topology))
+    return totals
 
 
 @dataclass(frozen=True)
 class _Totals:
+    """Sums per play and group: ``[plays, groups, SIZE]``, and ``[plays, groups]`` twice."""
+
     counts: FloatArray
     seconds: FloatArray
     failed: FloatArray
 
     def add(self, window: WindowBatch) -> None:
-        self.counts[...] += window.latency_counts.sum(axis=0)
-        self.seconds[...] += window.latency_s_sum.sum(axis=0)
-        self.failed[...] += window.failed.sum(axis=0)
+        self.counts[...] += window.latency_counts
+        self.seconds[...] += window.latency_s_sum
+        self.failed[...] += window.failed
 
-    def score(self, deadline_s: FloatArray) -> Score:
-        answered, failed = float(self.counts.sum()), float(self.failed.sum())
-        total = answered + failed
-        lateness = np.maximum(midpoints_s() - deadline_s[:, None], 0.0) / deadline_s[:, None]
-        error_lateness = np.maximum(ERROR_LATENCY_S - deadline_s, 0.0) / deadline_s
-        art = float((self.counts * lateness).sum() + self.failed @ error_lateness) / total
-        relative = float(((self.seconds + self.failed * ERROR_LATENCY_S) / deadline_s).sum()) / total
-        return Score(
-            mean_ms=float(self.seconds.sum()) / answered * 1e3,
-            p99_ms=percentile_ms(self.counts.sum(axis=0).astype(np.int64), 99),
-            art=art,
-            index=relative + art,
-            error_ratio=failed / total,
-            requests=int(total),
-        )
+    def pooled(self) -> _Totals:
+        return _Totals(*(array.sum(axis=0, keepdims=True) for array in (self.counts, self.seconds, self.failed)))
+
+    def scores(self, deadline_s: FloatArray) -> tuple[Score, ...]:
+        plays = zip(self.counts, self.seconds, self.failed, strict=True)
+        return tuple(_score(counts, seconds, failed, deadline_s) for counts, seconds, failed in plays)
+
+
+def _score(counts: FloatArray, seconds: FloatArray, failed: FloatArray, deadline_s: FloatArray) -> Score:
+    answered, failures = float(counts.sum()), float(failed.sum())
+    total = answered + failures
+    lateness = np.maximum(midpoints_s() - deadline_s[:, None], 0.0) / deadline_s[:, None]
+    error_lateness = np.maximum(ERROR_LATENCY_S - deadline_s, 0.0) / deadline_s
+    art = float((counts * lateness).sum() + failed @ error_lateness) / total
+    relative = float(((seconds + failed * ERROR_LATENCY_S) / deadline_s).sum()) / total
+    return Score(
+        mean_ms=float(seconds.sum()) / answered * 1e3,
+        p99_ms=percentile_ms(counts.sum(axis=0).astype(np.int64), 99),
+        art=art,
+        index=relative + art,
+        error_ratio=failures / total,
+        requests=int(total),
+    )
 
 
 @lru_cache(maxsize=64)

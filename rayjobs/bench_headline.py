@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from actuators.topology import Topology, social_network
 from envs.learned_rules import Learning
@@ -17,13 +15,13 @@ from envs.scenarios import STUDY, StudyScenario, falling_speeds, scenario
 from envs.study import Score, judge
 from envs.workers import CAUTION
 from rayjobs.bench import Bar, BenchContext, at_most, figure
+from rayjobs.bench_ratios import PUBLISHED_SEEDS, Metric, Ratios
 
 TOPOLOGY = social_network()
 TEN_SERVERS = social_network(tuple(f"server-{number}:80" for number in range(1, 11)))
 TEN_UNEQUAL = StudyScenario(
     "ten", "ten servers, speeds 1.6 to 0.4, 65 %", 0.65, falling_speeds(1.6, 0.4), duration_s=200
 )
-SEEDS = (101, 102, 103, 104)
 
 DEFAULT = Learning("idle")
 STUDY_ROWS = {
@@ -33,42 +31,6 @@ STUDY_ROWS = {
     "inverse_latency": (0.872, 0.820),
 }
 """../shared/study.md, P2.3: geometric means over S1-S10 of mean and p99 over least_conn."""
-
-Metric = str
-
-
-@dataclass(frozen=True, eq=False)
-class Ratios:
-    """One rule over plain least_conn under the same arrivals: per scenario and seed.
-
-    Attributes:
-        scores: scenario → a score per seed, each divided by least_conn's.
-    """
-
-    scores: Mapping[str, Sequence[Score]]
-
-    def geometric(self, metric: Metric, names: Sequence[str] | None = None) -> float:
-        """Geometric mean over scenarios and seeds."""
-        return float(np.exp(self._logs(metric)[self._rows(names)].mean()))
-
-    def interval(self, metric: Metric, names: Sequence[str] | None = None) -> str:
-        """95 % interval of `geometric` over seeds (Student's t), as text; empty from one seed."""
-        of_seeds = self._logs(metric)[self._rows(names)].mean(axis=0)
-        if len(of_seeds) < 2:
-            return ""
-        half = stats.t.ppf(0.975, len(of_seeds) - 1) * of_seeds.std(ddof=1) / np.sqrt(len(of_seeds))
-        return f"95 %: {np.exp(of_seeds.mean() - half):.3f} to {np.exp(of_seeds.mean() + half):.3f}"
-
-    def worst(self, metric: Metric) -> tuple[float, str]:
-        """The largest ratio of all scenarios, seeds averaged, and where."""
-        rows = np.exp(self._logs(metric).mean(axis=1))
-        return float(rows.max()), tuple(self.scores)[int(rows.argmax())]
-
-    def _logs(self, metric: Metric) -> NDArray[np.float64]:
-        return np.log([[getattr(score, metric) for score in row] for row in self.scores.values()])
-
-    def _rows(self, names: Sequence[str] | None) -> list[int]:
-        return [index for index, name in enumerate(self.scores) if names is None or name in names]
 
 
 class Bench:
@@ -81,7 +43,7 @@ class Bench:
     def __init__(self, context: BenchContext) -> None:
         self._context = context
         drawn = 100_000 + int(np.random.default_rng([context.seed, 5]).integers(900_000))
-        self.seeds = SEEDS[:1] if context.quick else (*SEEDS, drawn)
+        self.seeds = PUBLISHED_SEEDS[:1] if context.quick else (*PUBLISHED_SEEDS, drawn)
         self.scenarios = [scenario(name) for name in STUDY]
         self.how = f"S1-S10, seeds {', '.join(map(str, self.seeds))}, 600 s (S6 1500 s)"
 

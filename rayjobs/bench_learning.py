@@ -1,218 +1,202 @@
-"""What reinforcement learning wins in simulation: on least_conn, on round robin, and what the encoding costs."""
+"""What reinforcement learning wins in simulation: on least_conn, on round robin, with more servers than it knew."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
-from actuators.topology import social_network
-from envs.actions import ActionOptions
-from envs.decision import DecisionOptions
-from envs.observation import ObservationName
+from actuators.topology import Topology, social_network
 from envs.rules import RULES, Rule
-from envs.scenarios import STUDY, scenario
-from envs.study import Score, judge
+from envs.scenarios import STUDY, StudyScenario, scenario
 from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
-from rayjobs.bench_headline import SEEDS, TOPOLOGY
-from tuning.options import AlgorithmOptions
+from rayjobs.bench_arms import ANTICIPATING, GENERALIST, SPECIALIST, SPEED
+from rayjobs.bench_ratios import Judged, Ratios, evaluation_seeds
+from rayjobs.local_ray import local_ray
 from tuning.study_training import Arm, Trained, train
 
-FULL = ActionOptions(floor=1, dead_band=0.0)
-"""The study's baselines know no floor and no dead band; the learned policies here have none either."""
+TOPOLOGY = social_network()
+PLAIN, SIMPLE = RULES["least_conn"], RULES["inverse_latency"]
+_WORDS = {"mean_ms": "mean", "p99_ms": "p99", "art": "ART", "index": "J"}
+_QUICK_SCENARIOS = ("S2", "S3", "S9")
 
-GENERALIST = Arm(
-    "generalist",
-    DecisionOptions(action=FULL),
-    "least_conn",
-    # Where weights have authority (many contexts, specialists) is a small part of the suite: it comes more often.
-    scenarios=(*STUDY, *("S9",) * 6, *("S3",) * 2),
-    steps=40_000,
-    # Over a good balancing method weights work at once: what they do later is noise in the credit they get.
-    algorithm=AlgorithmOptions(learning_rate=1.5e-3, discount=0.3, batch_steps=2400, minibatch_steps=600),
-)
-SPECIALIST = Arm(
-    "S3 on round robin",
-    DecisionOptions(action=FULL.model_copy(update={"kind": "increments"})),
-    "round_robin",
-    ("S3",),
-    20_000,
-    algorithm=AlgorithmOptions(learning_rate=1e-3, discount=0.7),
-)
-ANTICIPATING = Arm(
-    "S10 on round robin",
-    DecisionOptions(observation="features", frames=8, action=FULL.model_copy(update={"kind": "continuous"})),
-    "round_robin",
-    ("S10",),
-    60_000,
-    algorithm=AlgorithmOptions(learning_rate=1e-3, discount=0.8),
-)
-CLUSTERS = (4, 8, 16, 27, 64)
-ENCODINGS: tuple[ObservationName, ...] = ("posterior", "label", "fisher")
-PAIR = ("least_conn", "inverse_latency")
+
+@dataclass(frozen=True)
+class Cost:
+    """What one training took, from its first observation to its network."""
+
+    name: str
+    wall_s: float
+    cpu_s: float
 
 
 class Study:
-    """Trains arms and judges them; the scores of a rule on a scenario are taken once."""
+    """Trains arms and judges them; the scores of a rule on a scenario are taken once.
 
-    def __init__(self, context: BenchContext) -> None:
-        self._context = context
-        self.quick = context.quick
-        self.seeds = SEEDS[:1] if context.quick else SEEDS
-        self.duration_s = 120.0 if context.quick else 600.0
-        self._scores: dict[tuple[str, str, str], Score] = {}
-        self.seconds: dict[str, float] = {}
+    Attributes:
+        training_seeds: three, drawn from the bench's seed, so that no setting was chosen by looking at them.
+        seeds: of the evaluation, those of the study and drawn ones.
+        played: S1-S10, `duration_s` each (S6 2.5 times that); three of them and 60 s when quick.
+    """
+
+    def __init__(self, context: BenchContext, duration_s: float = 600.0, drawn_seeds: int = 4) -> None:
+        self._context, self.quick = context, context.quick
+        self._duration_s = 60.0 if self.quick else duration_s
+        drawn = np.random.default_rng([context.seed, 6]).choice(90_000, 3, replace=False) + 1000
+        self.training_seeds = tuple(int(seed) for seed in drawn[: 1 if self.quick else 3])
+        self.seeds = evaluation_seeds(context.seed, drawn_seeds)[: 1 if self.quick else None]
+        self.played = [self.scenario(name) for name in (_QUICK_SCENARIOS if self.quick else STUDY)]
+        self.judged = Judged(TOPOLOGY, self.seeds)
+        self.costs: list[Cost] = []
 
     @property
     def how(self) -> str:
-        return f"seeds {self.seeds[0]}-{self.seeds[-1]}, {self.duration_s:g} s, paired"
+        return (
+            f"{len(self.training_seeds)} training seeds {self.training_seeds}, evaluation seeds {self.seeds}, "
+            f"{self.played[0].duration_s:g} s (S6 × 2.5), paired"
+        )
 
-    def train(self, arm: Arm) -> Trained:
-        """The trained arm; quick runs get a tenth of the steps."""
-        chosen = replace(arm, steps=max(arm.steps // 10, 2400)) if self.quick else arm
-        self._context.log(f"training {arm.name}: {chosen.steps} steps")
-        started = time.monotonic()
-        folder = self._context.work_dir / "learning" / arm.name.replace(" ", "-")
-        trained = train(chosen, TOPOLOGY, self._context.seed, folder)
-        self.seconds[arm.name] = time.monotonic() - started
+    def scenario(self, name: str) -> StudyScenario:
+        """As long as this run plays it."""
+        return scenario(name, self._duration_s * (2.5 if name == "S6" else 1.0))
+
+    def train(self, arm: Arm, seed: int, *, held_out: bool = True) -> Trained:
+        """The trained arm; quick runs train for two iterations, which teaches nothing but shows that it works."""
+        chosen = replace(arm, steps=2 * arm.algorithm.batch_steps) if self.quick else arm
+        self._context.log(f"training {arm.name}: {chosen.steps} steps, seed {seed}")
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        folder = self._context.work_dir / f"{arm.name.replace(' ', '-')}-{seed}-{len(self.costs)}"
+        trained = train(chosen, TOPOLOGY, seed, folder, held_out=held_out and not self.quick)
+        self.costs.append(Cost(arm.name, time.perf_counter() - wall_s, time.process_time() - cpu_s))
         return trained
 
-    def score(self, rule: Rule, name: str) -> Score:
-        """One rule on one scenario (S6 is played 2.5 times as long)."""
-        key = (rule.name, rule.method, name)
-        if key not in self._scores:
-            played = scenario(name, self.duration_s * (2.5 if name == "S6" else 1.0))
-            self._scores[key] = judge(rule, played, TOPOLOGY, self.seeds)
-        return self._scores[key]
+    def trained(self, arm: Arm) -> list[Trained]:
+        """The arm, once per training seed."""
+        return [self.train(arm, seed) for seed in self.training_seeds]
 
-    def over(self, rule: Rule, base: Rule, names: Sequence[str]) -> dict[str, Score]:
-        """Scenario → ratios of the two rules' figures."""
-        self._context.log(f"{rule.name} over {base.name} on {len(names)} scenarios")
-        return {name: self.score(rule, name).over(self.score(base, name)) for name in names}
+    def over(self, own: Rule, base: Rule, played: Sequence[StudyScenario]) -> Ratios:
+        """Seed by seed, on the same arrivals."""
+        self._context.log(f"{own.name} over {base.name} on {', '.join(one.name for one in played)}")
+        return self.judged.over(own, base, played)
 
 
 def learning(context: BenchContext) -> Iterator[Bar]:
-    """Bars 1 (training), 4, 6, 7 and 8 of issue 5."""
-    from rayjobs.local_ray import local_ray
-
+    """Bars 1 (training), 4, 6 and 8 of issue 5."""
     study = Study(context)
     with local_ray():
-        yield _speed(study, context)
+        yield _speed(context)
         yield from _generalist(study)
         if not context.quick:
             yield from _round_robin(study)
-            yield from _encodings(study)
-    total = sum(study.seconds.values())
-    longest = max(study.seconds, key=lambda name: study.seconds[name])
+        yield _repeats(study)
+    longest = max(study.costs, key=lambda cost: cost.wall_s)
     yield at_most(
-        "longest training", study.seconds[longest] / 60, 30, "min", how="wall time, start and observation included",
-        reference=f"{longest}; all {len(study.seconds)} trainings {total / 60:.1f} min",
+        "longest training", longest.wall_s / 60, 30, "min", how="wall time, observation and held-out episodes included",
+        reference=f"{longest.name}: {longest.cpu_s / 60:.1f} min of CPU, {len(study.costs)} trainings",
     )  # fmt: skip
 
 
-def _speed(study: Study, context: BenchContext) -> Bar:
-    # S2 randomised asks for about 1300 requests/s.
-    arm = Arm("speed", DecisionOptions(action=FULL), "least_conn", ("S2",), steps=24_000)
+def _speed(context: BenchContext) -> Bar:
     marks: list[tuple[float, int]] = []
-    folder = context.work_dir / "learning" / "speed"
+    arm = replace(SPEED, steps=4800) if context.quick else SPEED
     train(
-        replace(arm, steps=6000 if study.quick else arm.steps), TOPOLOGY, context.seed, folder,
+        arm, TOPOLOGY, context.seed, context.work_dir / "speed",
         report=lambda row, steps: marks.append((time.perf_counter(), row.step)), held_out=False,
     )  # fmt: skip
     rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(marks)]
     return at_least(
-        "PPO end to end, 24 environments at 1 s", max(rates), 1500, "steps/s",
-        how=f"best of {len(rates)} iterations of 1200 steps, about 1300 requests/s per environment",
-        reference=f"median {np.median(rates):.0f}",
+        "PPO end to end, 24 environments at 1 s", float(np.median(rates)), 1500, "steps/s",
+        how=f"median of {len(rates)} iterations of 1200 steps, about 1300 requests/s per environment",
+        reference=f"slowest {min(rates):.0f}, fastest {max(rates):.0f}",
     )  # fmt: skip
 
 
 def _generalist(study: Study) -> Iterator[Bar]:
-    trained = study.train(GENERALIST)
-    plain = study.over(trained.rule, RULES["least_conn"], STUDY)
-    simple = study.over(trained.rule, RULES["inverse_latency"], STUDY)
-    for metric, word, limit in (("mean_ms", "mean", 0.955), ("p99_ms", "p99", 0.945), ("art", "ART", 0.80)):
-        own = _geometric(plain, metric)
-        beside = own / _geometric(simple, metric)
-        yield at_most(
-            f"learned on least_conn over least_conn: {word}", own, limit, "×", how=f"S1-S10, {study.how}",
-            reference=f"inverse latency {beside:.3f}",
-        )  # fmt: skip
+    trained = study.trained(GENERALIST)
+    rules = [
+        replace(one.rule, name=f"generalist {seed}") for one, seed in zip(trained, study.training_seeds, strict=True)
+    ]
+    plain = [study.over(rule, PLAIN, study.played) for rule in rules]
+    simple = [study.over(rule, SIMPLE, study.played) for rule in rules]
+    heuristic = study.over(SIMPLE, PLAIN, study.played)
+    for metric, limit in (("mean_ms", 0.955), ("p99_ms", 0.945), ("art", 0.80)):
+        yield _judged(f"learned on least_conn over least_conn: {_WORDS[metric]}", plain, metric, limit, study,
+                      f"inverse latency {heuristic.geometric(metric):.3f}")  # fmt: skip
     for found, base, limit in ((plain, "least_conn", 1.02), (simple, "inverse latency", 1.01)):
-        for metric, word in (("mean_ms", "mean"), ("p99_ms", "p99")):
-            worst = max(found, key=lambda name: getattr(found[name], metric))
+        for metric in ("mean_ms", "p99_ms"):
+            worst, where = max(one.worst(metric) for one in found)
             yield at_most(
-                f"learned on least_conn over {base}: worst {word}", getattr(found[worst], metric), limit, "×",
-                how=study.how, reference=worst,
+                f"learned on least_conn over {base}: worst {_WORDS[metric]}", worst, limit, "×",
+                how=f"the worst scenario of the worst training; {study.how}",
+                reference=f"{where}; trainings together {Ratios.mean(found).worst(metric)[0]:.3f}",
             )  # fmt: skip
-    yield at_most("learned on least_conn over inverse latency: J on S9", simple["S9"].index, 0.98, "×", how=study.how)
+    yield _judged("learned on least_conn over inverse latency: J on S9", simple, "index", 0.98, study, "", ("S9",))
+    best, where = Ratios.mean(simple).best("index")
+    yield figure("learned on least_conn over inverse latency: best J", best, "×", how=study.how, reference=where)
     yield from _more_servers(study, trained)
-    best = min(simple, key=lambda name: simple[name].index)
-    yield figure(
-        "learned on least_conn over inverse latency: best J", simple[best].index, "×", how=study.how, reference=best
-    )
 
 
-def _more_servers(study: Study, trained: Trained) -> Iterator[Bar]:
+def _judged(
+    bar: str, trainings: Sequence[Ratios], metric: str, limit: float, study: Study, beside: str,
+    names: Sequence[str] | None = None,
+) -> Bar:  # fmt: skip
+    """The trainings' geometric mean; each training's own figure and the interval over evaluation seeds beside it."""
+    together = Ratios.mean(trainings)
+    each = ", ".join(f"{one.geometric(metric, names):.3f}" for one in trainings)
+    reference = "; ".join(filter(None, (together.interval(metric, names), f"trainings {each}", beside)))
+    return at_most(bar, together.geometric(metric, names), limit, "×", how=study.how, reference=reference)
+
+
+def _more_servers(study: Study, trained: Sequence[Trained]) -> Iterator[Bar]:
     """Trained with three servers, judged with more."""
+    names = ("S2", "S3", "S4") if not study.quick else ("S2",)
     for servers in (5, 12):
-        topology = social_network(tuple(f"server-{number}:80" for number in range(1, servers + 1)))
-        names = ("S2", "S3", "S4") if not study.quick else ("S2",)
-        ratios = {}
-        for name in names:
-            played = scenario(name, min(study.duration_s, 200.0))
-            own, simple = (
-                judge(rule, played, topology, study.seeds[:2])
-                for rule in (trained.rule_on(topology), RULES["inverse_latency"])
-            )
-            ratios[name] = own.over(simple)
-        worst = max(ratios, key=lambda name: ratios[name].mean_ms)
+        judged = Judged(_servers(servers), study.seeds[:2])
+        played = [
+            replace(study.scenario(name), duration_s=min(study.scenario(name).duration_s, 200.0)) for name in names
+        ]
+        found = [
+            judged.over(replace(one.rule_on(_servers(servers)), name=f"generalist {index}"), SIMPLE, played)
+            for index, one in enumerate(trained)
+        ]
+        worst, where = max(one.worst("mean_ms") for one in found)
         yield at_most(
-            f"trained on 3 servers, on {servers}, over inverse latency: worst mean", ratios[worst].mean_ms, 1.01, "×",
-            how=f"{', '.join(names)}, {len(study.seeds[:2])} seeds, 200 s, paired", reference=worst,
+            f"trained on 3 servers, on {servers}, over inverse latency: worst mean", worst, 1.01, "×",
+            how=f"the worst training; {', '.join(names)}, evaluation seeds {study.seeds[:2]}, 200 s, paired",
+            reference=where,
         )  # fmt: skip
+
+
+def _servers(count: int) -> Topology:
+    return social_network(tuple(f"server-{number}:80" for number in range(1, count + 1)))
 
 
 def _round_robin(study: Study) -> Iterator[Bar]:
-    heuristic = replace(RULES["inverse_latency"], method="round_robin")
+    heuristic = replace(SIMPLE, method="round_robin")
     for arm, name, limit in ((SPECIALIST, "S3", 0.85), (ANTICIPATING, "S10", 0.5)):
-        trained = study.train(arm)
-        ratio = study.over(trained.rule, heuristic, (name,))[name]
-        of_plain = study.over(trained.rule, RULES["least_conn"], (name,))[name]
-        yield at_most(
-            f"learned over inverse latency, both on round robin: J on {name}", ratio.index, limit, "×", how=study.how,
-            reference=f"{of_plain.index:.2f} of plain least_conn: least_conn is the better base",
+        played = [study.scenario(name)]
+        trained = [
+            replace(one.rule, name=f"{arm.name} {seed}")
+            for one, seed in zip(study.trained(arm), study.training_seeds, strict=True)
+        ]
+        ratios = [study.over(rule, heuristic, played) for rule in trained]
+        of_plain = Ratios.mean([study.over(rule, PLAIN, played) for rule in trained]).geometric("index")
+        simple = study.over(SIMPLE, PLAIN, played).geometric("index")
+        yield _judged(
+            f"learned over inverse latency, both on round robin: J on {name}", ratios, "index", limit, study,
+            f"J over plain least_conn {of_plain:.2f}, inverse latency on least_conn {simple:.2f}",
         )  # fmt: skip
 
 
-def _encodings(study: Study) -> Iterator[Bar]:
-    """J over all scenarios of policies that differ in what they see only; on round robin, where weights matter."""
-    found: dict[str, float] = {}
-
-    def index(observation: ObservationName, clusters: int, label: str) -> float:
-        action = FULL.model_copy(update={"kind": "continuous"})
-        decision = DecisionOptions(observation=observation, action=action)
-        arm = Arm(label, decision, "round_robin", STUDY, 20_000, clusters, algorithm=SPECIALIST.algorithm)
-        trained = study.train(arm)
-        return _geometric(study.over(trained.rule, RULES["least_conn"], STUDY), "index")
-
-    plain = index("features", 8, "features")
-    for observation in ENCODINGS:
-        for clusters in CLUSTERS:
-            label = f"{observation}, K = {clusters}"
-            found[label] = index(observation, clusters, label) / plain
-            yield figure(
-                f"J, {label}, over features", found[label], "×", how=f"{study.how}, 20 000 steps each, one seed"
-            )
-    found["posterior+features, K = 8"] = index("posterior+features", 8, "posterior+features") / plain
-    best = min(found, key=lambda label: found[label])
-    yield at_most(
-        "J, best observation through the mixture, over features", found[best], 1.02, "×", how=study.how, reference=best
-    )
-
-
-def _geometric(ratios: dict[str, Score], metric: str) -> float:
-    return float(np.exp(np.mean([np.log(getattr(ratio, metric)) for ratio in ratios.values()])))
+def _repeats(study: Study) -> Bar:
+    """Trains the same short arm twice."""
+    arm = replace(SPECIALIST, steps=2400)
+    first, second = (study.train(arm, study.training_seeds[0]).net.state_dict() for _ in range(2))
+    apart = max(float((first[name] - second[name]).abs().max()) for name in first)
+    return at_most(
+        "two trainings with one seed: largest difference of a weight", apart, 0.0, "",
+        how=f"{arm.name}, 2400 steps; tests/integration/test_training.py does it from a saved config.yaml",
+    )  # fmt: skip
