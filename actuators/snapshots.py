@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import msgspec
+
 from actuators.errors import DataError, StatusError
 from actuators.vts import Responses, ServerCounters, Snapshot, parse
 
@@ -115,12 +117,12 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "nowMsec": snapshot.now_ms,
         "loadMsec": snapshot.load_ms,
         "hostName": snapshot.host_name,
-        "connections": snapshot.connections.model_dump(by_alias=True),
+        "connections": msgspec.to_builtins(snapshot.connections),
     }
     if snapshot.zone is not None:
-        line["sharedZones"] = snapshot.zone.model_dump(by_alias=True, exclude_none=True)
+        line["sharedZones"] = _known(snapshot.zone)
     if snapshot.balancer is not None:
-        line["deepsched"] = snapshot.balancer.model_dump(by_alias=True)
+        line["deepsched"] = msgspec.to_builtins(snapshot.balancer)
     for name, servers in snapshot.groups.items():
         line[name] = {server: _server_to_json(counters) for server, counters in servers.items()}
         if snapshot.unserved.get(name) and name not in servers:
@@ -147,10 +149,15 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
 
 
 def _server_to_json(counters: ServerCounters) -> dict[str, Any]:
-    entry = counters.model_dump(by_alias=True, exclude={"server"}, exclude_none=True)
+    entry = _known(counters)
+    del entry["server"]
     informational, _, _, client, server = counters.responses.counts()
     entry[_BAD] = informational + client + server
     return entry
+
+
+def _known(value: msgspec.Struct) -> dict[str, Any]:
+    return {key: part for key, part in msgspec.to_builtins(value).items() if part is not None}
 
 
 def _server_from_json(server: str, counters: Any) -> Any:
@@ -165,7 +172,7 @@ def _server_from_json(server: str, counters: Any) -> Any:
 
 
 def _unserved(name: str, count: int) -> ServerCounters:
-    responses = Responses.model_validate({"5xx": count})
+    responses = Responses(server_errors=count)
     return ServerCounters(server=name, request_counter=count, responses=responses, weight=0, max_fails=0)
 
 

@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from actuators.errors import DeepSchedError
+from rayjobs.serve_body import read_body
 from rayjobs.serve_gate import App, Gate, GateRules
 from rayjobs.serve_live import LiveView, events
 from rayjobs.serve_models import (
@@ -99,8 +100,7 @@ def create_app(settings: ServeSettings) -> App:
 
 def _policy_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, metrics: Metrics) -> None:
     def answered(body: bytes) -> bytes:
-        request = WeightsRequest.model_validate_json(body)
-        result = advise(store.current(), request, settings.guards)
+        result = advise(store.current(), read_body(body), settings.guards)
         metrics.answers.labels(result["decision"]).inc()
         if result["state"]:
             metrics.novelty.set(max(result["state"]["novelty"]))

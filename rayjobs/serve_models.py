@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from actuators.vts import Document
 from tuning.steering import Override
 from tuning.steering_options import Mode
 from tuning.window_json import WindowModel
@@ -31,7 +30,7 @@ class MemoryModel(_Model):
 class WeightsRequest(_Model):
     """vts documents of two or more moments, oldest first; or windows between such moments."""
 
-    documents: list[Document] | None = Field(default=None, min_length=2, max_length=MAX_MOMENTS)
+    documents: list[dict[str, Any]] | None = Field(default=None, min_length=2, max_length=MAX_MOMENTS)
     """Whole vts JSON documents of one NGINX."""
     windows: list[WindowModel] | None = Field(default=None, min_length=1, max_length=MAX_MOMENTS)
     """Differences of such documents, all about the same servers."""

@@ -16,10 +16,11 @@ from actuators.difference import difference
 from actuators.errors import BundleError, DataError
 from actuators.files import write_atomic
 from actuators.topology import Topology
-from actuators.vts import Snapshot, snapshot
+from actuators.vts import Snapshot
 from actuators.window import Window
 from envs.features import LatencyMemory
-from rayjobs.serve_models import MemoryModel, WeightsRequest
+from rayjobs.serve_body import Asked
+from rayjobs.serve_models import MemoryModel
 from tuning import window_json
 from tuning.adviser import Adviser
 from tuning.bundle import load_bundle
@@ -111,33 +112,32 @@ class LoadedBundle:
         return self._advisers[topology]
 
 
-def advise(bundle: LoadedBundle, request: WeightsRequest, guards: GuardOptions) -> dict[str, Any]:
+def advise(bundle: LoadedBundle, asked: Asked, guards: GuardOptions) -> dict[str, Any]:
     """The body of an answer, see `WeightsAnswer`.
 
     Raises:
         StatusError, DataError, ConfigError, BundleError: what was sent makes no sense.
     """
-    topology, windows = _windows(bundle.own.topology, request)
+    topology, windows = _windows(bundle.own.topology, asked)
     adviser = bundle.adviser(topology)
     deadlines_s = bundle.own.bundle.problem.deadlines_s
-    result = answer(adviser, windows, _memory(request.memory, topology), deadlines_s, guards)
+    result = answer(adviser, windows, _memory(asked.memory, topology), deadlines_s, guards)
     return {**_answer(result, topology), "bundle": bundle.id}
 
 
-def _windows(model: Topology, request: WeightsRequest) -> tuple[Topology, list[Window]]:
-    if request.windows is not None:
-        first = request.windows[0]
+def _windows(model: Topology, asked: Asked) -> tuple[Topology, list[Window]]:
+    if asked.windows is not None:
+        first = asked.windows[0]
         # Every group of a window has a column per server; which of them are its own, its weights say.
         groups = {
             name: [s for s, weight in zip(first.servers, row, strict=False) if weight > 0] or first.servers
             for name, row in zip(first.groups, first.weight, strict=False)
         }
         topology = window_json.topology_of(model, groups)
-        return topology, [window_json.from_json(window, topology) for window in request.windows]
-    assert request.documents is not None
-    snapshots = [snapshot(document) for document in request.documents]
-    topology = window_json.topology_of(model, _servers(snapshots[-1]))
-    pairs = itertools.pairwise(snapshots)
+        return topology, [window_json.from_json(window, topology) for window in asked.windows]
+    assert asked.snapshots is not None
+    topology = window_json.topology_of(model, _servers(asked.snapshots[-1]))
+    pairs = itertools.pairwise(asked.snapshots)
     return topology, [difference(before, after, topology) for before, after in pairs]
 
 

@@ -1,0 +1,231 @@
+"""A vts document as its JSON has it: every counter, checked while it is read. Unknown keys cost next to nothing."""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import Annotated, Any
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+InFlight = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_MOST = 2**64 - 1
+
+
+class _Model(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    """Keys as vts writes them; msgspec passes over all others without building them: most of a document."""
+
+
+def _bounded(*counts: int) -> None:
+    if max(counts) > _MOST:
+        raise ValueError(f"a count of {max(counts):g} is above 2**64")
+
+
+@lru_cache(maxsize=64)
+def _ascends(bounds: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(bounds))
+
+
+class Buckets(_Model):
+    """Cumulative histogram: `counters[i]` answers took at most `msecs[i]` ms; above the last bound nothing counts.
+
+    Both empty when the server was never used or no histogram is configured.
+    """
+
+    msecs: tuple[Count, ...] = ()
+    counters: tuple[Count, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.msecs) != len(self.counters):
+            raise ValueError("msecs and counters differ in length")
+        if not _ascends(self.msecs):
+            raise ValueError("msecs do not ascend")
+        # Sorting what is sorted costs a tenth of comparing pairs: a large document has thousands of these.
+        if sorted(self.counters) != list(self.counters):
+            raise ValueError("counters are not cumulative")
+        if self.counters:
+            _bounded(self.counters[-1], self.msecs[-1])
+
+
+class Responses(_Model):
+    """Answers by status class."""
+
+    informational: Count = msgspec.field(default=0, name="1xx")
+    successful: Count = msgspec.field(default=0, name="2xx")
+    redirected: Count = msgspec.field(default=0, name="3xx")
+    client_errors: Count = msgspec.field(default=0, name="4xx")
+    server_errors: Count = msgspec.field(default=0, name="5xx")
+
+    def __post_init__(self) -> None:
+        _bounded(*self.counts())
+
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """1xx … 5xx."""
+        return (
+            self.informational, self.successful, self.redirected, self.client_errors, self.server_errors,
+        )  # fmt: skip
+
+
+_WRAPPING = (
+    "requestCounter", "inBytes", "outBytes", "requestMsecCounter", "responseMsecCounter",
+    "1xx", "2xx", "3xx", "4xx", "5xx",
+)  # fmt: skip
+"""Counters whose overflows vts tells in `overCounts`, beside its `maxIntegerSize`."""
+
+
+class ServerCounters(_Model):
+    """One server of one group: what it did since NGINX started, and how it is configured.
+
+    `request_msec_counter` sums `$request_time`, `response_msec_counter` sums
+    `$upstream_response_time` (milliseconds); None when the document does not have it.
+    `request_msec` and `response_msec` are vts' moving averages over at most 63 requests: never learn from them.
+    """
+
+    server: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    request_counter: Count
+    in_bytes: Count = 0
+    out_bytes: Count = 0
+    responses: Responses = Responses()
+    request_msec_counter: Count = 0
+    request_msec: Count = 0
+    request_buckets: Buckets = Buckets()
+    response_msec_counter: Count | None = None
+    response_msec: Count = 0
+    response_buckets: Buckets = Buckets()
+    weight: Count = 1
+    max_fails: Count = 1
+    fail_timeout: Count = 10
+    backup: bool = False
+    down: bool = False
+    over_counts: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _bounded(
+            self.request_counter, self.in_bytes, self.out_bytes, self.request_msec_counter,
+            self.response_msec_counter or 0, self.weight,
+        )  # fmt: skip
+
+    @property
+    def removed(self) -> bool:
+        """A residual entry: today's vts keeps servers that left the config, with weight 0."""
+        return self.weight == 0
+
+    @property
+    def response_ms_sum(self) -> int:
+        """Sum of upstream response times; of request times in documents that have nothing better."""
+        return self._own_ms + self._wrapped(self._own_ms_name)
+
+    def totals(self) -> tuple[int, ...]:
+        """requests, in_bytes, out_bytes, response_ms_sum, 1xx … 5xx; wrapped counters unwrapped."""
+        counts = (self.request_counter, self.in_bytes, self.out_bytes, self._own_ms, *self.responses.counts())
+        if not any(self.over_counts.get(name) for name in _WRAPPING):
+            return counts
+        names = ("requestCounter", "inBytes", "outBytes", self._own_ms_name, "1xx", "2xx", "3xx", "4xx", "5xx")
+        return tuple(count + self._wrapped(name) for count, name in zip(counts, names, strict=True))
+
+    @property
+    def _own_ms(self) -> int:
+        return self.request_msec_counter if self.response_msec_counter is None else self.response_msec_counter
+
+    @property
+    def _own_ms_name(self) -> str:
+        return "requestMsecCounter" if self.response_msec_counter is None else "responseMsecCounter"
+
+    def _wrapped(self, name: str) -> int:
+        times = self.over_counts.get(name, 0)
+        return int(times) << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
+
+
+class ConnectionCounts(_Model):
+    """NGINX's own client connections (`stub_status`), of the whole instance; they survive a reload."""
+
+    active: Count = 0
+    reading: Count = 0
+    writing: Count = 0
+    waiting: Count = 0
+    accepted: Count = 0
+    handled: Count = 0
+    requests: Count = 0
+
+    def __post_init__(self) -> None:
+        _bounded(self.active, self.reading, self.writing, self.waiting, self.accepted, self.handled, self.requests)
+
+
+class Zone(_Model):
+    """The shared memory that holds the counters; `free_size` only since v0.2.7."""
+
+    name: str = ""
+    max_size: Count = 0
+    used_size: Count = 0
+    used_node: Count = 0
+    free_size: Count | None = None
+
+    @property
+    def full(self) -> bool:
+        """No page is left for a new server (a server takes one page of 4 KiB)."""
+        if self.free_size is not None:
+            return self.max_size > 0 and self.free_size < 4096
+        return self.max_size > 0 and self.used_node + 8 >= self.max_size // 4096
+
+
+class BalancerEntry(_Model):
+    """What only our in-memory balancer knows of one server in one group (lua/balancer.lua).
+
+    Sums over finished requests: all of them, and those that found an idle worker when they were sent.
+    """
+
+    group: str
+    server: str
+    requests: Count = 0
+    idle_requests: Count = 0
+    idle_response_msec: Count = 0
+    predicted_wait_s: Seconds = 0.0
+    predicted_service_s: Seconds = 0.0
+    in_flight: InFlight = 0
+    tau_s: Seconds = 0.0
+    workers: Seconds = 0.0
+    out: bool = False
+
+    def __post_init__(self) -> None:
+        _bounded(self.requests, self.idle_requests, self.idle_response_msec)
+
+    def sums(self) -> tuple[float, ...]:
+        """requests, idle requests, their response time in ms, predicted wait and service in s."""
+        return (
+            self.requests, self.idle_requests, self.idle_response_msec, self.predicted_wait_s, self.predicted_service_s,
+        )  # fmt: skip
+
+
+class Balancer(_Model):
+    """Our own block in the document; None in a document of the real module.
+
+    `start_msec` changes at a restart, never at a reload. `method` is empty while NGINX itself balances.
+    """
+
+    start_msec: Count = 0
+    method: str = ""
+    version: Count = 0
+    servers: tuple[BalancerEntry, ...] = ()
+
+
+class _ServerZone(_Model):
+    request_counter: Count = 0
+
+
+class Document(_Model, kw_only=True):
+    """A vts document as it is checked; `snapshot` makes what the rest reads of it."""
+
+    now_msec: Count
+    load_msec: Count
+    connections: ConnectionCounts
+    host_name: str = ""
+    module_version: str = ""
+    shared_zones: Zone | None = None
+    server_zones: dict[str, _ServerZone] = msgspec.field(default_factory=dict)
+    upstream_zones: dict[str, tuple[ServerCounters, ...]]
+    deepsched: Balancer | None = None
+
+    def __post_init__(self) -> None:
+        _bounded(self.now_msec, self.load_msec)
