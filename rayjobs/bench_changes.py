@@ -55,17 +55,23 @@ class Changes:
         return float(np.percentile(self.took_ms, percent))
 
 
-def change(context: BenchContext, nginx: Nginx, count: int, interval_s: float, *, longest_s: float = 0.0) -> Changes:
+def change(
+    context: BenchContext, nginx: Nginx, count: int, interval_s: float, *, longest_s: float = 0.0, watch: bool = True
+) -> Changes:
     """One server after the other takes everything; a request right after each change tells who does.
 
-    `longest_s`: what a change may take at most beyond the interval, for the length of the load.
+    Args:
+        longest_s: what a change may take at most beyond the interval, for the length of the load.
+        watch: count generations of workers; the thread that does costs a change in memory a millisecond now and then.
     """
     changes, topology = Changes(), nginx.topology
     ports = [server.rpartition(":")[2] for server in topology.servers]
-    with load_engine(context.work_dir / "load") as engine, _generations(nginx, changes):
-        duration_s = count * (interval_s + longest_s) + 2.0
+    watching = _generations(nginx, changes) if watch else contextlib.nullcontext()
+    with load_engine(context.work_dir / "load") as engine, watching:
+        duration_s = count * (interval_s + longest_s) + 2.5
         engine.start(nginx.address, topology, streams(LOAD_RPS), seed=context.seed, duration_s=duration_s)
-        due_s = time.monotonic() + 1.0
+        # Between the load engine's reports, which this process reads every full second.
+        due_s = time.monotonic() + 1.5
         for index in range(count):
             server = index % len(ports)
             engine.wait(max(due_s - time.monotonic(), 0.0))
