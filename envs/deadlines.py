@@ -27,6 +27,8 @@ MIN_USABLE_SHARE = 0.4
 FAULTY_SHARE_WARNED = 0.2
 MIN_REQUESTS = 200
 MAX_RELATIVE_SPREAD = 4.0
+PARTS, MAX_DRIFT, MIN_PART_REQUESTS = 4, 2.0, 50
+"""The phase in four parts: the mean of one may be at most twice that of another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,23 @@ def _warnings(
                 f"{group.request_type}: response times spread over {deviation_s[index] / mean_s[index]:.1f} times "
                 "their mean; a server was probably overloaded, so the deadline says little"
             )
+        low_ms, high_ms = _drift_ms(windows, index)
+        if high_ms > MAX_DRIFT * low_ms:
+            found.append(
+                f"{group.request_type}: the mean response time went from {low_ms:.1f} to {high_ms:.1f} ms within the "
+                "observation phase; something disturbed the servers, so the deadline says little"
+            )
     return tuple(found)
+
+
+def _drift_ms(windows: Sequence[Window], group: int) -> tuple[float, float]:
+    """Lowest and highest mean response time of a group over four parts of the phase, those with 50 requests or more."""
+    means = []
+    for part in np.array_split(np.arange(len(windows)), PARTS):
+        requests = sum(int(windows[i].requests[group].sum()) for i in part)
+        if requests >= MIN_PART_REQUESTS:
+            means.append(sum(int(windows[i].response_ms_sum[group].sum()) for i in part) / requests)
+    return (min(means), max(means)) if means else (1.0, 1.0)
 
 
 def tardiness(

@@ -10,6 +10,8 @@ from actuators.errors import DataError
 from actuators.topology import social_network
 from actuators.window import DEFAULT_BOUNDS_MS, Fault
 from envs.deadlines import derive_deadlines, tardiness
+from envs.scenarios import scenario
+from envs.simulation import SimulatedTestbed
 
 
 def test_deadline_is_mean_plus_priority_times_deviation() -> None:
@@ -89,3 +91,13 @@ def test_shedding_load_never_pays() -> None:
     deadlines_s = np.full(3, 0.1)
     cost = [tardiness(w.latency_histogram, w.server_errors, w.bounds_ms, deadlines_s).sum() for w in (late, shed)]
     assert cost[1] > cost[0]
+
+
+@pytest.mark.parametrize(("name", "flagged"), [("S1", False), ("S5", True)])
+def test_a_disturbed_observation_phase_is_flagged_and_a_quiet_one_is_not(name: str, flagged: bool) -> None:
+    # The study's case: servers slowed down at random under round robin make deadlines of a second, and ART blind.
+    with SimulatedTestbed(TOPOLOGY, "round_robin") as testbed:
+        testbed.reset(scenario(name), 3)
+        found = derive_deadlines([testbed.advance(0.5) for _ in range(120)], TOPOLOGY)
+    assert any("disturbed the servers" in warning for warning in found.warnings) == flagged
+    assert (found.seconds.max() > 0.5) == flagged
