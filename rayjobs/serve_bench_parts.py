@@ -19,7 +19,8 @@ from tuning.observing import ObserveOptions, fit_problem, watch
 from tuning.options import ModelOptions
 
 REQUESTS = 200
-RING = 63
+FULL_RING = 63
+"""Last times that vts keeps of a server in a group; they are most of a document, and nobody reads them."""
 
 
 def make_bundle(folder: Path, seed: int) -> Path:
@@ -40,14 +41,18 @@ def some_windows(topology: Topology, count: int = 3) -> list[Window]:
         return [testbed.advance(1.0) for _ in range(count)]
 
 
-def vts_documents(topology: Topology, seed: int) -> list[dict[str, Any]]:
-    """Two documents, one second apart, as large as vts writes them: rings of 63 and 32 buckets per server."""
+def vts_documents(
+    topology: Topology, seed: int, ring: int = FULL_RING, bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS
+) -> list[dict[str, Any]]:
+    """Two documents, one second apart, as vts writes them: `ring` last times and a histogram for every server."""
     generator = np.random.default_rng(seed)
     times = generator.lognormal(2.0, 0.5, (*topology.shape, 2, REQUESTS)).astype(int)
-    return [_document(topology, times[..., : moment + 1, :], moment) for moment in range(2)]
+    return [_document(topology, times[..., : moment + 1, :], moment, ring, bounds_ms) for moment in range(2)]
 
 
-def _document(topology: Topology, times: np.ndarray, moment: int) -> dict[str, Any]:
+def _document(
+    topology: Topology, times: np.ndarray, moment: int, ring: int, bounds_ms: tuple[int, ...]
+) -> dict[str, Any]:
     total = int(times.size)
     return {
         "hostName": "bench", "moduleVersion": "v0.2.7", "nginxVersion": "1.22.1", "loadMsec": 1_700_000_000_000,
@@ -57,23 +62,24 @@ def _document(topology: Topology, times: np.ndarray, moment: int) -> dict[str, A
         "serverZones": {},
         "upstreamZones": {
             group.name: [
-                _entry(server, times[g, topology.server_index(server)].ravel()) for server in group.servers
+                _entry(server, times[g, topology.server_index(server)].ravel(), ring, bounds_ms)
+                for server in group.servers
             ]
             for g, group in enumerate(topology.groups)
         },
     }  # fmt: skip
 
 
-def _entry(server: str, times: np.ndarray) -> dict[str, Any]:
-    counters = [int((times <= bound).sum()) for bound in DEFAULT_BOUNDS_MS]
-    ring = {"times": list(range(1_700_000_099_000, 1_700_000_099_000 + RING)), "msecs": times[:RING].tolist()}
-    buckets = {"msecs": list(DEFAULT_BOUNDS_MS), "counters": counters}
+def _entry(server: str, times: np.ndarray, ring: int, bounds_ms: tuple[int, ...]) -> dict[str, Any]:
+    counters = [int((times <= bound).sum()) for bound in bounds_ms]
+    last = {"times": list(range(1_700_000_099_000, 1_700_000_099_000 + ring)), "msecs": times[:ring].tolist()}
+    buckets = {"msecs": list(bounds_ms), "counters": counters}
     count, total_ms = len(times), int(times.sum())
     return {
         "server": server, "requestCounter": count, "inBytes": 100 * count, "outBytes": 200 * count,
         "responses": {"1xx": 0, "2xx": count, "3xx": 0, "4xx": 0, "5xx": 0},
-        "requestMsecCounter": total_ms, "requestMsec": 7, "requestMsecs": ring, "requestBuckets": buckets,
-        "responseMsecCounter": total_ms, "responseMsec": 7, "responseMsecs": ring, "responseBuckets": buckets,
+        "requestMsecCounter": total_ms, "requestMsec": 7, "requestMsecs": last, "requestBuckets": buckets,
+        "responseMsecCounter": total_ms, "responseMsec": 7, "responseMsecs": last, "responseBuckets": buckets,
         "weight": 1, "maxFails": 1, "failTimeout": 10, "backup": False, "down": False,
         "overCounts": {"maxIntegerSize": 18446744073709551615, "requestCounter": 0},
     }  # fmt: skip

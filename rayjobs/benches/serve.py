@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from actuators.errors import DataError, MissingToolError
+from actuators.process import ManagedProcess
 from actuators.topology import social_network
 from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
-from rayjobs.serve import ServeOptions, make_settings, serving
+from rayjobs.serve import free_port
 
 _WRK = """wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -26,53 +30,87 @@ wrk.body = file:read("*a")
 """
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 LARGE_SERVERS = 300
+START_TIMEOUT_S = 120.0
+VTS_BOUNDS_MS = (5, 10, 20, 30, 50, 100, 200, 500, 1000, 2000)
+"""As many as a usual `vhost_traffic_status_histogram_buckets` line has."""
+
+FRONTS = {"uvicorn": ("--front", "uvicorn"), "default proxy": ("--no-haproxy",), "HAProxy": ("--haproxy",)}
+"""What stands between a client and the policy; the last one is what is judged."""
+
+Found = dict[str, dict[str, float]]
+"""Measure → what wrk said of it."""
 
 
 def measure(context: BenchContext) -> list[Bar]:
     """Bars of a served policy; everything on this machine, the client too."""
-    from rayjobs.serve_bench_parts import make_bundle, vts_documents
+    from rayjobs.serve_bench_parts import make_bundle
 
     bundle = make_bundle(context.work_dir / "bundles" / "policy", context.seed)
-    small, large = context.work_dir / "small.json", context.work_dir / "large.json"
-    windows = vts_documents(social_network(), context.seed)
-    small.write_text(json.dumps({"documents": windows}))
-    many = social_network(tuple(f"10.0.{i // 250}.{i % 250 + 1}:80" for i in range(LARGE_SERVERS)))
-    large.write_text(json.dumps({"documents": vts_documents(many, context.seed)}))
-    context.log(f"bodies of {small.stat().st_size} and {large.stat().st_size} bytes")
+    bodies = _bodies(context)
     bars = [_inference(bundle)]
-    duration_s = 4 if context.quick else 15
-    references: dict[str, tuple[float, float, float]] = {}
-    for front in ("uvicorn", "ray"):
-        with _served(context, front) as url:
-            one = _wrk(f"{url}/v1/weights", small, 1, duration_s)
-            sixteen = _wrk(f"{url}/v1/weights", small, 16, duration_s)
-            big = _wrk(f"{url}/v1/weights", large, 1, duration_s)
-            references[front] = (one["p50_ms"], one["p99_ms"], sixteen["rate_rps"])
-            context.log(f"{front}: {one} {sixteen} {big}")
-            if front == "ray":
-                trivial = _wrk(f"{url}/healthz", None, 1, duration_s), _wrk(f"{url}/healthz", None, 16, duration_s)
-                bars += _bars(one, sixteen, big, trivial, references["uvicorn"])
-    return bars
+    found: dict[str, Found] = {}
+    for name, flags in FRONTS.items():
+        with _served(context, name, flags) as url:
+            found[name] = _measured(url, bodies, 4 if context.quick else 12)
+        context.log(f"{name}: {json.dumps(found[name])}")
+    return [*bars, *_bars(found)]
 
 
-def _bars(
-    one: dict[str, float],
-    sixteen: dict[str, float],
-    big: dict[str, float],
-    trivial: tuple[dict[str, float], dict[str, float]],
-    uvicorn: tuple[float, float, float],
-) -> list[Bar]:
-    beside = f"uvicorn {uvicorn[0]:.1f}, trivial {trivial[0]['p50_ms']:.1f}"
-    tail = f"uvicorn {uvicorn[1]:.1f}, trivial {trivial[0]['p99_ms']:.1f}"
-    rates = f"uvicorn {uvicorn[2]:.0f}, trivial {trivial[1]['rate_rps']:.0f}"
-    how = "wrk against Ray Serve with HAProxy, one replica, two vts documents of 3 servers in 3 groups"
+def _bodies(context: BenchContext) -> dict[str, Path]:
+    """Requests by name: the social network's three servers, and 300 with short and with full rings of last times."""
+    from rayjobs.serve_bench_parts import FULL_RING, vts_documents
+
+    many = social_network(tuple(f"10.0.{i // 250}.{i % 250 + 1}:80" for i in range(LARGE_SERVERS)))
+    documents = {
+        "small": vts_documents(social_network(), context.seed),
+        "large": vts_documents(many, context.seed, 0, VTS_BOUNDS_MS),
+        "full": vts_documents(many, context.seed, FULL_RING),
+    }
+    paths = {}
+    for name, pair in documents.items():
+        paths[name] = context.work_dir / f"{name}.json"
+        paths[name].write_text(json.dumps({"documents": pair}, separators=(",", ":")))
+        context.log(f"{name}: two documents, {paths[name].stat().st_size} bytes together")
+    return paths
+
+
+def _measured(url: str, bodies: dict[str, Path], duration_s: int) -> Found:
+    weights = f"{url}/v1/weights"
+    return {
+        "one": _wrk(weights, bodies["small"], 1, duration_s),
+        "sixteen": _wrk(weights, bodies["small"], 16, duration_s),
+        "large": _wrk(weights, bodies["large"], 1, duration_s),
+        "full": _wrk(weights, bodies["full"], 1, duration_s),
+        "trivial one": _wrk(f"{url}/healthz", None, 1, duration_s),
+        "trivial sixteen": _wrk(f"{url}/healthz", None, 16, duration_s),
+    }
+
+
+def _bars(found: dict[str, Found]) -> list[Bar]:
+    *others, judged = found
+    ours = found[judged]
+
+    def beside(measure: str, key: str) -> str:
+        """The same through the other fronts, and an answer without any work through each of them."""
+        same = [f"{name} {found[name][measure][key]:.1f}" for name in others]
+        if f"trivial {measure}" not in ours:
+            return ", ".join(same)
+        return ", ".join([*same, *(f"trivial {name} {found[name][f'trivial {measure}'][key]:.1f}" for name in found)])
+
+    how = f"wrk against Ray Serve behind {judged}, one replica; two vts documents of 3 servers in 3 groups a request"
+    failed = sum(result["failed"] for front in found.values() for result in front.values())
     return [
-        at_most("POST /v1/weights 3x3, 1 client, p50", one["p50_ms"], 10, "ms", how=how, reference=beside),
-        at_most("POST /v1/weights 3x3, 1 client, p99", one["p99_ms"], 30, "ms", how=how, reference=tail),
-        at_least("POST /v1/weights 3x3, 16 clients", sixteen["rate_rps"], 150, "req/s", how=how, reference=rates),
-        at_most("300 servers x 3 groups, 1 client, p99", big["p99_ms"], 80, "ms",
-                how="the same with two documents of 300 servers"),
-        figure("failed answers", one["failed"] + sixteen["failed"] + big["failed"], "", how="wrk: no 2xx or 3xx"),
+        at_most("POST /v1/weights 3x3, 1 client, p50", ours["one"]["p50_ms"], 10, "ms", how=how,
+                reference=beside("one", "p50_ms")),
+        at_most("POST /v1/weights 3x3, 1 client, p99", ours["one"]["p99_ms"], 30, "ms", how=how,
+                reference=beside("one", "p99_ms")),
+        at_least("POST /v1/weights 3x3, 16 clients", ours["sixteen"]["rate_rps"], 150, "req/s", how=how,
+                 reference=beside("sixteen", "rate_rps")),
+        at_most("300 servers x 3 groups, 1 client, p99", ours["large"]["p99_ms"], 80, "ms",
+                how="two documents of 900 entries and 0.7 MB each a request", reference=beside("large", "p99_ms")),
+        figure("the same with full rings, p99", ours["full"]["p99_ms"], "ms",
+               how="two documents of 3 MB each: all of vts' last 63 times", reference=beside("full", "p99_ms")),
+        at_most("failed answers", failed, 0, "", how="wrk: no 2xx or 3xx, in all of these"),
     ]  # fmt: skip
 
 
@@ -94,13 +132,26 @@ def _inference(folder: Path) -> Bar:
 
 
 @contextmanager
-def _served(context: BenchContext, front: str) -> Iterator[str]:
-    options = ServeOptions.model_validate(
-        {"bundle": context.work_dir / "bundles" / "policy", "port": 0, "front": front,
-         "folder": context.work_dir / f"state-{front}", "steer_folder": context.work_dir / "steer"}
-    )  # fmt: skip
-    with serving(options, make_settings(options)) as address:
-        yield f"http://{address}"
+def _served(context: BenchContext, name: str, flags: Sequence[str]) -> Iterator[str]:
+    """A `deepsched serve` of its own, as a user starts it."""
+    url, state = f"http://127.0.0.1:{(port := free_port('127.0.0.1'))}", context.work_dir / name.replace(" ", "-")
+    command = [
+        sys.executable, "-m", "rayjobs.serve", str(context.work_dir / "bundles" / "policy"), *flags,
+        "--port", str(port), "--folder", str(state), "--steer-folder", str(context.work_dir / "steer"),
+    ]  # fmt: skip
+    with ManagedProcess(
+        command, name=f"serve on {name}", log_path=context.work_dir / "serve.log", grace_s=40.0
+    ) as process:
+        process.wait_ready(lambda: _answers(f"{url}/healthz"), START_TIMEOUT_S)
+        yield url
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status) == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _wrk(url: str, body: Path | None, clients: int, duration_s: int) -> dict[str, float]:
