@@ -113,20 +113,28 @@ def _against_study(bench: Bench, learned: Mapping[str, Ratios], quick: bool) -> 
 
 def _stability(bench: Bench, quick: bool) -> Iterator[Bar]:
     """Statistics that come late, fewer workers believed than there are, workers learned from nothing."""
-    hardest = (replace(DEFAULT, delay_windows=3), replace(DEFAULT, worker_factor=0.5))
+    hardest = (
+        replace(DEFAULT, delay_windows=3), replace(DEFAULT, worker_factor=0.5),
+        replace(DEFAULT, delay_windows=3, worker_factor=0.5),
+    )  # fmt: skip
     others = (
         *(replace(DEFAULT, delay_windows=late) for late in (1, 2)), replace(DEFAULT, worker_factor=0.75),
-        *(Learning(name, late) for name in ("ratio", "inverse_latency") for late in (1, 3)),
-        *(Learning(name, worker_factor=0.5) for name in ("ratio", "inverse_latency")),
+        *(Learning(name, late) for name in ("ratio", "inverse_latency") for late in (1, 2, 3)),
+        *(Learning(name, worker_factor=c) for name in ("ratio", "inverse_latency") for c in (0.5, 0.75)),
         replace(DEFAULT, first_workers=1.0), replace(DEFAULT, first_workers=1.0, worker_factor=CAUTION),
     )  # fmt: skip
     for learning in hardest if quick else hardest + others:
         ratios = bench.over_least_conn(learning.rule())
-        worst, where = ratios.worst("mean_ms")
+        # On S7 least_conn's mean is low because it answers many requests by quick errors: J counts those, too.
+        told = (
+            f"worst {_WORDS[m]} {worst:.3f} on {where}"
+            for m in ("mean_ms", "index")
+            for worst, where in [ratios.worst(m)]
+        )
         limit = 0.95 if learning.worker_factor < 1.0 else 0.90
         yield at_most(
             f"{learning.rule().name}: mean over least_conn", ratios.geometric("mean_ms"), limit, "×", how=bench.how,
-            reference=f"worst {worst:.3f} on {where}",
+            reference=f"p99 {ratios.geometric('p99_ms'):.3f}; {'; '.join(told)}",
         )  # fmt: skip
 
 

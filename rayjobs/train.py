@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, DataError
 from actuators.options import Options
 from actuators.parts import LiveOptions
 from rayjobs.cli import Verb, run_verb
@@ -20,6 +22,10 @@ from tuning.judge import JudgeOptions
 from tuning.observing import Observed, ObserveOptions
 from tuning.options import TrainingOptions
 from tuning.parallel_options import ParallelOptions
+
+if TYPE_CHECKING:
+    from envs.decision import DecisionProblem
+    from tuning.transitions import Transition
 
 
 class TrainOptions(Options):
@@ -43,6 +49,10 @@ class TrainOptions(Options):
     """Training on live testbeds, several at once; give `judge` and `observe` shorter durations with it."""
     live: LiveOptions = LiveOptions()
     """The parts of live testbeds."""
+    records: tuple[Path, ...] = ()
+    """What an offline algorithm learns from: files that `deepsched collect` recorded, or folders of them; their
+    groups and servers must be as many as the testbed's. Without any, the observed windows and
+    `training.algorithm.recorded_steps` simulated ones."""
     resume: Path | None = None
     """Folder of an earlier run to go on with from its newest checkpoint, with the options it had; only
     `training.steps` may be given anew."""
@@ -55,7 +65,7 @@ def run(options: TrainOptions) -> int:
 
         return run_live(options)
     from envs.scenarios import scenario
-    from rayjobs.console import results
+    from rayjobs.console import remarks, results
     from rayjobs.local_ray import ray_session
     from rayjobs.steps import Steps
     from rayjobs.testbeds import open_testbed
@@ -73,9 +83,11 @@ def run(options: TrainOptions) -> int:
             stack.enter_context(ray_session())
             testbed = stack.enter_context(open_testbed("simulated", folder.path, options.seed))
         observed = steps.observe(testbed, watched, options.observe, training)
-        training = _with_records(training, observed, watched.work_scale, options.seed, folder)
+        training = _with_records(training, observed, watched.work_scale, options.seed, folder, options.records)
         trainer = steps.train(observed, training, watched.work_scale)
         bundle = steps.export(trainer)
+        if trainer.proof is not None:
+            remarks().print(trainer.proof.told(), markup=False, soft_wrap=True)
         policies = contenders(observed.problem, training.method, bundle.policy())
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
     print_evaluation(evaluation.to_json(), results())
@@ -104,21 +116,56 @@ def resumed(options: TrainOptions) -> tuple[RunFolder, TrainOptions]:
 
 
 def _with_records(
-    training: TrainingOptions, observed: Observed, work_scale: float, seed: int, folder: RunFolder
+    training: TrainingOptions,
+    observed: Observed,
+    work_scale: float,
+    seed: int,
+    folder: RunFolder,
+    records: Sequence[Path],
 ) -> TrainingOptions:
-    """Offline algorithms get the observed windows and some simulated steps, unless they were given records."""
+    """Offline algorithms get the recorded windows; without any, the observed ones and some simulated steps."""
     if not training.algorithm.offline or training.algorithm.transitions is not None:
         return training
+    from rayjobs.console import remarks
     from rayjobs.steps import training_scenarios
     from tuning.held_out import ScriptSource
     from tuning.transitions import from_simulation, from_windows, write_transitions
 
     problem, target = observed.problem, folder.path / "transitions"
-    source = ScriptSource(training_scenarios(training, work_scale), problem.topology)
-    seen = from_windows([*observed.windows.equal, *observed.windows.exploring], problem, "observed")
-    write_transitions(itertools.chain(seen, from_simulation(problem, source, training, seed)), target)
+    if records:
+        found = from_files(records, problem)
+    else:
+        source = ScriptSource(training_scenarios(training, work_scale), problem.topology)
+        seen = from_windows([*observed.windows.equal, *observed.windows.exploring], problem, "observed")
+        found = itertools.chain(seen, from_simulation(problem, source, training, seed))
+    count = write_transitions(found, target)
+    remarks().print(f"{training.algorithm.name} learns from {count} steps", markup=False)
     algorithm = training.algorithm.model_copy(update={"transitions": target.resolve()})
     return training.model_copy(update={"algorithm": algorithm})
+
+
+def from_files(records: Sequence[Path], problem: DecisionProblem) -> Iterator[Transition]:
+    """Transitions between the windows of recorded snapshots, an episode or more per file.
+
+    Raises DataError for a folder without any, or a recording of other groups or another number of servers.
+    """
+    from actuators.topology import Topology
+    from rayjobs.calibrate import SNAPSHOTS, read_windows, windows_of
+    from tuning.transitions import from_windows
+
+    types, servers = problem.topology.request_types, problem.topology.shape[1]
+    for path in records:
+        alone = path.is_file() or (path / SNAPSHOTS).exists()
+        files = [path] if alone else sorted(path.glob("*.json*"))
+        if not files:
+            raise DataError("no recordings", where=str(path), remedy="give files that `deepsched collect` wrote")
+        for number, file in enumerate(files):
+            _, seen, _ = windows_of(file)
+            if sorted(seen.request_types) != sorted(types) or len(seen.servers) != servers:
+                of = f"{', '.join(seen.request_types)} on {len(seen.servers)} servers"
+                raise DataError(f"recorded of {of}", where=str(file), remedy=f"record {', '.join(types)} on {servers}")
+            topology = Topology(tuple(sorted(seen.groups, key=lambda group: types.index(group.request_type))))
+            yield from from_windows(read_windows(file, topology), problem, f"{path.stem}-{number}")
 
 
 def _stages(options: TrainOptions) -> list[Stage]:

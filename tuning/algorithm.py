@@ -206,12 +206,19 @@ def _bc(options: AlgorithmOptions) -> AlgorithmConfig:
 
 
 def _marwil(options: AlgorithmOptions) -> AlgorithmConfig:
-    config = _recorded(MARWILConfig(), options)
-    return config.training(lr=options.learning_rate, gamma=options.discount, beta=options.advantage_exponent)
+    config = _recorded(MARWILConfig(), options).training(lr=options.learning_rate, gamma=options.discount)
+    # RLlib's own start (100, as good as never updated) makes every advantage 0 for rewards of our size: plain BC.
+    return config.training(
+        beta=options.advantage_exponent,
+        moving_average_sqd_adv_norm_start=1.0,
+        moving_average_sqd_adv_norm_update_rate=0.01,
+    )
 
 
 def _cql(options: AlgorithmOptions) -> AlgorithmConfig:
-    return _recorded(CQLConfig(), options).training(**_three_rates(options), gamma=options.discount)
+    config = _recorded(CQLConfig(), options).training(**_three_rates(options), gamma=options.discount)
+    # RLlib's own 20 000 gradient steps of imitation would be all that our trainings do.
+    return config.training(bc_iters=options.imitated_updates, min_q_weight=options.conservatism)
 
 
 def _recorded(config: Any, options: AlgorithmOptions) -> Any:

@@ -62,8 +62,12 @@ class AlgorithmOptions(Options):
     """SAC and DQN: environment steps before the first gradient step."""
     exploring_steps: int = Field(default=10_000, ge=1)
     """DQN: environment steps over which random actions fall from all to 5 %."""
-    advantage_exponent: float = Field(default=1.0, ge=0)
+    advantage_exponent: float = Field(default=1.0, ge=0, le=1)
     """MARWIL's beta: 0 imitates, more prefers what turned out well."""
+    imitated_updates: int = Field(default=200, ge=0)
+    """CQL: gradient steps in which the policy only imitates, until the values mean something."""
+    conservatism: float = Field(default=1.0, ge=0)
+    """CQL: weight of the loss that holds down the value of actions that were not recorded."""
     transitions: Path | None = None
     """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.transitions`); when not given, `deepsched train`
     records `recorded_steps` of its own."""

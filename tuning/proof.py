@@ -54,6 +54,14 @@ class Proof:
         """Better than the baseline beyond chance, and on no scenario possibly worse by more than 0.5 %."""
         return self.overall.low > 0 and all(gain.low >= -MOST_HARM for gain in self.scenarios.values())
 
+    def told(self) -> str:
+        """In one line, for people."""
+        verdict = "the residual is kept" if self.holds else "not proven, so the residual is set back to 0"
+        worst = min(self.scenarios, key=lambda name: self.scenarios[name].low)
+        parts = (f"{gain.mean:+.2%} (at least {gain.low:+.2%})" for gain in (self.overall, self.scenarios[worst]))
+        overall, least = parts
+        return f"J better by {overall} over {self.overall.episodes} fresh episodes, {worst} {least}: {verdict}"
+
     def to_json(self) -> dict[str, Any]:
         return {"holds": self.holds, **asdict(self)}
 

@@ -25,6 +25,7 @@ from envs.window_batch import WindowBatch
 from tuning.model import EquivariantNet
 from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, TrainingOptions
 from tuning.policy import LearnedPolicy
+from tuning.proof import Proof
 from tuning.training import CurveRow, Trainer
 
 SIMULATION = SimulationOptions(retry_post=True)
@@ -46,6 +47,7 @@ class Arm:
     imitation_steps: int = 0
     algorithm: AlgorithmOptions = field(default_factory=AlgorithmOptions)
     paired: bool = False
+    proof_episodes: int = 0
 
     @property
     def simulation(self) -> SimulationOptions:
@@ -61,6 +63,7 @@ class Trained:
     problem: DecisionProblem
     net: EquivariantNet
     curve: Sequence[CurveRow]
+    proof: Proof | None = None
 
     @property
     def rule(self) -> Rule:
@@ -93,6 +96,7 @@ def train(
         method=arm.method,
         decision=arm.decision,
         paired=arm.paired,
+        proof_episodes=arm.proof_episodes,
         held_out=HeldOutOptions(
             every_steps=max(arm.steps // 6, 1) if held_out else 0, patience=6, episodes=2 * len(set(arm.scenarios))
         ),
@@ -104,7 +108,7 @@ def train(
     trainer.train_simulated(
         training_mixture(arm.scenarios, duration_s=110.0), _InTurn(tuple(dict.fromkeys(arm.scenarios)))
     )
-    return Trained(arm, problem, trainer.net(), trainer.curve)
+    return Trained(arm, problem, trainer.net(), trainer.curve, trainer.proof)
 
 
 def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rayjobs.bench import Bar, BenchContext
 from rayjobs.bench_learning import learning
+from rayjobs.bench_residual import residuals
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bars 1 (end to end), 4, 6 and 8 of issue 5."""
-    return list(learning(context))
+    """Bars 1 (end to end), 4, 6 and 8 of issue 5, and the residual of bar 5."""
+    return [*learning(context), *residuals(context)]
