@@ -1,4 +1,4 @@
-"""Runs benches by name and writes what they measured to runs/bench/NAME.json; nothing in it is typed by hand."""
+"""Runs benches by name: a JSON file of each, one of all, one table; nothing in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import math
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
@@ -36,7 +37,7 @@ class BenchOptions(Options):
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, and its figures are rougher."""
     out: Path = Path("runs/bench")
-    """Folder that receives NAME.json."""
+    """Folder that receives NAME.json; what several say together is beside it, in a file of its name: OUT.json."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,22 @@ def document(name: str, seed: int, bars: Sequence[Bar]) -> dict[str, Any]:
     }
 
 
-def table(name: str, bars: Sequence[Bar]) -> Table:
-    """The bars as people read them."""
-    drawn = Table(title=f"bench {name}", title_justify="left")
-    for column, justify in (("bar", "left"), ("value", "right"), ("limit", "right"), ("holds", "left")):
+def table(title: str, measured: Mapping[str, tuple[Bar, ...] | str]) -> Table:
+    """The bars of benches as people read them; a text in the place of bars says why there are none."""
+    drawn = Table(title=f"bench {title}", title_justify="left")
+    for column, justify in (("bench", "left"), ("bar", "left"), ("value", "right"), ("limit", "right")):
         drawn.add_column(column, justify=justify)  # type: ignore[arg-type]
+    drawn.add_column("holds")
     drawn.add_column("reference", justify="right")
     drawn.add_column("how", style="dim")
-    for bar in bars:
-        verdict = "" if bar.limit is None else "yes" if bar.holds else "[bold red]NO[/]"
-        drawn.add_row(bar.bar, f"{_short(bar.value)} {bar.unit}", _limit(bar), verdict, _short(bar.reference), bar.how)
+    for name, found in measured.items():
+        if isinstance(found, str):
+            drawn.add_row(name, "[bold red]not measured[/]", "", "", "", "", escape(found))
+            continue
+        for bar in found:
+            verdict = "" if bar.limit is None else "yes" if bar.holds else "[bold red]NO[/]"
+            value = f"{_short(bar.value)} {bar.unit}"
+            drawn.add_row(name, escape(bar.bar), value, _limit(bar), verdict, _short(bar.reference), escape(bar.how))
     return drawn
 
 
@@ -148,21 +155,48 @@ def run(options: BenchOptions) -> int:
     unknown = [name for name in wanted if name not in names()]
     if unknown:
         raise ConfigError(f"there is no bench '{unknown[0]}'", remedy=closest(unknown[0], names()))
-    codes = [_run_one(name, options) for name in wanted]
-    return max(codes, default=0)
+    measured: dict[str, tuple[Bar, ...] | str] = {}
+    for name in wanted:
+        measured[name] = _run_one(name, options)
+        if len(wanted) > 1:
+            write_json(options.out.with_suffix(".json"), together(measured, options.seed))
+    if len(wanted) > 1:
+        results().print(table("all", measured))
+        results().print(f"written: {options.out.with_suffix('.json')}", markup=False)
+    return max((_code(found) for found in measured.values()), default=0)
 
 
-def _run_one(name: str, options: BenchOptions) -> int:
+def together(measured: Mapping[str, tuple[Bar, ...] | str], seed: int) -> dict[str, Any]:
+    """What several benches say in one document: bars of each, or why it was not measured."""
+    return {
+        "commit": commit(),
+        "machine": machine(),
+        "seed": seed,
+        "benches": {
+            name: {"not_measured": found} if isinstance(found, str) else {"bars": [asdict(bar) for bar in found]}
+            for name, found in measured.items()
+        },
+    }
+
+
+def _run_one(name: str, options: BenchOptions) -> tuple[Bar, ...] | str:
+    """The bars, or why there are none."""
     aside = remarks()
     try:
         bars = run_bench(name, options, lambda line: aside.print(f"bench {name}: {line}", markup=False))
     except DeepSchedError as error:
         aside.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
-        return EXIT_NOT_MEASURED
+        return str(error)
     out = results()
-    out.print(table(name, bars))
+    out.print(table(name, {name: bars}))
     out.print(f"written: {options.out / name}.json", markup=False)
-    return 0 if all(bar.holds for bar in bars) else EXIT_BAR_MISSED
+    return bars
+
+
+def _code(found: tuple[Bar, ...] | str) -> int:
+    if isinstance(found, str):
+        return EXIT_NOT_MEASURED
+    return 0 if all(bar.holds for bar in found) else EXIT_BAR_MISSED
 
 
 def _limit(bar: Bar) -> str:

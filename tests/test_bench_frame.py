@@ -108,9 +108,15 @@ def test_all_run_when_none_is_named_and_one_that_fails_stops_no_other(
         raise ServiceError("no answer", where="127.0.0.1:1")
 
     install(alpha=broken, beta=two_bars)
-    assert bench.run(BenchOptions(out=tmp_path)) == bench.EXIT_NOT_MEASURED
-    assert "alpha was not measured: no answer (127.0.0.1:1)" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["beta.json"]
+    assert bench.run(BenchOptions(out=tmp_path / "bench")) == bench.EXIT_NOT_MEASURED
+    said = capsys.readouterr()
+    assert "alpha was not measured: no answer (127.0.0.1:1)" in said.err
+    assert [path.name for path in (tmp_path / "bench").iterdir()] == ["beta.json"]
+    together = json.loads((tmp_path / "bench.json").read_text())
+    assert together["benches"]["alpha"] == {"not_measured": "no answer (127.0.0.1:1)"}
+    assert together["benches"]["beta"]["bars"] == json.loads((tmp_path / "bench" / "beta.json").read_text())["bars"]
+    table = said.out[said.out.index("bench all") :]
+    assert all(text in table for text in ("not measured", "delay", "memory", "wrk 4.1"))
 
 
 def test_an_earlier_result_survives_a_failed_run(install: Any, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from actuators.errors import TestbedError
 from actuators.script import Scenario
 from actuators.testbed import Testbed
 from actuators.window import FloatArray
@@ -23,6 +24,16 @@ from tuning.tally import Tally
 __all__ = [
     "Controller", "EndingArrivals", "Judge", "JudgeOptions", "Progress", "balanced_orders", "judge", "plan_blocks",
 ]  # fmt: skip
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """A testbed whose parts can die while the rest goes on."""
+
+    def dead_parts(self) -> list[str]:
+        """What has died, in words; empty when all is well."""
+        ...
+
 
 Remake = Callable[[int], Sequence[Controller]]
 
@@ -82,17 +93,17 @@ class Judge:
         self.plan = plan_blocks(controllers, options)
 
     def run(self) -> Evaluation:
-        """Runs what is not finished yet. Raises TestbedError when the testbed breaks; `blocks` are kept."""
+        """Runs what is not finished yet. Raises TestbedError when a part of the testbed breaks; `blocks` are kept."""
         done = {block.place for block in self.blocks if block.usable}
         repeats = self._options.repeats
         for index, place in enumerate(self.plan):
             if place in done:
                 continue
             self._meet(place.run_seed)
-            self._add(self._run_block(index, place))
+            self._judge_block(index, place)
             while repeats and not self.blocks[-1].usable:
                 repeats -= 1
-                self._add(self._run_block(index, place))
+                self._judge_block(index, place)
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
@@ -120,9 +131,16 @@ class Judge:
             self._controllers = {controller.name: controller for controller in self._remake(run_seed)}
         self._run_seed = run_seed
 
-    def _add(self, block: Block) -> None:
+    def _judge_block(self, index: int, place: Place) -> None:
+        """One more block; raises TestbedError, after it was kept, when a part of the testbed died in it."""
+        block = self._run_block(index, place)
+        dead = self._testbed.dead_parts() if isinstance(self._testbed, Mortal) else []
+        # What is left would go on, with other figures: two servers in the place of three.
+        block = replace(block, flags=(*block.flags, *(f"died: {part}" for part in dead)))
         self.blocks.append(block)
         self._keep(block)
+        if dead:
+            raise TestbedError("; ".join(dead), where=f"round {place.round + 1}, {place.policy}")
 
     def _is_complete(self, number: int) -> bool:
         return {b.place.policy for b in self.blocks if b.place.round == number} == self._controllers.keys()
