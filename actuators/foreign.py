@@ -203,6 +203,12 @@ def _topology(config: ForeignConfig, wanted: tuple[str, ...]) -> Topology:
     for name in wanted:
         if name not in names:
             raise ConfigError(f"unknown group '{name}'", where=str(config.main), remedy=closest(name, names))
+    for name in wanted or names:
+        servers = [line.server for line in config.group(name)]
+        twice = next((line for line in config.group(name) if servers.count(line.server) > 1), None)
+        if twice is not None:
+            remedy = "list it once, or name the groups that are to be steered: --set reload.groups=A,B"
+            raise ConfigError(f"{twice.server} is twice in {name}", where=f"{twice.file}:{twice.line}", remedy=remedy)
     return Topology(
         tuple(
             Group(name, name, "GET", "/", 2.0, tuple(line.server for line in config.group(name)))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from actuators.control import ServiceTimes, Weights
@@ -95,18 +96,28 @@ def _explore(options: WeightsOptions, actuator: Actuator) -> None:
     counts = ", ".join(f"{len(ratio_vectors(len(g.servers), options.values))} for {g.name}" for g in topology.groups)
     _say(f"distinct ratio vectors of {set(options.values)}: {counts}; one every {options.interval_s:g} s")
     before = actuator.control()
+    # Whoever took a server out of use did not mean to have it explored.
+    down = before.down if isinstance(before, Weights) else None
     due_s = time.monotonic()
     try:
         for index in range(options.rounds):
             for weights in exploration(topology, options.seed + index, options.values):
-                applied = actuator.apply(weights)
-                shown = " ".join("/".join(map(str, row[row > 0])) for row in weights.values)
-                _say(f"{shown} in force after {applied.duration_s * 1e3:.1f} ms")
+                wanted = Weights(topology, weights.values, weights.down if down is None else down)
+                applied = actuator.apply(wanted)
+                _say(f"{_shown(wanted)} in force after {applied.duration_s * 1e3:.1f} ms")
                 due_s += options.interval_s
                 time.sleep(max(due_s - time.monotonic(), 0.0))
     finally:
         actuator.apply(before)
         _say("the weights from before are in force again")
+
+
+def _shown(weights: Weights) -> str:
+    """As 5/down/1 3/1/1: group by group, its servers in the order of the topology."""
+    values, down, mask = weights.values, weights.down, weights.topology.mask
+    return " ".join(
+        "/".join("down" if down[g, s] else str(values[g, s]) for s in np.flatnonzero(mask[g])) for g in range(len(mask))
+    )
 
 
 def _snippet(options: WeightsOptions, actuator: Actuator) -> None:

@@ -99,6 +99,16 @@ def test_unknown_groups_and_moved_servers_are_named(main: Path) -> None:
         edit_file(b"\n\n\n", [ServerEdit(config.servers[0], 3, down=False)])
 
 
+def test_a_server_that_is_listed_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "nginx.conf").write_text(
+        "http { upstream g { server a:1; server b:1; }\nupstream h { server a:1; server a:1; } }"
+    )
+    config = read_config(tmp_path / "nginx.conf")
+    with pytest.raises(ConfigError, match=r"a:1 is twice in h \(.*nginx.conf:2\).*reload.groups"):
+        _topology(config, ())
+    assert _topology(config, ("g",)).servers == ("a:1", "b:1")
+
+
 def test_a_text_that_is_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     """A carriage return alone ends a line for crossplane, not for NGINX: the edit would hit the other group."""
     main = tmp_path / "nginx.conf"

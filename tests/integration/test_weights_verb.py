@@ -120,6 +120,8 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: Site) -
         assert result.stdout.splitlines() == [
             f"app/{site.servers[0]}=4", f"app/{site.servers[1]}=1", f"app/{site.servers[2]}=down",
         ]  # fmt: skip
+        result = deepsched("explore", "--interval-s", "0.01", "--values", "1,2", *memory)
+        assert result.stderr.count("/down in force after") == 7
         with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
             snapshot = reader.snapshot()
         assert [snapshot.groups["app"][server].request_counter for server in site.servers] == [11, 5, 3]
