@@ -15,7 +15,7 @@ from tuning.study_training import Arm
 
 CLUSTERS = (4, 8, 16, 27, 64)
 OBSERVATIONS: tuple[ObservationName, ...] = ("posterior", "label", "fisher")
-DURATION_S = 200.0
+DURATION_S = 100.0
 """Seventeen observations and seven more trainings take their time."""
 
 
