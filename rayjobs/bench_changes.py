@@ -29,11 +29,13 @@ class Changes:
 
     Attributes:
         took_ms: of each change, until it was applied and read back.
+        read_ms: of reading what is in force, right before each change: what this machine adds to any exchange.
         stale: requests sent right after a change that old weights answered.
         generations: most workers that were alive at once (an NGINX with one worker per generation).
     """
 
     took_ms: list[float] = field(default_factory=list)
+    read_ms: list[float] = field(default_factory=list)
     stale: int = 0
     generations: int = 0
     client: LoadSummary = field(init=False)
@@ -53,6 +55,10 @@ class Changes:
 
     def percentile_ms(self, percent: float) -> float:
         return float(np.percentile(self.took_ms, percent))
+
+    def __str__(self) -> str:
+        p50_ms, p99_ms = np.percentile(self.read_ms, [50, 99])
+        return f"p50 {self.percentile_ms(50):.2f} ms; only reading p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms"
 
 
 def change(
@@ -75,6 +81,9 @@ def change(
         for index in range(count):
             server = index % len(ports)
             engine.wait(max(due_s - time.monotonic(), 0.0))
+            began_s = time.perf_counter()
+            nginx.control()
+            changes.read_ms.append((time.perf_counter() - began_s) * 1e3)
             changes.took_ms.append(nginx.apply(_only(topology, server)).duration_s * 1e3)
             changes.stale += int(_who(nginx, topology.groups[1].path) != ports[server])
             due_s += interval_s

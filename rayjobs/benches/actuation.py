@@ -42,7 +42,7 @@ def _memory(context: BenchContext, topology: Topology) -> list[Bar]:
     with front(topology, options, context.work_dir / "memory") as nginx:
         context.log(f"{count} changes in memory, one every {interval_s:g} s")
         changes = change(context, nginx, count, interval_s, watch=False)
-    p99_ms, text = changes.percentile_ms(99), f"p50 {changes.percentile_ms(50):.2f} ms"
+    p99_ms, text = changes.percentile_ms(99), str(changes)
     return [
         at_most("in memory: applied and read back, p99", p99_ms, 5.0, "ms", how=changes.how, reference=text),
         at_most("in memory: requests after the acknowledgement by old weights", changes.stale, 0, "", how=changes.how),
