@@ -18,6 +18,7 @@ from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import EncoderOptions
 from envs.scenarios import scenario
 from envs.simulation import SimulatedTestbed
+from rayjobs.bench_steps import Stopwatch, untrained_policy
 from rayjobs.waiting import make_waiting
 from tuning.live_testbeds import Testbeds
 from tuning.live_vector import LiveVectorEnv
@@ -36,18 +37,21 @@ def small_problem(seed: int) -> DecisionProblem:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a number of testbeds gave windows.
+    """How fast a number of testbeds gave windows to an untrained policy that steers them.
 
     Attributes:
         ideal_per_s: testbeds / interval.
         faults: intervals that were lost.
         work_ms: our own milliseconds of every step: all but the wait for the interval's end. ``[steps]``.
+        parts_ms: `act`, `apply` and `collect` of them, ``[steps]`` each; the rest are calls between processes,
+            encoding and metrics.
     """
 
     steps_per_s: float
     ideal_per_s: float
     faults: int
     work_ms: NDArray[np.float64]
+    parts_ms: dict[str, NDArray[np.float64]]
 
     @property
     def share(self) -> float:
@@ -92,22 +96,24 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
     count = len(opened.conductors)
     played = scenario("demo", work_scale=work_scale, duration_s=(steps + 20) * interval_s * 2)
     env = LiveVectorEnv(problem, count, opened.leaser, played, interval_s=interval_s, episode_steps=EPISODE_STEPS)
+    act, watch, work_ms, faults = untrained_policy(problem), Stopwatch(), [], 0
     try:
-        env.reset(seed=1)
-        actions = np.zeros(env.action_space.shape or ())
-        env.step(actions)
-        faults, work_ms = 0, []
+        rows, _ = env.reset(seed=1)
+        rows, *_ = env.step(act(rows))
         began_s = time.monotonic()
-        for number in range(steps):
-            # Changing actions, so that every step really applies another control.
-            actions[:] = 0.3 * (-1) ** number
-            _, _, _, truncated, _ = env.step(actions)
+        for _ in range(steps):
+            with watch.part("act"):
+                actions = act(rows)
+            rows, _, _, truncated, _ = env.step(actions)
             faults += int(truncated.sum())
             work_ms.append(env.last_work_s * 1e3)
+            watch.add("apply", env.last_apply_s)
+            watch.add("collect", env.last_collect_s)
         elapsed_s = time.monotonic() - began_s
     finally:
         env.close()
-    return Pace(count * steps / elapsed_s, count / interval_s, faults, np.array(work_ms))
+    parts_ms = {part: watch.ms(part) for part in ("act", "apply", "collect")}
+    return Pace(count * steps / elapsed_s, count / interval_s, faults, np.array(work_ms) + parts_ms["act"], parts_ms)
 
 
 def _pss_kib(path: Path) -> int:

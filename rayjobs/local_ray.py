@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from actuators.process import ManagedProcess
@@ -67,10 +67,14 @@ class LocalRay:
             stop_signal=signal.SIGKILL,
         )  # fmt: skip
 
+    def wait_ready(self, ready: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Returns when the condition holds. Raises ProcessError when the head ends or it does not come in time."""
+        self._head.wait_ready(ready, timeout_s)
+
     def connect(self) -> None:
         """Waits until the head is up and makes this process its driver. Raises ProcessError."""
         address = self.folder / "ray_current_cluster"
-        self._head.wait_ready(lambda: address.exists() and bool(address.read_text().strip()), START_TIMEOUT_S)
+        self.wait_ready(lambda: address.exists() and bool(address.read_text().strip()))
         os.environ.update(self.environment)
         os.environ.pop("RAY_ADDRESS", None)
         _take_environment()

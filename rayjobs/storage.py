@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from pyarrow import ArrowInvalid, fs
@@ -25,19 +24,6 @@ def upload(folder: Path, url: str) -> str:
             f"cannot write: {error}", where=url, remedy="check the storage and its credentials"
         ) from error
     return target
-
-
-def local_copy(path: str, folder: Path) -> Path:
-    """A folder of the storage as a local folder at `folder`; replaces what is there. Raises ConfigError."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if Path(path).is_dir():
-        shutil.copytree(path, folder)
-        return folder
-    filesystem, base = _resolve(path)
-    folder.mkdir()
-    fs.copy_files(base, str(folder), source_filesystem=filesystem)
-    return folder
 
 
 def _resolve(url: str) -> tuple[fs.FileSystem, str]:

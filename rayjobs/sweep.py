@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from tuning.sweep_options import ConfirmOptions, SearchOptions
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rayjobs.usage import CpuUsage
     from tuning.sweep import Tally
     from tuning.trial import Shared
 
@@ -30,7 +32,7 @@ TRIAL_STEPS_PER_S = 900
 
 
 class SweepOptions(Options):
-    """One sweep. Its results: `sweep.parquet`, `best/` (a bundle), `report.html`, TensorBoard events."""
+    """One sweep. Its results: `sweep.parquet`, `best/` (a bundle), `report.html`, `usage.json`, TensorBoard events."""
 
     seed: int = Field(default=1, ge=0)
     """Fixes the observation phase, the draws and every trial's training."""
@@ -84,11 +86,13 @@ def _folder(options: SweepOptions) -> tuple[RunFolder, SweepOptions]:
 
 
 def _work(options: SweepOptions, folder: RunFolder) -> None:
+    from actuators.files import write_json
     from envs.scenarios import scenario
     from rayjobs.console import results
     from rayjobs.local_ray import ray_session
-    from rayjobs.storage import local_copy, upload
-    from tuning.sweep import histories, preflight, run_sweep, trial_table
+    from rayjobs.storage import upload
+    from rayjobs.usage import CpuUsage, session_name
+    from tuning.sweep import fetch_bundle, histories, preflight, run_sweep, trial_table
     from tuning.sweep_report import print_best, write_sweep_report
 
     confirm = options.confirm
@@ -104,13 +108,14 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
             shared = _shared(options, folder)
         with progress.stage("sweep") as stage:
             storage = options.storage or str(folder.path.absolute())
-            grid = run_sweep(options.search, shared, storage, at_once, lambda tally: _say(stage, tally, options))
+            with CpuUsage(session_name()) as usage:
+                grid = run_sweep(options.search, shared, storage, at_once, lambda tally: _say(stage, tally, options))
+            write_json(folder.path / "usage.json", {"trials": len(grid), "at_once": at_once, **usage.summary()})
             table = trial_table(grid, options.search.space)
             table.to_parquet(folder.path / "sweep.parquet")
-            bundles = [local_copy(path, folder.file("bundles", trial)) for path, trial in _best(table, confirm.best)]
+            bundles = [fetch_bundle(grid, trial, folder.file("bundles", trial)) for trial in _best(table, confirm.best)]
         evaluations: list[dict[str, Any]] = []
         if confirm.best:
-            from actuators.files import write_json
             from tuning.confirm import confirm as judge_live
 
             with progress.stage("confirm live") as stage:
@@ -125,6 +130,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
             if options.storage:
                 upload(folder.path, options.storage)
     print_best(table, evaluations, results())
+    results().print(_pace(len(grid), usage), soft_wrap=True)
     results().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
     results().print(f"report: {report}", soft_wrap=True)
 
@@ -163,10 +169,9 @@ def _room_to_confirm(confirm: ConfirmOptions) -> None:
     check_capacity(confirm.testbeds, len(social_network().servers))
 
 
-def _best(table: pd.DataFrame, count: int) -> list[tuple[str, str]]:
-    """Bundle and trial of the best trials, at least one; the first also goes to `best/`."""
-    usable = table[table["bundle"] != ""].head(max(count, 1))
-    return list(zip(usable["bundle"], usable["trial"], strict=True))
+def _best(table: pd.DataFrame, count: int) -> list[str]:
+    """The best trials that left a bundle, at least one; the first one's also goes to `best/`."""
+    return list(table[table["bundle"] != ""]["trial"].head(max(count, 1)))
 
 
 def _say(stage: StageProgress, tally: Tally, options: SweepOptions) -> None:
@@ -176,6 +181,11 @@ def _say(stage: StageProgress, tally: Tally, options: SweepOptions) -> None:
         f"{tally.ended} of {_count(options)} trials ended, {tally.running} running{failed}{best}",
         tally.ended / _count(options),
     )
+
+
+def _pace(trials: int, usage: CpuUsage) -> str:
+    busy = f"{usage.share:.0%} of this machine's {os.cpu_count()} cores busy"
+    return f"{trials} trials in {usage.elapsed_s / 60:.1f} minutes, {busy}"
 
 
 def _count(options: SweepOptions) -> int:

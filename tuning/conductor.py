@@ -35,12 +35,16 @@ class Stepped:
         fault: in words; empty when the window may be read as numbers.
         changed: whether the control was another one than before.
         waited_s: seconds in which nothing was done but to wait for the interval's end; the rest is our own work.
+        apply_s: seconds until the control was in force.
+        collect_s: seconds from the interval's end until its window was read and the testbed looked over.
     """
 
     window: Window | None
     fault: str = ""
     changed: bool = False
     waited_s: float = 0.0
+    apply_s: float = 0.0
+    collect_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,12 @@ class TestbedDriver:
         if self._testbed is None:
             return self._note(Stepped(None, "the testbed was not running"))
         self._doing = "stepping"
+        began_s = time.monotonic()
         try:
             # Only this side knows the addresses that the servers have now.
             applied = self._testbed.apply(replace(control, topology=self._testbed.topology))
-            return self._advance(self._testbed, interval_s, changed=applied.changed)
+            apply_s = time.monotonic() - began_s
+            return replace(self._advance(self._testbed, interval_s, changed=applied.changed), apply_s=apply_s)
         except ActuationError as error:
             return self._note(Stepped(None, f"not_in_force: {error}"))
         except TestbedError as error:
@@ -145,13 +151,12 @@ class TestbedDriver:
         # A testbed without a clock of its own, such as a simulated one, does not wait.
         waited_s = max(getattr(testbed, "due_s", began_s) - began_s, 0.0)
         self._windows += 1
-        dead = testbed.dead_parts(checks) if isinstance(testbed, RemoteTestbed) else []
-        if dead:
-            return self._note(Stepped(window, ", ".join(dead), changed, waited_s))
-        if window.usable:
-            return Stepped(window, changed=changed, waited_s=waited_s)
-        told = "; ".join(f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload")
-        return self._note(Stepped(window, told, changed, waited_s))
+        told = testbed.dead_parts(checks) if isinstance(testbed, RemoteTestbed) else []
+        if not told and not window.usable:
+            told = [f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload"]
+        collect_s = time.monotonic() - began_s - waited_s
+        stepped = Stepped(window, "; ".join(told), changed, waited_s, collect_s=collect_s)
+        return self._note(stepped) if told else stepped
 
     def _sound(self) -> Testbed:
         """The testbed, all of whose parts live; built anew when there is none or something in it has died."""

@@ -48,7 +48,7 @@ def confirm(
                 scenario,
                 own.model_copy(update={"seed": judge.seed + number}),
                 live,
-                work_dir / bundle.parent.parent.name / f"testbed-{number + 1}",
+                work_dir / bundle.name / f"testbed-{number + 1}",
             )
             for number in range(testbeds)
         ]

@@ -77,6 +77,8 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         self.ledger = Ledger()
         self.last_work_s = 0.0
         """Seconds of the last step that were our own work and not the wait for the interval's end."""
+        self.last_apply_s = self.last_collect_s = 0.0
+        """Those of them in which the slowest testbed put its control in force, and in which it read its window."""
         self._generator = np.random.default_rng(seed)
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> _Reset:
@@ -111,6 +113,8 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
                     self.ledger.add(terms)
         done = np.array([lane.done for lane in self._lanes])
         self.last_work_s = time.monotonic() - began_s - max(lane.waited_s for lane in self._lanes)
+        self.last_apply_s = max(lane.apply_s for lane in self._lanes)
+        self.last_collect_s = max(lane.collect_s for lane in self._lanes)
         return np.stack([lane.row for lane in self._lanes]), rewards, np.zeros_like(done), done, self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -144,7 +148,7 @@ class _Lane:
         self.row = np.zeros(problem.observation_space.shape or (), np.float32)
         self.done = False
         self.fault = ""
-        self.waited_s = 0.0
+        self.waited_s = self.apply_s = self.collect_s = 0.0
 
     def begin_reset(self, scenario: Scenario, seed: int, interval_s: float) -> None:
         self._again = lambda: self._conductor.reset.remote(scenario, seed, interval_s)
@@ -174,7 +178,8 @@ class _Lane:
         """Reward and its terms; 0 and none with a fault, which ends the episode."""
         stepped, trouble = _answer(self._pending, interval_s + ANSWER_SLACK_S)
         self._steps += 1
-        self.waited_s = 0.0 if stepped is None else stepped.waited_s
+        answered = stepped or Stepped(None)
+        self.waited_s, self.apply_s, self.collect_s = answered.waited_s, answered.apply_s, answered.collect_s
         self.fault = trouble or (stepped.fault if stepped is not None else "")
         self.done = bool(self.fault) or self._steps >= episode_steps
         if stepped is None or stepped.window is None or self.fault:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import optuna
 import pandas as pd
 import ray
+from pyarrow import fs
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
@@ -71,19 +73,21 @@ class SweepCallback(tune.Callback):
 def preflight(options: SearchOptions) -> int:
     """How many trials will run at once. Raises ConfigError for the space, CapacityError in words."""
     check(options.space, options.base, options.search, options.scheduler)
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    wanted = options.concurrent or cpus
-    if wanted > cpus or cpus == 0:
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    room = int(cpus / options.trial_cpus + 1e-9)
+    wanted = options.concurrent or room
+    if wanted > room or room == 0:
+        needed = max(wanted, 1) * options.trial_cpus
         raise CapacityError(
-            f"{max(wanted, 1)} trials at once need {max(wanted, 1)} CPUs, the cluster has {cpus}",
+            f"{max(wanted, 1)} trials at once need {needed:g} CPUs, the cluster has {cpus:g}",
             where="search.concurrent",
-            remedy="ask for fewer at once or add nodes",
+            remedy="ask for fewer at once, lower search.trial_cpus or add nodes",
         )
     if options.scheduler == "pbt" and options.trials > wanted:
         raise CapacityError(
             f"population-based training runs all {options.trials} trials in turn, {wanted} at once: most would wait",
             where="search.trials",
-            remedy=f"use at most {wanted} trials here, or scheduler: asha",
+            remedy=f"use at most {wanted} trials here, lower search.trial_cpus, or scheduler: asha",
         )
     return wanted
 
@@ -100,7 +104,7 @@ def run_sweep(
     Raises:
         DataError: no trial gave a result.
     """
-    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), {"CPU": 1})
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), {"CPU": options.trial_cpus})
     SweepCallback.listener = staticmethod(report)
     # Tune draws tables of its own otherwise, whatever `verbose` says (ray 2.60).
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -165,6 +169,16 @@ def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows).sort_values(SCORE, ascending=False, na_position="last")
     return table.reset_index(drop=True)
+
+
+def fetch_bundle(results: ResultGrid, trial: str, folder: Path) -> Path:
+    """The bundle of a trial as a local folder, from whatever storage its checkpoint is on; replaces what is there."""
+    checkpoint = next(result.checkpoint for result in results if Path(result.path).name == trial)
+    assert checkpoint is not None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    fs.copy_files(f"{checkpoint.path}/{BUNDLE}", str(folder), source_filesystem=checkpoint.filesystem)
+    return folder
 
 
 def histories(results: ResultGrid) -> dict[str, list[tuple[int, float]]]:

@@ -34,7 +34,9 @@ class SearchOptions(Options):
     perturb_share: float = Field(default=0.2, gt=0, le=1)
     """PBT: share of the steps between two exchanges."""
     concurrent: int = Field(default=0, ge=0)
-    """Trials at once, one CPU each; 0 for as many as the cluster has CPUs."""
+    """Trials at once; 0 for as many as the cluster's CPUs hold."""
+    trial_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that each trial claims; with 0.5, a population of four trains on two cores."""
     retries: int = Field(default=3, ge=0)
     """How often a trial whose process died is gone on with from its last checkpoint."""
     checkpoint_every: int = Field(default=4, ge=1)

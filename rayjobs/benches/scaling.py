@@ -1,12 +1,12 @@
-"""Bench `scaling`: parallel testbeds, our own work per live step, a sweep on all cores."""
+"""Bench `scaling`: parallel testbeds, and our own work per live step, part by part."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
 from rayjobs.local_ray import LocalRay, local_ray
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 MEMORY_GIB = 16.0
 MAX_TESTBEDS = 32
+STEP_MS = 15.0
 LIVE_WORK_SCALE = 4.6
 """Stretches the demo's work so that about 150 requests/s arrive at each live testbed."""
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of issue 7 that are numbers: 1, 2 (on fewer trials when quick) and 6."""
+    """Env steps/s and memory up to 32 testbeds, two live ones against one, and the whole control step."""
     from rayjobs.bench_scaling import small_problem
 
     problem = small_problem(context.seed)
     with local_ray(testbeds=2) as ray:
-        return [*_waiting(context, problem, ray), *_live(context, problem), *_sweep(context, ray)]
+        return [*_waiting(context, problem, ray), *_live(context, problem), *_steps(context, problem)]
 
 
 def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
@@ -58,33 +59,36 @@ def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> 
 def _live(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
     from rayjobs.bench_scaling import live_pace
 
-    steps = 10 if context.quick else 40
+    steps = {1: 10, 2: 10} if context.quick else {1: 120, 2: 40}
     paces = []
-    for count in (1, 2):
+    for count, number in steps.items():
         work_dir = context.work_dir / f"live-{count}"
-        paces.append(live_pace(problem, count, LIVE_WORK_SCALE, steps, 1.0, work_dir))
+        paces.append(live_pace(problem, count, LIVE_WORK_SCALE, number, 1.0, work_dir))
         context.log(f"{count} live testbed(s): {paces[-1].steps_per_s:.2f} steps/s, {paces[-1].faults} faults")
     one, two = paces
-    how = f"{steps} intervals of 1 s, about 150 requests/s each, usable windows only"
-    usable = [p.steps_per_s * (1 - p.faults / (steps * number)) for number, p in enumerate(paces, 1)]
+    how = f"{steps[2]} intervals of 1 s, about 150 requests/s each, usable windows only"
+    usable = [p.steps_per_s * (1 - p.faults / (steps[n] * n)) for n, p in enumerate(paces, 1)]
     yield at_least("two live testbeds over one", usable[1] / usable[0], 1.9, "x", how=how)
-    p99_ms = float(np.percentile(one.work_ms, 99))
-    how = f"{steps} steps of one live testbed, each with another control; a step's time less the wait for its interval"
-    median = f"median {np.median(one.work_ms):.1f} ms"
-    yield at_most("our own work per live step, p99", p99_ms, 15.0, "ms", how=how, reference=median)
     yield figure("faults with two live testbeds", two.faults, "windows", how="lost to anything")
+    how = f"{steps[1]} steps of one testbed in actors, each with another control: all but the wait for the interval"
+    yield _p99("whole control step over Ray actors", one.work_ms, how, limit_ms=STEP_MS)
+    for part, taken_ms in one.parts_ms.items():
+        yield _p99(f"of which {part}", taken_ms, "the same steps; the rest are calls, encoding and metrics")
 
 
-def _sweep(context: BenchContext, ray: LocalRay) -> Iterator[Bar]:
-    from rayjobs.bench_sweep import timed_sweep
+def _steps(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+    from rayjobs.bench_steps import PARTS, local_steps
 
-    trials, steps = (4, 2400) if context.quick else (32, 12_000)
-    began_s = time.monotonic()
-    found = timed_sweep(context.seed, trials, steps, context.work_dir, ray.folder)
-    minutes = (time.monotonic() - began_s) / 60
-    how = f"{trials} simulated trials over K and PPO hyperparameters, Optuna and ASHA, up to {steps} steps each"
-    yield at_most(f"sweep of {trials} trials", minutes, 20.0 * trials / 32, "minutes", how=how)
-    yield at_least(
-        "share of the cores that it used", found.busy_share, 0.85, "", how="CPU time of all processes of this Ray"
-    )
-    yield figure("best score", found.best_score, "log ratio to least_conn", how="validation episodes")
+    steps = 10 if context.quick else 120
+    watch = local_steps(problem, LIVE_WORK_SCALE, steps, 1.0, context.work_dir / "steps", context.seed)
+    how = f"{steps} steps of one live testbed, each with another control"
+    yield _p99("whole control step in one process", watch.whole_ms(), how, limit_ms=STEP_MS)
+    for part in PARTS:
+        yield _p99(f"of which {part}", watch.ms(part), "the same steps")
+
+
+def _p99(name: str, taken_ms: NDArray[np.float64], how: str, limit_ms: float | None = None) -> Bar:
+    value, reference = float(np.percentile(taken_ms, 99)), f"median {np.median(taken_ms):.1f} ms"
+    if limit_ms is None:
+        return figure(f"{name}, p99", value, "ms", how=how, reference=reference)
+    return at_most(f"{name}, p99", value, limit_ms, "ms", how=how, reference=reference)

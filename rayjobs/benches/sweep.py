@@ -1,0 +1,33 @@
+"""Bench `sweep`: 32 simulated trials on all cores, the best of them on live testbeds, as `deepsched sweep` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
+
+MINUTES = 20.0
+BUSY_SHARE = 0.85
+
+
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """Duration, use of the cores and outcome; four short trials and nothing live when quick."""
+    from rayjobs.bench_sweep import timed_sweep
+
+    began_s = time.monotonic()
+    found = timed_sweep(context.seed, context.work_dir / "sweep", quick=context.quick)
+    minutes, trials = (time.monotonic() - began_s) / 60, len(found.table)
+    how = "the configuration sweep-ppo, with the judgement on live testbeds" if found.confirmed else "few short trials"
+    bars = [at_most(f"sweep of {trials} trials", minutes, MINUTES, "minutes", how=how)]
+    how = "CPU time of its Ray and driver while trials ran"
+    # Four short trials are mostly the start of their processes.
+    name = "share of the cores that its trials kept busy"
+    share = found.busy_share
+    bars.append(figure(name, share, "", how=how) if context.quick else at_least(name, share, BUSY_SHARE, "", how=how))
+    best = found.table["score"].iloc[0]
+    bars.append(figure("best score", best, "log ratio to least_conn", how="validation episodes"))
+    for number, ratio in enumerate(found.live_ratios(), 1):
+        how = "the best trial over least_conn, both on this testbed"
+        bars.append(figure(f"mean latency on live testbed {number}", ratio, "x least_conn", how=how))
+    return bars

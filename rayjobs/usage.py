@@ -1,0 +1,108 @@
+"""How busy a run keeps the cores of this machine: CPU time of one Ray's processes and of their driver."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+EVERY_S = 0.5
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+
+
+def session_name() -> str:
+    """Of the Ray that this process is connected to; every process of it has this in its command line or ancestors'."""
+    import ray
+
+    return str(ray.get_runtime_context().get_session_name())
+
+
+class CpuUsage:
+    """CPU seconds of this process and of every process of a Ray on this machine while the block runs.
+
+    Processes are found by a word in their command line, with all their descendants, every 0.5 s; one that
+    ends loses what it used since the last look.
+
+    Args:
+        word: what only this Ray's processes have in their command line: its session's name.
+        proc: where processes are listed.
+    """
+
+    def __init__(self, word: str, proc: Path = Path("/proc")) -> None:
+        self._word, self._proc = word.encode(), proc
+        self._first: dict[tuple[int, str], float] = {}
+        self._last: dict[tuple[int, str], float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="cpu-usage", daemon=True)
+        self.elapsed_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._began_s = time.monotonic()
+        self._look(first=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self.elapsed_s = time.monotonic() - self._began_s
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds, user and system, while the block ran."""
+        return sum(used - self._first[key] for key, used in self._last.items())
+
+    @property
+    def share(self) -> float:
+        """CPU seconds per second and core of this machine, 0…1."""
+        return self.cpu_s / self.elapsed_s / (os.cpu_count() or 1) if self.elapsed_s > 0 else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """For a file of results."""
+        return {"seconds": self.elapsed_s, "cpu_s": self.cpu_s, "cores": os.cpu_count(), "busy_share": self.share}
+
+    def _watch(self) -> None:
+        while not self._stop.wait(EVERY_S):
+            self._look()
+
+    def _look(self, *, first: bool = False) -> None:
+        stats = {pid: found for pid in self._pids() if (found := self._stat(pid)) is not None}
+        for pid in self._own({pid: parent for pid, (parent, _, _) in stats.items()}):
+            _, started, used_s = stats[pid]
+            # Who began after us began with nothing.
+            self._first.setdefault((pid, started), used_s if first else 0.0)
+            self._last[pid, started] = used_s
+
+    def _own(self, parents: dict[int, int]) -> set[int]:
+        """This process, those with the word, and all their descendants."""
+        own = {pid for pid in parents if pid == os.getpid() or self._has_word(pid)}
+        children: dict[int, list[int]] = {}
+        for pid, parent in parents.items():
+            children.setdefault(parent, []).append(pid)
+        waiting = [child for pid in own if pid != os.getpid() for child in children.get(pid, [])]
+        while waiting:
+            pid = waiting.pop()
+            if pid not in own:
+                own.add(pid)
+                waiting += children.get(pid, [])
+        return own
+
+    def _pids(self) -> list[int]:
+        return [int(path.name) for path in self._proc.iterdir() if path.name.isdigit()]
+
+    def _has_word(self, pid: int) -> bool:
+        try:
+            return self._word in (self._proc / str(pid) / "cmdline").read_bytes()
+        except OSError:
+            return False  # it ended while we looked
+
+    def _stat(self, pid: int) -> tuple[int, str, float] | None:
+        """Parent, start time and CPU seconds; None when it has gone."""
+        try:
+            fields = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return int(fields[1]), fields[19], (int(fields[11]) + int(fields[12])) * _TICK_S

@@ -1,0 +1,51 @@
+"""How busy a run kept the cores: its own processes and their descendants count, others do not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rayjobs.usage import CpuUsage
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SESSION = "session_2026-11-22_1"
+
+
+class Machine:
+    """A made-up /proc."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def process(self, pid: int, parent: int, command: str, used_s: float, started: int = 1) -> None:
+        folder = self.root / str(pid)
+        folder.mkdir(exist_ok=True)
+        (folder / "cmdline").write_bytes(command.encode() + b"\0")
+        ticks = round(used_s * TICKS_PER_S)
+        fields = ["S", str(parent), *["0"] * 9, str(ticks), "0", *["0"] * 6, str(started), "0"]
+        (folder / "stat").write_text(f"{pid} (a (b) c) {' '.join(fields)}\n")
+
+
+def test_own_processes_and_their_descendants_count_from_the_start_on(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.process(10, 1, f"raylet --session={SESSION}", 5.0)
+    machine.process(11, 10, "ray::SweepTrial", 2.0)
+    machine.process(20, 1, "somebody else", 1.0)
+    with CpuUsage(SESSION, tmp_path) as usage:
+        machine.process(11, 10, "ray::SweepTrial", 4.0)
+        machine.process(12, 11, "began meanwhile", 1.5)
+        machine.process(20, 1, "somebody else", 9.0)
+    assert usage.cpu_s == pytest.approx(3.5)
+    usage.elapsed_s = 3.5 / (os.cpu_count() or 1) / 0.5
+    assert usage.share == pytest.approx(0.5)
+    assert usage.summary()["busy_share"] == usage.share
+
+
+def test_a_process_that_reuses_a_number_is_another_one(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.process(10, 1, f"raylet --session={SESSION}", 5.0)
+    with CpuUsage(SESSION, tmp_path) as usage:
+        machine.process(10, 1, f"raylet --session={SESSION}", 1.0, started=2)
+    assert usage.cpu_s == pytest.approx(1.0)
