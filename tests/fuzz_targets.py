@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["actuators", "crossplane"]):
     from actuators.foreign_edit import ServerEdit, edit_file
     from actuators.snapshots import from_json, to_json
     from actuators.topology import social_network
-    from actuators.vts import parse
+    from actuators.vts import Snapshot, parse, parse_json
 
 DATA = Path(__file__).parent / "data" / "vts"
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
@@ -33,12 +33,12 @@ MAIN = Path(tempfile.mkdtemp(prefix="ds-fuzz-")) / "nginx.conf"
 
 
 def vts(data: bytes) -> None:
-    """Any JSON is a window without a wrong number, or an error of ours."""
+    """Any bytes are a window without a wrong number, or an error of ours."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        snapshot = parse_json(data)
+    except DeepSchedError:
         return
-    check_document(document)
+    check(snapshot)
 
 
 def fields(data: bytes) -> None:
@@ -47,7 +47,12 @@ def fields(data: bytes) -> None:
     document = copy.deepcopy(RECORDED[provider.ConsumeIntInRange(0, len(RECORDED) - 1)])
     for _ in range(provider.ConsumeIntInRange(1, 6)):
         spoil(document, provider)
-    check_document(document)
+    for read in (lambda: parse(document), lambda: parse_json(json.dumps(document).encode(errors="surrogatepass"))):
+        try:
+            snapshot = read()
+        except DeepSchedError:
+            continue
+        check(snapshot)
 
 
 def spoil(document: dict[str, Any], provider: Any) -> None:
@@ -79,9 +84,8 @@ def odd_value(provider: Any) -> Any:
     return odd[provider.ConsumeIntInRange(0, len(odd) - 1)]
 
 
-def check_document(document: Any) -> None:
+def check(snapshot: Snapshot) -> None:
     try:
-        snapshot = parse(document)
         again = from_json(json.loads(json.dumps(to_json(snapshot))))
         window = difference(parse(BASE), snapshot, TOPOLOGY)
     except DeepSchedError:

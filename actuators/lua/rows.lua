@@ -10,7 +10,7 @@ ffi.cdef [[
 ]]
 
 local READ_WRITE, SHARED_ANONYMOUS_NORESERVE = 0x3, 0x4021   -- of Linux
-local ROWS, NO_SUCH_PROCESS = 256, 3
+local ROWS, NO_SUCH_PROCESS = 512, 3
 local NUMBERS = ffi.typeof("double *")
 local BYTES = ffi.sizeof("double")
 
