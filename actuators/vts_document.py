@@ -28,7 +28,7 @@ def _ascends(bounds: tuple[int, ...]) -> bool:
     return all(a < b for a, b in itertools.pairwise(bounds))
 
 
-class Buckets(_Model):
+class Buckets(_Model, frozen=True):
     """Cumulative histogram: `counters[i]` answers took at most `msecs[i]` ms; above the last bound nothing counts.
 
     Both empty when the server was never used or no histogram is configured.
@@ -49,7 +49,7 @@ class Buckets(_Model):
             _bounded(self.counters[-1], self.msecs[-1])
 
 
-class Responses(_Model):
+class Responses(_Model, frozen=True):
     """Answers by status class."""
 
     informational: Count = msgspec.field(default=0, name="1xx")
@@ -75,7 +75,7 @@ _WRAPPING = (
 """Counters whose overflows vts tells in `overCounts`, beside its `maxIntegerSize`."""
 
 
-class ServerCounters(_Model):
+class ServerCounters(_Model, frozen=True):
     """One server of one group: what it did since NGINX started, and how it is configured.
 
     `request_msec_counter` sums `$request_time`, `response_msec_counter` sums
@@ -138,7 +138,7 @@ class ServerCounters(_Model):
         return int(times) << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
 
 
-class ConnectionCounts(_Model):
+class ConnectionCounts(_Model, frozen=True):
     """NGINX's own client connections (`stub_status`), of the whole instance; they survive a reload."""
 
     active: Count = 0
@@ -153,7 +153,7 @@ class ConnectionCounts(_Model):
         _bounded(self.active, self.reading, self.writing, self.waiting, self.accepted, self.handled, self.requests)
 
 
-class Zone(_Model):
+class Zone(_Model, frozen=True):
     """The shared memory that holds the counters; `free_size` only since v0.2.7."""
 
     name: str = ""
@@ -170,7 +170,7 @@ class Zone(_Model):
         return self.max_size > 0 and self.used_node + 8 >= self.max_size // 4096
 
 
-class BalancerEntry(_Model):
+class BalancerEntry(_Model, frozen=True):
     """What only our in-memory balancer knows of one server in one group (lua/balancer.lua).
 
     Sums over finished requests: all of them, and those that found an idle worker when they were sent.
@@ -198,7 +198,7 @@ class BalancerEntry(_Model):
         )  # fmt: skip
 
 
-class Balancer(_Model):
+class Balancer(_Model, frozen=True):
     """Our own block in the document; None in a document of the real module.
 
     `start_msec` changes at a restart, never at a reload. `method` is empty while NGINX itself balances.
@@ -210,11 +210,11 @@ class Balancer(_Model):
     servers: tuple[BalancerEntry, ...] = ()
 
 
-class _ServerZone(_Model):
+class _ServerZone(_Model, frozen=True):
     request_counter: Count = 0
 
 
-class Document(_Model, kw_only=True):
+class Document(_Model, frozen=True, kw_only=True):
     """A vts document as it is checked; `snapshot` makes what the rest reads of it."""
 
     now_msec: Count
