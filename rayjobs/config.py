@@ -196,7 +196,8 @@ def _explain(error: ValidationError, options: type[Options], layers: Sequence[La
         return ConfigError(
             f"option '{path}' is missing{more}", where=where, remedy="it has no default; give it a value"
         )
-    if first["type"] == "value_error" and not path:
+    # What options refuse together is told by them; their values would only hide it.
+    if first["type"] == "value_error" and (info is None or nested_options(info.annotation)):
         return ConfigError(first["msg"].removeprefix("Value error, ") + more, where=where)
     choices = choices_of(info.annotation) if info else ()
     remedy = closest(str(first["input"]), choices) if choices else ""

@@ -12,7 +12,6 @@ import torch
 from problems import TOPOLOGY, demo_scenario, observed
 
 from actuators.control import ServiceTimes
-from actuators.errors import BundleError
 from actuators.window import Window
 from envs.actions import ActionOptions
 from envs.balancing import BalancingEnv
@@ -23,7 +22,6 @@ from envs.scenarios import scenario, training_mixture
 from envs.simulation import SimulatedTestbed
 from envs.study import judge
 from envs.vector import SimulatedVectorEnv
-from tuning.adviser import Adviser
 from tuning.bundle import Bundle
 from tuning.contenders import Arena, contender, learned_controller, parse_policies
 from tuning.options import ModelOptions, TrainingOptions
@@ -158,9 +156,6 @@ def test_what_does_not_fit_is_refused() -> None:
         TrainingOptions(method="expected_delay")
     with pytest.raises(ValueError, match="paired and proof_episodes need a baseline"):
         TrainingOptions(paired=True, decision=DecisionOptions(action=ActionOptions(kind="increments")))
-    own = problem()
-    with pytest.raises(BundleError, match="service times of expected_delay"):
-        Adviser(Bundle(net_for(own, ModelOptions()), own, ModelOptions(), {}))
 
 
 def test_a_learned_controller_keeps_what_it_learned_over_a_block() -> None:
