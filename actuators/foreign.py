@@ -22,8 +22,9 @@ from pydantic import Field
 
 from actuators.collect import StatusReader
 from actuators.control import MAX_WEIGHT, Control, Weights
-from actuators.errors import ActuationError, ConfigError, StatusError, closest
+from actuators.errors import ActuationError, ConfigError, closest
 from actuators.foreign_config import ForeignConfig, read_config
+from actuators.foreign_confirm import confirm_weights
 from actuators.foreign_edit import ServerEdit, edit_file, find_directive
 from actuators.nginx_detect import detect
 from actuators.options import Options
@@ -153,18 +154,11 @@ class ForeignNginx:
             return reader.snapshot().load_ms
 
     def _confirm(self, control: Weights) -> None:
-        """What the statistics show, where they show a server by the name that the file has."""
+        """What the statistics show, where there are any."""
         if not self.options.status_url:
             return
         with StatusReader(self.options.status_url) as reader:
-            groups = reader.snapshot().groups
-        for g, s in np.argwhere(self.topology.mask):
-            name, server = self.topology.groups[g].name, self.topology.servers[s]
-            if name not in groups:
-                raise StatusError(f"the statistics do not know group {name}", where=self.options.status_url)
-            shown = groups[name].get(server) or groups[name].get(f"{server}:80")
-            if shown is not None and shown.weight != control.values[g, s]:
-                raise ActuationError(f"{server} has weight {shown.weight} in {name}", where=self.options.status_url)
+            confirm_weights(control, reader.snapshot().groups, where=self.options.status_url)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
