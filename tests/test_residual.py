@@ -12,6 +12,7 @@ import torch
 from problems import TOPOLOGY, demo_scenario, observed
 
 from actuators.control import ServiceTimes
+from actuators.errors import ConfigError
 from actuators.window import Window
 from envs.actions import ActionOptions
 from envs.balancing import BalancingEnv
@@ -22,6 +23,8 @@ from envs.scenarios import scenario, training_mixture
 from envs.simulation import SimulatedTestbed
 from envs.study import judge
 from envs.vector import SimulatedVectorEnv
+from rayjobs.config import load_options
+from rayjobs.train import TrainOptions
 from tuning.bundle import Bundle
 from tuning.contenders import Arena, contender, learned_controller, parse_policies
 from tuning.options import ModelOptions, TrainingOptions
@@ -156,6 +159,8 @@ def test_what_does_not_fit_is_refused() -> None:
         TrainingOptions(method="expected_delay")
     with pytest.raises(ValueError, match="paired and proof_episodes need a baseline"):
         TrainingOptions(paired=True, decision=DecisionOptions(action=ActionOptions(kind="increments")))
+    with pytest.raises(ConfigError, match=r"^baseline idle sets service times: set method=expected_delay \(--set"):
+        load_options(TrainOptions, assignments=["training.decision.action.baseline=idle"])
 
 
 def test_a_learned_controller_keeps_what_it_learned_over_a_block() -> None:
