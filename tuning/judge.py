@@ -134,11 +134,17 @@ class Judge:
     def _judge_block(self, index: int, place: Place) -> None:
         """One more block; raises TestbedError, after it was kept, when a part of the testbed died in it."""
         block = self._run_block(index, place)
-        dead = self._testbed.dead_parts() if isinstance(self._testbed, Mortal) else []
-        # What is left would go on, with other figures: two servers in the place of three.
+        dead = self._dead()
         block = replace(block, flags=(*block.flags, *(f"died: {part}" for part in dead)))
         self.blocks.append(block)
         self._keep(block)
+        self._require_alive(dead, place)
+
+    def _dead(self) -> list[str]:
+        return self._testbed.dead_parts() if isinstance(self._testbed, Mortal) else []
+
+    def _require_alive(self, dead: list[str], place: Place) -> None:
+        # What is left would go on with other figures, and NGINX shuns a server for a while that is started again.
         if dead:
             raise TestbedError("; ".join(dead), where=f"round {place.round + 1}, {place.policy}")
 
@@ -153,6 +159,7 @@ class Judge:
         if options.warm_up_s > 0:
             self._progress(Progress(index, len(self.plan), place, "warm-up", options.warm_up_s))
             run.phase(self._scenario, place.warm_up_seed, options.warm_up_s)
+            self._require_alive(self._dead(), place)
         self._progress(Progress(index, len(self.plan), place, "measure", options.measure_s))
         created = datetime.now(UTC).isoformat(timespec="seconds")
         scenario = EndingArrivals(self._scenario, options.measure_s)
