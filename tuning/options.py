@@ -129,7 +129,9 @@ class TrainingOptions(Options):
     decision: DecisionOptions = DecisionOptions()
     """What the policy sees, does and is paid for."""
     method: BalancingMethod = "least_conn"
-    """`expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""
+    """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
+    over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
+    `expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""
     interval_s: float = Field(default=1.0, gt=0)
     """Seconds between two decisions."""
     paired: bool = False
