@@ -26,10 +26,11 @@ from envs.mixture import MIN_SAMPLES_PER_CLUSTER, STABILITY_FITS, agreement, fit
 SAMPLES = "samples.npz"
 """What a mixture was fitted to, beside its `encoder.npz`."""
 MOST_NEW_CLUSTERS = 3
-BLOCK_SAMPLES = 15
-"""New samples are held out in blocks: neighbours in time resemble each other."""
+BLOCK = 5
+"""Windows are held out in blocks: neighbours in time resemble each other."""
 HELD_OUT = 4
 """Every so manieth block is held out."""
+LEAST_WINDOWS = 20
 MOST_FORGOTTEN = 1.0
 """Natural logs of likelihood per sample that the refitted mixture may lose on what was known."""
 LEAST_STABILITY = 0.5
@@ -41,10 +42,10 @@ class Proof:
     """What held-out samples say of a refitted mixture beside the old one.
 
     Attributes:
-        novel, novel_before: share of the held-out new samples that lie outside every cluster of the new mixture, of the
-            old one.
+        novel, novel_before: share of the held-out new windows in which a server lies outside every cluster of the new
+            mixture, of the old one.
         gained: log likelihood per held-out new sample, new mixture minus old.
-        forgotten: log likelihood per held-out old sample, old mixture minus new.
+        forgotten: log likelihood per held-out old sample, old mixture minus new, the weight of new clusters apart.
         stability: mean adjusted Rand index between refits to resamples with other seeds.
         reasons: why it is not proven, in words; empty when it is.
     """
@@ -81,28 +82,37 @@ def recalibrate(
 ) -> tuple[Encoder, Proof]:
     """The mixture refitted to all samples, and the proof: a refit to three quarters of them, judged on the rest.
 
+    Args:
+        known: ``[n, D]``, what the old mixture was fitted to.
+        new: ``[windows, rows, D]``, a row per server, or one if joint.
+        novel_limit: share of novel windows with which a mixture still fits.
+
     Raises:
-        DataError: fewer than 60 new samples.
+        DataError: fewer than 20 new windows.
     """
-    if len(new) < HELD_OUT * BLOCK_SAMPLES:
-        what = f"{len(new)} new samples (servers times windows)"
-        raise DataError(what, where="recalibration", remedy=f"record until there are {HELD_OUT * BLOCK_SAMPLES}")
-    known_out, new_out = (_held_out(len(samples)) for samples in (known, new))
-    candidate = refit(old, known[~known_out], new[~new_out], seed)
-    proof = prove(old, candidate, known[known_out], new[new_out], novel_limit, _stability(old, known, new, seed))
-    return refit(old, known, new, seed), proof
+    if len(new) < LEAST_WINDOWS:
+        remedy = f"record until there are {LEAST_WINDOWS}"
+        raise DataError(f"{len(new)} new windows", where="recalibration", remedy=remedy)
+    rows, size = new.shape[1:]
+    known_out, new_out = _held_out(len(known), rows), _held_out(len(new), 1)
+    candidate = refit(old, known[~known_out], new[~new_out].reshape(-1, size), seed)
+    flat = new.reshape(-1, size)
+    proof = prove(old, candidate, known[known_out], new[new_out], novel_limit, _stability(old, known, flat, seed))
+    return refit(old, known, flat, seed), proof
 
 
 def prove(
     old: Encoder, candidate: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, stability: float
 ) -> Proof:
-    """Holds a candidate against samples that it was not fitted to."""
-    novel, before = (float((encoder.encode(new)[1] > 1.0).mean()) for encoder in (candidate, old))
+    """Holds a candidate against samples ``[n, D]`` and ``[windows, rows, D]`` that it was not fitted to."""
+    novel, before = (float((e.encode(new)[1].max(axis=1) > 1.0).mean()) for e in (candidate, old))
     gained = float((candidate.log_likelihood(new) - old.log_likelihood(new)).mean())
-    forgotten = float((old.log_likelihood(known) - candidate.log_likelihood(known)).mean())
+    # That part of the weight went to new clusters is not forgetting.
+    diluted = -float(np.log(candidate.weights[: old.clusters].sum()))
+    forgotten = float((old.log_likelihood(known) - candidate.log_likelihood(known)).mean()) - diluted
     reasons = []
     if novel > novel_limit:
-        reasons.append(f"{novel:.0%} of the held-out new samples are still novel, the limit is {novel_limit:.0%}")
+        reasons.append(f"{novel:.0%} of the held-out new windows are still novel, the limit is {novel_limit:.0%}")
     if gained < 0:
         reasons.append(f"held-out new samples are less likely than before, by {-gained:.2f} per sample")
     if forgotten > MOST_FORGOTTEN:
@@ -181,7 +191,7 @@ def _stability(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> f
     return agreement(labels)
 
 
-def _held_out(samples: int) -> NDArray[np.bool_]:
-    """Every fourth block of 15 samples."""
-    held: NDArray[np.bool_] = (np.arange(samples) // BLOCK_SAMPLES) % HELD_OUT == HELD_OUT - 1
+def _held_out(count: int, rows: int) -> NDArray[np.bool_]:
+    """Every fourth block of 5 windows, each of so many rows."""
+    held: NDArray[np.bool_] = (np.arange(count) // (BLOCK * rows)) % HELD_OUT == HELD_OUT - 1
     return held

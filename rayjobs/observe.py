@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from actuators.errors import ConfigError
 from actuators.options import Options
 from actuators.parts import LiveOptions
 from rayjobs.cli import Verb, run_verb
@@ -17,8 +16,6 @@ from rayjobs.runs import RunFolder
 from rayjobs.testbeds import TestbedKind, open_testbed
 from tuning.observing import ObserveOptions
 from tuning.options import TrainingOptions
-
-EXIT_RECALIBRATE = 3
 
 
 class ObserveVerbOptions(Options):
@@ -39,16 +36,26 @@ class ObserveVerbOptions(Options):
     check: Path | None = None
     """Instead of watching: a bundle or the folder of an earlier `observe`, whose encoder is checked against
     `snapshots`; exit code 3 when it must be recalibrated."""
+    recalibrate: Path | None = None
+    """Instead of watching: a bundle or the folder of an earlier `observe`, whose encoder is refitted to what it knew
+    and to `snapshots`. It takes the old one's place when held-out windows prove it; exit code 4 when they do not."""
+    rollback: Path | None = None
+    """Instead of watching: a bundle or folder whose encoder (and policy) before the last recalibration comes back."""
     snapshots: Path | None = None
-    """check: a file that `deepsched collect` recorded, or the folder of a run that kept `snapshots.jsonl`."""
+    """check, recalibrate: a file that `deepsched collect` recorded, or the folder of a run that kept
+    `snapshots.jsonl`."""
     novel_share: float = Field(default=0.2, gt=0, lt=1)
-    """check: share of novel windows above which the encoder must be recalibrated."""
+    """check, recalibrate: share of novel windows with which an encoder still fits."""
+    retrain_steps: int = Field(default=0, ge=0)
+    """recalibrate: environment steps for which a bundle's policy is trained further, on simulated testbeds."""
+    work_scale: float = Field(default=2.0, gt=0)
+    """recalibrate: factor on the work of the scenarios that it is trained further on; 2 as on live testbeds."""
 
 
 def run(options: ObserveVerbOptions) -> int:
     """Prints deadlines, clusters and the folder with `deadlines.json`, `encoder.npz` and, live, `snapshots.jsonl`."""
-    if options.check is not None:
-        return check_encoder(options, options.check)
+    if (asked := _about_an_encoder(options)) is not None:
+        return asked
     from envs.scenarios import scenario
     from rayjobs.console import results
     from rayjobs.local_ray import ray_session
@@ -79,24 +86,18 @@ def run(options: ObserveVerbOptions) -> int:
     return 0
 
 
-def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
-    """Prints what is novel, and the share as a Prometheus line; 3 when a new observation phase is needed."""
-    from envs.recalibration import check, load_known
-    from rayjobs.calibrate import read_windows, windows_of
-    from rayjobs.console import results
+def _about_an_encoder(options: ObserveVerbOptions) -> int | None:
+    """What was asked about an encoder that there is already; None when a testbed is to be watched."""
+    if options.check is None and options.recalibrate is None and options.rollback is None:
+        return None
+    from rayjobs.recalibrating import check_encoder, recalibrate_encoder, roll_back
 
-    if options.snapshots is None:
-        raise ConfigError("nothing to check the encoder against", where="--check", remedy="give --snapshots FILE")
-    _, topology, _ = windows_of(options.snapshots)
-    topology, encoder, deadlines_s = load_known(folder, topology)
-    found = check(read_windows(options.snapshots, topology), topology, encoder, deadlines_s)
-    needed = found.share > options.novel_share
-    results().print(f"{found.novel} of {found.windows} windows are novel, typical novelty {found.typical:.2f}")
-    results().print(f"deepsched_novel_window_share {found.share:.4f}")
-    limit = f"the limit is {options.novel_share:.0%}"
-    verdict = "recalibrate: run deepsched observe again" if needed else "the encoder still fits"
-    results().print(f"{verdict}; {limit}", markup=False)
-    return EXIT_RECALIBRATE if needed else 0
+    if options.check is not None:
+        return check_encoder(options, options.check)
+    if options.recalibrate is not None:
+        return recalibrate_encoder(options, options.recalibrate)
+    assert options.rollback is not None
+    return roll_back(options.rollback)
 
 
 VERB = Verb(

@@ -1,10 +1,9 @@
-"""Keeps what an observation phase says of the mixture's states: `clusters.html` to look at, `samples.npz` to refit."""
+"""Keeps what an observation phase says of the mixture's states: `clusters.html`."""
 
 from __future__ import annotations
 
 from envs.encoding import EncoderOptions
 from envs.mixture import Candidate, candidates, window_samples
-from envs.refit import SAMPLES, save_samples
 from rayjobs.runs import RunFolder, versions
 from tuning.cluster_page import write_cluster_page
 from tuning.clusters import meaning
@@ -15,7 +14,7 @@ PAGE = "clusters.html"
 
 
 def keep_states(folder: RunFolder, observed: Observed, options: EncoderOptions, seed: int) -> tuple[Candidate, ...]:
-    """Writes the page and the samples; the numbers of clusters that there were to choose from.
+    """Writes the page; the numbers of clusters that there were to choose from.
 
     Args:
         options, seed: as the mixture was fitted with.
@@ -23,7 +22,6 @@ def keep_states(folder: RunFolder, observed: Observed, options: EncoderOptions, 
     problem, windows = observed.problem, [*observed.windows.equal, *observed.windows.exploring]
     topology, deadlines_s, encoder = problem.topology, problem.deadlines_s, problem.encoder
     samples = window_samples(windows, topology, deadlines_s, encoder.kind)
-    save_samples(folder.path / SAMPLES, samples, encoder.names)
     found = candidates(samples, options, seed)
     said = meaning(windows, topology, deadlines_s, encoder)
     command, config = (folder.path / name for name in ("command.txt", "config.yaml"))

@@ -16,6 +16,8 @@ from actuators.script import Scenario
 from actuators.snapshots import SnapshotWriter
 from actuators.testbed import Testbed
 from actuators.window import FloatArray, Window
+from envs.mixture import window_samples
+from envs.refit import SAMPLES, save_samples
 from envs.scenarios import Mixture, randomised, scenario
 from rayjobs.console import remarks
 from rayjobs.progress import Progress, StageProgress
@@ -51,7 +53,8 @@ class Steps:
         *,
         name: str = "observe",
     ) -> Observed:
-        """Watches the testbed under equal weights; writes `snapshots.jsonl` (live), `deadlines.json`, `encoder.npz`."""
+        """Watches the testbed under equal weights; writes `snapshots.jsonl` (live), `deadlines.json`, and the
+        mixture with what it was fitted to."""
         with self.progress.stage(name) as stage, contextlib.ExitStack() as stack:
             record = self._recorder(testbed, stack)
 
@@ -174,8 +177,12 @@ class Steps:
         return record
 
     def _keep(self, observed: Observed) -> None:
-        observed.problem.encoder.save(self.folder.path / "encoder.npz")
-        types = observed.problem.topology.request_types
+        problem = observed.problem
+        problem.encoder.save(self.folder.path / "encoder.npz")
+        watched = [*observed.windows.equal, *observed.windows.exploring]
+        samples = window_samples(watched, problem.topology, problem.deadlines_s, problem.encoder.kind)
+        save_samples(self.folder.path / SAMPLES, samples, problem.encoder.names)
+        types = problem.topology.request_types
         found = observed.deadlines
         write_json(
             self.folder.path / "deadlines.json",

@@ -1,12 +1,14 @@
-"""`deepsched observe --check`: what the encoder has seen is not novel, a system that changed is."""
+"""Recalibration: what was seen is not novel, a system that changed is; a refit must prove itself and can go back."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from problems import TOPOLOGY, demo_scenario, observed, problem
 from windows import window
 
@@ -14,9 +16,17 @@ from actuators.errors import BundleError, ConfigError, DataError
 from actuators.files import write_json
 from actuators.topology import Topology, social_network
 from actuators.window import Window
+from envs.mixture import window_samples
+from envs.observation import ObservationName
 from envs.recalibration import check, load_known
+from envs.refit import SAMPLES, drawn_samples, prove, recalibrate, save_samples
 from envs.simulation import SimulatedTestbed, SimulationOptions
 from rayjobs.cli import main
+from tuning.bundle import Bundle, load_bundle
+from tuning.options import ModelOptions
+from tuning.policy import LearnedPolicy, net_for
+from tuning.trust import check_bundle
+from tuning.warm_start import widened
 
 
 def play(overhead_ms: float) -> list[Window]:
@@ -70,3 +80,167 @@ def test_other_request_types_and_empty_folders_are_refused(tmp_path: Path) -> No
 def test_a_check_needs_snapshots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["observe", "--check", str(tmp_path)]) == 2
     assert "give --snapshots FILE" in capsys.readouterr().err
+
+
+def record(windows: list[Window], path: Path) -> Path:
+    """The snapshots between which these windows lie, as `deepsched collect` writes them."""
+    fields = ("requests", "in_bytes", "out_bytes", "responses", "response_ms_sum", "latency_histogram")
+    sums = {name: np.zeros_like(getattr(windows[0], name)) for name in fields}
+    with open(path, "w") as file:
+        for now_ms, played in zip(range(0, 500 * len(windows) + 1, 500), [None, *windows], strict=True):
+            if played is not None:
+                sums = {name: total + getattr(played, name) for name, total in sums.items()}
+            line: dict[str, object] = {"nowMsec": 10_000 + now_ms, "loadMsec": 1, "connections": {}}
+            for g, group in enumerate(TOPOLOGY.groups):
+                line[group.name] = {a: _counters(sums, windows[0], g, s) for s, a in enumerate(group.servers)}
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def _counters(sums: dict[str, np.ndarray], like: Window, g: int, s: int) -> dict[str, object]:
+    cell = {name: total[g, s] for name, total in sums.items()}
+    buckets = {"msecs": list(like.bounds_ms), "counters": np.cumsum(cell["latency_histogram"])[:-1].tolist()}
+    answered = {f"{kind + 1}xx": int(count) for kind, count in enumerate(cell["responses"])}
+    return {
+        "requestCounter": int(cell["requests"]), "inBytes": int(cell["in_bytes"]), "outBytes": int(cell["out_bytes"]),
+        "responses": answered, "responseMsecCounter": int(cell["response_ms_sum"]), "responseBuckets": buckets,
+        "weight": int(like.weight[g, s]),
+    }  # fmt: skip
+
+
+def known_samples() -> np.ndarray:
+    seen = observed().windows
+    return window_samples([*seen.equal, *seen.exploring], TOPOLOGY, problem().deadlines_s, "server")
+
+
+def rows_of(windows: list[Window]) -> np.ndarray:
+    samples = window_samples(windows, TOPOLOGY, problem().deadlines_s, "server")
+    return samples.reshape(len(windows), 3, -1)[10:]
+
+
+def test_a_refit_keeps_the_old_clusters_places_and_adds_some_for_what_is_new() -> None:
+    old = problem().encoder
+    fresh, proof = recalibrate(old, known_samples(), rows_of(play(40.0)), 0.2, 1)
+    assert proof.proven, proof.reasons
+    assert proof.novel_before > 0.9
+    assert proof.novel <= 0.2
+    assert proof.gained > 1.0
+    assert fresh.clusters > old.clusters
+    assert (fresh.names, fresh.scale.tolist()) == (old.names, old.scale.tolist())
+    # Who was in an old cluster still is in the same one.
+    before, after = (encoder.encode(known_samples())[0].argmax(axis=-1) for encoder in (old, fresh))
+    assert (before == after).mean() > 0.8
+
+
+def test_what_is_not_new_changes_little_and_too_little_is_refused() -> None:
+    old = problem().encoder
+    fresh, proof = recalibrate(old, known_samples(), rows_of(play(0.0)), 0.3, 1)
+    assert proof.forgotten < 1.0
+    assert proof.stability > 0.5
+    assert fresh.encode(known_samples())[1].max() < 3.0
+    with pytest.raises(DataError, match="5 new windows"):
+        recalibrate(old, known_samples(), rows_of(play(0.0))[:5], 0.2, 1)
+
+
+def test_a_mixture_that_does_not_know_the_new_or_forgot_the_old_is_not_proven() -> None:
+    old, known, new = problem().encoder, known_samples(), rows_of(play(40.0))
+    stuck = prove(old, old, known, new, 0.2, 1.0)
+    assert ["still novel" in reason for reason in stuck.reasons] == [True]
+    elsewhere = replace(old, means=old.means + 8.0)
+    lost = prove(old, elsewhere, known, known[:60].reshape(20, 3, -1), 0.2, 0.1)
+    assert any("what was known" in reason for reason in lost.reasons)
+    assert any("less likely than before" in reason for reason in lost.reasons)
+    assert any("refits disagree" in reason for reason in lost.reasons)
+
+
+def test_draws_from_a_mixture_are_like_what_it_was_fitted_to() -> None:
+    drawn, known = drawn_samples(problem().encoder, 1), known_samples()
+    assert abs(drawn.mean(axis=0) - known.mean(axis=0)).max() < 0.5 * known.std(axis=0).max()
+    assert (problem().encoder.encode(drawn)[1] > 1.0).mean() < 0.02
+
+
+def test_check_recalibrate_check_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = observed_folder(tmp_path)
+    save_samples(folder / SAMPLES, known_samples(), problem().encoder.names)
+    slow = str(record(play(40.0), tmp_path / "slow.jsonl"))
+    first = (folder / "encoder.npz").read_bytes()
+    assert main(["observe", "--check", str(folder), "--snapshots", slow]) == 3
+    heard = capsys.readouterr()
+    assert "deepsched_novel_window_share" in heard.out
+    assert "warning: recalibrate" in heard.err
+    assert main(["observe", "--recalibrate", str(folder), "--snapshots", slow]) == 0
+    assert "novel before" in capsys.readouterr().out
+    assert main(["observe", "--check", str(folder), "--snapshots", slow]) == 0
+    assert (folder / "previous" / "encoder.npz").read_bytes() == first
+    with np.load(folder / SAMPLES) as data:
+        assert len(data["samples"]) == len(known_samples()) + 3 * 40
+    assert main(["observe", "--rollback", str(folder)]) == 0
+    assert main(["observe", "--check", str(folder), "--snapshots", slow]) == 3
+
+
+def test_what_is_not_proven_leaves_the_old_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = observed_folder(tmp_path)
+    first = (folder / "encoder.npz").read_bytes()
+    # Slow in every window that is held out and in no other: what was refitted to cannot tell.
+    held_out = [i >= 10 and (i - 10) // 5 % 4 == 3 for i in range(50)]
+    wild = [
+        replace(w, response_ms_sum=w.response_ms_sum * (60 if slow else 1))
+        for w, slow in zip(play(0.0), held_out, strict=True)
+    ]
+    unlike = str(record(wild, tmp_path / "wild.jsonl"))
+    assert main(["observe", "--recalibrate", str(folder), "--snapshots", unlike]) == 4
+    heard = capsys.readouterr()
+    assert "not proven" in heard.err
+    assert "draws from it take its place" in heard.err
+    assert (folder / "encoder.npz").read_bytes() == first
+    assert not (folder / "previous").exists()
+    assert main(["observe", "--rollback", str(folder)]) == 2
+    assert main(["observe", "--recalibrate", str(folder)]) == 2
+
+
+def test_a_bundle_goes_on_with_its_policy_and_comes_back(tmp_path: Path) -> None:
+    folder, old = tmp_path / "bundle", problem()
+    net = net_for(old, ModelOptions(hidden=8))
+    torch.nn.init.normal_(net.action[-1].weight)
+    Bundle(net, old, ModelOptions(hidden=8), {"seed": 1}).save(folder)
+    slow = str(record(play(40.0), tmp_path / "slow.jsonl"))
+    assert main(["observe", "--recalibrate", str(folder), "--snapshots", slow]) == 0
+    after = load_bundle(check_bundle(folder))
+    assert after.problem.encoder.clusters > old.encoder.clusters
+    assert after.provenance["recalibrations"][0]["clusters"] == after.problem.encoder.clusters
+    assert load_bundle(check_bundle(folder / "previous")).problem.encoder.clusters == old.encoder.clusters
+    assert not list(tmp_path.glob(".bundle-*"))
+    assert main(["observe", "--rollback", str(folder)]) == 0
+    assert load_bundle(check_bundle(folder)).problem.encoder.clusters == old.encoder.clusters
+
+
+@pytest.mark.parametrize("name", ["posterior+features", "label", "fisher"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_widened_network_acts_as_before_where_new_clusters_are_silent(name: ObservationName, frames: int) -> None:
+    old = problem()
+    old = replace(old, options=old.options.model_copy(update={"observation": name, "frames": frames}))
+    encoder = old.encoder
+    # A cluster far away from everything, which nothing belongs to.
+    more = replace(
+        encoder,
+        weights=np.append(encoder.weights, 1e-12),
+        means=np.concatenate([encoder.means, np.full((1, len(encoder.names)), 1e6)]),
+        precisions_cholesky=np.concatenate([encoder.precisions_cholesky, encoder.precisions_cholesky[:1]]),
+    )
+    new = replace(old, encoder=more)
+    net = net_for(old, ModelOptions(hidden=8))
+    torch.nn.init.normal_(net.action[-1].weight)
+    wide = widened(net, ModelOptions(hidden=8), old, new)
+    before, after = old.observer(), new.observer()
+    for seen in play(0.0)[:12]:
+        acted = LearnedPolicy(net, old).action(old.array(before.observe_window(seen)))
+        assert LearnedPolicy(wide, new).action(new.array(after.observe_window(seen))) == pytest.approx(acted, abs=1e-5)
+    with pytest.raises(BundleError, match="differ in more"):
+        widened(
+            net,
+            ModelOptions(hidden=8),
+            old,
+            problem()
+            if name != "posterior+features" or frames > 1
+            else replace(new, options=new.options.model_copy(update={"observation": "label"})),
+        )

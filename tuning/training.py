@@ -62,6 +62,7 @@ class Trainer:
         folder: run folder; gets `checkpoints/`, `episodes.jsonl`, `progress.csv` and TensorBoard events.
         report: called after every iteration with the row and the steps of the phase.
         simulation: how simulated testbeds differ from the defaults.
+        start: a network of this problem to begin with instead of an untrained one.
 
     Raises:
         ConfigError: the algorithm does not take the problem's action kind.
@@ -75,6 +76,7 @@ class Trainer:
         seed: int,
         report: Callable[[CurveRow, int], None] = lambda row, steps: None,
         simulation: SimulationOptions | None = None,
+        start: EquivariantNet | None = None,
     ) -> None:
         check(options.algorithm, problem.options.action)
         squashed = options.algorithm.name in ("sac", "cql")
@@ -88,6 +90,9 @@ class Trainer:
         self._simulation = simulation
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._net = net_for(problem, model)
+        self._begun = start is not None
+        if start is not None:
+            self._net.load_state_dict(start.state_dict())
 
     def train_simulated(self, scenario: Scenario, held_out: Scenario | None = None) -> None:
         """Trains on `options.environments` simulated testbeds for `options.steps` steps; each episode a new script.
@@ -165,6 +170,7 @@ class Trainer:
         if self.options.imitation.steps:
             config = algo.config.env_config
             imitate(self._net, self.problem, config["next_script"], self.options, self.seed)
+        if self.options.imitation.steps or self._begun:
             _write(algo, self._net)
 
     def _prove(self, algo: Algorithm) -> None:

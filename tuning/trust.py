@@ -1,4 +1,4 @@
-"""What a bundle folder may hold, checked before anything in it is read: three plain files, nothing that could run."""
+"""What a bundle folder may hold, checked before anything in it is read: plain files, nothing that could run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from actuators.errors import BundleError
 
 FILES = frozenset({"bundle.json", "encoder.npz", "policy.safetensors"})
+SAMPLES, PREVIOUS = "samples.npz", "previous"
+"""What a recalibration adds: what the mixture was fitted to, and the bundle as it was before."""
 MAX_BYTES = 256 * 2**20
 _REMEDY = "give the folder that train wrote"
 
@@ -30,8 +32,11 @@ def check_bundle(folder: Path, root: Path | None = None) -> Path:
         entries = {entry.name: entry for entry in real.iterdir()}
     except OSError as error:
         raise BundleError(f"not a bundle: {error.strerror}", where=str(folder), remedy=_REMEDY) from error
-    if set(entries) != FILES:
-        odd = sorted(set(entries) ^ FILES)[0]
+    previous = entries.pop(PREVIOUS, None)
+    if previous is not None and (previous.is_symlink() or not previous.is_dir()):
+        raise BundleError(f"{PREVIOUS} is no folder", where=str(folder), remedy=_REMEDY)
+    if set(entries) - {SAMPLES} != FILES:
+        odd = sorted((set(entries) - {SAMPLES}) ^ FILES)[0]
         what = "a file that does not belong there" if odd in entries else "a file is missing"
         raise BundleError(f"not a bundle: {what}: {odd}", where=str(folder), remedy=_REMEDY)
     for entry in entries.values():
@@ -39,7 +44,8 @@ def check_bundle(folder: Path, root: Path | None = None) -> Path:
             raise BundleError(f"{entry.name} leads out of the bundle", where=str(folder), remedy=_REMEDY)
         if entry.stat().st_size > MAX_BYTES:
             raise BundleError(f"{entry.name} is larger than {MAX_BYTES} bytes", where=str(folder), remedy=_REMEDY)
-    _check_archive(entries["encoder.npz"])
+    for name in {"encoder.npz", SAMPLES} & set(entries):
+        _check_archive(entries[name])
     _check_tensors(entries["policy.safetensors"])
     return real
 

@@ -1,0 +1,180 @@
+"""A mixture that has come to know too little: refitted, proven, put in the old one's place, and taken back again."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actuators.errors import BundleError, ConfigError
+from actuators.files import write_atomic
+from actuators.window import FloatArray
+from envs.encoding import Encoder
+from envs.mixture import window_samples
+from envs.recalibration import FIRST_WINDOWS, check, load_known
+from envs.refit import SAMPLES, Proof, drawn_samples, load_samples, recalibrate, save_samples
+from rayjobs.calibrate import read_windows, windows_of
+from rayjobs.console import remarks, results
+from rayjobs.runs import RunFolder
+
+if TYPE_CHECKING:
+    from rayjobs.observe import ObserveVerbOptions
+    from tuning.bundle import Bundle
+    from tuning.model import EquivariantNet
+
+EXIT_RECALIBRATE = 3
+EXIT_NOT_PROVEN = 4
+ENCODER, BUNDLE, PREVIOUS = "encoder.npz", "bundle.json", "previous"
+
+
+def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
+    """Prints what is novel, and the share as a Prometheus line; 3 when the encoder must be recalibrated."""
+    snapshots = _snapshots(options, "--check")
+    _, topology, _ = windows_of(snapshots)
+    topology, encoder, deadlines_s = load_known(folder, topology)
+    found = check(read_windows(snapshots, topology), topology, encoder, deadlines_s)
+    needed = found.share > options.novel_share
+    results().print(f"{found.novel} of {found.windows} windows are novel, typical novelty {found.typical:.2f}")
+    results().print(f"deepsched_novel_window_share {found.share:.4f}")
+    limit = f"the limit is {options.novel_share:.0%}"
+    if needed:
+        said = f"recalibrate: {found.share:.0%} of the windows are unlike any observed; {limit}"
+        remarks().print(f"warning: {said}", markup=False)
+        results().print(
+            f"deepsched observe --recalibrate {folder} --snapshots {snapshots}", markup=False, soft_wrap=True
+        )
+    else:
+        results().print(f"the encoder still fits; {limit}", markup=False)
+    return EXIT_RECALIBRATE if needed else 0
+
+
+def recalibrate_encoder(options: ObserveVerbOptions, folder: Path) -> int:
+    """Refits, proves on held-out windows, and swaps; 4 when the new mixture is not proven and the old one stays."""
+    snapshots = _snapshots(options, "--recalibrate")
+    _, topology, _ = windows_of(snapshots)
+    topology, old, deadlines_s = load_known(folder, topology)
+    windows = [w for w in read_windows(snapshots, topology) if w.usable and w.requests.any()]
+    flat = window_samples(windows, topology, deadlines_s, old.kind)
+    rows = topology.shape[1] if old.kind == "server" else 1
+    new = flat.reshape(-1, rows, flat.shape[1])[FIRST_WINDOWS:]
+    known = _known(folder, old, options.seed)
+    fresh, proof = recalibrate(old, known, new, options.novel_share, options.seed)
+    _say(old, fresh, proof)
+    if not proof.proven:
+        for reason in proof.reasons:
+            remarks().print(f"warning: not proven: {reason}", markup=False)
+        results().print(f"the old encoder stays in {folder}", markup=False, soft_wrap=True)
+        return EXIT_NOT_PROVEN
+    samples = np.concatenate([known, new.reshape(-1, flat.shape[1])])
+    if (folder / BUNDLE).exists():
+        _swap_bundle(options, folder, fresh, samples)
+    else:
+        _swap_encoder(folder, fresh, samples)
+    results().print(f"the new encoder is in {folder}; back: deepsched observe --rollback {folder}", markup=False,
+                    soft_wrap=True)  # fmt: skip
+    return 0
+
+
+def roll_back(folder: Path) -> int:
+    """The encoder (and policy) before the last recalibration comes back. Raises BundleError when there is none."""
+    if (folder / BUNDLE).exists():
+        from tuning.bundle_swap import roll_back as roll_bundle_back
+
+        roll_bundle_back(folder)
+    else:
+        kept = Encoder.load(folder / PREVIOUS / ENCODER)
+        earlier = folder / PREVIOUS / SAMPLES
+        _swap_encoder(folder, kept, load_samples(earlier, kept.names) if earlier.exists() else None)
+    results().print(f"the earlier encoder is back in {folder}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _snapshots(options: ObserveVerbOptions, flag: str) -> Path:
+    if options.snapshots is None:
+        raise ConfigError("nothing to hold the encoder against", where=flag, remedy="give --snapshots FILE")
+    return options.snapshots
+
+
+def _known(folder: Path, encoder: Encoder, seed: int) -> FloatArray:
+    """What the old mixture was fitted to; draws from the mixture itself when that is lost."""
+    if (folder / SAMPLES).exists():
+        return load_samples(folder / SAMPLES, encoder.names)
+    beside = folder.absolute().parent / SAMPLES
+    if (folder / BUNDLE).exists() and beside.exists():
+        # A bundle was exported beside what its run observed, unless somebody has moved it.
+        with contextlib.suppress(BundleError):
+            return load_samples(beside, encoder.names)
+    remarks().print("warning: what the encoder was fitted to is not kept; draws from it take its place", markup=False)
+    return drawn_samples(encoder, seed)
+
+
+def _say(old: Encoder, fresh: Encoder, proof: Proof) -> None:
+    for line in (
+        f"clusters: {old.clusters} before, {fresh.clusters} now",
+        f"held-out new windows: {proof.novel_before:.0%} novel before, {proof.novel:.0%} now; "
+        f"log likelihood per sample {proof.gained:+.2f}",
+        f"held-out old samples: log likelihood per sample {-proof.forgotten:+.2f}",
+        f"stability over seeds and resamples: {proof.stability:.2f} (adjusted Rand index)",
+    ):
+        results().print(line, markup=False)
+
+
+def _swap_encoder(folder: Path, fresh: Encoder, samples: FloatArray | None) -> None:
+    """In the folder of an observation: the old files into `previous/`, then the new ones, each in one step."""
+    old = {name: (folder / name).read_bytes() for name in (ENCODER, SAMPLES) if (folder / name).exists()}
+    (folder / PREVIOUS).mkdir(exist_ok=True)
+    for name, content in old.items():
+        write_atomic(folder / PREVIOUS / name, content)
+    if samples is not None:
+        save_samples(folder / SAMPLES, samples, fresh.names)
+    fresh.save(folder / ENCODER)
+
+
+def _swap_bundle(options: ObserveVerbOptions, folder: Path, fresh: Encoder, samples: FloatArray) -> None:
+    """The policy goes on with the new mixture, trained further when `retrain_steps` says so."""
+    from tuning.bundle import load_bundle
+    from tuning.bundle_swap import swap_in
+    from tuning.trust import check_bundle
+    from tuning.warm_start import widened
+
+    bundle = load_bundle(check_bundle(folder))
+    problem = replace(bundle.problem, encoder=fresh)
+    warm = replace(bundle, net=widened(bundle.net, bundle.model, bundle.problem, problem), problem=problem)
+    if options.retrain_steps:
+        warm = replace(warm, net=_retrained(options, warm))
+    note = {"snapshots": str(options.snapshots), "clusters": fresh.clusters, "retrain_steps": options.retrain_steps}
+    history = [*warm.provenance.get("recalibrations", []), note]
+    warm = replace(warm, provenance={**warm.provenance, "recalibrations": history})
+
+    def fill(place: Path) -> None:
+        warm.save(place)
+        save_samples(place / SAMPLES, samples, fresh.names)
+
+    swap_in(folder, fill)
+
+
+def _retrained(options: ObserveVerbOptions, warm: Bundle) -> EquivariantNet:
+    """The network after more training on what the bundle was trained on, begun where it is."""
+    from rayjobs.local_ray import ray_session
+    from rayjobs.steps import training_scenarios
+    from tuning.options import TrainingOptions
+    from tuning.training import Trainer
+
+    saved: dict[str, Any] = dict((warm.provenance.get("config") or {}).get("training") or {})
+    known = {
+        name: saved[name]
+        for name in ("method", "scenarios", "interval_s", "episode_steps", "algorithm")
+        if name in saved
+    }
+    training = TrainingOptions.model_validate({
+        **known, "decision": warm.problem.options.model_dump(), "model": warm.model.model_dump(),
+        "steps": options.retrain_steps,
+    })  # fmt: skip
+    folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
+    with ray_session():
+        trainer = Trainer(warm.problem, training, folder.path, options.seed, start=warm.net)
+        trainer.train_simulated(training_scenarios(training, options.work_scale))
+    return trainer.net()
