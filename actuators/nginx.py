@@ -115,6 +115,10 @@ class Nginx:
         if method != self._method or control != self._control:
             self._put(method, control)
 
+    def balance(self, method: BalancingMethod, control: Control) -> None:
+        """Another method together with its control. Raises ActuationError; the old ones stay then."""
+        self._put(method, control)
+
     def apply(self, control: Control) -> Applied:
         """Puts a control in force and reads it back; the same control again does nothing.
 

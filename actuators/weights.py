@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import Field
 
-from actuators.control import MAX_WEIGHT, Control, Weights
+from actuators.control import MAX_WEIGHT, BalancingMethod, Control, Weights
 from actuators.errors import ConfigError
 from actuators.foreign import ForeignNginx, ForeignOptions
 from actuators.memory import MemoryControl, topology_from_text
@@ -65,8 +65,17 @@ class MemoryActuator:
     def control(self) -> Control:
         return self.endpoint.get()[1]
 
+    @property
+    def method(self) -> BalancingMethod:
+        """What NGINX says. Raises ActuationError."""
+        return self.endpoint.get()[0]
+
     def apply(self, control: Control) -> Applied:
         return self.endpoint.apply(control)
+
+    def balance(self, method: BalancingMethod, control: Control) -> None:
+        """Another method together with its control. Raises ActuationError; the old ones stay then."""
+        self.endpoint.put(method, control)
 
 
 def open_actuator(options: ActuatorOptions) -> Actuator:

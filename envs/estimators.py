@@ -6,6 +6,7 @@ axes ``...`` are empty for one testbed and ``[n]`` for a batch. Source: the shar
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Protocol
@@ -124,6 +125,31 @@ class TypeMeans:
     def forget(self, row: Row = ...) -> None:
         """Nothing seen yet."""
         self._requests[row] = self._seconds[row] = 0.0
+
+
+def learned(estimator: Estimator) -> dict[str, FloatArray]:
+    """All that it has learned, array by name: with `recall` another of its kind goes on from there."""
+    return {name: getattr(owner, key).copy() for name, owner, key in _arrays(estimator)}
+
+
+def recall(estimator: Estimator, known: Mapping[str, FloatArray]) -> None:
+    """Puts what `learned` gave in place. Raises DataError when it is another estimator's, or about other servers."""
+    for name, owner, key in _arrays(estimator):
+        value, present = known.get(name), getattr(owner, key)
+        if value is None or np.shape(value) != present.shape:
+            raise DataError(
+                f"'{name}' does not fit the estimator {estimator.name}", where="memory", remedy="send what was answered"
+            )
+        setattr(owner, key, np.array(value, dtype=float))
+
+
+def _arrays(owner: object) -> Iterator[tuple[str, object, str]]:
+    for key, value in vars(owner).items():
+        name = key.removeprefix("_")
+        if isinstance(value, np.ndarray):
+            yield name, owner, key
+        elif isinstance(value, TypeMeans):
+            yield from ((f"{name}_{inner}", at, part) for inner, at, part in _arrays(value))
 
 
 class TypeMeansOnly:

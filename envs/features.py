@@ -7,7 +7,7 @@ go through the same code. The current weights are not here: they are context, ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -49,10 +49,12 @@ class LatencyMemory:
     Attributes:
         fast_s: EWMA(0.5) of the mean response time in seconds, errors charged; nan before any traffic.
         slow_log: EWMA(0.1) of log(mean / deadline).
+        learned: what an estimator of service times knows, array by name; empty without one.
     """
 
     fast_s: FloatArray
     slow_log: FloatArray
+    learned: dict[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> LatencyMemory:

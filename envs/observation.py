@@ -13,7 +13,7 @@ from actuators.control import Weights
 from actuators.topology import Topology
 from actuators.window import Window
 from envs.encoding import Encoder
-from envs.estimators import Estimator, ServiceSamples
+from envs.estimators import Estimator, ServiceSamples, learned, recall
 from envs.features import SERVER_FEATURES, Counters, LatencyMemory, group_features, server_features
 from envs.frames import FrameStack, Rows
 from envs.window_batch import WindowBatch
@@ -115,6 +115,17 @@ class Observer:
         if self._stack is None or self._row is None:
             return observation
         return replace(observation, past=self._stack.push(self._row(observation)))
+
+    def remembered(self) -> LatencyMemory:
+        """A copy of all that it knows beside the windows of `frames`; `recall` goes on from there."""
+        known = {} if self._estimator is None else learned(self._estimator)
+        return LatencyMemory(self.memory.fast_s.copy(), self.memory.slow_log.copy(), known)
+
+    def recall(self, memory: LatencyMemory) -> None:
+        """Raises DataError when an estimator is to go on from what another one has learned."""
+        self.memory = LatencyMemory(memory.fast_s.copy(), memory.slow_log.copy())
+        if self._estimator is not None and memory.learned:
+            recall(self._estimator, memory.learned)
 
     def observe_window(self, window: Window) -> Observation:
         """The observation after one window of one testbed."""

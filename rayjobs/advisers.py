@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from actuators.control import Weights
+from actuators.control import Control, ServiceTimes, Weights
 from actuators.errors import ConfigError, DataError
 from actuators.topology import Topology
 from actuators.window import Window
@@ -96,7 +96,8 @@ def _memory_json(memory: LatencyMemory | None) -> dict[str, Any] | None:
     if memory is None:
         return None
     fast = [[value if np.isfinite(value) else None for value in row] for row in memory.fast_s.tolist()]
-    return {"fast_s": fast, "slow_log": memory.slow_log.tolist()}
+    learned = {name: table.tolist() for name, table in memory.learned.items()}
+    return {"fast_s": fast, "slow_log": memory.slow_log.tolist(), "learned": learned}
 
 
 def _advice(answer: dict[str, Any], topology: Topology) -> Advice:
@@ -107,11 +108,19 @@ def _advice(answer: dict[str, Any], topology: Topology) -> Advice:
     slow = np.array(memory["slow_log"], dtype=float)
     if fast.shape != topology.shape or slow.shape != topology.shape:
         raise ValueError("the answer is about another topology")
+    learned = {name: np.array(table, dtype=float) for name, table in memory["learned"].items()}
     return Advice(
-        Weights(topology, np.array(answer["policy"])) if answer["policy"] is not None else None,
-        Weights(topology, np.array(answer["baseline"])),
+        _control(answer, "policy", topology) if answer["policy"] is not None else None,
+        _control(answer, "baseline", topology),
         State(np.array(state["cluster"]), np.array(state["posterior"]), np.array(state["novelty"])),
-        LatencyMemory(fast, slow),
+        LatencyMemory(fast, slow, learned),
         str(answer["problem"]),
         "serve",
     )
+
+
+def _control(answer: dict[str, Any], name: str, topology: Topology) -> Control:
+    times = answer["service_times"]
+    if times is None:
+        return Weights(topology, np.array(answer[name]))
+    return ServiceTimes(topology, np.array(times[name], dtype=float), np.array(times["workers"], dtype=float))

@@ -35,6 +35,9 @@ from rayjobs.steer_folder import SteerFolder
 from tuning.guards import GuardOptions
 
 PAGE = Path(__file__).with_name("live_page")
+_FILES = {
+    "/": "page.html", "/page.js": "page.js", "/page.css": "page.css", "/docs": "api.html", "/api.js": "api.js",
+}  # fmt: skip
 SMALL_BYTES = 100_000
 """Bodies up to this size are answered on the event loop; a hop to a thread would take longer."""
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -87,11 +90,19 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def create_app(settings: ServeSettings) -> App:
+def open_store(settings: ServeSettings) -> BundleStore:
+    """Which bundle is served. Raises BundleError when the first one is refused."""
+    return BundleStore(settings.bundle, settings.root, settings.state)
+
+
+def create_app(settings: ServeSettings, store: BundleStore | None = None) -> App:
     """The app behind its gate. Raises BundleError when the first bundle is refused."""
-    store = BundleStore(settings.bundle, settings.root, settings.state)
+    store = store or open_store(settings)
     view, metrics = LiveView(settings.steer), Metrics()
-    app = FastAPI(title="Deep Scheduling", version="1", description=__doc__, responses=_REFUSALS)
+    # FastAPI's own pages fetch their scripts from elsewhere; ours works without a network.
+    app = FastAPI(
+        title="Deep Scheduling", version="1", description=__doc__, responses=_REFUSALS, docs_url=None, redoc_url=None
+    )
     _handle_errors(app, metrics)
     _policy_routes(app, settings, store, metrics)
     _live_routes(app, settings, store, view, metrics)
@@ -174,7 +185,7 @@ def _live_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, view
         """Prometheus text."""
         return Response(metrics.text(view, store.current().id), media_type="text/plain; version=0.0.4")
 
-    for route, name in (("/", "page.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+    for route, name in _FILES.items():
         app.add_api_route(route, _file(name), include_in_schema=False, response_class=FileResponse)
 
 

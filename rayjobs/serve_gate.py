@@ -13,7 +13,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/", "/page.js", "/page.css", "/healthz"})
+OPEN = frozenset({"/", "/page.js", "/page.css", "/docs", "/api.js", "/healthz"})
 """What anybody may see: no data."""
 CHANGES = frozenset({"/v1/bundles", "/v1/orders"})
 """What always needs the token."""
@@ -24,7 +24,6 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
-_DOCS = frozenset({"/docs", "/openapi.json", "/redoc"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        call = _Call(scope, send)
+        call = _Call(send)
         try:
             self._admit(scope, headers)
             await self._app(scope, self._bounded(receive, headers, call), call.send)
@@ -107,8 +106,8 @@ class Gate:
 class _Call:
     """One request on its way through: adds headers to the answer, or holds the answer back after a refusal."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope, self._send = scope, send
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self.started = False
         self.refusal: Refused | None = None
 
@@ -117,8 +116,7 @@ class _Call:
             return
         if message["type"] == "http.response.start":
             self.started = True
-            extra = [(b"x-frame-options", b"DENY")] if self._scope["path"] in _DOCS else HEADERS
-            message = {**message, "headers": [*message.get("headers", []), *extra]}
+            message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
         await self._send(message)
 
 

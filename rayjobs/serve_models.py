@@ -25,6 +25,8 @@ class MemoryModel(_Model):
     """Recent response times in seconds; null where unknown."""
     slow_log: list[list[Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]]] = Field(max_length=100)
     """Slow averages of log(response time / deadline)."""
+    learned: dict[Annotated[str, Field(max_length=100)], list[Any]] = Field(default={}, max_length=20)
+    """What an estimator of service times has learned, as it was answered."""
 
 
 class WeightsRequest(_Model):
@@ -55,6 +57,16 @@ class StateModel(_Model):
     """Above 1 lies outside every cluster."""
 
 
+class TimesModel(_Model):
+    """Service times in seconds, rows per group, and the workers of every server, of a bundle that sets them."""
+
+    policy: list[list[float]] | None
+    baseline: list[list[float]]
+    decided: list[list[float]] | None
+    """With all limits; null when something else than service times should be in force."""
+    workers: list[float]
+
+
 class WeightsAnswer(_Model):
     """What should be in force now."""
 
@@ -68,6 +80,8 @@ class WeightsAnswer(_Model):
     """The learned policy's own weights, rows per group; null when it failed, `problem` says how."""
     baseline: list[list[int]] | None
     """The inverse-latency heuristic's weights."""
+    service_times: TimesModel | None
+    """Null for a bundle that sets weights; where it is not, all weights above are 1/τ."""
     problem: str
     state: StateModel | None
     memory: MemoryModel | None

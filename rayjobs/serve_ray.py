@@ -6,10 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
 from ray import serve
 
-from rayjobs.serve_app import ServeSettings, create_app
+from rayjobs.serve_app import ServeSettings, create_app, open_store
+from rayjobs.serve_body import read_body
 from rayjobs.serve_gate import GateRules
+from rayjobs.serve_service import advise
 from tuning.guards import GuardOptions
 
 NAME = "deepsched"
@@ -20,9 +23,14 @@ class Policy:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings_of(settings)
+        self._store = open_store(self._settings)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._settings)
+        return create_app(self._settings, self._store)
+
+    def answer(self, body: bytes) -> bytes:
+        """`POST /v1/weights` for a deployment handle: no HTTP and no proxy on the way."""
+        return to_json(advise(self._store.current(), read_body(body), self._settings.guards), inf_nan_mode="null")
 
 
 def build(args: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actuators.control import ServiceTimes
 from actuators.difference import difference
 from actuators.errors import BundleError, DataError
 from actuators.files import write_atomic
@@ -153,11 +154,17 @@ def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | No
         if len(table) != rows or any(len(row) != columns for row in table):
             raise DataError("memory has the wrong size", where="memory", remedy=f"expected {topology.shape}")
     fast = np.array([[np.nan if value is None else value for value in row] for row in given.fast_s], dtype=float)
-    return LatencyMemory(np.where(fast > 0, fast, np.nan), np.array(given.slow_log, dtype=float))
+    try:
+        learned = {name: np.array(rows, dtype=float) for name, rows in given.learned.items()}
+    except (ValueError, TypeError) as error:
+        raise DataError("not numbers", where="memory.learned", remedy="send what was answered") from error
+    if not all(np.isfinite(table).all() for table in learned.values()):
+        raise DataError("not finite", where="memory.learned", remedy="send what was answered")
+    return LatencyMemory(np.where(fast > 0, fast, np.nan), np.array(given.slow_log, dtype=float), learned)
 
 
 def _answer(result: Answer, topology: Topology) -> dict[str, Any]:
-    advice, weights = result.advice, result.weights
+    advice, weights = result.advice, result.weights.as_weights() if result.weights else None
     named = None
     if weights is not None:
         named = {
@@ -170,8 +177,9 @@ def _answer(result: Answer, topology: Topology) -> dict[str, Any]:
         "weights": named,
         "groups": [group.name for group in topology.groups],
         "servers": list(topology.servers),
-        "policy": advice.policy.values.tolist() if advice and advice.policy else None,
-        "baseline": advice.baseline.values.tolist() if advice else None,
+        "policy": advice.policy.as_weights().values.tolist() if advice and advice.policy else None,
+        "baseline": advice.baseline.as_weights().values.tolist() if advice else None,
+        "service_times": _times(result),
         "problem": advice.problem if advice else "",
         "state": None if advice is None else {
             "cluster": advice.state.cluster.tolist(),
@@ -181,5 +189,14 @@ def _answer(result: Answer, topology: Topology) -> dict[str, Any]:
         "memory": None if advice is None else {
             "fast_s": [[None if np.isnan(v) else v for v in row] for row in advice.memory.fast_s.tolist()],
             "slow_log": advice.memory.slow_log.tolist(),
+            "learned": {name: table.tolist() for name, table in advice.memory.learned.items()},
         },
     }  # fmt: skip
+
+
+def _times(result: Answer) -> dict[str, Any] | None:
+    if result.advice is None or not isinstance(result.advice.baseline, ServiceTimes):
+        return None
+    controls = {"policy": result.advice.policy, "baseline": result.advice.baseline, "decided": result.weights}
+    tables = {name: c.tau_s.tolist() if isinstance(c, ServiceTimes) else None for name, c in controls.items()}
+    return {**tables, "workers": result.advice.baseline.workers.tolist()}

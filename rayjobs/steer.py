@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -23,12 +23,8 @@ from tuning.steering_options import AuditOptions, SteeringOptions
 
 if TYPE_CHECKING:
     from rayjobs.steer_loop import Controller
-    from rayjobs.steer_site import Site
-    from tuning.advice import Advises
     from tuning.adviser import Adviser
 
-DEADLINE_SHARE = 0.1
-"""Part of the control interval in which Serve must have answered."""
 MODES = ("shadow", "blend", "active")
 T = TypeVar("T")
 
@@ -55,6 +51,11 @@ class SteerOptions(SteeringOptions):
     """vts JSON of that NGINX, as http://HOST:PORT/status/format/json."""
     serve_url: str = ""
     """A `deepsched serve` to ask first; the own copy of the bundle answers when it does not."""
+    serve_app: str = ""
+    """Name of a Serve application on this cluster (that of `deepsched serve` is deepsched), asked by its deployment
+    handle instead of HTTP; needs --actor or a job on that cluster."""
+    actor: bool = False
+    """Run as a Ray actor on a node that offers `proxy`, which the actor claims; started again when it dies."""
     serve_token_file: Path | None = None
     """Holds the bearer token of that server, when it listens beyond loopback."""
     interval_s: float = Field(1.0, gt=0.02)
@@ -63,6 +64,8 @@ class SteerOptions(SteeringOptions):
     """End after this time; never when not given."""
     folder: Path = Path("runs/steer")
     """Audit, orders and state of the controller; one folder for one NGINX."""
+    workers: float = Field(1.0, ge=0.25, le=1e4)
+    """Requests that a server serves at once, for a bundle that sets service times; when in doubt too few."""
     watchdog_after_s: float = Field(30.0, gt=0)
     """watchdog: silence of the controller after which the weights found at the start are put back."""
     scenario: str = "demo"
@@ -92,7 +95,9 @@ def run(options: SteerOptions) -> int:
             )
         folder.order(mode=options.target)
     elif options.action == "swap":
-        _load(Path(_need(options.target, "a bundle folder", "steer swap")))
+        from rayjobs.steer_opening import load_adviser
+
+        load_adviser(Path(_need(options.target, "a bundle folder", "steer swap")))
         folder.order(bundle=str(Path(options.target).absolute()))
     elif options.action == "status":
         _status(folder)
@@ -102,8 +107,13 @@ def run(options: SteerOptions) -> int:
         _recalibrate(options)
     elif options.action == "watchdog":
         _watchdog(options, folder)
+    elif options.actor:
+        from rayjobs.steer_actor import steer_on_proxy
+
+        steer_on_proxy(options, _say)
+        return 0
     else:
-        _steer(options, folder)
+        steer(options, folder)
         return 0
     if options.action in (*orders, "mode", "swap"):
         alive = "a running controller obeys within one interval" if folder.is_locked() else "no controller runs now"
@@ -111,26 +121,28 @@ def run(options: SteerOptions) -> int:
     return 0
 
 
-def _steer(options: SteerOptions, folder: SteerFolder) -> None:
+def steer(options: SteerOptions, folder: SteerFolder, stopped: threading.Event | None = None) -> None:
+    """Steers until `duration_s` is over, `stopped` is set or a signal comes; the weights in force then stay."""
     from rayjobs.steer_loop import Controller, starting_steering
+    from rayjobs.steer_opening import ask_serve, load_adviser, open_site
     from tuning.audit import AuditLog, header
     from tuning.steering import Steering
 
     bundle = _need(options.bundle, "a bundle", "--bundle")
-    model = _load(bundle)
+    model = load_adviser(bundle)
     folder.make()
     with folder.locked(), open_site(options, model) as site, contextlib.ExitStack() as stack:
-        adviser = _load(bundle, site)
+        adviser = load_adviser(bundle, site, options.workers)
         deadlines_s = adviser.bundle.problem.deadlines_s
         now_s = time.monotonic()
         steering = starting_steering(site, folder, lambda first: Steering(deadlines_s, first, options, now_s))
         about = {"folder": str(bundle.absolute()), **_origin(adviser)}
         log = AuditLog(folder.audit, header(steering, deadlines_s, now_s, about), options.audit)
-        asked = _ask_serve(options, site, adviser, stack)
+        asked = ask_serve(options, site, adviser, stack)
         site.collector.begin()
 
         def load(path: str) -> tuple[Adviser, int]:
-            new = _load(Path(path), site)
+            new = load_adviser(Path(path), site, options.workers)
             return new, new.frames
 
         controller = Controller(
@@ -142,6 +154,7 @@ def _steer(options: SteerOptions, folder: SteerFolder) -> None:
             log.write,
             load=load,
             say=_say,
+            stopped=stopped,
         )
         where = site.address or options.status_url
         _say(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
@@ -157,58 +170,6 @@ def _until_ended(controller: Controller, options: SteerOptions) -> None:
         controller.end()
     except KeyboardInterrupt:
         controller.end()
-
-
-@contextlib.contextmanager
-def open_site(options: SteerOptions, model: Adviser) -> Iterator[Site]:
-    """The NGINX that the options name, or an embedded testbed. Raises ConfigError for options that do not fit."""
-    from rayjobs.steer_site import embedded_site, foreign_site
-
-    topology = model.topology
-    if options.nginx_conf is None and not options.control_url:
-        if options.status_url:
-            remedy = "give --nginx-conf, or --control-url for weights in memory"
-            raise ConfigError("--status-url without a way to set weights", where="steer", remedy=remedy)
-        duration_s = 60 + (options.duration_s or 24 * 3600)
-        work_dir = options.folder.absolute() / "testbed"
-        with embedded_site(options.live, options.scenario, work_dir, options.seed, duration_s) as site:
-            yield site
-        return
-    status_url = options.status_url or options.control_url.replace("/control", "/status")
-    if not status_url:
-        raise ConfigError("no statistics", where="steer", remedy="say where vts is served: --status-url")
-    actuator = options.reload
-    if options.nginx_conf is not None:
-        names = tuple(group.name for group in topology.groups)
-        foreign = actuator.reload.model_copy(
-            update={"config": options.nginx_conf, "status_url": status_url, "groups": names}
-        )
-        actuator = actuator.model_copy(update={"reload": foreign, "control_url": ""})
-    else:
-        actuator = actuator.model_copy(update={"control_url": options.control_url, "token_file": options.token_file})
-    with foreign_site(topology, actuator, status_url, options.reading) as site:
-        yield site
-
-
-def _ask_serve(options: SteerOptions, site: Site, own: Adviser, stack: contextlib.ExitStack) -> Advises:
-    from rayjobs.advisers import ServeAdviser, http_post
-
-    if not options.serve_url:
-        return own
-    deadline_s = DEADLINE_SHARE * options.interval_s
-    token = options.serve_token_file.read_text().strip() if options.serve_token_file else ""
-    asked = ServeAdviser(http_post(options.serve_url, token, 10 * deadline_s), own, site.topology, deadline_s)
-    stack.callback(asked.close)
-    return asked
-
-
-def _load(folder: Path, site: Site | None = None) -> Adviser:
-    from tuning.adviser import Adviser
-    from tuning.bundle import load_bundle
-    from tuning.trust import check_bundle
-
-    check_bundle(folder)
-    return Adviser(load_bundle(folder, site.topology if site else None))
 
 
 def _origin(adviser: Adviser) -> dict[str, object]:
@@ -256,11 +217,12 @@ def _recalibrate(options: SteerOptions) -> None:
 
 
 def _watchdog(options: SteerOptions, folder: SteerFolder) -> None:
+    from rayjobs.steer_opening import load_adviser, open_site
     from rayjobs.steer_watchdog import watch
 
     bundle = _need(options.bundle, "the controller's bundle", "--bundle")
     folder.require()
-    with contextlib.suppress(KeyboardInterrupt), open_site(options, _load(bundle)) as site:
+    with contextlib.suppress(KeyboardInterrupt), open_site(options, load_adviser(bundle)) as site:
         watch(folder, site, options.watchdog_after_s, _say, options.duration_s)
 
 

@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actuators.control import Weights
+from actuators.control import BalancingMethod, Control
 from actuators.errors import ConfigError, DataError
 from actuators.files import writable_folder, write_atomic
 from actuators.topology import Topology
+from tuning import control_json
 from tuning.steering import Override
 from tuning.steering_options import Mode
+
+Original = tuple[Control, BalancingMethod | None]
+"""A control, and the method that it was in force under; None where only a reload could change that."""
 
 
 class Orders(BaseModel):
@@ -90,29 +93,27 @@ class SteerFolder:
         if not (self.path / "original.json").exists():
             raise ConfigError("no controller has run here", where=str(self.path), remedy="give its --folder")
 
-    def original(self, present: Weights) -> Weights:
-        """Weights from before the first controller in this folder; `present` becomes them when it is the first."""
-        path = self.path / "original.json"
-        if path.exists():
-            kept = self.kept_original(present.topology)
-            if kept is not None:
-                return kept
-        self.adopt(present)
-        return present
+    def original(self, present: Control, method: BalancingMethod | None) -> Original:
+        """What was in force before the first controller in this folder: `present` and `method` when it is the first."""
+        kept = self.kept_original(present.topology)
+        if kept is not None:
+            return kept
+        self.adopt(present, method)
+        return present, method
 
-    def adopt(self, present: Weights) -> None:
-        """Keeps `present` as what a revert goes back to. Raises OSError."""
+    def adopt(self, present: Control, method: BalancingMethod | None) -> None:
+        """Keeps these as what a revert goes back to. Raises OSError."""
         groups = {group.name: list(group.servers) for group in present.topology.groups}
-        data = {"groups": groups, "values": present.values.tolist(), "down": present.down.tolist()}
+        data = {"groups": groups, "method": method, **control_json.to_json(present)}
         write_atomic(self.path / "original.json", json.dumps(data))
 
-    def kept_original(self, topology: Topology) -> Weights | None:
-        """The kept weights; None when they are about other groups or servers."""
+    def kept_original(self, topology: Topology) -> Original | None:
+        """What was kept; None when there is nothing, or it is about other groups or servers."""
         try:
             data = json.loads((self.path / "original.json").read_bytes())
             if data["groups"] != {group.name: list(group.servers) for group in topology.groups}:
                 return None
-            return Weights(topology, np.array(data["values"]), np.array(data["down"], dtype=bool))
+            return control_json.from_json(data, topology), data.get("method")
         except (OSError, ValueError, KeyError, TypeError, ConfigError):
             return None
 

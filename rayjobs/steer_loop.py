@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actuators.control import Weights
+from actuators.control import Control
 from actuators.errors import DeepSchedError
 from actuators.window import Window
 from rayjobs.steer_folder import Orders, SteerFolder
 from rayjobs.steer_site import Site
 from tuning import audit
 from tuning.advice import Advice, Advises, Recent
+from tuning.limiting import differ
 from tuning.steering import Decision, Steering
 
 CHANGED = "weights were changed by someone else: a revert now goes back to theirs"
@@ -50,6 +51,7 @@ class Controller:
         *,
         load: Callable[[str], tuple[Advises, int]] | None = None,
         say: Callable[[str], None] = lambda line: None,
+        stopped: threading.Event | None = None,
     ) -> None:
         self._site, self.steering, self._adviser, self._recent = site, steering, adviser, Recent(frames)
         self._folder, self._log, self._load, self._say = folder, log, load, say
@@ -58,7 +60,7 @@ class Controller:
         self._said: tuple[str, ...] = ()
         self._last: dict[str, Any] = {"now_s": time.monotonic()}
         self.guards: Counter[str] = Counter()
-        self.stopped = threading.Event()
+        self.stopped = stopped or threading.Event()
 
     def run(self, interval_s: float, duration_s: float | None = None) -> None:
         """Steps at an even pace until `stopped` is set or the time is over; a late step is not made up for."""
@@ -80,18 +82,19 @@ class Controller:
         notes = self._obey()
         window = self._site.collector.window()
         notes += self._notice(window)
-        window = replace(window, weight=self.steering.in_force.values)
+        before = self.steering.in_force
+        window = replace(window, weight=before.as_weights().values)
         collected_s = time.monotonic()
-        advice = self._ask(window)
+        advice, unasked = self._ask(window)
         advised_s = time.monotonic()
         decision = self.steering.decide(window, advice, began_s)
         applied, problem = self._apply(decision, began_s)
         ended_s = time.monotonic()
-        line = audit.decision_line(self.steering, window, advice, decision, began_s)
+        line = audit.decision_line(self.steering, before, window, advice, decision, began_s)
         line["applied"] = applied
         line["theirs"] = CHANGED in notes
-        line["in_force"] = self.steering.in_force.values.tolist()
-        line["alarms"] += [*notes, *([problem] if problem else [])]
+        line["in_force"] = self.steering.in_force.as_weights().values.tolist()
+        line["alarms"] += [*notes, *(said for said in (unasked, problem) if said)]
         line["guards"] += ["actuation"] if problem else []
         self.guards.update(line["guards"])
         line["latency_ms"] = {
@@ -104,10 +107,14 @@ class Controller:
         self._tell(line["alarms"])
         return Step(decision, line, applied)
 
-    def _ask(self, window: Window) -> Advice | None:
+    def _ask(self, window: Window) -> tuple[Advice | None, str]:
+        """The advice, or why there is none although the window can be read."""
         if not window.usable or window.requests.sum() == 0:
-            return None
-        return self._recent.ask(self._adviser, window)
+            return None, ""
+        try:
+            return self._recent.ask(self._adviser, window), ""
+        except DeepSchedError as error:
+            return None, f"no advice: {error}"[:300]
 
     def _apply(self, decision: Decision, now_s: float) -> tuple[bool, str]:
         """Whether the decision's weights were put in force, and what kept them from it."""
@@ -126,16 +133,17 @@ class Controller:
         if not kinds:
             return []
         try:
-            present = self._site.weights()
+            present = self._site.control()
         except DeepSchedError as error:
             return [f"weights in force unknown: {error}"[:300]]
-        if present == self.steering.in_force:
+        if not differ(present, self.steering.in_force):
             return []
         theirs = "restart" not in kinds or self.steering.options.mode == "shadow"
         self.steering.found(present, theirs=theirs)
         if not theirs:
             return ["NGINX was restarted and has other weights"]
-        self._folder.adopt(present)
+        self._site.first_method = self._site.method()
+        self._folder.adopt(present, self._site.first_method)
         return [CHANGED]
 
     def _obey(self) -> list[str]:
@@ -174,12 +182,13 @@ class Controller:
             self._say(f"ALARM {alarm}")
 
 
-def starting_steering(site: Site, folder: SteerFolder, steering: Callable[[Weights], Steering]) -> Steering:
+def starting_steering(site: Site, folder: SteerFolder, steering: Callable[[Control], Steering]) -> Steering:
     """A steering that knows what is in force and what was there before any controller.
 
     Raises DeepSchedError when NGINX cannot be read.
     """
-    present = site.weights()
-    made = steering(folder.original(present))
+    present, method = site.control(), site.method()
+    original, site.first_method = folder.original(present, method)
+    made = steering(original)
     made.found(present, theirs=False)
     return made

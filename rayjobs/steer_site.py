@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +11,28 @@ from pathlib import Path
 import numpy as np
 
 from actuators.collect import CollectOptions, Collector
-from actuators.control import ServiceTimes, Weights
+from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.load import LoadEngine
+from actuators.nginx import Nginx
 from actuators.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
 from actuators.script import Scenario
 from actuators.social_server import SocialNetworkServer
 from actuators.testbed import Applied
 from actuators.topology import Group, Topology, social_network
-from actuators.weights import Actuator, ActuatorOptions, open_actuator
+from actuators.weights import Actuator, ActuatorOptions, MemoryActuator, open_actuator
+
+_SWITCHING = Nginx | MemoryActuator
+"""Actuators that can change in memory how NGINX balances."""
 
 
 @dataclass
 class Site:
-    """An NGINX as the controller sees it: windows of the bundle's groups, and weights in its words.
+    """An NGINX as the controller sees it: windows of the bundle's groups, and controls in its words.
 
-    `address` is where its traffic arrives, when known; `load` sends it and `servers` answer, when ours.
+    Attributes:
+        address: where its traffic arrives, when known; `load` sends it and `servers` answer, when ours.
+        first_method: how it balanced before any controller; what weights are put back under after service times.
     """
 
     topology: Topology
@@ -34,38 +41,66 @@ class Site:
     address: str = ""
     load: LoadEngine | None = None
     servers: Sequence[SocialNetworkServer] = ()
+    first_method: BalancingMethod | None = None
+    _times: bool | None = None
 
-    def weights(self) -> Weights:
-        """Weights in force. Raises ActuationError, ConfigError or StatusError."""
-        control = self.actuator.control()
+    def control(self) -> Control:
+        """The bundle's part of what is in force. Raises ActuationError, ConfigError or StatusError."""
+        control, theirs = self.actuator.control(), self.actuator.topology
+        self._times = isinstance(control, ServiceTimes)
         if isinstance(control, ServiceTimes):
-            raise ActuationError(
-                "this NGINX balances by service times", where="controller", remedy="choose a method with weights"
-            )
-        theirs = self.actuator.topology
-        values, down = np.ones(self.topology.shape, np.int64), np.zeros(self.topology.shape, bool)
-        for g, group in enumerate(self.topology.groups):
-            row = theirs.group_index(group.name)
-            for server in group.servers:
-                s, column = self.topology.server_index(server), theirs.server_index(server)
-                values[g, s], down[g, s] = control.values[row, column], control.down[row, column]
+            columns = [theirs.server_index(server) for server in self.topology.servers]
+            tau_s = _between(theirs, self.topology, control.tau_s, np.ones(self.topology.shape))
+            return ServiceTimes(self.topology, tau_s, control.workers[columns])
+        values = _between(theirs, self.topology, control.values, np.ones(self.topology.shape, np.int64))
+        down = _between(theirs, self.topology, control.down, np.zeros(self.topology.shape, bool))
         return Weights(self.topology, values, down)
 
-    def apply(self, weights: Weights) -> Applied:
-        """Returns when they are in force; groups that are not the bundle's keep theirs. Raises ActuationError."""
+    def method(self) -> BalancingMethod | None:
+        """How NGINX uses the control; None where only a reload could change it. Raises ActuationError."""
+        return self.actuator.method if isinstance(self.actuator, _SWITCHING) else None
+
+    def apply(self, control: Control) -> Applied:
+        """Returns when it is in force; groups that are not the bundle's keep theirs. Raises ActuationError."""
+        times = isinstance(control, ServiceTimes)
+        if self._times is None:
+            self.control()
+        wanted = self._whole(control)
+        if times == self._times:
+            return self.actuator.apply(wanted)
+        if not isinstance(self.actuator, _SWITCHING):
+            raise ActuationError("service times need an NGINX that balances in memory", where="controller")
+        began_s, self._times = time.monotonic(), None
+        self.actuator.balance("expected_delay" if times else self.first_method or "least_conn", wanted)
+        self._times = times
+        return Applied(True, time.monotonic() - began_s)
+
+    def _whole(self, control: Control) -> Control:
+        """The control about all groups that the NGINX has."""
         theirs = self.actuator.topology
         if theirs == self.topology:
-            return self.actuator.apply(weights)
+            return control
+        if isinstance(control, ServiceTimes):
+            if len(theirs.groups) != len(self.topology.groups) or set(theirs.servers) != set(self.topology.servers):
+                raise ActuationError("this NGINX balances groups that the bundle does not know", where="controller")
+            columns = [self.topology.server_index(server) for server in theirs.servers]
+            tau_s = _between(self.topology, theirs, control.tau_s, np.ones(theirs.shape))
+            return ServiceTimes(theirs, tau_s, control.workers[columns])
         present = self.actuator.control()
-        if isinstance(present, ServiceTimes):
-            raise ActuationError("this NGINX balances by service times", where="controller")
-        values, down = present.values.copy(), present.down.copy()
-        for g, group in enumerate(self.topology.groups):
-            row = theirs.group_index(group.name)
-            for server in group.servers:
-                s, column = self.topology.server_index(server), theirs.server_index(server)
-                values[row, column], down[row, column] = weights.values[g, s], weights.down[g, s]
-        return self.actuator.apply(Weights(theirs, values, down))
+        base = present if isinstance(present, Weights) else Weights.equal(theirs)
+        values = _between(self.topology, theirs, control.values, base.values)
+        return Weights(theirs, values, _between(self.topology, theirs, control.down, base.down))
+
+
+def _between(of: Topology, to: Topology, table: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """`base`, a table about `to`, with what `table` says of the groups and servers that both know."""
+    result = base.copy()
+    names = {group.name: g for g, group in enumerate(of.groups)}
+    for g, group in enumerate(to.groups):
+        for server in group.servers if group.name in names else ():
+            if server in of.servers and of.mask[names[group.name], of.server_index(server)]:
+                result[g, to.server_index(server)] = table[names[group.name], of.server_index(server)]
+    return result
 
 
 def matched(model: Topology, theirs: Topology) -> Topology:

@@ -103,7 +103,7 @@ class Soak:
         for window in site.load.poll():
             self.answered += int(window.answered.sum())
             self.failed += sum(int(counts.sum()) for counts in window.errors.values())
-        values = site.weights().values
+        values = site.control().as_weights().values
         self.illegal += not bool(((values >= 1) & (values <= MAX_WEIGHT)).all())
 
     def growth_percent(self, series_mb: list[float]) -> float:

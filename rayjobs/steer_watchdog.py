@@ -44,17 +44,18 @@ def watch(
 
 
 def _revert(folder: SteerFolder, site: Site, silent_s: float, say: Callable[[str], None]) -> bool:
-    original = folder.kept_original(site.topology)
-    if original is None:
+    kept = folder.kept_original(site.topology)
+    if kept is None:
         say("the weights from before the controller are unknown, or of other servers")
         return True
+    original, site.first_method = kept
     line: dict[str, Any] = {"kind": "watchdog", "time": time.time(), "silent_s": silent_s}
     try:
         changed = site.apply(original).changed
     except DeepSchedError as error:
         say(f"not reverted: {error}")
         return False
-    line |= {"changed": changed, "weights": original.values.tolist()}
+    line |= {"changed": changed, "weights": original.as_weights().values.tolist()}
     try:
         with open(folder.audit, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")

@@ -42,10 +42,11 @@ def recorded(path: Path, count: int = 25, keep: AuditOptions | None = None) -> N
                 run.steering.override = "paused"
             if index == count // 2 + 3:
                 run.steering.override = ""
+            before = run.steering.in_force
             run.step(seen, given)
             if run.decisions[-1].change:
                 testbed.apply(run.steering.in_force)
-            log.write(audit.decision_line(run.steering, seen, given, run.decisions[-1], run.now_s))
+            log.write(audit.decision_line(run.steering, before, seen, given, run.decisions[-1], run.now_s))
 
 
 def test_a_window_survives_json() -> None:

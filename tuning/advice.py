@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actuators.control import Weights
+from actuators.control import Control
 from actuators.window import Window
 from envs.features import LatencyMemory
 
@@ -35,14 +35,15 @@ class Advice:
     """What a bundle makes of some windows; the guards decide what becomes of it.
 
     Attributes:
-        policy: the learned policy's weights; None when it failed, and `problem` says how.
-        baseline: the inverse-latency heuristic's weights on the same observation.
+        policy: what the learned policy would put in force; None when it failed, and `problem` says how.
+        baseline: what its residual stands on, on the same observation: inverse latency's weights, or the service
+            times that an estimator has learned.
         memory: averages after the first of the windows, to be given when that one has fallen off.
         by: who answered: ``serve``, ``own copy``.
     """
 
-    policy: Weights | None
-    baseline: Weights
+    policy: Control | None
+    baseline: Control
     state: State
     memory: LatencyMemory
     problem: str = ""

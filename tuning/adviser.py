@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from actuators.control import ServiceTimes, Weights
+from actuators.control import Control, ServiceTimes
 from actuators.errors import BundleError, DataError, DeepSchedError
 from actuators.window import Window
 from envs.baselines import InverseLatency
 from envs.features import LatencyMemory
+from envs.observation import Observation
 from tuning.advice import Advice, State
 from tuning.bundle import Bundle
 
@@ -24,18 +26,18 @@ class NotANumberError(DeepSchedError):
 class Adviser:
     """One bundle, ready to act.
 
+    Args:
+        workers: requests that a server serves at once, for a bundle that sets service times; 1 is safe.
+
     Raises:
-        BundleError: the network holds numbers that are not finite, or its residual is on an estimator of
-            service times: those learn without end, so that no copy could answer without all windows before.
+        BundleError: the network holds numbers that are not finite.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, workers: float = 1.0) -> None:
+        if bundle.problem.workers is None:
+            each = np.full(bundle.problem.topology.shape[1], float(workers))
+            bundle = replace(bundle, problem=replace(bundle.problem, workers=each))
         self.bundle, self.topology = bundle, bundle.problem.topology
-        if bundle.problem.options.action.estimator is not None:
-            raise BundleError(
-                "it sets the service times of expected_delay, not weights", where="bundle",
-                remedy="judge it with `deepsched evaluate`, or train with decision.action.baseline=inverse_latency",
-            )  # fmt: skip
         bad = [name for name, tensor in bundle.net.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise BundleError(f"'{bad[0]}' of the network is not finite", where="policy.safetensors", remedy="train it")
@@ -57,29 +59,32 @@ class Adviser:
             memory: averages from before these windows, see `Advice.memory`; None begins anew. It is not changed.
 
         Raises:
-            DataError: no window at all.
+            DataError: no window at all, or one without the samples that the bundle's estimator needs: NGINX does
+                not balance in memory.
         """
         if not windows:
             raise DataError("no window to act on", where="advice", remedy="give at least two readings")
         observer = self.bundle.problem.observer()
         if memory is not None:
-            observer.memory = LatencyMemory(memory.fast_s.copy(), memory.slow_log.copy())
+            observer.recall(memory)
         after_first: LatencyMemory | None = None
         for window in windows:
             observation = observer.observe_window(window)
-            after_first = after_first or LatencyMemory(observer.memory.fast_s.copy(), observer.memory.slow_log.copy())
+            after_first = after_first or observer.remembered()
         assert after_first is not None
         state = State(observation.posterior.argmax(axis=-1), observation.posterior, observation.novelty)
-        advice = Advice(None, _weights(self._baseline.act(observation)), state, after_first)
+        advice = Advice(None, self._standing_on(observation), state, after_first)
         try:
-            return replace(advice, policy=_weights(self._policy.act(observation)))
+            return replace(advice, policy=self._policy.act(observation))
         except (DeepSchedError, RuntimeError, ArithmeticError, ValueError) as error:
             # Whatever goes wrong inside a policy, the baseline stands in for it; the guards say so.
             return replace(advice, problem=f"{type(error).__name__}: {error}"[:200])
 
-
-def _weights(control: Weights | ServiceTimes) -> Weights:
-    return control.as_weights() if isinstance(control, ServiceTimes) else control
+    def _standing_on(self, observation: Observation) -> Control:
+        """What a residual of 0 does."""
+        if observation.tau_s is None:
+            return self._baseline.act(observation)
+        return ServiceTimes(self.topology, observation.tau_s, self.bundle.problem.believed_workers)
 
 
 def _refuse_nan(layer: Any, inputs: Any, output: torch.Tensor) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from actuators.control import Weights
+from actuators.control import Control, ServiceTimes, Weights
 from actuators.errors import DataError
 from actuators.topology import Group, Topology
 from actuators.window import Window
 from envs.deadlines import FloatArray
 from envs.features import LatencyMemory
-from tuning import window_json
+from tuning import control_json, window_json
 from tuning.advice import Advice, Advises, Recent, State
+from tuning.limiting import differ, down_in
 from tuning.steering import Decision, Steering
 from tuning.steering_options import AuditOptions, SteeringOptions
 from tuning.window_json import WindowModel
@@ -84,7 +85,7 @@ def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: di
              "priority": g.priority, "servers": list(g.servers)}
             for g in steering.topology.groups
         ],
-        "original": {"values": original.values.tolist(), "down": original.down.tolist()},
+        "original": control_json.to_json(original),
         "options": steering.options.model_dump(mode="json", include=set(SteeringOptions.model_fields)),
         "deadlines_s": deadlines_s.tolist(),
         "now_s": now_s,
@@ -93,10 +94,25 @@ def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: di
 
 
 def decision_line(
-    steering: Steering, window: Window, advice: Advice | None, decision: Decision, now_s: float
+    steering: Steering,
+    before: Control,
+    window: Window,
+    advice: Advice | None,
+    decision: Decision,
+    now_s: float,
 ) -> dict[str, Any]:
-    """One decision as a line, without the times that its making took."""
+    """One decision as a line, without the times that its making took; `before` was in force.
+
+    Tables of weights are there of service times, too, for readers who know nothing of those: 1/τ. The
+    controls themselves are then under `exact`.
+    """
     seen = window_json.to_json(window)
+    policy = advice.policy if advice else None
+    controls = {"before": before, "policy": policy, "baseline": decision.baseline, "weights": decision.weights}
+    controls["advised"] = advice.baseline if advice else None
+    exact = {}
+    if any(isinstance(control, ServiceTimes) for control in controls.values()):
+        exact = {"exact": {name: control_json.to_json(control) for name, control in controls.items() if control}}
     state, reference = decision.state, steering.harm.reference
     return {
         "kind": "decision",
@@ -108,14 +124,15 @@ def decision_line(
         "hash": window_json.digest(seen),
         "by": advice.by if advice else "",
         "problem": advice.problem if advice else "",
-        "policy": advice.policy.values.tolist() if advice and advice.policy else None,
+        "policy": policy.as_weights().values.tolist() if policy else None,
         "cluster": state.cluster.tolist() if state else None,
         "posterior": np.round(state.posterior, 4).tolist() if state else None,
         "novelty": np.round(state.novelty, 4).tolist() if state else None,
         "source": decision.source,
         "reason": decision.reason,
-        "weights": decision.weights.values.tolist(),
-        "baseline": decision.baseline.values.tolist(),
+        "weights": decision.weights.as_weights().values.tolist(),
+        "baseline": decision.baseline.as_weights().values.tolist(),
+        **exact,
         "change": decision.change,
         "guards": list(decision.guards),
         "alarms": list(decision.alarms),
@@ -162,10 +179,13 @@ class Redecided:
     def same(self) -> bool:
         line, decision = self.line, self.decision
         return bool(
-            line["source"] == decision.source
-            and line["weights"] == decision.weights.values.tolist()
-            and line["guards"] == list(decision.guards)
+            line["source"] == decision.source and self._same_control() and line["guards"] == list(decision.guards)
         )
+
+    def _same_control(self) -> bool:
+        if "exact" in self.line:
+            return bool(self.line["exact"]["weights"] == control_json.to_json(self.decision.weights))
+        return bool(self.line["weights"] == self.decision.weights.as_weights().values.tolist())
 
 
 def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Iterator[Redecided]:
@@ -203,24 +223,33 @@ def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
     """What was advised then, as far as the line tells."""
     if line["novelty"] is None:
         return None
-    policy = Weights(topology, np.array(line["policy"])) if line["policy"] is not None else None
+    exact = line.get("exact")
+    if exact is not None:
+        told = {name: control_json.from_json(control, topology) for name, control in exact.items()}
+        policy, baseline = told.get("policy"), told["advised"]
+    else:
+        policy = Weights(topology, np.array(line["policy"])) if line["policy"] is not None else None
+        baseline = Weights(topology, np.array(line["baseline"]))
     state = State(np.array(line["cluster"]), np.array(line["posterior"]), np.array(line["novelty"]))
-    baseline = Weights(topology, np.array(line["baseline"]))
     return Advice(policy, baseline, state, LatencyMemory.empty(topology.shape), line["problem"], line["by"])
 
 
 def _steering(line: dict[str, Any]) -> Steering:
     groups = tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in line["topology"])
     topology = Topology(groups)
-    original = Weights(topology, np.array(line["original"]["values"]), np.array(line["original"]["down"], dtype=bool))
+    original = control_json.from_json(line["original"], topology)
     deadlines_s = np.array(line["deadlines_s"], dtype=float)
     return Steering(deadlines_s, original, SteeringOptions.model_validate(line["options"]), line["now_s"])
 
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     """Mode, orders and weights in force as they were: what another bundle would have done at that moment."""
-    if not np.array_equal(window.weight, steering.in_force.values):
-        present = Weights(steering.topology, window.weight, steering.original.down)
+    present: Control = Weights(steering.topology, window.weight, down_in(steering.original))
+    known = np.array_equal(window.weight, steering.in_force.as_weights().values)
+    if "exact" in line:
+        present = control_json.from_json(line["exact"]["before"], steering.topology)
+        known = not differ(present, steering.in_force)
+    if not known:
         steering.found(present, theirs=bool(line.get("theirs")))
     steering.override = line["override"]
     update = {"mode": line["mode"], "blend_percent": line["blend_percent"]}

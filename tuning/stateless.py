@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from actuators.control import Weights
+from actuators.control import Control, Weights
 from actuators.errors import ConfigError
 from actuators.window import Window
 from envs.deadlines import FloatArray
@@ -16,6 +16,7 @@ from envs.features import LatencyMemory
 from tuning import guards as limits
 from tuning.advice import Advice, Advises
 from tuning.guards import GuardOptions
+from tuning.limiting import Limits, limited
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Answer:
 
     decision: Literal["policy", "baseline", "hold"]
     reason: str
-    weights: Weights | None
+    weights: Control | None
     advice: Advice | None
 
 
@@ -51,18 +52,16 @@ def answer(
     return _policy(advice.policy, last, advice, deadlines_s, guards)
 
 
-def _policy(policy: Weights, last: Window, advice: Advice, deadlines_s: FloatArray, guards: GuardOptions) -> Answer:
-    mask = policy.topology.mask & ~policy.down
+def _policy(policy: Control, last: Window, advice: Advice, deadlines_s: FloatArray, guards: GuardOptions) -> Answer:
     late = limits.overloaded(last, deadlines_s, guards.overload_ratio, guards.min_requests)
-    equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    pulled = limits.blended(equal, policy.shares(), 100 * guards.overload_pull)
-    shares = np.where(late[:, None], pulled, policy.shares())
-    shares, _ = limits.capped(shares, mask, guards.cap_share)
-    shares, _ = limits.floored(shares, mask, guards.floor)
-    weights = limits.as_weights(shares, Weights(policy.topology, last.weight.clip(1, 100), last.down & ~_dead(last)))
+    original = Weights(policy.topology, last.weight.clip(1, 100), last.down & ~_dead(last))
+    quiet = np.zeros(policy.topology.shape[0], bool)
+    within = Limits(guards, None, advice.baseline, advice.baseline, original, 100.0, late, quiet)
+    control = limited(policy, within).control
     names = ", ".join(g.name for g, is_late in zip(policy.topology.groups, late, strict=True) if is_late)
-    reason = f"every server of {names} is late: towards equal" if names else "the policy's weights"
-    return Answer("policy", reason, weights, advice)
+    what, towards = ("weights", "equal") if isinstance(policy, Weights) else ("service times", "what is measured")
+    return Answer("policy", f"every server of {names} is late: towards {towards}" if names else f"the policy's {what}",
+                  control, advice)  # fmt: skip
 
 
 def _dead(window: Window) -> np.ndarray:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
-from actuators.control import Weights
+from actuators.control import Control, Weights
 from actuators.window import Window
 from envs.deadlines import FloatArray
 from tuning import guards as limits
 from tuning.advice import Advice, State
 from tuning.guards import GuardName
 from tuning.harm import HarmWatch
+from tuning.limiting import Limits, differ, down_in, limited
 from tuning.steering_options import SteeringOptions
 
 Override = Literal["", "paused", "reverted"]
@@ -29,7 +28,7 @@ class Decision:
 
     Attributes:
         source: whose weights `weights` are; `hold` keeps what is in force.
-        weights: what should be in force; in shadow mode what would be.
+        weights: what should be in force, service times as well; in shadow mode what would be.
         change: they differ from what is in force and are to be applied.
         guards: those that had a say; alarms: what a person should hear of.
         art, errors: of the window, per request; None when it could not be read.
@@ -37,8 +36,8 @@ class Decision:
 
     source: Source
     reason: str
-    weights: Weights
-    baseline: Weights
+    weights: Control
+    baseline: Control
     change: bool
     guards: tuple[GuardName, ...] = ()
     alarms: tuple[str, ...] = ()
@@ -53,7 +52,7 @@ class _Case:
 
     window: Window
     advice: Advice | None
-    baseline: Weights
+    baseline: Control
     now_s: float
     art: float | None = None
     errors: float | None = None
@@ -62,7 +61,7 @@ class _Case:
         self,
         source: Source,
         reason: str,
-        weights: Weights,
+        weights: Control,
         change: bool,
         said: tuple[GuardName, ...],
         alarms: tuple[str, ...] = (),
@@ -76,15 +75,15 @@ class Steering:
 
     Args:
         deadlines_s: ``[groups]``.
-        original: weights in force at the start, with their `down` flags; what a revert goes back to.
+        original: control in force at the start, weights with their `down` flags; what a revert goes back to.
         now_s: monotonic seconds, as in `decide`.
 
     Attributes:
-        in_force: weights that NGINX uses, as far as the controller knows.
+        in_force: control that NGINX uses, as far as the controller knows.
         override: the operator's order, obeyed before everything else.
     """
 
-    def __init__(self, deadlines_s: FloatArray, original: Weights, options: SteeringOptions, now_s: float) -> None:
+    def __init__(self, deadlines_s: FloatArray, original: Control, options: SteeringOptions, now_s: float) -> None:
         self.topology, self._deadlines_s, self.options = original.topology, deadlines_s, options
         self.original, self.in_force = original, original
         self.override: Override = ""
@@ -120,7 +119,7 @@ class Steering:
         self.in_force, self._changed_s = decision.weights, now_s
         self._own(decision.source == "policy")
 
-    def found(self, present: Weights, *, theirs: bool) -> None:
+    def found(self, present: Control, *, theirs: bool) -> None:
         """These are in force, though we did not put them there just now.
 
         Args:
@@ -131,7 +130,7 @@ class Steering:
         if theirs:
             self.original = present
             self.harm.reference.restart()
-        self._own(_differ(present, self.original))
+        self._own(differ(present, self.original))
 
     def _own(self, policy: bool) -> None:
         if self._policy_in_force and not policy:
@@ -166,44 +165,37 @@ class Steering:
                 return self._to_baseline(case, "measuring", f"measuring the baseline first: {have}")
         return self._towards(case, case.advice.policy)
 
-    def _towards(self, case: _Case, policy: Weights) -> Decision:
-        guards, mask = self.options.guards, self.topology.mask & ~self.original.down
-        shares = _shares(policy, mask)
-        late = limits.overloaded(case.window, self._deadlines_s, guards.overload_ratio, guards.min_requests)
-        equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
-        pulled = limits.blended(equal, shares, 100 * guards.overload_pull)
-        shares = np.where(late[:, None], pulled, shares)
-        if self.options.mode == "blend":
-            shares = limits.blended(shares, _shares(case.baseline, mask), self.options.blend_percent)
-        shares, high = limits.capped(shares, mask, guards.cap_share)
-        shares, low = limits.floored(shares, mask, guards.floor)
-        shares, far = limits.stepped(shares, _shares(self.in_force, mask), mask, guards.largest_step)
-        few = case.window.requests.sum(axis=1) < guards.min_requests
-        values = limits.as_weights(shares, self.original).values
-        kept = np.where(few[:, None], self.in_force.values, values)
-        spoke: tuple[tuple[GuardName, bool], ...] = (
-            ("overload", bool(late.any())), ("cap", high), ("floor", low), ("step", far), ("traffic", bool(few.any())),
+    def _towards(self, case: _Case, policy: Control) -> Decision:
+        guards, window = self.options.guards, case.window
+        late = limits.overloaded(window, self._deadlines_s, guards.overload_ratio, guards.min_requests)
+        assert case.advice is not None
+        within = Limits(
+            guards, self.in_force, case.baseline, case.advice.baseline, self.original,
+            self.options.blend_percent if self.options.mode == "blend" else 100.0,
+            late, window.requests.sum(axis=1) < guards.min_requests,
         )  # fmt: skip
-        said = tuple(name for name, did in spoke if did)
+        made = limited(policy, within)
         names = [group.name for group, is_late in zip(self.topology.groups, late, strict=True) if is_late]
-        reason = f"every server of {', '.join(names)} is late: towards equal" if names else "the policy's weights"
-        weights = Weights(self.topology, kept, self.original.down)
+        what = "weights" if isinstance(policy, Weights) else "service times"
+        towards = "equal" if isinstance(policy, Weights) else "what is measured"
+        reason = f"every server of {', '.join(names)} is late: towards {towards}" if names else f"the policy's {what}"
         alarms = ("overload",) if names else ()
-        if _differ(weights, self.in_force) and self._young(case.now_s):
-            return case.decision("hold", "the last change is too young", self.in_force, False, (*said, "rate"), alarms)
-        return self._change(case, "policy", reason, weights, said, alarms)
+        if differ(made.control, self.in_force) and self._young(case.now_s):
+            said = (*made.said, "rate")
+            return case.decision("hold", "the last change is too young", self.in_force, False, said, alarms)
+        return self._change(case, "policy", reason, made.control, made.said, alarms)
 
     def _change(
         self,
         case: _Case,
         source: Source,
         reason: str,
-        weights: Weights,
+        weights: Control,
         said: tuple[GuardName, ...],
         alarms: tuple[str, ...],
     ) -> Decision:
         """The decision for these weights; changes nothing in shadow mode."""
-        differs, live = _differ(weights, self.in_force), self.options.mode != "shadow"
+        differs, live = differ(weights, self.in_force), self.options.mode != "shadow"
         if not differs:
             # Nothing to apply, but whose weights they are is known.
             self._own(source == "policy" and live)
@@ -232,7 +224,7 @@ class Steering:
         """What the operator wants."""
         if self.override == "paused":
             return self._hold(case, "operator", "paused by the operator")
-        change = _differ(self.original, self.in_force)
+        change = differ(self.original, self.in_force)
         return case.decision("baseline", "reverted by the operator", self.original, change, ("operator",))
 
     def _see_novelty(self, advice: Advice | None) -> None:
@@ -245,20 +237,10 @@ class Steering:
         if self._familiar.see(not novel) >= guards.familiar_windows:
             self._unknown_state = False
 
-    def _baseline(self, advice: Advice | None) -> Weights:
+    def _baseline(self, advice: Advice | None) -> Control:
         if self.options.baseline == "equal":
-            return replace(Weights.equal(self.topology), down=self.original.down)
-        if self.options.baseline == "inverse_latency" and advice is not None:
-            return replace(advice.baseline, down=self.original.down)
+            return replace(Weights.equal(self.topology), down=down_in(self.original))
+        if self.options.baseline != "original" and advice is not None:
+            simple = advice.baseline
+            return replace(simple, down=down_in(self.original)) if isinstance(simple, Weights) else simple
         return self.original
-
-
-def _shares(weights: Weights, mask: np.ndarray) -> FloatArray:
-    usable = np.where(mask, weights.values, 0).astype(float)
-    shares: FloatArray = usable / np.maximum(usable.sum(axis=1, keepdims=True), 1e-12)
-    return shares
-
-
-def _differ(a: Weights, b: Weights) -> bool:
-    """Whether they share requests differently; 1:1 and 100:100 are the same."""
-    return not (np.allclose(a.shares(), b.shares(), atol=1e-6) and np.array_equal(a.down, b.down))

@@ -19,8 +19,9 @@ class SteeringOptions(Options):
     """`shadow` decides and changes nothing; `blend` goes a part of the way to the policy's weights; `active` all."""
     blend_percent: float = Field(default=10.0, ge=0, le=100)
     """In `blend`: how far from the baseline's weights to the policy's."""
-    baseline: Literal["original", "equal", "inverse_latency"] = "original"
-    """What stands in for the policy: the weights found at the start, equal ones, or the simple heuristic."""
+    baseline: Literal["original", "equal", "inverse_latency", "estimator"] = "original"
+    """What stands in for the policy: what was in force at the start, equal weights, or what the bundle's residual
+    stands on, `inverse_latency` or its `estimator` of service times."""
     guards: GuardOptions = GuardOptions()
     """Limits of the guards."""
 

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actuators.errors import DataError
 from actuators.topology import Group, Topology
-from actuators.window import Fault, FaultKind, IntArray, Window
+from actuators.window import DelayWindow, Fault, FaultKind, IntArray, Window
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 MAX_SERVERS = 2000
+_DELAY = ("requests", "idle_requests", "idle_response_s", "predicted_wait_s", "predicted_service_s", "tau_s")
 
 
 class FaultModel(BaseModel):
@@ -27,6 +28,22 @@ class FaultModel(BaseModel):
     detail: str = Field(default="", max_length=1000)
     group: str = Field(default="", max_length=300)
     server: str = Field(default="", max_length=300)
+
+
+Sum = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+
+
+class DelayModel(BaseModel):
+    """What a balancer in memory saw, see `actuators.window.DelayWindow`; tables as in `WindowModel`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: list[list[Count]] = Field(max_length=100)
+    idle_requests: list[list[Count]] = Field(max_length=100)
+    idle_response_s: list[list[Sum]] = Field(max_length=100)
+    predicted_wait_s: list[list[Sum]] = Field(max_length=100)
+    predicted_service_s: list[list[Sum]] = Field(max_length=100)
+    tau_s: list[list[Sum]] = Field(max_length=100)
 
 
 class WindowModel(BaseModel):
@@ -50,10 +67,13 @@ class WindowModel(BaseModel):
     weight: list[list[Count]] = Field(max_length=100)
     down: list[list[bool]] = Field(max_length=100)
     faults: list[FaultModel] = Field(default=[], max_length=10_000)
+    delay: DelayModel | None = None
+    """Samples of service times; null for an NGINX that does not balance in memory."""
 
 
 def to_json(window: Window) -> dict[str, Any]:
-    """The window as plain JSON, as `WindowModel` describes it. Its load engine's and balancer's views are left out."""
+    """The window as plain JSON, as `WindowModel` describes it. Its load engine's view is left out."""
+    delay = {} if window.delay is None else {"delay": {name: getattr(window.delay, name).tolist() for name in _DELAY}}
     return {
         "groups": [group.name for group in window.topology.groups],
         "servers": list(window.topology.servers),
@@ -70,6 +90,7 @@ def to_json(window: Window) -> dict[str, Any]:
             {"kind": fault.kind, "detail": fault.detail[:1000], "group": fault.group, "server": fault.server}
             for fault in window.faults
         ],
+        **delay,
     }
 
 
@@ -94,6 +115,7 @@ def from_json(data: WindowModel, topology: Topology) -> Window:
         topology, data.start_s, data.end_s, tables["requests"], zeros, zeros, responses, tables["response_ms_sum"],
         tuple(data.bounds_ms), _histogram(data, topology), tables["weight"], tables["down"].astype(bool),
         faults=tuple(Fault(f.kind, f.detail, f.group, f.server) for f in data.faults),
+        delay=None if data.delay is None else _delay(data.delay, topology),
     )  # fmt: skip
 
 
@@ -124,12 +146,24 @@ def _trimmed(row: IntArray) -> list[int]:
     return values
 
 
+def _delay(data: DelayModel, topology: Topology) -> DelayWindow:
+    tables: dict[str, Any] = {
+        name: np.array(_checked(f"delay.{name}", getattr(data, name), topology), dtype=float) for name in _DELAY
+    }
+    counts = {name: np.array(getattr(data, name), dtype=np.int64) for name in ("requests", "idle_requests")}
+    return DelayWindow(**{**tables, **counts})
+
+
 def _table(name: str, rows: list[list[Any]], topology: Topology) -> IntArray:
+    return np.array(_checked(name, rows, topology), dtype=np.int64)
+
+
+def _checked(name: str, rows: list[list[Any]], topology: Topology) -> list[list[Any]]:
     if len(rows) != topology.shape[0] or any(len(row) != topology.shape[1] for row in rows):
         raise DataError(
             "a table has the wrong size", where=f"window.{name}", remedy=f"expected {topology.shape} groups and servers"
         )
-    return np.array(rows, dtype=np.int64)
+    return rows
 
 
 def _histogram(data: WindowModel, topology: Topology) -> IntArray:

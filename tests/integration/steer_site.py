@@ -23,6 +23,7 @@ from rayjobs.steer_site import Site, embedded_site
 from tuning import audit
 from tuning.adviser import Adviser
 from tuning.bundle import Bundle, load_bundle
+from tuning.limiting import differ
 from tuning.steering import Steering
 from tuning.steering_options import SteeringOptions
 
@@ -72,7 +73,7 @@ class Drill:
         step = self.controller.step()
         self.lines.append(step.line)
         # Whatever happened, NGINX itself shows legal weights, the ones that we believe in.
-        assert self.site.weights() == self.controller.steering.in_force
+        assert not differ(self.site.control(), self.controller.steering.in_force)
         return step
 
     def until(self, met: Callable[[Step], bool], most: int) -> int:

@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,42 @@ def test_bundles_are_swapped_and_rolled_back(served: Served) -> None:
     assert swapped.json()["bundle"] != before["bundle"]
     assert swapped.json()["previous"].endswith("first")
     assert served.post("/v1/bundles", {"rollback": True}, served.token).json()["bundle"] == before["bundle"]
+
+
+def test_bundles_are_swapped_under_concurrent_load(served: Served) -> None:
+    """Eight clients ask all the time: every request is answered, by the one bundle or by the other."""
+    body = json.dumps({"windows": [window_json.to_json(window())]})
+    over = threading.Event()
+
+    def ask() -> list[tuple[int, str]]:
+        found = []
+        with requests.Session() as session:
+            while not over.is_set():
+                answer = session.post(served.url + "/v1/weights", data=body, timeout=20)
+                found.append((answer.status_code, answer.json().get("bundle", "")))
+        return found
+
+    with ThreadPoolExecutor(8) as clients:
+        asking = [clients.submit(ask) for _ in range(8)]
+        try:
+            for index in range(10):
+                change = {"rollback": True} if index % 2 else {"path": "second"}
+                assert served.post("/v1/bundles", change, served.token).status_code == 200
+        finally:
+            over.set()
+        answers = [answer for client in asking for answer in client.result(30)]
+    assert {status for status, _ in answers} == {200}
+    assert len({bundle for _, bundle in answers}) == 2
+
+
+def test_the_interface_is_described_without_a_network(served: Served) -> None:
+    page, script = served.get("/docs"), served.get("/api.js")
+    assert page.status_code == script.status_code == 200
+    for text in (page.text, script.text):
+        assert "http://" not in text
+        assert "https://" not in text
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "/v1/weights" in served.get("/openapi.json").json()["paths"]
 
 
 def test_a_hostile_bundle_is_refused(served: Served, tmp_path: Path) -> None:

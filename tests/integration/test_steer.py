@@ -49,7 +49,7 @@ def test_a_bad_bundle_is_reverted_within_ten_windows_without_an_error(site: Site
     drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
     took = drill.until(lambda step: bool({"art", "errors"} & set(step.decision.guards)), 20)
     assert took <= 10
-    assert site.weights() == Weights.equal(site.topology)
+    assert site.control() == Weights.equal(site.topology)
     assert drill.step().decision.source == "baseline"
     assert drill.failed_requests() == 0
     again = list(replay(drill.folder.audit, drill.adviser))
@@ -68,7 +68,7 @@ def test_shadow_changes_nothing_and_unknown_traffic_is_recalibrated(site: Site, 
     assert used >= 25
     drill.folder.order(bundle=str(short_dir / "new"))
     drill.until(lambda step: step.decision.source == "policy", 8)
-    assert site.weights() == Weights.equal(site.topology)
+    assert site.control() == Weights.equal(site.topology)
     assert not any(line["applied"] for line in drill.lines)
     # The clusters kept their places, so that the policy's input keeps its meaning.
     old, new = bundle.problem.encoder, load_bundle(short_dir / "new").problem.encoder
@@ -82,19 +82,19 @@ def test_killed_without_warning_its_weights_stay_and_the_watchdog_puts_the_first
     trained_bundle().save(short_dir / "bundle")
     equal = Weights.equal(site.topology)
     with controller_process(short_dir, site) as controller:
-        wait_for(lambda: site.weights() != equal, 40, controller.log_tail(20))
+        wait_for(lambda: site.control() != equal, 40, controller.log_tail(20))
         controller.send_signal(signal.SIGKILL)
         controller.wait(10)
-    left = site.weights()
+    left = site.control()
     assert left != equal
     with _watchdog(short_dir, site) as watchdog:
-        wait_for(lambda: site.weights() == equal, 30, watchdog.log_tail(20))
+        wait_for(lambda: site.control() == equal, 30, watchdog.log_tail(20))
         wait_for(lambda: any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl")), 5, "line")
     # Started again, it knows the first weights, and goes on.
     with controller_process(short_dir, site) as controller:
-        wait_for(lambda: site.weights() != equal, 40, controller.log_tail(20))
+        wait_for(lambda: site.control() != equal, 40, controller.log_tail(20))
         assert main(["steer", "revert", "--folder", str(short_dir)]) == 0
-        wait_for(lambda: site.weights() == equal, 5, controller.log_tail(20))
+        wait_for(lambda: site.control() == equal, 5, controller.log_tail(20))
         controller.send_signal(signal.SIGTERM)
         assert controller.wait(10) == 0, controller.log_tail(20)
     assert json.loads((short_dir / "status.json").read_text())["ended"]
@@ -114,7 +114,7 @@ def test_faults_of_the_world_are_survived(site: Site, short_dir: Path, monkeypat
             site.collector = broken
             assert drill.step().decision.source == "hold"
             drill.until(lambda step: step.decision.source == "baseline", 10)
-            assert site.weights() == Weights.equal(site.topology)
+            assert site.control() == Weights.equal(site.topology)
             site.collector = good
             drill.until(lambda step: step.applied and step.decision.source == "policy", 20)
     monkeypatch.setattr("time.time", lambda: 4e9)
@@ -145,8 +145,8 @@ def test_someone_elses_change_is_noticed(site: Site, short_dir: Path, monkeypatc
     step = drill.step()
     assert CHANGED in step.line["alarms"]
     assert not step.applied
-    assert site.weights() == drill.controller.steering.original == others
-    assert drill.folder.kept_original(site.topology) == others
+    assert site.control() == drill.controller.steering.original == others
+    assert drill.folder.kept_original(site.topology) == (others, site.method())
 
 
 def test_another_controller_in_the_same_folder_is_refused(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

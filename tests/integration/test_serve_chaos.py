@@ -1,0 +1,154 @@
+"""Drills before live traffic: Serve's replica, Ray's head and the controller's actor are killed. `make drills`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from steer_site import Drill, failed_requests, options, running_site, wait_for
+from steering_cases import trained_bundle
+
+from actuators.control import MAX_WEIGHT
+from actuators.process import ManagedProcess
+from rayjobs.advisers import ServeAdviser, http_post
+from rayjobs.serve import ServeOptions, free_port, make_settings
+from rayjobs.steer_folder import SteerFolder
+from tuning.audit import read_lines
+
+pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
+
+PATIENCE_S = 120.0
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[ManagedProcess, str]]:
+    """`deepsched serve` on Ray, a process of its own."""
+    trained_bundle().save(folder / "bundles" / "first")
+    port = free_port("127.0.0.1")
+    command = [
+        sys.executable, "-m", "rayjobs.serve", str(folder / "bundles" / "first"), "--port", str(port),
+        "--folder", str(folder / "state"), "--steer-folder", str(folder / "steer"),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with ManagedProcess(command, name="serve", log_path=folder / "serve.log", env=environment, grace_s=40.0) as process:
+        process.wait_ready(lambda: _answers(port), PATIENCE_S)
+        yield process, f"http://127.0.0.1:{port}"
+
+
+def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> None:
+    """The own copy of the bundle answers as soon as Serve does not, and Serve again when it is back."""
+    record: dict[str, object] = {}
+    with running_site(short_dir / "site") as site, served(short_dir / "serve") as (process, url):
+        drill = Drill(site, trained_bundle(), short_dir / "steer", options())
+        asked = ServeAdviser(http_post(url, "", 2.0), drill.adviser, site.topology, 0.3)
+        drill.controller._adviser = asked
+        drill.until(lambda step: step.applied and step.line["by"] == "serve", 100)
+        os.kill(_pid(process, "ServeReplica:"), signal.SIGKILL)
+        record["steps until the own copy"] = drill.until(lambda step: step.line["by"].startswith("own copy"), 20)
+        record["steps until serve is back"] = drill.until(lambda step: step.line["by"] == "serve", 200)
+        for name in ("gcs_server", "raylet"):
+            os.kill(_pid(process, name), signal.SIGKILL)
+        record["steps until the own copy, without a head"] = drill.until(
+            lambda step: step.line["by"].startswith("own copy"), 200
+        )
+        for _ in range(20):
+            step = drill.step()
+            assert step.decision.source == "policy"
+            values = site.control().as_weights().values
+            assert ((values >= 1) & (values <= MAX_WEIGHT)).all()
+        record["failed requests"] = failed_requests(site)
+        asked.close()
+    print(json.dumps(record))
+    assert record["failed requests"] == 0
+
+
+def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_dir: Path) -> None:
+    """Killed without warning it is started again, finds what it left in force, and goes on; no request fails."""
+    import ray
+    from ray import serve
+
+    from rayjobs.local_ray import local_ray
+    from rayjobs.serve_ray import NAME, deployed, settings_args
+    from rayjobs.steer import SteerOptions
+    from rayjobs.steer_actor import start_actor
+
+    trained_bundle().save(short_dir / "bundles" / "first")
+    folder = SteerFolder(short_dir / "steer")
+    settings = make_settings(
+        ServeOptions(bundle=short_dir / "bundles" / "first", folder=short_dir / "state", steer_folder=folder.path)
+    )
+    with running_site(short_dir / "site") as site, local_ray(cpus=3):
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port("127.0.0.1")}, proxy_location="HeadOnly")
+        serve.run(deployed(settings_args(settings), {}), name=NAME, route_prefix="/")
+        port = site.actuator.status_url.rpartition(":")[2].partition("/")[0]  # type: ignore[attr-defined]
+        (short_dir / "token").write_text(site.actuator._token)  # type: ignore[attr-defined]
+        given = SteerOptions.model_validate(
+            {"bundle": short_dir / "bundles" / "first", "control_url": f"http://127.0.0.1:{port}/control",
+             "token_file": short_dir / "token", "folder": folder.path, "interval_s": 2.0, "mode": "active",
+             "serve_app": NAME, "actor": True,
+             "guards": {"novel_above": 1e9, "reference_windows": 2, "min_between_changes_s": 0.1}}
+        )  # fmt: skip
+        actor = start_actor(given)
+        running = actor.run.remote()
+        _wait_for_line(folder, lambda line: line["by"] == "serve" and line["applied"])
+        first = ray.get(actor.ping.remote())
+        left = site.control()
+        os.kill(first, signal.SIGKILL)
+        killed_s = time.time()
+        assert site.control() == left
+        wait_for(lambda: ray.get(actor.ping.remote()) != first, PATIENCE_S, "not started again")
+        _wait_for_line(folder, lambda line: line["time"] > killed_s and line["source"] == "policy")
+        ray.get(actor.stop.remote())
+        ray.get(running, timeout=PATIENCE_S)
+        assert folder.status()["ended"]
+        assert failed_requests(site) == 0
+
+
+def _wait_for_line(folder: SteerFolder, met: Callable[[dict[str, object]], bool]) -> None:
+    def seen() -> bool:
+        lines = read_lines(folder.audit) if folder.audit.exists() else ()
+        return any(line.get("kind") == "decision" and met(line) for line in lines)
+
+    wait_for(seen, PATIENCE_S, f"no such decision in {folder.audit}")
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+            return int(answer.status) == 200
+    except OSError:
+        return False
+
+
+def _pid(process: ManagedProcess, name: str) -> int:
+    """A process of that name below ours."""
+    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    for pid in parents:
+        above, seen = pid, 0
+        while above in parents and above != process.pid and seen < 50:
+            above, seen = parents[above], seen + 1
+        if above == process.pid and name in _command(pid):
+            return pid
+    raise AssertionError(f"no {name} below {process.pid}")
+
+
+def _parent(folder: Path) -> int:
+    try:
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
