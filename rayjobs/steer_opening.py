@@ -13,6 +13,7 @@ from rayjobs.steer_site import Site, embedded_site, foreign_site
 from tuning.advice import Advises
 from tuning.adviser import Adviser
 from tuning.bundle import load_bundle
+from tuning.limiting import down_in
 from tuning.trust import check_bundle
 
 if TYPE_CHECKING:
@@ -72,9 +73,19 @@ def load_adviser(folder: Path, site: Site | None = None, workers: float = 1.0) -
     """A bundle after every check, for the site's servers. Raises BundleError, or ConfigError when it does not fit."""
     check_bundle(folder)
     adviser = Adviser(load_bundle(folder, site.topology if site else None), workers)
-    if site is not None and adviser.bundle.problem.options.action.estimator and site.method() is None:
+    if site is not None and adviser.bundle.problem.options.action.estimator:
+        _check_takes_times(site, folder)
+    return adviser
+
+
+def _check_takes_times(site: Site, folder: Path) -> None:
+    if site.method() is None:
         raise ConfigError(
             "the bundle sets service times, for which NGINX must balance in memory", where=str(folder),
             remedy="include our snippet (deepsched weights snippet) and give its --control-url",
         )  # fmt: skip
-    return adviser
+    if down_in(site.control()).any():
+        raise ConfigError(
+            "a server is out of rotation, which service times cannot say", where=str(folder),
+            remedy="put it back, or take it out of the configuration",
+        )  # fmt: skip
