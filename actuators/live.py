@@ -16,6 +16,7 @@ from actuators.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.cpu import BUSY, busiest_share
 from actuators.errors import LoadError, TestbedError
 from actuators.merge import merge_windows
+from actuators.priority import going_first
 from actuators.script import Scenario, Script, Stream
 from actuators.testbed import Applied
 from actuators.topology import Topology
@@ -171,8 +172,9 @@ class LiveTestbed:
         if now_s > self._tick_s + interval_s:
             # A stall longer than an interval must not be caught up by a burst of short windows.
             self._tick_s = now_s
-        time.sleep(max(self._tick_s - now_s, 0.0))
-        window = self._collect()
+        with going_first():
+            time.sleep(max(self._tick_s - now_s, 0.0))
+            window = self._collect()
         if time.monotonic() > self._end_s + LOAD_WINDOW_S:
             ended = Fault("load_ended", "the script is over; call reset")
             window = replace(window, faults=(*window.faults, ended))

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actuators.errors import CapacityError, LoadError, TestbedError
 from actuators.live import CollectorPart, LiveTestbed, LoadPart, ProxyPart, Reading, ServerPart
 from actuators.parts import LiveOptions, dead_process, make_collector, make_load, make_nginx, make_server
+from actuators.priority import go_first
 from actuators.topology import Topology
 
 START_TIMEOUT_S = 90.0
@@ -33,6 +34,7 @@ class _Host:
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._part = make()
+        go_first()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the part."""

@@ -184,8 +184,8 @@ def _say(stage: StageProgress, tally: Tally, options: SweepOptions) -> None:
 
 
 def _pace(trials: int, usage: CpuUsage) -> str:
-    busy = f"{usage.share:.0%} of this machine's {os.cpu_count()} cores busy"
-    return f"{trials} trials in {usage.elapsed_s / 60:.1f} minutes, {busy}"
+    busy = f"{usage.share:.0%} of this machine's {os.cpu_count()} cores, {usage.share_of_free:.0%} of what others left"
+    return f"{trials} trials in {usage.elapsed_s / 60:.1f} minutes, which used {busy}"
 
 
 def _count(options: SweepOptions) -> int:

@@ -36,10 +36,10 @@ class CpuUsage:
         self._last: dict[tuple[int, str], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cpu-usage", daemon=True)
-        self.elapsed_s = 0.0
+        self.elapsed_s = self.idle_s = 0.0
 
     def __enter__(self) -> Self:
-        self._began_s = time.monotonic()
+        self._began_s, self._idle_before_s = time.monotonic(), self._idle()
         self._look(first=True)
         self._thread.start()
         return self
@@ -49,6 +49,7 @@ class CpuUsage:
         self._thread.join()
         self._look()
         self.elapsed_s = time.monotonic() - self._began_s
+        self.idle_s = self._idle() - self._idle_before_s
 
     @property
     def cpu_s(self) -> float:
@@ -60,9 +61,15 @@ class CpuUsage:
         """CPU seconds per second and core of this machine, 0…1."""
         return self.cpu_s / self.elapsed_s / (os.cpu_count() or 1) if self.elapsed_s > 0 else 0.0
 
+    @property
+    def share_of_free(self) -> float:
+        """CPU seconds over what other programs left of this machine's cores, 0…1."""
+        return self.cpu_s / (self.cpu_s + self.idle_s) if self.cpu_s > 0 else 0.0
+
     def summary(self) -> dict[str, Any]:
         """For a file of results."""
-        return {"seconds": self.elapsed_s, "cpu_s": self.cpu_s, "cores": os.cpu_count(), "busy_share": self.share}
+        used = {"seconds": self.elapsed_s, "cpu_s": self.cpu_s, "idle_s": self.idle_s, "cores": os.cpu_count()}
+        return {**used, "busy_share": self.share, "share_of_free": self.share_of_free}
 
     def _watch(self) -> None:
         while not self._stop.wait(EVERY_S):
@@ -89,6 +96,14 @@ class CpuUsage:
                 own.add(pid)
                 waiting += children.get(pid, [])
         return own
+
+    def _idle(self) -> float:
+        """Seconds that all cores together have been idle or have waited for a disk."""
+        try:
+            fields = (self._proc / "stat").read_text().split(maxsplit=6)
+        except OSError:
+            return 0.0
+        return (int(fields[4]) + int(fields[5])) * _TICK_S
 
     def _pids(self) -> list[int]:
         return [int(path.name) for path in self._proc.iterdir() if path.name.isdigit()]

@@ -19,6 +19,10 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def idle(self, seconds: float) -> None:
+        ticks = round(seconds * TICKS_PER_S)
+        (self.root / "stat").write_text(f"cpu  1 2 3 {ticks} 0 6 7 8 9 10\n")
+
     def process(self, pid: int, parent: int, command: str, used_s: float, started: int = 1) -> None:
         folder = self.root / str(pid)
         folder.mkdir(exist_ok=True)
@@ -33,11 +37,14 @@ def test_own_processes_and_their_descendants_count_from_the_start_on(tmp_path: P
     machine.process(10, 1, f"raylet --session={SESSION}", 5.0)
     machine.process(11, 10, "ray::SweepTrial", 2.0)
     machine.process(20, 1, "somebody else", 1.0)
+    machine.idle(100.0)
     with CpuUsage(SESSION, tmp_path) as usage:
+        machine.idle(101.5)
         machine.process(11, 10, "ray::SweepTrial", 4.0)
         machine.process(12, 11, "began meanwhile", 1.5)
         machine.process(20, 1, "somebody else", 9.0)
     assert usage.cpu_s == pytest.approx(3.5)
+    assert usage.share_of_free == pytest.approx(0.7)
     usage.elapsed_s = 3.5 / (os.cpu_count() or 1) / 0.5
     assert usage.share == pytest.approx(0.5)
     assert usage.summary()["busy_share"] == usage.share

@@ -18,6 +18,7 @@ import ray
 
 from actuators.control import BalancingMethod, Control
 from actuators.errors import ActuationError, DeepSchedError, TestbedError
+from actuators.priority import go_first
 from actuators.remote import RemoteTestbed
 from actuators.script import Scenario
 from actuators.testbed import Testbed
@@ -203,6 +204,10 @@ class TestbedDriver:
 
 class Conductor(TestbedDriver):
     """A TestbedDriver as an actor; who only looks on does not wait for the running interval."""
+
+    def __init__(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod) -> None:
+        super().__init__(name, make, method)
+        go_first()
 
     @ray.method(concurrency_group="watch")
     def describe(self) -> dict[str, Any]:

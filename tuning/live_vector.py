@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from actuators.errors import DeepSchedError, TestbedError
+from actuators.priority import going_first
 from actuators.script import Scenario
 from envs.decision import DecisionProblem
 from envs.ledger import Ledger
@@ -104,13 +105,14 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
             else:
                 lane.begin_step(action, self._interval_s)
         rewards = np.zeros(self.num_envs)
-        for index, lane in enumerate(self._lanes):
-            if resetting[index]:
-                lane.finish_reset(self._interval_s)
-            else:
-                rewards[index], terms = lane.finish_step(self._interval_s, self._episode_steps)
-                if terms:
-                    self.ledger.add(terms)
+        with going_first():
+            for index, lane in enumerate(self._lanes):
+                if resetting[index]:
+                    lane.finish_reset(self._interval_s)
+                else:
+                    rewards[index], terms = lane.finish_step(self._interval_s, self._episode_steps)
+                    if terms:
+                        self.ledger.add(terms)
         done = np.array([lane.done for lane in self._lanes])
         self.last_work_s = time.monotonic() - began_s - max(lane.waited_s for lane in self._lanes)
         self.last_apply_s = max(lane.apply_s for lane in self._lanes)

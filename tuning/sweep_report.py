@@ -71,8 +71,9 @@ def render(
     ]
     data = json.dumps({name: drawn for name, (_, drawn) in figures.items() if isinstance(drawn, dict)})
     script = (
-        "for(const [id,f] of Object.entries(JSON.parse(document.getElementById('figures').textContent)))"
-        "Plotly.newPlot(id,f.data,f.layout,{responsive:true,displaylogo:false})"
+        "Promise.all(Object.entries(JSON.parse(document.getElementById('figures').textContent)).map(([id,f])=>"
+        "Plotly.newPlot(id,f.data,f.layout,{responsive:true,displaylogo:false})))"
+        ".then(()=>{document.documentElement.dataset.drawn='true'})"
     )
     lead = _lead(table, options) + _confirmed(evaluations)
     return (

@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed in the middle goes on with --resume; what had finished is not repeated."""
+"""A sweep whose driver or head is killed goes on with --resume and repeats nothing; PBT, Optuna, storage by URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from orphans import wait_gone
+from orphans import SESSION, processes_with, wait_gone
 
 from tuning.bundle import load_bundle
 
@@ -43,23 +43,39 @@ def finished(folder: Path) -> dict[str, list[dict[str, object]]]:
     return found
 
 
-def test_a_killed_driver_is_resumed_and_no_finished_trial_is_repeated(tmp_path: Path) -> None:
-    first = start("--out", str(tmp_path), *(f"--set={setting}" for setting in SETTINGS))
-    deadline_s = time.monotonic() + 200
-    before: dict[str, list[dict[str, object]]] = {}
-    while not before:
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < deadline_s
+def ended(process: subprocess.Popen[str]) -> str:
+    """Everything that a sweep printed; it must have ended well."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def one_finished(process: subprocess.Popen[str], out: Path) -> dict[str, list[dict[str, object]]]:
+    """`finished`, as soon as there is one."""
+    deadline_s = time.monotonic() + 250
+    while process.poll() is None and time.monotonic() < deadline_s:
+        if found := next((finished(folder) for folder in out.iterdir()), {}):
+            return found
         time.sleep(0.05)
-        before = next((finished(folder) for folder in tmp_path.iterdir()), {})
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    assert wait_gone(f"{tmp_path}/") == {}
+    process.kill()
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.mark.parametrize("victim", ["driver", "head"])
+def test_a_killed_sweep_is_resumed_and_no_finished_trial_is_repeated(tmp_path: Path, victim: str) -> None:
+    first = start("--out", str(tmp_path), *(f"--set={setting}" for setting in SETTINGS))
+    before = one_finished(first, tmp_path)
+    if victim == "driver":
+        os.kill(first.pid, signal.SIGKILL)
+    else:
+        (head,) = (pid for pid, command in processes_with(SESSION).items() if "gcs/gcs_server" in command)
+        os.kill(head, signal.SIGKILL)
+    said, _ = first.communicate(timeout=200)
+    assert first.returncode != 0, said
+    assert wait_gone(f"{tmp_path}/", 20.0) == {}
     (folder,) = tmp_path.iterdir()
     assert len(before) < TRIALS
-    second = start("--resume", str(folder))
-    output, _ = second.communicate(timeout=300)
-    assert second.returncode == 0, output
+    output = ended(start("--resume", str(folder)))
     table = pd.read_parquet(folder / "sweep.parquet")
     assert len(table) == TRIALS
     assert (table["steps_trained"] == 960).all()
@@ -73,6 +89,33 @@ def test_a_killed_driver_is_resumed_and_no_finished_trial_is_repeated(tmp_path: 
     assert bundle.provenance["options"]["encoder.clusters"] == table["encoder.clusters"].iloc[0]
     assert "report.html" in output
     assert list(folder.glob("sweep/trial-*/events.out.tfevents.*"))
+
+
+def test_a_population_exchanges_what_it_has_learned(tmp_path: Path) -> None:
+    own = ("search.scheduler=pbt", "search.concurrent=0", "search.trial_cpus=0.5", "search.trials=4")
+    ended(start("--out", str(tmp_path), *(f"--set={setting}" for setting in (*SETTINGS, *own))))
+    (folder,) = tmp_path.iterdir()
+    exchanges = (folder / "sweep" / "pbt_global.txt").read_text().splitlines()
+    assert exchanges
+    table = pd.read_parquet(folder / "sweep.parquet")
+    assert (table["steps_trained"] >= 960).all()
+    assert (table["error"] == "").all()
+    # A copied network goes with the mixture that it was trained with.
+    for bundle, clusters in zip(table["bundle"], table["clusters"], strict=True):
+        assert load_bundle(Path(bundle)).problem.encoder.clusters == clusters
+
+
+def test_trials_and_results_are_at_the_url_of_the_storage(tmp_path: Path) -> None:
+    out, store = tmp_path / "out", tmp_path / "store"
+    own = ("search.search=optuna", "search.scheduler=asha", "search.trials=2", f"storage=file://{store}")
+    ended(start("--out", str(out), *(f"--set={setting}" for setting in (*SETTINGS, *own))))
+    (folder,) = out.iterdir()
+    assert len(list(store.glob("sweep/trial-*/result.json"))) == 2
+    assert (store / folder.name / "report.html").exists()
+    assert not (folder / "sweep").exists()
+    best = pd.read_parquet(store / folder.name / "sweep.parquet").iloc[0]
+    assert load_bundle(folder / "best").problem.encoder.clusters == best["clusters"]
+    assert 0 < json.loads((folder / "usage.json").read_text())["busy_share"] <= 1
 
 
 def test_a_space_that_cannot_be_is_refused_before_anything_starts(tmp_path: Path) -> None:
