@@ -13,14 +13,12 @@ from actuators.window import Window
 from envs.calibrating import calibrate
 from envs.calibration import MEAN_BAR, P99_BAR, Calibration, Comparison
 from envs.calibration_options import CalibrateOptions
-from envs.scenarios import scenario
+from envs.scenarios import LIVE_WORK_SCALE, scenario
 from rayjobs.bench import Bar, BenchContext, at_most, figure
 from tuning.observing import ObserveOptions, watch
 
 SCENARIOS = ("S1", "S2", "S3")
 METHOD = "least_conn"
-WORK_SCALE = 4.0
-"""Twice that of other live testbeds: what this machine adds to every answer is small beside the work."""
 TOPOLOGY = social_network()
 
 
@@ -57,7 +55,7 @@ def _watched(context: BenchContext, name: str, options: ObserveOptions) -> Seque
     """Windows of a live testbed under equal, then under exploring weights."""
     seconds = 2 * (options.skip_s + options.duration_s + options.explore_s)
     context.log(f"{name}: a live testbed for about {seconds / 2:.0f} s")
-    played = scenario(name, duration_s=seconds + 10.0, work_scale=WORK_SCALE)
+    played = scenario(name, duration_s=seconds + 10.0, work_scale=LIVE_WORK_SCALE)
     work_dir = context.work_dir / name
     with start_local_testbed(TOPOLOGY, LiveOptions(), work_dir, seed=context.seed) as testbed:
         seen = watch(testbed, played, METHOD, options, context.seed)
@@ -88,7 +86,7 @@ def _bar(text: str, error: float, limit: float, row: Comparison, place: int, how
 
 def _true_service_ms(name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """What the emulated servers were told, ``[groups, servers]``."""
-    script = scenario(name, work_scale=WORK_SCALE).script(TOPOLOGY, 1)
+    script = scenario(name, work_scale=LIVE_WORK_SCALE).script(TOPOLOGY, 1)
     speeds = np.array([profile.speeds for profile in script.servers]).T
     return np.array(script.mean_service_s)[:, None] * 1e3 / speeds
 
