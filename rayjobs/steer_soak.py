@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from actuators.control import MAX_WEIGHT, Weights
 from actuators.cpu import family_cpu_s
+from actuators.errors import DeepSchedError
 from actuators.files import write_json
 from actuators.nginx import Nginx
 from actuators.nginx_options import NginxOptions
@@ -79,7 +81,8 @@ class Soak:
     Attributes:
         total_ms: collect to in force, of every step that changed something.
         controller_mb, nginx_mb: resident memory after every step; NGINX's is the sum of its processes.
-        answered, failed, illegal: requests with an answer, without a good one; steps with illegal weights in force.
+        answered: requests with an answer; failures: those without a good one, by kind.
+        illegal, unread: steps after which NGINX had illegal weights in force, or did not say which.
     """
 
     total_ms: list[float] = field(default_factory=list)
@@ -88,8 +91,9 @@ class Soak:
     steps: int = 0
     seconds: float = 0.0
     answered: int = 0
-    failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     illegal: int = 0
+    unread: int = 0
 
     def see(self, step: Step, site: Site, began_s: float) -> None:
         self.steps += 1
@@ -102,9 +106,19 @@ class Soak:
         assert site.load is not None
         for window in site.load.poll():
             self.answered += int(window.answered.sum())
-            self.failed += sum(int(counts.sum()) for counts in window.errors.values())
-        values = site.control().as_weights().values
+            for kind, counts in window.errors.items():
+                self.failures[kind] += int(counts.sum())
+        try:
+            values = site.control().as_weights().values
+        except DeepSchedError:
+            # A machine that is starved for seconds does not end the record; the step itself was counted.
+            self.unread += 1
+            return
         self.illegal += not bool(((values >= 1) & (values <= MAX_WEIGHT)).all())
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
 
     def growth_percent(self, series_mb: list[float]) -> float:
         """Of the last minute's median above the first one's after warm-up."""
@@ -118,6 +132,7 @@ class Soak:
         return {
             "commit": commit(), "machine": machine(), "seconds": round(self.seconds, 1), "steps": self.steps,
             "changes": len(self.total_ms), "answered": self.answered, "failed": self.failed,
+            "failures": dict(self.failures), "unread": self.unread,
             "rate_rps": round(self.answered / max(self.seconds, 1e-3), 1), "illegal": self.illegal,
             "step_ms": {f"p{p:g}": round(float(np.percentile(totals, p)), 3) for p in (50, 99, 100)},
             "controller_mb": _ends(self.controller_mb), "nginx_mb": _ends(self.nginx_mb),
