@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actuators.control import BalancingMethod
 from actuators.parts import LiveOptions, start_local_testbed
 from actuators.topology import social_network
-from actuators.window import Window
+from actuators.window import FloatArray, Window
 from envs.calibrating import calibrate
 from envs.calibration import MEAN_BAR, P99_BAR, Calibration, Comparison
 from envs.calibration_options import CalibrateOptions
@@ -18,7 +19,7 @@ from rayjobs.bench import Bar, BenchContext, at_most, figure
 from tuning.observing import ObserveOptions, watch
 
 SCENARIOS = ("S1", "S2", "S3")
-METHOD = "least_conn"
+METHOD: BalancingMethod = "least_conn"
 TOPOLOGY = social_network()
 
 
@@ -84,11 +85,12 @@ def _bar(text: str, error: float, limit: float, row: Comparison, place: int, how
     return at_most(text, 100 * abs(error), 100 * limit, "%", how=f"{row.requests} requests, {how}", reference=reference)
 
 
-def _true_service_ms(name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _true_service_ms(name: str) -> FloatArray:
     """What the emulated servers were told, ``[groups, servers]``."""
     script = scenario(name, work_scale=LIVE_WORK_SCALE).script(TOPOLOGY, 1)
     speeds = np.array([profile.speeds for profile in script.servers]).T
-    return np.array(script.mean_service_s)[:, None] * 1e3 / speeds
+    truth: FloatArray = np.array(script.mean_service_s)[:, None] * 1e3 / speeds
+    return truth
 
 
 def _late(windows: Sequence[Window]) -> str:
