@@ -113,21 +113,20 @@ def resolve(options: DemoOptions) -> DemoOptions:
 
     stages: dict[str, Options] = {
         "observe": options.observe,
-        "training": options.training,
         "live_training": options.live_training,
         "judge": options.judge,
     }
-    interval_s = options.interval_s
+    interval_s, steps = options.interval_s, options.training.steps
     if options.quick:
         interval_s = min(interval_s, 0.5)
         stages["observe"] = options.observe.model_copy(update={"duration_s": 5.0, "explore_s": 4.0, "skip_s": 1.0})
-        stages["training"] = options.training.model_copy(update={"steps": 6000})
+        steps = 6000
         brief = options.live_training.algorithm.model_copy(update={"batch_steps": 6, "minibatch_steps": 6})
         stages["live_training"] = options.live_training.model_copy(update={"steps": 6, "algorithm": brief})
         stages["judge"] = options.judge.model_copy(update={"rounds": 2, "warm_up_s": 0.5, "measure_s": 2.0})
     method = best_base(options)
     stages["training"] = training_on(options.training, method).model_copy(
-        update={"interval_s": interval_s, "steps": stages["training"].steps}
+        update={"interval_s": interval_s, "steps": steps}
     )
     own = {"interval_s": interval_s, "seed": options.seed, "learned": LEARNED}
     stages["judge"] = stages["judge"].model_copy(update=own)

@@ -52,7 +52,7 @@ def _env_rate(problem: DecisionProblem, seed: int, ticks: int) -> float:
     source = ScriptSource(training_mixture(ARM.scenarios, duration_s=ticks + 10.0), TOPOLOGY)
     env = SimulatedVectorEnv(problem, ENVIRONMENTS, source, seed=seed, episode_steps=ticks + 5)
     env.reset()
-    actions = np.zeros((ENVIRONMENTS, *problem.action_space.shape))  # type: ignore[misc]
+    actions = np.zeros((ENVIRONMENTS, *problem.action_space.shape))
     return _rate(lambda: env.step(actions), ticks)
 
 
