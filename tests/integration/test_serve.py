@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 import requests
 import yaml
 from problems import TOPOLOGY, demo_scenario
+from served import Served, served_bundles
 from steering_cases import trained_bundle
 from windows import window
 
@@ -27,50 +27,19 @@ from actuators.window import Fault
 from envs.simulation import SimulatedTestbed
 from rayjobs.advisers import ServeAdviser, http_post
 from rayjobs.cli import main
-from rayjobs.haproxy_loopback import on_loopback
-from rayjobs.serve import ServeOptions, make_settings, serving
 from tuning import window_json
 from tuning.advice import Recent
 from tuning.adviser import Adviser
 from tuning.bundle import load_bundle
 from tuning.trust import check_bundle
 
-VTS = Path("/work/shared/data/vts")
-
-
-@dataclass
-class Served:
-    url: str
-    token: str
-    folder: Path
-
-    def post(self, path: str, body: Any, token: str | None = None, **more: Any) -> requests.Response:
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-        data = body if isinstance(body, (bytes, str)) else json.dumps(body)
-        return requests.post(self.url + path, data=data, headers=headers, timeout=20, **more)
-
-    def get(self, path: str, token: str | None = None, **more: Any) -> requests.Response:
-        headers = {"Authorization": f"Bearer {token}", **more.pop("headers", {})} if token else more.pop("headers", {})
-        return requests.get(self.url + path, headers=headers, timeout=20, **more)
+VTS = Path(__file__).parents[1] / "data" / "vts"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serve")
-    yield from _serve(folder, "uvicorn")
-
-
-def _serve(folder: Path, front: str, host: str = "127.0.0.1") -> Iterator[Served]:
-    for name, seed in (("first", 0), ("second", 1)):
-        trained_bundle(seed=seed).save(folder / "bundles" / name)
-    options = ServeOptions.model_validate(
-        {"bundle": folder / "bundles" / "first", "port": 0, "front": front, "host": host,
-         "folder": folder / "state", "steer_folder": folder / "steer"}
-    )  # fmt: skip
-    settings = make_settings(options)
-    with serving(options, settings) as address:
-        port = address.rpartition(":")[2]
-        yield Served(f"http://127.0.0.1:{port}", settings.rules.token, folder)
+    yield from served_bundles(folder, "uvicorn")
 
 
 def test_it_answers_as_the_bundle_does(served: Served) -> None:
@@ -228,7 +197,7 @@ def test_strangers_names_and_large_bodies_are_refused(served: Served) -> None:
 
 
 def test_beyond_loopback_everything_needs_the_token(tmp_path: Path) -> None:
-    for public in _serve(tmp_path, "uvicorn", "0.0.0.0"):
+    for public in served_bundles(tmp_path, "uvicorn", "0.0.0.0"):
         for path in ("/v1/policy", "/v1/live", "/metrics", "/openapi.json", "/v1/live/events"):
             assert public.get(path).status_code == 401
         assert public.get("/").status_code == 200
@@ -285,29 +254,3 @@ def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.Capt
     ServeDeploySchema.model_validate(document)
 
     assert settings_of(application["args"]).bundle == tmp_path / "bundle"
-
-
-def test_haproxys_listeners_move_to_loopback() -> None:
-    text = "frontend prometheus\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend h\n    bind 127.0.0.1:8000\n"
-    assert on_loopback(text) == text.replace("bind :", "bind 127.0.0.1:").replace("bind *:", "bind 127.0.0.1:")
-
-
-@pytest.mark.ray
-def test_under_ray_serve_bundles_swap_without_a_dropped_request(short_dir: Path) -> None:
-    body = {"windows": [window_json.to_json(window())]}
-    for on_ray in _serve(short_dir, "ray"):
-        seen = set()
-        with requests.Session() as session:
-            for index in range(60):
-                if index in (20, 40):
-                    change = {"path": "second"} if index == 20 else {"rollback": True}
-                    assert on_ray.post("/v1/bundles", change, on_ray.token).status_code == 200
-                answer = session.post(on_ray.url + "/v1/weights", json=body, timeout=20)
-                assert answer.status_code == 200
-                seen.add(answer.json()["bundle"])
-        assert len(seen) == 2
-        assert "event: " not in on_ray.get("/v1/live").text
-        listeners = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
-        proxies = [line.split()[3] for line in listeners.splitlines() if '"haproxy"' in line]
-        assert proxies
-        assert all(address.startswith("127.0.0.1:") for address in proxies)
