@@ -78,6 +78,7 @@ def render(
     lead = _lead(table, options) + _confirmed(evaluations)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Sweep · Deep Scheduling</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body><main><h1>Sweep</h1>{lead}'
         f"<h2>Trials</h2>{_trials(table, paths)}{''.join(parts)}</main>"
         f'<script type="application/json" id="figures">{data.replace("<", chr(92) + "u003c")}</script>'
