@@ -25,8 +25,12 @@ from tuning.policy import LearnedPolicy
 
 FIRST_SEED = 2**31 + 2**29
 """Above the seeds of training and of early stopping."""
-MOST_HARM = 0.005
-"""Share by which the study's index J may be worse on any scenario, at the upper end of its interval."""
+MOST_HARM = 0.002
+"""Share by which the study's index J may be worse on any scenario, at the upper end of its interval.
+
+Less than the 0.5 % that is promised: the episodes of a proof are shorter and fewer than those that a user will see.
+With 0.5 % here, one of three residuals trained on S1-S10 passed and was 0.65 % worse on S3 later.
+"""
 _CONFIDENCE = 0.95
 _EPISODES_AT_ONCE = 48
 
@@ -51,7 +55,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Better than the baseline beyond chance, and on no scenario possibly worse by more than 0.5 %."""
+        """Better than the baseline beyond chance, and on no scenario possibly worse by more than `MOST_HARM`."""
         return self.overall.low > 0 and all(gain.low >= -MOST_HARM for gain in self.scenarios.values())
 
     def told(self) -> str:
