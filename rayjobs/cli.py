@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import os
 import signal
@@ -133,8 +134,19 @@ def _say(line: str, code: int) -> int:
     return code
 
 
+def _parse(source: str) -> ast.Module:
+    """A garbage collection meanwhile makes CPython before 3.11.5 raise a SystemError (its issue 106905)."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _read_declaration(source: str) -> tuple[str, str]:
-    for node in ast.parse(source).body:
+    for node in _parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_verb(node.targets):
             literals = {
                 word.arg: word.value.value for word in node.value.keywords if isinstance(word.value, ast.Constant)
