@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -24,20 +25,38 @@ _POINTS = 300
 
 
 class LiveView:
-    """Follows a controller's `audit.jsonl`; reads only what was added.
+    """Follows a controller's `audit.jsonl`; reads only what was added. Any number of threads may ask.
 
     What it remembers is read again from the file after a restart.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = SteerFolder(folder)
+        self._lock = threading.Lock()
         self._inode, self._offset, self._rest = 0, 0, b""
         self._deadlines_ms: list[float] = []
         self._types: dict[str, str] = {}
         self._lines: deque[dict[str, Any]] = deque()
         self.version = 0
 
-    def refresh(self) -> None:
+    def now(self) -> dict[str, Any]:
+        """The latest decision, figures per group and server, guards and orders; `alive` tells whether it is fresh."""
+        with self._lock:
+            self._refresh()
+            return self._now()
+
+    def history(self) -> dict[str, Any]:
+        """Weights, states and decisions of the last 15 minutes, thinned out."""
+        with self._lock:
+            self._refresh()
+            lines = list(self._lines)
+        every = max(len(lines) // _POINTS, 1)
+        return {
+            "points": [_point(line) for line in lines[::every]],
+            "decisions": [_entry(line) for line in lines if line["change"] or line["alarms"]][-100:],
+        }
+
+    def _refresh(self) -> None:
         """Takes in what was written since the last call; a missing file is no error."""
         path = self._folder.audit
         try:
@@ -56,13 +75,12 @@ class LiveView:
                 self._take(json.loads(text))
             except (ValueError, KeyError, TypeError):
                 continue
-        oldest = time.time() - HISTORY_S
-        while self._lines and self._lines[0]["time"] < oldest:
+        now = time.time()
+        # What lies ahead was written before the clock was put back: kept, it would hold up everything after it.
+        while self._lines and not now - HISTORY_S <= self._lines[0]["time"] <= now + STALE_AFTER_S:
             self._lines.popleft()
 
-    def now(self) -> dict[str, Any]:
-        """The latest decision, figures per group and server, guards and orders; `alive` tells whether it is fresh."""
-        self.refresh()
+    def _now(self) -> dict[str, Any]:
         status = self._folder.status()
         silent_s = time.monotonic() - float(status.get("now_s", float("-inf")))
         alive = bool(status) and silent_s < STALE_AFTER_S and not status.get("ended")
@@ -89,17 +107,6 @@ class LiveView:
             "guards": [{"name": g, "speaks": g in line["guards"], "count": counts.get(g, 0)} for g in GUARDS],
             "groups": self._groups(line),
             "states": self._states(line),
-        }
-
-    def history(self) -> dict[str, Any]:
-        """Weights, states and decisions of the last 15 minutes, thinned out."""
-        self.refresh()
-        lines = list(self._lines)
-        every = max(len(lines) // _POINTS, 1)
-        kept = lines[::every] if lines else []
-        return {
-            "points": [_point(line) for line in kept],
-            "decisions": [_entry(line) for line in lines if line["change"] or line["alarms"]][-100:],
         }
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -163,7 +170,9 @@ class LiveView:
 async def events(view: LiveView, every_s: float = 1.0, most_s: float = 3600.0) -> AsyncIterator[bytes]:
     """Server-sent events: the latest view once a second; ends after an hour, and the page asks again."""
     for _ in range(int(most_s / every_s)):
-        yield b"data: " + json.dumps(view.now(), allow_nan=False).encode() + b"\n\n"
+        # The first look reads up to 16 MB: answers must not wait for it.
+        now = await asyncio.to_thread(view.now)
+        yield b"data: " + json.dumps(now, allow_nan=False).encode() + b"\n\n"
         await asyncio.sleep(every_s)
 
 
