@@ -48,7 +48,7 @@ class LatencyMemory:
 
     Attributes:
         fast_s: EWMA(0.5) of the mean response time in seconds, errors charged; nan before any traffic.
-        slow_log: EWMA(0.1) of log(mean / deadline).
+        slow_log: EWMA(0.1) of log(mean response time in seconds), so that it outlives a bundle with other deadlines.
         learned: what an estimator of service times knows, array by name; empty without one.
     """
 
@@ -79,23 +79,23 @@ def server_features(counters: Counters, deadlines_s: FloatArray, memory: Latency
     errors = counters.responses[..., 4]
     deadline = deadlines_s[:, None]
     mean_s = np.maximum(counters.response_ms_sum / safe / 1e3, 5e-4)
-    _remember(memory, mean_s, errors / safe, seen, deadline)
-    log_mean = np.where(seen, np.log(mean_s / deadline), memory.slow_log)
+    _remember(memory, mean_s, errors / safe, seen)
+    # Before any traffic a server looks as if it just met its deadline.
+    slow_log = np.where(np.isnan(memory.fast_s), 0.0, memory.slow_log - np.log(deadline))
+    log_mean = np.where(seen, np.log(mean_s / deadline), slow_log)
     p90_s = quantile_s(counters.latency_histogram, counters.bounds_ms, 0.9)
-    log_p90 = np.where(seen, np.log(np.maximum(p90_s, 5e-4) / deadline), memory.slow_log)
+    log_p90 = np.where(seen, np.log(np.maximum(p90_s, 5e-4) / deadline), slow_log)
     total = np.maximum(requests.sum(axis=-1, keepdims=True), 1)
-    return np.stack([requests / total, log_mean, log_p90, errors / safe, memory.slow_log], axis=-1)
+    return np.stack([requests / total, log_mean, log_p90, errors / safe, slow_log], axis=-1)
 
 
-def _remember(
-    memory: LatencyMemory, mean_s: FloatArray, error_ratio: FloatArray, seen: NDArray[np.bool_], deadline: FloatArray
-) -> None:
+def _remember(memory: LatencyMemory, mean_s: FloatArray, error_ratio: FloatArray, seen: NDArray[np.bool_]) -> None:
     charged = mean_s * (1 + (ERROR_CHARGE - 1) * error_ratio)
     # A fast failure must not look like a fast server: charge at least a share of the error latency.
     charged = np.maximum(charged, error_ratio * ERROR_LATENCY_S * 0.1)
     first = np.isnan(memory.fast_s)
     blended = np.where(first, charged, memory.fast_s + FAST_EWMA * (charged - memory.fast_s))
-    log_mean = np.log(mean_s / deadline)
+    log_mean = np.log(mean_s)
     slow = np.where(first, log_mean, memory.slow_log + SLOW_EWMA * (log_mean - memory.slow_log))
     memory.fast_s[...] = np.where(seen, blended, memory.fast_s)
     memory.slow_log[...] = np.where(seen, slow, memory.slow_log)

@@ -19,12 +19,13 @@ from sklearn.mixture import GaussianMixture
 from actuators.errors import DataError
 from actuators.topology import Topology
 from actuators.window import Window
-from envs.encoding import Encoder, EncoderOptions
+from envs.encoding import SIGMA_RULE, Encoder, EncoderOptions
 from envs.observation import Observer, sample_names, samples_of
 
 FloatArray = NDArray[np.float64]
 
 MIN_SAMPLES_PER_CLUSTER = 5
+HELD_OUT_PARTS = 5
 STABILITY_FITS = 6
 """Fits that are compared with each other, each with its own seed and its own resample: 15 pairs."""
 
@@ -81,6 +82,21 @@ def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptio
     return Encoder(
         options.kind, tuple(names), center, scale, best.weights_, best.means_, precisions_cholesky(best), bic
     )
+
+
+def held_out_novelty(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> float:
+    """Novelty that 99.73 % of samples ``[n, D]`` stay below when they are not fitted, in five parts of their order.
+
+    About 1 where there are many; a mixture that was fitted to few finds more of what is like them novel, since it
+    underrates how wide its clusters are. Raises DataError as `fit_encoder`.
+    """
+    samples, _ = _usable(samples, options)
+    part = np.arange(len(samples)) * HELD_OUT_PARTS // len(samples)
+    found = [
+        fit_encoder(samples[part != held_out], names, options, seed).encode(samples[part == held_out])[1]
+        for held_out in range(HELD_OUT_PARTS)
+    ]
+    return float(np.quantile(np.concatenate(found), SIGMA_RULE))
 
 
 def candidates(samples: FloatArray, options: EncoderOptions, seed: int) -> tuple[Candidate, ...]:

@@ -162,7 +162,7 @@ class Controller:
             self._adviser, frames = self._load(orders.bundle)
         except DeepSchedError as error:
             return [f"bundle not swapped: {error}"[:300]]
-        self._recent = Recent(frames)
+        self._recent = self._recent.moved(frames)
         return ["bundle swapped"]
 
     def _blend(self, orders: Orders) -> float:

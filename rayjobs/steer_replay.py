@@ -60,12 +60,13 @@ def recalibrated(bundle_folder: Path, log: Path, out: Path, seed: int) -> int:
     """Writes the bundle with its mixture fitted again to the usable windows of a log; how many there were.
 
     The number of clusters stays, and each new cluster takes the place of the old one that it is nearest to,
-    so that the policy's input keeps its meaning. Raises BundleError or DataError.
+    so that the policy's input keeps its meaning. Clusters are as wide as windows need that they were not fitted to:
+    a log is short beside an observation phase. Raises BundleError or DataError.
     """
     from scipy.optimize import linear_sum_assignment
 
     from envs.encoding import EncoderOptions
-    from envs.mixture import fit_from_windows
+    from envs.mixture import fit_encoder, held_out_novelty, window_samples
     from tuning.bundle import load_bundle
 
     topology = recorded_topology(log)
@@ -73,14 +74,17 @@ def recalibrated(bundle_folder: Path, log: Path, out: Path, seed: int) -> int:
     windows = recorded_windows(log, topology)
     old = bundle.problem.encoder
     options = EncoderOptions(kind=old.kind, clusters=(old.clusters,))
-    new = fit_from_windows(windows, topology, bundle.problem.deadlines_s, options, seed)
+    samples = window_samples(windows, topology, bundle.problem.deadlines_s, old.kind)
+    new = fit_encoder(samples, old.names, options, seed)
+    widen = max(held_out_novelty(samples, old.names, options, seed), 1.0)
     there = old.means * old.scale + old.center
     here = new.means * new.scale + new.center
     cost = np.linalg.norm((there[:, None] - here[None]) / old.scale, axis=-1)
     _, order = linear_sum_assignment(cost)
     fitted = replace(
-        new, weights=new.weights[order], means=new.means[order], precisions_cholesky=new.precisions_cholesky[order]
-    )
+        new, weights=new.weights[order], means=new.means[order],
+        precisions_cholesky=new.precisions_cholesky[order] / widen,
+    )  # fmt: skip
     provenance = {**bundle.provenance, "recalibrated": {"log": str(log.absolute()), "windows": len(windows)}}
     replace(bundle, problem=replace(bundle.problem, encoder=fitted), provenance=provenance).save(out)
     return len(windows)

@@ -193,3 +193,17 @@ def test_advice_over_several_frames_needs_only_those_windows() -> None:
     answers = [recent.ask(adviser, seen) for seen in windows]
     assert adviser.advise(windows).policy == answers[-1].policy
     assert adviser.advise(windows[-3:]).policy != answers[-1].policy
+
+
+def test_the_averages_go_on_when_a_bundle_is_swapped() -> None:
+    """They took windows to settle: begun anew, all that follows would look novel for a while."""
+    adviser, staying = Adviser(trained_bundle()), Recent(1)
+    with SimulatedTestbed(TOPOLOGY) as testbed:
+        testbed.reset(demo_scenario(), 1)
+        for _ in range(20):
+            staying.ask(adviser, testbed.advance(1.0))
+        seen = testbed.advance(1.0)
+        swapped, anew = staying.moved(1).ask(adviser, seen), Recent(1).ask(adviser, seen)
+        stayed = staying.ask(adviser, seen)
+    assert np.array_equal(swapped.state.novelty, stayed.state.novelty)
+    assert not np.array_equal(anew.state.novelty, stayed.state.novelty)

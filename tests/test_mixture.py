@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.encoding import EncoderOptions
-from envs.mixture import candidates, fit_encoder, fit_mixture
+from envs.mixture import candidates, fit_encoder, fit_mixture, held_out_novelty
 
 
 def clusters_by(criterion: str, samples: np.ndarray) -> int:
@@ -58,3 +58,11 @@ def test_the_likelihood_is_scikit_learns() -> None:
     scaled = encoder.standardise(samples)
     theirs = fit_mixture(scaled, 2, options, 1).score_samples(scaled)
     assert encoder.log_likelihood(samples) - np.log(2 * np.pi) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(2000, 0.9, 1.2), (45, 1.2, 20.0)])
+def test_few_samples_underrate_how_wide_their_clusters_are(count: int, low: float, high: float) -> None:
+    generator = np.random.default_rng(6)
+    samples = generator.normal(0.0, 1.0, (count, 8))
+    options = EncoderOptions(clusters=(2,))
+    assert low < held_out_novelty(samples, tuple("abcdefgh"), options, seed=1) < high

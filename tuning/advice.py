@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +67,17 @@ class Recent:
         self._windows: deque[Window] = deque(maxlen=frames)
         self._before: LatencyMemory | None = None
         self._after_first: LatencyMemory | None = None
+
+    def moved(self, frames: int) -> Recent:
+        """For another bundle: its windows begin anew, the averages of response times go on.
+
+        They take some ten windows to settle, which would all look like nothing that was observed. What an estimator
+        has learned is left behind: the other bundle may have another one.
+        """
+        other, last = Recent(frames), self._after_first
+        if last is not None:
+            other._before = replace(last, learned={})
+        return other
 
     def ask(self, adviser: Advises, window: Window) -> Advice:
         """Advice after one more window."""

@@ -62,10 +62,10 @@ def test_shadow_changes_nothing_and_unknown_traffic_is_recalibrated(site: Site, 
     drill = Drill(site, bundle, short_dir / "steer", options("shadow", novel_above=1.0, novel_windows=2))
     took = drill.until(lambda step: "recalibrate" in step.line["alarms"], 3)
     assert took <= 3
-    for _ in range(25):
+    for _ in range(40):
         drill.step()
     used = recalibrated(short_dir / "steer" / "bundle", drill.folder.audit, short_dir / "new", 1)
-    assert used >= 25
+    assert used >= 40
     drill.folder.order(bundle=str(short_dir / "new"))
     drill.until(lambda step: step.decision.source == "policy", 8)
     assert site.control() == Weights.equal(site.topology)
