@@ -29,7 +29,7 @@ from tuning.bundle import Bundle
 from tuning.contenders import Arena, contender, learned_controller, parse_policies
 from tuning.options import ModelOptions, TrainingOptions
 from tuning.policy import net_for
-from tuning.proof import at_rest, prove
+from tuning.proof import REACHES, prove_some
 from tuning.study_training import Arm, Trained
 
 WORKERS = np.full(3, 4.0)
@@ -182,10 +182,11 @@ def test_a_residual_that_does_nothing_or_harm_proves_nothing(harmful: bool) -> N
         torch.manual_seed(1)
         torch.nn.init.normal_(net.action[-1].weight, std=2.0)  # type: ignore[arg-type]
     options = TrainingOptions(method="expected_delay", decision=own.options, proof_episodes=6, episode_steps=15)
-    proof = prove(net, own, training_mixture(("S2", "S3"), 20.0), options)
+    left, proof = prove_some(net, own, training_mixture(("S2", "S3"), 20.0), options)
     assert not proof.holds
     assert set(proof.scenarios) == {"S2", "S3"}
     assert (proof.overall.mean < -0.01) if harmful else (proof.overall.mean == 0.0)
     array = np.ones((1, 3, own.row_size), dtype=np.float32)
-    assert not at_rest(net).act(torch.from_numpy(array)).any()
+    assert proof.reach == REACHES[-1]
+    assert not left.act(torch.from_numpy(array)).any()
     assert json.loads(json.dumps(proof.to_json()))["holds"] is False

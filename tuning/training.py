@@ -29,7 +29,7 @@ from tuning.imitation import imitate
 from tuning.model import EquivariantNet
 from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.policy import net_for
-from tuning.proof import Proof, at_rest, prove
+from tuning.proof import Proof, prove_some
 
 __all__ = ["CurveRow", "Trainer"]
 
@@ -174,12 +174,12 @@ class Trainer:
             _write(algo, self._net)
 
     def _prove(self, algo: Algorithm) -> None:
-        """A residual that may do harm is none."""
+        """Of a residual stays what does no harm."""
         scenario = algo.config.env_config["next_script"].scenario
-        self.proof = prove(self._net, self.problem, scenario, self.options, self._simulation)
+        proven, self.proof = prove_some(self._net, self.problem, scenario, self.options, self._simulation)
         write_json(self.folder / "proof.json", self.proof.to_json())
-        if not self.proof.holds:
-            _write(algo, at_rest(self._net))
+        self._net.load_state_dict(proven.state_dict())
+        _write(algo, self._net)
 
     def _look(self, algo: Algorithm, judge: HeldOut, progress: _Progress) -> float:
         score = judge.score(_read(algo, self._net))
