@@ -61,10 +61,10 @@ class Outcome:
 
 
 def residuals(context: BenchContext) -> Iterator[Bar]:
-    """The last sentence of bar 5 of issue 5."""
+    """The last sentence of bar 5 of issue 5; a quick run only shows that it works."""
     study = Study(context)
     with local_ray():
-        for arm in (GENERALIST, *SPECIALISTS):
+        for arm in SPECIALISTS[-1:] if context.quick else (GENERALIST, *SPECIALISTS):
             yield from _bars(arm, _outcome(study, arm), study)
 
 
