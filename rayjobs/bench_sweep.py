@@ -21,12 +21,13 @@ class TimedSweep:
 
     Attributes:
         table: its `sweep.parquet`, best first.
-        busy_share: CPU time of its Ray over wall clock and cores while trials ran, 0…1.
+        usage: where the cores' time went while trials ran (`rayjobs.usage`): `busy_share`, CPU time of its Ray and
+            driver over wall clock and cores, 0…1, and the rest.
         confirmed: one evaluation per live testbed; empty when none were asked for.
     """
 
     table: pd.DataFrame
-    busy_share: float
+    usage: dict[str, float]
     confirmed: list[dict[str, Any]]
 
     def live_ratios(self) -> list[float]:
@@ -44,6 +45,6 @@ def timed_sweep(seed: int, out: Path, *, quick: bool) -> TimedSweep:
     confirmed = folder / "confirmed.json"
     return TimedSweep(
         pd.read_parquet(folder / "sweep.parquet"),
-        json.loads((folder / "usage.json").read_text())["busy_share"],
+        json.loads((folder / "usage.json").read_text()),
         json.loads(confirmed.read_text()) if confirmed.exists() else [],
     )

@@ -23,7 +23,7 @@ class CpuUsage:
     """CPU seconds of this process and of every process of a Ray on this machine while the block runs.
 
     Processes are found by a word in their command line, with all their descendants, every 0.5 s; one that
-    ends loses what it used since the last look.
+    ends loses what it used since the last look. Beside them stands where the cores' other time went.
 
     Args:
         word: what only this Ray's processes have in their command line: its session's name.
@@ -36,10 +36,10 @@ class CpuUsage:
         self._last: dict[tuple[int, str], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cpu-usage", daemon=True)
-        self.elapsed_s = self.idle_s = 0.0
+        self.elapsed_s = self.idle_s = self.stolen_s = 0.0
 
     def __enter__(self) -> Self:
-        self._began_s, self._idle_before_s = time.monotonic(), self._idle()
+        self._began_s, self._before_s = time.monotonic(), self._unused()
         self._look(first=True)
         self._thread.start()
         return self
@@ -49,7 +49,7 @@ class CpuUsage:
         self._thread.join()
         self._look()
         self.elapsed_s = time.monotonic() - self._began_s
-        self.idle_s = self._idle() - self._idle_before_s
+        self.idle_s, self.stolen_s = (now - before for now, before in zip(self._unused(), self._before_s, strict=True))
 
     @property
     def cpu_s(self) -> float:
@@ -63,13 +63,29 @@ class CpuUsage:
 
     @property
     def share_of_free(self) -> float:
-        """CPU seconds over what other programs left of this machine's cores, 0…1."""
+        """CPU seconds over what other programs left of this machine's cores, 0…1.
+
+        No more than an upper bound beside many others: while they have a core, a gap of ours costs nothing.
+        """
         return self.cpu_s / (self.cpu_s + self.idle_s) if self.cpu_s > 0 else 0.0
 
+    @property
+    def others_s(self) -> float:
+        """CPU seconds of all other programs and of the system's own work."""
+        return max(self.elapsed_s * (os.cpu_count() or 1) - self.cpu_s - self.idle_s - self.stolen_s, 0.0)
+
     def summary(self) -> dict[str, Any]:
-        """For a file of results."""
-        used = {"seconds": self.elapsed_s, "cpu_s": self.cpu_s, "idle_s": self.idle_s, "cores": os.cpu_count()}
-        return {**used, "busy_share": self.share, "share_of_free": self.share_of_free}
+        """For a file of results; its four kinds of CPU seconds are all that the cores had."""
+        return {
+            "seconds": self.elapsed_s,
+            "cores": os.cpu_count(),
+            "cpu_s": self.cpu_s,
+            "idle_s": self.idle_s,
+            "others_s": self.others_s,
+            "stolen_s": self.stolen_s,
+            "busy_share": self.share,
+            "share_of_free": self.share_of_free,
+        }
 
     def _watch(self) -> None:
         while not self._stop.wait(EVERY_S):
@@ -97,13 +113,13 @@ class CpuUsage:
                 waiting += children.get(pid, [])
         return own
 
-    def _idle(self) -> float:
-        """Seconds that all cores together have been idle or have waited for a disk."""
+    def _unused(self) -> tuple[float, float]:
+        """Seconds that all cores together have been idle or waited for a disk; that the host gave to other machines."""
         try:
-            fields = (self._proc / "stat").read_text().split(maxsplit=6)
+            fields = (self._proc / "stat").read_text().split(maxsplit=9)
         except OSError:
-            return 0.0
-        return (int(fields[4]) + int(fields[5])) * _TICK_S
+            return 0.0, 0.0
+        return (int(fields[4]) + int(fields[5])) * _TICK_S, int(fields[8]) * _TICK_S
 
     def _pids(self) -> list[int]:
         return [int(path.name) for path in self._proc.iterdir() if path.name.isdigit()]

@@ -19,9 +19,9 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def idle(self, seconds: float) -> None:
-        ticks = round(seconds * TICKS_PER_S)
-        (self.root / "stat").write_text(f"cpu  1 2 3 {ticks} 0 6 7 8 9 10\n")
+    def idle(self, seconds: float, stolen_s: float = 0.0) -> None:
+        ticks, stolen = round(seconds * TICKS_PER_S), round(stolen_s * TICKS_PER_S)
+        (self.root / "stat").write_text(f"cpu  1 2 3 {ticks} 0 6 7 {stolen} 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
 
     def process(self, pid: int, parent: int, command: str, used_s: float, started: int = 1) -> None:
         folder = self.root / str(pid)
@@ -48,6 +48,20 @@ def test_own_processes_and_their_descendants_count_from_the_start_on(tmp_path: P
     usage.elapsed_s = 3.5 / (os.cpu_count() or 1) / 0.5
     assert usage.share == pytest.approx(0.5)
     assert usage.summary()["busy_share"] == usage.share
+
+
+def test_where_the_cores_time_went_adds_up(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.process(10, 1, f"raylet --session={SESSION}", 5.0)
+    machine.idle(100.0, stolen_s=7.0)
+    with CpuUsage(SESSION, tmp_path) as usage:
+        machine.process(10, 1, f"raylet --session={SESSION}", 8.0)
+        machine.idle(100.5, stolen_s=7.25)
+    usage.elapsed_s = 10.0
+    found = usage.summary()
+    assert found["stolen_s"] == pytest.approx(0.25)
+    kinds = ("cpu_s", "idle_s", "others_s", "stolen_s")
+    assert sum(found[kind] for kind in kinds) == pytest.approx(10.0 * found["cores"])
 
 
 def test_a_process_that_reuses_a_number_is_another_one(tmp_path: Path) -> None:

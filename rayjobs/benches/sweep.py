@@ -9,6 +9,11 @@ from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
 
 MINUTES = 20.0
 BUSY_SHARE = 0.85
+LEFT = {
+    "idle_s": "that idled",
+    "others_s": "that other programs and the system took",
+    "stolen_s": "that the host of this virtual machine kept",
+}
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
@@ -23,8 +28,11 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     how = "CPU time of its Ray and driver while trials ran"
     # Four short trials are mostly the start of their processes.
     name = "share of the cores that its trials kept busy"
-    share = found.busy_share
+    usage = found.usage
+    share, had_s = usage["busy_share"], usage["seconds"] * usage["cores"]
     bars.append(figure(name, share, "", how=how) if context.quick else at_least(name, share, BUSY_SHARE, "", how=how))
+    for kind, what in LEFT.items():
+        bars.append(figure(f"share of the cores {what}", usage[kind] / had_s, "", how="meanwhile"))
     best = found.table["score"].iloc[0]
     bars.append(figure("best score", best, "log ratio to least_conn", how="validation episodes"))
     for number, ratio in enumerate(found.live_ratios(), 1):
