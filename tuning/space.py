@@ -99,6 +99,11 @@ def mutable(space: Mapping[str, Domain]) -> dict[str, Domain]:
     return {path: domain for path, domain in space.items() if path in MUTABLE}
 
 
+def structure(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a trial's values that a checkpoint is bound to: all but what may change while a trial runs."""
+    return {path: value for path, value in values.items() if path not in MUTABLE}
+
+
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, name = path.split(".")
     level: Any = tree

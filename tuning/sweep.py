@@ -16,17 +16,21 @@ import ray
 from pyarrow import fs
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
 from ray.tune.search.optuna import OptunaSearch
 
 from actuators.errors import CapacityError, DataError
+from tuning.population import Population
 from tuning.space import Domain, Range, check, mutable
 from tuning.sweep_options import SearchOptions
 from tuning.trial import BUNDLE, Shared, SweepTrial
 
 SCORE, TIME = "score", "steps_trained"
 EXPERIMENT = "sweep"
+POPULATION_KEEPS = 8
+"""Checkpoints per trial of a population: who copies one in an exchange must still find it. Elsewhere one is kept, and
+Tune stores the whole experiment with every checkpoint (ray 2.60): a trial that has finished is never repeated."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,22 @@ def preflight(options: SearchOptions) -> int:
             where="search.concurrent",
             remedy="ask for fewer at once, lower search.trial_cpus or add nodes",
         )
-    if options.scheduler == "pbt" and options.trials > wanted:
-        raise CapacityError(
-            f"population-based training runs all {options.trials} trials in turn, {wanted} at once: most would wait",
-            where="search.trials",
-            remedy=f"use at most {wanted} trials here, lower search.trial_cpus, or scheduler: asha",
-        )
+    if options.scheduler == "pbt":
+        wanted = _population_at_once(options, room, cpus)
     return wanted
+
+
+def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
+    """Of a population as many run as there is room for; the others wait for their turn between two exchanges."""
+    at_once = min(room, options.trials)
+    if 0 < options.concurrent < at_once:
+        # Tune counts a trial that waits for its turn as one that runs: the population would never be complete.
+        raise CapacityError(
+            f"a population of {options.trials} shares {cpus:g} CPUs by what its trials claim, not by a limit",
+            where="search.concurrent",
+            remedy=f"set search.trial_cpus={cpus / options.concurrent:g} and leave search.concurrent at 0",
+        )
+    return at_once
 
 
 def run_sweep(
@@ -108,7 +121,7 @@ def run_sweep(
     SweepCallback.listener = staticmethod(report)
     # Tune draws tables of its own otherwise, whatever `verbose` says (ray 2.60).
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    path = f"{storage.rstrip('/')}/{EXPERIMENT}"
+    path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler == "pbt"
     if Tuner.can_restore(path):
         tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
@@ -119,10 +132,10 @@ def run_sweep(
                 metric=SCORE,
                 mode="max",
                 num_samples=options.trials,
-                max_concurrent_trials=at_once,
+                max_concurrent_trials=None if population else at_once,
                 search_alg=_searcher(options, shared.seed),
-                scheduler=_scheduler(options),
-                reuse_actors=options.scheduler != "pbt",
+                scheduler=_scheduler(options, at_once),
+                reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
             ),
@@ -131,7 +144,9 @@ def run_sweep(
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=options.retries),
                 checkpoint_config=CheckpointConfig(
-                    num_to_keep=1, checkpoint_frequency=options.checkpoint_every, checkpoint_at_end=True
+                    num_to_keep=POPULATION_KEEPS if population else 1,
+                    checkpoint_frequency=options.checkpoint_every,
+                    checkpoint_at_end=True,
                 ),
                 callbacks=[SweepCallback()],
                 verbose=0,
@@ -212,18 +227,16 @@ def _searcher(options: SearchOptions, seed: int) -> SearchAlgorithm | Any:
     return OptunaSearch(metric=SCORE, mode="max", seed=seed)
 
 
-def _scheduler(options: SearchOptions) -> TrialScheduler:
+def _scheduler(options: SearchOptions, at_once: int) -> TrialScheduler:
     steps = options.base.training.steps
     if options.scheduler == "asha":
         grace = max(round(options.grace_share * steps), 1)
         return ASHAScheduler(time_attr=TIME, max_t=steps, grace_period=grace, reduction_factor=options.reduction)
     if options.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr=TIME,
-            perturbation_interval=max(round(options.perturb_share * steps), 1),
-            hyperparam_mutations={
-                path: _tune_domain(domain, "random") if isinstance(domain, Range) else list(domain)
-                for path, domain in mutable(options.space).items()
-            },
-        )
+        distributions = {
+            path: _tune_domain(domain, "random") if isinstance(domain, Range) else list(domain)
+            for path, domain in mutable(options.space).items()
+        }
+        interval = max(round(options.perturb_share * steps), 1)
+        return Population(options.space, distributions, TIME, interval, at_once)
     return FIFOScheduler()

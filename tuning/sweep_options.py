@@ -32,11 +32,12 @@ class SearchOptions(Options):
     reduction: int = Field(default=3, ge=2)
     """ASHA: one in so many goes on at each rung."""
     perturb_share: float = Field(default=0.2, gt=0, le=1)
-    """PBT: share of the steps between two exchanges."""
+    """PBT: share of the steps between two exchanges. Trials for which there is no room run in turn, one such share
+    each."""
     concurrent: int = Field(default=0, ge=0)
-    """Trials at once; 0 for as many as the cluster's CPUs hold."""
+    """Trials at once; 0 for as many as the cluster's CPUs hold. A population always runs as many as they hold."""
     trial_cpus: float = Field(default=1.0, gt=0)
-    """CPUs that each trial claims; with 0.5, a population of four trains on two cores."""
+    """CPUs that each trial claims; with 0.5, four trials share two cores and none idles while one is replaced."""
     retries: int = Field(default=3, ge=0)
     """How often a trial whose process died is gone on with from its last checkpoint."""
     checkpoint_every: int = Field(default=4, ge=1)

@@ -12,6 +12,7 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 
+from actuators.errors import DataError
 from actuators.files import write_json
 from actuators.script import Scenario
 from actuators.topology import Topology
@@ -22,7 +23,7 @@ from tuning.held_out import ScriptSource
 from tuning.metrics import TrialMetrics
 from tuning.model import EquivariantNet
 from tuning.observing import Observed, Watched, fit_problem
-from tuning.space import TrialOptions, apply
+from tuning.space import TrialOptions, apply, structure
 from tuning.validation import Validator
 
 _ENVIRONMENT = "deepsched-trial"
@@ -103,11 +104,21 @@ class SweepTrial(tune.Trainable):
         write_json(folder / STATE, {"config": self.config, "steps": self._steps})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Goes on from a checkpoint; from another configuration's (PBT) only with its network."""
+        """Goes on from a checkpoint; from that of other hyperparameters (PBT) only with its network.
+
+        Raises DataError for a checkpoint of another problem or network: it would load, and mean something else.
+        """
         folder = Path(checkpoint_dir).absolute()
         state = json.loads((folder / STATE).read_bytes())
+        own = json.loads(json.dumps(self.config))
+        if structure(state["config"]) != structure(own):
+            raise DataError(
+                "a checkpoint of another structure",
+                where=str(folder),
+                evidence=f"{structure(state['config'])} where this trial has {structure(own)}",
+            )
         self._steps = state["steps"]
-        if state["config"] == json.loads(json.dumps(self.config)):
+        if state["config"] == own:
             self._algorithm.restore_from_path(str(folder / CHECKPOINT))
             self._before = 0
         else:
