@@ -27,7 +27,7 @@ class TimedSweep:
     """
 
     table: pd.DataFrame
-    usage: dict[str, float]
+    usage: dict[str, Any]
     confirmed: list[dict[str, Any]]
 
     def live_ratios(self) -> list[float]:

@@ -109,7 +109,13 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
         with progress.stage("sweep") as stage:
             storage = options.storage or str(folder.path.absolute())
             with CpuUsage(session_name()) as usage:
-                grid = run_sweep(options.search, shared, storage, at_once, lambda tally: _say(stage, tally, options))
+                usage.phase("start")
+
+                def tell(tally: Tally) -> None:
+                    usage.phase("tail" if _count(options) - tally.ended - tally.failed < at_once else "full")
+                    _say(stage, tally, options)
+
+                grid = run_sweep(options.search, shared, storage, at_once, tell)
             write_json(folder.path / "usage.json", {"trials": len(grid), "at_once": at_once, **usage.summary()})
             table = trial_table(grid, options.search.space)
             table.to_parquet(folder.path / "sweep.parquet")

@@ -37,9 +37,12 @@ class CpuUsage:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cpu-usage", daemon=True)
         self.elapsed_s = self.idle_s = self.stolen_s = 0.0
+        self._phases: dict[str, dict[str, float]] = {}
+        self._phase = ""
 
     def __enter__(self) -> Self:
         self._began_s, self._before_s = time.monotonic(), self._unused()
+        self._turned_s, self._turned_idle_s = self._began_s, self._before_s[0]
         self._look(first=True)
         self._thread.start()
         return self
@@ -48,8 +51,20 @@ class CpuUsage:
         self._stop.set()
         self._thread.join()
         self._look()
+        self.phase("")
         self.elapsed_s = time.monotonic() - self._began_s
         self.idle_s, self.stolen_s = (now - before for now, before in zip(self._unused(), self._before_s, strict=True))
+
+    def phase(self, name: str) -> None:
+        """From now on, time counts for this phase, too: `summary` says how long each was and what idled in it."""
+        if name == self._phase:
+            return
+        now_s, idle_s = time.monotonic(), self._unused()[0]
+        if self._phase:
+            spent = self._phases.setdefault(self._phase, {"seconds": 0.0, "idle_s": 0.0})
+            spent["seconds"] += now_s - self._turned_s
+            spent["idle_s"] += idle_s - self._turned_idle_s
+        self._phase, self._turned_s, self._turned_idle_s = name, now_s, idle_s
 
     @property
     def cpu_s(self) -> float:
@@ -85,6 +100,7 @@ class CpuUsage:
             "stolen_s": self.stolen_s,
             "busy_share": self.share,
             "share_of_free": self.share_of_free,
+            "phases": self._phases,
         }
 
     def _watch(self) -> None:

@@ -64,6 +64,24 @@ def test_where_the_cores_time_went_adds_up(tmp_path: Path) -> None:
     assert sum(found[kind] for kind in kinds) == pytest.approx(10.0 * found["cores"])
 
 
+def test_each_phase_has_its_own_idle_time(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.idle(100.0)
+    with CpuUsage(SESSION, tmp_path) as usage:
+        usage.phase("start")
+        machine.idle(101.0)
+        usage.phase("full")
+        machine.idle(101.5)
+        usage.phase("full")
+        usage.phase("tail")
+        machine.idle(104.0)
+    phases = usage.summary()["phases"]
+    assert {name: phase["idle_s"] for name, phase in phases.items()} == pytest.approx(
+        {"start": 1.0, "full": 0.5, "tail": 2.5}
+    )
+    assert sum(phase["seconds"] for phase in phases.values()) <= usage.elapsed_s
+
+
 def test_a_process_that_reuses_a_number_is_another_one(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.process(10, 1, f"raylet --session={SESSION}", 5.0)

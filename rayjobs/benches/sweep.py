@@ -9,6 +9,11 @@ from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
 
 MINUTES = 20.0
 BUSY_SHARE = 0.85
+PHASES = {
+    "start": "until the first result",
+    "full": "while all places were taken",
+    "tail": "after there was no trial left for a place",
+}
 LEFT = {
     "idle_s": "that idled",
     "others_s": "that other programs and the system took",
@@ -33,6 +38,9 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     bars.append(figure(name, share, "", how=how) if context.quick else at_least(name, share, BUSY_SHARE, "", how=how))
     for kind, what in LEFT.items():
         bars.append(figure(f"share of the cores {what}", usage[kind] / had_s, "", how="meanwhile"))
+    for phase, what in PHASES.items():
+        idle_s = usage["phases"].get(phase, {}).get("idle_s", 0.0)
+        bars.append(figure(f"share of the cores that idled {what}", idle_s / had_s, "", how="of all of the time"))
     best = found.table["score"].iloc[0]
     bars.append(figure("best score", best, "log ratio to least_conn", how="validation episodes"))
     for number, ratio in enumerate(found.live_ratios(), 1):
