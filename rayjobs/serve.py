@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
 import os
 import secrets
 import socket
@@ -13,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import Field
@@ -23,6 +22,7 @@ from actuators.files import writable_folder
 from actuators.options import Options
 from rayjobs.cli import Verb, run_verb
 from rayjobs.console import remarks
+from rayjobs.serve_deployment import check_scale, deployment
 from tuning.guards import GuardOptions
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class ServeOptions(Options):
     """ray: replicas, or the fewest when `max_replicas` is given."""
     max_replicas: int | None = Field(None, ge=1, le=64)
     """ray: most replicas; Serve adds some while requests wait."""
+    target_ongoing_requests: float | None = Field(None, gt=0)
+    """ray, with `max_replicas`: requests at once per replica above which one is added; 2, or a whole batch, when not
+    given."""
+    batch_size: int = Field(1, ge=1, le=256)
+    """ray: most requests that one call of the network decides; 1 decides each by itself, quickest for one client."""
+    batch_wait_ms: float = Field(0.0, ge=0, le=1000)
+    """ray: how long the first request of a batch waits for others; 0 takes those that wait already."""
     max_ongoing_requests: int = Field(64, ge=1)
     """ray: requests that one replica takes at once."""
     cpus: float = Field(0.5, ge=0)
@@ -78,17 +85,19 @@ def run(options: ServeOptions) -> int:
 
 def make_settings(options: ServeOptions) -> ServeSettings:
     """Raises ConfigError or BundleError for options that cannot be served."""
-    from rayjobs.serve_app import ServeSettings
+    from rayjobs.serve_app import Batching, ServeSettings
     from rayjobs.serve_gate import GateRules
     from tuning.trust import check_bundle
 
     if options.bundle is None:
         raise ConfigError("give a bundle", where="serve", remedy="deepsched serve runs/…/bundle")
+    check_scale(options)
     bundle = check_bundle(options.bundle)
     state = writable_folder(options.folder)
     rules = GateRules(_token(options), not _is_loopback(options.host), options.max_body_bytes)
     root = (options.bundles or bundle.parent).absolute()
-    return ServeSettings(bundle, root, state, options.steer_folder.absolute(), rules, options.guards)
+    batching = Batching(options.batch_size, options.batch_wait_ms / 1e3)
+    return ServeSettings(bundle, root, state, options.steer_folder.absolute(), rules, options.guards, batching)
 
 
 @contextlib.contextmanager
@@ -105,8 +114,9 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
     import uvicorn
 
     from rayjobs.serve_app import create_app
+    from rayjobs.serve_log import log_to_stderr
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    log_to_stderr()
     config = uvicorn.Config(
         create_app(settings),
         host=options.host,
@@ -149,7 +159,7 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
 
                 http = {"host": options.host, "port": port}
                 serve.start(http_options=http, proxy_location="HeadOnly", logging_config={"encoding": "JSON"})
-                app = deployed(settings_args(settings), _deployment(options))
+                app = deployed(settings_args(settings), deployment(options))
                 serve.run(app, name=NAME, route_prefix="/")
                 yield
         finally:
@@ -193,7 +203,7 @@ def serve_yaml(options: ServeOptions) -> str:
                 "route_prefix": "/",
                 "import_path": "rayjobs.serve_ray:build",
                 "args": args,
-                "deployments": [{"name": "Policy", **_deployment(options)}],
+                "deployments": [{"name": "Policy", **deployment(options)}],
             }
         ],
     }
@@ -206,20 +216,6 @@ def free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _deployment(options: ServeOptions) -> dict[str, Any]:
-    scale: dict[str, Any] = {"num_replicas": options.replicas}
-    if options.max_replicas is not None:
-        scale = {"autoscaling_config": {"min_replicas": options.replicas, "max_replicas": options.max_replicas}}
-    return {
-        **scale,
-        "max_ongoing_requests": options.max_ongoing_requests,
-        "health_check_period_s": 2,
-        "health_check_timeout_s": 5,
-        "graceful_shutdown_timeout_s": 5,
-        "ray_actor_options": {"num_cpus": options.cpus},
-    }
 
 
 def _is_loopback(host: str) -> bool:

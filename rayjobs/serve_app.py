@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import ValidationError
-from pydantic_core import to_json
-from starlette.concurrency import run_in_threadpool
 
 from actuators.errors import DeepSchedError
-from rayjobs.serve_body import read_body
-from rayjobs.serve_gate import App, Gate, GateRules
+from rayjobs.serve_answers import Answers
+from rayjobs.serve_gate import CHANGES, App, Gate, GateRules, Refused, Scope
 from rayjobs.serve_live import LiveView, events
+from rayjobs.serve_log import event
+from rayjobs.serve_metrics import Metrics
 from rayjobs.serve_models import (
     BundleRequest,
     OrdersAnswer,
@@ -30,7 +27,7 @@ from rayjobs.serve_models import (
     WeightsAnswer,
     WeightsRequest,
 )
-from rayjobs.serve_service import BundleStore, advise
+from rayjobs.serve_service import BundleStore
 from rayjobs.steer_folder import SteerFolder
 from tuning.guards import GuardOptions
 
@@ -38,12 +35,22 @@ PAGE = Path(__file__).with_name("live_page")
 _FILES = {
     "/": "page.html", "/page.js": "page.js", "/page.css": "page.css", "/docs": "api.html", "/api.js": "api.js",
 }  # fmt: skip
-SMALL_BYTES = 100_000
-"""Bodies up to this size are answered on the event loop; a hop to a thread would take longer."""
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 421, 422)
+    code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 421, 422, 503)
 }
-_log = logging.getLogger("deepsched.serve")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Requests that one call of the network decides.
+
+    Attributes:
+        size: most of them; 1 decides each by itself.
+        wait_s: how long the first one waits for others; 0 takes those that wait already.
+    """
+
+    size: int = 1
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class ServeSettings:
         bundle: served first; root: folder below which other bundles may lie.
         state: folder of the pointer to the bundle in use.
         steer: folder of the controller whose record the page shows.
+        batching: how many requests are decided together; only under Ray Serve.
     """
 
     bundle: Path
@@ -62,61 +70,36 @@ class ServeSettings:
     steer: Path
     rules: GateRules
     guards: GuardOptions
+    batching: Batching = Batching()
 
 
-class Metrics:
-    """Prometheus metrics of one replica."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.answers = Counter("deepsched_answers", "Answers by decision", ["decision"], registry=self.registry)
-        self.refused = Counter("deepsched_refused", "Requests that made no sense", registry=self.registry)
-        self.seconds = Histogram(
-            "deepsched_answer_seconds", "Time to an answer, body parsed", registry=self.registry,
-            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
-        )  # fmt: skip
-        self.novelty = Gauge("deepsched_novelty", "Largest novelty of the last answer", registry=self.registry)
-        self.bundle = Gauge("deepsched_bundle_info", "The bundle in use", ["bundle"], registry=self.registry)
-        self.alive = Gauge("deepsched_controller_alive", "1 while a controller steers", registry=self.registry)
-        self.guards = Gauge("deepsched_controller_guard", "How often a guard spoke", ["guard"], registry=self.registry)
-
-    def text(self, view: LiveView, bundle: str) -> bytes:
-        now = view.now()
-        self.alive.set(bool(now["alive"]))
-        for guard in now.get("guards", []):
-            self.guards.labels(guard["name"]).set(guard["count"])
-        self.bundle.clear()
-        self.bundle.labels(bundle).set(1)
-        return generate_latest(self.registry)
+def open_answers(settings: ServeSettings) -> Answers:
+    """What answers with the bundle in use. Raises BundleError when the first one is refused."""
+    return Answers(BundleStore(settings.bundle, settings.root, settings.state), settings.guards)
 
 
-def open_store(settings: ServeSettings) -> BundleStore:
-    """Which bundle is served. Raises BundleError when the first one is refused."""
-    return BundleStore(settings.bundle, settings.root, settings.state)
-
-
-def create_app(settings: ServeSettings, store: BundleStore | None = None) -> App:
+def create_app(settings: ServeSettings, answers: Answers | None = None) -> App:
     """The app behind its gate. Raises BundleError when the first bundle is refused."""
-    store = store or open_store(settings)
-    view, metrics = LiveView(settings.steer), Metrics()
+    answers = answers or open_answers(settings)
+    metrics = answers.metrics
     # FastAPI's own pages fetch their scripts from elsewhere; ours works without a network.
     app = FastAPI(
         title="Deep Scheduling", version="1", description=__doc__, responses=_REFUSALS, docs_url=None, redoc_url=None
     )
     _handle_errors(app, metrics)
-    _policy_routes(app, settings, store, metrics)
-    _live_routes(app, settings, store, view, metrics)
-    return Gate(app, settings.rules)
+    _policy_routes(app, answers)
+    _live_routes(app, settings, answers)
+
+    def refused(refusal: Refused, scope: Scope) -> None:
+        metrics.refused.labels(refusal.status).inc()
+        if scope["path"] in CHANGES:
+            event("refused", logging.WARNING, status=refusal.status, path=scope["path"], detail=refusal.detail)
+
+    return Gate(app, settings.rules, refused)
 
 
-def _policy_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, metrics: Metrics) -> None:
-    def answered(body: bytes) -> bytes:
-        result = advise(store.current(), read_body(body), settings.guards)
-        metrics.answers.labels(result["decision"]).inc()
-        if result["state"]:
-            metrics.novelty.set(max(result["state"]["novelty"]))
-        return to_json(result, inf_nan_mode="null")
-
+def _policy_routes(app: FastAPI, answers: Answers) -> None:
+    store = answers.store
     schema = WeightsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs")
 
@@ -127,11 +110,7 @@ def _policy_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, me
     )
     async def weights(request: Request) -> Response:
         """Weights per group and server, the state, and the decision with its reason."""
-        body = await request.body()
-        began_s = time.perf_counter()
-        data = answered(body) if len(body) <= SMALL_BYTES else await run_in_threadpool(answered, body)
-        metrics.seconds.observe(time.perf_counter() - began_s)
-        return Response(data, media_type="application/json")
+        return Response(await answers.answer(await request.body()), media_type="application/json")
 
     _add_definitions(app, definitions)
 
@@ -145,12 +124,12 @@ def _policy_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, me
         """Serves another bundle, or the previous one again; no request is dropped."""
         store.rollback() if request.path is None else store.swap(Path(request.path))
         described = _describe(store)
-        _log.info(json.dumps({"event": "bundle", "bundle": described["bundle"], "folder": described["folder"]}))
+        event("bundle", bundle=described["bundle"], folder=described["folder"])
         return described
 
 
-def _live_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, view: LiveView, metrics: Metrics) -> None:
-    folder = SteerFolder(settings.steer)
+def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> None:
+    folder, view, store = SteerFolder(settings.steer), LiveView(settings.steer), answers.store
 
     @app.get("/v1/live")
     def live() -> dict[str, Any]:
@@ -172,7 +151,7 @@ def _live_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, view
         """Pauses, resumes or reverts the controller, or changes its mode."""
         changes = request.model_dump(exclude_none=True)
         result = folder.order(**changes).model_dump()
-        _log.info(json.dumps({"event": "orders", **result}))
+        event("orders", **result)
         return result
 
     @app.get("/healthz", response_model=dict[str, str])
@@ -183,7 +162,7 @@ def _live_routes(app: FastAPI, settings: ServeSettings, store: BundleStore, view
     @app.get("/metrics", response_class=Response)
     def metrics_text() -> Response:
         """Prometheus text."""
-        return Response(metrics.text(view, store.current().id), media_type="text/plain; version=0.0.4")
+        return Response(answers.metrics.text(view, store.current().id), media_type="text/plain; version=0.0.4")
 
     for route, name in _FILES.items():
         app.add_api_route(route, _file(name), include_in_schema=False, response_class=FileResponse)
@@ -197,16 +176,25 @@ def _file(name: str) -> Any:
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    def answered(status: int, detail: str) -> JSONResponse:
+        metrics.refused.labels(status).inc()
+        return JSONResponse({"detail": detail}, status)
+
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        metrics.refused.inc()
         if isinstance(error, (ValidationError, RequestValidationError)):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])[:200]
-            return JSONResponse({"detail": f"{where}: {first['msg']}"[:500]}, 422)
-        return JSONResponse({"detail": str(error)[:1000]}, 422)
+            return answered(422, f"{where}: {first['msg']}"[:500])
+        return answered(422, str(error)[:1000])
+
+    async def unwritten(request: Request, error: Exception) -> JSONResponse:
+        event("unwritten", logging.ERROR, path=request.url.path, detail=str(error))
+        return answered(503, f"cannot write: {getattr(error, 'strerror', None) or error}")
 
     for kind in (ValidationError, RequestValidationError, DeepSchedError):
         app.add_exception_handler(kind, refused)
+    # A full disk, or a folder that is not ours: what was in use stays in use.
+    app.add_exception_handler(OSError, unwritten)
 
 
 def _describe(store: BundleStore) -> dict[str, Any]:

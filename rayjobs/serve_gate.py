@@ -50,10 +50,16 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error of ours
 
 
 class Gate:
-    """Wraps an ASGI app."""
+    """Wraps an ASGI app.
 
-    def __init__(self, app: App, rules: GateRules) -> None:
-        self._app, self._rules = app, rules
+    Args:
+        refused: hears of every request that was refused, its path and method.
+    """
+
+    def __init__(
+        self, app: App, rules: GateRules, refused: Callable[[Refused, Scope], None] = lambda refusal, scope: None
+    ) -> None:
+        self._app, self._rules, self._refused = app, rules, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +72,8 @@ class Gate:
             await self._app(scope, self._bounded(receive, headers, call), call.send)
         except Refused as refusal:
             call.refusal = refusal
+        if call.refusal is not None:
+            self._refused(call.refusal, scope)
         if call.refusal is not None and not call.started:
             await _refuse(send, call.refusal)
 

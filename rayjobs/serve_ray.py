@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
 from ray import serve
 
-from rayjobs.serve_app import ServeSettings, create_app, open_store
-from rayjobs.serve_body import read_body
+from rayjobs.serve_answers import Refusal
+from rayjobs.serve_app import Batching, ServeSettings, create_app, open_answers
 from rayjobs.serve_gate import GateRules
-from rayjobs.serve_service import advise
+from rayjobs.serve_log import log_with_serve
 from tuning.guards import GuardOptions
 
 NAME = "deepsched"
@@ -22,15 +21,25 @@ class Policy:
     """One replica. It holds nothing that matters: which bundle is served stands in a file."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        log_with_serve()
         self._settings = settings_of(settings)
-        self._store = open_store(self._settings)
+        self._answers = open_answers(self._settings)
+        batching = self._settings.batching
+        if batching.size > 1:
+            self._together.set_max_batch_size(batching.size)
+            self._together.set_batch_wait_timeout_s(batching.wait_s)
+            self._answers.together = self._together
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._settings, self._store)
+        return create_app(self._settings, self._answers)
 
-    def answer(self, body: bytes) -> bytes:
+    async def answer(self, body: bytes) -> bytes:
         """`POST /v1/weights` for a deployment handle: no HTTP and no proxy on the way."""
-        return to_json(advise(self._store.current(), read_body(body), self._settings.guards), inf_nan_mode="null")
+        return await self._answers.answer(body)
+
+    @serve.batch
+    async def _together(self, bodies: list[bytes]) -> list[bytes | Refusal]:
+        return await self._answers.answer_each(bodies)
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -46,7 +55,8 @@ def deployed(args: dict[str, Any], options: dict[str, Any]) -> Any:
 def settings_args(settings: ServeSettings) -> dict[str, Any]:
     """Settings as plain YAML values."""
     paths = {name: str(getattr(settings, name).absolute()) for name in ("bundle", "root", "state", "steer")}
-    return {**paths, "rules": asdict(settings.rules), "guards": settings.guards.model_dump()}
+    parts = {"rules": asdict(settings.rules), "batching": asdict(settings.batching)}
+    return {**paths, **parts, "guards": settings.guards.model_dump()}
 
 
 def settings_of(args: dict[str, Any]) -> ServeSettings:
@@ -55,4 +65,5 @@ def settings_of(args: dict[str, Any]) -> ServeSettings:
     if "token_file" in rules:
         rules["token"] = Path(rules.pop("token_file")).read_text().strip()
     paths = {name: Path(args[name]) for name in ("bundle", "root", "state", "steer")}
-    return ServeSettings(**paths, rules=GateRules(**rules), guards=GuardOptions.model_validate(args["guards"]))
+    guards, batching = GuardOptions.model_validate(args["guards"]), Batching(**args.get("batching", {}))
+    return ServeSettings(**paths, rules=GateRules(**rules), guards=guards, batching=batching)

@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,31 @@ class LoadedBundle:
         return self._advisers[topology]
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What one request asks: windows of some servers, oldest first, and what is known from before them."""
+
+    topology: Topology
+    windows: list[Window]
+    memory: LatencyMemory | None
+
+
+def question(bundle: LoadedBundle, asked: Asked) -> Question:
+    """Raises StatusError, DataError or ConfigError: what was sent makes no sense."""
+    topology, windows = _windows(bundle.own.topology, asked)
+    return Question(topology, windows, _memory(asked.memory, topology))
+
+
 def advise(bundle: LoadedBundle, asked: Asked, guards: GuardOptions) -> dict[str, Any]:
     """The body of an answer, see `WeightsAnswer`.
 
     Raises:
         StatusError, DataError, ConfigError, BundleError: what was sent makes no sense.
     """
-    topology, windows = _windows(bundle.own.topology, asked)
-    adviser = bundle.adviser(topology)
+    given = question(bundle, asked)
     deadlines_s = bundle.own.bundle.problem.deadlines_s
-    result = answer(adviser, windows, _memory(asked.memory, topology), deadlines_s, guards)
-    return {**_answer(result, topology), "bundle": bundle.id}
+    result = answer(bundle.adviser(given.topology), given.windows, given.memory, deadlines_s, guards)
+    return shaped(result, given.topology, bundle.id)
 
 
 def _windows(model: Topology, asked: Asked) -> tuple[Topology, list[Window]]:
@@ -163,7 +178,8 @@ def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | No
     return LatencyMemory(np.where(fast > 0, fast, np.nan), np.array(given.slow_log, dtype=float), learned)
 
 
-def _answer(result: Answer, topology: Topology) -> dict[str, Any]:
+def shaped(result: Answer, topology: Topology, bundle: str) -> dict[str, Any]:
+    """A decision as the body of an answer; `bundle` is the digest of the one that made it."""
     advice, weights = result.advice, result.weights.as_weights() if result.weights else None
     named = None
     if weights is not None:
@@ -191,6 +207,7 @@ def _answer(result: Answer, topology: Topology) -> dict[str, Any]:
             "slow_log": advice.memory.slow_log.tolist(),
             "learned": {name: table.tolist() for name, table in advice.memory.learned.items()},
         },
+        "bundle": bundle,
     }  # fmt: skip
 
 

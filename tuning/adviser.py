@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,14 @@ from tuning.bundle import Bundle
 
 class NotANumberError(DeepSchedError):
     """The network's output is not finite. A retry cannot help."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What was made of some windows, before the policy acts on it."""
+
+    observation: Observation
+    advice: Advice
 
 
 class Adviser:
@@ -62,6 +70,24 @@ class Adviser:
             DataError: no window at all, or one without the samples that the bundle's estimator needs: NGINX does
                 not balance in memory.
         """
+        return self._decided([self._see(windows, memory)])[0]
+
+    def advise_each(
+        self, cases: Sequence[tuple[Sequence[Window], LatencyMemory | None]]
+    ) -> list[Advice | DeepSchedError]:
+        """`advise` for many at once, with one call of the network; where it would raise, the error stands instead."""
+        found: list[Advice | DeepSchedError] = []
+        seen: list[_Seen] = []
+        for windows, memory in cases:
+            try:
+                seen.append(self._see(windows, memory))
+                found.append(seen[-1].advice)
+            except DeepSchedError as error:
+                found.append(error)
+        decided = iter(self._decided(seen))
+        return [one if isinstance(one, DeepSchedError) else next(decided) for one in found]
+
+    def _see(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Seen:
         if not windows:
             raise DataError("no window to act on", where="advice", remedy="give at least two readings")
         observer = self.bundle.problem.observer()
@@ -73,12 +99,27 @@ class Adviser:
             after_first = after_first or observer.remembered()
         assert after_first is not None
         state = State(observation.posterior.argmax(axis=-1), observation.posterior, observation.novelty)
-        advice = Advice(None, self._standing_on(observation), state, after_first)
+        return _Seen(observation, Advice(None, self._standing_on(observation), state, after_first))
+
+    def _decided(self, seen: Sequence[_Seen]) -> list[Advice]:
+        """With the policy's part, or with what kept it from acting."""
+        if not seen:
+            return []
+        first, *others = seen
         try:
-            return replace(advice, policy=self._policy.act(observation))
+            # A batch of one is no batch: the network sums in another order then.
+            policies = (
+                self._policy.act_each([one.observation for one in seen])
+                if others
+                else [self._policy.act(first.observation)]
+            )
         except (DeepSchedError, RuntimeError, ArithmeticError, ValueError) as error:
+            if others:
+                # One of them spoils the call for all.
+                return [advice for one in seen for advice in self._decided([one])]
             # Whatever goes wrong inside a policy, the baseline stands in for it; the guards say so.
-            return replace(advice, problem=f"{type(error).__name__}: {error}"[:200])
+            return [replace(first.advice, problem=f"{type(error).__name__}: {error}"[:200])]
+        return [replace(one.advice, policy=policy) for one, policy in zip(seen, policies, strict=True)]
 
     def _standing_on(self, observation: Observation) -> Control:
         """What a residual of 0 does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ class LearnedPolicy:
     def act(self, observation: Observation) -> Control:
         """For one testbed; a network output that is not a number counts as 0, a residual's baseline."""
         return self._problem.control(self.action(self._problem.array(observation)), observation)
+
+    def act_each(self, observations: Sequence[Observation]) -> list[Control]:
+        """For several testbeds of this topology with one call of the network."""
+        actions = self.action(np.stack([self._problem.array(observation) for observation in observations]))
+        return [self._problem.control(action, seen) for action, seen in zip(actions, observations, strict=True)]
 
     def weights(self, observation: Observation) -> NDArray[np.int64]:
         """Integer weights ``[..., groups, servers]``, of a batch too."""

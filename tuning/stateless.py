@@ -37,9 +37,17 @@ def answer(
     guards: GuardOptions,
 ) -> Answer:
     """Hold, baseline or policy, after the last of `windows` (oldest first)."""
-    last = windows[-1]
-    usable = [window for window in windows if window.usable and window.requests.sum() > 0]
-    advice = adviser.advise(usable, memory) if usable else None
+    seen = usable(windows)
+    return judged(windows[-1], adviser.advise(seen, memory) if seen else None, deadlines_s, guards)
+
+
+def usable(windows: Sequence[Window]) -> list[Window]:
+    """Those that advice can be asked about."""
+    return [window for window in windows if window.usable and window.requests.sum() > 0]
+
+
+def judged(last: Window, advice: Advice | None, deadlines_s: FloatArray, guards: GuardOptions) -> Answer:
+    """What becomes of the advice after the last window; None where no window was usable."""
     if not last.usable:
         kinds = ", ".join(sorted({fault.kind for fault in last.faults}))
         return Answer("hold", f"statistics unusable ({kinds})", _present(last), advice)

@@ -240,12 +240,14 @@ def test_hostile_requests_of_schemathesis_never_break_it(served: Served) -> None
 def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained_bundle().save(tmp_path / "bundle")
     words = ["serve", str(tmp_path / "bundle"), "--folder", str(tmp_path / "state"), "--max-replicas", "3"]
-    assert main([*words, "--print-config"]) == 0
+    assert main([*words, "--batch-size", "16", "--batch-wait-ms", "5", "--print-config"]) == 0
     document = yaml.safe_load(capsys.readouterr().out)
     application = document["applications"][0]
     assert document["http_options"]["host"] == "127.0.0.1"
     assert document["proxy_location"] == "HeadOnly"
-    assert application["deployments"][0]["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 3}
+    assert application["deployments"][0]["autoscaling_config"] == {
+        "min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 16.0,
+    }  # fmt: skip
     assert "token" not in application["args"]["rules"]
     from ray.serve.schema import ServeDeploySchema
 
@@ -253,4 +255,26 @@ def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.Capt
 
     ServeDeploySchema.model_validate(document)
 
-    assert settings_of(application["args"]).bundle == tmp_path / "bundle"
+    settings = settings_of(application["args"])
+    assert settings.bundle == tmp_path / "bundle"
+    assert (settings.batching.size, settings.batching.wait_s) == (16, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give a bundle"),
+        (["{bundle}", "--replicas", "3", "--max-replicas", "2"], "at most 2 replicas, but at least 3"),
+        (["{bundle}", "--batch-size", "100"], "a batch of 100, but a replica takes 64 requests at once"),
+        (["{bundle}", "--token-file", "/none"], "cannot read the token"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained_bundle().save(tmp_path / "bundle")
+    given = [word.format(bundle=tmp_path / "bundle") for word in words]
+    assert main(["serve", *given, "--folder", str(tmp_path / "state")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

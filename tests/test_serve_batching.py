@@ -1,0 +1,140 @@
+"""Requests that are decided together are answered as each is by itself, and a bad one among them spoils no other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import TOPOLOGY, problem
+from pydantic import ValidationError
+from steering_cases import trained_bundle
+from test_steering_times import times_bundle
+from windows import window
+
+from actuators.errors import DeepSchedError
+from actuators.topology import social_network
+from actuators.window import Fault
+from rayjobs.serve_answers import advise_each
+from rayjobs.serve_bench_parts import vts_documents
+from rayjobs.serve_body import read_body
+from rayjobs.serve_service import LoadedBundle, advise
+from tuning import policy, window_json
+from tuning.bundle import Bundle
+from tuning.guards import GuardOptions
+from tuning.options import ModelOptions
+from tuning.policy import net_for
+
+GUARDS = GuardOptions()
+
+
+def bodies() -> list[bytes]:
+    """All that a request may be: windows of three and of five servers, documents, silence, faults, the unknown."""
+    five = social_network(tuple(f"10.0.0.{i}:80" for i in range(5)))
+    some = [[window(8.0 + 3 * i, seed=i), window(20.0 - 2 * i, seed=9 - i)][: 1 + i % 2] for i in range(6)]
+    asked: list[dict[str, Any]] = [{"windows": [window_json.to_json(one) for one in group]} for group in some]
+    asked += [{"windows": [window_json.to_json(window(topology=five, seed=i))]} for i in range(3)]
+    asked += [{"documents": vts_documents(topology, 1, ring=2)} for topology in (TOPOLOGY, five)]
+    odd = (window(requests=0), window(faults=(Fault("gap", "no answer"),)), window(5000.0))
+    asked += [{"windows": [window_json.to_json(one)]} for one in odd]
+    return [json.dumps(one).encode() for one in asked]
+
+
+def alone(bundle: LoadedBundle, body: bytes) -> dict[str, Any] | str:
+    try:
+        return advise(bundle, read_body(body), GUARDS)
+    except (DeepSchedError, ValidationError) as error:
+        return str(error)
+
+
+def same(together: Any, by_itself: Any) -> bool:
+    """Equal but for the last digit of a float: a sum over more rows is taken in another order."""
+    if isinstance(by_itself, float):
+        return bool(together == pytest.approx(by_itself, rel=1e-5, abs=1e-9))
+    if isinstance(by_itself, dict):
+        return together.keys() == by_itself.keys() and all(same(together[k], v) for k, v in by_itself.items())
+    if isinstance(by_itself, list):
+        return len(together) == len(by_itself) and all(map(same, together, by_itself))
+    return bool(together == by_itself)
+
+
+@pytest.fixture(scope="module", params=["weights", "frames", "service times"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedBundle:
+    folder = tmp_path_factory.mktemp("bundle")
+    made = {"weights": trained_bundle, "frames": framed_bundle, "service times": times_bundle}[request.param]()
+    made.save(folder / "own")
+    return LoadedBundle(folder / "own")
+
+
+def framed_bundle() -> Bundle:
+    framed = replace(problem(), options=problem().options.model_copy(update={"frames": 2}))
+    net = net_for(framed, ModelOptions(hidden=16))
+    net.action[-1].weight.data.normal_(0, 0.5)
+    return Bundle(net, framed, ModelOptions(hidden=16), {})
+
+
+def test_answers_together_equal_those_one_by_one(bundle: LoadedBundle) -> None:
+    asked = bodies()
+    together = advise_each(bundle, asked, GUARDS)
+    assert len(together) == len(asked)
+    for found, body in zip(together, asked, strict=True):
+        wanted = alone(bundle, body)
+        assert same(found if isinstance(found, dict) else str(found), wanted), (found, wanted)
+
+
+def test_memory_goes_on_in_a_batch(bundle: LoadedBundle) -> None:
+    first = [body for body in bodies() if isinstance(alone(bundle, body), dict)][:4]
+    again = []
+    for body in first:
+        asked, answer = json.loads(body), alone(bundle, body)
+        assert isinstance(answer, dict)
+        again.append(json.dumps({**asked, "memory": answer["memory"]}).encode())
+    for found, body in zip(advise_each(bundle, again, GUARDS), again, strict=True):
+        assert same(found, alone(bundle, body))
+
+
+def test_the_network_is_called_once_for_all_that_ask_about_the_same_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_bundle().save(tmp_path / "own")
+    bundle, rows = LoadedBundle(tmp_path / "own"), []
+    act = policy.LearnedPolicy.action
+    monkeypatch.setattr(
+        policy.LearnedPolicy, "action", lambda self, given: rows.append(given.shape) or act(self, given)
+    )
+    advise_each(bundle, bodies(), GUARDS)
+    # Seven of three servers and the one that nothing like was observed; four of five servers.
+    assert sorted(shape[:2] for shape in rows) == [(4, 5), (8, 3)]
+
+
+def test_nonsense_in_a_batch_is_refused_by_itself(tmp_path: Path) -> None:
+    trained_bundle().save(tmp_path / "own")
+    bundle, good = LoadedBundle(tmp_path / "own"), bodies()[0]
+    other = {"windows": [{**window_json.to_json(window()), "groups": ["a", "b", "c"]}]}
+    odd = [b"{", b"null", b'{"windows": []}', json.dumps(other).encode()]
+    found = advise_each(bundle, [good, *odd, good], GUARDS)
+    assert [isinstance(one, dict) for one in found] == [True, False, False, False, False, True]
+    assert [str(one) for one in found[1:-1]] == [alone(bundle, body) for body in odd]
+
+
+def test_a_request_that_spoils_the_networks_output_costs_only_itself_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_bundle().save(tmp_path / "own")
+    bundle, asked = LoadedBundle(tmp_path / "own"), bodies()[:4]
+    array = type(bundle.own.bundle.problem).array
+    poisoned: list[object] = []
+
+    def poison(self: Any, observation: Any) -> Any:
+        rows = array(self, observation)
+        if not poisoned:
+            poisoned.append(observation)
+        return np.full_like(rows, np.nan) if observation is poisoned[0] else rows
+
+    monkeypatch.setattr(type(bundle.own.bundle.problem), "array", poison)
+    found = [one for one in advise_each(bundle, asked, GUARDS) if isinstance(one, dict)]
+    assert [one["policy"] is None for one in found] == [True, False, False, False]
+    assert "not finite" in found[0]["problem"]
