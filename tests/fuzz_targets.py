@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing (atheris) of what comes from outside: vts documents, snapshot files, NGINX configurations.
 
-Run: ``python tests/fuzz_targets.py {vts,fields,config} -max_total_time=600``; needs ``pip install atheris``.
+Run: ``python tests/fuzz_targets.py {vts,fields,config} CORPUS -max_total_time=600``; needs ``pip install atheris``.
+An empty CORPUS folder is given seeds first: from random bytes hardly a JSON object or an upstream ever comes.
 A crash, a hang, an error that is not of our family, or a wrong number ends the run.
 """
 
@@ -123,11 +124,55 @@ def config(data: bytes) -> None:
     assert bare(new) == bare(text), (new, text)
 
 
+CONFIGS = (
+    b"""A# one
+http {
+  upstream compose_backend {
+    zone compose_backend 64k;
+    server 127.0.0.1:18101 weight=5 max_fails=1; # fast
+    server 127.0.0.1:18102;
+    server "127.0.0.1:18103" weight=2 down;
+    keepalive 64;
+  }
+  upstream u { server unix:/tmp/x.sock weight=3; server [::1]:80 backup; server
+   127.0.0.1:81
+   weight=7 ; }
+  server { listen 80; location / { proxy_pass http://u; content_by_lua_block { ngx.say("server a weight=1;") } } }
+}
+""",
+    b"\xc8upstream g { server a weight=1; server b; }\n",
+    b"qhttp { upstream 'g h' { server 'a;b' weight=1 # x }\n; server \"c weight=2 down; } }",
+)
+"""Upstreams as people write them, and as nobody should; the first byte says what is changed."""
+
+
+def seeds(target: str) -> list[bytes]:
+    """What a corpus begins with: one group of every recorded document, or configurations."""
+    if target == "config":
+        return list(CONFIGS)
+    short = []
+    for document in RECORDED:
+        for name, entries in document["upstreamZones"].items():
+            kept = [{key: value for key, value in entry.items() if not key.endswith("Msecs")} for entry in entries[:2]]
+            short.append({**document, "serverZones": {}, "upstreamZones": {name: kept}})
+    return [json.dumps(one, separators=(",", ":")).encode() for one in short]
+
+
+def plant(target: str, arguments: list[str]) -> None:
+    """Seeds the first corpus folder that is named, unless it holds something."""
+    folders = [Path(argument) for argument in arguments if not argument.startswith("-")]
+    if folders and not any(folders[0].iterdir()):
+        for number, seed in enumerate(seeds(target)):
+            (folders[0] / f"seed-{number}").write_bytes(seed)
+
+
 def bare(text: bytes) -> bytes:
     return re.sub(rb"\s*(\bdown\b|\bweight=\d+)", b"", text)
 
 
 if __name__ == "__main__":
-    target = {"vts": vts, "fields": fields, "config": config}[sys.argv.pop(1)]
+    name = sys.argv.pop(1)
+    target = {"vts": vts, "fields": fields, "config": config}[name]
+    plant(name, sys.argv[1:])
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
