@@ -87,18 +87,18 @@ def run(options: SteerOptions) -> int:
     folder = SteerFolder(options.folder)
     orders = {"pause": "paused", "resume": "", "revert": "reverted"}
     if options.action in orders:
-        folder.order(override=orders[options.action])
+        _order(folder, override=orders[options.action])
     elif options.action == "mode":
         if options.target not in MODES:
             raise ConfigError(
                 f"'{options.target}' is no mode", where="steer mode", remedy=closest(options.target, MODES)
             )
-        folder.order(mode=options.target)
+        _order(folder, mode=options.target)
     elif options.action == "swap":
         from rayjobs.steer_opening import load_adviser
 
         load_adviser(Path(_need(options.target, "a bundle folder", "steer swap")))
-        folder.order(bundle=str(Path(options.target).absolute()))
+        _order(folder, bundle=str(Path(options.target).absolute()))
     elif options.action == "status":
         _status(folder)
     elif options.action == "replay":
@@ -160,6 +160,16 @@ def steer(options: SteerOptions, folder: SteerFolder, stopped: threading.Event |
         _say(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
         _until_ended(controller, options)
         _say(f"ended; the weights in force stay. {log.lost} lines of the audit were lost")
+
+
+def _order(folder: SteerFolder, **changes: str) -> None:
+    try:
+        folder.order(**changes)
+    except OSError as error:
+        remedy = "make room for it; until then the controller goes on as it is"
+        raise ConfigError(
+            f"the order was not written: {error.strerror}", where=str(folder.path), remedy=remedy
+        ) from error
 
 
 def _until_ended(controller: Controller, options: SteerOptions) -> None:
