@@ -26,6 +26,7 @@ def main() -> int:
     """Runs the command until it ends or its owner is gone; its exit code, 128 + N after signal N."""
     options = _parse()
     os.setsid()
+    _go_as_others()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wakeup = _wake_on_signals()
@@ -51,6 +52,12 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
     return options
+
+
+def _go_as_others() -> None:
+    """An owner that goes before ordinary processes (`actuators.priority`) does not mean its command to."""
+    if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_RR, os.SCHED_FIFO):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _wake_on_signals() -> int:

@@ -1,4 +1,4 @@
-"""Control before load: threads go first for a while, children never."""
+"""Control before load: threads go first for a while or for good, what we run under a guardian never."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,29 @@ def test_all_threads_go_first_and_are_ordinary_again_and_children_are_ordinary()
     assert inside == {still} == {os.SCHED_RR}
     assert child.stdout.strip() == str(os.SCHED_OTHER)
     assert after == {os.SCHED_OTHER}
+
+
+FOR_GOOD = """
+import os, sys, threading
+from pathlib import Path
+from actuators.priority import go_first
+from actuators.process import ManagedProcess
+go_first()
+def tell():
+    print(os.sched_getscheduler(0))
+late = threading.Thread(target=tell)
+late.start()
+late.join()
+log = Path(sys.argv[1])
+command = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+with ManagedProcess(command, name="child", log_path=log) as child:
+    child.wait(20)
+print(log.read_text())
+"""
+
+
+@pytest.mark.usefixtures("root_only")
+def test_threads_begun_later_go_first_too_and_a_guarded_process_does_not(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FOR_GOOD, str(tmp_path / "child.log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.split() == [str(os.SCHED_RR), str(os.SCHED_OTHER)]

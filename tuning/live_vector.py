@@ -99,13 +99,13 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
             raise gym.error.ResetNeeded("call reset before step")
         began_s = time.monotonic()
         resetting = [lane.done for lane in self._lanes]
-        for row, (lane, action) in enumerate(zip(self._lanes, actions, strict=True)):
-            if lane.done:
-                self._begin_reset(row)
-            else:
-                lane.begin_step(action, self._interval_s)
         rewards = np.zeros(self.num_envs)
         with going_first():
+            for row, (lane, action) in enumerate(zip(self._lanes, actions, strict=True)):
+                if lane.done:
+                    self._begin_reset(row)
+                else:
+                    lane.begin_step(action, self._interval_s)
             for index, lane in enumerate(self._lanes):
                 if resetting[index]:
                     lane.finish_reset(self._interval_s)
