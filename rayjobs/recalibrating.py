@@ -143,9 +143,11 @@ def _swap_bundle(options: ObserveVerbOptions, folder: Path, fresh: Encoder, samp
     bundle = load_bundle(check_bundle(folder))
     problem = replace(bundle.problem, encoder=fresh)
     warm = replace(bundle, net=widened(bundle.net, bundle.model, bundle.problem, problem), problem=problem)
-    if options.retrain_steps:
-        warm = replace(warm, net=_retrained(options, warm))
     note = {"snapshots": str(options.snapshots), "clusters": fresh.clusters, "retrain_steps": options.retrain_steps}
+    if options.retrain_steps:
+        net, run = _retrained(options, warm)
+        warm = replace(warm, net=net)
+        note["run"] = str(run)
     history = [*warm.provenance.get("recalibrations", []), note]
     warm = replace(warm, provenance={**warm.provenance, "recalibrations": history})
 
@@ -156,25 +158,37 @@ def _swap_bundle(options: ObserveVerbOptions, folder: Path, fresh: Encoder, samp
     swap_in(folder, fill)
 
 
-def _retrained(options: ObserveVerbOptions, warm: Bundle) -> EquivariantNet:
-    """The network after more training on what the bundle was trained on, begun where it is."""
+def _retrained(options: ObserveVerbOptions, warm: Bundle) -> tuple[EquivariantNet, Path]:
+    """The network after more training as the bundle was trained, begun where it is; and the folder of that run.
+
+    Raises ConfigError for a policy that was learned from records, whose observations the new mixture changes.
+    """
     from rayjobs.local_ray import ray_session
     from rayjobs.steps import training_scenarios
     from tuning.options import TrainingOptions
     from tuning.training import Trainer
 
     saved: dict[str, Any] = dict((warm.provenance.get("config") or {}).get("training") or {})
-    known = {
-        name: saved[name]
-        for name in ("method", "scenarios", "interval_s", "episode_steps", "algorithm")
-        if name in saved
-    }
     training = TrainingOptions.model_validate({
-        **known, "decision": warm.problem.options.model_dump(), "model": warm.model.model_dump(),
-        "steps": options.retrain_steps,
+        **{name: saved[name] for name in _AS_BEFORE if name in saved},
+        "decision": warm.problem.options.model_dump(), "model": warm.model.model_dump(), "steps": options.retrain_steps,
     })  # fmt: skip
+    if training.algorithm.offline:
+        what = f"{training.algorithm.name} learned this policy from records, not on simulated testbeds"
+        remedy = "leave it out, or train anew from newer records: deepsched train --records"
+        raise ConfigError(what, where="--retrain-steps", remedy=remedy)
     folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
     with ray_session():
         trainer = Trainer(warm.problem, training, folder.path, options.seed, start=warm.net)
-        trainer.train_simulated(training_scenarios(training, options.work_scale))
-    return trainer.net()
+        held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)
+        trainer.train_simulated(training_scenarios(training, options.work_scale), held_out)
+    if trainer.proof is not None:
+        remarks().print(trainer.proof.told(), markup=False, soft_wrap=True)
+    return trainer.net(), folder.path
+
+
+_AS_BEFORE = (
+    "method", "scenarios", "interval_s", "environments", "episode_steps", "algorithm", "held_out", "paired",
+    "proof_episodes",
+)  # fmt: skip
+"""Of the options that a bundle was trained with; the residual's proof is among them."""

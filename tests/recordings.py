@@ -13,16 +13,22 @@ from actuators.snapshots import SnapshotWriter
 from actuators.topology import social_network
 from actuators.vts import Buckets, Responses, ServerCounters, Snapshot
 from actuators.window import Window
-from envs.simulation import SimulatedTestbed
+from envs.simulation import SimulatedTestbed, SimulationOptions
 
 Steer = Callable[[Window], Weights]
 
 
 def record(
-    path: Path, scenario: Scenario, seed: int, steer: Steer, seconds: int, method: BalancingMethod = "round_robin"
+    path: Path,
+    scenario: Scenario,
+    seed: int,
+    steer: Steer,
+    seconds: int,
+    method: BalancingMethod = "round_robin",
+    simulation: SimulationOptions | None = None,
 ) -> list[Window]:
     """Writes a snapshot per simulated second; the windows between them, the first without a snapshot before it."""
-    with SimulatedTestbed(social_network(), method) as testbed, SnapshotWriter(path) as writer:
+    with SimulatedTestbed(social_network(), method, options=simulation) as testbed, SnapshotWriter(path) as writer:
         testbed.reset(scenario, seed)
         windows = []
         for _ in range(seconds):
