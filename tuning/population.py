@@ -1,7 +1,8 @@
 """Population-based training by Tune's scheduler, made fit for our trials: within the ranges, in the same processes.
 
-Tune (ray 2.60) ends a trial's process for an exchange and whenever another trial happens to be in one; each new
-process costs ten to twenty seconds, far more than the training between two exchanges of a small sweep.
+Tune (ray 2.60) ends a trial's process for an exchange, whenever another trial happens to be in one, and when two
+trials end their turns at once, and gives up those that it has begun to start instead: four trials end up in one
+process. A new one costs ten to twenty seconds, far more than the training between two exchanges of a small sweep.
 """
 
 from __future__ import annotations
@@ -40,7 +41,14 @@ class Population(PopulationBasedTraining):
             hyperparam_mutations=distributions,
             custom_explore_fn=lambda config: within(config, ranges),
         )
-        self._room = room
+        self._room, self._kept = room, False
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        if not self._kept:
+            # Tune keeps one process for the next turn; two trials may well end theirs at the same time.
+            tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._room)
+            self._kept = True
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)
@@ -51,8 +59,8 @@ class Population(PopulationBasedTraining):
         return decision
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
-        # Tune keeps a process only while some trial waits for one, and in a population that runs all at once none
-        # does: so this trial waits for its own.
+        # Tune keeps a process only for a trial that waits, and in a population that runs all at once none does: so
+        # this trial waits for its own.
         controller, kind = tune_controller._tune_controller, trial.placement_group_factory
         controller._staged_trials.add(trial)
         controller._actor_cache.increase_max(kind)
