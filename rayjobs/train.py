@@ -25,7 +25,7 @@ from tuning.parallel_options import ParallelOptions
 
 if TYPE_CHECKING:
     from envs.decision import DecisionProblem
-    from tuning.transitions import Transition
+    from tuning.transitions_file import Transition
 
 
 class TrainOptions(Options):
@@ -129,7 +129,8 @@ def _with_records(
     from rayjobs.console import remarks
     from rayjobs.steps import training_scenarios
     from tuning.held_out import ScriptSource
-    from tuning.transitions import from_simulation, from_windows, write_transitions
+    from tuning.transitions import from_simulation, from_windows
+    from tuning.transitions_file import write_transitions
 
     problem, target = observed.problem, folder.path / "transitions"
     if records:

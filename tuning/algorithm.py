@@ -21,8 +21,10 @@ from actuators.errors import ConfigError
 from envs.actions import ActionOptions
 from envs.decision import DecisionProblem
 from tuning.callbacks import LedgerCallback
+from tuning.conservative import ConservativeLearner
 from tuning.env_runner import ArrayEnvRunner
 from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions
+from tuning.recorded_data import RecordedData
 from tuning.rl_module import EquivariantModule, EquivariantTargetModule
 from tuning.rl_module_values import EquivariantCQL, EquivariantDQN, EquivariantSAC
 
@@ -77,7 +79,7 @@ def check(options: AlgorithmOptions, action: ActionOptions) -> None:
         raise ConfigError(
             f"{options.name} needs recorded transitions",
             where="training.algorithm.transitions",
-            remedy="give a folder that tuning.transitions wrote",
+            remedy="give a folder that tuning.transitions_file wrote",
         )
 
 
@@ -207,6 +209,7 @@ def _bc(options: AlgorithmOptions) -> AlgorithmConfig:
 
 def _marwil(options: AlgorithmOptions) -> AlgorithmConfig:
     config = _recorded(MARWILConfig(), options).training(lr=options.learning_rate, gamma=options.discount)
+    config.lambda_ = options.gae_lambda  # MARWIL's own, but no argument of its `training`
     # RLlib's own start (100, as good as never updated) makes every advantage 0 for rewards of our size: plain BC.
     return config.training(
         beta=options.advantage_exponent,
@@ -217,20 +220,31 @@ def _marwil(options: AlgorithmOptions) -> AlgorithmConfig:
 
 def _cql(options: AlgorithmOptions) -> AlgorithmConfig:
     config = _recorded(CQLConfig(), options).training(**_three_rates(options), gamma=options.discount)
-    # RLlib's own 20 000 gradient steps of imitation would be all that our trainings do.
-    return config.training(bc_iters=options.imitated_updates, min_q_weight=options.conservatism)
+    # RLlib's own 20 000 gradient steps of imitation would be all that our trainings do. It moves the target networks
+    # once per iteration of offline training instead of after every gradient step.
+    return (
+        config.training(
+            bc_iters=options.imitated_updates,
+            min_q_weight=options.conservatism,
+            tau=1.0 - (1.0 - _TARGET_STEP) ** UPDATES_PER_ITERATION,
+        )
+        .learners(learner_class=ConservativeLearner)
+        .reporting(min_time_s_per_iteration=None, min_train_timesteps_per_iteration=0)
+    )
 
 
 def _recorded(config: Any, options: AlgorithmOptions) -> Any:
     return config.training(train_batch_size_per_learner=options.batch_steps).offline_data(
         input_=[str(options.transitions)],
+        offline_data_class=RecordedData,
         dataset_num_iters_per_learner=UPDATES_PER_ITERATION,
-        map_batches_kwargs={"concurrency": 1, "num_cpus": 1},
-        iter_batches_kwargs={"prefetch_batches": 1},
     )
 
 
 UPDATES_PER_ITERATION = 20
+"""Offline algorithms: gradient steps per training iteration."""
+_TARGET_STEP = 5e-3
+"""CQL: part of the way that its target networks go after the others in a gradient step; RLlib's own for SAC."""
 
 _BUILDERS: dict[AlgorithmName, tuple[Callable[[AlgorithmOptions], Any], type]] = {
     "ppo": (_ppo, EquivariantModule),

@@ -69,8 +69,8 @@ class AlgorithmOptions(Options):
     conservatism: float = Field(default=1.0, ge=0)
     """CQL: weight of the loss that holds down the value of actions that were not recorded."""
     transitions: Path | None = None
-    """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.transitions`); when not given, `deepsched train`
-    records `recorded_steps` of its own."""
+    """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.transitions_file`); when not given,
+    `deepsched train` records `recorded_steps` of its own."""
     recorded_steps: int = Field(default=20_000, ge=1)
     """Simulated steps under the exploring baseline that are recorded beside the observed windows."""
 

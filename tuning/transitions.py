@@ -1,44 +1,23 @@
-"""Transitions for offline algorithms, one parquet row each, from windows that were seen live or from simulation.
+"""Transitions for offline algorithms from windows that were seen live or from simulation.
 
-Columns as RLlib reads them: eps_id, obs, actions, rewards, new_obs, terminateds, truncateds. An action is
-recovered from the weights that were in force: the one of the problem's codec that comes nearest to them.
+An action is recovered from the weights that were in force: the one of the problem's codec that comes nearest to them.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from actuators.errors import DataError
-from actuators.files import write_atomic
 from actuators.script import Script
 from actuators.window import Window
 from envs.decision import DecisionProblem
 from envs.vector import SimulatedVectorEnv
 from tuning.options import TrainingOptions
+from tuning.transitions_file import Transition
 
 _EXPLORING = 0.3
 """Log deviation of recorded weights around the baseline's: without variety nothing can be learned offline."""
-
-
-@dataclass(frozen=True, eq=False)
-class Transition:
-    """What was seen, done and gained between two decisions; the last of an episode is cut, not terminal."""
-
-    episode: str
-    observation: NDArray[np.float32]
-    action: NDArray[Any]
-    reward: float
-    after: NDArray[np.float32]
-    last: bool
 
 
 def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: str) -> Iterator[Transition]:
@@ -83,26 +62,3 @@ def from_simulation(
             yield Transition(name, rows[row], action[row], float(rewards[row]), after[row], bool(truncated[row]))
         episode += bool(over.any())
         rows, over = after, truncated
-
-
-def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
-    """Writes `transitions.parquet`; how many there are. Raises DataError when there are none."""
-    found = list(transitions)
-    if not found:
-        raise DataError("no transitions", where=str(folder), remedy="record more windows without faults")
-    table = pa.table(
-        {
-            "eps_id": [one.episode for one in found],
-            "obs": [one.observation.tolist() for one in found],
-            "actions": [one.action.tolist() for one in found],
-            "rewards": np.array([one.reward for one in found], dtype=np.float32),
-            "new_obs": [one.after.tolist() for one in found],
-            "terminateds": [False] * len(found),
-            "truncateds": [one.last for one in found],
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "transitions.parquet", buffer.getvalue())
-    return len(found)

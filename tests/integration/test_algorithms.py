@@ -23,7 +23,8 @@ from tuning.held_out import ScriptSource
 from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
 from tuning.study_training import Arm, train
 from tuning.training import Trainer
-from tuning.transitions import from_simulation, from_windows, write_transitions
+from tuning.transitions import from_simulation, from_windows
+from tuning.transitions_file import write_transitions
 
 pytestmark = pytest.mark.ray
 
