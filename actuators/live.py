@@ -42,6 +42,8 @@ class ProxyPart(Protocol):
 
     def apply(self, control: Control) -> Applied: ...
 
+    def forget_failures(self) -> None: ...
+
     def cpu_s(self) -> dict[int, float]: ...
 
 
@@ -141,6 +143,8 @@ class LiveTestbed:
             self._proxy.apply(Weights.equal(self._topology))
         else:  # `expected_delay` takes no weights; to begin anew it must forget its service times
             self._proxy.set_method(self._method)
+        # A server that failed under the last script would be avoided under this one, for seconds.
+        self._proxy.forget_failures()
         script = scenario.script(self._topology, seed)
         for server in self._servers:
             server.play(script, self._topology)

@@ -77,6 +77,10 @@ class MemoryControl:
         self._shown = self._request("GET")
         return from_text(self._shown, self.topology)
 
+    def forget_failures(self) -> None:
+        """No server is out of rotation or has an error score any more. Raises ActuationError."""
+        self._request("DELETE")
+
     def close(self) -> None:
         self._connection.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import signal
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +30,7 @@ from actuators.nginx_config import (
 )
 from actuators.nginx_detect import detect
 from actuators.nginx_options import NginxOptions
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
 from actuators.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.testbed import Applied
@@ -90,7 +90,7 @@ class Nginx:
         """
         self._prefix.mkdir(parents=True, exist_ok=True)
         for attempt in range(_BIND_ATTEMPTS):
-            self._site = Site(self._prefix, self._host, _free_port(self._host), _free_port("127.0.0.1"))
+            self._site = Site(self._prefix, self._host, free_port(self._host), free_port("127.0.0.1"))
             self._write()
             (self._prefix / "error.log").unlink(missing_ok=True)
             process = self._launch()
@@ -135,6 +135,16 @@ class Nginx:
         if changed:
             self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)
+
+    def forget_failures(self) -> None:
+        """No server counts as failed, as after a start; by a reload where NGINX itself balances.
+
+        Raises ActuationError.
+        """
+        if self._memory:
+            self._memory_control().forget_failures()
+        else:
+            self._reload(self._method, self._control, memory=False)
 
     def control(self) -> Control:
         """The control that NGINX itself says it uses. Raises StatusError or ActuationError."""
@@ -285,16 +295,3 @@ def fetch(url: str, *, timeout_s: float = 2.0) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StatusError("not a JSON object", where=url)
     return document
-
-
-def _free_port(host: str) -> int:
-    """A port that was free a moment ago."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ProcessError(
-            f"cannot listen on {host}: {error.strerror}", remedy="use an address of this machine"
-        ) from error

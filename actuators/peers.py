@@ -20,7 +20,9 @@ from actuators.cpu import family_cpu_s
 from actuators.errors import MissingToolError, ProcessError
 from actuators.nginx_detect import detect
 from actuators.peer_configs import fill_in, render_haproxy, render_nginx
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
+from actuators.reload import Reloader
 from actuators.testbed import Applied
 from actuators.topology import Topology
 from actuators.vts import Snapshot
@@ -79,6 +81,13 @@ class Peer:
         """A peer takes no control."""
         return Applied(False, 0.0)
 
+    def forget_failures(self) -> None:
+        """An NGINX forgets by a reload which servers failed; HAProxy, as it is configured here, remembers none."""
+        if not self.name.startswith("haproxy"):
+            reloader = Reloader(self._process.pid, load_ms=None)
+            reloader.wait_for_few_generations()
+            reloader.reload()
+
     def cpu_s(self) -> dict[int, float]:
         """Process id → CPU seconds so far of it and its workers."""
         return family_cpu_s(self._process.pid)
@@ -97,7 +106,7 @@ class Peer:
 
     def _start(self) -> ManagedProcess:
         for attempt in range(_ATTEMPTS):
-            self.address = f"127.0.0.1:{_free_port()}"
+            self.address = f"127.0.0.1:{free_port()}"
             process = ManagedProcess(self._command(), name=self.name, log_path=self._prefix / "error.log")
             try:
                 process.wait_ready(self._answers, _START_TIMEOUT_S)
@@ -185,12 +194,6 @@ def _fair_module(programs: PeerPrograms) -> str:
             "NGINX's fair module is not installed", remedy="apt-get install libnginx-mod-http-upstream-fair"
         )
     return str(found[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _is_taken(address: str) -> bool:

@@ -38,8 +38,8 @@ class Testbed(Protocol):
     def reset(self, scenario: Scenario, seed: int) -> None:
         """Ends a running script, puts equal weights in force and starts the scenario's script.
 
-        The next `advance` returns the first window. Raises TestbedError when the testbed cannot
-        be brought back to a clean state.
+        NGINX forgets which servers failed: they were others' failures, of another script. The next `advance`
+        returns the first window. Raises TestbedError when the testbed cannot be brought back to a clean state.
         """
         ...
 

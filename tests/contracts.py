@@ -14,7 +14,7 @@ import pytest
 
 from actuators.control import ServiceTimes, Weights
 from actuators.errors import ActuationError, TestbedError
-from actuators.script import RateStep, Script, ServerProfile, Stream
+from actuators.script import Behaviour, RateStep, Script, ServerProfile, Stream
 from actuators.testbed import Testbed
 from actuators.topology import Topology
 from actuators.window import Window
@@ -27,16 +27,18 @@ RATE_RPS = 300.0
 
 @dataclass(frozen=True)
 class ContractScenario:
-    """A light steady load on equal servers."""
+    """A light steady load on equal servers, to which `behaviours` may happen."""
 
     name: str = "contract"
     duration_s: float = 30.0
+    behaviours: tuple[Behaviour, ...] = ()
 
     def script(self, topology: Topology, seed: int) -> Script:
         groups, servers = topology.shape
         streams = tuple(Stream(t, (RateStep(0.0, RATE_RPS / groups),)) for t in topology.request_types)
         profiles = (ServerProfile((1.0,) * groups),) * servers
-        return Script(self.name, seed, self.duration_s, streams, profiles, (0.004,) * groups)
+        mean_s = (0.004,) * groups
+        return Script(self.name, seed, self.duration_s, streams, profiles, mean_s, behaviours=self.behaviours)
 
 
 def refuses_to_advance_before_reset_and_after_close(make: Factory) -> None:
@@ -169,6 +171,24 @@ def expected_delay_obeys_service_times(make: Factory) -> None:
         testbed.set_method("least_conn")  # the factory may put the next testbed before the same NGINX
 
 
+def reset_forgets_which_servers_failed(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("expected_delay")
+        equal = np.full(testbed.topology.shape, 0.004)
+        for failing in (Behaviour(0.0, 0, refused=True), Behaviour(0.0, 0, error_ratio=1.0)):
+            for behaviours in ((failing,), ()):
+                testbed.reset(ContractScenario(behaviours=behaviours), 10)
+                testbed.apply(ServiceTimes(testbed.topology, equal, np.full(testbed.topology.shape[1], 4.0)))
+                window = testbed.advance(INTERVAL_S)
+                if behaviours:
+                    assert window.server_errors[:, 0].sum() > 0
+                    assert window.requests[:, 0].sum() < 0.2 * window.requests.sum()
+                else:
+                    assert window.server_errors.sum() == 0
+                    assert window.requests[:, 0].sum() > 0.2 * window.requests.sum()
+        testbed.set_method("least_conn")
+
+
 def _check_shape(window: Window, topology: Topology) -> None:
     shape = topology.shape
     assert window.topology == topology
@@ -191,5 +211,6 @@ CONTRACT = (
     a_control_of_another_topology_is_refused,
     service_times_are_read_as_inverse_weights,
     expected_delay_obeys_service_times,
+    reset_forgets_which_servers_failed,
 )
 """Every clause; parametrise a test over them: ``clause(make)``."""

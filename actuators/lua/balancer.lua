@@ -143,7 +143,7 @@ local function note_error(server, status)
     if no_answer(status) then
         health.failed(server, now_s())
     else
-        health.scored(server, now_s(), 1)
+        health.answered(server, now_s(), 1)
     end
 end
 
@@ -175,7 +175,7 @@ function M.finish(record, status, response_ms)
                 own[WAIT], own[SERVICE] = own[WAIT] + record.wait_s, own[SERVICE] + record.service_s
             end
             if health.trouble() then
-                health.answered(choice.index, now_s())
+                health.answered(choice.index, now_s(), 0)
             end
         end
     end

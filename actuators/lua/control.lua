@@ -4,6 +4,7 @@
 local M = {}
 
 local cold = require "cold"
+local health = require "health"
 local rows = require "rows"
 local tonumber, format = tonumber, string.format
 
@@ -202,13 +203,18 @@ local function refuse(status, reason)
     ngx.say(reason)
 end
 
--- content_by_lua of the control location: GET reads, POST with the token replaces.
+-- content_by_lua of the control location: GET reads, POST replaces, DELETE forgets which servers failed; both changes
+-- need the token.
 function M.serve()
     ngx.header["Content-Type"] = "text/plain"
-    if ngx.req.get_method() == "POST" then
-        if ngx.req.get_headers()["X-Deepsched-Token"] ~= token then
-            return refuse(403, "wrong token")
-        end
+    local verb = ngx.req.get_method()
+    local changes = verb == "POST" or verb == "DELETE"
+    if changes and ngx.req.get_headers()["X-Deepsched-Token"] ~= token then
+        return refuse(403, "wrong token")
+    end
+    if verb == "DELETE" then
+        cold(health.forget)
+    elseif verb == "POST" then
         ngx.req.read_body()
         local text = ngx.req.get_body_data() or ""
         local parsed, problem = cold(M.parse, text)

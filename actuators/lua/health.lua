@@ -68,9 +68,9 @@ local function any_out()
     return false
 end
 
--- An answer below 500: a server on trial is back.
-function M.answered(server, now)
-    M.scored(server, now, 0)
+-- An answer, which is an error from 500 on (is_error 1): a server on trial is back, as NGINX has it.
+function M.answered(server, now, is_error)
+    M.scored(server, now, is_error)
     if (dict:get(keys[server].out_until) or 0) > 0 then
         dict:set(keys[server].out_until, 0)
         dict:delete(keys[server].fails)
@@ -90,6 +90,16 @@ function M.scored(server, now, is_error)
             lengthen_trouble(now, SCORE_LASTS_S)
         end
     end
+end
+
+-- As after a start: no server has failed. Servers that begin another life must not be shunned for the last one.
+function M.forget()
+    for server = 1, #keys do
+        for _, key in pairs(keys[server]) do
+            dict:delete(key)
+        end
+    end
+    trouble_until[0] = 0
 end
 
 -- 0 … 1: recent share of errors, forgotten within seconds.

@@ -22,7 +22,7 @@ from actuators import foreign as foreign_module
 from actuators.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.foreign import ForeignNginx, ForeignOptions
-from actuators.nginx import _free_port
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
 
 pytestmark = pytest.mark.nginx
@@ -72,7 +72,7 @@ def foreign(short_dir: Path) -> Iterator[Foreign]:
     servers = [ScriptedServer(lambda _, i=i: answer(200, str(i))) for i in range(4)]
     for server in servers:
         server.__enter__()
-    port = _free_port("127.0.0.1")
+    port = free_port("127.0.0.1")
     (short_dir / "sites").mkdir()
     (short_dir / "nginx.conf").write_text(MAIN.format(folder=short_dir, port=port))
     (short_dir / "sites" / "app").write_text(SITE.format(*(server.address for server in servers)))

@@ -170,6 +170,15 @@ def test_weights_by_reload_are_read_back_and_statistics_survive(site: Site) -> N
         site.nginx.set_method("expected_delay")
 
 
+def test_failures_are_forgotten_by_a_reload_where_nginx_itself_balances(site: Site) -> None:
+    site.script[0] = lambda _: CLOSE
+    site.who(6)
+    site.heal()
+    assert "0" not in site.who(6), "out for 10 s"
+    site.nginx.forget_failures()
+    assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
+
+
 def test_a_refused_configuration_leaves_the_old_one_in_force(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = Weights(site.topology, np.tile([5, 3, 2], (3, 1)))
     site.nginx.apply(weights)
@@ -197,9 +206,9 @@ def test_a_configuration_that_shows_other_weights_is_rolled_back(site: Site, mon
 
 
 def test_a_port_that_is_taken_in_between_is_replaced(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, taken = nginx_module._free_port, socket.create_server(("127.0.0.1", 0))
+    real, taken = nginx_module.free_port, socket.create_server(("127.0.0.1", 0))
     ports = [taken.getsockname()[1]]
-    monkeypatch.setattr(nginx_module, "_free_port", lambda host: ports.pop() if ports else real(host))
+    monkeypatch.setattr(nginx_module, "free_port", lambda host: ports.pop() if ports else real(host))
     with taken, Nginx(NginxOptions(), social_network(("127.0.0.1:1",)), work_dir=short_dir) as nginx:
         nginx.start()
         assert nginx.address.split(":")[1] != str(taken.getsockname()[1])

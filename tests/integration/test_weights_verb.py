@@ -14,7 +14,7 @@ from http_server import ScriptedServer
 from nginx_site import answer
 
 from actuators.collect import StatusReader
-from actuators.nginx import _free_port
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
 
 pytestmark = pytest.mark.nginx
@@ -41,7 +41,7 @@ class Site:
     """A foreign NGINX before three servers."""
 
     def __init__(self, folder: Path, servers: list[str]) -> None:
-        self.folder, self.port, self.servers = folder, _free_port("127.0.0.1"), servers
+        self.folder, self.port, self.servers = folder, free_port("127.0.0.1"), servers
         self.write("upstream app { " + " ".join(f"server {server};" for server in servers) + " }")
 
     def write(self, upstreams: str) -> None:
@@ -99,7 +99,7 @@ def test_get_set_and_explore_by_reload(site: Site) -> None:
 
 
 def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: Site) -> None:
-    port, snippet = _free_port("127.0.0.1"), site.folder / "deepsched.conf"
+    port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
     config = f"reload.config={site.folder}/nginx.conf"
     arguments = ["--out", str(snippet), "--port", str(port), "--set", config, "--set", "memory.method=round_robin"]
     result = deepsched("snippet", *arguments)
