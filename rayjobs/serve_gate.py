@@ -13,7 +13,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/", "/page.js", "/page.css", "/docs", "/api.js", "/healthz"})
+OPEN = frozenset({"/", "/page.js", "/charts.js", "/page.css", "/docs", "/api.js", "/healthz"})
 """What anybody may see: no data."""
 CHANGES = frozenset({"/v1/bundles", "/v1/orders"})
 """What always needs the token."""

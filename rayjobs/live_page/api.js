@@ -36,7 +36,7 @@ const shown = (schema, all, into, seen) => {
   if (!found || seen.has(name)) return;
   if (name) {
     seen.add(name);
-    make("h4", name, into);
+    make("h3", name, into);
     make("p", found.description || "", into);
   }
   if (found.properties) table(found, into);
@@ -58,7 +58,7 @@ const draw = (document_) => {
       for (const [title, part] of parts) {
         const schema = part && part.content && part.content["application/json"] && part.content["application/json"].schema;
         if (!schema || !Object.keys(schema).length) continue;
-        make("h3", title, card);
+        make("h2", title, card);
         shown(schema, all, card, new Set());
       }
     }

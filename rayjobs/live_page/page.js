@@ -1,20 +1,12 @@
-// The live page: one stream of server-sent events, drawn as text and small SVGs. No library, no build.
+// The live page: one stream of server-sent events, drawn as text and by charts.js. No library, no build.
 "use strict";
 
 const at = (id) => document.getElementById(id);
-const SVG = "http://www.w3.org/2000/svg";
-const COLOURS = 6;
 let last = null;
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
   if (text !== undefined) made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
-function shape(tag, attributes) {
-  const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   return made;
 }
@@ -27,25 +19,46 @@ function authorization() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
+// Writes only what is new: what stays keeps its place under a screen reader's cursor and a mouse's selection.
+function write(node, text) {
+  if (node.textContent !== String(text)) node.textContent = text;
+}
+
+function dress(node, name) {
+  if (node.className !== name) node.className = name;
+}
+
+// Children of `parent`, one per item; made when there are too few, removed when there are too many.
+function each(parent, items, make, fill) {
+  while (parent.children.length > items.length) parent.lastElementChild.remove();
+  items.forEach((item, index) => {
+    if (!parent.children[index]) parent.append(make(item, index));
+    fill(parent.children[index], item, index);
+  });
+}
+
 function show(now) {
   last = now;
   document.body.dataset.version = now.version;
   link(now.alive ? "ok" : "lost", now.alive ? "live" : now.version ? "the controller is silent" : "no controller yet");
   if (!now.version) return;
-  at("source").textContent = now.source;
-  at("source").className = `tag ${now.source}`;
-  at("reason").textContent = now.reason;
+  write(at("source"), now.source);
+  dress(at("source"), `tag ${now.source}`);
+  write(at("reason"), now.reason);
   facts(now);
-  at("alarms").textContent = now.alarms.join(" · ");
+  write(at("alarms"), now.alarms.join(" · "));
   for (const button of document.querySelectorAll("[data-mode]"))
     button.setAttribute("aria-pressed", button.dataset.mode === now.mode);
   for (const button of document.querySelectorAll("[data-override]"))
     button.setAttribute("aria-pressed", button.dataset.override === now.override);
-  at("guards").replaceChildren(...now.guards.map(light));
-  at("states").replaceChildren(...now.states.map((state) =>
-    element("li", `${state.server}: cluster ${state.cluster}, novelty ${number(state.novelty, 2)}` +
-      (state.novelty > 1 ? " (never seen)" : ""))));
-  groups(now.groups);
+  at("percent").placeholder = number(now.blend_percent, 0);
+  each(at("guards"), now.guards, () => element("li"), light);
+  each(at("states"), now.states, () => keyed("li"), (item, state) => {
+    item.querySelector("rect").setAttribute("class", `c${state.cluster % COLOURS}`);
+    write(item.lastElementChild, `${state.server}: cluster ${state.cluster}, novelty ${number(state.novelty, 2)}` +
+      (state.novelty > 1 ? " (never seen)" : ""));
+  });
+  now.groups.forEach(group);
 }
 
 function facts(now) {
@@ -56,69 +69,82 @@ function facts(now) {
     ["Errors", now.errors === null ? "–" : `${number(100 * now.errors, 2)} %`],
     ["Decided", `${clock(now.decided)}, in ${number(now.latency_ms.total)} ms`],
   ];
-  at("facts").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+  const cells = rows.flatMap(([name, value]) => [["dt", name], ["dd", value]]);
+  each(at("facts"), cells, ([tag]) => element(tag), (node, [, text]) => write(node, text));
 }
 
-function light(guard) {
-  const item = element("li", `${guard.name} ${guard.count}`);
-  item.className = guard.speaks ? "on" : "";
-  item.append(element("span", guard.speaks ? " speaks now" : "", { class: "word" }));
-  return item;
+function light(item, guard) {
+  dress(item, guard.speaks ? "on" : "");
+  write(item, `${guard.name} ${guard.count}`);
+  if (guard.speaks) item.append(element("span", " speaks now", { class: "aloud" }));
 }
 
-function groups(list) {
-  for (const group of list) {
-    let box = at(`group-${group.name}`);
-    if (!box) {
-      box = element("div", undefined, { class: "group", id: `group-${group.name}` });
-      box.append(element("div", undefined, { class: "scroll", tabindex: 0, role: "region", "aria-label": group.name }), chart(`weights-${group.name}`));
-      at("groups").append(box);
-    }
-    box.firstChild.replaceChildren(table(group));
-  }
-}
-
-function chart(id) {
-  const made = shape("svg", { id, viewBox: "0 0 900 100", preserveAspectRatio: "none", role: "img" });
-  made.append(shape("title", {}));
-  return made;
-}
-
-function table(group) {
-  const made = element("table");
-  const caption = element("caption");
-  caption.append(element("strong", group.request_type), element("span",
-    ` ${number(group.rate_rps, 0)} requests/s, p50 ${number(group.p50_ms)} ms, p99 ${number(group.p99_ms)} ms,` +
-    ` deadline ${number(group.deadline_ms)} ms`));
-  const head = element("tr");
-  for (const name of ["Server", "weight", "req/s", "p50 ms", "p99 ms", "errors", "policy", "baseline"])
-    head.append(element("th", name, { scope: "col" }));
-  const body = element("tbody");
-  group.servers.forEach((server, index) => body.append(row(group, server, index)));
-  const top = element("thead");
-  top.append(head);
-  made.append(caption, top, body);
-  return made;
-}
-
-function row(group, server, index) {
-  const made = element("tr", undefined, { "data-server": server.name });
-  if (server.down || server.rate_rps === 0) made.className = "silent";
-  const name = element("td");
-  const key = shape("svg", { viewBox: "0 0 1 1" });
-  key.append(shape("rect", { width: 1, height: 1, class: `c${index % COLOURS}` }));
+// An element with a patch of colour before its text.
+function keyed(tag, attributes = {}) {
+  const made = element(tag, undefined, attributes);
   const patch = element("span", undefined, { class: "key", "aria-hidden": "true" });
+  const key = shape("svg", { viewBox: "0 0 1 1" });
+  key.append(shape("rect", { width: 1, height: 1 }));
   patch.append(key);
-  name.append(patch, server.name + (server.down ? " (down)" : server.rate_rps === 0 ? " (silent)" : ""));
-  made.append(name);
-  const late = server.p99_ms > group.deadline_ms;
-  const cells = [
-    [server.weight], [number(server.rate_rps, 0)], [number(server.p50_ms)],
-    [number(server.p99_ms) + (late ? " late" : ""), late], [server.errors, server.errors > 0],
-    [server.policy ?? "–"], [server.baseline],
-  ];
-  for (const [text, bad] of cells) made.append(element("td", text, bad ? { class: "late" } : {}));
+  made.append(patch, element("span"));
   return made;
+}
+
+function group(now) {
+  let box = at(`group-${now.name}`);
+  if (!box) {
+    box = element("div", undefined, { class: "group", id: `group-${now.name}` });
+    const scroll = element("div", undefined,
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": `Servers of ${now.request_type}` });
+    scroll.append(table());
+    box.append(scroll, figure(`weights-${now.name}`));
+    at("groups").append(box);
+  }
+  write(box.querySelector("caption strong"), now.request_type);
+  write(box.querySelector("caption span"),
+    ` ${number(now.rate_rps, 0)} requests/s, p50 ${number(now.p50_ms)} ms, p99 ${number(now.p99_ms)} ms,` +
+    ` deadline ${number(now.deadline_ms)} ms`);
+  each(box.querySelector("tbody"), now.servers, row, (made, server) => fill(made, server, now.deadline_ms));
+}
+
+// Roles are said aloud by name: a phone's style sheet lays the rows out as grids, which hides them otherwise.
+function table() {
+  const made = element("table", undefined, { role: "table" });
+  const caption = element("caption");
+  caption.append(element("strong"), element("span"));
+  const head = element("tr", undefined, { role: "row" });
+  for (const name of ["Server", "weight", "req/s", "p50 ms", "p99 ms", "errors", "policy", "baseline"])
+    head.append(element("th", name, { scope: "col", role: "columnheader" }));
+  const top = element("thead", undefined, { role: "rowgroup" });
+  top.append(head);
+  made.append(caption, top, element("tbody", undefined, { role: "rowgroup" }));
+  return made;
+}
+
+function row(server, index) {
+  const made = element("tr", undefined, { role: "row" });
+  const name = keyed("th", { scope: "row", role: "rowheader" });
+  name.querySelector("rect").setAttribute("class", `c${index % COLOURS}`);
+  made.append(name);
+  for (let cell = 0; cell < 7; cell += 1) made.append(element("td", "", { role: "cell" }));
+  return made;
+}
+
+function fill(made, server, deadline_ms) {
+  const silent = server.down || server.rate_rps === 0;
+  made.dataset.server = server.name;
+  dress(made, silent ? "silent" : "");
+  write(made.cells[0].lastElementChild, server.name + (server.down ? " (down)" : silent ? " (silent)" : ""));
+  const late = server.p99_ms > deadline_ms;
+  const cells = [
+    [server.weight], [number(server.rate_rps, 0)], [number(server.p50_ms)], [number(server.p99_ms), late],
+    [server.errors, server.errors > 0], [server.policy ?? "–"], [server.baseline],
+  ];
+  cells.forEach(([text, bad], index) => {
+    const cell = made.cells[index + 1];
+    dress(cell, bad ? "late" : "");
+    write(cell, index === 3 && late ? `${text} late` : text);
+  });
 }
 
 function history(data) {
@@ -127,56 +153,25 @@ function history(data) {
     last.groups.forEach((group, g) => weights(at(`weights-${group.name}`), points, g, group));
     timeline(points);
   }
-  at("log").replaceChildren(...data.decisions.reverse().map((entry) => {
+  each(at("log"), data.decisions.reverse(), () => {
     const item = element("li");
-    const words = entry.alarms.length ? `ALARM ${entry.alarms.join(", ")}` : entry.applied ? "changed" : "would change";
-    item.append(element("time", clock(entry.time)), `${entry.source}: ${entry.reason} (${words})`);
+    item.append(element("time"), element("span"));
     return item;
-  }));
-}
-
-const across = (points) => {
-  const end = points[points.length - 1].time;
-  const span = Math.max(end - points[0].time, 60);
-  return (time) => 900 - (900 * (end - time)) / span;
-};
-
-function weights(svg, points, g, group) {
-  const x = across(points);
-  svg.querySelectorAll("polyline").forEach((line) => line.remove());
-  const columns = points[0].in_force[g].length;
-  for (let s = 0; s < columns; s += 1) {
-    const steps = points.map((point) => {
-      const sum = point.in_force[g].reduce((a, b) => a + b, 0);
-      return `${x(point.time).toFixed(1)},${(96 - (92 * point.in_force[g][s]) / sum).toFixed(1)}`;
-    });
-    svg.append(shape("polyline", { points: steps.join(" "), class: `c${s % COLOURS}` }));
-  }
-  svg.querySelector("title").textContent = `Shares of ${group.name} over the last 15 minutes, now ` +
-    group.servers.map((server) => `${server.name} weight ${server.weight}`).join(", ");
-}
-
-function timeline(points) {
-  const x = across(points);
-  const rows = points.find((point) => point.cluster)?.cluster.length ?? 0;
-  let svg = at("states-chart");
-  if (!svg) at("timeline").append(svg = chart("states-chart"));
-  svg.querySelectorAll("rect").forEach((rect) => rect.remove());
-  points.forEach((point, index) => {
-    const next = points[index + 1];
-    if (!point.cluster || !next) return;
-    point.cluster.forEach((cluster, s) => svg.append(shape("rect", {
-      x: x(point.time).toFixed(1), width: Math.max(x(next.time) - x(point.time), 0.5).toFixed(1),
-      y: (100 * s) / rows + 2, height: 100 / rows - 4, class: `c${cluster % COLOURS}`, "stroke-width": 0,
-    })));
+  }, (item, entry) => {
+    write(item.firstElementChild, clock(entry.time));
+    write(item.lastElementChild, `${entry.source}: ${entry.reason} (${words(entry)})`);
   });
-  svg.querySelector("title").textContent = "Cluster of each server over the last 15 minutes, a row per server";
+}
+
+function words(entry) {
+  const more = entry.alarms.filter((alarm) => alarm !== entry.reason);
+  const done = entry.applied ? "changed" : last && last.mode !== "shadow" ? "not changed" : "would change";
+  return entry.alarms.length ? ["ALARM", ...more].join(" ") + (entry.applied ? ", changed" : "") : done;
 }
 
 function link(kind, text) {
-  if (at("link").textContent === text) return;
-  at("link").className = kind;
-  at("link").textContent = text;
+  dress(at("link"), kind);
+  write(at("link"), text);
 }
 
 async function follow() {
@@ -205,8 +200,10 @@ async function refreshHistory() {
 
 async function order(button) {
   at("answer").textContent = "…";
+  const wanted = JSON.parse(button.dataset.order), percent = at("percent").value;
+  if (wanted.mode === "blend" && percent !== "") wanted.blend_percent = Number(percent);
   const answer = await fetch("/v1/orders", {
-    method: "POST", headers: { "Content-Type": "application/json", ...authorization() }, body: button.dataset.order,
+    method: "POST", headers: { "Content-Type": "application/json", ...authorization() }, body: JSON.stringify(wanted),
   });
   const body = await answer.json();
   at("answer").textContent = answer.ok ? "ordered; it takes effect with the next decision" : body.detail;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from actuators.nginx_options import NginxOptions
 from actuators.parts import LiveOptions
 from rayjobs.serve import ServeOptions, make_settings, serving
 from rayjobs.steer_site import Site, embedded_site
+from tuning.guards import GUARDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
 
@@ -126,11 +128,35 @@ def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
     assert page.browser.evaluate("document.documentElement.lang") == "en"
     assert page.browser.evaluate("[...document.querySelectorAll('svg[role=img] title')].every(t => t.textContent)")
     reached = []
-    for _ in range(8):
-        for kind in ("keyDown", "keyUp"):
-            page.browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-        reached.append(page.browser.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    assert reached[:4] == ["token", "Shadow", "Blend", "Active"]
+    for _ in range(13):
+        _press(page, "Tab", 9)
+        reached.append(page.browser.evaluate(
+            "(e => e.getAttribute('aria-label') || e.id || e.textContent)(document.activeElement)"))  # fmt: skip
+    assert reached == [
+        "token", "Shadow", "Blend", "Active", "percent", "Pause", "Resume", "Revert", "Servers of compose",
+        "Servers of home_read", "Servers of user_read", "Changes and alarms, newest first", "API",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width_px", [1280, 390])
+def test_a_screen_reader_finds_tables_and_what_stays_is_not_written_anew(page: Page, width_px: int) -> None:
+    page.browser.look(width_px, 900, "light")
+    page.open()
+    nodes = page.browser.send("Accessibility.getFullAXTree")["nodes"]
+    spoken = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    roles = Counter(role for role, _ in spoken)
+    assert (roles["table"], roles["rowheader"], roles["row"]) == (3, 9, 12)
+    assert roles["columnheader"] >= 21
+    assert (roles["alert"], roles["banner"], roles["main"], roles["contentinfo"]) == (1, 1, 1, 1)
+    assert all(name for role, name in spoken if role in ("button", "textbox", "spinbutton", "link", "image", "table"))
+    names = [name.lower() for role, name in spoken if role == "heading"]
+    assert names[1:] == ["now", "mode and orders", "traffic and weights", "guards", "state of each server",
+                         "changes and alarms, 15 minutes"]  # fmt: skip
+    assert page.browser.evaluate("[...document.querySelectorAll('#guards li')].length") == len(GUARDS)
+    page.browser.evaluate("window.kept = [...document.querySelectorAll('tr, #guards li, #states li, #facts dd')]")
+    version = page.browser.evaluate("document.body.dataset.version")
+    page.until(lambda: page.browser.evaluate("document.body.dataset.version") != version, 10)
+    assert page.browser.evaluate("kept.every(element => element.isConnected)")
 
 
 def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
@@ -144,6 +170,18 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     assert page.browser.evaluate("document.querySelector('[data-override=paused]').ariaPressed") == "true"
     page.browser.evaluate("document.querySelector('[data-override=\"\"]').click()")
     page.until(lambda: "paused" not in page.text("#reason"), 5)
+    page.browser.evaluate("document.getElementById('percent').value = '25'")
+    page.browser.evaluate("document.querySelector('[data-mode=blend]').focus()")
+    _press(page, "Enter", 13)
+    page.until(lambda: "blend 25 %" in page.text("#facts"), 5)
+    page.browser.evaluate("document.querySelector('[data-mode=active]').click()")
+    page.until(lambda: "blend" not in page.text("#facts"), 5)
+
+
+def _press(page: Page, key: str, code: int) -> None:
+    more = {"text": "\r"} if key == "Enter" else {}
+    for kind in ("keyDown", "keyUp"):
+        page.browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
 
 def test_a_killed_server_shows_within_three_seconds(page: Page) -> None:
