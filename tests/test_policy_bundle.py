@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from problems import TOPOLOGY, demo_scenario, observed, problem
+from steering_cases import trained_bundle
+from windows import window
 
+from actuators.control import Weights
 from actuators.errors import BundleError
 from actuators.topology import social_network
 from envs.baselines import InverseLatency
 from envs.controller import PolicyController
 from envs.simulation import SimulatedTestbed
+from tuning import window_json
+from tuning.adviser import Adviser
 from tuning.bundle import Bundle, load_bundle
 from tuning.model import EquivariantNet
 from tuning.options import ModelOptions
@@ -48,8 +56,8 @@ def test_an_untrained_policy_is_the_baseline() -> None:
     fresh = Bundle(EquivariantNet(problem().row_size, 3, ModelOptions()), problem(), ModelOptions(), {}).policy()
     baseline = InverseLatency(problem().codec)
     observer = problem().observer()
-    for window in observed().windows.equal[:8]:
-        observation = observer.observe_window(window)
+    for seen in observed().windows.equal[:8]:
+        observation = observer.observe_window(seen)
         assert fresh.act(observation) == baseline.act(observation)
 
 
@@ -57,8 +65,8 @@ def test_a_loaded_bundle_acts_the_same(tmp_path: Path) -> None:
     bundle().save(tmp_path / "bundle")
     loaded = load_bundle(tmp_path / "bundle")
     observer = problem().observer()
-    for window in observed().windows.equal[:8]:
-        observation = observer.observe_window(window)
+    for seen in observed().windows.equal[:8]:
+        observation = observer.observe_window(seen)
         assert loaded.policy().act(observation) == bundle().policy().act(observation)
     assert loaded.provenance == {"seed": 1}
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
@@ -77,6 +85,34 @@ def test_a_bundle_acts_on_more_servers(tmp_path: Path) -> None:
             control = controller.decide(testbed.advance(1.0))
             assert control is not None
             testbed.apply(control)
+
+
+def test_a_bundle_acts_where_there_is_no_ray(tmp_path: Path) -> None:
+    """Any program with torch can load it, act, and even serve it."""
+    trained_bundle().save(tmp_path / "bundles" / "own")
+    (tmp_path / "window.json").write_text(json.dumps({"windows": [window_json.to_json(window())]}))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "sys.modules['ray'] = None\n"
+        "from tuning.adviser import Adviser; from tuning.bundle import load_bundle\n"
+        "from rayjobs.serve import ServeOptions, make_settings\n"
+        "from rayjobs.serve_app import open_answers; from rayjobs.serve_body import read_body\n"
+        "from tuning import window_json\n"
+        "adviser = Adviser(load_bundle(Path('bundles/own')))\n"
+        "body = Path('window.json').read_bytes()\n"
+        "seen = [window_json.from_json(one, adviser.topology) for one in read_body(body).windows]\n"
+        "options = ServeOptions(bundle=Path('bundles/own'), front='uvicorn', folder=Path('state'))\n"
+        "open_answers(make_settings(options))\n"
+        "print(adviser.advise(seen).policy.values.tolist())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    policy = Adviser(trained_bundle()).advise([window()]).policy
+    assert isinstance(policy, Weights)
+    assert json.loads(done.stdout) == policy.values.tolist()
 
 
 def test_every_broken_bundle_is_refused(tmp_path: Path) -> None:
