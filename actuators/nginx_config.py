@@ -54,6 +54,11 @@ def check_topology(topology: Topology) -> None:
             raise ConfigError(f"'{group.path}' is not a URL path", where=f"group {group.name}", remedy="begin with '/'")
         if paths.count(group.path) > 1:
             raise ConfigError(f"two groups serve {group.path}", where="topology", remedy="give each its own path")
+    check_servers(topology)
+
+
+def check_servers(topology: Topology) -> None:
+    """Raises ConfigError for servers whose statistics could not be found again under their names."""
     for server in topology.servers:
         if not re.match(r"^(unix:|\[|\d+\.\d+\.\d+\.\d+)", server):
             remedy = "give its numeric address: statistics show servers by number"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from actuators.control import Weights
-from actuators.nginx_config import check_topology, in_memory, render_upstreams
+from actuators.nginx_config import check_servers, in_memory, render_upstreams
 from actuators.nginx_detect import NginxBuild, need_lua
 from actuators.nginx_lua import lua_block, status_locations
 from actuators.nginx_options import NginxOptions
@@ -21,7 +21,8 @@ def render_snippet(
     The configuration must load the Lua module and must not use log_by_lua in the locations of these groups.
     """
     need_lua(build)
-    check_topology(topology)
+    # Not their paths: which location leads to which group is in the foreign configuration.
+    check_servers(topology)
     memory = options.model_copy(update={"actuation": "memory"})
     in_memory(memory.method, memory, build)
     return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
