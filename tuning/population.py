@@ -55,7 +55,7 @@ class Population(PopulationBasedTraining):
         unfinished = sum(not one.is_finished() for one in tune_controller.get_trials())
         if decision == TrialScheduler.PAUSE and unfinished <= self._room:
             # Some trial is not running, but only because it starts or copies another: it needs no one's place.
-            return TrialScheduler.CONTINUE
+            decision = TrialScheduler.CONTINUE
         return decision
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
