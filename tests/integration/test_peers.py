@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from actuators.live import LiveTestbed
+from actuators.load import LoadEngine, LoadOptions
 from actuators.parts import LiveOptions, start_local_testbed
 from actuators.peers import PEERS, NoStatistics, Peer, why_missing
 from actuators.topology import social_network
 from envs.controller import FixedController
 from envs.scenarios import scenario
-from tuning.judge import Judge, JudgeOptions
+from tuning.journal import Journal
+from tuning.judge import Judge, JudgeOptions, Progress
 
 pytestmark = pytest.mark.nginx
 
@@ -62,3 +64,38 @@ def test_a_busy_worker_spoils_the_block(testbed: LiveTestbed, monkeypatch: pytes
     evaluation = Judge(testbed, policies, LIGHT, DEADLINES_S, OPTIONS).run()
     assert [block.usable for block in evaluation.blocks] == [False]
     assert any(flag.startswith("saturated_nginx") for flag in evaluation.blocks[0].flags)
+
+
+def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again(
+    testbed: LiveTestbed, tmp_path: Path
+) -> None:
+    policies = [FixedController("least_conn", "least_conn"), FixedController("round_robin", "round_robin")]
+    options = OPTIONS.model_copy(update={"rounds": 2, "interval_s": OPTIONS.measure_s})
+    journal = Journal(tmp_path / "blocks.jsonl")
+
+    def judge(load: LoadEngine, later: LoadEngine) -> Judge:
+        """From the third block on the load comes from `later`."""
+        judged = LiveTestbed(
+            testbed.topology, testbed._address, servers=testbed._servers, proxy=testbed._proxy,
+            collector=testbed._collector, load=load, close=lambda: None,
+        )  # fmt: skip
+
+        def change(now: Progress) -> None:
+            judged._load = later if now.index >= 2 else load
+
+        return Judge(
+            judged, policies, LIGHT, DEADLINES_S, options, progress=change, finished=journal.read(), keep=journal.append
+        )
+
+    # One that no other work on the machine makes late, and one that has no connection left for most requests.
+    calm, choked = LoadOptions(saturated_delay_ms=60_000), LoadOptions(max_connections=1, timeout_s=0.5)
+    with LoadEngine(calm, tmp_path / "calm") as load, LoadEngine(choked, tmp_path / "choked") as later:
+        spoiled = judge(load, later).run()
+        kept = journal.path.read_text()
+        evaluation = judge(load, load).run()
+    assert [block.usable for block in spoiled.blocks] == [True, True, False, False]
+    assert all(block.flags[0].startswith("saturated_client") for block in spoiled.blocks[2:])
+    assert spoiled.to_json()["policies"]["least_conn"]["discarded_blocks"] == 1
+    assert journal.path.read_text().startswith(kept)
+    assert [block.usable for block in evaluation.blocks] == [True, True, False, False, True, True]
+    assert evaluation.to_json()["policies"]["round_robin"]["paired_rounds"] == 2
