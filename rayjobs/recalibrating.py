@@ -165,18 +165,18 @@ def _retrained(options: ObserveVerbOptions, warm: Bundle) -> tuple[EquivariantNe
     """
     from rayjobs.local_ray import ray_session
     from rayjobs.steps import training_scenarios
-    from tuning.options import TrainingOptions
+    from tuning.options import AlgorithmOptions, TrainingOptions
     from tuning.training import Trainer
 
     saved: dict[str, Any] = dict((warm.provenance.get("config") or {}).get("training") or {})
+    if (algorithm := AlgorithmOptions.model_validate(saved.get("algorithm", {}))).offline:
+        what = f"{algorithm.name} learned this policy from records, not on simulated testbeds"
+        remedy = "leave it out, or train anew from newer records: deepsched train --records"
+        raise ConfigError(what, where="--retrain-steps", remedy=remedy)
     training = TrainingOptions.model_validate({
         **{name: saved[name] for name in _AS_BEFORE if name in saved},
         "decision": warm.problem.options.model_dump(), "model": warm.model.model_dump(), "steps": options.retrain_steps,
     })  # fmt: skip
-    if training.algorithm.offline:
-        what = f"{training.algorithm.name} learned this policy from records, not on simulated testbeds"
-        remedy = "leave it out, or train anew from newer records: deepsched train --records"
-        raise ConfigError(what, where="--retrain-steps", remedy=remedy)
     folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
     with ray_session():
         trainer = Trainer(warm.problem, training, folder.path, options.seed, start=warm.net)

@@ -153,4 +153,11 @@ class TrainingOptions(Options):
             raise ValueError(f"baseline {estimator} sets service times: set method=expected_delay")
         if (self.paired or self.proof_episodes) and action.kind != "residual":
             raise ValueError(f"paired and proof_episodes need a baseline, which actions of kind {action.kind} have not")
+        updates = self.steps // self.algorithm.batch_steps
+        if self.algorithm.name == "cql" and updates <= self.algorithm.imitated_updates:
+            raise ValueError(
+                f"cql would only imitate: {self.steps} steps in batches of {self.algorithm.batch_steps} are {updates} "
+                f"gradient steps, of which the first {self.algorithm.imitated_updates} imitate; set more steps, a "
+                "smaller algorithm.batch_steps (64 does) or fewer algorithm.imitated_updates"
+            )
         return self

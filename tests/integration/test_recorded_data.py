@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from problems import observed
 
 from envs.actions import ActionOptions
 from tuning.algorithm import Setting, algorithm_config
-from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions
+from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions, TrainingOptions
 from tuning.recorded_data import RecordedData
 from tuning.transitions import from_windows
 from tuning.transitions_file import read_transitions, write_transitions
@@ -79,3 +80,9 @@ def test_fewer_steps_than_a_batch_are_repeated(tmp_path: Path) -> None:
     found, _ = data("bc", tmp_path, 1000)
     (batch,) = found.sample(1000)[0].iter_torch_batches(batch_size=1000)
     assert len(batch["default_policy/actions"]) == 1000
+
+
+def test_cql_that_would_only_imitate_is_refused() -> None:
+    with pytest.raises(ValueError, match="40000 steps in batches of 1200 are 33 gradient steps"):
+        TrainingOptions(algorithm=AlgorithmOptions(name="cql"))
+    TrainingOptions(algorithm=AlgorithmOptions(name="cql", batch_steps=64))
