@@ -25,9 +25,15 @@ from rayjobs.interrupts import claim_signals
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 120.0
 PREFIX = "deepsched-ray-"
-_PATIENCE = {"RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S)), "RAY_worker_niceness": "0"}
-"""Ray gives its own node 30 s to start, which a busy machine may not give it, and starts its workers at nice 15:
-an NGINX and a load engine below them would wait for every other program of the machine."""
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S)),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(round(START_TIMEOUT_S)),
+    "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(round(START_TIMEOUT_S)),
+    "RAY_worker_niceness": "0",
+}
+"""Ray gives its own node 30 s to start, and Serve kills a proxy that needs more than 5 s, which a busy machine may
+not give them. Ray starts its workers at nice 15: an NGINX and a load engine below them would wait for every other
+program of the machine."""
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a submitted job's entrypoint."""
 

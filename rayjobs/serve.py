@@ -155,10 +155,9 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
             with ray_session():
                 from ray import serve
 
-                from rayjobs.serve_ray import NAME, deployed, settings_args
+                from rayjobs.serve_ray import NAME, deployed, settings_args, start
 
-                http = {"host": options.host, "port": port}
-                serve.start(http_options=http, proxy_location="HeadOnly", logging_config={"encoding": "JSON"})
+                start(options.host, port)
                 app = deployed(settings_args(settings), deployment(options))
                 serve.run(app, name=NAME, route_prefix="/")
                 yield

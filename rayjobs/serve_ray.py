@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
 
+from actuators.errors import ProcessError
 from rayjobs.serve_answers import Refusal
 from rayjobs.serve_app import Batching, ServeSettings, create_app, open_answers
 from rayjobs.serve_gate import GateRules
@@ -15,6 +17,8 @@ from rayjobs.serve_log import log_with_serve
 from tuning.guards import GuardOptions
 
 NAME = "deepsched"
+START_TRIES = 3
+"""Serve gives its own proxy 60 s, and a machine that is busy may not give it that."""
 
 
 class Policy:
@@ -40,6 +44,21 @@ class Policy:
     @serve.batch
     async def _together(self, bodies: list[bytes]) -> list[bytes | Refusal]:
         return await self._answers.answer_each(bodies)
+
+
+def start(host: str, port: int) -> None:
+    """Serve on this Ray, listening there. Raises ProcessError when its proxy does not begin to listen."""
+    http = {"host": host, "port": port}
+    last: Exception | None = None
+    for _ in range(START_TRIES):
+        try:
+            # A second call finds the controller of the first one, and waits no more for its proxy.
+            serve.start(http_options=http, proxy_location="HeadOnly", logging_config={"encoding": "JSON"})
+        except (TimeoutError, RayActorError) as error:
+            last = error
+        else:
+            return
+    raise ProcessError("Ray Serve's proxy did not start", where="serve", remedy="see Ray's logs/serve") from last
 
 
 def build(args: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,18 @@ class Drill:
 
 def failed_requests(site: Site) -> int:
     """Requests that got no answer or an error since the last call; there were some requests at all."""
+    return sum(failures(site).values())
+
+
+def failures(site: Site) -> dict[str, int]:
+    """The same by kind; empty when none failed."""
     assert site.load is not None
     windows = site.load.poll()
     assert sum(int(window.answered.sum()) for window in windows) > 20
-    return sum(int(counts.sum()) for window in windows for counts in window.errors.values())
+    found: Counter[str] = Counter()
+    for window in windows:
+        found.update({kind: int(counts.sum()) for kind, counts in window.errors.items()})
+    return {kind: count for kind, count in found.items() if count}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from steer_site import Drill, failed_requests, options, running_site, wait_for
+from steer_site import Drill, failures, options, running_site, wait_for
 from steering_cases import trained_bundle
 
 from actuators.control import MAX_WEIGHT
@@ -25,7 +26,10 @@ from tuning.audit import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 
-PATIENCE_S = 120.0
+UNHURT = {"art_margin": 1e9}
+"""Guards of a drill that is not about harm: a machine that starts Ray again is late for a while, policy or not."""
+PATIENCE_S = 300.0
+"""For Ray and its workers to start on a machine that has other work."""
 
 
 @contextmanager
@@ -46,8 +50,9 @@ def served(folder: Path) -> Iterator[tuple[ManagedProcess, str]]:
 def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> None:
     """The own copy of the bundle answers as soon as Serve does not, and Serve again when it is back."""
     record: dict[str, object] = {}
-    with running_site(short_dir / "site") as site, served(short_dir / "serve") as (process, url):
-        drill = Drill(site, trained_bundle(), short_dir / "steer", options())
+    # Ray first: while it starts it takes the whole machine, and that is not what is drilled.
+    with served(short_dir / "serve") as (process, url), running_site(short_dir / "site") as site:
+        drill = Drill(site, trained_bundle(), short_dir / "steer", options(**UNHURT))
         asked = ServeAdviser(http_post(url, "", 2.0), drill.adviser, site.topology, 0.3)
         drill.controller._adviser = asked
         drill.until(lambda step: step.applied and step.line["by"] == "serve", 100)
@@ -61,13 +66,13 @@ def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> N
         )
         for _ in range(20):
             step = drill.step()
-            assert step.decision.source == "policy"
+            assert step.decision.source == "policy", (record, failures(site), _alarms(drill))
             values = site.control().as_weights().values
             assert ((values >= 1) & (values <= MAX_WEIGHT)).all()
-        record["failed requests"] = failed_requests(site)
+        record["failed requests"] = failures(site)
         asked.close()
     print(json.dumps(record))
-    assert record["failed requests"] == 0
+    assert record["failed requests"] == {}, _alarms(drill)
 
 
 def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_dir: Path) -> None:
@@ -76,7 +81,7 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
     from ray import serve
 
     from rayjobs.local_ray import local_ray
-    from rayjobs.serve_ray import NAME, deployed, settings_args
+    from rayjobs.serve_ray import NAME, deployed, settings_args, start
     from rayjobs.steer import SteerOptions
     from rayjobs.steer_actor import start_actor
 
@@ -85,16 +90,17 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
     settings = make_settings(
         ServeOptions(bundle=short_dir / "bundles" / "first", folder=short_dir / "state", steer_folder=folder.path)
     )
-    with running_site(short_dir / "site") as site, local_ray(cpus=3):
-        serve.start(http_options={"host": "127.0.0.1", "port": free_port("127.0.0.1")}, proxy_location="HeadOnly")
+    with local_ray(cpus=3), contextlib.ExitStack() as stack:
+        start("127.0.0.1", free_port("127.0.0.1"))
         serve.run(deployed(settings_args(settings), {}), name=NAME, route_prefix="/")
+        site = stack.enter_context(running_site(short_dir / "site"))
         port = site.actuator.status_url.rpartition(":")[2].partition("/")[0]  # type: ignore[attr-defined]
         (short_dir / "token").write_text(site.actuator._token)  # type: ignore[attr-defined]
         given = SteerOptions.model_validate(
             {"bundle": short_dir / "bundles" / "first", "control_url": f"http://127.0.0.1:{port}/control",
              "token_file": short_dir / "token", "folder": folder.path, "interval_s": 2.0, "mode": "active",
              "serve_app": NAME, "actor": True,
-             "guards": {"novel_above": 1e9, "reference_windows": 2, "min_between_changes_s": 0.1}}
+             "guards": {"novel_above": 1e9, "reference_windows": 2, "min_between_changes_s": 0.1, **UNHURT}}
         )  # fmt: skip
         actor = start_actor(given)
         running = actor.run.remote()
@@ -109,7 +115,13 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
         ray.get(actor.stop.remote())
         ray.get(running, timeout=PATIENCE_S)
         assert folder.status()["ended"]
-        assert failed_requests(site) == 0
+        assert failures(site) == {}
+
+
+def _alarms(drill: Drill) -> list[str]:
+    """What the controller would have told a person, and when, in seconds since it began."""
+    began_s = drill.lines[0]["now_s"]
+    return [f"{line['now_s'] - began_s:.0f} s: {alarm}" for line in drill.lines for alarm in line["alarms"]][-20:]
 
 
 def _wait_for_line(folder: SteerFolder, met: Callable[[dict[str, object]], bool]) -> None:
