@@ -125,7 +125,7 @@ def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
     values = column.combine_chunks()
     while hasattr(values.type, "value_type"):
         values = values.flatten()
-    found = values.to_numpy(zero_copy_only=False).astype(space.dtype)
+    found: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(space.dtype)
     if space.shape is None or len(found) != rows * int(np.prod(space.shape)):
         raise ValueError(f"{len(found)} numbers in {rows} rows, the space has shape {space.shape}")
     return found.reshape(rows, *space.shape)
