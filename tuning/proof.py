@@ -152,7 +152,8 @@ def _indices(
     """Logarithm of every episode's J, ``[scripts]``."""
     starts = range(0, len(scripts), _EPISODES_AT_ONCE)
     some = (scripts[start : start + _EPISODES_AT_ONCE] for start in starts)
-    return np.log(np.concatenate([_index(policy, problem, each, options, simulation) for each in some]))
+    logs: FloatArray = np.log(np.concatenate([_index(policy, problem, each, options, simulation) for each in some]))
+    return logs
 
 
 def _index(
