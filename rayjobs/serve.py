@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import os
 import secrets
-import socket
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from pydantic import Field
 from actuators.errors import ConfigError
 from actuators.files import writable_folder
 from actuators.options import Options
+from actuators.ports import free_port
 from rayjobs.cli import Verb, run_verb
 from rayjobs.console import remarks
 from rayjobs.serve_deployment import check_scale, deployment
@@ -208,13 +208,6 @@ def serve_yaml(options: ServeOptions) -> str:
     }
     text: str = yaml.safe_dump(document, sort_keys=False)
     return text
-
-
-def free_port(host: str) -> int:
-    """A port that was free a moment ago."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _is_loopback(host: str) -> bool:

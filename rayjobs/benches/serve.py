@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from actuators.errors import DataError, MissingToolError
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
 from actuators.topology import social_network
 from rayjobs.bench import Bar, BenchContext, at_least, at_most, figure
-from rayjobs.serve import free_port
 
 _WRK = """wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"

@@ -18,9 +18,10 @@ from steer_site import Drill, failures, options, running_site, wait_for
 from steering_cases import trained_bundle
 
 from actuators.control import MAX_WEIGHT
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
 from rayjobs.advisers import ServeAdviser, http_post
-from rayjobs.serve import ServeOptions, free_port, make_settings
+from rayjobs.serve import ServeOptions, make_settings
 from rayjobs.steer_folder import SteerFolder
 from tuning.audit import read_lines
 

@@ -17,8 +17,8 @@ from steering_cases import trained_bundle
 from test_audit import recorded
 from windows import window
 
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
-from rayjobs.serve import free_port
 from rayjobs.steer_folder import SteerFolder
 from tuning import window_json
 

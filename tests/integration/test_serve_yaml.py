@@ -16,10 +16,10 @@ from served import Served
 from steering_cases import trained_bundle
 from test_serve_batching import GUARDS, bodies, same
 
+from actuators.ports import free_port
 from actuators.process import ManagedProcess
 from rayjobs.cli import main
 from rayjobs.local_ray import LocalRay, local_ray
-from rayjobs.serve import free_port
 from rayjobs.serve_body import read_body
 from rayjobs.serve_ray import NAME
 from rayjobs.serve_service import LoadedBundle, advise
