@@ -43,8 +43,23 @@ RATE = "training.algorithm.learning_rate"
 
 
 def finished(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Trials that have trained all their steps, with every result they reported."""
-    return {trial: rows for trial, rows in reported(folder).items() if rows and rows[-1]["steps_trained"] >= 960}
+    """Trials that have trained all their steps and have ended by the sweep's own record, with all their results.
+
+    Results alone do not tell: the last one is stored some moments before the checkpoint that belongs to it.
+    """
+    ended = recorded(folder)
+    found = {trial: rows for trial, rows in reported(folder).items() if trial in ended}
+    return {trial: rows for trial, rows in found.items() if rows and rows[-1]["steps_trained"] >= 960}
+
+
+def recorded(folder: Path) -> set[str]:
+    """Trials that have ended, by the newest record of the sweep; none while that is being written."""
+    try:
+        (path,) = sorted(folder.glob("sweep/experiment_state-*.json"))[-1:]
+        trials = [json.loads(state) for state, _ in json.loads(path.read_text())["trial_data"]]
+    except ValueError:
+        return set()
+    return {trial["relative_logdir"] for trial in trials if trial["status"] == "TERMINATED"}
 
 
 def reported(folder: Path) -> dict[str, list[dict[str, Any]]]:
