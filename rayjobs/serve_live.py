@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -33,7 +34,7 @@ class LiveView:
     def __init__(self, folder: Path) -> None:
         self._folder = SteerFolder(folder)
         self._lock = threading.Lock()
-        self._inode, self._offset, self._rest = 0, 0, b""
+        self._inode, self._offset, self._mark, self._rest = 0, 0, b"", b""
         self._deadlines_ms: list[float] = []
         self._types: dict[str, str] = {}
         self._lines: deque[dict[str, Any]] = deque()
@@ -60,15 +61,20 @@ class LiveView:
         """Takes in what was written since the last call; a missing file is no error."""
         path = self._folder.audit
         try:
-            status = path.stat()
-            if status.st_ino != self._inode or status.st_size < self._offset:
-                self._inode, self._offset, self._rest = status.st_ino, 0, b""
             with open(path, "rb") as file:
-                file.seek(self._offset)
+                inode = os.fstat(file.fileno()).st_ino
+                file.seek(self._offset - len(self._mark))
+                # A file that was removed and begun anew may well get the same inode and a similar size, but it does
+                # not have the same line, with the time of that, at the same place.
+                if inode != self._inode or file.read(len(self._mark)) != self._mark:
+                    self._inode, self._offset, self._mark, self._rest = inode, 0, b"", b""
+                    file.seek(0)
                 added = file.read()
         except OSError:
             return
         self._offset += len(added)
+        read = self._mark + added
+        self._mark = read[read.rfind(b"\n", 0, len(read) - 1) + 1 :]
         *whole, self._rest = (self._rest + added).split(b"\n")
         for text in whole:
             try:
