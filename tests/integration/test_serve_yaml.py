@@ -98,10 +98,12 @@ def _serve_run(folder: Path, ray_: LocalRay) -> ManagedProcess:
 
 def _deployment() -> dict[str, Any]:
     """What Serve's controller believes of our deployment."""
-    from ray.serve.context import _get_global_client
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    client = _get_global_client()
-    application: dict[str, Any] = client.get_serve_details()["applications"][NAME]
+    # Not by Serve's client: there is one per process, which may be that of an earlier test's Ray.
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    application: dict[str, Any] = ray.get(controller.get_serve_instance_details.remote())["applications"][NAME]
     said: dict[str, Any] = application["deployments"]["Policy"]["deployment_config"]
     return said
 
