@@ -35,6 +35,7 @@ drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in names
 	@exec $(BIN)/pytest -m slow $(ARGS)
 
 bench: $(STAMP) ## measures what has a number; BENCH=load one of them, BENCH_QUICK=1 in under 60 s each
+	@./rayjobs/setup.sh bench
 	$(RUN) bench $(BENCH) $(if $(filter 1,$(BENCH_QUICK)),--quick) $(ARGS)
 
 run: $(STAMP) ## records NGINX's statistics under load; ARGS="--help" explains

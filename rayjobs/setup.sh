@@ -2,7 +2,7 @@
 # Makes .venv with the pinned packages, and installs the Debian packages that are missing when run as root.
 # Called by `make setup`; safe to repeat and to run twice at once. Exit code 2: one line says what the user has to do.
 # `setup.sh system` installs the Debian packages only (cluster.yaml runs that part with sudo);
-# `setup.sh tests` adds what only tests need, and goes on without it when it may not.
+# `setup.sh tests` (`bench`) adds what only tests (benches) need, and goes on without it when it may not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -83,14 +83,19 @@ if [ "$part" = all ] && [ -e "$STAMP" ] && [ ! pyproject.toml -nt "$STAMP" ] && 
     exit 0 # another set-up has just done it
 fi
 
-if [ "$part" = tests ]; then
-    # Without a browser its tests are skipped, with the reason; everything else is tested.
-    if [ ! -x /usr/bin/chromium ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "setup: installing chromium for the browser tests"
-        install_packages chromium
+# A Debian package that only some work needs, and what it is for; without it that work says what is missing.
+add_package() {
+    if [ ! -x "/usr/bin/$1" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "setup: installing $1 $2"
+        install_packages "$1"
     fi
-    exit 0
-fi
+}
+
+case $part in
+    # Without a browser its tests are skipped, with the reason; everything else is tested.
+    tests) add_package chromium "for the browser tests" && exit 0 ;;
+    bench) add_package wrk "to measure beside it" && exit 0 ;;
+esac
 
 mapfile -t packages < <(missing_packages "$python" | tr ' ' '\n')
 if [ "${#packages[@]}" -gt 0 ]; then
