@@ -80,7 +80,6 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Prints the table and the report's path; everything started is ended, whatever happens."""
     options = resolve(options)
-    leave_within(CLEAN_UP_S)
     from envs.scenarios import scenario
     from rayjobs.console import remarks, results
     from rayjobs.doctor import diagnose, require
@@ -90,6 +89,11 @@ def run(options: DemoOptions) -> int:
     for name in (options.scenario, *options.training.scenarios):
         scenario(name)
     folder = RunFolder.create(options.out, "demo", options.seed, options)
+
+    def kept() -> str:
+        return f"kept in {folder.path}: {folder.contents()}"
+
+    leave_within(CLEAN_UP_S, kept)
     try:
         with Progress(_stages(options)) as progress:
             with progress.stage("check") as stage:
@@ -100,7 +104,7 @@ def run(options: DemoOptions) -> int:
             with progress.stage("report"):
                 report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, seen)
     except KeyboardInterrupt:
-        remarks().print(f"kept in {folder.path}: {folder.contents()}", markup=False, soft_wrap=True)
+        remarks().print(kept(), markup=False, soft_wrap=True)
         raise
     print_evaluation(evaluation.to_json(), results())
     results().print(f"report: {report}", soft_wrap=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 GRACE_S = 10.0
@@ -16,6 +17,7 @@ _FOLLOW = "DEEPSCHED_FOLLOWS_PARENT"
 _PR_SET_PDEATHSIG = 1
 _first_s: float | None = None
 _clean_up_s: float | None = None
+_last_words: Callable[[], str] = str
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,10 +33,13 @@ def claim_signals() -> None:
     signal.signal(signal.SIGTERM, _raise_once)
 
 
-def leave_within(clean_up_s: float) -> None:
-    """From now on an interrupted process is gone after that many seconds, whatever its cleaning up waits for."""
-    global _clean_up_s  # noqa: PLW0603
-    _clean_up_s = clean_up_s
+def leave_within(clean_up_s: float, last_words: Callable[[], str] = str) -> None:
+    """From now on an interrupted process is gone after that many seconds, whatever its cleaning up waits for.
+
+    `last_words` gives the line to say then, as the interrupted code does not come to say it.
+    """
+    global _clean_up_s, _last_words  # noqa: PLW0603
+    _clean_up_s, _last_words = clean_up_s, last_words
 
 
 def follow_parent() -> None:
@@ -74,5 +79,8 @@ def _raise_once(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(code: int) -> None:
-    os.write(2, b"cleaning up took too long: leaving; guardians end what is left\n")
-    os._exit(code)
+    try:
+        words = _last_words()
+        os.write(2, f"cleaning up took too long: leaving; guardians end what is left\n{words}\n".encode())
+    finally:
+        os._exit(code)
