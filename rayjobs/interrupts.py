@@ -38,7 +38,7 @@ def leave_within(clean_up_s: float, last_words: Callable[[], str] = str) -> None
 
     `last_words` gives the line to say then, as the interrupted code does not come to say it.
     """
-    global _clean_up_s, _last_words  # noqa: PLW0603
+    global _clean_up_s, _last_words
     _clean_up_s, _last_words = clean_up_s, last_words
 
 
