@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,16 @@ from actuators.window import DEFAULT_BOUNDS_MS, Connections, DelayWindow, Fault,
 _MOST = 2**53
 
 
+class _Cell(NamedTuple):
+    """One server of one group, at those indices of a window; None where a snapshot does not show it."""
+
+    g: int
+    s: int
+    server: str
+    old: ServerCounters | None
+    new: ServerCounters | None
+
+
 def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
     """The window between two snapshots of one NGINX; servers are matched by name.
 
@@ -25,28 +35,17 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
     histogram has no bounds and all its mass above them.
     """
     faults = [*_whole(before, after), *_missing_groups(after, topology)]
-    window = _zeros(topology, before.now_ms / 1e3, after.now_ms / 1e3, _common_bounds(before, after, topology))
+    cells = _cells(before, after, topology)
+    window = _zeros(topology, before.now_ms / 1e3, after.now_ms / 1e3, _common_bounds(cells))
     dead = any(fault.kind in ("restart", "reset") for fault in faults)
-    for g, group in enumerate(topology.groups):
-        for server in group.servers:
-            s = topology.server_index(server)
-            new = _find(after, group.name, server)
-            if new is None:
-                if group.name in after.groups:
-                    shown = ", ".join(list(after.groups[group.name])[:5])
-                    detail = f"not in NGINX's statistics, which show: {shown}"[:300]
-                    faults.append(Fault("missing_server", detail, group.name, server))
-                continue
-            window.weight[g, s], window.down[g, s] = min(new.weight, 2**31), new.down
-            fault = _cell_fault(before, after, group.name, server, new)
-            if fault is not None:
-                faults.append(fault)
-            elif not dead:
-                old = _find(before, group.name, server)
-                assert old is not None
-                problem = _fill(window, g, s, old, new)
-                if problem:
-                    faults.append(Fault("reset", problem, group.name, server))
+    shown = [cell for cell in cells if cell.new is not None]
+    rows, columns = [cell.g for cell in shown], [cell.s for cell in shown]
+    window.weight[rows, columns] = [min(cell.new.weight, 2**31) for cell in shown if cell.new]
+    window.down[rows, columns] = [cell.new.down for cell in shown if cell.new]
+    found = [(cell, _cell_fault(cell, before, after, topology)) for cell in cells]
+    faults.extend(fault for _, fault in found if fault is not None)
+    if not dead:
+        faults.extend(_fill(window, [cell for cell, fault in found if fault is None and cell.new is not None]))
     faults.extend(_unserved(before, after, topology))
     counts = after.connections
     connections = Connections(counts.active, counts.reading, counts.writing, counts.waiting)
@@ -112,41 +111,74 @@ def _balancer(
     return active, DelayWindow(requests, idle, sums[2] / 1e3, sums[3], sums[4], tau_s)
 
 
-def _find(snapshot: Snapshot, group: str, server: str) -> ServerCounters | None:
+def _cells(before: Snapshot, after: Snapshot, topology: Topology) -> list[_Cell]:
+    """Every server of every group, with what either snapshot says of it."""
+    cells: list[_Cell] = []
+    for g, group in enumerate(topology.groups):
+        old, new = before.groups.get(group.name, {}), after.groups.get(group.name, {})
+        cells += [_Cell(g, topology.server_index(s), s, _find(old, s), _find(new, s)) for s in group.servers]
+    return cells
+
+
+def _find(servers: Mapping[str, ServerCounters], server: str) -> ServerCounters | None:
     """The server's counters; NGINX shows an address without port with port 80."""
-    servers = snapshot.groups.get(group, {})
     return servers.get(server) or servers.get(f"{server}:80")
 
 
-def _cell_fault(before: Snapshot, after: Snapshot, group: str, server: str, new: ServerCounters) -> Fault | None:
-    """Why this server's difference would not be a number, if so."""
+def _cell_fault(cell: _Cell, before: Snapshot, after: Snapshot, topology: Topology) -> Fault | None:
+    """Why this server's difference would not be a number, if so; a missing group has its fault already."""
+    group, new = topology.groups[cell.g].name, cell.new
+    if new is None:
+        if group not in after.groups:
+            return None
+        shown = ", ".join(list(after.groups[group])[:5])
+        return Fault("missing_server", f"not in NGINX's statistics, which show: {shown}"[:300], group, cell.server)
     if (group, new.server) in after.duplicates:
-        return Fault("duplicate_server", "the config lists it more than once", group, server)
-    if _find(before, group, server) is None:
-        return Fault("missing_server", "it joined during the window", group, server)
+        return Fault("duplicate_server", "the config lists it more than once", group, cell.server)
+    if cell.old is None:
+        return Fault("missing_server", "it joined during the window", group, cell.server)
     if after.zone is not None and after.zone.full and new.request_counter == 0:
         detail = "the statistics zone is full: a new server is not counted; make the zone larger"
-        return Fault("zone_full", detail, group, server)
+        return Fault("zone_full", detail, group, cell.server)
     return None
 
 
-def _fill(window: Window, g: int, s: int, old: ServerCounters, new: ServerCounters) -> str:
-    """Writes one cell; returns what was wrong instead, when a counter fell or the histogram contradicts it."""
-    deltas = [b - a for a, b in zip(old.totals(), new.totals(), strict=True)]
-    if min(deltas) < 0 or max(deltas) > _MOST:
-        return "its counters began again at 0"
-    requests, in_bytes, out_bytes, response_ms, *responses = deltas
-    cumulative = [_cumulative(counters.response_buckets, window.bounds_ms) for counters in (old, new)]
-    below = [0, *(b - a for a, b in zip(*cumulative, strict=True))]
-    bins = [b - a for a, b in itertools.pairwise(below)]
-    if min(bins, default=0) < 0:
-        return "its histogram began again at 0"
-    window.requests[g, s], window.in_bytes[g, s], window.out_bytes[g, s] = requests, in_bytes, out_bytes
-    window.response_ms_sum[g, s] = response_ms
-    window.responses[g, s] = responses
+def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
+    """Writes the cells; returns what was wrong instead, where a counter fell or a histogram contradicts it."""
+    pairs = [(cell.old, cell.new) for cell in cells if cell.old and cell.new]
+    if not pairs:
+        return []
+    totals = _integers([new.totals() for _, new in pairs]) - _integers([old.totals() for old, _ in pairs])
+    fell = np.asarray((totals < 0) | (totals > _MOST), bool).any(axis=1)
+    before, after = (
+        np.array([_cumulative(pair[side].response_buckets, window.bounds_ms) for pair in pairs], np.int64)
+        for side in (0, 1)
+    )
+    below = after - before
+    bins = np.diff(below, axis=1, prepend=0)
+    contradicts = ~fell & (bins < 0).any(axis=1)
+    good = np.flatnonzero(~fell & ~contradicts).tolist()
+    at = [cells[i].g for i in good], [cells[i].s for i in good]
+    counts, bins, below = totals[good].astype(np.int64), bins[good], below[good]
+    window.requests[at], window.in_bytes[at], window.out_bytes[at] = counts.T[:3]
+    window.response_ms_sum[at], window.responses[at] = counts[:, 3], counts[:, 4:]
     # A reading between the two updates of one request may show it in one of them only.
-    window.latency_histogram[g, s] = [*bins, max(requests - below[-1], 0)]
-    return ""
+    above = (counts[:, 0] - (below[:, -1] if below.shape[1] else 0)).clip(0)
+    window.latency_histogram[at] = np.column_stack((bins, above))
+    groups = window.topology.groups
+    return [
+        Fault("reset", f"its {what} began again at 0", groups[cells[i].g].name, cells[i].server)
+        for what, which in (("counters", fell), ("histogram", contradicts))
+        for i in np.flatnonzero(which).tolist()
+    ]
+
+
+def _integers(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Exact: unwrapped counters may be longer than 64 bits."""
+    try:
+        return np.array(rows, np.int64)
+    except OverflowError:
+        return np.array(rows, object)
 
 
 def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
@@ -157,15 +189,14 @@ def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
     return [min(at.get(bound, 0), 2**62) for bound in bounds_ms]
 
 
-def _common_bounds(before: Snapshot, after: Snapshot, topology: Topology) -> tuple[int, ...]:
+def _common_bounds(cells: Sequence[_Cell]) -> tuple[int, ...]:
     """Bounds that every used server has before and after; vts keeps old bounds of old servers after a change."""
-    found = set()
-    for snapshot in (before, after):
-        for group in topology.groups:
-            for server in group.servers:
-                counters = _find(snapshot, group.name, server)
-                if counters is not None and counters.request_counter > 0:
-                    found.add(counters.response_buckets.msecs)
+    found = {
+        counters.response_buckets.msecs
+        for cell in cells
+        for counters in (cell.old, cell.new)
+        if counters is not None and counters.request_counter > 0
+    }
     if not found:
         return DEFAULT_BOUNDS_MS
     common = set.intersection(*map(set, found))

@@ -67,6 +67,10 @@ class Topology:
         return tuple(dict.fromkeys(server for group in self.groups for server in group.servers))
 
     @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {server: index for index, server in enumerate(self.servers)}
+
+    @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """``[groups, servers]``: True where the group has the server."""
         return np.array([[server in group.servers for server in self.servers] for group in self.groups])
@@ -88,9 +92,10 @@ class Topology:
 
     def server_index(self, address: str) -> int:
         """Index of a server. Raises ConfigError with the closest match when there is none."""
-        if address not in self.servers:
+        index = self._indices.get(address)
+        if index is None:
             raise ConfigError(f"unknown server '{address}'", remedy=closest(address, self.servers))
-        return self.servers.index(address)
+        return index
 
     def with_servers(self, addresses: tuple[str, ...]) -> Topology:
         """The same groups over other addresses, replaced position by position."""

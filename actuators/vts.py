@@ -18,6 +18,7 @@ from actuators.vts_document import (
     Buckets,
     ConnectionCounts,
     Document,
+    RecordedDocument,
     Responses,
     ServerCounters,
     Zone,
@@ -54,7 +55,7 @@ class Snapshot:
     balancer: Balancer | None = None
 
 
-_DECODER = msgspec.json.Decoder(Document)
+_DECODER = msgspec.json.Decoder(RecordedDocument)
 
 
 def parse(document: Mapping[str, Any]) -> Snapshot:
@@ -64,7 +65,7 @@ def parse(document: Mapping[str, Any]) -> Snapshot:
     """
     if not isinstance(document, Mapping):
         raise StatusError(f"statistics are a {type(document).__name__}", remedy="expected a vts JSON object")
-    return snapshot(_checked(lambda: msgspec.convert(document, Document)))
+    return snapshot(_checked(lambda: msgspec.convert(document, RecordedDocument)))
 
 
 def parse_json(text: bytes) -> Snapshot:

@@ -38,6 +38,8 @@ class Buckets(_Model, frozen=True):
     counters: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.msecs and not self.counters:
+            return
         if len(self.msecs) != len(self.counters):
             raise ValueError("msecs and counters differ in length")
         if not _ascends(self.msecs):
@@ -45,8 +47,7 @@ class Buckets(_Model, frozen=True):
         # Sorting what is sorted costs a tenth of comparing pairs: a large document has thousands of these.
         if sorted(self.counters) != list(self.counters):
             raise ValueError("counters are not cumulative")
-        if self.counters:
-            _bounded(self.counters[-1], self.msecs[-1])
+        _bounded(self.counters[-1], self.msecs[-1])
 
 
 class Responses(_Model, frozen=True):
@@ -68,11 +69,22 @@ class Responses(_Model, frozen=True):
         )  # fmt: skip
 
 
-_WRAPPING = (
-    "requestCounter", "inBytes", "outBytes", "requestMsecCounter", "responseMsecCounter",
-    "1xx", "2xx", "3xx", "4xx", "5xx",
-)  # fmt: skip
-"""Counters whose overflows vts tells in `overCounts`, beside its `maxIntegerSize`."""
+class OverCounts(_Model, frozen=True, omit_defaults=True):
+    """How often each 64-bit counter overflowed; whatever else stands here is passed over, `maxIntegerSize` too."""
+
+    request_counter: Any = 0
+    in_bytes: Any = 0
+    out_bytes: Any = 0
+    request_msec_counter: Any = 0
+    response_msec_counter: Any = 0
+    informational: Any = msgspec.field(default=0, name="1xx")
+    successful: Any = msgspec.field(default=0, name="2xx")
+    redirected: Any = msgspec.field(default=0, name="3xx")
+    client_errors: Any = msgspec.field(default=0, name="4xx")
+    server_errors: Any = msgspec.field(default=0, name="5xx")
+
+
+_NEVER = OverCounts()
 
 
 class ServerCounters(_Model, frozen=True):
@@ -90,7 +102,6 @@ class ServerCounters(_Model, frozen=True):
     responses: Responses = Responses()
     request_msec_counter: Count = 0
     request_msec: Count = 0
-    request_buckets: Buckets = Buckets()
     response_msec_counter: Count | None = None
     response_msec: Count = 0
     response_buckets: Buckets = Buckets()
@@ -99,7 +110,7 @@ class ServerCounters(_Model, frozen=True):
     fail_timeout: Count = 10
     backup: bool = False
     down: bool = False
-    over_counts: dict[str, Any] = msgspec.field(default_factory=dict)
+    over_counts: OverCounts = _NEVER
 
     def __post_init__(self) -> None:
         _bounded(
@@ -115,27 +126,31 @@ class ServerCounters(_Model, frozen=True):
     @property
     def response_ms_sum(self) -> int:
         """Sum of upstream response times; of request times in documents that have nothing better."""
-        return self._own_ms + self._wrapped(self._own_ms_name)
+        return self.totals()[3]
 
     def totals(self) -> tuple[int, ...]:
         """requests, in_bytes, out_bytes, response_ms_sum, 1xx … 5xx; wrapped counters unwrapped."""
-        counts = (self.request_counter, self.in_bytes, self.out_bytes, self._own_ms, *self.responses.counts())
-        if not any(self.over_counts.get(name) for name in _WRAPPING):
+        upstream, over = self.response_msec_counter, self.over_counts
+        own_ms = self.request_msec_counter if upstream is None else upstream
+        counts = (self.request_counter, self.in_bytes, self.out_bytes, own_ms, *self.responses.counts())
+        if over == _NEVER:
             return counts
-        names = ("requestCounter", "inBytes", "outBytes", self._own_ms_name, "1xx", "2xx", "3xx", "4xx", "5xx")
-        return tuple(count + self._wrapped(name) for count, name in zip(counts, names, strict=True))
+        wraps = (
+            over.request_counter, over.in_bytes, over.out_bytes,
+            over.request_msec_counter if upstream is None else over.response_msec_counter,
+            over.informational, over.successful, over.redirected, over.client_errors, over.server_errors,
+        )  # fmt: skip
+        return tuple(count + _wrapped(times) for count, times in zip(counts, wraps, strict=True))
 
-    @property
-    def _own_ms(self) -> int:
-        return self.request_msec_counter if self.response_msec_counter is None else self.response_msec_counter
 
-    @property
-    def _own_ms_name(self) -> str:
-        return "requestMsecCounter" if self.response_msec_counter is None else "responseMsecCounter"
+class RecordedCounters(ServerCounters, frozen=True):
+    """The same with what no decision reads, for whoever keeps the document."""
 
-    def _wrapped(self, name: str) -> int:
-        times = self.over_counts.get(name, 0)
-        return int(times) << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
+    request_buckets: Buckets = Buckets()
+
+
+def _wrapped(times: Any) -> int:
+    return times << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
 
 
 class ConnectionCounts(_Model, frozen=True):
@@ -229,3 +244,9 @@ class Document(_Model, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _bounded(self.now_msec, self.load_msec)
+
+
+class RecordedDocument(Document, frozen=True, kw_only=True):
+    """The same with all that is kept of it; a large one takes half as long again to read."""
+
+    upstream_zones: dict[str, tuple[RecordedCounters, ...]]  # type: ignore[assignment]

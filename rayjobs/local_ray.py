@@ -30,10 +30,12 @@ _PATIENCE = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(round(START_TIMEOUT_S)),
     "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(round(START_TIMEOUT_S)),
     "RAY_worker_niceness": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 """Ray gives its own node 30 s to start, and Serve kills a proxy that needs more than 5 s, which a busy machine may
 not give them. Ray starts its workers at nice 15: an NGINX and a load engine below them would wait for every other
-program of the machine."""
+program of the machine. Two hops between threads cost a served policy more than its answer takes; what takes longer
+leaves the event loop by itself."""
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a submitted job's entrypoint."""
 
