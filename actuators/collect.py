@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import time
@@ -14,7 +15,7 @@ from actuators.difference import difference, gap
 from actuators.errors import StatusError
 from actuators.options import Options
 from actuators.topology import Topology
-from actuators.vts import Snapshot, parse
+from actuators.vts import Snapshot, parse, parse_json
 from actuators.window import Window
 
 _AS_WRITTEN = "%/?:@!$&'()*+,;=~-._[]"
@@ -47,11 +48,18 @@ class StatusReader:
 
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
-        return parse(self.document())
+        status, body = self._get()
+        if status == 200:
+            with contextlib.suppress(StatusError):
+                return parse_json(body)
+        # The long way knows more kinds of wrong.
+        return parse(self._document(status, body))
 
     def document(self) -> dict[str, Any]:
         """The JSON object as it is served. Raises StatusError."""
-        status, body = self._get()
+        return self._document(*self._get())
+
+    def _document(self, status: int, body: bytes) -> dict[str, Any]:
         if status != 200:
             remedy = "point it at vts' JSON, for example /status/format/json"
             raise StatusError(f"HTTP status {status}", where=self.status_url, remedy=remedy)

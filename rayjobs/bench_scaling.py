@@ -21,7 +21,7 @@ from envs.simulation import SimulatedTestbed
 from rayjobs.bench_steps import Stopwatch, untrained_policy
 from rayjobs.waiting import make_waiting
 from tuning.live_testbeds import Testbeds
-from tuning.live_vector import LiveVectorEnv
+from tuning.live_vector import PARTS, LiveVectorEnv
 from tuning.observing import ObserveOptions, fit_problem, watch
 
 EPISODE_STEPS = 10_000
@@ -42,16 +42,23 @@ class Pace:
     Attributes:
         ideal_per_s: testbeds / interval.
         faults: intervals that were lost.
-        work_ms: our own milliseconds of every step: all but the wait for the interval's end. ``[steps]``.
-        parts_ms: `act`, `apply` and `collect` of them, ``[steps]`` each; the rest are calls between processes,
-            encoding and metrics.
+        whole_ms: milliseconds of every step that were not the wait for the interval's end. ``[steps]``, without
+            those that waited for an episode to begin anew after a fault.
+        parts_ms: `act` and `LiveVectorEnv`'s parts of them, ``[steps]`` each; the rest are Ray's calls between
+            processes.
     """
 
     steps_per_s: float
     ideal_per_s: float
     faults: int
-    work_ms: NDArray[np.float64]
+    whole_ms: NDArray[np.float64]
     parts_ms: dict[str, NDArray[np.float64]]
+
+    @property
+    def own_ms(self) -> NDArray[np.float64]:
+        """``[steps]``, all parts together."""
+        own: NDArray[np.float64] = np.sum(list(self.parts_ms.values()), axis=0)
+        return own
 
     @property
     def share(self) -> float:
@@ -96,24 +103,28 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
     count = len(opened.conductors)
     played = scenario("demo", work_scale=work_scale, duration_s=(steps + 20) * interval_s * 2)
     env = LiveVectorEnv(problem, count, opened.leaser, played, interval_s=interval_s, episode_steps=EPISODE_STEPS)
-    act, watch, work_ms, faults = untrained_policy(problem), Stopwatch(), [], 0
+    act, watch, whole_ms, faults = untrained_policy(problem), Stopwatch(), [], 0
     try:
         rows, _ = env.reset(seed=1)
-        rows, *_ = env.step(act(rows))
+        rows, _, _, truncated, _ = env.step(act(rows))
         began_s = time.monotonic()
         for _ in range(steps):
-            with watch.part("act"):
-                actions = act(rows)
+            acting_s = time.perf_counter()
+            actions = act(rows)
+            acted_s = time.perf_counter() - acting_s
+            begins_anew = truncated.any()
             rows, _, _, truncated, _ = env.step(actions)
             faults += int(truncated.sum())
-            work_ms.append(env.last_work_s * 1e3)
-            watch.add("apply", env.last_apply_s)
-            watch.add("collect", env.last_collect_s)
+            if not begins_anew:
+                whole_ms.append((acted_s + env.last_work_s) * 1e3)
+                watch.add("act", acted_s)
+                for part, seconds in env.last_parts_s.items():
+                    watch.add(part, seconds)
         elapsed_s = time.monotonic() - began_s
     finally:
         env.close()
-    parts_ms = {part: watch.ms(part) for part in ("act", "apply", "collect")}
-    return Pace(count * steps / elapsed_s, count / interval_s, faults, np.array(work_ms) + parts_ms["act"], parts_ms)
+    parts_ms = {part: watch.ms(part) for part in ("act", *PARTS)}
+    return Pace(count * steps / elapsed_s, count / interval_s, faults, np.array(whole_ms), parts_ms)
 
 
 def _pss_kib(path: Path) -> int:

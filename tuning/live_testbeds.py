@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actuators.control import BalancingMethod
 from actuators.errors import CapacityError
 from actuators.parts import LiveOptions
-from actuators.remote import check_capacity, start_remote_testbed, testbed_bundles
+from actuators.remote import PROXY_BUNDLE, check_capacity, start_remote_testbed, testbed_bundles
 from actuators.testbed import Testbed
 from actuators.topology import Topology
 from tuning.conductor import CONDUCTOR, News
@@ -39,7 +39,7 @@ class LiveRecipe:
 
     def __call__(self, build: int) -> Testbed:
         folder = self.work_dir if build == 0 else self.work_dir.with_name(f"{self.work_dir.name}-build{build + 1}")
-        return start_remote_testbed(self.topology, self.options, folder, self.seed, group=self.group)
+        return start_remote_testbed(self.topology, self.options, folder, self.seed, group=self.group, hold_proxy=True)
 
 
 class Testbeds:
@@ -47,7 +47,7 @@ class Testbeds:
 
     Args:
         makers: name → what builds that testbed (a number of build → Testbed), pickled to its conductor.
-        groups: name → placement group whose first bundle holds the conductor; none places it anywhere.
+        groups: name → placement group whose proxy bundle holds the conductor; none places it anywhere.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Testbeds:
         group = self._groups.get(name)
         if group is None:
             return "DEFAULT"
-        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=PROXY_BUNDLE)
 
 
 def running_testbeds() -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -31,6 +32,9 @@ REPAIR_TIMEOUT_S = 180.0
 """How long a broken testbed may take to be whole again before the run is given up."""
 ANSWER_SLACK_S = 30.0
 RETRY_S = 0.5
+PARTS = ("collect", "encode", "apply", "record")
+"""Of a step: reading the window, what the policy sees of it, putting the control in force, metrics of the last window
+(while the interval passes)."""
 
 _Reset = tuple[NDArray[np.float32], dict[str, Any]]
 _Step = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
@@ -77,9 +81,9 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         self._lanes: list[_Lane] = []
         self.ledger = Ledger()
         self.last_work_s = 0.0
-        """Seconds of the last step that were our own work and not the wait for the interval's end."""
-        self.last_apply_s = self.last_collect_s = 0.0
-        """Those of them in which the slowest testbed put its control in force, and in which it read its window."""
+        """Seconds of the last step but for the wait for the interval's end: its parts, and calls between processes."""
+        self.last_parts_s = dict.fromkeys(PARTS, 0.0)
+        """Those of them that each of `PARTS` took, on the testbed where it took longest."""
         self._generator = np.random.default_rng(seed)
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> _Reset:
@@ -115,13 +119,14 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
                         self.ledger.add(terms)
         done = np.array([lane.done for lane in self._lanes])
         self.last_work_s = time.monotonic() - began_s - max(lane.waited_s for lane in self._lanes)
-        self.last_apply_s = max(lane.apply_s for lane in self._lanes)
-        self.last_collect_s = max(lane.collect_s for lane in self._lanes)
+        self.last_parts_s = {part: max(lane.parts_s[part] for lane in self._lanes) for part in PARTS}
         return np.stack([lane.row for lane in self._lanes]), rewards, np.zeros_like(done), done, self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Gives the testbeds back; whoever opened them closes them."""
-        leased, self._lanes = bool(self._lanes), []
+        leased, lanes, self._lanes = bool(self._lanes), self._lanes, []
+        for lane in lanes:
+            lane.publish()
         if leased and ray.is_initialized():
             self._leaser.release()
 
@@ -143,6 +148,7 @@ class _Lane:
         self._observer = problem.observer()
         self._observation: Observation | None = None
         self._metrics = TestbedMetrics(name)
+        self._unpublished: Callable[[], None] | None = None
         self._name = name
         self._pending: Any = None
         self._again: Callable[[], Any] = lambda: None
@@ -150,7 +156,8 @@ class _Lane:
         self.row = np.zeros(problem.observation_space.shape or (), np.float32)
         self.done = False
         self.fault = ""
-        self.waited_s = self.apply_s = self.collect_s = 0.0
+        self.waited_s = 0.0
+        self.parts_s = dict.fromkeys(PARTS, 0.0)
 
     def begin_reset(self, scenario: Scenario, seed: int, interval_s: float) -> None:
         self._again = lambda: self._conductor.reset.remote(scenario, seed, interval_s)
@@ -175,22 +182,39 @@ class _Lane:
     def begin_step(self, action: Any, interval_s: float) -> None:
         assert self._observation is not None
         self._pending = self._conductor.step.remote(self._problem.control(action, self._observation), interval_s)
+        # While the interval passes there is time for it.
+        self.publish()
+
+    def publish(self) -> None:
+        """Gives the last window to the metrics, once."""
+        publish, self._unpublished = self._unpublished, None
+        if publish is not None:
+            began_s = time.monotonic()
+            publish()
+            self.parts_s["record"] = time.monotonic() - began_s
 
     def finish_step(self, interval_s: float, episode_steps: int) -> tuple[float, dict[str, Any]]:
         """Reward and its terms; 0 and none with a fault, which ends the episode."""
         stepped, trouble = _answer(self._pending, interval_s + ANSWER_SLACK_S)
         self._steps += 1
         answered = stepped or Stepped(None)
-        self.waited_s, self.apply_s, self.collect_s = answered.waited_s, answered.apply_s, answered.collect_s
+        self.waited_s = answered.waited_s
+        self.parts_s |= {"apply": answered.apply_s, "collect": answered.collect_s}
         self.fault = trouble or (stepped.fault if stepped is not None else "")
         self.done = bool(self.fault) or self._steps >= episode_steps
         if stepped is None or stepped.window is None or self.fault:
             self._metrics.fault()
             return 0.0, {}
+        began_s = time.monotonic()
         self._see(stepped)
         assert self._observation is not None
         value, terms = self._problem.reward(stepped.window, self._observation)
-        self._metrics.window(stepped.window, self._observation, terms, float(value), changed=stepped.changed)
+        self.parts_s["encode"] = time.monotonic() - began_s
+        self._unpublished = partial(
+            self._metrics.window, stepped.window, self._observation, terms, float(value), changed=stepped.changed
+        )
+        if self.done:
+            self.publish()
         return float(value), terms
 
     def _see(self, stepped: Stepped) -> None:
@@ -202,7 +226,7 @@ class _Lane:
 def _answer(reference: Any, timeout_s: float) -> tuple[Stepped | None, str]:
     """What a conductor answered, or why it did not, in words."""
     try:
-        return ray.get(reference, timeout=timeout_s), ""
+        return Stepped.load(ray.get(reference, timeout=timeout_s)), ""
     except ray.exceptions.ActorDiedError as error:
         # It would have been restarted; this one could not even be made.
         raise TestbedError("a testbed's conductor could not be started", evidence=_last_line(error)) from error

@@ -33,8 +33,8 @@ RECORD = os.environ.get("DEEPSCHED_DRILL_RECORD")
 INTERVAL_S = 0.5
 BATCH_STEPS = 8
 VICTIMS = (
-    "ray::ArrayEnvRunner", "ray::Conductor", "ray::NginxActuator", "ray::StatisticsCollector", "ray::LoadGenerator",
-    "ray::SocialNetworkNode", "nginx: master", "gen_load", "actuators.social_network",
+    "ray::ArrayEnvRunner", "ray::Conductor", "ray::LoadGenerator", "ray::SocialNetworkNode",
+    "nginx: master", "gen_load", "actuators.social_network",
 )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def victim(word: str, folder: str = SESSION) -> int:
     return min(pid for pid, command in processes_with(folder).items() if word in command and "guardian" not in command)
 
 
-@pytest.mark.parametrize("word", ["gen_load", "ray::StatisticsCollector", "ray::NginxActuator"])
+@pytest.mark.parametrize("word", ["gen_load", "ray::LoadGenerator"])
 def test_a_killed_part_costs_an_interval_and_is_repaired(env: LiveVectorEnv, testbeds: Testbeds, word: str) -> None:
     run_until(env, fault=False)
     testbeds.news()
@@ -69,6 +69,15 @@ def test_a_killed_part_costs_an_interval_and_is_repaired(env: LiveVectorEnv, tes
     run_until(env, fault=False)
     told = " ".join(news.text for news in testbeds.news())
     assert ("rebuilt in" in told) == word.startswith("ray::")
+
+
+def test_a_killed_conductor_takes_its_nginx_along_and_comes_back(env: LiveVectorEnv, testbeds: Testbeds) -> None:
+    run_until(env, fault=False)
+    os.kill(victim("ray::Conductor"), signal.SIGKILL)
+    assert run_until(env, fault=True)
+    run_until(env, fault=False)
+    (row,) = running_testbeds()
+    assert row["builds"] == 1  # a new process counts anew
 
 
 def test_a_killed_nginx_is_replaced(
