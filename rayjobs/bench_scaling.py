@@ -18,7 +18,8 @@ from envs.decision import DecisionOptions, DecisionProblem
 from envs.encoding import EncoderOptions
 from envs.scenarios import scenario
 from envs.simulation import SimulatedTestbed
-from rayjobs.bench_steps import Stopwatch, untrained_policy
+from rayjobs.bench_steps import Stopwatch, undisturbed, untrained_policy
+from rayjobs.stalls import StallWatch
 from rayjobs.waiting import make_waiting
 from tuning.live_testbeds import Testbeds
 from tuning.live_vector import PARTS, LiveVectorEnv
@@ -46,6 +47,7 @@ class Pace:
             those that waited for an episode to begin anew after a fault.
         parts_ms: `act` and `LiveVectorEnv`'s parts of them, ``[steps]`` each; the rest are Ray's calls between
             processes.
+        undisturbed: which of them the host of this machine did not stop meanwhile.
     """
 
     steps_per_s: float
@@ -53,6 +55,7 @@ class Pace:
     faults: int
     whole_ms: NDArray[np.float64]
     parts_ms: dict[str, NDArray[np.float64]]
+    undisturbed: NDArray[np.bool_]
 
     @property
     def own_ms(self) -> NDArray[np.float64]:
@@ -107,24 +110,30 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
     try:
         rows, _ = env.reset(seed=1)
         rows, _, _, truncated, _ = env.step(act(rows))
-        began_s = time.monotonic()
-        for _ in range(steps):
-            acting_s = time.perf_counter()
-            actions = act(rows)
-            acted_s = time.perf_counter() - acting_s
-            begins_anew = truncated.any()
-            rows, _, _, truncated, _ = env.step(actions)
-            faults += int(truncated.sum())
-            if not begins_anew:
-                whole_ms.append((acted_s + env.last_work_s) * 1e3)
-                watch.add("act", acted_s)
-                for part, seconds in env.last_parts_s.items():
-                    watch.add(part, seconds)
-        elapsed_s = time.monotonic() - began_s
+        with StallWatch() as stalls:
+            first_s = time.monotonic()
+            for _ in range(steps):
+                began_s = time.monotonic()
+                actions = act(rows)
+                acted_s = time.monotonic() - began_s
+                begins_anew = truncated.any()
+                rows, _, _, truncated, _ = env.step(actions)
+                ended_s = time.monotonic()
+                faults += int(truncated.sum())
+                if not begins_anew:
+                    whole_s = acted_s + env.last_work_s
+                    whole_ms.append(whole_s * 1e3)
+                    watch.spans.append(((began_s, began_s + whole_s), (ended_s - whole_s, ended_s)))
+                    for part, seconds in {"act": acted_s, **env.last_parts_s}.items():
+                        watch.add(part, seconds)
+            elapsed_s = time.monotonic() - first_s
     finally:
         env.close()
     parts_ms = {part: watch.ms(part) for part in ("act", *PARTS)}
-    return Pace(count * steps / elapsed_s, count / interval_s, faults, np.array(whole_ms), parts_ms)
+    return Pace(
+        count * steps / elapsed_s, count / interval_s, faults, np.array(whole_ms), parts_ms,
+        undisturbed(watch.spans, stalls),
+    )  # fmt: skip
 
 
 def _pss_kib(path: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from actuators.snapshots import SnapshotWriter
 from actuators.topology import social_network
 from envs.decision import DecisionProblem
 from envs.scenarios import scenario
+from rayjobs.stalls import StallWatch
 from tuning.options import ModelOptions
 from tuning.policy import LearnedPolicy, net_for
 
@@ -27,10 +28,15 @@ SWING = 0.3
 
 
 class Stopwatch:
-    """Milliseconds by part and step."""
+    """Milliseconds by part and step, and when the steps worked.
+
+    Attributes:
+        spans: per step the times, (start, end) in seconds of `time.monotonic`, in which it did not only wait.
+    """
 
     def __init__(self) -> None:
         self._taken_ms: dict[str, list[float]] = {}
+        self.spans: list[tuple[tuple[float, float], ...]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -53,6 +59,11 @@ class Stopwatch:
         return whole
 
 
+def undisturbed(spans: Sequence[tuple[tuple[float, float], ...]], stalls: StallWatch) -> NDArray[np.bool_]:
+    """``[steps]``: those in whose work no core stood still."""
+    return np.array([not any(stalls.stalled(*span) for span in of_step) for of_step in spans])
+
+
 def untrained_policy(problem: DecisionProblem) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
     """Rows → action, ``[..., servers, row_size]`` → ``[..., groups * servers]``, another one at every call."""
     torch.set_num_threads(1)
@@ -70,8 +81,10 @@ def untrained_policy(problem: DecisionProblem) -> Callable[[NDArray[np.float32]]
 
 def local_steps(
     problem: DecisionProblem, work_scale: float, steps: int, interval_s: float, work_dir: Path, seed: int
-) -> Stopwatch:
+) -> tuple[Stopwatch, NDArray[np.bool_]]:
     """A live testbed whose parts are objects of this process, steered for `steps` intervals: every part timed.
+
+    Also which of the steps were `undisturbed`.
 
     Collecting is what passes between the interval's end and its window; encoding includes the network's input
     and the reward; acting is the network and its action as weights.
@@ -81,6 +94,7 @@ def local_steps(
     with (
         start_local_testbed(social_network(), LiveOptions(), work_dir, seed) as testbed,
         SnapshotWriter(work_dir / "snapshots.json") as writer,
+        StallWatch() as stalls,
     ):
         testbed.set_method("least_conn")
         testbed.reset(played, seed)
@@ -100,4 +114,5 @@ def local_steps(
                 snapshot = testbed.latest_snapshot()
                 assert snapshot is not None
                 writer.write(snapshot)
-    return watch
+            watch.spans.append(((testbed.due_s, time.monotonic()),))
+    return watch, undisturbed(watch.spans, stalls)
