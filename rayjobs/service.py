@@ -84,10 +84,12 @@ def run(options: ServiceOptions) -> int:
         live = topology.with_servers(tuple(server.address for server in servers))
         for server in servers:
             server.play(script, live)
-        results().print(_overview(servers, script))
-        _explain(servers[0])
         try:
+            results().print(_overview(servers, script))
+            _explain(servers[0])
             _watch(servers, options.duration_s)
+        except KeyboardInterrupt:
+            remarks().print("ending…")
         finally:
             _conclude(servers)
     return 0
@@ -176,19 +178,16 @@ def _explain(server: SocialNetworkServer) -> None:
 
 
 def _watch(servers: list[SocialNetworkServer], duration_s: float) -> None:
-    """Returns at the end of the duration or at Ctrl-C; says when a server dies, fails when none is left."""
+    """Returns at the end of the duration; says when a server dies, fails when none is left."""
     end_s = time.monotonic() + duration_s if duration_s else float("inf")
     alive = set(range(len(servers)))
-    try:
-        while time.monotonic() < end_s:
-            select.select([], [], [], min(_LOOK_EVERY_S, max(end_s - time.monotonic(), 0)))
-            for index in [index for index in alive if not servers[index].running]:
-                alive.discard(index)
-                remarks().print(f"server {index + 1} ({servers[index].address}) has died; the others go on")
-            if not alive:
-                raise ServiceError("all servers have died", remedy="start the service again")
-    except KeyboardInterrupt:
-        remarks().print("ending…")
+    while time.monotonic() < end_s:
+        select.select([], [], [], min(_LOOK_EVERY_S, max(end_s - time.monotonic(), 0)))
+        for index in [index for index in alive if not servers[index].running]:
+            alive.discard(index)
+            remarks().print(f"server {index + 1} ({servers[index].address}) has died; the others go on")
+        if not alive:
+            raise ServiceError("all servers have died", remedy="start the service again")
 
 
 def _conclude(servers: list[SocialNetworkServer]) -> None:

@@ -169,7 +169,7 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
 
 
 def _room_to_confirm(confirm: ConfirmOptions) -> None:
-    from actuators.remote import check_capacity
+    from actuators.placement import check_capacity
     from actuators.topology import social_network
 
     check_capacity(confirm.testbeds, len(social_network().servers))

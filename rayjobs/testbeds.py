@@ -26,7 +26,7 @@ def open_testbed(kind: TestbedKind, work_dir: Path, seed: int, live: LiveOptions
         with SimulatedTestbed(social_network()) as simulated:
             yield simulated
         return
-    from actuators.remote import start_remote_testbed
+    from actuators.placement import start_remote_testbed
 
     with start_remote_testbed(social_network(), live or LiveOptions(), work_dir, seed) as testbed:
         yield testbed

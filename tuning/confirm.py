@@ -10,7 +10,7 @@ import ray
 
 from actuators.errors import DeepSchedError
 from actuators.parts import LiveOptions
-from actuators.remote import check_capacity, start_remote_testbed
+from actuators.placement import check_capacity, start_remote_testbed
 from actuators.script import Scenario
 from actuators.topology import social_network
 from envs.controller import FixedController

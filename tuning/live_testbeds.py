@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actuators.control import BalancingMethod
 from actuators.errors import CapacityError
 from actuators.parts import LiveOptions
-from actuators.remote import PROXY_BUNDLE, check_capacity, start_remote_testbed, testbed_bundles
+from actuators.placement import PROXY_BUNDLE, check_capacity, start_remote_testbed, testbed_bundles
 from actuators.testbed import Testbed
 from actuators.topology import Topology
 from tuning.conductor import CONDUCTOR, News

@@ -61,7 +61,7 @@ def trained(problem: DecisionProblem, chosen: TrainingOptions, folder: Path, see
     ("name", "action", "steps"),
     [
         ("ppo", {"kind": "ratios"}, 192),
-        ("appo", {"kind": "continuous"}, 192),
+        pytest.param("appo", {"kind": "continuous"}, 192, marks=pytest.mark.slow),
         ("sac", {"kind": "increments"}, 250),
         ("dqn", {"kind": "ratios", "joint": True}, 250),
     ],

@@ -123,8 +123,10 @@ def test_progress_says_what_is_next(finished: Demo) -> None:
 
 @pytest.mark.parametrize(
     ("number", "stage", "code"),
-    [(signal.SIGINT, "observe: started", 130), (signal.SIGTERM, "train: started", 143)],
-    ids=["Ctrl-C", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, "observe: started", 130, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "train: started", 143, id="SIGTERM"),
+    ],
 )
 def test_an_interrupt_ends_everything_and_says_what_was_kept(
     tmp_path: Path, number: signal.Signals, stage: str, code: int

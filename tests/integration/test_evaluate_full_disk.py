@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("root_only")
+pytestmark = [pytest.mark.usefixtures("root_only"), pytest.mark.slow]
 ROUNDS, POLICIES = 24, ("least_conn", "idle")
 WORDS = [
     "--scenario", "S1", "--policies", ",".join(POLICIES), "--set", f"judge.rounds={ROUNDS}",

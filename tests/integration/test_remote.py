@@ -13,7 +13,7 @@ from orphans import SESSION, processes_with
 
 from actuators.errors import CapacityError, ConfigError, DeepSchedError, TestbedError
 from actuators.parts import LiveOptions
-from actuators.remote import check_capacity, start_remote_testbed
+from actuators.placement import check_capacity, start_remote_testbed
 from actuators.topology import social_network
 from rayjobs.local_ray import local_ray
 

@@ -24,7 +24,7 @@ from rayjobs.serve_body import read_body
 from rayjobs.serve_ray import NAME
 from rayjobs.serve_service import LoadedBundle, advise
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PATIENCE_S = 240.0
 
