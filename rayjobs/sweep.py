@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from tuning.trial import Shared
 
 TRIAL_STEPS_PER_S = 900
-"""What one core trains and validates, roughly; only for the display."""
+LIVE_START_S = 20
+"""What one core trains and validates, and what the testbeds of a trial take to start, roughly; only for the display."""
 
 
 class SweepOptions(Options):
@@ -44,9 +45,10 @@ class SweepOptions(Options):
     """Folder or pyarrow URL (file://, s3://…) that every node reaches, for trials and results; the sweep's
     folder when not given, which does for one machine."""
     scenario: str = "demo"
-    """What is observed first and confirmed on last; `search.base.training.scenarios` is what trials train on."""
+    """What is observed first and confirmed on last, and what live trials train on; simulated ones train on
+    `search.base.training.scenarios`."""
     observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, interval_s=1.0)
-    """The observation phase, on a simulated testbed; its windows are shared by all trials."""
+    """The observation phase, on a testbed as trials have; its windows are shared by all of them."""
     search: SearchOptions = Field(default_factory=SearchOptions)
     """The space, and how it is searched."""
     confirm: ConfirmOptions = ConfirmOptions()
@@ -99,7 +101,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(_stages(options)))
         with progress.stage("start") as stage:
-            stack.enter_context(ray_session(testbeds=confirm.testbeds if confirm.best else 1))
+            stack.enter_context(ray_session(testbeds=_testbeds(options)))
             at_once = preflight(options.search)
             if confirm.best:
                 _room_to_confirm(confirm)
@@ -145,14 +147,19 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     """The windows of the observation phase, equal for equal seeds, and what else trials have in common."""
     from actuators.topology import social_network
     from envs.scenarios import scenario
-    from envs.simulation import SimulatedTestbed
     from rayjobs.provenance import provenance
     from rayjobs.steps import training_scenarios
+    from rayjobs.testbeds import open_testbed
+    from tuning.live_trial import LiveShare
     from tuning.observing import watch
     from tuning.trial import Shared
 
-    base, watched = options.search.base, scenario(options.scenario)
-    with SimulatedTestbed(social_network()) as testbed:
+    search, base, watched = options.search, options.search.base, scenario(options.scenario)
+    work_dir = folder.path.absolute() / "testbeds"
+    live = None
+    if search.testbed == "live":
+        live = LiveShare(options.live, work_dir, watched, search.testbeds, search.validation_s)
+    with open_testbed(search.testbed, work_dir / "observe", options.seed, options.live) as testbed:
         windows = watch(testbed, watched, base.training.method, options.observe, options.seed)
     scenarios = training_scenarios(base.training, watched.work_scale)
     return Shared(
@@ -161,11 +168,19 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
         base=base,
         scenario=scenarios,
         validation=scenarios,
-        validation_episodes=options.search.validation_episodes,
-        validation_s=options.search.validation_s,
+        validation_episodes=search.validation_episodes,
+        validation_s=search.validation_s,
         seed=options.seed,
         provenance=provenance(folder, options.seed, ()),
+        live=live,
     )
+
+
+def _testbeds(options: SweepOptions) -> int:
+    """How many live testbeds a Ray of our own must have room for."""
+    search, confirm = options.search, options.confirm
+    at_once = max(search.concurrent, 1) * search.testbeds if search.testbed == "live" else 1
+    return max(at_once, confirm.testbeds if confirm.best else 1)
 
 
 def _room_to_confirm(confirm: ConfirmOptions) -> None:
@@ -206,7 +221,12 @@ def _count(options: SweepOptions) -> int:
 def _stages(options: SweepOptions) -> list[Stage]:
     search, confirm = options.search, options.confirm
     share = 0.5 if search.scheduler == "asha" else 1.0
-    train_s = _count(options) * search.base.training.steps * share / TRIAL_STEPS_PER_S / max(search.concurrent, 2)
+    training = search.base.training
+    if search.testbed == "live":
+        each_s = LIVE_START_S + search.validation_s + training.steps * share * training.interval_s / search.testbeds
+        train_s = _count(options) * each_s / max(search.concurrent, 1)
+    else:
+        train_s = _count(options) * training.steps * share / TRIAL_STEPS_PER_S / max(search.concurrent, 2)
     block_s = confirm.judge.warm_up_s + confirm.judge.measure_s + 1.2
     stages = [Stage("start", 15), Stage("observe", 3), Stage("sweep", 30 + train_s)]
     if confirm.best:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +36,13 @@ class LiveRecipe:
     work_dir: Path
     seed: int
     group: PlacementGroup
+    first_bundle: int = 0
 
     def __call__(self, build: int) -> Testbed:
         folder = self.work_dir if build == 0 else self.work_dir.with_name(f"{self.work_dir.name}-build{build + 1}")
-        return start_remote_testbed(self.topology, self.options, folder, self.seed, group=self.group, hold_proxy=True)
+        return start_remote_testbed(
+            self.topology, self.options, folder, self.seed, self.group, self.first_bundle, hold_proxy=True
+        )
 
 
 class Testbeds:
@@ -47,16 +50,19 @@ class Testbeds:
 
     Args:
         makers: name → what builds that testbed (a number of build → Testbed), pickled to its conductor.
-        groups: name → placement group whose proxy bundle holds the conductor; none places it anywhere.
+        places: name → placement group, and the first of its bundles that the testbed has; its proxy bundle holds
+            the conductor. None places it anywhere.
+        owned: placement groups to remove at the end.
     """
 
     def __init__(
         self,
         makers: dict[str, Callable[[int], Testbed]],
         method: BalancingMethod,
-        groups: dict[str, PlacementGroup] | None = None,
+        places: dict[str, tuple[PlacementGroup, int]] | None = None,
+        owned: Sequence[PlacementGroup] = (),
     ) -> None:
-        self._groups = groups or {}
+        self._places, self._owned = places or {}, owned
         self._heard = dict.fromkeys(makers, 0)
         self.conductors = {
             name: CONDUCTOR.options(
@@ -83,7 +89,7 @@ class Testbeds:
         }
         try:
             _await_placed(groups)
-            return cls(recipes, method, groups)
+            return cls(recipes, method, {name: (group, 0) for name, group in groups.items()}, list(groups.values()))
         except BaseException:
             for group in groups.values():
                 remove_placement_group(group)
@@ -114,9 +120,9 @@ class Testbeds:
             for conductor in conductors.values():
                 ray.kill(conductor)
             ray.kill(self.leaser.desk)
-        for group in self._groups.values():
+        for group in self._owned:
             remove_placement_group(group)
-        self._groups = {}
+        self._owned = ()
 
     def __enter__(self) -> Self:
         return self
@@ -127,10 +133,10 @@ class Testbeds:
         self.close()
 
     def _strategy(self, name: str) -> Any:
-        group = self._groups.get(name)
-        if group is None:
+        if name not in self._places:
             return "DEFAULT"
-        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=PROXY_BUNDLE)
+        group, first_bundle = self._places[name]
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first_bundle + PROXY_BUNDLE)
 
 
 def running_testbeds() -> list[dict[str, Any]]:

@@ -140,6 +140,12 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         return {"fault": faults, "_fault": faults != ""} if faults.any() else {}
 
 
+def make_environment(context: dict[str, Any]) -> LiveVectorEnv:
+    """For RLlib's registry: from its `env_config` with the number of testbeds that it adds."""
+    config = dict(context)
+    return LiveVectorEnv(config.pop("problem"), config.pop("num_envs"), **config)
+
+
 class _Lane:
     """One testbed of the vector, and what its policy sees."""
 

@@ -22,7 +22,7 @@ from actuators.script import Scenario
 from envs.decision import DecisionProblem
 from tuning.algorithm import Setting, algorithm_config
 from tuning.live_testbeds import Testbeds
-from tuning.live_vector import REPAIR_TIMEOUT_S, LiveVectorEnv
+from tuning.live_vector import REPAIR_TIMEOUT_S, make_environment
 from tuning.model import EquivariantNet
 from tuning.options import TrainingOptions
 from tuning.parallel_options import ParallelOptions
@@ -107,7 +107,7 @@ class ParallelTraining:
 
     def config(self, testbeds: Testbeds, scenario: Scenario) -> AlgorithmConfig:
         """RLlib's configuration, with timeouts derived from interval and fragment. Raises ConfigError."""
-        register_env(_ENVIRONMENT, _make)
+        register_env(_ENVIRONMENT, make_environment)
         options, interval_s, count = self.options, self.training.interval_s, len(testbeds.conductors)
         fragment = max(options.algorithm.batch_steps // count, 1)
         env_config = {
@@ -162,11 +162,6 @@ class ParallelTraining:
         algo.save_to_path(str(target))
         net: EquivariantNet = algo.get_module().policy_net()
         return net
-
-
-def _make(context: dict[str, Any]) -> LiveVectorEnv:
-    config = dict(context)
-    return LiveVectorEnv(config.pop("problem"), config.pop("num_envs"), **config)
 
 
 def _share(testbeds: int, env_runners: int) -> int:

@@ -21,6 +21,9 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
 from ray.tune.search.optuna import OptunaSearch
 
 from actuators.errors import CapacityError, DataError
+from actuators.placement import check_capacity
+from actuators.topology import social_network
+from tuning.live_trial import trial_resources
 from tuning.population import Population
 from tuning.space import Domain, Range, check, mutable
 from tuning.sweep_options import SearchOptions
@@ -79,6 +82,8 @@ def preflight(options: SearchOptions) -> int:
     check(options.space, options.base, options.search, options.scheduler)
     cpus = ray.cluster_resources().get("CPU", 0.0)
     room = int(cpus / options.trial_cpus + 1e-9)
+    if options.testbed == "live":
+        room = min(room, _room_for_live(options))
     wanted = options.concurrent or room
     if wanted > room or room == 0:
         needed = max(wanted, 1) * options.trial_cpus
@@ -90,6 +95,15 @@ def preflight(options: SearchOptions) -> int:
     if options.scheduler == "pbt":
         wanted = _population_at_once(options, room, cpus)
     return wanted
+
+
+def _room_for_live(options: SearchOptions) -> int:
+    """Trials whose testbeds fit at once, one at least. Raises CapacityError, in words, when too few do."""
+    servers = len(social_network().servers)
+    check_capacity(max(options.concurrent, 1) * options.testbeds, servers)
+    total = ray.cluster_resources()
+    places = (total.get("proxy", 0), total.get("client", 0), total.get("server", 0) / servers)
+    return max(int(min(places) / options.testbeds + 1e-9), 1)
 
 
 def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
@@ -117,7 +131,10 @@ def run_sweep(
     Raises:
         DataError: no trial gave a result.
     """
-    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), {"CPU": options.trial_cpus})
+    resources: Any = {"CPU": options.trial_cpus}
+    if shared.live is not None:
+        resources = trial_resources(options.trial_cpus, shared.live.testbeds, len(shared.topology.servers))
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), resources)
     SweepCallback.listener = staticmethod(report)
     # Tune draws tables of its own otherwise, whatever `verbose` says (ray 2.60).
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"

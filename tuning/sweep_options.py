@@ -21,6 +21,10 @@ class SearchOptions(Options):
     """Option → list or range, for example {encoder.clusters: [2, 4], training.interval_s: {low: 0.5, high: 2}}."""
     base: TrialOptions = Field(default_factory=TrialOptions)
     """Options that all trials start from."""
+    testbed: Literal["simulated", "live"] = "simulated"
+    """What trials train on. A live one claims its testbeds with its first step and keeps them to its end."""
+    testbeds: int = Field(default=1, ge=1)
+    """Live testbeds of each trial, stepped together."""
     trials: int = Field(default=32, ge=1)
     """Trials; with `grid`, repetitions of the whole grid."""
     search: Search = "optuna"
@@ -35,7 +39,8 @@ class SearchOptions(Options):
     """PBT: share of the steps between two exchanges. Trials for which there is no room run in turn, one such share
     each."""
     concurrent: int = Field(default=0, ge=0)
-    """Trials at once; 0 for as many as the cluster's CPUs hold. A population always runs as many as they hold."""
+    """Trials at once; 0 for as many as the cluster holds, and for one at a time on live testbeds of this machine. A
+    population always runs as many as there is room for."""
     trial_cpus: float = Field(default=1.0, gt=0)
     """CPUs that each trial claims; with 0.5, four trials share two cores and none idles while one is replaced."""
     retries: int = Field(default=3, ge=0)
@@ -45,7 +50,8 @@ class SearchOptions(Options):
     validation_episodes: int = Field(default=8, ge=1)
     """Simulated episodes on which every policy is validated after each iteration."""
     validation_s: float = Field(default=40.0, gt=0)
-    """Simulated seconds of each of them."""
+    """Simulated seconds of each of them; on live testbeds, real seconds for which least_conn is watched first. Their
+    score is what their own intervals say, exploration included."""
 
 
 class ConfirmOptions(Options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from actuators.topology import Topology
 from envs.vector import SimulatedVectorEnv
 from tuning.algorithm import Setting, algorithm_config, module_path
 from tuning.bundle import Bundle
+from tuning.callbacks import TERMS
 from tuning.held_out import ScriptSource
+from tuning.live_trial import LiveShare, LiveTrial
+from tuning.live_vector import make_environment
 from tuning.metrics import TrialMetrics
 from tuning.model import EquivariantNet
 from tuning.observing import Observed, Watched, fit_problem
 from tuning.space import TrialOptions, apply, structure
-from tuning.validation import Validator
+from tuning.validation import Validation, Validator
 
-_ENVIRONMENT = "deepsched-trial"
+_ENVIRONMENT, _LIVE = "deepsched-trial", "deepsched-live-trial"
 CHECKPOINT, BUNDLE, STATE = "algorithm", "bundle", "trial.json"
 
 
@@ -38,6 +42,7 @@ class Shared:
         windows: of the observation phase; every trial fits its own mixture to them.
         scenario: what is trained on; validation: what is validated on.
         validation_episodes, validation_s: how many simulated episodes of how many seconds.
+        live: what trials on live testbeds need; None for simulated ones.
         provenance: of the whole sweep, for the bundles.
     """
 
@@ -50,6 +55,7 @@ class Shared:
     validation_s: float
     seed: int
     provenance: dict[str, Any]
+    live: LiveShare | None = None
 
 
 class SweepTrial(tune.Trainable):
@@ -62,13 +68,19 @@ class SweepTrial(tune.Trainable):
         torch.set_num_threads(1)
         self._options = options = apply(shared.base, config)
         self._observed = self._fit()
-        self._validator = Validator(
-            self._observed.problem,
-            shared.validation,
-            options.training,
-            shared.validation_episodes,
-            shared.validation_s,
-        )
+        self._live, self._validator = None, None
+        if shared.live is None:
+            self._validator = Validator(
+                self._observed.problem,
+                shared.validation,
+                options.training,
+                shared.validation_episodes,
+                shared.validation_s,
+            )
+        else:
+            name, method = self.trial_name or "trial", options.training.method
+            self._live = LiveTrial(shared.live, name, shared.topology, method, shared.seed)
+            self._live.watch_reference(self._observed.problem, options.training.interval_s)
         self._metrics = TrialMetrics(self.trial_name or "trial")
         self._steps = 0
         self._build(None)
@@ -77,10 +89,10 @@ class SweepTrial(tune.Trainable):
         """One training iteration and its validation."""
         result = self._algorithm.train()
         self._steps = self._before + int(result["num_env_steps_sampled_lifetime"])
-        found = self._validator.judge(self._net())
+        sampled = result.get("env_runners", {})
+        found = self._validate(sampled.get(TERMS, {}))
         self._metrics.report(found.score, self._steps)
         encoder = self._observed.problem.encoder
-        sampled = result.get("env_runners", {})
         return {
             "score": found.score,
             "art_per_request": found.art_per_request,
@@ -135,8 +147,16 @@ class SweepTrial(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        """Ends what the algorithm runs."""
+        """Ends what the algorithm runs, and then the testbeds."""
         self._algorithm.stop()
+        if self._live is not None:
+            self._live.close()
+
+    def _validate(self, terms: Mapping[str, float]) -> Validation:
+        if self._live is not None:
+            return self._live.validation(terms)
+        assert self._validator is not None
+        return self._validator.judge(self._net())
 
     def _fit(self) -> Observed:
         shared, options = self._shared, self._options
@@ -144,11 +164,34 @@ class SweepTrial(tune.Trainable):
         return fit_problem(shared.windows, shared.topology, decision, options.encoder, shared.seed)
 
     def _build(self, load_module: Path | None) -> None:
-        options, problem, shared = self._options.training, self._observed.problem, self._shared
-        register_env(_ENVIRONMENT, _make)
+        options = self._options.training
         # The environment's randomness must not repeat itself after a restart.
-        seed = shared.seed + self._steps
-        env_config = {
+        seed = self._shared.seed + self._steps
+        environment, env_config, testbeds = self._environment(seed)
+        setting = Setting(
+            environment=environment,
+            env_config=env_config,
+            groups=self._observed.problem.topology.shape[0],
+            num_envs=testbeds,
+            native_vector=True,
+            interval_s=options.interval_s if self._live else 0.0,
+            seed=seed,
+            action=self._observed.problem.options.action,
+            load_module=load_module,
+        )
+        self._before = self._steps
+        self._algorithm: Algorithm = algorithm_config(options.algorithm, options.model, setting).build_algo()
+
+    def _environment(self, seed: int) -> tuple[str, dict[str, Any], int]:
+        """Name in RLlib's registry, settings, and how many testbeds it drives."""
+        options, problem, shared = self._options.training, self._observed.problem, self._shared
+        if self._live is not None:
+            assert shared.live is not None
+            register_env(_LIVE, make_environment)
+            config = self._live.environment(problem, options.interval_s, options.episode_steps)
+            return _LIVE, {**config, "seed": seed}, shared.live.testbeds
+        register_env(_ENVIRONMENT, _make)
+        config = {
             "problem": problem,
             "next_script": ScriptSource(shared.scenario, problem.topology),
             "method": options.method,
@@ -157,19 +200,7 @@ class SweepTrial(tune.Trainable):
             "seed": seed,
             "paired": options.paired,
         }
-        setting = Setting(
-            environment=_ENVIRONMENT,
-            env_config=env_config,
-            groups=problem.topology.shape[0],
-            num_envs=options.environments,
-            native_vector=True,
-            interval_s=0.0,
-            seed=seed,
-            action=problem.options.action,
-            load_module=load_module,
-        )
-        self._before = self._steps
-        self._algorithm: Algorithm = algorithm_config(options.algorithm, options.model, setting).build_algo()
+        return _ENVIRONMENT, config, options.environments
 
     def _net(self) -> EquivariantNet:
         net: EquivariantNet = self._algorithm.learner_group._learner.module["default_policy"].policy_net()
