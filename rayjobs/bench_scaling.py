@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.parts import LiveOptions
+from actuators.priority import going_first
 from actuators.testbed import Testbed
 from actuators.topology import social_network
 from envs.decision import DecisionOptions, DecisionProblem
@@ -113,12 +114,13 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
         with StallWatch() as stalls:
             first_s = time.monotonic()
             for _ in range(steps):
-                began_s = time.monotonic()
-                actions = act(rows)
-                acted_s = time.monotonic() - began_s
                 begins_anew = truncated.any()
-                rows, _, _, truncated, _ = env.step(actions)
-                ended_s = time.monotonic()
+                with going_first():  # as `tuning.env_runner` does
+                    began_s = time.monotonic()
+                    actions = act(rows)
+                    acted_s = time.monotonic() - began_s
+                    rows, _, _, truncated, _ = env.step(actions)
+                    ended_s = time.monotonic()
                 faults += int(truncated.sum())
                 if not begins_anew:
                     whole_s = acted_s + env.last_work_s

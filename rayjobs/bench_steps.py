@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from actuators.control import Weights
 from actuators.parts import LiveOptions, start_local_testbed
+from actuators.priority import going_first
 from actuators.snapshots import SnapshotWriter
 from actuators.topology import social_network
 from envs.decision import DecisionProblem
@@ -100,19 +101,20 @@ def local_steps(
         testbed.reset(played, seed)
         testbed.advance(interval_s)
         for _ in range(steps):
-            window = testbed.advance(interval_s)
-            watch.add("collect", time.monotonic() - testbed.due_s)
-            with watch.part("encode"):
-                observation = observer.observe_window(window)
-                problem.reward(window, observation)
-                rows = problem.array(observation)
-            with watch.part("act"):
-                weights = Weights(testbed.topology, problem.weights(act(rows), observation))
-            with watch.part("apply"):
-                testbed.apply(weights)
-            with watch.part("record"):
-                snapshot = testbed.latest_snapshot()
-                assert snapshot is not None
-                writer.write(snapshot)
+            with going_first():  # as a conductor does
+                window = testbed.advance(interval_s)
+                watch.add("collect", time.monotonic() - testbed.due_s)
+                with watch.part("encode"):
+                    observation = observer.observe_window(window)
+                    problem.reward(window, observation)
+                    rows = problem.array(observation)
+                with watch.part("act"):
+                    weights = Weights(testbed.topology, problem.weights(act(rows), observation))
+                with watch.part("apply"):
+                    testbed.apply(weights)
+                with watch.part("record"):
+                    snapshot = testbed.latest_snapshot()
+                    assert snapshot is not None
+                    writer.write(snapshot)
             watch.spans.append(((testbed.due_s, time.monotonic()),))
     return watch, undisturbed(watch.spans, stalls)

@@ -7,6 +7,7 @@ single steps; `on_sample_end` is called as always. That the same is learned, ste
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+
+from actuators.priority import going_first
 
 Array = NDArray[Any]
 
@@ -84,10 +87,13 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
 
     def _step(self, rollout: _Rollout, explore: bool) -> int:
         """One step of all environments; how many were steps and not resets."""
-        action, extras = self._act(self._now, explore)
-        space = self.env.single_action_space
-        sent = np.clip(action, space.low, space.high) if isinstance(space, gym.spaces.Box) else action
-        observations, rewards, terminated, truncated, _ = self.env.step(sent)
+        # Between an interval's end and the next control every millisecond is one of the old control.
+        real_time = getattr(self.env.unwrapped, "real_time", False)
+        with going_first() if real_time else contextlib.nullcontext():
+            action, extras = self._act(self._now, explore)
+            space = self.env.single_action_space
+            sent = np.clip(action, space.low, space.high) if isinstance(space, gym.spaces.Box) else action
+            observations, rewards, terminated, truncated, _ = self.env.step(sent)
         valid = ~self._over
         self._over = terminated | truncated
         for name, value in (

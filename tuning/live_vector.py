@@ -58,6 +58,8 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         TestbedError: when a broken testbed could not be repaired for 180 s.
     """
 
+    real_time: ClassVar[bool] = True
+    """Whoever steps it does not make a testbed wait for its policy (`tuning.env_runner`)."""
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
 
     def __init__(
