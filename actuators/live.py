@@ -24,8 +24,6 @@ from actuators.vts import Snapshot
 from actuators.window import Fault, LoadWindow, Window
 
 LOAD_WINDOW_S = 0.25
-EARLY_S = 0.02
-"""Before an interval's end: whoever answers from afar is asked now to answer then."""
 SETTLE_TIMEOUT_S = 2.0
 SETTLE_INTERVAL_S = 0.02
 DRAIN_TIMEOUT_S = 15.0
@@ -112,8 +110,6 @@ class LiveTestbed:
         self._closed = False
         self._tick_s = 0.0
         self._end_s = 0.0
-        self.asked_s = 0.0
-        """Seconds of the last interval, before its end, that were no wait."""
         self._proxy_cpu: tuple[float, dict[int, float]] = (0.0, {})
 
     @property
@@ -181,11 +177,7 @@ class LiveTestbed:
             # A stall longer than an interval must not be caught up by a burst of short windows.
             self._tick_s = now_s
         with going_first():
-            time.sleep(max(self._tick_s - now_s - EARLY_S, 0.0))
-            asking_s = time.monotonic()
-            self._ask_early(max(self._tick_s - asking_s, 0.0))
-            self.asked_s = time.monotonic() - asking_s
-            time.sleep(max(self._tick_s - time.monotonic(), 0.0))
+            time.sleep(max(self._tick_s - now_s, 0.0))
             window = self._collect()
         if time.monotonic() > self._end_s + LOAD_WINDOW_S:
             ended = Fault("load_ended", "the script is over; call reset")
@@ -226,9 +218,6 @@ class LiveTestbed:
             busy = f"a worker at {share:.0%} of a core"
             window = replace(window, faults=(*window.faults, Fault("saturated_nginx", busy)))
         return replace(window, client=client)
-
-    def _ask_early(self, left_s: float) -> None:
-        """Called `EARLY_S` before an interval's end, which is `left_s` ahead."""
 
     def _read(self) -> Reading:
         """What the parts say of the time since the last reading; a load engine that died says so instead."""

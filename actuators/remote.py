@@ -28,18 +28,12 @@ class RemoteTestbed(LiveTestbed):
     parts: Sequence[RemotePart] = ()
     held: Mapping[str, Any] = MappingProxyType({})
 
-    _early: Callable[[], Any] | None = None
-    """Waits for what the load engine was asked before the interval's end."""
-
-    def _ask_early(self, left_s: float) -> None:
-        if isinstance(self._load, RemotePart):
-            self._early = self._load.begin_call_after(left_s, "window")
-
     def _read(self) -> Reading:
         # All are asked at once: a call takes about 2 ms, and at an interval's end every one counts.
-        early, self._early = self._early, None
-        client = early or _begin_call(self._load, "window")
-        window, cpu_s = _begin_call(self._collector, "window"), _begin_call(self._proxy, "cpu_s")
+        client, window, cpu_s = (
+            _begin_call(part, method)
+            for part, method in ((self._load, "window"), (self._collector, "window"), (self._proxy, "cpu_s"))
+        )
         read = window()
         try:
             return read, client(), cpu_s()

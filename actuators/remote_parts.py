@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +25,6 @@ class _Host:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the part."""
         return getattr(self._part, method)(*args, **kwargs)
-
-    def call_after(self, delay_s: float, method: str) -> Any:
-        """Calls a method of the part after that time; the actor does nothing else until then."""
-        time.sleep(delay_s)
-        return self.call(method)
 
     def get(self, attribute: str) -> Any:
         """Reads an attribute of the part."""
@@ -83,11 +77,6 @@ class RemotePart:
     def begin_call(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
         """Calls a method of the part; what waits for its answer."""
         reference = self._actor.call.remote(method, *args, **kwargs)
-        return lambda: self._wait(reference, method, CALL_TIMEOUT_S)
-
-    def begin_call_after(self, delay_s: float, method: str) -> Callable[[], Any]:
-        """The same `delay_s` from now, which should be soon: the part answers nobody else until then."""
-        reference = self._actor.call_after.remote(delay_s, method)
         return lambda: self._wait(reference, method, CALL_TIMEOUT_S)
 
     def read(self, attribute: str) -> Any:

@@ -38,7 +38,7 @@ class Stepped:
         changed: whether the control was another one than before.
         waited_s: seconds in which nothing was done but to wait for the interval's end; the rest is our own work.
         apply_s: seconds until the control was in force.
-        collect_s: seconds, most of them from the interval's end, until its window was read.
+        collect_s: seconds from the interval's end until its window was read and the testbed looked over.
     """
 
     window: Window | None
@@ -165,7 +165,7 @@ class TestbedDriver:
         told = remote.dead_parts(checks) if remote and remote.answered(checks, interval_s / 2) else None
         window = testbed.advance(interval_s)
         # A testbed without a clock of its own, such as a simulated one, does not wait.
-        waited_s = max(getattr(testbed, "due_s", began_s) - began_s - getattr(testbed, "asked_s", 0.0), 0.0)
+        waited_s = max(getattr(testbed, "due_s", began_s) - began_s, 0.0)
         self._windows += 1
         if told is None:
             told = remote.dead_parts(checks) if remote else []
