@@ -1,6 +1,6 @@
 """The live testbed: real servers, a real NGINX and a real load engine behind the Testbed protocol.
 
-Its parts may be local objects (tests) or proxies of Ray actors (`actuators.remote`); it cannot tell.
+Its parts may be local objects (tests) or proxies of Ray actors (`actuators.remote_parts`); it cannot tell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options of a live testbed, and how each part is made: here for local use, in Ray actors for `actuators.remote`."""
+"""Options of a live testbed, and how each part is made: here for local use, in Ray actors for `actuators.placement`."""
 
 from __future__ import annotations
 
