@@ -37,6 +37,8 @@ class LoadOptions(Options):
     """Busy-wait this long before each send, in microseconds: costs CPU, 60 sends within a few microseconds."""
     normal_priority: bool = False
     """Do not run before other programs, even where the system allows it: sends may then be late on a busy machine."""
+    let_cores_sleep: bool = False
+    """Do not keep a virtual machine's idle cores from halting: sends are then late when its host is busy."""
     users: int = Field(962, ge=2)
     """Users that the requests name; DeathStarBench's social graph has 962."""
     saturated_cpu_share: float = Field(0.9, gt=0)
@@ -73,6 +75,8 @@ class LoadEngine:
         """The same in seconds since the epoch."""
         self.priority = "normal"
         """What the system allowed: ``realtime`` (gives way when saturated), ``raised`` or ``normal``."""
+        self.cores_awake = False
+        """Idle cores of this virtual machine are kept from halting while the engine runs."""
 
     def start(
         self,
@@ -198,7 +202,8 @@ class LoadEngine:
             "saturated_delay_ms",
         )  # fmt: skip
         arguments = {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
-        return arguments | ({"normal-priority": ""} if self.options.normal_priority else {})
+        flags = [name for name in ("normal_priority", "let_cores_sleep") if getattr(self.options, name)]
+        return arguments | dict.fromkeys((name.replace("_", "-") for name in flags), "")
 
     def _await_begin(self, output: EngineOutput) -> None:
         begun = output.wait_begin(self.options.connect_timeout_s + 5.0)
@@ -207,7 +212,7 @@ class LoadEngine:
             self.close()
             raise error
         self.started_at_s, self.started_unix_s = output.begin["monotonic_s"], output.begin["unix_s"]
-        self.priority = output.begin["priority"]
+        self.priority, self.cores_awake = output.begin["priority"], output.begin.get("cores_awake", False)
 
     def _death(self) -> LoadError:
         """What the engine's end without a summary means; its own last words when it refused the plan."""

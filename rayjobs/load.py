@@ -142,7 +142,8 @@ def _finish(engine: LoadEngine, options: LoadRunOptions, report: LoadReport) -> 
 def _start_line(options: LoadRunOptions, engine: LoadEngine) -> dict[str, object]:
     return {
         "kind": "start", "version": 1, "target": options.target, "seed": options.seed, "duration_s": options.duration_s,
-        "priority": engine.priority, "monotonic_s": engine.started_at_s, "unix_s": engine.started_unix_s,
+        "priority": engine.priority, "cores_awake": engine.cores_awake,
+        "monotonic_s": engine.started_at_s, "unix_s": engine.started_unix_s,
     }  # fmt: skip
 
 

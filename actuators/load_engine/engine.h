@@ -3,6 +3,7 @@
 #define LOAD_ENGINE_ENGINE_H
 
 #include "exchange.h"
+#include "awake.h"
 #include "priority.h"
 
 #include <fcntl.h>
@@ -191,11 +192,12 @@ static void engine_begin(struct engine *engine, struct arrivals *arrivals) {
     engine->arrivals = arrivals;
     engine->spin_ns = (int64_t)(engine->options->spin_us * 1e3);
     const char *priority = engine->options->normal_priority ? "normal" : raise_priority();
+    bool cores_awake = !engine->options->let_cores_sleep && keep_cores_awake();
     engine->start_ns = now_ns();
     engine->end_ns = engine->start_ns + seconds_to_ns(engine->options->duration_s);
     engine->window_end_ns = engine->start_ns + seconds_to_ns(engine->options->window_s);
     engine->cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    report_start(&engine->report, engine->start_ns, priority);
+    report_start(&engine->report, engine->start_ns, priority, cores_awake);
 }
 
 static void engine_end(struct engine *engine) {

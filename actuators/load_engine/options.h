@@ -15,7 +15,7 @@ struct options {
     struct random_bounds random;
     uint64_t max_connections, users;
     enum output output;
-    bool normal_priority, dump_schedule, print_plan;
+    bool normal_priority, let_cores_sleep, dump_schedule, print_plan;
 };
 
 static const struct options default_options = {
@@ -42,7 +42,7 @@ struct option_row {
     const char *help;
 };
 
-enum { OPTION_ROWS = 23 };
+enum { OPTION_ROWS = 24 };
 
 static void option_table(struct options *o, struct option_row rows[OPTION_ROWS]) {
     const struct option_row table[OPTION_ROWS] = {
@@ -67,6 +67,7 @@ static void option_table(struct options *o, struct option_row rows[OPTION_ROWS])
         {"requests-csv", OPTION_TEXT, &o->requests_csv, 0, "file that receives a line per request"},
         {"output", OPTION_OUTPUT, &o->output, 0, "json or text; by default text on a terminal, else json"},
         {"normal-priority", OPTION_FLAG, &o->normal_priority, 0, "do not run before other programs even if allowed to"},
+        {"let-cores-sleep", OPTION_FLAG, &o->let_cores_sleep, 0, "let a virtual machine's idle cores halt meanwhile"},
         {"dump-schedule", OPTION_FLAG, &o->dump_schedule, 0, "print 'DUE_NS TYPE-N' of every request, send nothing"},
         {"print-plan", OPTION_FLAG, &o->print_plan, 0, "print the plan, send nothing"},
     };

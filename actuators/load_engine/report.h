@@ -92,12 +92,13 @@ static void add_period(struct text *line, const struct plan *plan, const struct 
     text_add(line, "}}\n");
 }
 
-static void report_start(struct report *report, int64_t start_ns, const char *priority) {
+static void report_start(struct report *report, int64_t start_ns, const char *priority, bool cores_awake) {
     if (!report->json) return;
     double age_s = ns_to_seconds(now_ns() - start_ns);
     text_add(&report->line, "{\"kind\":\"start\",\"version\":1,\"target\":\"%s\",\"seed\":%llu,\"duration_s\":%.9g",
              report->options->target, (unsigned long long)report->options->seed, report->options->duration_s);
-    text_add(&report->line, ",\"priority\":\"%s\",\"monotonic_s\":%.9f,\"unix_s\":%.6f}\n", priority,
+    text_add(&report->line, ",\"priority\":\"%s\",\"cores_awake\":%s,\"monotonic_s\":%.9f,\"unix_s\":%.6f}\n",
+             priority, cores_awake ? "true" : "false",
              ns_to_seconds(start_ns), ns_to_seconds(clock_ns(CLOCK_REALTIME)) - age_s);
     report_flush(report);
 }
