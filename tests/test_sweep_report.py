@@ -69,3 +69,12 @@ def test_the_page_stands_alone_and_cannot_be_broken_by_a_name() -> None:
     assert "</script><b>" not in page
     content = page.split('id="figures">')[1].split("</script>")[0]
     assert set(json.loads(content)) == {"parallel", "mixture", "importance", "history"}
+
+
+def test_the_page_says_where_the_scores_come_from() -> None:
+    simulated, live = (
+        render(trials(9), {}, SearchOptions(space=SPACE, testbed=testbed), []) for testbed in ("simulated", "live")
+    )
+    assert "on the validation episodes" in simulated
+    assert "simulated" not in live.partition("<h2>Trials")[0]
+    assert "on the same testbeds" in live

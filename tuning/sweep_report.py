@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from plotly.offline import get_plotlyjs
@@ -26,6 +26,28 @@ _STYLE = (
     "text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}"
     "p.note{color:#555}.scroll{overflow-x:auto}"
 )
+
+
+class _Scored(NamedTuple):
+    """Where a trial's score comes from, in words."""
+
+    on: str
+    reference: str
+    caution: str
+
+
+_SCORED = {
+    "simulated": _Scored(
+        "on the validation episodes",
+        "with equal weights",
+        "The score is chosen among many trials on the same simulated episodes, so it flatters the best one",
+    ),
+    "live": _Scored(
+        "in the last intervals that it steered itself, exploring,",
+        "with equal weights, watched on the same testbeds before",
+        "The score is of few intervals and chosen among many trials, so it flatters the best one",
+    ),
+}
 
 
 def write_sweep_report(
@@ -101,13 +123,12 @@ def print_best(table: pd.DataFrame, evaluations: Sequence[dict[str, Any]], conso
 def _lead(table: pd.DataFrame, options: SearchOptions) -> str:
     failed = int((table["error"] != "").sum())
     ended_early = int((table["steps_trained"] < options.base.training.steps).sum()) - failed
-    best = table.iloc[0]
+    best, where = table.iloc[0], _SCORED[options.testbed]
     return (
         f"<p>{len(table)} trials, {options.search} search, scheduler {options.scheduler}; {max(ended_early, 0)} ended "
         f"early, {failed} failed. The best, <b>{escape(str(best['trial']))}</b>, scores {_number(best['score'])}: "
-        f"on the validation episodes its latency over deadline is {math.exp(-best['score']):.3f} of that of least_conn "
-        "with equal weights.</p><p class=note>The score is chosen among many trials on the same simulated episodes, "
-        "so it flatters the best one; the live judgement does not.</p>"
+        f"{where.on} its latency over deadline is {math.exp(-best['score']):.3f} of that of least_conn "
+        f"{where.reference}.</p><p class=note>{where.caution}; the judgement on live testbeds does not.</p>"
     )
 
 
