@@ -179,13 +179,16 @@ def reset_forgets_which_servers_failed(make: Factory) -> None:
             for behaviours in ((failing,), ()):
                 testbed.reset(ContractScenario(behaviours=behaviours), 10)
                 testbed.apply(ServiceTimes(testbed.topology, equal, np.full(testbed.topology.shape[1], 4.0)))
-                window = testbed.advance(INTERVAL_S)
+                windows = [testbed.advance(INTERVAL_S), testbed.advance(INTERVAL_S)]
+                errors = np.sum([window.server_errors for window in windows], axis=0)
+                requests = np.sum([window.requests for window in windows], axis=0)
+                # Shunned it has next to none, else a third: 70 of 220, give or take 7.
                 if behaviours:
-                    assert window.server_errors[:, 0].sum() > 0
-                    assert window.requests[:, 0].sum() < 0.2 * window.requests.sum()
+                    assert errors[:, 0].sum() > 0
+                    assert requests[:, 0].sum() < 0.15 * requests.sum()
                 else:
-                    assert window.server_errors.sum() == 0
-                    assert window.requests[:, 0].sum() > 0.2 * window.requests.sum()
+                    assert errors.sum() == 0
+                    assert requests[:, 0].sum() > 0.15 * requests.sum()
         testbed.set_method("least_conn")
 
 
