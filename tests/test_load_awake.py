@@ -1,4 +1,4 @@
-"""Where a virtual machine halts idle cores, the load engine asks that they stay awake; its end ends that."""
+"""Where a virtual machine halts idle cores, the load engine asks that they stay awake, unless it is told not to."""
 
 import os
 import struct
