@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 class Options(BaseModel):
     """Options of one part, kept beside the code that obeys them. Units are in the field names.
 
-    `rayjobs.config` fills them from YAML and `--set a.b=c` and turns what pydantic refuses into
+    `rayjobs.cli.config` fills them from YAML and `--set a.b=c` and turns what pydantic refuses into
     ConfigError with the closest match.
     """
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from rayjobs.cli import main
+from rayjobs.cli.main import main
 
 sys.exit(main())

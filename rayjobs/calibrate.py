@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,15 @@ import numpy as np
 from pydantic import Field
 
 from actuators.options import Options
-from envs.calibration_options import CalibrateOptions
-from rayjobs.cli import Verb, run_verb
+from envs.calibration.result import CalibrateOptions
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.runs.recordings import _between, windows_of
 
 if TYPE_CHECKING:
-    from actuators.topology import Topology
-    from actuators.vts import Snapshot
-    from actuators.window import Window
-    from envs.calibration import Calibration
+    from envs.calibration.result import Calibration
+
 
 FILE = "calibration.json"
-SNAPSHOTS = "snapshots.jsonl"
 
 
 class CalibrateVerbOptions(Options):
@@ -40,10 +37,9 @@ class CalibrateVerbOptions(Options):
 
 def run(options: CalibrateVerbOptions) -> int:
     """Prints the fitted parameters with 95 % intervals and the held-out comparison; writes `calibration.json`."""
-    from envs.calibrating import calibrate
-    from rayjobs.console import remarks, results
-    from rayjobs.progress import Progress, Stage
-    from rayjobs.runs import RunFolder
+    from envs.calibration.calibrate import calibrate
+    from rayjobs.cli.progress import Progress, Stage, remarks, results
+    from rayjobs.runs.folder import RunFolder
 
     windows, topology, notes = windows_of(options.snapshots)
     folder = RunFolder.create(options.out, "calibrate", options.seed, options)
@@ -61,33 +57,6 @@ def run(options: CalibrateVerbOptions) -> int:
         f"train on it: deepsched train --set 'training.scenarios=[{folder.path / FILE}]'", soft_wrap=True, markup=False
     )
     return 0
-
-
-def windows_of(path: Path) -> tuple[list[Window], Topology, list[str]]:
-    """The windows between the snapshots of a file or of a run's folder, and what the file lacks, in words."""
-    from actuators.snapshots import read_snapshots
-    from envs.calibrating import windows_topology
-
-    recording = read_snapshots(path / SNAPSHOTS if path.is_dir() else path)
-    topology = windows_topology(recording.snapshots)
-    windows = windows_between(recording.snapshots, topology)
-    notes = [f"{recording.skipped} lines are torn or no snapshots"] if recording.skipped else []
-    notes += [f"the statistics could not be read {recording.gaps} times"] if recording.gaps else []
-    return windows, topology, notes
-
-
-def windows_between(snapshots: Sequence[Snapshot], topology: Topology) -> list[Window]:
-    """A window per pair of neighbours."""
-    from actuators.difference import difference
-
-    return [difference(before, after, topology) for before, after in itertools.pairwise(snapshots)]
-
-
-def read_windows(path: Path, topology: Topology) -> list[Window]:
-    """The windows of a file or of a run's folder, for a topology that is known."""
-    from actuators.snapshots import read_snapshots
-
-    return windows_between(read_snapshots(path / SNAPSHOTS if path.is_dir() else path).snapshots, topology)
 
 
 def warnings(found: Calibration) -> list[str]:
@@ -136,10 +105,6 @@ def comparison_table(found: Calibration) -> Any:
     return table
 
 
-def _between(low: Any, high: Any) -> str:
-    return f"{float(low):.3g} to {float(high):.3g}"
-
-
 def _table(title: str, columns: tuple[str, ...]) -> Any:
     from rich.table import Table
 
@@ -151,12 +116,12 @@ def _table(title: str, columns: tuple[str, ...]) -> Any:
 
 VERB = Verb(
     name="calibrate",
-    summary="fit the simulator to snapshots of a live system, with uncertainty",
     example="deepsched calibrate snapshots.json --set calibrate.method=least_conn",
     options=CalibrateVerbOptions,
     run=run,
     positional=("snapshots",),
 )
+
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -13,19 +13,18 @@ from pathlib import Path
 
 from pydantic import Field
 
-from actuators.collect import CollectOptions, StatusReader
+from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError
-from actuators.load import LoadEngine
-from actuators.load_plans import PlanOptions, make_streams
-from actuators.parts import LiveOptions, make_load, make_nginx, make_server
-from actuators.record import record
-from actuators.snapshots import SnapshotWriter
-from actuators.topology import Topology, social_network
-from rayjobs.cli import Verb, run_verb
-from rayjobs.console import remarks
-from rayjobs.interrupts import Terminated
+from actuators.load.engine import LoadEngine
+from actuators.load.plans import PlanOptions, make_streams
+from actuators.statistics.reader import CollectOptions, StatusReader
+from actuators.statistics.recording import SnapshotWriter, record
+from actuators.testbed.parts import LiveOptions, make_load, make_nginx, make_server
+from rayjobs.cli.interrupts import Terminated
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import remarks
 from rayjobs.load import parse_target, topology_of
-from rayjobs.runs import RunFolder
+from rayjobs.runs.folder import RunFolder
 
 
 class CollectRunOptions(PlanOptions):
@@ -135,7 +134,6 @@ def _say(line: str) -> None:
 
 VERB = Verb(
     name="collect",
-    summary="record NGINX's statistics as JSON lines while a load plan runs",
     example="deepsched collect example.json --status-url http://127.0.0.1:8080/status/format/json --duration-s 60",
     options=CollectRunOptions,
     run=run,

@@ -8,7 +8,7 @@ from typing import Any
 
 from actuators.errors import ConfigError
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
+from rayjobs.cli.main import Verb, run_verb
 
 
 class CompareOptions(Options):
@@ -24,9 +24,9 @@ class CompareOptions(Options):
 
 def run(options: CompareOptions) -> int:
     """Prints a row per scenario and policy, a column per run: values, ratios to each run's own reference."""
-    from rayjobs.console import results
-    from tuning.agreement import comparison_rows, load_evaluations
-    from tuning.statistics import METRICS
+    from rayjobs.cli.progress import results
+    from tuning.judging.agreement import comparison_rows, load_evaluations
+    from tuning.judging.statistics import METRICS
 
     if len(options.runs) < (1 if options.markdown else 2):
         raise ConfigError(f"{len(options.runs)} runs to compare", where="runs", remedy="give two or more run folders")
@@ -44,8 +44,8 @@ def run(options: CompareOptions) -> int:
 
 def _markdown(path: Path, metrics: tuple[str, ...]) -> str:
     """Tables and the paragraph below them; what the run's folder does not say is "unknown"."""
-    from tuning.agreement import load_evaluations
-    from tuning.markdown import account, results_markdown
+    from tuning.judging.agreement import load_evaluations
+    from tuning.judging.markdown import account, results_markdown
 
     evaluations = list(load_evaluations(path).values())
     command, versions = (path / name for name in ("command.txt", "versions.txt"))
@@ -77,7 +77,7 @@ def _table(rows: list[dict[str, Any]], runs: list[str], metrics: tuple[str, ...]
 
 
 def _cell(policy: dict[str, Any] | None, metrics: tuple[str, ...]) -> str:
-    from tuning.verdicts import format_ratio, format_value, interval_text, read
+    from tuning.judging.verdicts import format_ratio, format_value, interval_text, read
 
     if policy is None:
         return "–"
@@ -95,7 +95,6 @@ def _cell(policy: dict[str, Any] | None, metrics: tuple[str, ...]) -> str:
 
 VERB = Verb(
     name="compare",
-    summary="the evaluations of several runs side by side",
     example="deepsched compare runs/evaluate-1-20261122T101353Z runs/evaluate-2-20261122T104501Z",
     options=CompareOptions,
     run=run,

@@ -10,7 +10,7 @@ import yaml
 
 from actuators.files import writable_folder, write_atomic, write_json
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
+from rayjobs.cli.main import Verb, run_verb
 
 PROMETHEUS_URL = "http://127.0.0.1:9090"
 
@@ -30,7 +30,7 @@ class DashboardsOptions(Options):
 
 def run(options: DashboardsOptions) -> int:
     """Writes the files; says how to start both programs with them."""
-    from rayjobs.console import results
+    from rayjobs.cli.progress import results
 
     folder = writable_folder(options.out).absolute()
     grafana = folder / "grafana"
@@ -72,7 +72,7 @@ def provisioning(options: DashboardsOptions, grafana: Path) -> dict[str, dict[st
 
 def dashboard() -> dict[str, Any]:
     """The Grafana dashboard: a row of panels per testbed figure, then the trials of a sweep."""
-    from tuning.metrics import COUNTERS, GAUGES, TRIAL_GAUGES, exported
+    from tuning.live.metrics import COUNTERS, GAUGES, TRIAL_GAUGES, exported
 
     panels = [
         _panel(
@@ -111,7 +111,6 @@ def _panel(title: str, text: str, query: str, label: str = "testbed") -> dict[st
 
 VERB = Verb(
     name="dashboards",
-    summary="write Prometheus' configuration and a Grafana dashboard for testbeds and trials",
     example="deepsched dashboards --out dashboards",
     options=DashboardsOptions,
     run=run,

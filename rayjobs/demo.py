@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from actuators.control import BalancingMethod
+from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError
-from actuators.nginx_detect import detect, need_lua
+from actuators.nginx.detect import detect, need_lua
 from actuators.options import Options
-from actuators.parts import LiveOptions
-from rayjobs.cli import Verb, run_verb
-from rayjobs.interrupts import leave_within
-from rayjobs.progress import Progress, Stage
-from rayjobs.runs import RunFolder
-from rayjobs.testbeds import TestbedKind, open_testbed
-from tuning.judge import JudgeOptions
-from tuning.observing import ObserveOptions
+from actuators.testbed.parts import LiveOptions
+from rayjobs.cli.interrupts import leave_within
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage
+from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.testbed import TestbedKind, open_testbed
+from tuning.judging.judge import JudgeOptions
+from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, TrainingOptions
 
 if TYPE_CHECKING:
-    from envs.baselines import Policy
-    from envs.decision import DecisionProblem
-    from envs.observation import Observation
-    from tuning.evaluation import Evaluation
-    from tuning.plan import Controller
-    from tuning.training import Trainer
+    from envs.environment.problem import DecisionProblem
+    from envs.heuristics.weights import Policy
+    from envs.observation.observer import Observation
+    from tuning.judging.evaluation import Evaluation
+    from tuning.judging.plan import Controller
+    from tuning.learning.trainer import Trainer
 
 CLEAN_UP_S = 9.0
 POLICIES = 6
@@ -80,11 +80,11 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Prints the table and the report's path; everything started is ended, whatever happens."""
     options = resolve(options)
-    from envs.scenarios import scenario
-    from rayjobs.console import remarks, results
+    from envs.scenarios.lookup import scenario
+    from rayjobs.cli.progress import remarks, results
     from rayjobs.doctor import diagnose, require
-    from rayjobs.run_report import write_run_report
-    from tuning.table import print_evaluation
+    from rayjobs.runs.report import write_run_report
+    from tuning.judging.tables import print_evaluation
 
     for name in (options.scenario, *options.training.scenarios):
         scenario(name)
@@ -113,7 +113,7 @@ def run(options: DemoOptions) -> int:
 
 def resolve(options: DemoOptions) -> DemoOptions:
     """The options with `quick`, `interval_s`, `method` and `seed` carried into the stages."""
-    from tuning.contenders import LEARNED
+    from tuning.judging.contenders import LEARNED
 
     stages: dict[str, Options] = {
         "observe": options.observe,
@@ -169,10 +169,10 @@ def training_on(training: TrainingOptions, method: BalancingMethod) -> TrainingO
 
 
 def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
-    from envs.controller import Recorded
-    from envs.scenarios import scenario
-    from rayjobs.local_ray import local_ray
-    from rayjobs.steps import Steps
+    from envs.heuristics.controllers import Recorded
+    from envs.scenarios.lookup import scenario
+    from rayjobs.runs.local_ray import local_ray
+    from rayjobs.runs.steps import Steps
 
     watched = scenario(options.scenario)
     steps = Steps(folder, progress, options.seed)
@@ -201,7 +201,7 @@ def judged(options: DemoOptions, problem: DecisionProblem, learned: Policy) -> l
 
     The rule is left out where the NGINX cannot hold it in memory.
     """
-    from tuning.contenders import LEARNED, Arena, contender, learned_controller, parse_policies
+    from tuning.judging.contenders import LEARNED, Arena, contender, learned_controller, parse_policies
 
     weighs: BalancingMethod = "least_conn" if options.method == "expected_delay" else options.training.method
     names = ["round_robin", "least_conn", "inverse_latency"]
@@ -232,7 +232,6 @@ def _stages(options: DemoOptions) -> list[Stage]:
 
 VERB = Verb(
     name="demo",
-    summary="the main job: observe, learn and judge on a live NGINX of its own",
     example="deepsched demo --quick --seed 1 --out runs",
     options=DemoOptions,
     run=run,

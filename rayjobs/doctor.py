@@ -1,19 +1,243 @@
-"""`deepsched doctor`: what this machine has and lacks, with remedies. The demo asks it first."""
+"""`deepsched doctor`: what this machine has and lacks, with remedies. The demo asks it first.
+
+What this machine has and lacks, one check a function; each finding carries its remedy. Changes nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from actuators.errors import MissingToolError
+from actuators.errors import DeepSchedError, MissingToolError
+from actuators.files import writable_folder
+from actuators.load.build import cache_dir, find_compiler
+from actuators.nginx.detect import INSTALL, NginxBuild, detect
 from actuators.options import Options
-from rayjobs import checks
-from rayjobs.checks import Finding
-from rayjobs.cli import EXIT_USER_ERROR, Verb, run_verb
-from rayjobs.console import results
+from rayjobs.cli.main import EXIT_USER_ERROR, Verb, run_verb
+from rayjobs.cli.progress import results
+from rayjobs.runs.folder import pinned_versions
+
+Level = Literal["ok", "poor", "missing"]
+OLDEST_NGINX = (1, 18)
+_GB = 2**30
+_PORTS = 64
+_SETUP = "run: make setup"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        level: `poor` works with a restriction, `missing` keeps the demo from running.
+        found: what is there.
+        remedy: what to do; empty when all is well.
+    """
+
+    name: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def python() -> Finding:
+    """Which Python; older ones than 3.11 do not get as far as this."""
+    return Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
+
+
+def packages() -> Finding:
+    """The packages of pyproject.toml, in the versions it pins."""
+    wrong = []
+    pins = pinned_versions()
+    for name, wanted in pins.items():
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return Finding("packages", "missing", f"{name} is not installed", _SETUP)
+        if installed.partition("+")[0] != wanted:
+            wrong.append(f"{name} {installed} instead of {wanted}")
+    if not pins:
+        return Finding("packages", "missing", "this project is not installed in this Python", _SETUP)
+    return (
+        Finding("packages", "poor", ", ".join(wrong), _SETUP)
+        if wrong
+        else Finding("packages", "ok", f"{len(pins)} as pinned")
+    )
+
+
+def ray() -> Finding:
+    """Ray can be imported."""
+    try:
+        version = importlib.import_module("ray").__version__
+    except ImportError as error:
+        return Finding("Ray", "missing", f"cannot be imported: {error}", _SETUP)
+    return Finding("Ray", "ok", str(version))
+
+
+def compiler() -> Finding:
+    """A C compiler with the headers that the load engine needs; it builds and runs a program."""
+    name, remedy = "C compiler", "run: apt-get install gcc libc6-dev"
+    source = "#include <sys/epoll.h>\n#include <netinet/tcp.h>\n#include <math.h>\nint main(void) { return 0; }\n"
+    try:
+        program = find_compiler()
+        with tempfile.TemporaryDirectory(prefix="deepsched-") as folder:
+            binary = str(Path(folder) / "probe")
+            _run([program, "-x", "c", "-", "-o", binary, "-lm"], source)
+            _run([binary])
+            version = _run([program, "--version"]).splitlines()[0]
+    except MissingToolError as error:
+        return Finding(name, "missing", error.what, remedy)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding(name, "missing", f"{program} cannot build a program: {_reason(error)}", remedy)
+    return Finding(name, "ok", version)
+
+
+def engine_cache() -> Finding:
+    """The folder where the built load engine is kept can be written."""
+    try:
+        folder = writable_folder(cache_dir())
+    except DeepSchedError as error:
+        return Finding(
+            "engine cache", "missing", f"{error.what} ({error.where})", "set XDG_CACHE_HOME to a folder of yours"
+        )
+    return Finding("engine cache", "ok", str(folder))
+
+
+def nginx(binary: str = "nginx") -> list[Finding]:
+    """NGINX, and what its modules allow: statistics, weights in memory. It loads them in a private folder."""
+    try:
+        build = detect(binary)
+    except MissingToolError as error:
+        return [Finding("NGINX", "missing", error.what, f"run: {INSTALL}")]
+    found = f"{build.version} ({build.binary})"
+    if tuple(int(part) for part in build.version.split(".")[:2] if part.isdigit()) < OLDEST_NGINX:
+        oldest = ".".join(map(str, OLDEST_NGINX))
+        return [Finding("NGINX", "missing", found, f"use NGINX {oldest} or newer")]
+    findings = [Finding("NGINX", "ok", found)]
+    vts_fault = "not installed" if build.vts is None else _fault(build, [build.vts], "vhost_traffic_status_zone;")
+    library = f'lua_package_path "{build.lua_library}/?.lua;;";' if build.lua_library else ""
+    lua_probe = library + ' init_by_lua_block { require "resty.core" }'
+    lua_fault = "not installed" if build.lua is None else _fault(build, build.lua, lua_probe)
+    findings.append(_statistics(vts_fault, lua_fault))
+    if lua_fault:
+        findings.append(
+            Finding("weights in memory", "poor", f"Lua: {lua_fault}; weights change by reload", f"run: {INSTALL}")
+        )
+    else:
+        findings.append(Finding("weights in memory", "ok", "Lua module"))
+    return findings
+
+
+def ports() -> Finding:
+    """Enough free ports on 127.0.0.1 at once."""
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(_PORTS):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", 0))
+        except OSError as error:
+            return Finding(
+                "ports", "missing", f"127.0.0.1: {error.strerror}", "free some ports on the loopback interface"
+            )
+    return Finding("ports", "ok", f"{_PORTS} free on 127.0.0.1")
+
+
+def cores() -> Finding:
+    """Processor cores that this process may use."""
+    count = len(os.sched_getaffinity(0))
+    remedy = "" if count >= 2 else "with one core, load and service disturb each other: expect noisy figures"
+    return Finding("cores", "poor" if remedy else "ok", str(count), remedy)
+
+
+def memory(root: Path = Path("/")) -> Finding:
+    """Memory that is available now, within the container's limit if there is one."""
+    lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    with contextlib.suppress(OSError, ValueError):
+        group = root / "sys/fs/cgroup"
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        used = int((group / "memory.current").read_text(encoding="utf-8")) - int(stat.get("inactive_file", 0))
+        free = min(free, int((group / "memory.max").read_text(encoding="utf-8")) - used)
+    return _amount(
+        "memory", free, least=3 * _GB // 2, good=4 * _GB, remedy="close other programs or use a larger machine"
+    )
+
+
+def shared_memory(root: Path = Path("/")) -> Finding:
+    """Room for Ray's object store; without it Ray uses files, slowly."""
+    folder = root / "dev/shm"
+    free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+    return _amount("shared memory", free, least=0, good=_GB // 2, remedy="in a container: --shm-size=1g")
+
+
+def disk() -> Finding:
+    """Room for run folders here and for temporary files."""
+    places = {Path.cwd(), Path(tempfile.gettempdir())}
+    place = min(places, key=lambda path: shutil.disk_usage(path).free)
+    remedy = f"free some space under {place}"
+    return _amount("disk", shutil.disk_usage(place).free, least=_GB // 2, good=2 * _GB, remedy=remedy)
+
+
+def open_files() -> Finding:
+    """How many connections one process may hold."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    remedy = "" if soft >= 4096 or soft == resource.RLIM_INFINITY else "run: ulimit -n 65536"
+    return Finding("open files", "poor" if remedy else "ok", f"{soft} per process", remedy)
+
+
+def _statistics(vts_fault: str, lua_fault: str) -> Finding:
+    if not vts_fault:
+        return Finding("statistics", "ok", "nginx-module-vts")
+    if not lua_fault:
+        return Finding("statistics", "ok", f"by Lua, in vts' format (nginx-module-vts: {vts_fault})")
+    return Finding("statistics", "missing", f"nginx-module-vts: {vts_fault}; Lua: {lua_fault}", f"run: {INSTALL}")
+
+
+def _fault(build: NginxBuild, modules: Sequence[Path], directives: str) -> str:
+    """Why this NGINX cannot load the modules and use the directives, by its own `nginx -t`; empty when it can."""
+    loads = "".join(f"load_module {path};\n" for path in modules if path != Path())
+    config = f"{loads}pid probe.pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; {directives} }}\n"
+    with tempfile.TemporaryDirectory(prefix="deepsched-") as folder:
+        (Path(folder) / "probe.conf").write_text(config, encoding="utf-8")
+        try:
+            _run([str(build.binary), "-t", "-p", folder, "-c", "probe.conf"])
+        except (OSError, subprocess.SubprocessError) as error:
+            return _reason(error)
+    return ""
+
+
+def _run(command: Sequence[str], text: str = "") -> str:
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+def _reason(error: Exception) -> str:
+    """The first line that the program wrote, without NGINX's time, level and process."""
+    lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
+    return re.sub(r"^.*\[emerg\] (\d+#\d+: )?", "", lines[0]) if lines else type(error).__name__
+
+
+def _amount(name: str, free: int, *, least: int, good: int, remedy: str) -> Finding:
+    level: Level = "ok" if free >= good else "poor" if free >= least else "missing"
+    return Finding(
+        name, level, f"{free / _GB:.1f} GB free", "" if level == "ok" else f"{good / _GB:g} GB are advised; {remedy}"
+    )
+
 
 _MARKS = {"ok": ("✓", "green"), "poor": ("!", "yellow"), "missing": ("✗", "bold red")}
 
@@ -25,21 +249,21 @@ class DoctorOptions(Options):
     """NGINX program, by name or path."""
 
 
-def diagnose(nginx: str = "nginx") -> list[Finding]:
+def diagnose(binary: str = "nginx") -> list[Finding]:
     """All findings, in about 3 s; nothing on the machine is changed."""
     return [
-        checks.python(),
-        checks.packages(),
-        checks.ray(),
-        checks.compiler(),
-        checks.engine_cache(),
-        *checks.nginx(nginx),
-        checks.ports(),
-        checks.cores(),
-        checks.memory(),
-        checks.shared_memory(),
-        checks.disk(),
-        checks.open_files(),
+        python(),
+        packages(),
+        ray(),
+        compiler(),
+        engine_cache(),
+        *nginx(binary),
+        ports(),
+        cores(),
+        memory(),
+        shared_memory(),
+        disk(),
+        open_files(),
     ]
 
 
@@ -75,11 +299,11 @@ def run(options: DoctorOptions) -> int:
 
 VERB = Verb(
     name="doctor",
-    summary="what this machine has and lacks, each with its remedy",
     example="deepsched doctor --nginx /usr/sbin/nginx",
     options=DoctorOptions,
     run=run,
 )
+
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -12,8 +12,8 @@ from pydantic import Field
 from actuators.errors import BundleError, ConfigError, MissingToolError
 from actuators.files import replacing
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
-from rayjobs.console import results
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import results
 
 TOLERANCE = 1e-5
 """Largest difference of any output that is still called equal: float32 sums in another order."""
@@ -53,8 +53,7 @@ def export_onnx(folder: Path, out: Path, checks: int = 100) -> float:
     """
     import torch
 
-    from tuning.bundle import load_bundle
-    from tuning.trust import check_bundle
+    from tuning.policy.bundle import check_bundle, load_bundle
 
     bundle = load_bundle(check_bundle(folder))
     runtime = _runtime()
@@ -117,7 +116,6 @@ def _runtime() -> Any:
 
 VERB = Verb(
     name="export",
-    summary="write a bundle's network as ONNX, checked against the original",
     example="deepsched export runs/demo/bundle --out policy.onnx",
     options=ExportOptions,
     run=run,

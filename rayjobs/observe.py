@@ -1,21 +1,39 @@
-"""`deepsched observe`: watch a testbed, derive deadlines, fit the Gaussian mixture; nothing is learned yet."""
+"""`deepsched observe`: watch a testbed, derive deadlines, fit the Gaussian mixture; nothing is learned yet.
+
+A mixture that has come to know too little: refitted, proven, put in the old one's place, and taken back again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
+from actuators.contract.arrays import FloatArray
+from actuators.errors import BundleError, ConfigError
+from actuators.files import write_atomic
 from actuators.options import Options
-from actuators.parts import LiveOptions
-from rayjobs.cli import Verb, run_verb
-from rayjobs.progress import Progress, Stage
-from rayjobs.runs import RunFolder
-from rayjobs.testbeds import TestbedKind, open_testbed
-from tuning.observing import ObserveOptions
+from actuators.testbed.parts import LiveOptions
+from envs.mixture.fit import window_samples
+from envs.mixture.novelty import FIRST_WINDOWS, check, load_known
+from envs.mixture.refit import SAMPLES, Proof, drawn_samples, load_samples, recalibrate, save_samples
+from envs.observation.encoder import Encoder
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage, remarks, results
+from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.recordings import read_windows, windows_of
+from rayjobs.runs.testbed import TestbedKind, open_testbed
+from tuning.observing.phase import ObserveOptions
 from tuning.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from tuning.policy.bundle import Bundle
+    from tuning.policy.model import EquivariantNet
 
 
 class ObserveVerbOptions(Options):
@@ -56,11 +74,10 @@ def run(options: ObserveVerbOptions) -> int:
     """Prints deadlines, clusters and the folder with `deadlines.json`, `encoder.npz` and, live, `snapshots.jsonl`."""
     if (asked := _about_an_encoder(options)) is not None:
         return asked
-    from envs.scenarios import scenario
-    from rayjobs.console import results
-    from rayjobs.local_ray import ray_session
-    from rayjobs.states import PAGE, keep_states
-    from rayjobs.steps import Steps
+    from envs.scenarios.lookup import scenario
+    from rayjobs.cli.progress import results
+    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.steps import PAGE, Steps, keep_states
 
     folder = RunFolder.create(options.out, "observe", options.seed, options)
     live = options.testbed == "live"
@@ -90,8 +107,6 @@ def _about_an_encoder(options: ObserveVerbOptions) -> int | None:
     """What was asked about an encoder that there is already; None when a testbed is to be watched."""
     if options.check is None and options.recalibrate is None and options.rollback is None:
         return None
-    from rayjobs.recalibrating import check_encoder, recalibrate_encoder, roll_back
-
     if options.check is not None:
         return check_encoder(options, options.check)
     if options.recalibrate is not None:
@@ -102,11 +117,177 @@ def _about_an_encoder(options: ObserveVerbOptions) -> int | None:
 
 VERB = Verb(
     name="observe",
-    summary="watch a testbed: deadlines and the Gaussian mixture",
     example="deepsched observe --testbed live --set observe.duration_s=30",
     options=ObserveVerbOptions,
     run=run,
 )
+
+EXIT_RECALIBRATE = 3
+EXIT_NOT_PROVEN = 4
+ENCODER, BUNDLE, PREVIOUS = "encoder.npz", "bundle.json", "previous"
+
+
+def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
+    """Prints what is novel, and the share as a Prometheus line; 3 when the encoder must be recalibrated."""
+    snapshots = _snapshots(options, "--check")
+    _, topology, _ = windows_of(snapshots)
+    topology, encoder, deadlines_s = load_known(folder, topology)
+    found = check(read_windows(snapshots, topology), topology, encoder, deadlines_s)
+    needed = found.share > options.novel_share
+    results().print(f"{found.novel} of {found.windows} windows are novel, typical novelty {found.typical:.2f}")
+    results().print(f"deepsched_novel_window_share {found.share:.4f}")
+    limit = f"the limit is {options.novel_share:.0%}"
+    if needed:
+        said = f"recalibrate: {found.share:.0%} of the windows are unlike any observed; {limit}"
+        remarks().print(f"warning: {said}", markup=False)
+        results().print(
+            f"deepsched observe --recalibrate {folder} --snapshots {snapshots}", markup=False, soft_wrap=True
+        )
+    else:
+        results().print(f"the encoder still fits; {limit}", markup=False)
+    return EXIT_RECALIBRATE if needed else 0
+
+
+def recalibrate_encoder(options: ObserveVerbOptions, folder: Path) -> int:
+    """Refits, proves on held-out windows, and swaps; 4 when the new mixture is not proven and the old one stays."""
+    snapshots = _snapshots(options, "--recalibrate")
+    _, topology, _ = windows_of(snapshots)
+    topology, old, deadlines_s = load_known(folder, topology)
+    windows = [w for w in read_windows(snapshots, topology) if w.usable and w.requests.any()]
+    flat = window_samples(windows, topology, deadlines_s, old.kind)
+    rows = topology.shape[1] if old.kind == "server" else 1
+    new = flat.reshape(-1, rows, flat.shape[1])[FIRST_WINDOWS:]
+    known = _known(folder, old, options.seed)
+    fresh, proof = recalibrate(old, known, new, options.novel_share, options.seed)
+    _say(old, fresh, proof)
+    if not proof.proven:
+        for reason in proof.reasons:
+            remarks().print(f"warning: not proven: {reason}", markup=False)
+        results().print(f"the old encoder stays in {folder}", markup=False, soft_wrap=True)
+        return EXIT_NOT_PROVEN
+    samples = np.concatenate([known, new.reshape(-1, flat.shape[1])])
+    if (folder / BUNDLE).exists():
+        _swap_bundle(options, folder, fresh, samples)
+    else:
+        _swap_encoder(folder, fresh, samples)
+    results().print(f"the new encoder is in {folder}; back: deepsched observe --rollback {folder}", markup=False,
+                    soft_wrap=True)  # fmt: skip
+    return 0
+
+
+def roll_back(folder: Path) -> int:
+    """The encoder (and policy) before the last recalibration comes back. Raises BundleError when there is none."""
+    if (folder / BUNDLE).exists():
+        from tuning.policy.bundle import roll_back as roll_bundle_back
+
+        roll_bundle_back(folder)
+    else:
+        kept = Encoder.load(folder / PREVIOUS / ENCODER)
+        earlier = folder / PREVIOUS / SAMPLES
+        _swap_encoder(folder, kept, load_samples(earlier, kept.names) if earlier.exists() else None)
+    results().print(f"the earlier encoder is back in {folder}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _snapshots(options: ObserveVerbOptions, flag: str) -> Path:
+    if options.snapshots is None:
+        raise ConfigError("nothing to hold the encoder against", where=flag, remedy="give --snapshots FILE")
+    return options.snapshots
+
+
+def _known(folder: Path, encoder: Encoder, seed: int) -> FloatArray:
+    """What the old mixture was fitted to; draws from the mixture itself when that is lost."""
+    if (folder / SAMPLES).exists():
+        return load_samples(folder / SAMPLES, encoder.names)
+    beside = folder.absolute().parent / SAMPLES
+    if (folder / BUNDLE).exists() and beside.exists():
+        # A bundle was exported beside what its run observed, unless somebody has moved it.
+        with contextlib.suppress(BundleError):
+            return load_samples(beside, encoder.names)
+    remarks().print("warning: what the encoder was fitted to is not kept; draws from it take its place", markup=False)
+    return drawn_samples(encoder, seed)
+
+
+def _say(old: Encoder, fresh: Encoder, proof: Proof) -> None:
+    for line in (
+        f"clusters: {old.clusters} before, {fresh.clusters} now",
+        f"held-out new windows: {proof.novel_before:.0%} novel before, {proof.novel:.0%} now; "
+        f"log likelihood per sample {proof.gained:+.2f}",
+        f"held-out old samples: log likelihood per sample {-proof.forgotten:+.2f}",
+        f"stability over seeds and resamples: {proof.stability:.2f} (adjusted Rand index)",
+    ):
+        results().print(line, markup=False)
+
+
+def _swap_encoder(folder: Path, fresh: Encoder, samples: FloatArray | None) -> None:
+    """In the folder of an observation: the old files into `previous/`, then the new ones, each in one step."""
+    old = {name: (folder / name).read_bytes() for name in (ENCODER, SAMPLES) if (folder / name).exists()}
+    (folder / PREVIOUS).mkdir(exist_ok=True)
+    for name, content in old.items():
+        write_atomic(folder / PREVIOUS / name, content)
+    if samples is not None:
+        save_samples(folder / SAMPLES, samples, fresh.names)
+    fresh.save(folder / ENCODER)
+
+
+def _swap_bundle(options: ObserveVerbOptions, folder: Path, fresh: Encoder, samples: FloatArray) -> None:
+    """The policy goes on with the new mixture, trained further when `retrain_steps` says so."""
+    from tuning.policy.bundle import check_bundle, load_bundle, swap_in
+    from tuning.policy.warm_start import widened
+
+    bundle = load_bundle(check_bundle(folder))
+    problem = replace(bundle.problem, encoder=fresh)
+    warm = replace(bundle, net=widened(bundle.net, bundle.model, bundle.problem, problem), problem=problem)
+    note = {"snapshots": str(options.snapshots), "clusters": fresh.clusters, "retrain_steps": options.retrain_steps}
+    if options.retrain_steps:
+        net, run = _retrained(options, warm)
+        warm = replace(warm, net=net)
+        note["run"] = str(run)
+    history = [*warm.provenance.get("recalibrations", []), note]
+    warm = replace(warm, provenance={**warm.provenance, "recalibrations": history})
+
+    def fill(place: Path) -> None:
+        warm.save(place)
+        save_samples(place / SAMPLES, samples, fresh.names)
+
+    swap_in(folder, fill)
+
+
+def _retrained(options: ObserveVerbOptions, warm: Bundle) -> tuple[EquivariantNet, Path]:
+    """The network after more training as the bundle was trained, begun where it is; and the folder of that run.
+
+    Raises ConfigError for a policy that was learned from records, whose observations the new mixture changes.
+    """
+    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.steps import training_scenarios
+    from tuning.learning.trainer import Trainer
+    from tuning.options import AlgorithmOptions, TrainingOptions
+
+    saved: dict[str, Any] = dict((warm.provenance.get("config") or {}).get("training") or {})
+    if (algorithm := AlgorithmOptions.model_validate(saved.get("algorithm", {}))).offline:
+        what = f"{algorithm.name} learned this policy from records, not on simulated testbeds"
+        remedy = "leave it out, or train anew from newer records: deepsched train --records"
+        raise ConfigError(what, where="--retrain-steps", remedy=remedy)
+    training = TrainingOptions.model_validate({
+        **{name: saved[name] for name in _AS_BEFORE if name in saved},
+        "decision": warm.problem.options.model_dump(), "model": warm.model.model_dump(), "steps": options.retrain_steps,
+    })  # fmt: skip
+    folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
+    with ray_session():
+        trainer = Trainer(warm.problem, training, folder.path, options.seed, start=warm.net)
+        held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)
+        trainer.train_simulated(training_scenarios(training, options.work_scale), held_out)
+    if trainer.proof is not None:
+        remarks().print(trainer.proof.told(), markup=False, soft_wrap=True)
+    return trainer.net(), folder.path
+
+
+_AS_BEFORE = (
+    "method", "scenarios", "interval_s", "environments", "episode_steps", "algorithm", "held_out", "paired",
+    "proof_episodes",
+)  # fmt: skip
+"""Of the options that a bundle was trained with; the residual's proof is among them."""
+
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from actuators.errors import DataError
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
+from rayjobs.cli.main import Verb, run_verb
 
 
 class ParkTrainOptions(Options):
-    """How the learned scorer is searched (`envs.park_learning`), and how all are judged."""
+    """How the learned scorer is searched (`envs.study.park`), and how all are judged."""
 
     seed: int = Field(default=1, ge=0)
     """Fixes the search; the judged episodes are the same for every policy and every seed."""
@@ -33,10 +33,9 @@ def run(options: ParkTrainOptions) -> int:
     import numpy as np
 
     from actuators.files import write_json
-    from envs.park import POLICIES, mean_job_times
-    from rayjobs.console import results
-    from rayjobs.progress import Progress, Stage
-    from rayjobs.runs import RunFolder
+    from envs.study.park import POLICIES, mean_job_times
+    from rayjobs.cli.progress import Progress, Stage, results
+    from rayjobs.runs.folder import RunFolder
 
     folder = RunFolder.create(options.out, "park", options.seed, options)
     with Progress([Stage("search", max(options.generations * 0.5, 0.1)), Stage("judge", 10)]) as progress:
@@ -53,7 +52,7 @@ def run(options: ParkTrainOptions) -> int:
 
 
 def _searched(options: ParkTrainOptions, stage: Any) -> Any:
-    from envs.park_learning import EvolutionOptions, evolve
+    from envs.study.park import EvolutionOptions, evolve
 
     def report(generation: int, time: float) -> None:
         told = f"generation {generation + 1} of {options.generations}, mean job time of the tries {time:.0f}"
@@ -66,7 +65,7 @@ def _loaded(path: Path) -> Any:
     """Raises DataError for a file that holds no scorer."""
     import numpy as np
 
-    from envs.park import SCORER_SIZE
+    from envs.study.park import SCORER_SIZE
 
     remedy = "give a scorer.npy that deepsched park kept"
     try:
@@ -81,7 +80,7 @@ def _loaded(path: Path) -> Any:
 def _table(found: dict[str, tuple[float, float]], episodes: int) -> Any:
     from rich.table import Table
 
-    from envs.park import STUDY_MEAN_JOB_TIME
+    from envs.study.park import STUDY_MEAN_JOB_TIME
 
     title = f"Park: ten servers, Pareto sizes, 1000 jobs; mean job time over {episodes} episodes, the same for all"
     table = Table(title=title, title_justify="left")
@@ -96,7 +95,6 @@ def _table(found: dict[str, tuple[float, float]], episodes: int) -> Any:
 
 VERB = Verb(
     name="park",
-    summary="repeat the project's first experiment: Park's load balancing, learned beside four heuristics",
     example="deepsched park --seed 1",
     options=ParkTrainOptions,
     run=run,

@@ -11,9 +11,10 @@ from pydantic import Field
 from actuators.errors import ConfigError
 from actuators.files import write_json
 from actuators.options import Options
-from rayjobs.cli import Verb, load_verb, run_verb, verb_summaries
-from rayjobs.config import load_options
-from rayjobs.runs import RunFolder
+from rayjobs.cli.config import load_options
+from rayjobs.cli.main import Verb, load_verb, run_verb
+from rayjobs.cli.verbs import VERBS
+from rayjobs.runs.folder import RunFolder
 
 EXIT_DIFFERS = 1
 
@@ -31,8 +32,8 @@ class ReproduceOptions(Options):
 
 def run(options: ReproduceOptions) -> int:
     """Runs it again and says for every part whether it agrees; 1 when one does not."""
-    from rayjobs.console import results
-    from tuning.agreement import agreement, load_evaluations
+    from rayjobs.cli.progress import results
+    from tuning.judging.agreement import agreement, load_evaluations
 
     old = load_evaluations(options.run)
     verb = load_verb(saved_verb(options.run))
@@ -68,8 +69,7 @@ def saved_verb(folder: Path) -> str:
         ) from error
     # `deepsched VERB …` or `python -m rayjobs.VERB …`; run folders are named VERB-SEED-TIME.
     said = [*words[1:2], *(word.removeprefix("rayjobs.") for word in words), folder.resolve().name.partition("-")[0]]
-    names = verb_summaries()
-    found = next((word for word in said if word in names), None)
+    found = next((word for word in said if word in VERBS), None)
     if found is None:
         raise ConfigError("the saved command names no verb", where=str(folder / "command.txt"))
     return found
@@ -77,7 +77,6 @@ def saved_verb(folder: Path) -> str:
 
 VERB = Verb(
     name="reproduce",
-    summary="run a saved run again and say whether its numbers come out",
     example="deepsched reproduce runs/evaluate-1-20261122T101353Z",
     options=ReproduceOptions,
     run=run,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
+from rayjobs.cli.main import Verb, run_verb
 
 if TYPE_CHECKING:
-    from actuators.script import Script
+    from actuators.contract.script import Script
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 72
@@ -24,7 +24,7 @@ class ScenariosOptions(Options):
     action: Literal["list", "show"] = "list"
     """list: one line each; show: one scenario over time."""
     scenario: str = "S3"
-    """Name, or a YAML file of your own (keys: envs/scenario_file.py)."""
+    """Name, or a YAML file of your own (keys: envs/scenarios/file.py)."""
     seed: int = Field(default=101, ge=0)
     """Equal seeds give equal scripts."""
     servers: int = Field(default=3, ge=1, le=62)
@@ -39,14 +39,14 @@ class ScenariosOptions(Options):
 
 def run(options: ScenariosOptions) -> int:
     """Prints the list, or one scenario; writes what was asked for."""
-    from rayjobs.console import results
+    from rayjobs.cli.progress import results
 
     if options.action == "list":
         results().print(_list())
         return 0
+    from actuators.contract.topology import social_network
     from actuators.files import write_atomic, write_json
-    from actuators.topology import social_network
-    from envs.scenarios import scenario
+    from envs.scenarios.lookup import scenario
 
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     chosen = scenario(options.scenario, options.duration_s)
@@ -65,7 +65,7 @@ def run(options: ScenariosOptions) -> int:
 
 def describe(script: Script, width: int = _WIDTH) -> list[str]:
     """Lines for a terminal: load and speeds as bars over time, from left to right."""
-    from envs.timeline import load_ratio, server_speeds
+    from envs.scenarios.timeline import load_ratio, server_speeds
 
     times = [script.duration_s * (column + 0.5) / width for column in range(width)]
     load = [load_ratio(script, t) for t in times]
@@ -89,7 +89,7 @@ def _bars(values: list[float], top: float) -> str:
 def _list() -> object:
     from rich.table import Table
 
-    from envs.scenarios import SCENARIOS
+    from envs.scenarios.catalogue import SCENARIOS
 
     table = Table(title="scenarios", title_justify="left")
     for column in ("name", "load", "duration s", "what happens"):
@@ -103,7 +103,7 @@ def _page(script: Script) -> str:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from envs.timeline import change_times, load_ratio, server_speeds
+    from envs.scenarios.timeline import change_times, load_ratio, server_speeds
 
     times = change_times(script)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, subplot_titles=("load", "speed factor of each server"))
@@ -120,7 +120,6 @@ def _page(script: Script) -> str:
 
 VERB = Verb(
     name="scenarios",
-    summary="list the scenarios, or show load and speeds of one over time",
     example="deepsched scenarios show S7 --seed 101 --page /tmp/s7.html",
     options=ScenariosOptions,
     run=run,

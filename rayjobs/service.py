@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from rich.table import Table
 
+from actuators.contract.script import ServiceDistribution
 from actuators.errors import ConfigError, DataError, ServiceError
 from actuators.options import Options
-from actuators.script import ServiceDistribution
-from actuators.social_database import SocialNetworkOptions
-from rayjobs.cli import Verb, run_verb
-from rayjobs.console import remarks, results
+from actuators.social_network.store import SocialNetworkOptions
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import remarks, results
 
 if TYPE_CHECKING:
-    from actuators.script import Script
-    from actuators.social_server import SocialNetworkServer
-    from actuators.topology import Topology
+    from actuators.contract.script import Script
+    from actuators.contract.topology import Topology
+    from actuators.social_network.server import SocialNetworkServer
 
 _LOOK_EVERY_S = 0.25
 _LAST_PORT = 65535
@@ -73,7 +73,7 @@ class ServiceOptions(Options):
 
 def run(options: ServiceOptions) -> int:
     """Serves until Ctrl-C or the end of the duration, then says what was served; 0."""
-    from actuators.topology import social_network  # here and below: help must be fast
+    from actuators.contract.topology import social_network
 
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     script = make_script(options, topology)
@@ -97,12 +97,12 @@ def run(options: ServiceOptions) -> int:
 
 def make_script(options: ServiceOptions, topology: Topology) -> Script:
     """What the servers play: the file's, the scenario's, or a steady one from the options. Raises ConfigError."""
-    from actuators.script import Script, ServerProfile
+    from actuators.contract.script import Script, ServerProfile
 
     if options.script is not None:
         return _read_script(options.script)
     if options.scenario:
-        from envs.scenarios import scenario
+        from envs.scenarios.lookup import scenario
 
         return scenario(options.scenario).script(topology, options.seed)
     speeds = options.speeds or (1.0,) * options.servers
@@ -117,7 +117,7 @@ def make_script(options: ServiceOptions, topology: Topology) -> Script:
 
 
 def _read_script(path: Path) -> Script:
-    from actuators.script import Script
+    from actuators.contract.script import Script
 
     try:
         return Script.from_json(json.loads(path.read_text()))
@@ -128,8 +128,8 @@ def _read_script(path: Path) -> Script:
 
 
 def _start(options: ServiceOptions, folder: Path, stack: contextlib.ExitStack) -> list[SocialNetworkServer]:
-    from actuators.social_database import create_database
-    from actuators.social_server import SocialNetworkServer
+    from actuators.social_network.server import SocialNetworkServer
+    from actuators.social_network.store import create_database
 
     database = options.database or folder / "social_network.sqlite"
     if not database.exists():
@@ -212,7 +212,6 @@ def _requests(server: SocialNetworkServer) -> dict[str, Any]:
 
 VERB = Verb(
     name="service",
-    summary="run the stand-in social network until Ctrl-C",
     example="deepsched service --servers 3 --speeds 1.6,1.0,0.4",
     options=ServiceOptions,
     run=run,

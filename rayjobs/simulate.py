@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
+from rayjobs.cli.main import Verb, run_verb
 
 
 class SimulateOptions(Options):
@@ -40,11 +40,11 @@ class SimulateOptions(Options):
 
 def run(options: SimulateOptions) -> int:
     """Prints the table; ratios are to least_conn on the same seeds."""
-    from actuators.topology import social_network
-    from envs.rules import RULES, rule_named
-    from envs.scenarios import scenario
-    from envs.study import judge
-    from rayjobs.console import remarks, results
+    from actuators.contract.topology import social_network
+    from envs.scenarios.lookup import scenario
+    from envs.study.judge import judge
+    from envs.study.rules import RULES, rule_named
+    from rayjobs.cli.progress import remarks, results
 
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     played = scenario(options.scenario, options.duration_s)
@@ -82,7 +82,6 @@ def _table(title: str, scores: dict[str, Any], base: Any) -> Any:
 
 VERB = Verb(
     name="simulate",
-    summary="compare rules of balancing on a simulated scenario",
     example="deepsched simulate --scenario S3 --rules least_conn,inverse_latency,true_times --duration-s 200",
     options=SimulateOptions,
     run=run,

@@ -12,20 +12,20 @@ from pydantic import Field
 
 from actuators.errors import ConfigError
 from actuators.options import Options
-from actuators.parts import LiveOptions
-from rayjobs.cli import Verb, run_verb
-from rayjobs.config import load_options
-from rayjobs.progress import Progress, Stage, StageProgress
-from rayjobs.runs import RunFolder
-from tuning.observing import ObserveOptions
-from tuning.sweep_options import ConfirmOptions, SearchOptions
+from actuators.testbed.parts import LiveOptions
+from rayjobs.cli.config import load_options
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage, StageProgress
+from rayjobs.runs.folder import RunFolder
+from tuning.observing.phase import ObserveOptions
+from tuning.search.space import ConfirmOptions, SearchOptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rayjobs.usage import CpuUsage
-    from tuning.sweep import Tally
-    from tuning.trial import Shared
+    from rayjobs.runs.usage import CpuUsage
+    from tuning.search.sweep import Tally
+    from tuning.search.trial import Shared
 
 TRIAL_STEPS_PER_S = 900
 LIVE_START_S = 20
@@ -59,10 +59,10 @@ class SweepOptions(Options):
 
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
-    from envs.scenarios import scenario
-    from rayjobs.console import remarks
-    from rayjobs.steps import training_scenarios
-    from tuning.space import check
+    from envs.scenarios.lookup import scenario
+    from rayjobs.cli.progress import remarks
+    from rayjobs.runs.steps import training_scenarios
+    from tuning.search.space import check
 
     check(options.search.space, options.search.base, options.search.search, options.search.scheduler)
     folder, options = _folder(options)
@@ -89,13 +89,13 @@ def _folder(options: SweepOptions) -> tuple[RunFolder, SweepOptions]:
 
 def _work(options: SweepOptions, folder: RunFolder) -> None:
     from actuators.files import write_json
-    from envs.scenarios import scenario
-    from rayjobs.console import results
-    from rayjobs.local_ray import ray_session
-    from rayjobs.storage import upload
-    from rayjobs.usage import CpuUsage, session_name
-    from tuning.sweep import fetch_bundle, histories, preflight, run_sweep, trial_table
-    from tuning.sweep_report import print_best, write_sweep_report
+    from envs.scenarios.lookup import scenario
+    from rayjobs.cli.progress import results
+    from rayjobs.runs.folder import upload
+    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.usage import CpuUsage, session_name
+    from tuning.report.sweep import print_best, write_sweep_report
+    from tuning.search.sweep import fetch_bundle, histories, preflight, run_sweep, trial_table
 
     confirm = options.confirm
     with contextlib.ExitStack() as stack:
@@ -124,7 +124,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
             bundles = [fetch_bundle(grid, trial, folder.file("bundles", trial)) for trial in _best(table, confirm.best)]
         evaluations: list[dict[str, Any]] = []
         if confirm.best:
-            from tuning.confirm import confirm as judge_live
+            from tuning.search.confirm import confirm as judge_live
 
             with progress.stage("confirm live") as stage:
                 stage.update(f"the best {len(bundles)} on {confirm.testbeds} testbeds at once")
@@ -145,14 +145,14 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
 
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     """The windows of the observation phase, equal for equal seeds, and what else trials have in common."""
-    from actuators.topology import social_network
-    from envs.scenarios import scenario
-    from rayjobs.provenance import provenance
-    from rayjobs.steps import training_scenarios
-    from rayjobs.testbeds import open_testbed
-    from tuning.live_trial import LiveShare
-    from tuning.observing import watch
-    from tuning.trial import Shared
+    from actuators.contract.topology import social_network
+    from envs.scenarios.lookup import scenario
+    from rayjobs.runs.folder import provenance
+    from rayjobs.runs.steps import training_scenarios
+    from rayjobs.runs.testbed import open_testbed
+    from tuning.observing.phase import watch
+    from tuning.search.live_trial import LiveShare
+    from tuning.search.trial import Shared
 
     search, base, watched = options.search, options.search.base, scenario(options.scenario)
     work_dir = folder.path.absolute() / "testbeds"
@@ -184,8 +184,8 @@ def _testbeds(options: SweepOptions) -> int:
 
 
 def _room_to_confirm(confirm: ConfirmOptions) -> None:
-    from actuators.placement import check_capacity
-    from actuators.topology import social_network
+    from actuators.contract.topology import social_network
+    from actuators.testbed.placement import check_capacity
 
     check_capacity(confirm.testbeds, len(social_network().servers))
 
@@ -236,7 +236,6 @@ def _stages(options: SweepOptions) -> list[Stage]:
 
 VERB = Verb(
     name="sweep",
-    summary="try many settings in parallel trials, confirm the best on live testbeds",
     example="deepsched sweep --config sweep-quick",
     options=SweepOptions,
     run=run,

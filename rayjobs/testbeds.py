@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from actuators.options import Options
-from actuators.parts import LiveOptions
-from actuators.testbed import Testbed
-from actuators.topology import social_network
-from rayjobs.cli import Verb, run_verb
-
-TestbedKind = Literal["simulated", "live"]
-
-
-@contextlib.contextmanager
-def open_testbed(kind: TestbedKind, work_dir: Path, seed: int, live: LiveOptions | None = None) -> Iterator[Testbed]:
-    """A testbed for the block; a live one needs a connected Ray and keeps its logs in `work_dir`."""
-    if kind == "simulated":
-        from envs.simulation import SimulatedTestbed
-
-        with SimulatedTestbed(social_network()) as simulated:
-            yield simulated
-        return
-    from actuators.placement import start_remote_testbed
-
-    with start_remote_testbed(social_network(), live or LiveOptions(), work_dir, seed) as testbed:
-        yield testbed
+from rayjobs.cli.main import Verb, run_verb
 
 
 class TestbedsOptions(Options):
@@ -42,7 +20,7 @@ class TestbedsOptions(Options):
 
 def run(options: TestbedsOptions) -> int:
     """Prints a table of testbeds with what they do, their faults and the nodes of their parts."""
-    from rayjobs.console import results
+    from rayjobs.cli.progress import results
 
     rows = []
     for ray, found in _everywhere(options.address):
@@ -65,8 +43,8 @@ def run(options: TestbedsOptions) -> int:
 
 def _everywhere(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Ray's address and its testbeds, one Ray after the other."""
-    from rayjobs.local_ray import connected, in_job, joined, running_heads
-    from tuning.live_testbeds import running_testbeds
+    from rayjobs.runs.local_ray import connected, in_job, joined, running_heads
+    from tuning.live.testbeds import running_testbeds
 
     if address is None and in_job():
         address = "auto"
@@ -81,11 +59,11 @@ def _everywhere(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]
 
 VERB = Verb(
     name="testbeds",
-    summary="what testbeds run on this machine or cluster, and where",
     example="deepsched testbeds",
     options=TestbedsOptions,
     run=run,
 )
+
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

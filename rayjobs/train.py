@@ -1,4 +1,7 @@
-"""`deepsched train`: observe a simulated testbed, train a policy on many of them, judge it, export its bundle."""
+"""`deepsched train`: observe a simulated testbed, train a policy on many of them, judge it, export its bundle.
+
+`deepsched train --testbed live`: the policy goes on learning on several live testbeds at once, then is judged.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ from pydantic import Field
 
 from actuators.errors import ConfigError, DataError
 from actuators.options import Options
-from actuators.parts import LiveOptions
-from rayjobs.cli import Verb, run_verb
-from rayjobs.progress import Progress, Stage
-from rayjobs.runs import RunFolder
-from rayjobs.testbeds import TestbedKind
-from tuning.judge import JudgeOptions
-from tuning.observing import Observed, ObserveOptions
-from tuning.options import TrainingOptions
-from tuning.parallel_options import ParallelOptions
+from actuators.testbed.parts import LiveOptions
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage
+from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.testbed import TestbedKind
+from tuning.judging.judge import JudgeOptions
+from tuning.observing.phase import Observed, ObserveOptions
+from tuning.options import ParallelOptions, TrainingOptions
 
 if TYPE_CHECKING:
-    from envs.decision import DecisionProblem
-    from tuning.transitions_file import Transition
+    from envs.environment.problem import DecisionProblem
+    from tuning.learning.recordings import Transition
+    from tuning.live.training import ParallelRow
 
 
 class TrainOptions(Options):
@@ -61,16 +64,14 @@ class TrainOptions(Options):
 def run(options: TrainOptions) -> int:
     """Prints the table of the judgement and the bundle's folder."""
     if options.testbed == "live":
-        from rayjobs.train_live import run_live
-
         return run_live(options)
-    from envs.scenarios import scenario
-    from rayjobs.console import remarks, results
-    from rayjobs.local_ray import ray_session
-    from rayjobs.steps import Steps
-    from rayjobs.testbeds import open_testbed
-    from tuning.contenders import LEARNED, contenders
-    from tuning.table import print_evaluation
+    from envs.scenarios.lookup import scenario
+    from rayjobs.cli.progress import remarks, results
+    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.steps import Steps
+    from rayjobs.runs.testbed import open_testbed
+    from tuning.judging.contenders import LEARNED, contenders
+    from tuning.judging.tables import print_evaluation
 
     folder, options = resumed(options) if options.resume else (None, options)
     watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
@@ -100,7 +101,7 @@ def resumed(options: TrainOptions) -> tuple[RunFolder, TrainOptions]:
 
     Raises ConfigError when the folder holds no run of `train`.
     """
-    from rayjobs.config import load_options
+    from rayjobs.cli.config import load_options
 
     assert options.resume is not None
     file = options.resume / "config.yaml"
@@ -126,11 +127,10 @@ def _with_records(
     """Offline algorithms get the recorded windows; without any, the observed ones and some simulated steps."""
     if not training.algorithm.offline or training.algorithm.transitions is not None:
         return training
-    from rayjobs.console import remarks
-    from rayjobs.steps import training_scenarios
-    from tuning.held_out import ScriptSource
-    from tuning.transitions import from_simulation, from_windows
-    from tuning.transitions_file import write_transitions
+    from rayjobs.cli.progress import remarks
+    from rayjobs.runs.steps import training_scenarios
+    from tuning.learning.recordings import from_simulation, from_windows, write_transitions
+    from tuning.learning.scoring import ScriptSource
 
     problem, target = observed.problem, folder.path / "transitions"
     if records:
@@ -150,9 +150,9 @@ def from_files(records: Sequence[Path], problem: DecisionProblem) -> Iterator[Tr
 
     Raises DataError for a folder without any, or a recording of other groups or another number of servers.
     """
-    from actuators.topology import Topology
-    from rayjobs.calibrate import SNAPSHOTS, read_windows, windows_of
-    from tuning.transitions import from_windows
+    from actuators.contract.topology import Topology
+    from rayjobs.runs.recordings import SNAPSHOTS, read_windows, windows_of
+    from tuning.learning.recordings import from_windows
 
     types, servers = problem.topology.request_types, problem.topology.shape[1]
     for path in records:
@@ -180,11 +180,85 @@ def _stages(options: TrainOptions) -> list[Stage]:
 
 VERB = Verb(
     name="train",
-    summary="train a policy on simulated testbeds, judge it, export its bundle",
     example="deepsched train --seed 1 --set training.steps=20000",
     options=TrainOptions,
     run=run,
 )
+
+BLOCK_OVERHEAD_S = 1.2
+POLICIES = 4
+
+
+def run_live(options: TrainOptions) -> int:
+    """Observes the first testbed, trains simulated, trains on all testbeds at once, judges on the first one."""
+    from actuators.contract.topology import social_network
+    from envs.scenarios.lookup import scenario
+    from rayjobs.cli.progress import remarks, results
+    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.steps import Steps
+    from tuning.judging.contenders import LEARNED, contenders
+    from tuning.judging.tables import print_evaluation
+    from tuning.learning.algorithm import module_path
+    from tuning.live.conductor import ConductedTestbed
+    from tuning.live.testbeds import Testbeds
+    from tuning.live.training import ParallelTraining
+
+    watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
+    folder = RunFolder.create(options.out, "train", options.seed, options)
+    training, parallel = options.training, options.parallel
+    judging = options.judge.model_copy(update={"learned": LEARNED, "seed": options.seed})
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(_live_stages(options, parallel)))
+        steps = Steps(folder, progress, options.seed)
+        with progress.stage("start") as stage:
+            stack.enter_context(ray_session(testbeds=parallel.testbeds))
+            stage.update(f"{parallel.testbeds} live testbeds")
+            work_dir = folder.path / "testbeds"
+            opened = Testbeds.live(
+                parallel.testbeds, social_network(), options.live, work_dir, options.seed, training.method
+            )
+            testbeds = stack.enter_context(opened)
+            first, conductor = next(iter(testbeds.conductors.items()))
+            testbed = ConductedTestbed(conductor, first)
+        observed = steps.observe(testbed, watched, options.observe, training)
+        trainer = steps.train(observed, training, watched.work_scale)
+        with progress.stage("train live") as stage:
+
+            def report(row: ParallelRow) -> None:
+                told = f"{row.step} of {parallel.steps} intervals, return {row.episode_return:.2f}"
+                lost = f", {row.faults} lost to faults" if row.faults else ""
+                stage.update(told + lost, row.step / parallel.steps)
+
+            run = ParallelTraining(
+                observed.problem,
+                trainer.options,
+                parallel,
+                folder.path,
+                options.seed,
+                start=None if trainer.checkpoint is None else module_path(trainer.checkpoint),
+                report=report,
+                say=lambda text: remarks().print(text, markup=False, soft_wrap=True),
+            )
+            trainer.net().load_state_dict(run.run(testbeds, watched).state_dict())
+        bundle = steps.export(trainer)
+        policies = contenders(observed.problem, training.method, bundle.policy())
+        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
+    print_evaluation(evaluation.to_json(), results())
+    results().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
+    return 0
+
+
+def _live_stages(options: TrainOptions, parallel: ParallelOptions) -> list[Stage]:
+    observe, judge, interval_s = options.observe, options.judge, options.training.interval_s
+    block_s = judge.warm_up_s + judge.measure_s + BLOCK_OVERHEAD_S
+    return [
+        Stage("start", 20 + 5 * parallel.testbeds),
+        Stage("observe", 2 + observe.skip_s + observe.duration_s + observe.explore_s),
+        Stage("train", 10 + options.training.steps / 1200),
+        Stage("train live", 15 + parallel.steps / parallel.testbeds * interval_s * 1.2),
+        Stage("judge", 2 + judge.rounds * POLICIES * block_s),
+    ]
+
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

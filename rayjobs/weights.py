@@ -11,13 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from actuators.control import ServiceTimes, Weights
+from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError, ConfigError
-from actuators.files import write_atomic
-from actuators.nginx_detect import detect
-from actuators.nginx_options import NginxOptions
-from actuators.nginx_snippet import render_snippet
-from actuators.weights import (
+from actuators.external.actuator import (
     EXPLORED_VALUES,
     Actuator,
     ActuatorOptions,
@@ -26,8 +22,11 @@ from actuators.weights import (
     parse_weights,
     ratio_vectors,
 )
-from rayjobs.cli import Verb, run_verb
-from rayjobs.console import remarks, results
+from actuators.files import write_atomic
+from actuators.nginx.config import NginxOptions, render_snippet
+from actuators.nginx.detect import detect
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import remarks, results
 
 
 class WeightsOptions(ActuatorOptions):
@@ -138,7 +137,6 @@ def _say(line: str) -> None:
 
 VERB = Verb(
     name="weights",
-    summary="read, set or explore the weights of an NGINX, by reload or in memory",
     example="deepsched weights set compose_backend/10.0.0.1:8080=5 --set reload.config=/etc/nginx/nginx.conf",
     options=WeightsOptions,
     run=run,

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from problems import observed
 
-from envs.decision import DecisionProblem
-from envs.observation import Observation
-from tuning.bundle import Bundle
-from tuning.model import EquivariantNet
+from envs.environment.problem import DecisionProblem
+from envs.observation.observer import Observation
 from tuning.options import ModelOptions
+from tuning.policy.bundle import Bundle
+from tuning.policy.model import EquivariantNet
 
 HIDDEN = 16
 

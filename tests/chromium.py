@@ -13,7 +13,7 @@ from typing import Any, Self
 import requests
 from websockets.sync.client import connect
 
-from actuators.process import ManagedProcess
+from actuators.processes.process import ManagedProcess
 
 EXECUTABLE = Path("/usr/bin/chromium")
 _FLAGS = (

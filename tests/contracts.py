@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from actuators.control import ServiceTimes, Weights
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.script import Behaviour, RateStep, Script, ServerProfile, Stream
+from actuators.contract.testbed import Testbed
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
 from actuators.errors import ActuationError, TestbedError
-from actuators.script import Behaviour, RateStep, Script, ServerProfile, Stream
-from actuators.testbed import Testbed
-from actuators.topology import Topology
-from actuators.window import Window
 
 Factory = Callable[[], Testbed]
 

@@ -18,13 +18,13 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["actuators", "crossplane"]):
-    from actuators.difference import difference
+    from actuators.contract.topology import social_network
     from actuators.errors import DeepSchedError
-    from actuators.foreign_config import read_config
-    from actuators.foreign_edit import ServerEdit, edit_file
-    from actuators.snapshots import from_json, to_json
-    from actuators.topology import social_network
-    from actuators.vts import Snapshot, parse, parse_json
+    from actuators.external.config_editor import ServerEdit, edit_file
+    from actuators.external.config_reader import read_config
+    from actuators.statistics.recording import from_json, to_json
+    from actuators.statistics.vts import Snapshot, parse, parse_json
+    from actuators.statistics.windows import difference
 
 DATA = Path(__file__).parent / "data" / "vts"
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))

@@ -4,10 +4,10 @@ from typing import Any
 
 from http_server import ScriptedServer
 
-from actuators.load import LoadEngine
-from actuators.load_summary import LoadSummary
-from actuators.script import RateStep, Stream
-from actuators.topology import social_network
+from actuators.contract.script import RateStep, Stream
+from actuators.contract.topology import social_network
+from actuators.load.engine import LoadEngine
+from actuators.load.summary import LoadSummary
 
 TOPOLOGY = social_network()
 

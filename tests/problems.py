@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
-from actuators.topology import social_network
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.encoding import EncoderOptions
-from envs.scenarios import StudyScenario, scenario
-from envs.simulation import SimulatedTestbed
-from tuning.observing import Observed, ObserveOptions, fit_problem, watch
+from actuators.contract.topology import social_network
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.observation.encoder import EncoderOptions
+from envs.scenarios.catalogue import StudyScenario
+from envs.scenarios.lookup import scenario
+from envs.simulator.testbed import SimulatedTestbed
+from tuning.observing.phase import Observed, ObserveOptions, fit_problem, watch
 
 TOPOLOGY = social_network()
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actuators import histogram
-from actuators.control import BalancingMethod, Control, Weights
+from actuators.contract import histogram
+from actuators.contract.control import BalancingMethod, Control, Weights
+from actuators.contract.script import Behaviour, RateStep, Scenario, Script, ServerProfile, Stream
+from actuators.contract.testbed import Applied
+from actuators.contract.topology import Topology, social_network
+from actuators.contract.window import DEFAULT_BOUNDS_MS, Fault, LoadWindow, Window
 from actuators.errors import ActuationError
-from actuators.script import Behaviour, RateStep, Scenario, Script, ServerProfile, Stream
-from actuators.testbed import Applied
-from actuators.topology import Topology, social_network
-from actuators.window import DEFAULT_BOUNDS_MS, Fault, LoadWindow, Window
 
 SERVICE_S = (0.018, 0.0044, 0.0033)
 

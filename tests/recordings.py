@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from actuators.control import BalancingMethod, Weights
-from actuators.script import Scenario
-from actuators.snapshots import SnapshotWriter
-from actuators.topology import social_network
-from actuators.vts import Buckets, Responses, ServerCounters, Snapshot
-from actuators.window import Window
-from envs.simulation import SimulatedTestbed, SimulationOptions
+from actuators.contract.control import BalancingMethod, Weights
+from actuators.contract.script import Scenario
+from actuators.contract.topology import social_network
+from actuators.contract.window import Window
+from actuators.statistics.recording import SnapshotWriter
+from actuators.statistics.vts import Buckets, Responses, ServerCounters, Snapshot
+from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 
 Steer = Callable[[Window], Weights]
 

@@ -8,11 +8,11 @@ import numpy as np
 from queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 from sklearn.mixture import GaussianMixture
 
-from actuators.script import Behaviour
-from tuning.evaluation import Evaluation, describe_machine
-from tuning.judge import Controller, Judge, JudgeOptions
-from tuning.report import EncoderSummary, Provenance, RunData, TrainingPoint
-from tuning.report_learning import StateVisit
+from actuators.contract.script import Behaviour
+from tuning.judging.evaluation import Evaluation, describe_machine
+from tuning.judging.judge import Controller, Judge, JudgeOptions
+from tuning.report.learning import StateVisit
+from tuning.report.write import EncoderSummary, Provenance, RunData, TrainingPoint
 
 EVENTS = (Behaviour(1.5, 1, speed=0.6), Behaviour(3.0, 1))
 

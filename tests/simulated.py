@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from actuators.script import ArrivalDistribution, Behaviour, RateStep, Script, ServerProfile, Stream
-from actuators.topology import Group, Topology
-from envs.simulation import SimulatedBatch, SimulationOptions, WindowBatch
+from actuators.contract.script import ArrivalDistribution, Behaviour, RateStep, Script, ServerProfile, Stream
+from actuators.contract.topology import Group, Topology
+from envs.simulator.testbed import SimulatedBatch, SimulationOptions, WindowBatch
 
 
 def line_of(servers: int, method: str = "GET") -> Topology:

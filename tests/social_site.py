@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from actuators.social_capacity import ServerPlan
-from actuators.social_database import SocialNetworkOptions, create_database
-from actuators.social_server import SocialNetworkServer
+from actuators.social_network.capacity import ServerPlan
+from actuators.social_network.server import SocialNetworkServer
+from actuators.social_network.store import SocialNetworkOptions, create_database
 
 OPTIONS = SocialNetworkOptions(users=50, follows_per_user=5, posts_per_user=3)
 COMPOSE = 'username=username_5&user_id=5&text={} @username_7 http://abc&media_ids=["1"]&media_types=["png"]&post_type=0'

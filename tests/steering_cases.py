@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from problems import TOPOLOGY, problem
 
-from actuators.control import Weights
-from actuators.window import Window
-from envs.features import LatencyMemory
-from tuning.advice import Advice, State
-from tuning.bundle import Bundle
-from tuning.model import EquivariantNet
+from actuators.contract.control import Weights
+from actuators.contract.window import Window
+from envs.observation.features import LatencyMemory
 from tuning.options import ModelOptions
-from tuning.steering import Decision, Steering
-from tuning.steering_options import SteeringOptions
+from tuning.policy.adviser import Advice, State
+from tuning.policy.bundle import Bundle
+from tuning.policy.model import EquivariantNet
+from tuning.steering.decide import Decision, Steering
+from tuning.steering.guards import SteeringOptions
 
 DEADLINES_S = np.array([0.05, 0.03, 0.03])
 EQUAL = Weights.equal(TOPOLOGY)

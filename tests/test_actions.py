@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from windows import TOPOLOGY
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
 from actuators.errors import ConfigError
-from envs.actions import ActionCodec, ActionKind, ActionOptions, ratio_levels
-from envs.baselines import inverse_latency_shares
+from envs.environment.actions import ActionCodec, ActionKind, ActionOptions, ratio_levels
+from envs.observation.features import inverse_latency_shares
 
 EQUAL = np.ones(TOPOLOGY.shape, dtype=np.int64)
 CODEC = ActionCodec(TOPOLOGY, ActionOptions())

@@ -14,18 +14,17 @@ from problems import TOPOLOGY, demo_scenario, problem
 from steering_cases import DEADLINES_S, EQUAL, UNEVEN, Run, advice, options, trained_bundle
 from windows import window
 
+from actuators.contract.window import Fault
 from actuators.errors import DataError
-from actuators.window import Fault
-from envs.simulation import SimulatedTestbed
-from tuning import audit, window_json
-from tuning.advice import Recent
-from tuning.adviser import Adviser
-from tuning.audit import AuditLog
-from tuning.bundle import Bundle
-from tuning.model import EquivariantNet
+from envs.simulator.testbed import SimulatedTestbed
 from tuning.options import ModelOptions
-from tuning.steering_options import AuditOptions
-from tuning.window_json import WindowModel
+from tuning.policy.adviser import Adviser, Recent
+from tuning.policy.bundle import Bundle
+from tuning.policy.model import EquivariantNet
+from tuning.steering import audit, window_json
+from tuning.steering.audit import AuditLog
+from tuning.steering.guards import AuditOptions
+from tuning.steering.window_json import WindowModel
 
 
 def recorded(path: Path, count: int = 25, keep: AuditOptions | None = None) -> None:

@@ -10,16 +10,16 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from problems import TOPOLOGY, demo_scenario, problem
 
-from actuators.control import Control, Weights
+from actuators.contract.control import Control, Weights
+from actuators.contract.script import Script
+from actuators.contract.testbed import Applied
+from actuators.contract.window import Fault, Window
 from actuators.errors import ActuationError
-from actuators.script import Script
-from actuators.testbed import Applied
-from actuators.window import Fault, Window
-from envs.actions import ActionOptions
-from envs.balancing import BalancingEnv
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.simulation import SimulatedTestbed
-from envs.vector import SimulatedVectorEnv
+from envs.environment.actions import ActionOptions
+from envs.environment.env import BalancingEnv
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.environment.vector_env import SimulatedVectorEnv
+from envs.simulator.testbed import SimulatedTestbed
 
 
 class Faulty(SimulatedTestbed):

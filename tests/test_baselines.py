@@ -9,25 +9,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
+from actuators.contract.window import Window
 from actuators.errors import ConfigError
-from actuators.topology import social_network
-from actuators.window import Window
-from envs.actions import ActionCodec, ActionOptions
-from envs.baselines import Equal, InverseLatency, Policy, Static, WeightPolicy, rates_rps
-from envs.controller import FixedController, PolicyController, Steered
-from envs.delay_controllers import EstimatorController
-from envs.ejection import OutlierEjection
-from envs.feedback_baselines import Aimd, Equaliser, Little
-from envs.knapsack import Knapsack, best_split
-from envs.learned_rules import controlled
-from envs.model_baselines import ModelBased, UtilisationPid
-from envs.observation import Observer
-from envs.queueing import number_in_system, offered_load
-from envs.rules import RULES
-from envs.scenarios import scenario
-from envs.static_search import SearchOptions, search_static
-from envs.study import judge
+from envs.environment.actions import ActionCodec, ActionOptions
+from envs.heuristics.controllers import EstimatorController, FixedController, OutlierEjection, PolicyController, Steered
+from envs.heuristics.knapsack import Knapsack, best_split
+from envs.heuristics.queueing_model import ModelBased, UtilisationPid, number_in_system, offered_load
+from envs.heuristics.weights import (
+    Aimd,
+    Equal,
+    Equaliser,
+    InverseLatency,
+    Little,
+    Policy,
+    Static,
+    WeightPolicy,
+    rates_rps,
+)
+from envs.observation.observer import Observer
+from envs.scenarios.lookup import scenario
+from envs.study.judge import SearchOptions, judge, search_static
+from envs.study.rules import RULES, controlled
 from tests.windows import window
 
 TOPOLOGY = social_network()

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from actuators.errors import ConfigError, DataError, ServiceError
-from rayjobs import bench
-from rayjobs.bench import Bar, BenchContext, BenchOptions, at_least, at_most, figure
+from rayjobs.bench import __main__ as bench
+from rayjobs.bench.__main__ import BenchOptions
+from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
 Measure = Callable[[BenchContext], list[Bar]]
 KEYS = {
@@ -45,7 +46,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for name, measure in measures.items():
             module = types.ModuleType(name)
             module.measure = measure  # type: ignore[attr-defined]
-            monkeypatch.setitem(sys.modules, f"rayjobs.benches.{name}", module)
+            monkeypatch.setitem(sys.modules, f"rayjobs.bench.{name}", module)
 
     return put
 

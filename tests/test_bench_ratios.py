@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from actuators.topology import social_network
-from envs.rules import RULES
-from envs.scenarios import scenario
-from envs.study import Score, judge, judge_each
-from rayjobs.bench_ratios import PUBLISHED_SEEDS, Judged, Ratios, evaluation_seeds
+from actuators.contract.topology import social_network
+from envs.scenarios.lookup import scenario
+from envs.study.judge import Score, judge, judge_each
+from envs.study.rules import RULES
+from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Judged, Ratios, evaluation_seeds
 
 TOPOLOGY = social_network()
 

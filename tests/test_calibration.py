@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 from windows import window
 
+from actuators.contract.topology import social_network
+from actuators.contract.window import Fault
 from actuators.errors import ConfigError, DataError
-from actuators.snapshots import from_json
-from actuators.topology import social_network
-from actuators.window import Fault
-from envs.arrival_fit import dispersion, nearest_distribution, rate_steps
-from envs.calibrated import calibrated, read_calibrated
-from envs.calibrating import calibrate, windows_topology
-from envs.calibration import Calibration
-from envs.calibration_options import CalibrateOptions
-from envs.calibration_replay import gather
-from envs.scenarios import randomised, scenario
-from envs.simulation import SimulatedTestbed, SimulationOptions
+from actuators.statistics.recording import from_json
+from envs.calibration.calibrate import calibrate, windows_topology
+from envs.calibration.replay import dispersion, gather, nearest_distribution, rate_steps
+from envs.calibration.result import CalibrateOptions, Calibration
+from envs.scenarios.calibrated import calibrated, read_calibrated
+from envs.scenarios.catalogue import randomised
+from envs.scenarios.lookup import scenario
+from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 
 TOPOLOGY = social_network()
 OVERHEAD_MS = 1.5

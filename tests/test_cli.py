@@ -11,9 +11,10 @@ import pytest
 
 from actuators.errors import MissingToolError
 from actuators.options import Options
-from rayjobs import cli, interrupts
-from rayjobs.cli import Verb, run_verb
-from rayjobs.flags import build_parser
+from rayjobs.cli import interrupts
+from rayjobs.cli import main as cli
+from rayjobs.cli.flags import build_parser
+from rayjobs.cli.main import Verb, run_verb
 
 
 class GreetOptions(Options):
@@ -166,7 +167,7 @@ def test_signals_can_be_claimed_back() -> None:
 def test_a_program_that_follows_its_parent_ends_with_it() -> None:
     """The Makefile asks for it: `kill -9` of make must not leave the demo running."""
     child = (
-        "import signal, sys; from rayjobs.interrupts import follow_parent; "
+        "import signal, sys; from rayjobs.cli.interrupts import follow_parent; "
         "follow_parent(); print('up', flush=True); signal.pause()"
     )
     parent = f"import subprocess, sys, signal; subprocess.Popen([sys.executable, '-c', {child!r}]); signal.pause()"
@@ -216,7 +217,7 @@ def test_the_module_is_the_same_program() -> None:
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
     done = subprocess.run(
-        f"{sys.executable} -c 'import sys; from rayjobs.cli import *; from tests.test_cli import *; "
+        f"{sys.executable} -c 'import sys; from rayjobs.cli.main import *; from tests.test_cli import *; "
         'sys.exit(run_verb(verb_that(lambda o: print("x" * 10**6) or 0), ["Ada"]))\' | head -c 1',
         shell=True,
         capture_output=True,
@@ -237,7 +238,7 @@ def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
 
 def test_a_clean_up_that_hangs_is_cut_short() -> None:
     program = (
-        "import signal, time; from rayjobs.interrupts import claim_signals, leave_within\n"
+        "import signal, time; from rayjobs.cli.interrupts import claim_signals, leave_within\n"
         "claim_signals(); leave_within(0.2, lambda: 'kept all')\n"
         "try:\n    print('up', flush=True); signal.pause()\n"
         "finally:\n    time.sleep(600)\n"

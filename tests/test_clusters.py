@@ -12,14 +12,14 @@ import pytest
 from problems import TOPOLOGY, observed
 from windows import window
 
+from actuators.contract.window import Fault, Window
 from actuators.errors import DataError
-from actuators.window import Fault, Window
-from envs.encoding import EncoderOptions
-from envs.mixture import Candidate, candidates, fit_from_windows, window_samples
-from rayjobs.cli import main
-from tuning.cluster_page import render
-from tuning.clusters import Meaning, meaning
-from tuning.report_document import Provenance
+from envs.mixture.fit import Candidate, candidates, fit_from_windows, window_samples
+from envs.observation.encoder import EncoderOptions
+from rayjobs.cli.main import main
+from tuning.observing.clusters import Meaning, meaning
+from tuning.report.clusters import render
+from tuning.report.document import Provenance
 
 DEADLINES_S = np.array([0.1, 0.1, 0.1])
 FAST_MS, SLOW_MS = 10.0, 80.0

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from http_server import CLOSE, HANG, Received, ScriptedServer
 
-from actuators.collect import CollectOptions, Collector, StatusReader
+from actuators.contract.topology import social_network
 from actuators.errors import StatusError
-from actuators.record import record
-from actuators.snapshots import SnapshotWriter, read_snapshots
-from actuators.topology import social_network
+from actuators.statistics.reader import CollectOptions, Collector, StatusReader
+from actuators.statistics.recording import SnapshotWriter, read_snapshots, record
 
 DATA = Path(__file__).parent / "data" / "vts"
 BEFORE, AFTER = ((DATA / f"{name}.json").read_bytes() for name in ("before_load", "after_load"))

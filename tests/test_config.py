@@ -10,7 +10,7 @@ from pydantic import Field
 
 from actuators.errors import ConfigError
 from actuators.options import Options
-from rayjobs.config import dump_yaml, load_options
+from rayjobs.cli.config import dump_yaml, load_options
 
 
 class LoadOptions(Options):

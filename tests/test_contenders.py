@@ -7,20 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actuators.control import ServiceTimes, Weights
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
-from actuators.topology import social_network
-from envs.actions import ActionOptions
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.encoding import EncoderOptions
-from envs.mixture import fit_from_windows
-from envs.scenarios import scenario
-from envs.simulation import SimulatedTestbed
-from tuning.block_run import Informed
-from tuning.contenders import BASELINES, LEARNING, NATIVE, STEERED, Arena, contender, parse_policies
-from tuning.judge import Judge, JudgeOptions
-from tuning.observing import ObserveOptions, watch
-from tuning.oracles import ORACLES
+from envs.environment.actions import ActionOptions
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.mixture.fit import fit_from_windows
+from envs.observation.encoder import EncoderOptions
+from envs.scenarios.lookup import scenario
+from envs.simulator.testbed import SimulatedTestbed
+from tuning.judging.contenders import BASELINES, LEARNING, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
+from tuning.judging.judge import Informed, Judge, JudgeOptions
+from tuning.observing.phase import ObserveOptions, watch
 
 DEADLINES_S = np.array([0.06, 0.025, 0.02])
 NAMES = (*NATIVE, *BASELINES, *STEERED, *LEARNING, *ORACLES, "inverse_latency@expected_delay", "little@round_robin")

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rayjobs.dashboards import DashboardsOptions, dashboard, run
-from tuning.metrics import COUNTERS, GAUGES, TRIAL_GAUGES
+from tuning.live.metrics import COUNTERS, GAUGES, TRIAL_GAUGES
 
 
 def test_every_metric_has_a_panel_of_its_own() -> None:

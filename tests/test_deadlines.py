@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from windows import TOPOLOGY, window
 
+from actuators.contract.topology import social_network
+from actuators.contract.window import DEFAULT_BOUNDS_MS, Fault
 from actuators.errors import DataError
-from actuators.topology import social_network
-from actuators.window import DEFAULT_BOUNDS_MS, Fault
-from envs.deadlines import derive_deadlines, tardiness
-from envs.scenarios import scenario
-from envs.simulation import SimulatedTestbed
+from envs.observation.deadlines import derive_deadlines, tardiness
+from envs.scenarios.lookup import scenario
+from envs.simulator.testbed import SimulatedTestbed
 
 
 def test_deadline_is_mean_plus_priority_times_deviation() -> None:
@@ -27,7 +27,7 @@ def test_deadline_is_mean_plus_priority_times_deviation() -> None:
 def test_a_higher_priority_gets_a_tighter_deadline() -> None:
     from dataclasses import replace
 
-    from actuators.topology import Topology
+    from actuators.contract.topology import Topology
 
     groups = social_network().groups
     topology = Topology((replace(groups[0], priority=10.0), *groups[1:]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
-from rayjobs.config import dump_yaml, load_options
+from rayjobs.cli.config import dump_yaml, load_options
 from rayjobs.demo import DemoOptions, resolve
 
 
@@ -34,7 +34,7 @@ def test_without_lua_it_is_least_conn(monkeypatch: pytest.MonkeyPatch, tmp_path:
     plain = tmp_path / "nginx"
     plain.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
     plain.chmod(0o755)
-    monkeypatch.setattr("actuators.nginx_detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
     assert resolve(given(f"live.nginx.binary={plain}")).method == "least_conn"
 
 

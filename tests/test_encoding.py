@@ -9,8 +9,8 @@ import pytest
 from sklearn.mixture import GaussianMixture
 
 from actuators.errors import BundleError, DataError
-from envs.encoding import Encoder, EncoderOptions
-from envs.mixture import fit_encoder
+from envs.mixture.fit import fit_encoder
+from envs.observation.encoder import Encoder, EncoderOptions
 
 CENTERS = np.array([[0.0, 0.0, 0.0], [6.0, 0.0, 1.0], [0.0, 8.0, -1.0]])
 NAMES = ("a", "b", "c")

@@ -8,22 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actuators.control import ServiceTimes
+from actuators.contract.control import ServiceTimes
+from actuators.contract.topology import social_network
+from actuators.contract.window import DelayWindow, Fault, Window
 from actuators.errors import ConfigError, DataError
-from actuators.topology import social_network
-from actuators.window import DelayWindow, Fault, Window
-from envs.controller import FixedController
-from envs.delay_controllers import EstimatorController, TrueServiceTimes
-from envs.estimators import ServiceSamples
-from envs.learned_rules import Learning
-from envs.rules import RULES, true_tau_s
-from envs.scenarios import scenario
-from envs.service_times import ESTIMATORS, estimator_named
-from envs.simulation import SimulatedTestbed, SimulationOptions
-from envs.study import judge
-from envs.workers import CAUTION, WorkersLearner
+from envs.estimators.base import ServiceSamples
+from envs.estimators.registry import ESTIMATORS, estimator_named
+from envs.estimators.workers import CAUTION, WorkersLearner
+from envs.heuristics.controllers import EstimatorController, FixedController, TrueServiceTimes
+from envs.scenarios.lookup import scenario
+from envs.scenarios.timeline import true_tau_s
+from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
+from envs.study.judge import judge
+from envs.study.rules import RULES, Learning
 from tests.windows import window as plain_window
-from tuning.judge import judge as judge_blocks
+from tuning.judging.judge import judge as judge_blocks
 
 TOPOLOGY = social_network()
 SPECIAL = scenario("S3", duration_s=120.0)

@@ -9,8 +9,8 @@ import jsonschema
 import pyarrow.parquet as pq
 import pytest
 
-from rayjobs.cli import main
-from tuning.evaluation import SCHEMA_PATH
+from rayjobs.cli.main import main
+from tuning.judging.evaluation import SCHEMA_PATH
 
 SHORT = [
     "--set", "judge.rounds=2", "--set", "judge.measure_s=3", "--set", "judge.warm_up_s=1",

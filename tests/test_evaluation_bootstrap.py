@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuning.bootstrap import interval, spread_parts
+from tuning.judging.statistics import interval, spread_parts
 
 
 def coverage(seeds: int, rounds: int, seed_spread: float, repeats: int = 200) -> float:

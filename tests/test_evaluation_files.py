@@ -15,12 +15,12 @@ from queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 from rich.console import Console
 
 from actuators.errors import DataError
-from tuning.evaluation import SCHEMA_PATH, Evaluation, describe_machine
-from tuning.judge import Judge, JudgeOptions
-from tuning.statistics import Ratio
-from tuning.table import print_evaluation
-from tuning.verdicts import Comparison, digits, interval_text, verdicts
-from tuning.windows_table import write_windows
+from tuning.judging.evaluation import SCHEMA_PATH, Evaluation, describe_machine
+from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.parquet import write_windows
+from tuning.judging.statistics import Ratio
+from tuning.judging.tables import print_evaluation
+from tuning.judging.verdicts import Comparison, digits, interval_text, verdicts
 
 
 def evaluate(rounds: int = 4, learned: str = "learned", **testbed: Any) -> Evaluation:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 
-from actuators.control import BalancingMethod
+from actuators.contract.control import BalancingMethod
+from actuators.contract.script import Behaviour, RateStep
+from actuators.contract.topology import social_network
+from actuators.contract.window import Fault
 from actuators.errors import ConfigError, TestbedError
-from actuators.script import Behaviour, RateStep
-from actuators.topology import social_network
-from actuators.window import Fault
-from tuning.judge import Controller, EndingArrivals, Judge, JudgeOptions, Progress, balanced_orders, judge
+from tuning.judging.judge import Controller, EndingArrivals, Judge, JudgeOptions, Progress, balanced_orders, judge
 
 DEADLINES_S = np.array([0.05, 0.02, 0.02])
 STEADY = SteadyScenario()

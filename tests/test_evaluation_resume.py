@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from queue_testbed import Fixed, QueueTestbed, SteadyScenario
 
+from actuators.contract.window import Window
 from actuators.errors import DataError
-from actuators.window import Window
-from tuning.agreement import agreement, within
-from tuning.evaluation import Evaluation
-from tuning.journal import Journal
-from tuning.judge import Judge, JudgeOptions
-from tuning.results_table import result_rows, write_results
-from tuning.statistics import Ratio
+from tuning.judging.agreement import agreement, within
+from tuning.judging.blocks import Journal
+from tuning.judging.evaluation import Evaluation
+from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.parquet import result_rows, write_results
+from tuning.judging.statistics import Ratio
 
 OPTIONS = JudgeOptions(rounds=2, warm_up_s=0.2, measure_s=0.6, interval_s=0.2, seed=3, seeds=2)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from queue_testbed import Fixed, QueueTestbed, SteadyScenario
 
-from actuators import histogram
-from tuning.judge import judge
-from tuning.statistics import METRICS, Ratio, Sample, compare
-from tuning.tally import Tally
+from actuators.contract import histogram
+from tuning.judging.judge import judge
+from tuning.judging.statistics import METRICS, Ratio, Sample, compare
+from tuning.judging.tally import Tally
 
 DEADLINE_S = np.array([0.020])
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actuators.script import Script
-from actuators.topology import social_network
-from envs.controller import FixedController
-from envs.scenarios import STUDY, scenario
-from envs.simulation import SimulatedTestbed
-from envs.timeline import rates_rps, server_speeds
-from tuning.excerpt import Excerpt, from_moment
-from tuning.judge import judge
+from actuators.contract.script import Script
+from actuators.contract.topology import social_network
+from envs.heuristics.controllers import FixedController
+from envs.scenarios.catalogue import STUDY
+from envs.scenarios.lookup import scenario
+from envs.scenarios.timeline import rates_rps, server_speeds
+from envs.simulator.testbed import SimulatedTestbed
+from tuning.judging.judge import judge
+from tuning.judging.plan import Excerpt, from_moment
 
 TOPOLOGY = social_network()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from steering_cases import trained_bundle
 
-from rayjobs.cli import main
+from rayjobs.cli.main import main
 from rayjobs.export import export_onnx
 
 

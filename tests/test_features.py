@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from windows import TOPOLOGY, window
 
-from actuators.window import DEFAULT_BOUNDS_MS
-from envs.features import SERVER_FEATURES, LatencyMemory, group_features, quantile_s, server_features
+from actuators.contract.window import DEFAULT_BOUNDS_MS
+from envs.observation.features import SERVER_FEATURES, LatencyMemory, group_features, quantile_s, server_features
 
 DEADLINES_S = np.array([0.05, 0.02, 0.02])
 INDEX = {name: i for i, name in enumerate(SERVER_FEATURES)}

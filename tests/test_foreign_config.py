@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
 from actuators.errors import ActuationError, ConfigError, DeepSchedError
-from actuators.foreign import _changes, _topology, _weights
-from actuators.foreign_config import read_config
-from actuators.foreign_edit import ServerEdit, edit_file
+from actuators.external.config_editor import ServerEdit, edit_file
+from actuators.external.config_reader import read_config
+from actuators.external.nginx import _changes, _topology, _weights
 
 MAIN = b"""# upstream a { server 9.9.9.9; }  (a comment)
 user  www-data ;

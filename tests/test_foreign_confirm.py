@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from vts_documents import document
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, StatusError
-from actuators.foreign_confirm import confirm_weights
-from actuators.topology import Group, Topology
-from actuators.vts import parse
+from actuators.external.nginx import confirm_weights
+from actuators.statistics.vts import parse
 
 SERVERS = ("app.local:8080", "10.0.0.9", "unix:/run/a.sock", "[2001:db8::9]:81", "gone.local:1")
 ADDRESSES = {"app.local": ("10.0.0.1", "10.0.0.2", "2001:db8::1"), "10.0.0.9": ("10.0.0.9",)}

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from windows import TOPOLOGY, window
 
-from actuators.control import Weights
-from actuators.topology import Group, Topology
-from tuning import guards
-from tuning.guards import Reference
+from actuators.contract.control import Weights
+from actuators.contract.topology import Group, Topology
+from tuning.steering import guards
+from tuning.steering.guards import Reference
 
 RAGGED = Topology(
     (

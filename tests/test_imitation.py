@@ -9,15 +9,15 @@ import pytest
 import torch
 from problems import TOPOLOGY, problem
 
-from envs.actions import ActionKind, ActionOptions
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.scenarios import training_mixture
-from envs.vector import SimulatedVectorEnv
-from tuning.held_out import ScriptSource
-from tuning.imitation import imitate
-from tuning.model import EquivariantNet
+from envs.environment.actions import ActionKind, ActionOptions
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.environment.vector_env import SimulatedVectorEnv
+from envs.scenarios.lookup import training_mixture
+from tuning.learning.imitation import imitate
+from tuning.learning.scoring import ScriptSource
 from tuning.options import ImitationOptions, ModelOptions, TrainingOptions
-from tuning.policy import LearnedPolicy, net_for
+from tuning.policy.learned import LearnedPolicy, net_for
+from tuning.policy.model import EquivariantNet
 
 OPTIONS = TrainingOptions(environments=8, episode_steps=25, imitation=ImitationOptions(steps=1200, epochs=25))
 SOURCE = ScriptSource(training_mixture(("S2b", "S3"), 30.0), TOPOLOGY)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.cli import Verb, load_verb, verb_summaries
-from rayjobs.config import fields_of, load_options
-from rayjobs.flags import build_parser, describe
+from rayjobs.cli.config import fields_of, load_options
+from rayjobs.cli.flags import build_parser, describe
+from rayjobs.cli.main import Verb, load_verb, verb_summaries
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("actuators", "envs", "tuning", "rayjobs")
@@ -72,7 +72,7 @@ def test_imports_point_downwards(path: Path) -> None:
 def test_ray_stays_in_its_places() -> None:
     users = {name(path) for path in SOURCES if "ray" in packages_of(path)}
     outside = {user for user in users if not user.startswith(("tuning/", "rayjobs/"))}
-    assert outside <= {"actuators/placement.py", "actuators/remote.py", "actuators/remote_parts.py"}
+    assert outside <= {"actuators/testbed/placement.py", "actuators/testbed/remote.py"}
 
 
 def test_the_decision_problem_touches_no_world() -> None:
@@ -125,7 +125,7 @@ def test_every_example_is_a_command_that_parses(verb: Verb) -> None:
 def test_help_needs_neither_ray_nor_torch() -> None:
     """Heavy imports belong inside a verb's `run`: `deepsched VERB --help` answers at once."""
     code = (
-        "import sys, json; from rayjobs.cli import load_verb, verb_summaries\n"
+        "import sys, json; from rayjobs.cli.main import load_verb, verb_summaries\n"
         "loaded = {}\n"
         "for name in verb_summaries():\n"
         "    load_verb(name)\n"

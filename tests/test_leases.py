@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actuators.errors import CapacityError
-from tuning.leases import LeaseBook
+from tuning.live.leases import LeaseBook
 
 
 def test_a_restarted_holder_gets_its_own_testbeds_again() -> None:

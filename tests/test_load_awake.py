@@ -8,7 +8,7 @@ import pytest
 from http_server import OK, ScriptedServer
 from load_runs import TOPOLOGY, constant
 
-from actuators.load import LoadEngine, LoadOptions
+from actuators.load.engine import LoadEngine, LoadOptions
 
 REQUEST = Path("/dev/cpu_dma_latency")
 DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")

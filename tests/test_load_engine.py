@@ -13,11 +13,11 @@ import pytest
 from http_server import CLOSE, HANG, OK, Received, ScriptedServer
 from load_runs import TOPOLOGY, constant, run
 
+from actuators.contract.script import RateStep, Stream
+from actuators.contract.window import LoadWindow
 from actuators.errors import ConfigError, LoadError
-from actuators.load import LoadEngine, LoadOptions
-from actuators.load_summary import LoadSummary
-from actuators.script import RateStep, Stream
-from actuators.window import LoadWindow
+from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.load.summary import LoadSummary
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actuators import histogram
-from actuators.load_hdr import encode, log_header, log_lines, percentile_table
-from actuators.load_summary import LoadSummary
+from actuators.contract import histogram
+from actuators.load.hdr_files import encode, log_header, log_lines, percentile_table
+from actuators.load.summary import LoadSummary
 
 hdrh = pytest.importorskip("hdrh.histogram", reason="the reference reader, package hdrhistogram, is not installed")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from actuators.contract.script import Stream
 from actuators.errors import ConfigError
-from actuators.load_plans import PlanOptions, make_streams
-from actuators.script import Stream
+from actuators.load.plans import PlanOptions, make_streams
 
 
 def rate_at(stream: Stream, at_s: float) -> float:

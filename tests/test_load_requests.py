@@ -7,7 +7,7 @@ import pytest
 from http_server import Received, ScriptedServer
 from load_runs import TOPOLOGY, constant, run
 
-from actuators.load import LoadEngine, LoadOptions
+from actuators.load.engine import LoadEngine, LoadOptions
 
 
 @pytest.fixture

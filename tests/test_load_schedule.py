@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.load_build import FLAGS, SOURCE, engine_path, find_compiler
+from actuators.load.build import FLAGS, SOURCE, engine_path, find_compiler
 
 PLAN = "stream read GET / none\n"
 

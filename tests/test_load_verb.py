@@ -14,12 +14,12 @@ import pytest
 from http_server import HANG, OK, ScriptedServer
 
 import actuators
-from actuators.load_build import engine_path
-from actuators.load_summary import LoadSummary
-from rayjobs.cli import run_verb
+from actuators.load.build import engine_path
+from actuators.load.summary import LoadSummary
+from rayjobs.cli.main import run_verb
 from rayjobs.load import VERB
 
-SCHEMA = json.loads(Path(actuators.__file__).with_name("load.schema.json").read_text())
+SCHEMA = json.loads(Path(actuators.__file__).with_name("load").joinpath("load.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.encoding import EncoderOptions
-from envs.mixture import candidates, fit_encoder, fit_mixture, held_out_novelty
+from envs.mixture.fit import candidates, fit_encoder, fit_mixture, held_out_novelty
+from envs.observation.encoder import EncoderOptions
 
 
 def clusters_by(criterion: str, samples: np.ndarray) -> int:

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
+from actuators.contract.window import DEFAULT_BOUNDS_MS
 from actuators.errors import ActuationError, ConfigError, MissingToolError
-from actuators.nginx_config import Site, in_memory, render_main, render_upstreams, uses_vts
-from actuators.nginx_detect import NginxBuild, detect
-from actuators.nginx_options import NginxOptions
-from actuators.topology import social_network
-from actuators.window import DEFAULT_BOUNDS_MS
+from actuators.nginx.config import NginxOptions, Site, in_memory, render_main, render_upstreams, uses_vts
+from actuators.nginx.detect import NginxBuild, detect
 
 LUA = (Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so"))
 STOCK = NginxBuild(Path("/usr/sbin/nginx"), "1.22.1", lua=LUA, vts=None)
@@ -37,7 +36,7 @@ def fake_nginx(folder: Path, arguments: str, *modules: str) -> str:
 
 
 def test_modules_are_found_where_nginx_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actuators.nginx_detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
     modules = ("ndk_http_module.so", "ngx_http_lua_module.so", "ngx_http_vhost_traffic_status_module.so")
     build = detect(fake_nginx(tmp_path, f"--modules-path={tmp_path}/modules", *modules))
     assert build.version == "1.29.1"
@@ -46,7 +45,7 @@ def test_modules_are_found_where_nginx_says(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_compiled_in_modules_need_no_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actuators.nginx_detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
     build = detect(fake_nginx(tmp_path, "--add-module=/src/lua-nginx-module --add-module=/src/nginx-module-vts"))
     assert (build.lua, build.vts) == ((), Path())
     assert "load_module" not in main(build, NginxOptions(method="least_conn"), memory=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.park import SCORER_SIZE, STUDY_MEAN_JOB_TIME, Jobs, ParkEnv, ParkOptions, mean_job_times
+from envs.study.park import SCORER_SIZE, STUDY_MEAN_JOB_TIME, Jobs, ParkEnv, ParkOptions, mean_job_times
 
 EPISODES = 120
 

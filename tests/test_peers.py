@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from actuators.cpu import busiest_share, family_cpu_s
+from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
-from actuators.peer_configs import fill_in, render_haproxy, render_nginx
-from actuators.peers import NoStatistics, PeerPrograms, why_missing
-from actuators.topology import social_network
+from actuators.processes.system import busiest_share, family_cpu_s
+from actuators.testbed.peers import NoStatistics, PeerPrograms, fill_in, render_haproxy, render_nginx, why_missing
 
 TOPOLOGY = social_network(("127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"))
 

@@ -15,17 +15,17 @@ from problems import TOPOLOGY, demo_scenario, observed, problem
 from steering_cases import trained_bundle
 from windows import window
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
 from actuators.errors import BundleError
-from actuators.topology import social_network
-from envs.baselines import InverseLatency
-from envs.controller import PolicyController
-from envs.simulation import SimulatedTestbed
-from tuning import window_json
-from tuning.adviser import Adviser
-from tuning.bundle import Bundle, load_bundle
-from tuning.model import EquivariantNet
+from envs.heuristics.controllers import PolicyController
+from envs.heuristics.weights import InverseLatency
+from envs.simulator.testbed import SimulatedTestbed
 from tuning.options import ModelOptions
+from tuning.policy.adviser import Adviser
+from tuning.policy.bundle import Bundle, load_bundle
+from tuning.policy.model import EquivariantNet
+from tuning.steering import window_json
 
 
 def trained_net(seed: int = 0) -> EquivariantNet:
@@ -94,9 +94,9 @@ def test_a_bundle_acts_where_there_is_no_ray(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "sys.modules['ray'] = None\n"
-        "from tuning.adviser import Adviser; from tuning.bundle import load_bundle\n"
+        "from tuning.policy.adviser import Adviser; from tuning.policy.bundle import load_bundle\n"
         "from rayjobs.serve import ServeOptions, make_settings\n"
-        "from rayjobs.serve_app import open_answers; from rayjobs.serve_body import read_body\n"
+        "from rayjobs.serve.app import open_answers; from rayjobs.serve.bundles import read_body\n"
         "from tuning import window_json\n"
         "adviser = Adviser(load_bundle(Path('bundles/own')))\n"
         "body = Path('window.json').read_bytes()\n"
@@ -141,7 +141,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_request_types_are_refused(tmp_path: Path) -> None:
-    from actuators.topology import Group, Topology
+    from actuators.contract.topology import Group, Topology
 
     bundle().save(tmp_path)
     other = Topology((Group("one", "search", "GET", "/search", 2.0, TOPOLOGY.servers),))

@@ -12,11 +12,10 @@ from ray.tune.schedulers import pbt
 
 from actuators.errors import CapacityError, DataError
 from actuators.files import write_json
-from tuning.population import Population, within
-from tuning.space import DEFAULT_SPACE, Domain, Range
-from tuning.sweep import preflight
-from tuning.sweep_options import SearchOptions
-from tuning.trial import STATE, SweepTrial
+from tuning.search.population import Population, within
+from tuning.search.space import DEFAULT_SPACE, Domain, Range, SearchOptions
+from tuning.search.sweep import preflight
+from tuning.search.trial import STATE, SweepTrial
 
 DISCOUNT, EPOCHS = "training.algorithm.discount", "training.algorithm.epochs"
 SPACE: dict[str, Domain] = {

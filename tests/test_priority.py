@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actuators.priority import going_first
+from actuators.processes.system import going_first
 
 POLICY = "import os; print(os.sched_getscheduler(0))"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ProcessError
-from actuators.process import ManagedProcess
+from actuators.processes.process import ManagedProcess
 
 # A command that leaves a grandchild in a session of its own and ignores SIGTERM.
 STUBBORN = (
@@ -53,7 +53,7 @@ def test_close_ends_a_stubborn_command_and_its_grandchild(tmp_path: Path) -> Non
 @pytest.mark.parametrize("victim", ["owner", "command"])
 def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
     owner_code = (
-        "import sys, time\nfrom pathlib import Path\nfrom actuators.process import ManagedProcess\n"
+        "import sys, time\nfrom pathlib import Path\nfrom actuators.processes.process import ManagedProcess\n"
         f"p = ManagedProcess([sys.executable, '-c', {STUBBORN!r}], name='x', log_path=Path({str(tmp_path / 'log')!r}),"
         " pipe_stdout=True, grace_s=0.2)\n"
         "print(p.pid, p.stdout.readline().decode().strip(), p._guardian.pid, flush=True)\ntime.sleep(600)\n"

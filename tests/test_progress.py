@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from rayjobs.progress import Progress, Stage
+from rayjobs.cli.progress import Progress, Stage
 
 STAGES = [Stage("observe", 20), Stage("train", 150), Stage("judge", 60)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.cli import load_verb, verb_summaries
-from rayjobs.config import CONFIGS, load_options
-from rayjobs.flags import build_parser
+from rayjobs.cli.config import CONFIGS, load_options
+from rayjobs.cli.flags import build_parser
+from rayjobs.cli.main import load_verb, verb_summaries
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

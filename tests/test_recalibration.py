@@ -12,21 +12,20 @@ import torch
 from problems import TOPOLOGY, demo_scenario, observed, problem
 from windows import window
 
+from actuators.contract.topology import Topology, social_network
+from actuators.contract.window import Window
 from actuators.errors import BundleError, ConfigError, DataError
 from actuators.files import write_json
-from actuators.topology import Topology, social_network
-from actuators.window import Window
-from envs.mixture import window_samples
-from envs.observation import ObservationName
-from envs.recalibration import check, load_known
-from envs.refit import SAMPLES, drawn_samples, prove, recalibrate, save_samples
-from envs.simulation import SimulatedTestbed, SimulationOptions
-from rayjobs.cli import main
-from tuning.bundle import Bundle, load_bundle
+from envs.mixture.fit import window_samples
+from envs.mixture.novelty import check, load_known
+from envs.mixture.refit import SAMPLES, drawn_samples, prove, recalibrate, save_samples
+from envs.observation.observer import ObservationName
+from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
+from rayjobs.cli.main import main
 from tuning.options import ModelOptions
-from tuning.policy import LearnedPolicy, net_for
-from tuning.trust import check_bundle
-from tuning.warm_start import widened
+from tuning.policy.bundle import Bundle, check_bundle, load_bundle
+from tuning.policy.learned import LearnedPolicy, net_for
+from tuning.policy.warm_start import widened
 
 
 def play(overhead_ms: float) -> list[Window]:

@@ -10,12 +10,12 @@ import pytest
 from problems import TOPOLOGY, demo_scenario, problem
 from recordings import record
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
+from actuators.contract.window import Window
 from actuators.errors import DataError
-from actuators.topology import social_network
-from actuators.window import Window
-from envs.actions import ActionOptions
-from envs.decision import DecisionOptions
+from envs.environment.actions import ActionOptions
+from envs.environment.problem import DecisionOptions
 from rayjobs.train import from_files
 
 

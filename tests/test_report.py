@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from queue_testbed import Fixed, InverseLatency
 from report_data import evaluate, run_data
 
-from tuning.evaluation import Evaluation
-from tuning.report import Provenance, RunData, write_report
-from tuning.report_figures import steering_policies, tail_figure, weight_figure
-from tuning.report_learning import EncoderSummary, StateVisit, TrainingPoint, timeline_figure, training_figures
-from tuning.report_series import held, log_range, log_ticks, measured, ratio_ticks, spread
-from tuning.report_summary import headline, subline
+from tuning.judging.evaluation import Evaluation
+from tuning.report.axes import held, log_range, log_ticks, measured, ratio_ticks, spread
+from tuning.report.figures import steering_policies, tail_figure, weight_figure
+from tuning.report.learning import EncoderSummary, StateVisit, TrainingPoint, timeline_figure, training_figures
+from tuning.report.summary import headline, subline
+from tuning.report.write import Provenance, RunData, write_report
 
 
 @pytest.fixture(scope="module")

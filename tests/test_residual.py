@@ -11,26 +11,26 @@ import pytest
 import torch
 from problems import TOPOLOGY, demo_scenario, observed
 
-from actuators.control import ServiceTimes
+from actuators.contract.control import ServiceTimes
+from actuators.contract.window import Window
 from actuators.errors import ConfigError
-from actuators.window import Window
-from envs.actions import ActionOptions
-from envs.balancing import BalancingEnv
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.delay_controllers import EstimatorController
-from envs.learned_rules import Learning
-from envs.scenarios import scenario, training_mixture
-from envs.simulation import SimulatedTestbed
-from envs.study import judge
-from envs.vector import SimulatedVectorEnv
-from rayjobs.config import load_options
+from envs.environment.actions import ActionOptions
+from envs.environment.env import BalancingEnv
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.environment.vector_env import SimulatedVectorEnv
+from envs.heuristics.controllers import EstimatorController
+from envs.scenarios.lookup import scenario, training_mixture
+from envs.simulator.testbed import SimulatedTestbed
+from envs.study.judge import judge
+from envs.study.rules import Learning
+from rayjobs.cli.config import load_options
 from rayjobs.train import TrainOptions
-from tuning.bundle import Bundle
-from tuning.contenders import Arena, contender, learned_controller, parse_policies
+from tuning.judging.contenders import Arena, contender, learned_controller, parse_policies
+from tuning.learning.proof import REACHES, prove_some
+from tuning.learning.study import Arm, Trained
 from tuning.options import ModelOptions, TrainingOptions
-from tuning.policy import net_for
-from tuning.proof import REACHES, prove_some
-from tuning.study_training import Arm, Trained
+from tuning.policy.bundle import Bundle
+from tuning.policy.learned import net_for
 
 WORKERS = np.full(3, 4.0)
 

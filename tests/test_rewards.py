@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from windows import window
 
-from envs.rewards import RewardName, rank_term, reward, reward_terms
+from envs.environment.rewards import RewardName, rank_term, reward, reward_terms
 
 DEADLINES_S = np.array([0.1, 0.05, 0.05])
 

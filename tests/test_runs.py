@@ -7,9 +7,9 @@ import pytest
 
 from actuators.errors import ConfigError
 from actuators.options import Options
-from rayjobs import runs
-from rayjobs.config import load_options
-from rayjobs.runs import RunFolder, command_line
+from rayjobs.cli.config import load_options
+from rayjobs.runs import folder as runs
+from rayjobs.runs.folder import RunFolder, command_line
 
 
 class TrainOptions(Options):

@@ -8,13 +8,14 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from actuators.contract.script import Script
+from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ConfigError
-from actuators.script import Script
-from actuators.topology import Group, Topology, social_network
-from envs.rules import rule_named
-from envs.scenarios import SCENARIOS, STUDY, TYPES, randomised, scenario, training_mixture
-from envs.study import judge
-from envs.timeline import change_times, load_ratio, rates_rps, server_speeds
+from envs.scenarios.catalogue import SCENARIOS, STUDY, TYPES, randomised
+from envs.scenarios.lookup import scenario, training_mixture
+from envs.scenarios.timeline import change_times, load_ratio, rates_rps, server_speeds
+from envs.study.judge import judge
+from envs.study.rules import rule_named
 
 TOPOLOGY = social_network()
 

@@ -15,18 +15,18 @@ from steering_cases import trained_bundle
 from test_steering_times import times_bundle
 from windows import window
 
+from actuators.contract.topology import social_network
+from actuators.contract.window import Fault
 from actuators.errors import DeepSchedError
-from actuators.topology import social_network
-from actuators.window import Fault
-from rayjobs.serve_answers import advise_each
-from rayjobs.serve_bench_parts import vts_documents
-from rayjobs.serve_body import read_body
-from rayjobs.serve_service import LoadedBundle, advise
-from tuning import policy, window_json
-from tuning.bundle import Bundle
-from tuning.guards import GuardOptions
+from rayjobs.bench.parts.serve import vts_documents
+from rayjobs.serve.answers import advise_each
+from rayjobs.serve.bundles import LoadedBundle, advise, read_body
 from tuning.options import ModelOptions
-from tuning.policy import net_for
+from tuning.policy import learned as policy
+from tuning.policy.bundle import Bundle
+from tuning.policy.learned import net_for
+from tuning.steering import window_json
+from tuning.steering.guards import GuardOptions
 
 GUARDS = GuardOptions()
 

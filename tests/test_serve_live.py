@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_audit import recorded
 
-from rayjobs.serve_live import LiveView
-from tuning.audit import AuditOptions
+from rayjobs.serve.live import LiveView
+from tuning.steering.audit import AuditOptions
 
 
 def test_threads_that_ask_at_once_take_every_line_once(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from simulated import line_of, mean_s, run, script_of
 
-from actuators import histogram
+from actuators.contract import histogram
+from actuators.contract.script import Behaviour, RateStep, Stream
+from actuators.contract.topology import social_network
 from actuators.errors import ConfigError, TestbedError
-from actuators.script import Behaviour, RateStep, Stream
-from actuators.topology import social_network
-from envs.compiling import compiled
-from envs.scenarios import scenario
-from envs.simulation import SimulatedBatch, SimulationOptions
-from envs.tally import bucket_table, latency_bucket
+from envs.scenarios.lookup import scenario
+from envs.simulator.compiling import compiled
+from envs.simulator.counting import bucket_table, latency_bucket
+from envs.simulator.testbed import SimulatedBatch, SimulationOptions
 
 TOPOLOGY = social_network()
 METHODS = ("round_robin", "least_conn", "random_two", "expected_delay", "shortest_delay", "join_shortest")

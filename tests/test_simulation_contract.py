@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from contracts import CONTRACT, ContractScenario, Factory
 
-from actuators.control import ServiceTimes
-from actuators.testbed import Testbed
-from actuators.topology import Group, Topology, social_network
-from envs.simulation import SimulatedTestbed
+from actuators.contract.control import ServiceTimes
+from actuators.contract.testbed import Testbed
+from actuators.contract.topology import Group, Topology, social_network
+from envs.simulator.testbed import SimulatedTestbed
 
 UNEVEN = Topology(
     (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from simulated import line_of, mean_s, run, script_of
 
-from actuators.script import Behaviour
-from envs.simulation import SimulatedBatch, SimulationOptions
+from actuators.contract.script import Behaviour
+from envs.simulator.testbed import SimulatedBatch, SimulationOptions
 
 
 def erlang_c_mean_s(rate_rps: float, mean_service_s: float, workers: int) -> float:

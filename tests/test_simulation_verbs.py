@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.cli import main
+from rayjobs.cli.main import main
 
 
 def test_simulate_prints_a_row_per_rule(capsys: pytest.CaptureFixture[str]) -> None:

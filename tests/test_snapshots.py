@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from actuators.difference import difference
+from actuators.contract.topology import social_network
 from actuators.errors import DataError
-from actuators.snapshots import SnapshotWriter, read_snapshots
-from actuators.topology import social_network
-from actuators.vts import parse
+from actuators.statistics.recording import SnapshotWriter, read_snapshots
+from actuators.statistics.vts import parse
+from actuators.statistics.windows import difference
 
 DATA = Path(__file__).parent / "data" / "vts"
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
+from actuators.contract.script import Behaviour
 from actuators.errors import ConfigError
-from actuators.script import Behaviour
-from actuators.social_behaviours import PATTERNS, behaviours_from_json, crash, periodic, slow_start, steps, telegraph
+from actuators.social_network.admin import PATTERNS, behaviours_from_json, crash, periodic, slow_start, steps, telegraph
 
 ARGUMENTS = {
     "steps": {"speeds": [0.5, 0.8], "step_s": 4},

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actuators.contract.script import Behaviour, Script, ServerProfile, ServiceDistribution
+from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError
-from actuators.script import Behaviour, Script, ServerProfile, ServiceDistribution
-from actuators.social_capacity import ServerPlan, VirtualQueue, plan_of
-from actuators.social_draws import WorkDraws, uniforms
-from actuators.topology import Topology, social_network
+from actuators.social_network.capacity import ServerPlan, VirtualQueue, WorkDraws, plan_of, uniforms
 
 GAPS = st.floats(0, 2, allow_nan=False)
 Jobs = list[tuple[float, float]]

@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actuators.errors import ServiceError
-from actuators.social_database import SocialNetworkOptions, create_database, follower_graph
-from actuators.social_posts import BadRequestError, draft, parse_form
-from actuators.social_store import SocialStore
+from actuators.social_network.posts import BadRequestError, draft, parse_form
+from actuators.social_network.store import SocialNetworkOptions, SocialStore, create_database, follower_graph
 
 OPTIONS = SocialNetworkOptions(users=30, follows_per_user=4, posts_per_user=2)
 USERS = {number: f"username_{number}" for number in range(30)}

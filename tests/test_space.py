@@ -8,7 +8,7 @@ import pytest
 
 from actuators.errors import ConfigError
 from rayjobs.sweep import SweepOptions
-from tuning.space import DEFAULT_SPACE, MUTABLE, Domain, Range, TrialOptions, apply, check, mutable
+from tuning.search.space import DEFAULT_SPACE, MUTABLE, Domain, Range, TrialOptions, apply, check, mutable
 
 BASE = TrialOptions()
 

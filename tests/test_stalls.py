@@ -9,8 +9,8 @@ import time
 
 from orphans import wait_gone
 
-from rayjobs.bench_steps import undisturbed
-from rayjobs.stalls import StallWatch
+from rayjobs.bench.parts.control_step import undisturbed
+from rayjobs.bench.parts.stalls import StallWatch
 
 
 def test_a_stall_counts_for_whatever_overlaps_it() -> None:
@@ -38,7 +38,7 @@ def test_it_sees_a_core_that_stands_still() -> None:
 
 def test_a_watcher_ends_with_whoever_began_it() -> None:
     program = (
-        "import os\nfrom rayjobs.stalls import StallWatch\n"
+        "import os\nfrom rayjobs.bench.parts.stalls import StallWatch\n"
         "watch = StallWatch().__enter__()\nprint(*[w.pid for w in watch._watchers], flush=True)\nos._exit(0)\n"
     )
     marker = f"DEEPSCHED_STALLS_{os.getpid()}"

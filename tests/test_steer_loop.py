@@ -12,16 +12,16 @@ import pytest
 from steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options
 from windows import TOPOLOGY, window
 
-from actuators.control import Control
+from actuators.contract.control import Control
+from actuators.contract.testbed import Applied
+from actuators.contract.window import Window
 from actuators.errors import ActuationError
-from actuators.testbed import Applied
-from actuators.window import Window
-from rayjobs.steer_folder import SteerFolder
-from rayjobs.steer_loop import Controller
-from rayjobs.steer_site import Site
-from tuning.advice import Advice
-from tuning.steering import Steering
-from tuning.steering_options import SteeringOptions
+from rayjobs.steer.controller import Controller
+from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.site import Site
+from tuning.policy.adviser import Advice
+from tuning.steering.decide import Steering
+from tuning.steering.guards import SteeringOptions
 
 
 @dataclass

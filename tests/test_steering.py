@@ -9,9 +9,9 @@ import pytest
 from steering_cases import EQUAL, UNEVEN, Run, advice, options
 from windows import TOPOLOGY, window
 
-from actuators.control import Weights
-from actuators.window import Fault
-from tuning.guards import GUARDS
+from actuators.contract.control import Weights
+from actuators.contract.window import Fault
+from tuning.steering.guards import GUARDS
 
 GOOD, LATE, FAILING = window(10.0), window(400.0), window(10.0, errors=50)
 BLIND = window(10.0, faults=(Fault("gap", "no answer"),))

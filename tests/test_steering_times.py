@@ -14,23 +14,21 @@ from problems import TOPOLOGY, demo_scenario, observed
 from steering_cases import DEADLINES_S, EQUAL, Run, advice, options, trained_bundle
 from windows import window
 
-from actuators.control import Control, ServiceTimes, Weights
+from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.errors import DataError
-from envs.actions import ActionOptions
-from envs.decision import DecisionOptions
-from envs.delay_controllers import EstimatorController
-from envs.simulation import SimulatedTestbed
-from rayjobs.advisers import ServeAdviser
-from rayjobs.serve_body import read_body
-from rayjobs.serve_service import LoadedBundle, advise
-from tuning import audit
-from tuning.advice import Advice, Recent
-from tuning.adviser import Adviser
-from tuning.audit import AuditLog, replay
-from tuning.bundle import Bundle
-from tuning.guards import GuardOptions
+from envs.environment.actions import ActionOptions
+from envs.environment.problem import DecisionOptions
+from envs.heuristics.controllers import EstimatorController
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.serve.bundles import LoadedBundle, advise, read_body
+from rayjobs.steer.advisers import ServeAdviser
 from tuning.options import ModelOptions
-from tuning.policy import net_for
+from tuning.policy.adviser import Advice, Adviser, Recent
+from tuning.policy.bundle import Bundle
+from tuning.policy.learned import net_for
+from tuning.steering import audit
+from tuning.steering.audit import AuditLog, replay
+from tuning.steering.guards import GuardOptions
 
 WORKERS = 4.0
 

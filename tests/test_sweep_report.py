@@ -8,10 +8,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from tuning.space import Range
-from tuning.sweep_figures import history_figure, importance_figure, importances, mixture_figure, parallel_figure
-from tuning.sweep_options import SearchOptions
-from tuning.sweep_report import render
+from tuning.report.sweep import history_figure, importance_figure, importances, mixture_figure, parallel_figure, render
+from tuning.search.space import Range, SearchOptions
 
 PATHS = ["training.algorithm.learning_rate", "encoder.covariance"]
 SPACE = {PATHS[0]: Range(low=1e-4, high=1e-2, log=True), PATHS[1]: ("diag", "full")}

@@ -11,9 +11,9 @@ from pyarrow import fs
 from ray.tune import Checkpoint
 
 from actuators.errors import ConfigError
-from rayjobs.storage import upload
-from tuning.sweep import fetch_bundle
-from tuning.trial import BUNDLE
+from rayjobs.runs.folder import upload
+from tuning.search.sweep import fetch_bundle
+from tuning.search.trial import BUNDLE
 
 
 def grid(checkpoint: Checkpoint) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.spaces import Box, MultiDiscrete
 
 from actuators.errors import DataError
-from tuning.transitions_file import FILE, Transition, read_transitions, write_transitions
+from tuning.learning.recordings import FILE, Transition, read_transitions, write_transitions
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3, 2), np.float32)
 ACTIONS = Box(-1.0, 1.0, (4,), np.float32)

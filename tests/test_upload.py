@@ -20,7 +20,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_code_is_in_it(package: Path) -> None:
     names = set(zipfile.ZipFile(package).namelist())
-    assert {"rayjobs/cli.py", "actuators/guardian.py", "actuators/gen_load.c", "actuators/lua/status.lua"} <= names
+    assert {
+        "rayjobs/cli/main.py",
+        "actuators/processes/guardian.py",
+        "actuators/load/gen_load/main.c",
+        "actuators/nginx/lua/status.lua",
+    } <= names
 
 
 def test_what_only_this_machine_needs_is_not(package: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.usage import CpuUsage
+from rayjobs.runs.usage import CpuUsage
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SESSION = "session_2026-11-22_1"

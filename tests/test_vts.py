@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from vts_documents import RECORDED, TOPOLOGY, A, B, document, entry, kinds, later, window
 
-from actuators.difference import gap
-from actuators.topology import Group, Topology, social_network
-from actuators.vts import parse
+from actuators.contract.topology import Group, Topology, social_network
+from actuators.statistics.vts import parse
+from actuators.statistics.windows import gap
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vts_documents import document, window
 
 from actuators.errors import StatusError
-from actuators.vts import parse
+from actuators.statistics.vts import parse
 
 
 @pytest.mark.parametrize(

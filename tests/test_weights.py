@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ConfigError, DeepSchedError
-from actuators.topology import Group, Topology, social_network
-from actuators.weights import exploration, parse_weights, ratio_vectors
+from actuators.external.actuator import exploration, parse_weights, ratio_vectors
 
 A, B, SOCKET = "10.0.0.1:80", "10.0.0.2:80", "unix:/run/a.sock"
 TOPOLOGY = Topology(

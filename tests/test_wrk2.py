@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from actuators.contract.script import RateStep, Stream
 from actuators.errors import ConfigError, LoadError, MissingToolError
-from actuators.script import RateStep, Stream
-from actuators.wrk2 import Wrk2Engine, Wrk2Options, parse_output
-from rayjobs.cli import run_verb
+from actuators.load.wrk2 import Wrk2Engine, Wrk2Options, parse_output
+from rayjobs.cli.main import run_verb
 from rayjobs.load import VERB
 
 OUTPUT = """Running 12s test @ http://localhost:8080

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actuators.difference import difference
-from actuators.topology import Topology, social_network
-from actuators.vts import parse
-from actuators.window import Window
+from actuators.contract.topology import Topology, social_network
+from actuators.contract.window import Window
+from actuators.statistics.vts import parse
+from actuators.statistics.windows import difference
 
 DATA = Path(__file__).parent / "data" / "vts"
 RECORDED = sorted(path.stem for path in DATA.glob("*.json"))

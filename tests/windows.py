@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from actuators.topology import Topology, social_network
-from actuators.window import DEFAULT_BOUNDS_MS, Fault, Window
+from actuators.contract.topology import Topology, social_network
+from actuators.contract.window import DEFAULT_BOUNDS_MS, Fault, Window
 
 TOPOLOGY = social_network()
 

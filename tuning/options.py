@@ -1,6 +1,8 @@
 """Options of training; apart from the code that obeys them only because that imports torch and Ray.
 
 `deepsched VERB --help` reads these and must answer at once.
+
+Options of training on several testbeds at once; apart from `tuning.live.training` because that imports torch and Ray.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from actuators.control import BalancingMethod
+from actuators.contract.control import BalancingMethod
 from actuators.options import Options
-from envs.decision import DecisionOptions
+from envs.environment.problem import DecisionOptions
 
 
 class ModelOptions(Options):
-    """Size of the network (`tuning.model`)."""
+    """Size of the network (`tuning.policy.model`)."""
 
     hidden: int = Field(default=64, ge=4)
     """Units of every hidden layer."""
@@ -28,11 +30,11 @@ class ModelOptions(Options):
 
 AlgorithmName = Literal["ppo", "appo", "sac", "dqn", "bc", "marwil", "cql"]
 OFFLINE = ("bc", "marwil", "cql")
-"""Algorithms that learn from recorded transitions (`tuning.transitions`)."""
+"""Algorithms that learn from recorded transitions (`tuning.learning.recordings`)."""
 
 
 class AlgorithmOptions(Options):
-    """The algorithm and its hyperparameters (`tuning.algorithm`); defaults from the shared study, section 4."""
+    """The algorithm and its hyperparameters (`tuning.learning.algorithm`); defaults from the study, section 4."""
 
     name: AlgorithmName = "ppo"
     """`ppo`, `appo`, `sac`; `dqn` for joint ratio actions; `bc`, `marwil`, `cql` from recorded `transitions`."""
@@ -53,7 +55,7 @@ class AlgorithmOptions(Options):
     batch_steps: int = Field(default=1200, ge=1)
     """Environment steps per training iteration."""
     array_runner: bool = True
-    """PPO and APPO: collect whole arrays of steps (`tuning.env_runner`) instead of RLlib's loop over environments."""
+    """PPO and APPO: collect whole arrays of steps (`tuning.learning.env_runner`)."""
     updates_per_step: float = Field(default=0.1, gt=0)
     """SAC and DQN: gradient steps per environment step."""
     replay_steps: int = Field(default=50_000, ge=1)
@@ -69,7 +71,7 @@ class AlgorithmOptions(Options):
     conservatism: float = Field(default=1.0, ge=0)
     """CQL: weight of the loss that holds down the value of actions that were not recorded."""
     transitions: Path | None = None
-    """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.transitions_file`); when not given,
+    """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.learning.recordings`); when not given,
     `deepsched train` records `recorded_steps` of its own."""
     recorded_steps: int = Field(default=20_000, ge=1)
     """Simulated steps under the exploring baseline that are recorded beside the observed windows."""
@@ -81,7 +83,7 @@ class AlgorithmOptions(Options):
 
 
 class ImitationOptions(Options):
-    """The first lesson of a curriculum (`tuning.imitation`): do what the baseline does."""
+    """The first lesson of a curriculum (`tuning.learning.imitation`): do what the baseline does."""
 
     steps: int = Field(default=0, ge=0)
     """Environment steps of the inverse-latency baseline to imitate before training; 0 for none. A residual
@@ -91,7 +93,7 @@ class ImitationOptions(Options):
 
 
 class HeldOutOptions(Options):
-    """Early stopping: episodes that are never trained on decide which network is kept (`tuning.held_out`)."""
+    """Early stopping: episodes that are never trained on decide which network is kept (`tuning.learning.scoring`)."""
 
     every_steps: int = Field(default=10_000, ge=0)
     """Environment steps between two looks; 0 keeps the last network and never stops early."""
@@ -104,7 +106,7 @@ class HeldOutOptions(Options):
 
 
 class TrainingOptions(Options):
-    """How a policy is trained (`tuning.training`)."""
+    """How a policy is trained (`tuning.learning.trainer`)."""
 
     steps: int = Field(default=40_000, ge=1)
     """Environment steps on simulated testbeds."""
@@ -140,7 +142,7 @@ class TrainingOptions(Options):
 
     proof_episodes: int = Field(default=0, ge=0)
     """Fresh simulated episodes at the end on which a residual must prove that it does good and nowhere harm
-    (`tuning.proof`); one that cannot is set back to its baseline. 0 believes it."""
+    (`tuning.learning.proof`); one that cannot is set back to its baseline. 0 believes it."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -161,3 +163,18 @@ class TrainingOptions(Options):
                 "smaller algorithm.batch_steps (64 does) or fewer algorithm.imitated_updates"
             )
         return self
+
+
+class ParallelOptions(Options):
+    """One policy trained on several live testbeds at the same time."""
+
+    testbeds: int = Field(default=2, ge=1)
+    """Testbeds; each claims proxy: 1, client: 1 and server: 1 per server."""
+    env_runners: int = Field(default=1, ge=0)
+    """RLlib processes that drive them, each its share; 0 drives them all from the training process itself."""
+    steps: int = Field(default=64, ge=1)
+    """Control intervals in all, over all testbeds."""
+    episode_steps: int = Field(default=32, ge=1)
+    """Control intervals per episode."""
+    algorithm: AlgorithmOptions = AlgorithmOptions(learning_rate=3e-5, batch_steps=32, minibatch_steps=32, epochs=2)
+    """PPO with small steps: a few noisy intervals must not undo what was learned."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actuators.load_build import find_compiler
+from actuators.load.build import find_compiler
 
 _SOURCE = Path(__file__).parents[1] / "clock.c"
 

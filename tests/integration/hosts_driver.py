@@ -11,16 +11,15 @@ from typing import Any
 import ray
 from problems import TOPOLOGY, problem
 
-from actuators.parts import LiveOptions
-from envs.controller import FixedController, PolicyController
-from envs.scenarios import scenario
-from tuning.conducted import ConductedTestbed
-from tuning.judge import Judge, JudgeOptions
-from tuning.live_testbeds import Testbeds, running_testbeds
-from tuning.options import AlgorithmOptions, TrainingOptions
-from tuning.parallel import ParallelTraining
-from tuning.parallel_options import ParallelOptions
-from tuning.policy import LearnedPolicy
+from actuators.testbed.parts import LiveOptions
+from envs.heuristics.controllers import FixedController, PolicyController
+from envs.scenarios.lookup import scenario
+from tuning.judging.judge import Judge, JudgeOptions
+from tuning.live.conductor import ConductedTestbed
+from tuning.live.testbeds import Testbeds, running_testbeds
+from tuning.live.training import ParallelTraining
+from tuning.options import AlgorithmOptions, ParallelOptions, TrainingOptions
+from tuning.policy.learned import LearnedPolicy
 
 SCENARIO = scenario("demo", duration_s=600.0, work_scale=4.0)
 STEPS = 8

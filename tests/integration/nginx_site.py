@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from http_server import HANG, Received, ScriptedServer
 
-from actuators import nginx as nginx_module
-from actuators.collect import Collector
-from actuators.nginx import Nginx
-from actuators.nginx_options import NginxOptions
-from actuators.reload import children
-from actuators.topology import Topology, social_network
+from actuators.contract.topology import Topology, social_network
+from actuators.nginx import instance as nginx_module
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.nginx.reload import children
+from actuators.statistics.reader import Collector
 
 COMPOSE, HOME, USER = "/wrk2-api/post/compose", "/wrk2-api/home-timeline/read", "/wrk2-api/user-timeline/read"
 

@@ -11,7 +11,8 @@ from typing import Any
 import requests
 from steering_cases import trained_bundle
 
-from rayjobs.serve import ServeOptions, make_settings, serving
+from rayjobs.serve.__main__ import serving
+from rayjobs.serve.options import ServeOptions, make_settings
 
 
 @dataclass

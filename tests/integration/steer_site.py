@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actuators.nginx import Nginx
-from actuators.nginx_options import NginxOptions
-from actuators.parts import LiveOptions
-from actuators.process import ManagedProcess
-from actuators.script import RateStep, Script, ServerProfile, Stream
-from actuators.topology import Topology
-from rayjobs.steer_folder import SteerFolder
-from rayjobs.steer_loop import Controller, Step, starting_steering
-from rayjobs.steer_site import Site, embedded_site
-from tuning import audit
-from tuning.adviser import Adviser
-from tuning.bundle import Bundle, load_bundle
-from tuning.limiting import differ
-from tuning.steering import Steering
-from tuning.steering_options import SteeringOptions
+from actuators.contract.script import RateStep, Script, ServerProfile, Stream
+from actuators.contract.topology import Topology
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.processes.process import ManagedProcess
+from actuators.testbed.parts import LiveOptions
+from rayjobs.steer.controller import Controller, Step, starting_steering
+from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.site import Site, embedded_site
+from tuning.policy.adviser import Adviser
+from tuning.policy.bundle import Bundle, load_bundle
+from tuning.steering import audit
+from tuning.steering.decide import Steering
+from tuning.steering.guards import SteeringOptions
+from tuning.steering.limits import differ
 
 INTERVAL_S = 0.4
 KNOWN = {"novel_above": 1e9}

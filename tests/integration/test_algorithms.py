@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from problems import observed
 
+from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
-from actuators.topology import social_network
-from envs.actions import ActionOptions
-from envs.decision import DecisionOptions, DecisionProblem
-from envs.rules import RULES
-from envs.scenarios import Mixture, scenario, training_mixture
-from envs.study import judge
-from rayjobs.local_ray import local_ray
-from tuning.bundle import Bundle, load_bundle
-from tuning.held_out import ScriptSource
+from envs.environment.actions import ActionOptions
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.scenarios.catalogue import Mixture
+from envs.scenarios.lookup import scenario, training_mixture
+from envs.study.judge import judge
+from envs.study.rules import RULES
+from rayjobs.runs.local_ray import local_ray
+from tuning.learning.recordings import from_simulation, from_windows, write_transitions
+from tuning.learning.scoring import ScriptSource
+from tuning.learning.study import Arm, train
+from tuning.learning.trainer import Trainer
 from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
-from tuning.study_training import Arm, train
-from tuning.training import Trainer
-from tuning.transitions import from_simulation, from_windows
-from tuning.transitions_file import write_transitions
+from tuning.policy.bundle import Bundle, load_bundle
 
 pytestmark = pytest.mark.ray
 

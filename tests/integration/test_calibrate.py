@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.parts import LiveOptions, start_local_testbed
-from actuators.snapshots import SnapshotWriter
-from actuators.topology import social_network
-from actuators.window import Window
-from envs.calibration import Calibration
-from envs.scenarios import scenario
-from rayjobs.cli import main
-from tuning.observing import ObserveOptions, watch
+from actuators.contract.topology import social_network
+from actuators.contract.window import Window
+from actuators.statistics.recording import SnapshotWriter
+from actuators.testbed.parts import LiveOptions, start_local_testbed
+from envs.calibration.result import Calibration
+from envs.scenarios.lookup import scenario
+from rayjobs.cli.main import main
+from tuning.observing.phase import ObserveOptions, watch
 
 pytestmark = pytest.mark.nginx
 

@@ -8,11 +8,11 @@ import pytest
 from chromium import EXECUTABLE, Chromium
 from problems import TOPOLOGY, observed
 
-from envs.encoding import EncoderOptions
-from envs.mixture import candidates, window_samples
-from tuning.cluster_page import write_cluster_page
-from tuning.clusters import meaning
-from tuning.report_document import Provenance
+from envs.mixture.fit import candidates, window_samples
+from envs.observation.encoder import EncoderOptions
+from tuning.observing.clusters import meaning
+from tuning.report.clusters import write_cluster_page
+from tuning.report.document import Provenance
 
 pytestmark = [
     pytest.mark.browser,

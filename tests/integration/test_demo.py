@@ -17,8 +17,8 @@ import pytest
 import yaml
 from orphans import processes_with
 
-from tuning.bundle import load_bundle
-from tuning.evaluation import SCHEMA_PATH
+from tuning.judging.evaluation import SCHEMA_PATH
+from tuning.policy.bundle import load_bundle
 
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
 GONE_S = 10.0

@@ -16,11 +16,11 @@ from steer_site import Drill, controller_process, failed_requests, options, runn
 from steering_cases import trained_bundle
 from windows import window
 
-from actuators.control import MAX_WEIGHT, Weights
-from rayjobs.cli import main
-from rayjobs.steer_site import Site
-from tuning import window_json
-from tuning.audit import read_lines, replay
+from actuators.contract.control import MAX_WEIGHT, Weights
+from rayjobs.cli.main import main
+from rayjobs.steer.site import Site
+from tuning.steering import window_json
+from tuning.steering.audit import read_lines, replay
 
 pytestmark = pytest.mark.nginx
 

@@ -18,13 +18,12 @@ import pytest
 from orphans import SESSION, processes_with, wait_gone
 from problems import TOPOLOGY, problem
 
-from actuators.parts import LiveOptions
-from envs.scenarios import scenario
-from rayjobs.local_ray import local_ray
-from tuning.live_testbeds import Testbeds
-from tuning.options import AlgorithmOptions, TrainingOptions
-from tuning.parallel import ParallelTraining
-from tuning.parallel_options import ParallelOptions
+from actuators.testbed.parts import LiveOptions
+from envs.scenarios.lookup import scenario
+from rayjobs.runs.local_ray import local_ray
+from tuning.live.testbeds import Testbeds
+from tuning.live.training import ParallelTraining
+from tuning.options import AlgorithmOptions, ParallelOptions, TrainingOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 KILLS = int(os.environ.get("DEEPSCHED_DRILL_KILLS", "3"))

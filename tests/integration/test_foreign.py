@@ -18,12 +18,12 @@ import pytest
 from http_server import ScriptedServer
 from nginx_site import answer, wait_until
 
-from actuators import foreign as foreign_module
-from actuators.control import ServiceTimes, Weights
+from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
-from actuators.foreign import ForeignNginx, ForeignOptions
-from actuators.ports import free_port
-from actuators.process import ManagedProcess
+from actuators.external import nginx as foreign_module
+from actuators.external.nginx import ForeignNginx, ForeignOptions
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
 
 pytestmark = pytest.mark.nginx
 
@@ -192,7 +192,8 @@ def test_killed_between_any_two_steps_the_config_is_old_or_new_and_valid(foreign
     old = [path.read_bytes() for path in files]
     code = (
         "import os, signal, sys\nimport numpy as np\nfrom pathlib import Path\n"
-        "from actuators.control import Weights\nfrom actuators.foreign import ForeignNginx, ForeignOptions\n"
+        "from actuators.contract.control import Weights\n"
+        "from actuators.external.nginx import ForeignNginx, ForeignOptions\n"
         "def die(step):\n    if step == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)\n"
         "n = ForeignNginx(ForeignOptions(config=Path(sys.argv[1])), on_step=die)\n"
         "n.apply(Weights(n.topology, np.array([[4, 3, 2, 5]])))\n"

@@ -15,7 +15,7 @@ import requests
 import yaml
 from orphans import processes_with, wait_gone
 
-from rayjobs.local_ray import LocalRay
+from rayjobs.runs.local_ray import LocalRay
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,10 @@ import pytest
 from contracts import CONTRACT, ContractScenario, Factory
 from problems import demo_scenario, problem
 
-from actuators.live import LiveTestbed
-from actuators.parts import LiveOptions, start_local_testbed
-from actuators.topology import social_network
-from envs.balancing import BalancingEnv
+from actuators.contract.topology import social_network
+from actuators.testbed.live import LiveTestbed
+from actuators.testbed.parts import LiveOptions, start_local_testbed
+from envs.environment.env import BalancingEnv
 
 pytestmark = pytest.mark.nginx
 

@@ -17,11 +17,12 @@ from chromium import EXECUTABLE, Chromium
 from steer_site import Uneven, controller_process, wait_for
 from steering_cases import trained_bundle
 
-from actuators.nginx_options import NginxOptions
-from actuators.parts import LiveOptions
-from rayjobs.serve import ServeOptions, make_settings, serving
-from rayjobs.steer_site import Site, embedded_site
-from tuning.guards import GUARDS
+from actuators.nginx.config import NginxOptions
+from actuators.testbed.parts import LiveOptions
+from rayjobs.serve.__main__ import serving
+from rayjobs.serve.options import ServeOptions, make_settings
+from rayjobs.steer.site import Site, embedded_site
+from tuning.steering.guards import GUARDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from actuators.load import LoadEngine, LoadOptions
-from actuators.load_summary import LoadSummary
-from actuators.nginx_detect import detect
-from actuators.process import ManagedProcess
-from actuators.script import RateStep, Stream
-from actuators.topology import social_network
+from actuators.contract.script import RateStep, Stream
+from actuators.contract.topology import social_network
+from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.load.summary import LoadSummary
+from actuators.nginx.detect import detect
+from actuators.processes.process import ManagedProcess
 
 pytestmark = pytest.mark.nginx
 

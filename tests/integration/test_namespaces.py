@@ -16,7 +16,7 @@ import pytest
 from hosts import Hosts
 from orphans import wait_gone
 
-from actuators.process import ManagedProcess
+from actuators.processes.process import ManagedProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("root_only")]
 ROOT = Path(__file__).parents[2]

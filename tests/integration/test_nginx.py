@@ -18,16 +18,16 @@ import pytest
 from http_server import CLOSE
 from nginx_site import COMPOSE, HOME, USER, Site, answer, running_site, wait_until
 
-from actuators import nginx as nginx_module
-from actuators import nginx_detect
-from actuators.collect import Collector
-from actuators.control import Weights
+from actuators.contract.control import Weights
+from actuators.contract.topology import Group, Topology, social_network
+from actuators.contract.window import Window
 from actuators.errors import ActuationError, ConfigError, MissingToolError, ProcessError, StatusError
-from actuators.nginx import Nginx
-from actuators.nginx_options import NginxOptions
-from actuators.reload import children
-from actuators.topology import Group, Topology, social_network
-from actuators.window import Window
+from actuators.nginx import detect as nginx_detect
+from actuators.nginx import instance as nginx_module
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.nginx.reload import children
+from actuators.statistics.reader import Collector
 
 pytestmark = pytest.mark.nginx
 
@@ -257,8 +257,8 @@ def test_a_dead_nginx_is_a_gap_and_an_actuation_error(site: Site) -> None:
 
 def test_nginx_ends_with_its_killed_owner(short_dir: Path) -> None:
     code = (
-        "import time\nfrom pathlib import Path\nfrom actuators.nginx import Nginx\n"
-        "from actuators.nginx_options import NginxOptions\nfrom actuators.topology import social_network\n"
+        "import time\nfrom pathlib import Path\nfrom actuators.nginx.instance import Nginx\n"
+        "from actuators.nginx.config import NginxOptions\nfrom actuators.contract.topology import social_network\n"
         f"n = Nginx(NginxOptions(), social_network(('127.0.0.1:1',)), work_dir=Path({str(short_dir)!r}))\n"
         "n.start()\nprint(n.master_pid, flush=True)\ntime.sleep(600)\n"
     )

@@ -11,8 +11,8 @@ import pytest
 from http_server import CLOSE
 from nginx_site import USER, Site, answer, running_site, wait_until
 
-from actuators.control import ServiceTimes
-from actuators.nginx_options import NginxOptions
+from actuators.contract.control import ServiceTimes
+from actuators.nginx.config import NginxOptions
 
 pytestmark = pytest.mark.nginx
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site, wait_until
 
-from actuators.control import ServiceTimes, Weights
+from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
-from actuators.nginx_options import NginxOptions
+from actuators.nginx.config import NginxOptions
 
 pytestmark = pytest.mark.nginx
 

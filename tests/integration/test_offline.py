@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from recordings import record
 
-from actuators.control import Weights
-from actuators.topology import social_network
-from actuators.window import Window
-from envs.scenarios import scenario
-from envs.simulation import SimulatedTestbed
-from rayjobs.cli import main
-from rayjobs.local_ray import local_ray
-from tuning.bundle import Bundle, load_bundle
+from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
+from actuators.contract.window import Window
+from envs.scenarios.lookup import scenario
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.cli.main import main
+from rayjobs.runs.local_ray import local_ray
+from tuning.policy.bundle import Bundle, load_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

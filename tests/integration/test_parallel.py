@@ -16,15 +16,14 @@ from orphans import SESSION, processes_with
 from problems import problem
 
 from actuators.errors import CapacityError
-from envs.scenarios import scenario
-from rayjobs.local_ray import local_ray
-from rayjobs.waiting import make_waiting
-from tuning.live_testbeds import Testbeds
-from tuning.live_vector import LiveVectorEnv
-from tuning.metrics import COUNTERS, exported
-from tuning.options import AlgorithmOptions, TrainingOptions
-from tuning.parallel import ParallelTraining
-from tuning.parallel_options import ParallelOptions
+from envs.scenarios.lookup import scenario
+from rayjobs.bench.parts.control_step import make_waiting
+from rayjobs.runs.local_ray import local_ray
+from tuning.live.metrics import COUNTERS, exported
+from tuning.live.testbeds import Testbeds
+from tuning.live.training import ParallelTraining
+from tuning.live.vector_env import LiveVectorEnv
+from tuning.options import AlgorithmOptions, ParallelOptions, TrainingOptions
 
 pytestmark = pytest.mark.ray
 INTERVAL_S = 0.1

@@ -11,12 +11,12 @@ import pytest
 from orphans import SESSION, processes_with, wait_gone
 from problems import TOPOLOGY, problem
 
-from actuators.parts import LiveOptions
-from envs.scenarios import scenario
-from rayjobs.local_ray import local_ray
-from tuning.conducted import ConductedTestbed
-from tuning.live_testbeds import Testbeds, running_testbeds
-from tuning.live_vector import LiveVectorEnv
+from actuators.testbed.parts import LiveOptions
+from envs.scenarios.lookup import scenario
+from rayjobs.runs.local_ray import local_ray
+from tuning.live.conductor import ConductedTestbed
+from tuning.live.testbeds import Testbeds, running_testbeds
+from tuning.live.vector_env import LiveVectorEnv
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 INTERVAL_S = 0.3

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.live import LiveTestbed
-from actuators.load import LoadEngine, LoadOptions
-from actuators.parts import LiveOptions, start_local_testbed
-from actuators.peers import PEERS, NoStatistics, Peer, why_missing
-from actuators.topology import social_network
-from envs.controller import FixedController
-from envs.scenarios import scenario
-from tuning.journal import Journal
-from tuning.judge import Judge, JudgeOptions, Progress
+from actuators.contract.topology import social_network
+from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.testbed.live import LiveTestbed
+from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
+from envs.heuristics.controllers import FixedController
+from envs.scenarios.lookup import scenario
+from tuning.judging.blocks import Journal
+from tuning.judging.judge import Judge, JudgeOptions, Progress
 
 pytestmark = pytest.mark.nginx
 
@@ -59,7 +59,7 @@ def test_a_peer_is_judged_on_the_same_arrivals_and_its_requests_are_called_uncou
 
 
 def test_a_busy_worker_spoils_the_block(testbed: LiveTestbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actuators.live.BUSY", 0.0)
+    monkeypatch.setattr("actuators.testbed.live.BUSY", 0.0)
     policies = [FixedController("least_conn", "least_conn")]
     evaluation = Judge(testbed, policies, LIGHT, DEADLINES_S, OPTIONS).run()
     assert [block.usable for block in evaluation.blocks] == [False]

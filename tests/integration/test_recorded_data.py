@@ -11,12 +11,10 @@ import pytest
 import torch
 from problems import observed
 
-from envs.actions import ActionOptions
-from tuning.algorithm import Setting, algorithm_config
+from envs.environment.actions import ActionOptions
+from tuning.learning.algorithm import Setting, algorithm_config
+from tuning.learning.recordings import RecordedData, from_windows, read_transitions, write_transitions
 from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions, TrainingOptions
-from tuning.recorded_data import RecordedData
-from tuning.transitions import from_windows
-from tuning.transitions_file import read_transitions, write_transitions
 
 DISCOUNT, LAMBDA = 0.8, 0.7
 

@@ -11,11 +11,11 @@ import pytest
 from contracts import ContractScenario
 from orphans import SESSION, processes_with
 
+from actuators.contract.topology import social_network
 from actuators.errors import CapacityError, ConfigError, DeepSchedError, TestbedError
-from actuators.parts import LiveOptions
-from actuators.placement import check_capacity, start_remote_testbed
-from actuators.topology import social_network
-from rayjobs.local_ray import local_ray
+from actuators.testbed.parts import LiveOptions
+from actuators.testbed.placement import check_capacity, start_remote_testbed
+from rayjobs.runs.local_ray import local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx]
 

@@ -10,7 +10,7 @@ import pytest
 from chromium import EXECUTABLE, Chromium
 from report_data import evaluate, run_data
 
-from tuning.report import RunData, write_report
+from tuning.report.write import RunData, write_report
 
 pytestmark = [
     pytest.mark.browser,

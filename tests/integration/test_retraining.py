@@ -10,16 +10,15 @@ import torch
 from problems import TOPOLOGY, demo_scenario, observed, problem
 from recordings import record
 
-from actuators.control import Weights
-from actuators.window import Window
-from envs.mixture import window_samples
-from envs.refit import SAMPLES, save_samples
-from envs.simulation import SimulationOptions
-from rayjobs.cli import main
-from tuning.bundle import Bundle, load_bundle
+from actuators.contract.control import Weights
+from actuators.contract.window import Window
+from envs.mixture.fit import window_samples
+from envs.mixture.refit import SAMPLES, save_samples
+from envs.simulator.testbed import SimulationOptions
+from rayjobs.cli.main import main
 from tuning.options import HeldOutOptions, ModelOptions, TrainingOptions
-from tuning.policy import net_for
-from tuning.trust import check_bundle
+from tuning.policy.bundle import Bundle, check_bundle, load_bundle
+from tuning.policy.learned import net_for
 
 pytestmark = pytest.mark.ray
 

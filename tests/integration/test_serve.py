@@ -22,16 +22,14 @@ from served import Served, served_bundles
 from steering_cases import trained_bundle
 from windows import window
 
+from actuators.contract.window import Fault
 from actuators.errors import BundleError
-from actuators.window import Fault
-from envs.simulation import SimulatedTestbed
-from rayjobs.advisers import ServeAdviser, http_post
-from rayjobs.cli import main
-from tuning import window_json
-from tuning.advice import Recent
-from tuning.adviser import Adviser
-from tuning.bundle import load_bundle
-from tuning.trust import check_bundle
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.cli.main import main
+from rayjobs.steer.advisers import ServeAdviser, http_post
+from tuning.policy.adviser import Adviser, Recent
+from tuning.policy.bundle import check_bundle, load_bundle
+from tuning.steering import window_json
 
 VTS = Path(__file__).parents[1] / "data" / "vts"
 
@@ -251,7 +249,7 @@ def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.Capt
     assert "token" not in application["args"]["rules"]
     from ray.serve.schema import ServeDeploySchema
 
-    from rayjobs.serve_ray import settings_of
+    from rayjobs.serve.ray_app import settings_of
 
     ServeDeploySchema.model_validate(document)
 

@@ -17,13 +17,13 @@ import pytest
 from steer_site import Drill, failures, options, running_site, wait_for
 from steering_cases import trained_bundle
 
-from actuators.control import MAX_WEIGHT
-from actuators.ports import free_port
-from actuators.process import ManagedProcess
-from rayjobs.advisers import ServeAdviser, http_post
-from rayjobs.serve import ServeOptions, make_settings
-from rayjobs.steer_folder import SteerFolder
-from tuning.audit import read_lines
+from actuators.contract.control import MAX_WEIGHT
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from rayjobs.serve.options import ServeOptions, make_settings
+from rayjobs.steer.advisers import ServeAdviser, http_post
+from rayjobs.steer.folder import SteerFolder
+from tuning.steering.audit import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 
@@ -81,10 +81,10 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
     import ray
     from ray import serve
 
-    from rayjobs.local_ray import local_ray
-    from rayjobs.serve_ray import NAME, deployed, settings_args, start
-    from rayjobs.steer import SteerOptions
-    from rayjobs.steer_actor import start_actor
+    from rayjobs.runs.local_ray import local_ray
+    from rayjobs.serve.ray_app import NAME, deployed, settings_args, start
+    from rayjobs.steer.actor import start_actor
+    from rayjobs.steer.options import SteerOptions
 
     trained_bundle().save(short_dir / "bundles" / "first")
     folder = SteerFolder(short_dir / "steer")

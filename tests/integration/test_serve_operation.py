@@ -17,10 +17,10 @@ from steering_cases import trained_bundle
 from test_audit import recorded
 from windows import window
 
-from actuators.ports import free_port
-from actuators.process import ManagedProcess
-from rayjobs.steer_folder import SteerFolder
-from tuning import window_json
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from rayjobs.steer.folder import SteerFolder
+from tuning.steering import window_json
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import requests
 from served import served_bundles
 from windows import window
 
-from rayjobs.haproxy_loopback import on_loopback
-from tuning import window_json
+from rayjobs.serve.haproxy_loopback import on_loopback
+from tuning.steering import window_json
 
 LISTENING = "0A"
 LOOPBACK = "0100007F"

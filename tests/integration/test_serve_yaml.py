@@ -16,13 +16,12 @@ from served import Served
 from steering_cases import trained_bundle
 from test_serve_batching import GUARDS, bodies, same
 
-from actuators.ports import free_port
-from actuators.process import ManagedProcess
-from rayjobs.cli import main
-from rayjobs.local_ray import LocalRay, local_ray
-from rayjobs.serve_body import read_body
-from rayjobs.serve_ray import NAME
-from rayjobs.serve_service import LoadedBundle, advise
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from rayjobs.cli.main import main
+from rayjobs.runs.local_ray import LocalRay, local_ray
+from rayjobs.serve.bundles import LoadedBundle, advise, read_body
+from rayjobs.serve.ray_app import NAME
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

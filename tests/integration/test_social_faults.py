@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from social_site import OPTIONS, READ, USER, Servers, call, compose, timeline, wait_until
 
+from actuators.contract.script import Behaviour
 from actuators.errors import ProcessError, ServiceError
-from actuators.script import Behaviour
-from actuators.social_capacity import ServerPlan
-from actuators.social_database import create_database
-from actuators.social_server import SocialNetworkServer
+from actuators.social_network.capacity import ServerPlan
+from actuators.social_network.server import SocialNetworkServer
+from actuators.social_network.store import create_database
 
 
 def test_a_new_speed_holds_for_the_work_in_progress(server: SocialNetworkServer) -> None:

@@ -8,10 +8,10 @@ import time
 import pytest
 from social_site import HOME, READ, USER, Servers, call, compose, raw, timeline, wait_until
 
-from actuators.script import Behaviour, Script, ServerProfile
-from actuators.social_capacity import ServerPlan
-from actuators.social_server import SocialNetworkServer
-from actuators.topology import social_network
+from actuators.contract.script import Behaviour, Script, ServerProfile
+from actuators.contract.topology import social_network
+from actuators.social_network.capacity import ServerPlan
+from actuators.social_network.server import SocialNetworkServer
 
 
 def test_a_post_is_read_from_the_other_server_newest_first_and_paged(servers: Servers) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from actuators.script import Script, ServerProfile
-from actuators.topology import social_network
-from rayjobs.benches.service import mmc_response_s
-from rayjobs.cli import main
+from actuators.contract.script import Script, ServerProfile
+from actuators.contract.topology import social_network
+from rayjobs.bench.service import mmc_response_s
+from rayjobs.cli.main import main
 from rayjobs.service import ServiceOptions, make_script
 
 COMMAND = [sys.executable, "-m", "rayjobs.service"]

@@ -16,16 +16,16 @@ from http_server import ScriptedServer
 from steer_site import INTERVAL_S, Drill, controller_process, failed_requests, options, running_site, wait_for
 from steering_cases import trained_bundle
 
-from actuators.collect import Collector
-from actuators.control import Weights
-from actuators.process import ManagedProcess
-from actuators.window import Fault
-from rayjobs.cli import main
-from rayjobs.steer_loop import CHANGED
-from rayjobs.steer_replay import recalibrated
-from rayjobs.steer_site import Site
-from tuning.audit import read_lines, replay
-from tuning.bundle import load_bundle
+from actuators.contract.control import Weights
+from actuators.contract.window import Fault
+from actuators.processes.process import ManagedProcess
+from actuators.statistics.reader import Collector
+from rayjobs.cli.main import main
+from rayjobs.steer.controller import CHANGED
+from rayjobs.steer.replay import recalibrated
+from rayjobs.steer.site import Site
+from tuning.policy.bundle import load_bundle
+from tuning.steering.audit import read_lines, replay
 
 pytestmark = pytest.mark.nginx
 
@@ -150,7 +150,7 @@ def test_someone_elses_change_is_noticed(site: Site, short_dir: Path, monkeypatc
 
 
 def test_another_controller_in_the_same_folder_is_refused(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from rayjobs.steer_folder import SteerFolder
+    from rayjobs.steer.folder import SteerFolder
 
     trained_bundle().save(short_dir / "bundle")
     folder = SteerFolder(short_dir / "run")
@@ -189,10 +189,10 @@ def _watchdog(folder: Path, site: Site) -> ManagedProcess:
 
 def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
     """Somebody else's configuration: edited in place, byte for byte the same after a revert."""
-    from actuators.nginx_options import NginxOptions
-    from actuators.parts import LiveOptions
-    from actuators.weights import ActuatorOptions
-    from rayjobs.steer_site import foreign_site
+    from actuators.external.actuator import ActuatorOptions
+    from actuators.nginx.config import NginxOptions
+    from actuators.testbed.parts import LiveOptions
+    from rayjobs.steer.site import foreign_site
 
     live = LiveOptions(nginx=NginxOptions(actuation="reload"))
     with running_site(short_dir, live) as embedded:

@@ -18,11 +18,11 @@ from steer_site import wait_for
 from steering_cases import trained_bundle
 from test_weights_verb import MAIN, deepsched
 
-from actuators.ports import free_port
-from actuators.process import ManagedProcess
-from actuators.topology import social_network
-from rayjobs.cli import main
-from tuning.audit import read_lines
+from actuators.contract.topology import social_network
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from rayjobs.cli.main import main
+from tuning.steering.audit import read_lines
 
 pytestmark = pytest.mark.nginx
 

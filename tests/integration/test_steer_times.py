@@ -12,13 +12,13 @@ import pytest
 from steer_site import INTERVAL_S, Drill, controller_process, failed_requests, options, running_site, wait_for
 from test_steering_times import times_bundle
 
-from actuators.control import ServiceTimes, Weights
-from actuators.nginx_options import NginxOptions
-from actuators.parts import LiveOptions
-from rayjobs.cli import main
-from rayjobs.steer_site import Site
-from tuning.audit import read_lines, replay
-from tuning.limiting import differ
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.nginx.config import NginxOptions
+from actuators.testbed.parts import LiveOptions
+from rayjobs.cli.main import main
+from rayjobs.steer.site import Site
+from tuning.steering.audit import read_lines, replay
+from tuning.steering.limits import differ
 
 pytestmark = pytest.mark.nginx
 

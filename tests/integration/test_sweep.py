@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from orphans import SESSION, processes_with, wait_gone
 
-from tuning.bundle import load_bundle
-from tuning.population import EXCHANGES
-from tuning.space import structure
+from tuning.policy.bundle import load_bundle
+from tuning.search.population import EXCHANGES
+from tuning.search.space import structure
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,10 @@ import pytest
 from orphans import wait_gone
 
 from actuators.errors import CapacityError
-from rayjobs.local_ray import local_ray
-from tuning.bundle import load_bundle
-from tuning.sweep import preflight
-from tuning.sweep_options import SearchOptions
+from rayjobs.runs.local_ray import local_ray
+from tuning.policy.bundle import load_bundle
+from tuning.search.space import SearchOptions
+from tuning.search.sweep import preflight
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pytest
 from chromium import EXECUTABLE, Chromium
 from test_sweep_report import SPACE, trials
 
-from tuning.sweep_options import SearchOptions
-from tuning.sweep_report import render
+from tuning.report.sweep import render
+from tuning.search.space import SearchOptions
 
 pytestmark = [
     pytest.mark.browser,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
-from rayjobs.local_ray import local_ray
+from rayjobs.runs.local_ray import local_ray
 from rayjobs.train import TrainOptions, resumed, run
-from tuning.judge import JudgeOptions
-from tuning.observing import ObserveOptions
+from tuning.judging.judge import JudgeOptions
+from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, TrainingOptions
 
 pytestmark = pytest.mark.ray

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from problems import demo_scenario, observed
 
-from envs.balancing import BalancingEnv
-from envs.scenarios import training_mixture
-from envs.simulation import SimulatedTestbed
-from rayjobs.local_ray import local_ray
+from envs.environment.env import BalancingEnv
+from envs.scenarios.lookup import training_mixture
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.runs.local_ray import local_ray
 from rayjobs.train import TrainOptions, run
-from tuning.observing import ObserveOptions
+from tuning.learning.trainer import Trainer
+from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, TrainingOptions
-from tuning.training import Trainer
 
 pytestmark = pytest.mark.ray
 SMALL = TrainingOptions(

@@ -13,9 +13,9 @@ import pytest
 from http_server import ScriptedServer
 from nginx_site import answer
 
-from actuators.collect import StatusReader
-from actuators.ports import free_port
-from actuators.process import ManagedProcess
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from actuators.statistics.reader import StatusReader
 
 pytestmark = pytest.mark.nginx
 

@@ -1,0 +1,119 @@
+"""What a policy sets: integer weights, or service times for `expected_delay`. Checked before use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError
+
+MAX_WEIGHT = 100
+
+BalancingMethod = Literal["round_robin", "least_conn", "random_two", "expected_delay"]
+"""How NGINX uses the control. The first three are native and take Weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """NGINX weights of every server in every group.
+
+    Attributes:
+        values: int ``[groups, servers]``, 1…100; 0 only where the group lacks the server.
+        down: bool ``[groups, servers]``; True takes the server out of that group's rotation.
+    """
+
+    topology: Topology
+    values: NDArray[np.int64]
+    down: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", np.where(self.topology.mask, np.asarray(self.values), 0).astype(np.int64))
+        if self.down.size == 0:
+            object.__setattr__(self, "down", np.zeros(self.topology.shape, dtype=bool))
+        self._check()
+
+    def _check(self) -> None:
+        mask = self.topology.mask
+        if self.values.shape != self.topology.shape or self.down.shape != self.topology.shape:
+            raise ConfigError(f"weights have shape {self.values.shape}", remedy=f"expected {self.topology.shape}")
+        bad = mask & ((self.values < 1) | (self.values > MAX_WEIGHT))
+        if bad.any():
+            g, s = np.argwhere(bad)[0]
+            raise ConfigError(
+                f"weight {self.values[g, s]} of {self.topology.servers[s]}",
+                where=f"group {self.topology.groups[g].name}",
+                remedy=f"weights are integers from 1 to {MAX_WEIGHT}; use down to remove a server",
+            )
+        empty = ~(mask & ~self.down).any(axis=1)
+        if empty.any():
+            name = self.topology.groups[int(np.argmax(empty))].name
+            raise ConfigError("every server is down", where=f"group {name}", remedy="leave at least one usable server")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Weights)
+            and self.topology == other.topology
+            and np.array_equal(self.values, other.values)
+            and np.array_equal(self.down, other.down)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.values.tobytes(), self.down.tobytes()))
+
+    @classmethod
+    def equal(cls, topology: Topology, value: int = 1) -> Weights:
+        return cls(topology, np.full(topology.shape, value))
+
+    @classmethod
+    def from_shares(cls, topology: Topology, shares: NDArray[np.float64]) -> Weights:
+        """Positive shares ``[groups, servers]`` scaled so that the largest of each group is 100.
+
+        Raises ConfigError for a share that is not positive and finite.
+        """
+        shares = np.where(topology.mask, shares, 0.0)
+        if not np.isfinite(shares).all() or (shares[topology.mask] <= 0).any():
+            raise ConfigError("a share is not positive and finite", where="weights", remedy="repair the policy")
+        scaled = np.rint(shares / shares.max(axis=1, keepdims=True) * MAX_WEIGHT)
+        return cls(topology, np.clip(scaled, 1, MAX_WEIGHT).astype(np.int64))
+
+    def as_weights(self) -> Weights:
+        """Itself, so that any control can be asked."""
+        return self
+
+    def shares(self) -> NDArray[np.float64]:
+        """Float ``[groups, servers]``: each group's weights divided by their sum, 0 where down."""
+        usable = np.where(self.down, 0, self.values).astype(float)
+        total: NDArray[np.float64] = usable / usable.sum(axis=1, keepdims=True)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class ServiceTimes:
+    """The control of `expected_delay`.
+
+    Attributes:
+        tau_s: float ``[groups, servers]``, learned service time in seconds, > 0.
+        workers: float ``[servers]``, requests that a server serves at once, >= 0.25.
+    """
+
+    topology: Topology
+    tau_s: NDArray[np.float64]
+    workers: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.tau_s.shape != self.topology.shape or self.workers.shape != (self.topology.shape[1],):
+            raise ConfigError("service times have the wrong shape", remedy=f"expected {self.topology.shape}")
+        known = self.tau_s[self.topology.mask]
+        if not (np.isfinite(known).all() and (known > 0).all() and (self.workers >= 0.25).all()):
+            raise ConfigError("a service time or worker count is not positive", where="service times")
+
+    def as_weights(self) -> Weights:
+        """Weights ∝ 1/τ, for methods that take weights."""
+        return Weights.from_shares(self.topology, 1.0 / np.where(self.topology.mask, self.tau_s, 1.0))
+
+
+Control = Weights | ServiceTimes

@@ -1,0 +1,222 @@
+"""What happened in one control interval, seen by NGINX (Window) and by the load engine (LoadWindow).
+
+Both testbeds, live and simulated, emit these; features, rewards and the judge read nothing else.
+
+Adjacent windows put together: sums of counters, the later one's state, all faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.contract import histogram
+from actuators.contract.arrays import FloatArray, IntArray
+from actuators.contract.topology import Topology
+
+FaultKind = Literal[
+    "restart", "reset", "reload", "gap", "missing_server", "missing_group", "zone_full", "duplicate_server",
+    "saturated_client", "saturated_nginx", "not_in_force", "server_down", "load_ended",
+]  # fmt: skip
+
+DEFAULT_BOUNDS_MS: tuple[int, ...] = (
+    1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500,
+    650, 800, 1000, 1500, 2000, 5000, 10000,
+)  # fmt: skip
+"""Histogram bounds that our own NGINX configs and the simulator use: 32, the most that vts allows."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a window, or a part of it, must not be read as a number.
+
+    Attributes:
+        kind: what was wrong; only ``reload`` leaves the numbers usable.
+        detail: one line for a person.
+        group, server: names, when the fault concerns only one.
+    """
+
+    kind: FaultKind
+    detail: str
+    group: str = ""
+    server: str = ""
+
+
+@dataclass(frozen=True)
+class Connections:
+    """NGINX's own client connection counts (`stub_status`) at the end of the window."""
+
+    active: int = 0
+    reading: int = 0
+    writing: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LoadWindow:
+    """What the load engine saw of the requests that were due in one of its windows.
+
+    Arrays are ``[groups]`` unless said otherwise, in the topology's order of request types.
+
+    Attributes:
+        start_s, end_s: seconds since the plan began.
+        planned: requests that the plan asked for.
+        sent: requests that were written to a connection.
+        answered: responses received, whatever their status.
+        errors: mapping of class (``connect``, ``timeout``, ``closed``, ``status_4xx``, ``status_5xx``,
+            ``not_sent``) to counts; the status classes are a part of `answered`.
+        late: requests sent more than 1 ms after their intended time.
+        retried: requests repeated once because a keep-alive connection closed before any byte.
+        latency_counts: ``[groups, histogram.SIZE]``, from the intended send time to the last byte,
+            of answered requests with a status below 400.
+        latency_s_sum: seconds, of the same requests.
+        send_delay_p99_ms: actual minus intended send time.
+        cpu_share: CPU seconds of the engine per second of the window, 0…1.
+        saturated: the engine itself was the bottleneck; the window must not be judged.
+    """
+
+    start_s: float
+    end_s: float
+    planned: IntArray
+    sent: IntArray
+    answered: IntArray
+    errors: dict[str, IntArray]
+    late: IntArray
+    retried: IntArray
+    latency_counts: IntArray
+    latency_s_sum: FloatArray
+    send_delay_p99_ms: float = 0.0
+    cpu_share: float = 0.0
+    saturated: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class DelayWindow:
+    """What only a balancer in memory sees of a window: the samples of `envs.estimators.base`. ``[groups, servers]``.
+
+    Attributes:
+        requests: answers (below 500, not aborted) that the balancer accounted for.
+        idle_requests: those that found an idle worker when they were sent on.
+        idle_response_s: seconds, sum of the response times of those.
+        predicted_wait_s, predicted_service_s: seconds, sums over all of them of what the rule believed
+            when it chose; 0 while no service times are in force.
+        tau_s: service times in force at the end; 0 while there are none.
+        by_in_flight: ``[servers, 25, 6]`` or None: answers by the requests (0…24) that were in flight at the server
+            when they were sent on; each row count, Σq, Σq², Σy, Σy², Σqy, where y is the response time and q the
+            mean service time of those in flight, both divided by the answer's own service time in force.
+    """
+
+    requests: IntArray
+    idle_requests: IntArray
+    idle_response_s: FloatArray
+    predicted_wait_s: FloatArray
+    predicted_service_s: FloatArray
+    tau_s: FloatArray
+    by_in_flight: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Difference of two snapshots of NGINX's counters. Arrays are ``[groups, servers]`` with the topology's mask.
+
+    Attributes:
+        start_s, end_s: NGINX's clock (seconds since the epoch), or simulated seconds.
+        requests: finished requests (attempts, as today's vts counts them).
+        in_bytes, out_bytes: client-side bytes.
+        responses: ``[groups, servers, 5]``, statuses 1xx…5xx.
+        response_ms_sum: sum of `$upstream_response_time` in whole milliseconds.
+        bounds_ms: upper bounds of the histogram, ascending, at most 32.
+        latency_histogram: ``[groups, servers, len(bounds_ms) + 1]``; the last column lies above all bounds.
+        weight: weights in force at the end; 0 where the mask is False.
+        down: out of rotation at the end.
+        connections: NGINX's connection counts at the end.
+        active: requests in flight per group and server at the end, when the provider knows.
+        faults: empty for a clean window; a fault never becomes a number.
+        client: the load engine's view of the same interval, when there is one.
+        delay: what a balancer in memory saw, when there is one.
+    """
+
+    topology: Topology
+    start_s: float
+    end_s: float
+    requests: IntArray
+    in_bytes: IntArray
+    out_bytes: IntArray
+    responses: IntArray
+    response_ms_sum: IntArray
+    bounds_ms: tuple[int, ...]
+    latency_histogram: IntArray
+    weight: IntArray
+    down: NDArray[np.bool_]
+    connections: Connections = field(default_factory=Connections)
+    active: IntArray | None = None
+    faults: tuple[Fault, ...] = ()
+    client: LoadWindow | None = None
+    delay: DelayWindow | None = None
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def usable(self) -> bool:
+        """True when the counters may be read as numbers."""
+        return all(fault.kind == "reload" for fault in self.faults)
+
+    @property
+    def server_errors(self) -> IntArray:
+        """``[groups, servers]``: 5xx responses."""
+        return self.responses[:, :, 4]
+
+    def mean_response_s(self) -> FloatArray:
+        """``[groups, servers]`` mean response time in seconds; nan where nothing was answered."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean: FloatArray = self.response_ms_sum / np.where(self.requests > 0, self.requests, np.nan) / 1e3
+        return mean
+
+
+def merge_load_windows(windows: Sequence[LoadWindow], groups: int) -> LoadWindow:
+    """One LoadWindow for all; empty arrays when there are none. CPU share is weighted by duration."""
+    zeros = np.zeros(groups, dtype=np.int64)
+    if not windows:
+        counts = np.zeros((groups, histogram.SIZE), dtype=np.int64)
+        return LoadWindow(0.0, 0.0, zeros, zeros, zeros, {}, zeros, zeros, counts, np.zeros(groups))
+    kinds = sorted({kind for window in windows for kind in window.errors})
+    duration_s = sum(w.end_s - w.start_s for w in windows)
+    busy_s = sum(w.cpu_share * (w.end_s - w.start_s) for w in windows)
+    return LoadWindow(
+        start_s=windows[0].start_s,
+        end_s=windows[-1].end_s,
+        planned=np.sum([w.planned for w in windows], axis=0),
+        sent=np.sum([w.sent for w in windows], axis=0),
+        answered=np.sum([w.answered for w in windows], axis=0),
+        errors={kind: np.sum([w.errors.get(kind, zeros) for w in windows], axis=0) for kind in kinds},
+        late=np.sum([w.late for w in windows], axis=0),
+        retried=np.sum([w.retried for w in windows], axis=0),
+        latency_counts=np.sum([w.latency_counts for w in windows], axis=0),
+        latency_s_sum=np.sum([w.latency_s_sum for w in windows], axis=0),
+        send_delay_p99_ms=max(w.send_delay_p99_ms for w in windows),
+        cpu_share=busy_s / duration_s if duration_s > 0 else 0.0,
+        saturated=any(w.saturated for w in windows),
+    )
+
+
+def merge_windows(first: Window, second: Window) -> Window:
+    """The window from the start of `first` to the end of `second`, which must follow it."""
+    clients = [w.client for w in (first, second) if w.client is not None]
+    return replace(
+        second,
+        start_s=first.start_s,
+        requests=first.requests + second.requests,
+        in_bytes=first.in_bytes + second.in_bytes,
+        out_bytes=first.out_bytes + second.out_bytes,
+        responses=first.responses + second.responses,
+        response_ms_sum=first.response_ms_sum + second.response_ms_sum,
+        latency_histogram=first.latency_histogram + second.latency_histogram,
+        faults=first.faults + second.faults,
+        client=merge_load_windows(clients, first.topology.shape[0]) if clients else None,
+    )

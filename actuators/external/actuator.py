@@ -1,0 +1,165 @@
+"""Weights as people write them, the walk through all ratios, and one way to whatever NGINX they are for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+from pydantic import Field
+
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Control, Weights
+from actuators.contract.testbed import Applied
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError
+from actuators.external.nginx import ForeignNginx, ForeignOptions
+from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
+from actuators.options import Options
+
+EXPLORED_VALUES = (1, 3, 5)
+"""The project's first weight changer walked these."""
+
+
+class ActuatorOptions(Options):
+    """Which NGINX's weights are meant, and how they are reached."""
+
+    control_url: str = ""
+    """In memory: control endpoint of an NGINX that has our snippet, as http://127.0.0.1:8090/control."""
+    token_file: Path | None = None
+    """In memory: file that holds the token which changes must carry."""
+    reload: ForeignOptions = Field(default_factory=ForeignOptions)
+    """By reload, when there is no control_url: any NGINX."""
+
+
+class Actuator(Protocol):
+    """Something whose weights can be read and set."""
+
+    @property
+    def topology(self) -> Topology: ...
+
+    def control(self) -> Control:
+        """What is in force. Raises ActuationError, ConfigError or StatusError."""
+        ...
+
+    def apply(self, control: Control) -> Applied:
+        """Returns when the control is in force. Raises ActuationError; the old one is then in force."""
+        ...
+
+
+@dataclass
+class MemoryActuator:
+    """An NGINX that balances in memory, reached through its control endpoint only."""
+
+    endpoint: MemoryControl
+    topology: Topology = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.topology = self.endpoint.topology
+
+    def control(self) -> Control:
+        return self.endpoint.get()[1]
+
+    @property
+    def method(self) -> BalancingMethod:
+        """What NGINX says. Raises ActuationError."""
+        return self.endpoint.get()[0]
+
+    def apply(self, control: Control) -> Applied:
+        return self.endpoint.apply(control)
+
+    def balance(self, method: BalancingMethod, control: Control) -> None:
+        """Another method together with its control. Raises ActuationError; the old ones stay then."""
+        self.endpoint.put(method, control)
+
+
+def open_actuator(options: ActuatorOptions) -> Actuator:
+    """In memory when there is a control URL, else by reload.
+
+    Raises ConfigError, MissingToolError or ActuationError.
+    """
+    if not options.control_url:
+        return ForeignNginx(options.reload)
+    parts = urlsplit(options.control_url)
+    if parts.scheme != "http" or not parts.hostname or not parts.port:
+        remedy = "write it as http://127.0.0.1:8090/control"
+        raise ConfigError(f"'{options.control_url}' is not http://HOST:PORT/PATH", where="control_url", remedy=remedy)
+    token = ""
+    if options.token_file is not None:
+        try:
+            token = options.token_file.read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"cannot read: {error.strerror}", where=str(options.token_file)) from error
+    port, host = parts.port, parts.hostname
+    topology = topology_from_text(MemoryControl.read(port, host=host, path=parts.path or "/control"))
+    return MemoryActuator(MemoryControl(port, token, topology, host=host, path=parts.path or "/control"))
+
+
+def parse_weights(texts: Sequence[str], base: Weights) -> Weights:
+    """`base` with changes written as ``[GROUP/]SERVER=WEIGHT`` or ``[GROUP/]SERVER=down`` (``up``).
+
+    Without a group the change is for every group that has the server. Positive weights of any size are
+    scaled to 1…100 when one of their group exceeds 100. Raises ConfigError with the closest match.
+    """
+    topology, values, down = base.topology, base.values.astype(float), base.down.copy()
+    for text in texts:
+        name, separator, value = text.rpartition("=")
+        if not separator:
+            raise ConfigError(f"'{text}' is no change", where="weights", remedy="write GROUP/SERVER=WEIGHT")
+        for g, s in _cells(name, topology):
+            if value in ("down", "up"):
+                down[g, s] = value == "down"
+            else:
+                values[g, s], down[g, s] = _number(value, text), False
+    largest = values.max(axis=1, keepdims=True)
+    scaled = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
+    return Weights(topology, np.where(topology.mask, np.maximum(np.rint(scaled), 1), 0).astype(np.int64), down)
+
+
+def ratio_vectors(servers: int, values: Sequence[int] = EXPLORED_VALUES) -> list[tuple[int, ...]]:
+    """All weight vectors with distinct ratios, in lowest terms; 25 for three servers and {1, 3, 5}."""
+    found = {
+        tuple(weight // reduce(math.gcd, vector) for weight in vector)
+        for vector in itertools.product(values, repeat=servers)
+    }
+    return sorted(found)
+
+
+def exploration(topology: Topology, seed: int, values: Sequence[int] = EXPLORED_VALUES) -> Iterator[Weights]:
+    """Every ratio vector of every group once, each group in a random order of its own; shorter groups begin again."""
+    generator = np.random.default_rng(seed)
+    walks = []
+    for group in topology.groups:
+        vectors = ratio_vectors(len(group.servers), values)
+        walks.append([vectors[i] for i in generator.permutation(len(vectors))])
+    for step in range(max(map(len, walks))):
+        weights = np.zeros(topology.shape, np.int64)
+        for g, (group, walk) in enumerate(zip(topology.groups, walks, strict=True)):
+            for server, weight in zip(group.servers, walk[step % len(walk)], strict=True):
+                weights[g, topology.server_index(server)] = weight
+        yield Weights(topology, weights)
+
+
+def _cells(name: str, topology: Topology) -> list[tuple[int, int]]:
+    group, slash, server = name.partition("/")
+    # A unix socket's address has slashes of its own.
+    if not slash or name in topology.servers:
+        s = topology.server_index(name)
+        return [(g, s) for g in range(len(topology.groups)) if topology.mask[g, s]]
+    g, s = topology.group_index(group), topology.server_index(server)
+    if not topology.mask[g, s]:
+        raise ConfigError(
+            f"{server} is not in {group}", where="weights", remedy="list them with: deepsched weights get"
+        )
+    return [(g, s)]
+
+
+def _number(value: str, text: str) -> int:
+    if not (value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) > 0):
+        raise ConfigError(f"'{value}' is not a weight", where=text, remedy="write a whole number above 0, or down")
+    return int(value)

@@ -1,0 +1,77 @@
+"""Builds the load engine from its C source with the machine's compiler; one binary per source, cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from actuators.errors import ConfigError, LoadError, MissingToolError
+
+SOURCE = Path(__file__).parent / "gen_load" / "main.c"
+FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
+_COMPILERS = ("cc", "gcc", "clang")
+_BUILD_TIMEOUT_S = 120.0
+
+
+def cache_dir() -> Path:
+    """Where binaries are kept: `$XDG_CACHE_HOME/deepsched`, by default `~/.cache/deepsched`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "deepsched"
+
+
+def engine_path(cache: Path | None = None) -> Path:
+    """Path of an up-to-date `gen_load`, built on first use (about 2 s).
+
+    Args:
+        cache: folder for binaries; `cache_dir()` when None.
+
+    Raises:
+        MissingToolError: no C compiler.
+        ConfigError: the cache folder cannot be written.
+        LoadError: the compiler refused the source.
+    """
+    folder = cache if cache is not None else cache_dir()
+    binary = folder / f"gen_load-{_source_hash()}"
+    if not binary.exists():
+        _build(find_compiler(), binary)
+    return binary
+
+
+def find_compiler() -> str:
+    """The C compiler: `$CC` or the first of cc, gcc, clang. Raises MissingToolError when there is none."""
+    for name in (os.environ.get("CC", ""), *_COMPILERS):
+        path = shutil.which(name) if name else None
+        if path:
+            return path
+    raise MissingToolError("no C compiler", where="building the load engine", remedy="apt-get install gcc")
+
+
+def _source_hash() -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(compiler: str, binary: Path) -> None:
+    try:
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=binary.parent, prefix="building-")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the binary cache: {error}", where=str(binary.parent), remedy="set XDG_CACHE_HOME"
+        ) from error
+    os.close(handle)
+    try:
+        command = [compiler, *FLAGS, "-o", name, str(SOURCE), "-lm"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
+        if result.returncode != 0:
+            evidence = " | ".join(result.stderr.strip().splitlines()[-4:])
+            raise LoadError("the load engine does not compile", where=" ".join(command), evidence=evidence)
+        os.replace(name, binary)  # two builders at once: both make the same file, the last one stays
+    finally:
+        Path(name).unlink(missing_ok=True)

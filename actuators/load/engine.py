@@ -1,0 +1,297 @@
+"""Drives the load engine (gen_load/): start a plan, poll its windows, stop, finish with a summary.
+
+Reads what a running load engine writes, in a thread, so that neither side ever waits for the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from pydantic import Field
+
+from actuators.contract.script import Stream
+from actuators.contract.topology import Topology
+from actuators.contract.window import LoadWindow, merge_load_windows
+from actuators.errors import ConfigError, LoadError
+from actuators.load.build import engine_path
+from actuators.load.plans import plan_text
+from actuators.load.summary import LoadSummary
+from actuators.options import Options
+from actuators.processes.process import ManagedProcess
+
+
+class EngineOutput:
+    """The JSON lines of one run of the engine, sorted by kind as they come.
+
+    Attributes:
+        begin: the ``start`` line, None until it came.
+        summary: what the ``summary`` line says, None until it came.
+        ended: the engine has closed its output.
+    """
+
+    def __init__(self, stdout: IO[bytes]) -> None:
+        self.begin: dict[str, Any] | None = None
+        self.summary: LoadSummary | None = None
+        self.ended = False
+        self._windows: deque[LoadSummary] = deque()
+        self._news = threading.Condition()
+        # A descriptor of our own: the process may close its stream while we read.
+        descriptor = os.dup(stdout.fileno())
+        threading.Thread(target=self._read, args=(descriptor,), name="load-engine-output", daemon=True).start()
+
+    def take_windows(self) -> list[LoadSummary]:
+        """Windows that came since the last call, in order; never waits."""
+        with self._news:
+            windows = list(self._windows)
+            self._windows.clear()
+        return windows
+
+    def wait_begin(self, timeout_s: float) -> bool:
+        """True once the engine has begun or ended; False after `timeout_s` seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: self.begin is not None or self.ended, timeout_s)
+
+    def wait_end(self, timeout_s: float) -> bool:
+        """True once the engine has ended; False after `timeout_s` seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: self.ended, timeout_s)
+
+    def _read(self, descriptor: int) -> None:
+        try:
+            with os.fdopen(descriptor, "rb") as stream:
+                for line in stream:
+                    self._sort(line)
+        finally:
+            with self._news:
+                self.ended = True
+                self._news.notify_all()
+
+    def _sort(self, line: bytes) -> None:
+        if not line.endswith(b"\n"):
+            return  # torn: the engine was killed while it wrote
+        # Parsed as it comes, not when it is asked for: at an interval's end every millisecond counts.
+        content = json.loads(line)
+        summary = None if content["kind"] == "start" else LoadSummary.from_json(content)
+        with self._news:
+            if summary is None:
+                self.begin = content
+            elif content["kind"] == "window":
+                self._windows.append(summary)
+            else:
+                self.summary = summary
+            self._news.notify_all()
+
+
+class LoadOptions(Options):
+    """How the load engine sends; what and when is the plan's matter."""
+
+    timeout_s: float = Field(10.0, gt=0)
+    """Longest wait for an answer, or for a free connection, in seconds."""
+    connect_timeout_s: float = Field(3.0, gt=0)
+    """Longest wait for a connection to open, in seconds."""
+    max_connections: int = Field(2048, ge=1, le=60000)
+    """Most connections open at once; beyond that requests wait, and are counted as late or not sent."""
+    spin_us: float = Field(0.0, ge=0)
+    """Busy-wait this long before each send, in microseconds: costs CPU, 60 sends within a few microseconds."""
+    normal_priority: bool = False
+    """Do not run before other programs, even where the system allows it: sends may then be late on a busy machine."""
+    let_cores_sleep: bool = False
+    """Do not keep a virtual machine's idle cores from halting: sends are then late when its host is busy."""
+    users: int = Field(962, ge=2)
+    """Users that the requests name; DeathStarBench's social graph has 962."""
+    saturated_cpu_share: float = Field(0.9, gt=0)
+    """A window in which the engine used more of a core is flagged as saturated (0…1)."""
+    saturated_delay_ms: float = Field(10.0, gt=0)
+    """So is one in which the engine's own share of the send delay has a p99 above this, in milliseconds."""
+    body_files: dict[str, Path] = Field(default_factory=dict)
+    """Request type to a file whose bytes are every request's body."""
+    engine: Path | None = None
+    """A `gen_load` built elsewhere, for machines without a compiler; built on first use when not given."""
+
+
+class LoadEngine:
+    """One load engine at a time; a context manager. `start` may be called again: it ends what still runs.
+
+    Windows count what happened in them: `planned` by intended send time, `sent` by actual send time,
+    answers, errors and latencies by the time they ended. So a window is final at its end, nobody waits
+    for stragglers, and all windows of a run add up exactly to its summary. After the plan's end more
+    windows follow until nothing is in flight; the last one may be short.
+
+    Raises:
+        MissingToolError: no compiler and no `options.engine`.
+    """
+
+    def __init__(self, options: LoadOptions, work_dir: Path) -> None:
+        self.options, self.work_dir = options, Path(work_dir)
+        self.binary = options.engine or engine_path()
+        self._process: ManagedProcess | None = None
+        self._output: EngineOutput | None = None
+        self._seen = LoadSummary.empty(())
+        self.started_at_s = 0.0
+        """`time.monotonic()` of the plan's second 0."""
+        self.started_unix_s = 0.0
+        """The same in seconds since the epoch."""
+        self.priority = "normal"
+        """What the system allowed: ``realtime`` (gives way when saturated), ``raised`` or ``normal``."""
+        self.cores_awake = False
+        """Idle cores of this virtual machine are kept from halting while the engine runs."""
+
+    def start(
+        self,
+        address: str,
+        topology: Topology,
+        streams: Sequence[Stream],
+        *,
+        seed: int,
+        duration_s: float,
+        window_s: float = 1.0,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        """Begins the plan against `address` (``HOST:PORT``); returns once the engine has begun (milliseconds).
+
+        Args:
+            extra: further options of `gen_load`, for example ``{"requests-csv": "requests.csv"}``.
+
+        Raises:
+            ConfigError: a duration, window, stream or body file makes no sense.
+            LoadError: the engine did not start, or the address accepts no connections.
+        """
+        self.close()
+        _check_positive(duration_s, "duration")
+        _check_positive(window_s, "window")
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        plan = self.work_dir / "load-plan.txt"
+        plan.write_text(plan_text(topology, streams, self.options.body_files))
+        arguments = {
+            "target": address, "plan": str(plan), "seed": str(seed), "duration-s": repr(float(duration_s)),
+            "window-s": repr(float(window_s)), **self._option_arguments(), **(extra or {}), "output": "json",
+        }  # fmt: skip
+        log = self.work_dir / "load-engine.log"
+        log.unlink(missing_ok=True)
+        self._process = ManagedProcess(
+            [str(self.binary), *(f"--{name}={value}" for name, value in arguments.items())],
+            name="the load engine",
+            log_path=log,
+            pipe_stdout=True,
+            stop_signal=signal.SIGKILL,
+        )
+        self._output = EngineOutput(self._process.stdout)
+        self._seen = LoadSummary.empty(topology.request_types)
+        self._await_begin(self._output)
+
+    @property
+    def running(self) -> bool:
+        """True from `start` until the engine has written everything and ended."""
+        return self._output is not None and not self._output.ended
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine. Raises LoadError before `start` and after `close`."""
+        if self._process is None:
+            raise LoadError("no load was started", remedy="call start first")
+        return self._process.pid
+
+    def poll(self) -> list[LoadWindow]:
+        """Windows that were completed since the last poll; never waits.
+
+        Raises LoadError when the engine died, after all windows that it had written were returned.
+        """
+        return [part.window() for part in self.poll_summaries()]
+
+    def window(self) -> LoadWindow:
+        """All windows that were completed since the last poll, as one; never waits. Raises as `poll`."""
+        return merge_load_windows(self.poll(), len(self._seen.request_types))
+
+    def poll_summaries(self) -> list[LoadSummary]:
+        """As `poll`, each window with raw latencies and bytes too."""
+        if self._output is None:
+            return []
+        died = self._output.ended and self._output.summary is None
+        parts = self._output.take_windows()
+        for part in parts:
+            self._seen += part
+        if died and not parts:
+            raise self._death()
+        return parts
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once the engine has ended; False after `timeout_s` seconds."""
+        return self._output is None or self._output.wait_end(timeout_s)
+
+    def stop(self) -> None:
+        """Ends the arrivals now; what is in flight is drained, within the timeout."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+
+    def finish(self, timeout_s: float) -> LoadSummary:
+        """The summary, once the plan has ended (or was stopped) and nothing is in flight.
+
+        Raises LoadError when the engine died, or still runs after `timeout_s` seconds.
+        """
+        if self._output is None:
+            raise LoadError("no load was started", remedy="call start first")
+        if not self._output.wait_end(timeout_s):
+            raise LoadError(f"the load has not ended after {timeout_s:g} s", remedy="call stop first, or wait longer")
+        if self._output.summary is None:
+            raise self._death()
+        return self._output.summary
+
+    def partial_summary(self) -> LoadSummary:
+        """The sum of the windows polled so far: what is known of a run whose engine died (`complete` False)."""
+        return replace(self._seen, complete=False)
+
+    def close(self) -> None:
+        """Kills the engine if it still runs; idempotent."""
+        process, self._process, self._output = self._process, None, None
+        if process is not None:
+            process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _option_arguments(self) -> dict[str, str]:
+        names = (
+            "timeout_s", "connect_timeout_s", "max_connections", "spin_us", "users", "saturated_cpu_share",
+            "saturated_delay_ms",
+        )  # fmt: skip
+        arguments = {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
+        flags = [name for name in ("normal_priority", "let_cores_sleep") if getattr(self.options, name)]
+        return arguments | dict.fromkeys((name.replace("_", "-") for name in flags), "")
+
+    def _await_begin(self, output: EngineOutput) -> None:
+        begun = output.wait_begin(self.options.connect_timeout_s + 5.0)
+        if output.begin is None:
+            error = self._death() if begun else LoadError("the load engine did not begin", where=str(self.work_dir))
+            self.close()
+            raise error
+        self.started_at_s, self.started_unix_s = output.begin["monotonic_s"], output.begin["unix_s"]
+        self.priority, self.cores_awake = output.begin["priority"], output.begin.get("cores_awake", False)
+
+    def _death(self) -> LoadError:
+        """What the engine's end without a summary means; its own last words when it refused the plan."""
+        assert self._process is not None
+        code = self._process.wait(5.0)
+        last_words = self._process.log_tail(1).removeprefix("gen_load: ")
+        if code == 2:
+            return LoadError(last_words, remedy="correct the target or the plan")
+        where = str(self._process.log_path)
+        return LoadError(f"the load engine died with code {code}", where=where, evidence=last_words)
+
+
+def _check_positive(value_s: float, name: str) -> None:
+    if not 0 < value_s < float("inf"):
+        raise ConfigError(f"{name} is {value_s:g} s", where="load plan", remedy="it must be more than 0")

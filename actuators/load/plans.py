@@ -1,0 +1,244 @@
+"""Load plans: what the options say, as streams of rate steps. `random` is the project's first generator's.
+
+The plan file of the load engine: which request each stream sends, and when its rate changes.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from actuators.contract.script import ArrivalDistribution, RateStep, Stream
+from actuators.contract.topology import Group, Topology
+from actuators.errors import ConfigError, closest
+from actuators.load.build import engine_path
+from actuators.options import Options
+
+DISTRIBUTIONS: tuple[str, ...] = get_args(ArrivalDistribution)
+_SOCIAL_NETWORK = {"compose": "compose", "home_read": "timeline", "user_read": "timeline"}
+
+
+def body_of(group: Group, files: Mapping[str, Path]) -> str:
+    """The engine's word for what requests of this group carry.
+
+    `compose` and `timeline` as DeathStarBench's wrk2 scripts send them, a file's bytes, or `none`.
+    Raises ConfigError when the body file is missing.
+    """
+    if group.request_type not in files:
+        return _SOCIAL_NETWORK.get(group.request_type, "none")
+    path = Path(files[group.request_type]).absolute()
+    if not path.is_file():
+        raise ConfigError(
+            f"no body file '{path}'", where=f"type {group.request_type}", remedy="give a file that can be read"
+        )
+    return f"file:{path}"
+
+
+def plan_text(topology: Topology, streams: Sequence[Stream], files: Mapping[str, Path]) -> str:
+    """The plan file: a stream per group in the topology's order, silent where `streams` has none.
+
+    Raises ConfigError for an unknown or repeated request type, or steps that make no sense.
+    """
+    known = topology.request_types
+    by_type = {stream.request_type: stream for stream in streams}
+    for stream in streams:
+        if stream.request_type not in known:
+            raise ConfigError(
+                f"unknown request type '{stream.request_type}'", remedy=closest(stream.request_type, known)
+            )
+    if len(by_type) != len(streams) or len(set(known)) != len(known):
+        raise ConfigError("a request type is listed twice", where="load plan", remedy="give each type one stream")
+    lines = []
+    for group in topology.groups:
+        stream = by_type.get(group.request_type, Stream(group.request_type, ()))
+        lines.append(f"stream {group.request_type} {group.method} {group.path} {body_of(group, files)}")
+        lines += _step_lines(stream)
+    return "\n".join(lines) + "\n"
+
+
+def parse_plan(text: str) -> tuple[Stream, ...]:
+    """The streams of a plan file, as `gen_load --print-plan` writes it."""
+    steps: dict[str, list[RateStep]] = {}
+    request_type = ""
+    for line in text.splitlines():
+        word, *fields = line.split()
+        if word == "stream":
+            request_type = fields[0]
+            steps[request_type] = []
+        else:
+            steps[request_type].append(RateStep(float(fields[0]), float(fields[1]), fields[2]))  # type: ignore[arg-type]
+    return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
+
+
+def _step_lines(stream: Stream) -> list[str]:
+    lines, previous_s = [], -1.0
+    for step in stream.steps:
+        _check_step(stream, step, previous_s)
+        lines.append(f"step {step.start_s!r} {step.rate_rps!r} {step.distribution}")
+        previous_s = step.start_s
+    return lines
+
+
+def _check_step(stream: Stream, step: RateStep, previous_s: float) -> None:
+    where = f"type {stream.request_type}, step at {step.start_s:g} s"
+    if step.distribution not in DISTRIBUTIONS:
+        raise ConfigError(
+            f"unknown distribution '{step.distribution}'", where=where, remedy=closest(step.distribution, DISTRIBUTIONS)
+        )
+    if not (math.isfinite(step.rate_rps) and step.rate_rps >= 0):
+        raise ConfigError(f"rate is {step.rate_rps}", where=where, remedy="it must be 0 or more requests per second")
+    if (step.start_s != 0 if previous_s < 0 else step.start_s <= previous_s) or not math.isfinite(step.start_s):
+        raise ConfigError("steps must begin at 0 s and ascend", where=where, remedy="sort the steps")
+
+
+PlanKind = Literal["random", "constant", "steps", "diurnal", "trace"]
+
+_STEPS_PER_PERIOD = 120
+
+
+class PlanOptions(Options):
+    """Which requests arrive when. Rates are of all types together, shared by `mix`, but in `random` and `trace`."""
+
+    plan: PlanKind = "random"
+    """random: per type, bursts of random distribution, rate and length with pauses; constant; steps; diurnal; trace."""
+    duration_s: float = Field(600.0, gt=0)
+    """Total time of the plan."""
+    seed: int = Field(1, ge=0)
+    """Of the plan, the arrivals and the requests."""
+    distribution: ArrivalDistribution = "exponential"
+    """Of the gaps between requests, mean 1/rate; `normal` has half its mean as standard deviation, `fixed` is even."""
+    mix: dict[str, float] = Field({"compose": 0.1, "home_read": 0.6, "user_read": 0.3})
+    """Request type to its share of the rate; shares need not sum to 1."""
+    rate_rps: float = Field(300.0, gt=0)
+    """constant: the rate."""
+    steps: tuple[str, ...] = ("0:100", "20:500", "40:100")
+    """steps: START_S:RATE_RPS, each until the next; rate 0 is silence."""
+    low_rps: float = Field(50.0, ge=0)
+    """diurnal: rate at the start, the lowest."""
+    high_rps: float = Field(500.0, gt=0)
+    """diurnal: rate half a period later, the highest."""
+    period_s: float = Field(120.0, gt=0)
+    """diurnal: length of one day."""
+    trace: Path | None = None
+    """trace: CSV file with the header time_s,TYPE,TYPE…; rates per type from that time on, until the next row."""
+    min_rate_rps: float = Field(100.0, gt=0)
+    """random: lowest rate of a burst, per type."""
+    max_rate_rps: float = Field(2000.0, gt=0)
+    """random: highest rate of a burst, per type."""
+    min_burst_s: float = Field(30.0, gt=0)
+    """random: shortest burst."""
+    max_burst_s: float = Field(600.0, gt=0)
+    """random: longest burst."""
+    min_backoff_s: float = Field(10.0, gt=0)
+    """random: shortest pause after a burst."""
+    max_backoff_s: float = Field(100.0, gt=0)
+    """random: longest pause after a burst."""
+
+
+def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
+    """The plan's streams; equal options give equal streams.
+
+    Raises:
+        ConfigError: a bound, step, share or trace makes no sense.
+        MissingToolError: `random` without a compiler for the engine that draws it.
+    """
+    if options.plan == "random":
+        return random_streams(options)
+    if options.plan == "trace":
+        return trace_streams(options)
+    if options.plan == "constant":
+        steps = [(0.0, options.rate_rps)]
+    elif options.plan == "steps":
+        steps = [parse_step(text) for text in options.steps]
+    else:
+        steps = diurnal_steps(options)
+    return shared_streams(steps, options)
+
+
+def random_streams(options: PlanOptions, engine: Path | None = None) -> tuple[Stream, ...]:
+    """The same bursts as `gen_load` alone sends with the same seed, time and bounds: it draws them itself."""
+    names = (
+        "seed", "duration_s", "min_rate_rps", "max_rate_rps", "min_burst_s", "max_burst_s", "min_backoff_s",
+        "max_backoff_s",
+    )  # fmt: skip
+    arguments = [f"--{name.replace('_', '-')}={getattr(options, name)!r}" for name in names]
+    command = [str(engine or engine_path()), "--print-plan", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if result.returncode != 0:
+        line = result.stderr.strip().removeprefix("gen_load: ")
+        raise ConfigError(line, where="random plan", remedy="correct the bounds")
+    return parse_plan(result.stdout)
+
+
+def parse_step(text: str) -> tuple[float, float]:
+    """``START_S:RATE_RPS`` as numbers. Raises ConfigError."""
+    start, _, rate = text.partition(":")
+    try:
+        return float(start), float(rate)
+    except ValueError as error:
+        raise ConfigError(
+            f"'{text}' is not a step", where="steps", remedy="write START_S:RATE_RPS, as 20:500"
+        ) from error
+
+
+def diurnal_steps(options: PlanOptions) -> list[tuple[float, float]]:
+    """A raised cosine from low to high and back, in steps of a 120th of the period with its middle's rate."""
+    if options.low_rps > options.high_rps:
+        raise ConfigError(f"low_rps {options.low_rps:g} exceeds high_rps {options.high_rps:g}", where="diurnal plan")
+    step_s = options.period_s / _STEPS_PER_PERIOD
+    swing_rps = (options.high_rps - options.low_rps) / 2
+    steps = []
+    for index in range(math.ceil(options.duration_s / step_s)):
+        phase = 2 * math.pi * (index + 0.5) / _STEPS_PER_PERIOD
+        steps.append((index * step_s, options.low_rps + swing_rps * (1 - math.cos(phase))))
+    return steps
+
+
+def shared_streams(steps: Sequence[tuple[float, float]], options: PlanOptions) -> tuple[Stream, ...]:
+    """A stream per type of the mix, each with its share of every step's rate."""
+    total = sum(options.mix.values())
+    if not options.mix or min(options.mix.values()) < 0 or not total > 0:
+        raise ConfigError(f"mix is {options.mix}", where="load plan", remedy="give shares of 0 or more, not all 0")
+    return tuple(
+        Stream(name, tuple(RateStep(at_s, rate * share / total, options.distribution) for at_s, rate in steps))
+        for name, share in options.mix.items()
+    )
+
+
+def trace_streams(options: PlanOptions) -> tuple[Stream, ...]:
+    """A stream per column of the trace. Raises ConfigError naming file and line."""
+    if options.trace is None:
+        raise ConfigError("the trace plan needs a file", where="load plan", remedy="give --trace FILE.csv")
+    try:
+        with open(options.trace, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the trace: {error}", where=str(options.trace)) from error
+    if len(rows) < 2 or rows[0][0].strip() != "time_s" or len(rows[0]) < 2:
+        raise ConfigError(
+            "no trace", where=str(options.trace), remedy="begin with the header time_s,TYPE,TYPE…, then rows"
+        )
+    types = [name.strip() for name in rows[0][1:]]
+    table = [_trace_row(row, len(types), f"{options.trace}, row {number}") for number, row in enumerate(rows[1:], 1)]
+    if table[0][0] > 0:
+        table.insert(0, [0.0] * (len(types) + 1))
+    return tuple(
+        Stream(name, tuple(RateStep(row[0], row[column], options.distribution) for row in table))
+        for column, name in enumerate(types, 1)
+    )
+
+
+def _trace_row(row: Sequence[str], types: int, where: str) -> list[float]:
+    try:
+        numbers = [float(cell) for cell in row]
+    except ValueError as error:
+        raise ConfigError(f"not a number: {error}", where=where) from error
+    if len(numbers) != types + 1:
+        raise ConfigError(f"{len(numbers)} columns", where=where, remedy=f"the header has {types + 1}")
+    return numbers

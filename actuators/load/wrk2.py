@@ -1,0 +1,252 @@
+"""DeathStarBench's wrk2 as a second load engine: the user's binary and Lua scripts, our summary.
+
+What it does was read in its source and measured (shared/nginx.md, section D); its traps become warnings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field
+
+from actuators.contract import histogram
+from actuators.contract.script import Stream
+from actuators.errors import ConfigError, LoadError, MissingToolError, ProcessError
+from actuators.load.summary import LoadSummary
+from actuators.options import Options
+from actuators.processes.process import ManagedProcess
+
+DISCARDED_S = 10.0
+"""wrk2 leaves the first ten seconds out of its histogram."""
+_DISTRIBUTIONS = {"exponential": "exp", "fixed": "fixed", "zipf": "zipf"}
+
+
+class Wrk2Options(Options):
+    """The user's wrk2; one process per request type."""
+
+    path: Path | None = None
+    """The binary; `wrk2` or `wrk` on the PATH is not taken by itself, as Debian's wrk is another program."""
+    scripts: dict[str, Path] = Field(default_factory=dict)
+    """Request type to its Lua script (-s)."""
+    threads: int = Field(1, ge=1)
+    """Threads per process (-t)."""
+    connections: int = Field(64, ge=1)
+    """Connections per process (-c); give at least four times the requests you expect in flight: it pipelines."""
+
+
+@dataclass(frozen=True)
+class Wrk2Plan:
+    """One process: a request type at a constant rate."""
+
+    request_type: str
+    rate_rps: float
+    distribution: str
+    script: Path
+
+
+class Wrk2Engine:
+    """Runs wrk2 for every stream at once; a context manager.
+
+    Attributes:
+        warnings: what its summary must be read with, one line each.
+    """
+
+    def __init__(self, options: Wrk2Options, work_dir: Path) -> None:
+        self.options, self.work_dir = options, Path(work_dir)
+        self.binary = _find(options.path)
+        self.warnings: list[str] = []
+        self._plans: list[Wrk2Plan] = []
+        self._processes: list[ManagedProcess] = []
+        self._duration_s = 0.0
+
+    def start(self, url: str, streams: Sequence[Stream], *, duration_s: float) -> None:
+        """Starts all processes.
+
+        Raises:
+            ConfigError: a plan that wrk2 cannot run (changing rates, `normal`), or a missing script.
+            ProcessError: a process did not start.
+        """
+        self.close()
+        self._plans = [_plan(stream, self.options.scripts) for stream in streams]
+        self._duration_s = duration_s
+        self.warnings = _warnings(self._plans, duration_s)
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        for plan in self._plans:
+            log = self.work_dir / f"wrk2-{plan.request_type}.txt"
+            log.unlink(missing_ok=True)
+            command = [
+                str(self.binary), "-D", _DISTRIBUTIONS[plan.distribution], f"-t{self.options.threads}",
+                f"-c{max(self.options.connections, self.options.threads)}", f"-d{max(round(duration_s), 1)}s",
+                f"-R{max(round(plan.rate_rps), 1)}", "-L", "-s", str(plan.script), url,
+            ]  # fmt: skip
+            name = f"wrk2 of {plan.request_type}"
+            self._processes.append(ManagedProcess(command, name=name, log_path=log, cwd=plan.script.parent))
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once all processes have ended."""
+        running = [process for process in self._processes if process.poll() is None]
+        if running:
+            with contextlib.suppress(ProcessError):  # it still runs
+                running[0].wait(timeout_s)
+        return all(process.poll() is not None for process in self._processes)
+
+    def stop(self) -> None:
+        """Ends the arrivals; wrk2 then prints what it has."""
+        for process in self._processes:
+            process.send_signal(signal.SIGINT)
+
+    def finish(self, timeout_s: float) -> LoadSummary:
+        """All types' results as one summary. Raises LoadError for a process that failed or printed no results."""
+        parts = []
+        for plan, process in zip(self._plans, self._processes, strict=True):
+            code = process.wait(timeout_s)
+            if code != 0:
+                raise LoadError(f"{process.name} ended with code {code}", evidence=process.log_tail())
+            text = process.log_path.read_text(encoding="utf-8", errors="replace")
+            parts.append(parse_output(text, plan.request_type, plan.rate_rps))
+        return _side_by_side(parts)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
+        self._processes = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def parse_output(text: str, request_type: str, rate_rps: float) -> LoadSummary:
+    """The summary of one process' ``-L`` output.
+
+    Its latencies count from the actual send, which is what `raw_counts` means; `latency_counts` repeats
+    them, as an open-loop sender that is on time has both alike. Statuses of 400 and more are not told
+    apart: they are counted as status_5xx.
+
+    Raises LoadError when there is no result in it.
+    """
+    ended = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m|h),", text)
+    if ended is None:
+        last = " | ".join(text.strip().splitlines()[-3:])
+        raise LoadError("wrk2 printed no results", where=f"type {request_type}", evidence=last)
+    answered, duration_s = int(ended[1]), float(ended[2]) * _SECONDS[ended[3]]
+    sent_line = re.search(r"Sent (\d+) requests", text)
+    socket = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
+    connect, read, write, timeout = map(int, socket.groups()) if socket else (0, 0, 0, 0)
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    received = re.search(r"requests in [^,]+, ([\d.]+)([KMGT]?)B read", text)
+    counts, sum_s = _spectrum(text)
+    sent = int(sent_line[1]) if sent_line else answered + read + write + timeout
+    empty = LoadSummary.empty((request_type,))
+    errors = {
+        "connect": connect,
+        "timeout": timeout,
+        "closed": read + write,
+        "status_5xx": int(refused[1]) if refused else 0,
+    }
+    return replace(
+        empty,
+        end_s=duration_s,
+        planned=_one(round(rate_rps * duration_s)),
+        sent=_one(sent),
+        answered=_one(answered),
+        errors={**empty.errors, **{name: _one(count) for name, count in errors.items()}},
+        received_bytes=_one(round(float(received[1]) * _BYTES[received[2]]) if received else 0),
+        latency_counts=counts[None, :],
+        latency_s_sum=np.array([sum_s]),
+        raw_counts=counts[None, :],
+        raw_s_sum=np.array([sum_s]),
+        windows=1,
+    )
+
+
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_ROW = re.compile(r"^\s+([\d.]+)\s+([\d.]+)\s+(\d+)(?:\s+[\d.inf]+)?\s*$", re.MULTILINE)
+
+
+def _spectrum(text: str) -> tuple[np.ndarray, float]:
+    """Counts ``[histogram.SIZE]`` from the first detailed percentile spectrum, and the sum in seconds."""
+    counts = np.zeros(histogram.SIZE, dtype=np.int64)
+    _, found, rest = text.partition("Detailed Percentile spectrum:")
+    table, _, footer = rest.partition("#[Mean")
+    before = 0
+    for value_ms, _share, cumulative in _ROW.findall(table):
+        counts[histogram.bucket_of(round(float(value_ms) * 1e3))] += int(cumulative) - before
+        before = int(cumulative)
+    mean = re.match(r"\s*=\s*([\d.]+)", footer)
+    return counts, float(mean[1]) / 1e3 * before if found and mean else 0.0
+
+
+def _find(path: Path | None) -> Path:
+    if path is None:
+        raise ConfigError("no wrk2 binary", where="engine wrk2", remedy="give its path")
+    found = shutil.which(path)
+    if found is None:
+        raise MissingToolError(f"'{path}' is not a program", where="engine wrk2", remedy="build wrk2 and give its path")
+    return Path(found).absolute()
+
+
+def _plan(stream: Stream, scripts: Mapping[str, Path]) -> Wrk2Plan:
+    where = f"type {stream.request_type}"
+    if len(stream.steps) != 1:
+        raise ConfigError("wrk2 sends at a constant rate only", where=where, remedy="use the plan 'constant'")
+    step = stream.steps[0]
+    if step.distribution not in _DISTRIBUTIONS:
+        raise ConfigError(
+            f"wrk2 does not implement '{step.distribution}' gaps: it would send without any limit", where=where,
+            remedy=f"use one of {', '.join(_DISTRIBUTIONS)}, or the native engine",
+        )  # fmt: skip
+    script = scripts.get(stream.request_type)
+    if script is None or not Path(script).is_file():
+        raise ConfigError(
+            f"no Lua script '{script}'" if script else "no Lua script", where=where,
+            remedy="give one per request type of the mix, as DeathStarBench's wrk2/scripts/social-network/*.lua",
+        )  # fmt: skip
+    return Wrk2Plan(stream.request_type, step.rate_rps, step.distribution, Path(script).absolute())
+
+
+def _warnings(plans: Sequence[Wrk2Plan], duration_s: float) -> list[str]:
+    lines = [
+        f"wrk2 leaves the first {DISCARDED_S:g} s out of its latencies",
+        "wrk2 pipelines: what waits in a connection is invisible to NGINX, and NGINX answers a connection in order",
+        "wrk2 counts latency from the actual send and rounds its timers to milliseconds",
+    ]
+    if duration_s < 3 * DISCARDED_S:
+        lines.append(f"with {duration_s:g} s little is left after that; run at least {3 * DISCARDED_S:g} s")
+    distributions = {plan.distribution for plan in plans}
+    if "fixed" in distributions:
+        lines.append("wrk2's fixed gaps are not even: every connection has a clock of its own, all started together")
+    if "zipf" in distributions:
+        lines.append("wrk2's zipf is another one: exponent 3 over 1…100")
+    return lines
+
+
+def _side_by_side(parts: Sequence[LoadSummary]) -> LoadSummary:
+    """One summary with every part's type as a row."""
+    first = parts[0]
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name, value in vars(first).items()
+        if isinstance(value, np.ndarray)
+    }
+    errors = {name: np.concatenate([part.errors[name] for part in parts]) for name in first.errors}
+    types = tuple(name for part in parts for name in part.request_types)
+    return replace(first, request_types=types, errors=errors, end_s=max(part.end_s for part in parts), **joined)
+
+
+def _one(value: int) -> np.ndarray:
+    return np.array([value], dtype=np.int64)

@@ -1,0 +1,184 @@
+"""The control of an NGINX that balances in memory (lua/control.lua): put it in force and read it back, over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import time
+
+import numpy as np
+
+from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.testbed import Applied
+from actuators.contract.topology import Group, Topology
+from actuators.errors import ActuationError
+
+_METHODS: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "expected_delay")
+
+_LONGEST_BYTES = 16 * 2**20
+_NOBODY = Group("nobody", "nobody", "GET", "/", 2.0, ("nobody:1",))
+
+
+class MemoryControl:
+    """One control endpoint; keeps its connection.
+
+    Args:
+        token: what changes must carry; the config that we rendered holds it.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        topology: Topology,
+        *,
+        host: str = "127.0.0.1",
+        path: str = "/control",
+        timeout_s: float = 2.0,
+    ) -> None:
+        self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        self._token, self._path, self.topology = token, path, topology
+        self._shown = ""
+
+    @classmethod
+    def read(cls, port: int, *, host: str = "127.0.0.1", path: str = "/control") -> str:
+        """The text in force at an endpoint whose topology is not known yet. Raises ActuationError."""
+        with contextlib.closing(cls(port, "", Topology((_NOBODY,)), host=host, path=path)) as endpoint:
+            return endpoint._request("GET")
+
+    def put(self, method: BalancingMethod, control: Control) -> None:
+        """Returns when every worker uses the control: no later request sees the old one.
+
+        Raises ActuationError when it was refused or reads back differently; what was in force stays then.
+        """
+        before = self._shown or self._request("GET")
+        text = to_text(method, control)
+        # Refused texts change nothing; an accepted one is answered by what the worker's own tables now hold.
+        shown = self._request("POST", text)
+        if not _shows(shown, text):
+            self._shown = self._request("POST", before)
+            raise ActuationError("NGINX shows another control than was set", where=self._where)
+        self._shown = shown
+
+    def apply(self, control: Control) -> Applied:
+        """As `put`, under the method in force; the same control again does nothing."""
+        began_s = time.monotonic()
+        method, old = self.get()
+        if isinstance(control, ServiceTimes) != (method == "expected_delay"):
+            wanted = "service times" if method == "expected_delay" else "weights"
+            raise ActuationError(f"{method} takes {wanted}", where=self._where)
+        changed = isinstance(control, ServiceTimes) or control != old
+        if changed:
+            self.put(method, control)
+        return Applied(changed, time.monotonic() - began_s)
+
+    def get(self) -> tuple[BalancingMethod, Control]:
+        """The method and control in force, from NGINX's own tables. Raises ActuationError."""
+        self._shown = self._request("GET")
+        return from_text(self._shown, self.topology)
+
+    def forget_failures(self) -> None:
+        """No server is out of rotation or has an error score any more. Raises ActuationError."""
+        self._request("DELETE")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def _where(self) -> str:
+        return f"{self._connection.host}:{self._connection.port}{self._path}"
+
+    def _request(self, verb: str, body: str = "") -> str:
+        try:
+            return self._once(verb, body)
+        except (http.client.HTTPException, OSError):
+            # A reload closed the kept connection; a text is put in force whole, so that twice is once.
+            self._connection.close()
+        try:
+            return self._once(verb, body)
+        except (http.client.HTTPException, OSError) as error:
+            self._connection.close()
+            raise ActuationError(f"no answer: {error}", where=self._where, remedy="is NGINX running?") from error
+
+    def _once(self, verb: str, body: str) -> str:
+        self._connection.request(verb, self._path, body.encode(), {"X-Deepsched-Token": self._token})
+        response = self._connection.getresponse()
+        text = response.read(_LONGEST_BYTES).decode(errors="replace")
+        if response.status != 200:
+            remedy = "give the token of that NGINX" if response.status == 403 else ""
+            raise ActuationError(
+                text.strip()[:200] or f"HTTP status {response.status}", where=self._where, remedy=remedy
+            )
+        return text
+
+
+def to_text(method: BalancingMethod, control: Control) -> str:
+    """The control as lua/control.lua reads it; a control says everything, nothing older remains."""
+    lines = [f"method {method}"]
+    topology = control.topology
+    for g, group in enumerate(topology.groups):
+        for server in group.servers:
+            s = topology.server_index(server)
+            if isinstance(control, ServiceTimes):
+                lines.append(f"tau {group.name} {server} {float(control.tau_s[g, s])!r}")
+                continue
+            lines.append(f"weight {group.name} {server} {control.values[g, s]}")
+            if control.down[g, s]:
+                lines.append(f"down {group.name} {server}")
+    if isinstance(control, ServiceTimes):
+        workers = zip(topology.servers, control.workers, strict=True)
+        lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
+    return "\n".join(lines) + "\n"
+
+
+def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
+    """The method and control that a text says. Raises ActuationError for a text that leaves something open."""
+    lines = _lines(text)
+    method = next((name for name in _METHODS if ("method", name) in lines), None)
+    if method is None:
+        raise ActuationError("no method of ours", where="control in memory", evidence=text[:80])
+    tau_s, workers = np.zeros(topology.shape), np.ones(topology.shape[1])
+    values, down = np.ones(topology.shape, np.int64), np.zeros(topology.shape, bool)
+    for g, group in enumerate(topology.groups):
+        for server in group.servers:
+            s = topology.server_index(server)
+            values[g, s] = int(lines.get(("weight", group.name, server), "1"))
+            down[g, s] = ("down", group.name, server) in lines
+            tau_s[g, s] = float(lines.get(("tau", group.name, server), "0"))
+            workers[s] = float(lines.get(("workers", server), "1"))
+    if method == "expected_delay" and (tau_s[topology.mask] > 0).all():
+        return method, ServiceTimes(topology, tau_s, workers)
+    return method, Weights(topology, values, down)
+
+
+def topology_from_text(text: str) -> Topology:
+    """Groups and servers that a control text names, in its order. Raises ActuationError when it names none."""
+    groups: dict[str, list[str]] = {}
+    for words in _lines(text):
+        if words[0] == "weight" and len(words) == 3:
+            groups.setdefault(words[1], []).append(words[2])
+    if not groups:
+        raise ActuationError("no control of ours", where="control in memory", evidence=text[:80])
+    return Topology(tuple(Group(name, name, "GET", "/", 2.0, tuple(servers)) for name, servers in groups.items()))
+
+
+def _lines(text: str) -> dict[tuple[str, ...], str]:
+    """(word, names…) → value; a flag such as `down` has the value ''."""
+    table = {}
+    for line in text.splitlines():
+        words = tuple(line.split())
+        flag = words[:1] in (("down",), ("method",))
+        table[words if flag else words[:-1]] = "" if flag else words[-1]
+    return table
+
+
+def _shows(shown: str, wanted: str) -> bool:
+    """Everything wanted is in force, and nothing that is down was wanted up."""
+    theirs, ours = _lines(shown), _lines(wanted)
+    extra = {words for words in theirs if words[:1] == ("down",)} - set(ours)
+    same = all(words in theirs and _equal(theirs[words], value) for words, value in ours.items())
+    return same and not extra
+
+
+def _equal(shown: str, wanted: str) -> bool:
+    return shown == wanted or (shown != "" and wanted != "" and float(shown) == float(wanted))

@@ -1,0 +1,296 @@
+"""Run one NGINX of our own: rendered config, private prefix, unprivileged workers, ends with its owner."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.testbed import Applied
+from actuators.contract.topology import Topology
+from actuators.errors import ActuationError, ProcessError, StatusError
+from actuators.nginx.config import (
+    NginxOptions,
+    Site,
+    check_topology,
+    in_memory,
+    render_main,
+    render_upstreams,
+    status_path,
+    uses_vts,
+)
+from actuators.nginx.control_endpoint import MemoryControl
+from actuators.nginx.detect import detect
+from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import family_cpu_s, free_port
+from actuators.statistics.vts import Snapshot, parse
+
+_BIND_ATTEMPTS = 8
+# No proxy of the environment stands between us and the NGINX beside us.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Nginx:
+    """The NGINX of a testbed; a context manager. Not started by the constructor.
+
+    Args:
+        topology: its servers are real addresses.
+        work_dir: directory that gets a private prefix ``nginx``; nothing outside it is touched.
+        host: numeric address of the public listener; statistics are on 127.0.0.1 only.
+
+    Raises:
+        ConfigError: the topology cannot be served by one NGINX.
+        MissingToolError: no NGINX, or none of the modules that the options need.
+    """
+
+    def __init__(self, options: NginxOptions, topology: Topology, *, work_dir: Path, host: str = "127.0.0.1") -> None:
+        check_topology(topology)
+        self.options, self.topology, self._host = options, topology, host
+        self._build = detect(options.binary)
+        self._vts = uses_vts(options, self._build)
+        self._prefix = (work_dir / "nginx").absolute()
+        self._method: BalancingMethod = options.method
+        self._control: Control = Weights.equal(topology)
+        self._memory = in_memory(self._method, options, self._build)
+        self._token = secrets.token_hex(16)
+        self._endpoint: MemoryControl | None = None
+        self._site = Site(self._prefix, host, 0, 0)
+        self._process: ManagedProcess | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the public listener."""
+        return self._site.address
+
+    @property
+    def status_url(self) -> str:
+        """Where the vts JSON is served, on a loopback port of its own."""
+        return f"http://127.0.0.1:{self._site.status_port}{status_path(vts=self._vts)}"
+
+    @property
+    def method(self) -> BalancingMethod:
+        return self._method
+
+    def start(self) -> None:
+        """Starts NGINX and returns when it answers.
+
+        Raises ProcessError with the error log's tail, ActuationError when `nginx -t` refuses the config.
+        """
+        self._prefix.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_BIND_ATTEMPTS):
+            self._site = Site(self._prefix, self._host, free_port(self._host), free_port("127.0.0.1"))
+            self._write()
+            (self._prefix / "error.log").unlink(missing_ok=True)
+            process = self._launch()
+            try:
+                process.wait_ready(self._ready, self.options.start_timeout_s)
+            except ProcessError:
+                process.close()
+                # Another program took the port between our look and NGINX's bind: take another one.
+                if attempt + 1 == _BIND_ATTEMPTS or not self._address_taken():
+                    raise
+            else:
+                self._process = process
+                self._endpoint = MemoryControl(self._site.status_port, self._token, self.topology)
+                if self._memory:
+                    self._endpoint.get()  # opens the connection: the first change is as quick as all others
+                return
+
+    def set_method(self, method: BalancingMethod) -> None:
+        """Balances by `method` from now on, with equal weights; `expected_delay` as least_conn until it has
+        service times. Raises ActuationError; the old method and control stay then."""
+        control = Weights.equal(self.topology)
+        if method != self._method or control != self._control:
+            self._put(method, control)
+
+    def balance(self, method: BalancingMethod, control: Control) -> None:
+        """Another method together with its control. Raises ActuationError; the old ones stay then."""
+        self._put(method, control)
+
+    def apply(self, control: Control) -> Applied:
+        """Puts a control in force and reads it back; the same control again does nothing.
+
+        Weights for the native methods and their likes in memory, ServiceTimes for `expected_delay`.
+        Raises ActuationError; the old control is then in force.
+        """
+        began_s = time.monotonic()
+        if isinstance(control, ServiceTimes) != (self._method == "expected_delay"):
+            wanted = "service times" if self._method == "expected_delay" else "weights"
+            raise ActuationError(f"{self._method} takes {wanted}", remedy="call set_method first")
+        if control.topology != self.topology:
+            raise ActuationError("the control is for another topology", remedy="use the topology of this NGINX")
+        changed = control != self._control
+        if changed:
+            self._put(self._method, control)
+        return Applied(changed, time.monotonic() - began_s)
+
+    def forget_failures(self) -> None:
+        """No server counts as failed, as after a start; by a reload where NGINX itself balances.
+
+        Raises ActuationError.
+        """
+        if self._memory:
+            self._memory_control().forget_failures()
+        else:
+            self._reload(self._method, self._control, memory=False)
+
+    def control(self) -> Control:
+        """The control that NGINX itself says it uses. Raises StatusError or ActuationError."""
+        return self._memory_control().get()[1] if self._memory else Weights(self.topology, *self._shown())
+
+    def log_tail(self, lines: int = 5) -> str:
+        """Last lines of the error log."""
+        return self._running().log_tail(lines)
+
+    def check(self) -> None:
+        """Raises ProcessError with the error log's tail when NGINX has ended."""
+        process = self._running()
+        if process.poll() is not None:
+            where = str(process.log_path)
+            raise ProcessError(f"nginx ended with code {process.poll()}", where=where, evidence=process.log_tail())
+
+    @property
+    def master_pid(self) -> int:
+        """Process id of the master. Raises ProcessError before `start`."""
+        return self._running().pid
+
+    def cpu_s(self) -> dict[int, float]:
+        """Process id → CPU seconds so far of the master and its workers."""
+        return family_cpu_s(self.master_pid)
+
+    def close(self) -> None:
+        """Ends NGINX and its workers; may be called twice."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+        if self._process is not None:
+            self._process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running(self) -> ManagedProcess:
+        if self._process is None:
+            raise ProcessError("NGINX is not running", remedy="call start() first")
+        return self._process
+
+    def _launch(self) -> ManagedProcess:
+        test_config(self._command("-t", "-c", str(self._site.main)))
+        return ManagedProcess(
+            self._command("-c", str(self._site.main)),
+            name="nginx",
+            log_path=self._prefix / "error.log",
+            stop_signal=signal.SIGTERM,
+            death_signal=signal.SIGTERM,
+        )
+
+    def _command(self, *arguments: str) -> list[str]:
+        prefix = self._prefix
+        return [str(self._build.binary), "-p", str(prefix), "-e", str(prefix / "error.log"), *arguments]
+
+    def _write(self) -> None:
+        """The files of the start: method and equal weights of the options."""
+        weights = Weights.equal(self.topology)
+        text = render_upstreams(weights, self._method, self.options, memory=self._memory)
+        write_atomically(self._site.upstreams, text)
+        write_atomically(self._site.main, self._main(self._site.upstreams, memory=self._memory))
+
+    def _main(self, upstreams: Path, *, memory: bool) -> str:
+        return render_main(
+            self._site, self.topology, self.options, self._build, upstreams=upstreams, token=self._token, memory=memory
+        )
+
+    def _put(self, method: BalancingMethod, control: Control) -> None:
+        memory = in_memory(method, self.options, self._build)
+        if memory and self._memory:
+            self._memory_control().put(method, control)
+        else:
+            self._reload(method, control, memory=memory)
+        self._method, self._control, self._memory = method, control, memory
+
+    def _reload(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
+        """Through files: every native change, and the way into memory and out of it."""
+        weights = control if isinstance(control, Weights) else Weights.equal(self.topology)
+        text = render_upstreams(weights, method, self.options, memory=memory)
+        candidate, main = self._prefix / "upstreams.candidate", self._prefix / "candidate.conf"
+        write_atomically(candidate, text)
+        write_atomically(main, self._main(candidate, memory=memory))
+        test_config(self._command("-t", "-q", "-c", str(main)))
+        new = {self._site.upstreams: text, self._site.main: self._main(self._site.upstreams, memory=memory)}
+        changes = {path: Change(path.read_bytes(), content.encode()) for path, content in new.items()}
+        reloader = Reloader(
+            self.master_pid,
+            load_ms=lambda: self._snapshot().load_ms,
+            drain_timeout_s=self.options.shutdown_timeout_s + 1.0,
+        )
+        put_in_force(changes, reloader, confirm=lambda: self._confirm(method, control, memory=memory))
+
+    def _confirm(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
+        if memory:
+            self._memory_control().put(method, control)
+            return
+        values, down = self._shown()
+        # vts also shows servers as down that failed of late.
+        if isinstance(control, ServiceTimes) or (values != control.values).any() or (control.down & ~down).any():
+            raise ActuationError("NGINX shows other weights than were set", where=self.status_url)
+
+    def _memory_control(self) -> MemoryControl:
+        if self._endpoint is None:
+            raise ProcessError("NGINX is not running", remedy="call start() first")
+        return self._endpoint
+
+    def _shown(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Weights and down flags in NGINX's statistics, ``[groups, servers]``."""
+        values, down = np.zeros(self.topology.shape, np.int64), np.zeros(self.topology.shape, bool)
+        groups = self._snapshot().groups
+        for g, group in enumerate(self.topology.groups):
+            for server in group.servers:
+                counters = groups.get(group.name, {}).get(server)
+                if counters is None:
+                    raise StatusError(f"NGINX does not know {server}", where=f"group {group.name}")
+                s = self.topology.server_index(server)
+                values[g, s], down[g, s] = counters.weight, counters.down
+        return values, down
+
+    def _snapshot(self) -> Snapshot:
+        return parse(fetch(self.status_url))
+
+    def _ready(self) -> bool:
+        try:
+            self._snapshot()
+        except StatusError:
+            if self._address_taken():
+                raise ProcessError("a port was taken by another program", where=self.address) from None
+            return False
+        return True
+
+    def _address_taken(self) -> bool:
+        log = self._prefix / "error.log"
+        return log.exists() and b"Address already in use" in log.read_bytes()
+
+
+def fetch(url: str, *, timeout_s: float = 2.0) -> dict[str, Any]:
+    """A small JSON object over a connection of its own, so that a new worker answers. Raises StatusError."""
+    try:
+        with _OPENER.open(url, timeout=timeout_s) as response:
+            document = json.loads(response.read(64 * 2**20))
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise StatusError(f"no statistics: {error}", where=url) from error
+    if not isinstance(document, dict):
+        raise StatusError("not a JSON object", where=url)
+    return document

@@ -1,0 +1,182 @@
+-- vts-shaped statistics for an NGINX without nginx-module-vts: counts in the log phase, serves the JSON that
+-- actuators/statistics/vts.py reads.
+local M = {}
+
+local cold = require "cold"
+local counters = require "counters"
+local document = require "status_json"
+local rows = require "rows"
+
+local ngx = ngx
+-- Called as a function: LuaJIT does not compile code that comes here through the metatable (return to lower frame).
+local variable = getmetatable(ngx.var).__index
+local floor, tonumber = math.floor, tonumber
+local gmatch, min, max = string.gmatch, math.min, math.max
+local start_time, now_s = ngx.req.start_time, ngx.now
+local CLIENT_GONE = 499
+local IN_BYTES, OUT_BYTES, REQUEST_MS = counters.IN_BYTES, counters.OUT_BYTES, counters.REQUEST_MS
+local RESPONSE_MS, CLASSES, REQUEST_BUCKETS = counters.RESPONSE_MS, counters.CLASSES, counters.REQUEST_BUCKETS
+
+local groups, other, response_buckets
+local bucket_of = {}   -- ms -> bucket, up to the last bound
+
+local function read_bounds(bounds)
+    local bucket = 1
+    for ms = 0, bounds[#bounds] do
+        if ms > bounds[bucket] then
+            bucket = bucket + 1
+        end
+        bucket_of[ms] = bucket
+    end
+    setmetatable(bucket_of, { __index = function() return #bounds + 1 end })
+end
+
+-- See counters.lua. Leaves `M.groups` for the balancer, which sets `M.balancer` when requests are balanced in memory.
+function M.init(options)
+    counters.init(options)
+    document.init()
+    read_bounds(options.bounds_ms)
+    groups, other, response_buckets = counters.groups, counters.other, counters.RESPONSE_BUCKETS
+    M.groups = counters.order
+end
+
+-- init_worker_by_lua.
+function M.init_worker()
+    if not ngx.worker.id() then
+        return   -- a helper process: it serves no requests
+    end
+    cold(rows.init_worker)
+    if M.balancer then
+        M.balancer.init_worker()
+    end
+end
+
+local function class_of(status)
+    return max(1, min(5, floor(status / 100)))
+end
+
+local function count_request(own)
+    local request_ms = max(0, floor((now_s() - start_time()) * 1000 + 0.5))
+    own[IN_BYTES] = own[IN_BYTES] + (tonumber(variable(nil, "request_length")) or 0)
+    own[OUT_BYTES] = own[OUT_BYTES] + (tonumber(variable(nil, "bytes_sent")) or 0)
+    own[REQUEST_MS] = own[REQUEST_MS] + request_ms
+    local bucket = REQUEST_BUCKETS + bucket_of[request_ms]
+    own[bucket] = own[bucket] + 1
+end
+
+local function count_class(own, status)
+    local class = CLASSES + class_of(status)
+    own[class] = own[class] + 1
+end
+
+local function count_attempt(own, status, response_ms)
+    count_class(own, status)
+    own[RESPONSE_MS] = own[RESPONSE_MS] + response_ms
+    local bucket = response_buckets + bucket_of[response_ms]
+    own[bucket] = own[bucket] + 1
+end
+
+local function milliseconds(text)
+    local seconds = tonumber(text)
+    return seconds and floor(seconds * 1000 + 0.5)
+end
+
+-- $upstream_addr and its kin are lists, "A, B : C", when a request was retried or redirected.
+local function split(text)
+    local parts, count = {}, 0
+    for part in gmatch(text or "", "[^%s,]+") do
+        if part ~= ":" then
+            count = count + 1
+            parts[count] = part
+        end
+    end
+    return parts, count
+end
+
+-- Every attempt counts on its own server, as in today's vts; bytes and request time only on the last one.
+local function count_attempts(group, addresses)
+    local servers, count = split(addresses)
+    local statuses, times = split(variable(nil, "upstream_status")), split(variable(nil, "upstream_response_time"))
+    for index = 1, count do
+        local cell = group.cells[servers[index]]
+        local last = index == count
+        local status = last and ngx.status or tonumber(statuses[index]) or 502
+        if not last then
+            count_class(group.extra.own, status)
+        end
+        if cell then
+            count_attempt(cell.own, status, status == CLIENT_GONE and 0 or milliseconds(times[index]) or 0)
+            if last then
+                count_request(cell.own)
+            end
+        end
+    end
+    return milliseconds(times[count]) or 0
+end
+
+-- The only server of a request that was not retried: the balancer's choice, or by the one address that there is.
+local function only_cell(group, record)
+    if record then
+        return record.attempts == 1 and record.choice
+    end
+    return group.cells[variable(nil, "upstream_addr")]
+end
+
+-- Counts a request of a group; its upstream time in ms, nil when it never came to a server.
+local function count(group, record)
+    local cell, response_ms = only_cell(group, record), milliseconds(variable(nil, "upstream_response_time"))
+    if cell and response_ms then
+        local own, status = cell.own, ngx.status
+        count_attempt(own, status, status == CLIENT_GONE and 0 or response_ms)
+        count_request(own)
+        return response_ms
+    end
+    local addresses = variable(nil, "upstream_addr")
+    return addresses and count_attempts(group, addresses)
+end
+
+local function count_other()
+    if not ngx.is_subrequest then
+        count_request(other.own)
+        count_class(other.own, ngx.status)
+    end
+end
+
+local function log(group, record)
+    local response_ms = group and count(group, record)
+    if not response_ms then
+        count_other()
+    end
+    if record then
+        M.balancer.finish(record, ngx.status, response_ms or 0)
+    end
+end
+
+-- log_by_lua of a group's location.
+function M.log(group_name)
+    log(groups[group_name], M.balancer and M.balancer.take())
+end
+
+-- log_by_lua for a whole configuration that is not rendered by us: the balancer knows the group.
+function M.log_any()
+    local record = M.balancer.take()
+    log(record and record.choice and groups[record.choice.group.name], record)
+end
+
+-- log_by_lua of our own endpoints in a foreign configuration.
+function M.log_nothing()
+end
+
+-- log_by_lua of everything else.
+function M.log_other()
+    log(nil, M.balancer and M.balancer.take())
+end
+
+-- content_by_lua of the status location.
+function M.serve()
+    ngx.header["Content-Type"] = "application/json"
+    ngx.header["Cache-Control"] = "no-store"
+    ngx.print(document.render(M.balancer))
+end
+
+return M

@@ -1,0 +1,233 @@
+"""Snapshots as JSON lines with the keys of the project's first data set: write crash-safe, read old and new.
+
+One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``.
+
+Record snapshots at an even pace, through restarts and outages of NGINX, until told to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from actuators.errors import DataError, StatusError
+from actuators.statistics.reader import StatusReader
+from actuators.statistics.vts import Responses, ServerCounters, Snapshot, parse
+
+_SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
+_GAP = "gap"
+_BAD = "Non 2xx/3xx responses"
+OLD_INTERVAL_MS = 500
+"""Files with only the old keys carry no time: the first collector took a snapshot every 0.5 s."""
+
+
+class Recording(NamedTuple):
+    """What a file held.
+
+    Attributes:
+        snapshots: in the file's order.
+        skipped: lines that were torn or not a snapshot; the last line of a killed collector, for example.
+        gaps: times at which the collector could not read the statistics, and noted why.
+    """
+
+    snapshots: list[Snapshot]
+    skipped: int
+    gaps: int = 0
+
+
+class SnapshotWriter:
+    """Appends snapshots to a file, each with one write: a killed writer tears at most its last line.
+
+    Raises DataError when the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.written, self.gaps = path, 0, 0
+        try:
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            if _torn(path):
+                self._file.write(b"\n")
+        except OSError as error:
+            raise DataError(f"cannot write: {error.strerror}", where=str(path), remedy="choose another file") from error
+
+    def write(self, snapshot: Snapshot) -> None:
+        self._write(to_json(snapshot))
+        self.written += 1
+
+    def write_gap(self, reason: str, now_s: float) -> None:
+        """Notes that there was nothing to read at `now_s` (epoch)."""
+        self._write({_GAP: reason[:300], "nowMsec": round(now_s * 1000)})
+        self.gaps += 1
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            remedy = "free some space"
+            raise DataError(f"cannot write: {error.strerror}", where=str(self.path), remedy=remedy) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_snapshots(path: Path) -> Recording:
+    """Every snapshot of a file and how many lines were torn or skipped.
+
+    Raises DataError when the file cannot be read or holds no snapshot at all.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path), remedy="check the path") from error
+    snapshots: list[Snapshot] = []
+    skipped = gaps = 0
+    for line in filter(bytes.strip, lines):
+        try:
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get(_GAP), str):
+                gaps += 1
+            else:
+                snapshots.append(from_json(value, index=len(snapshots) + skipped))
+        except (ValueError, RecursionError, StatusError):
+            skipped += 1
+    if not snapshots:
+        raise DataError(
+            f"no snapshot in {skipped} lines", where=str(path), remedy="record with: deepsched collect FILE"
+        )
+    return Recording(snapshots, skipped, gaps)
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """One line as an object. Raises DataError for a group whose name is one of the line's own keys."""
+    taken = sorted(set(snapshot.groups) & set(_SNAPSHOT_KEYS))
+    if taken:
+        raise DataError(f"a group is called '{taken[0]}'", where="snapshots", remedy="rename the upstream")
+    line: dict[str, Any] = {
+        "nowMsec": snapshot.now_ms,
+        "loadMsec": snapshot.load_ms,
+        "hostName": snapshot.host_name,
+        "connections": msgspec.to_builtins(snapshot.connections),
+    }
+    if snapshot.zone is not None:
+        line["sharedZones"] = _known(snapshot.zone)
+    if snapshot.balancer is not None:
+        line["deepsched"] = msgspec.to_builtins(snapshot.balancer)
+    for name, servers in snapshot.groups.items():
+        line[name] = {server: _server_to_json(counters) for server, counters in servers.items()}
+        if snapshot.unserved.get(name) and name not in servers:
+            line[name][name] = _server_to_json(_unserved(name, snapshot.unserved[name]))
+    return line
+
+
+def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
+    """The snapshot of one line, old or new; raises StatusError when it is none."""
+    if not isinstance(line, Mapping):
+        raise StatusError("a line is not a JSON object", where="snapshots")
+    groups = {name: value for name, value in line.items() if name not in _SNAPSHOT_KEYS}
+    if not groups or not all(isinstance(servers, Mapping) for servers in groups.values()):
+        raise StatusError("a line has no groups", where="snapshots", remedy="expected {GROUP: {SERVER: {…}}}")
+    document = {key: line[key] for key in _SNAPSHOT_KEYS if key in line}
+    document.setdefault("nowMsec", index * OLD_INTERVAL_MS)
+    document.setdefault("loadMsec", 0)
+    document.setdefault("connections", {})
+    document["upstreamZones"] = {
+        name: [_server_from_json(server, counters) for server, counters in servers.items()]
+        for name, servers in groups.items()
+    }
+    return parse(document)
+
+
+def _server_to_json(counters: ServerCounters) -> dict[str, Any]:
+    entry = _known(counters)
+    del entry["server"]
+    informational, _, _, client, server = counters.responses.counts()
+    entry[_BAD] = informational + client + server
+    return entry
+
+
+def _known(value: msgspec.Struct) -> dict[str, Any]:
+    return {key: part for key, part in msgspec.to_builtins(value).items() if part is not None}
+
+
+def _server_from_json(server: str, counters: Any) -> Any:
+    if not isinstance(counters, Mapping):
+        return counters
+    entry = {**counters, "server": server}
+    bad, requests = counters.get(_BAD), counters.get("requestCounter")
+    if "responses" not in counters and isinstance(bad, int) and isinstance(requests, int) and 0 <= bad <= requests:
+        # Old files tell good from bad only: count the bad ones as the kind that matters to a policy.
+        entry["responses"] = {"2xx": requests - bad, "5xx": bad}
+    return entry
+
+
+def _unserved(name: str, count: int) -> ServerCounters:
+    responses = Responses(server_errors=count)
+    return ServerCounters(server=name, request_counter=count, responses=responses, weight=0, max_fails=0)
+
+
+def _torn(path: Path) -> bool:
+    """True when the file's last line has no end."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+_LONGEST_BACKOFF_S = 5.0
+
+
+def record(
+    reader: StatusReader,
+    writer: SnapshotWriter,
+    interval_s: float,
+    pause: Callable[[float], bool],
+    note: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Writes a snapshot every `interval_s` seconds until `pause` says so, one more at the end.
+
+    Args:
+        pause: waits that many seconds, or less; True when the recording is to end.
+        note: told once when NGINX becomes unreachable and once when it is back.
+
+    Raises DataError when the file cannot be written. An unreadable NGINX is noted as a gap and tried
+    again, less and less often, up to every 5 s.
+    """
+    silent, due_s = 0, time.monotonic()
+    last = False
+    while True:
+        try:
+            writer.write(reader.snapshot())
+            if silent:
+                note(f"NGINX answers again after {silent} attempts")
+            silent = 0
+        except StatusError as error:
+            writer.write_gap(str(error), time.time())
+            silent += 1
+            if silent == 1:
+                note(f"a gap: {error}")
+        if last:
+            return
+        now_s = time.monotonic()
+        # Late readings do not shift later ones; missed ones are not made up for.
+        due_s = max(min(due_s, now_s) + interval_s, now_s) if not silent else now_s + _backoff_s(interval_s, silent)
+        last = pause(due_s - now_s)
+
+
+def _backoff_s(interval_s: float, attempts: int) -> float:
+    return max(interval_s, min(interval_s * 2.0 ** min(attempts - 1, 10), _LONGEST_BACKOFF_S))

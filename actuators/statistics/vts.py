@@ -1,0 +1,367 @@
+"""vts JSON → Snapshot: one reading of NGINX's cumulative counters. Pure: no I/O, no clock.
+
+Reads documents of nginx-module-vts v0.2.2 to today and those of lua/status.lua. Unknown keys are
+ignored, missing optional ones have defaults, anything that is not vts-shaped is a StatusError.
+
+A vts document as its JSON has it: every counter, checked while it is read. Unknown keys cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Annotated, Any
+
+import msgspec
+
+from actuators.errors import StatusError
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+InFlight = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_MOST = 2**64 - 1
+
+
+class _Model(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    """Keys as vts writes them; msgspec passes over all others without building them: most of a document."""
+
+
+def _bounded(*counts: int) -> None:
+    if max(counts) > _MOST:
+        raise ValueError(f"a count of {max(counts):g} is above 2**64")
+
+
+@lru_cache(maxsize=64)
+def _ascends(bounds: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(bounds))
+
+
+class Buckets(_Model, frozen=True):
+    """Cumulative histogram: `counters[i]` answers took at most `msecs[i]` ms; above the last bound nothing counts.
+
+    Both empty when the server was never used or no histogram is configured.
+    """
+
+    msecs: tuple[Count, ...] = ()
+    counters: tuple[Count, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.msecs and not self.counters:
+            return
+        if len(self.msecs) != len(self.counters):
+            raise ValueError("msecs and counters differ in length")
+        if not _ascends(self.msecs):
+            raise ValueError("msecs do not ascend")
+        # Sorting what is sorted costs a tenth of comparing pairs: a large document has thousands of these.
+        if sorted(self.counters) != list(self.counters):
+            raise ValueError("counters are not cumulative")
+        _bounded(self.counters[-1], self.msecs[-1])
+
+
+class Responses(_Model, frozen=True):
+    """Answers by status class."""
+
+    informational: Count = msgspec.field(default=0, name="1xx")
+    successful: Count = msgspec.field(default=0, name="2xx")
+    redirected: Count = msgspec.field(default=0, name="3xx")
+    client_errors: Count = msgspec.field(default=0, name="4xx")
+    server_errors: Count = msgspec.field(default=0, name="5xx")
+
+    def __post_init__(self) -> None:
+        _bounded(*self.counts())
+
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """1xx … 5xx."""
+        return (
+            self.informational, self.successful, self.redirected, self.client_errors, self.server_errors,
+        )  # fmt: skip
+
+
+class OverCounts(_Model, frozen=True, omit_defaults=True):
+    """How often each 64-bit counter overflowed; whatever else stands here is passed over, `maxIntegerSize` too."""
+
+    request_counter: Any = 0
+    in_bytes: Any = 0
+    out_bytes: Any = 0
+    request_msec_counter: Any = 0
+    response_msec_counter: Any = 0
+    informational: Any = msgspec.field(default=0, name="1xx")
+    successful: Any = msgspec.field(default=0, name="2xx")
+    redirected: Any = msgspec.field(default=0, name="3xx")
+    client_errors: Any = msgspec.field(default=0, name="4xx")
+    server_errors: Any = msgspec.field(default=0, name="5xx")
+
+
+_NEVER = OverCounts()
+
+
+class ServerCounters(_Model, frozen=True):
+    """One server of one group: what it did since NGINX started, and how it is configured.
+
+    `request_msec_counter` sums `$request_time`, `response_msec_counter` sums
+    `$upstream_response_time` (milliseconds); None when the document does not have it.
+    `request_msec` and `response_msec` are vts' moving averages over at most 63 requests: never learn from them.
+    """
+
+    server: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    request_counter: Count
+    in_bytes: Count = 0
+    out_bytes: Count = 0
+    responses: Responses = Responses()
+    request_msec_counter: Count = 0
+    request_msec: Count = 0
+    response_msec_counter: Count | None = None
+    response_msec: Count = 0
+    response_buckets: Buckets = Buckets()
+    weight: Count = 1
+    max_fails: Count = 1
+    fail_timeout: Count = 10
+    backup: bool = False
+    down: bool = False
+    over_counts: OverCounts = _NEVER
+
+    def __post_init__(self) -> None:
+        _bounded(
+            self.request_counter, self.in_bytes, self.out_bytes, self.request_msec_counter,
+            self.response_msec_counter or 0, self.weight,
+        )  # fmt: skip
+
+    @property
+    def removed(self) -> bool:
+        """A residual entry: today's vts keeps servers that left the config, with weight 0."""
+        return self.weight == 0
+
+    @property
+    def response_ms_sum(self) -> int:
+        """Sum of upstream response times; of request times in documents that have nothing better."""
+        return self.totals()[3]
+
+    def totals(self) -> tuple[int, ...]:
+        """requests, in_bytes, out_bytes, response_ms_sum, 1xx … 5xx; wrapped counters unwrapped."""
+        upstream, over = self.response_msec_counter, self.over_counts
+        own_ms = self.request_msec_counter if upstream is None else upstream
+        counts = (self.request_counter, self.in_bytes, self.out_bytes, own_ms, *self.responses.counts())
+        if over == _NEVER:
+            return counts
+        wraps = (
+            over.request_counter, over.in_bytes, over.out_bytes,
+            over.request_msec_counter if upstream is None else over.response_msec_counter,
+            over.informational, over.successful, over.redirected, over.client_errors, over.server_errors,
+        )  # fmt: skip
+        return tuple(count + _wrapped(times) for count, times in zip(counts, wraps, strict=True))
+
+
+class RecordedCounters(ServerCounters, frozen=True):
+    """The same with what no decision reads, for whoever keeps the document."""
+
+    request_buckets: Buckets = Buckets()
+
+
+def _wrapped(times: Any) -> int:
+    return times << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
+
+
+class ConnectionCounts(_Model, frozen=True):
+    """NGINX's own client connections (`stub_status`), of the whole instance; they survive a reload."""
+
+    active: Count = 0
+    reading: Count = 0
+    writing: Count = 0
+    waiting: Count = 0
+    accepted: Count = 0
+    handled: Count = 0
+    requests: Count = 0
+
+    def __post_init__(self) -> None:
+        _bounded(self.active, self.reading, self.writing, self.waiting, self.accepted, self.handled, self.requests)
+
+
+class Zone(_Model, frozen=True):
+    """The shared memory that holds the counters; `free_size` only since v0.2.7."""
+
+    name: str = ""
+    max_size: Count = 0
+    used_size: Count = 0
+    used_node: Count = 0
+    free_size: Count | None = None
+
+    @property
+    def full(self) -> bool:
+        """No page is left for a new server (a server takes one page of 4 KiB)."""
+        if self.free_size is not None:
+            return self.max_size > 0 and self.free_size < 4096
+        return self.max_size > 0 and self.used_node + 8 >= self.max_size // 4096
+
+
+class BalancerEntry(_Model, frozen=True):
+    """What only our in-memory balancer knows of one server in one group (lua/balancer.lua).
+
+    Sums over finished requests: all of them, and those that found an idle worker when they were sent.
+    """
+
+    group: str
+    server: str
+    requests: Count = 0
+    idle_requests: Count = 0
+    idle_response_msec: Count = 0
+    predicted_wait_s: Seconds = 0.0
+    predicted_service_s: Seconds = 0.0
+    in_flight: InFlight = 0
+    tau_s: Seconds = 0.0
+    workers: Seconds = 0.0
+    out: bool = False
+
+    def __post_init__(self) -> None:
+        _bounded(self.requests, self.idle_requests, self.idle_response_msec)
+
+    def sums(self) -> tuple[float, ...]:
+        """requests, idle requests, their response time in ms, predicted wait and service in s."""
+        return (
+            self.requests, self.idle_requests, self.idle_response_msec, self.predicted_wait_s, self.predicted_service_s,
+        )  # fmt: skip
+
+
+class Balancer(_Model, frozen=True):
+    """Our own block in the document; None in a document of the real module.
+
+    `start_msec` changes at a restart, never at a reload. `method` is empty while NGINX itself balances.
+    """
+
+    start_msec: Count = 0
+    method: str = ""
+    version: Count = 0
+    servers: tuple[BalancerEntry, ...] = ()
+
+
+class _ServerZone(_Model, frozen=True):
+    request_counter: Count = 0
+
+
+class Document(_Model, frozen=True, kw_only=True):
+    """A vts document as it is checked; `snapshot` makes what the rest reads of it."""
+
+    now_msec: Count
+    load_msec: Count
+    connections: ConnectionCounts
+    host_name: str = ""
+    module_version: str = ""
+    shared_zones: Zone | None = None
+    server_zones: dict[str, _ServerZone] = msgspec.field(default_factory=dict)
+    upstream_zones: dict[str, tuple[ServerCounters, ...]]
+    deepsched: Balancer | None = None
+
+    def __post_init__(self) -> None:
+        _bounded(self.now_msec, self.load_msec)
+
+
+class RecordedDocument(Document, frozen=True, kw_only=True):
+    """The same with all that is kept of it; a large one takes half as long again to read."""
+
+    upstream_zones: dict[str, tuple[RecordedCounters, ...]]  # type: ignore[assignment]
+
+
+__all__ = [
+    "Balancer", "Buckets", "ConnectionCounts", "Document", "Responses", "ServerCounters", "Snapshot", "Zone",
+    "not_vts", "parse", "parse_json", "snapshot",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One reading of the cumulative counters.
+
+    Attributes:
+        now_ms, load_ms: NGINX's clock and its last (re)load, milliseconds since the epoch.
+        groups: group → server → counters, residual entries and pseudo-servers left out.
+        unserved: group → requests that found no live server (vts' pseudo-server named like the group).
+        duplicates: (group, server) pairs that the config lists more than once.
+        client_requests: client-side count by server name, ``*`` for all.
+    """
+
+    now_ms: int
+    load_ms: int
+    groups: Mapping[str, Mapping[str, ServerCounters]]
+    connections: ConnectionCounts = field(default_factory=ConnectionCounts)
+    zone: Zone | None = None
+    host_name: str = ""
+    module_version: str = ""
+    unserved: Mapping[str, int] = field(default_factory=dict)
+    duplicates: frozenset[tuple[str, str]] = frozenset()
+    client_requests: Mapping[str, int] = field(default_factory=dict)
+    balancer: Balancer | None = None
+
+
+_DECODER = msgspec.json.Decoder(RecordedDocument)
+
+
+def parse(document: Mapping[str, Any]) -> Snapshot:
+    """A validated Snapshot of one vts document.
+
+    Raises StatusError naming the first key that is not as vts writes it, and what was expected there.
+    """
+    if not isinstance(document, Mapping):
+        raise StatusError(f"statistics are a {type(document).__name__}", remedy="expected a vts JSON object")
+    return snapshot(_checked(lambda: msgspec.convert(document, RecordedDocument)))
+
+
+def parse_json(text: bytes) -> Snapshot:
+    """The same from the JSON itself, many times quicker: what nobody reads is never built."""
+    return snapshot(_checked(lambda: _DECODER.decode(text)))
+
+
+def _checked(read: Callable[[], Document]) -> Document:
+    try:
+        return read()
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise not_vts(error) from error
+
+
+def not_vts(error: Exception) -> StatusError:
+    """What is wrong with a document, and where in it."""
+    what, _, where = str(error).partition(" - at ")
+    return StatusError(
+        f"not vts statistics: {what[:200]}",
+        where=where.strip("`")[:200] or "document",
+        remedy="expected the JSON of nginx-module-vts (/status/format/json) or of status.lua",
+    )
+
+
+def snapshot(checked: Document) -> Snapshot:
+    """The Snapshot of a document that was checked already."""
+    groups: dict[str, dict[str, ServerCounters]] = {}
+    unserved: dict[str, int] = {}
+    duplicates: set[tuple[str, str]] = set()
+    for name, entries in checked.upstream_zones.items():
+        groups[name], unserved[name], twice = _group(name, entries)
+        duplicates.update((name, server) for server in twice)
+    return Snapshot(
+        now_ms=checked.now_msec,
+        load_ms=checked.load_msec,
+        groups=groups,
+        connections=checked.connections,
+        zone=checked.shared_zones,
+        host_name=checked.host_name,
+        module_version=checked.module_version,
+        unserved=unserved,
+        duplicates=frozenset(duplicates),
+        client_requests={name: zone.request_counter for name, zone in checked.server_zones.items()},
+        balancer=checked.deepsched,
+    )
+
+
+def _group(name: str, entries: Sequence[ServerCounters]) -> tuple[dict[str, ServerCounters], int, set[str]]:
+    servers: dict[str, ServerCounters] = {}
+    unserved, twice = 0, set[str]()
+    for entry in entries:
+        if entry.server == name and entry.removed:
+            unserved = entry.request_counter
+        elif entry.removed:
+            continue
+        elif entry.server in servers:
+            # Both lines show the same combined counters: count them once.
+            twice.add(entry.server)
+        else:
+            servers[entry.server] = entry
+    return servers, unserved, twice

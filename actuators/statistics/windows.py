@@ -1,0 +1,224 @@
+"""Two Snapshots → Window: what happened between them, with every boundary flagged instead of averaged in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from actuators.contract.arrays import IntArray
+from actuators.contract.topology import Topology
+from actuators.contract.window import DEFAULT_BOUNDS_MS, Connections, DelayWindow, Fault, Window
+from actuators.statistics.vts import Buckets, ServerCounters, Snapshot
+
+# A counter that grew by more than this between two readings is not a count of ours.
+_MOST = 2**53
+
+
+class _Cell(NamedTuple):
+    """One server of one group, at those indices of a window; None where a snapshot does not show it."""
+
+    g: int
+    s: int
+    server: str
+    old: ServerCounters | None
+    new: ServerCounters | None
+
+
+def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
+    """The window between two snapshots of one NGINX; servers are matched by name.
+
+    A cell whose difference means nothing (restart, reset, missing, duplicate) is zero and has a
+    fault. `response_ms_sum` falls back to request times where a document has no upstream times.
+    Histogram bounds are those that all servers have in common; a window in which no server has a
+    histogram has no bounds and all its mass above them.
+    """
+    faults = [*_whole(before, after), *_missing_groups(after, topology)]
+    cells = _cells(before, after, topology)
+    window = _zeros(topology, before.now_ms / 1e3, after.now_ms / 1e3, _common_bounds(cells))
+    dead = any(fault.kind in ("restart", "reset") for fault in faults)
+    shown = [cell for cell in cells if cell.new is not None]
+    rows, columns = [cell.g for cell in shown], [cell.s for cell in shown]
+    window.weight[rows, columns] = [min(cell.new.weight, 2**31) for cell in shown if cell.new]
+    window.down[rows, columns] = [cell.new.down for cell in shown if cell.new]
+    found = [(cell, _cell_fault(cell, before, after, topology)) for cell in cells]
+    faults.extend(fault for _, fault in found if fault is not None)
+    if not dead:
+        faults.extend(_fill(window, [cell for cell, fault in found if fault is None and cell.new is not None]))
+    faults.extend(_unserved(before, after, topology))
+    counts = after.connections
+    connections = Connections(counts.active, counts.reading, counts.writing, counts.waiting)
+    active, delay = _balancer(before, after, topology, dead=dead)
+    return replace(window, connections=connections, active=active, delay=delay, faults=tuple(faults))
+
+
+def gap(topology: Topology, start_s: float, end_s: float, detail: str) -> Window:
+    """A window in which the statistics could not be read: zeros and one ``gap`` fault."""
+    return replace(_zeros(topology, start_s, end_s, DEFAULT_BOUNDS_MS), faults=(Fault("gap", detail),))
+
+
+def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
+    """Faults of the NGINX as a whole."""
+    started = [snapshot.balancer.start_msec for snapshot in (before, after) if snapshot.balancer]
+    counts_fell = after.connections.requests < before.connections.requests
+    if counts_fell or after.connections.accepted < before.connections.accepted or len(set(started)) > 1:
+        yield Fault("restart", "NGINX was restarted: its counters began again at 0")
+    elif before.zone and after.zone and before.zone.max_size != after.zone.max_size:
+        yield Fault("reset", "the statistics zone was resized: all counters began again at 0")
+    elif after.load_ms != before.load_ms:
+        yield Fault("reload", "NGINX was reloaded")
+    if after.now_ms <= before.now_ms:
+        yield Fault("gap", f"NGINX's clock went from {before.now_ms} to {after.now_ms} ms")
+    elif before.host_name != after.host_name and before.host_name and after.host_name:
+        yield Fault("restart", f"answers came from two hosts: {before.host_name[:80]} and {after.host_name[:80]}")
+
+
+def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:
+    for group in topology.groups:
+        if group.name not in after.groups:
+            yield Fault("missing_group", "not in NGINX's statistics", group.name)
+
+
+def _unserved(before: Snapshot, after: Snapshot, topology: Topology) -> Iterable[Fault]:
+    for group in topology.groups:
+        count = after.unserved.get(group.name, 0) - before.unserved.get(group.name, 0)
+        if count > 0:
+            yield Fault("server_down", f"{count} requests found no live server", group.name)
+
+
+def _balancer(
+    before: Snapshot, after: Snapshot, topology: Topology, *, dead: bool
+) -> tuple[IntArray | None, DelayWindow | None]:
+    """Requests in flight and the samples of service time, when the balancer in memory tells them."""
+    if before.balancer is None or after.balancer is None or not after.balancer.servers:
+        return None, None
+    old = {(entry.group, entry.server): entry for entry in before.balancer.servers}
+    names = [group.name for group in topology.groups]
+    places = {(name, server): (g, s) for g, name in enumerate(names) for s, server in enumerate(topology.servers)}
+    active = np.zeros(topology.shape, np.int64)
+    sums, tau_s = np.zeros((5, *topology.shape)), np.zeros(topology.shape)
+    for new in after.balancer.servers:
+        at = places.get((new.group, new.server))
+        if at is None:
+            continue
+        active[at], tau_s[at] = new.in_flight, new.tau_s
+        was = old.get((new.group, new.server))
+        if was is not None and not dead:
+            deltas = [b - a for a, b in zip(was.sums(), new.sums(), strict=True)]
+            sums[(slice(None), *at)] = deltas if min(deltas) >= 0 else 0.0
+    requests, idle = sums[:2].astype(np.int64)
+    return active, DelayWindow(requests, idle, sums[2] / 1e3, sums[3], sums[4], tau_s)
+
+
+def _cells(before: Snapshot, after: Snapshot, topology: Topology) -> list[_Cell]:
+    """Every server of every group, with what either snapshot says of it."""
+    cells: list[_Cell] = []
+    for g, group in enumerate(topology.groups):
+        old, new = before.groups.get(group.name, {}), after.groups.get(group.name, {})
+        cells += [_Cell(g, topology.server_index(s), s, _find(old, s), _find(new, s)) for s in group.servers]
+    return cells
+
+
+def _find(servers: Mapping[str, ServerCounters], server: str) -> ServerCounters | None:
+    """The server's counters; NGINX shows an address without port with port 80."""
+    return servers.get(server) or servers.get(f"{server}:80")
+
+
+def _cell_fault(cell: _Cell, before: Snapshot, after: Snapshot, topology: Topology) -> Fault | None:
+    """Why this server's difference would not be a number, if so; a missing group has its fault already."""
+    group, new = topology.groups[cell.g].name, cell.new
+    if new is None:
+        if group not in after.groups:
+            return None
+        shown = ", ".join(list(after.groups[group])[:5])
+        return Fault("missing_server", f"not in NGINX's statistics, which show: {shown}"[:300], group, cell.server)
+    if (group, new.server) in after.duplicates:
+        return Fault("duplicate_server", "the config lists it more than once", group, cell.server)
+    if cell.old is None:
+        return Fault("missing_server", "it joined during the window", group, cell.server)
+    if after.zone is not None and after.zone.full and new.request_counter == 0:
+        detail = "the statistics zone is full: a new server is not counted; make the zone larger"
+        return Fault("zone_full", detail, group, cell.server)
+    return None
+
+
+def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
+    """Writes the cells; returns what was wrong instead, where a counter fell or a histogram contradicts it."""
+    pairs = [(cell.old, cell.new) for cell in cells if cell.old and cell.new]
+    if not pairs:
+        return []
+    totals = _integers([new.totals() for _, new in pairs]) - _integers([old.totals() for old, _ in pairs])
+    fell = np.asarray((totals < 0) | (totals > _MOST), bool).any(axis=1)
+    before, after = (
+        np.array([_cumulative(pair[side].response_buckets, window.bounds_ms) for pair in pairs], np.int64)
+        for side in (0, 1)
+    )
+    below = after - before
+    bins = np.diff(below, axis=1, prepend=0)
+    contradicts = ~fell & (bins < 0).any(axis=1)
+    good = np.flatnonzero(~fell & ~contradicts).tolist()
+    at = [cells[i].g for i in good], [cells[i].s for i in good]
+    counts, bins, below = totals[good].astype(np.int64), bins[good], below[good]
+    window.requests[at], window.in_bytes[at], window.out_bytes[at] = counts.T[:3]
+    window.response_ms_sum[at], window.responses[at] = counts[:, 3], counts[:, 4:]
+    # A reading between the two updates of one request may show it in one of them only.
+    above = (counts[:, 0] - (below[:, -1] if below.shape[1] else 0)).clip(0)
+    window.latency_histogram[at] = np.column_stack((bins, above))
+    groups = window.topology.groups
+    return [
+        Fault("reset", f"its {what} began again at 0", groups[cells[i].g].name, cells[i].server)
+        for what, which in (("counters", fell), ("histogram", contradicts))
+        for i in np.flatnonzero(which).tolist()
+    ]
+
+
+def _integers(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Exact: unwrapped counters may be longer than 64 bits."""
+    try:
+        return np.array(rows, np.int64)
+    except OverflowError:
+        return np.array(rows, object)
+
+
+def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
+    """Counters at `bounds_ms`; exact, because cumulative counters can be thinned out. Zeros when never used."""
+    if bounds_ms and buckets.msecs == bounds_ms and buckets.counters[-1] < 2**62:
+        return buckets.counters
+    at = dict(zip(buckets.msecs, buckets.counters, strict=True))
+    return [min(at.get(bound, 0), 2**62) for bound in bounds_ms]
+
+
+def _common_bounds(cells: Sequence[_Cell]) -> tuple[int, ...]:
+    """Bounds that every used server has before and after; vts keeps old bounds of old servers after a change."""
+    found = {
+        counters.response_buckets.msecs
+        for cell in cells
+        for counters in (cell.old, cell.new)
+        if counters is not None and counters.request_counter > 0
+    }
+    if not found:
+        return DEFAULT_BOUNDS_MS
+    common = set.intersection(*map(set, found))
+    return tuple(sorted(bound for bound in common if bound < 2**31))
+
+
+def _zeros(topology: Topology, start_s: float, end_s: float, bounds_ms: tuple[int, ...]) -> Window:
+    def zeros(*more: int) -> IntArray:
+        return np.zeros((*topology.shape, *more), np.int64)
+
+    return Window(
+        topology=topology,
+        start_s=start_s,
+        end_s=end_s,
+        requests=zeros(),
+        in_bytes=zeros(),
+        out_bytes=zeros(),
+        responses=zeros(5),
+        response_ms_sum=zeros(),
+        bounds_ms=bounds_ms,
+        latency_histogram=zeros(len(bounds_ms) + 1),
+        weight=zeros(),
+        down=np.zeros(topology.shape, bool),
+    )

@@ -1,0 +1,261 @@
+"""The live testbed: real servers, a real NGINX and a real load engine behind the Testbed protocol.
+
+Its parts may be local objects (tests) or proxies of Ray actors (`actuators.testbed.remote`); it cannot tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.script import Scenario, Script, Stream
+from actuators.contract.testbed import Applied
+from actuators.contract.topology import Topology
+from actuators.contract.window import Fault, LoadWindow, Window, merge_windows
+from actuators.errors import LoadError, TestbedError
+from actuators.processes.system import BUSY, busiest_share, going_first
+from actuators.statistics.vts import Snapshot
+
+LOAD_WINDOW_S = 0.25
+SETTLE_TIMEOUT_S = 2.0
+SETTLE_INTERVAL_S = 0.02
+DRAIN_TIMEOUT_S = 15.0
+
+
+class ServerPart(Protocol):
+    """A stand-in server, see `actuators.social_network.server.SocialNetworkServer`."""
+
+    def play(self, script: Script, topology: Topology) -> None: ...
+
+
+class ProxyPart(Protocol):
+    """An NGINX whose balancing can be changed, see `actuators.nginx.instance.Nginx`."""
+
+    def set_method(self, method: BalancingMethod) -> None: ...
+
+    def apply(self, control: Control) -> Applied: ...
+
+    def forget_failures(self) -> None: ...
+
+    def cpu_s(self) -> dict[int, float]: ...
+
+
+class CollectorPart(Protocol):
+    """A reader of the NGINX's counters, see `actuators.statistics.reader.Collector`."""
+
+    def begin(self) -> Any: ...
+
+    def window(self) -> Window: ...
+
+    def latest(self) -> Snapshot | None: ...
+
+
+class LoadPart(Protocol):
+    """A load engine, see `actuators.load.engine.LoadEngine`."""
+
+    def start(
+        self,
+        address: str,
+        topology: Topology,
+        streams: Sequence[Stream],
+        *,
+        seed: int,
+        duration_s: float,
+        window_s: float = 1.0,
+    ) -> None: ...
+
+    def window(self) -> LoadWindow: ...
+
+    def stop(self) -> None: ...
+
+    def finish(self, timeout_s: float) -> Any: ...
+
+
+Reading = tuple[Window, LoadWindow | LoadError, dict[int, float]]
+"""NGINX's view, the load engine's, and CPU seconds by process of NGINX."""
+
+
+class LiveTestbed:
+    """Testbed over parts that already run.
+
+    Args:
+        topology: with the servers' real addresses.
+        address: HOST:PORT that the load engine sends to.
+        close: ends every part; called once.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        address: str,
+        *,
+        servers: Sequence[ServerPart],
+        proxy: ProxyPart,
+        collector: CollectorPart,
+        load: LoadPart,
+        close: Callable[[], None],
+    ) -> None:
+        self._topology, self._address = topology, address
+        self._servers, self._proxy, self._collector, self._load = servers, proxy, collector, load
+        self._close = close
+        self._method: BalancingMethod | None = None
+        self._running = False
+        self._closed = False
+        self._tick_s = 0.0
+        self._end_s = 0.0
+        self._proxy_cpu: tuple[float, dict[int, float]] = (0.0, {})
+
+    @property
+    def topology(self) -> Topology:
+        return self._topology
+
+    @property
+    def due_s(self) -> float:
+        """`time.monotonic()` at which the last window was due to end; what is later is our own work."""
+        return self._tick_s
+
+    def behind(self, address: str, proxy: ProxyPart, collector: CollectorPart) -> LiveTestbed:
+        """The same servers and load engine behind another balancer; its close leaves them to this testbed."""
+        return LiveTestbed(
+            self._topology, address, servers=self._servers, proxy=proxy, collector=collector, load=self._load,
+            close=lambda: None,
+        )  # fmt: skip
+
+    def latest_snapshot(self) -> Snapshot | None:
+        """The reading at the end of the last window; None before the first one."""
+        return self._collector.latest()
+
+    def set_method(self, method: BalancingMethod) -> None:
+        self._proxy.set_method(method)
+        self._method = method
+
+    def reset(self, scenario: Scenario, seed: int) -> None:
+        self._require_open()
+        self._end_load()
+        if self._method is None:
+            self._proxy.apply(Weights.equal(self._topology))
+        else:  # `expected_delay` takes no weights; to begin anew it must forget its service times
+            self._proxy.set_method(self._method)
+        # A server that failed under the last script would be avoided under this one, for seconds.
+        self._proxy.forget_failures()
+        script = scenario.script(self._topology, seed)
+        for server in self._servers:
+            server.play(script, self._topology)
+        self._collector.begin()
+        self._load.start(
+            self._address,
+            self._topology,
+            script.streams,
+            seed=seed,
+            duration_s=script.duration_s,
+            window_s=LOAD_WINDOW_S,
+        )
+        self._running = True
+        self._proxy_share(self._proxy.cpu_s())
+        self._tick_s = time.monotonic()
+        self._end_s = self._tick_s + script.duration_s
+
+    def apply(self, control: Control) -> Applied:
+        """Puts a control in force; service times under a method that takes weights are read as weights 1/τ."""
+        self._require_open()
+        if isinstance(control, ServiceTimes) and self._method != "expected_delay":
+            control = control.as_weights()
+        return self._proxy.apply(control)
+
+    def advance(self, interval_s: float) -> Window:
+        self._require_running()
+        self._tick_s += interval_s
+        now_s = time.monotonic()
+        if now_s > self._tick_s + interval_s:
+            # A stall longer than an interval must not be caught up by a burst of short windows.
+            self._tick_s = now_s
+        with going_first():
+            time.sleep(max(self._tick_s - now_s, 0.0))
+            window = self._collect()
+        if time.monotonic() > self._end_s + LOAD_WINDOW_S:
+            ended = Fault("load_ended", "the script is over; call reset")
+            window = replace(window, faults=(*window.faults, ended))
+        return window
+
+    def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> Window:
+        self._require_running()
+        self._load.stop()
+        self._load.finish(timeout_s)
+        window = self._collect()
+        self._running = False
+        return self._settle(window)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._running = False
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _collect(self) -> Window:
+        window, client, cpu_s = self._read()
+        if isinstance(client, LoadError):
+            return replace(window, faults=(*window.faults, Fault("load_ended", str(client))))
+        if client.saturated:
+            busy = f"engine at {client.cpu_share:.0%} CPU, send delay p99 {client.send_delay_p99_ms:.1f} ms"
+            window = replace(window, faults=(*window.faults, Fault("saturated_client", busy)))
+        if (share := self._proxy_share(cpu_s)) >= BUSY:
+            busy = f"a worker at {share:.0%} of a core"
+            window = replace(window, faults=(*window.faults, Fault("saturated_nginx", busy)))
+        return replace(window, client=client)
+
+    def _read(self) -> Reading:
+        """What the parts say of the time since the last reading; a load engine that died says so instead."""
+        window = self._collector.window()
+        try:
+            client: LoadWindow | LoadError = self._load.window()
+        except LoadError as error:
+            client = error
+        return window, client, self._proxy.cpu_s()
+
+    def _proxy_share(self, cpu_s: dict[int, float]) -> float:
+        """CPU share of the busiest worker since the last call."""
+        before_s, before = self._proxy_cpu
+        self._proxy_cpu = time.monotonic(), cpu_s
+        return busiest_share(before, cpu_s, self._proxy_cpu[0] - before_s)
+
+    def _settle(self, window: Window) -> Window:
+        """NGINX counts a request after it has answered it: reads until nothing more comes in."""
+        deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            time.sleep(SETTLE_INTERVAL_S)
+            late = self._collector.window()
+            window = merge_windows(window, late)
+            if late.requests.sum() == 0:
+                break
+        return window
+
+    def _end_load(self) -> None:
+        if self._running:
+            self._running = False
+            self._load.stop()
+            # An engine that died has ended, too, and one that hangs is replaced by the next start.
+            with contextlib.suppress(LoadError):
+                self._load.finish(DRAIN_TIMEOUT_S)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TestbedError("the testbed is closed", remedy="build a new one")
+
+    def _require_running(self) -> None:
+        self._require_open()
+        if not self._running:
+            raise TestbedError("nothing is running", where="testbed", remedy="call reset first")

@@ -1,0 +1,94 @@
+"""Options of a live testbed, and how each part is made: locally, or in Ray actors (`actuators.testbed.placement`)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from pathlib import Path
+
+from actuators.contract.topology import Topology
+from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.options import Options
+from actuators.social_network.server import SocialNetworkServer
+from actuators.social_network.store import SocialNetworkOptions, create_database
+from actuators.statistics.reader import CollectOptions, Collector
+from actuators.testbed.live import LiveTestbed
+
+
+class LiveOptions(Options):
+    """Options of every part of a live testbed."""
+
+    load: LoadOptions = LoadOptions()
+    """The load engine."""
+    service: SocialNetworkOptions = SocialNetworkOptions()
+    """The stand-in servers and their database."""
+    nginx: NginxOptions = NginxOptions()
+    """The NGINX in front."""
+    collect: CollectOptions = CollectOptions()
+    """The reader of its statistics."""
+
+
+def make_server(
+    options: LiveOptions, work_dir: Path, index: int, seed: int, host: str = "127.0.0.1"
+) -> SocialNetworkServer:
+    """A running stand-in server; the first one in a folder makes the database that all share."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    database = work_dir / "social_network.sqlite"
+    with open(work_dir / "database.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            create_database(database, options.service, seed)
+    server = SocialNetworkServer(options.service, work_dir=work_dir, database=database, index=index, host=host)
+    server.start()
+    return server
+
+
+def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: str = "127.0.0.1") -> Nginx:
+    """A running NGINX in front of the topology's addresses."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    nginx = Nginx(options.nginx, topology, work_dir=work_dir, host=host)
+    nginx.start()
+    return nginx
+
+
+def make_load(options: LiveOptions, work_dir: Path) -> LoadEngine:
+    """A load engine that is ready to start a plan."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return LoadEngine(options.load, work_dir)
+
+
+def make_collector(options: LiveOptions, topology: Topology, status_url: str) -> Collector:
+    """A reader of that NGINX's counters."""
+    return Collector(status_url, topology, options.collect)
+
+
+def dead_process(part: object) -> str:
+    """Which process that a part needs all the time has died; empty when none. A load engine comes and goes."""
+    if isinstance(part, SocialNetworkServer) and not part.running:
+        return f"the server at {part.address} died"
+    if isinstance(part, Nginx) and not Path("/proc", str(part.master_pid)).exists():
+        return f"the NGINX at {part.address} died"
+    return ""
+
+
+def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:
+    """A live testbed whose parts are objects of this process; topology's servers are placeholders.
+
+    Raises MissingToolError or ProcessError; everything started by then is ended again.
+    """
+    with contextlib.ExitStack() as parts:
+        servers = []
+        for index in range(len(topology.servers)):
+            servers.append(make_server(options, work_dir, index, seed))
+            parts.callback(servers[-1].close)
+        live = topology.with_servers(tuple(server.address for server in servers))
+        nginx = make_nginx(options, live, work_dir)
+        parts.callback(nginx.close)
+        collector = make_collector(options, live, nginx.status_url)
+        parts.callback(collector.close)
+        load = make_load(options, work_dir)
+        parts.callback(load.close)
+        close = parts.pop_all().close
+    return LiveTestbed(live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load, close=close)

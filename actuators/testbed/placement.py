@@ -1,0 +1,181 @@
+"""Places a live testbed on the nodes of a Ray cluster, by custom resources.
+
+A testbed claims `client: 1` (load generator and collector), `proxy: 1` (NGINX and its actuator) and
+`server: N` in one placement group; addresses come from where the actors landed. NGINX serves its
+statistics on its own node only, so on a cluster of several machines the collector is placed beside it.
+An actor on the proxy node may hold NGINX and the collector itself: each call saved is 3 ms of every interval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actuators.contract.topology import Topology
+from actuators.errors import CapacityError
+from actuators.testbed.live import CollectorPart, LoadPart, ProxyPart, ServerPart
+from actuators.testbed.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
+from actuators.testbed.remote import (
+    LoadGenerator,
+    NginxActuator,
+    RemotePart,
+    RemoteTestbed,
+    SocialNetworkNode,
+    StatisticsCollector,
+)
+
+CLOSE_TIMEOUT_S = 4.0
+PROXY_BUNDLE = 1
+"""Place of NGINX in `testbed_bundles`."""
+
+
+def testbed_bundles(servers: int) -> list[dict[str, float]]:
+    """The bundles of a placement group that holds one testbed: client, proxy, then the servers."""
+    return [{"client": 1.0}, {"proxy": 1.0}, *({"server": 1.0} for _ in range(servers))]
+
+
+def check_capacity(testbeds: int, servers: int) -> None:
+    """Raises CapacityError, in words, when the cluster cannot hold that many testbeds at once."""
+    total = ray.cluster_resources()
+    needed = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
+    lacking = [f"{name} {total.get(name, 0):g}/{count}" for name, count in needed.items() if total.get(name, 0) < count]
+    if lacking:
+        room = int(min(total.get("proxy", 0), total.get("client", 0), total.get("server", 0) // max(servers, 1)))
+        raise CapacityError(
+            f"{testbeds} testbed(s) at once do not fit, there is room for {room}: {', '.join(lacking)}",
+            where="Ray cluster",
+            remedy="add nodes with these custom resources (cluster.yaml) or ask for fewer testbeds",
+        )
+
+
+def start_remote_testbed(
+    topology: Topology,
+    options: LiveOptions,
+    work_dir: Path,
+    seed: int,
+    group: PlacementGroup | None = None,
+    first_bundle: int = 0,
+    hold_proxy: bool = False,
+) -> RemoteTestbed:
+    """Places and starts a live testbed on the running Ray; its close frees the resources.
+
+    Args:
+        topology: groups over placeholder servers; the real addresses replace them.
+        work_dir: logs and the database; made on the nodes when missing. Servers on different machines have
+            a database each (of equal content at the start), unless this is a folder that they share.
+        group: of somebody else, with `testbed_bundles` from `first_bundle` on; it is left alone on close.
+        hold_proxy: NGINX and its collector are begun in this process, which must be in the group's proxy bundle.
+
+    Raises:
+        CapacityError: the cluster lacks the resources.
+        MissingToolError, ProcessError: a part did not start; everything started is ended again.
+    """
+    own = group is None
+    if group is None:
+        check_capacity(1, len(topology.servers))
+        group = placement_group(testbed_bundles(len(topology.servers)))
+    placer = _Placer(group, first_bundle, spread=_machines() > 1)
+    close = partial(_close_all, placer, group if own else None)
+    try:
+        return _start(placer, topology, options, work_dir, seed, close, hold_proxy=hold_proxy)
+    except BaseException:
+        close()
+        raise
+
+
+class _Placer:
+    """Starts actors in the bundles of one placement group and remembers them."""
+
+    def __init__(self, group: PlacementGroup, first_bundle: int, *, spread: bool) -> None:
+        self.group, self.first_bundle, self.spread = group, first_bundle, spread
+        self.started: list[RemotePart] = []
+        self.held: dict[str, Any] = {}
+
+    def start(self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[..., Any]) -> RemotePart:
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first_bundle + bundle)
+        actor = kind.options(num_cpus=0, resources=resources, scheduling_strategy=strategy).remote(make)
+        part = RemotePart(actor, kind.__ray_metadata__.class_name)
+        self.started.append(part)
+        return part
+
+
+def _start(
+    placer: _Placer,
+    topology: Topology,
+    options: LiveOptions,
+    work_dir: Path,
+    seed: int,
+    close: Callable[[], None],
+    *,
+    hold_proxy: bool,
+) -> RemoteTestbed:
+    at = _on_node if placer.spread else _on_loopback
+    servers = [
+        placer.start(
+            SocialNetworkNode, 2 + i, {"server": 1}, partial(at, partial(make_server, options, work_dir, i, seed))
+        )
+        for i in range(len(topology.servers))
+    ]
+    load = placer.start(LoadGenerator, 0, {"client": 0.5}, partial(make_load, options, work_dir))
+    live = topology.with_servers(tuple(server.read("address") for server in servers))
+    make = partial(at, partial(make_nginx, options, live, work_dir))
+    proxy, collector, address = (_hold if hold_proxy else _place)(placer, make, partial(make_collector, options, live))
+    testbed = RemoteTestbed(
+        live,
+        address,
+        servers=[cast(ServerPart, server) for server in servers],
+        proxy=cast(ProxyPart, proxy),
+        collector=cast(CollectorPart, collector),
+        load=cast(LoadPart, load),
+        close=close,
+    )
+    testbed.parts, testbed.held = tuple(placer.started), placer.held
+    return testbed
+
+
+def _place(placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any]) -> tuple[Any, Any, str]:
+    """NGINX, its collector and its address, in actors of their own."""
+    proxy = placer.start(NginxActuator, PROXY_BUNDLE, {"proxy": 0.5 if placer.spread else 1}, make)
+    status_url, address = proxy.read("status_url"), proxy.read("address")
+    beside = (PROXY_BUNDLE, {"proxy": 0.5}) if placer.spread else (0, {"client": 0.5})
+    return proxy, placer.start(StatisticsCollector, *beside, partial(make_reader, status_url)), address
+
+
+def _hold(placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any]) -> tuple[Any, Any, str]:
+    """The same in this process."""
+    proxy = placer.held["NginxActuator"] = make()
+    collector = placer.held["StatisticsCollector"] = make_reader(proxy.status_url)
+    return proxy, collector, proxy.address
+
+
+def _on_loopback(make: Callable[..., Any]) -> Any:
+    return make(host="127.0.0.1")
+
+
+def _on_node(make: Callable[..., Any]) -> Any:
+    return make(host=ray.util.get_node_ip_address())
+
+
+def _machines() -> int:
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+
+
+def _close_all(placer: _Placer, group: PlacementGroup | None) -> None:
+    """Closes all parts at once, then ends their actors, whatever became of the closing."""
+    closing = [part.begin_close() for part in placer.started]
+    with contextlib.ExitStack() as held:
+        for part in placer.held.values():
+            held.callback(part.close)
+    if closing:
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
+    for started in placer.started:
+        started.kill()
+    if group is not None:
+        remove_placement_group(group)

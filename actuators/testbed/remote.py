@@ -1,0 +1,193 @@
+"""A live testbed whose parts are Ray actors, but for those that the calling process holds itself.
+
+Ray actors that each hold one part of a live testbed, and what calls a part in its actor as if it were here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import ray
+
+from actuators.errors import LoadError, TestbedError
+from actuators.processes.system import go_first
+from actuators.testbed.live import LiveTestbed, Reading
+from actuators.testbed.parts import dead_process
+
+START_TIMEOUT_S = 90.0
+CALL_TIMEOUT_S = 60.0
+
+
+class _Host:
+    """Holds one part in its actor; every actor class below is this one under a telling name."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._part = make()
+        go_first()
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of the part."""
+        return getattr(self._part, method)(*args, **kwargs)
+
+    def get(self, attribute: str) -> Any:
+        """Reads an attribute of the part."""
+        return getattr(self._part, attribute)
+
+    def health(self) -> str:
+        """Which process of the part has died; empty when all is well."""
+        return dead_process(self._part)
+
+    def where(self) -> str:
+        """Address of the node it runs on."""
+        return str(ray.util.get_node_ip_address())
+
+    def __ray_shutdown__(self) -> None:
+        self._part.close()
+
+
+@ray.remote
+class LoadGenerator(_Host):
+    """The load engine, on a client node."""
+
+
+@ray.remote
+class StatisticsCollector(_Host):
+    """The reader of NGINX's counters, on the load generator's client node."""
+
+
+@ray.remote
+class NginxActuator(_Host):
+    """NGINX and what changes its weights, on a proxy node."""
+
+
+@ray.remote
+class SocialNetworkNode(_Host):
+    """One server of the social network, on a server node."""
+
+
+class RemotePart:
+    """Calls a part in its actor as if it were here; errors of our family arrive as themselves."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        return lambda *args, **kwargs: self.begin_call(method, *args, **kwargs)()
+
+    def begin_call(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """Calls a method of the part; what waits for its answer."""
+        reference = self._actor.call.remote(method, *args, **kwargs)
+        return lambda: self._wait(reference, method, CALL_TIMEOUT_S)
+
+    def read(self, attribute: str) -> Any:
+        """An attribute of the part; waits for the actor's start."""
+        return self._wait(self._actor.get.remote(attribute), attribute, START_TIMEOUT_S)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def ask(self, method: str) -> Any:
+        """Calls a method of the actor itself (`health`, `where`); a reference to wait on."""
+        return getattr(self._actor, method).remote()
+
+    def begin_close(self) -> Any:
+        """Asks the part to close; a reference to wait on."""
+        return self._actor.call.remote("close")
+
+    def kill(self) -> None:
+        """Ends the actor; the guardians of its processes cover a part that did not close."""
+        ray.kill(self._actor)
+
+    def _wait(self, reference: Any, what: str, timeout_s: float) -> Any:
+        try:
+            return ray.get(reference, timeout=timeout_s)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise TestbedError(f"{self._name} did not answer {what} within {timeout_s:g} s") from error
+        except ray.exceptions.RayActorError as error:
+            raise TestbedError(
+                f"the actor of {self._name} died", remedy="close the testbed, build a new one"
+            ) from error
+
+
+HEALTH_TIMEOUT_S = 5.0
+
+
+class RemoteTestbed(LiveTestbed):
+    """A live testbed that can say which of its actors and processes have died, and where they run.
+
+    Attributes:
+        parts: actors of its own.
+        held: name → part that the calling process holds.
+    """
+
+    parts: Sequence[RemotePart] = ()
+    held: Mapping[str, Any] = MappingProxyType({})
+
+    def _read(self) -> Reading:
+        # All are asked at once: a call takes about 2 ms, and at an interval's end every one counts.
+        client, window, cpu_s = (
+            _begin_call(part, method)
+            for part, method in ((self._load, "window"), (self._collector, "window"), (self._proxy, "cpu_s"))
+        )
+        read = window()
+        try:
+            return read, client(), cpu_s()
+        except LoadError as error:
+            return read, error, cpu_s()
+
+    def begin_checks(self) -> list[Any]:
+        """Asks every part whether it lives; the answers are for `dead_parts`, and come while an interval passes."""
+        return [part.ask("health") for part in self.parts]
+
+    def answered(self, checks: list[Any], within_s: float) -> bool:
+        """Whether all of them are answered within that time."""
+        ready, _ = ray.wait(checks, num_returns=len(checks), timeout=within_s)
+        return len(ready) == len(checks)
+
+    def dead_parts(self, checks: list[Any] | None = None) -> list[str]:
+        """What had died when `checks` were made (now, when None), in words; empty when all was well."""
+        here = [f"{name}: {found}" for name, part in self.held.items() if (found := dead_process(part))]
+        answers = checks or self.begin_checks()
+        with contextlib.suppress(ray.exceptions.RayError):
+            # All at once is several times quicker than one by one, and nearly always all is well.
+            if not any(ray.get(answers, timeout=HEALTH_TIMEOUT_S)):
+                return here
+        actors = zip(self.parts, answers, strict=True)
+        return here + [found for part, answer in actors if (found := _dead(part, answer))]
+
+    def places(self) -> dict[str, str]:
+        """Part → address of its node; a part that does not answer is left out."""
+        references = {part.ask("where"): part.name for part in self.parts}
+        ready, _ = ray.wait(list(references), num_returns=len(references), timeout=HEALTH_TIMEOUT_S)
+        found = {name: str(ray.util.get_node_ip_address()) for name in self.held}
+        for number, reference in enumerate(ready):
+            with contextlib.suppress(ray.exceptions.RayError):
+                found[f"{references[reference]} {number}"] = ray.get(reference)
+        return found
+
+
+def _begin_call(part: Any, method: str) -> Callable[[], Any]:
+    """Asks an actor at once, a part that is held when its answer is wanted."""
+    if isinstance(part, RemotePart):
+        return part.begin_call(method)
+    answer: Callable[[], Any] = getattr(part, method)
+    return answer
+
+
+def _dead(part: RemotePart, answer: Any) -> str:
+    try:
+        found = ray.get(answer, timeout=HEALTH_TIMEOUT_S)
+    except ray.exceptions.RayActorError:
+        return f"the actor of {part.name} died"
+    except ray.exceptions.GetTimeoutError:
+        return f"{part.name} has not answered for {HEALTH_TIMEOUT_S:g} s"
+    return f"{part.name}: {found}" if found else ""

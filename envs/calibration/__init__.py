@@ -1,0 +1,1 @@
+"""Fits the simulator to recordings of a live system, with confidence intervals."""

@@ -1,0 +1,207 @@
+"""Fits the simulator to observed windows: simulated likelihood of NGINX's own histograms, bootstrap over windows.
+
+Given workers, cv and overhead, the service times follow from the mean response times (a fixed point
+through the simulator); workers, cv and overhead are searched for the likeliest histograms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.contract.arrays import FloatArray
+from envs.calibration.replay import Answers, Evidence, Replay
+from envs.calibration.result import FitOptions, Parameters
+from envs.observation.features import quantile_s
+
+MAX_WORKERS = 64
+LEAST_SERVICE_MS = 0.05
+LEAST_REQUESTS = 20
+_GAIN = 0.5
+_CLOSE = 0.005
+"""Mean relative miss of the mean response times at which they are taken as hit."""
+_CV_STEP = 1.35
+_FINE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Parameters, the answers they gave, and how likely those make the evidence."""
+
+    log_likelihood: float
+    parameters: Parameters
+    answers: Answers
+
+
+class Place(NamedTuple):
+    """Where the search stands: what cannot be read from mean response times."""
+
+    workers: int
+    service_cv: float
+    overhead_ms: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The likeliest trial, and every one that was made on the way."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+
+
+def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int) -> Fit:
+    """The likeliest parameters. `weights` ``[windows]``: how often each window counts; 0 for held-out ones.
+
+    A pattern search over workers, cv and overhead: a step in each direction, finer steps when none helps.
+    """
+    target = _Target(evidence, weights)
+    workers = [options.workers] if options.workers else target.first_workers()
+    start_ms = np.maximum(0.6 * target.mean_ms, LEAST_SERVICE_MS)
+    starts = [Place(count, 1.0, 0.5 * target.fastest_ms) for count in workers]
+    coarse = _Search(evidence, options, target, options.replicas, seed)
+    best = coarse.best_of(starts, start_ms)
+    for step in (1.0, 0.5):
+        best = coarse.climb(best, step)
+    # Few simulated answers blur small differences, above all between numbers of workers.
+    fine = _Search(evidence, options, target, _FINE * options.replicas, seed)
+    best = fine.best_of([_place(best.parameters)], best.parameters.service_array_ms)
+    for step in (0.5, 0.25):
+        best = fine.climb(best, step)
+    return Fit(best, tuple(fine.tried.values()))
+
+
+class _Search:
+    """Trials at places, each made once."""
+
+    def __init__(self, evidence: Evidence, options: FitOptions, target: _Target, replicas: int, seed: int) -> None:
+        self.tried: dict[Place, Trial] = {}
+        self._options, self._target = options, target
+        self._replay = Replay(evidence, options.method, options.load_balancers, replicas, seed)
+
+    def best_of(self, places: Sequence[Place], service_ms: FloatArray) -> Trial:
+        """The likeliest of the places; what was not tried yet begins with these service times."""
+        for place in places:
+            if place not in self.tried:
+                self.tried[place] = _settle(self._replay, self._target, place, service_ms, self._options.rounds)
+        return max((self.tried[place] for place in places), key=lambda trial: trial.log_likelihood)
+
+    def climb(self, best: Trial, step: float) -> Trial:
+        """Goes to a neighbour at this distance as long as one is likelier."""
+        while True:
+            around = _around(best.parameters, step, self._target.fastest_ms, self._options.workers is None)
+            better = self.best_of(around, best.parameters.service_array_ms)
+            if better.log_likelihood <= best.log_likelihood:
+                return best
+            best = better
+
+
+def bootstrap(
+    evidence: Evidence,
+    options: FitOptions,
+    weights: FloatArray,
+    fitted: Fit,
+    seed: int,
+    on_member: Callable[[int], None] = lambda number: None,
+) -> tuple[Parameters, ...]:
+    """A fit to each of many resamples of the windows that count: draws from the uncertainty.
+
+    Workers, cv and overhead are the likeliest of those that `fit` tried; the service times settle anew, with
+    simulated draws of their own, so that the simulation's noise is part of the uncertainty.
+    """
+    generator = np.random.default_rng(seed)
+    counted = np.flatnonzero(weights)
+    members = []
+    for number in range(options.bootstraps):
+        drawn = np.bincount(generator.choice(counted, len(counted)), minlength=len(weights)).astype(float)
+        target = _Target(evidence, drawn)
+        near = max(fitted.trials, key=lambda trial: target.log_likelihood(trial.answers)).parameters
+        replay = Replay(evidence, options.method, options.load_balancers, options.replicas, seed + 1 + number)
+        members.append(_settle(replay, target, _place(near), near.service_array_ms, options.rounds).parameters)
+        on_member(number + 1)
+    return tuple(members)
+
+
+class _Target:
+    """The evidence with each window counted so many times: what a simulation has to hit."""
+
+    def __init__(self, evidence: Evidence, weights: FloatArray) -> None:
+        self.weights, self.mask = weights, evidence.topology.mask
+        self.histogram = np.tensordot(weights, evidence.histogram, 1)
+        requests = np.tensordot(weights, evidence.requests, 1)
+        total_ms = np.tensordot(weights, evidence.response_ms, 1)
+        group_ms = (total_ms.sum(axis=1) / np.maximum(requests.sum(axis=1), 1))[:, None]
+        # A server that hardly got requests is believed to be as its group.
+        self.seen = self.mask & (requests >= LEAST_REQUESTS)
+        self.mean_ms = np.where(self.seen, total_ms / np.maximum(requests, 1), group_ms)
+        self.share = requests / max(requests.sum(), 1)
+        seconds = max(float(weights @ evidence.durations_s), 1e-9)
+        self._in_flight = float(total_ms.sum(axis=0).max()) / 1e3 / seconds
+        fast_s = quantile_s(self.histogram.astype(np.int64), evidence.bounds_ms, 0.05)[self.seen]
+        self.fastest_ms = 1e3 * float(fast_s.min()) if fast_s.size else 1.0
+
+    def first_workers(self) -> list[int]:
+        """Where the search begins, from the requests in flight on average at the busiest server."""
+        least = max(math.ceil(0.7 * self._in_flight), 1)
+        return sorted({min(least * factor, MAX_WORKERS) for factor in (1, 2, 4)})
+
+    def missed_ms(self, answers: Answers) -> FloatArray:
+        """Observed minus simulated mean response time, ``[groups, servers]``; 0 where one is unknown."""
+        simulated = np.tensordot(self.weights, answers.requests, 1)
+        mean_ms = np.tensordot(self.weights, answers.response_ms, 1) / np.maximum(simulated, 1)
+        return np.where(self.mask & (simulated > 0), self.mean_ms - mean_ms, 0.0)
+
+    def log_likelihood(self, answers: Answers) -> float:
+        """Of the observed histograms, the simulated ones (half an answer added to every column) being the truth."""
+        simulated = np.tensordot(self.weights, answers.histogram, 1) + 0.5
+        share = simulated / simulated.sum(axis=-1, keepdims=True)
+        return float((self.histogram * np.log(share))[self.seen].sum())
+
+
+def _settle(replay: Replay, target: _Target, place: Place, service_ms: FloatArray, rounds: int) -> Trial:
+    """The service times that give the observed mean response times at this place."""
+    best: Trial | None = None
+    for _ in range(rounds):
+        parameters = _parameters(place, service_ms, target.mask)
+        answers = replay.play(parameters)
+        trial = Trial(target.log_likelihood(answers), parameters, answers)
+        if best is None or trial.log_likelihood > best.log_likelihood:
+            best = trial
+        missed = target.missed_ms(answers)
+        if float((target.share * abs(missed) / target.mean_ms).sum()) < _CLOSE:
+            break
+        # A longer service also makes the others wait: a full step would overshoot.
+        service_ms = np.clip(service_ms + _GAIN * missed, 0.6 * service_ms, 1.6 * service_ms)
+        service_ms = np.maximum(service_ms, LEAST_SERVICE_MS)
+    assert best is not None
+    return best
+
+
+def _around(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[Place]:
+    move_ms, factor = step * max(0.25 * fastest_ms, 0.2), _CV_STEP**step
+    places = [Place(at.workers, cv, at.overhead_ms) for cv in (at.service_cv / factor, at.service_cv * factor)]
+    places += [Place(at.workers, at.service_cv, max(at.overhead_ms + move, 0.0)) for move in (-move_ms, move_ms)]
+    if any_workers:
+        jump = max(round(step * at.workers / 3), 1)
+        places += [Place(at.workers + move, at.service_cv, at.overhead_ms) for move in (-jump, jump)]
+        # Fewer workers with more overhead look much alike: a ridge that straight steps do not follow.
+        places += [
+            Place(at.workers + jump * sign, at.service_cv, max(at.overhead_ms - move_ms / 2 * sign, 0.0))
+            for sign in (-1, 1)
+        ]
+    return [Place(w, min(max(cv, 0.05), 10.0), o) for w, cv, o in places if 1 <= w <= MAX_WORKERS]
+
+
+def _place(parameters: Parameters) -> Place:
+    return Place(parameters.workers, parameters.service_cv, parameters.overhead_ms)
+
+
+def _parameters(place: Place, service_ms: FloatArray, mask: NDArray[np.bool_]) -> Parameters:
+    mean = np.where(mask, service_ms, 0.0).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
+    table = np.where(mask, service_ms, mean)
+    rows = tuple(tuple(map(float, row)) for row in table)
+    return Parameters(service_ms=rows, **place._asdict())

@@ -1,0 +1,205 @@
+"""What a calibration found, as values and as `calibration.json`; fitting is `envs.calibration.fit`'s.
+
+`calibration.json` is the JSON form of `Calibration`: ``{format_version, groups, request_types, servers, method,
+load_balancers, observed, parameters, ensemble, arrivals, held_out}``, tables ``[groups][servers]``, units in names.
+
+Options of a calibration; apart from the fit, so that the command's help needs no compiler.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import BalancingMethod
+from actuators.contract.script import ArrivalDistribution
+from actuators.errors import ConfigError
+from actuators.files import write_atomic
+from actuators.options import Options
+
+MEAN_BAR, P99_BAR = 0.10, 0.20
+"""Largest relative errors per group with which a simulator passes for the live system."""
+
+PositiveMs = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Parameters(Options):
+    """What makes a simulated system behave like the observed one."""
+
+    service_ms: tuple[tuple[PositiveMs, ...], ...]
+    """Mean service time per group and server; the group's mean where it lacks the server."""
+    workers: int = Field(ge=1)
+    """Requests that a server serves at once."""
+    service_cv: float = Field(gt=0, le=10)
+    """Standard deviation of a service time (lognormal) divided by its mean."""
+    overhead_ms: float = Field(ge=0)
+    """What every request takes beside service and waiting."""
+
+    @property
+    def service_array_ms(self) -> FloatArray:
+        """``[groups, servers]``."""
+        return np.array(self.service_ms)
+
+    @property
+    def mean_service_s(self) -> FloatArray:
+        """``[groups]`` seconds: geometric mean over the servers, to which `speeds` are relative."""
+        mean: FloatArray = np.exp(np.log(self.service_array_ms).mean(axis=1)) / 1e3
+        return mean
+
+    @property
+    def speeds(self) -> FloatArray:
+        """``[groups, servers]``: how many times faster than the group's mean service time."""
+        speeds: FloatArray = self.mean_service_s[:, None] * 1e3 / self.service_array_ms
+        return speeds
+
+
+class Arrivals(Options):
+    """How the requests of one group arrived."""
+
+    distribution: ArrivalDistribution
+    """Of the gaps; the kind whose dispersion is nearest."""
+    dispersion: float = Field(ge=0)
+    """Variance of a window's count divided by its mean, slow changes apart: 1 is Poisson."""
+    steps: tuple[tuple[float, float], ...] = Field(min_length=1)
+    """(start in seconds from 0, requests per second), ascending."""
+
+    @property
+    def mean_rps(self) -> float:
+        """Mean of the steps, each counted once."""
+        return float(np.mean([rate for _, rate in self.steps]))
+
+
+class Comparison(Options):
+    """Simulated windows against live ones that the fit has not seen, for one group; of one server or of all ("")."""
+
+    group: str
+    """Its name."""
+    server: str
+    """Address; empty for the whole group."""
+    requests: int
+    """Live requests compared."""
+    live_ms: tuple[float, float, float]
+    """Mean, p50, p99 of the live response times."""
+    simulated_ms: tuple[float, float, float]
+    """The same of the simulated ones."""
+
+    def errors(self) -> tuple[float, float, float]:
+        """Simulated / live - 1 of mean, p50 and p99."""
+        pairs = zip(self.simulated_ms, self.live_ms, strict=True)
+        mean, p50, p99 = (simulated / max(live, 1e-9) - 1 for simulated, live in pairs)
+        return mean, p50, p99
+
+    @property
+    def within(self) -> bool:
+        """Mean within 10 % and p99 within 20 %."""
+        mean, _, p99 = self.errors()
+        return abs(mean) <= MEAN_BAR and abs(p99) <= P99_BAR
+
+
+class Observed(Options):
+    """What the calibration is made from."""
+
+    source: str
+    """Snapshot file."""
+    windows: int
+    """Usable windows, held-out ones included."""
+    left_out: int
+    """Windows with faults."""
+    requests: int
+    """In the usable windows."""
+    seconds: float
+    """Their total length."""
+    error_ratio: float
+    """Share of answers with a 5xx status; the simulator is fitted without failures."""
+
+
+class Calibration(Options):
+    """A fitted simulator with its uncertainty and how well it does on held-out windows."""
+
+    format_version: Literal[1] = 1
+    """Of this file."""
+    groups: tuple[str, ...]
+    """Upstream names."""
+    request_types: tuple[str, ...]
+    """One per group."""
+    servers: tuple[str, ...]
+    """Addresses."""
+    method: BalancingMethod
+    """In force while observed."""
+    load_balancers: int = Field(default=1, ge=1)
+    """NGINX workers that shared nothing."""
+    observed: Observed
+    """The evidence."""
+    parameters: Parameters
+    """Best fit."""
+    ensemble: tuple[Parameters, ...]
+    """Fits to bootstrap resamples of the windows: draws from the uncertainty."""
+    arrivals: tuple[Arrivals, ...]
+    """One per group."""
+    held_out: tuple[Comparison, ...]
+    """Per group and server, and per group."""
+
+    def interval(self, share: float = 0.95) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+        """Lower and upper bounds of every parameter by name, over the ensemble."""
+        names = ("service_ms", "workers", "service_cv", "overhead_ms")
+        drawn = {name: np.array([getattr(member, name) for member in self.ensemble], float) for name in names}
+        tail = (1 - share) / 2
+        low, high = ({n: np.quantile(v, q, axis=0) for n, v in drawn.items()} for q in (tail, 1 - tail))
+        return low, high
+
+    @property
+    def faithful(self) -> bool:
+        """True when mean and p99 of every group are within the bars on held-out windows."""
+        return all(row.within for row in self.held_out if not row.server)
+
+    def save(self, path: Path) -> None:
+        """Writes `calibration.json`, atomically."""
+        write_atomic(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Raises ConfigError for a file that cannot be read or is no calibration."""
+        remedy = "make one with: deepsched calibrate SNAPSHOTS"
+        try:
+            found = cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=remedy) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = f"{path}: {'.'.join(map(str, first['loc']))}"
+            raise ConfigError(f"not a calibration: {first['msg']}", where=where, remedy=remedy) from error
+        shape = len(found.groups), len(found.servers)
+        tables = [member.service_array_ms.shape for member in (found.parameters, *found.ensemble)]
+        if any(table != shape for table in tables) or len(found.arrivals) != shape[0]:
+            raise ConfigError("tables do not fit the groups and servers", where=str(path), remedy=remedy)
+        return found
+
+
+class FitOptions(Options):
+    """How the simulator is fitted."""
+
+    method: BalancingMethod = "least_conn"
+    """Balancing method that was in force; snapshots do not tell."""
+    load_balancers: int = Field(default=1, ge=1)
+    """NGINX workers that share nothing: 1 with `zone` in the upstreams."""
+    workers: int | None = Field(default=None, ge=1)
+    """Requests that a server serves at once, when you know it; learned when not given."""
+    replicas: int = Field(default=3, ge=1)
+    """Simulated systems per trial; more are smoother and slower."""
+    bootstraps: int = Field(default=20, ge=2)
+    """Fits to resampled windows, which tell the uncertainty."""
+    rounds: int = Field(default=6, ge=1)
+    """Corrections of the service times per trial."""
+
+
+class CalibrateOptions(FitOptions):
+    """How a live system becomes a simulated one."""
+
+    held_out: float = Field(default=0.25, gt=0, lt=0.6)
+    """Share of the windows that are compared and not fitted, in blocks of 5 spread over the whole time."""
+    most_windows: int = Field(default=300, ge=20)
+    """Of a longer recording, blocks of windows spread evenly over it are used."""

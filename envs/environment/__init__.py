@@ -1,0 +1,1 @@
+"""The decision problem as gymnasium environments: actions, rewards, single and vector environments."""

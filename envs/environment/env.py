@@ -1,0 +1,111 @@
+"""The gymnasium environment of one testbed, live or simulated. `envs.environment.vector_env` has the batched one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.contract.control import BalancingMethod
+from actuators.contract.script import Scenario
+from actuators.contract.testbed import Testbed
+from actuators.contract.window import Fault, Window
+from actuators.errors import ActuationError
+from envs.environment.problem import DecisionProblem
+from envs.environment.rewards import Ledger
+from envs.observation.observer import Observation
+
+
+class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
+    """Sets weights once per control interval; an episode is a fixed number of intervals.
+
+    Observation ``[servers, row_size]`` float32, action as `envs.environment.actions` has it. Episodes end
+    by truncation only: after `episode_steps`, or at once with `info["fault"]` when a window is not
+    usable or a control could not be applied (reward 0: a fault never becomes a number).
+
+    Args:
+        make_testbed: called once, at the first reset.
+        next_scenario: episode seed → scenario.
+        interval_s: control interval in seconds.
+        closes_testbed: whether `close` closes the testbed too.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(
+        self,
+        problem: DecisionProblem,
+        make_testbed: Callable[[], Testbed],
+        next_scenario: Callable[[int], Scenario],
+        *,
+        method: BalancingMethod = "least_conn",
+        interval_s: float = 1.0,
+        episode_steps: int = 100,
+        closes_testbed: bool = True,
+    ) -> None:
+        self.problem = problem
+        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+        self._make_testbed, self._next_scenario, self._method = make_testbed, next_scenario, method
+        self._interval_s, self._episode_steps = interval_s, episode_steps
+        self._closes_testbed = closes_testbed
+        self._testbed: Testbed | None = None
+        self._observer = problem.observer()
+        self.ledger = Ledger()
+        self._observation: Observation | None = None
+        self._step = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Starts the next scenario under equal weights or service times and observes one interval of it."""
+        super().reset(seed=seed)
+        if self._testbed is None:
+            self._testbed = self._make_testbed()
+            self._testbed.set_method(self._method)
+        episode_seed = int(self.np_random.integers(2**31))
+        scenario = self._next_scenario(episode_seed)
+        self._testbed.reset(scenario, episode_seed)
+        self.ledger.start(0, scenario.name, episode_seed)
+        self._observer.reset()
+        self._step = 0
+        if self.problem.options.action.estimator is not None:
+            self._testbed.apply(self.problem.first_control())
+        window = self._testbed.advance(self._interval_s)
+        return self._see(window), {"episode_seed": episode_seed, **_fault(window.faults)}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Applies the action's weights, waits one interval; `info` has the reward's terms."""
+        if self._testbed is None or self._observation is None:
+            raise gym.error.ResetNeeded("call reset before step")
+        control = self.problem.control(action, self._observation)
+        self._step += 1
+        try:
+            self._testbed.apply(control)
+        except ActuationError as error:
+            return self.problem.array(self._observation), 0.0, False, True, {"fault": str(error)}
+        window = self._testbed.advance(self._interval_s)
+        array = self._see(window)
+        if not window.usable:
+            return array, 0.0, False, True, _fault(window.faults)
+        value, terms = self.problem.reward(window, self._observation)
+        self.ledger.add(terms)
+        info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": control.as_weights().values}
+        return array, float(value), False, self._step >= self._episode_steps, info
+
+    def close(self) -> None:
+        """Lets go of the testbed, closing it if it is ours; may be called twice."""
+        if self._testbed is not None and self._closes_testbed:
+            self._testbed.close()
+        self._testbed = None
+
+    def _see(self, window: Window) -> NDArray[np.float32]:
+        self._observation = self._observer.observe_window(window)
+        return self.problem.array(self._observation)
+
+
+def _fault(faults: tuple[Fault, ...]) -> dict[str, str]:
+    blocking = [fault for fault in faults if fault.kind != "reload"]
+    return {"fault": "; ".join(f"{fault.kind}: {fault.detail}" for fault in blocking)} if blocking else {}

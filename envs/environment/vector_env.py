@@ -1,0 +1,177 @@
+"""Many simulated testbeds as one native gymnasium vector environment: training happens here.
+
+A batch of simulated testbeds that the actions of one decision problem steer: what training steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import BalancingMethod
+from actuators.contract.script import Script
+from envs.environment.problem import DecisionProblem
+from envs.environment.rewards import Ledger
+from envs.estimators.base import FIRST_GUESS_S
+from envs.observation.observer import Observation, equal_weights
+from envs.simulator.batch import SimulatedBatch, SimulationOptions
+
+
+class SteeredBatch:
+    """`size` testbeds, each with a script of its own; all are restarted before the first `advance`.
+
+    Attributes:
+        observation: of the last interval, None before the first.
+    """
+
+    def __init__(
+        self,
+        problem: DecisionProblem,
+        size: int,
+        method: BalancingMethod,
+        simulation: SimulationOptions | None,
+        threads: int = 1,
+    ) -> None:
+        self.problem = problem
+        self.observation: Observation | None = None
+        in_memory = problem.options.action.estimator is not None
+        # The workers of one NGINX share what `expected_delay` counts.
+        fitting = SimulationOptions(workers_sharing_memory=2) if in_memory else SimulationOptions()
+        self._batch = SimulatedBatch(problem.topology, size, method, options=simulation or fitting, threads=threads)
+        self._observer = problem.observer((size,))
+        self._weights = equal_weights(problem.topology, (size,))
+        self._tau_s = np.full(self._weights.shape, FIRST_GUESS_S)
+        self._workers = np.ones((size, problem.topology.shape[1]))
+
+    def restart(self, index: int, script: Script) -> None:
+        """One testbed begins a script under equal weights or service times, and nothing is known of it."""
+        self._batch.reset(index, script)
+        self._observer.reset(index)
+        self._weights[index] = equal_weights(self.problem.topology)
+        self._tau_s[index] = FIRST_GUESS_S
+        self._workers[index] = [float(profile.workers) for profile in script.servers]
+
+    def act(self, actions: NDArray[Any], observation: Observation) -> None:
+        """What the actions on this observation ask for is in force from the next `advance` on."""
+        if observation.tau_s is None:
+            self._weights = self.problem.weights(actions, observation)
+        else:
+            self._tau_s = self.problem.service_times(actions, observation)
+
+    def advance(self, interval_s: float) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """One interval of all: the rewards ``[size]`` and their terms."""
+        if self.problem.options.action.estimator is None:
+            self._batch.set_weights(self._weights)
+        else:
+            self._batch.set_service_times(self._tau_s, self._workers)
+        windows = self._batch.advance(interval_s)
+        self.observation = self._observer.observe(windows, interval_s, self._weights)
+        return self.problem.reward(windows, self.observation)
+
+
+ScriptSource = Callable[[np.random.Generator], Script]
+
+
+class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
+    """`num_envs` independent simulated testbeds, advanced together; NEXT_STEP autoreset.
+
+    Observation ``[num_envs, servers, row_size]``, action ``[num_envs, …]`` as `envs.environment.actions` has it.
+    The step after the last one of an episode ignores its action, starts a new script and returns its first observation.
+
+    Args:
+        next_script: draws the script of an episode, for example a randomised scenario.
+        interval_s: simulated seconds per step.
+        paired: every script is also played by the baseline, a residual of 0, and its reward is taken off. What
+            is left is what the actions changed: chance, which both share, drowns it no longer.
+        threads: how many simulate side by side; nothing but the time it takes depends on it.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+
+    def __init__(
+        self,
+        problem: DecisionProblem,
+        num_envs: int,
+        next_script: ScriptSource,
+        *,
+        method: BalancingMethod = "least_conn",
+        interval_s: float = 1.0,
+        episode_steps: int = 100,
+        seed: int = 0,
+        simulation: SimulationOptions | None = None,
+        paired: bool = False,
+        threads: int = 1,
+    ) -> None:
+        self.problem, self.num_envs = problem, num_envs
+        self.single_observation_space, self.single_action_space = problem.observation_space, problem.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._next_script, self._interval_s, self._episode_steps = next_script, interval_s, episode_steps
+        self._own = SteeredBatch(problem, num_envs, method, simulation, threads)
+        self._twin = SteeredBatch(problem, num_envs, method, simulation, threads) if paired else None
+        self.ledger = Ledger()
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._done = np.zeros(num_envs, dtype=bool)
+        self._generator = np.random.default_rng(seed)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Starts every episode anew; a seed restarts the whole sequence of scripts."""
+        if seed is not None:
+            self._generator = np.random.default_rng(seed if isinstance(seed, int) else [s or 0 for s in seed])
+        for index in range(self.num_envs):
+            self._restart(index)
+        self._done[:] = False
+        return self._advance(np.zeros(self.num_envs, dtype=bool))[0], {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """One interval of every testbed."""
+        restarted = self._done.copy()
+        self._own.act(actions, self._seen())
+        if self._twin is not None and self._twin.observation is not None:
+            self._twin.act(np.zeros((self.num_envs, self.problem.action_codec.size)), self._twin.observation)
+        for index in np.flatnonzero(restarted):
+            self._restart(int(index))
+        self._steps[~restarted] += 1
+        arrays, rewards = self._advance(~restarted)
+        rewards[restarted] = 0.0
+        self._done = self._steps >= self._episode_steps
+        return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
+
+    def baseline_shares(self) -> NDArray[np.float64]:
+        """What the baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
+        return self.problem.base_shares(self._seen())
+
+    def action_for(self, shares: NDArray[np.float64]) -> NDArray[Any]:
+        """The action that comes nearest to these shares in the present state."""
+        return self.problem.action_codec.action_of(shares, self.baseline_shares(), self._seen().weights)
+
+    def _seen(self) -> Observation:
+        if self._own.observation is None:
+            raise gym.error.ResetNeeded("call reset first")
+        return self._own.observation
+
+    def _restart(self, index: int) -> None:
+        script = self._next_script(self._generator)
+        self.ledger.start(index, script.name, script.seed)
+        self._own.restart(index, script)
+        if self._twin is not None:
+            self._twin.restart(index, script)
+        self._steps[index] = 0
+
+    def _advance(self, counted: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        rewards, terms = self._own.advance(self._interval_s)
+        self.ledger.add(terms, counted)
+        if self._twin is not None:
+            rewards = rewards - self._twin.advance(self._interval_s)[0]
+        return self.problem.array(self._seen()), rewards

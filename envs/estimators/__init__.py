@@ -1,0 +1,1 @@
+"""Estimators that turn windows into service times and numbers of workers."""

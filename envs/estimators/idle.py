@@ -1,0 +1,47 @@
+"""The default estimator: service times from requests that found an idle worker. No feedback loop."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.topology import Topology
+from envs.estimators.base import Row, ServiceSamples, TypeMeans, within_guards
+
+_KEPT_PER_S = 0.7
+_SERVER_PRIOR = 5.0
+_CELL_PRIOR = 20.0
+
+
+class Idle:
+    """τ from the response times of requests that did not wait, drawn towards the type's mean times the server's factor.
+
+    A request that finds an idle worker shows the server's service time without its queue, so that what was
+    learned does not act back on what is measured; safe under processor sharing and in overload. It forgets
+    towards the type's mean without traffic (30 %/s). Formula: the shared study, P2.1, `idle`.
+
+    `update` raises DataError for windows of an NGINX whose balancer is not in memory.
+    """
+
+    name = "idle"
+
+    def __init__(self, topology: Topology, batch: tuple[int, ...] = ()) -> None:
+        self._means = TypeMeans(topology, batch)
+        self._requests = np.zeros((*batch, *topology.shape))
+        self._seconds = np.zeros((*batch, *topology.shape))
+
+    def update(self, samples: ServiceSamples) -> FloatArray:
+        seen, kept = samples.seen(), _KEPT_PER_S**samples.duration_s
+        self._requests = kept * self._requests + np.where(samples.mask, seen.idle_requests, 0)
+        self._seconds = kept * self._seconds + np.where(samples.mask, seen.idle_response_s, 0.0)
+        means = self._means.update(samples)
+        prior = _SERVER_PRIOR * means.mean(axis=-1, keepdims=True)
+        expected = (self._requests * means[..., None]).sum(axis=-2)
+        slowness = (self._seconds.sum(axis=-2) + prior) / (expected + prior)
+        typical = means[..., None] * slowness[..., None, :]
+        tau_s = (self._seconds + _CELL_PRIOR * typical) / (self._requests + _CELL_PRIOR)
+        return within_guards(tau_s, means)
+
+    def forget(self, row: Row = ...) -> None:
+        self._means.forget(row)
+        self._requests[row] = self._seconds[row] = 0.0

@@ -1,0 +1,34 @@
+"""The estimators of service times by name, and what is set before any of them has seen anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import ServiceTimes
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError, closest
+from envs.estimators.base import FIRST_GUESS_S, Estimator, InverseLatency, TypeMeansOnly
+from envs.estimators.idle import Idle
+from envs.estimators.ratio import Ratio
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    estimator.name: estimator for estimator in (Idle, InverseLatency, Ratio, TypeMeansOnly)
+}
+"""Estimators by name; each is made with (topology, batch=())."""
+
+DEFAULT_ESTIMATOR = Idle.name
+
+
+def estimator_named(name: str) -> Callable[..., Estimator]:
+    """An estimator of `ESTIMATORS`; raises ConfigError with the closest match."""
+    if name not in ESTIMATORS:
+        raise ConfigError(f"unknown service-time estimator '{name}'", remedy=closest(name, ESTIMATORS))
+    return ESTIMATORS[name]
+
+
+def first_control(topology: Topology, workers: FloatArray) -> ServiceTimes:
+    """Equal service times for a start that knows nothing; workers ``[servers]``."""
+    return ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), workers)

@@ -1,0 +1,182 @@
+"""Fits scaler and Gaussian mixture to samples; K by BIC or ICL, and how stable its clusters are.
+
+Apart from `envs.observation.encoder`: it needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
+from actuators.errors import DataError
+from envs.observation.encoder import SIGMA_RULE, Encoder, EncoderOptions
+from envs.observation.observer import Observer, sample_names, samples_of
+
+MIN_SAMPLES_PER_CLUSTER = 5
+HELD_OUT_PARTS = 5
+STABILITY_FITS = 6
+"""Fits that are compared with each other, each with its own seed and its own resample: 15 pairs."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A number of clusters that was tried.
+
+    Attributes:
+        bic, icl: less is better; ICL adds twice the entropy of the posteriors.
+        stability: mean adjusted Rand index between the labels that fits with other seeds and resamples give to the
+            same samples (Hubert & Arabie, 1985): 1 is the same clusters again, 0 what chance would agree on.
+    """
+
+    clusters: int
+    bic: float
+    icl: float
+    stability: float
+
+
+def fit_from_windows(
+    windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, options: EncoderOptions, seed: int
+) -> Encoder:
+    """Scaler and mixture from the usable windows of an observation phase. Raises DataError when too few."""
+    names = sample_names(topology, options.kind)
+    return fit_encoder(window_samples(windows, topology, deadlines_s, options.kind), names, options, seed)
+
+
+def window_samples(windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, kind: str) -> FloatArray:
+    """What a mixture is fitted to: ``[n, D]`` samples of the usable windows, as `samples_of` makes them."""
+    observer = Observer(topology, deadlines_s, None)
+    features = np.array([observer.observe_window(window).features for window in windows if window.usable])
+    size = len(sample_names(topology, kind))
+    return samples_of(features, kind).reshape(-1, size) if len(features) else np.zeros((0, size))
+
+
+def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> Encoder:
+    """Fits scaler and mixture to samples ``[n, D]``; K is the tried one with the lowest criterion.
+
+    Constant features get scale 1 and so add nothing. Samples with a nan are left out. With `least_stability`, K is
+    chosen among those that reach it; when none does, the most stable one is taken.
+
+    Raises:
+        DataError: fewer than 5 usable samples per cluster of the smallest K.
+    """
+    samples, allowed = _usable(samples, options)
+    center, scale = scaler(samples)
+    scaled = _scaled(samples, center, scale)
+    fits = {k: fit_mixture(scaled, k, options, seed) for k in allowed}
+    bic = {k: float(mixture.bic(scaled)) for k, mixture in fits.items()}
+    score = bic if options.criterion == "bic" else {k: bic[k] + 2 * _entropy(fits[k], scaled) for k in fits}
+    chosen = min(_stable(scaled, allowed, options, seed), key=lambda k: score[k])
+    best = fits[chosen]
+    return Encoder(
+        options.kind, tuple(names), center, scale, best.weights_, best.means_, precisions_cholesky(best), bic
+    )
+
+
+def held_out_novelty(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> float:
+    """Novelty that 99.73 % of samples ``[n, D]`` stay below when they are not fitted, in five parts of their order.
+
+    About 1 where there are many; a mixture that was fitted to few finds more of what is like them novel, since it
+    underrates how wide its clusters are. Raises DataError as `fit_encoder`.
+    """
+    samples, _ = _usable(samples, options)
+    part = np.arange(len(samples)) * HELD_OUT_PARTS // len(samples)
+    found = [
+        fit_encoder(samples[part != held_out], names, options, seed).encode(samples[part == held_out])[1]
+        for held_out in range(HELD_OUT_PARTS)
+    ]
+    return float(np.quantile(np.concatenate(found), SIGMA_RULE))
+
+
+def candidates(samples: FloatArray, options: EncoderOptions, seed: int) -> tuple[Candidate, ...]:
+    """BIC, ICL and stability of every K that the samples ``[n, D]`` allow. Raises DataError as `fit_encoder`."""
+    samples, allowed = _usable(samples, options)
+    scaled = _scaled(samples, *scaler(samples))
+    found = []
+    for k in allowed:
+        mixture = fit_mixture(scaled, k, options, seed)
+        bic = float(mixture.bic(scaled))
+        found.append(Candidate(k, bic, bic + 2 * _entropy(mixture, scaled), stability(scaled, k, options, seed)))
+    return tuple(found)
+
+
+def stability(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int) -> float:
+    """See `Candidate.stability`; samples ``[n, D]`` are scaled already."""
+    generator = np.random.default_rng([seed, clusters])
+    labels = []
+    for number in range(STABILITY_FITS):
+        drawn = scaled[generator.integers(len(scaled), size=len(scaled))]
+        labels.append(fit_mixture(drawn, clusters, options, seed + number).predict(scaled))
+    return agreement(labels)
+
+
+def agreement(labels: Sequence[NDArray[np.int64]]) -> float:
+    """Mean adjusted Rand index over all pairs of labellings of the same samples."""
+    return float(np.mean([adjusted_rand_score(one, other) for one, other in itertools.combinations(labels, 2)]))
+
+
+def scaler(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Center and scale ``[D]`` of samples ``[n, D]``."""
+    spread = samples.std(axis=0)
+    return samples.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
+
+
+def precisions_cholesky(mixture: GaussianMixture) -> FloatArray:
+    """``[K, D, D]``, whatever the covariance type."""
+    cholesky: FloatArray = mixture.precisions_cholesky_
+    return np.einsum("kd,de->kde", cholesky, np.eye(cholesky.shape[1])) if cholesky.ndim == 2 else cholesky
+
+
+def fit_mixture(
+    scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int, start: GaussianMixture | None = None
+) -> GaussianMixture:
+    """A mixture of so many clusters; `start` is an unfitted one with a place to begin from instead."""
+    mixture = start or GaussianMixture(
+        clusters, covariance_type=options.covariance, n_init=options.restarts, reg_covar=1e-3, random_state=seed
+    )
+    with warnings.catch_warnings():
+        # Not converging only means a slightly less likely mixture; BIC judges it like any other.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(scaled)
+
+
+def _usable(samples: FloatArray, options: EncoderOptions) -> tuple[FloatArray, list[int]]:
+    """Samples without a nan, and the cluster counts that they allow."""
+    samples = samples[np.isfinite(samples).all(axis=1)]
+    allowed = [k for k in options.clusters if k * MIN_SAMPLES_PER_CLUSTER <= len(samples)]
+    if not allowed:
+        raise DataError(
+            f"{len(samples)} samples for {min(options.clusters)} clusters",
+            where="encoder",
+            remedy="observe longer or try fewer clusters",
+        )
+    return samples, allowed
+
+
+def _scaled(samples: FloatArray, center: FloatArray, scale: FloatArray) -> FloatArray:
+    return np.clip((samples - center) / scale, -10.0, 10.0)
+
+
+def _stable(scaled: FloatArray, allowed: list[int], options: EncoderOptions, seed: int) -> list[int]:
+    """The cluster counts among which the criterion decides."""
+    if options.least_stability <= 0 or len(allowed) == 1:
+        return allowed
+    found = {k: stability(scaled, k, options, seed) for k in allowed}
+    enough = [k for k in allowed if found[k] >= options.least_stability]
+    return enough or [max(allowed, key=lambda k: found[k])]
+
+
+def _entropy(mixture: GaussianMixture, scaled: FloatArray) -> float:
+    """Of the posteriors, summed over the samples: BIC plus twice it is ICL (Biernacki, Celeux & Govaert, 2000)."""
+    posterior = mixture.predict_proba(scaled)
+    return float(-(posterior * np.log(np.maximum(posterior, 1e-300))).sum())

@@ -1,0 +1,197 @@
+"""A mixture refitted to what was known and what is new, and whether it may take the old one's place.
+
+The refitted mixture begins where the old one is and keeps its scaler, and clusters for what is new come after the
+old ones: what a policy has learned to read keeps its place and its meaning.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import kmeans_plusplus
+from sklearn.mixture import GaussianMixture
+
+from actuators.contract.arrays import FloatArray
+from actuators.errors import BundleError, DataError
+from actuators.files import write_atomic
+from envs.mixture.fit import MIN_SAMPLES_PER_CLUSTER, STABILITY_FITS, agreement, fit_mixture, precisions_cholesky
+from envs.observation.encoder import Encoder, EncoderOptions
+
+SAMPLES = "samples.npz"
+"""What a mixture was fitted to, beside its `encoder.npz`."""
+MOST_NEW_CLUSTERS = 3
+BLOCK = 5
+"""Windows are held out in blocks: neighbours in time resemble each other."""
+HELD_OUT = 4
+"""Every so manieth block is held out."""
+LEAST_WINDOWS = 20
+MOST_FORGOTTEN = 1.0
+"""Natural logs of likelihood per sample that the refitted mixture may lose on what was known."""
+LEAST_STABILITY = 0.5
+DRAWN_SAMPLES = 600
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What held-out samples say of a refitted mixture beside the old one.
+
+    Attributes:
+        novel, novel_before: share of the held-out new windows in which a server lies outside every cluster of the new
+            mixture, of the old one.
+        gained: log likelihood per held-out new sample, new mixture minus old.
+        forgotten: log likelihood per held-out old sample, old mixture minus new, the weight of new clusters apart.
+        stability: mean adjusted Rand index between refits to resamples with other seeds.
+        reasons: why it is not proven, in words; empty when it is.
+    """
+
+    novel: float
+    novel_before: float
+    gained: float
+    forgotten: float
+    stability: float
+    reasons: tuple[str, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Whether the new mixture may take the old one's place."""
+        return not self.reasons
+
+
+def refit(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> Encoder:
+    """A mixture of old and new samples ``[n, D]``, with 0 to 3 clusters more than the old one, chosen by BIC."""
+    scaled = old.standardise(np.concatenate([known, new]))
+    _, novelty = old.encode(new)
+    strange = old.standardise(new[novelty > 1.0])
+    most = min(MOST_NEW_CLUSTERS, len(strange) // MIN_SAMPLES_PER_CLUSTER)
+    fits = [_grown(old, scaled, strange, more, seed) for more in range(most + 1)]
+    bic = {len(fit.weights_): float(fit.bic(scaled)) for fit in fits}
+    best = min(fits, key=lambda fit: bic[len(fit.weights_)])
+    return replace(
+        old, weights=best.weights_, means=best.means_, precisions_cholesky=precisions_cholesky(best), bic=bic
+    )
+
+
+def recalibrate(
+    old: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, seed: int
+) -> tuple[Encoder, Proof]:
+    """The mixture refitted to all samples, and the proof: a refit to three quarters of them, judged on the rest.
+
+    Args:
+        known: ``[n, D]``, what the old mixture was fitted to.
+        new: ``[windows, rows, D]``, a row per server, or one if joint.
+        novel_limit: share of novel windows with which a mixture still fits.
+
+    Raises:
+        DataError: fewer than 20 new windows.
+    """
+    if len(new) < LEAST_WINDOWS:
+        remedy = f"record until there are {LEAST_WINDOWS}"
+        raise DataError(f"{len(new)} new windows", where="recalibration", remedy=remedy)
+    rows, size = new.shape[1:]
+    known_out, new_out = _held_out(len(known), rows), _held_out(len(new), 1)
+    candidate = refit(old, known[~known_out], new[~new_out].reshape(-1, size), seed)
+    flat = new.reshape(-1, size)
+    proof = prove(old, candidate, known[known_out], new[new_out], novel_limit, _stability(old, known, flat, seed))
+    return refit(old, known, flat, seed), proof
+
+
+def prove(
+    old: Encoder, candidate: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, stability: float
+) -> Proof:
+    """Holds a candidate against samples ``[n, D]`` and ``[windows, rows, D]`` that it was not fitted to."""
+    novel, before = (float((e.encode(new)[1].max(axis=1) > 1.0).mean()) for e in (candidate, old))
+    gained = float((candidate.log_likelihood(new) - old.log_likelihood(new)).mean())
+    # That part of the weight went to new clusters is not forgetting.
+    diluted = -float(np.log(candidate.weights[: old.clusters].sum()))
+    forgotten = float((old.log_likelihood(known) - candidate.log_likelihood(known)).mean()) - diluted
+    reasons = []
+    if novel > novel_limit:
+        reasons.append(f"{novel:.0%} of the held-out new windows are still novel, the limit is {novel_limit:.0%}")
+    if gained < 0:
+        reasons.append(f"held-out new samples are less likely than before, by {-gained:.2f} per sample")
+    if forgotten > MOST_FORGOTTEN:
+        reasons.append(f"what was known is less likely by {forgotten:.2f} per sample, the limit is {MOST_FORGOTTEN:g}")
+    if stability < LEAST_STABILITY:
+        reasons.append(f"refits disagree: adjusted Rand index {stability:.2f}, at least {LEAST_STABILITY:g} is needed")
+    return Proof(novel, before, gained, forgotten, stability, tuple(reasons))
+
+
+def drawn_samples(encoder: Encoder, seed: int) -> FloatArray:
+    """Samples ``[600, D]`` of the mixture itself, which stand for those it was fitted to when these are lost."""
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(encoder.clusters, DRAWN_SAMPLES, p=encoder.weights / encoder.weights.sum())
+    # precision = L Lᵀ, so that L⁻ᵀ z has its covariance.
+    spread = np.linalg.inv(np.swapaxes(encoder.precisions_cholesky, 1, 2))
+    noise = generator.normal(size=(DRAWN_SAMPLES, len(encoder.names)))
+    scaled = encoder.means[chosen] + np.einsum("nde,ne->nd", spread[chosen], noise)
+    drawn: FloatArray = scaled * encoder.scale + encoder.center
+    return drawn
+
+
+def save_samples(path: Path, samples: FloatArray, names: Sequence[str]) -> None:
+    """Writes samples ``[n, D]`` as plain arrays, atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, names=np.array(names), samples=samples)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_samples(path: Path, names: Sequence[str]) -> FloatArray:
+    """Samples ``[n, D]`` of these features. Raises BundleError for a file of another kind or of other features."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            samples: FloatArray = np.asarray(data["samples"], float)
+            found = tuple(str(name) for name in data["names"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise BundleError(f"no samples: {error}", where=str(path), remedy="remove the file to do without") from error
+    if found != tuple(names) or samples.ndim != 2 or samples.shape[1] != len(names):
+        raise BundleError("samples of other features", where=str(path), remedy="remove the file to do without")
+    return samples
+
+
+def _grown(old: Encoder, scaled: FloatArray, strange: FloatArray, more: int, seed: int) -> GaussianMixture:
+    """EM from the old clusters and so many new ones among the strange samples."""
+    precisions = np.einsum("kde,kfe->kdf", old.precisions_cholesky, old.precisions_cholesky)
+    means, weights = old.means, old.weights
+    if more:
+        places, _ = kmeans_plusplus(strange, more, random_state=seed)
+        means = np.concatenate([means, places])
+        # A new cluster begins as wide as the old ones are on average.
+        wide = np.linalg.inv(np.linalg.inv(precisions).mean(axis=0))
+        precisions = np.concatenate([precisions, np.repeat(wide[None], more, axis=0)])
+        share = len(strange) / len(scaled)
+        weights = np.concatenate([weights * (1 - share), np.full(more, share / more)])
+    diagonal = _is_diagonal(old)
+    if diagonal:
+        precisions = np.diagonal(precisions, axis1=1, axis2=2)
+    start = GaussianMixture(
+        len(means), covariance_type="diag" if diagonal else "full", reg_covar=1e-3, random_state=seed,
+        weights_init=weights / weights.sum(), means_init=means, precisions_init=precisions,
+    )  # fmt: skip
+    return fit_mixture(scaled, len(means), EncoderOptions(), seed, start)
+
+
+def _is_diagonal(encoder: Encoder) -> bool:
+    cholesky = encoder.precisions_cholesky
+    return bool((cholesky == np.einsum("kdd->kd", cholesky)[..., None] * np.eye(cholesky.shape[1])).all())
+
+
+def _stability(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> float:
+    everything, generator = np.concatenate([known, new]), np.random.default_rng(seed)
+    labels = []
+    for number in range(STABILITY_FITS):
+        some, others = (samples[generator.integers(len(samples), size=len(samples))] for samples in (known, new))
+        posterior, _ = refit(old, some, others, seed + number).encode(everything)
+        labels.append(posterior.argmax(axis=-1))
+    return agreement(labels)
+
+
+def _held_out(count: int, rows: int) -> NDArray[np.bool_]:
+    """Every fourth block of 5 windows, each of so many rows."""
+    held: NDArray[np.bool_] = (np.arange(count) // (BLOCK * rows)) % HELD_OUT == HELD_OUT - 1
+    return held

@@ -1,0 +1,1 @@
+"""Windows to features, deadlines and the observation that policies act on."""

@@ -1,0 +1,157 @@
+"""Features → Gaussian mixture → posterior over clusters and novelty. Saved and loaded without pickle.
+
+One mixture is shared by all servers (a sample is one server's features over all groups), or one
+joint mixture describes the whole system. `envs.mixture.fit` fits with scikit-learn; the posterior is
+evaluated here, so that a bundle needs only numpy.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+from pydantic import Field
+from scipy.special import gammaincinv
+
+from actuators.contract.arrays import FloatArray
+from actuators.errors import BundleError
+from actuators.files import write_atomic
+from actuators.options import Options
+
+FORMAT_VERSION = 1
+SIGMA_RULE = 0.9973
+"""Coverage of μ ± 3σ in one dimension; the same coverage bounds the distance in many."""
+
+
+class EncoderOptions(Options):
+    """How the Gaussian mixture is fitted."""
+
+    kind: Literal["server", "joint"] = "server"
+    """One mixture shared by all servers, or one over all servers together."""
+    clusters: tuple[int, ...] = (2, 3, 4, 5, 6)
+    """Cluster counts K to try; the one with the lowest criterion is taken."""
+    criterion: Literal["bic", "icl"] = "bic"
+    """bic: how well K clusters describe the samples; icl: also how clearly they are apart, which takes fewer."""
+    least_stability: float = Field(default=0.0, ge=0, le=1)
+    """Only K whose clusters come out so much alike under other seeds and resamples (mean adjusted Rand index) are
+    taken; 0 takes any and saves the time."""
+    covariance: Literal["full", "diag"] = "diag"
+    """Covariance type of each cluster."""
+    restarts: int = 3
+    """Initialisations per K; the most likely one is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A fitted scaler and mixture.
+
+    Attributes:
+        names: feature names of a sample, ``[D]``.
+        center, scale: ``[D]``, of the fitted samples.
+        weights: ``[K]`` mixture weights; means: ``[K, D]``; precisions_cholesky: ``[K, D, D]``, scaled space.
+        bic: BIC by cluster count, of every K that was tried.
+    """
+
+    kind: Literal["server", "joint"]
+    names: tuple[str, ...]
+    center: FloatArray
+    scale: FloatArray
+    weights: FloatArray
+    means: FloatArray
+    precisions_cholesky: FloatArray
+    bic: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def clusters(self) -> int:
+        return len(self.weights)
+
+    def standardise(self, samples: FloatArray) -> FloatArray:
+        """``[..., D]`` samples, centred and scaled, clipped to ±10 scales."""
+        return np.clip((samples - self.center) / self.scale, -10.0, 10.0)
+
+    def log_likelihood(self, samples: FloatArray) -> FloatArray:
+        """Log density ``[...]`` of samples ``[..., D]`` in the scaled space, up to a constant of the dimension."""
+        log_joint, _ = self._log_joint(samples)
+        most: FloatArray = log_joint.max(axis=-1)
+        total: FloatArray = most + np.log(np.exp(log_joint - most[..., None]).sum(axis=-1))
+        return total
+
+    def encode(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Posterior ``[..., K]`` and novelty ``[...]`` of samples ``[..., D]``.
+
+        Novelty is the Mahalanobis distance to the nearest cluster divided by the distance that holds
+        99.73 % of a Gaussian of this dimension (the project's 3σ rule); above 1 is novel.
+        """
+        log_joint, squared = self._log_joint(samples)
+        log_joint -= log_joint.max(axis=-1, keepdims=True)
+        joint = np.exp(log_joint)
+        # Quantile of the chi-squared distribution with D degrees of freedom.
+        limit = np.sqrt(2.0 * gammaincinv(len(self.names) / 2, SIGMA_RULE))
+        return joint / joint.sum(axis=-1, keepdims=True), np.sqrt(squared.min(axis=-1)) / limit
+
+    def _log_joint(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Log of weight times density, and squared Mahalanobis distance, each ``[..., K]``."""
+        offset = self.standardise(samples)[..., None, :] - self.means
+        whitened = np.einsum("...kd,kde->...ke", offset, self.precisions_cholesky)
+        squared = (whitened**2).sum(axis=-1)
+        log_det = np.log(np.diagonal(self.precisions_cholesky, axis1=1, axis2=2)).sum(axis=-1)
+        return np.log(self.weights) + log_det - 0.5 * squared, squared
+
+    def fisher(self, samples: FloatArray, posterior: FloatArray) -> FloatArray:
+        """``[..., K * D]``: for each cluster the whitened offset from its mean, times the posterior ``[..., K]``.
+
+        The part of the mixture's Fisher vector that belongs to the means (Perronnin & Dance, 2007); it
+        keeps where in a cluster a sample lies, which posterior and label lose.
+        """
+        offset = self.standardise(samples)[..., None, :] - self.means
+        whitened = np.einsum("...kd,kde->...ke", offset, self.precisions_cholesky)
+        weighted = np.clip(whitened, -10.0, 10.0) * posterior[..., None]
+        vector: FloatArray = weighted.reshape(*weighted.shape[:-2], -1)
+        return vector
+
+    def ranks(self) -> FloatArray:
+        """How slow each cluster is, ``[K]`` from 0 (fastest) to 1: the place of its mean + 3σ of log latency.
+
+        Over all types (and servers, if joint); the project's plan ranked its 27 states so.
+        """
+        column = [index for index, name in enumerate(self.names) if name.endswith(".log_mean")]
+        covariance = np.linalg.inv(np.einsum("kde,kfe->kdf", self.precisions_cholesky, self.precisions_cholesky))
+        deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        slowness = ((self.means + 3 * deviation) * self.scale + self.center)[:, column].mean(axis=1)
+        places: FloatArray = slowness.argsort().argsort() / max(self.clusters - 1, 1)
+        return places
+
+    def save(self, path: Path) -> None:
+        """Writes one `.npz` of plain arrays, atomically."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer, format_version=FORMAT_VERSION, kind=self.kind, names=np.array(self.names),
+            center=self.center, scale=self.scale, weights=self.weights, means=self.means,
+            precisions_cholesky=self.precisions_cholesky,
+            bic=np.array(sorted(self.bic.items()), dtype=float).reshape(-1, 2),
+        )  # fmt: skip
+        write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Encoder:
+        """Raises BundleError for a file that is missing, pickled, of another format or inconsistent."""
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                if int(data["format_version"]) != FORMAT_VERSION:
+                    raise BundleError(f"encoder format {data['format_version']}", where=str(path))
+                encoder = cls(
+                    kind="joint" if str(data["kind"]) == "joint" else "server",
+                    names=tuple(str(name) for name in data["names"]),
+                    bic={int(k): float(v) for k, v in data["bic"]},
+                    **{key: data[key] for key in ("center", "scale", "weights", "means", "precisions_cholesky")},
+                )
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise BundleError(f"not an encoder: {error}", where=str(path), remedy="export the bundle again") from error
+        size = len(encoder.names)
+        if encoder.precisions_cholesky.shape != (encoder.clusters, size, size) or encoder.means.shape[1] != size:
+            raise BundleError("encoder arrays do not fit together", where=str(path), remedy="export the bundle again")
+        return encoder

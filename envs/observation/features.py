@@ -1,0 +1,134 @@
+"""Window → named features per group and server, and per group. Pure functions of counters.
+
+Everything works on arrays with any leading axes, so that one window and a batch of simulated ones
+go through the same code. The current weights are not here: they are context, never state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actuators.contract.arrays import FloatArray
+from envs.observation.deadlines import ERROR_LATENCY_S, bucket_values_s
+
+SERVER_FEATURES = ("traffic_share", "log_mean", "log_p90", "error_ratio", "slow_log_mean")
+"""Per group and server; times are relative to the type's deadline."""
+
+GROUP_RATE_SCALE = 6.0
+SLOW_EWMA = 0.1
+FAST_EWMA = 0.5
+ERROR_CHARGE = 10.0
+"""A failed answer counts as this many times its response time in the latency that baselines follow."""
+
+
+class Counters(Protocol):
+    """What features read: a Window, or a batch of them with a leading axis."""
+
+    @property
+    def requests(self) -> NDArray[np.int64]: ...
+    @property
+    def responses(self) -> NDArray[np.int64]: ...
+    @property
+    def response_ms_sum(self) -> NDArray[np.int64]: ...
+    @property
+    def latency_histogram(self) -> NDArray[np.int64]: ...
+    @property
+    def bounds_ms(self) -> tuple[int, ...]: ...
+
+
+@dataclass
+class LatencyMemory:
+    """What must be remembered between windows: averages that outlive windows without traffic.
+
+    Attributes:
+        fast_s: EWMA(0.5) of the mean response time in seconds, errors charged; nan before any traffic.
+        slow_log: EWMA(0.1) of log(mean response time in seconds), so that it outlives a bundle with other deadlines.
+        learned: what an estimator of service times knows, array by name; empty without one.
+    """
+
+    fast_s: FloatArray
+    slow_log: FloatArray
+    learned: dict[str, FloatArray] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> LatencyMemory:
+        """Nothing seen yet; `shape` is ``[..., groups, servers]``."""
+        return cls(np.full(shape, np.nan), np.zeros(shape))
+
+    def forget(self, index: int) -> None:
+        """Clears one row of a batch."""
+        self.fast_s[index] = np.nan
+        self.slow_log[index] = 0.0
+
+
+def server_features(counters: Counters, deadlines_s: FloatArray, memory: LatencyMemory) -> FloatArray:
+    """``[..., groups, servers, len(SERVER_FEATURES)]``; updates `memory` in place.
+
+    Without traffic the two latency features hold their slow average, so that silence looks like
+    nothing rather than like a fast server.
+    """
+    requests = counters.requests
+    seen = requests > 0
+    safe = np.maximum(requests, 1)
+    errors = counters.responses[..., 4]
+    deadline = deadlines_s[:, None]
+    mean_s = np.maximum(counters.response_ms_sum / safe / 1e3, 5e-4)
+    _remember(memory, mean_s, errors / safe, seen)
+    # Before any traffic a server looks as if it just met its deadline.
+    slow_log = np.where(np.isnan(memory.fast_s), 0.0, memory.slow_log - np.log(deadline))
+    log_mean = np.where(seen, np.log(mean_s / deadline), slow_log)
+    p90_s = quantile_s(counters.latency_histogram, counters.bounds_ms, 0.9)
+    log_p90 = np.where(seen, np.log(np.maximum(p90_s, 5e-4) / deadline), slow_log)
+    total = np.maximum(requests.sum(axis=-1, keepdims=True), 1)
+    return np.stack([requests / total, log_mean, log_p90, errors / safe, slow_log], axis=-1)
+
+
+def _remember(memory: LatencyMemory, mean_s: FloatArray, error_ratio: FloatArray, seen: NDArray[np.bool_]) -> None:
+    charged = mean_s * (1 + (ERROR_CHARGE - 1) * error_ratio)
+    # A fast failure must not look like a fast server: charge at least a share of the error latency.
+    charged = np.maximum(charged, error_ratio * ERROR_LATENCY_S * 0.1)
+    first = np.isnan(memory.fast_s)
+    blended = np.where(first, charged, memory.fast_s + FAST_EWMA * (charged - memory.fast_s))
+    log_mean = np.log(mean_s)
+    slow = np.where(first, log_mean, memory.slow_log + SLOW_EWMA * (log_mean - memory.slow_log))
+    memory.fast_s[...] = np.where(seen, blended, memory.fast_s)
+    memory.slow_log[...] = np.where(seen, slow, memory.slow_log)
+
+
+def quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile: float) -> FloatArray:
+    """Quantile in seconds along the last axis, linear inside a bucket; 0 where the histogram is empty."""
+    lower, upper = bucket_values_s(bounds_ms)
+    cumulative = np.cumsum(histogram, axis=-1)
+    total = cumulative[..., -1:]
+    rank = quantile * total
+    column = np.minimum((cumulative < rank).sum(axis=-1), histogram.shape[-1] - 1)[..., None]
+    inside = np.take_along_axis(histogram, column, axis=-1)
+    below = np.take_along_axis(cumulative, column, axis=-1) - inside
+    fraction = (rank - below) / np.maximum(inside, 1)
+    value = lower[column] + fraction * (upper[column] - lower[column])
+    return np.where(total > 0, value, 0.0)[..., 0]
+
+
+def group_features(counters: Counters, duration_s: float) -> FloatArray:
+    """``[..., groups]``: log of (1 + requests per second) / 6, about 1 at 400 requests per second."""
+    rate_rps = counters.requests.sum(axis=-1) / max(duration_s, 1e-3)
+    scaled: FloatArray = np.log1p(rate_rps) / GROUP_RATE_SCALE
+    return scaled
+
+
+def inverse_latency_shares(latency_s: FloatArray) -> FloatArray:
+    """Shares ∝ 1/latency, largest of each group 1. ``[..., groups, servers]`` in and out.
+
+    A server without a measurement (nan) is taken as fast as the mean of its group's known ones.
+    """
+    rate = 1.0 / latency_s
+    known = np.isfinite(rate)
+    mean = np.where(known, rate, 0.0).sum(axis=-1, keepdims=True) / np.maximum(known.sum(axis=-1, keepdims=True), 1)
+    rate = np.where(known, rate, np.where(mean > 0, mean, 1.0))
+    shares: FloatArray = rate / rate.max(axis=-1, keepdims=True)
+    return shares

@@ -1,0 +1,1 @@
+"""Scenarios: what load and servers do over time, from the catalogue, from files and from calibrations."""

@@ -1,0 +1,85 @@
+"""A calibration as a scenario: the simulated twin of a live system, or variants drawn from what is not known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from actuators.contract.script import Script
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError
+from envs.calibration.replay import script_of
+from envs.calibration.result import Arrivals, Calibration, Parameters
+from envs.scenarios.catalogue import StudyScenario
+
+LOAD_FACTOR = (0.85, 1.1)
+"""A randomised variant's load, as a factor on the observed rates."""
+
+
+@dataclass(frozen=True)
+class CalibratedScenario(StudyScenario):
+    """The observed arrivals before servers as fast as the observed ones; repeated when it lasts longer than they did.
+
+    `randomised` ones draw one member of the calibration's ensemble, a factor on the load, the moment in the
+    observed arrivals at which they begin and the order of the servers. `work_scale` has no meaning here: the
+    work was measured.
+    """
+
+    calibration: Calibration | None = field(default=None, kw_only=True)
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The script of this seed; raises ConfigError for a topology of another shape than the calibrated one."""
+        assert self.calibration is not None
+        found = self.calibration
+        if topology.shape != (len(found.groups), len(found.servers)):
+            shape = f"{topology.shape[0]} groups and {topology.shape[1]} servers"
+            known = f"calibrated for {len(found.groups)} and {len(found.servers)}"
+            raise ConfigError(f"{shape}, {known}", where=self.name, remedy="calibrate this system")
+        generator = np.random.default_rng([seed, 0xCA11])
+        parameters, factor, shift_s = found.parameters, 1.0, 0.0
+        if self.randomised:
+            parameters = found.ensemble[int(generator.integers(len(found.ensemble)))]
+            parameters = _reordered(parameters, generator.permutation(topology.shape[1]))
+            factor = float(generator.uniform(*LOAD_FACTOR))
+            shift_s = float(generator.uniform(0, found.observed.seconds))
+        arrivals = [
+            _played(entry, found.observed.seconds, self.duration_s, shift_s, factor) for entry in found.arrivals
+        ]
+        return script_of(
+            parameters, arrivals, topology, seed=seed, duration_s=self.duration_s,
+            load_balancers=found.load_balancers, name=self.name,
+        )  # fmt: skip
+
+
+def calibrated(calibration: Calibration, name: str = "calibrated") -> CalibratedScenario:
+    """The simulated twin: best fit, arrivals as observed; `catalogue.randomised` makes its training variant."""
+    summary = f"fitted to {calibration.observed.requests} requests of {calibration.observed.source or 'a live system'}"
+    return CalibratedScenario(name, summary, 0.0, duration_s=calibration.observed.seconds, calibration=calibration)
+
+
+def read_calibrated(path: Path) -> CalibratedScenario:
+    """The twin of a `calibration.json`. Raises ConfigError."""
+    return calibrated(Calibration.load(path), f"calibrated-{path.parent.name or path.stem}")
+
+
+def _reordered(parameters: Parameters, order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Parameters:
+    table = parameters.service_array_ms[:, order]
+    return parameters.model_copy(update={"service_ms": tuple(tuple(map(float, row)) for row in table)})
+
+
+def _played(arrivals: Arrivals, length_s: float, duration_s: float, shift_s: float, factor: float) -> Arrivals:
+    """The steps from `shift_s` on, again and again until `duration_s`."""
+    starts = np.array([at_s for at_s, _ in arrivals.steps])
+    rates = [rate * factor for _, rate in arrivals.steps]
+    first = int(np.searchsorted(starts, shift_s, side="right")) - 1
+    steps, turn, index = [(0.0, rates[first])], 0, first + 1
+    while True:
+        if index == len(rates):
+            index, turn = 0, turn + 1
+        at_s = float(starts[index]) + turn * length_s - shift_s
+        if at_s >= duration_s:
+            return arrivals.model_copy(update={"steps": tuple(steps)})
+        steps.append((at_s, rates[index]))
+        index += 1

@@ -1,0 +1,210 @@
+"""The study's scenarios S1-S10 and the demo's, defined once for simulated and live testbeds.
+
+A scenario fits any number of servers and any groups; the study's own numbers come out with three
+servers and the social network's three request types.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actuators.contract.script import ArrivalDistribution, RateStep, Script, ServerProfile, ServiceDistribution, Stream
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError, closest
+from envs.scenarios import disturbances as happen
+from envs.scenarios.disturbances import Disturbance, LoadShape, Span, Stage
+
+TYPES = {"compose": (0.018, 0.10), "home_read": (0.0044, 0.60), "user_read": (0.0033, 0.30)}
+"""Request type → mean work in seconds at speed 1 and share of the requests."""
+_OTHER_TYPE = (0.00543, 0.33)
+
+LIVE_WORK_SCALE = 2.0
+"""On a live testbed the work is doubled: half the requests per second at the same load."""
+
+Speeds = Callable[[int, str], list[float]]
+"""(servers, request type) → speed of each server at that type."""
+
+
+def equal_speeds(servers: int, request_type: str) -> list[float]:
+    """All servers alike."""
+    return [1.0] * servers
+
+
+def falling_speeds(fastest: float, slowest: float) -> Speeds:
+    """Evenly spaced from the fastest to the slowest server, whatever the type."""
+
+    def speeds(servers: int, request_type: str) -> list[float]:
+        return [float(s) for s in np.linspace(fastest, slowest, servers)] if servers > 1 else [1.0]
+
+    return speeds
+
+
+def special_speeds(servers: int, request_type: str) -> list[float]:
+    """By turns: good at composing, good at reading, even."""
+    pattern = (2.0, 0.5, 1.0) if request_type == "compose" else (0.7, 1.3, 1.0)
+    return [pattern[server % 3] for server in range(servers)]
+
+
+@dataclass(frozen=True)
+class StudyScenario:
+    """One scenario; `script` resolves it.
+
+    Attributes:
+        load: work asked for per second as a share of what all workers do at their mean speed.
+        load_shape, shaped_type: how the rate changes over time, of one request type or of all ("").
+        randomised: the training variant: load +U(-.12, .06), servers permuted, speeds ×U(.9, 1.1),
+            periods ×U(.8, 1.25).
+        work_scale: factor on the work of every request; rates fall accordingly.
+        load_balancers: contexts without shared state (LBs × workers).
+    """
+
+    name: str
+    summary: str
+    load: float
+    speeds: Speeds = equal_speeds
+    disturbance: Disturbance = happen.none
+    load_shape: LoadShape = happen.steady
+    shaped_type: str = ""
+    load_balancers: int = 1
+    duration_s: float = 600.0
+    work_scale: float = 1.0
+    workers: int = 4
+    queue_limit: int = 512
+    arrivals: ArrivalDistribution = "exponential"
+    service: ServiceDistribution = "lognormal"
+    service_cv: float = 1.0
+    randomised: bool = False
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The script of this seed; equal seeds give equal scripts."""
+        generator = np.random.default_rng([seed, zlib.crc32(self.name.encode()), self.randomised])
+        speeds, load, stage = self._resolve(topology, generator)
+        work = [TYPES.get(t, _OTHER_TYPE) for t in topology.request_types]
+        shares = np.array([share for _, share in work]) / sum(share for _, share in work)
+        mean_s = np.array([mean for mean, _ in work]) * self.work_scale
+        # The study counts a specialised server's capacity as 1.
+        nominal = 1.0 if self.speeds is special_speeds else float(speeds.mean())
+        rate_rps = load * self.workers * len(topology.servers) * nominal / float(shares @ mean_s)
+        return Script(
+            name=self.name,
+            seed=seed,
+            duration_s=self.duration_s,
+            streams=self._streams(topology, rate_rps * shares, stage, generator),
+            servers=tuple(ServerProfile(tuple(map(float, row)), self.workers, self.queue_limit) for row in speeds),
+            mean_service_s=tuple(map(float, mean_s)),
+            service_distribution=self.service,
+            service_cv=self.service_cv,
+            behaviours=self.disturbance(stage, generator),
+            load_balancers=self.load_balancers,
+        )
+
+    def _resolve(
+        self, topology: Topology, generator: np.random.Generator
+    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], float, Stage]:
+        servers = len(topology.servers)
+        speeds = np.array([self.speeds(servers, t) for t in topology.request_types]).T
+        if not self.randomised:
+            return speeds, self.load, Stage(servers, self.duration_s)
+        load = max(self.load + generator.uniform(-0.12, 0.06), 0.1)
+        jitter = generator.uniform(0.9, 1.1, speeds.shape if self.speeds is special_speeds else (servers, 1))
+        stretch = float(generator.uniform(0.8, 1.25))
+        return generator.permutation(speeds * jitter), load, Stage(servers, self.duration_s, stretch)
+
+    def _streams(
+        self,
+        topology: Topology,
+        rates_rps: np.ndarray[tuple[int], np.dtype[np.float64]],
+        stage: Stage,
+        generator: np.random.Generator,
+    ) -> tuple[Stream, ...]:
+        shape, shaped = self.load_shape(stage, generator), self.shaped_type
+        if shaped and shaped not in topology.request_types and shaped not in TYPES:
+            remedy = closest(shaped, topology.request_types)
+            raise ConfigError(f"no request type '{shaped}'", where=f"scenario {self.name}", remedy=remedy)
+        if shaped not in topology.request_types:
+            shaped = topology.request_types[min(1, len(topology.request_types) - 1)] if shaped else ""
+        return tuple(
+            Stream(
+                t,
+                tuple(RateStep(s, float(rate) * f, self.arrivals) for s, f in shape)
+                if t == shaped or not shaped
+                else (RateStep(0.0, float(rate), self.arrivals),),
+            )
+            for t, rate in zip(topology.request_types, rates_rps, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each seed plays one of several scenarios: what a generalist trains on."""
+
+    scenarios: tuple[StudyScenario, ...]
+    name: str = "mixture"
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The script of this seed; equal seeds give equal scripts."""
+        chosen = np.random.default_rng([seed, zlib.crc32(self.name.encode())]).integers(len(self.scenarios))
+        return self.scenarios[int(chosen)].script(topology, seed)
+
+
+_HETERO, _STRONG = falling_speeds(1.3, 0.7), falling_speeds(1.6, 0.4)
+
+SCENARIOS = {
+    s.name: s
+    for s in (
+        StudyScenario("S1", "equal servers, steady load 70 %", 0.70),
+        StudyScenario("S2", "speeds 1.3, 1.0, 0.7 at 65 %", 0.65, _HETERO),
+        StudyScenario("S2b", "speeds 1.6, 1.0, 0.4 at 65 %", 0.65, _STRONG),
+        StudyScenario("S3", "servers specialised by request type, 65 %", 0.65, special_speeds),
+        StudyScenario(
+            "S4",
+            "a noisy neighbour slows one server after another, 58 %",
+            0.58,
+            disturbance=happen.antagonist(Span(0.45, 0.75)),
+        ),
+        StudyScenario("S5", "each server good or half as fast, at random, 55 %", 0.55, disturbance=happen.telegraph()),
+        StudyScenario(
+            "S6",
+            "surges up to 90 % and silence, unequal servers",
+            0.9,
+            _HETERO,
+            load_shape=happen.surges(1.0, 0.05),
+            duration_s=1500.0,
+        ),
+        StudyScenario("S7", "crashes with slow start, and fast failures, 55 %", 0.55, disturbance=happen.degraded()),
+        StudyScenario(
+            "S8",
+            "reads overload the servers now and then, 55 to 98 %",
+            0.55,
+            load_shape=happen.overloads(),
+            shaped_type="home_read",
+        ),
+        StudyScenario(
+            "S9",
+            "eight contexts that share nothing, unequal servers, noisy neighbour",
+            0.55,
+            _HETERO,
+            happen.antagonist(Span(0.5, 0.8)),
+            load_balancers=8,
+        ),
+        StudyScenario("S10", "servers half as fast in turn, every 20 s, 55 %", 0.55, disturbance=happen.periodic()),
+        StudyScenario(
+            "demo",
+            "servers specialised by request type, 65 %, work for a live testbed",
+            0.65,
+            special_speeds,
+            work_scale=LIVE_WORK_SCALE,
+        ),
+    )
+}
+STUDY = tuple(name for name in SCENARIOS if name != "demo")
+"""The eleven scenarios of the study, in its order."""
+
+
+def randomised(base: StudyScenario, duration_s: float = 100.0) -> StudyScenario:
+    """The training variant of a scenario."""
+    return replace(base, randomised=True, duration_s=duration_s)

@@ -1,0 +1,169 @@
+"""What happens to load and servers over time: seeded generators that the scenarios are put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from actuators.contract.script import Behaviour
+
+Generator = np.random.Generator
+Behaviours = tuple[Behaviour, ...]
+LoadSteps = tuple[tuple[float, float], ...]
+"""(start in s, factor on the steady rate), ascending from 0."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A uniform range."""
+
+    low: float
+    high: float
+
+    def draw(self, generator: Generator) -> float:
+        return float(generator.uniform(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a generator may know: how many servers, how long, and its own factor on every period."""
+
+    servers: int
+    duration_s: float
+    stretch: float = 1.0
+
+
+Disturbance = Callable[[Stage, Generator], Behaviours]
+LoadShape = Callable[[Stage, Generator], LoadSteps]
+
+
+def none(stage: Stage, generator: Generator) -> Behaviours:
+    """Nothing happens to the servers."""
+    return ()
+
+
+def steady(stage: Stage, generator: Generator) -> LoadSteps:
+    """The load stays as it is."""
+    return ((0.0, 1.0),)
+
+
+def antagonist(speed: Span, length_s: Span = Span(20, 60), pause_s: Span = Span(5, 20)) -> Disturbance:
+    """A noisy neighbour slows one random server, goes, and comes to another."""
+
+    def generate(stage: Stage, generator: Generator) -> Behaviours:
+        changes: list[Behaviour] = []
+        at_s = pause_s.draw(generator) * stage.stretch
+        while at_s < stage.duration_s:
+            server = int(generator.integers(stage.servers))
+            changes.append(Behaviour(at_s, server, speed.draw(generator)))
+            at_s += length_s.draw(generator) * stage.stretch
+            changes.append(Behaviour(at_s, server))
+            at_s += pause_s.draw(generator) * stage.stretch
+        return tuple(changes)
+
+    return generate
+
+
+def telegraph(speed: float = 0.5, good_s: float = 10.0, bad_s: float = 5.0) -> Disturbance:
+    """Each server by itself alternates between good and bad stretches of exponential length."""
+
+    def generate(stage: Stage, generator: Generator) -> Behaviours:
+        changes: list[Behaviour] = []
+        for server in range(stage.servers):
+            at_s, bad = 0.0, False
+            while True:
+                at_s += generator.exponential(bad_s if bad else good_s) * stage.stretch
+                if at_s >= stage.duration_s:
+                    break
+                bad = not bad
+                changes.append(Behaviour(at_s, server, speed if bad else 1.0))
+        return in_order(changes)
+
+    return generate
+
+
+def periodic(speed: float = 0.5, period_s: float = 20.0) -> Disturbance:
+    """The servers are slowed in turn, each for its equal part of every period."""
+
+    def generate(stage: Stage, generator: Generator) -> Behaviours:
+        turn_s = period_s * stage.stretch / stage.servers
+        changes: list[Behaviour] = []
+        for turn in range(int(np.ceil(stage.duration_s / turn_s))):
+            server = turn % stage.servers
+            changes += [Behaviour(turn * turn_s, server, speed), Behaviour((turn + 1) * turn_s, server)]
+        return in_order(changes)
+
+    return generate
+
+
+def degraded(pause_s: Span = Span(20, 50), crash_ratio: float = 0.6) -> Disturbance:
+    """Again and again, after a pause, a random server crashes and warms up again, or fails fast for a while."""
+
+    def generate(stage: Stage, generator: Generator) -> Behaviours:
+        changes: list[Behaviour] = []
+        at_s = pause_s.draw(generator) * stage.stretch
+        while at_s < stage.duration_s:
+            server = int(generator.integers(stage.servers))
+            crash = generator.random() < crash_ratio
+            changes += _crash(at_s, server, generator) if crash else _fast_failing(at_s, server, generator)
+            at_s = changes[-1].at_s + pause_s.draw(generator) * stage.stretch
+        return tuple(changes)
+
+    return generate
+
+
+def _crash(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
+    """Refuses for 10-25 s; comes back with 20 % errors for 8 s and warms up from 0.2 in nine steps of 5 s."""
+    back_s = at_s + generator.uniform(10, 25)
+    changes = [Behaviour(at_s, server, refused=True)]
+    errors_end_s = back_s + 8.0
+    for step in range(9):
+        start_s, speed = back_s + 5.0 * step, 0.2 + 0.1 * step
+        changes.append(Behaviour(start_s, server, speed, error_ratio=0.2 if start_s < errors_end_s else 0.0))
+        if start_s < errors_end_s < start_s + 5.0:
+            changes.append(Behaviour(errors_end_s, server, speed))
+    return changes
+
+
+def _fast_failing(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
+    """Answers half of the requests with a quick 500 for 15-30 s."""
+    return [Behaviour(at_s, server, error_ratio=0.5), Behaviour(at_s + generator.uniform(15, 30), server)]
+
+
+def surges(peak: float, low: float, on_s: Span = Span(30, 600), idle_s: Span = Span(10, 100)) -> LoadShape:
+    """Load at a random level between `low` and `peak`, then silence, and again."""
+
+    def generate(stage: Stage, generator: Generator) -> LoadSteps:
+        steps: list[tuple[float, float]] = []
+        at_s = 0.0
+        while at_s < stage.duration_s:
+            steps.append((at_s, float(generator.uniform(low, peak))))
+            at_s += on_s.draw(generator) * stage.stretch
+            steps.append((at_s, 0.0))
+            at_s += idle_s.draw(generator) * stage.stretch
+        return tuple(steps)
+
+    return generate
+
+
+def overloads(factor: float = 2.6, length_s: Span = Span(20, 40), every_s: Span = Span(40, 90)) -> LoadShape:
+    """The rate is multiplied for a while, again and again; `every_s` is the pause between two."""
+
+    def generate(stage: Stage, generator: Generator) -> LoadSteps:
+        steps: list[tuple[float, float]] = [(0.0, 1.0)]
+        at_s = every_s.draw(generator) * stage.stretch
+        while at_s < stage.duration_s:
+            steps.append((at_s, factor))
+            at_s += length_s.draw(generator) * stage.stretch
+            steps.append((at_s, 1.0))
+            at_s += every_s.draw(generator) * stage.stretch
+        return tuple(steps)
+
+    return generate
+
+
+def in_order(changes: list[Behaviour]) -> Behaviours:
+    """Ascending in time; simultaneous changes keep their order, so that the last one holds."""
+    return tuple(sorted(changes, key=lambda change: change.at_s))

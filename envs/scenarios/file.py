@@ -1,0 +1,141 @@
+"""A user's own scenario from a YAML file, made of the same parts as the study's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from actuators.contract.script import ArrivalDistribution, Behaviour, ServiceDistribution
+from actuators.errors import ConfigError, closest
+from actuators.options import Options
+from envs.scenarios import disturbances as happen
+from envs.scenarios.disturbances import Span, Stage
+
+
+class DisturbanceOptions(Options):
+    """What happens to the servers."""
+
+    kind: Literal["none", "antagonist", "telegraph", "periodic", "degraded"] = "none"
+    """antagonist: a noisy neighbour wanders; telegraph: good and bad stretches; periodic: slowed in turn;
+    degraded: crashes with slow start, and fast failures."""
+    speed: tuple[float, float] = (0.5, 0.5)
+    """Range of the factor on a disturbed server's speed; telegraph and periodic take the first."""
+    period_s: float = Field(default=20.0, gt=0)
+    """periodic: seconds of one round over all servers."""
+
+
+class BehaviourOptions(Options):
+    """One change of one server; fields as `actuators.contract.script.Behaviour`."""
+
+    at_s: float = Field(ge=0)
+    """Seconds since the start."""
+    server: int = Field(ge=0)
+    """Number of the server, from 0."""
+    speed: float = Field(default=1.0, gt=0)
+    """Factor on its speed."""
+    error_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of requests answered at once with a 500."""
+    error_service_s: float = Field(default=0.0005, ge=0)
+    """Service time of those."""
+    refused: bool = False
+    """Connections are refused."""
+    hang: bool = False
+    """Requests are never answered."""
+
+
+class ScenarioFile(Options):
+    """The keys of a scenario's YAML file."""
+
+    name: str
+    """What tables call it."""
+    summary: str = ""
+    """One line for people."""
+    load: float = Field(gt=0)
+    """Work asked for, as a share of what all workers do at their mean speed."""
+    speeds: tuple[float, ...] | dict[str, tuple[float, ...]] = (1.0,)
+    """Speed of each server, or a list per request type; a shorter list is repeated over the servers."""
+    load_steps: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """(start in seconds, factor on the rate) pairs, ascending from 0."""
+    surging_type: str = ""
+    """Request type that the load steps concern; all when empty."""
+    disturbance: DisturbanceOptions = DisturbanceOptions()
+    """What happens to the servers at random."""
+    behaviours: tuple[BehaviourOptions, ...] = ()
+    """What happens to them at fixed times; instead of a disturbance."""
+    duration_s: float = Field(default=600.0, gt=0)
+    """Length of the script."""
+    work_scale: float = Field(default=1.0, gt=0)
+    """Factor on the work of every request; 2 suits a live testbed on a small machine."""
+    workers: int = Field(default=4, ge=1)
+    """Requests that a server serves at once."""
+    queue_limit: int = Field(default=512, ge=0)
+    """Requests that wait at most."""
+    arrivals: ArrivalDistribution = "exponential"
+    """Distribution of the gaps between arrivals."""
+    service: ServiceDistribution = "lognormal"
+    """Distribution of the work."""
+    service_cv: float = Field(default=1.0, ge=0)
+    """Its coefficient of variation, when lognormal."""
+    load_balancers: int = Field(default=1, ge=1)
+    """Contexts that share the traffic and nothing else."""
+
+    def speeds_of(self, servers: int, request_type: str) -> list[float]:
+        """The speeds of a type, repeated over the servers."""
+        given = self.speeds.get(request_type, (1.0,)) if isinstance(self.speeds, dict) else self.speeds
+        return [given[server % len(given)] for server in range(servers)]
+
+    def disturb(self, stage: Stage, generator: happen.Generator) -> happen.Behaviours:
+        """What happens to the servers."""
+        if self.behaviours:
+            return happen.in_order([Behaviour(**entry.model_dump()) for entry in self.behaviours])
+        d = self.disturbance
+        kinds = {
+            "none": happen.none,
+            "antagonist": happen.antagonist(Span(*d.speed)),
+            "telegraph": happen.telegraph(d.speed[0]),
+            "periodic": happen.periodic(d.speed[0], d.period_s),
+            "degraded": happen.degraded(),
+        }
+        return kinds[d.kind](stage, generator)
+
+    def shape_load(self, stage: Stage, generator: happen.Generator) -> happen.LoadSteps:
+        """The load's factor over time."""
+        return tuple((float(start_s), float(factor)) for start_s, factor in self.load_steps)
+
+
+def read_scenario_file(path: Path) -> ScenarioFile:
+    """Raises ConfigError for an unreadable file, a mistyped key (with the closest match) or a wrong value."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the scenario: {error}", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise ConfigError("a scenario is a mapping", where=str(path), remedy="see `deepsched scenarios show S3`")
+    try:
+        found = ScenarioFile.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error.errors()[0], path) from error
+    _check(found, path)
+    return found
+
+
+def _explain(first: Any, path: Path) -> ConfigError:
+    where = f"{path}: {'.'.join(map(str, first['loc']))}"
+    if first["type"] == "extra_forbidden":
+        known = {**ScenarioFile.model_fields, **DisturbanceOptions.model_fields, **BehaviourOptions.model_fields}
+        return ConfigError("unknown key", where=where, remedy=closest(str(first["loc"][-1]), known))
+    return ConfigError(str(first["msg"]), where=where, remedy="repair the file")
+
+
+def _check(found: ScenarioFile, path: Path) -> None:
+    lists = list(found.speeds.values()) if isinstance(found.speeds, dict) else [found.speeds]
+    if not all(speeds and min(speeds) > 0 for speeds in lists):
+        raise ConfigError("a list of speeds is empty or a speed is not positive", where=str(path))
+    starts = [start_s for start_s, _ in found.load_steps]
+    if starts != sorted(starts) or starts[:1] != [0.0] or min(factor for _, factor in found.load_steps) < 0:
+        raise ConfigError("load steps must ascend from 0 s with factors of at least 0", where=str(path))

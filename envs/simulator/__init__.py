@@ -1,0 +1,4 @@
+"""The queue simulator: batches of simulated testbeds in compiled event loops.
+
+Scenarios and policies are defined elsewhere.
+"""

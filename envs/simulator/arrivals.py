@@ -1,0 +1,77 @@
+"""Arrivals of one request type: piecewise constant rates, one gap draw per request, whatever the rate does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from envs.simulator.compiling import compiled, inlined, leaf
+from envs.simulator.draws import below, unit_gap, unit_work
+
+NOWHERE = -1
+"""`REQUEST.server` of a request for which none is chosen yet."""
+
+
+@leaf
+def schedule_next(stream: Any, steps: Any, duration_s: float) -> None:
+    """Moves `stream.next_s` to the next arrival, infinity when none comes before `duration_s`.
+
+    The drawn gap is used up at the rate of each step that it spans, so that a step into a faster or
+    slower rate neither loses nor repeats a draw.
+    """
+    gap = unit_gap(steps[stream.step].distribution, stream.gap_key, stream.drawn)
+    time_s = stream.next_s
+    while True:
+        rate_rps, last = steps[stream.step].rate_rps, stream.step == stream.last_step
+        end_s = duration_s if last else steps[stream.step + 1].start_s
+        room = rate_rps * (end_s - time_s)
+        if gap < room:
+            stream.next_s = time_s + gap / rate_rps
+            return
+        if last:
+            stream.next_s = np.inf
+            return
+        gap, time_s = gap - room, end_s
+        stream.step += 1
+
+
+@compiled
+def start(lane: Any) -> None:
+    """Draws every stream's first arrival."""
+    for group in range(len(lane.streams)):
+        schedule_next(lane.streams[group], lane.steps, lane.state[0].duration_s)
+
+
+@compiled
+def stop(lane: Any) -> None:
+    """Ends all arrivals."""
+    for group in range(len(lane.streams)):
+        lane.streams[group].next_s = np.inf
+
+
+@inlined
+def new_request(lane: Any, group: Any, now_s: float) -> Any:
+    """Takes a slot for the arrival that is due, draws its work and context, and schedules the one after it."""
+    state, stream, rules = lane.state[0], lane.streams[group], lane.rules[0]
+    state.free -= 1
+    slot = lane.free[state.free]
+    request = lane.requests[slot]
+    request.number, request.group, request.server, request.tried = stream.drawn, group, NOWHERE, 0
+    request.arrival_s = now_s
+    request.unit = unit_work(rules.work_kind, lane.work_table, rules.sigma, stream.work_key, stream.drawn)
+    request.context = 0
+    if rules.contexts > 1:
+        request.context = below(stream.coin_key, 2 * stream.drawn + 1, rules.contexts)
+    lane.tally.planned[group] += 1
+    stream.drawn += 1
+    schedule_next(stream, lane.steps, state.duration_s)
+    return slot
+
+
+@inlined
+def release_slot(lane: Any, slot: Any) -> None:
+    """Gives a request's slot back."""
+    state = lane.state[0]
+    lane.free[state.free] = slot
+    state.free += 1

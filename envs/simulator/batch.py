@@ -1,0 +1,323 @@
+"""A batch of simulated testbeds that step together, in one thread or several, and emit what vts would show.
+
+Does one thing for each of many environments, in several threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from actuators.contract import histogram
+from actuators.contract.arrays import FloatArray, IntArray
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod
+from actuators.contract.script import RateStep, Script, ServerProfile, Stream
+from actuators.contract.topology import Topology
+from actuators.contract.window import DEFAULT_BOUNDS_MS
+from actuators.errors import ConfigError, TestbedError, closest
+from actuators.options import Options
+from envs.simulator import arrivals, engine
+from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
+from envs.simulator.compiling import compiled
+from envs.simulator.counting import bucket_table
+from envs.simulator.lane import IN_FLIGHT_BINS, IN_FLIGHT_SUMS, Lane, Tally, build_lane
+from envs.simulator.window_batch import WindowBatch
+
+
+def side_by_side(play: Callable[[int], None], count: int, threads: int) -> None:
+    """Calls `play` with 0 … `count` - 1, each once, in the calling thread and `threads` - 1 others.
+
+    It pays where `play` runs without the interpreter's lock, as the compiled simulator does. What it raises
+    is raised here.
+    """
+    waiting = iter(range(count))
+
+    def work() -> None:
+        # Whoever is free takes the next: some environments have much more traffic than others.
+        for index in waiting:
+            play(index)
+
+    helpers = [_pool().submit(work) for _ in range(min(threads, count) - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "side-by-side")
+
+
+OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
+"""Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
+
+
+_DRAIN_STEP_S = 0.01
+
+
+class SimulationOptions(Options):
+    """How a simulated NGINX and its servers differ from the defaults."""
+
+    discipline: Literal["fifo", "processor_sharing"] = "fifo"
+    """How a server's workers serve: one request each and a line, or all requests at once."""
+    max_fails: int = 1
+    """Failed attempts after which NGINX passes over a server; 0 for never."""
+    fail_timeout_s: int = 10
+    """Seconds for which it is passed over."""
+    read_timeout_s: float = 60.0
+    """Seconds that NGINX waits for a server that hangs."""
+    overhead_ms: float = Field(default=0.0, ge=0)
+    """Milliseconds that every request takes on its way to a worker: network, proxy, the server's own code. A script's
+    own (`overhead_s`, of a calibrated scenario) comes on top."""
+    retry_http_500: bool = False
+    """`proxy_next_upstream http_500`: a 500 is a failed attempt, and another server is tried."""
+    retry_post: bool = False
+    """`non_idempotent`: also POSTs that were already sent are tried elsewhere."""
+    workers_sharing_memory: int = 1
+    """How many of the script's contexts (`load_balancers`) share their counters: the workers of one
+    NGINX do with `zone` and with `expected_delay`."""
+    actuation: Literal["memory", "reload"] = "memory"
+    """How weights are changed: a reload also forgets connections, failures and positions."""
+    actuation_delay_s: float = 0.0
+    """Seconds from `set_weights` until the weights are in force; a reload takes about 0.11."""
+    beta: float = 0.7
+    """`expected_delay`: weight of the request's own service time beside the predicted wait."""
+    error_cost_s: float = 1.0
+    """`expected_delay`: seconds that a certain error costs."""
+    error_gain: float = 0.1
+    """`expected_delay`: share of the error score that one answer replaces."""
+    error_memory_s: float = 5.0
+    """`expected_delay`: time constant after which the error score is forgotten."""
+    count_by_in_flight: bool = False
+    """`expected_delay`: windows also tell response times by requests in flight, from which workers are learned."""
+
+
+class SimulatedBatch:
+    """`size` independent simulated testbeds of one topology.
+
+    Args:
+        method: balancing method of all environments, or an oracle for reference.
+        bounds_ms: histogram bounds of the windows, ascending.
+        threads: how many advance environments side by side; what is simulated does not depend on it.
+
+    Raises:
+        ConfigError: unknown method or bad bounds.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        size: int,
+        method: BalancingMethod | OracleMethod = "least_conn",
+        bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
+        options: SimulationOptions | None = None,
+        threads: int = 1,
+    ) -> None:
+        if size < 1 or list(bounds_ms) != sorted(set(bounds_ms)) or not bounds_ms:
+            raise ConfigError(
+                f"size {size}, bounds {bounds_ms}", where="simulated batch", remedy="size >= 1, bounds ascend"
+            )
+        self.topology, self.size, self.bounds_ms = topology, size, tuple(bounds_ms)
+        self.options, self._threads = options or SimulationOptions(), threads
+        self._method = _method_code(method)
+        self._bucket_of_ms = bucket_table(self.bounds_ms)
+        self._tally = _new_tally(topology, size, len(bounds_ms))
+        self._lanes: list[Lane | None] = [None] * size
+        self._start_s = np.zeros(size)
+        self._pending: list[tuple[float, IntArray, NDArray[np.bool_]]] = []
+        self._weight = np.broadcast_to(topology.mask.astype(np.int64), (size, *topology.shape)).copy()
+        self._down = np.zeros((size, *topology.shape), bool)
+
+    def reset(self, index: int, script: Script) -> None:
+        """One environment starts this script at time 0 with equal weights; all randomness is `script.seed`'s.
+
+        Raises ConfigError when the script does not fit the topology.
+        """
+        lane = build_lane(
+            self.topology, script, Tally(*(array[index] for array in self._tally)), self._bucket_of_ms, self._rules()
+        )
+        for array in lane.tally:
+            array[...] = 0
+        arrivals.start(lane)
+        self._lanes[index] = lane
+        for _, weight, down in ((0.0, self._weight, self._down), *self._pending):
+            weight[index], down[index] = self.topology.mask, False
+        self._start_s[index] = 0.0
+
+    def set_weights(self, weights: IntArray, down: NDArray[np.bool_] | None = None) -> None:
+        """Integer weights 1…100 ``[size, groups, servers]`` from now on; `down` takes servers out of rotation.
+
+        Connections in flight keep counting; round robin starts anew in groups whose weights changed.
+        `expected_delay` forgets its service times: it balances by least_conn until it is given new ones.
+        """
+        mask = self.topology.mask
+        wanted = np.where(mask, weights, 0).astype(np.int64)
+        out = np.zeros_like(wanted, bool) if down is None else np.broadcast_to(down & mask, wanted.shape)
+        if wanted.shape != self._weight.shape or (wanted[:, mask] < 1).any() or (wanted > MAX_WEIGHT).any():
+            raise ConfigError("weights do not fit", where="simulated batch", remedy=f"1…100, {self._weight.shape}")
+        if self.options.actuation_delay_s <= 0:
+            self._enforce(wanted, np.array(out))
+        else:
+            self._pending.append((self.options.actuation_delay_s, wanted, np.array(out)))
+
+    def set_service_times(self, tau_s: FloatArray, workers: FloatArray) -> None:
+        """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
+        if (tau_s[:, self.topology.mask] <= 0).any() or (workers < 0.25).any():
+            raise ConfigError("a service time or worker count is not positive", where="simulated batch")
+        for index, lane in enumerate(self._lanes):
+            if lane is None:
+                continue
+            lane.tau_s[...] = np.where(self.topology.mask, tau_s[index], 1.0)
+            lane.believed_workers[...] = workers[index]
+            lane.rules["learned"] = 1
+
+    def set_method(self, method: BalancingMethod | OracleMethod) -> None:
+        """All environments balance by `method` from now on, with equal weights and nothing learned."""
+        self._method = _method_code(method)
+        for lane in self._lanes:
+            if lane is not None:
+                lane.rules["method"], lane.rules["learned"] = self._method, 0
+        self.set_weights(np.broadcast_to(self.topology.mask.astype(np.int64), self._weight.shape))
+
+    def advance(self, interval_s: float) -> WindowBatch:
+        """Lets `interval_s` simulated seconds pass in every environment.
+
+        Raises TestbedError before every environment has been reset.
+        """
+        if not interval_s > 0:
+            raise ConfigError(f"interval of {interval_s} s", where="simulated batch", remedy="it must be positive")
+        start_s = self._start_s.copy()
+        while self._pending and self._pending[0][0] < interval_s:
+            delay_s, weight, down = self._pending.pop(0)
+            self._play(start_s + delay_s)
+            self._enforce(weight, down)
+        self._pending = [(delay_s - interval_s, weight, down) for delay_s, weight, down in self._pending]
+        self._play(start_s + interval_s)
+        return self._window(start_s)
+
+    def drain(self, timeout_s: float) -> WindowBatch:
+        """Ends all arrivals and advances until nothing is in flight, at most `timeout_s` simulated seconds."""
+        start_s = self._start_s.copy()
+        for index in range(self.size):
+            lane = self._lane(index)
+            arrivals.stop(lane)
+            while lane.state["free"][0] < len(lane.free) and self._start_s[index] < start_s[index] + timeout_s:
+                self._start_s[index] += _DRAIN_STEP_S
+                engine.advance(lane, self._start_s[index])
+        return self._window(start_s)
+
+    def _play(self, until_s: FloatArray) -> None:
+        lanes = [self._lane(index) for index in range(self.size)]
+        side_by_side(lambda index: engine.advance(lanes[index], until_s[index]), self.size, self._threads)
+        self._start_s = until_s
+
+    def _enforce(self, weight: IntArray, down: NDArray[np.bool_]) -> None:
+        changed = ((weight != self._weight) | (down != self._down)).any(axis=(1, 2))
+        for index, lane in enumerate(self._lanes):
+            if lane is not None and changed[index]:
+                _set_peers(lane.peers, weight[index], down[index] | ~self.topology.mask)
+                if self.options.actuation == "reload":
+                    _reload(lane.peers)
+                    lane.state["generation"] += 1
+            if lane is not None and self._method == METHOD_CODES["expected_delay"]:
+                lane.rules["learned"] = 0
+        self._weight, self._down = weight, down
+
+    def _window(self, start_s: FloatArray) -> WindowBatch:
+        counts = Tally(*(array.copy() for array in self._tally))
+        for array in self._tally:
+            array[...] = 0
+        active = np.stack([self._lane(index).peers["conns"].sum(axis=0) for index in range(self.size)])
+        duration_s = np.array([self._lane(index).state["duration_s"][0] for index in range(self.size)])
+        return WindowBatch(
+            topology=self.topology, bounds_ms=self.bounds_ms, start_s=start_s, end_s=self._start_s.copy(),
+            weight=self._weight.copy(), down=self._down.copy(), active=active,
+            ended=self._start_s > duration_s + 1e-9, tau_s=self._tau_in_force(),
+            balances_by_delay=self._method == METHOD_CODES["expected_delay"], **counts._asdict(),
+        )  # fmt: skip
+
+    def _tau_in_force(self) -> FloatArray:
+        lanes = [self._lane(index) for index in range(self.size)]
+        return np.stack([lane.tau_s * lane.rules["learned"][0] for lane in lanes])
+
+    def _lane(self, index: int) -> Lane:
+        lane = self._lanes[index]
+        if lane is None:
+            raise TestbedError(f"environment {index} has no script", where="simulated batch", remedy="call reset first")
+        return lane
+
+    def _rules(self) -> dict[str, Any]:
+        o = self.options
+        return {
+            "method": self._method, "sharing": o.discipline == "processor_sharing", "max_fails": o.max_fails,
+            "fail_timeout_s": o.fail_timeout_s, "read_timeout_s": o.read_timeout_s,
+            "overhead_s": o.overhead_ms / 1e3, "retry_500": o.retry_http_500,
+            "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
+            "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
+            "by_in_flight": o.count_by_in_flight,
+        }  # fmt: skip
+
+
+def warm_up(topology: Topology) -> None:
+    """Compiles the simulator, or loads it from numba's cache, so that many processes need not do it at once."""
+    types = topology.request_types
+    mean_s = (1e-3,) * len(types)
+    streams = tuple(Stream(request_type, (RateStep(0.0, 100.0),)) for request_type in types)
+    profiles = (ServerProfile((1.0,) * len(types)),) * len(topology.servers)
+    batch = SimulatedBatch(topology, 1, "least_conn", options=SimulationOptions(actuation="reload"))
+    batch.reset(0, Script("warm-up", 0, 1.0, streams, profiles, mean_s))
+    batch.set_weights(np.full((1, *topology.shape), 2))
+    batch.advance(0.1)
+    batch.drain(0.1)
+
+
+def _method_code(method: str) -> int:
+    if method not in METHOD_CODES:
+        raise ConfigError(f"unknown balancing method '{method}'", remedy=closest(method, METHOD_CODES))
+    return METHOD_CODES[method]
+
+
+def _new_tally(topology: Topology, size: int, bounds: int) -> Tally:
+    groups, servers = topology.shape
+    cells, totals = (size, groups, servers), (size, groups)
+    return Tally(
+        requests=np.zeros(cells, np.int64),
+        responses=np.zeros((*cells, 5), np.int64),
+        response_ms_sum=np.zeros(cells, np.int64),
+        latency_histogram=np.zeros((*cells, bounds + 1), np.int64),
+        delay=np.zeros((*cells, 4)),
+        by_in_flight=np.zeros((size, servers, IN_FLIGHT_BINS, IN_FLIGHT_SUMS)),
+        planned=np.zeros(totals, np.int64),
+        answered=np.zeros(totals, np.int64),
+        failed=np.zeros(totals, np.int64),
+        latency_counts=np.zeros((*totals, histogram.SIZE), np.int64),
+        latency_s_sum=np.zeros(totals),
+    )
+
+
+@compiled
+def _set_peers(peers: Any, weights: Any, down: Any) -> None:
+    contexts, groups, servers = peers.shape
+    for context in range(contexts):
+        for group in range(groups):
+            changed = False
+            for server in range(servers):
+                peer = peers[context, group, server]
+                changed |= peer.weight != weights[group, server] or (peer.down != 0) != down[group, server]
+                peer.weight, peer.down = weights[group, server], down[group, server]
+            if changed:
+                reset_round_robin(peers[context, group])
+
+
+@compiled
+def _reload(peers: Any) -> None:
+    for context in range(len(peers)):
+        for group in range(peers.shape[1]):
+            forget_all(peers[context, group])

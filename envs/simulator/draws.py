@@ -1,0 +1,127 @@
+"""Counter-based random draws for the simulator: a draw is a function of (stream key, request number) only.
+
+So every policy meets the same arrivals and the same work (common random numbers), whatever it routes.
+The generator is SplitMix64 (Steele, Lea, Flood 2014), used as a hash of the counter.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.simulator.compiling import leaf
+
+EXPONENTIAL, NORMAL, FIXED, ZIPF = range(4)
+ARRIVAL_CODES = {"exponential": EXPONENTIAL, "normal": NORMAL, "fixed": FIXED, "zipf": ZIPF}
+
+CONSTANT_WORK, EXPONENTIAL_WORK, LOGNORMAL_WORK = range(3)
+SERVICE_CODES = {"constant": CONSTANT_WORK, "exponential": EXPONENTIAL_WORK, "lognormal": LOGNORMAL_WORK}
+
+CELLS = 2048
+TAIL_CELLS = 8
+"""Outermost cells on each side in which the lognormal is computed, not interpolated."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S11, _S27, _S30, _S31, _S32 = (np.uint64(bits) for bits in (11, 27, 30, 31, 32))
+
+# The gap distributions have mean 1 after these: E[max(0, 1 + Z/2)], and E[X] of Zipf(2) on 1…1000.
+_NORMAL_MEAN = 1.0 + 0.5 * (math.exp(-2.0) / math.sqrt(2 * math.pi) - 2.0 * (1.0 - NormalDist().cdf(2.0)))
+_ZIPF_MAX = 1000
+_ZIPF_NORM = sum(1.0 / k**2 for k in range(1, _ZIPF_MAX + 1))
+_ZIPF_MEAN = sum(1.0 / k for k in range(1, _ZIPF_MAX + 1)) / _ZIPF_NORM
+
+
+def stream_keys(seed: int, streams: int) -> NDArray[np.uint64]:
+    """Independent keys of a seed's random streams, ``[streams]``."""
+    return np.random.SeedSequence(seed).generate_state(streams, np.uint64).astype(np.uint64)
+
+
+@lru_cache(maxsize=64)
+def lognormal_table(cv: float) -> NDArray[np.float64]:
+    """Quantiles of the lognormal with mean 1 at i / CELLS, ``[CELLS + 1]``; the two ends are not used."""
+    sigma = lognormal_sigma(cv)
+    table = np.ones(CELLS + 1)
+    table[1:-1] = np.exp(sigma * _normal_quantiles() - sigma**2 / 2)
+    return table
+
+
+def lognormal_sigma(cv: float) -> float:
+    """Standard deviation of the logarithm of a lognormal with this coefficient of variation."""
+    return math.sqrt(math.log1p(cv**2))
+
+
+@lru_cache(maxsize=1)
+def _normal_quantiles() -> NDArray[np.float64]:
+    normal = NormalDist()
+    return np.array([normal.inv_cdf(i / CELLS) for i in range(1, CELLS)])
+
+
+@leaf
+def hashed(key: Any, counter: Any) -> Any:
+    """Uint64 of (key, counter)."""
+    z = key + np.uint64(counter + 1) * _GOLDEN
+    z = (z ^ (z >> _S30)) * _MIX_1
+    z = (z ^ (z >> _S27)) * _MIX_2
+    return z ^ (z >> _S31)
+
+
+@leaf
+def uniform(key: Any, counter: Any) -> Any:
+    """Uniform in (0, 1)."""
+    return (float(hashed(key, counter) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
+
+
+@leaf
+def below(key: Any, counter: Any, limit: Any) -> Any:
+    """Integer in 0…limit-1."""
+    return np.int64(((hashed(key, counter) >> _S32) * np.uint64(limit)) >> _S32)
+
+
+@leaf
+def normal_quantile(u: float) -> Any:
+    """Normal quantile, error below 4.5e-4 (Abramowitz and Stegun 26.2.23)."""
+    t = math.sqrt(-2.0 * math.log(min(u, 1.0 - u)))
+    z = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)))
+    return z if u > 0.5 else -z
+
+
+@leaf
+def _zipf(u: float) -> Any:
+    rest = u * _ZIPF_NORM
+    for k in range(1, _ZIPF_MAX):
+        rest -= 1.0 / (k * k)
+        if rest <= 0.0:
+            return k / _ZIPF_MEAN
+    return _ZIPF_MAX / _ZIPF_MEAN
+
+
+@leaf
+def unit_gap(distribution: Any, key: Any, number: Any) -> Any:
+    """Gap before arrival `number` in units of the mean gap."""
+    if distribution == FIXED:
+        return 1.0
+    u = uniform(key, number)
+    if distribution == EXPONENTIAL:
+        return -math.log(u)
+    if distribution == NORMAL:
+        return max(0.0, 1.0 + 0.5 * normal_quantile(u)) / _NORMAL_MEAN
+    return _zipf(u)
+
+
+@leaf
+def unit_work(distribution: Any, table: Any, sigma: Any, key: Any, number: Any) -> Any:
+    """Work of request `number` in units of the mean work; lognormal: table inside, exact in both tails."""
+    if distribution == CONSTANT_WORK:
+        return 1.0
+    u = uniform(key, number)
+    if distribution == EXPONENTIAL_WORK:
+        return -math.log(u)
+    cell = int(u * CELLS)
+    if TAIL_CELLS <= cell < CELLS - TAIL_CELLS:
+        return table[cell] + (u * CELLS - cell) * (table[cell + 1] - table[cell])
+    return math.exp(sigma * normal_quantile(u) - 0.5 * sigma * sigma)

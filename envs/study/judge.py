@@ -1,0 +1,221 @@
+"""Judges balancing rules on simulated scenarios, with the study's indices and common random numbers.
+
+The best static weights of a scenario, searched in simulation: what no feedback can know, and what goes stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import BalancingMethod, Weights
+from actuators.contract.histogram import SIZE, midpoints_s, percentile_ms
+from actuators.contract.script import Scenario, Script
+from actuators.contract.topology import Topology
+from actuators.options import Options
+from envs.observation.deadlines import ERROR_LATENCY_S, derive_deadlines
+from envs.scenarios import disturbances
+from envs.scenarios.catalogue import StudyScenario
+from envs.simulator.batch import SimulatedBatch
+from envs.simulator.window_batch import WindowBatch
+from envs.study.rules import Rule
+
+WARM_UP_S = 10.0
+_OBSERVED_S, _OBSERVED_SEED = 300.0, 999
+_OBSERVED_LOAD = {"S2b": 0.325, "S6": 0.5}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What clients got, over all seeds.
+
+    Attributes:
+        art: relative tardiness per request, a failure counted as a 1 s answer.
+        index: the study's J: latency / deadline per request + `art`.
+    """
+
+    mean_ms: float
+    p99_ms: float
+    art: float
+    index: float
+    error_ratio: float
+    requests: int
+
+    def over(self, base: Score) -> Score:
+        """Each figure divided by the base's; the error ratio and the requests stay."""
+        return Score(
+            self.mean_ms / base.mean_ms,
+            self.p99_ms / base.p99_ms,
+            self.art / base.art if base.art > 0 else float("nan"),
+            self.index / base.index,
+            self.error_ratio,
+            self.requests,
+        )
+
+
+def judge(
+    rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
+) -> Score:
+    """Plays the scenario once per seed, without its first 10 s; one score of all requests."""
+    return _play(rule, scenario, topology, seeds, interval_s).pooled().scores(deadlines_s(scenario, topology))[0]
+
+
+def judge_each(
+    rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
+) -> tuple[Score, ...]:
+    """The same with a score per seed."""
+    return _play(rule, scenario, topology, seeds, interval_s).scores(deadlines_s(scenario, topology))
+
+
+def _play(rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float) -> _Totals:
+    scripts = [scenario.script(topology, seed) for seed in seeds]
+    batch = SimulatedBatch(topology, len(seeds), rule.method, options=rule.options)
+    for index, script in enumerate(scripts):
+        batch.reset(index, script)
+    steer = rule.steering() if rule.steering else None
+    cells = (len(seeds), len(topology.groups))
+    totals = _Totals(np.zeros((*cells, SIZE)), np.zeros(cells), np.zeros(cells))
+    window: WindowBatch | None = None
+    for tick in range(round(scenario.duration_s / interval_s)):
+        if steer is not None:
+            steer(batch, scripts, window)
+        window = batch.advance(interval_s)
+        if (tick + 1) * interval_s > WARM_UP_S:
+            totals.add(window)
+    return totals
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """Sums per play and group: ``[plays, groups, SIZE]``, and ``[plays, groups]`` twice."""
+
+    counts: FloatArray
+    seconds: FloatArray
+    failed: FloatArray
+
+    def add(self, window: WindowBatch) -> None:
+        self.counts[...] += window.latency_counts
+        self.seconds[...] += window.latency_s_sum
+        self.failed[...] += window.failed
+
+    def pooled(self) -> _Totals:
+        return _Totals(*(array.sum(axis=0, keepdims=True) for array in (self.counts, self.seconds, self.failed)))
+
+    def scores(self, deadline_s: FloatArray) -> tuple[Score, ...]:
+        plays = zip(self.counts, self.seconds, self.failed, strict=True)
+        return tuple(_score(counts, seconds, failed, deadline_s) for counts, seconds, failed in plays)
+
+
+def _score(counts: FloatArray, seconds: FloatArray, failed: FloatArray, deadline_s: FloatArray) -> Score:
+    answered, failures = float(counts.sum()), float(failed.sum())
+    total = answered + failures
+    lateness = np.maximum(midpoints_s() - deadline_s[:, None], 0.0) / deadline_s[:, None]
+    error_lateness = np.maximum(ERROR_LATENCY_S - deadline_s, 0.0) / deadline_s
+    art = float((counts * lateness).sum() + failed @ error_lateness) / total
+    relative = float(((seconds + failed * ERROR_LATENCY_S) / deadline_s).sum()) / total
+    return Score(
+        mean_ms=float(seconds.sum()) / answered * 1e3,
+        p99_ms=percentile_ms(counts.sum(axis=0).astype(np.int64), 99),
+        art=art,
+        index=relative + art,
+        error_ratio=failures / total,
+        requests=int(total),
+    )
+
+
+@lru_cache(maxsize=64)
+def _deadlines(nominal: Script, topology: Topology) -> FloatArray:
+    batch = SimulatedBatch(topology, 1, "round_robin")
+    batch.reset(0, nominal)
+    batch.advance(WARM_UP_S)
+    return derive_deadlines([batch.advance(_OBSERVED_S - WARM_UP_S).window(0)], topology).seconds
+
+
+def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
+    """``[groups]`` from 300 s of equal round robin in nominal conditions: no disturbance, no surge, no overload."""
+    nominal = replace(
+        scenario,
+        disturbance=disturbances.none,
+        load_shape=disturbances.steady,
+        load=_OBSERVED_LOAD.get(scenario.name, scenario.load),
+        duration_s=_OBSERVED_S,
+        load_balancers=1,
+    )
+    return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)
+
+
+class SearchOptions(Options):
+    """Cross-entropy search over the logarithms of the weights."""
+
+    candidates: int = Field(default=32, ge=8)
+    """Weights tried side by side in each generation, under the same arrivals."""
+    generations: int = Field(default=24, ge=1)
+    """How often the best quarter breeds the next candidates."""
+    duration_s: float = Field(default=60.0, gt=0)
+    """Simulated seconds per trial; the first tenth is not counted."""
+    spread: float = Field(default=0.7, gt=0)
+    """Standard deviation of the first candidates' log weights."""
+
+
+def search_static(
+    scenario: Scenario,
+    topology: Topology,
+    method: BalancingMethod,
+    deadlines_s: FloatArray,
+    seeds: Sequence[int],
+    options: SearchOptions | None = None,
+) -> Weights:
+    """Weights of the least mean latency / deadline, errors charged as 1 s, over fresh arrivals each generation.
+
+    The seeds must not be those of an evaluation. Equal weights are always among the candidates.
+    """
+    o = options or SearchOptions()
+    generator = np.random.default_rng(list(seeds))
+    centre, spread = np.zeros(topology.shape), np.full(topology.shape, o.spread)
+    elite = max(o.candidates // 4, 2)
+    for generation in range(o.generations):
+        logs = centre + spread * generator.standard_normal((o.candidates, *topology.shape))
+        logs[0], logs[1] = centre, 0.0
+        cost = _costs(
+            scenario, topology, method, deadlines_s, seeds[generation % len(seeds)], _integers(topology, logs), o
+        )
+        best = logs[np.argsort(cost)[:elite]]
+        centre, spread = best.mean(axis=0), np.maximum(best.std(axis=0), 0.02)
+    return Weights(topology, _integers(topology, centre[None])[0])
+
+
+def _costs(
+    scenario: Scenario,
+    topology: Topology,
+    method: BalancingMethod,
+    deadlines_s: FloatArray,
+    seed: int,
+    weights: NDArray[np.int64],
+    options: SearchOptions,
+) -> FloatArray:
+    batch = SimulatedBatch(topology, len(weights), method)
+    script = scenario.script(topology, seed)
+    for index in range(len(weights)):
+        batch.reset(index, script)
+    batch.set_weights(weights)
+    batch.advance(options.duration_s / 10)
+    return _relative_latency(batch.advance(options.duration_s * 9 / 10), deadlines_s)
+
+
+def _relative_latency(window: WindowBatch, deadlines_s: FloatArray) -> FloatArray:
+    seconds = window.latency_s_sum + window.failed * ERROR_LATENCY_S
+    cost: FloatArray = (seconds / deadlines_s).sum(axis=1) / np.maximum(window.answered.sum(axis=1), 1)
+    return cost
+
+
+def _integers(topology: Topology, logs: FloatArray) -> NDArray[np.int64]:
+    """Weights 1…100 of log weights ``[n, groups, servers]``."""
+    shares = np.where(topology.mask, np.exp(logs), 0.0)
+    scaled = np.rint(100 * shares / shares.max(axis=-1, keepdims=True))
+    return np.where(topology.mask, np.clip(scaled, 1, 100), 0).astype(np.int64)

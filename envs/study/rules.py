@@ -1,0 +1,228 @@
+"""Ways to balance that the study compares: a method, what steers it, and how NGINX is set up for it.
+
+Estimators and controllers steering a whole simulated batch: rules for `envs.study.judge.judge`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod, ServiceTimes, Weights
+from actuators.contract.script import Script
+from actuators.errors import ConfigError, closest
+from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
+from envs.estimators.registry import estimator_named
+from envs.estimators.workers import WorkersLearner
+from envs.heuristics.controllers import Steered
+from envs.observation.features import inverse_latency_shares
+from envs.scenarios.timeline import true_tau_s
+from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulationOptions
+from envs.simulator.window_batch import WindowBatch
+from envs.study.split import optimal_shares
+
+Steering = Callable[[SimulatedBatch, Sequence[Script], WindowBatch | None], None]
+"""Called before every interval with the window before it (None at first); sets the batch's control."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to balance: a method, what steers it, and how NGINX is set up for it."""
+
+    name: str
+    method: BalancingMethod | OracleMethod
+    steering: Callable[[], Steering] | None = None
+    options: SimulationOptions = field(default_factory=lambda: SimulationOptions(retry_post=True))
+
+
+def inverse_latency() -> Steering:
+    """Weight ∝ 1 / EWMA(0.5) of the mean response time per group and server; an error counts ten times."""
+    smooth: FloatArray | None = None
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        nonlocal smooth
+        if window is None:
+            return
+        errors = window.responses[..., 4]
+        mean_s = window.response_ms_sum / 1e3 / np.where(window.requests > 0, window.requests, np.nan)
+        seen_s = np.maximum(mean_s * (1 + 9 * errors / np.maximum(window.requests, 1)), 1e-4)
+        smooth = seen_s if smooth is None else np.where(
+            np.isnan(seen_s), smooth, np.where(np.isnan(smooth), seen_s, 0.5 * (smooth + seen_s))
+        )  # fmt: skip
+        _set_shares(batch, inverse_latency_shares(smooth))
+
+    return steer
+
+
+def type_means() -> Steering:
+    """`expected_delay` with nothing learned: every server is believed to be as fast as the type's mean."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        if window is None:
+            tau_s = np.array([np.tile(np.array(s.mean_service_s)[:, None], len(s.servers)) for s in scripts])
+            batch.set_service_times(tau_s, workers_of(scripts))
+
+    return steer
+
+
+def true_service_times() -> Steering:
+    """`expected_delay` with each server's true service times, read anew before every interval."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        now_s = window.end_s[0] if window is not None else 0.0
+        batch.set_service_times(np.array([true_tau_s(script, now_s) for script in scripts]), workers_of(scripts))
+
+    return steer
+
+
+def optimal_split() -> Steering:
+    """Weights in proportion to the best split at the true speeds and rates, anew before every interval."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        now_s = window.end_s[0] if window is not None else 0.0
+        _set_shares(batch, np.array([optimal_shares(script, now_s) for script in scripts]))
+
+    return steer
+
+
+def true_speeds() -> Steering:
+    """Weights in proportion to each server's true speed at each type, anew before every interval."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        now_s = window.end_s[0] if window is not None else 0.0
+        _set_shares(batch, 1.0 / np.array([true_tau_s(script, now_s) for script in scripts]))
+
+    return steer
+
+
+def _set_shares(batch: SimulatedBatch, shares: FloatArray) -> None:
+    weights = np.rint(MAX_WEIGHT * shares / shares.max(axis=2, keepdims=True)).clip(1, MAX_WEIGHT)
+    batch.set_weights(np.where(batch.topology.mask, weights, 0).astype(np.int64))
+
+
+def workers_of(scripts: Sequence[Script]) -> FloatArray:
+    """Workers of every server, ``[scripts, servers]``."""
+    return np.array([[float(profile.workers) for profile in script.servers] for script in scripts])
+
+
+def rule_named(name: str) -> Rule:
+    """A rule of `RULES`; raises ConfigError with the closest match."""
+    if name not in RULES:
+        raise ConfigError(f"unknown rule '{name}'", remedy=closest(name, RULES))
+    return RULES[name]
+
+
+# The study's simulator also tried lost POSTs elsewhere, and `expected_delay` shares each NGINX's memory.
+_PLAIN = SimulationOptions(retry_post=True)
+_SHARED = SimulationOptions(retry_post=True, workers_sharing_memory=2)
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("round_robin", "round_robin", None, _PLAIN),
+        Rule("least_conn", "least_conn", None, _PLAIN),
+        Rule("random_two", "random_two", None, _PLAIN),
+        Rule("inverse_latency", "least_conn", inverse_latency, _PLAIN),
+        Rule("optimal_round_robin", "round_robin", optimal_split, _PLAIN),
+        Rule("true_speeds", "least_conn", true_speeds, _PLAIN),
+        Rule("type_means", "expected_delay", type_means, _SHARED),
+        Rule("true_times", "expected_delay", true_service_times, _SHARED),
+        Rule("shortest_delay", "shortest_delay", None, _PLAIN),
+        Rule("join_shortest", "join_shortest", None, _PLAIN),
+        Rule("central_queue", "central_queue", None, _PLAIN),
+    )
+}
+"""The study's rules by name; `inverse_latency` is on least_conn."""
+
+SHARED_MEMORY = SimulationOptions(retry_post=True, workers_sharing_memory=2)
+"""As the study sets NGINX up: the two workers of each load balancer share their counters (S9: 4 contexts)."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How service times are learned and what is believed of the servers.
+
+    Attributes:
+        estimator: a name of `envs.estimators.registry.ESTIMATORS`.
+        delay_windows: windows by which what was observed comes too late.
+        worker_factor: believed workers over true ones, or over learned ones.
+        first_workers: None to be told the workers, else they are learned from this start.
+    """
+
+    estimator: str
+    delay_windows: int = 0
+    worker_factor: float = 1.0
+    first_workers: float | None = None
+
+    def rule(self, options: SimulationOptions = SHARED_MEMORY) -> Rule:
+        """This way of learning as a rule that can be judged."""
+        counting = options.model_copy(update={"count_by_in_flight": self.first_workers is not None})
+        return Rule(self._name(), "expected_delay", steering(self), counting)
+
+    def _name(self) -> str:
+        late = f", {self.delay_windows} s late" if self.delay_windows else ""
+        workers = f", workers × {self.worker_factor:g}" if self.worker_factor != 1.0 else ""
+        learned = f", workers learned from {self.first_workers:g}" if self.first_workers is not None else ""
+        return f"{self.estimator}{late}{learned}{workers}"
+
+
+def steering(learning: Learning) -> Callable[[], Steering]:
+    """Starts from equal service times; one estimator for all environments and, in each, for all its contexts."""
+
+    def start() -> Steering:
+        waiting: deque[WindowBatch] = deque()
+        estimator: Estimator | None = None
+        learner: WorkersLearner | None = None
+        workers = np.ones(0)
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            nonlocal estimator, learner, workers
+            if window is None or estimator is None:
+                learner = WorkersLearner(batch.topology, (batch.size,), learning.first_workers or 1.0)
+                workers = workers_of(scripts) if learning.first_workers is None else learner.update(None, 0.0)
+                workers = np.maximum(workers * learning.worker_factor, 0.25)
+                estimator = estimator_named(learning.estimator)(batch.topology, (batch.size,))
+                batch.set_service_times(np.full((batch.size, *batch.topology.shape), FIRST_GUESS_S), workers)
+                return
+            waiting.append(window)
+            if len(waiting) <= learning.delay_windows:
+                return
+            samples = ServiceSamples.of(waiting.popleft())
+            if learner is not None and learning.first_workers is not None:
+                learned = learner.update(samples.seen().by_in_flight, samples.duration_s)
+                workers = np.maximum(learned * learning.worker_factor, 0.25)
+            batch.set_service_times(estimator.update(samples), workers)
+
+        return steer
+
+    return start
+
+
+def controlled(name: str, make: Callable[[], Steered], options: SimulationOptions | None = None) -> Rule:
+    """A controller of weights as a rule: one of its own for every environment, fed with whole windows."""
+
+    def start() -> Steering:
+        controllers: list[Steered] = []
+        present: list[Weights] = []
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            if window is None:
+                controllers[:] = [make() for _ in scripts]
+                present[:] = [_weights(c.begin(batch.topology)) for c in controllers]
+            else:
+                for index, controller in enumerate(controllers):
+                    decision = controller.decide(window.window(index))
+                    present[index] = present[index] if decision is None else _weights(decision)
+            batch.set_weights(np.stack([w.values for w in present]), np.stack([w.down for w in present]))
+
+        return steer
+
+    return Rule(name, make().method, start, options or SimulationOptions(retry_post=True))
+
+
+def _weights(control: Weights | ServiceTimes) -> Weights:
+    return control.as_weights() if isinstance(control, ServiceTimes) else control

@@ -1,0 +1,168 @@
+"""Runs benches by name: a JSON file of each, one of all, one table; nothing in them is typed by hand."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+import rayjobs.bench
+from actuators.errors import ConfigError, DeepSchedError, closest
+from actuators.files import writable_folder, write_json
+from actuators.options import Options
+from rayjobs.bench.parts.bars import Bar, BenchContext
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import remarks, results
+from rayjobs.runs.folder import commit, machine
+
+EXIT_BAR_MISSED = 1
+EXIT_NOT_MEASURED = 2
+
+
+class BenchOptions(Options):
+    """Which benches run, and how long."""
+
+    names: tuple[str, ...] = ()
+    """Benches to run; all there are when none is given."""
+    seed: int = 1
+    """Seed of everything random in a bench."""
+    quick: bool = False
+    """Fewer repeats: each bench ends within 60 s, and its figures are rougher."""
+    out: Path = Path("runs/bench")
+    """Folder that receives NAME.json; what several say together is beside it, in a file of its name: OUT.json."""
+
+
+def names() -> tuple[str, ...]:
+    """The benches there are: the modules of rayjobs/bench/."""
+    modules = pkgutil.iter_modules(rayjobs.bench.__path__)
+    return tuple(sorted(module.name for module in modules if not module.ispkg and module.name != "__main__"))
+
+
+def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> tuple[Bar, ...]:
+    """Measures one bench and writes its JSON; its bars.
+
+    Raises:
+        ConfigError: no such bench, or a folder that cannot be written.
+        DeepSchedError: what the bench itself could not do.
+    """
+    if name not in names():
+        raise ConfigError(f"there is no bench '{name}'", remedy=closest(name, names()) if names() else "")
+    folder = writable_folder(options.out)
+    measure = importlib.import_module(f"rayjobs.bench.{name}").measure
+    with tempfile.TemporaryDirectory(prefix=f"deepsched-bench-{name}-") as work_dir:
+        bars = tuple(measure(BenchContext(options.seed, options.quick, Path(work_dir), log)))
+    write_json(folder / f"{name}.json", document(name, options.seed, bars))
+    return bars
+
+
+def document(name: str, seed: int, bars: Sequence[Bar]) -> dict[str, Any]:
+    """What NAME.json holds."""
+    return {
+        "bench": name,
+        "commit": commit(),
+        "machine": machine(),
+        "seed": seed,
+        "bars": [asdict(bar) for bar in bars],
+    }
+
+
+def table(title: str, measured: Mapping[str, tuple[Bar, ...] | str]) -> Table:
+    """The bars of benches as people read them; a text in the place of bars says why there are none."""
+    drawn = Table(title=f"bench {title}", title_justify="left")
+    for column, justify in (("bench", "left"), ("bar", "left"), ("value", "right"), ("limit", "right")):
+        drawn.add_column(column, justify=justify)  # type: ignore[arg-type]
+    drawn.add_column("holds")
+    drawn.add_column("reference", justify="right")
+    drawn.add_column("how", style="dim")
+    for name, found in measured.items():
+        if isinstance(found, str):
+            drawn.add_row(name, "[bold red]not measured[/]", "", "", "", "", escape(found))
+            continue
+        for bar in found:
+            verdict = "" if bar.limit is None else "yes" if bar.holds else "[bold red]NO[/]"
+            value = f"{_short(bar.value)} {bar.unit}"
+            drawn.add_row(name, escape(bar.bar), value, _limit(bar), verdict, _short(bar.reference), escape(bar.how))
+    return drawn
+
+
+def run(options: BenchOptions) -> int:
+    """Runs the benches; 0 when every bar holds, 1 when one does not, 2 when one could not be measured."""
+    wanted = options.names or names()
+    unknown = [name for name in wanted if name not in names()]
+    if unknown:
+        raise ConfigError(f"there is no bench '{unknown[0]}'", remedy=closest(unknown[0], names()))
+    measured: dict[str, tuple[Bar, ...] | str] = {}
+    for name in wanted:
+        measured[name] = _run_one(name, options)
+        if len(wanted) > 1:
+            write_json(options.out.with_suffix(".json"), together(measured, options.seed))
+    if len(wanted) > 1:
+        results().print(table("all", measured))
+        results().print(f"written: {options.out.with_suffix('.json')}", markup=False)
+    return max((_code(found) for found in measured.values()), default=0)
+
+
+def together(measured: Mapping[str, tuple[Bar, ...] | str], seed: int) -> dict[str, Any]:
+    """What several benches say in one document: bars of each, or why it was not measured."""
+    return {
+        "commit": commit(),
+        "machine": machine(),
+        "seed": seed,
+        "benches": {
+            name: {"not_measured": found} if isinstance(found, str) else {"bars": [asdict(bar) for bar in found]}
+            for name, found in measured.items()
+        },
+    }
+
+
+def _run_one(name: str, options: BenchOptions) -> tuple[Bar, ...] | str:
+    """The bars, or why there are none."""
+    aside = remarks()
+    try:
+        bars = run_bench(name, options, lambda line: aside.print(f"bench {name}: {line}", markup=False))
+    except DeepSchedError as error:
+        aside.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
+        return str(error)
+    out = results()
+    out.print(table(name, {name: bars}))
+    out.print(f"written: {options.out / name}.json", markup=False)
+    return bars
+
+
+def _code(found: tuple[Bar, ...] | str) -> int:
+    if isinstance(found, str):
+        return EXIT_NOT_MEASURED
+    return 0 if all(bar.holds for bar in found) else EXIT_BAR_MISSED
+
+
+def _limit(bar: Bar) -> str:
+    if bar.limit is None:
+        return ""
+    # A bar that holds lies on the right side of its limit; one that does not, on the wrong side.
+    below = bar.value <= bar.limit
+    return f"{'≤' if below == bar.holds else '≥'} {_short(bar.limit)}"
+
+
+def _short(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}" if value % 1 else f"{value:.0f}"
+
+
+VERB = Verb(
+    name="bench",
+    example="deepsched bench load --quick",
+    options=BenchOptions,
+    run=run,
+    positional=("names",),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))

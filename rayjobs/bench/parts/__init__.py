@@ -1,0 +1,1 @@
+"""What benches share: bars, ratios, blocks, sites and stopwatches. `deepsched bench` does not list these modules."""

@@ -1,0 +1,127 @@
+"""What the benches of statistics and actuation share: constant servers, an NGINX before them, load, CPU of workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actuators.contract.script import ArrivalDistribution, RateStep, Stream
+from actuators.contract.topology import Topology, social_network
+from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.detect import detect
+from actuators.nginx.instance import Nginx
+from actuators.nginx.reload import children
+from actuators.processes.process import ManagedProcess
+
+MIX = (0.1, 0.6, 0.3)
+"""Shares of compose, home read and user read in DeathStarBench's mixed workload."""
+
+_PRIORITY = -15
+
+_CONFIG = """daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log error;
+worker_processes 1;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_timeout 600s; keepalive_requests 1000000000; default_type text/plain;
+  client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+{servers}}}
+"""
+
+
+def raise_priority(*pids: int) -> str:
+    """Puts the sessions of these processes before other work of this machine, where that is allowed; says whether.
+
+    Linux shares the CPU among sessions first (sched_autogroup), so a process's own nice value is not enough.
+    """
+    try:
+        for pid in pids:
+            for child in (pid, *children(pid)):
+                os.setpriority(os.PRIO_PROCESS, child, _PRIORITY)
+            Path(f"/proc/{pid}/autogroup").write_text(str(_PRIORITY))
+    except OSError:
+        return "ordinary priority"
+    return f"priority {_PRIORITY}"
+
+
+@contextlib.contextmanager
+def constant_servers(folder: Path, count: int = 3) -> Iterator[Topology]:
+    """Servers that answer 200 at once, in a process of their own; the topology over their addresses."""
+    folder.mkdir(parents=True)
+    ports = _free_ports(count)
+    servers = "".join(
+        f"  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 '{port}'; }} }}\n"
+        for port in ports
+    )
+    config = folder / "nginx.conf"
+    config.write_text(_CONFIG.format(folder=folder, servers=servers))
+    command = [str(detect().binary), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
+    with ManagedProcess(command, name="constant servers", log_path=folder / "error.log") as process:
+        process.wait_ready(lambda: all(_listens(port) for port in ports))
+        raise_priority(process.pid)
+        yield social_network(tuple(f"127.0.0.1:{port}" for port in ports))
+
+
+@contextlib.contextmanager
+def front(topology: Topology, options: NginxOptions, folder: Path, kind: type[Nginx] = Nginx) -> Iterator[Nginx]:
+    """A running NGINX before the topology."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with kind(options, topology, work_dir=folder) as nginx:
+        nginx.start()
+        raise_priority(nginx.master_pid)
+        yield nginx
+
+
+@contextlib.contextmanager
+def load_engine(folder: Path, options: LoadOptions | None = None) -> Iterator[LoadEngine]:
+    """A load engine of its own folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with LoadEngine(options or LoadOptions(), folder) as engine:
+        yield engine
+
+
+def streams(rate_rps: float, distribution: ArrivalDistribution = "exponential") -> tuple[Stream, ...]:
+    """The mixed workload at a constant rate."""
+    types = social_network().request_types
+    return tuple(
+        Stream(name, (RateStep(0.0, rate_rps * share, distribution),)) for name, share in zip(types, MIX, strict=True)
+    )
+
+
+@dataclass
+class WorkerCpu:
+    """CPU seconds that the workers of an NGINX used; old generations are remembered while they live."""
+
+    nginx: Nginx
+
+    def seconds(self) -> float:
+        """User and system time of all workers that are alive now."""
+        return sum(_cpu_s(pid) for pid in children(self.nginx.master_pid))
+
+
+def free_address() -> str:
+    """A loopback address that was free a moment ago."""
+    return f"127.0.0.1:{_free_ports(1)[0]}"
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return int(fields[0]) / 1e9
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == os.EX_OK

@@ -1,0 +1,1 @@
+"""The command line: finding a verb, options from flags and files, progress, signals. No verb is defined here."""

@@ -1,0 +1,254 @@
+"""Options from YAML files, `--set a.b=c` and flags; every refusal is one ConfigError that names the full path."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from actuators.errors import ConfigError, closest
+from actuators.options import Options
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option that has a value of its own: where it is (`load.rate_rps`) and what pydantic knows about it."""
+
+    path: str
+    info: FieldInfo
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one source; later layers win."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def load_options(
+    options: type[OptionsT],
+    *,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> OptionsT:
+    """The options in force: defaults < `file` < `assignments` (`a.b=c`) < `flags`.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the closest match), or a wrong value.
+    """
+    layers = [] if file is None else [read_yaml(file)]
+    layers += [_assignment_layer(options, text) for text in assignments]
+    layers += [Layer(f"--{name.replace('_', '-')}", {name: value}) for name, value in (flags or {}).items()]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer.values)
+    try:
+        return options.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, options, layers) from error
+
+
+def dump_yaml(options: Options) -> str:
+    """The resolved options as YAML that loads back equal."""
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(file: Path) -> Layer:
+    """The mapping in a YAML file; a bare name (`quick`) means one of ours in rayjobs/configs/.
+
+    Raises:
+        ConfigError: missing, unreadable, not YAML, a key twice, or not a mapping.
+    """
+    ours = CONFIGS / f"{file}.yaml"
+    path = ours if not file.exists() and ours.is_file() else file
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        near = {p.name for p in path.parent.glob("*.yaml")} | {p.stem for p in CONFIGS.glob("*.yaml")}
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(
+            f"cannot read the config file: {reason}", where=str(file), remedy=closest(file.name, near) if near else ""
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError("a config file must be a mapping of option names to values", where=str(path))
+    return Layer(str(path), values)
+
+
+def fields_of(options: type[Options], prefix: str = "") -> Iterator[Field]:
+    """Every option of a class and of the option classes nested in it, depth first, in the order written."""
+    for name, info in options.model_fields.items():
+        nested = nested_options(info.annotation)
+        if nested is None:
+            yield Field(prefix + name, info)
+        else:
+            yield from fields_of(nested, f"{prefix}{name}.")
+
+
+def nested_options(annotation: object) -> type[Options] | None:
+    """The Options class in an annotation (`X`, `X | None`), None when it is a plain value."""
+    for kind in alternatives(annotation):
+        if isinstance(kind, type) and issubclass(kind, Options):
+            return kind
+    return None
+
+
+def alternatives(annotation: object) -> tuple[object, ...]:
+    """The members of a union, or the annotation alone."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def choices_of(annotation: object) -> tuple[str, ...]:
+    """The strings that a Literal allows; empty when it is none."""
+    return tuple(
+        value
+        for kind in alternatives(annotation)
+        if get_origin(kind) is Literal
+        for value in get_args(kind)
+        if isinstance(value, str)
+    )
+
+
+def is_list(annotation: object) -> bool:
+    """Whether the value is a list or tuple of plain values, written `a,b,c` on the command line."""
+    return any(get_origin(kind) in (list, tuple) or kind in (list, tuple) for kind in alternatives(annotation))
+
+
+def parse_value(annotation: object, text: str) -> object:
+    """What a text from the command line means: lists and mappings are YAML, the rest is left to pydantic."""
+    kinds = alternatives(annotation)
+    if type(None) in kinds and text.lower() in ("none", "null", ""):
+        return None
+    if is_list(annotation):
+        return _yaml_value(text if text.lstrip().startswith("[") else f"[{text}]")
+    structured = any(get_origin(kind) is not None and get_origin(kind) is not Literal for kind in kinds)
+    return _yaml_value(text) if structured or Any in kinds or nested_options(annotation) else text
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _assignment_layer(options: type[Options], text: str) -> Layer:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"'{text}' is not an assignment", where="--set", remedy="write --set NAME.FIELD=VALUE")
+    info = {field.path: field.info for field in fields_of(options)}.get(path)
+    parsed: Any = parse_value(info.annotation if info else Any, value)
+    for part in reversed(path.split(".")):
+        parsed = {part: parsed}
+    return Layer(f"--set {text}", parsed)
+
+
+def _yaml_value(text: str) -> object:
+    try:
+        value: object = yaml.safe_load(text)
+        return value
+    except yaml.YAMLError:
+        return text
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = _copy(value)
+
+
+def _copy(value: object) -> object:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError, options: type[Options], layers: Sequence[Layer]) -> ConfigError:
+    """The first thing that pydantic refused, in our words, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path, info = _locate(options, first["loc"])
+    where = _source(layers, path)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"unknown option '{path}'{more}", where=where, remedy=_closest_path(options, path))
+    if first["type"] == "missing":
+        return ConfigError(
+            f"option '{path}' is missing{more}", where=where, remedy="it has no default; give it a value"
+        )
+    # What options refuse together is told by them; their values would only hide it.
+    if first["type"] == "value_error" and (info is None or nested_options(info.annotation)):
+        return ConfigError(first["msg"].removeprefix("Value error, ") + more, where=where)
+    choices = choices_of(info.annotation) if info else ()
+    remedy = closest(str(first["input"]), choices) if choices else ""
+    rule = first["msg"].replace("Input should be ", "must be ", 1).removeprefix("Value error, ")
+    return ConfigError(f"option '{path}' is {first['input']!r}, {rule}{more}", where=where, remedy=remedy)
+
+
+def _locate(options: type[Options], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+    """Pydantic's location as a dotted path, without the names of union members that it mixes in."""
+    path: list[str] = []
+    level: type[Options] | None = options
+    info: FieldInfo | None = None
+    for index, part in enumerate(location):
+        is_last = index == len(location) - 1
+        if level is not None and isinstance(part, str) and (part in level.model_fields or is_last):
+            path.append(part)
+            info = level.model_fields.get(part)
+            level = nested_options(info.annotation) if info else None
+        elif isinstance(part, int):
+            path.append(str(part))
+    return ".".join(path), info
+
+
+def _source(layers: Sequence[Layer], path: str) -> str:
+    """The last source that gave a value at `path` or nearest above it; empty for a default."""
+    parts = path.split(".") if path else []
+    for depth in range(len(parts), 0, -1):
+        for layer in reversed(layers):
+            value: Any = layer.values
+            for part in parts[:depth]:
+                value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+            if value is not _ABSENT:
+                return layer.source
+    return ""
+
+
+_ABSENT = object()
+
+
+def _closest_path(options: type[Options], path: str) -> str:
+    """The closest option: first among the neighbours, then anywhere in the tree, else the neighbours' names."""
+    parent, _, name = path.rpartition(".")
+    level: type[Options] | None = options
+    for part in filter(None, parent.split(".")):
+        level = nested_options(level.model_fields[part].annotation) if level and part in level.model_fields else None
+    prefix = f"{parent}." if parent else ""
+    neighbours = {field: prefix + field for field in (level.model_fields if level else ())}
+    match = difflib.get_close_matches(name, neighbours, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean '{neighbours[match[0]]}'?"
+    everywhere = [field.path for field in fields_of(options)]
+    same_name = [candidate for candidate in everywhere if candidate.rpartition(".")[2] == name]
+    match = same_name or difflib.get_close_matches(path, everywhere, n=1, cutoff=0.75)
+    return f"did you mean '{match[0]}'?" if match else f"expected one of: {', '.join(sorted(neighbours.values()))}"

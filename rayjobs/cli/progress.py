@@ -1,0 +1,190 @@
+"""Says what a long job does, for how long, and what is next: drawn live on a terminal, plain lines elsewhere.
+
+The two consoles that verbs print to: results on stdout, everything said on the way on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_WIDTH = 160
+
+
+def results() -> Console:
+    """For tables and paths; wide when it is not a terminal, so that a pipe gets no wrapped cells."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+
+
+def remarks() -> Console:
+    """For progress and remarks."""
+    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else _PLAIN_WIDTH, highlight=False)
+
+
+UPDATE_EVERY_S = 5.0
+"""Plain lines: at most one update in this time."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a job, announced before it starts."""
+
+    name: str
+    expected_s: float
+
+
+class Progress:
+    """The stages of one job; a context manager. What is printed meanwhile appears above the live part.
+
+    Args:
+        stages: in the order they will run; one that is never entered is shown as skipped.
+        console: stderr when None.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rows = [_Row(stage) for stage in stages]
+        self._console = console or remarks()
+        self._clock = clock
+        self._started_s = clock()
+        self._live = (
+            Live(get_renderable=self._draw, console=self._console, refresh_per_second=5)
+            if self._console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        self._started_s = self._clock()
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[StageProgress]:
+        """Runs one announced stage; an exception marks it as ended early and goes on.
+
+        Raises:
+            KeyError: no stage of that name was announced.
+        """
+        index = next((i for i, row in enumerate(self._rows) if row.stage.name == name), None)
+        if index is None:
+            raise KeyError(f"no stage '{name}' among {[row.stage.name for row in self._rows]}")
+        row = self._rows[index]
+        row.start_s = row.said_s = self._clock()
+        self._say(index, f"started, {_about(row.stage.expected_s)}; next: {self._next(index)}")
+        try:
+            yield StageProgress(self, index)
+        except BaseException as error:
+            row.end_s = self._clock()
+            row.outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._say(index, f"{row.outcome} after {_span(row.end_s - row.start_s)}")
+            raise
+        row.end_s = self._clock()
+        row.outcome = "done"
+        self._say(index, f"done in {_span(row.end_s - row.start_s)}")
+
+    def update(self, index: int, text: str, fraction: float | None = None) -> None:
+        """What the running stage does now; plain lines pass at most every UPDATE_EVERY_S."""
+        row = self._rows[index]
+        row.text = text
+        row.fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
+        now_s = self._clock()
+        if now_s - row.said_s >= UPDATE_EVERY_S:
+            row.said_s = now_s
+            self._say(index, f"{self._timing(row)}: {text}")
+
+    def _say(self, index: int, text: str) -> None:
+        if self._live is None:
+            stamp = datetime.now().strftime("%H:%M:%S")
+            name = self._rows[index].stage.name
+            line = f"{stamp} [{index + 1}/{len(self._rows)}] {name}: {text}"
+            self._console.print(line, markup=False, soft_wrap=True)
+
+    def _next(self, index: int) -> str:
+        return next((row.stage.name for row in self._rows[index + 1 :] if row.start_s is None), "nothing, then done")
+
+    def _timing(self, row: _Row) -> str:
+        start_s = self._started_s if row.start_s is None else row.start_s
+        elapsed_s = (self._clock() if row.end_s is None else row.end_s) - start_s
+        late = ", longer than expected" if row.end_s is None and elapsed_s > 1.2 * row.stage.expected_s else ""
+        return f"{_span(elapsed_s)} of {_about(row.stage.expected_s)}{late}"
+
+    def _draw(self) -> RenderableType:
+        grid = Table.grid(padding=(0, 1))
+        last_started = max((i for i, row in enumerate(self._rows) if row.start_s is not None), default=-1)
+        for index, row in enumerate(self._rows):
+            grid.add_row(*self._cells(row, passed=index < last_started))
+        running = next((i for i, row in enumerate(self._rows) if row.start_s is not None and row.end_s is None), None)
+        total_s = sum(row.stage.expected_s for row in self._rows)
+        line = f"  {_span(self._clock() - self._started_s)} of {_about(total_s)} in all"
+        if running is not None:
+            line += f" · next: {self._next(running)}"
+        return Group(grid, Text(line, style="dim"))
+
+    def _cells(self, row: _Row, *, passed: bool) -> tuple[RenderableType, ...]:
+        if row.start_s is None:
+            note = "skipped" if passed else _about(row.stage.expected_s)
+            return Text(" ·", style="dim"), Text(row.stage.name, style="dim"), "", Text(note, style="dim"), ""
+        if row.end_s is None:
+            share = row.fraction
+            if share is None:
+                # Without word from the stage, time is the best guess; it never claims to be done.
+                share = min((self._clock() - row.start_s) / max(row.stage.expected_s, 1e-9), 0.97)
+            bar = ProgressBar(total=1.0, completed=share, width=24)
+            return row.spinner, Text(row.stage.name, style="bold"), bar, self._timing(row), Text(row.text)
+        mark = Text(" ✓", style="green") if row.outcome == "done" else Text(" ✗", style="red")
+        outcome = "" if row.outcome == "done" else row.outcome
+        return mark, row.stage.name, "", _span(row.end_s - row.start_s), Text(outcome or row.text, style="dim")
+
+
+class StageProgress:
+    """What the code of a stage uses to say where it is."""
+
+    def __init__(self, progress: Progress, index: int) -> None:
+        self._progress, self._index = progress, index
+
+    def update(self, text: str, fraction: float | None = None) -> None:
+        """What happens now, and how far the stage is (0…1) when that is known."""
+        self._progress.update(self._index, text, fraction)
+
+
+class _Row:
+    """The state of one stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.start_s: float | None = None
+        self.end_s: float | None = None
+        self.said_s = float("-inf")
+        self.text, self.outcome = "", ""
+        self.fraction: float | None = None
+        self.spinner = Spinner("dots", style="cyan")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.1f} min"

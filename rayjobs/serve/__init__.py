@@ -1,0 +1,1 @@
+"""`deepsched serve`: a bundle over HTTP, with or without Ray Serve."""

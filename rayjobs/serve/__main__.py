@@ -1,0 +1,159 @@
+"""`deepsched serve BUNDLE`: answers with weights over HTTP, shows the live page; on Ray Serve or plain uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from actuators.errors import ConfigError
+from actuators.processes.system import free_port
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import remarks
+from rayjobs.serve.options import ServeOptions, _token_file, deployment, make_settings
+
+if TYPE_CHECKING:
+    from rayjobs.serve.app import ServeSettings
+
+
+def run(options: ServeOptions) -> int:
+    """Serves until it is ended."""
+    settings = make_settings(options)
+    with serving(options, settings) as address:
+        remarks().print(
+            f"deepsched serve: http://{address}/ on {options.front}; the token of changes is in {_token_file(options)}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        threading.Event().wait()
+    return 0
+
+
+@contextlib.contextmanager
+def serving(options: ServeOptions, settings: ServeSettings) -> Iterator[str]:
+    """HOST:PORT while the policy is served there. Raises ProcessError."""
+    port = options.port or free_port(options.host)
+    address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
+    with _on_uvicorn(options, settings, port) if options.front == "uvicorn" else _on_ray(options, settings, port):
+        yield address
+
+
+@contextlib.contextmanager
+def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> Iterator[None]:
+    import uvicorn
+
+    from rayjobs.serve.app import create_app
+    from rayjobs.serve.telemetry import log_to_stderr
+
+    log_to_stderr()
+    config = uvicorn.Config(
+        create_app(settings),
+        host=options.host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise ConfigError(f"cannot listen on port {port}", where="serve", remedy="choose another --port")
+        thread.join(0.02)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        # An open stream of events would keep it waiting.
+        server.force_exit = True
+        thread.join(5.0)
+
+
+@contextlib.contextmanager
+def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterator[None]:
+    from rayjobs.runs.local_ray import ray_session
+
+    before = dict(os.environ)
+    # A socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="ds-ha-") as folder:
+        if options.haproxy:
+            os.environ.update(haproxy_environment(Path(folder)))
+        try:
+            with ray_session():
+                from ray import serve
+
+                from rayjobs.serve.ray_app import NAME, deployed, settings_args, start
+
+                start(options.host, port)
+                app = deployed(settings_args(settings), deployment(options))
+                serve.run(app, name=NAME, route_prefix="/")
+                yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """Settings of Ray's HAProxy: files in `folder`, statistics and metrics on free loopback ports."""
+    from rayjobs.serve.haproxy_loopback import REAL, launcher, real_binary
+
+    prefix = "RAY_SERVE_HAPROXY_"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        REAL: real_binary(),
+        f"{prefix}BINARY_PATH": str(launcher(folder)),
+        f"{prefix}CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        f"{prefix}SOCKET_PATH": str(folder / "admin.sock"),
+        f"{prefix}SERVER_STATE_BASE": str(folder),
+        f"{prefix}SERVER_STATE_FILE": str(folder / "server-state"),
+        f"{prefix}METRICS_PORT": str(free_port("127.0.0.1")),
+        f"{prefix}STATS_PORT": str(free_port("127.0.0.1")),
+        f"{prefix}NBTHREAD": "1",
+    }
+
+
+def serve_yaml(options: ServeOptions) -> str:
+    """What `serve deploy` and `serve run` take; the token stays in its file."""
+    from rayjobs.serve.ray_app import NAME, settings_args
+
+    args = settings_args(make_settings(options))
+    del args["rules"]["token"]
+    args["rules"]["token_file"] = str(_token_file(options))
+    document = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": options.host, "port": options.port or 8000},
+        "logging_config": {"encoding": "JSON", "log_level": "INFO"},
+        "applications": [
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": "rayjobs.serve.ray_app:build",
+                "args": args,
+                "deployments": [{"name": "Policy", **deployment(options)}],
+            }
+        ],
+    }
+    text: str = yaml.safe_dump(document, sort_keys=False)
+    return text
+
+
+VERB = Verb(
+    name="serve",
+    example="deepsched serve runs/demo/bundle --port 8000",
+    options=ServeOptions,
+    run=run,
+    positional=("bundle",),
+    render=serve_yaml,
+)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(VERB))

@@ -1,0 +1,226 @@
+"""The served policy over HTTP: a FastAPI app that runs under Ray Serve and under plain uvicorn alike."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+
+from actuators.errors import DeepSchedError
+from rayjobs.serve.answers import Answers
+from rayjobs.serve.bundles import BundleStore
+from rayjobs.serve.gate import CHANGES, App, Gate, GateRules, Refused, Scope
+from rayjobs.serve.live import LiveView, events
+from rayjobs.serve.models import (
+    BundleRequest,
+    OrdersAnswer,
+    OrdersRequest,
+    PolicyAnswer,
+    Problem,
+    WeightsAnswer,
+    WeightsRequest,
+)
+from rayjobs.serve.telemetry import Metrics, event
+from rayjobs.steer.folder import SteerFolder
+from tuning.steering.guards import GuardOptions
+
+PAGE = Path(__file__).with_name("page")
+_FILES = {
+    "/": "page.html", "/page.js": "page.js", "/charts.js": "charts.js", "/page.css": "page.css",
+    "/docs": "api.html", "/api.js": "api.js",
+}  # fmt: skip
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 421, 422, 503)
+}
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Requests that one call of the network decides.
+
+    Attributes:
+        size: most of them; 1 decides each by itself.
+        wait_s: how long the first one waits for others; 0 takes those that wait already.
+    """
+
+    size: int = 1
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What a server needs to know.
+
+    Attributes:
+        bundle: served first; root: folder below which other bundles may lie.
+        state: folder of the pointer to the bundle in use.
+        steer: folder of the controller whose record the page shows.
+        batching: how many requests are decided together; only under Ray Serve.
+    """
+
+    bundle: Path
+    root: Path
+    state: Path
+    steer: Path
+    rules: GateRules
+    guards: GuardOptions
+    batching: Batching = Batching()
+
+
+def open_answers(settings: ServeSettings) -> Answers:
+    """What answers with the bundle in use. Raises BundleError when the first one is refused."""
+    return Answers(BundleStore(settings.bundle, settings.root, settings.state), settings.guards)
+
+
+def create_app(settings: ServeSettings, answers: Answers | None = None) -> App:
+    """The app behind its gate. Raises BundleError when the first bundle is refused."""
+    answers = answers or open_answers(settings)
+    metrics = answers.metrics
+    # FastAPI's own pages fetch their scripts from elsewhere; ours works without a network.
+    app = FastAPI(
+        title="Deep Scheduling", version="1", description=__doc__, responses=_REFUSALS, docs_url=None, redoc_url=None
+    )
+    _handle_errors(app, metrics)
+    _policy_routes(app, answers)
+    _live_routes(app, settings, answers)
+
+    def refused(refusal: Refused, scope: Scope) -> None:
+        metrics.refused.labels(refusal.status).inc()
+        if scope["path"] in CHANGES:
+            event("refused", logging.WARNING, status=refusal.status, path=scope["path"], detail=refusal.detail)
+
+    return Gate(app, settings.rules, refused)
+
+
+def _policy_routes(app: FastAPI, answers: Answers) -> None:
+    store = answers.store
+    schema = WeightsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs")
+
+    @app.post(
+        "/v1/weights",
+        response_model=WeightsAnswer,
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    )
+    async def weights(request: Request) -> Response:
+        """Weights per group and server, the state, and the decision with its reason."""
+        return Response(await answers.answer(await request.body()), media_type="application/json")
+
+    _add_definitions(app, definitions)
+
+    @app.get("/v1/policy", response_model=PolicyAnswer)
+    def policy() -> dict[str, Any]:
+        """What is served: the bundle's provenance and evaluation."""
+        return _describe(store)
+
+    @app.post("/v1/bundles", response_model=PolicyAnswer)
+    def bundles(request: BundleRequest) -> dict[str, Any]:
+        """Serves another bundle, or the previous one again; no request is dropped."""
+        store.rollback() if request.path is None else store.swap(Path(request.path))
+        described = _describe(store)
+        event("bundle", bundle=described["bundle"], folder=described["folder"])
+        return described
+
+
+def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> None:
+    folder, view, store = SteerFolder(settings.steer), LiveView(settings.steer), answers.store
+
+    @app.get("/v1/live")
+    def live() -> dict[str, Any]:
+        """The controller's latest decision and figures."""
+        return view.now()
+
+    @app.get("/v1/history")
+    def history() -> dict[str, Any]:
+        """Weights, states and decisions of the last 15 minutes."""
+        return view.history()
+
+    @app.get("/v1/live/events", response_class=StreamingResponse)
+    def live_events() -> StreamingResponse:
+        """`/v1/live` every second, as server-sent events."""
+        return StreamingResponse(events(view), media_type="text/event-stream")
+
+    @app.post("/v1/orders", response_model=OrdersAnswer)
+    def orders(request: OrdersRequest) -> dict[str, Any]:
+        """Pauses, resumes or reverts the controller, or changes its mode."""
+        changes = request.model_dump(exclude_none=True)
+        result = folder.order(**changes).model_dump()
+        event("orders", **result)
+        return result
+
+    @app.get("/healthz", response_model=dict[str, str])
+    def healthz() -> dict[str, str]:
+        """Answers when the bundle is loaded."""
+        return {"status": "ok", "bundle": store.current().id}
+
+    @app.get("/metrics", response_class=Response)
+    def metrics_text() -> Response:
+        """Prometheus text."""
+        return Response(answers.metrics.text(view, store.current().id), media_type="text/plain; version=0.0.4")
+
+    for route, name in _FILES.items():
+        app.add_api_route(route, _file(name), include_in_schema=False, response_class=FileResponse)
+
+
+def _file(name: str) -> Any:
+    async def file() -> FileResponse:
+        return FileResponse(PAGE / name)
+
+    return file
+
+
+def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    def answered(status: int, detail: str) -> JSONResponse:
+        metrics.refused.labels(status).inc()
+        return JSONResponse({"detail": detail}, status)
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, (ValidationError, RequestValidationError)):
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])[:200]
+            return answered(422, f"{where}: {first['msg']}"[:500])
+        return answered(422, str(error)[:1000])
+
+    async def unwritten(request: Request, error: Exception) -> JSONResponse:
+        event("unwritten", logging.ERROR, path=request.url.path, detail=str(error))
+        return answered(503, f"cannot write: {getattr(error, 'strerror', None) or error}")
+
+    for kind in (ValidationError, RequestValidationError, DeepSchedError):
+        app.add_exception_handler(kind, refused)
+    # A full disk, or a folder that is not ours: what was in use stays in use.
+    app.add_exception_handler(OSError, unwritten)
+
+
+def _describe(store: BundleStore) -> dict[str, Any]:
+    bundle = store.current()
+    problem, previous = bundle.own.bundle.problem, store.previous()
+    return {
+        "bundle": bundle.id,
+        "folder": str(bundle.folder),
+        "previous": str(previous) if previous else None,
+        "request_types": list(problem.topology.request_types),
+        "groups": [group.name for group in problem.topology.groups],
+        "deadlines_s": problem.deadlines_s.tolist(),
+        "clusters": problem.encoder.clusters,
+        "frames": problem.options.frames,
+        "decision": problem.options.model_dump(mode="json"),
+        "provenance": bundle.own.bundle.provenance,
+    }
+
+
+def _add_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:
+    """The request body's models in the OpenAPI page: the body is parsed by us, faster than FastAPI would."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = original()
+        document["components"]["schemas"] = {**definitions, **document["components"].get("schemas", {})}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,144 @@
+"""What the served policy takes and gives: pydantic models, and so the OpenAPI page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tuning.steering.decide import Override
+from tuning.steering.guards import Mode
+from tuning.steering.window_json import WindowModel
+
+MAX_MOMENTS = 64
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MemoryModel(_Model):
+    """Averages from before the windows, as the last answer gave them: rows per group, columns per server."""
+
+    fast_s: list[list[Seconds | None]] = Field(max_length=100)
+    """Recent response times in seconds; null where unknown."""
+    slow_log: list[list[Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]]] = Field(max_length=100)
+    """Slow averages of log(response time / deadline)."""
+    learned: dict[Annotated[str, Field(max_length=100)], list[Any]] = Field(default={}, max_length=20)
+    """What an estimator of service times has learned, as it was answered."""
+
+
+class WeightsRequest(_Model):
+    """vts documents of two or more moments, oldest first; or windows between such moments."""
+
+    documents: list[dict[str, Any]] | None = Field(default=None, min_length=2, max_length=MAX_MOMENTS)
+    """Whole vts JSON documents of one NGINX."""
+    windows: list[WindowModel] | None = Field(default=None, min_length=1, max_length=MAX_MOMENTS)
+    """Differences of such documents, all about the same servers."""
+    memory: MemoryModel | None = None
+    """`memory` of the answer after which the first of these windows came; without it, nothing is known of before."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> WeightsRequest:
+        if (self.documents is None) == (self.windows is None):
+            raise ValueError("give either documents or windows")
+        return self
+
+
+class StateModel(_Model):
+    """The encoder's view of every server, in the order of `servers`."""
+
+    cluster: list[int]
+    """Most likely cluster."""
+    posterior: list[list[float]]
+    """Probability of every cluster."""
+    novelty: list[float]
+    """Above 1 lies outside every cluster."""
+
+
+class TimesModel(_Model):
+    """Service times in seconds, rows per group, and the workers of every server, of a bundle that sets them."""
+
+    policy: list[list[float]] | None
+    baseline: list[list[float]]
+    decided: list[list[float]] | None
+    """With all limits; null when something else than service times should be in force."""
+    workers: list[float]
+
+
+class WeightsAnswer(_Model):
+    """What should be in force now."""
+
+    decision: Literal["policy", "baseline", "hold"]
+    reason: str
+    weights: dict[str, dict[str, int]] | None
+    """Group to server to weight; null when nothing should change and what is in force is unknown."""
+    groups: list[str]
+    servers: list[str]
+    policy: list[list[int]] | None
+    """The learned policy's own weights, rows per group; null when it failed, `problem` says how."""
+    baseline: list[list[int]] | None
+    """The inverse-latency heuristic's weights."""
+    service_times: TimesModel | None
+    """Null for a bundle that sets weights; where it is not, all weights above are 1/τ."""
+    problem: str
+    state: StateModel | None
+    memory: MemoryModel | None
+    """To be sent with the next windows, when the first of these has fallen off."""
+    bundle: str
+    """Digest of the bundle that answered."""
+
+
+class PolicyAnswer(_Model):
+    """What is served."""
+
+    bundle: str
+    folder: str
+    previous: str | None
+    """Folder that a rollback goes back to."""
+    request_types: list[str]
+    groups: list[str]
+    deadlines_s: list[float]
+    clusters: int
+    frames: int
+    decision: dict[str, Any]
+    provenance: dict[str, Any]
+    """Seed, command, versions, training curve and evaluation, as the bundle says."""
+
+
+class BundleRequest(_Model):
+    """Another bundle, or the previous one."""
+
+    path: str | None = Field(default=None, min_length=1, max_length=1000)
+    """Folder of the bundle, below the folder of bundles."""
+    rollback: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> BundleRequest:
+        if (self.path is None) != self.rollback:
+            raise ValueError("give either a path or rollback")
+        return self
+
+
+class OrdersRequest(_Model):
+    """What the controller beside this server should do; what is not given stays as it is."""
+
+    override: Override | None = None
+    mode: Mode | None = None
+    blend_percent: float | None = Field(default=None, ge=0, le=100)
+
+
+class OrdersAnswer(_Model):
+    """The orders in force."""
+
+    override: Override
+    mode: Mode | None
+    blend_percent: float | None
+    bundle: str | None
+
+
+class Problem(_Model):
+    """Why a request was refused."""
+
+    detail: str

@@ -1,0 +1,88 @@
+"""The served policy as a Ray Serve application; `rayjobs.serve.ray_app:build` is the import path of its YAML."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+
+from actuators.errors import ProcessError
+from rayjobs.serve.answers import Refusal
+from rayjobs.serve.app import Batching, ServeSettings, create_app, open_answers
+from rayjobs.serve.gate import GateRules
+from rayjobs.serve.telemetry import log_with_serve
+from tuning.steering.guards import GuardOptions
+
+NAME = "deepsched"
+START_TRIES = 3
+"""Serve gives its own proxy 60 s, and a machine that is busy may not give it that."""
+
+
+class Policy:
+    """One replica. It holds nothing that matters: which bundle is served stands in a file."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        log_with_serve()
+        self._settings = settings_of(settings)
+        self._answers = open_answers(self._settings)
+        batching = self._settings.batching
+        if batching.size > 1:
+            self._together.set_max_batch_size(batching.size)
+            self._together.set_batch_wait_timeout_s(batching.wait_s)
+            self._answers.together = self._together
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(self._settings, self._answers)
+
+    async def answer(self, body: bytes) -> bytes:
+        """`POST /v1/weights` for a deployment handle: no HTTP and no proxy on the way."""
+        return await self._answers.answer(body)
+
+    @serve.batch
+    async def _together(self, bodies: list[bytes]) -> list[bytes | Refusal]:
+        return await self._answers.answer_each(bodies)
+
+
+def start(host: str, port: int) -> None:
+    """Serve on this Ray, listening there. Raises ProcessError when its proxy does not begin to listen."""
+    http = {"host": host, "port": port}
+    last: Exception | None = None
+    for _ in range(START_TRIES):
+        try:
+            # A second call finds the controller of the first one, and waits no more for its proxy.
+            serve.start(http_options=http, proxy_location="HeadOnly", logging_config={"encoding": "JSON"})
+        except (TimeoutError, RayActorError) as error:
+            last = error
+        else:
+            return
+    raise ProcessError("Ray Serve's proxy did not start", where="serve", remedy="see Ray's logs/serve") from last
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application, from the `args` of `deepsched serve --print-config`."""
+    return deployed(args, {})
+
+
+def deployed(args: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The same with options of its one deployment: replicas and so on."""
+    return serve.deployment(serve.ingress()(Policy), name="Policy").options(**options).bind(args)
+
+
+def settings_args(settings: ServeSettings) -> dict[str, Any]:
+    """Settings as plain YAML values."""
+    paths = {name: str(getattr(settings, name).absolute()) for name in ("bundle", "root", "state", "steer")}
+    parts = {"rules": asdict(settings.rules), "batching": asdict(settings.batching)}
+    return {**paths, **parts, "guards": settings.guards.model_dump()}
+
+
+def settings_of(args: dict[str, Any]) -> ServeSettings:
+    """The inverse of `settings_args`; a `token_file` among the rules stands for the token in it."""
+    rules = dict(args["rules"])
+    if "token_file" in rules:
+        rules["token"] = Path(rules.pop("token_file")).read_text().strip()
+    paths = {name: Path(args[name]) for name in ("bundle", "root", "state", "steer")}
+    guards, batching = GuardOptions.model_validate(args["guards"]), Batching(**args.get("batching", {}))
+    return ServeSettings(**paths, rules=GateRules(**rules), guards=guards, batching=batching)

@@ -1,0 +1,1 @@
+"""`deepsched steer`: the controller of a live NGINX, its folder, orders, watchdog and replay."""

@@ -1,0 +1,1 @@
+"""Paired comparison of policies: block plans, the judge, bootstrap statistics, verdicts and tables."""

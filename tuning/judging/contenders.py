@@ -1,0 +1,250 @@
+"""The policies that are judged beside each other, by name: NGINX as shipped, heuristics, bundles, oracles, peers.
+
+Reference policies that no one can have: they are told what the script does. For simulated testbeds only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.script import Script
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
+from actuators.errors import ConfigError, closest
+from actuators.testbed.peers import EXTERNAL, PEERS
+from envs.environment.problem import DecisionProblem
+from envs.estimators.registry import ESTIMATORS
+from envs.heuristics.controllers import EstimatorController, FixedController, PolicyController
+from envs.heuristics.knapsack import Knapsack
+from envs.heuristics.queueing_model import ModelBased, UtilisationPid
+from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
+from envs.scenarios.timeline import true_tau_s
+from envs.study.split import optimal_shares
+from tuning.judging.plan import Controller
+
+Knowledge = Callable[[Topology, Script, float], Control]
+"""The best control at a moment of a script, seconds since reset."""
+
+
+class Oracle:
+    """A control from the script's own values, anew before every interval; `tuning.judging.judge.Informed`."""
+
+    def __init__(self, name: str, method: BalancingMethod, knowledge: Knowledge) -> None:
+        self.name, self.method, self._knowledge = name, method, knowledge
+        self._script: Script | None = None
+
+    def inform(self, script: Script) -> None:
+        """Takes the script of the next phase."""
+        self._script = script
+
+    def begin(self, topology: Topology) -> Control:
+        if self._script is None:
+            return Weights.equal(topology)
+        return self._knowledge(topology, self._script, 0.0)
+
+    def decide(self, window: Window) -> Control | None:
+        if self._script is None:
+            raise ConfigError("the oracle was not told the script", where=self.name)
+        return self._knowledge(window.topology, self._script, window.end_s)
+
+
+def oracle(name: str, shown: str | None = None) -> Controller:
+    """An oracle of `ORACLES` by name, `shown` under another one."""
+    found = ORACLES[name]
+    if isinstance(found, str):
+        return FixedController(shown or name, cast(BalancingMethod, found))
+    method, knowledge = found
+    return Oracle(shown or name, method, knowledge)
+
+
+def _true_times(topology: Topology, script: Script, at_s: float) -> Control:
+    workers = np.array([float(profile.workers) for profile in script.servers])
+    return ServiceTimes(topology, true_tau_s(script, at_s), workers)
+
+
+def _optimal_split(topology: Topology, script: Script, at_s: float) -> Control:
+    return Weights.from_shares(topology, optimal_shares(script, at_s))
+
+
+ORACLES: dict[str, str | tuple[BalancingMethod, Knowledge]] = {
+    "shortest_delay": "shortest_delay",
+    "join_shortest": "join_shortest",
+    "central_queue": "central_queue",
+    "true_times": ("expected_delay", _true_times),
+    "optimal_round_robin": ("round_robin", _optimal_split),
+    "optimal_least_conn": ("least_conn", _optimal_split),
+}
+"""Oracles by name: a method of the simulator, or a method and what is known."""
+
+REFERENCE = "least_conn"
+LEARNED = "learned"
+
+NATIVE = ("round_robin", "least_conn", "random_two")
+"""NGINX as shipped, equal weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arena:
+    """What contenders are made for.
+
+    Attributes:
+        problem: topology, deadlines and encoder that heuristics observe with.
+        method: balancing method under heuristics and bundles that name none.
+        workers: ``[servers]``, requests that each server serves at once, from its configuration.
+    """
+
+    problem: DecisionProblem
+    method: BalancingMethod
+    workers: FloatArray
+
+
+Make = Callable[[Arena], Controller]
+
+BASELINES: dict[str, Callable[[Arena], Policy]] = {
+    "equal": lambda arena: Equal(),
+    "inverse_latency": lambda arena: InverseLatency(arena.problem.codec),
+    "little": lambda arena: Little(arena.problem.codec),
+    "equaliser": lambda arena: Equaliser(arena.problem.codec),
+    "aimd": lambda arena: Aimd(arena.problem.codec),
+    "model_based": lambda arena: ModelBased(arena.problem.codec, arena.workers),
+}
+"""Heuristics that observe and set weights."""
+
+STEERED: dict[str, Make] = {
+    "utilisation_pid": lambda a: UtilisationPid(a.method, a.problem.codec, a.problem.observer(), a.workers),
+    "knapsack": lambda a: Knapsack(a.method, a.problem.codec),
+}
+"""Heuristics with a memory of their own."""
+
+LEARNING = tuple(name for name in ESTIMATORS if name not in BASELINES)
+"""Estimators of `expected_delay`; `type_means` learns no servers and shows what the rule does by itself."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One entry of a policy list: ``NAME``, ``NAME@METHOD`` or the folder of a bundle; ``OTHER=…`` renames it.
+
+    Attributes:
+        name: as it is shown in tables.
+        base: the policy's name, path included where there is one.
+        method: balancing method that was asked for.
+    """
+
+    name: str
+    base: str
+    method: BalancingMethod | None = None
+
+    @property
+    def kind(self) -> str:
+        """``simulated`` for oracles, ``live`` for peers, ``any`` for the rest."""
+        if self.base in ORACLES:
+            return "simulated"
+        return "live" if self.base in PEERS or self.base.startswith(EXTERNAL) else "any"
+
+    @property
+    def is_bundle(self) -> bool:
+        return _is_folder(self.base)
+
+
+def parse_policies(texts: Sequence[str]) -> tuple[Spec, ...]:
+    """The entries of a policy list. Raises ConfigError with the closest match, or for a name given twice."""
+    specs: list[Spec] = []
+    for text in texts:
+        other, equals, rest = text.partition("=")
+        renamed = equals and other.isidentifier()
+        spec = _parse(rest if renamed else text)
+        spec = replace(spec, name=other) if renamed else spec
+        if any(other.name == spec.name for other in specs):
+            raise ConfigError(f"policy '{spec.name}' is given twice", where="policies", remedy="name each policy once")
+        specs.append(spec)
+    return tuple(specs)
+
+
+def contender(spec: Spec, arena: Arena) -> Controller:
+    """A fresh controller. Raises BundleError for a folder that is no bundle of this topology."""
+    method = spec.method or arena.method
+    if spec.method == "expected_delay" or (spec.method is None and spec.base in LEARNING):
+        return EstimatorController(arena.problem.topology, spec.base, arena.workers, spec.name)
+    if spec.base in ORACLES:
+        return oracle(spec.base, spec.name)
+    if spec.kind == "live":
+        # The other balancer does as it likes; what we set is a formality.
+        return FixedController(spec.name, cast(BalancingMethod, spec.base))
+    if spec.base in NATIVE:
+        return FixedController(spec.name, cast(BalancingMethod, spec.base))
+    if spec.is_bundle:
+        return _bundle(spec, arena, method)
+    arena = replace(arena, method=method, problem=_of_weights(arena.problem))
+    if spec.base in STEERED:
+        made = STEERED[spec.base](arena)
+        made.name = spec.name
+        return made
+    return PolicyController(spec.name, method, BASELINES[spec.base](arena), arena.problem.observer())
+
+
+def contenders(problem: DecisionProblem, method: BalancingMethod, learned: Policy) -> list[Controller]:
+    """Equal round robin, equal least_conn, the policy's baseline and the learned policy, the last two on `method`."""
+    native = [FixedController("round_robin", "round_robin"), FixedController(REFERENCE, "least_conn")]
+    return [*native, baseline_of(problem, method), learned_controller(LEARNED, method, learned, problem)]
+
+
+def baseline_of(problem: DecisionProblem, method: BalancingMethod) -> Controller:
+    """What a residual of 0 does: inverse latency's weights, or an estimator's service times."""
+    estimator = problem.options.action.estimator
+    if estimator is None:
+        return PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer())
+    return EstimatorController(problem.topology, estimator, problem.believed_workers, estimator)
+
+
+def learned_controller(
+    name: str, method: BalancingMethod, policy: Policy, problem: DecisionProblem
+) -> PolicyController:
+    """A learned policy on the method that its control is of; `method` is for weights."""
+    in_memory = problem.options.action.estimator is not None
+    chosen: BalancingMethod = "expected_delay" if in_memory else method
+    return PolicyController(name, chosen, policy, problem.observer(), problem.first_control())
+
+
+def _of_weights(problem: DecisionProblem) -> DecisionProblem:
+    """The problem without an estimator of service times, for which methods that take weights have no samples."""
+    action = problem.options.action.model_copy(update={"baseline": "inverse_latency"})
+    return replace(problem, options=problem.options.model_copy(update={"action": action}))
+
+
+def _bundle(spec: Spec, arena: Arena, method: BalancingMethod) -> Controller:
+    # torch takes seconds to import; most evaluations do without.
+    from tuning.policy.bundle import load_bundle  # noqa: PLC0415
+
+    bundle = load_bundle(Path(spec.base), arena.problem.topology)
+    bundle = replace(bundle, problem=replace(bundle.problem, workers=arena.workers))
+    return learned_controller(spec.name, method, bundle.policy(), bundle.problem)
+
+
+def _parse(text: str) -> Spec:
+    base, at, method = text.rpartition("@") if "@" in text else (text, "", "")
+    if at and method not in get_args(BalancingMethod):
+        raise ConfigError(f"'{text}': unknown balancing method '{method}'", where="policies",
+                          remedy=closest(method, get_args(BalancingMethod)))  # fmt: skip
+    if base.startswith(EXTERNAL):
+        return Spec(f"{EXTERNAL}{Path(base.removeprefix(EXTERNAL)).name}", base)
+    if _is_folder(base):
+        return Spec(f"{Path(base).parent.name or base}{at}{method}", base, cast(BalancingMethod, method) or None)
+    if at and method == "expected_delay" and base not in ESTIMATORS:
+        raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
+    if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
+        raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
+    known = (*NATIVE, *BASELINES, *STEERED, *LEARNING, *ORACLES, *PEERS)
+    if base not in known:
+        raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
+    return Spec(text, base, cast(BalancingMethod, method) or None)
+
+
+def _is_folder(base: str) -> bool:
+    return "/" in base and not base.startswith(EXTERNAL)

@@ -1,0 +1,151 @@
+"""In which order an evaluation runs its blocks, with which seeds: balanced, paired, the same for equal options.
+
+A scenario from a moment of its own on: short blocks must also see what happens late in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from pydantic import Field
+
+from actuators.contract.control import BalancingMethod, Control
+from actuators.contract.script import Behaviour, Scenario, Script, Stream
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
+from actuators.errors import ConfigError, closest
+from actuators.options import Options
+from tuning.judging.blocks import Place
+
+
+class Controller(Protocol):
+    """A policy as the judge sees it: an observer of windows that decides on controls."""
+
+    name: str
+    method: BalancingMethod
+
+    def begin(self, topology: Topology) -> Control:
+        """The control to start a block with; adaptive ones may return what they last had."""
+        ...
+
+    def decide(self, window: Window) -> Control | None:
+        """The next control, or None to leave it as it is."""
+        ...
+
+
+class JudgeOptions(Options):
+    """How long, how often and in what order policies are judged."""
+
+    rounds: int = Field(default=8, ge=1)
+    """How often every policy has its turn, per seed; intervals need at least 2."""
+    warm_up_s: float = Field(default=3.0, ge=0)
+    """Seconds of load before each measured part, with a script of its own; not counted."""
+    measure_s: float = Field(default=10.0, gt=0)
+    """Seconds of measured load per block."""
+    interval_s: float = Field(default=1.0, gt=0)
+    """Control interval in seconds."""
+    seed: int = Field(default=1, ge=0)
+    """Fixes arrivals, service times, the order of the blocks and the bootstrap."""
+    seeds: int = Field(default=1, ge=1)
+    """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
+    repeats: int = Field(default=2, ge=0)
+    """How many spoiled blocks (stalled machine, saturated client or NGINX), in all, are run again at once."""
+    max_core_wait_ms: float = Field(default=3.0, gt=0)
+    """Live: a block is spoiled when the machine let a thread that only sleeps wait longer than this for a core,
+    on average; 0.1 to 0.3 is normal."""
+    reference: str = "least_conn"
+    """The policy that ratios are to."""
+    learned: str | None = None
+    """The policy that is on trial; the table says where it does not win."""
+
+
+def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tuple[Place, ...]:
+    """All blocks in the order they are run: the same for equal names and options.
+
+    Rounds are numbered through: round 0 of the second seed comes after the last round of the first.
+    """
+    plan = []
+    for turn in range(options.seeds):
+        run_seed = options.seed + turn
+        for number, order in enumerate(balanced_orders(len(controllers), options.rounds, run_seed)):
+            seed, warm_up_seed = (int(s) for s in np.random.SeedSequence([run_seed, number]).generate_state(2))
+            plan += [
+                Place(
+                    turn * options.rounds + number,
+                    position,
+                    controllers[index].name,
+                    controllers[index].method,
+                    seed,
+                    warm_up_seed,
+                    run_seed,
+                )
+                for position, index in enumerate(order)
+            ]
+    return tuple(plan)
+
+
+def balanced_orders(count: int, rounds: int, seed: int) -> list[list[int]]:
+    """One order per round: in every `count` rounds each policy has each position once.
+
+    The squares are Williams' (1949, doi 10.1071/CH9490149): over a square and its mirror image each policy
+    follows each other one equally often. Names and rows are shuffled by the seed.
+    """
+    rng = np.random.default_rng([seed, count])
+    zigzag = [(-(i // 2) if i % 2 == 0 else (i + 1) // 2) % count for i in range(count)]
+    orders: list[list[int]] = []
+    while len(orders) < rounds:
+        names = rng.permutation(count)
+        for first in (zigzag, zigzag[::-1]):
+            shifts = rng.permutation(count)
+            orders += [[int(names[(step + shift) % count]) for step in first] for shift in shifts]
+    return orders[:rounds]
+
+
+def check_names(controllers: Sequence[Controller], options: JudgeOptions) -> None:
+    """Raises ConfigError unless names are unique and the reference and the learned policy are among them."""
+    names = [controller.name for controller in controllers]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"policies are {names}", where="evaluation", remedy="name each policy once")
+    for field, name in (("reference", options.reference), ("learned", options.learned)):
+        if name is not None and name not in names:
+            raise ConfigError(f"unknown policy '{name}'", where=f"evaluation.{field}", remedy=closest(name, names))
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The scenario from a moment that the seed draws, so that `length_s` of it are left; the same for equal seeds."""
+
+    scenario: Scenario
+    length_s: float
+
+    @property
+    def name(self) -> str:
+        return self.scenario.name
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The rest of the scenario's script; all of it when it is no longer than `length_s`."""
+        script = self.scenario.script(topology, seed)
+        latest_s = max(script.duration_s - self.length_s, 0.0)
+        return from_moment(script, float(np.random.default_rng([seed, 1]).uniform(0.0, latest_s)))
+
+
+def from_moment(script: Script, at_s: float) -> Script:
+    """The script as it goes on at a moment: load and servers are in the state that they have then."""
+    states: dict[int, Behaviour] = {}
+    for change in script.behaviours:
+        if change.at_s <= at_s:
+            states[change.server] = replace(change, at_s=0.0)
+    normal = {server: Behaviour(0.0, server) for server in states}
+    present = tuple(state for server, state in sorted(states.items()) if state != normal[server])
+    later = tuple(replace(c, at_s=c.at_s - at_s) for c in script.behaviours if c.at_s > at_s)
+    streams = tuple(_stream_from(stream, at_s) for stream in script.streams)
+    return replace(script, duration_s=script.duration_s - at_s, behaviours=(*present, *later), streams=streams)
+
+
+def _stream_from(stream: Stream, at_s: float) -> Stream:
+    current = [step for step in stream.steps if step.start_s <= at_s][-1]
+    later = (replace(step, start_s=step.start_s - at_s) for step in stream.steps if step.start_s > at_s)
+    return replace(stream, steps=(replace(current, start_s=0.0), *later))

@@ -1,0 +1,95 @@
+"""The evaluation as a table for the terminal, with a sentence for every row that is won and every one that is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuning.judging.statistics import Ratio
+from tuning.judging.verdicts import ROWS, digits, format_ratio, format_value, read, verdicts
+
+_STYLES = {"better": "green", "worse": "red", "no difference shown": "dim", "not shown": "dim"}
+
+
+def render(evaluation: dict[str, Any], width: int = 100) -> RenderableType:
+    """Table and sentences for a terminal of `width` columns; `evaluation` is the content of `evaluation.json`."""
+    return Group(_table(evaluation, gap=1 if width < 96 else 2), "", _accounts(evaluation), *_sentences(evaluation))
+
+
+def print_evaluation(evaluation: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `render` makes."""
+    console = console or Console()
+    console.print(render(evaluation, console.width))
+
+
+def _table(evaluation: dict[str, Any], gap: int) -> Table:
+    reference = evaluation["reference"]
+    table = Table(
+        title=f"{evaluation['scenario']}: × {reference}, 95 % intervals over {evaluation['rounds']} rounds",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_lines=True,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, gap - 1),
+        collapse_padding=True,
+    )
+    table.add_column("policy", no_wrap=True)
+    for metric, name in ROWS.items():
+        unit = "\nms" if metric.endswith("_ms") else ""
+        table.add_column(f"{name}{unit}", justify="right")
+    for name, policy in evaluation["policies"].items():
+        cells = [_cell(metric, policy, is_reference=name == reference) for metric in ROWS]
+        table.add_row(_title(name, policy, is_learned=name == evaluation["learned"]), *cells)
+    return table
+
+
+def _title(name: str, policy: dict[str, Any], *, is_learned: bool) -> Text:
+    title = Text(name, style="bold" if is_learned else "")
+    title.append(f"\n{policy['requests']:,} requests", style="not bold dim")
+    if policy["method"] != name:
+        title.append(f"\non {policy['method']}", style="not bold dim")
+    return title
+
+
+def _cell(metric: str, policy: dict[str, Any], *, is_reference: bool) -> Text:
+    text = Text(format_value(metric, policy[metric]).removesuffix(" ms"))
+    if is_reference:
+        return text
+    ratio = read(policy, metric)
+    style = _STYLES[ratio.verdict]
+    if ratio.value is not None:
+        text.append(f"\n{format_ratio(ratio.value)}", style=style)
+        text.append(_interval(ratio), style=style)
+    return text
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.low is None or ratio.high is None:
+        return ""
+    return f"\n{digits(ratio.low)}–{digits(ratio.high) if ratio.high < 1000 else '…'}"
+
+
+def _accounts(evaluation: dict[str, Any]) -> Text:
+    accounts = evaluation["accounting"]
+    if accounts is None:
+        return Text("No block was finished.", style="yellow")
+    text = Text(f"{accounts['sent']:,} requests sent, {accounts['nginx_requests']:,} counted by NGINX")
+    text.append(f": {accounts['explanation']}." if accounts["difference"] else ", none lost.")
+    if accounts["discarded_blocks"]:
+        reasons = ", ".join(sorted({reason.split(":")[0] for reason in accounts["discarded_because"]}))
+        text.append(f" Blocks discarded: {accounts['discarded_blocks']} ({reasons}).", style="yellow")
+    return text
+
+
+def _sentences(evaluation: dict[str, Any]) -> list[Text]:
+    lines = []
+    for heading, rows in verdicts(evaluation).items():
+        lines.append(Text(f"{heading}:", style="bold"))
+        lines += [Text(f"  {row.sentence}", style=_STYLES[row.verdict].replace("dim", "")) for row in rows]
+    return lines

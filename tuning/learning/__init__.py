@@ -1,0 +1,3 @@
+"""Training: RLlib algorithms and modules, imitation, recorded transitions, early stopping and the proof of a
+residual.
+"""

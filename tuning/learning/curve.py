@@ -1,0 +1,122 @@
+"""The training curve: a row per iteration, as `progress.csv` and TensorBoard show it.
+
+What RLlib must log about our environments: every reward term, and which episodes were played with which seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+from envs.environment.rewards import Ledger
+
+TERMS = "terms"
+"""Key of the means in RLlib's results: `result["env_runners"]["terms"][NAME]`."""
+EPISODES = "episodes_file"
+"""Key in env_config: JSON-lines file that gets a line per started episode; none is written without it."""
+
+
+class LedgerCallback(RLlibCallback):
+    """Empties the environments' ledgers after every sampling."""
+
+    def on_sample_end(self, *, env_runner: Any = None, metrics_logger: Any = None, **kwargs: Any) -> None:
+        if env_runner is None or env_runner.env is None:
+            return
+        path = env_runner.config.env_config.get(EPISODES)
+        for ledger in _ledgers(env_runner.env):
+            for name, mean in ledger.take_means().items():
+                metrics_logger.log_value((TERMS, name), mean, window=1)
+            episodes = ledger.take_episodes()
+            if path is not None and episodes:
+                worker = {"worker": env_runner.worker_index}
+                lines = "".join(json.dumps(worker | asdict(episode)) + "\n" for episode in episodes)
+                with Path(path).open("a", encoding="utf-8") as file:
+                    file.write(lines)
+
+
+def _ledgers(env: Any) -> Iterator[Ledger]:
+    unwrapped = env.unwrapped
+    if hasattr(unwrapped, "ledger"):
+        yield unwrapped.ledger
+    else:
+        for single in getattr(unwrapped, "envs", ()):
+            yield single.unwrapped.ledger
+
+
+_NUMBERS = ("episode_return", "policy_loss", "value_loss", "entropy", "held_out")
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One training iteration; what is not known is nan.
+
+    Attributes:
+        step: environment steps so far; for offline algorithms recorded steps that were learned from.
+        episode_return: mean over the last finished episodes.
+        held_out: mean reward per step on the held-out episodes, of the network after this iteration.
+        terms: mean of every reward term over the iteration's steps.
+    """
+
+    phase: str
+    step: int
+    episode_return: float
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    held_out: float = math.nan
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    def numbers(self) -> Iterator[tuple[str, float]]:
+        """Names and values of everything that is a figure."""
+        yield from ((name, getattr(self, name)) for name in _NUMBERS)
+        yield from ((f"term_{name}", value) for name, value in sorted(self.terms.items()))
+
+
+def row_of(phase: str, step: int, result: Mapping[str, Any], held_out: float) -> CurveRow:
+    """The row of one `Algorithm.train()` result."""
+    learner = result.get("learners", {}).get("default_policy", {})
+    sampled = result.get("env_runners", {})
+    return CurveRow(
+        phase,
+        step,
+        float(sampled.get("episode_return_mean", math.nan)),
+        float(learner.get("policy_loss", math.nan)),
+        float(learner.get("vf_loss", learner.get("qf_loss", math.nan))),
+        float(learner.get("entropy", math.nan)),
+        held_out,
+        {name: float(value) for name, value in sampled.get(TERMS, {}).items()},
+    )
+
+
+def as_csv(rows: Sequence[CurveRow]) -> bytes:
+    """`progress.csv`: phase, step and a column per figure; empty where a phase does not have it."""
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name, _ in row.numbers())
+    writer = csv.DictWriter(text, fieldnames=["phase", "step", *columns], restval="")
+    writer.writeheader()
+    for row in rows:
+        known = {name: value for name, value in row.numbers() if not math.isnan(value)}
+        writer.writerow({"phase": row.phase, "step": row.step, **known})
+    return text.getvalue().encode()
+
+
+def read_csv(path: Path) -> list[CurveRow]:
+    """The rows of a `progress.csv`; none when there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            known = {name: float(text) for name, text in line.items() if name not in ("phase", "step") and text}
+            terms = {name.removeprefix("term_"): v for name, v in known.items() if name.startswith("term_")}
+            figures = {name: known.get(name, math.nan) for name in _NUMBERS}
+            rows.append(CurveRow(line["phase"], int(line["step"]), terms=terms, **figures))
+    return rows

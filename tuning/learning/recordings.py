@@ -1,0 +1,287 @@
+"""Recorded transitions → batches for RLlib's offline learners, in this process instead of through Ray Data.
+
+RLlib's own pipeline starts an actor (10 CPU seconds of imports) for every pass over the records, hands on 2-D
+observations as objects, and computes MARWIL's value targets with the network of the first iteration for ever.
+
+Recorded transitions as parquet, one row each, in the columns that RLlib reads; and back, as whole episodes.
+
+Observations have two dimensions here, lists of lists in a file. RLlib 2.60's own reader (Ray Data) hands these on as
+arrays of objects, of which no learner connector that evaluates a network (MARWIL's advantages) can make a tensor.
+
+Transitions for offline algorithms from windows that were seen live or from simulation.
+
+An action is recovered from the weights that were in force: the one of the problem's codec that comes nearest to them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+from ray.rllib.offline.offline_data import OfflineData
+
+from actuators.contract.script import Script
+from actuators.contract.window import Window
+from actuators.errors import DataError
+from actuators.files import write_atomic
+from envs.environment.problem import DecisionProblem
+from envs.environment.vector_env import SimulatedVectorEnv
+from tuning.options import TrainingOptions
+
+FILE = "transitions.parquet"
+_REMEDY = "give a folder that `tuning.learning.recordings` wrote, of a problem with the same observations and actions"
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """What was seen, done and gained between two decisions; the last of an episode is cut, not terminal."""
+
+    episode: str
+    observation: NDArray[np.float32]
+    action: NDArray[Any]
+    reward: float
+    after: NDArray[np.float32]
+    last: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Consecutive transitions of one episode.
+
+    Attributes:
+        observations: ``[steps + 1, …]``; the last one is where the last action led.
+        actions: ``[steps, …]``, of the action space's type.
+        rewards: ``[steps]``.
+        terminated: whether nothing comes after; otherwise the recording was only cut there.
+    """
+
+    observations: NDArray[np.float32]
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    terminated: bool
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
+    """Writes `transitions.parquet`; how many there are. Raises DataError when there are none."""
+    found = list(transitions)
+    if not found:
+        raise DataError("no transitions", where=str(folder), remedy="record more windows without faults")
+    rows = pa.list_(pa.list_(pa.float32()))
+    table = pa.table(
+        {
+            "eps_id": [one.episode for one in found],
+            "obs": pa.array([one.observation.tolist() for one in found], rows),
+            "actions": [one.action.tolist() for one in found],
+            "rewards": np.array([one.reward for one in found], dtype=np.float32),
+            "new_obs": pa.array([one.after.tolist() for one in found], rows),
+            "terminateds": [False] * len(found),
+            "truncateds": [one.last for one in found],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / FILE, buffer.getvalue())
+    return len(found)
+
+
+def read_transitions(paths: Sequence[Path], observations: gym.Space[Any], actions: gym.Space[Any]) -> list[Recorded]:
+    """All episodes of the parquet files, or of the folders of them; one is split where its rows do not follow
+    each other.
+
+    Raises DataError for a missing file or column, other shapes than the spaces', no rows, or numbers that are none.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
+    if not files:
+        raise DataError("no transitions", where=", ".join(map(str, paths)), remedy=_REMEDY)
+    return [episode for file in files for episode in _episodes(file, observations, actions)]
+
+
+def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any]) -> Iterator[Recorded]:
+    try:
+        table = pq.read_table(file).combine_chunks()
+        names = np.array(table["eps_id"].to_pylist())
+        before, after = (_array(table[name], observations) for name in ("obs", "new_obs"))
+        done = _array(table["actions"], actions)
+        rewards = table["rewards"].to_numpy().astype(np.float32)
+        over = np.array([table[name].to_pylist() for name in ("terminateds", "truncateds")], dtype=bool)
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"no transitions: {error}", where=str(file), remedy=_REMEDY) from error
+    if not len(names) or not all(np.isfinite(values).all() for values in (before, after, done, rewards)):
+        raise DataError("no transitions, or some without numbers", where=str(file), remedy="record anew")
+    # Of environments that were stepped together the rows alternate.
+    order = np.argsort(names, kind="stable")
+    names, before, after, done, rewards, over = (
+        names[order], before[order], after[order], done[order], rewards[order], over[:, order],
+    )  # fmt: skip
+    follows = (names[1:] == names[:-1]) & ~over[:, :-1].any(axis=0)
+    follows &= (after[:-1] == before[1:]).all(axis=tuple(range(1, before.ndim)))
+    starts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(names)]
+    for start, stop in pairwise(starts):
+        seen = np.concatenate([before[start:stop], after[stop - 1 : stop]])
+        yield Recorded(seen, done[start:stop], rewards[start:stop], bool(over[0, stop - 1]))
+
+
+def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
+    """Lists of any depth → ``[rows, *space.shape]``. Raises ValueError when they do not fit."""
+    rows = len(column)
+    values = column.combine_chunks()
+    while hasattr(values.type, "value_type"):
+        values = values.flatten()
+    found: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(space.dtype)
+    if space.shape is None or len(found) != rows * int(np.prod(space.shape)):
+        raise ValueError(f"{len(found)} numbers in {rows} rows, the space has shape {space.shape}")
+    return found.reshape(rows, *space.shape)
+
+
+class RecordedData(OfflineData):
+    """All records in memory, for one local learner; RLlib sets `learner_handles` before it asks for samples.
+
+    Raises DataError when the configured files are not of the configured spaces.
+    """
+
+    learner_handles: list[Any]
+
+    def __init__(self, config: Any) -> None:
+        # Not the parent's, which opens a Ray dataset.
+        self.config = config
+        self.iter_batches_kwargs: dict[str, Any] = {}
+        paths = [Path(path) for path in config.input_]
+        self._episodes = read_transitions(paths, config.observation_space, config.action_space)
+        self._connector = config.build_learner_connector(config.observation_space, config.action_space)
+        self._generator = np.random.default_rng(config.seed)
+
+    def sample(self, num_samples: int, return_iterator: bool = True, **kwargs: Any) -> list[_Passes]:
+        """What RLlib's learner takes for a shard of a Ray dataset; it keeps the first one for good."""
+        return [_Passes(self)]
+
+    def rows(self) -> dict[str, torch.Tensor]:
+        """Learner columns of the valid steps of all episodes, or of some that make up one iteration; mapped by
+        RLlib's own connector pieces with the network as it is now."""
+        most = self.config.train_batch_size_per_learner * self.config.dataset_num_iters_per_learner
+        chosen, steps = [], 0
+        for index in self._generator.permutation(len(self._episodes)):
+            if steps >= most:
+                break
+            chosen.append(_episode(self._episodes[index], str(index)))
+            steps += len(self._episodes[index])
+        with torch.no_grad():
+            batch = self._connector(
+                rl_module=self.learner_handles[0].module, batch={}, episodes=chosen, shared_data={}, metrics=None
+            )
+        columns = {name: values for name, values in batch[DEFAULT_MODULE_ID].items() if torch.is_tensor(values)}
+        # MARWIL's connector adds a step to every episode, to value what comes after; it is nothing to learn from.
+        valid = columns.get(Columns.LOSS_MASK)
+        return columns if valid is None else {name: values[valid] for name, values in columns.items()}
+
+    def shuffled(self, rows: int, batch: int) -> torch.Tensor:
+        """Every row once in random order; more than once when all are fewer than a batch."""
+        rounds = max(1, -(-batch // rows))
+        return torch.from_numpy(np.concatenate([self._generator.permutation(rows) for _ in range(rounds)]))
+
+
+class _Passes:
+    """Stands in for a `ray.data.DataIterator` as far as RLlib's learner uses one."""
+
+    def __init__(self, data: RecordedData) -> None:
+        self._data = data
+
+    def iter_torch_batches(self, *, batch_size: int, **kwargs: Any) -> _Batches:
+        return _Batches(self._data, batch_size)
+
+
+class _Batches:
+    """One pass over the records per iteration over it: full batches of rows, in random order."""
+
+    def __init__(self, data: RecordedData, batch_size: int) -> None:
+        self._data, self._batch_size = data, batch_size
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        columns = self._data.rows()
+        order = self._data.shuffled(len(columns[Columns.REWARDS]), self._batch_size)
+        for chosen in order.split(self._batch_size):
+            if len(chosen) == self._batch_size:
+                yield {f"{DEFAULT_MODULE_ID}/{name}": values[chosen] for name, values in columns.items()}
+
+
+def _episode(recorded: Recorded, name: str) -> SingleAgentEpisode:
+    def buffer(values: Any) -> InfiniteLookbackBuffer:
+        return InfiniteLookbackBuffer(values, lookback=0)
+
+    # Copies: MARWIL's connector makes an episode longer.
+    return SingleAgentEpisode(
+        id_=name,
+        observations=buffer(recorded.observations.copy()),
+        infos=buffer([{} for _ in range(len(recorded) + 1)]),
+        actions=buffer(recorded.actions.copy()),
+        rewards=buffer(recorded.rewards.copy()),
+        terminated=recorded.terminated,
+        truncated=not recorded.terminated,
+        t_started=0,
+        len_lookback_buffer=0,
+    )
+
+
+_EXPLORING = 0.3
+"""Log deviation of recorded weights around the baseline's: without variety nothing can be learned offline."""
+
+
+def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: str) -> Iterator[Transition]:
+    """Transitions of consecutive windows of one testbed; a faulty or silent window ends an episode."""
+    observer = problem.observer()
+    before, part = None, 0
+    for index, window in enumerate(windows):
+        if not window.usable or window.requests.sum() == 0:
+            before, part = None, part + 1
+            observer.reset()
+            continue
+        after = observer.observe_window(window)
+        if before is not None:
+            shares = np.asarray(after.weights, dtype=float)  # in force during the window
+            action = problem.action_codec.action_of(shares, problem.base_shares(before), before.weights)
+            reward, _ = problem.reward(window, after)
+            follows = index + 1 < len(windows) and windows[index + 1].usable and windows[index + 1].requests.sum() > 0
+            yield Transition(
+                f"{episode}-{part}", problem.array(before), action, float(reward), problem.array(after), not follows
+            )
+        before = after
+
+
+def from_simulation(
+    problem: DecisionProblem, next_script: Callable[[np.random.Generator], Script], options: TrainingOptions, seed: int
+) -> Iterator[Transition]:
+    """`recorded_steps` steps of the inverse-latency baseline with wandering weights."""
+    env = SimulatedVectorEnv(
+        problem, options.environments, next_script, method=options.method, interval_s=options.interval_s,
+        episode_steps=options.episode_steps, seed=seed,
+    )  # fmt: skip
+    generator = np.random.default_rng(seed)
+    rows, _ = env.reset(seed=seed)
+    over = np.zeros(options.environments, dtype=bool)
+    episode = 0
+    for _ in range(-(-options.algorithm.recorded_steps // options.environments)):
+        shares = env.baseline_shares()
+        action = env.action_for(shares * np.exp(generator.normal(0.0, _EXPLORING, shares.shape)))
+        after, rewards, _, truncated, _ = env.step(action)
+        for row in np.flatnonzero(~over):
+            name = f"simulated-{episode}-{row}"
+            yield Transition(name, rows[row], action[row], float(rewards[row]), after[row], bool(truncated[row]))
+        episode += bool(over.any())
+        rows, over = after, truncated

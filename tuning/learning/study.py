@@ -1,0 +1,174 @@
+"""Trains policies on the study's scenarios; `envs.study.judge` judges them as rules beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from actuators.contract.control import BalancingMethod
+from actuators.contract.script import Script
+from actuators.contract.topology import Topology
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.estimators.base import FIRST_GUESS_S
+from envs.mixture.fit import fit_encoder
+from envs.observation.encoder import EncoderOptions
+from envs.observation.observer import Observer, sample_names, samples_of
+from envs.scenarios.catalogue import STUDY, randomised
+from envs.scenarios.lookup import scenario, training_mixture
+from envs.simulator.batch import SimulatedBatch, SimulationOptions
+from envs.simulator.window_batch import WindowBatch
+from envs.study.judge import deadlines_s
+from envs.study.rules import SHARED_MEMORY, Rule, Steering, workers_of
+from tuning.learning.proof import Proof
+from tuning.learning.trainer import CurveRow, Trainer
+from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, TrainingOptions
+from tuning.policy.learned import LearnedPolicy
+from tuning.policy.model import EquivariantNet
+
+SIMULATION = SimulationOptions(retry_post=True)
+"""The study's own choice, which its baselines have too."""
+_OBSERVED_STEPS = 60
+_ROWS_PER_SCENARIO = 2
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy to train: what it sees and does, on which method and scenarios, for how long."""
+
+    name: str
+    decision: DecisionOptions
+    method: BalancingMethod
+    scenarios: tuple[str, ...] = STUDY
+    steps: int = 40_000
+    clusters: int = 8
+    imitation_steps: int = 0
+    algorithm: AlgorithmOptions = field(default_factory=AlgorithmOptions)
+    paired: bool = False
+    proof_episodes: int = 0
+
+    @property
+    def simulation(self) -> SimulationOptions:
+        """As the study sets NGINX up for this method."""
+        return SHARED_MEMORY if self.method == "expected_delay" else SIMULATION
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained arm, as a rule of the study."""
+
+    arm: Arm
+    problem: DecisionProblem
+    net: EquivariantNet
+    curve: Sequence[CurveRow]
+    proof: Proof | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """For the topology it was trained on."""
+        return self.rule_on(self.problem.topology)
+
+    def rule_on(self, topology: Topology) -> Rule:
+        """The same network on any number of servers."""
+        problem = replace(self.problem, topology=topology)
+        policy = LearnedPolicy(self.net, problem)
+        return Rule(self.arm.name, self.arm.method, lambda: learned(policy, problem), self.arm.simulation)
+
+
+def train(
+    arm: Arm,
+    topology: Topology,
+    seed: int,
+    folder: Path,
+    *,
+    report: Callable[[CurveRow, int], None] = lambda row, steps: None,
+    held_out: bool = True,
+) -> Trained:
+    """Observes the arm's scenarios, fits the mixture and trains; seeds are never those of the evaluation."""
+    problem = study_problem(arm, topology, seed)
+    options = TrainingOptions(
+        steps=arm.steps,
+        environments=24,
+        episode_steps=100,
+        algorithm=arm.algorithm,
+        method=arm.method,
+        decision=arm.decision,
+        paired=arm.paired,
+        proof_episodes=arm.proof_episodes,
+        held_out=HeldOutOptions(
+            every_steps=max(arm.steps // 6, 1) if held_out else 0, patience=6, episodes=2 * len(set(arm.scenarios))
+        ),
+        imitation=ImitationOptions(steps=arm.imitation_steps),
+        checkpoint_steps=arm.steps,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(problem, options, folder, seed, report, arm.simulation)
+    trainer.train_simulated(
+        training_mixture(arm.scenarios, duration_s=110.0), _InTurn(tuple(dict.fromkeys(arm.scenarios)))
+    )
+    return Trained(arm, problem, trainer.net(), trainer.curve, trainer.proof)
+
+
+def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
+    """Deadlines of S1 in nominal conditions; a mixture of `arm.clusters`, fitted under weights from {1, 3, 5}."""
+    deadline_s = deadlines_s(scenario("S1"), topology)
+    scripts = [
+        randomised(scenario(name), _OBSERVED_STEPS + 1.0).script(topology, 10_000 * (seed + 1) + row)
+        for name in dict.fromkeys(arm.scenarios)
+        for row in range(max(_ROWS_PER_SCENARIO, 12 // len(arm.scenarios)))
+    ]
+    batch = SimulatedBatch(topology, len(scripts), arm.method, options=arm.simulation)
+    for row, script in enumerate(scripts):
+        batch.reset(row, script)
+    observer = Observer(topology, deadline_s, None, (len(scripts),))
+    generator = np.random.default_rng(seed)
+    seen = []
+    for step in range(_OBSERVED_STEPS):
+        if step % 5 == 0:
+            batch.set_weights(generator.choice([1, 3, 5], (len(scripts), *topology.shape)))
+        window = batch.advance(1.0)
+        seen.append(observer.observe(window, 1.0, window.weight).features)
+    names = sample_names(topology, "server")
+    samples = samples_of(np.array(seen), "server").reshape(-1, len(names))
+    encoder = fit_encoder(samples, names, EncoderOptions(clusters=(arm.clusters,), restarts=1), seed)
+    return DecisionProblem(topology, deadline_s, encoder, arm.decision)
+
+
+def learned(policy: LearnedPolicy, problem: DecisionProblem) -> Steering:
+    """A trained policy as the steering of a rule: windows in, weights or service times out."""
+    observer: Observer | None = None
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        nonlocal observer
+        if window is None:
+            observer = problem.observer((len(scripts),))
+            if problem.options.action.estimator is not None:
+                batch.set_service_times(
+                    np.full((batch.size, *problem.topology.shape), FIRST_GUESS_S), workers_of(scripts)
+                )
+            return
+        assert observer is not None
+        duration_s = float(window.end_s[0] - window.start_s[0])
+        seen = observer.observe(window, duration_s, window.weight)
+        if seen.tau_s is None:
+            batch.set_weights(policy.weights(seen))
+        else:
+            batch.set_service_times(policy.service_times(seen), workers_of(scripts))
+
+    return steer
+
+
+@dataclass
+class _InTurn:
+    """Held-out episodes: every scenario equally often."""
+
+    names: tuple[str, ...]
+    name: str = "held out"
+    _count: int = 0
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        self._count += 1
+        chosen = self.names[(self._count - 1) % len(self.names)]
+        return randomised(scenario(chosen), 110.0).script(topology, seed)

@@ -1,0 +1,84 @@
+"""What Prometheus sees of testbeds and trials, through Ray: `ray_deepsched_…` on every node's metrics port."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from actuators.contract.histogram import percentile_ms
+from actuators.contract.window import Window
+from envs.observation.observer import Observation
+
+PREFIX = "deepsched_"
+
+COUNTERS = {
+    "windows": "Control intervals that gave a usable window",
+    "faults": "Control intervals that were lost to a fault",
+    "requests": "Requests that NGINX answered",
+    "weight_changes": "Controls that differed from the one before",
+}
+GAUGES = {
+    "art_per_request": "Accumulative relative tardiness per request of the last window",
+    "mean_ms": "Mean response time of the last window as NGINX saw it, milliseconds",
+    "client_p99_ms": "99th percentile of the clients' latency in the last window, milliseconds",
+    "novelty": "Distance of the last window to the nearest cluster; above 1 is outside of all",
+    "reward": "Reward of the last window",
+}
+TRIAL_GAUGES = {
+    "trial_score": "Score of the trial's policy at its last iteration",
+    "trial_steps": "Environment steps that the trial has trained",
+}
+
+
+def exported(name: str, counters: Mapping[str, str]) -> str:
+    """The metric's name as Prometheus reads it."""
+    return f"ray_{PREFIX}{name}" + ("_total" if name in counters else "")
+
+
+class TestbedMetrics:
+    """The metrics of one testbed, tagged with its name."""
+
+    def __init__(self, testbed: str) -> None:
+        self._tags = {"testbed": testbed}
+        self._counters = {name: Counter(PREFIX + name, text, ("testbed",)) for name, text in COUNTERS.items()}
+        self._gauges = {name: Gauge(PREFIX + name, text, ("testbed",)) for name, text in GAUGES.items()}
+
+    def fault(self) -> None:
+        """An interval was lost."""
+        self._counters["faults"].inc(1.0, self._tags)
+
+    def window(
+        self, window: Window, observation: Observation, terms: Mapping[str, Any], reward: float, *, changed: bool
+    ) -> None:
+        """A usable window with what the policy saw and earned."""
+        requests = int(window.requests.sum())
+        self._counters["windows"].inc(1.0, self._tags)
+        if requests:
+            self._counters["requests"].inc(float(requests), self._tags)
+        if changed:
+            self._counters["weight_changes"].inc(1.0, self._tags)
+        values = {
+            "art_per_request": float(terms["art"]),
+            "mean_ms": float(window.response_ms_sum.sum()) / max(requests, 1),
+            "novelty": float(observation.novelty.max(initial=0.0)),
+            "reward": reward,
+        }
+        if window.client is not None and window.client.latency_counts.sum() > 0:
+            values["client_p99_ms"] = float(percentile_ms(window.client.latency_counts.sum(axis=0), 99.0))
+        for name, value in values.items():
+            self._gauges[name].set(value, self._tags)
+
+
+class TrialMetrics:
+    """The metrics of one trial of a sweep, tagged with its name."""
+
+    def __init__(self, trial: str) -> None:
+        self._tags = {"trial": trial}
+        self._gauges = {name: Gauge(PREFIX + name, text, ("trial",)) for name, text in TRIAL_GAUGES.items()}
+
+    def report(self, score: float, steps: int) -> None:
+        """After a training iteration."""
+        self._gauges["trial_score"].set(score, self._tags)
+        self._gauges["trial_steps"].set(float(steps), self._tags)

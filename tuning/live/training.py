@@ -1,0 +1,181 @@
+"""Trains one policy on several live testbeds at once; goes on when testbeds, actors or env runners die."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune.registry import register_env
+from torch.utils.tensorboard import SummaryWriter
+
+from actuators.contract.script import Scenario
+from actuators.errors import ConfigError, TestbedError
+from actuators.files import write_atomic
+from envs.environment.problem import DecisionProblem
+from tuning.learning.algorithm import Setting, algorithm_config
+from tuning.live.testbeds import Testbeds
+from tuning.live.vector_env import REPAIR_TIMEOUT_S, make_environment
+from tuning.options import ParallelOptions, TrainingOptions
+from tuning.policy.model import EquivariantNet
+
+_ENVIRONMENT = "deepsched-parallel"
+RUNNER_RESTART_S = 60.0
+"""An env runner that died is back after about 10 s on a quiet machine: that is what its imports take."""
+
+
+@dataclass(frozen=True)
+class ParallelRow:
+    """One training iteration; figures that RLlib did not give are nan.
+
+    Attributes:
+        step: control intervals so far, over all testbeds.
+        seconds: wall clock since the first sample was asked for.
+        faults: intervals lost to faults so far.
+    """
+
+    step: int
+    seconds: float
+    faults: int
+    episode_return: float
+    policy_loss: float
+    value_loss: float
+    entropy: float
+
+
+@dataclass
+class ParallelTraining:
+    """One training run on `Testbeds`.
+
+    Args:
+        folder: gets `progress-live.csv`, TensorBoard events and `checkpoints/live`.
+        start: checkpoint folder of the RLModule to start from; a fresh network when None.
+        report: called after every iteration.
+        say: gets every fault, repair and restart in words, as they become known.
+    """
+
+    problem: DecisionProblem
+    training: TrainingOptions
+    options: ParallelOptions
+    folder: Path
+    seed: int
+    start: Path | None = None
+    report: Callable[[ParallelRow], None] = lambda row: None
+    say: Callable[[str], None] = lambda text: None
+    rows: list[ParallelRow] = field(default_factory=list)
+    _restarts: int = 0
+    _faults: int = 0
+
+    def run(self, testbeds: Testbeds, scenario: Scenario) -> EquivariantNet:
+        """Trains for `options.steps` control intervals; the trained network.
+
+        Args:
+            scenario: every episode plays it with a seed of its own.
+
+        Raises:
+            ConfigError: the testbeds cannot be shared evenly among the env runners.
+            TestbedError: no step came in for longer than repairs and restarts may take.
+        """
+        config = self.config(testbeds, scenario)
+        patience_s = float(config.sample_timeout_s) + RUNNER_RESTART_S
+        algo = config.build_algo()
+        try:
+            with SummaryWriter(str(self.folder)) as events:
+                began_s = last_s = time.monotonic()
+                done = 0
+                while done < self.options.steps:
+                    result = algo.train()
+                    self._tell(testbeds, result)
+                    steps = int(result.get("num_env_steps_sampled_lifetime", done))
+                    if steps > done:
+                        done, last_s = steps, time.monotonic()
+                        self._note(_row(done, last_s - began_s, self._faults, result), events)
+                    elif time.monotonic() - last_s > patience_s:
+                        what = f"no step came from the env runners for {patience_s:.0f} s"
+                        raise TestbedError(what, remedy="look into Ray's worker logs")
+            return self._keep(algo)
+        finally:
+            algo.stop()
+
+    def config(self, testbeds: Testbeds, scenario: Scenario) -> AlgorithmConfig:
+        """RLlib's configuration, with timeouts derived from interval and fragment. Raises ConfigError."""
+        register_env(_ENVIRONMENT, make_environment)
+        options, interval_s, count = self.options, self.training.interval_s, len(testbeds.conductors)
+        fragment = max(options.algorithm.batch_steps // count, 1)
+        env_config = {
+            "problem": self.problem,
+            "leaser": testbeds.leaser,
+            "scenario": scenario,
+            "interval_s": interval_s,
+            "episode_steps": options.episode_steps,
+        }
+        setting = Setting(
+            environment=_ENVIRONMENT,
+            env_config=env_config,
+            groups=self.problem.topology.shape[0],
+            num_envs=_share(count, options.env_runners),
+            native_vector=True,
+            interval_s=interval_s,
+            seed=self.seed,
+            action=self.training.decision.action,
+            load_module=self.start,
+        )
+        config = algorithm_config(options.algorithm, self.training.model, setting)
+        # RLlib discards what comes later than this, in silence; the first sample includes the testbeds' start.
+        timeout_s = fragment * interval_s * 2 + REPAIR_TIMEOUT_S + RUNNER_RESTART_S
+        return config.env_runners(
+            num_env_runners=options.env_runners, rollout_fragment_length=fragment, sample_timeout_s=timeout_s
+        ).fault_tolerance(restart_failed_env_runners=True, restart_failed_sub_environments=True)
+
+    def _tell(self, testbeds: Testbeds, result: dict[str, Any]) -> None:
+        for news in testbeds.news():
+            self._faults += news.lost
+            self.say(f"{news.testbed}: {news.text}")
+        restarts = int(result.get("fault_tolerance", {}).get("num_remote_worker_restarts", self._restarts))
+        if restarts > self._restarts:
+            self.say(f"{restarts - self._restarts} env runner(s) died and were restarted; testbeds leased again")
+        self._restarts = restarts
+
+    def _note(self, row: ParallelRow, events: SummaryWriter) -> None:
+        self.rows.append(row)
+        for name, value in asdict(row).items():
+            if isinstance(value, float) and math.isfinite(value):
+                events.add_scalar(f"live/{name}", value, row.step)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(ParallelRow.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(asdict(each) for each in self.rows)
+        write_atomic(self.folder / "progress-live.csv", text.getvalue().encode())
+        self.report(row)
+
+    def _keep(self, algo: Algorithm) -> EquivariantNet:
+        target = (self.folder / "checkpoints" / "live").resolve()
+        target.mkdir(parents=True, exist_ok=True)
+        algo.save_to_path(str(target))
+        net: EquivariantNet = algo.get_module().policy_net()
+        return net
+
+
+def _share(testbeds: int, env_runners: int) -> int:
+    runners = max(env_runners, 1)
+    if testbeds % runners:
+        raise ConfigError(
+            f"{testbeds} testbeds for {runners} env runners",
+            where="parallel.testbeds",
+            remedy="give every env runner the same number",
+        )
+    return testbeds // runners
+
+
+def _row(step: int, seconds: float, faults: int, result: dict[str, Any]) -> ParallelRow:
+    learner = result.get("learners", {}).get("default_policy", {})
+    runners = result.get("env_runners", {})
+    losses = (float(learner.get(name, math.nan)) for name in ("policy_loss", "vf_loss", "entropy"))
+    return ParallelRow(step, seconds, faults, float(runners.get("episode_return_mean", math.nan)), *losses)

@@ -1,0 +1,1 @@
+"""The observation phase: watches a testbed, fits deadlines and the mixture, and describes the clusters."""

@@ -1,0 +1,113 @@
+"""The observation phase: windows under equal and exploring weights → deadlines, scaler and Gaussian mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.script import Scenario
+from actuators.contract.testbed import Testbed
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
+from actuators.options import Options
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.estimators.base import FIRST_GUESS_S
+from envs.mixture.fit import fit_from_windows
+from envs.observation.deadlines import Deadlines, derive_deadlines
+from envs.observation.encoder import EncoderOptions
+
+MAX_STRETCH = 2
+
+
+class ObserveOptions(Options):
+    """How long the system is watched before anything is learned, and what is fitted to it."""
+
+    duration_s: float = Field(default=15.0, gt=0)
+    """Seconds of observation under equal weights; deadlines come from these."""
+    explore_s: float = Field(default=10.0, ge=0)
+    """Seconds under changing weights after that, so that the mixture has seen uneven traffic before it steers."""
+    skip_s: float = Field(default=2.0, ge=0)
+    """Seconds at the start that are not used: queues are still filling."""
+    interval_s: float = Field(default=0.5, gt=0)
+    """Seconds per window."""
+    encoder: EncoderOptions = EncoderOptions()
+    """The Gaussian mixture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """Windows under equal weights, and under exploring ones."""
+
+    equal: tuple[Window, ...]
+    exploring: tuple[Window, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What an observation phase gave: its windows, the deadlines, and the problem they define."""
+
+    windows: Watched
+    deadlines: Deadlines
+    problem: DecisionProblem
+
+
+def watch(
+    testbed: Testbed,
+    scenario: Scenario,
+    method: BalancingMethod,
+    options: ObserveOptions,
+    seed: int,
+    on_window: Callable[[Window, float], None] = lambda window, fraction: None,
+) -> Watched:
+    """Windows of the scenario, the skipped start left out, the load drained after.
+
+    Exploring weights are drawn from {1, 3, 5} per group and server, as the project's first weight
+    changer did, anew for every window. Each part goes on until it has as many usable windows as fit into
+    its time, but not longer than twice its time: a machine with other work to do disturbs some.
+
+    Args:
+        on_window: called after every window with the share of the phase that is over, 0…1.
+    """
+    testbed.set_method(method)
+    testbed.reset(scenario, seed)
+    skipped, equal, exploring = (
+        round(seconds / options.interval_s) for seconds in (options.skip_s, options.duration_s, options.explore_s)
+    )
+    found: tuple[list[Window], list[Window]] = ([], [])
+    generator = np.random.default_rng(seed)
+    for _ in range(skipped):
+        on_window(testbed.advance(options.interval_s), 0.0)
+    for phase, wanted in enumerate((equal, exploring)):
+        while _missing(found[phase], wanted):
+            if phase == 1:
+                testbed.apply(_explored(testbed.topology, method, generator))
+            found[phase].append(testbed.advance(options.interval_s))
+            on_window(found[phase][-1], min(sum(map(len, found)) / (equal + exploring), 1.0))
+    testbed.drain()
+    return Watched(tuple(found[0]), tuple(found[1]))
+
+
+def _explored(topology: Topology, method: BalancingMethod, generator: np.random.Generator) -> Control:
+    ratios = generator.choice([1, 3, 5], topology.shape)
+    if method == "expected_delay":
+        return ServiceTimes(topology, FIRST_GUESS_S / ratios, np.ones(topology.shape[1]))
+    return Weights(topology, ratios)
+
+
+def _missing(windows: list[Window], wanted: int) -> bool:
+    """Whether to go on: until enough windows are usable, at most for MAX_STRETCH times as long."""
+    return sum(window.usable for window in windows) < wanted and len(windows) < MAX_STRETCH * wanted
+
+
+def fit_problem(
+    windows: Watched, topology: Topology, decision: DecisionOptions, encoder: EncoderOptions, seed: int
+) -> Observed:
+    """Deadlines and mixture from the windows. Raises DataError when the phase was too short or disturbed."""
+    deadlines = derive_deadlines(windows.equal, topology)
+    seen = [*windows.equal, *windows.exploring]
+    mixture = fit_from_windows(seen, topology, deadlines.seconds, encoder, seed)
+    return Observed(windows, deadlines, DecisionProblem(topology, deadlines.seconds, mixture, decision))

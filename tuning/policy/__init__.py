@@ -1,0 +1,1 @@
+"""Learned policies: networks, bundles that hold them, and the adviser that applies a bundle to windows."""

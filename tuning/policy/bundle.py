@@ -1,0 +1,225 @@
+"""A policy bundle: the folder that carries a trained policy from training to a live NGINX.
+
+`bundle.json` (problem and provenance), `encoder.npz`, `policy.safetensors`. No pickle is ever loaded.
+
+What a bundle folder may hold, checked before anything in it is read: plain files, nothing that could run.
+
+A new bundle in an old one's place in one step; the old one is kept in `previous/`, from where it can come back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from actuators.contract.topology import Group, Topology
+from actuators.errors import BundleError
+from actuators.files import write_atomic
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.observation.encoder import Encoder
+from envs.observation.observer import sample_names
+from tuning.options import ModelOptions
+from tuning.policy.learned import LearnedPolicy, net_for
+from tuning.policy.model import EquivariantNet
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained policy with all it needs.
+
+    Attributes:
+        net: the network.
+        problem: topology, deadlines, encoder, observation, action codec.
+        provenance: seed, command, config, versions, training curve, evaluation; plain JSON.
+    """
+
+    net: EquivariantNet
+    problem: DecisionProblem
+    model: ModelOptions
+    provenance: dict[str, Any]
+
+    def policy(self) -> LearnedPolicy:
+        return LearnedPolicy(self.net, self.problem)
+
+    def save(self, folder: Path) -> None:
+        """Writes the three files, `bundle.json` last: a folder without it is not a bundle."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.problem.encoder.save(folder / "encoder.npz")
+        tensors = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        write_atomic(folder / "policy.safetensors", save(tensors))
+        description = {
+            "format_version": FORMAT_VERSION,
+            "topology": [asdict(group) for group in self.problem.topology.groups],
+            "features": list(self.problem.encoder.names),
+            "deadlines_s": self.problem.deadlines_s.tolist(),
+            "decision": self.problem.options.model_dump(),
+            "model": self.model.model_dump(),
+            "provenance": self.provenance,
+        }
+        write_atomic(folder / "bundle.json", json.dumps(description, indent=1).encode())
+
+
+def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
+    """Reads a bundle; with a topology, for that one (other addresses, other number of servers).
+
+    Raises:
+        BundleError: a file is missing, of another format, or does not fit the topology's request types.
+    """
+    path = folder / "bundle.json"
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format_version"] != FORMAT_VERSION:
+            raise BundleError(f"bundle format {data['format_version']}", where=str(path), remedy="export it again")
+        own = Topology(tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in data["topology"]))
+        options = DecisionOptions.model_validate(data["decision"])
+        model = ModelOptions.model_validate(data["model"])
+        deadlines_s = np.array(data["deadlines_s"], dtype=float)
+        provenance = data["provenance"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise BundleError(
+            f"not a bundle: {error}", where=str(path), remedy="give the folder that train wrote"
+        ) from error
+    encoder = Encoder.load(folder / "encoder.npz")
+    target = topology or own
+    if target.request_types != own.request_types or encoder.names != sample_names(target, encoder.kind):
+        raise BundleError(
+            f"trained for request types {', '.join(own.request_types)}",
+            where=str(path),
+            remedy="use it with groups of the same types in the same order",
+        )
+    problem = DecisionProblem(target, deadlines_s, encoder, options)
+    net = net_for(problem, model)
+    try:
+        net.load_state_dict(load_file(folder / "policy.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"network does not load: {error}", where=str(folder), remedy="export it again") from error
+    return Bundle(net, problem, model, provenance)
+
+
+FILES = frozenset({"bundle.json", "encoder.npz", "policy.safetensors"})
+SAMPLES, PREVIOUS = "samples.npz", "previous"
+"""What a recalibration adds: what the mixture was fitted to, and the bundle as it was before."""
+MAX_BYTES = 256 * 2**20
+_REMEDY = "give the folder that train wrote"
+
+
+def check_bundle(folder: Path, root: Path | None = None) -> Path:
+    """The folder's real path, after every check.
+
+    Args:
+        root: when given, the folder must lie inside it, links followed.
+
+    Raises:
+        BundleError: outside `root`, a file too many or too few or too large, a link that leads out of the
+            folder, an array that only pickle could read.
+    """
+    real = folder.resolve()
+    if root is not None and not real.is_relative_to(root.resolve()):
+        raise BundleError("outside the folder of bundles", where=str(folder), remedy=f"put it below {root}")
+    try:
+        entries = {entry.name: entry for entry in real.iterdir()}
+    except OSError as error:
+        raise BundleError(f"not a bundle: {error.strerror}", where=str(folder), remedy=_REMEDY) from error
+    previous = entries.pop(PREVIOUS, None)
+    if previous is not None and (previous.is_symlink() or not previous.is_dir()):
+        raise BundleError(f"{PREVIOUS} is no folder", where=str(folder), remedy=_REMEDY)
+    if set(entries) - {SAMPLES} != FILES:
+        odd = sorted((set(entries) - {SAMPLES}) ^ FILES)[0]
+        what = "a file that does not belong there" if odd in entries else "a file is missing"
+        raise BundleError(f"not a bundle: {what}: {odd}", where=str(folder), remedy=_REMEDY)
+    for entry in entries.values():
+        if not entry.resolve().is_relative_to(real) or not entry.is_file():
+            raise BundleError(f"{entry.name} leads out of the bundle", where=str(folder), remedy=_REMEDY)
+        if entry.stat().st_size > MAX_BYTES:
+            raise BundleError(f"{entry.name} is larger than {MAX_BYTES} bytes", where=str(folder), remedy=_REMEDY)
+    for name in {"encoder.npz", SAMPLES} & set(entries):
+        _check_archive(entries[name])
+    _check_tensors(entries["policy.safetensors"])
+    return real
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MAX_BYTES:
+                raise BundleError("unpacks to too much", where=str(path), remedy=_REMEDY)
+            for member in members:
+                # Arrays of objects are pickles; their header says so before any is read.
+                if not member.filename.endswith(".npy") or b"'|O'" in archive.open(member).read(256):
+                    raise BundleError(f"{member.filename} is not a plain array", where=str(path), remedy=_REMEDY)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"not an encoder: {error}", where=str(path), remedy=_REMEDY) from error
+
+
+def _check_tensors(path: Path) -> None:
+    """A safetensors file begins with the length of its JSON header; a pickle does not."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            described = json.loads(file.read(length)) if 0 < length < 2**20 else None
+        except ValueError:
+            described = None
+    if not isinstance(described, dict):
+        raise BundleError("not safetensors", where=str(path), remedy=_REMEDY)
+
+
+_EXCHANGE, _HERE = 2, -100
+"""RENAME_EXCHANGE and AT_FDCWD, see renameat2(2)."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def swap_in(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Replaces a bundle by what `fill` writes into an empty folder; a reader sees the old one or the new one.
+
+    Raises:
+        BundleError: `folder` or what was written is no bundle; the old one is untouched.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    real = check_bundle(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{real.name}-", dir=real.parent) as place:
+        fresh = Path(place) / "bundle"
+        fresh.mkdir()
+        fill(fresh)
+        check_bundle(fresh)
+        # What is kept is one step back: the old bundle without what that one kept.
+        shutil.copytree(real, fresh / PREVIOUS, ignore=lambda path, names: {PREVIOUS} & set(names))
+        fresh.chmod(real.stat().st_mode)
+        _exchange(fresh, real)
+
+
+def roll_back(folder: Path) -> None:
+    """The bundle that `swap_in` replaced comes back, and what replaced it becomes the one before.
+
+    Raises BundleError when there is none to go back to.
+    """
+    kept = check_bundle(folder) / PREVIOUS
+    if not kept.is_dir():
+        raise BundleError("no earlier bundle is kept", where=str(kept), remedy="there is nothing to roll back to")
+    check_bundle(kept)
+    swap_in(folder, lambda fresh: _copy(kept, fresh))
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    if _libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(other))

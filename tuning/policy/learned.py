@@ -1,0 +1,53 @@
+"""A trained network as a policy: observation → weights or service times. Needs torch, not Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actuators.contract.control import Control
+from envs.environment.problem import DecisionProblem
+from envs.observation.observer import Observation
+from tuning.options import ModelOptions
+from tuning.policy.model import EquivariantNet
+
+
+class LearnedPolicy:
+    """Acts with the network's mean, or its likeliest ratio vectors: no exploration."""
+
+    name = "learned"
+
+    def __init__(self, net: EquivariantNet, problem: DecisionProblem) -> None:
+        self._net, self._problem = net.eval(), problem
+
+    def act(self, observation: Observation) -> Control:
+        """For one testbed; a network output that is not a number counts as 0, a residual's baseline."""
+        return self._problem.control(self.action(self._problem.array(observation)), observation)
+
+    def act_each(self, observations: Sequence[Observation]) -> list[Control]:
+        """For several testbeds of this topology with one call of the network."""
+        actions = self.action(np.stack([self._problem.array(observation) for observation in observations]))
+        return [self._problem.control(action, seen) for action, seen in zip(actions, observations, strict=True)]
+
+    def weights(self, observation: Observation) -> NDArray[np.int64]:
+        """Integer weights ``[..., groups, servers]``, of a batch too."""
+        return self._problem.weights(self.action(self._problem.array(observation)), observation)
+
+    def service_times(self, observation: Observation) -> NDArray[np.float64]:
+        """Service times ``[..., groups, servers]`` in seconds, of a batch too, for a residual on an estimator."""
+        return self._problem.service_times(self.action(self._problem.array(observation)), observation)
+
+    def action(self, rows: NDArray[np.float32]) -> NDArray[Any]:
+        """``[..., servers, row_size]`` → the action that the problem's codec takes."""
+        with torch.inference_mode():
+            action: NDArray[Any] = self._net.act(torch.from_numpy(rows)).numpy()
+        return self._problem.action_codec.of_vectors(action) if self._net.ratios else action
+
+
+def net_for(problem: DecisionProblem, options: ModelOptions) -> EquivariantNet:
+    """An untrained network for this problem."""
+    return EquivariantNet(problem.row_size, problem.topology.shape[0], options, problem.options.action)

@@ -1,0 +1,88 @@
+"""The policy network: one encoder shared by all servers, so it fits any number of them in any order.
+
+`EquivariantNet` is plain torch and all that a served policy needs; `tuning.learning.rl_module` wraps it for RLlib.
+Idea: Deep Sets (Zaheer et al., 2017): permuting the servers permutes the outputs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from envs.environment.actions import ActionOptions, ratio_levels
+from tuning.options import ModelOptions
+
+
+class EquivariantNet(nn.Module):
+    """Rows of servers → an action's distribution, and a value.
+
+    Args:
+        row_size: features of a server's row.
+        groups: outputs per server (times the levels of a ratio).
+        action: kind of the action; `ratios` gives logits, the others a mean and a deviation.
+    """
+
+    def __init__(self, row_size: int, groups: int, options: ModelOptions, action: ActionOptions | None = None) -> None:
+        super().__init__()
+        hidden = options.hidden
+        kind = action or ActionOptions()
+        self.groups, self.squashed = groups, options.squashed
+        self.ratios = kind.ratios if kind.kind == "ratios" else ()
+        self.encoder = nn.Sequential(nn.Linear(row_size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+        outputs = groups * max(len(self.ratios), 1)
+        self.action = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+        self.value = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        self.log_std = nn.Parameter(torch.full((groups,), options.initial_log_std))
+        # A residual policy starts at its baseline: every mean is exactly 0.
+        last = self.action[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[..., servers, row_size]`` → means and log deviations, each ``[..., groups * servers]``."""
+        mean = self._outputs(rows).transpose(-1, -2)
+        log_std = self.log_std[:, None].expand_as(mean)
+        return mean.flatten(-2), log_std.flatten(-2)
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[..., servers, row_size]`` → ``[..., groups, vectors]``, one logit per ratio vector.
+
+        A vector's logit is the sum over servers of a score for the level it gives to the server, so that
+        it, too, does not depend on the order of the servers.
+        """
+        return self.vector_scores(self._outputs(rows))
+
+    def vector_scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """``[..., servers, groups * levels]`` scores → ``[..., groups, vectors]``."""
+        scores = outputs.unflatten(-1, (self.groups, len(self.ratios)))
+        return torch.einsum("...sgl,vsl->...gv", scores, _one_hot_levels(self.ratios, outputs.shape[-2]))
+
+    def act(self, rows: torch.Tensor) -> torch.Tensor:
+        """The action without exploration: means ``[..., groups * servers]`` or chosen vectors ``[..., groups]``."""
+        if self.ratios:
+            return self.logits(rows).nan_to_num(0.0).argmax(dim=-1)
+        mean, _ = self(rows)
+        return torch.tanh(mean) if self.squashed else mean
+
+    def values(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[..., servers, row_size]`` → state values ``[...]``."""
+        value: torch.Tensor = self.value(self.encoder(rows).mean(dim=-2)).squeeze(-1)
+        return value
+
+    def _outputs(self, rows: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.action(with_pooled(self.encoder(rows)))
+        return outputs
+
+
+def with_pooled(encoded: torch.Tensor) -> torch.Tensor:
+    """``[..., servers, hidden]`` → each server's encoding beside the mean of all, ``[..., servers, 2 * hidden]``."""
+    return torch.cat([encoded, encoded.mean(dim=-2, keepdim=True).expand_as(encoded)], dim=-1)
+
+
+@lru_cache(maxsize=32)
+def _one_hot_levels(ratios: tuple[int, ...], servers: int) -> torch.Tensor:
+    levels = torch.from_numpy(ratio_levels(ratios, servers))
+    return nn.functional.one_hot(levels, len(ratios)).float()

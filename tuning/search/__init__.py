@@ -1,0 +1,1 @@
+"""Hyperparameter search with Ray Tune: spaces, trials, population based training, live confirmation."""

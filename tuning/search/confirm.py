@@ -1,0 +1,76 @@
+"""The best policies of a sweep judged on live testbeds, all at the same time, each on several testbeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actuators.contract.script import Scenario
+from actuators.contract.topology import social_network
+from actuators.errors import DeepSchedError
+from actuators.testbed.parts import LiveOptions
+from actuators.testbed.placement import check_capacity, start_remote_testbed
+from envs.heuristics.controllers import FixedController
+from tuning.judging.contenders import baseline_of, learned_controller
+from tuning.judging.judge import Controller, Judge, JudgeOptions
+from tuning.policy.bundle import load_bundle
+
+LEARNED, REFERENCE = "learned", "least_conn"
+
+
+def confirm(
+    bundles: Sequence[Path],
+    testbeds: int,
+    scenario: Scenario,
+    judge: JudgeOptions,
+    live: LiveOptions,
+    work_dir: Path,
+) -> list[dict[str, Any]]:
+    """Evaluations (as `Evaluation.to_json`) of every bundle on each of `testbeds` testbeds.
+
+    Bundles come one after the other, the testbeds of one at the same time; each testbed has a seed, and
+    with it arrivals, of its own. Every result has the further keys `bundle` and `testbed`.
+
+    Raises:
+        CapacityError: the cluster cannot hold that many testbeds at once.
+        DeepSchedError: a testbed did not start or broke three times.
+    """
+    check_capacity(testbeds, len(social_network().servers))
+    found = []
+    for bundle in bundles:
+        own = judge.model_copy(update={"learned": LEARNED, "reference": REFERENCE})
+        running = [
+            _judge_live.remote(
+                bundle,
+                scenario,
+                own.model_copy(update={"seed": judge.seed + number}),
+                live,
+                work_dir / bundle.name / f"testbed-{number + 1}",
+            )
+            for number in range(testbeds)
+        ]
+        try:
+            results = ray.get(running)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, DeepSchedError) else error) from error
+        for number, result in enumerate(results):
+            found.append({**result, "bundle": str(bundle), "testbed": number + 1})
+    return found
+
+
+@ray.remote(num_cpus=0, max_retries=3)
+def _judge_live(
+    bundle: Path, scenario: Scenario, judge: JudgeOptions, live: LiveOptions, work_dir: Path
+) -> dict[str, Any]:
+    with start_remote_testbed(social_network(), live, work_dir, judge.seed) as testbed:
+        loaded = load_bundle(bundle, testbed.topology)
+        problem, method = loaded.problem, loaded.provenance["method"]
+        controllers: list[Controller] = [
+            FixedController(REFERENCE, "least_conn"),
+            baseline_of(problem, method),
+            learned_controller(LEARNED, method, loaded.policy(), problem),
+        ]
+        return Judge(testbed, controllers, scenario, problem.deadlines_s, judge).run().to_json()

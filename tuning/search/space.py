@@ -1,0 +1,183 @@
+"""The search space of a sweep: dotted option path → the values or the range to try; checked before anything starts.
+
+Options of a sweep; apart from `tuning.search.sweep` because that imports torch and Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from actuators.errors import ConfigError, closest
+from actuators.options import Options
+from envs.observation.encoder import EncoderOptions
+from tuning.judging.judge import JudgeOptions
+from tuning.options import TrainingOptions
+
+
+class Range(Options):
+    """A continuous or whole-numbered range."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Draw evenly on a logarithmic scale."""
+    integer: bool = False
+    """Whole numbers only."""
+
+
+Domain = Range | tuple[Any, ...]
+"""A range, or the list of values to choose from."""
+
+
+class TrialOptions(Options):
+    """What one trial does; a search space names its fields by dotted paths."""
+
+    encoder: EncoderOptions = EncoderOptions()
+    """The mixture that the trial fits; `encoder.clusters: [2, 4, 8]` in a space tries three cluster counts."""
+    training: TrainingOptions = Field(default_factory=lambda: TrainingOptions(steps=12_000))
+    """How the trial trains."""
+
+
+DEFAULT_SPACE: dict[str, Domain] = {
+    "encoder.clusters": (2, 3, 4, 6, 8),
+    "encoder.covariance": ("diag", "full"),
+    "training.algorithm.learning_rate": Range(low=1e-4, high=3e-3, log=True),
+    "training.algorithm.entropy_coefficient": (0.0, 0.001, 0.01),
+    "training.algorithm.clip": (0.1, 0.2, 0.3),
+    "training.algorithm.epochs": (2, 4, 8),
+}
+"""Cluster count K and PPO's hyperparameters."""
+
+MUTABLE = tuple(
+    f"training.algorithm.{name}"
+    for name in ("learning_rate", "entropy_coefficient", "clip", "discount", "gae_lambda", "epochs")
+)
+"""What population-based training may change in a running trial; everything else is part of its structure."""
+
+
+def apply(base: TrialOptions, values: Mapping[str, Any]) -> TrialOptions:
+    """The options with values put in at their paths.
+
+    Raises ConfigError, with the closest match for an unknown path, or what pydantic refuses of a value.
+    """
+    tree = base.model_dump()
+    for path, value in values.items():
+        _put(tree, path, value)
+    try:
+        return TrialOptions.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{first['msg']}: {first.get('input')!r}", where=f"space, {where}") from error
+
+
+def check(space: Mapping[str, Domain], base: TrialOptions, search: str, scheduler: str) -> None:
+    """Raises ConfigError for paths and values that no trial could use, and for what search or scheduler cannot do."""
+    if not space:
+        raise ConfigError("the search space is empty", where="space", remedy="give at least one option to try")
+    for path, domain in space.items():
+        if isinstance(domain, Range):
+            if not domain.low < domain.high or (domain.log and domain.low <= 0):
+                raise ConfigError(f"{domain.low} to {domain.high} is not a range", where=f"space, {path}")
+            if search == "grid":
+                raise ConfigError("a grid needs a list of values", where=f"space, {path}", remedy="or use random")
+        elif not domain:
+            raise ConfigError("an empty list of values", where=f"space, {path}")
+        for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
+            apply(base, {path: int(value) if isinstance(domain, Range) and domain.integer else value})
+    if scheduler == "pbt" and not mutable(space):
+        raise ConfigError(
+            "population-based training has nothing to change",
+            where="space",
+            remedy=f"add one of {', '.join(MUTABLE)}; what shapes the network or the problem stays as it is drawn",
+        )
+
+
+def mutable(space: Mapping[str, Domain]) -> dict[str, Domain]:
+    """The part that may change while a trial runs."""
+    return {path: domain for path, domain in space.items() if path in MUTABLE}
+
+
+def structure(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a trial's values that a checkpoint is bound to: all but what may change while a trial runs."""
+    return {path: value for path, value in values.items() if path not in MUTABLE}
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    level: Any = tree
+    for depth, part in enumerate([*parents, name]):
+        if not isinstance(level, dict) or part not in level:
+            before = ".".join(parents[:depth])
+            raise ConfigError(f"unknown option '{path}'", where="space", remedy=_nearest(path, before, level))
+        if depth < len(parents):
+            level = level[part]
+    # K is swept as a number, where the option is the list of counts to compare by BIC.
+    wants_list = isinstance(level[name], tuple | list) and not isinstance(value, tuple | list)
+    level[name] = (value,) if wants_list else value
+
+
+def _nearest(path: str, before: str, level: Any) -> str:
+    if not isinstance(level, dict):
+        return f"'{before}' has no options below it"
+    return closest(path, [f"{before}.{name}" if before else name for name in level])
+
+
+Search = Literal["random", "grid", "optuna"]
+Scheduler = Literal["asha", "pbt", "none"]
+
+
+class SearchOptions(Options):
+    """What is tried, how it is drawn, and what ends early."""
+
+    space: dict[str, Domain] = DEFAULT_SPACE
+    """Option → list or range, for example {encoder.clusters: [2, 4], training.interval_s: {low: 0.5, high: 2}}."""
+    base: TrialOptions = Field(default_factory=TrialOptions)
+    """Options that all trials start from."""
+    testbed: Literal["simulated", "live"] = "simulated"
+    """What trials train on. A live one claims its testbeds with its first step and keeps them to its end."""
+    testbeds: int = Field(default=1, ge=1)
+    """Live testbeds of each trial, stepped together."""
+    trials: int = Field(default=32, ge=1)
+    """Trials; with `grid`, repetitions of the whole grid."""
+    search: Search = "optuna"
+    """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator)."""
+    scheduler: Scheduler = "asha"
+    """`asha` ends the worse trials early, `pbt` lets them copy better ones and vary, `none` trains all to the end."""
+    grace_share: float = Field(default=0.25, gt=0, le=1)
+    """ASHA: share of the steps that every trial gets at least."""
+    reduction: int = Field(default=3, ge=2)
+    """ASHA: one in so many goes on at each rung."""
+    perturb_share: float = Field(default=0.2, gt=0, le=1)
+    """PBT: share of the steps between two exchanges. Trials for which there is no room run in turn, one such share
+    each."""
+    concurrent: int = Field(default=0, ge=0)
+    """Trials at once; 0 for as many as the cluster holds, and for one at a time on live testbeds of this machine. A
+    population always runs as many as there is room for."""
+    trial_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that each trial claims; with 0.5, four trials share two cores and none idles while one is replaced."""
+    retries: int = Field(default=3, ge=0)
+    """How often a trial whose process died is gone on with from its last checkpoint."""
+    checkpoint_every: int = Field(default=4, ge=1)
+    """Training iterations between two checkpoints."""
+    validation_episodes: int = Field(default=8, ge=1)
+    """Simulated episodes on which every policy is validated after each iteration."""
+    validation_s: float = Field(default=40.0, gt=0)
+    """Simulated seconds of each of them; on live testbeds, real seconds for which least_conn is watched first. Their
+    score is what their own intervals say, exploration included."""
+
+
+class ConfirmOptions(Options):
+    """The best trials judged on live testbeds at the end."""
+
+    best: int = Field(default=1, ge=0)
+    """How many of the best trials; 0 leaves it out."""
+    testbeds: int = Field(default=2, ge=1)
+    """Live testbeds, each with arrivals of its own, on which every one of them is judged at the same time."""
+    judge: JudgeOptions = JudgeOptions(rounds=3, warm_up_s=1.5, measure_s=5.0)
+    """Blocks of the judgement."""

@@ -1,0 +1,258 @@
+"""Runs a search space through Ray Tune: trials in parallel, ended early, restarted, resumed; one row per trial."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optuna
+import pandas as pd
+import ray
+from pyarrow import fs
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
+from ray.tune.search.optuna import OptunaSearch
+
+from actuators.contract.topology import social_network
+from actuators.errors import CapacityError, DataError
+from actuators.testbed.placement import check_capacity
+from tuning.search.live_trial import trial_resources
+from tuning.search.population import Population
+from tuning.search.space import Domain, Range, SearchOptions, check, mutable
+from tuning.search.trial import BUNDLE, Shared, SweepTrial
+
+SCORE, TIME = "score", "steps_trained"
+EXPERIMENT = "sweep"
+POPULATION_KEEPS = 8
+"""Checkpoints per trial of a population: who copies one in an exchange must still find it. Elsewhere one is kept, and
+Tune stores the whole experiment with every checkpoint (ray 2.60): a trial that has finished is never repeated."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far a sweep is."""
+
+    ended: int
+    running: int
+    failed: int
+    best: float
+    best_trial: str
+
+
+class SweepCallback(tune.Callback):
+    """Tells `listener` how far the sweep is, after every result.
+
+    The listener belongs to the class: Tune pickles its callbacks, and a listener holds on to the terminal.
+    """
+
+    listener: ClassVar[Callable[[Tally], None]] = staticmethod(lambda tally: None)
+
+    def __init__(self) -> None:
+        self._best, self._best_trial = -math.inf, ""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result.get(SCORE, -math.inf) > self._best:
+            self._best, self._best_trial = result[SCORE], trial.trial_id
+        self._tell(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials)
+
+    def _tell(self, trials: list[Any]) -> None:
+        states = [trial.status for trial in trials]
+        ended, running, failed = (states.count(name) for name in ("TERMINATED", "RUNNING", "ERROR"))
+        type(self).listener(Tally(ended, running, failed, self._best, self._best_trial))
+
+
+def preflight(options: SearchOptions) -> int:
+    """How many trials will run at once. Raises ConfigError for the space, CapacityError in words."""
+    check(options.space, options.base, options.search, options.scheduler)
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    room = int(cpus / options.trial_cpus + 1e-9)
+    if options.testbed == "live":
+        room = min(room, _room_for_live(options))
+    wanted = options.concurrent or room
+    if wanted > room or room == 0:
+        needed = max(wanted, 1) * options.trial_cpus
+        raise CapacityError(
+            f"{max(wanted, 1)} trials at once need {needed:g} CPUs, the cluster has {cpus:g}",
+            where="search.concurrent",
+            remedy="ask for fewer at once, lower search.trial_cpus or add nodes",
+        )
+    if options.scheduler == "pbt":
+        wanted = _population_at_once(options, room, cpus)
+    return wanted
+
+
+def _room_for_live(options: SearchOptions) -> int:
+    """Trials whose testbeds fit at once, one at least. Raises CapacityError, in words, when too few do."""
+    servers = len(social_network().servers)
+    check_capacity(max(options.concurrent, 1) * options.testbeds, servers)
+    total = ray.cluster_resources()
+    places = (total.get("proxy", 0), total.get("client", 0), total.get("server", 0) / servers)
+    return max(int(min(places) / options.testbeds + 1e-9), 1)
+
+
+def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
+    """Of a population as many run as there is room for; the others wait for their turn between two exchanges."""
+    at_once = min(room, options.trials)
+    if 0 < options.concurrent < at_once:
+        # Tune counts a trial that waits for its turn as one that runs: the population would never be complete.
+        raise CapacityError(
+            f"a population of {options.trials} shares {cpus:g} CPUs by what its trials claim, not by a limit",
+            where="search.concurrent",
+            remedy=f"set search.trial_cpus={cpus / options.concurrent:g} and leave search.concurrent at 0",
+        )
+    return at_once
+
+
+def run_sweep(
+    options: SearchOptions, shared: Shared, storage: str, at_once: int, report: Callable[[Tally], None]
+) -> ResultGrid:
+    """Runs (or, when `storage` already holds this sweep, goes on with) all trials.
+
+    Args:
+        storage: folder or pyarrow URL; the experiment is in `sweep` below it.
+        at_once: from `preflight`.
+
+    Raises:
+        DataError: no trial gave a result.
+    """
+    resources: Any = {"CPU": options.trial_cpus}
+    if shared.live is not None:
+        resources = trial_resources(options.trial_cpus, shared.live.testbeds, len(shared.topology.servers))
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), resources)
+    SweepCallback.listener = staticmethod(report)
+    # Tune draws tables of its own otherwise, whatever `verbose` says (ray 2.60).
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler == "pbt"
+    if Tuner.can_restore(path):
+        tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = Tuner(
+            trainable,
+            param_space={path: _tune_domain(domain, options.search) for path, domain in options.space.items()},
+            tune_config=TuneConfig(
+                metric=SCORE,
+                mode="max",
+                num_samples=options.trials,
+                max_concurrent_trials=None if population else at_once,
+                search_alg=_searcher(options, shared.seed),
+                scheduler=_scheduler(options, at_once),
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=RunConfig(
+                name=EXPERIMENT,
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=options.retries),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=POPULATION_KEEPS if population else 1,
+                    checkpoint_frequency=options.checkpoint_every,
+                    checkpoint_at_end=True,
+                ),
+                callbacks=[SweepCallback()],
+                verbose=0,
+            ),
+        )
+    results = tuner.fit()
+    if not any(SCORE in (result.metrics or {}) for result in results):
+        raise DataError(
+            f"none of {len(results)} trials gave a result",
+            where=path,
+            remedy="see error.txt in the trials' folders",
+            evidence=str(results.errors[0]).strip().splitlines()[-1] if results.errors else "",
+        )
+    return results
+
+
+def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
+    """One row per trial, best first: what it tried (`space` paths), what came of it, where its bundle is."""
+    rows = []
+    for result in results:
+        metrics = result.metrics or {}
+        config = metrics.get("config", result.config or {})
+        bundle = Path(result.checkpoint.path) / BUNDLE if result.checkpoint else None
+        rows.append(
+            {
+                "trial": Path(result.path).name,
+                **{path: config.get(path) for path in space},
+                **{name: metrics.get(name) for name in (SCORE, "art_per_request", "error_ratio", "bic", "clusters")},
+                "iterations": metrics.get("training_iteration", 0),
+                TIME: metrics.get(TIME, 0),
+                "seconds": metrics.get("time_total_s", 0.0),
+                "error": "" if result.error is None else str(result.error).strip().splitlines()[-1],
+                "bundle": "" if bundle is None else str(bundle),
+            }
+        )
+    table = pd.DataFrame(rows).sort_values(SCORE, ascending=False, na_position="last")
+    return table.reset_index(drop=True)
+
+
+def fetch_bundle(results: ResultGrid, trial: str, folder: Path) -> Path:
+    """The bundle of a trial as a local folder, from whatever storage its checkpoint is on; replaces what is there."""
+    checkpoint = next(result.checkpoint for result in results if Path(result.path).name == trial)
+    assert checkpoint is not None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    fs.copy_files(f"{checkpoint.path}/{BUNDLE}", str(folder), source_filesystem=checkpoint.filesystem)
+    return folder
+
+
+def histories(results: ResultGrid) -> dict[str, list[tuple[int, float]]]:
+    """Trial → (steps trained, score) after each iteration."""
+    found = {}
+    for result in results:
+        frame = result.metrics_dataframe
+        if frame is not None and SCORE in frame:
+            found[Path(result.path).name] = list(zip(frame[TIME].astype(int), frame[SCORE].astype(float), strict=True))
+    return found
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.trial_id}"
+
+
+def _tune_domain(domain: Domain, search: str) -> Any:
+    if not isinstance(domain, Range):
+        return tune.grid_search(list(domain)) if search == "grid" else tune.choice(list(domain))
+    if domain.integer:
+        kind = tune.lograndint if domain.log else tune.randint
+        return kind(int(domain.low), int(domain.high) + 1)
+    return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
+
+
+def _searcher(options: SearchOptions, seed: int) -> SearchAlgorithm | Any:
+    if options.search != "optuna" or options.scheduler == "pbt":
+        # PBT itself decides what comes after the first draw.
+        return BasicVariantGenerator(random_state=seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(metric=SCORE, mode="max", seed=seed)
+
+
+def _scheduler(options: SearchOptions, at_once: int) -> TrialScheduler:
+    steps = options.base.training.steps
+    if options.scheduler == "asha":
+        grace = max(round(options.grace_share * steps), 1)
+        return ASHAScheduler(time_attr=TIME, max_t=steps, grace_period=grace, reduction_factor=options.reduction)
+    if options.scheduler == "pbt":
+        distributions = {
+            path: _tune_domain(domain, "random") if isinstance(domain, Range) else list(domain)
+            for path, domain in mutable(options.space).items()
+        }
+        interval = max(round(options.perturb_share * steps), 1)
+        return Population(options.space, distributions, TIME, interval, at_once)
+    return FIFOScheduler()

@@ -1,0 +1,211 @@
+"""One trial of a sweep: fits its own mixture, trains, is validated after every iteration, leaves a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.tune.registry import register_env
+
+from actuators.contract.script import Scenario
+from actuators.contract.topology import Topology
+from actuators.errors import DataError
+from actuators.files import write_json
+from envs.environment.vector_env import SimulatedVectorEnv
+from tuning.learning.algorithm import Setting, algorithm_config, module_path
+from tuning.learning.curve import TERMS
+from tuning.learning.scoring import ScriptSource, Validation, Validator
+from tuning.live.metrics import TrialMetrics
+from tuning.live.vector_env import make_environment
+from tuning.observing.phase import Observed, Watched, fit_problem
+from tuning.policy.bundle import Bundle
+from tuning.policy.model import EquivariantNet
+from tuning.search.live_trial import LiveShare, LiveTrial
+from tuning.search.space import TrialOptions, apply, structure
+
+_ENVIRONMENT, _LIVE = "deepsched-trial", "deepsched-live-trial"
+CHECKPOINT, BUNDLE, STATE = "algorithm", "bundle", "trial.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What all trials have in common; put into Ray's object store once.
+
+    Attributes:
+        windows: of the observation phase; every trial fits its own mixture to them.
+        scenario: what is trained on; validation: what is validated on.
+        validation_episodes, validation_s: how many simulated episodes of how many seconds.
+        live: what trials on live testbeds need; None for simulated ones.
+        provenance: of the whole sweep, for the bundles.
+    """
+
+    windows: Watched
+    topology: Topology
+    base: TrialOptions
+    scenario: Scenario
+    validation: Scenario
+    validation_episodes: int
+    validation_s: float
+    seed: int
+    provenance: dict[str, Any]
+    live: LiveShare | None = None
+
+
+class SweepTrial(tune.Trainable):
+    """RLlib's algorithm under Tune's class interface; `config` maps dotted option paths to values."""
+
+    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+        """Builds everything the configuration asks for. Tune calls it, with `shared` from the object store."""
+        assert shared is not None
+        self._shared = shared
+        torch.set_num_threads(1)
+        self._options = options = apply(shared.base, config)
+        self._observed = self._fit()
+        self._live, self._validator = None, None
+        if shared.live is None:
+            self._validator = Validator(
+                self._observed.problem,
+                shared.validation,
+                options.training,
+                shared.validation_episodes,
+                shared.validation_s,
+            )
+        else:
+            name, method = self.trial_name or "trial", options.training.method
+            self._live = LiveTrial(shared.live, name, shared.topology, method, shared.seed)
+            self._live.watch_reference(self._observed.problem, options.training.interval_s)
+        self._metrics = TrialMetrics(self.trial_name or "trial")
+        self._steps = 0
+        self._build(None)
+
+    def step(self) -> dict[str, Any]:
+        """One training iteration and its validation."""
+        result = self._algorithm.train()
+        self._steps = self._before + int(result["num_env_steps_sampled_lifetime"])
+        sampled = result.get("env_runners", {})
+        found = self._validate(sampled.get(TERMS, {}))
+        self._metrics.report(found.score, self._steps)
+        encoder = self._observed.problem.encoder
+        return {
+            "score": found.score,
+            "art_per_request": found.art_per_request,
+            "error_ratio": found.error_ratio,
+            "steps_trained": self._steps,
+            "episode_return": float(sampled.get("episode_return_mean", float("nan"))),
+            "clusters": encoder.clusters,
+            "bic": encoder.bic[encoder.clusters],
+            "deadlines_ms": (self._observed.deadlines.seconds * 1e3).round(3).tolist(),
+            tune.result.DONE: self._steps >= self._options.training.steps,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """RLlib's checkpoint, the bundle, and which configuration they are of."""
+        folder = Path(checkpoint_dir).absolute()
+        self._algorithm.save_to_path(str(folder / CHECKPOINT))
+        training = self._options.training
+        own = {"trial": self.trial_name, "options": self.config, "steps": self._steps, "method": training.method}
+        provenance = {**self._shared.provenance, **own}
+        Bundle(self._net(), self._observed.problem, training.model, provenance).save(folder / BUNDLE)
+        write_json(folder / STATE, {"config": self.config, "steps": self._steps})
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Goes on from a checkpoint; from that of other hyperparameters (PBT) only with its network.
+
+        Raises DataError for a checkpoint of another problem or network: it would load, and mean something else.
+        """
+        folder = Path(checkpoint_dir).absolute()
+        state = json.loads((folder / STATE).read_bytes())
+        own = json.loads(json.dumps(self.config))
+        if structure(state["config"]) != structure(own):
+            raise DataError(
+                "a checkpoint of another structure",
+                where=str(folder),
+                evidence=f"{structure(state['config'])} where this trial has {structure(own)}",
+            )
+        self._steps = state["steps"]
+        if state["config"] == own:
+            self._algorithm.restore_from_path(str(folder / CHECKPOINT))
+            self._before = 0
+        else:
+            # A restored optimiser would bring its old learning rate along.
+            self._algorithm.stop()
+            self._build(module_path(folder / CHECKPOINT))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Becomes another trial in the same process, which saves ten seconds of imports."""
+        self.cleanup()
+        self.config = new_config
+        # `tune.with_parameters` hands `shared` over in a setup of its own, which takes no other.
+        SweepTrial.setup(self, new_config, self._shared)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends what the algorithm runs, and then the testbeds."""
+        self._algorithm.stop()
+        if self._live is not None:
+            self._live.close()
+
+    def _validate(self, terms: Mapping[str, float]) -> Validation:
+        if self._live is not None:
+            return self._live.validation(terms)
+        assert self._validator is not None
+        return self._validator.judge(self._net())
+
+    def _fit(self) -> Observed:
+        shared, options = self._shared, self._options
+        decision = options.training.decision
+        return fit_problem(shared.windows, shared.topology, decision, options.encoder, shared.seed)
+
+    def _build(self, load_module: Path | None) -> None:
+        options = self._options.training
+        # The environment's randomness must not repeat itself after a restart.
+        seed = self._shared.seed + self._steps
+        environment, env_config, testbeds = self._environment(seed)
+        setting = Setting(
+            environment=environment,
+            env_config=env_config,
+            groups=self._observed.problem.topology.shape[0],
+            num_envs=testbeds,
+            native_vector=True,
+            interval_s=options.interval_s if self._live else 0.0,
+            seed=seed,
+            action=self._observed.problem.options.action,
+            load_module=load_module,
+        )
+        self._before = self._steps
+        self._algorithm: Algorithm = algorithm_config(options.algorithm, options.model, setting).build_algo()
+
+    def _environment(self, seed: int) -> tuple[str, dict[str, Any], int]:
+        """Name in RLlib's registry, settings, and how many testbeds it drives."""
+        options, problem, shared = self._options.training, self._observed.problem, self._shared
+        if self._live is not None:
+            assert shared.live is not None
+            register_env(_LIVE, make_environment)
+            config = self._live.environment(problem, options.interval_s, options.episode_steps)
+            return _LIVE, {**config, "seed": seed}, shared.live.testbeds
+        register_env(_ENVIRONMENT, _make)
+        config = {
+            "problem": problem,
+            "next_script": ScriptSource(shared.scenario, problem.topology),
+            "method": options.method,
+            "interval_s": options.interval_s,
+            "episode_steps": options.episode_steps,
+            "seed": seed,
+            "paired": options.paired,
+        }
+        return _ENVIRONMENT, config, options.environments
+
+    def _net(self) -> EquivariantNet:
+        net: EquivariantNet = self._algorithm.learner_group._learner.module["default_policy"].policy_net()
+        return net
+
+
+def _make(context: dict[str, Any]) -> SimulatedVectorEnv:
+    config = dict(context)
+    return SimulatedVectorEnv(config.pop("problem"), config.pop("num_envs"), config.pop("next_script"), **config)

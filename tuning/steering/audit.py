@@ -1,0 +1,276 @@
+"""The record of every decision: JSON lines that rotate, and deciding a record again with the same or another bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import Control, ServiceTimes, Weights
+from actuators.contract.topology import Group, Topology
+from actuators.contract.window import Window
+from actuators.errors import DataError
+from envs.observation.features import LatencyMemory
+from tuning.policy.adviser import Advice, Advises, Recent, State
+from tuning.steering import control_json, window_json
+from tuning.steering.decide import Decision, Steering
+from tuning.steering.guards import AuditOptions, SteeringOptions
+from tuning.steering.limits import differ, down_in
+from tuning.steering.window_json import WindowModel
+
+FORMAT_VERSION = 1
+
+
+class AuditLog:
+    """Appends lines, each with one write; a full disk or a missing folder is counted, never raised.
+
+    Every file begins with the line that `header` gives: each can be read without the others.
+
+    Attributes:
+        lost: lines that could not be written; problem: why, the last time.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], options: AuditOptions | None = None) -> None:
+        self.path, self.header, self._options = path, header, options or AuditOptions()
+        self.lost, self.problem = 0, ""
+        self._write({**header, "time": time.time()})
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One line; NaN becomes null."""
+        try:
+            if self.path.exists() and self.path.stat().st_size > self._options.max_bytes:
+                self._rotate()
+                self._write({**self.header, "time": time.time(), "rotated": True})
+        except OSError as error:
+            self.problem = str(error)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        text = json.dumps(_plain(line), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            with open(self.path, "ab+", buffering=0) as file:
+                if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                    # A writer that was killed, or a disk that was full, left a torn line.
+                    text = b"\n" + text
+                written = file.write(text)
+                if written != len(text):
+                    raise OSError(28, "no space left for a whole line")
+        except OSError as error:
+            self.lost += 1
+            self.problem = str(error)
+
+    def _rotate(self) -> None:
+        for index in range(self._options.keep, 0, -1):
+            older = self.path if index == 1 else _numbered(self.path, index - 1)
+            if older.exists():
+                older.replace(_numbered(self.path, index))
+
+
+def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: dict[str, Any]) -> dict[str, Any]:
+    """The first line of a file: what a decision depends on besides windows; `bundle` says which one acts."""
+    original = steering.original
+    return {
+        "kind": "start",
+        "format_version": FORMAT_VERSION,
+        "topology": [
+            {"name": g.name, "request_type": g.request_type, "method": g.method, "path": g.path,
+             "priority": g.priority, "servers": list(g.servers)}
+            for g in steering.topology.groups
+        ],
+        "original": control_json.to_json(original),
+        "options": steering.options.model_dump(mode="json", include=set(SteeringOptions.model_fields)),
+        "deadlines_s": deadlines_s.tolist(),
+        "now_s": now_s,
+        "bundle": bundle,
+    }  # fmt: skip
+
+
+def decision_line(
+    steering: Steering,
+    before: Control,
+    window: Window,
+    advice: Advice | None,
+    decision: Decision,
+    now_s: float,
+) -> dict[str, Any]:
+    """One decision as a line, without the times that its making took; `before` was in force.
+
+    Tables of weights are there of service times, too, for readers who know nothing of those: 1/τ. The
+    controls themselves are then under `exact`.
+    """
+    seen = window_json.to_json(window)
+    policy = advice.policy if advice else None
+    controls = {"before": before, "policy": policy, "baseline": decision.baseline, "weights": decision.weights}
+    controls["advised"] = advice.baseline if advice else None
+    exact = {}
+    if any(isinstance(control, ServiceTimes) for control in controls.values()):
+        exact = {"exact": {name: control_json.to_json(control) for name, control in controls.items() if control}}
+    state, reference = decision.state, steering.harm.reference
+    return {
+        "kind": "decision",
+        "time": time.time(),
+        "now_s": now_s,
+        "mode": steering.options.mode,
+        "blend_percent": steering.options.blend_percent,
+        "override": steering.override,
+        "hash": window_json.digest(seen),
+        "by": advice.by if advice else "",
+        "problem": advice.problem if advice else "",
+        "policy": policy.as_weights().values.tolist() if policy else None,
+        "cluster": state.cluster.tolist() if state else None,
+        "posterior": np.round(state.posterior, 4).tolist() if state else None,
+        "novelty": np.round(state.novelty, 4).tolist() if state else None,
+        "source": decision.source,
+        "reason": decision.reason,
+        "weights": decision.weights.as_weights().values.tolist(),
+        "baseline": decision.baseline.as_weights().values.tolist(),
+        **exact,
+        "change": decision.change,
+        "guards": list(decision.guards),
+        "alarms": list(decision.alarms),
+        "art": decision.art,
+        "errors": decision.errors,
+        "reference": {"art": reference.art, "errors": reference.errors,
+                      "windows": reference.windows},
+        "window": seen,
+    }  # fmt: skip
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole line of a log, of its files put aside first, oldest first; torn lines are left out.
+
+    Raises DataError when the file cannot be read.
+    """
+    aside = sorted(path.parent.glob(f"{path.name}.*"), key=lambda p: -_number(p))
+    for file in (*(p for p in aside if _number(p) > 0), path):
+        try:
+            lines = file.read_bytes().split(b"\n")
+        except OSError as error:
+            raise DataError(f"cannot read: {error.strerror}", where=str(file), remedy="check the path") from error
+        for line in lines:
+            try:
+                value = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+@dataclass(frozen=True, eq=False)
+class Redecided:
+    """A recorded decision beside the one that is made of the same window now.
+
+    `intact` is False when the recorded window does not fit its recorded hash.
+    """
+
+    line: dict[str, Any]
+    decision: Decision
+    intact: bool
+
+    @property
+    def same(self) -> bool:
+        line, decision = self.line, self.decision
+        return bool(
+            line["source"] == decision.source and self._same_control() and line["guards"] == list(decision.guards)
+        )
+
+    def _same_control(self) -> bool:
+        if "exact" in self.line:
+            return bool(self.line["exact"]["weights"] == control_json.to_json(self.decision.weights))
+        return bool(self.line["weights"] == self.decision.weights.as_weights().values.tolist())
+
+
+def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Iterator[Redecided]:
+    """Decides every recorded window again, in order.
+
+    Without an adviser the recorded policy's weights are used: what differs then is the guards' doing.
+    Raises DataError when the log does not say where it begins, or its lines are not ours.
+    """
+    steering: Steering | None = None
+    recent = Recent(frames)
+    for line in read_lines(path):
+        try:
+            if line.get("kind") == "start":
+                if steering is None or not line.get("rotated"):
+                    steering, recent = _steering(line), Recent(frames)
+                continue
+            if line.get("kind") != "decision" or steering is None:
+                continue
+            window = window_json.from_json(WindowModel.model_validate(line["window"]), steering.topology)
+            _follow(steering, line, window)
+            advice = recorded_advice(line, steering.topology)
+            if adviser is not None and window.usable and window.requests.sum() > 0:
+                advice = recent.ask(adviser, window)
+            decision = steering.decide(window, advice, line["now_s"])
+        except (KeyError, ValueError, TypeError, ValidationError) as error:
+            raise DataError(f"not a line of ours: {error}", where=str(path), remedy="give a log of steer") from error
+        if decision.change and line.get("applied", True):
+            steering.applied(decision, line["now_s"])
+        yield Redecided(line, decision, window_json.digest(line["window"]) == line["hash"])
+    if steering is None:
+        raise DataError("no decision in it", where=str(path), remedy="give the audit.jsonl of a controller")
+
+
+def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
+    """What was advised then, as far as the line tells."""
+    if line["novelty"] is None:
+        return None
+    exact = line.get("exact")
+    if exact is not None:
+        told = {name: control_json.from_json(control, topology) for name, control in exact.items()}
+        policy, baseline = told.get("policy"), told["advised"]
+    else:
+        policy = Weights(topology, np.array(line["policy"])) if line["policy"] is not None else None
+        baseline = Weights(topology, np.array(line["baseline"]))
+    state = State(np.array(line["cluster"]), np.array(line["posterior"]), np.array(line["novelty"]))
+    return Advice(policy, baseline, state, LatencyMemory.empty(topology.shape), line["problem"], line["by"])
+
+
+def _steering(line: dict[str, Any]) -> Steering:
+    groups = tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in line["topology"])
+    topology = Topology(groups)
+    original = control_json.from_json(line["original"], topology)
+    deadlines_s = np.array(line["deadlines_s"], dtype=float)
+    return Steering(deadlines_s, original, SteeringOptions.model_validate(line["options"]), line["now_s"])
+
+
+def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
+    """Mode, orders and weights in force as they were: what another bundle would have done at that moment."""
+    present: Control = Weights(steering.topology, window.weight, down_in(steering.original))
+    known = np.array_equal(window.weight, steering.in_force.as_weights().values)
+    if "exact" in line:
+        present = control_json.from_json(line["exact"]["before"], steering.topology)
+        known = not differ(present, steering.in_force)
+    if not known:
+        steering.found(present, theirs=bool(line.get("theirs")))
+    steering.override = line["override"]
+    update = {"mode": line["mode"], "blend_percent": line["blend_percent"]}
+    steering.options = steering.options.model_copy(update=update)
+
+
+def _numbered(path: Path, index: int) -> Path:
+    return path.with_name(f"{path.name}.{index}")
+
+
+def _number(path: Path) -> int:
+    suffix = path.suffix[1:]
+    return int(suffix) if suffix.isdigit() else 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        # Long tables hold integers only.
+        return [_plain(item) for item in value] if value and isinstance(value[0], (float, dict, list)) else value
+    return value
