@@ -8,7 +8,8 @@ import pytest
 
 from rayjobs.cli.config import CONFIGS, load_options
 from rayjobs.cli.flags import build_parser
-from rayjobs.cli.main import load_verb, verb_summaries
+from rayjobs.cli.main import load_verb
+from rayjobs.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def commands() -> list[str]:
 
 
 def test_every_verb_is_in_the_table_and_no_other() -> None:
-    listed, there = set(re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE)), set(verb_summaries())
+    listed, there = set(re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE)), set(VERBS)
     assert listed == there, f"README's table: add rows for {there - listed}, drop {listed - there}"
 
 
@@ -63,7 +64,7 @@ def test_our_configs_are_for_verbs_that_take_them() -> None:
 def _accepted_by_some_verb(path: Path) -> bool:
     from actuators.errors import ConfigError
 
-    for name in verb_summaries():
+    for name in VERBS:
         try:
             load_options(load_verb(name).options, file=path)
         except ConfigError:
