@@ -96,7 +96,7 @@ def test_a_bundle_acts_where_there_is_no_ray(tmp_path: Path) -> None:
         "sys.modules['ray'] = None\n"
         "from tuning.policy.adviser import Adviser; from tuning.policy.bundle import load_bundle\n"
         "from rayjobs.serve import ServeOptions, make_settings\n"
-        "from rayjobs.serve.app import open_answers; from rayjobs.serve.bundles import read_body\n"
+        "from rayjobs.serve.app import open_answers; from rayjobs.serve.answers import read_body\n"
         "from tuning import window_json\n"
         "adviser = Adviser(load_bundle(Path('bundles/own')))\n"
         "body = Path('window.json').read_bytes()\n"

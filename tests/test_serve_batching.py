@@ -19,8 +19,8 @@ from actuators.contract.topology import social_network
 from actuators.contract.window import Fault
 from actuators.errors import DeepSchedError
 from rayjobs.bench.parts.serve import vts_documents
-from rayjobs.serve.answers import advise_each
-from rayjobs.serve.bundles import LoadedBundle, advise, read_body
+from rayjobs.serve.answers import advise, advise_each, read_body
+from rayjobs.serve.bundles import LoadedBundle
 from tuning.options import ModelOptions
 from tuning.policy import learned as policy
 from tuning.policy.bundle import Bundle

@@ -20,7 +20,8 @@ from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions
 from envs.heuristics.controllers import EstimatorController
 from envs.simulator.testbed import SimulatedTestbed
-from rayjobs.serve.bundles import LoadedBundle, advise, read_body
+from rayjobs.serve.answers import advise, read_body
+from rayjobs.serve.bundles import LoadedBundle
 from rayjobs.steer.advisers import ServeAdviser
 from tuning.options import ModelOptions
 from tuning.policy.adviser import Advice, Adviser, Recent

@@ -1,4 +1,4 @@
-"""`deepsched serve BUNDLE`: answers with weights over HTTP, shows the live page; on Ray Serve or plain uvicorn."""
+"""`deepsched serve BUNDLE`: weights over HTTP and the live page, on Ray Serve or uvicorn."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from actuators.errors import ConfigError
 from actuators.processes.system import free_port
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import remarks
-from rayjobs.serve.options import ServeOptions, _token_file, deployment, make_settings
+from rayjobs.serve.options import ServeOptions, deployment, make_settings, token_file
 
 if TYPE_CHECKING:
     from rayjobs.serve.app import ServeSettings
 
 
 def run(options: ServeOptions) -> int:
-    """Serves until it is ended."""
+    """Serves until it is interrupted."""
     settings = make_settings(options)
     with serving(options, settings) as address:
         remarks().print(
-            f"deepsched serve: http://{address}/ on {options.front}; the token of changes is in {_token_file(options)}",
+            f"deepsched serve: http://{address}/ on {options.front}; the token for changes is in {token_file(options)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
         threading.Event().wait()
@@ -37,7 +37,7 @@ def run(options: ServeOptions) -> int:
 
 @contextlib.contextmanager
 def serving(options: ServeOptions, settings: ServeSettings) -> Iterator[str]:
-    """HOST:PORT while the policy is served there. Raises ProcessError."""
+    """Serves while the context is open; its HOST:PORT. Raises ProcessError or ConfigError."""
     port = options.port or free_port(options.host)
     address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
     with _on_uvicorn(options, settings, port) if options.front == "uvicorn" else _on_ray(options, settings, port):
@@ -72,7 +72,7 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
         yield
     finally:
         server.should_exit = True
-        # An open stream of events would keep it waiting.
+        # It would wait for open event streams.
         server.force_exit = True
         thread.join(5.0)
 
@@ -82,7 +82,7 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
     from rayjobs.runs.local_ray import ray_session
 
     before = dict(os.environ)
-    # A socket's path must be short.
+    # The path of a Unix socket is limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ds-ha-") as folder:
         if options.haproxy:
             os.environ.update(haproxy_environment(Path(folder)))
@@ -121,12 +121,12 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
 
 
 def serve_yaml(options: ServeOptions) -> str:
-    """What `serve deploy` and `serve run` take; the token stays in its file."""
+    """A config file for `serve deploy` and `serve run`; it names the token's file, not the token."""
     from rayjobs.serve.ray_app import NAME, settings_args
 
     args = settings_args(make_settings(options))
     del args["rules"]["token"]
-    args["rules"]["token_file"] = str(_token_file(options))
+    args["rules"]["token_file"] = str(token_file(options))
     document = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": options.host, "port": options.port or 8000},

@@ -1,34 +1,46 @@
-"""Bodies of `POST /v1/weights` → answers, one by one or several with one call of the network; for every front."""
+"""Bodies of `POST /v1/weights` → answers, one at a time or several with one call of the network."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import msgspec
+import numpy as np
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
+from actuators.contract.control import ServiceTimes
 from actuators.contract.topology import Topology
-from actuators.errors import DeepSchedError
-from rayjobs.serve.bundles import BundleStore, LoadedBundle, Question, advise, question, read_body, shaped
+from actuators.contract.window import Window
+from actuators.errors import DataError, DeepSchedError, StatusError
+from actuators.statistics.vts import Document, Snapshot, not_vts, snapshot
+from actuators.statistics.windows import difference
+from envs.observation.features import LatencyMemory
+from rayjobs.serve.bundles import BundleStore, LoadedBundle
+from rayjobs.serve.models import MAX_MOMENTS, MemoryModel, WeightsRequest
 from rayjobs.serve.telemetry import Metrics
 from tuning.policy.adviser import Advice
-from tuning.steering.decide import judged, usable
+from tuning.steering import window_json
+from tuning.steering.decide import Answer, answer, judged, usable
 from tuning.steering.guards import GuardOptions
+from tuning.steering.window_json import WindowModel
 
 Refusal = DeepSchedError | ValidationError
-"""What is wrong with a request: an answer, too."""
+"""Why a request has no answer; sent to the client."""
 SMALL_BYTES = 100_000
-"""Bodies up to this size are answered on the event loop; a hop to a thread would take longer."""
+"""Bodies up to this size are answered on the event loop, because handing them to a thread takes longer."""
 
 
 class Answers:
-    """What a replica answers with, and counts.
+    """Answers of one replica, counted in `metrics`.
 
     Attributes:
-        together: set where several requests may be decided at once: takes a body, returns an answer or a refusal.
+        together: decides requests in batches when set; takes a body, returns an answer or a refusal.
     """
 
     def __init__(self, store: BundleStore, guards: GuardOptions) -> None:
@@ -36,7 +48,7 @@ class Answers:
         self.together: Callable[[bytes], Awaitable[bytes | Refusal]] | None = None
 
     async def answer(self, body: bytes) -> bytes:
-        """JSON of a `WeightsAnswer`. Raises what `Refusal` names."""
+        """JSON of a `WeightsAnswer`. Raises DeepSchedError or ValidationError (`Refusal`)."""
         began_s = time.perf_counter()
         if self.together is not None:
             result = await self.together(body)
@@ -50,7 +62,7 @@ class Answers:
         return result
 
     async def answer_each(self, bodies: Sequence[bytes]) -> list[bytes | Refusal]:
-        """The same for several bodies; a bad one among them spoils no other."""
+        """The same for several bodies; a bad one does not affect the others."""
         self.metrics.together.observe(len(bodies))
         if sum(map(len, bodies)) <= SMALL_BYTES:
             return self._each(bodies)
@@ -68,13 +80,68 @@ class Answers:
         return to_json(result, inf_nan_mode="null")
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """A parsed body: either snapshots or windows, oldest first, and the memory of the last answer."""
+
+    snapshots: list[Snapshot] | None
+    windows: list[WindowModel] | None
+    memory: MemoryModel | None
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Windows of some servers, oldest first, and the averages from before them."""
+
+    topology: Topology
+    windows: list[Window]
+    memory: LatencyMemory | None
+
+
+def read_body(body: bytes) -> Parsed:
+    """Parses a body; documents can be megabytes, so fields that no decision needs are skipped.
+
+    Raises:
+        StatusError, ValidationError: names the first field that is wrong.
+    """
+    try:
+        parts = _BODIES.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise not_vts(error) if "documents" in str(error) else StatusError(f"not a request: {error}"[:300]) from error
+    if parts.documents is None or bytes(parts.windows) != b"null":
+        # Small; pydantic words the refusal.
+        request = WeightsRequest.model_validate_json(body)
+        return Parsed(None, request.windows, request.memory)
+    memory = None if bytes(parts.memory) == b"null" else MemoryModel.model_validate_json(bytes(parts.memory))
+    return Parsed([snapshot(document) for document in parts.documents], None, memory)
+
+
+def question(bundle: LoadedBundle, parsed: Parsed) -> Question:
+    """Raises StatusError, DataError or ConfigError for inconsistent documents or windows."""
+    topology, windows = _windows(bundle.own.topology, parsed)
+    return Question(topology, windows, _memory(parsed.memory, topology))
+
+
+def advise(bundle: LoadedBundle, parsed: Parsed, guards: GuardOptions) -> dict[str, Any]:
+    """The body of an answer, see `WeightsAnswer`.
+
+    Raises:
+        StatusError, DataError, ConfigError: inconsistent documents or windows.
+        BundleError: the bundle cannot act on these servers.
+    """
+    given = question(bundle, parsed)
+    deadlines_s = bundle.own.bundle.problem.deadlines_s
+    result = answer(bundle.adviser(given.topology), given.windows, given.memory, deadlines_s, guards)
+    return shaped(result, given.topology, bundle.id)
+
+
 def advise_each(bundle: LoadedBundle, bodies: Sequence[bytes], guards: GuardOptions) -> list[dict[str, Any] | Refusal]:
-    """`advise` for many bodies: the network is called once for all that ask about the same servers."""
-    asked = [_question(bundle, body) for body in bodies]
-    advices = _advices(bundle, asked)
+    """`advise` for many bodies: one call of the network for all that name the same servers."""
+    questions = [_question(bundle, body) for body in bodies]
+    advices = _advices(bundle, questions)
     deadlines_s = bundle.own.bundle.problem.deadlines_s
     results: list[dict[str, Any] | Refusal] = []
-    for one, advice in zip(asked, advices, strict=True):
+    for one, advice in zip(questions, advices, strict=True):
         if not isinstance(one, Question):
             results.append(one)
         elif isinstance(advice, DeepSchedError):
@@ -84,6 +151,70 @@ def advise_each(bundle: LoadedBundle, bodies: Sequence[bytes], guards: GuardOpti
     return results
 
 
+def shaped(result: Answer, topology: Topology, bundle: str) -> dict[str, Any]:
+    """The body of an answer; `bundle` is the digest of the bundle that decided."""
+    advice, weights = result.advice, result.weights.as_weights() if result.weights else None
+    named = None
+    if weights is not None:
+        named = {
+            group.name: {s: int(weights.values[g, topology.server_index(s)]) for s in group.servers}
+            for g, group in enumerate(topology.groups)
+        }
+    return {
+        "decision": result.decision,
+        "reason": result.reason,
+        "weights": named,
+        "groups": [group.name for group in topology.groups],
+        "servers": list(topology.servers),
+        "policy": advice.policy.as_weights().values.tolist() if advice and advice.policy else None,
+        "baseline": advice.baseline.as_weights().values.tolist() if advice else None,
+        "service_times": _times(result),
+        "problem": advice.problem if advice else "",
+        "state": None if advice is None else {
+            "cluster": advice.state.cluster.tolist(),
+            "posterior": advice.state.posterior.tolist(),
+            "novelty": advice.state.novelty.tolist(),
+        },
+        "memory": None if advice is None else {
+            "fast_s": [[None if np.isnan(v) else v for v in row] for row in advice.memory.fast_s.tolist()],
+            "slow_log": advice.memory.slow_log.tolist(),
+            "learned": {name: table.tolist() for name, table in advice.memory.learned.items()},
+        },
+        "bundle": bundle,
+    }  # fmt: skip
+
+
+_NOTHING = msgspec.Raw(b"null")
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    documents: Annotated[list[Document], msgspec.Meta(min_length=2, max_length=MAX_MOMENTS)] | None = None
+    windows: msgspec.Raw = _NOTHING
+    memory: msgspec.Raw = _NOTHING
+
+
+_BODIES = msgspec.json.Decoder(_Body)
+
+
+def _advices(bundle: LoadedBundle, questions: Sequence[Question | Refusal]) -> list[Advice | DeepSchedError | None]:
+    """In the order of `questions`; None where there is nothing to advise on."""
+    advices: list[Advice | DeepSchedError | None] = [None] * len(questions)
+    groups: dict[Topology, dict[int, Question]] = {}
+    for index, one in enumerate(questions):
+        if isinstance(one, Question) and usable(one.windows):
+            groups.setdefault(one.topology, {})[index] = one
+    for topology, group in groups.items():
+        try:
+            adviser = bundle.adviser(topology)
+        except DeepSchedError as error:
+            advices = [error if index in group else advice for index, advice in enumerate(advices)]
+            continue
+        found = adviser.advise_each([(usable(one.windows), one.memory) for one in group.values()])
+        for index, advice in zip(group, found, strict=True):
+            advices[index] = advice
+    return advices
+
+
 def _question(bundle: LoadedBundle, body: bytes) -> Question | Refusal:
     try:
         return question(bundle, read_body(body))
@@ -91,20 +222,48 @@ def _question(bundle: LoadedBundle, body: bytes) -> Question | Refusal:
         return error
 
 
-def _advices(bundle: LoadedBundle, asked: Sequence[Question | Refusal]) -> list[Advice | DeepSchedError | None]:
-    """In the order of `asked`; None where there is nothing to advise on."""
-    advices: list[Advice | DeepSchedError | None] = [None] * len(asked)
-    groups: dict[Topology, dict[int, Question]] = {}
-    for index, one in enumerate(asked):
-        if isinstance(one, Question) and usable(one.windows):
-            groups.setdefault(one.topology, {})[index] = one
-    for topology, questions in groups.items():
-        try:
-            adviser = bundle.adviser(topology)
-        except DeepSchedError as error:
-            advices = [error if index in questions else advice for index, advice in enumerate(advices)]
-            continue
-        found = adviser.advise_each([(usable(one.windows), one.memory) for one in questions.values()])
-        for index, advice in zip(questions, found, strict=True):
-            advices[index] = advice
-    return advices
+def _windows(model: Topology, parsed: Parsed) -> tuple[Topology, list[Window]]:
+    if parsed.windows is not None:
+        first = parsed.windows[0]
+        # Every group of a window has a column per server; a group's servers are those with a weight.
+        groups = {
+            name: [s for s, weight in zip(first.servers, row, strict=False) if weight > 0] or first.servers
+            for name, row in zip(first.groups, first.weight, strict=False)
+        }
+        topology = window_json.topology_of(model, groups)
+        return topology, [window_json.from_json(window, topology) for window in parsed.windows]
+    assert parsed.snapshots is not None
+    topology = window_json.topology_of(model, _servers(parsed.snapshots[-1]))
+    pairs = itertools.pairwise(parsed.snapshots)
+    return topology, [difference(before, after, topology) for before, after in pairs]
+
+
+def _servers(snapshot: Snapshot) -> dict[str, list[str]]:
+    return {name: list(servers) for name, servers in snapshot.groups.items()}
+
+
+def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | None:
+    if given is None:
+        return None
+    rows, columns = topology.shape
+    for table in (given.fast_s, given.slow_log):
+        if len(table) != rows or any(len(row) != columns for row in table):
+            raise DataError("memory has the wrong size", where="memory", remedy=f"expected {topology.shape}")
+    fast = np.array([[np.nan if value is None else value for value in row] for row in given.fast_s], dtype=float)
+    try:
+        learned = {name: np.array(rows, dtype=float) for name, rows in given.learned.items()}
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            "not numbers", where="memory.learned", remedy="send `memory` of the last answer unchanged"
+        ) from error
+    if not all(np.isfinite(table).all() for table in learned.values()):
+        raise DataError("not finite", where="memory.learned", remedy="send `memory` of the last answer unchanged")
+    return LatencyMemory(np.where(fast > 0, fast, np.nan), np.array(given.slow_log, dtype=float), learned)
+
+
+def _times(result: Answer) -> dict[str, Any] | None:
+    if result.advice is None or not isinstance(result.advice.baseline, ServiceTimes):
+        return None
+    controls = {"policy": result.advice.policy, "baseline": result.advice.baseline, "decided": result.weights}
+    tables = {name: c.tau_s.tolist() if isinstance(c, ServiceTimes) else None for name, c in controls.items()}
+    return {**tables, "workers": result.advice.baseline.workers.tolist()}

@@ -11,11 +11,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from starlette.types import ASGIApp, Scope
 
 from actuators.errors import DeepSchedError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.bundles import BundleStore
-from rayjobs.serve.gate import CHANGES, App, Gate, GateRules, Refused, Scope
+from rayjobs.serve.gate import CHANGES, Gate, GateRules, Refused
 from rayjobs.serve.live import LiveView, events
 from rayjobs.serve.models import (
     BundleRequest,
@@ -78,7 +79,7 @@ def open_answers(settings: ServeSettings) -> Answers:
     return Answers(BundleStore(settings.bundle, settings.root, settings.state), settings.guards)
 
 
-def create_app(settings: ServeSettings, answers: Answers | None = None) -> App:
+def create_app(settings: ServeSettings, answers: Answers | None = None) -> ASGIApp:
     """The app behind its gate. Raises BundleError when the first bundle is refused."""
     answers = answers or open_answers(settings)
     metrics = answers.metrics

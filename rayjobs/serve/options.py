@@ -1,4 +1,4 @@
-"""How Ray Serve runs the served policy: replicas, autoscaling, health; from the options of `deepsched serve`."""
+"""Options of `deepsched serve`, and what follows from them: settings, token, Ray Serve's deployment."""
 
 from __future__ import annotations
 
@@ -20,25 +20,71 @@ if TYPE_CHECKING:
 
 
 SERVES_TARGET = 2.0
-"""Requests at once per replica that Serve itself aims at."""
+"""Concurrent requests per replica that Ray Serve aims at by default."""
 
 
-def check_scale(options: ServeOptions) -> None:
-    """Raises ConfigError for numbers that contradict each other."""
-    if options.max_replicas is not None and options.max_replicas < options.replicas:
-        raise ConfigError(
-            f"at most {options.max_replicas} replicas, but at least {options.replicas}", where="--max-replicas",
-            remedy=f"give {options.replicas} or more",
-        )  # fmt: skip
-    if options.batch_size > options.max_ongoing_requests:
-        raise ConfigError(
-            f"a batch of {options.batch_size}, but a replica takes {options.max_ongoing_requests} requests at once",
-            where="--batch-size", remedy="raise --max-ongoing-requests",
-        )  # fmt: skip
+class ServeOptions(Options):
+    """Options of `deepsched serve`."""
+
+    bundle: Path | None = None
+    """Folder of the trained policy."""
+    host: str = "127.0.0.1"
+    """Address to listen on; beyond loopback every request for data needs the token."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    front: Literal["ray", "uvicorn"] = "ray"
+    """ray: Ray Serve with replicas; uvicorn: one process without Ray, several times faster per request."""
+    haproxy: bool = True
+    """ray: HAProxy instead of Ray's own proxy, four times faster; its statistics stay on loopback."""
+    replicas: int = Field(1, ge=1, le=64)
+    """ray: number of replicas; the minimum when `max_replicas` is given."""
+    max_replicas: int | None = Field(None, ge=1, le=64)
+    """ray: maximum number of replicas; Serve adds replicas while requests wait. Fixed number when not given."""
+    target_ongoing_requests: float | None = Field(None, gt=0)
+    """ray, with `max_replicas`: concurrent requests per replica above which a replica is added; 2 or the batch size,
+    the larger, when not given."""
+    batch_size: int = Field(1, ge=1, le=256)
+    """ray: maximum number of requests that one call of the network decides; 1 is fastest for a single client."""
+    batch_wait_ms: float = Field(0.0, ge=0, le=1000)
+    """ray: how long the first request of a batch waits for others; 0 takes only those that wait already."""
+    max_ongoing_requests: int = Field(64, ge=1)
+    """ray: maximum number of concurrent requests per replica."""
+    cpus: float = Field(0.5, ge=0)
+    """ray: CPUs that a replica claims."""
+    bundles: Path | None = None
+    """Folder of bundles that may be served instead; the parent folder of `bundle` when not given."""
+    folder: Path = Path("runs/serve")
+    """Folder of the state: the bundle in use, and the token when `token_file` is not given."""
+    steer_folder: Path = Path("runs/steer")
+    """Folder of the controller (`deepsched steer`) that the live page shows and commands."""
+    token_file: Path | None = None
+    """File with the bearer token for changes, and for all data beyond loopback; `FOLDER/token`, created, when not
+    given."""
+    max_body_bytes: int = Field(16 * 2**20, ge=1024)
+    """Largest request body that is accepted."""
+    guards: GuardOptions = GuardOptions()
+    """Limits on every answer."""
+
+
+def make_settings(options: ServeOptions) -> ServeSettings:
+    """Settings of the server; creates the token file. Raises ConfigError or BundleError."""
+    from rayjobs.serve.app import Batching, ServeSettings
+    from rayjobs.serve.gate import GateRules
+    from tuning.policy.bundle import check_bundle
+
+    if options.bundle is None:
+        raise ConfigError("give a bundle", where="serve", remedy="deepsched serve runs/…/bundle")
+    _check_scale(options)
+    bundle = check_bundle(options.bundle)
+    state = writable_folder(options.folder)
+    rules = GateRules(_token(options), not _is_loopback(options.host), options.max_body_bytes)
+    root = (options.bundles or bundle.parent).absolute()
+    batching = Batching(options.batch_size, options.batch_wait_ms / 1e3)
+    return ServeSettings(bundle, root, state, options.steer_folder.absolute(), rules, options.guards, batching)
 
 
 def deployment(options: ServeOptions) -> dict[str, Any]:
-    """Options of the one deployment, as Serve's YAML and `@serve.deployment` take them."""
+    """Options of the deployment, in the form of Serve's YAML and of `@serve.deployment`."""
     scale: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas is not None:
         target = options.target_ongoing_requests or max(float(options.batch_size), SERVES_TARGET)
@@ -59,63 +105,24 @@ def deployment(options: ServeOptions) -> dict[str, Any]:
     }
 
 
-class ServeOptions(Options):
-    """What is served, to whom, and on what."""
-
-    bundle: Path | None = None
-    """Folder of the trained policy."""
-    host: str = "127.0.0.1"
-    """Address to listen on; beyond loopback every request for data needs the token."""
-    port: int = Field(8000, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
-    front: Literal["ray", "uvicorn"] = "ray"
-    """ray: Ray Serve, with replicas; uvicorn: one process and no Ray, several times quicker per request."""
-    haproxy: bool = True
-    """ray: HAProxy in front instead of Ray's own proxy, four times quicker; its statistics stay on loopback."""
-    replicas: int = Field(1, ge=1, le=64)
-    """ray: replicas, or the fewest when `max_replicas` is given."""
-    max_replicas: int | None = Field(None, ge=1, le=64)
-    """ray: most replicas; Serve adds some while requests wait."""
-    target_ongoing_requests: float | None = Field(None, gt=0)
-    """ray, with `max_replicas`: requests at once per replica above which one is added; 2, or a whole batch, when not
-    given."""
-    batch_size: int = Field(1, ge=1, le=256)
-    """ray: most requests that one call of the network decides; 1 decides each by itself, quickest for one client."""
-    batch_wait_ms: float = Field(0.0, ge=0, le=1000)
-    """ray: how long the first request of a batch waits for others; 0 takes those that wait already."""
-    max_ongoing_requests: int = Field(64, ge=1)
-    """ray: requests that one replica takes at once."""
-    cpus: float = Field(0.5, ge=0)
-    """ray: CPUs that a replica claims."""
-    bundles: Path | None = None
-    """Folder below which other bundles may lie; that of the first one when not given."""
-    folder: Path = Path("runs/serve")
-    """Which bundle is in use, and the token when no file is given."""
-    steer_folder: Path = Path("runs/steer")
-    """Folder of the controller that the page shows and commands."""
-    token_file: Path | None = None
-    """Holds the bearer token of changes, and of everything beyond loopback."""
-    max_body_bytes: int = Field(16 * 2**20, ge=1024)
-    """Longest request body."""
-    guards: GuardOptions = GuardOptions()
-    """Limits that a single answer obeys."""
+def token_file(options: ServeOptions) -> Path:
+    """Where the bearer token is."""
+    return (options.token_file or options.folder / "token").absolute()
 
 
-def make_settings(options: ServeOptions) -> ServeSettings:
-    """Raises ConfigError or BundleError for options that cannot be served."""
-    from rayjobs.serve.app import Batching, ServeSettings
-    from rayjobs.serve.gate import GateRules
-    from tuning.policy.bundle import check_bundle
-
-    if options.bundle is None:
-        raise ConfigError("give a bundle", where="serve", remedy="deepsched serve runs/…/bundle")
-    check_scale(options)
-    bundle = check_bundle(options.bundle)
-    state = writable_folder(options.folder)
-    rules = GateRules(_token(options), not _is_loopback(options.host), options.max_body_bytes)
-    root = (options.bundles or bundle.parent).absolute()
-    batching = Batching(options.batch_size, options.batch_wait_ms / 1e3)
-    return ServeSettings(bundle, root, state, options.steer_folder.absolute(), rules, options.guards, batching)
+def _check_scale(options: ServeOptions) -> None:
+    """Raises ConfigError for numbers that contradict each other."""
+    if options.max_replicas is not None and options.max_replicas < options.replicas:
+        raise ConfigError(
+            f"a maximum of {options.max_replicas} replicas is below the minimum of {options.replicas}",
+            where="--max-replicas",
+            remedy=f"give {options.replicas} or more",
+        )  # fmt: skip
+    if options.batch_size > options.max_ongoing_requests:
+        raise ConfigError(
+            f"a batch of {options.batch_size} exceeds the {options.max_ongoing_requests} requests of a replica",
+            where="--batch-size", remedy="raise --max-ongoing-requests",
+        )  # fmt: skip
 
 
 def _is_loopback(host: str) -> bool:
@@ -125,12 +132,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _token_file(options: ServeOptions) -> Path:
-    return (options.token_file or options.folder / "token").absolute()
-
-
 def _token(options: ServeOptions) -> str:
-    path = _token_file(options)
+    path = token_file(options)
     if options.token_file is None and not path.exists():
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
@@ -139,5 +142,5 @@ def _token(options: ServeOptions) -> str:
     except OSError as error:
         raise ConfigError(f"cannot read the token: {error.strerror}", where=str(path)) from error
     if len(token) < 16:
-        raise ConfigError("the token is shorter than 16 characters", where=str(path), remedy="make a longer one")
+        raise ConfigError("the token is shorter than 16 characters", where=str(path), remedy="use a longer one")
     return token

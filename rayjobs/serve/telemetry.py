@@ -1,6 +1,6 @@
-"""Prometheus metrics of one replica of the served policy.
+"""Prometheus metrics and structured logs of one replica of the served policy.
 
-Structured logs of the served policy: one JSON object a line. Ray Serve writes the same records in its own format.
+A log record is one JSON object a line on stderr; under Ray Serve, Serve's logger writes it in its own format.
 """
 
 from __future__ import annotations
@@ -20,32 +20,37 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counted since the replica began."""
+    """Counters since the replica started."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.answers = Counter("deepsched_answers", "Answers by decision", ["decision"], registry=self.registry)
         self.refused = Counter("deepsched_refused", "Refused requests by status", ["status"], registry=self.registry)
         self.seconds = Histogram(
-            "deepsched_answer_seconds", "Time to an answer, from a whole body on", registry=self.registry,
+            "deepsched_answer_seconds", "Time from the complete body to the answer", registry=self.registry,
             buckets=_SECONDS,
         )  # fmt: skip
         self.together = Histogram(
-            "deepsched_batch_requests", "Requests that were decided together", registry=self.registry, buckets=_SIZES
+            "deepsched_batch_requests",
+            "Requests decided by one call of the network",
+            registry=self.registry,
+            buckets=_SIZES,
         )
         self.novelty = Gauge("deepsched_novelty", "Largest novelty of the last answer", registry=self.registry)
         self.bundle = Gauge("deepsched_bundle_info", "The bundle in use", ["bundle"], registry=self.registry)
-        self.alive = Gauge("deepsched_controller_alive", "1 while a controller steers", registry=self.registry)
-        self.guards = Gauge("deepsched_controller_guard", "How often a guard spoke", ["guard"], registry=self.registry)
+        self.alive = Gauge("deepsched_controller_alive", "1 while a controller runs", registry=self.registry)
+        self.guards = Gauge(
+            "deepsched_controller_guard", "Decisions in which a guard intervened", ["guard"], registry=self.registry
+        )
 
     def see(self, answer: dict[str, Any]) -> None:
-        """One more answer to `POST /v1/weights`."""
+        """Counts an answer to `POST /v1/weights`."""
         self.answers.labels(answer["decision"]).inc()
         if answer["state"]:
             self.novelty.set(max(answer["state"]["novelty"]))
 
     def text(self, view: LiveView, bundle: str) -> bytes:
-        """All of them, and the controller's as its record tells them now."""
+        """Prometheus text of all metrics, those of the controller's record included."""
         now = view.now()
         self.alive.set(bool(now["alive"]))
         for guard in now.get("guards", []):
@@ -60,7 +65,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def event(name: str, level: int = logging.INFO, **about: Any) -> None:
-    """Something that an operator may want to find again; `about` becomes fields of the line."""
+    """Logs an event for operators; `about` becomes fields of the record."""
     _LOG.log(level, name, extra={"event": name, **about})
 
 
@@ -81,14 +86,14 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """For a process of ours; does nothing where logging is set up already."""
+    """For uvicorn; does nothing where logging is configured already."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
 def log_with_serve() -> None:
-    """In a replica: only what goes through Serve's logger reaches its files."""
+    """For a replica: only records that pass through Serve's logger reach its files."""
     logger = logging.getLogger("deepsched")
     logger.parent = logging.getLogger("ray.serve")
     logger.setLevel(logging.INFO)

@@ -20,7 +20,8 @@ from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.cli.main import main
 from rayjobs.runs.local_ray import LocalRay, local_ray
-from rayjobs.serve.bundles import LoadedBundle, advise, read_body
+from rayjobs.serve.answers import advise, read_body
+from rayjobs.serve.bundles import LoadedBundle
 from rayjobs.serve.ray_app import NAME
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
