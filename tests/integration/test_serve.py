@@ -262,8 +262,8 @@ def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.Capt
     ("words", "message"),
     [
         ([], "give a bundle"),
-        (["{bundle}", "--replicas", "3", "--max-replicas", "2"], "at most 2 replicas, but at least 3"),
-        (["{bundle}", "--batch-size", "100"], "a batch of 100, but a replica takes 64 requests at once"),
+        (["{bundle}", "--replicas", "3", "--max-replicas", "2"], "a maximum of 2 replicas is below the minimum of 3"),
+        (["{bundle}", "--batch-size", "100"], "a batch of 100 exceeds the 64 requests of a replica"),
         (["{bundle}", "--token-file", "/none"], "cannot read the token"),
     ],
 )
