@@ -1,4 +1,4 @@
-"""The served policy over HTTP: a FastAPI app that runs under Ray Serve and under plain uvicorn alike."""
+"""The served policy over HTTP: a FastAPI app for Ray Serve and for uvicorn."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Batching:
-    """Requests that one call of the network decides.
+    """How many requests one call of the network decides.
 
     Attributes:
-        size: most of them; 1 decides each by itself.
-        wait_s: how long the first one waits for others; 0 takes those that wait already.
+        size: maximum number; 1 decides every request on its own.
+        wait_s: how long the first request waits for others; 0 takes only those that wait already.
     """
 
     size: int = 1
@@ -56,13 +56,14 @@ class Batching:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What a server needs to know.
+    """Settings of the app.
 
     Attributes:
-        bundle: served first; root: folder below which other bundles may lie.
+        bundle: the bundle that is served first.
+        root: folder of the bundles that may be served instead.
         state: folder of the pointer to the bundle in use.
-        steer: folder of the controller whose record the page shows.
-        batching: how many requests are decided together; only under Ray Serve.
+        steer: folder of the controller that the page shows and commands.
+        batching: only in force under Ray Serve.
     """
 
     bundle: Path
@@ -75,15 +76,15 @@ class ServeSettings:
 
 
 def open_answers(settings: ServeSettings) -> Answers:
-    """What answers with the bundle in use. Raises BundleError when the first one is refused."""
+    """Answers of the bundle in use. Raises BundleError when it cannot be used."""
     return Answers(BundleStore(settings.bundle, settings.root, settings.state), settings.guards)
 
 
 def create_app(settings: ServeSettings, answers: Answers | None = None) -> ASGIApp:
-    """The app behind its gate. Raises BundleError when the first bundle is refused."""
+    """The app behind its gate. Raises BundleError when the bundle cannot be used."""
     answers = answers or open_answers(settings)
     metrics = answers.metrics
-    # FastAPI's own pages fetch their scripts from elsewhere; ours works without a network.
+    # FastAPI's own API pages load scripts from the Internet; ours works without a network.
     app = FastAPI(
         title="Deep Scheduling", version="1", description=__doc__, responses=_REFUSALS, docs_url=None, redoc_url=None
     )
@@ -117,12 +118,12 @@ def _policy_routes(app: FastAPI, answers: Answers) -> None:
 
     @app.get("/v1/policy", response_model=PolicyAnswer)
     def policy() -> dict[str, Any]:
-        """What is served: the bundle's provenance and evaluation."""
+        """The served bundle: its provenance and evaluation."""
         return _describe(store)
 
     @app.post("/v1/bundles", response_model=PolicyAnswer)
     def bundles(request: BundleRequest) -> dict[str, Any]:
-        """Serves another bundle, or the previous one again; no request is dropped."""
+        """Serves another bundle, or the previous one; requests in progress are completed."""
         store.rollback() if request.path is None else store.swap(Path(request.path))
         described = _describe(store)
         event("bundle", bundle=described["bundle"], folder=described["folder"])
@@ -157,7 +158,7 @@ def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> Non
 
     @app.get("/healthz", response_model=dict[str, str])
     def healthz() -> dict[str, str]:
-        """Answers when the bundle is loaded."""
+        """Answers once the bundle is loaded."""
         return {"status": "ok", "bundle": store.current().id}
 
     @app.get("/metrics", response_class=Response)
@@ -194,7 +195,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     for kind in (ValidationError, RequestValidationError, DeepSchedError):
         app.add_exception_handler(kind, refused)
-    # A full disk, or a folder that is not ours: what was in use stays in use.
+    # A full disk or missing rights: the bundle in use stays in use.
     app.add_exception_handler(OSError, unwritten)
 
 
@@ -216,7 +217,7 @@ def _describe(store: BundleStore) -> dict[str, Any]:
 
 
 def _add_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:
-    """The request body's models in the OpenAPI page: the body is parsed by us, faster than FastAPI would."""
+    """Adds the request body's models to the OpenAPI page; `answers.read_body` parses it, faster than FastAPI."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:

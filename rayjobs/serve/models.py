@@ -1,4 +1,4 @@
-"""What the served policy takes and gives: pydantic models, and so the OpenAPI page."""
+"""Requests and answers of the served policy as pydantic models; the OpenAPI page is made from them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class _Model(BaseModel):
 
 
 class MemoryModel(_Model):
-    """Averages from before the windows, as the last answer gave them: rows per group, columns per server."""
+    """Averages from before the windows, copied from the last answer: rows per group, columns per server."""
 
     fast_s: list[list[Seconds | None]] = Field(max_length=100)
     """Recent response times in seconds; null where unknown."""
     slow_log: list[list[Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]]] = Field(max_length=100)
     """Slow averages of log(response time / deadline)."""
     learned: dict[Annotated[str, Field(max_length=100)], list[Any]] = Field(default={}, max_length=20)
-    """What an estimator of service times has learned, as it was answered."""
+    """State of an estimator of service times, copied from the last answer."""
 
 
 class WeightsRequest(_Model):
-    """vts documents of two or more moments, oldest first; or windows between such moments."""
+    """vts documents of two or more moments, oldest first, or windows between such moments."""
 
     documents: list[dict[str, Any]] | None = Field(default=None, min_length=2, max_length=MAX_MOMENTS)
     """Whole vts JSON documents of one NGINX."""
     windows: list[WindowModel] | None = Field(default=None, min_length=1, max_length=MAX_MOMENTS)
-    """Differences of such documents, all about the same servers."""
+    """Differences of such documents, all of the same servers."""
     memory: MemoryModel | None = None
-    """`memory` of the answer after which the first of these windows came; without it, nothing is known of before."""
+    """`memory` of the answer that preceded the first of these windows; averages start empty without it."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> WeightsRequest:
@@ -54,49 +54,49 @@ class StateModel(_Model):
     posterior: list[list[float]]
     """Probability of every cluster."""
     novelty: list[float]
-    """Above 1 lies outside every cluster."""
+    """Distance to the nearest cluster; above 1: outside every cluster."""
 
 
 class TimesModel(_Model):
-    """Service times in seconds, rows per group, and the workers of every server, of a bundle that sets them."""
+    """Service times in seconds, rows per group, and workers per server, for a bundle that sets them."""
 
     policy: list[list[float]] | None
     baseline: list[list[float]]
     decided: list[list[float]] | None
-    """With all limits; null when something else than service times should be in force."""
+    """After all limits; null when the decision is not about service times."""
     workers: list[float]
 
 
 class WeightsAnswer(_Model):
-    """What should be in force now."""
+    """The decision."""
 
     decision: Literal["policy", "baseline", "hold"]
     reason: str
     weights: dict[str, dict[str, int]] | None
-    """Group to server to weight; null when nothing should change and what is in force is unknown."""
+    """Group → server → weight; null when nothing should change and the weights in force are unknown."""
     groups: list[str]
     servers: list[str]
     policy: list[list[int]] | None
-    """The learned policy's own weights, rows per group; null when it failed, `problem` says how."""
+    """The learned policy's weights before limits, rows per group; null when it failed (see `problem`)."""
     baseline: list[list[int]] | None
     """The inverse-latency heuristic's weights."""
     service_times: TimesModel | None
-    """Null for a bundle that sets weights; where it is not, all weights above are 1/τ."""
+    """Null for a bundle that sets weights; otherwise all weights above are 1/τ."""
     problem: str
     state: StateModel | None
     memory: MemoryModel | None
-    """To be sent with the next windows, when the first of these has fallen off."""
+    """To be sent with the next windows when they no longer include the first of these."""
     bundle: str
     """Digest of the bundle that answered."""
 
 
 class PolicyAnswer(_Model):
-    """What is served."""
+    """The served bundle."""
 
     bundle: str
     folder: str
     previous: str | None
-    """Folder that a rollback goes back to."""
+    """Folder of the bundle that a rollback would serve."""
     request_types: list[str]
     groups: list[str]
     deadlines_s: list[float]
@@ -108,7 +108,7 @@ class PolicyAnswer(_Model):
 
 
 class BundleRequest(_Model):
-    """Another bundle, or the previous one."""
+    """Which bundle to serve: another, or the previous one."""
 
     path: str | None = Field(default=None, min_length=1, max_length=1000)
     """Folder of the bundle, below the folder of bundles."""
@@ -122,7 +122,7 @@ class BundleRequest(_Model):
 
 
 class OrdersRequest(_Model):
-    """What the controller beside this server should do; what is not given stays as it is."""
+    """Orders to the controller; what is not given stays unchanged."""
 
     override: Override | None = None
     mode: Mode | None = None

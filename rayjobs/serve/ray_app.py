@@ -18,11 +18,11 @@ from tuning.steering.guards import GuardOptions
 
 NAME = "deepsched"
 START_TRIES = 3
-"""Serve gives its own proxy 60 s, and a machine that is busy may not give it that."""
+"""Ray Serve waits 60 s for its proxy to start, which a busy machine can exceed."""
 
 
 class Policy:
-    """One replica. It holds nothing that matters: which bundle is served stands in a file."""
+    """One replica. Its state is a file (`BundleStore`), so replicas can be replaced at any time."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         log_with_serve()
@@ -38,7 +38,7 @@ class Policy:
         return create_app(self._settings, self._answers)
 
     async def answer(self, body: bytes) -> bytes:
-        """`POST /v1/weights` for a deployment handle: no HTTP and no proxy on the way."""
+        """`POST /v1/weights` for a deployment handle, without HTTP or a proxy."""
         return await self._answers.answer(body)
 
     @serve.batch
@@ -47,12 +47,12 @@ class Policy:
 
 
 def start(host: str, port: int) -> None:
-    """Serve on this Ray, listening there. Raises ProcessError when its proxy does not begin to listen."""
+    """Starts Ray Serve on this cluster. Raises ProcessError when its proxy does not listen in time."""
     http = {"host": host, "port": port}
     last: Exception | None = None
     for _ in range(START_TRIES):
         try:
-            # A second call finds the controller of the first one, and waits no more for its proxy.
+            # A second call finds the first one's controller and does not wait for its proxy.
             serve.start(http_options=http, proxy_location="HeadOnly", logging_config={"encoding": "JSON"})
         except (TimeoutError, RayActorError) as error:
             last = error
@@ -62,24 +62,24 @@ def start(host: str, port: int) -> None:
 
 
 def build(args: dict[str, Any]) -> Any:
-    """The application, from the `args` of `deepsched serve --print-config`."""
+    """The application of the config file that `deepsched serve --print-config` prints."""
     return deployed(args, {})
 
 
 def deployed(args: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The same with options of its one deployment: replicas and so on."""
+    """The application with options of its deployment, such as the number of replicas."""
     return serve.deployment(serve.ingress()(Policy), name="Policy").options(**options).bind(args)
 
 
 def settings_args(settings: ServeSettings) -> dict[str, Any]:
-    """Settings as plain YAML values."""
+    """Settings as values that YAML can hold."""
     paths = {name: str(getattr(settings, name).absolute()) for name in ("bundle", "root", "state", "steer")}
     parts = {"rules": asdict(settings.rules), "batching": asdict(settings.batching)}
     return {**paths, **parts, "guards": settings.guards.model_dump()}
 
 
 def settings_of(args: dict[str, Any]) -> ServeSettings:
-    """The inverse of `settings_args`; a `token_file` among the rules stands for the token in it."""
+    """The inverse of `settings_args`; `token_file` in the rules is read for the token."""
     rules = dict(args["rules"])
     if "token_file" in rules:
         rules["token"] = Path(rules.pop("token_file")).read_text().strip()

@@ -1,4 +1,4 @@
-// The HTTP interface as a page, drawn from openapi.json; nothing comes from anywhere else.
+// The HTTP API as a page, made from openapi.json; no other resource is loaded.
 "use strict";
 
 const make = (tag, text, into) => {

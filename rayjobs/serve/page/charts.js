@@ -1,4 +1,4 @@
-// The live page's charts as small SVGs: shares of each server, and the cluster that each was in. Called by page.js.
+// Charts of the live page as SVG: share and cluster of each server over time. Called by page.js.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -10,7 +10,7 @@ function shape(tag, attributes) {
   return made;
 }
 
-// A chart with a sentence below it that says what its height and its width stand for.
+// A chart with a caption that names its axes.
 function figure(id) {
   const made = element("figure");
   made.append(chart(id), element("figcaption", "", { id: `${id}-scale` }));
@@ -20,8 +20,8 @@ function figure(id) {
 function chart(id) {
   const made = shape("svg", { id, viewBox: "0 0 900 100", preserveAspectRatio: "none", role: "img" });
   const title = shape("title", {});
-  // Until the history has come; a picture without a name is said aloud as its file.
-  title.textContent = "Chart, its history is on the way";
+  // Before the history arrives: screen readers announce an image without a name as its file.
+  title.textContent = "Chart, waiting for its history";
   made.append(title);
   return made;
 }
@@ -39,7 +39,7 @@ function weights(svg, points, g, group) {
     const sum = point.in_force[g].reduce((a, b) => a + b, 0);
     return point.in_force[g].map((weight) => weight / sum);
   });
-  // Up to the next full tenth above the largest share: three servers near a third would be one line otherwise.
+  // The axis ends at the next tenth above the largest share, so that three servers near a third can be told apart.
   const top = Math.min(Math.ceil(10 * Math.max(...shares.flat()) + 0.01), 10) / 10;
   svg.querySelectorAll("polyline").forEach((line) => line.remove());
   for (let s = 0; s < shares[0].length; s += 1) {
@@ -67,7 +67,7 @@ function timeline(points) {
   write(svg.querySelector("title"), `Cluster of each server over ${past(points)}, a row per server`);
 }
 
-// Times from and to which a server stayed in one cluster; where nothing was known there is none.
+// Spans of time in which a server stayed in one cluster; none where the cluster is unknown.
 function runs(points, s) {
   const found = [];
   points.slice(0, -1).forEach((point, index) => {

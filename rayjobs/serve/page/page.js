@@ -19,7 +19,7 @@ function authorization() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-// Writes only what is new: what stays keeps its place under a screen reader's cursor and a mouse's selection.
+// Writes only changed text, so that a screen reader's cursor and a selection keep their place.
 function write(node, text) {
   if (node.textContent !== String(text)) node.textContent = text;
 }
@@ -28,7 +28,7 @@ function dress(node, name) {
   if (node.className !== name) node.className = name;
 }
 
-// Children of `parent`, one per item; made when there are too few, removed when there are too many.
+// Makes `parent` have one child per item.
 function each(parent, items, make, fill) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
   items.forEach((item, index) => {
@@ -40,7 +40,7 @@ function each(parent, items, make, fill) {
 function show(now) {
   last = now;
   document.body.dataset.version = now.version;
-  link(now.alive ? "ok" : "lost", now.alive ? "live" : now.version ? "the controller is silent" : "no controller yet");
+  link(now.alive ? "ok" : "lost", now.alive ? "live" : now.version ? "the controller is silent" : "no controller has run yet");
   if (!now.version) return;
   write(at("source"), now.source);
   dress(at("source"), `tag ${now.source}`);
@@ -56,7 +56,7 @@ function show(now) {
   each(at("states"), now.states, () => keyed("li"), (item, state) => {
     item.querySelector("rect").setAttribute("class", `c${state.cluster % COLOURS}`);
     write(item.lastElementChild, `${state.server}: cluster ${state.cluster}, novelty ${number(state.novelty, 2)}` +
-      (state.novelty > 1 ? " (never seen)" : ""));
+      (state.novelty > 1 ? " (novel)" : ""));
   });
   now.groups.forEach(group);
 }
@@ -64,7 +64,7 @@ function show(now) {
 function facts(now) {
   const rows = [
     ["Mode", now.mode + (now.mode === "blend" ? ` ${now.blend_percent} %` : "")],
-    ["Asked", now.by || "nobody"],
+    ["Requested by", now.by || "–"],
     ["Tardiness", `${number(now.art, 3)} per request (baseline ${number(now.reference.art, 3)})`],
     ["Errors", now.errors === null ? "–" : `${number(100 * now.errors, 2)} %`],
     ["Decided", `${clock(now.decided)}, in ${number(now.latency_ms.total)} ms`],
@@ -76,10 +76,10 @@ function facts(now) {
 function light(item, guard) {
   dress(item, guard.speaks ? "on" : "");
   write(item, `${guard.name} ${guard.count}`);
-  if (guard.speaks) item.append(element("span", " speaks now", { class: "aloud" }));
+  if (guard.speaks) item.append(element("span", " active", { class: "aloud" }));
 }
 
-// An element with a patch of colour before its text.
+// An element with a colour key before its text.
 function keyed(tag, attributes = {}) {
   const made = element(tag, undefined, attributes);
   const patch = element("span", undefined, { class: "key", "aria-hidden": "true" });
@@ -107,7 +107,7 @@ function group(now) {
   each(box.querySelector("tbody"), now.servers, row, (made, server) => fill(made, server, now.deadline_ms));
 }
 
-// Roles are said aloud by name: a phone's style sheet lays the rows out as grids, which hides them otherwise.
+// Explicit roles: the phone layout shows rows as grids, which would hide the table from screen readers.
 function table() {
   const made = element("table", undefined, { role: "table" });
   const caption = element("caption");
@@ -206,7 +206,7 @@ async function order(button) {
     method: "POST", headers: { "Content-Type": "application/json", ...authorization() }, body: JSON.stringify(wanted),
   });
   const body = await answer.json();
-  at("answer").textContent = answer.ok ? "ordered; it takes effect with the next decision" : body.detail;
+  at("answer").textContent = answer.ok ? "order written; the controller applies it within one interval" : body.detail;
 }
 
 async function forever() {
