@@ -8,9 +8,12 @@ export OMP_NUM_THREADS := 1
 # exec: signals to make reach the program itself. Following: a make that is killed outright takes it along.
 RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 
+# Without a connection and without a warning; MkDocs' announcement of its own next version is not one.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs/mkdocs.yml
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test drills bench run doctor clean
+.PHONY: help setup demo test drills bench docs run doctor clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -23,11 +26,12 @@ $(STAMP): pyproject.toml rayjobs/setup.sh
 demo: $(STAMP) ## trains a policy for a live NGINX and judges it; ARGS="--quick --seed 2"
 	$(RUN) demo $(ARGS)
 
-test: $(STAMP) ## lint, types, all tests; ARGS="-k bench" goes to pytest
+test: $(STAMP) ## lint, types, documentation, all tests; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(MKDOCS)
 	@exec $(BIN)/pytest $(ARGS)
 
 drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
@@ -37,6 +41,10 @@ drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in names
 bench: $(STAMP) ## measures what has a number; BENCH=load one of them, BENCH_QUICK=1 in under 60 s each
 	@./rayjobs/setup.sh bench
 	$(RUN) bench $(BENCH) $(if $(filter 1,$(BENCH_QUICK)),--quick) $(ARGS)
+
+docs: $(STAMP) ## the documentation as a site with the API reference
+	@$(MKDOCS)
+	@echo "docs: build/docs/index.html"
 
 run: $(STAMP) ## records NGINX's statistics under load; ARGS="--help" explains
 	$(RUN) collect $(ARGS)

@@ -16,7 +16,7 @@ PROGRAM = f"""#!{sys.executable}
 import signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from actuators.options import Options
-from rayjobs.cli import Verb, run_verb
+from rayjobs.cli.main import Verb, run_verb
 
 def wait(options):
     try:
@@ -26,7 +26,7 @@ def wait(options):
         print("cleaned up", flush=True)
     return 0
 
-sys.exit(run_verb(Verb("demo", "", "", Options, wait), []))
+sys.exit(run_verb(Verb("demo", "", Options, wait), []))
 """
 
 
@@ -85,7 +85,7 @@ def test_killing_make_ends_the_program_cleanly(demo: "subprocess.Popen[str]") ->
 def test_help_names_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "help", "setup", "demo", "test", "drills", "bench", "run", "doctor", "clean",
+        "help", "setup", "demo", "test", "drills", "bench", "docs", "run", "doctor", "clean",
     ]  # fmt: skip
 
 

@@ -25,6 +25,10 @@ def commands() -> list[str]:
     return sorted(set(found))
 
 
+def test_it_fits_two_screens() -> None:
+    assert len(README.encode()) <= 8192
+
+
 def test_every_verb_is_in_the_table_and_no_other() -> None:
     listed, there = set(re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE)), set(VERBS)
     assert listed == there, f"README's table: add rows for {there - listed}, drop {listed - there}"
@@ -44,7 +48,7 @@ def test_every_command_parses(command: str) -> None:
 def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "bench", "doctor"} <= named
+    assert {"demo", "test", "bench", "doctor", "docs"} <= named
     assert all(f"\n{target}:" in makefile for target in named)
 
 
