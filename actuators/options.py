@@ -1,8 +1,76 @@
-"""Base of every option class: frozen, typed, typo-proof; the docstring under a field is its help text."""
+"""Base of every option class: frozen, typed, typo-proof; the docstring under a field is its help text.
+
+An option that has an effect only together with others says so: `Annotated[float, Only(plan="constant")]`. The command
+line refuses it where it has none, and leaves it out of the configuration that is printed and saved.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
 from pydantic import BaseModel, ConfigDict
+
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+GIVEN, NOT_GIVEN = object(), object()
+"""In a condition: any value but none, zero, no and empty; and one of these."""
+
+
+class Only:
+    """An option has an effect only where each of these other options of its class has one of these values.
+
+    Several of them on one option are alternatives. The value is one value, a tuple of values, GIVEN or NOT_GIVEN; an
+    option that is a list needs one element among them. `a__b` means the option `b` in the group `a`.
+    """
+
+    def __init__(self, **needed: object) -> None:
+        self.needed = {name.replace("__", "."): value for name, value in needed.items()}
+
+    def holds(self, options: Options) -> bool:
+        """Whether an option of this class with this condition has an effect."""
+        return all(_matches(value_at(options, path), wanted) for path, wanted in self.needed.items())
+
+    def describe(self, options: Options, prefix: str = "") -> tuple[str, str]:
+        """What stands against it in these options, whose names begin with `prefix`, and what to set instead."""
+        path, wanted = next(
+            (path, wanted) for path, wanted in self.needed.items() if not _matches(value_at(options, path), wanted)
+        )
+        found, name = value_at(options, path), prefix + path
+        if wanted is GIVEN:
+            return f"without {name}", f"give {name}"
+        if wanted is NOT_GIVEN:
+            return f"with {name}", f"leave {name} out"
+        values = wanted if isinstance(wanted, tuple) else (wanted,)
+        return f"with {name}={in_words(found)}", f"set {name}={' or '.join(map(in_words, values))}"
+
+
+class Never(Only):
+    """A nested option that this class decides itself; the text says what to use in its place."""
+
+    def __init__(self, instead: str) -> None:
+        super().__init__()
+        self.instead = instead
+
+    def holds(self, options: Options) -> bool:
+        return False
+
+    def describe(self, options: Options, prefix: str = "") -> tuple[str, str]:
+        return "here", self.instead
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where an option of earlier versions stands now.
+
+    Attributes:
+        to: path of the option that took its place.
+        obeyed: whether runs obeyed it; a saved run's value that none obeyed is dropped.
+    """
+
+    to: str
+    obeyed: bool = True
 
 
 class Options(BaseModel):
@@ -10,6 +78,99 @@ class Options(BaseModel):
 
     `rayjobs.cli.config` fills them from YAML and `--set a.b=c` and turns what pydantic refuses into
     ConfigError with the closest match.
+
+    Attributes:
+        only: further conditions, of inherited options and of nested ones (by dotted path).
+        moved: dotted paths of options that earlier versions had.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    only: ClassVar[Mapping[str, Only | tuple[Only, ...]]] = {}
+    moved: ClassVar[Mapping[str, Moved]] = {}
+
+    def resolved(self) -> Self:
+        """The options that a run with these obeys: shortcuts and automatic choices replaced by values.
+
+        The same when called again. Raises ConfigError for values that cannot be obeyed together.
+        """
+        return self
+
+    def extended(self, kind: type[OptionsT], **more: Any) -> OptionsT:
+        """These options as a `kind`, a subclass of this class, with values for what that adds."""
+        assert issubclass(kind, type(self))
+        return kind(**{name: getattr(self, name) for name in type(self).model_fields}, **more)
+
+    def changed(self, values: Mapping[str, Any]) -> Self:
+        """A copy with other values at dotted paths; they count as given and are not validated."""
+        own = {path: value for path, value in values.items() if "." not in path}
+        for group in {path.partition(".")[0] for path in values if "." in path}:
+            inner = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{group}.")}
+            own[group] = getattr(self, group).changed(inner)
+        return self.model_copy(update=own)
+
+    def given(self, path: str) -> bool:
+        """Whether a value was given for the option at a dotted path, in place of its default."""
+        name, _, rest = path.partition(".")
+        if name not in self.model_fields_set:
+            return False
+        return getattr(self, name).given(rest) if rest else True
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An option or a group of options without effect: why, and what would give it one."""
+
+    path: str
+    reason: str
+    remedy: str
+
+
+def idle_options(options: Options, prefix: str = "") -> Iterator[Idle]:
+    """What has no effect in these options; a group is told once and not option by option."""
+    kind = type(options)
+    idle: set[str] = set()
+    conditions = [(name, _conditions(info.metadata)) for name, info in kind.model_fields.items()]
+    conditions += [(path, _conditions([each])) for path, each in kind.only.items()]
+    for path, alternatives in conditions:
+        known = any(is_within(path, group) for group in idle)
+        if alternatives and not known and not any(each.holds(options) for each in alternatives):
+            idle.add(path)
+            yield Idle(prefix + path, *alternatives[0].describe(options, prefix))
+    for name in kind.model_fields:
+        value = getattr(options, name)
+        if isinstance(value, Options) and name not in idle:
+            yield from idle_options(value, f"{prefix}{name}.")
+
+
+def is_within(path: str, group: str) -> bool:
+    """Whether a dotted path is that of the group or of an option in it."""
+    return path == group or path.startswith(f"{group}.")
+
+
+def value_at(options: Options, path: str) -> Any:
+    """The value of the option at a dotted path."""
+    value: Any = options
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def in_words(value: object) -> str:
+    """A value as one types it: yes, none, a,b."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ",".join(map(in_words, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _matches(found: object, wanted: object) -> bool:
+    if wanted is GIVEN or wanted is NOT_GIVEN:
+        return bool(found) == (wanted is GIVEN)
+    values = wanted if isinstance(wanted, tuple) else (wanted,)
+    return any(each in values for each in found) if isinstance(found, list | tuple) else found in values
+
+
+def _conditions(metadata: Iterable[object]) -> list[Only]:
+    flat = [each for found in metadata for each in (found if isinstance(found, tuple) else (found,))]
+    return [each for each in flat if isinstance(each, Only)]

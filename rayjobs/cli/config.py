@@ -1,11 +1,16 @@
-"""Options from YAML files, `--set a.b=c` and flags; every refusal is one ConfigError that names the full path."""
+"""Options from YAML files, `--set a.b=c` and flags; every refusal is one ConfigError that names the full path.
+
+A value that was given is in force or refused: an option that has no effect beside the others (`actuators.options.Only`)
+is an error, and the printed and saved configuration holds what is in force and nothing else.
+"""
 
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -14,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from actuators.errors import ConfigError, closest
-from actuators.options import Options
+from actuators.options import Moved, Never, Options, idle_options, is_within, value_at
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -22,18 +27,30 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 @dataclass(frozen=True)
 class Field:
-    """One option that has a value of its own: where it is (`load.rate_rps`) and what pydantic knows about it."""
+    """One option that can be set.
+
+    Attributes:
+        path: where it is, as `load.rate_rps`.
+        info: what pydantic knows about it.
+        default: the one in force, which an outer class may have changed; `PydanticUndefined` when it must be given.
+    """
 
     path: str
     info: FieldInfo
+    default: object
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one source; later layers win."""
+    """Values from one source; later layers win.
+
+    Attributes:
+        saved: whether a run saved them; earlier versions also saved what had no effect.
+    """
 
     source: str
     values: Mapping[str, Any]
+    saved: bool = False
 
 
 def load_options(
@@ -43,26 +60,38 @@ def load_options(
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> OptionsT:
-    """The options in force: defaults < `file` < `assignments` (`a.b=c`) < `flags`.
+    """The options in force: defaults < `file` < `assignments` (`a.b=c`) < `flags`, then `Options.resolved`.
 
     Raises:
-        ConfigError: unreadable file, unknown key (with the closest match), or a wrong value.
+        ConfigError: unreadable file, unknown key (with the closest match), a wrong value, or one without effect.
     """
     layers = [] if file is None else [read_yaml(file)]
     layers += [_assignment_layer(options, text) for text in assignments]
     layers += [Layer(f"--{name.replace('_', '-')}", {name: value}) for name, value in (flags or {}).items()]
-    merged: dict[str, Any] = {}
+    layers = [_modernised(layer, options) for layer in layers]
+    given: dict[str, Any] = {}
     for layer in layers:
-        _merge(merged, layer.values)
+        _merge(given, layer.values)
     try:
-        return options.model_validate(merged)
+        found = options.model_validate(_completed(options, given))
     except ValidationError as error:
         raise _explain(error, options, layers) from error
+    _mark_given(found, given)
+    found = found.resolved()
+    _refuse_idle(found, layers)
+    return found
 
 
 def dump_yaml(options: Options) -> str:
-    """The resolved options as YAML that loads back equal."""
-    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The options in force as YAML; loaded back, they give the same run."""
+    tree = options.model_dump(mode="json")
+    for idle in idle_options(options):
+        *groups, name = idle.path.split(".")
+        level = tree
+        for group in groups:
+            level = level[group]
+        level.pop(name, None)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(file: Path) -> Layer:
@@ -86,17 +115,25 @@ def read_yaml(file: Path) -> Layer:
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError("a config file must be a mapping of option names to values", where=str(path))
-    return Layer(str(path), values)
+    return Layer(str(path), values, saved=(path.parent / "command.txt").exists())
 
 
-def fields_of(options: type[Options], prefix: str = "") -> Iterator[Field]:
-    """Every option of a class and of the option classes nested in it, depth first, in the order written."""
+def fields_of(options: type[Options], default: Options | None = None) -> Iterator[Field]:
+    """Every option of a class and of the option classes nested in it, depth first, in the order written.
+
+    Args:
+        default: holds the defaults in force; the class's own when not given.
+    """
+    hidden = [path for path, condition in options.only.items() if isinstance(condition, Never)]
     for name, info in options.model_fields.items():
+        value = info.get_default(call_default_factory=True) if default is None else getattr(default, name)
         nested = nested_options(info.annotation)
         if nested is None:
-            yield Field(prefix + name, info)
+            found = [Field(name, info, value)]
         else:
-            yield from fields_of(nested, f"{prefix}{name}.")
+            inner = fields_of(nested, value if isinstance(value, Options) else None)
+            found = [replace(field, path=f"{name}.{field.path}") for field in inner]
+        yield from (field for field in found if not any(is_within(field.path, path) for path in hidden))
 
 
 def nested_options(annotation: object) -> type[Options] | None:
@@ -150,6 +187,91 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _modernised(layer: Layer, options: type[Options]) -> Layer:
+    """The layer with the options of earlier versions under today's names; typed ones are remarked on."""
+    values = _copy(layer.values)
+    assert isinstance(values, dict)
+    for old, rule in _moved(options):
+        value = _taken(values, old)
+        if value is _ABSENT or (layer.saved and not rule.obeyed):
+            continue
+        present = _found(values, rule.to)
+        if not rule.obeyed and present != value:
+            raise ConfigError(f"there is no option '{old}'", where=layer.source, remedy=f"set {rule.to} instead")
+        if present not in (_ABSENT, value):
+            what = f"'{old}' and '{rule.to}' are one option now, and here they differ"
+            raise ConfigError(what, where=layer.source, remedy=f"remove {old}")
+        _put(values, rule.to, value)
+        if not layer.saved:
+            print(f"'{old}' is now '{rule.to}' ({layer.source})", file=sys.stderr)
+    return replace(layer, values=values)
+
+
+def _moved(options: type[Options], prefix: str = "") -> Iterator[tuple[str, Moved]]:
+    for old, rule in options.moved.items():
+        yield prefix + old, replace(rule, to=prefix + rule.to)
+    for name, info in options.model_fields.items():
+        nested = nested_options(info.annotation)
+        if nested is not None:
+            yield from _moved(nested, f"{prefix}{name}.")
+
+
+def _completed(options: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values and, in groups that are given in part, the defaults that the outer class has for the rest."""
+    found = dict(given)
+    for name, info in options.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if isinstance(default, Options) and isinstance(given.get(name), Mapping):
+            found[name] = _values_of(default)
+            _merge(found[name], _completed(type(default), given[name]))
+    return found
+
+
+def _values_of(options: Options) -> dict[str, Any]:
+    """What an instance says beyond the defaults of its classes."""
+    found: dict[str, Any] = {}
+    for name in type(options).model_fields:
+        value = getattr(options, name)
+        inner = _values_of(value) if isinstance(value, Options) else None
+        if inner or (name in options.model_fields_set and inner is None):
+            found[name] = value if inner is None else inner
+    return found
+
+
+def _mark_given(options: Options, given: Mapping[str, Any]) -> None:
+    """Makes `Options.given` tell what was given, and not what `_completed` added."""
+    options.model_fields_set.intersection_update(given)
+    for name, value in given.items():
+        group = getattr(options, name)
+        if isinstance(group, Options) and isinstance(value, Mapping):
+            _mark_given(group, value)
+
+
+def _refuse_idle(options: Options, layers: Sequence[Layer]) -> None:
+    """Raises ConfigError for a value that was given and has no effect."""
+    defaults = {field.path: field.default for field in fields_of(type(options))}
+    for idle in idle_options(options):
+        for layer in layers:
+            for path in _paths(layer.values):
+                # Earlier versions saved everything, and what is at its default changes nothing.
+                harmless = layer.saved and path in defaults and value_at(options, path) == defaults[path]
+                if is_within(path, idle.path) and not harmless:
+                    raise ConfigError(
+                        f"option '{path}' has no effect {idle.reason}",
+                        where=layer.source,
+                        remedy=f"{idle.remedy}, or leave it out",
+                    )
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of the values that are no mappings."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _assignment_layer(options: type[Options], text: str) -> Layer:
@@ -226,15 +348,40 @@ def _source(layers: Sequence[Layer], path: str) -> str:
     parts = path.split(".") if path else []
     for depth in range(len(parts), 0, -1):
         for layer in reversed(layers):
-            value: Any = layer.values
-            for part in parts[:depth]:
-                value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-            if value is not _ABSENT:
+            if _found(layer.values, ".".join(parts[:depth])) is not _ABSENT:
                 return layer.source
     return ""
 
 
 _ABSENT = object()
+
+
+def _found(values: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of nested mappings, `_ABSENT` when there is none."""
+    value: Any = values
+    for part in path.split("."):
+        value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return value
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    name, _, rest = path.partition(".")
+    if rest:
+        _put(values.setdefault(name, {}), rest, value)
+    else:
+        values[name] = value
+
+
+def _taken(values: dict[str, Any], path: str) -> Any:
+    """`_found`, and it is not there any more; nor is a group that has become empty."""
+    name, _, rest = path.partition(".")
+    if not rest:
+        return values.pop(name, _ABSENT)
+    inner = values.get(name, _ABSENT)
+    value = _taken(inner, rest) if isinstance(inner, dict) else _ABSENT
+    if value is not _ABSENT and not inner:
+        del values[name]
+    return value
 
 
 def _closest_path(options: type[Options], path: str) -> str:
