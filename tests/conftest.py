@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from orphans import SESSION, processes_with, wait_gone
+
+from tests.support.orphans import SESSION, processes_with, wait_gone
 
 # Speed is for benches: on a machine with other work an example may take its time.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,32 @@
+"""Where a virtual machine halts idle cores, the load engine asks that they stay awake, unless it is told not to."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from actuators.load.engine import LoadEngine, LoadOptions
+from tests.support.http_server import OK, ScriptedServer
+from tests.support.load_runs import TOPOLOGY, constant
+
+REQUEST = Path("/dev/cpu_dma_latency")
+DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
+HALTS = DRIVER.exists() and DRIVER.read_text() == "haltpoll\n"
+
+
+def held(pid: int) -> list[Path]:
+    """Device files that a process holds open."""
+    links = [Path(os.readlink(entry)) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if link.is_relative_to("/dev")]
+
+
+@pytest.mark.parametrize("let_sleep", [False, True])
+def test_it_asks_when_it_may_and_says_so(tmp_path: Path, let_sleep: bool) -> None:
+    allowed = HALTS and not let_sleep and os.access(REQUEST, os.W_OK)
+    with ScriptedServer(OK) as server, LoadEngine(LoadOptions(let_cores_sleep=let_sleep), tmp_path) as engine:
+        engine.start(server.address, TOPOLOGY, constant(20), seed=1, duration_s=30.0)
+        assert engine.cores_awake is allowed
+        assert (REQUEST in held(engine.pid)) is allowed
+        if allowed:
+            assert struct.unpack("i", REQUEST.read_bytes()) == (0,)

@@ -1,0 +1,248 @@
+"""The load engine against servers that answer, break, hang and stall: everything is accounted for."""
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actuators.contract.script import RateStep, Stream
+from actuators.contract.window import LoadWindow
+from actuators.errors import ConfigError, LoadError
+from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.load.summary import LoadSummary
+from tests.support.http_server import CLOSE, HANG, OK, Received, ScriptedServer
+from tests.support.load_runs import TOPOLOGY, constant, run
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[LoadEngine]:
+    with LoadEngine(LoadOptions(timeout_s=0.4, connect_timeout_s=1.0), tmp_path) as engine:
+        yield engine
+
+
+def assert_accounted(summary: LoadSummary) -> None:
+    errors = summary.errors
+    assert (summary.planned == summary.sent + errors["connect"] + errors["not_sent"]).all()
+    assert (summary.sent == summary.answered + errors["timeout"] + errors["closed"]).all()
+    good = summary.answered - errors["status_4xx"] - errors["status_5xx"]
+    assert (summary.latency_counts.sum(axis=1) == good).all()
+    assert (summary.raw_counts.sum(axis=1) == good).all()
+
+
+def poll_to_the_end(engine: LoadEngine, windows: list[LoadWindow]) -> None:
+    while True:
+        windows += engine.poll()
+
+
+def answers(*replies: bytes) -> Any:
+    """Cycles through the replies."""
+    count = iter(range(10**9))
+    return lambda _: replies[next(count) % len(replies)]
+
+
+def test_every_request_is_answered_and_the_windows_add_up(engine: LoadEngine) -> None:
+    with ScriptedServer() as server:
+        summary = run(engine, server, constant(200, "compose", "user_read"))
+        assert summary.planned.tolist() == [100, 0, 100]
+        assert summary.answered.tolist() == [100, 0, 100]
+        assert len(server.requests) == 200
+    assert_accounted(summary)
+    windows = engine.poll()
+    assert len(windows) >= 5
+    assert all(later.start_s == earlier.end_s for earlier, later in itertools.pairwise(windows))
+    for name in ("planned", "sent", "answered", "late", "retried", "latency_counts"):
+        assert (sum(getattr(w, name) for w in windows) == getattr(summary, name)).all(), name
+    assert sum(w.latency_s_sum for w in windows) == pytest.approx(summary.latency_s_sum, rel=1e-6)
+
+
+FORMS = [
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nTrailer: t\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
+    b"HTTP/1.1 204 No Content\r\nX-Long: " + b"x" * 5000 + b"\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300000,
+]
+
+
+@pytest.mark.parametrize("reply", FORMS)
+def test_all_forms_of_a_response_are_understood(engine: LoadEngine, reply: bytes) -> None:
+    with ScriptedServer(lambda _: reply) as server:
+        summary = run(engine, server, constant(100, "home_read"), duration_s=0.3)
+    assert summary.answered.tolist() == [0, 30, 0]
+    assert summary.received_bytes[1] == 30 * len(reply)
+    assert_accounted(summary)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7])
+def test_a_response_may_come_in_pieces(engine: LoadEngine, piece_bytes: int) -> None:
+    with ScriptedServer(answers(*(form for form in FORMS if len(form) < 10000))) as server:
+        server.piece_bytes = piece_bytes
+        summary = run(engine, server, constant(40, "home_read"), duration_s=0.25)
+    assert summary.answered[1] == 10
+    assert_accounted(summary)
+
+
+def test_errors_are_counted_by_class(engine: LoadEngine) -> None:
+    missing, broken = (b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status for status in (404, 503))
+    garbage = b"what? content-length\r\n\r\n"
+    cut = b"HTTP/1.1 200 OK\r\nX-Why: no length\r\nTransfer-Encoding: identity, chunke\r\n\r\n"
+    with ScriptedServer(answers(OK, missing, broken, garbage, HANG, cut)) as server:
+        summary = run(engine, server, constant(120, "home_read"))
+    errors = {name: int(counts[1]) for name, counts in summary.errors.items()}
+    assert errors == {"connect": 0, "timeout": 10, "closed": 10, "status_4xx": 10, "status_5xx": 10, "not_sent": 0}
+    assert_accounted(summary)
+
+
+def test_a_stale_keep_alive_connection_is_retried_once_and_counted(engine: LoadEngine) -> None:
+    def answer(request: Received) -> bytes:
+        return OK if request.served == 0 else CLOSE
+
+    with ScriptedServer(answer) as server:
+        summary = run(engine, server, constant(50, "home_read"))
+        sequences = [request.headers["X-Request-Sequence"] for request in server.requests]
+    assert summary.answered[1] == summary.sent[1] == 25
+    assert summary.retried[1] > 0
+    assert len(sequences) == 25 + summary.retried[1]
+    assert len(set(sequences)) == 25, "a retry keeps the request's number"
+    assert_accounted(summary)
+
+
+def test_a_new_connection_that_is_closed_is_not_retried(engine: LoadEngine) -> None:
+    with ScriptedServer(lambda _: CLOSE) as server:
+        summary = run(engine, server, constant(50, "home_read"))
+    assert summary.errors["closed"][1] == 25
+    assert summary.retried[1] == 0
+
+
+def test_requests_that_could_not_be_sent_are_counted(tmp_path: Path) -> None:
+    options = LoadOptions(timeout_s=0.3, max_connections=2)
+    with ScriptedServer(lambda _: HANG) as server, LoadEngine(options, tmp_path) as engine:
+        summary = run(engine, server, constant(100, "home_read"))
+        windows = engine.poll()
+    assert summary.errors["not_sent"][1] > 30
+    assert summary.errors["timeout"][1] == summary.sent[1] > 0
+    assert summary.late[1] > 0
+    assert any(window.saturated for window in windows)
+    assert_accounted(summary)
+
+
+def test_connection_refused_mid_run_is_a_connect_error(engine: LoadEngine) -> None:
+    with ScriptedServer(lambda _: b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n") as server:
+        engine.start(server.address, TOPOLOGY, constant(200, "home_read"), seed=1, duration_s=1.0)
+        while len(server.requests) < 20:
+            time.sleep(0.01)
+        # `with` ends the server here, while the load goes on.
+    server_gone = engine.finish(10.0)
+    # The listening socket of a closed asyncio server answers with a refusal.
+    assert server_gone.errors["connect"][1] > 0
+    assert_accounted(server_gone)
+
+
+def test_latency_counts_from_the_intended_send_time(tmp_path: Path) -> None:
+    options = LoadOptions(timeout_s=5.0, max_connections=4)
+    with ScriptedServer() as server, LoadEngine(options, tmp_path) as engine:
+        engine.start(server.address, TOPOLOGY, constant(200, "home_read"), seed=1, duration_s=1.5)
+        while len(server.requests) < 50:
+            time.sleep(0.01)
+        server.stall(0.6)
+        summary = engine.finish(10.0)
+    corrected, raw = summary.percentiles_ms()["home_read"], summary.percentiles_ms(raw=True)["home_read"]
+    assert corrected["p99"] > 450
+    # With four connections, all but four requests of the stall were sent only after it.
+    assert raw["p95"] < corrected["p95"] / 2
+    assert_accounted(summary)
+
+
+def test_stop_drains_and_still_gives_the_summary(engine: LoadEngine) -> None:
+    with ScriptedServer() as server:
+        engine.start(server.address, TOPOLOGY, constant(100), seed=1, duration_s=600.0, window_s=0.1)
+        while not engine.poll():
+            time.sleep(0.01)
+        engine.stop()
+        summary = engine.finish(5.0)
+        again = run(engine, server, constant(20))
+    assert summary.interrupted
+    assert summary.end_s < 60
+    assert_accounted(summary)
+    assert again.planned.sum() == 30, "the engine can be started again"
+
+
+def test_a_killed_engine_is_an_error_that_keeps_what_was_counted(engine: LoadEngine) -> None:
+    with ScriptedServer() as server:
+        engine.start(server.address, TOPOLOGY, constant(100), seed=1, duration_s=600.0, window_s=0.1)
+        windows: list[LoadWindow] = []
+        while len(windows) < 3:
+            windows += engine.poll()
+            time.sleep(0.01)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(LoadError, match="died"):
+            engine.finish(5.0)
+        with pytest.raises(LoadError, match="died with code 137"):
+            poll_to_the_end(engine, windows)
+    partial = engine.partial_summary()
+    assert not partial.complete
+    assert (partial.sent == sum(window.sent for window in windows)).all()
+    assert (partial.unaccounted >= 0).all()
+
+
+def test_closing_twice_leaves_nothing(engine: LoadEngine) -> None:
+    with ScriptedServer() as server:
+        engine.start(server.address, TOPOLOGY, constant(10), seed=1, duration_s=600.0)
+        pid = engine.pid
+        engine.close()
+        engine.close()
+    assert not Path(f"/proc/{pid}").exists()
+    assert engine.poll() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"duration_s": -1.0}, "duration is -1 s"),
+        ({"window_s": 0.0}, "window is 0 s"),
+        ({"streams": [Stream("compse", ())]}, "did you mean 'compose'"),
+        ({"streams": constant(-5.0)}, "rate is -5"),
+        ({"streams": [Stream("compose", (RateStep(0, 1, "expnential"),))]}, "did you mean 'exponential'"),  # type: ignore[arg-type]
+        ({"streams": [Stream("compose", (RateStep(3, 1),))]}, "must begin at 0"),
+        ({"streams": [*constant(1, "compose"), *constant(1, "compose")]}, "listed twice"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(engine: LoadEngine, change: dict[str, Any], message: str) -> None:
+    arguments = {"streams": constant(1.0), "seed": 1, "duration_s": 1.0, **change}
+    with pytest.raises(ConfigError, match=message):
+        engine.start("127.0.0.1:9", TOPOLOGY, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "does not accept connections: Connection refused"),
+        ("nowhere.invalid:80", "target host 'nowhere.invalid'"),
+        ("no url", "is not http://HOST:PORT"),
+        ("127.0.0.1:99999", "is not http://HOST:PORT"),
+        ("https://127.0.0.1:443", "TLS is not supported"),
+    ],
+)
+def test_a_bad_target_is_one_clear_line(engine: LoadEngine, address: str, message: str) -> None:
+    with pytest.raises(LoadError, match=message):
+        engine.start(address, TOPOLOGY, constant(1.0), seed=1, duration_s=1.0)
+
+
+def test_a_missing_body_file_is_refused(tmp_path: Path) -> None:
+    engine = LoadEngine(LoadOptions(body_files={"compose": tmp_path / "none.bin"}), tmp_path)
+    with pytest.raises(ConfigError, match="no body file"):
+        engine.start("127.0.0.1:9", TOPOLOGY, constant(1.0), seed=1, duration_s=1.0)
+
+
+def test_summaries_of_parts_add_up() -> None:
+    empty = LoadSummary.empty(("a", "b"))
+    assert (empty + empty).planned.tolist() == [0, 0]
+    assert np.isnan(empty.percentiles_ms()["a"]["p99"])
+    assert empty.offered_rps.tolist() == [0, 0]

@@ -1,0 +1,106 @@
+"""Balancing in memory when servers fail: pauses, trials, the error score, and that all of it can be forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import ServiceTimes
+from actuators.nginx.config import NginxOptions
+from tests.support.http_server import CLOSE
+from tests.support.nginx_site import USER, Site, answer, running_site, wait_until
+
+pytestmark = pytest.mark.nginx
+
+
+@pytest.fixture
+def site(short_dir: Path) -> Iterator[Site]:
+    with running_site(short_dir, NginxOptions(method="round_robin", actuation="memory")) as site:
+        yield site
+
+
+def service_times(site: Site, *tau_s: float) -> ServiceTimes:
+    return ServiceTimes(site.topology, np.tile(np.array(tau_s), (3, 1)), np.full(3, 4.0))
+
+
+def test_a_dead_server_is_passed_over_and_left_alone_for_a_while(site: Site) -> None:
+    site.collector.begin()
+    site.refuse(0)
+    answers = site.who(30)
+    assert set(answers) == {"1", "2"}
+    window = site.collector.window()
+    assert window.responses[1, :, 4].tolist() == [1, 0, 0]
+    assert window.requests[1].sum() == 31
+    balancer = site.collector.snapshot().balancer
+    assert balancer is not None
+    assert {entry.server for entry in balancer.servers if entry.out} == {site.servers[0].address}
+    assert Counter(site.who(10, USER)).keys() == {"1", "2"}
+    assert site.collector.window().requests[2, 0] == 0
+    assert site.in_flight() == 0
+
+
+def test_after_its_pause_one_request_tries_the_server_again(short_dir: Path) -> None:
+    options = NginxOptions(method="round_robin", actuation="memory", fail_timeout_s=1)
+    with running_site(short_dir, options) as site:
+        site.script[0] = lambda _: CLOSE
+        site.who(9)
+        site.collector.begin()
+        site.heal()
+        assert set(site.who(9)) == {"1", "2"}
+
+        def back() -> bool:
+            return "0" in site.who(3)
+
+        wait_until(back, timeout_s=10)
+        assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
+
+
+@pytest.mark.parametrize("status", [500, 404])
+def test_whatever_it_answers_a_server_on_trial_is_back(short_dir: Path, status: int) -> None:
+    """NGINX's own methods forgive it, too; kept out, a server that still fails some requests loses 10 s more."""
+    options = NginxOptions(method="round_robin", actuation="memory", fail_timeout_s=1)
+    with running_site(short_dir, options) as site:
+        site.script[0] = lambda _: CLOSE
+        site.who(9)
+        site.script[0] = lambda _: answer(status, "0")
+        wait_until(lambda: "0" in site.who(3), timeout_s=10)
+        assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
+
+
+def test_failures_can_be_forgotten(site: Site) -> None:
+    site.nginx.set_method("expected_delay")
+    site.nginx.apply(service_times(site, 0.001, 0.010, 0.010))
+    site.script[0] = lambda _: CLOSE
+    assert "0" not in site.who(20)
+    site.heal()
+    assert "0" not in site.who(20), "out for 10 s"
+    site.nginx.forget_failures()
+    assert site.who(20) == 20 * "0", "neither out nor suspect"
+    balancer = site.collector.snapshot().balancer
+    assert balancer is not None
+    assert not any(entry.out for entry in balancer.servers)
+    shown = site.nginx.control()
+    assert isinstance(shown, ServiceTimes), "the control stays"
+    site.script[0] = lambda _: answer(500)
+    assert "0" not in site.who(9)[2:], "and it may fail again"
+
+
+def test_a_server_that_fails_quickly_loses_its_attraction(site: Site) -> None:
+    site.nginx.set_method("expected_delay")
+    site.nginx.apply(service_times(site, 0.001, 0.010, 0.010))
+    site.script[0] = lambda _: answer(500)
+    codes = [site.get()[0] for _ in range(20)]
+    assert codes.count(500) <= 2
+
+
+def test_when_all_servers_are_out_requests_are_still_tried(site: Site) -> None:
+    for index in range(3):
+        site.script[index] = lambda _: CLOSE
+    assert [site.get()[0] for _ in range(3)] == [502, 502, 502]
+    site.heal()
+    assert site.get()[0] == 200
+    assert site.in_flight() == 0

@@ -1,0 +1,282 @@
+"""A real NGINX: life cycle, vts-shaped statistics that equal what the servers counted, weights by reload."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import Weights
+from actuators.contract.topology import Group, Topology, social_network
+from actuators.contract.window import Window
+from actuators.errors import ActuationError, ConfigError, MissingToolError, ProcessError, StatusError
+from actuators.nginx import detect as nginx_detect
+from actuators.nginx import instance as nginx_module
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.nginx.reload import children
+from actuators.statistics.reader import Collector
+from tests.support.http_server import CLOSE
+from tests.support.nginx_site import COMPOSE, HOME, USER, Site, answer, running_site, wait_until
+from tests.support.paths import VTS
+
+pytestmark = pytest.mark.nginx
+
+RECORDED = json.loads((VTS / "after_load.json").read_text())
+
+
+def shape(value: object) -> object:
+    """Keys and types of a document, whatever its numbers; lists by their first element."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items() if key != "overCounts"}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value[:1]]
+    return type(value).__name__
+
+
+@pytest.fixture
+def site(short_dir: Path) -> Iterator[Site]:
+    with running_site(short_dir, NginxOptions(method="round_robin", actuation="reload")) as site:
+        yield site
+
+
+@pytest.mark.parametrize("actuation", ["memory", "reload"])
+def test_every_counter_equals_what_clients_and_servers_counted(short_dir: Path, actuation: str) -> None:
+    options = NginxOptions(method="round_robin", actuation=actuation, max_fails=0)
+    with running_site(short_dir, options) as site:
+        site.collector.begin()
+        site.script[1] = lambda request: CLOSE if "fail" in request.line else answer(200, "1")
+        site.script[2] = lambda request: answer(503 if "fail" in request.line else 200, "2")
+        for index in range(300):
+            path = (HOME, USER)[index % 2] + ("?fail" if index % 7 == 0 else "")
+            site.get(path)
+            if index % 3 == 0:
+                site.get(COMPOSE, "POST", b"x" * index)
+        for path in ("/", "/nope", "/wrk2-api"):
+            site.get(path)
+        site.hang()
+        for _ in range(9):
+            site.abort()
+
+        def counted() -> int:
+            return int(difference().requests.sum())
+
+        def difference() -> Window:
+            collector = Collector(site.nginx.status_url, site.topology)
+            collector._last = site.collector.latest()
+            return collector.window()
+
+        received = [len(server.requests) for server in site.servers]
+        wait_until(lambda: counted() == sum(received))
+        window = difference()
+        assert window.faults == ()
+        assert window.requests.sum(axis=0).tolist() == received
+        by_path = [Counter(r.line.split()[1].split("?")[0] for r in server.requests) for server in site.servers]
+        assert window.requests.tolist() == [[c[path] for c in by_path] for path in (COMPOSE, HOME, USER)]
+        retried = sum("fail" in r.line for r in site.servers[1].requests)
+        assert retried > 0
+        assert window.responses[:, 1, 4].sum() == retried
+        assert window.responses[:, 2, 4].sum() == site.answers[503]
+        assert window.responses[:, :, 3].sum() == 9
+        assert window.responses[:, :, 1].sum() == site.answers[200]
+        assert (window.latency_histogram.sum(axis=2) == window.requests).all()
+        # Client side: retries do not count, requests that no group took do.
+        zones = site.collector.snapshot().client_requests
+        assert zones["*"] == sum(site.answers.values()) + 9
+        assert site.answers[404] == 3
+
+
+def test_no_counter_is_lost_with_a_killed_worker_nor_by_a_reload(short_dir: Path) -> None:
+    with running_site(short_dir, NginxOptions(method="least_conn", worker_processes=2)) as site:
+        before = site.collector.begin()
+        changes = (site.kill_workers, lambda: site.nginx.set_method("random_two"), site.kill_workers,
+                   lambda: site.nginx.set_method("round_robin"))  # fmt: skip
+        for number, change in enumerate((*changes, lambda: None), 1):
+            site.who(30)
+            # NGINX counts a request after its answer has left: a worker killed in between takes that one along.
+            wait_until(lambda n=number: site.collector.snapshot().client_requests["*"] == 30 * n)
+            change()
+        received = [len(server.requests) for server in site.servers]
+        after = site.collector.snapshot()
+        counted = [after.groups["home_read_backend"][server.address].request_counter for server in site.servers]
+        assert counted == received
+        assert before.balancer is not None
+        assert after.balancer is not None
+        assert after.balancer.start_msec == before.balancer.start_msec
+        assert site.in_flight() == 0
+
+
+def test_a_client_that_goes_away_costs_no_response_time(site: Site) -> None:
+    site.collector.begin()
+    site.hang()
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=10)
+    connection.request("GET", HOME)
+    wait_until(lambda: sum(len(server.requests) for server in site.servers) == 1)
+    socket.create_connection(site.nginx.address.split(":")).close()
+    connection.close()
+    site.heal()
+    wait_until(lambda: site.collector.snapshot().client_requests["*"] >= 1)
+    window = site.collector.window()
+    assert window.responses[1, :, 3].sum() == 1
+    assert window.response_ms_sum.sum() == 0
+
+
+def test_the_document_has_the_keys_and_types_of_vts(site: Site) -> None:
+    for _ in range(3):
+        site.get()
+    document = site.collector.document()
+    ours, theirs = document["upstreamZones"]["home_read_backend"][0], RECORDED["upstreamZones"]["compose_backend"][0]
+    for ring in ("requestMsecs", "responseMsecs"):
+        theirs[ring] = {"times": [], "msecs": []}  # ours has no ring of single requests
+    assert shape(ours) == shape(theirs)
+    for key in ("connections", "sharedZones", "hostName", "nginxVersion", "loadMsec", "nowMsec", "moduleVersion"):
+        assert shape(document[key]) == shape(RECORDED[key]), key
+    zone = RECORDED["serverZones"]["localhost"]
+    assert set(document["serverZones"]) == {"localhost", "*"}
+    assert {
+        key: shape(zone[key]) for key in ("requestCounter", "inBytes", "outBytes", "requestMsecCounter")
+    }.items() <= {key: shape(value) for key, value in document["serverZones"]["localhost"].items()}.items()
+
+
+def test_weights_by_reload_are_read_back_and_statistics_survive(site: Site) -> None:
+    site.collector.begin()
+    site.who(9)
+    old = children(site.nginx.master_pid)
+    weights = Weights(site.topology, np.tile([5, 3, 2], (3, 1)))
+    assert site.nginx.apply(weights).changed
+    assert not site.nginx.apply(weights).changed
+    assert site.nginx.control() == weights
+    assert Counter(site.who(20)) == {"0": 10, "1": 6, "2": 4}
+    window = site.collector.window()
+    assert [fault.kind for fault in window.faults] == ["reload"]
+    assert window.requests[1].tolist() == [13, 9, 7]
+    assert window.weight.tolist() == [[5, 3, 2]] * 3
+    wait_until(lambda: not set(old) & set(children(site.nginx.master_pid)))
+    for method in ("random_two", "least_conn", "round_robin"):
+        site.nginx.set_method(method)
+        assert site.nginx.method == method
+        assert (site.nginx.control().values == 1).all()
+        assert site.get()[0] == 200
+    with pytest.raises(ActuationError, match="not possible with actuation=reload"):
+        site.nginx.set_method("expected_delay")
+
+
+def test_failures_are_forgotten_by_a_reload_where_nginx_itself_balances(site: Site) -> None:
+    site.script[0] = lambda _: CLOSE
+    site.who(6)
+    site.heal()
+    assert "0" not in site.who(6), "out for 10 s"
+    site.nginx.forget_failures()
+    assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
+
+
+def test_a_refused_configuration_leaves_the_old_one_in_force(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Weights(site.topology, np.tile([5, 3, 2], (3, 1)))
+    site.nginx.apply(weights)
+    before = site.nginx._site.upstreams.read_text()
+    loaded = site.collector.begin().load_ms
+    with monkeypatch.context() as patch:
+        patch.setattr(nginx_module, "render_upstreams", lambda *_, **__: before + "nonsense;\n")
+        with pytest.raises(ActuationError, match='unknown directive "nonsense"'):
+            site.nginx.apply(Weights.equal(site.topology, 7))
+    assert site.nginx._site.upstreams.read_text() == before
+    assert site.nginx.control() == weights
+    assert site.collector.snapshot().load_ms == loaded
+
+
+def test_a_configuration_that_shows_other_weights_is_rolled_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Weights(site.topology, np.tile([5, 3, 2], (3, 1)))
+    site.nginx.apply(weights)
+    before = site.nginx._site.upstreams.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(nginx_module, "render_upstreams", lambda *_, **__: before.replace("weight=5", "weight=9"))
+        with pytest.raises(ActuationError, match="other weights"):
+            site.nginx.apply(Weights.equal(site.topology, 7))
+    assert site.nginx._site.upstreams.read_text() == before
+    assert site.nginx.control() == weights
+
+
+def test_a_port_that_is_taken_in_between_is_replaced(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, taken = nginx_module.free_port, socket.create_server(("127.0.0.1", 0))
+    ports = [taken.getsockname()[1]]
+    monkeypatch.setattr(nginx_module, "free_port", lambda host: ports.pop() if ports else real(host))
+    with taken, Nginx(NginxOptions(), social_network(("127.0.0.1:1",)), work_dir=short_dir) as nginx:
+        nginx.start()
+        assert nginx.address.split(":")[1] != str(taken.getsockname()[1])
+
+
+def test_workers_are_unprivileged(site: Site) -> None:
+    (worker,) = children(site.nginx.master_pid)
+    assert os.stat(f"/proc/{worker}").st_uid != 0
+
+
+def test_what_is_missing_is_named(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    topology = social_network(("127.0.0.1:1",))
+    with pytest.raises(MissingToolError, match="apt-get install -y nginx libnginx-mod-http-lua"):
+        Nginx(NginxOptions(binary="no-such-nginx"), topology, work_dir=short_dir)
+    monkeypatch.setattr(nginx_detect, "_find", lambda *_: None)
+    with pytest.raises(MissingToolError, match="no Lua module"):
+        Nginx(NginxOptions(), topology, work_dir=short_dir)
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a;", "/{", "nope", '/"', "/a\n"])
+def test_no_value_can_inject_configuration(short_dir: Path, path: str) -> None:
+    topology = Topology((Group("g", "t", "GET", path, 2.0, ("127.0.0.1:1",)),))
+    with pytest.raises(ConfigError, match="not a URL path"):
+        Nginx(NginxOptions(), topology, work_dir=short_dir)
+
+
+def test_host_names_and_shared_paths_are_refused(short_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="host name"):
+        Nginx(NginxOptions(), social_network(("localhost:80",)), work_dir=short_dir)
+    twice = (Group("g", "t", "GET", "/", 2.0, ("127.0.0.1:1",)), Group("h", "u", "POST", "/", 2.0, ("127.0.0.1:1",)))
+    with pytest.raises(ConfigError, match="two groups"):
+        Nginx(NginxOptions(), Topology(twice), work_dir=short_dir)
+
+
+def test_a_dead_nginx_is_a_gap_and_an_actuation_error(site: Site) -> None:
+    site.collector.begin()
+    os.kill(site.nginx.master_pid, signal.SIGKILL)
+    wait_until(lambda: site.nginx._running().poll() is not None)
+    window = site.collector.window()
+    assert [fault.kind for fault in window.faults] == ["gap"]
+    with pytest.raises(StatusError, match="is NGINX running"):
+        site.collector.snapshot()
+    with pytest.raises(ActuationError):
+        site.nginx.apply(Weights.equal(site.topology, 3))
+
+
+def test_nginx_ends_with_its_killed_owner(short_dir: Path) -> None:
+    code = (
+        "import time\nfrom pathlib import Path\nfrom actuators.nginx.instance import Nginx\n"
+        "from actuators.nginx.config import NginxOptions\nfrom actuators.contract.topology import social_network\n"
+        f"n = Nginx(NginxOptions(), social_network(('127.0.0.1:1',)), work_dir=Path({str(short_dir)!r}))\n"
+        "n.start()\nprint(n.master_pid, flush=True)\ntime.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    master = int(owner.stdout.readline())
+    pids = [master, *children(master)]
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_start_errors_carry_the_log(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    render = nginx_module.render_main
+    monkeypatch.setattr(
+        nginx_module, "render_main", lambda *a, **k: render(*a, **k).replace("COLD = ", "error('broken lua') COLD = ")
+    )
+    with pytest.raises(ProcessError, match="broken lua"):
+        Nginx(NginxOptions(start_timeout_s=2), social_network(("127.0.0.1:1",)), work_dir=short_dir).start()

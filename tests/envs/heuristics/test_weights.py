@@ -1,0 +1,220 @@
+"""Heuristics on weights: valid whatever they see, and pushing in the right direction."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
+from actuators.contract.window import Window
+from actuators.errors import ConfigError
+from envs.environment.actions import ActionCodec, ActionOptions
+from envs.heuristics.controllers import EstimatorController, FixedController, OutlierEjection, PolicyController, Steered
+from envs.heuristics.knapsack import Knapsack, best_split
+from envs.heuristics.queueing_model import ModelBased, UtilisationPid, number_in_system, offered_load
+from envs.heuristics.weights import (
+    Aimd,
+    Equal,
+    Equaliser,
+    InverseLatency,
+    Little,
+    Policy,
+    Static,
+    WeightPolicy,
+    rates_rps,
+)
+from envs.observation.observer import Observer
+from envs.scenarios.lookup import scenario
+from envs.study.judge import SearchOptions, judge, search_static
+from envs.study.rules import RULES, controlled
+from tests.support.windows import window
+
+TOPOLOGY = social_network()
+DEADLINES_S = np.array([0.06, 0.02, 0.015])
+CODEC = ActionCodec(TOPOLOGY, ActionOptions())
+POLICIES: tuple[Policy, ...] = (
+    Equal(), Static(Weights.equal(TOPOLOGY, 7)), InverseLatency(CODEC), Little(CODEC), Equaliser(CODEC), Aimd(CODEC),
+    ModelBased(CODEC, 4.0),
+)  # fmt: skip
+FEEDBACK = [policy for policy in POLICIES if isinstance(policy, WeightPolicy)]
+UNEQUAL_MS = np.broadcast_to([5.0, 10.0, 30.0], TOPOLOGY.shape)
+
+
+def controller_of(policy: Policy, method: str = "least_conn") -> PolicyController:
+    return PolicyController(policy.name, method, policy, Observer(TOPOLOGY, DEADLINES_S, None))  # type: ignore[arg-type]
+
+
+def decided(controller: Steered, seen: Window) -> Weights:
+    control = controller.decide(seen)
+    assert isinstance(control, Weights)
+    return control
+
+
+CONTROLLERS: dict[str, Callable[[], Steered]] = {
+    **{policy.name: (lambda policy=policy: controller_of(policy)) for policy in POLICIES},  # type: ignore[misc]
+    "pid": lambda: UtilisationPid("least_conn", CODEC, Observer(TOPOLOGY, DEADLINES_S, None), 4.0),
+    "knapsack": lambda: Knapsack("least_conn", CODEC),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_weights_are_valid_whatever_is_seen(name: str) -> None:
+    controller = CONTROLLERS[name]()
+    weights = controller.begin(TOPOLOGY)
+    one_silent = np.array([[0, 100, 100]] * 3)
+    one_type = np.array([[0, 0, 0], [5, 5, 5], [0, 0, 0]])
+    for latency_ms, requests, errors in (
+        (0.0, 1, 0), (UNEQUAL_MS, 100, 0), (5.0, one_silent, 0), (5.0, one_type, 0), (1.0, 200, 100),
+        (60_000.0, 50, 50), (5.0, 0, 0), (UNEQUAL_MS, 3, 3),
+    ) * 3:  # fmt: skip
+        assert isinstance(weights, Weights)
+        seen = window(latency_ms, requests, errors=errors, weight=weights.values)
+        weights = controller.decide(seen) or weights
+    assert isinstance(weights, Weights), "Weights check their own range"
+
+
+@pytest.mark.parametrize("policy", FEEDBACK, ids=lambda policy: policy.name)
+def test_a_slow_server_is_given_less(policy: WeightPolicy) -> None:
+    controller, weights = controller_of(policy), Weights.equal(TOPOLOGY, 100)
+    for _ in range(5):
+        weights = decided(controller, window(UNEQUAL_MS, 100, weight=weights.values, spread=0.1))
+    assert (weights.values[:, 0] > weights.values[:, 2]).all()
+
+
+@pytest.mark.parametrize("policy", FEEDBACK, ids=lambda policy: policy.name)
+def test_a_batch_is_weighted_as_each_of_its_rows(policy: WeightPolicy) -> None:
+    windows = [window(UNEQUAL_MS * factor, 100, seed=seed) for seed, factor in enumerate((1.0, 3.0))]
+    rows = [Observer(TOPOLOGY, DEADLINES_S, None).observe_window(seen) for seen in windows]
+    fields = ("features", "groups", "posterior", "novelty", "latency_s", "weights")
+    batch = replace(rows[0], **{field: np.stack([getattr(row, field) for row in rows]) for field in fields})
+    assert (policy.weights(batch) == np.stack([policy.weights(row) for row in rows])).all()
+
+
+def test_rates_come_back_from_the_observation() -> None:
+    seen = window(5.0, np.array([[100, 200, 300], [1, 0, 0], [50, 50, 0]]))
+    assert np.allclose(rates_rps(Observer(TOPOLOGY, DEADLINES_S, None).observe_window(seen)), seen.requests)
+
+
+def test_little_counts_what_is_in_flight_when_the_balancer_tells() -> None:
+    seen = replace(window(10.0, 100), active=np.array([[1, 1, 19]] * 3))
+    values = decided(controller_of(Little(CODEC)), seen).values
+    assert (values == [[100, 100, 10]] * 3).all()
+
+
+def test_the_queueing_model_agrees_with_theory_and_with_its_inverse() -> None:
+    load = np.array([0.1, 0.5, 0.9])
+    assert np.allclose(number_in_system(load, np.ones(3)), load / (1 - load)), "M/M/1"
+    assert np.allclose(number_in_system(load, np.ones(3), 0.0), load + load**2 / (1 - load) / 2), "M/D/1"
+    assert number_in_system(np.array(2.4), np.array(3.0)) == pytest.approx(2.4 + 0.6472 * 4, rel=1e-3), "Erlang C"
+    workers = np.array([1.0, 4.0, 16.0])
+    assert np.allclose(offered_load(number_in_system(0.8 * workers, workers), workers), 0.8 * workers)
+    assert offered_load(np.array(1e9), np.array(4.0)) < 4.0
+
+
+def test_the_model_sees_speed_through_queues() -> None:
+    """Equal traffic; the slow server's long response times are mostly waiting, so its weight is not their inverse."""
+    in_system = number_in_system(np.array([1.6, 2.0, 3.2]), np.full(3, 4.0))
+    seen = window(np.broadcast_to(in_system / 300 * 1e3, TOPOLOGY.shape), 100, spread=0.01)
+    values = decided(controller_of(ModelBased(CODEC, 4.0)), seen).values[0]
+    assert np.allclose(values / 100, [1.0, 0.8, 0.5], atol=0.06)
+
+
+def test_the_best_split_is_the_best_of_all() -> None:
+    cost = np.random.default_rng(3).random((4, 9))
+    cost[2, 5:] = np.inf
+    found = best_split(cost)
+    assert found is not None
+    assert found.sum() == 8
+    splits = (parts for parts in itertools.product(range(9), repeat=4) if sum(parts) == 8)
+    least = min(sum(cost[s, k] for s, k in enumerate(parts)) for parts in splits)
+    assert sum(cost[s, k] for s, k in enumerate(found)) == pytest.approx(least)
+    assert best_split(np.full((2, 5), np.inf)) is None
+
+
+def test_a_dead_server_does_not_wind_up_the_pid() -> None:
+    controller = UtilisationPid("least_conn", CODEC, Observer(TOPOLOGY, DEADLINES_S, None), 4.0)
+    for _ in range(60):
+        weights = decided(controller, window(10.0, np.array([[0, 100, 100]] * 3), spread=0.01))
+    assert weights.values[0, 0] <= 1.1 * weights.values[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "limit"),
+    [("inverse_latency", "S3", 0.95), ("pid", "S2b", 0.95), ("knapsack", "S3", 0.95), ("model_based", "S2b", 0.92)],
+)
+def test_they_beat_plain_least_conn_where_servers_differ(name: str, where: str, limit: float) -> None:
+    played = scenario(where, duration_s=150.0)
+    plain = judge(RULES["least_conn"], played, TOPOLOGY, (11,))
+    assert judge(controlled(name, CONTROLLERS[name]), played, TOPOLOGY, (11,)).over(plain).mean_ms < limit
+
+
+def test_the_searched_static_weights_beat_equal_ones_on_arrivals_they_were_not_searched_on() -> None:
+    played = scenario("S2b", duration_s=100.0)
+    options = SearchOptions(candidates=16, generations=6, duration_s=20.0)
+    weights = search_static(played, TOPOLOGY, "least_conn", DEADLINES_S, (201, 202), options)
+    assert (weights.values[:, 0] > weights.values[:, 2]).all(), "the fast server gets more"
+    rule = controlled("static", lambda: controller_of(Static(weights)))
+    plain = judge(RULES["least_conn"], played, TOPOLOGY, (11,))
+    assert judge(rule, played, TOPOLOGY, (11,)).over(plain).mean_ms < 0.93
+
+
+class TestOutlierEjection:
+    """A server that fails too often rests; never two at once, never the last."""
+
+    @staticmethod
+    def at(end_s: float, failing: int | None, **more: object) -> Window:
+        errors = np.zeros(TOPOLOGY.shape, np.int64)
+        if failing is not None:
+            errors[:, failing] = 50
+        return replace(window(5.0, 100, errors=errors, start_s=end_s - 1.0), **more)  # type: ignore[arg-type]
+
+    def out(self, ejection: OutlierEjection, seen: Window, before: set[int]) -> set[int]:
+        control = ejection.decide(seen)
+        if control is None:
+            return before
+        assert isinstance(control, Weights)
+        return set(np.flatnonzero(control.down.all(axis=0)).tolist())
+
+    def test_each_ejection_is_twice_as_long(self) -> None:
+        ejection = OutlierEjection(FixedController("plain", "least_conn"))
+        ejection.begin(TOPOLOGY)
+        rested, out = [], set[int]()
+        for second in range(1, 40):
+            out = self.out(ejection, self.at(float(second), 1 if not out else None), out)
+            rested.append(1 in out)
+        lengths = [len(list(run)) for is_out, run in itertools.groupby(rested) if is_out]
+        assert lengths[:3] == [4, 8, 16]
+
+    def test_only_one_server_rests_at_a_time(self) -> None:
+        ejection = OutlierEjection(controller_of(InverseLatency(CODEC)))
+        ejection.begin(TOPOLOGY)
+        out = self.out(ejection, self.at(1.0, 0), set())
+        assert out == {0}
+        assert self.out(ejection, self.at(2.0, 1), out) == {0}
+
+    def test_the_last_usable_server_stays(self) -> None:
+        down = np.zeros(TOPOLOGY.shape, bool)
+        down[1, :2] = True
+        ejection = OutlierEjection(FixedController("plain", "least_conn"))
+        ejection.begin(TOPOLOGY)
+        assert ejection.decide(self.at(1.0, 2, down=down)) is None
+
+    def test_a_few_failures_of_a_few_requests_say_nothing(self) -> None:
+        ejection = OutlierEjection(FixedController("plain", "least_conn"))
+        ejection.begin(TOPOLOGY)
+        assert ejection.decide(window(5.0, 2, errors=1)) is None
+
+    def test_it_is_refused_where_the_method_scores_errors_itself(self) -> None:
+        with pytest.raises(ConfigError, match="scores errors itself"):
+            OutlierEjection(EstimatorController(TOPOLOGY))
+
+    def test_it_saves_most_of_what_failures_cost(self) -> None:
+        played = scenario("S7", duration_s=200.0)
+        plain = judge(RULES["least_conn"], played, TOPOLOGY, (101,))
+        rule = controlled("ejection", lambda: OutlierEjection(FixedController("plain", "least_conn")))
+        assert judge(rule, played, TOPOLOGY, (101,)).over(plain).index < 0.5

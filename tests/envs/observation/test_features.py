@@ -1,0 +1,78 @@
+"""Features: what they mean, what they do without traffic, and that batches equal single windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from actuators.contract.window import DEFAULT_BOUNDS_MS
+from envs.observation.features import SERVER_FEATURES, LatencyMemory, group_features, quantile_s, server_features
+from tests.support.windows import TOPOLOGY, window
+
+DEADLINES_S = np.array([0.05, 0.02, 0.02])
+INDEX = {name: i for i, name in enumerate(SERVER_FEATURES)}
+
+
+@dataclass
+class Stacked:
+    requests: NDArray[np.int64]
+    responses: NDArray[np.int64]
+    response_ms_sum: NDArray[np.int64]
+    latency_histogram: NDArray[np.int64]
+    bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS
+
+
+def test_shares_means_and_errors() -> None:
+    requests = np.array([[100, 200, 100]] * 3)
+    one = window(20.0, requests, errors=np.array([[0, 20, 0]] * 3))
+    found = server_features(one, DEADLINES_S, LatencyMemory.empty(TOPOLOGY.shape))
+    assert found[..., INDEX["traffic_share"]] == pytest.approx(np.array([[0.25, 0.5, 0.25]] * 3))
+    assert found[..., INDEX["error_ratio"]][0] == pytest.approx([0, 0.1, 0])
+    expected = np.log(one.mean_response_s() / DEADLINES_S[:, None])
+    assert found[..., INDEX["log_mean"]] == pytest.approx(expected)
+    assert (found[..., INDEX["log_p90"]] > found[..., INDEX["log_mean"]]).all()
+
+
+def test_silence_holds_the_slow_average() -> None:
+    memory = LatencyMemory.empty(TOPOLOGY.shape)
+    for seed in range(30):
+        server_features(window(20.0, 300, seed=seed), DEADLINES_S, memory)
+    before = memory.fast_s.copy()
+    silent = server_features(window(20.0, 0), DEADLINES_S, memory)
+    assert np.isfinite(silent).all()
+    assert silent[..., INDEX["log_mean"]] == pytest.approx(np.log(0.0195 / DEADLINES_S)[:, None] * np.ones(3), abs=0.1)
+    assert (memory.fast_s == before).all()
+
+
+def test_failing_fast_does_not_look_fast() -> None:
+    memory = LatencyMemory.empty(TOPOLOGY.shape)
+    latency_ms = np.array([[20.0, 20.0, 1.0]] * 3)
+    for seed in range(5):
+        server_features(window(latency_ms, 200, errors=np.array([[0, 0, 200]] * 3), seed=seed), DEADLINES_S, memory)
+    assert (memory.fast_s[:, 2] > memory.fast_s[:, 0]).all()
+
+
+def test_a_batch_equals_its_windows() -> None:
+    windows = [window(15.0, 150, seed=s) for s in range(4)]
+    batch = Stacked(
+        *(np.stack([getattr(w, name) for w in windows])
+          for name in ("requests", "responses", "response_ms_sum", "latency_histogram"))
+    )  # fmt: skip
+    together = server_features(batch, DEADLINES_S, LatencyMemory.empty((4, *TOPOLOGY.shape)))
+    for index, one in enumerate(windows):
+        alone = server_features(one, DEADLINES_S, LatencyMemory.empty(TOPOLOGY.shape))
+        assert np.array_equal(together[index], alone)
+        assert np.array_equal(group_features(batch, 1.0)[index], group_features(one, 1.0))
+
+
+def test_quantile_of_a_known_histogram() -> None:
+    histogram = np.zeros((1, len(DEFAULT_BOUNDS_MS) + 1), dtype=np.int64)
+    assert quantile_s(histogram, DEFAULT_BOUNDS_MS, 0.9)[0] == 0.0
+    column = DEFAULT_BOUNDS_MS.index(10)
+    histogram[0, column] = 100
+    assert quantile_s(histogram, DEFAULT_BOUNDS_MS, 0.5)[0] == pytest.approx(0.009)
+    histogram[0, 0] = 900
+    assert quantile_s(histogram, DEFAULT_BOUNDS_MS, 0.9)[0] <= 0.0081

@@ -1,0 +1,48 @@
+"""The watch over the machine's cores: what it finds, and that it outlives nobody."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from rayjobs.bench.parts.control_step import undisturbed
+from rayjobs.bench.parts.stalls import StallWatch
+from tests.support.orphans import wait_gone
+
+
+def test_a_stall_counts_for_whatever_overlaps_it() -> None:
+    watch = StallWatch()
+    watch.stalls = [(1.0, 1.01), (5.0, 5.02)]
+    assert watch.stalled(0.9, 1.005)
+    assert watch.stalled(5.01, 6.0)
+    assert not watch.stalled(1.02, 4.9)
+    spans = [((0.0, 0.5), (1.005, 1.2)), ((2.0, 2.1), (2.9, 3.0))]
+    assert undisturbed(spans, watch).tolist() == [False, True]
+
+
+def test_it_sees_a_core_that_stands_still() -> None:
+    with StallWatch() as watch:
+        # A watcher that gets no time for a while is all that a stall is, for it.
+        victim = watch._watchers[0]
+        began_s = time.monotonic()
+        victim.send_signal(19)
+        time.sleep(0.1)
+        victim.send_signal(18)
+        ended_s = time.monotonic()
+    assert watch.stalled(began_s, ended_s)
+    assert any(end_s - start_s > 0.05 for start_s, end_s in watch.stalls)
+
+
+def test_a_watcher_ends_with_whoever_began_it() -> None:
+    program = (
+        "import os\nfrom rayjobs.bench.parts.stalls import StallWatch\n"
+        "watch = StallWatch().__enter__()\nprint(*[w.pid for w in watch._watchers], flush=True)\nos._exit(0)\n"
+    )
+    marker = f"DEEPSCHED_STALLS_{os.getpid()}"
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, marker: "1"}
+    )
+    assert said.stdout.split()
+    assert not wait_gone(marker)

@@ -1,0 +1,260 @@
+"""The command line: verbs by name, flags from options, one line per user error, signals as interrupts."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import MissingToolError
+from actuators.options import Options
+from rayjobs.cli import interrupts
+from rayjobs.cli import main as cli
+from rayjobs.cli.flags import build_parser
+from rayjobs.cli.main import Verb, load_verb, run_verb
+from rayjobs.cli.verbs import VERBS
+from tests.support.paths import ROOT
+
+
+class GreetOptions(Options):
+    """Of the verb below."""
+
+    who: str
+    """Whom to greet."""
+    times: int = 1
+    """How often."""
+    pause_s: float = 0.5
+    """Between two greetings, 100 % of it."""
+    loud: bool = False
+    """Shout."""
+
+
+seen: list[GreetOptions] = []
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """Pytest's handlers are back after each test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def greet(options: GreetOptions) -> int:
+    seen.append(options)
+    return 0
+
+
+GREET = Verb("greet", "deepsched greet Ada --times 2", GreetOptions, greet, ("who",), summary="greet someone")
+
+
+def verb_that(run: object) -> Verb:
+    return Verb("greet", "deepsched greet Ada", GreetOptions, run, ("who",), summary="greet someone")  # type: ignore[arg-type]
+
+
+def test_flags_positionals_and_assignments_fill_the_options() -> None:
+    seen.clear()
+    assert run_verb(GREET, ["Ada", "--times", "2", "--no-loud", "--set", "pause_s=0.25"]) == 0
+    assert seen == [GreetOptions(who="Ada", times=2, pause_s=0.25)]
+
+
+def test_help_shows_docstring_unit_default_and_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_verb(GREET, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "Between two greetings, 100 % of it. [seconds] [default: 0.5]" in text
+    assert "Whom to greet. [required]" in text
+    assert "deepsched greet Ada --times 2" in text
+
+
+def test_the_options_in_force_can_be_kept_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen.clear()
+    assert run_verb(GREET, ["Ada", "--times", "2", "--print-config"]) == 0
+    file = tmp_path / "greet.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert seen == [], "it only prints"
+    assert run_verb(GREET, ["--config", str(file)]) == 0
+    assert seen == [GreetOptions(who="Ada", times=2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["Ada", "--time", "2"], "unexpected argument '--time'; did you mean '--times'?"),
+        (["Ada", "Bob"], "unexpected argument 'Bob'"),
+        (["Ada", "--times"], "--times: expected one argument"),
+        (["Ada", "--times", "x"], "option 'times' is 'x', must be a valid integer"),
+        ([], "option 'who' is missing"),
+        (["Ada", "--config", "/nowhere/x.yaml"], "cannot read the config file"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert run_verb(GREET, words) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.startswith("deepsched greet: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_an_error_of_the_family_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(options: GreetOptions) -> int:
+        raise MissingToolError("nginx is not installed", remedy="run: apt-get install nginx", evidence="line 1\nline 2")
+
+    assert run_verb(verb_that(run), ["Ada"]) == 2
+    assert capsys.readouterr().err == (
+        "deepsched greet: nginx is not installed; run: apt-get install nginx [line 1 line 2]\n"
+    )
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def run(options: GreetOptions) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_verb(verb_that(run), ["Ada"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_run_the_clean_up_once_and_set_the_code(
+    capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int
+) -> None:
+    cleaned: list[str] = []
+
+    def run(options: GreetOptions) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            # A second signal during the clean-up (make passes one on) must not cut it short.
+            os.kill(os.getpid(), number)
+            cleaned.append("all of it")
+        return 0
+
+    assert run_verb(verb_that(run), ["Ada"]) == code
+    assert cleaned == ["all of it"]
+    assert "deepsched greet: " in capfd.readouterr().err
+    if number == signal.SIGTERM:
+        os.kill(os.getpid(), number)  # one more, while the interpreter ends
+
+
+def test_signals_are_given_back_when_all_went_well() -> None:
+    assert run_verb(GREET, ["Ada"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_while_ray_holds_the_handler_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb(verb_that(lambda options: sys.exit(int(signal.SIGTERM))), ["Ada"]) == 143
+    assert "ended by SIGTERM" in capsys.readouterr().err
+
+
+def test_signals_can_be_claimed_back() -> None:
+    def run(options: GreetOptions) -> int:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # what ray.init does
+        interrupts.claim_signals()
+        with pytest.raises(interrupts.Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert run_verb(verb_that(run), ["Ada"]) == 0
+
+
+def test_a_program_that_follows_its_parent_ends_with_it() -> None:
+    """The Makefile asks for it: `kill -9` of make must not leave the demo running."""
+    child = (
+        "import signal, sys; from rayjobs.cli.interrupts import follow_parent; "
+        "follow_parent(); print('up', flush=True); signal.pause()"
+    )
+    parent = f"import subprocess, sys, signal; subprocess.Popen([sys.executable, '-c', {child!r}]); signal.pause()"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"DEEPSCHED_FOLLOWS_PARENT": "1"},
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        assert process.stdout.read() == b"", "stdout closes only when the child has ended, too"
+
+
+def test_the_table_of_verbs_is_complete() -> None:
+    """Every module that declares `VERB` is in the table under its name, and nothing else is."""
+    root = Path(cli.__file__).parents[2]
+    declared = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in (root / "rayjobs").rglob("*.py")
+        if "\nVERB = Verb(" in path.read_text()
+    }
+    assert {module for module, _ in VERBS.values()} == declared
+    assert all(load_verb(name).name == name for name in VERBS)
+
+
+def test_main_without_a_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    assert capsys.readouterr().out.count("bench  ") == 2
+
+
+def test_an_unknown_verb_gets_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bensh"]) == 2
+    assert "unknown verb 'bensh'; did you mean 'bench'?" in capsys.readouterr().err
+
+
+def test_the_module_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rayjobs.bench", "--sed", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "deepsched bench: unexpected argument '--sed'; did you mean '--seed'?\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -c 'import sys; from actuators.options import Options; from rayjobs.cli.main import *; "
+        'sys.exit(run_verb(Verb("say", "", Options, lambda o: print("x" * 10**6) or 0, summary=""), []))\' | head -c 1',
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert (done.stdout, done.stderr) == ("x", "")
+
+
+def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
+    class Clashing(Options):
+        config: int = 1
+
+    with pytest.raises(Exception, match="conflicting option string"):
+        build_parser("deepsched x", "", "", Clashing)
+
+
+def test_a_clean_up_that_hangs_is_cut_short() -> None:
+    program = (
+        "import signal, time; from rayjobs.cli.interrupts import claim_signals, leave_within\n"
+        "claim_signals(); leave_within(0.2, lambda: 'kept all')\n"
+        "try:\n    print('up', flush=True); signal.pause()\n"
+        "finally:\n    time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert b"took too long" in said
+    assert b"kept all" in said

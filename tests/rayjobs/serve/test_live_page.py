@@ -1,0 +1,200 @@
+"""The live page in a real Chromium, in front of a controller that steers a live testbed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from actuators.nginx.config import NginxOptions
+from actuators.testbed.parts import LiveOptions
+from rayjobs.serve.__main__ import serving
+from rayjobs.serve.options import ServeOptions, make_settings
+from rayjobs.steer.site import Site, embedded_site
+from tests.support.chromium import EXECUTABLE, Chromium
+from tests.support.steer_site import Uneven, controller_process, wait_for
+from tests.support.steering_cases import trained_bundle
+from tuning.steering.guards import GUARDS
+
+pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
+
+
+@dataclass
+class Page:
+    browser: Chromium
+    url: str
+    token: str
+    site: Site
+
+    def text(self, selector: str) -> str:
+        return str(self.browser.evaluate(f"document.querySelector({selector!r})?.textContent ?? ''"))
+
+    def api(self) -> dict[str, Any]:
+        value: dict[str, Any] = requests.get(f"{self.url}/v1/live", timeout=5).json()
+        return value
+
+    def open(self) -> None:
+        self.browser.complaints.clear()
+        self.browser.send("Page.navigate", url=self.url)
+        self.until(lambda: self.browser.evaluate("document.querySelectorAll('tr[data-server]').length") == 9, 20)
+
+    def until(self, met: Callable[[], bool], timeout_s: float) -> float:
+        began_s = time.monotonic()
+        while not met():
+            assert time.monotonic() - began_s < timeout_s, (self.text("main")[:600], self.browser.complaints)
+            time.sleep(0.1)
+        return time.monotonic() - began_s
+
+    def complaints(self) -> list[str]:
+        return [c for c in self.browser.complaints if not c.startswith(f"asked the network for {self.url}")]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with tempfile.TemporaryDirectory(prefix="ds-") as name:
+        folder = Path(name)
+        trained_bundle().save(folder / "bundle")
+        options = ServeOptions.model_validate(
+            {"bundle": folder / "bundle", "port": 0, "front": "uvicorn", "folder": folder / "state",
+             "steer_folder": folder}
+        )  # fmt: skip
+        settings = make_settings(options)
+        live = LiveOptions(nginx=NginxOptions(method="round_robin"))
+        with (
+            embedded_site(live, Uneven(), folder / "testbed", 1, 600.0) as site,
+            controller_process(folder, site),
+            serving(options, settings) as address,
+            Chromium(folder) as browser,
+        ):
+            url = f"http://{address}"
+            wait_for(lambda: bool(requests.get(f"{url}/v1/live", timeout=5).json()["alive"]), 60, "no controller")
+            yield Page(browser, url, settings.rules.token, site)
+
+
+def test_its_numbers_are_the_apis(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    # Page and API are two readings: they are compared when both show the same decision.
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        shown = page.browser.evaluate(
+            """({version: document.body.dataset.version, rows: [...document.querySelectorAll('tr[data-server]')]
+              .map(row => [...row.cells].map(cell => cell.textContent))})"""
+        )
+        api = page.api()
+        if int(shown["version"]) == api["version"]:
+            break
+    assert int(shown["version"]) == api["version"]
+    servers = [server for group in api["groups"] for server in group["servers"]]
+    for row, server in zip(shown["rows"], servers, strict=True):
+        assert row[0].startswith(server["name"])
+        assert float(row[2]) == pytest.approx(server["rate_rps"], abs=0.51)
+        assert float(row[3]) == pytest.approx(server["p50_ms"], abs=0.051)
+        assert float(row[4].removesuffix(" late")) == pytest.approx(server["p99_ms"], abs=0.051)
+        assert (row[1], row[7]) == (str(server["weight"]), str(server["baseline"]))
+    assert page.text("#source") in ("policy", "baseline", "hold")
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_it_fits_every_screen_and_scheme(page: Page, width_px: int, scheme: str, tmp_path: Path) -> None:
+    page.browser.look(width_px, 844, scheme)
+    page.open()
+    assert page.browser.evaluate("document.documentElement.scrollWidth") <= width_px
+    dark = page.browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 28)"
+    assert dark == (scheme == "dark")
+    page.until(lambda: page.browser.evaluate("document.querySelectorAll('polyline').length") == 9, 10)
+    target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"live-{width_px}-{scheme}.png"
+    page.browser.screenshot(target)
+    assert target.stat().st_size > 10_000
+    assert page.complaints() == []
+
+
+def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    unnamed = page.browser.evaluate(
+        """[...document.querySelectorAll('button, input, a')].filter(e =>
+           !(e.textContent.trim() || e.labels?.length || e.getAttribute('aria-label'))).length"""
+    )
+    assert unnamed == 0
+    assert page.browser.evaluate("document.documentElement.lang") == "en"
+    assert page.browser.evaluate("[...document.querySelectorAll('svg[role=img] title')].every(t => t.textContent)")
+    reached = []
+    for _ in range(13):
+        _press(page, "Tab", 9)
+        reached.append(page.browser.evaluate(
+            "(e => e.getAttribute('aria-label') || e.id || e.textContent)(document.activeElement)"))  # fmt: skip
+    assert reached == [
+        "token", "Shadow", "Blend", "Active", "percent", "Pause", "Resume", "Revert", "Servers of compose",
+        "Servers of home_read", "Servers of user_read", "Changes and alarms, newest first", "API",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width_px", [1280, 390])
+def test_a_screen_reader_finds_tables_and_what_stays_is_not_written_anew(page: Page, width_px: int) -> None:
+    page.browser.look(width_px, 900, "light")
+    page.open()
+    nodes = page.browser.send("Accessibility.getFullAXTree")["nodes"]
+    spoken = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    roles = Counter(role for role, _ in spoken)
+    assert (roles["table"], roles["rowheader"], roles["row"]) == (3, 9, 12)
+    assert roles["columnheader"] >= 21
+    assert (roles["alert"], roles["banner"], roles["main"], roles["contentinfo"]) == (1, 1, 1, 1)
+    must = ("button", "textbox", "spinbutton", "link", "image", "table")
+    assert [role for role, name in spoken if role in must and not name] == []
+    names = [name.lower() for role, name in spoken if role == "heading"]
+    assert names[1:] == ["now", "mode and orders", "traffic and weights", "guards", "state of each server",
+                         "changes and alarms, 15 minutes"]  # fmt: skip
+    assert page.browser.evaluate("[...document.querySelectorAll('#guards li')].length") == len(GUARDS)
+    page.browser.evaluate("window.kept = [...document.querySelectorAll('tr, #guards li, #states li, #facts dd')]")
+    version = page.browser.evaluate("document.body.dataset.version")
+    page.until(lambda: page.browser.evaluate("document.body.dataset.version") != version, 10)
+    assert page.browser.evaluate("kept.every(element => element.isConnected)")
+
+
+def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
+    page.until(lambda: "token" in page.text("#answer"), 5)
+    page.browser.evaluate(f"document.getElementById('token').value = {page.token!r}")
+    page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
+    page.until(lambda: "paused by the operator" in page.text("#reason"), 5)
+    assert page.browser.evaluate("document.querySelector('[data-override=paused]').ariaPressed") == "true"
+    page.browser.evaluate("document.querySelector('[data-override=\"\"]').click()")
+    page.until(lambda: "paused" not in page.text("#reason"), 5)
+    page.browser.evaluate("document.getElementById('percent').value = '25'")
+    page.browser.evaluate("document.querySelector('[data-mode=blend]').focus()")
+    _press(page, "Enter", 13)
+    page.until(lambda: "blend 25 %" in page.text("#facts"), 5)
+    page.browser.evaluate("document.querySelector('[data-mode=active]').click()")
+    page.until(lambda: "blend" not in page.text("#facts"), 5)
+
+
+def _press(page: Page, key: str, code: int) -> None:
+    more = {"text": "\r"} if key == "Enter" else {}
+    for kind in ("keyDown", "keyUp"):
+        page.browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
+
+def test_a_killed_server_shows_within_three_seconds(page: Page) -> None:
+    page.browser.look(1280, 900, "light")
+    page.open()
+    page.browser.complaints.clear()
+    victim = page.site.servers[-1]
+    name = page.site.topology.servers[-1]
+    victim.close()
+    took_s = page.until(lambda: bool(page.browser.evaluate(
+        f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
+        " || r.cells[5].textContent !== '0')")), 10)  # fmt: skip
+    assert took_s < 3, f"shown after {took_s:.1f} s"
+    assert page.complaints() == []

@@ -1,0 +1,106 @@
+"""What an operator needs of the served policy: logs for programs, metrics, and a restart that forgets nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from rayjobs.steer.folder import SteerFolder
+from tests.support.paths import ROOT
+from tests.support.served import Served, served_bundles
+from tests.support.steering_cases import recorded, trained_bundle
+from tests.support.windows import window
+from tuning.steering import window_json
+
+
+@contextmanager
+def process(folder: Path) -> Iterator[Served]:
+    """`deepsched serve` as a user starts it; its stderr is `serve.log`."""
+    port = free_port("127.0.0.1")
+    command = [
+        sys.executable, "-m", "rayjobs.serve", str(folder / "bundles" / "first"), "--front", "uvicorn",
+        "--port", str(port), "--folder", str(folder / "state"), "--steer-folder", str(folder / "steer"),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with ManagedProcess(command, name="serve", log_path=folder / "serve.log", env=environment) as served:
+        url = f"http://127.0.0.1:{port}"
+        served.wait_ready(lambda: _healthy(url), 90)
+        yield Served(url, (folder / "state" / "token").read_text(), folder)
+
+
+def test_logs_are_json_lines_and_a_restart_serves_what_was_served_last(tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("second", 1)):
+        trained_bundle(seed=seed).save(tmp_path / "bundles" / name)
+    with process(tmp_path) as served:
+        assert served.post("/v1/bundles", {"rollback": True}, served.token).status_code == 422
+        assert served.post("/v1/bundles", {"path": "second"}, "wrong").status_code == 401
+        swapped = served.post("/v1/bundles", {"path": "second"}, served.token).json()
+    lines = [json.loads(line) for line in (tmp_path / "serve.log").read_text().splitlines() if line.startswith("{")]
+    events = {line["event"]: line for line in lines if "event" in line}
+    assert (events["refused"]["level"], events["refused"]["status"]) == ("WARNING", 401)
+    assert events["bundle"]["bundle"] == swapped["bundle"]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    assert "Traceback" not in (tmp_path / "serve.log").read_text()
+    with process(tmp_path) as again:
+        described = again.get("/v1/policy").json()
+        assert described["bundle"] == swapped["bundle"]
+        assert again.post("/v1/bundles", {"rollback": True}, again.token).json()["folder"].endswith("first")
+
+
+def test_prometheus_sees_answers_refusals_and_the_controllers_guards(tmp_path: Path) -> None:
+    folder = SteerFolder(tmp_path / "steer")
+    folder.make()
+    recorded(folder.audit, 5)
+    folder.write_status({"now_s": time.monotonic(), "guards": {"step": 3, "novel": 1}, "reason": "a test"})
+    for served in served_bundles(tmp_path, "uvicorn"):
+        body = {"windows": [window_json.to_json(window(5000.0))]}
+        assert served.post("/v1/weights", body).status_code == 200
+        assert served.post("/v1/weights", b"{").status_code == 422
+        assert served.post("/v1/orders", {}).status_code == 401
+        assert served.get("/v1/policy", headers={"Host": "evil.example"}).status_code == 421
+        metrics = _metrics(served)
+        assert metrics['deepsched_answers_total{decision="baseline"}'] == 1
+        assert metrics["deepsched_novelty"] > 1
+        assert metrics["deepsched_answer_seconds_count"] == 1
+        assert {status: metrics[f'deepsched_refused_total{{status="{status}"}}'] for status in (401, 421, 422)} == {
+            401: 1, 421: 1, 422: 1,
+        }  # fmt: skip
+        assert metrics["deepsched_controller_alive"] == 1
+        assert metrics['deepsched_controller_guard{guard="step"}'] == 3
+        assert metrics['deepsched_controller_guard{guard="floor"}'] == 0
+        # The page shows the same counts.
+        shown = {guard["name"]: guard["count"] for guard in served.get("/v1/live").json()["guards"]}
+        assert (shown["step"], shown["novel"], shown["floor"]) == (3, 1, 0)
+
+
+def test_pages_need_no_network_and_no_inline_code(tmp_path: Path) -> None:
+    for served in served_bundles(tmp_path, "uvicorn"):
+        for path in ("/", "/docs", "/page.js", "/charts.js", "/page.css", "/api.js"):
+            answer = served.get(path)
+            assert answer.status_code == 200
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+            for word in ("https://", "<style", "style=", "onclick", "<script>"):
+                assert word not in answer.text, path
+
+
+def _metrics(served: Served) -> dict[str, float]:
+    lines = served.get("/metrics").text.splitlines()
+    pairs: list[Any] = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs}
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/healthz", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False

@@ -1,0 +1,152 @@
+"""The controller's loop in front of an NGINX that is none: what fails is counted, said once, and tried again."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from actuators.contract.control import Control
+from actuators.contract.testbed import Applied
+from actuators.contract.window import Window
+from actuators.errors import ActuationError
+from rayjobs.steer.controller import Controller
+from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.site import Site
+from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options
+from tests.support.windows import TOPOLOGY, window
+from tuning.policy.adviser import Advice
+from tuning.steering.decide import Steering
+from tuning.steering.guards import SteeringOptions
+
+
+@dataclass
+class Nowhere:
+    """A site without an NGINX: the same window again and again; changes nothing while it is broken."""
+
+    topology = TOPOLOGY
+    first_method = None
+    broken: bool = False
+    in_force: Control = EQUAL
+    asked: list[Control] = field(default_factory=list)
+
+    @property
+    def collector(self) -> Nowhere:
+        return self
+
+    def window(self) -> Window:
+        return window(10.0)
+
+    def method(self) -> None:
+        return None
+
+    def control(self) -> Control:
+        return self.in_force
+
+    def apply(self, control: Control) -> Applied:
+        self.asked.append(control)
+        if self.broken:
+            raise ActuationError("no answer", where="nginx")
+        self.in_force = control
+        return Applied(True, 0.0)
+
+
+class Always:
+    """Advises the same whatever happens."""
+
+    def advise(self, windows: object, memory: object = None) -> Advice:
+        return advice(UNEVEN)
+
+
+@dataclass
+class Loop:
+    site: Nowhere
+    controller: Controller
+    folder: SteerFolder
+    lines: list[dict[str, Any]]
+    said: list[str]
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.controller.step()
+
+    def status(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.folder.path / "status.json").read_bytes())
+        return value
+
+
+def loop(tmp_path: Path, settings: SteeringOptions) -> Loop:
+    site, folder = Nowhere(), SteerFolder(tmp_path)
+    lines: list[dict[str, Any]] = []
+    said: list[str] = []
+    folder.adopt(EQUAL, None)
+    steering = Steering(DEADLINES_S, EQUAL, settings, time.monotonic())
+    controller = Controller(cast(Site, site), steering, Always(), 1, folder, lines.append, say=said.append)
+    return Loop(site, controller, folder, lines, said)
+
+
+def quick(**values: Any) -> SteeringOptions:
+    guards = {"reference_windows": 2, "min_between_changes_s": 0.0, "largest_step": 100.0}
+    return options(guards=guards, **values)
+
+
+def test_a_change_that_fails_is_counted_said_once_and_tried_again(tmp_path: Path) -> None:
+    run = loop(tmp_path, quick())
+    run.site.broken = True
+    run.steps(5)
+    assert [line["applied"] for line in run.lines] == [False] * 5
+    assert run.lines[-1]["in_force"] == EQUAL.values.tolist()
+    assert run.lines[-1]["alarms"] == ["not applied: no answer (nginx)"]
+    assert "actuation" in run.lines[-1]["guards"]
+    assert run.said == ["ALARM not applied: no answer (nginx)"]
+    failed = len(run.site.asked)
+    assert failed == 4
+    assert run.status()["guards"] == {"measuring": 1, "actuation": failed}
+    run.site.broken = False
+    run.steps(1)
+    assert run.lines[-1]["applied"]
+    assert run.site.in_force == UNEVEN
+
+
+def test_a_revert_that_fails_is_tried_again(tmp_path: Path) -> None:
+    run = loop(tmp_path, quick())
+    run.steps(3)
+    assert run.site.in_force == UNEVEN
+    run.folder.order(override="reverted")
+    run.site.broken = True
+    run.steps(2)
+    assert run.site.in_force == UNEVEN
+    run.site.broken = False
+    run.steps(1)
+    assert run.site.in_force == EQUAL
+    assert run.status()["guards"]["operator"] == 3
+
+
+def test_orders_move_a_running_controller_through_its_modes(tmp_path: Path) -> None:
+    run = loop(tmp_path, quick(mode="shadow"))
+    run.steps(4)
+    assert run.site.asked == []
+    run.folder.order(mode="blend", blend_percent=50.0)
+    run.steps(2)
+    half = EQUAL.shares() + 0.5 * (UNEVEN.shares() - EQUAL.shares())
+    assert run.site.in_force.as_weights().shares() == pytest.approx(half, abs=0.01)
+    run.folder.order(mode="active")
+    run.steps(1)
+    assert run.site.in_force == UNEVEN
+    run.folder.order(mode="shadow")
+    run.steps(1)
+    assert run.site.in_force == EQUAL
+    assert [line["mode"] for line in run.lines] == ["shadow"] * 4 + ["blend"] * 2 + ["active", "shadow"]
+
+
+def test_orders_that_nobody_can_read_are_an_alarm_and_change_nothing(tmp_path: Path) -> None:
+    run = loop(tmp_path, quick())
+    (tmp_path / "orders.json").write_text("{")
+    run.steps(4)
+    assert "not orders of ours" in run.said[0]
+    assert len(run.said) == 1
+    assert run.site.in_force == UNEVEN

@@ -1,0 +1,139 @@
+"""Disasters in front of live traffic: clocks that jump, a full disk. Weights stay legal, no request fails."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actuators.contract.control import MAX_WEIGHT, Weights
+from rayjobs.cli.main import main
+from rayjobs.steer.site import Site
+from tests.support.disasters import Clock, full, jumping_clock, small_disk
+from tests.support.served import Served, served_bundles
+from tests.support.steer_site import Drill, controller_process, failed_requests, options, running_site, wait_for
+from tests.support.steering_cases import trained_bundle
+from tests.support.windows import window
+from tuning.steering import window_json
+from tuning.steering.audit import read_lines, replay
+
+pytestmark = pytest.mark.nginx
+
+DAY_S = 86_400
+
+
+@dataclass
+class World:
+    """A site of which every process reads `clock`."""
+
+    site: Site
+    clock: Clock
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="ds-") as name:
+        folder = Path(name)
+        with jumping_clock(folder) as clock, running_site(folder) as site:
+            yield World(site, clock)
+
+
+@pytest.fixture
+def site(world: World) -> Site:
+    world.site.apply(Weights.equal(world.site.topology))
+    wait_for(lambda: bool(world.site.load and world.site.load.poll()), 10, "no load")
+    return world.site
+
+
+def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site: Site, short_dir: Path) -> None:
+    """A day forth, two back, and right again: for NGINX, the servers, the load engine and the controller at once."""
+    trained_bundle().save(short_dir / "bundle")
+    with controller_process(short_dir, site):
+        wait_for(lambda: site.control() != Weights.equal(site.topology), 120, "the controller did not act")
+        for offset_s in (DAY_S, -DAY_S, 0):
+            known = len(_decisions(short_dir))
+            world.clock.put(offset_s)
+            wait_for(lambda known=known: _acted(short_dir, known) >= 5, 60, f"{offset_s}: {_last(short_dir)}")
+            told_s = _decisions(short_dir)[-1]["time"] - time.time()
+            assert told_s == pytest.approx(offset_s, abs=60), "the controller reads the clock that jumped"
+            values = site.control().as_weights().values
+            assert ((values >= 1) & (values <= MAX_WEIGHT)).all()
+    lines = _decisions(short_dir)
+    faults = [fault["detail"] for line in lines for fault in line["window"]["faults"]]
+    assert any("NGINX's clock went from" in detail for detail in faults), "NGINX reads the clock that jumped"
+    assert [line["now_s"] for line in lines] == sorted(line["now_s"] for line in lines)
+    assert max(line["now_s"] for line in lines) - min(line["now_s"] for line in lines) < DAY_S / 2
+    assert failed_requests(site) == 0
+
+
+def test_a_full_disk_does_not_stop_the_steering(site: Site, short_dir: Path, root_only: None) -> None:
+    """Nothing can be recorded meanwhile, which is counted; afterwards the record goes on and can be replayed."""
+    with small_disk(short_dir / "disk") as disk:
+        drill, said = Drill(site, trained_bundle(), disk / "steer", options()), []
+        drill.controller._say = said.append
+        drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
+        known = len(_decisions(drill.folder.path))
+        with full(disk):
+            for _ in range(6):
+                drill.step()
+            assert drill.controller._log.__self__.lost >= 5  # type: ignore[attr-defined]
+            assert any("no heartbeat: No space left" in line for line in said)
+            assert len(_decisions(drill.folder.path)) <= known + 1
+        for _ in range(3):
+            drill.step()
+        assert len(_decisions(drill.folder.path)) >= known + 3
+        assert drill.folder.status()["now_s"] == drill.lines[-1]["now_s"]
+        list(replay(drill.folder.audit))
+    assert drill.failed_requests() == 0
+
+
+def test_an_order_that_a_full_disk_cannot_take_says_so(
+    site: Site, short_dir: Path, root_only: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(short_dir / "disk") as disk:
+        drill = Drill(site, trained_bundle(), disk / "steer", options())
+        with full(disk):
+            assert main(["steer", "pause", "--folder", str(drill.folder.path)]) == 2
+            error = capsys.readouterr().err
+            assert "No space left" in error
+            assert error.count("\n") == 1
+        assert main(["steer", "pause", "--folder", str(drill.folder.path)]) == 0
+        assert drill.step().decision.reason == "paused by the operator"
+
+
+def test_a_full_disk_keeps_the_bundle_in_use(short_dir: Path, root_only: None) -> None:
+    with small_disk(short_dir / "state") as disk:
+        for served in served_bundles(short_dir, "uvicorn"):
+            before = served.get("/v1/policy").json()["bundle"]
+            with full(disk):
+                refused = served.post("/v1/bundles", {"path": "second"}, served.token)
+                assert refused.status_code == 503
+                assert refused.json()["detail"] == "cannot write: No space left on device"
+                assert _answered(served)["bundle"] == before
+            assert served.post("/v1/bundles", {"path": "second"}, served.token).status_code == 200
+            assert _answered(served)["bundle"] != before
+
+
+def _answered(served: Served) -> dict[str, Any]:
+    answer = served.post("/v1/weights", {"windows": [window_json.to_json(window())]})
+    assert answer.status_code == 200
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def _decisions(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(folder / "audit.jsonl") if line["kind"] == "decision"]
+
+
+def _acted(folder: Path, known: int) -> int:
+    """Decisions of the policy after so many of any kind."""
+    return sum(line["source"] == "policy" for line in _decisions(folder)[known:])
+
+
+def _last(folder: Path) -> list[str]:
+    return [f"{line['source']}: {line['reason']}" for line in _decisions(folder)[-8:]]

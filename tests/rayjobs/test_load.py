@@ -1,0 +1,157 @@
+"""`deepsched load`: lines by the published schema, files that remain, one clear line for what is wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import actuators
+from actuators.load.build import engine_path
+from actuators.load.summary import LoadSummary
+from rayjobs.cli.main import run_verb
+from rayjobs.load import VERB
+from tests.support.http_server import HANG, OK, ScriptedServer
+
+SCHEMA = json.loads(Path(actuators.__file__).with_name("load").joinpath("load.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def deepsched(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "rayjobs.load", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        VALIDATOR.validate(line)
+    return lines
+
+
+def test_the_schema_is_a_schema_and_refuses_others() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert not VALIDATOR.is_valid({"kind": "window"})
+
+
+def test_gen_load_alone_sends_the_random_plan() -> None:
+    bounds = ["--min-rate-rps=40", "--max-rate-rps=80", "--min-burst-s=0.2", "--max-burst-s=0.4"]
+    pauses = ["--min-backoff-s=0.05", "--max-backoff-s=0.1"]
+    with ScriptedServer() as server:
+        command = [str(engine_path()), f"--target=http://{server.address}", "--duration-s=1", *bounds, *pauses]
+        result = subprocess.run([*command, "--window-s=0.25"], capture_output=True, text=True, timeout=30, check=True)
+        text = subprocess.run([*command, "--output=text"], capture_output=True, text=True, timeout=30, check=True)
+    lines = lines_of(result.stdout)
+    assert [line["kind"] for line in lines[:5]] == ["start", "window", "window", "window", "window"]
+    summary = LoadSummary.from_json(lines[-1])
+    assert summary.request_types == ("compose", "home_read", "user_read")
+    assert (summary.answered > 0).all()
+    again = LoadSummary.from_json(json.loads(json.dumps(summary.to_json("summary"))))
+    assert again.to_json("summary") == summary.to_json("summary")
+    ours, its = summary.to_json("summary")["types"]["compose"], lines[-1]["types"]["compose"]
+    assert ours["corrected_ms"] == pytest.approx(its["corrected_ms"], rel=1e-4)
+    assert re.search(r"^home_read +\d+", text.stdout, re.MULTILINE)
+
+
+def test_a_run_prints_lines_and_keeps_its_files(tmp_path: Path) -> None:
+    with ScriptedServer() as server:
+        arguments = ["--plan=constant", "--rate-rps=100", "--duration-s=1", "--window-s=0.5", "--mix={ping: 1}"]
+        requests = ["--requests={ping: 'GET /ping'}", f"--out={tmp_path}", f"--target=http://{server.address}"]
+        result = deepsched(*arguments, *requests)
+        assert result.returncode == 0, result.stderr
+        assert {request.line for request in server.requests} == {"GET /ping HTTP/1.1"}
+    lines = lines_of(result.stdout)
+    assert [line["kind"] for line in lines][:3] == ["start", "window", "window"]
+    (folder,) = tmp_path.iterdir()
+    kept = {path.name for path in folder.iterdir()}
+    assert {
+        "windows.jsonl",
+        "summary.json",
+        "latency.hlog",
+        "ping-corrected.hgrm",
+        "ping-raw.hgrm",
+        "config.yaml",
+    } <= kept
+    assert (folder / "windows.jsonl").read_text() == result.stdout
+    assert json.loads((folder / "summary.json").read_text()) == lines[-1]
+    assert str(folder) in result.stderr
+
+
+def test_ctrl_c_still_gives_the_summary(tmp_path: Path) -> None:
+    with ScriptedServer() as server:
+        command = [sys.executable, "-m", "rayjobs.load", "--plan=constant", "--window-s=0.2", "--output=text"]
+        rest = [f"--target={server.address}", f"--out={tmp_path}"]
+        process = subprocess.Popen([*command, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for_window(tmp_path)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    assert "home_read" in out
+    assert "written: " in out
+    (summary,) = tmp_path.glob("*/summary.json")
+    assert LoadSummary.from_json(json.loads(summary.read_text())).interrupted
+
+
+def test_a_killed_engine_leaves_the_loss_counted(tmp_path: Path) -> None:
+    answers = iter(range(10**9))
+    with ScriptedServer(lambda _: OK if next(answers) < 20 else HANG) as server:
+        command = [sys.executable, "-m", "rayjobs.load", "--plan=constant", "--window-s=0.2"]
+        rest = [f"--target={server.address}", f"--out={tmp_path}"]
+        process = subprocess.Popen([*command, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for_window(tmp_path)
+        os.kill(command_of(process.pid), signal.SIGKILL)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "the load engine died with code 137" in err
+    assert "Traceback" not in err
+    summary = LoadSummary.from_json(lines_of(out)[-1])
+    assert not summary.complete
+    assert summary.unaccounted.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target=no url"], "is not http://HOST:PORT"),
+        (["--target=https://127.0.0.1"], "is not http://HOST:PORT"),
+        (["--target=http://127.0.0.1:1"], "Connection refused"),
+        (["--target=http://nowhere.invalid"], "nowhere.invalid"),
+        (["--rate-rps=0"], "rate"),
+        (["--duration-s=-3"], "duration"),
+        (["--distribution=exponentail"], "exponential"),
+        (["--set", "sending.body_files={compose: /nowhere/body}"], "no body file '/nowhere/body'"),
+        (["--mix={compse: 1}"], "did you mean 'compose'"),
+        (["--engine=wrk2"], "no wrk2 binary"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run_verb(VERB, ["--plan=constant", f"--out={tmp_path}", *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert said.out == ""
+
+
+def wait_for_window(folder: Path) -> None:
+    """Until the run's first window was written."""
+    for _ in range(600):
+        if any(path.read_text().count("\n") >= 3 for path in folder.glob("*/windows.jsonl")):
+            return
+        signal.sigtimedwait([], 0.05)
+    raise AssertionError("no window came")
+
+
+def command_of(pid: int) -> int:
+    """The pid of the one command that a process runs under a guardian."""
+    (guardian,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (child,) = Path(f"/proc/{guardian}/task/{guardian}/children").read_text().split()
+    return int(child)

@@ -1,0 +1,90 @@
+"""Training on Ray: equal seeds give equal numbers, the live stretch works, an interrupt leaves whole files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envs.environment.env import BalancingEnv
+from envs.scenarios.lookup import training_mixture
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.runs.local_ray import local_ray
+from rayjobs.train import TrainOptions, run
+from tests.support.problems import demo_scenario, observed
+from tuning.learning.trainer import Trainer
+from tuning.observing.phase import ObserveOptions
+from tuning.options import AlgorithmOptions, TrainingOptions
+
+pytestmark = pytest.mark.ray
+SMALL = TrainingOptions(
+    steps=96, environments=4, episode_steps=6, algorithm=AlgorithmOptions(batch_steps=48, minibatch_steps=24, epochs=2)
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with local_ray():
+        yield
+
+
+def train(folder: Path, seed: int) -> Trainer:
+    trainer = Trainer(observed().problem, SMALL, folder, seed)
+    trainer.train_simulated(training_mixture(duration_s=10.0))
+    return trainer
+
+
+def test_equal_seeds_give_equal_numbers_and_another_does_not(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second", "other")]
+    for folder in folders:
+        folder.mkdir()
+    first, second, other = (train(f, seed) for f, seed in zip(folders, (3, 3, 4), strict=True))
+    assert first.curve == second.curve
+    assert (folders[0] / "progress.csv").read_bytes() == (folders[1] / "progress.csv").read_bytes()
+    for name, tensor in first.net().state_dict().items():
+        assert tensor.equal(second.net().state_dict()[name]), name
+    assert first.curve != other.curve
+    rows = list(csv.DictReader((folders[0] / "progress.csv").open()))
+    assert [row["step"] for row in rows] == ["48", "96"]
+    assert list(folders[0].glob("events.out.tfevents.*"))
+
+
+def test_the_live_phase_starts_from_the_simulated_one(tmp_path: Path) -> None:
+    trainer = train(tmp_path, 3)
+    before = {name: tensor.clone() for name, tensor in trainer.net().state_dict().items()}
+    testbed = SimulatedTestbed(observed().problem.topology)
+    still = AlgorithmOptions(learning_rate=1e-12, batch_steps=4, minibatch_steps=4, epochs=1)
+    trainer.train_live(
+        lambda: BalancingEnv(
+            trainer.problem, lambda: testbed, lambda seed: demo_scenario(), episode_steps=4, closes_testbed=False
+        ),
+        steps=4,
+        algorithm=still,
+    )
+    assert [row.phase for row in trainer.curve] == ["simulated", "simulated", "live"]
+    for name, tensor in trainer.net().state_dict().items():
+        assert tensor.allclose(before[name], atol=1e-6), name
+    testbed.reset(demo_scenario(), 1)
+    testbed.close()
+
+
+def test_the_verb_repeats_itself_to_the_last_digit(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        options = TrainOptions(
+            seed=5, out=tmp_path / name, training=SMALL, observe=ObserveOptions(duration_s=40.0, interval_s=1.0)
+        )
+        judge = options.judge.model_copy(update={"rounds": 2, "measure_s": 5.0})
+        assert run(options.model_copy(update={"judge": judge})) == 0
+        (folder,) = (tmp_path / name).iterdir()
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        found.append(
+            (evaluation["policies"], (folder / "progress.csv").read_text(), (folder / "deadlines.json").read_text())
+        )
+        assert {path.name for path in folder.iterdir()} >= {
+            "config.yaml", "command.txt", "versions.txt", "bundle", "checkpoints", "progress.csv", "windows.parquet",
+        }  # fmt: skip
+    assert found[0] == found[1]

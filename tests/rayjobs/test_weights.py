@@ -1,0 +1,110 @@
+"""`deepsched weights` against a real NGINX: by reload, and in memory through the snippet."""
+
+from __future__ import annotations
+
+import http.client
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from actuators.statistics.reader import StatusReader
+from tests.support.http_server import ScriptedServer
+from tests.support.nginx_site import answer
+from tests.support.stock_nginx import MAIN, deepsched
+
+pytestmark = pytest.mark.nginx
+
+
+class Site:
+    """A foreign NGINX before three servers."""
+
+    def __init__(self, folder: Path, servers: list[str]) -> None:
+        self.folder, self.port, self.servers = folder, free_port("127.0.0.1"), servers
+        self.write("upstream app { " + " ".join(f"server {server};" for server in servers) + " }")
+
+    def write(self, upstreams: str) -> None:
+        text = MAIN.format(folder=self.folder, port=self.port, upstreams=upstreams)
+        (self.folder / "nginx.conf").write_text(text)
+
+    def start(self) -> ManagedProcess:
+        pid = self.folder / "nginx.pid"
+        pid.unlink(missing_ok=True)
+        command = ["/usr/sbin/nginx", "-e", str(self.folder / "error.log"), "-c", str(self.folder / "nginx.conf")]
+        process = ManagedProcess(command, name="nginx", log_path=self.folder / "error.log")
+        process.wait_ready(lambda: pid.exists() and pid.read_text() != "")
+        return process
+
+    def who(self, count: int) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        for _ in range(count):
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            connection.request("GET", "/x")
+            seen[connection.getresponse().read().decode()] += 1
+            connection.close()
+        return seen
+
+
+@pytest.fixture
+def site(short_dir: Path) -> Iterator[Site]:
+    servers = [ScriptedServer(lambda _, i=i: answer(200, str(i))) for i in range(3)]
+    for server in servers:
+        server.__enter__()
+    yield Site(short_dir, [server.address for server in servers])
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+def test_get_set_and_explore_by_reload(site: Site) -> None:
+    config = f"reload.config={site.folder}/nginx.conf"
+    with site.start():
+        result = deepsched("get", "--set", config)
+        assert result.stdout.splitlines() == [f"app/{server}=1" for server in site.servers]
+        result = deepsched("set", f"{site.servers[0]}=5", f"app/{site.servers[1]}=3", "--set", config)
+        assert result.returncode == 0, result.stderr
+        assert "in force after" in result.stderr
+        assert site.who(9) == {"0": 5, "1": 3, "2": 1}
+        before = deepsched("get", "--set", config).stdout
+        quick = ["--interval-s", "0.01", "--values", "1,2", "--set", "reload.min_reload_interval_s=0"]
+        result = deepsched("explore", *quick, "--set", config)
+        assert result.returncode == 0, result.stderr
+        assert "7 for app" in result.stderr
+        assert result.stderr.count("in force after") == 7
+        assert deepsched("get", "--set", config).stdout == before
+        result = deepsched("set", "10.0.0.1:1=5", "--set", config)
+        assert result.returncode == 2
+        assert "unknown server" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: Site) -> None:
+    port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
+    config = f"reload.config={site.folder}/nginx.conf"
+    arguments = ["--out", str(snippet), "--port", str(port), "--set", config, "--set", "memory.method=round_robin"]
+    result = deepsched("snippet", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert snippet.stat().st_mode & 0o077 == 0
+    site.write(f"include {snippet};")
+    memory = ["--control-url", f"http://127.0.0.1:{port}/control"]
+    with site.start():
+        assert site.who(9) == {"0": 3, "1": 3, "2": 3}
+        result = deepsched("set", f"app/{site.servers[0]}=4", *memory)
+        assert result.returncode == 2
+        assert "token" in result.stderr
+        memory += ["--token-file", f"{snippet}.token"]
+        result = deepsched("set", f"app/{site.servers[0]}=4", f"{site.servers[2]}=down", *memory)
+        assert result.returncode == 0, result.stderr
+        assert site.who(10) == {"0": 8, "1": 2}
+        result = deepsched("get", *memory)
+        assert result.stdout.splitlines() == [
+            f"app/{site.servers[0]}=4", f"app/{site.servers[1]}=1", f"app/{site.servers[2]}=down",
+        ]  # fmt: skip
+        result = deepsched("explore", "--interval-s", "0.01", "--values", "1,2", *memory)
+        assert result.stderr.count("/down in force after") == 7
+        with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
+            snapshot = reader.snapshot()
+        assert [snapshot.groups["app"][server].request_counter for server in site.servers] == [11, 5, 3]
+        assert snapshot.client_requests["*"] == 19

@@ -1,0 +1,77 @@
+"""The README is held against the code: its commands parse, its targets and files exist, its table is complete."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rayjobs.cli.config import CONFIGS, load_options
+from rayjobs.cli.flags import build_parser
+from rayjobs.cli.main import load_verb
+from rayjobs.cli.verbs import VERBS
+from tests.support.paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every `deepsched VERB …` and `python -m rayjobs.VERB …`, in shell blocks and in the text."""
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+    lines = [line.partition("  #")[0].strip() for line in blocks.splitlines()]
+    found = [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?deepsched ", line)]
+    found += [f"deepsched {line.split('python -m rayjobs.')[1]}" for line in lines if "python -m rayjobs." in line]
+    found += re.findall(r"`(deepsched [a-z]+[^`…]*)`", README)
+    return sorted(set(found))
+
+
+def test_it_fits_two_screens() -> None:
+    assert len(README.encode()) <= 8192
+
+
+def test_every_verb_is_in_the_table_and_no_other() -> None:
+    listed, there = set(re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE)), set(VERBS)
+    assert listed == there, f"README's table: add rows for {there - listed}, drop {listed - there}"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_parses(command: str) -> None:
+    _, name, *words = shlex.split(command)
+    verb = load_verb(name)
+    if words == ["--help"]:
+        return
+    given = build_parser("", "", "", verb.options, verb.positional).parse(words)
+    file, assignments = given.pop("config", None), given.pop("set", ())
+    load_options(verb.options, file=file, assignments=assignments, flags=given)
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test", "bench", "doctor", "docs"} <= named
+    assert all(f"\n{target}:" in makefile for target in named)
+
+
+def test_every_file_named_is_there() -> None:
+    named = set(re.findall(r"`((?:actuators|envs|tuning|rayjobs|tests)/[\w./]+)`", README)) | {"cluster.yaml"}
+    assert all((ROOT / path).exists() for path in named), named
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert all((ROOT / path).exists() for path in pictures), pictures
+
+
+def test_our_configs_are_for_verbs_that_take_them() -> None:
+    """rayjobs/configs/VERB.yaml or VERB-VARIANT.yaml, or a variant (quick) that some verb accepts."""
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        assert _accepted_by_some_verb(path), f"{path.name} fits no verb"
+
+
+def _accepted_by_some_verb(path: Path) -> bool:
+    from actuators.errors import ConfigError
+
+    for name in VERBS:
+        try:
+            load_options(load_verb(name).options, file=path)
+        except ConfigError:
+            continue
+        return True
+    return False

@@ -1,0 +1,129 @@
+"""Three scripted servers behind an NGINX of ours, for the tests of statistics and actuation."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from actuators.contract.topology import Topology, social_network
+from actuators.nginx import instance as nginx_module
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.nginx.reload import children
+from actuators.statistics.reader import Collector
+from tests.support.http_server import HANG, Received, ScriptedServer
+
+COMPOSE, HOME, USER = "/wrk2-api/post/compose", "/wrk2-api/home-timeline/read", "/wrk2-api/user-timeline/read"
+
+
+def answer(status: int, body: str = "ok") -> bytes:
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@dataclass
+class Site:
+    """What a test has in its hands."""
+
+    nginx: Nginx
+    topology: Topology
+    servers: list[ScriptedServer]
+    script: dict[int, Callable[[Received], bytes]]
+    collector: Collector
+    answers: Counter[int] = field(default_factory=Counter)
+
+    def get(self, path: str = HOME, method: str = "GET", body: bytes | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.nginx.address, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            self.answers[response.status] += 1
+            return response.status, response.read().decode()
+
+    def who(self, count: int, path: str = HOME) -> str:
+        """Which server answered each of `count` requests, as a string of indices."""
+        return "".join(self.get(path)[1] for _ in range(count))
+
+    def pending(self, path: str = HOME) -> http.client.HTTPConnection:
+        """A request that a server has and will not answer (call `hang` before)."""
+        before = sum(len(server.requests) for server in self.servers)
+        connection = http.client.HTTPConnection(self.nginx.address, timeout=10)
+        connection.request("GET", path)
+        wait_until(lambda: sum(len(server.requests) for server in self.servers) > before)
+        return connection
+
+    def abort(self, path: str = HOME) -> None:
+        """A request whose client goes away once a server has it."""
+        self.pending(path).close()
+
+    def in_flight(self) -> int:
+        """All requests in flight that the balancer knows of; fails when a count is negative."""
+        balancer = self.collector.snapshot().balancer
+        assert balancer is not None
+        assert all(entry.in_flight >= 0 for entry in balancer.servers), balancer
+        return sum(entry.in_flight for entry in balancer.servers)
+
+    def hang(self) -> None:
+        for index in range(3):
+            self.script[index] = lambda _: HANG
+
+    def heal(self) -> None:
+        for index in range(3):
+            self.script[index] = lambda _, i=index: answer(200, str(i))
+
+    def refuse(self, index: int) -> None:
+        """The server takes no more connections."""
+        server = self.servers[index]
+        server._loop.call_soon_threadsafe(server._server.close)
+        host, port = server.address.split(":")
+        wait_until(lambda: socket.socket().connect_ex((host, int(port))) != 0)
+
+    def kill_workers(self) -> None:
+        old = children(self.nginx.master_pid)
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(set(children(self.nginx.master_pid)) - set(old)) == len(old))
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not reached in time"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def running_site(folder: Path, options: NginxOptions) -> Iterator[Site]:
+    script: dict[int, Callable[[Received], bytes]] = {}
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(ScriptedServer(lambda request, i=index: script[i](request))) for index in range(3)
+        ]
+        topology = social_network(tuple(server.address for server in servers))
+        nginx = stack.enter_context(Nginx(options, topology, work_dir=folder))
+        nginx.start()
+        collector = stack.enter_context(Collector(nginx.status_url, topology))
+        site = Site(nginx, topology, servers, script, collector)
+        site.heal()
+        yield site
+
+
+def add_locations(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Every NGINX of this test gets more locations in its public server."""
+    render = nginx_module.render_main
+
+    def with_locations(*args: object, **kwargs: object) -> str:
+        return render(*args, **kwargs).replace(
+            "    location / { return 404; }", text + "    location / { return 404; }"
+        )
+
+    monkeypatch.setattr(nginx_module, "render_main", with_locations)

@@ -1,0 +1,44 @@
+"""Two bundles behind a served app of their own, and what asks it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from rayjobs.serve.__main__ import serving
+from rayjobs.serve.options import ServeOptions, make_settings
+from tests.support.steering_cases import trained_bundle
+
+
+@dataclass
+class Served:
+    url: str
+    token: str
+    folder: Path
+
+    def post(self, path: str, body: Any, token: str | None = None, **more: Any) -> requests.Response:
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        data = body if isinstance(body, (bytes, str)) else json.dumps(body)
+        return requests.post(self.url + path, data=data, headers=headers, timeout=20, **more)
+
+    def get(self, path: str, token: str | None = None, **more: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}", **more.pop("headers", {})} if token else more.pop("headers", {})
+        return requests.get(self.url + path, headers=headers, timeout=20, **more)
+
+
+def served_bundles(folder: Path, front: str, host: str = "127.0.0.1") -> Iterator[Served]:
+    for name, seed in (("first", 0), ("second", 1)):
+        trained_bundle(seed=seed).save(folder / "bundles" / name)
+    options = ServeOptions.model_validate(
+        {"bundle": folder / "bundles" / "first", "port": 0, "front": front, "host": host,
+         "folder": folder / "state", "steer_folder": folder / "steer"}
+    )  # fmt: skip
+    settings = make_settings(options)
+    with serving(options, settings) as address:
+        port = address.rpartition(":")[2]
+        yield Served(f"http://127.0.0.1:{port}", settings.rules.token, folder)

@@ -1,0 +1,151 @@
+"""An embedded testbed under load with a controller in front, for the tests of steering; counts failed requests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actuators.contract.script import RateStep, Script, ServerProfile, Stream
+from actuators.contract.topology import Topology
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.processes.process import ManagedProcess
+from actuators.testbed.parts import LiveOptions
+from rayjobs.steer.controller import Controller, Step, starting_steering
+from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.site import Site, embedded_site
+from tests.support.paths import ROOT
+from tuning.policy.adviser import Adviser
+from tuning.policy.bundle import Bundle, load_bundle
+from tuning.steering import audit
+from tuning.steering.decide import Steering
+from tuning.steering.guards import SteeringOptions
+from tuning.steering.limits import differ
+
+INTERVAL_S = 0.4
+KNOWN = {"novel_above": 1e9}
+"""Guards of a test that is not about novelty: the bundle was fitted to simulated traffic, this is live."""
+
+
+def options(mode: str = "active", **guards: Any) -> SteeringOptions:
+    quick = {"reference_windows": 4, "min_between_changes_s": 0.1, "largest_step": 3.0, **KNOWN, **guards}
+    return SteeringOptions.model_validate({"mode": mode, "guards": quick})
+
+
+class Drill:
+    """A controller in this process, stepping a running site."""
+
+    def __init__(self, site: Site, bundle: Bundle, folder: Path, settings: SteeringOptions) -> None:
+        self.site, self.folder = site, SteerFolder(folder)
+        self.folder.make()
+        bundle.save(folder / "bundle")
+        self.adviser = Adviser(load_bundle(folder / "bundle", site.topology))
+        self.deadlines_s = self.adviser.bundle.problem.deadlines_s
+        self.settings = settings
+        self.lines: list[dict[str, Any]] = []
+        self.controller = self.start()
+
+    def start(self) -> Controller:
+        """A controller, as after a restart: only the folder and NGINX remember."""
+        now_s = time.monotonic()
+        steering = starting_steering(
+            self.site, self.folder, lambda first: Steering(self.deadlines_s, first, self.settings, now_s)
+        )
+        header = audit.header(steering, self.deadlines_s, now_s, {})
+        log = audit.AuditLog(self.folder.audit, header)
+        self.site.collector.begin()
+        self.controller = Controller(
+            self.site, steering, self.adviser, self.adviser.frames, self.folder, log.write, load=self._load
+        )
+        return self.controller
+
+    def _load(self, path: str) -> tuple[Adviser, int]:
+        new = Adviser(load_bundle(Path(path), self.site.topology))
+        return new, new.frames
+
+    def step(self) -> Step:
+        time.sleep(INTERVAL_S)
+        step = self.controller.step()
+        self.lines.append(step.line)
+        # Whatever happened, NGINX itself shows legal weights, the ones that we believe in.
+        assert not differ(self.site.control(), self.controller.steering.in_force)
+        return step
+
+    def until(self, met: Callable[[Step], bool], most: int) -> int:
+        """Steps until `met`; how many it took."""
+        for count in range(1, most + 1):
+            if met(self.step()):
+                return count
+        raise AssertionError([(line["source"], line["reason"], line["art"]) for line in self.lines[-most:]])
+
+    def failed_requests(self) -> int:
+        """Requests that got no answer or an error since the last call."""
+        return failed_requests(self.site)
+
+
+def failed_requests(site: Site) -> int:
+    """Requests that got no answer or an error since the last call; there were some requests at all."""
+    return sum(failures(site).values())
+
+
+def failures(site: Site) -> dict[str, int]:
+    """The same by kind; empty when none failed."""
+    assert site.load is not None
+    windows = site.load.poll()
+    assert sum(int(window.answered.sum()) for window in windows) > 20
+    found: Counter[str] = Counter()
+    for window in windows:
+        found.update({kind: int(counts.sum()) for kind, counts in window.errors.items()})
+    return {kind: count for kind, count in found.items() if count}
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """A light load on three servers, of which one is slow; the sum of what they can do is far above it."""
+
+    name: str = "uneven"
+    duration_s: float = 600.0
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        streams = tuple(Stream(t, (RateStep(0.0, 60.0),)) for t in topology.request_types)
+        profiles = tuple(ServerProfile((speed,) * topology.shape[0], workers=2) for speed in (1.0, 0.8, 0.4))
+        return Script(self.name, seed, self.duration_s, streams, profiles, (0.008, 0.006, 0.006))
+
+
+@contextlib.contextmanager
+def running_site(folder: Path, live: LiveOptions | None = None) -> Iterator[Site]:
+    # Weights have their full effect on round robin; least_conn would soften a bad policy's harm.
+    settings = live or LiveOptions(nginx=NginxOptions(method="round_robin"))
+    with embedded_site(settings, Uneven(), folder / "testbed", 1, 600.0) as site:
+        yield site
+
+
+def controller_process(folder: Path, site: Site, *more: str) -> ManagedProcess:
+    """`deepsched steer` as a process of its own, through the control endpoint of the site's NGINX."""
+    nginx = site.actuator
+    assert isinstance(nginx, Nginx)
+    (folder / "token").write_text(nginx._token)
+    port = nginx.status_url.rpartition(":")[2].partition("/")[0]
+    command = [
+        sys.executable, "-m", "rayjobs.steer", *more, "--bundle", str(folder / "bundle"),
+        "--control-url", f"http://127.0.0.1:{port}/control", "--token-file", str(folder / "token"),
+        "--status-url", nginx.status_url, "--folder", str(folder), "--interval-s", str(INTERVAL_S),
+        "--mode", "active", "--set", "guards.novel_above=1e9", "--set", "guards.reference_windows=3",
+        "--set", "guards.min_between_changes_s=0.1",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return ManagedProcess(command, name="steer", log_path=folder / "steer.log", env=environment)
+
+
+def wait_for(met: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)

@@ -1,0 +1,180 @@
+"""What an evaluation leaves behind: evaluation.json by its schema, windows.parquet, the terminal table."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from actuators.errors import DataError
+from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
+from tuning.judging.evaluation import SCHEMA_PATH, Evaluation, describe_machine
+from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.parquet import write_windows
+from tuning.judging.statistics import Ratio
+from tuning.judging.tables import print_evaluation
+from tuning.judging.verdicts import Comparison, digits, interval_text, verdicts
+
+
+def evaluate(rounds: int = 4, learned: str = "learned", **testbed: Any) -> Evaluation:
+    controllers = [
+        Fixed("round_robin", "round_robin"),
+        Fixed("least_conn", "least_conn"),
+        InverseLatency(),
+        Fixed("learned", "least_conn", (100, 60, 15)),
+    ]
+    options = JudgeOptions(rounds=rounds, warm_up_s=0.2, measure_s=1.0, interval_s=0.25, seed=11, learned=learned)
+    deadlines_s = np.array([0.05, 0.02, 0.02])
+    judge = Judge(QueueTestbed(**testbed), controllers, SteadyScenario(), deadlines_s, options,
+                  machine=describe_machine())  # fmt: skip
+    return judge.run()
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return evaluate()
+
+
+@pytest.fixture(scope="module")
+def content(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("run") / "evaluation.json"
+    evaluation.write(path)
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def printed(content: dict[str, Any], width: int = 120) -> str:
+    out = io.StringIO()
+    print_evaluation(content, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_the_file_is_what_the_schema_says(content: dict[str, Any]) -> None:
+    schema = json.loads(SCHEMA_PATH.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(content, schema)
+
+
+def test_an_evaluation_with_failures_and_one_of_nothing_fit_the_schema_too() -> None:
+    schema = json.loads(SCHEMA_PATH.read_text())
+    failing = evaluate(rounds=1, failing_type=0).to_json()
+    jsonschema.validate(failing, schema)
+    assert failing["policies"]["learned"]["per_type"]["compose"]["mean_ms"] is None
+    assert failing["policies"]["learned"]["errors"] > 0
+    empty = {**failing, "policies": {}, "blocks": [], "windows": [], "accounting": None, "best_heuristic": None}
+    jsonschema.validate(empty, schema)
+
+
+def test_a_loaded_evaluation_computes_the_same_numbers(evaluation: Evaluation, content: dict[str, Any]) -> None:
+    again = Evaluation.from_json(content).to_json()
+    assert json.loads(json.dumps(again)) == content
+    assert again["policies"]["learned"]["ratios"]["p99_ms"] == pytest.approx(
+        evaluation.ratios("learned", "least_conn")["p99_ms"].value
+    )
+
+
+def test_another_format_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="evaluate again"):
+        Evaluation.from_json({**content, "format_version": 0})
+
+
+def test_equal_seeds_give_equal_files(content: dict[str, Any]) -> None:
+    again = evaluate().to_json()
+    different = {"created", "blocks"}
+    left = {name: value for name, value in json.loads(json.dumps(again)).items() if name not in different}
+    assert left == {name: value for name, value in content.items() if name not in different}
+
+
+def test_a_full_disk_leaves_the_old_file(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text("old")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluation.write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_parquet_rows_sum_to_what_nginx_counted(
+    evaluation: Evaluation, content: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = write_windows(evaluation, tmp_path / "windows.parquet")
+    table = pq.read_table(tmp_path / "windows.parquet").to_pylist()
+    assert len(table) == rows == len(content["windows"]) * 9
+    assert sum(row["requests"] for row in table) == content["accounting"]["nginx_requests"]
+    assert {row["policy"] for row in table} == set(content["policies"])
+
+
+def test_the_best_heuristic_is_neither_the_reference_nor_the_learned_policy(content: dict[str, Any]) -> None:
+    others = {name: content["policies"][name]["mean_ms"] for name in ("round_robin", "inverse_latency")}
+    assert content["best_heuristic"]["policy"] == min(others, key=others.__getitem__)
+    assert content["best_heuristic"]["paired_rounds"] == 4
+
+
+def test_the_table_shows_every_policy_with_its_ratio_and_the_count_on_both_sides(content: dict[str, Any]) -> None:
+    text = printed(content)
+    for name, policy in content["policies"].items():
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+        assert digits(policy["p99_ms"]) in row
+        assert f"{policy['requests']:,} requests" in text
+    ratio = content["policies"]["learned"]["ratios"]["p99_ms"]
+    assert f"{ratio:.2f}×" in text
+    assert f"{content['accounting']['nginx_requests']:,} counted by NGINX" in text
+
+
+def test_every_row_that_is_not_won_is_said_so_against_the_reference_and_the_best_of_the_others(
+    content: dict[str, Any],
+) -> None:
+    text = " ".join(printed(content, width=300).split())
+    found = verdicts(content)
+    assert list(found) == [
+        "learned against least_conn",
+        f"learned against {content['best_heuristic']['policy']}, the best of the others",
+    ]
+    for heading, rows in found.items():
+        assert heading in text
+        assert len(rows) == 6
+        for row in rows:
+            assert row.sentence in text
+            assert ("not won" in row.sentence) == (row.verdict != "better")
+
+
+def test_one_round_claims_nothing() -> None:
+    content = evaluate(rounds=1).to_json()
+    assert all(interval is None for interval in content["policies"]["learned"]["intervals"].values())
+    text = printed(content)
+    assert ": won" not in text
+    assert "from one round shows nothing" in text
+
+
+def comparison(ratio: Ratio, values: tuple[float, float] = (1.0, 1.0)) -> Comparison:
+    return Comparison("p99_ms", "learned", "least_conn", values, ratio)
+
+
+def test_sentences_say_no_more_than_the_interval() -> None:
+    assert comparison(Ratio(0.8, 0.7, 0.9, 0.8, 8)).sentence == "p99: won, 0.80× (95 % interval 0.70 to 0.90)."
+    assert "not won; no difference shown" in comparison(Ratio(0.8, 0.7, 1.01, 0.8, 8)).sentence
+    assert "not won; worse" in comparison(Ratio(1.2, 1.1, 1.3, 1.2, 8)).sentence
+    assert "shows nothing" in comparison(Ratio(0.5, None, None, 0.5, 1)).sentence
+    assert "not won; 1.00 ms against 1.00 ms" in comparison(Ratio(None, None, None, None, 8)).sentence
+    neither = Comparison("errors", "learned", "least_conn", (0, 0), Ratio(None, None, None, None, 8))
+    assert neither.sentence == "errors: not won; neither had any."
+
+
+def test_an_interval_end_is_never_rounded_onto_one() -> None:
+    assert interval_text(0.95, 0.9987) == ("0.950", "0.999")
+    assert interval_text(0.95, 1.0012) == ("0.950", "1.001")
+    assert interval_text(0.8, 0.9) == ("0.80", "0.90")

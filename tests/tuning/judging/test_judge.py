@@ -1,0 +1,217 @@
+"""The judge: order, pairing, warm-up, accounting, spoiled blocks, interruption and resumption."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import BalancingMethod
+from actuators.contract.script import Behaviour, RateStep
+from actuators.contract.topology import social_network
+from actuators.contract.window import Fault
+from actuators.errors import ConfigError, TestbedError
+from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
+from tuning.judging.judge import Controller, EndingArrivals, Judge, JudgeOptions, Progress, balanced_orders, judge
+
+DEADLINES_S = np.array([0.05, 0.02, 0.02])
+STEADY = SteadyScenario()
+
+
+def controllers() -> list[Controller]:
+    return [Fixed("round_robin", "round_robin"), Fixed("least_conn", "least_conn"), InverseLatency()]
+
+
+def options(**changes: object) -> JudgeOptions:
+    fields = {
+        "rounds": 2,
+        "warm_up_s": 0.4,
+        "measure_s": 0.8,
+        "interval_s": 0.2,
+        "repeats": 0,
+        "seed": 5,
+        "learned": "inverse_latency",
+    }
+    return JudgeOptions(**{**fields, **changes})
+
+
+def judged(testbed: QueueTestbed | None = None, scenario: SteadyScenario = STEADY, **changes: object) -> Judge:
+    return Judge(testbed or QueueTestbed(), controllers(), scenario, DEADLINES_S, options(**changes))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_every_policy_has_every_position_equally_often(count: int) -> None:
+    orders = balanced_orders(count, 2 * count, seed=3)
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    for position in range(count):
+        assert set(Counter(order[position] for order in orders).values()) == {2}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_no_policy_follows_one_other_more_often_than_the_rest(count: int) -> None:
+    orders = balanced_orders(count, 2 * count, seed=3)
+    followers = Counter((a, b) for order in orders for a, b in itertools.pairwise(order))
+    assert set(followers.values()) == {2}
+    assert len(followers) == count * (count - 1)
+
+
+def test_arrivals_end_before_the_drain_and_nothing_else_changes() -> None:
+    topology = social_network()
+    whole, ended = STEADY.script(topology, 3), EndingArrivals(STEADY, 2.0).script(topology, 3)
+    for stream, cut in zip(whole.streams, ended.streams, strict=True):
+        assert cut.steps == (*stream.steps, RateStep(1.9, 0.0))
+    assert replace(ended, streams=whole.streams) == whole
+
+
+def test_orders_depend_on_the_seed_only() -> None:
+    assert balanced_orders(4, 8, seed=1) == balanced_orders(4, 8, seed=1)
+    assert balanced_orders(4, 8, seed=1) != balanced_orders(4, 8, seed=2)
+
+
+def test_policies_of_a_round_meet_the_same_arrivals_and_rounds_do_not() -> None:
+    evaluation = judged().run()
+    by_round = {r: [b for b in evaluation.blocks if b.place.round == r] for r in (0, 1)}
+    for blocks in by_round.values():
+        assert len(blocks) == 3
+        assert len({tuple(block.tally.sent) for block in blocks}) == 1
+    assert by_round[0][0].place.seed != by_round[1][0].place.seed
+    assert all(b.place.seed != b.place.warm_up_seed for b in evaluation.blocks)
+
+
+def test_a_block_sets_the_method_then_warms_up_drains_and_measures_with_the_control_it_has_learned() -> None:
+    testbed = QueueTestbed()
+    Judge(testbed, [InverseLatency()], SteadyScenario(), DEADLINES_S,
+          options(rounds=1, reference="inverse_latency")).run()  # fmt: skip
+    kinds = [call.split()[0] for call in testbed.calls]
+    assert kinds == ["method", "reset", "apply", "apply", "drain", "reset", "apply", "apply", "apply", "apply", "drain"]
+    first_measured = testbed.calls[6]
+    assert first_measured == testbed.calls[3] != "apply [1, 1, 1]"
+
+
+def test_every_request_that_was_sent_is_counted_once_on_both_sides() -> None:
+    content = judged().run().to_json()
+    accounts = content["accounting"]
+    assert accounts["requests"] == accounts["sent"] == accounts["nginx_requests"] == accounts["answered"] > 500
+    assert accounts["difference"] == accounts["unexplained"] == 0
+    assert sum(policy["requests"] for policy in content["policies"].values()) == accounts["sent"]
+    in_windows = sum(sum(map(sum, window["requests"])) for window in content["windows"])
+    assert in_windows == accounts["nginx_requests"]
+
+
+def test_a_difference_that_nothing_explains_is_said() -> None:
+    evaluation = judged(QueueTestbed(lost={1: 3})).run()
+    accounts = evaluation.to_json()["accounting"]
+    assert accounts["difference"] == -3
+    assert accounts["unexplained"] == 3
+    assert "3 fewer" in accounts["explanation"]
+
+
+def test_a_spoiled_block_is_counted_kept_and_left_out_of_the_ratios() -> None:
+    fault = Fault("saturated_client", "99 % of a core")
+    evaluation = judged(QueueTestbed(faults={1: fault}), rounds=3).run()
+    spoiled = [b for b in evaluation.blocks if not b.usable]
+    assert len(spoiled) == 1
+    assert spoiled[0].place.round == 0
+    content = evaluation.to_json()
+    policy = content["policies"][spoiled[0].place.policy]
+    assert policy["discarded_blocks"] == 1
+    assert policy["blocks"] == 3
+    assert policy["judged_requests"] == policy["requests"] - int(spoiled[0].tally.sent.sum())
+    reference_spoiled = spoiled[0].place.policy == "least_conn"
+    paired = {name: p["paired_rounds"] for name, p in content["policies"].items()}
+    assert paired[spoiled[0].place.policy] == 2
+    assert reference_spoiled or sorted(paired.values()) == [2, 3, 3]
+    assert content["accounting"]["discarded_because"] == ["saturated_client: 99 % of a core"]
+
+
+def test_a_spoiled_block_is_run_again_on_the_same_arrivals_as_often_as_allowed() -> None:
+    fault = Fault("saturated_client", "99 % of a core")
+    evaluation = judged(QueueTestbed(faults={1: fault}), repeats=1).run()
+    spoiled, again = evaluation.blocks[:2]
+    assert (spoiled.usable, again.usable) == (False, True)
+    assert spoiled.place == again.place
+    assert tuple(spoiled.tally.sent) == tuple(again.tally.sent)
+    content = evaluation.to_json()
+    assert [p["paired_rounds"] for p in content["policies"].values()] == [2, 2, 2]
+    assert content["accounting"]["discarded_blocks"] == 1
+    always = judged(QueueTestbed(faults=dict.fromkeys(range(99), fault)), repeats=2).run()
+    assert len(always.blocks) == 6 + 2
+
+
+def test_a_server_that_the_scenario_kills_is_part_of_what_is_judged() -> None:
+    fault = Fault("server_down", "does not answer", server="server-2:80")
+    crash = SteadyScenario(behaviours=(Behaviour(0.5, 1, refused=True),))
+    assert all(b.usable for b in judged(QueueTestbed(faults={1: fault}), crash, rounds=1).run().blocks)
+    assert sum(not b.usable for b in judged(QueueTestbed(faults={1: fault}), rounds=1).run().blocks) == 1
+
+
+def test_a_control_that_was_refused_spoils_its_block_and_nothing_else() -> None:
+    evaluation = judged(QueueTestbed(refused={0}), rounds=1).run()
+    assert [b.flags for b in evaluation.blocks if b.flags] == [("not_in_force: nginx -t said no",)]
+    assert evaluation.blocks[0].flags
+
+
+def interrupt_at(index: int) -> Callable[[Progress], None]:
+    def progress(step: Progress) -> None:
+        if step.index == index and step.phase == "measure":
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_finished_blocks_survive_an_interrupt_and_are_not_run_again() -> None:
+    whole = judged(rounds=3).run()
+    broken = Judge(QueueTestbed(), [*controllers()[:2], Fixed("inverse_latency", "random_two")], SteadyScenario(),
+                   DEADLINES_S, options(rounds=3), progress=interrupt_at(4))  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    assert len(broken.blocks) == 4
+    partial = broken.evaluation()
+    assert [b.usable for b in partial.blocks] == [True, True, True, False]
+    testbed = QueueTestbed()
+    resumed = Judge(testbed, [*controllers()[:2], Fixed("inverse_latency", "random_two")], SteadyScenario(),
+                    DEADLINES_S, options(rounds=3), finished=broken.blocks).run()  # fmt: skip
+    assert len(resumed.blocks) == len(whole.blocks) == 9
+    assert all(b.usable for b in resumed.blocks)
+    assert sum(call.startswith("method") for call in testbed.calls) == 5
+
+
+def test_an_evaluation_of_nothing_can_be_written(tmp_path: Path) -> None:
+    content = judged().evaluation().write(tmp_path / "evaluation.json")
+    assert content["policies"] == {}
+    assert content["accounting"] is None
+
+
+def test_a_broken_testbed_ends_the_run_and_keeps_what_was_measured() -> None:
+    class Breaking(QueueTestbed):
+        def set_method(self, method: BalancingMethod) -> None:
+            super().set_method(method)
+            if sum(call.startswith("method") for call in self.calls) == 3:
+                raise TestbedError("the servers are gone")
+
+    judge_ = judged(Breaking())
+    with pytest.raises(TestbedError):
+        judge_.run()
+    assert len(judge_.blocks) == 2
+
+
+def test_a_wrong_name_gets_the_closest_match() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'least_conn'"):
+        judged(reference="least_con")
+    with pytest.raises(ConfigError, match="name each policy once"):
+        judge(QueueTestbed(), [*controllers(), *controllers()], SteadyScenario(), deadlines_s=DEADLINES_S,
+              rounds=1, warm_up_s=0, measure_s=1, interval_s=1, seed=1)  # fmt: skip
+
+
+def test_progress_says_what_is_next_and_for_how_long() -> None:
+    steps: list[Progress] = []
+    judge(QueueTestbed(), controllers(), SteadyScenario(), deadlines_s=DEADLINES_S, rounds=1, warm_up_s=0.2,
+          measure_s=0.4, interval_s=0.2, seed=1, progress=steps.append)  # fmt: skip
+    assert [(s.phase, s.phase_s) for s in steps] == [("warm-up", 0.2), ("measure", 0.4)] * 3
+    assert [s.index for s in steps] == [0, 0, 1, 1, 2, 2]
+    assert {s.total for s in steps} == {3}

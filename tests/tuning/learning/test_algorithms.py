@@ -1,0 +1,166 @@
+"""Every algorithm trains on our environments and exports a network that acts; the array runner changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.contract.topology import social_network
+from actuators.errors import ConfigError
+from envs.environment.actions import ActionOptions
+from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.scenarios.catalogue import Mixture
+from envs.scenarios.lookup import scenario, training_mixture
+from envs.study.judge import judge
+from envs.study.rules import RULES
+from rayjobs.runs.local_ray import local_ray
+from tests.support.problems import observed
+from tuning.learning.recordings import from_simulation, from_windows, write_transitions
+from tuning.learning.scoring import ScriptSource
+from tuning.learning.study import Arm, train
+from tuning.learning.trainer import Trainer
+from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
+from tuning.policy.bundle import Bundle, load_bundle
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with local_ray():
+        yield
+
+
+def problem_with(**action: object) -> DecisionProblem:
+    return replace(observed().problem, options=DecisionOptions(action=ActionOptions(**action)))  # type: ignore[arg-type]
+
+
+def mixture() -> Mixture:
+    return training_mixture(("S2",), duration_s=12.0)
+
+
+def options(name: str, steps: int, **more: object) -> TrainingOptions:
+    algorithm = AlgorithmOptions.model_validate(
+        {"name": name, "batch_steps": 96, "minibatch_steps": 48, "replay_steps": 2000, "recorded_steps": 200, **more}
+    )
+    held_out = HeldOutOptions(every_steps=0)
+    return TrainingOptions(steps=steps, environments=8, episode_steps=10, algorithm=algorithm, held_out=held_out)
+
+
+def trained(problem: DecisionProblem, chosen: TrainingOptions, folder: Path, seed: int = 1) -> Trainer:
+    trainer = Trainer(problem, chosen, folder, seed)
+    trainer.train_simulated(mixture())
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "steps"),
+    [
+        ("ppo", {"kind": "ratios"}, 192),
+        pytest.param("appo", {"kind": "continuous"}, 192, marks=pytest.mark.slow),
+        ("sac", {"kind": "increments"}, 250),
+        ("dqn", {"kind": "ratios", "joint": True}, 250),
+    ],
+)
+def test_algorithms_train_and_their_bundles_act(
+    name: str, action: dict[str, object], steps: int, tmp_path: Path
+) -> None:
+    problem = problem_with(**action)
+    trainer = trained(problem, options(name, steps, updates_per_step=0.02, learning_starts_steps=150), tmp_path)
+    assert trainer.curve[-1].step >= steps
+    assert any(np.isfinite(row.episode_return) for row in trainer.curve)
+    Bundle(trainer.net(), problem, trainer.options.model, {}).save(tmp_path / "bundle")
+    policy, observer = load_bundle(tmp_path / "bundle").policy(), problem.observer()
+    controls = {policy.act(observer.observe_window(window)) for window in observed().windows.exploring[:10]}
+    assert controls
+
+
+@pytest.mark.slow
+def test_offline_training_learns_what_was_recorded(tmp_path: Path) -> None:
+    """BC on records of the observed windows and of a simulated baseline comes near to the baseline's actions."""
+    problem, chosen = problem_with(kind="continuous"), options("bc", 96 * 60, learning_rate=3e-3)
+    source = ScriptSource(mixture(), problem.topology)
+    records = [
+        *from_windows(observed().windows.exploring, problem, "seen"),
+        *from_simulation(problem, source, chosen, 1),
+    ]
+    assert write_transitions(iter(records), tmp_path / "records") == len(records) > 200
+    algorithm = chosen.algorithm.model_copy(update={"transitions": tmp_path / "records"})
+    trainer = trained(problem, chosen.model_copy(update={"algorithm": algorithm}), tmp_path)
+    rows = np.array([one.observation for one in records])
+    wanted = np.array([one.action for one in records])
+    import torch
+
+    with torch.inference_mode():
+        done = trainer.net().act(torch.from_numpy(rows)).numpy()
+    assert ((done - wanted) ** 2).mean() < 0.7 * (wanted**2).mean()
+
+
+def test_the_array_runner_learns_exactly_what_the_default_one_does(tmp_path: Path) -> None:
+    """Equal seeds: the same steps, losses, returns and networks, so collecting by arrays is no other algorithm."""
+    curves, nets = [], []
+    for array_runner in (True, False):
+        folder = tmp_path / str(array_runner)
+        folder.mkdir()
+        trainer = trained(observed().problem, options("ppo", 384, array_runner=array_runner), folder)
+        curves.append([(r.step, r.episode_return, r.policy_loss, r.value_loss) for r in trainer.curve])
+        nets.append(trainer.net().state_dict())
+    assert np.allclose(curves[0], curves[1], rtol=1e-4, atol=1e-5, equal_nan=True)
+    for name, tensor in nets[0].items():
+        assert tensor.allclose(nets[1][name], atol=1e-4), name
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    chosen = options("ppo", 192).model_copy(update={"checkpoint_steps": 96})
+    first = trained(observed().problem, chosen, tmp_path)
+    longer = chosen.model_copy(update={"steps": 384})
+    second = trained(observed().problem, longer, tmp_path)
+    assert [row.step for row in second.curve] == [96, 192, 288, 384]
+    assert second.curve[:2] == first.curve
+    seeds = [line for line in (tmp_path / "episodes.jsonl").read_text().splitlines() if '"seed"' in line]
+    assert len(seeds) == len(set(seeds))
+
+
+def test_early_stopping_keeps_the_best_network(tmp_path: Path) -> None:
+    """With a ruinous step size nothing beats the start, so training stops early and the start is kept."""
+    held_out = HeldOutOptions(every_steps=96, patience=2, episodes=4)
+    chosen = options("ppo", 960, learning_rate=0.5).model_copy(update={"held_out": held_out})
+    trainer = trained(observed().problem, chosen, tmp_path)
+    assert trainer.curve[-1].step < 960
+    looks = [row.held_out for row in trainer.curve if not np.isnan(row.held_out)]
+    assert len(looks) >= 2
+    last_layer = trainer.net().action[-1]
+    assert all(bool((parameter == 0).all()) for parameter in last_layer.parameters())
+
+
+def test_a_policy_trained_with_three_servers_serves_five_and_twelve(tmp_path: Path) -> None:
+    """Not worse than the baseline there, on the same arrivals."""
+    arm = Arm("small", DecisionOptions(action=ActionOptions(floor=1, dead_band=0.0)), "least_conn", ("S2", "S3"), 3600)
+    small = train(arm, observed().problem.topology, 1, tmp_path)
+    for servers in (5, 12):
+        topology = social_network(tuple(f"server-{number}:80" for number in range(servers)))
+        learned, baseline = (
+            judge(rule, scenario("S2", 60.0), topology, (101,))
+            for rule in (small.rule_on(topology), RULES["inverse_latency"])
+        )
+        ratio = learned.over(baseline)
+        assert ratio.mean_ms < 1.02
+        assert ratio.index < 1.03
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "words"),
+    [
+        ("dqn", {}, "dqn needs joint ratio actions"),
+        ("sac", {"kind": "ratios"}, "sac cannot choose among ratios"),
+        ("ppo", {"kind": "ratios", "joint": True}, "does not take joint ratios"),
+        ("bc", {}, "needs recorded transitions"),
+    ],
+)
+def test_a_wrong_match_is_refused_at_once(name: str, action: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Trainer(problem_with(**action), options(name, 96), tmp_path, 1)

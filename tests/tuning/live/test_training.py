@@ -1,0 +1,139 @@
+"""Several testbeds train one policy: leased, stepped together, repaired when killed; env runners come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from actuators.errors import CapacityError
+from envs.scenarios.lookup import scenario
+from rayjobs.bench.parts.control_step import make_waiting
+from rayjobs.runs.local_ray import local_ray
+from tests.support.orphans import SESSION, processes_with
+from tests.support.problems import problem
+from tuning.live.metrics import COUNTERS, exported
+from tuning.live.testbeds import Testbeds
+from tuning.live.training import ParallelTraining
+from tuning.live.vector_env import LiveVectorEnv
+from tuning.options import AlgorithmOptions, ParallelOptions, TrainingOptions
+
+pytestmark = pytest.mark.ray
+INTERVAL_S = 0.1
+SCENARIO = scenario("demo", duration_s=200.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    with local_ray(cpus=3):
+        yield
+
+
+def open_testbeds(count: int) -> Testbeds:
+    return Testbeds({f"testbed-{number}": make_waiting for number in range(count)}, "least_conn")
+
+
+def environment(testbeds: Testbeds, count: int) -> LiveVectorEnv:
+    return LiveVectorEnv(problem(), count, testbeds.leaser, SCENARIO, interval_s=INTERVAL_S, episode_steps=4)
+
+
+def pids(name: str) -> set[int]:
+    return {pid for pid, command in processes_with(SESSION).items() if command.startswith(f"ray::{name}")}
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_all_intervals_pass_at_the_same_time() -> None:
+    with open_testbeds(4) as testbeds:
+        env = environment(testbeds, 4)
+        rows, _ = env.reset(seed=1)
+        assert rows.shape == env.observation_space.shape
+        actions = env.action_space.sample() * 0
+        began_s = time.monotonic()
+        dones = []
+        for _ in range(10):
+            rows, _, terminated, truncated, infos = env.step(actions)
+            assert not terminated.any()
+            assert infos == {}
+            dones.append(truncated.tolist())
+        # One after the other these 40 intervals would take 4 s.
+        assert time.monotonic() - began_s < 3.0
+        assert dones == [[i % 5 == 3] * 4 for i in range(10)]
+        env.close()
+        assert set(testbeds.leaser.lease(4)) == set(testbeds.conductors)
+
+
+def test_too_few_free_testbeds_are_said_in_words() -> None:
+    with open_testbeds(1) as testbeds:
+        env = environment(testbeds, 2)
+        with pytest.raises(CapacityError, match=r"wants 2 testbed\(s\), 1 of 1 are free"):
+            env.reset()
+
+
+def test_a_killed_conductor_costs_one_episode_of_its_own_testbed() -> None:
+    with open_testbeds(2) as testbeds:
+        env = environment(testbeds, 2)
+        env.reset(seed=1)
+        actions = env.action_space.sample() * 0
+        env.step(actions)
+        os.kill(min(pids("Conductor")), signal.SIGKILL)
+        _, rewards, _, truncated, infos = env.step(actions)
+        assert truncated.sum() == 1
+        (lost,) = np.flatnonzero(truncated)
+        assert rewards[lost] == 0
+        assert "conductor died and is being restarted" in infos["fault"][lost]
+        assert infos["_fault"].tolist() == truncated.tolist()
+        _, _, _, truncated, infos = env.step(actions)
+        assert not truncated.any()
+        assert infos == {}
+        assert len(pids("Conductor")) == 2
+
+
+def test_training_goes_on_when_an_env_runner_and_conductors_are_killed(tmp_path: Path) -> None:
+    said: list[str] = []
+    algorithm = AlgorithmOptions(batch_steps=40, minibatch_steps=40, epochs=1)
+    options = ParallelOptions(testbeds=4, env_runners=1, steps=160, episode_steps=10, algorithm=algorithm)
+    training = TrainingOptions(interval_s=INTERVAL_S)
+    run = ParallelTraining(problem(), training, options, tmp_path, 1, say=said.append)
+    with open_testbeds(4) as testbeds:
+
+        def kill() -> None:
+            wait_for(lambda: len(run.rows) >= 1)
+            os.kill(min(pids("Conductor")), signal.SIGKILL)
+            wait_for(lambda: len(run.rows) >= 2)
+            (runner,) = pids("ArrayEnvRunner")
+            os.kill(runner, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        net = run.run(testbeds, SCENARIO)
+        killer.join()
+    assert run.rows[-1].step >= 160
+    assert (tmp_path / "progress-live.csv").read_text().count("\n") == len(run.rows) + 1
+    assert (tmp_path / "checkpoints" / "live").is_dir()
+    assert sum(value.numel() for value in net.state_dict().values()) > 1000
+    assert any("env runner" in text for text in said), said
+    # Metrics reach Prometheus' endpoint of the node some seconds after they were recorded.
+    wait_for(lambda: exported("windows", COUNTERS) in metrics_page(), 30.0)
+    for name in ("art_per_request", "novelty", "reward"):
+        assert f"{exported(name, COUNTERS)}{{" in metrics_page()
+    assert 'testbed="testbed-0"' in metrics_page()
+
+
+def metrics_page() -> str:
+    import ray
+
+    (node,) = ray.nodes()
+    return requests.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5).text

@@ -1,0 +1,42 @@
+"""A sweep's page in a real headless Chromium: every figure drawn, nothing asked of the network, no complaint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.chromium import EXECUTABLE, Chromium
+from tests.support.sweep_trials import SPACE, trials
+from tuning.report.sweep import render
+from tuning.search.space import SearchOptions
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not EXECUTABLE.exists(), reason=f"{EXECUTABLE} is missing: apt-get install chromium"),
+]
+MARKS = {
+    "parallel": "g.parcoords .y-axis",
+    "mixture": ".scatterlayer path.point",
+    "importance": ".barlayer path",
+    "history": ".scatterlayer .trace",
+}
+
+
+def test_every_figure_is_drawn_at_both_widths(tmp_path: Path) -> None:
+    count = 24
+    table = trials(count).assign(clusters=np.arange(count) % 3 + 2)
+    histories = {str(name): [(100, 0.1), (200, 0.2)] for name in table["trial"]}
+    page = tmp_path / "report.html"
+    page.write_text(render(table, histories, SearchOptions(space=SPACE), []))
+    with Chromium(tmp_path) as browser:
+        for width_px in (1280, 400):
+            browser.look(width_px, 900, "light")
+            browser.open(page)
+            counts = {name: f"document.querySelectorAll('#{name} {marks}').length" for name, marks in MARKS.items()}
+            drawn = {name: browser.evaluate(script) for name, script in counts.items()}
+            assert drawn == {"parallel": len(SPACE) + 1, "mixture": count, "importance": len(SPACE), "history": count}
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
+            # Parallel coordinates are drawn with WebGL, which a browser without a graphics card remarks upon.
+            assert [text for text in browser.complaints if "WebGL" not in text] == []

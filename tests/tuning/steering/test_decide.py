@@ -1,0 +1,229 @@
+"""The decision core: every guard speaks when it should, names itself, and is silent otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import Weights
+from actuators.contract.window import Fault
+from tests.support.steering_cases import EQUAL, UNEVEN, Run, advice, options
+from tests.support.windows import TOPOLOGY, window
+from tuning.steering.guards import GUARDS
+
+GOOD, LATE, FAILING = window(10.0), window(400.0), window(10.0, errors=50)
+BLIND = window(10.0, faults=(Fault("gap", "no answer"),))
+QUIET = window(10.0, requests=1)
+
+
+def test_shadow_decides_and_changes_nothing() -> None:
+    run = Run(options(mode="shadow"))
+    decisions = run.steps([GOOD] * 20, advice())
+    assert all(d.source == "policy" and not d.change for d in decisions)
+    assert run.steering.in_force == EQUAL
+    assert decisions[0].weights != EQUAL
+
+
+def test_the_baseline_is_measured_before_the_policy_acts() -> None:
+    run = Run(options(guards={"reference_windows": 5}))
+    first = run.steps([GOOD] * 4, advice())
+    assert [(d.source, d.guards) for d in first] == [("baseline", ("measuring",))] * 4
+    assert run.step(GOOD, advice()).source == "policy"
+
+
+def test_active_arrives_at_the_policys_weights_in_limited_steps() -> None:
+    run = Run(options(guards={"largest_step": 1.2}))
+    before = EQUAL.shares()
+    for decision in run.steps([GOOD] * 12, advice()):
+        if decision.change:
+            after = decision.weights.shares()
+            assert (after / before).max() < 1.2 * 1.02, "2 % for integer weights"
+            before = after
+    assert run.steering.in_force == UNEVEN
+    assert "step" in run.decisions[3].guards
+
+
+def test_blend_stops_at_its_share_of_the_way() -> None:
+    run = Run(options(mode="blend", blend_percent=25.0))
+    run.steps([GOOD] * 12, advice())
+    expected = EQUAL.shares() + 0.25 * (UNEVEN.shares() - EQUAL.shares())
+    assert run.steering.in_force.shares() == pytest.approx(expected, abs=0.01)
+
+
+def test_at_most_one_change_per_time() -> None:
+    run = Run(options(guards={"min_between_changes_s": 3.0, "largest_step": 1.1}))
+    run.until_steering(GOOD, advice())
+    following = run.steps([GOOD] * 6, advice())
+    assert [d.change for d in following] == [False, False, True, False, False, True]
+    assert "rate" in following[0].guards
+
+
+def test_floor_and_cap() -> None:
+    extreme = Weights(TOPOLOGY, np.tile([100, 1, 1], (3, 1)))
+    run = Run(options(guards={"floor": 20, "cap_share": 0.6, "largest_step": 100.0}))
+    decision = run.until_steering(GOOD, advice(extreme))
+    assert {"floor", "cap"} & set(decision.guards)
+    assert decision.weights.shares().max() <= 0.61
+    assert decision.weights.values.min() >= 20
+
+
+def test_too_little_traffic_holds() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    decision = run.step(QUIET, advice(EQUAL))
+    assert (decision.source, decision.guards, decision.change) == ("hold", ("traffic",), False)
+
+
+def test_a_quiet_group_keeps_its_weights_while_others_move() -> None:
+    requests = np.full(TOPOLOGY.shape, 100)
+    requests[1] = 1
+    run = Run(options(guards={"largest_step": 100.0}))
+    run.steps([GOOD] * 2, advice(EQUAL))
+    decision = run.step(window(10.0, requests=requests), advice())
+    assert "traffic" in decision.guards
+    assert decision.weights.shares()[1] == pytest.approx([1 / 3] * 3)
+    assert decision.weights.shares()[0] == pytest.approx(UNEVEN.shares()[0], abs=0.01)
+
+
+def test_unreadable_statistics_hold_then_the_baseline() -> None:
+    run = Run(options(guards={"stale_after_s": 5.0}))
+    run.until_steering(GOOD, advice())
+    held = run.steps([BLIND] * 4, None)
+    assert all((d.source, d.change, d.guards) == ("hold", False, ("stale",)) for d in held)
+    then = run.step(BLIND, None)
+    assert (then.source, then.change, then.alarms) == ("baseline", True, ("statistics missing",))
+    assert run.steering.in_force == EQUAL
+
+
+def test_a_reload_alone_is_no_reason_to_hold() -> None:
+    run = Run(options())
+    decision = run.until_steering(replace(GOOD, faults=(Fault("reload", "reloaded"),)), advice())
+    assert decision.source == "policy"
+
+
+def test_unknown_traffic_goes_to_the_baseline_within_three_windows_and_back() -> None:
+    run = Run(options(guards={"largest_step": 100.0}))
+    run.until_steering(GOOD, advice())
+    decisions = run.steps([GOOD] * 3, advice(novelty=4.0))
+    assert "baseline" in [d.source for d in decisions]
+    assert decisions[-1].alarms == ("recalibrate",)
+    assert run.steering.in_force == EQUAL
+    # A recalibrated encoder knows it.
+    again = run.steps([GOOD] * 3, advice(novelty=0.5))
+    assert [d.source for d in again] == ["baseline", "baseline", "policy"]
+
+
+def test_one_novel_window_is_no_unknown_state() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    assert run.step(GOOD, advice(novelty=4.0)).source == "policy"
+    assert run.step(GOOD, advice()).source == "policy"
+
+
+@pytest.mark.parametrize("given", [None, advice(None, problem="NotANumberError: nan")])
+def test_a_policy_that_fails_gives_way_to_the_baseline(given: object) -> None:
+    run = Run(options(guards={"largest_step": 100.0}))
+    run.until_steering(GOOD, advice())
+    decision = run.step(GOOD, given)  # type: ignore[arg-type]
+    assert (decision.source, decision.guards, decision.change) == ("baseline", ("policy",), True)
+    assert decision.alarms == ("policy failed",)
+
+
+def test_lateness_reverts_backs_off_and_tries_again() -> None:
+    run = Run(options(guards={"art_windows": 3, "back_off_s": 10.0}))
+    run.until_steering(GOOD, advice())
+    decisions = run.steps([LATE] * 3, advice())
+    assert [d.source for d in decisions] == ["policy", "policy", "baseline"]
+    assert decisions[-1].guards == ("art",)
+    assert "back to the baseline for 10 s" in decisions[-1].alarms[0]
+    assert run.steering.in_force == EQUAL
+    waiting = run.steps([GOOD] * 9, advice())
+    assert {d.source for d in waiting} == {"baseline"}
+    assert run.until_steering(GOOD, advice()).change
+    # The second time it waits twice as long.
+    run.steps([LATE] * 3, advice())
+    assert {d.source for d in run.steps([GOOD] * 19, advice())} == {"baseline"}
+
+
+def test_a_surge_of_errors_reverts_within_two_windows() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    decisions = run.steps([FAILING] * 2, advice())
+    assert decisions[-1].guards == ("errors",)
+    assert (decisions[-1].source, run.steering.in_force == EQUAL) == ("baseline", True)
+
+
+def test_requests_that_find_no_server_count_as_errors() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    nobody = replace(GOOD, faults=(Fault("server_down", "7 requests found no live server", "home_read_backend"),))
+    assert run.steps([nobody] * 2, None)[-1].guards == ("errors",)
+
+
+def test_what_the_baseline_suffers_too_is_no_harm() -> None:
+    run = Run(options())
+    run.steps([FAILING] * 5, advice())
+    assert {d.source for d in run.steps([FAILING] * 10, advice())} == {"policy"}
+
+
+def test_the_baseline_is_measured_again_when_its_measure_is_old() -> None:
+    run = Run(options(guards={"reference_age_s": 20.0}))
+    run.until_steering(GOOD, advice())
+    sources = [d.source for d in run.steps([GOOD] * 40, advice())]
+    assert sources.count("baseline") >= 2
+    assert sources[-1] == "policy" or "policy" in sources[-8:]
+
+
+def test_overload_pulls_to_equal() -> None:
+    run = Run(options(guards={"largest_step": 100.0, "overload_pull": 1.0, "art_windows": 100}))
+    run.until_steering(GOOD, advice())
+    decision = run.step(window(80.0), advice())
+    assert ("overload" in decision.guards, decision.alarms) == (True, ("overload",))
+    assert decision.weights.shares() == pytest.approx(EQUAL.shares(), abs=0.01)
+
+
+def test_the_operator_pauses_resumes_and_reverts() -> None:
+    run = Run(options(guards={"largest_step": 100.0}))
+    run.until_steering(GOOD, advice())
+    run.steering.override = "paused"
+    paused = run.steps([GOOD, LATE, FAILING], advice(EQUAL))
+    assert all((d.source, d.change, d.guards) == ("hold", False, ("operator",)) for d in paused)
+    run.steering.override = "reverted"
+    assert [d.change for d in run.steps([GOOD] * 2, advice())] == [True, False]
+    assert run.steering.in_force == EQUAL
+    run.steering.override = ""
+    assert run.step(GOOD, advice()).source == "policy"
+
+
+def test_back_to_shadow_takes_the_policys_weights_out() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    run.steering.options = run.steering.options.model_copy(update={"mode": "shadow"})
+    assert run.step(GOOD, advice()).change
+    assert run.steering.in_force == EQUAL
+    assert not run.step(GOOD, advice()).change
+
+
+def test_servers_that_were_down_stay_down() -> None:
+    down = np.zeros(TOPOLOGY.shape, bool)
+    down[:, 1] = True
+    run = Run(options(guards={"largest_step": 100.0}), Weights(TOPOLOGY, np.full(TOPOLOGY.shape, 5), down))
+    decision = run.until_steering(GOOD, advice())
+    assert np.array_equal(decision.weights.down, down)
+    assert decision.weights.shares()[0] == pytest.approx([0.8, 0.0, 0.2], abs=0.01)
+
+
+def test_whatever_comes_the_weights_are_legal() -> None:
+    generator = np.random.default_rng(1)
+    windows, given = [GOOD, LATE, FAILING, BLIND, QUIET], [advice(), advice(None), None, advice(novelty=9.0)]
+    run = Run(options(guards={"back_off_s": 5.0, "stale_after_s": 3.0}))
+    for _ in range(500):
+        wild = advice(Weights(TOPOLOGY, generator.integers(1, 101, TOPOLOGY.shape)))
+        decision = run.step(windows[generator.integers(5)], [*given, wild, wild][generator.integers(6)])
+        # Weights refuses what is not legal; an unusable window never changes to the policy's.
+        assert decision.weights.values.min() >= 1
+        assert set(decision.guards) <= set(GUARDS)
+        assert decision.reason
+    assert {d.source for d in run.decisions} == {"policy", "baseline", "hold"}
