@@ -223,7 +223,8 @@ def test_the_module_is_the_same_program() -> None:
 def test_a_reader_that_stops_reading_is_no_error() -> None:
     done = subprocess.run(
         f"{sys.executable} -c 'import sys; from actuators.options import Options; from rayjobs.cli.main import *; "
-        'sys.exit(run_verb(Verb("say", "", Options, lambda o: print("x" * 10**6) or 0, summary="say"), []))\' | head -c 1',
+        'verb = Verb("say", "", Options, lambda o: print("x" * 10**6) or 0, summary="says much"); '
+        "sys.exit(run_verb(verb, []))' | head -c 1",
         shell=True,
         capture_output=True,
         text=True,
