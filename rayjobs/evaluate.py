@@ -11,33 +11,31 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import Field
 
 from actuators.contract.control import BalancingMethod
-from actuators.contract.testbed import Testbed
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
 from actuators.options import Options
-from actuators.testbed.live import LiveTestbed
 from actuators.testbed.parts import LiveOptions
-from actuators.testbed.peers import NoStatistics, Peer, PeerPrograms, why_missing
-from envs.environment.problem import DecisionOptions, DecisionProblem
-from envs.observation.encoder import Encoder
-from envs.scenarios.catalogue import LIVE_WORK_SCALE, StudyScenario
-from envs.scenarios.lookup import scenario
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, remarks
 from rayjobs.runs.folder import RunFolder
-from rayjobs.runs.steps import Steps
 from rayjobs.runs.testbed import TestbedKind, open_testbed
-from tuning.judging.contenders import Arena, Spec, contender, parse_policies
-from tuning.judging.evaluation import Evaluation
-from tuning.judging.judge import JudgeOptions
-from tuning.judging.plan import Controller, Excerpt
+from tuning.judging.plan import JudgeOptions
 from tuning.observing.phase import ObserveOptions
-from tuning.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from actuators.contract.testbed import Testbed
+    from actuators.testbed.peers import PeerPrograms
+    from envs.environment.problem import DecisionProblem
+    from envs.scenarios.catalogue import StudyScenario
+    from rayjobs.runs.steps import Steps
+    from tuning.judging.contenders import Spec
+    from tuning.judging.evaluation import Evaluation
+    from tuning.judging.plan import Controller
 
 
 class EvaluateOptions(Options):
@@ -145,6 +143,9 @@ class Part:
 
 def check(options: EvaluateOptions) -> None:
     """Raises ConfigError (BundleError) for names that do not exist, before anything is made or started."""
+    from envs.scenarios.lookup import scenario
+    from tuning.judging.contenders import parse_policies
+
     specs = parse_policies(options.listed)
     names = [spec.name for spec in specs]
     for role in (options.judge.reference, options.judge.learned):
@@ -166,6 +167,8 @@ def plan_parts(options: EvaluateOptions, folder: RunFolder | None = None) -> lis
     Raises:
         ConfigError: unknown scenario or policy, or nothing to judge.
     """
+    from tuning.judging.contenders import parse_policies
+
     specs = parse_policies(options.listed)
     runnable = {kind: [spec for spec in specs if _can_run(spec, kind, options.live)] for kind in options.testbed}
     pairs = [(kind, _played(name, kind)) for kind in options.testbed for name in options.scenario]
@@ -219,6 +222,12 @@ def judge_parts(
 
 
 def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress: Progress) -> Evaluation:
+    import numpy as np
+
+    from rayjobs.runs.steps import Steps
+    from tuning.judging.contenders import Arena, contender
+    from tuning.judging.plan import Excerpt
+
     part.folder.path.mkdir(exist_ok=True)
     steps = Steps(part.folder, progress, options.seed)
     problem = _problem(part, options, testbed, steps)
@@ -241,6 +250,12 @@ def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress
 
 def _problem(part: Part, options: EvaluateOptions, testbed: Testbed, steps: Steps) -> DecisionProblem:
     """The first bundle's, or what an observation phase of this scenario gives; a resumed part keeps its own."""
+    import numpy as np
+
+    from envs.environment.problem import DecisionOptions, DecisionProblem
+    from envs.observation.encoder import Encoder
+    from tuning.options import TrainingOptions
+
     if options.bundle is not None:
         from tuning.policy.bundle import load_bundle
 
@@ -279,6 +294,9 @@ def _roles(part: Part, options: EvaluateOptions) -> dict[str, str | None]:
 @contextlib.contextmanager
 def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[dict[str, Testbed]]:
     """A testbed behind every peer that is judged; all run at once and idle but for one."""
+    from actuators.testbed.live import LiveTestbed
+    from actuators.testbed.peers import NoStatistics, Peer
+
     with contextlib.ExitStack() as stack:
         found: dict[str, Testbed] = {}
         for spec in (spec for spec in part.specs if spec.kind == "live"):
@@ -291,6 +309,8 @@ def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[d
 
 
 def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
+    from actuators.testbed.peers import why_missing
+
     if spec.kind not in ("any", kind):
         what = "an oracle of the simulator" if spec.kind == "simulated" else "another balancer"
         remarks().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
@@ -302,11 +322,16 @@ def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
 
 
 def _programs(live: LiveOptions) -> PeerPrograms:
+    from actuators.testbed.peers import PeerPrograms
+
     return PeerPrograms(nginx=live.nginx.binary)
 
 
 def _played(name: str, kind: TestbedKind) -> StudyScenario:
     """The scenario; on a live testbed the study's work is doubled, so that half the requests make the same load."""
+    from envs.scenarios.catalogue import LIVE_WORK_SCALE
+    from envs.scenarios.lookup import scenario
+
     found = scenario(name)
     return replace(found, work_scale=LIVE_WORK_SCALE) if kind == "live" and found.work_scale == 1.0 else found
 

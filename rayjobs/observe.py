@@ -11,27 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
-from actuators.contract.arrays import FloatArray
 from actuators.errors import BundleError, ConfigError
 from actuators.files import write_atomic
 from actuators.options import Options
 from actuators.testbed.parts import LiveOptions
-from envs.mixture.fit import window_samples
-from envs.mixture.novelty import FIRST_WINDOWS, check, load_known
-from envs.mixture.refit import SAMPLES, Proof, drawn_samples, load_samples, recalibrate, save_samples
-from envs.observation.encoder import Encoder
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, remarks, results
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.recordings import read_windows, windows_of
 from rayjobs.runs.testbed import TestbedKind, open_testbed
 from tuning.observing.phase import ObserveOptions
-from tuning.options import TrainingOptions
 
 if TYPE_CHECKING:
+    from actuators.contract.arrays import FloatArray
+    from envs.mixture.refit import Proof
+    from envs.observation.encoder import Encoder
     from tuning.policy.bundle import Bundle
     from tuning.policy.model import EquivariantNet
 
@@ -78,6 +74,7 @@ def run(options: ObserveVerbOptions) -> int:
     from rayjobs.cli.progress import results
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import PAGE, Steps, keep_states
+    from tuning.options import TrainingOptions
 
     folder = RunFolder.create(options.out, "observe", options.seed, options)
     live = options.testbed == "live"
@@ -129,6 +126,8 @@ ENCODER, BUNDLE, PREVIOUS = "encoder.npz", "bundle.json", "previous"
 
 def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
     """Prints what is novel, and the share as a Prometheus line; 3 when the encoder must be recalibrated."""
+    from envs.mixture.novelty import check, load_known
+
     snapshots = _snapshots(options, "--check")
     _, topology, _ = windows_of(snapshots)
     topology, encoder, deadlines_s = load_known(folder, topology)
@@ -150,6 +149,12 @@ def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
 
 def recalibrate_encoder(options: ObserveVerbOptions, folder: Path) -> int:
     """Refits, proves on held-out windows, and swaps; 4 when the new mixture is not proven and the old one stays."""
+    import numpy as np
+
+    from envs.mixture.fit import window_samples
+    from envs.mixture.novelty import FIRST_WINDOWS, load_known
+    from envs.mixture.refit import recalibrate
+
     snapshots = _snapshots(options, "--recalibrate")
     _, topology, _ = windows_of(snapshots)
     topology, old, deadlines_s = load_known(folder, topology)
@@ -177,6 +182,9 @@ def recalibrate_encoder(options: ObserveVerbOptions, folder: Path) -> int:
 
 def roll_back(folder: Path) -> int:
     """The encoder (and policy) before the last recalibration comes back. Raises BundleError when there is none."""
+    from envs.mixture.refit import SAMPLES, load_samples
+    from envs.observation.encoder import Encoder
+
     if (folder / BUNDLE).exists():
         from tuning.policy.bundle import roll_back as roll_bundle_back
 
@@ -197,6 +205,8 @@ def _snapshots(options: ObserveVerbOptions, flag: str) -> Path:
 
 def _known(folder: Path, encoder: Encoder, seed: int) -> FloatArray:
     """What the old mixture was fitted to; draws from the mixture itself when that is lost."""
+    from envs.mixture.refit import SAMPLES, drawn_samples, load_samples
+
     if (folder / SAMPLES).exists():
         return load_samples(folder / SAMPLES, encoder.names)
     beside = folder.absolute().parent / SAMPLES
@@ -221,6 +231,8 @@ def _say(old: Encoder, fresh: Encoder, proof: Proof) -> None:
 
 def _swap_encoder(folder: Path, fresh: Encoder, samples: FloatArray | None) -> None:
     """In the folder of an observation: the old files into `previous/`, then the new ones, each in one step."""
+    from envs.mixture.refit import SAMPLES, save_samples
+
     old = {name: (folder / name).read_bytes() for name in (ENCODER, SAMPLES) if (folder / name).exists()}
     (folder / PREVIOUS).mkdir(exist_ok=True)
     for name, content in old.items():
@@ -232,6 +244,7 @@ def _swap_encoder(folder: Path, fresh: Encoder, samples: FloatArray | None) -> N
 
 def _swap_bundle(options: ObserveVerbOptions, folder: Path, fresh: Encoder, samples: FloatArray) -> None:
     """The policy goes on with the new mixture, trained further when `retrain_steps` says so."""
+    from envs.mixture.refit import SAMPLES, save_samples
     from tuning.policy.bundle import check_bundle, load_bundle, swap_in
     from tuning.policy.warm_start import widened
 

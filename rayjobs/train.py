@@ -21,7 +21,7 @@ from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind
-from tuning.judging.judge import JudgeOptions
+from tuning.judging.plan import JudgeOptions
 from tuning.observing.phase import Observed, ObserveOptions
 from tuning.options import ParallelOptions, TrainingOptions
 

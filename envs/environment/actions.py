@@ -8,10 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -20,6 +19,9 @@ from actuators.contract.control import MAX_WEIGHT
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.options import Options
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 ActionKind = Literal["residual", "continuous", "increments", "ratios"]
 Baseline = Literal["inverse_latency", "idle", "ratio"]
@@ -87,6 +89,8 @@ class ActionCodec:
     @property
     def space(self) -> spaces.Space[Any]:
         """Of one testbed's action."""
+        from gymnasium import spaces  # noqa: PLC0415 - `--help` reads the options above and must answer at once
+
         if self.options.kind != "ratios":
             return spaces.Box(-1.0, 1.0, (self.size,), np.float32)
         groups, vectors = self.topology.shape[0], len(self._levels)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -25,6 +24,9 @@ from envs.estimators.registry import estimator_named, first_control
 from envs.observation.encoder import Encoder
 from envs.observation.features import Counters, inverse_latency_shares
 from envs.observation.observer import Observation, ObservationName, Observer, as_array, frame_row, observation_size
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 
 class DecisionOptions(Options):
@@ -77,6 +79,8 @@ class DecisionProblem:
     @property
     def observation_space(self) -> spaces.Box:
         """``[servers, row_size]`` within ±10."""
+        from gymnasium import spaces  # noqa: PLC0415 - `--help` reads the options above and must answer at once
+
         return spaces.Box(-10.0, 10.0, (self.topology.shape[1], self.row_size), np.float32)
 
     @property

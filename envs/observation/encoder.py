@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
-from scipy.special import gammaincinv
 
 from actuators.contract.arrays import FloatArray
 from actuators.errors import BundleError
@@ -89,8 +89,7 @@ class Encoder:
         log_joint, squared = self._log_joint(samples)
         log_joint -= log_joint.max(axis=-1, keepdims=True)
         joint = np.exp(log_joint)
-        # Quantile of the chi-squared distribution with D degrees of freedom.
-        limit = np.sqrt(2.0 * gammaincinv(len(self.names) / 2, SIGMA_RULE))
+        limit = _novelty_limit(len(self.names))
         return joint / joint.sum(axis=-1, keepdims=True), np.sqrt(squared.min(axis=-1)) / limit
 
     def _log_joint(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -155,3 +154,11 @@ class Encoder:
         if encoder.precisions_cholesky.shape != (encoder.clusters, size, size) or encoder.means.shape[1] != size:
             raise BundleError("encoder arrays do not fit together", where=str(path), remedy="export the bundle again")
         return encoder
+
+
+@cache
+def _novelty_limit(dimensions: int) -> Any:
+    """Mahalanobis distance that holds SIGMA_RULE of a Gaussian: from the quantile of the chi-squared distribution."""
+    from scipy.special import gammaincinv  # noqa: PLC0415 - `--help` reads EncoderOptions and must answer at once
+
+    return np.sqrt(2.0 * gammaincinv(dimensions / 2, SIGMA_RULE))

@@ -19,16 +19,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pyarrow import ArrowInvalid, fs
 
 from actuators.errors import ConfigError
 from actuators.files import writable_folder, write_atomic
 from actuators.options import Options
 from rayjobs.cli.config import dump_yaml
-from tuning.learning.trainer import CurveRow
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+    from tuning.learning.trainer import CurveRow
 
 _DISTRIBUTION = "deep-scheduling"
 
@@ -192,6 +195,8 @@ def upload(folder: Path, url: str) -> str:
 
     The experiment of a sweep is there already: Tune writes it as it goes.
     """
+    from pyarrow import fs
+
     filesystem, base = _resolve(url)
     target = f"{base.rstrip('/')}/{folder.name}"
     try:
@@ -205,6 +210,8 @@ def upload(folder: Path, url: str) -> str:
 
 
 def _resolve(url: str) -> tuple[fs.FileSystem, str]:
+    from pyarrow import ArrowInvalid, fs
+
     try:
         if "://" in url:
             filesystem, path = fs.FileSystem.from_uri(url)

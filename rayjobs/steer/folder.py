@@ -17,8 +17,7 @@ from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, DataError
 from actuators.files import writable_folder, write_atomic
 from tuning.steering import control_json
-from tuning.steering.decide import Override
-from tuning.steering.guards import Mode
+from tuning.steering.guards import Mode, Override
 
 Original = tuple[Control, BalancingMethod | None]
 """A control, and the method that it was in force under; None where only a reload could change that."""

@@ -16,7 +16,6 @@ from actuators.contract.window import Window
 from actuators.options import Options
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S
-from envs.mixture.fit import fit_from_windows
 from envs.observation.deadlines import Deadlines, derive_deadlines
 from envs.observation.encoder import EncoderOptions
 
@@ -107,6 +106,8 @@ def fit_problem(
     windows: Watched, topology: Topology, decision: DecisionOptions, encoder: EncoderOptions, seed: int
 ) -> Observed:
     """Deadlines and mixture from the windows. Raises DataError when the phase was too short or disturbed."""
+    from envs.mixture.fit import fit_from_windows  # noqa: PLC0415 - `--help` reads the options above and must answer at once
+
     deadlines = derive_deadlines(windows.equal, topology)
     seen = [*windows.equal, *windows.exploring]
     mixture = fit_from_windows(seen, topology, deadlines.seconds, encoder, seed)

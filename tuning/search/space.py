@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
 from envs.observation.encoder import EncoderOptions
-from tuning.judging.judge import JudgeOptions
+from tuning.judging.plan import JudgeOptions
 from tuning.options import TrainingOptions
 
 

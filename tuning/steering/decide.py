@@ -20,11 +20,10 @@ from actuators.errors import ConfigError
 from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, State
 from tuning.steering import guards as limits
-from tuning.steering.guards import GuardName, GuardOptions, SteeringOptions
+from tuning.steering.guards import GuardName, GuardOptions, Override, SteeringOptions
 from tuning.steering.harm import HarmWatch
 from tuning.steering.limits import Limits, differ, down_in, limited
 
-Override = Literal["", "paused", "reverted"]
 Source = Literal["policy", "baseline", "hold"]
 
 

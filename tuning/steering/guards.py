@@ -193,6 +193,7 @@ def as_weights(shares: FloatArray, like: Weights) -> Weights:
 
 
 Mode = Literal["shadow", "blend", "active"]
+Override = Literal["", "paused", "reverted"]
 
 
 class SteeringOptions(Options):
