@@ -42,7 +42,7 @@ from tuning.policy.adviser import Advice, Adviser
 from tuning.policy.bundle import load_bundle
 from tuning.steering import audit
 from tuning.steering.decide import Steering
-from tuning.steering.guards import SteeringOptions
+from tuning.steering.options import SteeringOptions
 
 INTERVAL_S = 1.0
 WARM_UP_S = 60.0

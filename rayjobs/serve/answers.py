@@ -24,10 +24,10 @@ from envs.observation.features import LatencyMemory
 from rayjobs.serve.bundles import BundleStore, LoadedBundle
 from rayjobs.serve.models import MAX_MOMENTS, MemoryModel, WeightsRequest
 from rayjobs.serve.telemetry import Metrics
-from tuning.policy.adviser import Advice
+from tuning.policy.adviser import Advice, advisable
 from tuning.steering import window_json
-from tuning.steering.decide import Answer, answer, judged, usable
-from tuning.steering.guards import GuardOptions
+from tuning.steering.decide import Verdict, decide_alone
+from tuning.steering.options import GuardOptions
 from tuning.steering.window_json import WindowModel
 
 Refusal = DeepSchedError | ValidationError
@@ -97,6 +97,11 @@ class Question:
     windows: list[Window]
     memory: LatencyMemory | None
 
+    @property
+    def advisable(self) -> list[Window]:
+        """The windows that advice can be given on."""
+        return [window for window in self.windows if advisable(window)]
+
 
 def read_body(body: bytes) -> Parsed:
     """Parses a body; documents can be megabytes, so fields that no decision needs are skipped.
@@ -130,16 +135,14 @@ def advise(bundle: LoadedBundle, parsed: Parsed, guards: GuardOptions) -> dict[s
         BundleError: the bundle cannot act on these servers.
     """
     given = question(bundle, parsed)
-    deadlines_s = bundle.own.bundle.problem.deadlines_s
-    result = answer(bundle.adviser(given.topology), given.windows, given.memory, deadlines_s, guards)
-    return shaped(result, given.topology, bundle.id)
+    windows, adviser = given.advisable, bundle.adviser(given.topology)
+    return _decided(bundle, given, adviser.advise(windows, given.memory) if windows else None, guards)
 
 
 def advise_each(bundle: LoadedBundle, bodies: Sequence[bytes], guards: GuardOptions) -> list[dict[str, Any] | Refusal]:
     """`advise` for many bodies: one call of the network for all that name the same servers."""
     questions = [_question(bundle, body) for body in bodies]
     advices = _advices(bundle, questions)
-    deadlines_s = bundle.own.bundle.problem.deadlines_s
     results: list[dict[str, Any] | Refusal] = []
     for one, advice in zip(questions, advices, strict=True):
         if not isinstance(one, Question):
@@ -147,13 +150,13 @@ def advise_each(bundle: LoadedBundle, bodies: Sequence[bytes], guards: GuardOpti
         elif isinstance(advice, DeepSchedError):
             results.append(advice)
         else:
-            results.append(shaped(judged(one.windows[-1], advice, deadlines_s, guards), one.topology, bundle.id))
+            results.append(_decided(bundle, one, advice, guards))
     return results
 
 
-def shaped(result: Answer, topology: Topology, bundle: str) -> dict[str, Any]:
+def shaped(verdict: Verdict, advice: Advice | None, topology: Topology, bundle: str) -> dict[str, Any]:
     """The body of an answer; `bundle` is the digest of the bundle that decided."""
-    advice, weights = result.advice, result.weights.as_weights() if result.weights else None
+    weights = verdict.control.as_weights() if verdict.control else None
     named = None
     if weights is not None:
         named = {
@@ -161,14 +164,14 @@ def shaped(result: Answer, topology: Topology, bundle: str) -> dict[str, Any]:
             for g, group in enumerate(topology.groups)
         }
     return {
-        "decision": result.decision,
-        "reason": result.reason,
+        "decision": verdict.source,
+        "reason": verdict.reason,
         "weights": named,
         "groups": [group.name for group in topology.groups],
         "servers": list(topology.servers),
         "policy": advice.policy.as_weights().values.tolist() if advice and advice.policy else None,
         "baseline": advice.baseline.as_weights().values.tolist() if advice else None,
-        "service_times": _times(result),
+        "service_times": _times(verdict, advice),
         "problem": advice.problem if advice else "",
         "state": None if advice is None else {
             "cluster": advice.state.cluster.tolist(),
@@ -182,6 +185,12 @@ def shaped(result: Answer, topology: Topology, bundle: str) -> dict[str, Any]:
         },
         "bundle": bundle,
     }  # fmt: skip
+
+
+def _decided(bundle: LoadedBundle, asked: Question, advice: Advice | None, guards: GuardOptions) -> dict[str, Any]:
+    """The answer after the last window; `advice` is None when no window was usable."""
+    verdict = decide_alone(asked.windows[-1], advice, bundle.own.bundle.problem.deadlines_s, guards)
+    return shaped(verdict, advice, asked.topology, bundle.id)
 
 
 _NOTHING = msgspec.Raw(b"null")
@@ -201,7 +210,7 @@ def _advices(bundle: LoadedBundle, questions: Sequence[Question | Refusal]) -> l
     advices: list[Advice | DeepSchedError | None] = [None] * len(questions)
     groups: dict[Topology, dict[int, Question]] = {}
     for index, one in enumerate(questions):
-        if isinstance(one, Question) and usable(one.windows):
+        if isinstance(one, Question) and one.advisable:
             groups.setdefault(one.topology, {})[index] = one
     for topology, group in groups.items():
         try:
@@ -209,7 +218,7 @@ def _advices(bundle: LoadedBundle, questions: Sequence[Question | Refusal]) -> l
         except DeepSchedError as error:
             advices = [error if index in group else advice for index, advice in enumerate(advices)]
             continue
-        found = adviser.advise_each([(usable(one.windows), one.memory) for one in group.values()])
+        found = adviser.advise_each([(one.advisable, one.memory) for one in group.values()])
         for index, advice in zip(group, found, strict=True):
             advices[index] = advice
     return advices
@@ -261,9 +270,9 @@ def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | No
     return LatencyMemory(np.where(fast > 0, fast, np.nan), np.array(given.slow_log, dtype=float), learned)
 
 
-def _times(result: Answer) -> dict[str, Any] | None:
-    if result.advice is None or not isinstance(result.advice.baseline, ServiceTimes):
+def _times(verdict: Verdict, advice: Advice | None) -> dict[str, Any] | None:
+    if advice is None or not isinstance(advice.baseline, ServiceTimes):
         return None
-    controls = {"policy": result.advice.policy, "baseline": result.advice.baseline, "decided": result.weights}
+    controls = {"policy": advice.policy, "baseline": advice.baseline, "decided": verdict.control}
     tables = {name: c.tau_s.tolist() if isinstance(c, ServiceTimes) else None for name, c in controls.items()}
-    return {**tables, "workers": result.advice.baseline.workers.tolist()}
+    return {**tables, "workers": advice.baseline.workers.tolist()}

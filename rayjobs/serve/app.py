@@ -29,7 +29,7 @@ from rayjobs.serve.models import (
 )
 from rayjobs.serve.telemetry import Metrics, event
 from rayjobs.steer.folder import SteerFolder
-from tuning.steering.guards import GuardOptions
+from tuning.steering.options import GuardOptions
 
 PAGE = Path(__file__).with_name("page")
 _FILES = {

@@ -17,7 +17,7 @@ import numpy as np
 from actuators.contract.arrays import IntArray
 from envs.observation.features import quantile_s
 from rayjobs.steer.folder import SteerFolder
-from tuning.steering.guards import GUARDS
+from tuning.steering.options import GUARDS
 
 HISTORY_S = 900.0
 STALE_AFTER_S = 5.0

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tuning.steering.guards import Mode, Override
+from tuning.steering.options import Mode, Override
 from tuning.steering.window_json import WindowModel
 
 MAX_MOMENTS = 64

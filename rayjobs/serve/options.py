@@ -13,7 +13,7 @@ from pydantic import Field
 from actuators.errors import ConfigError
 from actuators.files import writable_folder
 from actuators.options import Options
-from tuning.steering.guards import GuardOptions
+from tuning.steering.options import GuardOptions
 
 if TYPE_CHECKING:
     from rayjobs.serve.app import ServeSettings

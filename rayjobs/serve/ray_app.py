@@ -14,7 +14,7 @@ from rayjobs.serve.answers import Refusal
 from rayjobs.serve.app import Batching, ServeSettings, create_app, open_answers
 from rayjobs.serve.gate import GateRules
 from rayjobs.serve.telemetry import log_with_serve
-from tuning.steering.guards import GuardOptions
+from tuning.steering.options import GuardOptions
 
 NAME = "deepsched"
 START_TRIES = 3

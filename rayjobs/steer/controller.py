@@ -14,7 +14,7 @@ from actuators.contract.window import Window
 from actuators.errors import DeepSchedError
 from rayjobs.steer.folder import Orders, SteerFolder
 from rayjobs.steer.site import Site
-from tuning.policy.adviser import Advice, Advises, Recent
+from tuning.policy.adviser import Advice, Advises, Recent, advisable
 from tuning.steering import audit
 from tuning.steering.decide import Decision, Steering
 from tuning.steering.limits import differ
@@ -109,7 +109,7 @@ class Controller:
 
     def _ask(self, window: Window) -> tuple[Advice | None, str]:
         """The advice, or why there is none although the window can be read."""
-        if not window.usable or window.requests.sum() == 0:
+        if not advisable(window):
             return None, ""
         try:
             return self._recent.ask(self._adviser, window), ""
@@ -121,7 +121,7 @@ class Controller:
         if not decision.change:
             return False, ""
         try:
-            self._site.apply(decision.weights)
+            self._site.apply(decision.control)
         except DeepSchedError as error:
             return False, f"not applied: {error}"[:300]
         self.steering.applied(decision, now_s)
@@ -139,7 +139,7 @@ class Controller:
         if not differ(present, self.steering.in_force):
             return []
         theirs = "restart" not in kinds or self.steering.options.mode == "shadow"
-        self.steering.found(present, theirs=theirs)
+        self.steering.adopt(present, external=theirs)
         if not theirs:
             return ["NGINX was restarted and has other weights"]
         self._site.first_method = self._site.method()
@@ -190,5 +190,5 @@ def starting_steering(site: Site, folder: SteerFolder, steering: Callable[[Contr
     present, method = site.control(), site.method()
     original, site.first_method = folder.original(present, method)
     made = steering(original)
-    made.found(present, theirs=False)
+    made.adopt(present, external=False)
     return made

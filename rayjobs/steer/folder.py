@@ -17,7 +17,7 @@ from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, DataError
 from actuators.files import writable_folder, write_atomic
 from tuning.steering import control_json
-from tuning.steering.guards import Mode, Override
+from tuning.steering.options import Mode, Override
 
 Original = tuple[Control, BalancingMethod | None]
 """A control, and the method that it was in force under; None where only a reload could change that."""

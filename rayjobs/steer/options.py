@@ -10,7 +10,7 @@ from pydantic import Field
 from actuators.external.actuator import ActuatorOptions
 from actuators.statistics.reader import CollectOptions
 from actuators.testbed.parts import LiveOptions
-from tuning.steering.guards import AuditOptions, SteeringOptions
+from tuning.steering.options import AuditOptions, SteeringOptions
 
 if TYPE_CHECKING:
     pass

@@ -99,6 +99,6 @@ def recorded_windows(log: Path, topology: Topology) -> list[Window]:
 
 def _distance(one: Redecided) -> float:
     then = np.array(one.line["weights"], dtype=float)
-    now = one.decision.weights.as_weights().values.astype(float)
+    now = one.decision.control.as_weights().values.astype(float)
     difference = then / then.sum(axis=1, keepdims=True) - now / now.sum(axis=1, keepdims=True)
     return float(np.abs(difference).max())

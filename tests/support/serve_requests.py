@@ -13,7 +13,7 @@ from rayjobs.bench.parts.serve import vts_documents
 from tests.support.problems import TOPOLOGY
 from tests.support.windows import window
 from tuning.steering import window_json
-from tuning.steering.guards import GuardOptions
+from tuning.steering.options import GuardOptions
 
 GUARDS = GuardOptions()
 

@@ -26,8 +26,8 @@ from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import Bundle, load_bundle
 from tuning.steering import audit
 from tuning.steering.decide import Steering
-from tuning.steering.guards import SteeringOptions
 from tuning.steering.limits import differ
+from tuning.steering.options import SteeringOptions
 
 INTERVAL_S = 0.4
 KNOWN = {"novel_above": 1e9}

@@ -25,7 +25,7 @@ from tuning.policy.model import EquivariantNet
 from tuning.steering import audit
 from tuning.steering.audit import AuditLog
 from tuning.steering.decide import Decision, Steering
-from tuning.steering.guards import AuditOptions, SteeringOptions
+from tuning.steering.options import AuditOptions, SteeringOptions
 
 DEADLINES_S = np.array([0.05, 0.03, 0.03])
 EQUAL = Weights.equal(TOPOLOGY)

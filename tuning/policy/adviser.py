@@ -64,6 +64,11 @@ class Advises(Protocol):
     def advise(self, windows: Sequence[Window], memory: LatencyMemory | None = None) -> Advice: ...
 
 
+def advisable(window: Window) -> bool:
+    """Whether advice can be given on a window: it is usable and not empty."""
+    return window.usable and bool(window.requests.sum() > 0)
+
+
 class Recent:
     """The windows that the next advice needs, and the averages from before them: all that a caller must remember.
 

@@ -19,11 +19,11 @@ from actuators.contract.topology import Group, Topology
 from actuators.contract.window import Window
 from actuators.errors import DataError
 from envs.observation.features import LatencyMemory
-from tuning.policy.adviser import Advice, Advises, Recent, State
+from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
 from tuning.steering.decide import Decision, Steering
-from tuning.steering.guards import AuditOptions, SteeringOptions
 from tuning.steering.limits import differ, down_in
+from tuning.steering.options import AuditOptions, SteeringOptions
 from tuning.steering.window_json import WindowModel
 
 FORMAT_VERSION = 1
@@ -108,7 +108,7 @@ def decision_line(
     """
     seen = window_json.to_json(window)
     policy = advice.policy if advice else None
-    controls = {"before": before, "policy": policy, "baseline": decision.baseline, "weights": decision.weights}
+    controls = {"before": before, "policy": policy, "baseline": decision.baseline, "weights": decision.control}
     controls["advised"] = advice.baseline if advice else None
     exact = {}
     if any(isinstance(control, ServiceTimes) for control in controls.values()):
@@ -130,7 +130,7 @@ def decision_line(
         "novelty": np.round(state.novelty, 4).tolist() if state else None,
         "source": decision.source,
         "reason": decision.reason,
-        "weights": decision.weights.as_weights().values.tolist(),
+        "weights": decision.control.as_weights().values.tolist(),
         "baseline": decision.baseline.as_weights().values.tolist(),
         **exact,
         "change": decision.change,
@@ -184,8 +184,8 @@ class Redecided:
 
     def _same_control(self) -> bool:
         if "exact" in self.line:
-            return bool(self.line["exact"]["weights"] == control_json.to_json(self.decision.weights))
-        return bool(self.line["weights"] == self.decision.weights.as_weights().values.tolist())
+            return bool(self.line["exact"]["weights"] == control_json.to_json(self.decision.control))
+        return bool(self.line["weights"] == self.decision.control.as_weights().values.tolist())
 
 
 def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Iterator[Redecided]:
@@ -207,7 +207,7 @@ def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Itera
             window = window_json.from_json(WindowModel.model_validate(line["window"]), steering.topology)
             _follow(steering, line, window)
             advice = recorded_advice(line, steering.topology)
-            if adviser is not None and window.usable and window.requests.sum() > 0:
+            if adviser is not None and advisable(window):
                 advice = recent.ask(adviser, window)
             decision = steering.decide(window, advice, line["now_s"])
         except (KeyError, ValueError, TypeError, ValidationError) as error:
@@ -250,7 +250,7 @@ def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
         present = control_json.from_json(line["exact"]["before"], steering.topology)
         known = not differ(present, steering.in_force)
     if not known:
-        steering.found(present, theirs=bool(line.get("theirs")))
+        steering.adopt(present, external=bool(line.get("theirs")))
     steering.override = line["override"]
     update = {"mode": line["mode"], "blend_percent": line["blend_percent"]}
     steering.options = steering.options.model_copy(update=update)

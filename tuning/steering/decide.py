@@ -1,13 +1,11 @@
-"""The decision core of a controller: windows and advice in, one decision with its reason out. No I/O, no clock.
+"""The decision core: a window and the advice on it in, one verdict with its reason out. No I/O, no clock.
 
-The same inputs give the same decisions, so that an audit log can be decided again.
-
-What can be decided about some windows without remembering any before: the answer of a served policy.
+The controller decides with a memory (`Steering`), `POST /v1/weights` without one (`decide_alone`); both by the same
+rules (`decide`). The same inputs give the same decisions, so that an audit log can be replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,230 +15,267 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, Weights
 from actuators.contract.window import Window
 from actuators.errors import ConfigError
-from envs.observation.features import LatencyMemory
-from tuning.policy.adviser import Advice, Advises, State
-from tuning.steering import guards as limits
-from tuning.steering.guards import GuardName, GuardOptions, Override, SteeringOptions
-from tuning.steering.harm import HarmWatch
-from tuning.steering.limits import Limits, differ, down_in, limited
+from tuning.policy.adviser import Advice, State
+from tuning.steering.harm import Harm, HarmWatch, Streak, error_ratio, tardiness_per_request
+from tuning.steering.limits import Limits, differ, down_in, limit, overloaded
+from tuning.steering.options import GuardName, GuardOptions, Override, SteeringOptions
 
 Source = Literal["policy", "baseline", "hold"]
 
 
 @dataclass(frozen=True, eq=False)
-class Decision:
-    """What to do now, and why.
+class Verdict:
+    """What should be in force after a window, and why.
 
     Attributes:
-        source: whose weights `weights` are; `hold` keeps what is in force.
-        weights: what should be in force, service times as well; in shadow mode what would be.
-        change: they differ from what is in force and are to be applied.
-        guards: those that had a say; alarms: what a person should hear of.
-        art, errors: of the window, per request; None when it could not be read.
+        source: whose control it is; `hold` keeps what is in force.
+        control: weights or service times; None only on `hold` when what is in force is unknown.
+        guards: those that acted.
+        alarms: what an operator should know.
     """
 
     source: Source
     reason: str
-    weights: Control
-    baseline: Control
-    change: bool
+    control: Control | None
     guards: tuple[GuardName, ...] = ()
     alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Decision(Verdict):
+    """A verdict as the controller carries it out and records it.
+
+    Attributes:
+        control: what should be in force; in shadow mode what would be.
+        baseline: what replaces the policy.
+        change: the control differs from what is in force and is to be applied.
+        state: what the encoder made of the window; None without advice.
+        art, errors: of the window, per request; None when it could not be read.
+    """
+
+    control: Control
+    baseline: Control
+    change: bool
     state: State | None = None
     art: float | None = None
     errors: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Case:
-    """One window with what is known of it."""
+class Case:
+    """One window and what a verdict on it depends on, apart from earlier windows.
+
+    Attributes:
+        advice: None when there is none.
+        deadlines_s: ``[groups]``.
+        in_force: control during the window; None when unknown.
+        original: which servers are out of rotation, and what `reverted` goes back to.
+        now_s: monotonic seconds.
+    """
 
     window: Window
     advice: Advice | None
+    deadlines_s: FloatArray
+    options: SteeringOptions
+    in_force: Control | None
     baseline: Control
-    now_s: float
-    art: float | None = None
-    errors: float | None = None
+    original: Control
+    now_s: float = 0.0
+    override: Override = ""
 
-    def decision(
-        self,
-        source: Source,
-        reason: str,
-        weights: Control,
-        change: bool,
-        said: tuple[GuardName, ...],
-        alarms: tuple[str, ...] = (),
-    ) -> Decision:
-        state = self.advice.state if self.advice else None
-        return Decision(source, reason, weights, self.baseline, change, said, alarms, state, self.art, self.errors)
+    @property
+    def shadow(self) -> bool:
+        return self.options.mode == "shadow"
+
+    @property
+    def unserved(self) -> bool:
+        """Whether requests found no live server."""
+        return any(fault.kind == "server_down" for fault in self.window.faults)
+
+    @property
+    def novel(self) -> bool:
+        """Whether enough servers lie outside every cluster."""
+        guards = self.options.guards
+        return (
+            self.advice is not None
+            and float((self.advice.state.novelty > guards.novel_above).mean()) >= guards.novel_share
+        )
+
+    def hold(self, guard: GuardName, reason: str) -> Verdict:
+        return Verdict("hold", reason, self.in_force, (guard,))
+
+    def to_baseline(self, guard: GuardName, reason: str, alarm: str = "") -> Verdict:
+        return Verdict("baseline", reason, self.baseline, (guard,), (alarm,) if alarm else ())
+
+
+class Memory:
+    """What the rules remember of earlier windows.
+
+    Attributes:
+        harm: the comparison of the policy with its baseline.
+        policy_in_force: whose control was applied last.
+        unknown_state: enough consecutive windows were novel.
+        art, errors: of the latest window, per request; None when it could not be read.
+    """
+
+    def __init__(self, guards: GuardOptions, now_s: float) -> None:
+        self.harm = HarmWatch(guards, now_s)
+        self.policy_in_force = self.unknown_state = False
+        self.art: float | None = None
+        self.errors: float | None = None
+        self._usable_s, self._changed_s = now_s, float("-inf")
+        self._novel, self._familiar = Streak(), Streak()
+
+    def blind_s(self, now_s: float) -> float:
+        """Seconds since the last usable window."""
+        return now_s - self._usable_s
+
+    def too_young(self, case: Case) -> bool:
+        """Whether the last change must stay in force for longer."""
+        # An interval is never exact to the millisecond.
+        return case.now_s - self._changed_s < 0.95 * case.options.guards.min_between_changes_s
+
+    def read(self, case: Case) -> None:
+        """Takes note of a usable window."""
+        self._usable_s = case.now_s
+        self.art = tardiness_per_request(case.window, case.deadlines_s)
+        self.errors = 1.0 if case.unserved else error_ratio(case.window)
+
+    def judge(self, case: Case) -> Harm | None:
+        """Counts novelty, and measures the baseline or compares the policy with it."""
+        assert self.art is not None
+        assert self.errors is not None
+        if case.advice is not None:
+            guards = case.options.guards
+            if self._novel.add(case.novel) >= guards.novel_windows:
+                self.unknown_state = True
+            if self._familiar.add(not case.novel) >= guards.familiar_windows:
+                self.unknown_state = False
+        if self.policy_in_force:
+            return self.harm.see_policy(self.art, self.errors, case.now_s)
+        self.harm.see_baseline(self.art, self.errors, case.now_s)
+        return None
+
+    def applied(self, *, policy: bool, now_s: float) -> None:
+        self._changed_s = now_s
+        self.own(policy=policy)
+
+    def own(self, *, policy: bool) -> None:
+        """From now on the policy's control is in force, or not."""
+        if self.policy_in_force and not policy:
+            self.harm.returned()
+        self.policy_in_force = policy
+
+
+def decide(case: Case, memory: Memory | None = None) -> Verdict:
+    """The verdict of the first rule that applies.
+
+    Without a memory the rules that need one do not apply: stale, harm, back-off, measuring the baseline, largest step
+    and change rate; and a single novel window suffices for the baseline.
+    """
+    verdict = _obey(case, memory) or _require_usable(case, memory)
+    if verdict is not None:
+        return verdict
+    if memory is not None:
+        memory.read(case)
+    return _require_traffic(case, memory) or _avoid_harm(case, memory) or _require_policy(case, memory)
+
+
+def decide_alone(window: Window, advice: Advice | None, deadlines_s: FloatArray, guards: GuardOptions) -> Verdict:
+    """The verdict on one window when nothing is known of earlier ones; for a served policy.
+
+    Args:
+        advice: after this window; None when no window was usable.
+        deadlines_s: ``[groups]``.
+    """
+    original = Weights(window.topology, window.weight.clip(1, 100), window.down & ~_groups_without_server(window))
+    baseline = advice.baseline if advice is not None else original
+    options = SteeringOptions(mode="active", guards=guards)
+    return decide(Case(window, advice, deadlines_s, options, _shown(window), baseline, original))
 
 
 class Steering:
-    """Decides every interval; tell it by `applied` what came of a decision.
+    """Decides every interval and remembers; report back by `applied` when a decision was carried out.
 
     Args:
         deadlines_s: ``[groups]``.
-        original: control in force at the start, weights with their `down` flags; what a revert goes back to.
+        original: control in force at the start, weights with their `down` flags; a revert restores it.
         now_s: monotonic seconds, as in `decide`.
 
     Attributes:
         in_force: control that NGINX uses, as far as the controller knows.
-        override: the operator's order, obeyed before everything else.
+        override: the operator's order.
+        options: may be replaced between decisions.
     """
 
     def __init__(self, deadlines_s: FloatArray, original: Control, options: SteeringOptions, now_s: float) -> None:
         self.topology, self._deadlines_s, self.options = original.topology, deadlines_s, options
         self.original, self.in_force = original, original
         self.override: Override = ""
-        self.harm = HarmWatch(options.guards, now_s)
-        self._policy_in_force = False
-        self._usable_s, self._changed_s = now_s, float("-inf")
-        self._novel, self._familiar, self._unknown_state = limits.Streak(), limits.Streak(), False
+        self._memory = Memory(options.guards, now_s)
+
+    @property
+    def harm(self) -> HarmWatch:
+        """The comparison of the policy with its baseline."""
+        return self._memory.harm
 
     def decide(self, window: Window, advice: Advice | None, now_s: float) -> Decision:
-        """The decision after a window; `advice` is None when nobody gave any or the window is unusable."""
-        case = _Case(window, advice, self._baseline(advice), now_s)
-        if self.override:
-            return self._ordered(case)
-        if self.options.mode == "shadow" and self._policy_in_force:
-            return case.decision("baseline", "shadow mode: back to the baseline", case.baseline, True, ("operator",))
-        unserved = any(fault.kind == "server_down" for fault in window.faults)
-        if not window.usable and not (unserved and self._policy_in_force):
-            return self._blind(case)
-        self._usable_s = now_s
-        art = limits.tardiness_per_request(window, self._deadlines_s)
-        case = replace(case, art=art, errors=1.0 if unserved else limits.error_ratio(window))
-        least = self.options.guards.min_requests
-        if not unserved and (window.requests.sum(axis=1) < least).all():
-            return self._hold(case, "traffic", f"too little traffic to know: fewer than {least} requests per group")
-        self._see_novelty(advice)
-        harmed = self._harmed(case)
-        if harmed is None and unserved:
-            return self._hold(case, "errors", "requests found no live server")
-        return harmed or self._judge(case)
-
-    def applied(self, decision: Decision, now_s: float) -> None:
-        """The decision's weights are in force now."""
-        self.in_force, self._changed_s = decision.weights, now_s
-        self._own(decision.source == "policy")
-
-    def found(self, present: Control, *, theirs: bool) -> None:
-        """These are in force, though we did not put them there just now.
+        """The decision after a window.
 
         Args:
-            theirs: a person's own change, which from now on is what a revert goes back to; otherwise
-                something an earlier controller or a restart of NGINX left behind.
+            advice: None when there is none, or when the window is unusable.
+        """
+        memory = self._memory
+        memory.art = memory.errors = None
+        case = Case(
+            window, advice, self._deadlines_s, self.options, self.in_force, self._baseline(advice), self.original,
+            now_s, self.override,
+        )  # fmt: skip
+        verdict = decide(case, memory)
+        assert verdict.control is not None, "what is in force is known"
+        return Decision(
+            source=verdict.source,
+            reason=verdict.reason,
+            control=verdict.control,
+            guards=verdict.guards,
+            alarms=verdict.alarms,
+            baseline=case.baseline,
+            change=self._changes(verdict.control, verdict, case),
+            state=advice.state if advice else None,
+            art=memory.art,
+            errors=memory.errors,
+        )
+
+    def applied(self, decision: Decision, now_s: float) -> None:
+        """The decision's control is in force now."""
+        self.in_force = decision.control
+        self._memory.applied(policy=decision.source == "policy", now_s=now_s)
+
+    def adopt(self, present: Control, *, external: bool) -> None:
+        """This control is in force, although this controller did not apply it just now.
+
+        Args:
+            external: somebody else's change, which a revert restores from now on; otherwise left behind by an earlier
+                controller or a restart of NGINX.
         """
         self.in_force = present
-        if theirs:
+        if external:
             self.original = present
             self.harm.reference.restart()
-        self._own(differ(present, self.original))
+        self._memory.own(policy=differ(present, self.original))
 
-    def _own(self, policy: bool) -> None:
-        if self._policy_in_force and not policy:
-            self.harm.returned()
-        self._policy_in_force = policy
-
-    def _harmed(self, case: _Case) -> Decision | None:
-        """Measures the baseline, or holds the policy against it; a revert when it does harm."""
-        assert case.art is not None
-        assert case.errors is not None
-        if not self._policy_in_force:
-            self.harm.see_baseline(case.art, case.errors, case.now_s)
-            return None
-        harm = self.harm.see_policy(case.art, case.errors, case.now_s)
-        return self._to_baseline(case, harm.guard, harm.reason, alarm=harm.reason) if harm else None
-
-    def _judge(self, case: _Case) -> Decision:
-        """The policy's weights unless something speaks against them."""
-        if self._unknown_state:
-            return self._to_baseline(case, "novel", "traffic unlike any observed", alarm="recalibrate")
-        left_s = self.harm.back_off_left_s(case.now_s)
-        if left_s > 0:
-            return self._to_baseline(case, "measuring", f"backing off after harm, {left_s:.0f} s left")
-        if case.advice is None or case.advice.policy is None:
-            problem = case.advice.problem if case.advice else "nobody answered"
-            return self._to_baseline(case, "policy", f"no answer of the policy: {problem}", alarm="policy failed")
-        if self.options.mode != "shadow":
-            self.harm.age(case.now_s)
-            reference = self.harm.reference
-            if not reference.ready:
-                have = f"{reference.windows} of {reference.size} windows"
-                return self._to_baseline(case, "measuring", f"measuring the baseline first: {have}")
-        return self._towards(case, case.advice.policy)
-
-    def _towards(self, case: _Case, policy: Control) -> Decision:
-        guards, window = self.options.guards, case.window
-        late = limits.overloaded(window, self._deadlines_s, guards.overload_ratio, guards.min_requests)
-        assert case.advice is not None
-        within = Limits(
-            guards, self.in_force, case.baseline, case.advice.baseline, self.original,
-            self.options.blend_percent if self.options.mode == "blend" else 100.0,
-            late, window.requests.sum(axis=1) < guards.min_requests,
-        )  # fmt: skip
-        made = limited(policy, within)
-        names = [group.name for group, is_late in zip(self.topology.groups, late, strict=True) if is_late]
-        what = "weights" if isinstance(policy, Weights) else "service times"
-        towards = "equal" if isinstance(policy, Weights) else "what is measured"
-        reason = f"every server of {', '.join(names)} is late: towards {towards}" if names else f"the policy's {what}"
-        alarms = ("overload",) if names else ()
-        if differ(made.control, self.in_force) and self._young(case.now_s):
-            said = (*made.said, "rate")
-            return case.decision("hold", "the last change is too young", self.in_force, False, said, alarms)
-        return self._change(case, "policy", reason, made.control, made.said, alarms)
-
-    def _change(
-        self,
-        case: _Case,
-        source: Source,
-        reason: str,
-        weights: Control,
-        said: tuple[GuardName, ...],
-        alarms: tuple[str, ...],
-    ) -> Decision:
-        """The decision for these weights; changes nothing in shadow mode."""
-        differs, live = differ(weights, self.in_force), self.options.mode != "shadow"
+    def _changes(self, control: Control, verdict: Verdict, case: Case) -> bool:
+        """Whether the control is to be applied; in shadow mode only on an operator's order."""
+        if verdict.source == "hold":
+            return False
+        differs = differ(control, self.in_force)
+        if "operator" in verdict.guards:
+            # Leaving an active mode ends the policy's rule even where the weights are the same.
+            return differs or not case.override
         if not differs:
-            # Nothing to apply, but whose weights they are is known.
-            self._own(source == "policy" and live)
-        return case.decision(source, reason, weights, differs and live, said, alarms)
-
-    def _young(self, now_s: float) -> bool:
-        # An interval is never exact to the millisecond.
-        return now_s - self._changed_s < 0.95 * self.options.guards.min_between_changes_s
-
-    def _to_baseline(self, case: _Case, guard: GuardName, reason: str, alarm: str = "") -> Decision:
-        return self._change(case, "baseline", reason, case.baseline, (guard,), (alarm,) if alarm else ())
-
-    def _hold(self, case: _Case, guard: GuardName, reason: str) -> Decision:
-        return case.decision("hold", reason, self.in_force, False, (guard,))
-
-    def _blind(self, case: _Case) -> Decision:
-        """Statistics that cannot be read: hold, and after a while the baseline."""
-        kinds = ", ".join(sorted({fault.kind for fault in case.window.faults}))
-        blind_s = case.now_s - self._usable_s
-        if blind_s < self.options.guards.stale_after_s:
-            return self._hold(case, "stale", f"statistics unusable ({kinds})")
-        reason = f"no usable statistics for {blind_s:.0f} s ({kinds})"
-        return self._to_baseline(case, "stale", reason, alarm="statistics missing")
-
-    def _ordered(self, case: _Case) -> Decision:
-        """What the operator wants."""
-        if self.override == "paused":
-            return self._hold(case, "operator", "paused by the operator")
-        change = differ(self.original, self.in_force)
-        return case.decision("baseline", "reverted by the operator", self.original, change, ("operator",))
-
-    def _see_novelty(self, advice: Advice | None) -> None:
-        if advice is None:
-            return
-        guards = self.options.guards
-        novel = float((advice.state.novelty > guards.novel_above).mean()) >= guards.novel_share
-        if self._novel.see(novel) >= guards.novel_windows:
-            self._unknown_state = True
-        if self._familiar.see(not novel) >= guards.familiar_windows:
-            self._unknown_state = False
+            # Nothing to apply, but it is known whose control this is.
+            self._memory.own(policy=verdict.source == "policy" and not case.shadow)
+        return differs and not case.shadow
 
     def _baseline(self, advice: Advice | None) -> Control:
         if self.options.baseline == "equal":
@@ -251,66 +286,100 @@ class Steering:
         return self.original
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A decision about the present; `weights` is None when nothing should change and what is in force is unknown."""
-
-    decision: Literal["policy", "baseline", "hold"]
-    reason: str
-    weights: Control | None
-    advice: Advice | None
-
-
-def answer(
-    adviser: Advises,
-    windows: Sequence[Window],
-    memory: LatencyMemory | None,
-    deadlines_s: FloatArray,
-    guards: GuardOptions,
-) -> Answer:
-    """Hold, baseline or policy, after the last of `windows` (oldest first)."""
-    seen = usable(windows)
-    return judged(windows[-1], adviser.advise(seen, memory) if seen else None, deadlines_s, guards)
+def _obey(case: Case, memory: Memory | None) -> Verdict | None:
+    """The operator's order."""
+    if case.override == "paused":
+        return case.hold("operator", "paused by the operator")
+    if case.override == "reverted":
+        return Verdict("baseline", "reverted by the operator", case.original, ("operator",))
+    if case.shadow and memory is not None and memory.policy_in_force:
+        return case.to_baseline("operator", "shadow mode: back to the baseline")
+    return None
 
 
-def usable(windows: Sequence[Window]) -> list[Window]:
-    """Those that advice can be asked about."""
-    return [window for window in windows if window.usable and window.requests.sum() > 0]
+def _require_usable(case: Case, memory: Memory | None) -> Verdict | None:
+    """Holds when the statistics cannot be read; goes to the baseline after `stale_after_s`."""
+    if case.window.usable or (case.unserved and memory is not None and memory.policy_in_force):
+        return None
+    kinds = ", ".join(sorted({fault.kind for fault in case.window.faults}))
+    blind_s = 0.0 if memory is None else memory.blind_s(case.now_s)
+    if blind_s < case.options.guards.stale_after_s:
+        return case.hold("stale", f"statistics unusable ({kinds})")
+    return case.to_baseline("stale", f"no usable statistics for {blind_s:.0f} s ({kinds})", "statistics missing")
 
 
-def judged(last: Window, advice: Advice | None, deadlines_s: FloatArray, guards: GuardOptions) -> Answer:
-    """What becomes of the advice after the last window; None where no window was usable."""
-    if not last.usable:
-        kinds = ", ".join(sorted({fault.kind for fault in last.faults}))
-        return Answer("hold", f"statistics unusable ({kinds})", _present(last), advice)
-    if advice is None or (last.requests.sum(axis=1) < guards.min_requests).all():
-        return Answer("hold", "too little traffic to know", _present(last), advice)
-    if float((advice.state.novelty > guards.novel_above).mean()) >= guards.novel_share:
-        return Answer("baseline", "traffic unlike any observed", advice.baseline, advice)
-    if advice.policy is None:
-        return Answer("baseline", f"no answer of the policy: {advice.problem}", advice.baseline, advice)
-    return _policy(advice.policy, last, advice, deadlines_s, guards)
+def _require_traffic(case: Case, memory: Memory | None) -> Verdict | None:
+    """Holds when no group had enough requests to judge by."""
+    least = case.options.guards.min_requests
+    too_few = (case.window.requests.sum(axis=1) < least).all() or (memory is None and case.advice is None)
+    if case.unserved or not too_few:
+        return None
+    return case.hold("traffic", f"too little traffic: fewer than {max(least, 1)} requests in every group")
 
 
-def _policy(policy: Control, last: Window, advice: Advice, deadlines_s: FloatArray, guards: GuardOptions) -> Answer:
-    late = limits.overloaded(last, deadlines_s, guards.overload_ratio, guards.min_requests)
-    original = Weights(policy.topology, last.weight.clip(1, 100), last.down & ~_dead(last))
-    quiet = np.zeros(policy.topology.shape[0], bool)
-    within = Limits(guards, None, advice.baseline, advice.baseline, original, 100.0, late, quiet)
-    control = limited(policy, within).control
-    names = ", ".join(g.name for g, is_late in zip(policy.topology.groups, late, strict=True) if is_late)
-    what, towards = ("weights", "equal") if isinstance(policy, Weights) else ("service times", "what is measured")
-    return Answer("policy", f"every server of {names} is late: towards {towards}" if names else f"the policy's {what}",
-                  control, advice)  # fmt: skip
+def _avoid_harm(case: Case, memory: Memory | None) -> Verdict | None:
+    """Reverts when the policy does harm; holds when nothing answered."""
+    harm = memory.judge(case) if memory is not None else None
+    if harm is not None:
+        return case.to_baseline(harm.guard, harm.reason, harm.reason)
+    return case.hold("errors", "requests found no live server") if case.unserved else None
 
 
-def _dead(window: Window) -> np.ndarray:
-    """Groups of which every server is shown as down: vts shows servers that failed of late so, too."""
+def _require_policy(case: Case, memory: Memory | None) -> Verdict:
+    """The policy's control, unless the state is unknown, the policy is suspended or there is no answer from it."""
+    if case.novel if memory is None else memory.unknown_state:
+        return case.to_baseline("novel", "traffic unlike any observed", "recalibrate")
+    left_s = 0.0 if memory is None else memory.harm.back_off_left_s(case.now_s)
+    if left_s > 0:
+        return case.to_baseline("measuring", f"backing off after harm, {left_s:.0f} s left")
+    if case.advice is None or case.advice.policy is None:
+        problem = case.advice.problem if case.advice else "no advice"
+        return case.to_baseline("policy", f"no answer from the policy: {problem}", "policy failed")
+    if memory is not None and not case.shadow:
+        memory.harm.expire(case.now_s)
+        reference = memory.harm.reference
+        if not reference.ready:
+            progress = f"{reference.windows} of {reference.size} windows"
+            return case.to_baseline("measuring", f"measuring the baseline first: {progress}")
+    return _follow(case, memory, case.advice, case.advice.policy)
+
+
+def _follow(case: Case, memory: Memory | None, advice: Advice, policy: Control) -> Verdict:
+    """As far towards the policy's control as the limits allow."""
+    guards, options, window = case.options.guards, case.options, case.window
+    late = overloaded(window, case.deadlines_s, guards.overload_ratio, guards.min_requests)
+    limited = limit(
+        policy,
+        Limits(
+            guards,
+            # Without a memory the weights shown may be older than the last answer: no step is measured from them.
+            in_force=None if memory is None else case.in_force,
+            baseline=case.baseline,
+            measured=advice.baseline,
+            original=case.original,
+            percent=options.blend_percent if options.mode == "blend" else 100.0,
+            late=late,
+            quiet=window.requests.sum(axis=1) < guards.min_requests,
+        ),
+    )
+    names = ", ".join(g.name for g, is_late in zip(window.topology.groups, late, strict=True) if is_late)
+    kind, origin = ("weights", "equal") if isinstance(policy, Weights) else ("service times", "measured")
+    reason = f"every server of {names} is late: towards {origin} {kind}" if names else f"the policy's {kind}"
+    alarms = ("overload",) if names else ()
+    changes = case.in_force is not None and differ(limited.control, case.in_force)
+    if memory is not None and changes and memory.too_young(case):
+        return Verdict("hold", "the last change is too recent", case.in_force, (*limited.guards, "rate"), alarms)
+    return Verdict("policy", reason, limited.control, limited.guards, alarms)
+
+
+def _groups_without_server(window: Window) -> np.ndarray:
+    """Bool ``[groups, 1]``: every server is shown as down, as vts shows servers that failed recently as well."""
     usable = np.asarray((window.topology.mask & ~window.down).any(axis=1, keepdims=True))
     return ~usable
 
 
-def _present(window: Window) -> Weights | None:
+def _shown(window: Window) -> Weights | None:
+    """The weights that the window shows; None when they are not a valid control."""
     try:
         return Weights(window.topology, window.weight, window.down)
     except ConfigError:

@@ -1,36 +1,30 @@
-"""The guards' limits on one change, of weights and of service times alike. Pure, no clock."""
+"""The guards' limits on a single change, of weights or of service times. Pure functions; watches over several windows
+are in `harm`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from actuators.contract.arrays import FloatArray
+from actuators.contract.arrays import BoolArray, FloatArray
 from actuators.contract.control import MAX_WEIGHT, Control, ServiceTimes, Weights
-from tuning.steering import guards as limits
-from tuning.steering.guards import GuardName, GuardOptions
-
-
-@dataclass(frozen=True, eq=False)
-class Limited:
-    """A control within all limits, and the guards that had to say something."""
-
-    control: Control
-    said: tuple[GuardName, ...]
+from actuators.contract.window import Window
+from tuning.steering.options import GuardName, GuardOptions
 
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """What a wanted control is held to.
+    """What limits a change.
 
     Attributes:
-        in_force: what NGINX uses now; None when that is not known, and so no step is too far.
-        baseline: what a blend begins at; measured: what an overloaded group's service times are pulled to.
-        original: says which servers are out of rotation.
-        percent: how far to go from the baseline; 100 but in a blend.
-        late, quiet: ``[groups]``, every server late; too little traffic to change anything.
+        in_force: control that NGINX uses now; None when it is unknown, and then no step is too large.
+        baseline: where `percent` counts from.
+        measured: whose service times an overloaded group is pulled to.
+        original: which servers are out of rotation.
+        percent: how far to go from the baseline to the policy, 0…100.
+        late, quiet: bool ``[groups]``: every server is late; too little traffic for a change.
     """
 
     guards: GuardOptions
@@ -39,19 +33,27 @@ class Limits:
     measured: Control
     original: Control
     percent: float
-    late: NDArray[np.bool_]
-    quiet: NDArray[np.bool_]
+    late: BoolArray
+    quiet: BoolArray
 
 
-def limited(wanted: Control, within: Limits) -> Limited:
-    """As near to `wanted` as the limits allow."""
+@dataclass(frozen=True, eq=False)
+class LimitedControl:
+    """A control within all limits, and the guards that changed it."""
+
+    control: Control
+    guards: tuple[GuardName, ...]
+
+
+def limit(wanted: Control, limits: Limits) -> LimitedControl:
+    """The control nearest to `wanted` within the limits."""
     if isinstance(wanted, ServiceTimes):
-        return _limited_times(wanted, within)
-    return _limited_weights(wanted, within)
+        return _limit_times(wanted, limits)
+    return _limit_weights(wanted, limits)
 
 
 def differ(a: Control, b: Control) -> bool:
-    """Whether they share requests differently; 1:1 and 100:100 are the same."""
+    """Whether two controls share requests differently; weights 1:1 and 100:100 do not."""
     if isinstance(a, ServiceTimes) and isinstance(b, ServiceTimes):
         same = np.allclose(np.where(a.topology.mask, a.tau_s / b.tau_s - 1.0, 0.0), 0.0, atol=1e-6)
         return not (same and np.allclose(a.workers, b.workers, rtol=1e-6))
@@ -60,92 +62,159 @@ def differ(a: Control, b: Control) -> bool:
     return not (np.allclose(a.shares(), b.shares(), atol=1e-6) and np.array_equal(a.down, b.down))
 
 
-def down_in(control: Control) -> NDArray[np.bool_]:
-    """``[groups, servers]`` out of rotation; service times know of none."""
+def down_in(control: Control) -> BoolArray:
+    """Bool ``[groups, servers]``, out of rotation; service times take no server out."""
     return control.down if isinstance(control, Weights) else np.zeros(control.topology.shape, bool)
 
 
-def _limited_weights(wanted: Weights, within: Limits) -> Limited:
-    guards, topology = within.guards, wanted.topology
-    down = down_in(within.original)
-    like = Weights(topology, within.original.as_weights().values, down)
+def overloaded(window: Window, deadlines_s: FloatArray, ratio: float, min_requests: int) -> BoolArray:
+    """Bool ``[groups]``: at least two servers of the group answered, and all that did are late.
+
+    Args:
+        deadlines_s: ``[groups]``.
+        ratio: mean response time over deadline above which a server is late.
+        min_requests: requests that the group must have had.
+    """
+    seen = window.requests > 0
+    late = np.nan_to_num(window.mean_response_s()) > ratio * deadlines_s[:, None]
+    enough = (window.requests.sum(axis=1) >= min_requests) & (seen.sum(axis=1) >= 2)
+    result: BoolArray = enough & (late | ~seen).all(axis=1)
+    return result
+
+
+def floored(shares: FloatArray, mask: BoolArray, floor: int) -> tuple[FloatArray, bool]:
+    """Shares ``[groups, servers]`` with none below `floor` hundredths of its group's largest; whether one was below."""
+    least = shares.max(axis=1, keepdims=True) * floor / MAX_WEIGHT
+    low = mask & (shares < least * (1 - 1e-9))
+    return _normalised(np.where(low, least, shares), mask), bool(low.any())
+
+
+def capped(shares: FloatArray, mask: BoolArray, cap_share: float) -> tuple[FloatArray, bool]:
+    """Shares with none above `cap_share`, or above an equal share if that is larger; whether one was above."""
+    count = mask.sum(axis=1, keepdims=True)
+    cap = np.maximum(cap_share, 1.0 / np.maximum(count, 1))
+    high = mask & (shares > cap + 1e-9)
+    rest = np.where(high, 0.0, shares).sum(axis=1, keepdims=True)
+    # At most one server can be above a cap of more than a half; below, the rest is shared in proportion.
+    room = 1.0 - (high * cap).sum(axis=1, keepdims=True)
+    scaled = np.where(high, cap, shares * np.where(rest > 0, room / np.maximum(rest, 1e-12), 1.0))
+    return _normalised(np.where(high.any(axis=1, keepdims=True), scaled, shares), mask), bool(high.any())
+
+
+def stepped(shares: FloatArray, in_force: FloatArray, mask: BoolArray, largest: float) -> tuple[FloatArray, bool]:
+    """The step from the shares in force towards `shares` in which no share changes by more than the factor `largest`.
+
+    Returns the shares after the step and whether the step stops short.
+    """
+    way = np.where(mask, shares - in_force, 0.0)
+    room = in_force * np.where(way > 0, largest - 1.0, 1.0 - 1.0 / largest)
+    # All shares of a group go the same part of their way: their sum stays 1 and the direction is kept.
+    allowed = np.where(np.abs(way) > 1e-12, room / np.maximum(np.abs(way), 1e-12), np.inf)
+    part = np.minimum(1.0, allowed.min(axis=1, keepdims=True))
+    return _normalised(in_force + part * way, mask), bool((part < 1.0 - 1e-9).any())
+
+
+def blended(policy: FloatArray, base: FloatArray, percent: float) -> FloatArray:
+    """Shares `percent` of the way from `base` to `policy`."""
+    return base + (policy - base) * percent / 100.0
+
+
+def as_weights(shares: FloatArray, like: Weights) -> Weights:
+    """Integer weights of shares; servers that are down in `like` stay down with its weight."""
+    usable = like.topology.mask & ~like.down
+    scaled = np.rint(shares / np.maximum(shares.max(axis=1, keepdims=True), 1e-12) * MAX_WEIGHT)
+    values = np.where(usable, np.clip(scaled, 1, MAX_WEIGHT), like.values)
+    return Weights(like.topology, values.astype(np.int64), like.down)
+
+
+def _limit_weights(wanted: Weights, limits: Limits) -> LimitedControl:
+    guards, topology = limits.guards, wanted.topology
+    down = down_in(limits.original)
+    like = Weights(topology, limits.original.as_weights().values, down)
     mask = topology.mask & ~down
     equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    pulled = limits.blended(equal, _shares(wanted, mask), 100 * guards.overload_pull)
-    shares = np.where(within.late[:, None], pulled, _shares(wanted, mask))
-    if within.percent < 100:
-        shares = limits.blended(shares, _shares(within.baseline, mask), within.percent)
-    shares, high = limits.capped(shares, mask, guards.cap_share)
-    shares, low = limits.floored(shares, mask, guards.floor)
+    pulled = blended(equal, _shares(wanted, mask), 100 * guards.overload_pull)
+    shares = np.where(limits.late[:, None], pulled, _shares(wanted, mask))
+    if limits.percent < 100:
+        shares = blended(shares, _shares(limits.baseline, mask), limits.percent)
+    shares, high = capped(shares, mask, guards.cap_share)
+    shares, low = floored(shares, mask, guards.floor)
     far = False
-    if within.in_force is not None:
-        shares, far = limits.stepped(shares, _shares(within.in_force, mask), mask, guards.largest_step)
-    values = limits.as_weights(shares, like).values
-    if within.in_force is not None:
-        values = np.where(within.quiet[:, None], within.in_force.as_weights().values, values)
-    return Limited(Weights(topology, values, down), _said(within, high=high, low=low, far=far))
+    if limits.in_force is not None:
+        shares, far = stepped(shares, _shares(limits.in_force, mask), mask, guards.largest_step)
+    values = as_weights(shares, like).values
+    if limits.in_force is not None:
+        values = np.where(limits.quiet[:, None], limits.in_force.as_weights().values, values)
+    return LimitedControl(Weights(topology, values, down), _active_guards(limits, high=high, low=low, far=far))
 
 
-def _limited_times(wanted: ServiceTimes, within: Limits) -> Limited:
-    """Everything is done to log τ: a server believed to be half as fast is as far away as one twice as fast."""
-    guards, mask = within.guards, wanted.topology.mask
+def _limit_times(wanted: ServiceTimes, limits: Limits) -> LimitedControl:
+    """Limits log τ, so that half and twice the service time are equally far away."""
+    guards, mask = limits.guards, wanted.topology.mask
     log = _log(wanted.tau_s, mask)
-    measured = _log_times(within.measured, log, mask)
-    # Equal times would send as much to a slow server as to a fast one, and overload is when that hurts most.
-    log = np.where(within.late[:, None], log + guards.overload_pull * (measured - log), log)
-    if within.percent < 100:
-        base = _log_times(within.baseline, log, mask)
-        log = base + (log - base) * within.percent / 100.0
-    log, high = _capped(log, mask, guards.cap_share)
+    measured = _log_times(limits.measured, log, mask)
+    # Equal times would send as much to a slow server as to a fast one, which hurts most in overload.
+    log = np.where(limits.late[:, None], log + guards.overload_pull * (measured - log), log)
+    if limits.percent < 100:
+        base = _log_times(limits.baseline, log, mask)
+        log = base + (log - base) * limits.percent / 100.0
+    log, high = _capped_log(log, mask, guards.cap_share)
     slowest = np.where(mask, log, np.inf).min(axis=1, keepdims=True) + np.log(MAX_WEIGHT / guards.floor)
     low = bool((mask & (log > slowest + 1e-9)).any())
     log = np.minimum(log, slowest)
     far = False
-    if within.in_force is not None:
-        present, most = _log_times(within.in_force, log, mask), np.log(guards.largest_step)
+    if limits.in_force is not None:
+        present, most = _log_times(limits.in_force, log, mask), np.log(guards.largest_step)
         far = bool((mask & (np.abs(log - present) > most + 1e-9)).any())
         log = np.clip(log, present - most, present + most)
-        log = np.where(within.quiet[:, None], present, log)
-    return Limited(replace(wanted, tau_s=np.exp(log)), _said(within, high=high, low=low, far=far))
+        log = np.where(limits.quiet[:, None], present, log)
+    control = replace(wanted, tau_s=np.exp(log))
+    return LimitedControl(control, _active_guards(limits, high=high, low=low, far=far))
 
 
-def _said(within: Limits, *, high: bool, low: bool, far: bool) -> tuple[GuardName, ...]:
-    spoke: tuple[tuple[GuardName, bool], ...] = (
-        ("overload", bool(within.late.any())), ("cap", high), ("floor", low), ("step", far),
-        ("traffic", bool(within.quiet.any())),
+def _active_guards(limits: Limits, *, high: bool, low: bool, far: bool) -> tuple[GuardName, ...]:
+    quiet = limits.in_force is not None and bool(limits.quiet.any())
+    active: tuple[tuple[GuardName, bool], ...] = (
+        ("overload", bool(limits.late.any())), ("cap", high), ("floor", low), ("step", far), ("traffic", quiet),
     )  # fmt: skip
-    return tuple(name for name, did in spoke if did)
+    return tuple(name for name, is_active in active if is_active)
 
 
-def _capped(log: FloatArray, mask: NDArray[np.bool_], cap_share: float) -> tuple[FloatArray, bool]:
-    """No server is believed to be so fast that it alone were more than the cap of its group."""
+def _capped_log(log: FloatArray, mask: BoolArray, cap_share: float) -> tuple[FloatArray, bool]:
+    """Log τ such that no server's speed is more than `cap_share` of its group's; whether one was."""
     speeds = np.where(mask, np.exp(-log), 0.0)
     shares = speeds / speeds.sum(axis=1, keepdims=True)
-    new, high = limits.capped(shares, mask, cap_share)
+    new, high = capped(shares, mask, cap_share)
     if not high:
         return log, False
-    # Shares scale freely: the others keep their times, the capped one is believed to be slower.
+    # Shares have no scale: the other servers keep their times, the capped one gets a longer time.
     other = mask & (shares <= cap_share)
     scale = (speeds * other).sum(axis=1) / np.maximum((new * other).sum(axis=1), 1e-12)
     touched = (mask & (shares > cap_share + 1e-9)).any(axis=1)[:, None] & other.any(axis=1)[:, None]
-    capped = -np.log(np.where(mask, np.maximum(new * scale[:, None], 1e-12), 1.0))
-    return np.where(touched & mask, capped, log), True
+    slowed = -np.log(np.where(mask, np.maximum(new * scale[:, None], 1e-12), 1.0))
+    return np.where(touched & mask, slowed, log), True
 
 
-def _log(tau_s: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+def _log(tau_s: FloatArray, mask: BoolArray) -> FloatArray:
     logs: FloatArray = np.log(np.where(mask, tau_s, 1.0))
     return logs
 
 
-def _log_times(control: Control, log: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
-    """log τ of a control; of weights the mean of each group, because a method with weights knows no times."""
+def _log_times(control: Control, log: FloatArray, mask: BoolArray) -> FloatArray:
+    """Log τ of a control; weights carry no times, so theirs is the mean of each group in `log`."""
     if isinstance(control, ServiceTimes):
         return _log(control.tau_s, mask)
     mean = np.where(mask, log, 0.0).sum(axis=1, keepdims=True) / np.maximum(mask.sum(axis=1, keepdims=True), 1)
     return np.where(mask, mean, 0.0)
 
 
-def _shares(control: Control, mask: NDArray[np.bool_]) -> FloatArray:
+def _shares(control: Control, mask: BoolArray) -> FloatArray:
     usable = np.where(mask, control.as_weights().values, 0).astype(float)
     shares: FloatArray = usable / np.maximum(usable.sum(axis=1, keepdims=True), 1e-12)
     return shares
+
+
+def _normalised(shares: FloatArray, mask: BoolArray) -> FloatArray:
+    clean = np.where(mask, shares, 0.0)
+    total: FloatArray = clean / np.maximum(clean.sum(axis=1, keepdims=True), 1e-12)
+    return total

@@ -84,7 +84,7 @@ def test_decisions_and_their_reasons(served: Served) -> None:
         answer = served.post("/v1/weights", {"windows": [window_json.to_json(seen)]}).json()
         return answer["decision"], answer["reason"]
 
-    assert decided(window(requests=0)) == ("hold", "too little traffic to know")
+    assert decided(window(requests=0)) == ("hold", "too little traffic: fewer than 10 requests in every group")
     assert decided(window(faults=(Fault("gap", "no answer"),))) == ("hold", "statistics unusable (gap)")
     assert decided(window(5000.0)) == ("baseline", "traffic unlike any observed")
 

@@ -22,7 +22,7 @@ from rayjobs.steer.site import Site, embedded_site
 from tests.support.chromium import EXECUTABLE, Chromium
 from tests.support.steer_site import Uneven, controller_process, wait_for
 from tests.support.steering_cases import trained_bundle
-from tuning.steering.guards import GUARDS
+from tuning.steering.options import GUARDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
 

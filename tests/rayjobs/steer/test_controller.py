@@ -21,7 +21,7 @@ from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, opt
 from tests.support.windows import TOPOLOGY, window
 from tuning.policy.adviser import Advice
 from tuning.steering.decide import Steering
-from tuning.steering.guards import SteeringOptions
+from tuning.steering.options import SteeringOptions
 
 
 @dataclass

@@ -50,7 +50,7 @@ def site(running: Site) -> Site:
 def test_shadow_then_active_then_revert(site: Site, short_dir: Path) -> None:
     equal = Weights.equal(site.topology)
     drill = Drill(site, times_bundle(trained=False), short_dir / "steer", options("shadow"))
-    drill.until(lambda step: isinstance(step.decision.weights, ServiceTimes), 20)
+    drill.until(lambda step: isinstance(step.decision.control, ServiceTimes), 20)
     assert site.method() == "least_conn"
     assert site.control() == equal
     drill.folder.order(mode="active")

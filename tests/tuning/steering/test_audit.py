@@ -14,6 +14,7 @@ import torch
 from actuators.contract.window import Fault
 from actuators.errors import DataError
 from envs.simulator.testbed import SimulatedTestbed
+from tests.support.paths import DATA
 from tests.support.problems import TOPOLOGY, demo_scenario, problem
 from tests.support.steering_cases import EQUAL, UNEVEN, advice, recorded, trained_bundle
 from tests.support.windows import window
@@ -23,7 +24,7 @@ from tuning.policy.bundle import Bundle
 from tuning.policy.model import EquivariantNet
 from tuning.steering import audit, window_json
 from tuning.steering.audit import AuditLog
-from tuning.steering.guards import AuditOptions
+from tuning.steering.options import AuditOptions
 from tuning.steering.window_json import WindowModel
 
 
@@ -54,6 +55,15 @@ def test_the_same_bundle_decides_the_same_again(tmp_path: Path) -> None:
     assert [r.line["reason"] for r in again if not r.same] == []
     assert all(r.intact for r in again)
     assert {r.line["source"] for r in again} >= {"policy", "baseline", "hold"}
+
+
+@pytest.mark.parametrize("name", ["weights", "service_times"])
+def test_logs_of_earlier_releases_are_decided_alike(name: str) -> None:
+    """Written by commit 3889cd8, before the decision core was unified."""
+    again = list(audit.replay(DATA / "audit" / f"{name}.jsonl"))
+    assert len(again) >= 6
+    assert [r.line["reason"] for r in again if not (r.same and r.intact)] == []
+    assert {r.line["source"] for r in again} >= {"policy", "baseline"}
 
 
 def test_another_bundle_decides_otherwise_and_the_record_alone_decides_alike(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from actuators.contract.control import Weights
 from actuators.contract.window import Fault
 from tests.support.steering_cases import EQUAL, UNEVEN, Run, advice, options
 from tests.support.windows import TOPOLOGY, window
-from tuning.steering.guards import GUARDS
+from tuning.steering.options import GUARDS
 
 GOOD, LATE, FAILING = window(10.0), window(400.0), window(10.0, errors=50)
 BLIND = window(10.0, faults=(Fault("gap", "no answer"),))
@@ -23,7 +23,7 @@ def test_shadow_decides_and_changes_nothing() -> None:
     decisions = run.steps([GOOD] * 20, advice())
     assert all(d.source == "policy" and not d.change for d in decisions)
     assert run.steering.in_force == EQUAL
-    assert decisions[0].weights != EQUAL
+    assert decisions[0].control != EQUAL
 
 
 def test_the_baseline_is_measured_before_the_policy_acts() -> None:
@@ -38,7 +38,7 @@ def test_active_arrives_at_the_policys_weights_in_limited_steps() -> None:
     before = EQUAL.shares()
     for decision in run.steps([GOOD] * 12, advice()):
         if decision.change:
-            after = decision.weights.shares()
+            after = decision.control.shares()
             assert (after / before).max() < 1.2 * 1.02, "2 % for integer weights"
             before = after
     assert run.steering.in_force == UNEVEN
@@ -65,8 +65,8 @@ def test_floor_and_cap() -> None:
     run = Run(options(guards={"floor": 20, "cap_share": 0.6, "largest_step": 100.0}))
     decision = run.until_steering(GOOD, advice(extreme))
     assert {"floor", "cap"} & set(decision.guards)
-    assert decision.weights.shares().max() <= 0.61
-    assert decision.weights.values.min() >= 20
+    assert decision.control.shares().max() <= 0.61
+    assert decision.control.values.min() >= 20
 
 
 def test_too_little_traffic_holds() -> None:
@@ -83,8 +83,8 @@ def test_a_quiet_group_keeps_its_weights_while_others_move() -> None:
     run.steps([GOOD] * 2, advice(EQUAL))
     decision = run.step(window(10.0, requests=requests), advice())
     assert "traffic" in decision.guards
-    assert decision.weights.shares()[1] == pytest.approx([1 / 3] * 3)
-    assert decision.weights.shares()[0] == pytest.approx(UNEVEN.shares()[0], abs=0.01)
+    assert decision.control.shares()[1] == pytest.approx([1 / 3] * 3)
+    assert decision.control.shares()[0] == pytest.approx(UNEVEN.shares()[0], abs=0.01)
 
 
 def test_unreadable_statistics_hold_then_the_baseline() -> None:
@@ -181,7 +181,7 @@ def test_overload_pulls_to_equal() -> None:
     run.until_steering(GOOD, advice())
     decision = run.step(window(80.0), advice())
     assert ("overload" in decision.guards, decision.alarms) == (True, ("overload",))
-    assert decision.weights.shares() == pytest.approx(EQUAL.shares(), abs=0.01)
+    assert decision.control.shares() == pytest.approx(EQUAL.shares(), abs=0.01)
 
 
 def test_the_operator_pauses_resumes_and_reverts() -> None:
@@ -211,8 +211,8 @@ def test_servers_that_were_down_stay_down() -> None:
     down[:, 1] = True
     run = Run(options(guards={"largest_step": 100.0}), Weights(TOPOLOGY, np.full(TOPOLOGY.shape, 5), down))
     decision = run.until_steering(GOOD, advice())
-    assert np.array_equal(decision.weights.down, down)
-    assert decision.weights.shares()[0] == pytest.approx([0.8, 0.0, 0.2], abs=0.01)
+    assert np.array_equal(decision.control.down, down)
+    assert decision.control.shares()[0] == pytest.approx([0.8, 0.0, 0.2], abs=0.01)
 
 
 def test_whatever_comes_the_weights_are_legal() -> None:
@@ -223,7 +223,7 @@ def test_whatever_comes_the_weights_are_legal() -> None:
         wild = advice(Weights(TOPOLOGY, generator.integers(1, 101, TOPOLOGY.shape)))
         decision = run.step(windows[generator.integers(5)], [*given, wild, wild][generator.integers(6)])
         # Weights refuses what is not legal; an unusable window never changes to the policy's.
-        assert decision.weights.values.min() >= 1
+        assert decision.control.values.min() >= 1
         assert set(decision.guards) <= set(GUARDS)
         assert decision.reason
     assert {d.source for d in run.decisions} == {"policy", "baseline", "hold"}

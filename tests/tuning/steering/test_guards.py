@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from actuators.contract.control import Weights
 from actuators.contract.topology import Group, Topology
 from tests.support.windows import TOPOLOGY, window
-from tuning.steering import guards
-from tuning.steering.guards import Reference
+from tuning.steering import limits
+from tuning.steering.harm import Reference, error_ratio, tardiness_per_request
 
 RAGGED = Topology(
     (
@@ -44,7 +44,7 @@ def is_a_share(shares: NDArray[np.float64]) -> None:
 def test_no_share_changes_by_more_than_the_largest_step(
     wanted: NDArray[np.float64], present: NDArray[np.float64], largest: float
 ) -> None:
-    new, spoke = guards.stepped(wanted, present, MASK, largest)
+    new, spoke = limits.stepped(wanted, present, MASK, largest)
     is_a_share(new)
     ratio = np.where(MASK, new / np.where(MASK, present, 1), 1.0)
     assert ratio[MASK].max() <= largest * (1 + 1e-6)
@@ -55,14 +55,14 @@ def test_no_share_changes_by_more_than_the_largest_step(
 @given(tables, tables)
 def test_repeated_steps_arrive(wanted: NDArray[np.float64], present: NDArray[np.float64]) -> None:
     for _ in range(40):
-        present, spoke = guards.stepped(wanted, present, MASK, 1.5)
+        present, spoke = limits.stepped(wanted, present, MASK, 1.5)
     assert not spoke
     assert np.allclose(present, wanted)
 
 
 @given(tables, st.integers(1, 50))
 def test_no_weight_is_below_the_floor(shares: NDArray[np.float64], floor: int) -> None:
-    new, spoke = guards.floored(shares, MASK, floor)
+    new, spoke = limits.floored(shares, MASK, floor)
     is_a_share(new)
     relative = new / new.max(axis=1, keepdims=True)
     assert relative[MASK].min() >= floor / 100 - 1e-9
@@ -71,7 +71,7 @@ def test_no_weight_is_below_the_floor(shares: NDArray[np.float64], floor: int) -
 
 @given(tables, st.floats(0.5, 1.0))
 def test_no_share_is_above_the_cap(shares: NDArray[np.float64], cap: float) -> None:
-    new, spoke = guards.capped(shares, MASK, cap)
+    new, spoke = limits.capped(shares, MASK, cap)
     is_a_share(new)
     limit = np.maximum(cap, 1 / MASK.sum(axis=1))
     assert (new.max(axis=1) <= limit + 1e-6).all()
@@ -84,7 +84,7 @@ def test_integer_weights_leave_a_server_that_is_down_as_it_was() -> None:
     like = Weights(TOPOLOGY, np.full(TOPOLOGY.shape, 7), down)
     shares = np.tile([0.5, 0.5, 0.0], (3, 1))
     shares[[0, 2]] = [0.6, 0.3, 0.1]
-    weights = guards.as_weights(shares, like)
+    weights = limits.as_weights(shares, like)
     assert weights.down[1, 2]
     assert weights.values[1].tolist() == [100, 100, 7]
     assert weights.values[0].tolist() == [100, 50, 17]
@@ -92,29 +92,29 @@ def test_integer_weights_leave_a_server_that_is_down_as_it_was() -> None:
 
 def test_blending_goes_a_part_of_the_way() -> None:
     policy, base = np.array([[0.8, 0.2]]), np.array([[0.4, 0.6]])
-    assert guards.blended(policy, base, 0) == pytest.approx(base)
-    assert guards.blended(policy, base, 100) == pytest.approx(policy)
-    assert guards.blended(policy, base, 25) == pytest.approx(np.array([[0.5, 0.5]]))
+    assert limits.blended(policy, base, 0) == pytest.approx(base)
+    assert limits.blended(policy, base, 100) == pytest.approx(policy)
+    assert limits.blended(policy, base, 25) == pytest.approx(np.array([[0.5, 0.5]]))
 
 
 def test_a_group_is_overloaded_when_every_server_is_late() -> None:
     times = np.array([[90.0, 80.0, 70.0], [50.0, 50.0, 10.0], [10.0, 10.0, 10.0]])
-    late = guards.overloaded(window(times), DEADLINES_S, 1.0, 10)
+    late = limits.overloaded(window(times), DEADLINES_S, 1.0, 10)
     assert late.tolist() == [True, False, False]
-    assert not guards.overloaded(window(times, requests=2), DEADLINES_S, 1.0, 10).any()
+    assert not limits.overloaded(window(times, requests=2), DEADLINES_S, 1.0, 10).any()
 
 
 def test_one_server_alone_is_no_overload() -> None:
     requests = np.zeros(TOPOLOGY.shape, np.int64)
     requests[:, 0] = 100
-    assert not guards.overloaded(window(500.0, requests=requests), DEADLINES_S, 1.0, 10).any()
+    assert not limits.overloaded(window(500.0, requests=requests), DEADLINES_S, 1.0, 10).any()
 
 
 def test_tardiness_and_errors_are_per_request() -> None:
-    assert guards.tardiness_per_request(window(1.0), DEADLINES_S) == pytest.approx(0.0, abs=1e-6)
-    assert guards.tardiness_per_request(window(200.0), DEADLINES_S) > 2
-    assert guards.error_ratio(window(errors=25)) == pytest.approx(0.25)
-    assert guards.error_ratio(window(requests=0)) == 0.0
+    assert tardiness_per_request(window(1.0), DEADLINES_S) == pytest.approx(0.0, abs=1e-6)
+    assert tardiness_per_request(window(200.0), DEADLINES_S) > 2
+    assert error_ratio(window(errors=25)) == pytest.approx(0.25)
+    assert error_ratio(window(requests=0)) == 0.0
 
 
 def test_a_reference_averages_its_latest_windows() -> None:

@@ -24,7 +24,7 @@ from tests.support.windows import window
 from tuning.policy.adviser import Advice, Adviser, Recent
 from tuning.steering import audit
 from tuning.steering.audit import AuditLog, replay
-from tuning.steering.guards import GuardOptions
+from tuning.steering.options import GuardOptions
 
 WORKERS = 4.0
 
@@ -71,7 +71,7 @@ def test_it_goes_from_weights_to_service_times_in_limited_steps_and_arrives() ->
 def test_shadow_decides_times_and_changes_nothing() -> None:
     run = Run(options(mode="shadow"))
     decision = run.step(window(), given(MEASURED))
-    assert isinstance(decision.weights, ServiceTimes)
+    assert isinstance(decision.control, ServiceTimes)
     assert not decision.change
     assert run.steering.in_force == EQUAL
 
@@ -91,11 +91,11 @@ def test_a_revert_puts_back_the_weights_and_pausing_keeps_the_times() -> None:
     run = steered()
     held = run.steering.in_force
     run.steering.override = "paused"
-    assert run.step(window(), given(times((1, 1, 1), (1, 1, 1), (1, 1, 1)))).weights is held
+    assert run.step(window(), given(times((1, 1, 1), (1, 1, 1), (1, 1, 1)))).control is held
     run.steering.override = "reverted"
     decision = run.step(window(), given(MEASURED))
     assert decision.change
-    assert decision.weights == EQUAL
+    assert decision.control == EQUAL
     assert not run.step(window(), given(MEASURED)).change
 
 
@@ -103,7 +103,7 @@ def test_the_estimator_may_stand_in_for_the_policy() -> None:
     run = Run(options(baseline="estimator"))
     decision = run.step(window(), given(None))
     assert decision.source == "baseline"
-    assert decision.weights is MEASURED
+    assert decision.control is MEASURED
 
 
 def test_all_late_goes_to_what_is_measured_not_to_equal() -> None:

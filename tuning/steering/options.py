@@ -1,0 +1,98 @@
+"""Options of the guards, of the controller and of its audit log. Import nothing heavy here: `--help` reads them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from actuators.contract.control import MAX_WEIGHT
+from actuators.options import Options
+
+GuardName = Literal[
+    "floor", "cap", "step", "rate", "traffic", "stale", "novel", "policy", "errors", "art", "overload", "measuring",
+    "operator", "actuation",
+]  # fmt: skip
+GUARDS: tuple[GuardName, ...] = (
+    "floor", "cap", "step", "rate", "traffic", "stale", "novel", "policy", "errors", "art", "overload", "measuring",
+    "operator", "actuation",
+)  # fmt: skip
+"""In this order: smallest weight, largest share, largest change, change rate, too little traffic, statistics missing,
+unknown state, policy failed, error surge, later than the baseline, every server late, baseline being measured,
+operator's order, change not applied."""
+
+Mode = Literal["shadow", "blend", "active"]
+Override = Literal["", "paused", "reverted"]
+"""An operator's order that overrides every other rule; empty for none."""
+
+
+class GuardOptions(Options):
+    """Limits of the guards. Every guard that acts is counted and named in the audit log."""
+
+    floor: int = Field(default=3, ge=1, le=MAX_WEIGHT)
+    """Smallest weight of a server, where the largest of its group is 100."""
+    cap_share: float = Field(default=0.9, gt=0, le=1)
+    """Largest share of a group's traffic for one server; never below an equal share."""
+    largest_step: float = Field(default=1.5, gt=1)
+    """Largest factor by which one change may move a server's share, up or down."""
+    min_between_changes_s: float = Field(default=1.0, ge=0)
+    """Shortest time between two changes in seconds; a revert never waits."""
+    min_requests: int = Field(default=10, ge=0)
+    """Requests that a group needs in a window; with fewer it keeps its weights."""
+    stale_after_s: float = Field(default=10.0, gt=0)
+    """Time without usable statistics, in seconds, after which the baseline replaces the held weights."""
+    novel_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the servers that must lie outside every cluster for a window to count as novel."""
+    novel_above: float = Field(default=1.0, gt=0)
+    """Novelty above which a server lies outside every cluster; 1 is the three-sigma rule."""
+    novel_windows: int = Field(default=2, ge=1)
+    """Consecutive novel windows after which the baseline is put in force and a recalibration is advised."""
+    familiar_windows: int = Field(default=3, ge=1)
+    """Consecutive familiar windows after which the policy acts again."""
+    error_rise_ratio: float = Field(default=0.02, gt=0, le=1)
+    """Share of failed requests above the baseline's share that counts as a surge."""
+    error_windows: int = Field(default=2, ge=1)
+    """Consecutive windows with a surge after which the baseline is put back."""
+    art_worse_ratio: float = Field(default=0.25, gt=0)
+    """Relative increase of tardiness over the baseline's that is tolerated."""
+    art_margin: float = Field(default=0.1, ge=0)
+    """Relative tardiness per request tolerated on top of that, for a baseline near zero."""
+    art_windows: int = Field(default=4, ge=1)
+    """Consecutive windows beyond this tolerance after which the baseline is put back."""
+    back_off_s: float = Field(default=60.0, gt=0)
+    """Time under the baseline after the first revert, in seconds; it doubles with every further revert."""
+    max_back_off_s: float = Field(default=3600.0, gt=0)
+    """Longest back-off in seconds; after this time without harm the back-off starts at `back_off_s` again."""
+    reference_windows: int = Field(default=10, ge=1)
+    """Windows under the baseline that are measured before the policy may act."""
+    reference_age_s: float = Field(default=3600.0, gt=0)
+    """Age in seconds after which the baseline is measured again, for as many windows."""
+    overload_ratio: float = Field(default=1.0, gt=0)
+    """Mean response time relative to the deadline above which a server is late."""
+    overload_pull: float = Field(default=0.5, ge=0, le=1)
+    """How far a group whose servers are all late is pulled to equal weights, or to the measured service times;
+    1 is all the way."""
+
+
+class SteeringOptions(Options):
+    """What the controller is allowed to do."""
+
+    mode: Mode = "shadow"
+    """`shadow` decides and changes nothing; `blend` goes `blend_percent` of the way to the policy's weights; `active`
+    goes all the way."""
+    blend_percent: float = Field(default=10.0, ge=0, le=100)
+    """In `blend`: how far from the baseline's weights to the policy's, in percent."""
+    baseline: Literal["original", "equal", "inverse_latency", "estimator"] = "original"
+    """What replaces the policy: the weights in force at the start, equal weights, or the baseline under the bundle's
+    residual, `inverse_latency` or its service-time `estimator`."""
+    guards: GuardOptions = GuardOptions()
+    """Limits of the guards."""
+
+
+class AuditOptions(Options):
+    """Size and number of the audit log's files."""
+
+    max_bytes: int = Field(default=16 * 2**20, ge=1024)
+    """Size in bytes at which the file is rotated."""
+    keep: int = Field(default=8, ge=1)
+    """Number of rotated files that are kept."""
