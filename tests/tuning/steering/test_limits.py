@@ -1,4 +1,4 @@
-"""Limits on single changes hold for any shares; watches over windows read them as the judge does."""
+"""Limits on single changes hold for any shares; the averages over windows are those that the judge reads."""
 
 from __future__ import annotations
 
