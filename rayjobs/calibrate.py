@@ -38,7 +38,8 @@ class CalibrateVerbOptions(Options):
 def run(options: CalibrateVerbOptions) -> int:
     """Prints the fitted parameters with 95 % intervals and the held-out comparison; writes `calibration.json`."""
     from envs.calibration.calibrate import calibrate
-    from rayjobs.cli.progress import Progress, Stage, remarks, results
+    from rayjobs.cli.console import console_err, console_out
+    from rayjobs.cli.progress import Progress, Stage
     from rayjobs.runs.folder import RunFolder
 
     windows, topology, notes = windows_of(options.snapshots)
@@ -48,12 +49,12 @@ def run(options: CalibrateVerbOptions) -> int:
         found = calibrate(windows, topology, options.calibrate, options.seed, source, stage.update)
     found.save(folder.path / FILE)
     for note in (*notes, *warnings(found)):
-        remarks().print(f"warning: {note}", markup=False)
+        console_err().print(f"warning: {note}", markup=False)
     for table in (parameters_table(found), arrivals_table(found), comparison_table(found)):
-        results().print(table)
+        console_out().print(table)
     verdict = "the simulator passes" if found.faithful else "the simulator does not pass"
-    results().print(f"{verdict}: mean within 10 % and p99 within 20 % per group on held-out windows")
-    results().print(
+    console_out().print(f"{verdict}: mean within 10 % and p99 within 20 % per group on held-out windows")
+    console_out().print(
         f"train on it: deepsched train --set 'training.scenarios=[{folder.path / FILE}]'", soft_wrap=True, markup=False
     )
     return 0

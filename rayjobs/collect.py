@@ -20,9 +20,9 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.statistics.reader import CollectOptions, StatusReader
 from actuators.statistics.recording import SnapshotWriter, record
 from actuators.testbed.parts import LiveOptions, make_load, make_nginx, make_server
+from rayjobs.cli.console import console_err
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks
 from rayjobs.load import parse_target, topology_of
 from rayjobs.runs.folder import RunFolder
 
@@ -129,7 +129,7 @@ def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bo
 
 
 def _say(line: str) -> None:
-    remarks().print(f"deepsched collect: {line}", markup=False)
+    console_err().print(f"deepsched collect: {line}", markup=False)
 
 
 VERB = Verb(

@@ -24,7 +24,7 @@ class CompareOptions(Options):
 
 def run(options: CompareOptions) -> int:
     """Prints a row per scenario and policy, a column per run: values, ratios to each run's own reference."""
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
     from tuning.judging.agreement import comparison_rows, load_evaluations
     from tuning.judging.statistics import METRICS
 
@@ -38,7 +38,7 @@ def run(options: CompareOptions) -> int:
             print(_markdown(path, options.metric))
         return 0
     runs = {name: load_evaluations(path) for name, path in _names(options.runs).items()}
-    results().print(_table(comparison_rows(runs), list(runs), options.metric))
+    console_out().print(_table(comparison_rows(runs), list(runs), options.metric))
     return 0
 
 

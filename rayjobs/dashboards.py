@@ -30,7 +30,7 @@ class DashboardsOptions(Options):
 
 def run(options: DashboardsOptions) -> int:
     """Writes the files; says how to start both programs with them."""
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
 
     folder = writable_folder(options.out).absolute()
     grafana = folder / "grafana"
@@ -44,7 +44,7 @@ def run(options: DashboardsOptions) -> int:
     write_json(grafana / "dashboards" / "deep-scheduling.json", dashboard())
     for name, content in provisioning(options, grafana).items():
         write_atomic(grafana / "provisioning" / name, yaml.safe_dump(content, sort_keys=False).encode())
-    out = results()
+    out = console_out()
     out.print(f"prometheus --config.file={folder}/prometheus.yml", markup=False, soft_wrap=True)
     out.print(f"GF_PATHS_PROVISIONING={grafana}/provisioning grafana server", markup=False, soft_wrap=True)
     return 0

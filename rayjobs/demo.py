@@ -81,7 +81,7 @@ def run(options: DemoOptions) -> int:
     """Prints the table and the report's path; everything started is ended, whatever happens."""
     options = resolve(options)
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.progress import remarks, results
+    from rayjobs.cli.console import console_err, console_out
     from rayjobs.doctor import diagnose, require
     from rayjobs.runs.report import write_run_report
     from tuning.judging.tables import print_evaluation
@@ -104,10 +104,10 @@ def run(options: DemoOptions) -> int:
             with progress.stage("report"):
                 report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, seen)
     except KeyboardInterrupt:
-        remarks().print(kept(), markup=False, soft_wrap=True)
+        console_err().print(kept(), markup=False, soft_wrap=True)
         raise
-    print_evaluation(evaluation.to_json(), results())
-    results().print(f"report: {report}", soft_wrap=True)
+    print_evaluation(evaluation.to_json(), console_out())
+    console_out().print(f"report: {report}", soft_wrap=True)
     return 0
 
 

@@ -30,8 +30,8 @@ from actuators.files import writable_folder
 from actuators.load.build import cache_dir, find_compiler
 from actuators.nginx.detect import INSTALL, NginxBuild, detect
 from actuators.options import Options
+from rayjobs.cli.console import console_out
 from rayjobs.cli.main import EXIT_USER_ERROR, Verb, run_verb
-from rayjobs.cli.progress import results
 from rayjobs.runs.folder import pinned_versions
 
 Level = Literal["ok", "poor", "missing"]
@@ -290,7 +290,7 @@ def table(findings: Sequence[Finding]) -> Table:
 def run(options: DoctorOptions) -> int:
     """Prints the table; 0 when the demo can run, 2 when it cannot."""
     findings = diagnose(options.nginx)
-    out = results()
+    out = console_out()
     out.print(table(findings))
     missing = [finding.name for finding in findings if finding.level == "missing"]
     out.print("The demo can run: make demo" if not missing else f"The demo cannot run yet: {', '.join(missing)}.")

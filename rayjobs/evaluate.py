@@ -20,8 +20,9 @@ from actuators.errors import ConfigError, DataError, DeepSchedError, closest
 from actuators.options import Options
 from actuators.testbed.parts import LiveOptions
 from rayjobs.cli.config import load_options
+from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import Progress, Stage, remarks
+from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, open_testbed
 from tuning.judging.plan import JudgeOptions
@@ -82,7 +83,7 @@ class EvaluateOptions(Options):
 
 def run(options: EvaluateOptions) -> int:
     """Prints a table per part; `evaluation.json`, both parquet files and `report.html` are in the run's folder."""
-    from rayjobs.cli.progress import remarks, results
+    from rayjobs.cli.console import console_err, console_out
     from rayjobs.runs.report import write_evaluation_report
     from tuning.judging.tables import print_evaluation
 
@@ -94,12 +95,12 @@ def run(options: EvaluateOptions) -> int:
             with progress.stage("report"):
                 report = write_evaluation_report(folder, evaluations)
     except (DeepSchedError, KeyboardInterrupt):
-        remarks().print(f"finished blocks are kept; `deepsched evaluate --resume {folder.path}` goes on",
+        console_err().print(f"finished blocks are kept; `deepsched evaluate --resume {folder.path}` goes on",
                         markup=False, soft_wrap=True)  # fmt: skip
         raise
     for evaluation in evaluations:
-        print_evaluation(evaluation.to_json(), results())
-    results().print(f"report: {report}", soft_wrap=True)
+        print_evaluation(evaluation.to_json(), console_out())
+    console_out().print(f"report: {report}", soft_wrap=True)
     return 0
 
 
@@ -313,11 +314,11 @@ def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
 
     if spec.kind not in ("any", kind):
         what = "an oracle of the simulator" if spec.kind == "simulated" else "another balancer"
-        remarks().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
+        console_err().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
         return False
     missing = why_missing(spec.base, _programs(live)) if spec.kind == "live" else ""
     if missing:
-        remarks().print(f"left out: {spec.name}: {missing}", markup=False)
+        console_err().print(f"left out: {spec.name}: {missing}", markup=False)
     return not missing
 
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from actuators.errors import BundleError, ConfigError, MissingToolError
 from actuators.files import replacing
 from actuators.options import Options
+from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import results
 
 TOLERANCE = 1e-5
 """Largest difference of any output that is still called equal: float32 sums in another order."""
@@ -38,7 +38,9 @@ def run(options: ExportOptions) -> int:
         raise ConfigError("give a bundle", where="export", remedy="deepsched export runs/…/bundle")
     out = options.out or options.bundle.absolute().parent / "policy.onnx"
     difference = export_onnx(options.bundle, out, options.checks)
-    results().print(f"written: {out}; largest difference over {options.checks} inputs: {difference:.1e}", markup=False)
+    console_out().print(
+        f"written: {out}; largest difference over {options.checks} inputs: {difference:.1e}", markup=False
+    )
     return 0
 
 

@@ -27,8 +27,8 @@ from actuators.load.hdr_files import log_header, log_lines, percentile_table
 from actuators.load.plans import PlanOptions, make_streams, plan_text
 from actuators.load.summary import ERROR_CLASSES, LoadSummary
 from actuators.load.wrk2 import Wrk2Engine, Wrk2Options
+from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks, results
 from rayjobs.runs.folder import RunFolder
 
 
@@ -76,7 +76,7 @@ class LoadReport:
             for kind, counts in (("corrected", summary.latency_counts[i]), ("raw", summary.raw_counts[i])):
                 write_atomic(self._folder.file(f"{name}-{kind}.hgrm"), percentile_table(counts))
         if not self._json_lines:
-            out = results()
+            out = console_out()
             out.print(counts_table(summary))
             out.print(latency_table(summary))
             out.print(footer(summary), markup=False)
@@ -215,7 +215,7 @@ def run(options: LoadRunOptions) -> int:
                 _run_native(options, address, topology, streams, folder, report)
         finally:
             if report.has_results:
-                (remarks() if json_lines else results()).print(f"written: {folder.path}", markup=False)
+                (console_err() if json_lines else console_out()).print(f"written: {folder.path}", markup=False)
     return 0
 
 
@@ -301,7 +301,7 @@ def _run_wrk2(options: LoadRunOptions, streams: Sequence[Stream], folder: RunFol
     with Wrk2Engine(options.wrk2, folder.path / "wrk2") as engine:
         engine.start(options.target, streams, duration_s=options.duration_s)
         for warning in engine.warnings:
-            remarks().print(f"deepsched load: {warning}", markup=False)
+            console_err().print(f"deepsched load: {warning}", markup=False)
         try:
             while not engine.wait(POLL_S):
                 pass

@@ -17,8 +17,9 @@ from actuators.errors import BundleError, ConfigError
 from actuators.files import write_atomic
 from actuators.options import Options
 from actuators.testbed.parts import LiveOptions
+from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import Progress, Stage, remarks, results
+from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.recordings import read_windows, windows_of
 from rayjobs.runs.testbed import TestbedKind, open_testbed
@@ -71,7 +72,7 @@ def run(options: ObserveVerbOptions) -> int:
     if (asked := _about_an_encoder(options)) is not None:
         return asked
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import PAGE, Steps, keep_states
     from tuning.options import TrainingOptions
@@ -91,12 +92,12 @@ def run(options: ObserveVerbOptions) -> int:
         observed = steps.observe(testbed, scenario(options.scenario), options.observe, TrainingOptions())
         found = keep_states(folder, observed, options.observe.encoder, options.seed)
     for group, seconds in zip(testbed.topology.groups, observed.deadlines.seconds, strict=True):
-        results().print(f"{group.request_type}: deadline {1e3 * seconds:.1f} ms")
+        console_out().print(f"{group.request_type}: deadline {1e3 * seconds:.1f} ms")
     encoder = observed.problem.encoder
     criterion = options.observe.encoder.criterion.upper()
     tried = ", ".join(f"{candidate.clusters} ({candidate.stability:.2f})" for candidate in found)
-    results().print(f"{encoder.clusters} clusters, the lowest {criterion}; K (stability): {tried}", markup=False)
-    results().print(f"what they mean: {folder.path / PAGE}", soft_wrap=True)
+    console_out().print(f"{encoder.clusters} clusters, the lowest {criterion}; K (stability): {tried}", markup=False)
+    console_out().print(f"what they mean: {folder.path / PAGE}", soft_wrap=True)
     return 0
 
 
@@ -133,17 +134,17 @@ def check_encoder(options: ObserveVerbOptions, folder: Path) -> int:
     topology, encoder, deadlines_s = load_known(folder, topology)
     found = check(read_windows(snapshots, topology), topology, encoder, deadlines_s)
     needed = found.share > options.novel_share
-    results().print(f"{found.novel} of {found.windows} windows are novel, typical novelty {found.typical:.2f}")
-    results().print(f"deepsched_novel_window_share {found.share:.4f}")
+    console_out().print(f"{found.novel} of {found.windows} windows are novel, typical novelty {found.typical:.2f}")
+    console_out().print(f"deepsched_novel_window_share {found.share:.4f}")
     limit = f"the limit is {options.novel_share:.0%}"
     if needed:
         said = f"recalibrate: {found.share:.0%} of the windows are unlike any observed; {limit}"
-        remarks().print(f"warning: {said}", markup=False)
-        results().print(
+        console_err().print(f"warning: {said}", markup=False)
+        console_out().print(
             f"deepsched observe --recalibrate {folder} --snapshots {snapshots}", markup=False, soft_wrap=True
         )
     else:
-        results().print(f"the encoder still fits; {limit}", markup=False)
+        console_out().print(f"the encoder still fits; {limit}", markup=False)
     return EXIT_RECALIBRATE if needed else 0
 
 
@@ -167,15 +168,15 @@ def recalibrate_encoder(options: ObserveVerbOptions, folder: Path) -> int:
     _say(old, fresh, proof)
     if not proof.proven:
         for reason in proof.reasons:
-            remarks().print(f"warning: not proven: {reason}", markup=False)
-        results().print(f"the old encoder stays in {folder}", markup=False, soft_wrap=True)
+            console_err().print(f"warning: not proven: {reason}", markup=False)
+        console_out().print(f"the old encoder stays in {folder}", markup=False, soft_wrap=True)
         return EXIT_NOT_PROVEN
     samples = np.concatenate([known, new.reshape(-1, flat.shape[1])])
     if (folder / BUNDLE).exists():
         _swap_bundle(options, folder, fresh, samples)
     else:
         _swap_encoder(folder, fresh, samples)
-    results().print(f"the new encoder is in {folder}; back: deepsched observe --rollback {folder}", markup=False,
+    console_out().print(f"the new encoder is in {folder}; back: deepsched observe --rollback {folder}", markup=False,
                     soft_wrap=True)  # fmt: skip
     return 0
 
@@ -193,7 +194,7 @@ def roll_back(folder: Path) -> int:
         kept = Encoder.load(folder / PREVIOUS / ENCODER)
         earlier = folder / PREVIOUS / SAMPLES
         _swap_encoder(folder, kept, load_samples(earlier, kept.names) if earlier.exists() else None)
-    results().print(f"the earlier encoder is back in {folder}", markup=False, soft_wrap=True)
+    console_out().print(f"the earlier encoder is back in {folder}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -214,7 +215,9 @@ def _known(folder: Path, encoder: Encoder, seed: int) -> FloatArray:
         # A bundle was exported beside what its run observed, unless somebody has moved it.
         with contextlib.suppress(BundleError):
             return load_samples(beside, encoder.names)
-    remarks().print("warning: what the encoder was fitted to is not kept; draws from it take its place", markup=False)
+    console_err().print(
+        "warning: what the encoder was fitted to is not kept; draws from it take its place", markup=False
+    )
     return drawn_samples(encoder, seed)
 
 
@@ -226,7 +229,7 @@ def _say(old: Encoder, fresh: Encoder, proof: Proof) -> None:
         f"held-out old samples: log likelihood per sample {-proof.forgotten:+.2f}",
         f"stability over seeds and resamples: {proof.stability:.2f} (adjusted Rand index)",
     ):
-        results().print(line, markup=False)
+        console_out().print(line, markup=False)
 
 
 def _swap_encoder(folder: Path, fresh: Encoder, samples: FloatArray | None) -> None:
@@ -291,7 +294,7 @@ def _retrained(options: ObserveVerbOptions, warm: Bundle) -> tuple[EquivariantNe
         held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)
         trainer.train_simulated(training_scenarios(training, options.work_scale), held_out)
     if trainer.proof is not None:
-        remarks().print(trainer.proof.told(), markup=False, soft_wrap=True)
+        console_err().print(trainer.proof.told(), markup=False, soft_wrap=True)
     return trainer.net(), folder.path
 
 

@@ -34,7 +34,8 @@ def run(options: ParkTrainOptions) -> int:
 
     from actuators.files import write_json
     from envs.study.park import POLICIES, mean_job_times
-    from rayjobs.cli.progress import Progress, Stage, results
+    from rayjobs.cli.console import console_out
+    from rayjobs.cli.progress import Progress, Stage
     from rayjobs.runs.folder import RunFolder
 
     folder = RunFolder.create(options.out, "park", options.seed, options)
@@ -46,8 +47,8 @@ def run(options: ParkTrainOptions) -> int:
             times = {policy: mean_job_times(policy, range(options.episodes), None, scorer) for policy in POLICIES}
     found = {p: (float(t.mean()), float(t.std(ddof=1) / len(t) ** 0.5)) for p, t in times.items()}
     write_json(folder.path / "park.json", {p: {"mean": m, "standard_error": e} for p, (m, e) in found.items()})
-    results().print(_table(found, options.episodes))
-    results().print(f"kept: {folder.path}", soft_wrap=True)
+    console_out().print(_table(found, options.episodes))
+    console_out().print(f"kept: {folder.path}", soft_wrap=True)
     return 0
 
 

@@ -32,7 +32,7 @@ class ReproduceOptions(Options):
 
 def run(options: ReproduceOptions) -> int:
     """Runs it again and says for every part whether it agrees; 1 when one does not."""
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
     from tuning.judging.agreement import agreement, load_evaluations
 
     old = load_evaluations(options.run)
@@ -47,10 +47,10 @@ def run(options: ReproduceOptions) -> int:
     new = load_evaluations(fresh)
     found = [agreement(title, content, new[title]) for title, content in old.items() if title in new]
     for part in found:
-        results().print(part.sentence, markup=False, soft_wrap=True)
+        console_out().print(part.sentence, markup=False, soft_wrap=True)
     missing = [title for title in old if title not in new]
     for title in missing:
-        results().print(f"{title}: was not judged again", markup=False)
+        console_out().print(f"{title}: was not judged again", markup=False)
     write_json(folder.path / "reproduce.json", {
         "run": str(options.run.absolute()), "again": str(fresh),
         "parts": [{"part": p.title, "exact": p.exact, "differences": list(p.differences), "compared": p.compared}

@@ -39,10 +39,10 @@ class ScenariosOptions(Options):
 
 def run(options: ScenariosOptions) -> int:
     """Prints the list, or one scenario; writes what was asked for."""
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
 
     if options.action == "list":
-        results().print(_list())
+        console_out().print(_list())
         return 0
     from actuators.contract.topology import social_network
     from actuators.files import write_atomic, write_json
@@ -51,15 +51,15 @@ def run(options: ScenariosOptions) -> int:
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     chosen = scenario(options.scenario, options.duration_s)
     script = chosen.script(topology, options.seed)
-    results().print(f"{script.name}: {chosen.summary}; seed {options.seed}, {script.duration_s:g} s", markup=False)
+    console_out().print(f"{script.name}: {chosen.summary}; seed {options.seed}, {script.duration_s:g} s", markup=False)
     for line in describe(script):
-        results().print(line, markup=False)
+        console_out().print(line, markup=False)
     if options.json_out is not None:
         write_json(options.json_out, script.to_json())
-        results().print(f"written: {options.json_out}", markup=False)
+        console_out().print(f"written: {options.json_out}", markup=False)
     if options.page is not None:
         write_atomic(options.page, _page(script))
-        results().print(f"written: {options.page}", markup=False)
+        console_out().print(f"written: {options.page}", markup=False)
     return 0
 
 

@@ -18,8 +18,8 @@ from actuators.contract.script import ServiceDistribution
 from actuators.errors import ConfigError, DataError, ServiceError
 from actuators.options import Options
 from actuators.social_network.store import SocialNetworkOptions
+from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks, results
 
 if TYPE_CHECKING:
     from actuators.contract.script import Script
@@ -85,11 +85,11 @@ def run(options: ServiceOptions) -> int:
         for server in servers:
             server.play(script, live)
         try:
-            results().print(_overview(servers, script))
+            console_out().print(_overview(servers, script))
             _explain(servers[0])
             _watch(servers, options.duration_s)
         except KeyboardInterrupt:
-            remarks().print("ending…")
+            console_err().print("ending…")
         finally:
             _conclude(servers)
     return 0
@@ -164,7 +164,7 @@ def _overview(servers: list[SocialNetworkServer], script: Script) -> Table:
 
 def _explain(server: SocialNetworkServer) -> None:
     """Commands that can be pasted, on stderr."""
-    aside = remarks()
+    aside = console_err()
     for line in (
         f"try:      curl 'http://{server.address}/wrk2-api/home-timeline/read?user_id=3&start=0&stop=2'",
         f"disturb:  curl http://{server.admin}/behaviours -d '{{\"speed\": 0.5}}'",
@@ -185,7 +185,7 @@ def _watch(servers: list[SocialNetworkServer], duration_s: float) -> None:
         select.select([], [], [], min(_LOOK_EVERY_S, max(end_s - time.monotonic(), 0)))
         for index in [index for index in alive if not servers[index].running]:
             alive.discard(index)
-            remarks().print(f"server {index + 1} ({servers[index].address}) has died; the others go on")
+            console_err().print(f"server {index + 1} ({servers[index].address}) has died; the others go on")
         if not alive:
             raise ServiceError("all servers have died", remedy="start the service again")
 
@@ -202,7 +202,7 @@ def _conclude(servers: list[SocialNetworkServer]) -> None:
         f"{request_type} " + ", ".join(f"{count} × {status}" for status, count in statuses.items())
         for request_type, statuses in counted.items()
     )
-    results().print(f"answered: {text or 'nothing'}", markup=False)
+    console_out().print(f"answered: {text or 'nothing'}", markup=False)
 
 
 def _requests(server: SocialNetworkServer) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def run(options: SimulateOptions) -> int:
     from envs.scenarios.lookup import scenario
     from envs.study.judge import judge
     from envs.study.rules import RULES, rule_named
-    from rayjobs.cli.progress import remarks, results
+    from rayjobs.cli.console import console_err, console_out
 
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     played = scenario(options.scenario, options.duration_s)
@@ -57,10 +57,10 @@ def run(options: SimulateOptions) -> int:
         else judge(rule, played, topology, options.seeds, options.interval_s)
         for rule in rules
     }
-    results().print(_table(f"{played.name}: {played.summary}", scores, base))
+    console_out().print(_table(f"{played.name}: {played.summary}", scores, base))
     requests = base.requests + sum(s.requests for name, s in scores.items() if name != "least_conn")
     took_s = time.perf_counter() - start
-    remarks().print(f"{requests / 1e6:.1f} million simulated requests in {took_s:.1f} s", markup=False)
+    console_err().print(f"{requests / 1e6:.1f} million simulated requests in {took_s:.1f} s", markup=False)
     return 0
 
 

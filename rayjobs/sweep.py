@@ -60,7 +60,7 @@ class SweepOptions(Options):
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.progress import remarks
+    from rayjobs.cli.console import console_err
     from rayjobs.runs.steps import training_scenarios
     from tuning.search.space import check
 
@@ -72,7 +72,7 @@ def run(options: SweepOptions) -> int:
     try:
         _work(options, folder)
     except KeyboardInterrupt:
-        remarks().print(f"go on with: deepsched sweep --resume {folder.path}", markup=False, soft_wrap=True)
+        console_err().print(f"go on with: deepsched sweep --resume {folder.path}", markup=False, soft_wrap=True)
         raise
     return 0
 
@@ -90,7 +90,7 @@ def _folder(options: SweepOptions) -> tuple[RunFolder, SweepOptions]:
 def _work(options: SweepOptions, folder: RunFolder) -> None:
     from actuators.files import write_json
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
     from rayjobs.runs.folder import upload
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.usage import CpuUsage, session_name
@@ -137,10 +137,10 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
             report = write_sweep_report(folder.path, table, histories(grid), options.search, evaluations)
             if options.storage:
                 upload(folder.path, options.storage)
-    print_best(table, evaluations, results())
-    results().print(_pace(len(grid), usage), soft_wrap=True)
-    results().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
-    results().print(f"report: {report}", soft_wrap=True)
+    print_best(table, evaluations, console_out())
+    console_out().print(_pace(len(grid), usage), soft_wrap=True)
+    console_out().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
+    console_out().print(f"report: {report}", soft_wrap=True)
 
 
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:

@@ -20,13 +20,13 @@ class TestbedsOptions(Options):
 
 def run(options: TestbedsOptions) -> int:
     """Prints a table of testbeds with what they do, their faults and the nodes of their parts."""
-    from rayjobs.cli.progress import results
+    from rayjobs.cli.console import console_out
 
     rows = []
     for ray, found in _everywhere(options.address):
         rows += [(ray, row) for row in found]
     if not rows:
-        results().print("no testbed of ours runs here")
+        console_out().print("no testbed of ours runs here")
         return 0
     from rich.table import Table
 
@@ -37,7 +37,7 @@ def run(options: TestbedsOptions) -> int:
         places = "\n".join(f"{part}: {node}" for part, node in row["places"].items())
         figures = (str(row[name]) for name in ("windows", "faults", "builds"))
         table.add_row(ray, row["name"], row["doing"], row["method"], *figures, places)
-    results().print(table)
+    console_out().print(table)
     return 0
 
 

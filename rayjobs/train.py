@@ -66,7 +66,7 @@ def run(options: TrainOptions) -> int:
     if options.testbed == "live":
         return run_live(options)
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.progress import remarks, results
+    from rayjobs.cli.console import console_err, console_out
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import Steps
     from rayjobs.runs.testbed import open_testbed
@@ -88,11 +88,11 @@ def run(options: TrainOptions) -> int:
         trainer = steps.train(observed, training, watched.work_scale)
         bundle = steps.export(trainer)
         if trainer.proof is not None:
-            remarks().print(trainer.proof.told(), markup=False, soft_wrap=True)
+            console_err().print(trainer.proof.told(), markup=False, soft_wrap=True)
         policies = contenders(observed.problem, training.method, bundle.policy())
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
-    print_evaluation(evaluation.to_json(), results())
-    results().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
+    print_evaluation(evaluation.to_json(), console_out())
+    console_out().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
     return 0
 
 
@@ -127,7 +127,7 @@ def _with_records(
     """Offline algorithms get the recorded windows; without any, the observed ones and some simulated steps."""
     if not training.algorithm.offline or training.algorithm.transitions is not None:
         return training
-    from rayjobs.cli.progress import remarks
+    from rayjobs.cli.console import console_err
     from rayjobs.runs.steps import training_scenarios
     from tuning.learning.recordings import from_simulation, from_windows, write_transitions
     from tuning.learning.scoring import ScriptSource
@@ -140,7 +140,7 @@ def _with_records(
         seen = from_windows([*observed.windows.equal, *observed.windows.exploring], problem, "observed")
         found = itertools.chain(seen, from_simulation(problem, source, training, seed))
     count = write_transitions(found, target)
-    remarks().print(f"{training.algorithm.name} learns from {count} steps", markup=False)
+    console_err().print(f"{training.algorithm.name} learns from {count} steps", markup=False)
     algorithm = training.algorithm.model_copy(update={"transitions": target.resolve()})
     return training.model_copy(update={"algorithm": algorithm})
 
@@ -193,7 +193,7 @@ def run_live(options: TrainOptions) -> int:
     """Observes the first testbed, trains simulated, trains on all testbeds at once, judges on the first one."""
     from actuators.contract.topology import social_network
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.progress import remarks, results
+    from rayjobs.cli.console import console_err, console_out
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import Steps
     from tuning.judging.contenders import LEARNED, contenders
@@ -237,14 +237,14 @@ def run_live(options: TrainOptions) -> int:
                 options.seed,
                 start=None if trainer.checkpoint is None else module_path(trainer.checkpoint),
                 report=report,
-                say=lambda text: remarks().print(text, markup=False, soft_wrap=True),
+                say=lambda text: console_err().print(text, markup=False, soft_wrap=True),
             )
             trainer.net().load_state_dict(run.run(testbeds, watched).state_dict())
         bundle = steps.export(trainer)
         policies = contenders(observed.problem, training.method, bundle.policy())
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
-    print_evaluation(evaluation.to_json(), results())
-    results().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
+    print_evaluation(evaluation.to_json(), console_out())
+    console_out().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
     return 0
 
 

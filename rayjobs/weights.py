@@ -25,8 +25,8 @@ from actuators.external.actuator import (
 from actuators.files import write_atomic
 from actuators.nginx.config import NginxOptions, render_snippet
 from actuators.nginx.detect import detect
+from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks, results
 
 
 class WeightsOptions(ActuatorOptions):
@@ -77,7 +77,7 @@ def _show(actuator: Actuator) -> None:
                 value = f"tau {control.tau_s[g, s] * 1e3:.3f} ms, {control.workers[s]:g} workers"
             else:
                 value = "down" if control.down[g, s] else str(control.values[g, s])
-            results().print(f"{group.name}/{server}={value}", markup=False, highlight=False)
+            console_out().print(f"{group.name}/{server}={value}", markup=False, highlight=False)
 
 
 def _set(options: WeightsOptions, actuator: Actuator) -> None:
@@ -132,7 +132,7 @@ def _snippet(options: WeightsOptions, actuator: Actuator) -> None:
 
 
 def _say(line: str) -> None:
-    remarks().print(f"deepsched weights: {line}", markup=False, highlight=False)
+    console_err().print(f"deepsched weights: {line}", markup=False, highlight=False)
 
 
 VERB = Verb(

@@ -19,8 +19,8 @@ from actuators.errors import ConfigError, DeepSchedError, closest
 from actuators.files import writable_folder, write_json
 from actuators.options import Options
 from rayjobs.bench.parts.bars import Bar, BenchContext
+from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks, results
 from rayjobs.runs.folder import commit, machine
 
 EXIT_BAR_MISSED = 1
@@ -105,8 +105,8 @@ def run(options: BenchOptions) -> int:
         if len(wanted) > 1:
             write_json(options.out.with_suffix(".json"), together(measured, options.seed))
     if len(wanted) > 1:
-        results().print(table("all", measured))
-        results().print(f"written: {options.out.with_suffix('.json')}", markup=False)
+        console_out().print(table("all", measured))
+        console_out().print(f"written: {options.out.with_suffix('.json')}", markup=False)
     return max((_code(found) for found in measured.values()), default=0)
 
 
@@ -125,13 +125,13 @@ def together(measured: Mapping[str, tuple[Bar, ...] | str], seed: int) -> dict[s
 
 def _run_one(name: str, options: BenchOptions) -> tuple[Bar, ...] | str:
     """The bars, or why there are none."""
-    aside = remarks()
+    aside = console_err()
     try:
         bars = run_bench(name, options, lambda line: aside.print(f"bench {name}: {line}", markup=False))
     except DeepSchedError as error:
         aside.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
         return str(error)
-    out = results()
+    out = console_out()
     out.print(table(name, {name: bars}))
     out.print(f"written: {options.out / name}.json", markup=False)
     return bars

@@ -32,8 +32,8 @@ from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.serve import make_bundle
+from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks
 from rayjobs.runs.folder import commit, machine
 from rayjobs.steer.controller import Controller, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
@@ -205,7 +205,7 @@ def run(options: SoakOptions) -> int:
     def say(result: Soak) -> None:
         record = result.record()
         write_json(options.out, record)
-        remarks().print(
+        console_err().print(
             f"soak: {record['seconds']:.0f} s, {record['answered']} answered, {record['failed']} failed,"
             f" {record['changes']} changes, {record['controller_mb']['last']} MB", markup=False, soft_wrap=True,
         )  # fmt: skip

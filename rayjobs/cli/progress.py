@@ -1,11 +1,7 @@
-"""Says what a long job does, for how long, and what is next: drawn live on a terminal, plain lines elsewhere.
-
-The two consoles that verbs print to: results on stdout, everything said on the way on stderr.
-"""
+"""Says what a long job does, for how long, and what is next: drawn live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,18 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-_PLAIN_WIDTH = 160
-
-
-def results() -> Console:
-    """For tables and paths; wide when it is not a terminal, so that a pipe gets no wrapped cells."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
-
-
-def remarks() -> Console:
-    """For progress and remarks."""
-    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else _PLAIN_WIDTH, highlight=False)
-
+from rayjobs.cli.console import console_err
 
 UPDATE_EVERY_S = 5.0
 """Plain lines: at most one update in this time."""
@@ -59,7 +44,7 @@ class Progress:
         self, stages: Sequence[Stage], *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._rows = [_Row(stage) for stage in stages]
-        self._console = console or remarks()
+        self._console = console or console_err()
         self._clock = clock
         self._started_s = clock()
         self._live = (

@@ -25,7 +25,8 @@ from envs.mixture.refit import SAMPLES, save_samples
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.catalogue import Mixture, randomised
 from envs.scenarios.lookup import scenario
-from rayjobs.cli.progress import Progress, StageProgress, remarks
+from rayjobs.cli.console import console_err
+from rayjobs.cli.progress import Progress, StageProgress
 from rayjobs.runs.folder import RunFolder, versions
 from tuning.judging.blocks import REMEDY, Journal
 from tuning.judging.evaluation import Evaluation, describe_machine
@@ -78,7 +79,7 @@ class Steps:
             self._keep(observed)
             stage.update(_found(observed), 1.0)
         for warning in observed.deadlines.warnings:
-            remarks().print(f"warning: {warning}", markup=False)
+            console_err().print(f"warning: {warning}", markup=False)
         return observed
 
     def train(self, observed: Observed, options: TrainingOptions, work_scale: float) -> Trainer:

@@ -15,8 +15,8 @@ import yaml
 
 from actuators.errors import ConfigError
 from actuators.processes.system import free_port
+from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks
 from rayjobs.serve.options import ServeOptions, deployment, make_settings, token_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run(options: ServeOptions) -> int:
     """Serves until it is interrupted."""
     settings = make_settings(options)
     with serving(options, settings) as address:
-        remarks().print(
+        console_err().print(
             f"deepsched serve: http://{address}/ on {options.front}; the token for changes is in {token_file(options)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip

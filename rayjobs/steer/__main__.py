@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actuators.errors import ConfigError, closest
+from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.cli.progress import remarks, results
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import MODES, SteerOptions
 from rayjobs.steer.run import _need, _say, steer
@@ -54,7 +54,7 @@ def run(options: SteerOptions) -> int:
         return 0
     if options.action in (*orders, "mode", "swap"):
         alive = "a running controller obeys within one interval" if folder.is_locked() else "no controller runs now"
-        remarks().print(f"deepsched steer: ordered; {alive}", markup=False)
+        console_err().print(f"deepsched steer: ordered; {alive}", markup=False)
     return 0
 
 
@@ -72,13 +72,13 @@ def _status(folder: SteerFolder) -> None:
     folder.require()
     status = folder.status()
     alive = "runs" if folder.is_locked() else "does not run"
-    results().print(f"controller: {alive}", markup=False)
+    console_out().print(f"controller: {alive}", markup=False)
     orders = folder.orders()
-    results().print(f"orders: {orders.override or 'none'}, mode {orders.mode or 'as started'}", markup=False)
+    console_out().print(f"orders: {orders.override or 'none'}, mode {orders.mode or 'as started'}", markup=False)
     if status:
-        results().print(f"last decision {time.monotonic() - status['now_s']:.1f} s ago: {status.get('reason', '')}")
+        console_out().print(f"last decision {time.monotonic() - status['now_s']:.1f} s ago: {status.get('reason', '')}")
         for guard, count in sorted(status.get("guards", {}).items()):
-            results().print(f"  {guard}: {count}", markup=False)
+            console_out().print(f"  {guard}: {count}", markup=False)
 
 
 def _replay(options: SteerOptions) -> int:
@@ -95,7 +95,7 @@ def _replay(options: SteerOptions) -> int:
         adviser = Adviser(load_bundle(options.bundle, recorded_topology(path)))
     from rayjobs.steer.replay import report
 
-    return report(replay(path, adviser, adviser.frames if adviser else 1), results())
+    return report(replay(path, adviser, adviser.frames if adviser else 1), console_out())
 
 
 def _recalibrate(options: SteerOptions) -> None:

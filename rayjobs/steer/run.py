@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from actuators.errors import ConfigError
+from rayjobs.cli.console import console_err
 from rayjobs.cli.interrupts import Terminated
-from rayjobs.cli.progress import remarks
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import SteerOptions
 
@@ -84,4 +84,4 @@ def _need(value: T | None, what: str, where: str) -> T:
 
 
 def _say(line: str) -> None:
-    remarks().print(f"deepsched steer: {line}", markup=False, soft_wrap=True)
+    console_err().print(f"deepsched steer: {line}", markup=False, soft_wrap=True)

@@ -1,0 +1,28 @@
+"""The two consoles of a verb: results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPE_WIDTH = 160
+"""Columns where the output is no terminal, so that a pipe gets no wrapped cells."""
+
+
+def console_out() -> Console:
+    """For results: tables, and the paths of what was written."""
+    return _console(sys.stdout)
+
+
+def console_err() -> Console:
+    """For progress, warnings and log lines."""
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else _PIPE_WIDTH, highlight=False)
