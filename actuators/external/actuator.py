@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field
@@ -85,19 +84,17 @@ def open_actuator(options: ActuatorOptions) -> Actuator:
     """
     if not options.control_url:
         return ForeignNginx(options.reload)
-    parts = urlsplit(options.control_url)
-    if parts.scheme != "http" or not parts.hostname or not parts.port:
-        remedy = "write it as http://127.0.0.1:8090/control"
-        raise ConfigError(f"'{options.control_url}' is not http://HOST:PORT/PATH", where="control_url", remedy=remedy)
     token = ""
     if options.token_file is not None:
         try:
             token = options.token_file.read_text().strip()
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(options.token_file)) from error
-    port, host = parts.port, parts.hostname
-    topology = topology_from_text(MemoryControl.read(port, host=host, path=parts.path or "/control"))
-    return MemoryActuator(MemoryControl(port, token, topology, host=host, path=parts.path or "/control"))
+    try:
+        topology = topology_from_text(MemoryControl.read(options.control_url))
+    except ConfigError as error:
+        raise ConfigError(error.what, where="control_url", remedy="as http://127.0.0.1:8090/control") from error
+    return MemoryActuator(MemoryControl(options.control_url, token, topology))
 
 
 def parse_weights(texts: Sequence[str], base: Weights) -> Weights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import time
 
 import numpy as np
@@ -12,10 +11,11 @@ from actuators.contract.control import BalancingMethod, Control, ServiceTimes, W
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError
+from actuators.http_client import KeptConnection, NoResponseError
 
 _METHODS: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "expected_delay")
 
-_LONGEST_BYTES = 16 * 2**20
+_TIMEOUT_S = 2.0
 _NOBODY = Group("nobody", "nobody", "GET", "/", 2.0, ("nobody:1",))
 
 
@@ -23,27 +23,22 @@ class MemoryControl:
     """One control endpoint; keeps its connection.
 
     Args:
+        url: ``http://HOST:PORT/PATH``.
         token: what changes must carry; the config that we rendered holds it.
+
+    Raises:
+        ConfigError: `url` is not an HTTP address.
     """
 
-    def __init__(
-        self,
-        port: int,
-        token: str,
-        topology: Topology,
-        *,
-        host: str = "127.0.0.1",
-        path: str = "/control",
-        timeout_s: float = 2.0,
-    ) -> None:
-        self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-        self._token, self._path, self.topology = token, path, topology
+    def __init__(self, url: str, token: str, topology: Topology) -> None:
+        self._connection = KeptConnection(url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S)
+        self.url, self._token, self.topology = url, token, topology
         self._shown = ""
 
     @classmethod
-    def read(cls, port: int, *, host: str = "127.0.0.1", path: str = "/control") -> str:
+    def read(cls, url: str) -> str:
         """The text in force at an endpoint whose topology is not known yet. Raises ActuationError."""
-        with contextlib.closing(cls(port, "", Topology((_NOBODY,)), host=host, path=path)) as endpoint:
+        with contextlib.closing(cls(url, "", Topology((_NOBODY,)))) as endpoint:
             return endpoint._request("GET")
 
     def put(self, method: BalancingMethod, control: Control) -> None:
@@ -57,7 +52,7 @@ class MemoryControl:
         shown = self._request("POST", text)
         if not _shows(shown, text):
             self._shown = self._request("POST", before)
-            raise ActuationError("NGINX shows another control than was set", where=self._where)
+            raise ActuationError("NGINX shows another control than was set", where=self.url)
         self._shown = shown
 
     def apply(self, control: Control) -> Applied:
@@ -66,7 +61,7 @@ class MemoryControl:
         method, old = self.get()
         if isinstance(control, ServiceTimes) != (method == "expected_delay"):
             wanted = "service times" if method == "expected_delay" else "weights"
-            raise ActuationError(f"{method} takes {wanted}", where=self._where)
+            raise ActuationError(f"{method} takes {wanted}", where=self.url)
         changed = isinstance(control, ServiceTimes) or control != old
         if changed:
             self.put(method, control)
@@ -84,31 +79,16 @@ class MemoryControl:
     def close(self) -> None:
         self._connection.close()
 
-    @property
-    def _where(self) -> str:
-        return f"{self._connection.host}:{self._connection.port}{self._path}"
-
-    def _request(self, verb: str, body: str = "") -> str:
+    def _request(self, method: str, body: str = "") -> str:
+        # A text is put in force whole, so that a repeated call has the same effect as one.
         try:
-            return self._once(verb, body)
-        except (http.client.HTTPException, OSError):
-            # A reload closed the kept connection; a text is put in force whole, so that twice is once.
-            self._connection.close()
-        try:
-            return self._once(verb, body)
-        except (http.client.HTTPException, OSError) as error:
-            self._connection.close()
-            raise ActuationError(f"no answer: {error}", where=self._where, remedy="is NGINX running?") from error
-
-    def _once(self, verb: str, body: str) -> str:
-        self._connection.request(verb, self._path, body.encode(), {"X-Deepsched-Token": self._token})
-        response = self._connection.getresponse()
-        text = response.read(_LONGEST_BYTES).decode(errors="replace")
-        if response.status != 200:
-            remedy = "give the token of that NGINX" if response.status == 403 else ""
-            raise ActuationError(
-                text.strip()[:200] or f"HTTP status {response.status}", where=self._where, remedy=remedy
-            )
+            status, answer = self._connection.request(method, body.encode(), {"X-Deepsched-Token": self._token})
+        except NoResponseError as error:
+            raise ActuationError(f"no answer: {error}", where=self.url, remedy="is NGINX running?") from error
+        text = answer.decode(errors="replace")
+        if status != 200:
+            remedy = "give the token of that NGINX" if status == 403 else ""
+            raise ActuationError(text.strip()[:200] or f"HTTP status {status}", where=self.url, remedy=remedy)
         return text
 
 

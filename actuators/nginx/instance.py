@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import signal
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +31,10 @@ from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import family_cpu_s, free_port
-from actuators.statistics.vts import Snapshot, parse
+from actuators.statistics.reader import StatusReader
+from actuators.statistics.vts import Snapshot
 
 _BIND_ATTEMPTS = 8
-# No proxy of the environment stands between us and the NGINX beside us.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Nginx:
@@ -102,7 +98,9 @@ class Nginx:
                     raise
             else:
                 self._process = process
-                self._endpoint = MemoryControl(self._site.status_port, self._token, self.topology)
+                self._endpoint = MemoryControl(
+                    f"http://127.0.0.1:{self._site.status_port}/control", self._token, self.topology
+                )
                 if self._memory:
                     self._endpoint.get()  # opens the connection: the first change is as quick as all others
                 return
@@ -268,7 +266,9 @@ class Nginx:
         return values, down
 
     def _snapshot(self) -> Snapshot:
-        return parse(fetch(self.status_url))
+        """Over a new connection, so that a worker of the newest configuration answers. Raises StatusError."""
+        with StatusReader(self.status_url) as reader:
+            return reader.snapshot()
 
     def _ready(self) -> bool:
         try:
@@ -282,15 +282,3 @@ class Nginx:
     def _address_taken(self) -> bool:
         log = self._prefix / "error.log"
         return log.exists() and b"Address already in use" in log.read_bytes()
-
-
-def fetch(url: str, *, timeout_s: float = 2.0) -> dict[str, Any]:
-    """A small JSON object over a connection of its own, so that a new worker answers. Raises StatusError."""
-    try:
-        with _OPENER.open(url, timeout=timeout_s) as response:
-            document = json.loads(response.read(64 * 2**20))
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        raise StatusError(f"no statistics: {error}", where=url) from error
-    if not isinstance(document, dict):
-        raise StatusError("not a JSON object", where=url)
-    return document

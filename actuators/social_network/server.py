@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import signal
 import sys
@@ -11,15 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import requests
+
 from actuators.contract.script import Behaviour, Script
 from actuators.contract.topology import Topology
 from actuators.errors import ServiceError
+from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.social_network.admin import to_message
 from actuators.social_network.capacity import ServerPlan, plan_of
 from actuators.social_network.store import SocialNetworkOptions
 
 _CALL_TIMEOUT_S = 5.0
+_HEALTH_TIMEOUT_S = 1.0
 
 
 class SocialNetworkServer:
@@ -104,8 +107,9 @@ class SocialNetworkServer:
     def healthy(self) -> bool:
         """Whether /healthz answers 200 within a second."""
         try:
-            return _call(self._address, "GET", "/healthz", None, 1.0)[0] == http.client.OK
-        except (OSError, http.client.HTTPException):
+            with http_session(_HEALTH_TIMEOUT_S) as session:  # not kept: a crash counts the connections that it resets
+                return session.get(f"http://{self._address}/healthz").ok
+        except requests.RequestException:
             return False
 
     def play(self, script: Script, topology: Topology) -> None:
@@ -153,14 +157,14 @@ class SocialNetworkServer:
         if self._process is None:
             raise self._error("is not running")
         try:
-            body = None if message is None else json.dumps(message).encode()
-            status, answer = _call(self._admin, method, path, body, _CALL_TIMEOUT_S)
-            content: dict[str, Any] = json.loads(answer)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            with http_session(_CALL_TIMEOUT_S) as session:
+                answer = session.request(method, f"http://{self._admin}{path}", json=message)
+            content: dict[str, Any] = answer.json()
+        except requests.RequestException as error:
             code = self._process.poll()
             state = "does not answer" if code is None else f"ended with code {code}"
             raise self._error(f"{state}: {error!r}") from error
-        if status != http.client.OK:
+        if not answer.ok:
             raise self._error(f"refused {path}: {content.get('error')}")
         return content
 
@@ -169,13 +173,3 @@ class SocialNetworkServer:
         return ServiceError(
             f"server {self._index} {what}", where=self._address or str(self._work_dir), remedy="start it", evidence=tail
         )
-
-
-def _call(address: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(address, timeout=timeout_s)
-    try:
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()

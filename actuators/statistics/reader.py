@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
 import json
 import time
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, unquote, urlsplit
 
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import StatusError
+from actuators.http_client import MAX_BODY_BYTES, KeptConnection, NoResponseError
 from actuators.options import Options
 from actuators.statistics.vts import Snapshot, parse, parse_json
 from actuators.statistics.windows import difference, gap
-
-_AS_WRITTEN = "%/?:@!$&'()*+,;=~-._[]"
 
 
 class CollectOptions(Options):
@@ -28,23 +24,28 @@ class CollectOptions(Options):
     """Seconds to wait for a connection to the status endpoint."""
     read_timeout_s: float = 2.0
     """Seconds for the whole document."""
-    max_bytes: int = 64 * 2**20
+    max_bytes: int = MAX_BODY_BYTES
     """Longest document that is read; 300 servers take about 1 MB."""
 
 
 class StatusReader:
     """Reads one status endpoint over a kept connection; a context manager.
 
-    No proxy of the environment stands between it and the NGINX, and no redirect is followed.
-
     Args:
         status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``.
+
+    Raises:
+        ConfigError: `status_url` is not an HTTP address.
     """
 
     def __init__(self, status_url: str, options: CollectOptions | None = None) -> None:
-        self.status_url, self._options = status_url, options or CollectOptions()
-        self._parts = urlsplit(status_url)
-        self._connection: http.client.HTTPConnection | None = None
+        self.status_url, options = status_url, options or CollectOptions()
+        self._connection = KeptConnection(
+            status_url,
+            connect_timeout_s=options.connect_timeout_s,
+            read_timeout_s=options.read_timeout_s,
+            max_bytes=options.max_bytes,
+        )
 
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
@@ -74,9 +75,7 @@ class StatusReader:
         return document
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -87,80 +86,10 @@ class StatusReader:
         self.close()
 
     def _get(self) -> tuple[int, bytes]:
-        """Status and body; a kept connection that a reload closed at this very moment is opened anew."""
         try:
-            return self._once()
-        except TimeoutError as error:
-            raise self._no_answer(error) from error
-        except (http.client.HTTPException, OSError):
-            pass
-        try:
-            return self._once()
-        except (http.client.HTTPException, OSError) as error:
-            raise self._no_answer(error) from error
-
-    def _once(self) -> tuple[int, bytes]:
-        try:
-            connection = self._connected()
-            connection.request("GET", self._target(), headers=self._headers())
-            with connection.getresponse() as response:
-                return response.status, self._body(response)
-        except BaseException:
-            # What is left of an answer must not be read as the next one.
-            self.close()
-            raise
-
-    def _connected(self) -> http.client.HTTPConnection:
-        """The kept connection, or a new one; an answer may have said that it closes."""
-        if self._connection is None or self._connection.sock is None:
-            self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._host, self._parts.port, timeout=self._options.connect_timeout_s)
-        connection.connect()
-        connection.sock.settimeout(self._options.read_timeout_s)
-        return connection
-
-    @property
-    def _host(self) -> str:
-        """Raises StatusError when the URL is none that can be asked."""
-        try:
-            if self._parts.scheme in ("http", "https") and self._parts.hostname and self._parts.port != 0:
-                return self._parts.hostname
-        except ValueError:
-            pass
-        raise StatusError("not an HTTP address", where=self.status_url, remedy="write http://HOST:PORT/PATH")
-
-    def _target(self) -> str:
-        path = quote(self._parts.path or "/", safe=_AS_WRITTEN)
-        return f"{path}?{quote(self._parts.query, safe=_AS_WRITTEN)}" if self._parts.query else path
-
-    def _headers(self) -> dict[str, str]:
-        if self._parts.username is None:
-            return {}
-        secret = f"{unquote(self._parts.username)}:{unquote(self._parts.password or '')}"
-        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
-
-    def _no_answer(self, error: Exception) -> StatusError:
-        reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
-        return StatusError(f"no answer: {reason[:120]}", where=self.status_url, remedy="is NGINX running?")
-
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        """The body, bounded in size and in total time: a server may drip for ever."""
-        deadline = time.monotonic() + self._options.read_timeout_s
-        body = bytearray()
-        while chunk := response.read1(65536):
-            body += chunk
-            if len(body) > self._options.max_bytes:
-                remedy = "raise max_bytes if this is right"
-                raise StatusError(f"more than {self._options.max_bytes} bytes", where=self.status_url, remedy=remedy)
-            if time.monotonic() > deadline:
-                raise StatusError(f"took more than {self._options.read_timeout_s:g} s", where=self.status_url)
-        if response.length:
-            raise http.client.IncompleteRead(bytes(body), response.length)
-        return bytes(body)
+            return self._connection.request("GET")
+        except NoResponseError as error:
+            raise StatusError(f"no answer: {error}", where=self.status_url, remedy="is NGINX running?") from error
 
 
 class Collector(StatusReader):
