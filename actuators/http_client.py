@@ -55,21 +55,28 @@ class KeptConnection:
         connect_timeout_s: longest wait for a connection.
         read_timeout_s: longest time for a whole response, also when the server sends it byte by byte.
         max_bytes: longest body that is read.
+        where: option or field that holds the URL, for the error.
 
     Raises:
         ConfigError: the URL is not an HTTP address.
     """
 
     def __init__(
-        self, url: str, *, connect_timeout_s: float, read_timeout_s: float, max_bytes: int = MAX_BODY_BYTES
+        self,
+        url: str,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        max_bytes: int = MAX_BODY_BYTES,
+        where: str = "",
     ) -> None:
         self.url, self._read_timeout_s, self._max_bytes = url, read_timeout_s, max_bytes
         try:
             parts = parse_url(url)
         except LocationParseError as error:
-            raise _not_http(url) from error
+            raise _not_http(url, where) from error
         if parts.scheme not in ("http", "https") or not parts.host or parts.port == 0:
-            raise _not_http(url)
+            raise _not_http(url, where)
         self._target = parts.request_uri
         self._headers = make_headers(basic_auth=unquote(parts.auth)) if parts.auth else {}
         kind: Callable[..., urllib3.HTTPConnectionPool] = (
@@ -138,8 +145,8 @@ class _TimeoutAdapter(HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
-def _not_http(url: str) -> ConfigError:
-    return ConfigError(f"'{url}' is not an HTTP address", remedy="write http://HOST:PORT/PATH")
+def _not_http(url: str, where: str) -> ConfigError:
+    return ConfigError(f"'{url}' is not an HTTP address", where=where, remedy="write http://HOST:PORT/PATH")
 
 
 def _reason(error: Exception) -> str:

@@ -90,10 +90,7 @@ def open_actuator(options: ActuatorOptions) -> Actuator:
             token = options.token_file.read_text().strip()
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(options.token_file)) from error
-    try:
-        topology = topology_from_text(MemoryControl.read(options.control_url))
-    except ConfigError as error:
-        raise ConfigError(error.what, where="control_url", remedy="as http://127.0.0.1:8090/control") from error
+    topology = topology_from_text(MemoryControl.read(options.control_url))
     return MemoryActuator(MemoryControl(options.control_url, token, topology))
 
 

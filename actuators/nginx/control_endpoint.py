@@ -31,7 +31,9 @@ class MemoryControl:
     """
 
     def __init__(self, url: str, token: str, topology: Topology) -> None:
-        self._connection = KeptConnection(url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S)
+        self._connection = KeptConnection(
+            url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S, where="control_url"
+        )
         self.url, self._token, self.topology = url, token, topology
         self._shown = ""
 

@@ -45,6 +45,7 @@ class StatusReader:
             connect_timeout_s=options.connect_timeout_s,
             read_timeout_s=options.read_timeout_s,
             max_bytes=options.max_bytes,
+            where="status_url",
         )
 
     def snapshot(self) -> Snapshot:

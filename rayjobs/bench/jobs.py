@@ -18,6 +18,7 @@ from pathlib import Path
 import requests
 
 from actuators.errors import ProcessError
+from actuators.http_client import http_session
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 from rayjobs.runs.local_ray import LocalRay
 
@@ -81,14 +82,16 @@ class JobHead:
 
     def exit_code(self, name: str) -> int | None:
         """The real exit code of a job that has ended."""
-        answer = requests.get(f"{self.url}/api/jobs/{name}", headers=self._headers(), timeout=10)
+        with http_session(10.0) as session:
+            answer = session.get(f"{self.url}/api/jobs/{name}", headers=self._headers())
         code: int | None = answer.json()["driver_exit_code"]
         return code
 
     def answers(self) -> bool:
         """Whether jobs may be submitted."""
         try:
-            return requests.get(f"{self.url}/api/jobs/", headers=self._headers(), timeout=2).status_code == 200
+            with http_session(2.0) as session:
+                return session.get(f"{self.url}/api/jobs/", headers=self._headers()).ok
         except requests.RequestException:
             return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from actuators.contract.control import Weights
 from actuators.contract.script import Script
+from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
 from actuators.statistics.reader import StatusReader
 from envs.heuristics.controllers import EstimatorController, TrueServiceTimes
@@ -120,12 +120,11 @@ def _shares(context: BenchContext) -> Bar:
         with front(topology, options, context.work_dir / "shares-front") as nginx:
             nginx.apply(Weights(topology, np.tile([5, 3, 2], (3, 1))))
             counts = [_requests(nginx.status_url, topology.servers)]
-            connection = http.client.HTTPConnection(nginx.address, timeout=10)
-            for _ in range(20):
-                for _ in range(10):
-                    connection.request("GET", topology.groups[1].path)
-                    connection.getresponse().read()
-                counts.append(_requests(nginx.status_url, topology.servers))
+            with http_session(10.0) as session:
+                for _ in range(20):
+                    for _ in range(10):
+                        session.get(f"http://{nginx.address}{topology.groups[1].path}")
+                    counts.append(_requests(nginx.status_url, topology.servers))
     for before, after in itertools.pairwise(counts):
         worst = max(worst, int(np.abs(after - before - np.array([5, 3, 2])).max()))
     how = "20 times 10 requests, one after the other"

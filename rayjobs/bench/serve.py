@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 
 from actuators.contract.topology import social_network
 from actuators.errors import DataError, MissingToolError
+from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
@@ -151,9 +151,9 @@ def _served(context: BenchContext, name: str, flags: Sequence[str]) -> Iterator[
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return int(answer.status) == 200
-    except (OSError, http.client.HTTPException):
+        with http_session(5.0) as session:
+            return session.get(url).ok
+    except requests.RequestException:
         return False
 
 

@@ -5,14 +5,12 @@ Asks a Serve application of the same cluster by its deployment handle; imports R
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTimeError
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from ray import serve
@@ -23,12 +21,13 @@ from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, DataError
+from actuators.http_client import KeptConnection, NoResponseError
 from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, State
 from tuning.steering import window_json
 
 Post = Callable[[dict[str, Any]], dict[str, Any]]
-"""Sends a request of `POST /v1/weights` and returns the answer; raises OSError, HTTPException or ValueError."""
+"""Sends a request of `POST /v1/weights` and returns the answer; raises NoResponseError, OSError or ValueError."""
 
 
 class ServeAdviser:
@@ -57,7 +56,7 @@ class ServeAdviser:
             return _advice(answer, self._topology)
         except NotInTimeError:
             self.problem = f"no answer within {self._deadline_s * 1e3:.0f} ms"
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, ConfigError, DataError) as error:
+        except (NoResponseError, OSError, ValueError, KeyError, TypeError, ConfigError, DataError) as error:
             self.problem = f"{type(error).__name__}: {error}"[:200]
         self.fallbacks += 1
         return replace(self._own.advise(windows, memory), by=f"own copy (serve: {self.problem})")
@@ -74,24 +73,20 @@ class ServeAdviser:
 
 
 def http_post(url: str, token: str, timeout_s: float) -> Post:
-    """Asks over a kept HTTP connection. Raises ConfigError for a URL that is none."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ConfigError(f"'{url}' is not http://HOST:PORT", where="--serve-url", remedy="as http://127.0.0.1:8000")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+    """Asks over a kept HTTP connection. Raises ConfigError for a URL that is not an HTTP address."""
+    connection = KeptConnection(
+        f"{url.rstrip('/')}/v1/weights",
+        connect_timeout_s=timeout_s,
+        read_timeout_s=timeout_s,
+        max_bytes=8 * 2**20,
+        where="--serve-url",
+    )
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
 
     def post(body: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps(body, separators=(",", ":"))
-        try:
-            connection.request("POST", f"{parts.path.rstrip('/')}/v1/weights", text, headers)
-            response = connection.getresponse()
-            answer = response.read(8 * 2**20)
-        except BaseException:
-            connection.close()
-            raise
-        if response.status != 200:
-            raise ValueError(f"status {response.status}: {answer[:120].decode(errors='replace')}")
+        status, answer = connection.request("POST", json.dumps(body, separators=(",", ":")).encode(), headers)
+        if status != 200:
+            raise ValueError(f"status {status}: {answer[:120].decode(errors='replace')}")
         value: dict[str, Any] = json.loads(answer)
         return value
 

@@ -60,7 +60,7 @@ def test_the_own_copy_answers_when_serve_does_not() -> None:
     own = Adviser(trained_bundle())
     dead = ServeAdviser(http_post("http://127.0.0.1:9", "", 1.0), own, TOPOLOGY, 1.0)
     given = dead.advise([window()])
-    assert given.by.startswith("own copy (serve: ConnectionRefused")
+    assert given.by.startswith("own copy (serve: NoResponseError: Connection refused")
     assert given.policy == own.advise([window()]).policy
 
     def slow(body: dict[str, Any]) -> dict[str, Any]:
