@@ -39,6 +39,15 @@ def http_session(timeout_s: float, *, connect_timeout_s: float | None = None) ->
     return session
 
 
+def responds(url: str, timeout_s: float = 5.0) -> bool:
+    """Whether a GET of the URL gets a status below 400 within `timeout_s`; over a connection that is not kept."""
+    with http_session(timeout_s) as session:
+        try:
+            return session.get(url).ok
+        except requests.RequestException:
+            return False
+
+
 class NoResponseError(Exception):
     """No whole response came; the text is the reason. A retry may help."""
 

@@ -15,14 +15,13 @@ import requests
 from actuators.contract.script import Behaviour, Script
 from actuators.contract.topology import Topology
 from actuators.errors import ServiceError
-from actuators.http_client import http_session
+from actuators.http_client import http_session, responds
 from actuators.processes.process import ManagedProcess
 from actuators.social_network.admin import to_message
 from actuators.social_network.capacity import ServerPlan, plan_of
 from actuators.social_network.store import SocialNetworkOptions
 
 _CALL_TIMEOUT_S = 5.0
-_HEALTH_TIMEOUT_S = 1.0
 
 
 class SocialNetworkServer:
@@ -106,11 +105,7 @@ class SocialNetworkServer:
 
     def healthy(self) -> bool:
         """Whether /healthz answers 200 within a second."""
-        try:
-            with http_session(_HEALTH_TIMEOUT_S) as session:  # not kept: a crash counts the connections that it resets
-                return session.get(f"http://{self._address}/healthz").ok
-        except requests.RequestException:
-            return False
+        return responds(f"http://{self._address}/healthz", 1.0)
 
     def play(self, script: Script, topology: Topology) -> None:
         """Plays this server's part of a script; its times count from this call. Counters and queue start anew.

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
 
 from actuators.contract.topology import social_network
 from actuators.errors import DataError, MissingToolError
-from actuators.http_client import http_session
+from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
@@ -145,16 +144,8 @@ def _served(context: BenchContext, name: str, flags: Sequence[str]) -> Iterator[
     with ManagedProcess(
         command, name=f"serve on {name}", log_path=context.work_dir / "serve.log", grace_s=40.0
     ) as process:
-        process.wait_ready(lambda: _answers(f"{url}/healthz"), START_TIMEOUT_S)
+        process.wait_ready(lambda: responds(f"{url}/healthz"), START_TIMEOUT_S)
         yield url
-
-
-def _answers(url: str) -> bool:
-    try:
-        with http_session(5.0) as session:
-            return session.get(url).ok
-    except requests.RequestException:
-        return False
 
 
 def _wrk(url: str, body: Path | None, clients: int, duration_s: int) -> dict[str, float]:

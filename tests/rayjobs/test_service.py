@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from actuators.contract.script import Script, ServerProfile
 from actuators.contract.topology import social_network
+from actuators.http_client import http_session
 from rayjobs.bench.service import mmc_response_s
 from rayjobs.cli.main import main
 from rayjobs.service import ServiceOptions, make_script
@@ -43,7 +43,8 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing() -> None:
             assert line, process.communicate()
             read = re.search(r"'(http://[^']+)'", line)
             if read:
-                assert urllib.request.urlopen(read[1], timeout=5).read().startswith(b"[{")
+                with http_session(5.0) as session:
+                    assert session.get(read[1]).text.startswith("[{")
         started = descendants(process.pid)
         assert len(started) == 4, "two servers, each under its guardian"
         process.send_signal(signal.SIGINT)

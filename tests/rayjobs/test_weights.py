@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from actuators.statistics.reader import StatusReader
@@ -41,10 +41,8 @@ class Site:
     def who(self, count: int) -> Counter[str]:
         seen: Counter[str] = Counter()
         for _ in range(count):
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-            connection.request("GET", "/x")
-            seen[connection.getresponse().read().decode()] += 1
-            connection.close()
+            with http_session(10.0) as session:
+                seen[session.get(f"http://127.0.0.1:{self.port}/x").text] += 1
         return seen
 
 

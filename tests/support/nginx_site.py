@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from actuators.contract.topology import Topology, social_network
+from actuators.http_client import http_session
 from actuators.nginx import instance as nginx_module
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
@@ -42,12 +43,11 @@ class Site:
     answers: Counter[int] = field(default_factory=Counter)
 
     def get(self, path: str = HOME, method: str = "GET", body: bytes | None = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self.nginx.address, timeout=10)
-        with contextlib.closing(connection):
-            connection.request(method, path, body)
-            response = connection.getresponse()
-            self.answers[response.status] += 1
-            return response.status, response.read().decode()
+        with http_session(10.0) as session:
+            url = f"http://{self.nginx.address}{path}"
+            response = session.request(method, url, data=body, allow_redirects=False)
+            self.answers[response.status_code] += 1
+            return response.status_code, response.text
 
     def who(self, count: int, path: str = HOME) -> str:
         """Which server answered each of `count` requests, as a string of indices."""

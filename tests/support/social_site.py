@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from actuators.http_client import http_session
 from actuators.social_network.capacity import ServerPlan
 from actuators.social_network.server import SocialNetworkServer
 from actuators.social_network.store import SocialNetworkOptions, create_database
@@ -44,14 +43,12 @@ def server(servers: Servers) -> SocialNetworkServer:
 def call(
     address: str, path: str, body: str | None = None, *, sequence: str = "", timeout_s: float = 5.0
 ) -> tuple[int, object]:
-    connection = http.client.HTTPConnection(address, timeout=timeout_s)
     headers = {"X-Request-Sequence": sequence} if sequence else {}
-    try:
-        connection.request("GET" if body is None else "POST", path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
+    with http_session(timeout_s) as session:
+        answer = session.request(
+            "GET" if body is None else "POST", f"http://{address}{path}", data=body, headers=headers
+        )
+        return answer.status_code, answer.json()
 
 
 def compose(server: SocialNetworkServer, text: str, **options: str) -> tuple[int, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.external import nginx as foreign_module
 from actuators.external.nginx import ForeignNginx, ForeignOptions
+from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from tests.support.http_server import ScriptedServer
@@ -56,10 +56,8 @@ class Foreign:
     def who(self, count: int) -> Counter[str]:
         seen: Counter[str] = Counter()
         for _ in range(count):
-            connection = http.client.HTTPConnection(self.address, timeout=10)
-            connection.request("GET", "/")
-            seen[connection.getresponse().read().decode()] += 1
-            connection.close()
+            with http_session(10.0) as session:
+                seen[session.get(f"http://{self.address}/").text] += 1
         return seen
 
     def passes(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
+from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
 from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site, wait_until
 
@@ -183,9 +184,10 @@ def test_the_control_is_whole_or_refused(site: Site) -> None:
     port = int(site.nginx.status_url.split(":")[2].split("/")[0])
 
     def post(text: str, token: str, verb: str = "POST") -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request(verb, "/control", text, {"X-Deepsched-Token": token})
-        return connection.getresponse().status
+        with http_session(5.0) as session:
+            return session.request(
+                verb, f"http://127.0.0.1:{port}/control", data=text, headers={"X-Deepsched-Token": token}
+            ).status_code
 
     server, group = site.servers[0].address, "home_read_backend"
     assert post("method round_robin\n", "wrong") == 403
@@ -202,10 +204,9 @@ def test_the_control_is_whole_or_refused(site: Site) -> None:
     with pytest.raises(ActuationError, match="takes weights"):
         site.nginx.apply(service_times(site, 1, 1, 1))
     public = site.nginx.address
-    for path in ("/control", "/status", "/stub_status"):
-        connection = http.client.HTTPConnection(public, timeout=5)
-        connection.request("GET", path)
-        assert connection.getresponse().status == 404
+    with http_session(5.0) as session:
+        for path in ("/control", "/status", "/stub_status"):
+            assert session.get(f"http://{public}{path}").status_code == 404
 
 
 def test_no_request_after_the_acknowledgement_uses_the_old_control(site: Site) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from actuators.contract.control import MAX_WEIGHT
+from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.serve.options import ServeOptions, make_settings
@@ -45,7 +45,7 @@ def served(folder: Path) -> Iterator[tuple[ManagedProcess, str]]:
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with ManagedProcess(command, name="serve", log_path=folder / "serve.log", env=environment, grace_s=40.0) as process:
-        process.wait_ready(lambda: _answers(port), PATIENCE_S)
+        process.wait_ready(lambda: responds(f"http://127.0.0.1:{port}/healthz"), PATIENCE_S)
         yield process, f"http://127.0.0.1:{port}"
 
 
@@ -132,14 +132,6 @@ def _wait_for_line(folder: SteerFolder, met: Callable[[dict[str, object]], bool]
         return any(line.get("kind") == "decision" and met(line) for line in lines)
 
     wait_for(seen, PATIENCE_S, f"no such decision in {folder.audit}")
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
-            return int(answer.status) == 200
-    except OSError:
-        return False
 
 
 def _pid(process: ManagedProcess, name: str) -> int:

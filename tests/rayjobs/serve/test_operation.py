@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import requests
-
+from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.steer.folder import SteerFolder
@@ -34,7 +33,7 @@ def process(folder: Path) -> Iterator[Served]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with ManagedProcess(command, name="serve", log_path=folder / "serve.log", env=environment) as served:
         url = f"http://127.0.0.1:{port}"
-        served.wait_ready(lambda: _healthy(url), 90)
+        served.wait_ready(lambda: responds(f"{url}/healthz"), 90)
         yield Served(url, (folder / "state" / "token").read_text(), folder)
 
 
@@ -97,10 +96,3 @@ def _metrics(served: Served) -> dict[str, float]:
     lines = served.get("/metrics").text.splitlines()
     pairs: list[Any] = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name: float(value) for name, value in pairs}
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/healthz", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False

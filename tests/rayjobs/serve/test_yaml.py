@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.cli.main import main
@@ -42,7 +42,7 @@ def test_serve_run_takes_the_printed_yaml(short_dir: Path, capsys: pytest.Captur
     (short_dir / "serve.yaml").write_text(capsys.readouterr().out)
     with local_ray(cpus=3) as ray_, _serve_run(short_dir, ray_) as process:
         served = Served(f"http://127.0.0.1:{port}", (short_dir / "state" / "token").read_text(), short_dir)
-        process.wait_ready(lambda: _answers(served.url), PATIENCE_S)
+        process.wait_ready(lambda: responds(f"{served.url}/healthz"), PATIENCE_S)
         said = _deployment()
         assert said["autoscaling_config"]["max_replicas"] == 2
         assert said["autoscaling_config"]["target_ongoing_requests"] == 16.0
@@ -107,11 +107,3 @@ def _deployment() -> dict[str, Any]:
     application: dict[str, Any] = ray.get(controller.get_serve_instance_details.remote())["applications"][NAME]
     said: dict[str, Any] = application["deployments"]["Policy"]["deployment_config"]
     return said
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
-            return int(answer.status) == 200
-    except OSError:
-        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import sys
 import threading
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from actuators.contract.topology import social_network
+from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.cli.main import main
@@ -39,10 +39,8 @@ class Client:
 
     def _send(self, group: str) -> None:
         while not self._over.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-            connection.request("GET", f"/{group}/")
-            self.answers[connection.getresponse().status] += 1
-            connection.close()
+            with http_session(20.0) as session:
+                self.answers[session.get(f"http://127.0.0.1:{self.port}/{group}/").status_code] += 1
 
     def __enter__(self) -> Client:
         for thread in self._threads:
