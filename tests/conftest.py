@@ -1,4 +1,4 @@
-"""Fixtures for every test: nothing may be left running, short work folders, and who may skip."""
+"""Fixtures for every test: nothing may be left running, short work folders, and what a test needs is marked."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import needs
 from tests.support.orphans import SESSION, processes_with, wait_gone
 
 # Speed is for benches: on a machine with other work an example may take its time.
@@ -19,17 +20,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `make test` hands these on; a make that a test starts must behave as one that a user starts.
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "BENCH", "BENCH_QUICK"):
     os.environ.pop(name, None)
+needs.prepare_environment()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "root_only" in getattr(item, "fixturenames", ()):
+        item.add_marker("root")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    needs.announce(item)
+
+
+@pytest.fixture(autouse=True)
+def needs_are_marked() -> Iterator[None]:
+    """Fails a test that started, or tried to start, a program that it has no marker for."""
+    yield
+    if refused := needs.take_refusals():
+        pytest.fail(refused)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_orphans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fails the session when a process that a test started outlives it by 10 s; ends it, too."""
+    """Fails the session when a process that a test started outlives it by 10 s, and ends that process."""
     yield
     # NGINX overwrites its environment with its title; its command line still shows the folder it runs in.
     left = wait_gone(SESSION) | processes_with(f"{tmp_path_factory.getbasetemp()}/")
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, f"tests left processes behind: {left}"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(needs.FOLDER, ignore_errors=True)
 
 
 @pytest.fixture
@@ -42,6 +66,6 @@ def short_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def root_only() -> None:
-    """For tests that make namespaces; the only reason to skip a test here."""
+    """For tests that make namespaces, mounts or real-time threads; the only reason to skip a test here."""
     if os.geteuid() != 0:
-        pytest.skip("needs root: it makes network or process namespaces")
+        pytest.skip("needs root: it makes namespaces or mounts, or sets real-time priorities")

@@ -70,6 +70,7 @@ class ManagedProcess:
         except OSError as error:
             os.close(self._lifeline)
             os.close(self._status_fd)
+            self._lifeline = -1  # __del__ must not close a number that by then belongs to another file
             raise ProcessError(f"{name} did not start: {error}", where=str(log_path)) from error
         finally:
             os.close(lifeline_read)

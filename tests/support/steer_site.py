@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections import Counter
@@ -21,7 +20,6 @@ from actuators.testbed.parts import LiveOptions
 from rayjobs.steer.controller import Controller, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
-from tests.support.paths import ROOT
 from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import Bundle, load_bundle
 from tuning.steering import audit
@@ -140,8 +138,7 @@ def controller_process(folder: Path, site: Site, *more: str) -> ManagedProcess:
         "--mode", "active", "--set", "guards.novel_above=1e9", "--set", "guards.reference_windows=3",
         "--set", "guards.min_between_changes_s=0.1",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return ManagedProcess(command, name="steer", log_path=folder / "steer.log", env=environment)
+    return ManagedProcess(command, name="steer", log_path=folder / "steer.log")
 
 
 def wait_for(met: Callable[[], bool], timeout_s: float, what: str) -> None:

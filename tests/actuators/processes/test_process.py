@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -79,6 +80,17 @@ def test_killed_guardian_takes_the_command_along(tmp_path: Path) -> None:
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="no-such-program"):
         ManagedProcess(["no-such-program"], name="ghost", log_path=tmp_path / "log")
+
+
+def test_a_process_that_did_not_start_closes_no_file_of_somebody_else(tmp_path: Path) -> None:
+    with pytest.raises(ProcessError, match="did not start") as raised:
+        ManagedProcess(["true"], name="true", log_path=tmp_path / "log", cwd=tmp_path / "nowhere")
+    # The next files get the numbers that its pipes had.
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
+    del raised
+    gc.collect()
+    for file in files:
+        os.close(file)
 
 
 def test_an_early_end_carries_the_log_tail(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from actuators.processes.system import free_port
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.advisers import ServeAdviser, http_post
 from rayjobs.steer.folder import SteerFolder
-from tests.support.paths import ROOT
 from tests.support.steer_site import Drill, failures, options, running_site, wait_for
 from tests.support.steering_cases import trained_bundle
 from tuning.steering.audit import read_lines
@@ -43,8 +42,7 @@ def served(folder: Path) -> Iterator[tuple[ManagedProcess, str]]:
         sys.executable, "-m", "rayjobs.serve", str(folder / "bundles" / "first"), "--port", str(port),
         "--folder", str(folder / "state"), "--steer-folder", str(folder / "steer"),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with ManagedProcess(command, name="serve", log_path=folder / "serve.log", env=environment, grace_s=40.0) as process:
+    with ManagedProcess(command, name="serve", log_path=folder / "serve.log", grace_s=40.0) as process:
         process.wait_ready(lambda: responds(f"http://127.0.0.1:{port}/healthz"), PATIENCE_S)
         yield process, f"http://127.0.0.1:{port}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.steer.folder import SteerFolder
-from tests.support.paths import ROOT
 from tests.support.served import Served, served_bundles
 from tests.support.steering_cases import recorded, trained_bundle
 from tests.support.windows import window
@@ -30,8 +28,7 @@ def process(folder: Path) -> Iterator[Served]:
         sys.executable, "-m", "rayjobs.serve", str(folder / "bundles" / "first"), "--front", "uvicorn",
         "--port", str(port), "--folder", str(folder / "state"), "--steer-folder", str(folder / "steer"),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with ManagedProcess(command, name="serve", log_path=folder / "serve.log", env=environment) as served:
+    with ManagedProcess(command, name="serve", log_path=folder / "serve.log") as served:
         url = f"http://127.0.0.1:{port}"
         served.wait_ready(lambda: responds(f"{url}/healthz"), 90)
         yield Served(url, (folder / "state" / "token").read_text(), folder)

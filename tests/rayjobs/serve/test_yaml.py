@@ -20,7 +20,6 @@ from rayjobs.runs.local_ray import LocalRay, local_ray
 from rayjobs.serve.answers import advise, read_body
 from rayjobs.serve.bundles import LoadedBundle
 from rayjobs.serve.ray_app import NAME
-from tests.support.paths import ROOT
 from tests.support.serve_requests import GUARDS, bodies, same
 from tests.support.served import Served
 from tests.support.steering_cases import trained_bundle
@@ -93,7 +92,7 @@ def _batch_sizes(served: Served) -> dict[str, float]:
 def _serve_run(folder: Path, ray_: LocalRay) -> ManagedProcess:
     address = (ray_.folder / "ray_current_cluster").read_text().strip()
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(folder / "serve.yaml"), "--address", address]
-    environment = {**os.environ, **ray_.environment, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **ray_.environment}
     return ManagedProcess(command, name="serve run", log_path=folder / "run.log", env=environment, grace_s=40.0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import Counter
@@ -19,7 +18,6 @@ from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.cli.main import main
 from tests.support.http_server import ScriptedServer
-from tests.support.paths import ROOT
 from tests.support.steer_site import wait_for
 from tests.support.steering_cases import trained_bundle
 from tests.support.stock_nginx import MAIN, deepsched
@@ -86,8 +84,7 @@ def test_it_is_steered_in_memory_and_put_back(short_dir: Path) -> None:
             "--set", "guards.reference_windows=2", "--set", "guards.min_requests=1",
             "--set", "guards.art_margin=1e9",
         ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with ManagedProcess(command, name="steer", log_path=short_dir / "steer.log", env=environment):
+        with ManagedProcess(command, name="steer", log_path=short_dir / "steer.log"):
             wait_for(lambda: _uneven(folder), 120, "the controller did not act")
             assert main(["steer", "revert", "--folder", str(folder)]) == 0
             wait_for(lambda: bool(_lines(folder)) and not _uneven(folder), 20, "not reverted")

@@ -45,7 +45,7 @@ class Cluster:
         self.hosts, self.folder = hosts, folder
         self.environment = {
             **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
-            "RAY_raylet_start_wait_time_s": "120", "PYTHONPATH": str(ROOT),
+            "RAY_raylet_start_wait_time_s": "120",
         }  # fmt: skip
         self.nodes: dict[str, ManagedProcess] = {}
 

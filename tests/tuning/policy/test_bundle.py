@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from actuators.errors import BundleError
 from envs.heuristics.controllers import PolicyController
 from envs.heuristics.weights import InverseLatency
 from envs.simulator.testbed import SimulatedTestbed
-from tests.support.paths import ROOT
 from tests.support.problems import TOPOLOGY, demo_scenario, observed, problem
 from tests.support.steering_cases import trained_bundle
 from tests.support.windows import window
@@ -106,10 +104,7 @@ def test_a_bundle_acts_where_there_is_no_ray(tmp_path: Path) -> None:
         "open_answers(make_settings(options))\n"
         "print(adviser.advise(seen).policy.values.tolist())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     policy = Adviser(trained_bundle()).advise([window()]).policy
     assert isinstance(policy, Weights)
