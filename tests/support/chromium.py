@@ -1,24 +1,17 @@
-"""A headless Chromium over the DevTools protocol, for tests that look at a page as a person would."""
+"""A headless Chromium, driven by Playwright, for tests that look at a page as a person would."""
 
 from __future__ import annotations
 
-import base64
-import itertools
-import json
-import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import requests
-from websockets.sync.client import connect
-
-from actuators.processes.process import ManagedProcess
+from playwright.sync_api import ConsoleMessage, Error, Request, sync_playwright
 
 EXECUTABLE = Path("/usr/bin/chromium")
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
 
@@ -26,72 +19,59 @@ class Chromium:
     """One browser with one page; a context manager.
 
     Attributes:
-        complaints: console errors, uncaught exceptions and failed requests since the last `open`.
+        complaints: console errors, uncaught exceptions and requests to the network since the last `open`.
     """
 
-    def __init__(self, folder: Path, timeout_s: float = 30.0) -> None:
-        profile, self._timeout_s = folder / "profile", timeout_s
+    def __init__(self, timeout_s: float = 30.0) -> None:
         self.complaints: list[str] = []
-        self._process = ManagedProcess(
-            [str(EXECUTABLE), *_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"],
-            name="chromium",
-            log_path=folder / "chromium.log",
-        )
-        port_file = profile / "DevToolsActivePort"
+        self._driver = sync_playwright().start()
         try:
-            self._process.wait_ready(lambda: port_file.exists() and "\n" in port_file.read_text(), timeout_s)
-            port = port_file.read_text().split()[0]
-            targets = requests.get(f"http://127.0.0.1:{port}/json/list", timeout=timeout_s).json()
-            page = next(target for target in targets if target["type"] == "page")
-            self._socket = connect(page["webSocketDebuggerUrl"], max_size=2**27, open_timeout=timeout_s)
+            self._browser = self._driver.chromium.launch(
+                executable_path=EXECUTABLE, args=list(_FLAGS), timeout=1e3 * timeout_s
+            )
         except BaseException:
-            self._process.close()
+            self._driver.stop()
             raise
-        self._numbers = itertools.count(1)
-        self._events: list[dict[str, Any]] = []
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
+        self._page = self._browser.new_page()
+        self._page.set_default_timeout(1e3 * timeout_s)
+        self._page.on("console", self._hear_console)
+        self._page.on("pageerror", self._hear_error)
+        self._page.on("request", self._hear_request)
 
-    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Sends a command and returns its result; events that arrive meanwhile are kept."""
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            message = self._receive()
-            if message.get("id") == number:
-                assert "error" not in message, f"{method}: {message.get('error')}"
-                result: dict[str, Any] = message["result"]
-                return result
+    def look(self, width_px: int, height_px: int, scheme: Literal["light", "dark"]) -> None:
+        """Window size and preferred colour scheme from now on."""
+        self._page.set_viewport_size({"width": width_px, "height": height_px})
+        self._page.emulate_media(color_scheme=scheme)
 
-    def look(self, width_px: int, height_px: int, scheme: str) -> None:
-        """Window size and preferred colour scheme (``light`` or ``dark``) from now on."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1,
-                  mobile=width_px < 600)  # fmt: skip
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def open(self, path: Path) -> None:
-        """Loads a file and waits until the page says that it has drawn."""
+    def open(self, page: Path | str) -> None:
+        """Loads a file or URL and waits until the page has set `data-drawn` on its root element."""
         self.complaints.clear()
-        self.send("Page.navigate", url=path.as_uri())
-        deadline = time.monotonic() + self._timeout_s
-        while self.evaluate("document.documentElement?.dataset.drawn") != "true":
-            assert time.monotonic() < deadline, f"{path} did not draw: {self.complaints}"
+        self._page.goto(page.as_uri() if isinstance(page, Path) else page)
+        self._page.wait_for_selector('html[data-drawn="true"]', state="attached")
 
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression, awaited when it is a promise."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        return self._page.evaluate(expression)
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """Saves a PNG of the whole page or of the window."""
-        picture = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole,
-                            **({"clip": self._extent()} if whole else {}))  # fmt: skip
-        path.write_bytes(base64.b64decode(picture["data"]))
+    def screenshot(self, path: Path) -> None:
+        """Saves a PNG of the whole page."""
+        self._page.screenshot(path=path, full_page=True)
+
+    def press(self, key: str) -> None:
+        """Presses and releases a key, such as `Tab` or `Enter`, where the focus is."""
+        self._page.keyboard.press(key)
+
+    def accessibility_nodes(self) -> list[dict[str, Any]]:
+        """Nodes of the accessibility tree: what a screen reader finds, as the DevTools protocol describes them."""
+        session = self._page.context.new_cdp_session(self._page)
+        nodes: list[dict[str, Any]] = session.send("Accessibility.getFullAXTree")["nodes"]
+        session.detach()
+        return nodes
 
     def close(self) -> None:
-        self._socket.close()
-        self._process.close()
+        """Ends the browser and its driver."""
+        self._browser.close()
+        self._driver.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -101,19 +81,13 @@ class Chromium:
     ) -> None:
         self.close()
 
-    def _extent(self) -> dict[str, float]:
-        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
-        return {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+    def _hear_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning", "assert"):
+            self.complaints.append(message.text)
 
-    def _receive(self) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(self._socket.recv(timeout=self._timeout_s))
-        method, event = message.get("method"), message.get("params", {})
-        if method == "Runtime.exceptionThrown":
-            self.complaints.append(event["exceptionDetails"]["exception"].get("description", "exception"))
-        elif method == "Runtime.consoleAPICalled" and event["type"] in ("error", "warning", "assert"):
-            self.complaints.append(" ".join(str(a.get("value", a.get("description"))) for a in event["args"]))
-        elif method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(event["entry"]["text"])
-        elif method == "Network.requestWillBeSent" and not event["request"]["url"].startswith(("file:", "data:")):
-            self.complaints.append(f"asked the network for {event['request']['url']}")
-        return message
+    def _hear_error(self, error: Error) -> None:
+        self.complaints.append(error.message)
+
+    def _hear_request(self, request: Request) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            self.complaints.append(f"asked the network for {request.url}")

@@ -42,8 +42,7 @@ class Page:
         return value
 
     def open(self) -> None:
-        self.browser.complaints.clear()
-        self.browser.send("Page.navigate", url=self.url)
+        self.browser.open(self.url)
         self.until(lambda: self.browser.evaluate("document.querySelectorAll('tr[data-server]').length") == 9, 20)
 
     def until(self, met: Callable[[], bool], timeout_s: float) -> float:
@@ -72,7 +71,7 @@ def page() -> Iterator[Page]:
             embedded_site(live, Uneven(), folder / "testbed", 1, 600.0) as site,
             controller_process(folder, site),
             serving(options, settings) as address,
-            Chromium(folder) as browser,
+            Chromium() as browser,
         ):
             url = f"http://{address}"
             wait_for(lambda: bool(requests.get(f"{url}/v1/live", timeout=5).json()["alive"]), 60, "no controller")
@@ -130,7 +129,7 @@ def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
     assert page.browser.evaluate("[...document.querySelectorAll('svg[role=img] title')].every(t => t.textContent)")
     reached = []
     for _ in range(13):
-        _press(page, "Tab", 9)
+        page.browser.press("Tab")
         reached.append(page.browser.evaluate(
             "(e => e.getAttribute('aria-label') || e.id || e.textContent)(document.activeElement)"))  # fmt: skip
     assert reached == [
@@ -143,7 +142,7 @@ def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
 def test_a_screen_reader_finds_tables_and_what_stays_is_not_written_anew(page: Page, width_px: int) -> None:
     page.browser.look(width_px, 900, "light")
     page.open()
-    nodes = page.browser.send("Accessibility.getFullAXTree")["nodes"]
+    nodes = page.browser.accessibility_nodes()
     spoken = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
     roles = Counter(role for role, _ in spoken)
     assert (roles["table"], roles["rowheader"], roles["row"]) == (3, 9, 12)
@@ -174,16 +173,10 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     page.until(lambda: "paused" not in page.text("#reason"), 5)
     page.browser.evaluate("document.getElementById('percent').value = '25'")
     page.browser.evaluate("document.querySelector('[data-mode=blend]').focus()")
-    _press(page, "Enter", 13)
+    page.browser.press("Enter")
     page.until(lambda: "blend 25 %" in page.text("#facts"), 5)
     page.browser.evaluate("document.querySelector('[data-mode=active]').click()")
     page.until(lambda: "blend" not in page.text("#facts"), 5)
-
-
-def _press(page: Page, key: str, code: int) -> None:
-    more = {"text": "\r"} if key == "Enter" else {}
-    for kind in ("keyDown", "keyUp"):
-        page.browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
 
 def test_a_killed_server_shows_within_three_seconds(page: Page) -> None:

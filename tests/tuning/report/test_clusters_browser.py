@@ -35,7 +35,7 @@ def test_every_figure_is_drawn_inside_the_window_in_both_schemes(tmp_path: Path)
     tried = candidates(samples, EncoderOptions(clusters=(2, 3), restarts=1), 1)
     page = tmp_path / "clusters.html"
     write_cluster_page(page, meaning(windows, TOPOLOGY, problem.deadlines_s, problem.encoder), tried, Provenance())
-    with Chromium(tmp_path) as browser:
+    with Chromium() as browser:
         for width_px, scheme in ((1400, "light"), (1400, "dark"), (400, "light"), (400, "dark")):
             browser.look(width_px, 900, scheme)
             browser.open(page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -38,14 +39,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
+    with Chromium() as browser:
         yield browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [1400, 400])
 def test_every_figure_is_drawn_inside_the_window_and_the_console_is_silent(
-    browser: Chromium, report: Path, width_px: int, scheme: str
+    browser: Chromium, report: Path, width_px: int, scheme: Literal["light", "dark"]
 ) -> None:
     browser.look(width_px, 900, scheme)
     browser.open(report)

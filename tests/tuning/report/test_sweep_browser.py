@@ -30,7 +30,7 @@ def test_every_figure_is_drawn_at_both_widths(tmp_path: Path) -> None:
     histories = {str(name): [(100, 0.1), (200, 0.2)] for name in table["trial"]}
     page = tmp_path / "report.html"
     page.write_text(render(table, histories, SearchOptions(space=SPACE), []))
-    with Chromium(tmp_path) as browser:
+    with Chromium() as browser:
         for width_px in (1280, 400):
             browser.look(width_px, 900, "light")
             browser.open(page)
