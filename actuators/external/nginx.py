@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -320,9 +321,9 @@ def _copy(path: Path, config: ForeignConfig, changes: Mapping[Path, Change], cop
 def _master_pid(pid_file: Path) -> int:
     try:
         pid = int(pid_file.read_text())
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError) as error:
+        title = " ".join(psutil.Process(pid).cmdline())
+    except (OSError, ValueError, psutil.Error) as error:
         raise ActuationError("NGINX is not running", where=str(pid_file), remedy="start it, or set pid_file") from error
-    if b"nginx" not in title:
+    if "nginx" not in title:
         raise ActuationError(f"process {pid} is not an NGINX", where=str(pid_file), remedy="set pid_file")
     return pid

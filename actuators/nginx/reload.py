@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from actuators.errors import ActuationError, DeepSchedError
+from actuators.processes.system import children
 
 
 @dataclass(frozen=True)
@@ -177,26 +180,18 @@ def write_atomically(path: Path, text: bytes | str) -> None:
         raise
 
 
-def children(pid: int) -> list[int]:
-    """Child processes of a master; empty when it has gone."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
 def accepts(pid: int) -> bool:
     """A worker that still takes new connections; NGINX retitles it when it begins to shut down."""
-    return b"worker process" in (title := _title(pid)) and b"shutting down" not in title
+    return "worker process" in (title := _title(pid)) and "shutting down" not in title
 
 
 def draining(pid: int) -> bool:
     """A worker of an earlier configuration that finishes its requests."""
-    return b"shutting down" in _title(pid)
+    return "shutting down" in _title(pid)
 
 
-def _title(pid: int) -> bytes:
+def _title(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return ""

@@ -1,10 +1,12 @@
-"""A small stand-alone program that stands between us and a child process, so that none is ever orphaned.
+"""A small stand-alone program between an owner and its child process: nothing is left when the owner is killed.
 
-`actuators.processes.process` starts it with `python -I -S guardian.py OPTIONS -- COMMAND…`. It holds the read
-end of a pipe (the lifeline) whose write end only the owner has: when the owner closes it, exits or is
-killed, the guardian ends the command and everything that the command left behind. It is a child
-subreaper (prctl(2)), so workers of a killed NGINX master come to it and are ended as well.
-Only the standard library, nothing of ours: it must start in milliseconds.
+`actuators.processes.process` starts it with `python -I -S guardian.py OPTIONS -- COMMAND…`. It holds the read end of a
+pipe (the lifeline) whose write end only the owner has. When the owner closes it, exits or is killed, the guardian ends
+the command and everything that the command left behind: it is a child subreaper (prctl(2)), so workers of a killed
+NGINX master become its children.
+
+Own code, because no library does this: psutil finds and kills processes, but from within the owner, which SIGKILL ends
+first. Standard library only, because it must start in milliseconds.
 """
 
 import argparse

@@ -7,31 +7,36 @@ Control before load: on a machine that also plays the servers, the control path 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from actuators.errors import ProcessError
 
 BUSY = 0.9
 """Share of a core from which on a single-threaded worker is taken for saturated."""
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+def family_cpu_s(pid: int) -> dict[int, float]:
+    """Process id → CPU seconds so far, user and system, of the process and its children; empty when it has gone."""
+    used_s = {}
+    for member in (pid, *children(pid)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(member).cpu_times()
+            used_s[member] = times.user + times.system
+    return used_s
 
 
-def family_cpu_s(pid: int, proc: Path = Path("/proc")) -> dict[int, float]:
-    """Process id → CPU seconds so far, of the process and its children; empty when it has gone."""
-    found = {}
-    for one in (pid, *_children(pid, proc)):
-        try:
-            # The name in parentheses may hold spaces; user and system time are the 12th and 13th field after it.
-            fields = (proc / str(one) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        found[one] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    return found
+def resident_mb(pid: int | None = None) -> float:
+    """Resident memory of a process in MiB, of this one by default; 0 when it has gone."""
+    try:
+        return float(psutil.Process(pid).memory_info().rss) / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def busiest_share(before: Mapping[int, float], now: Mapping[int, float], elapsed_s: float) -> float:
@@ -40,10 +45,15 @@ def busiest_share(before: Mapping[int, float], now: Mapping[int, float], elapsed
     return max(spent_s, default=0.0) / elapsed_s if elapsed_s > 0 else 0.0
 
 
-def _children(pid: int, proc: Path) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process; empty when it has gone.
+
+    Not by psutil: it looks at every process of the machine, 6 ms of CPU time with 160 of them, and this is called at
+    the end of every control interval.
+    """
     try:
-        return [int(word) for word in (proc / str(pid) / "task" / str(pid) / "children").read_text().split()]
-    except OSError:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
         return []
 
 
@@ -70,7 +80,7 @@ def go_first() -> bool:
     return _set(os.SCHED_RR, 1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def going_first() -> Iterator[None]:
     """As `go_first` for the block, which must wait or be short, and without what it begins; nothing changes where it
     is so already."""

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 from pathlib import Path
 
+import psutil
+
 from actuators.contract.topology import Topology
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.nginx.config import NginxOptions
@@ -68,7 +70,7 @@ def dead_process(part: object) -> str:
     """Which process that a part needs all the time has died; empty when none. A load engine comes and goes."""
     if isinstance(part, SocialNetworkServer) and not part.running:
         return f"the server at {part.address} died"
-    if isinstance(part, Nginx) and not Path("/proc", str(part.master_pid)).exists():
+    if isinstance(part, Nginx) and not psutil.pid_exists(part.master_pid):
         return f"the NGINX at {part.address} died"
     return ""
 

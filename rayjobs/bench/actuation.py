@@ -23,7 +23,7 @@ from actuators.contract.topology import Topology
 from actuators.load.summary import LoadSummary
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
-from actuators.nginx.reload import children
+from actuators.processes.system import children
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.site import WorkerCpu, constant_servers, front, load_engine, raise_priority, streams
 

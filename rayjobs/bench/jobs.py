@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import requests
 
 from actuators.errors import ProcessError
@@ -151,16 +152,8 @@ def _rows(path: Path) -> int:
 
 def _processes(folder: Path) -> dict[int, str]:
     """Pid → command line of every process that has the folder in it."""
-    found = {}
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue  # it ended while we looked
-            if f"{folder}" in line:
-                found[int(process.name)] = line
-    return found
+    commands = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    return {pid: line for pid, line in commands.items() if str(folder) in line and pid != os.getpid()}
 
 
 def wrong_option_code(head: JobHead) -> tuple[int, int | None]:

@@ -32,6 +32,7 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.load.summary import LoadSummary
 from actuators.nginx.detect import detect
 from actuators.processes.process import ManagedProcess
+from actuators.processes.system import resident_mb
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
 _CONFIG = """
@@ -225,9 +226,9 @@ def _random_plan(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
         engine.start(
             server.address, social_network(_SERVERS), make_streams(options), seed=context.seed, duration_s=seconds
         )
-        memory_kb = []
+        memory_mb = []
         while not engine.wait(0.5):
-            memory_kb.append(_resident_kb(engine.pid))
+            memory_mb.append(resident_mb(engine.pid))
         summary = engine.finish(1.0)
         windows = engine.poll()
     lost = abs(summary.planned - summary.sent - summary.errors["connect"] - summary.errors["not_sent"])
@@ -241,11 +242,11 @@ def _random_plan(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
     yield at_most(
         "random plan: requests missing in the windows", abs(summed - int(summary.sent.sum())), 0, "", how="sum"
     )
-    settled = max(memory_kb[: len(memory_kb) // 2])
-    growth = max(memory_kb[len(memory_kb) // 2 :]) / settled - 1
+    settled = max(memory_mb[: len(memory_mb) // 2])
+    growth = max(memory_mb[len(memory_mb) // 2 :]) / settled - 1
     yield at_most(
         "random plan: growth of memory in the second half", growth, 0.05, "",
-        reference=f"{settled} KB resident in the first half", how="largest resident set, twice a second",
+        reference=f"{settled:.1f} MiB resident in the first half", how="largest resident set, twice a second",
     )  # fmt: skip
 
 
@@ -353,12 +354,3 @@ def _wake_up_ms() -> float:
         due_s += 1 / 6000
         time.sleep(max(due_s - time.monotonic(), 0.0))
     return (time.thread_time() - cpu_s) * 1e6 / wakes
-
-
-def _resident_kb(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return 0  # it has just ended
-    found = re.search(r"VmRSS:\s+(\d+)", text)
-    return int(found[1]) if found else 0

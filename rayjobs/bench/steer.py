@@ -26,7 +26,7 @@ from actuators.files import write_json
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.options import Options
-from actuators.processes.system import family_cpu_s
+from actuators.processes.system import family_cpu_s, resident_mb
 from actuators.testbed.parts import LiveOptions
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
@@ -163,15 +163,6 @@ def soak(duration_s: float, seed: int, work_dir: Path, say: Callable[[Soak], Non
                 said_s = time.monotonic()
                 say(result)
     return result
-
-
-def resident_mb(pid: int | str = "self") -> float:
-    """Resident memory of a process; 0 when it has gone."""
-    try:
-        fields = Path(f"/proc/{pid}/statm").read_text().split()
-    except OSError:
-        return 0.0
-    return int(fields[1]) * 4096 / 2**20
 
 
 def _traffic(duration_s: float) -> StudyScenario:

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from actuators.processes.process import ManagedProcess
 from rayjobs.cli.interrupts import claim_signals
 
@@ -161,10 +163,8 @@ def joined(folder: Path) -> Iterator[None]:
 
 def _address(folder: Path) -> str:
     """Where that head listens; empty when it is not up or its owner has gone."""
-    owner, address = folder / "owner", folder / "ray_current_cluster"
     try:
-        alive = Path("/proc", owner.read_text().strip()).exists()
-        return address.read_text().strip() if alive else ""
+        return (folder / "ray_current_cluster").read_text().strip() if _is_owned(folder) else ""
     except OSError:
         return ""
 
@@ -202,6 +202,13 @@ def _environment(folder: Path) -> dict[str, str]:
 def _sweep_stale_folders() -> None:
     """Removes the temporary folders of owners that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
-        owner = folder / "owner"
-        if owner.exists() and not Path("/proc", owner.read_text().strip()).exists():
+        if not _is_owned(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_owned(folder: Path) -> bool:
+    """False when the process that made the folder has ended; a folder without its number is being made."""
+    try:
+        return psutil.pid_exists(int((folder / "owner").read_text()))
+    except (OSError, ValueError):
+        return True

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Self
 
+import psutil
+
 EVERY_S = 0.5
-_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+_ATTRIBUTES = ["ppid", "create_time", "cpu_times", "cmdline"]
 
 
 def session_name() -> str:
@@ -27,13 +29,12 @@ class CpuUsage:
 
     Args:
         word: what only this Ray's processes have in their command line: its session's name.
-        proc: where processes are listed.
     """
 
-    def __init__(self, word: str, proc: Path = Path("/proc")) -> None:
-        self._word, self._proc = word.encode(), proc
-        self._first: dict[tuple[int, str], float] = {}
-        self._last: dict[tuple[int, str], float] = {}
+    def __init__(self, word: str) -> None:
+        self._word = word
+        self._first: dict[tuple[int, float], float] = {}
+        self._last: dict[tuple[int, float], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cpu-usage", daemon=True)
         self.elapsed_s = self.idle_s = self.stolen_s = 0.0
@@ -41,7 +42,7 @@ class CpuUsage:
         self._phase = ""
 
     def __enter__(self) -> Self:
-        self._began_s, self._before_s = time.monotonic(), self._unused()
+        self._began_s, self._before_s = time.monotonic(), _unused_s()
         self._turned_s, self._turned_idle_s = self._began_s, self._before_s[0]
         self._look(first=True)
         self._thread.start()
@@ -53,13 +54,13 @@ class CpuUsage:
         self._look()
         self.phase("")
         self.elapsed_s = time.monotonic() - self._began_s
-        self.idle_s, self.stolen_s = (now - before for now, before in zip(self._unused(), self._before_s, strict=True))
+        self.idle_s, self.stolen_s = (now - before for now, before in zip(_unused_s(), self._before_s, strict=True))
 
     def phase(self, name: str) -> None:
         """From now on, time counts for this phase, too: `summary` says how long each was and what idled in it."""
         if name == self._phase:
             return
-        now_s, idle_s = time.monotonic(), self._unused()[0]
+        now_s, idle_s = time.monotonic(), _unused_s()[0]
         if self._phase:
             spent = self._phases.setdefault(self._phase, {"seconds": 0.0, "idle_s": 0.0})
             spent["seconds"] += now_s - self._turned_s
@@ -108,48 +109,30 @@ class CpuUsage:
             self._look()
 
     def _look(self, *, first: bool = False) -> None:
-        stats = {pid: found for pid in self._pids() if (found := self._stat(pid)) is not None}
-        for pid in self._own({pid: parent for pid, (parent, _, _) in stats.items()}):
-            _, started, used_s = stats[pid]
-            # Who began after us began with nothing.
-            self._first.setdefault((pid, started), used_s if first else 0.0)
-            self._last[pid, started] = used_s
+        listed = {process.pid: process.info for process in psutil.process_iter(_ATTRIBUTES)}
+        for pid in self._own(listed):
+            times = listed[pid]["cpu_times"]
+            used_s, key = times.user + times.system, (pid, listed[pid]["create_time"])
+            # A process that began after us began with nothing.
+            self._first.setdefault(key, used_s if first else 0.0)
+            self._last[key] = used_s
 
-    def _own(self, parents: dict[int, int]) -> set[int]:
-        """This process, those with the word, and all their descendants."""
-        own = {pid for pid in parents if pid == os.getpid() or self._has_word(pid)}
+    def _own(self, listed: Mapping[int, Mapping[str, Any]]) -> set[int]:
+        """This process, those with the word, and all descendants of those."""
+        marked = {pid for pid, about in listed.items() if self._word in " ".join(about["cmdline"] or ())}
         children: dict[int, list[int]] = {}
-        for pid, parent in parents.items():
-            children.setdefault(parent, []).append(pid)
-        waiting = [child for pid in own if pid != os.getpid() for child in children.get(pid, [])]
+        for pid, about in listed.items():
+            children.setdefault(about["ppid"], []).append(pid)
+        waiting = [child for pid in marked for child in children.get(pid, [])]
         while waiting:
             pid = waiting.pop()
-            if pid not in own:
-                own.add(pid)
+            if pid not in marked:
+                marked.add(pid)
                 waiting += children.get(pid, [])
-        return own
+        return marked | ({os.getpid()} & set(listed))
 
-    def _unused(self) -> tuple[float, float]:
-        """Seconds that all cores together have been idle or waited for a disk; that the host gave to other machines."""
-        try:
-            fields = (self._proc / "stat").read_text().split(maxsplit=9)
-        except OSError:
-            return 0.0, 0.0
-        return (int(fields[4]) + int(fields[5])) * _TICK_S, int(fields[8]) * _TICK_S
 
-    def _pids(self) -> list[int]:
-        return [int(path.name) for path in self._proc.iterdir() if path.name.isdigit()]
-
-    def _has_word(self, pid: int) -> bool:
-        try:
-            return self._word in (self._proc / str(pid) / "cmdline").read_bytes()
-        except OSError:
-            return False  # it ended while we looked
-
-    def _stat(self, pid: int) -> tuple[int, str, float] | None:
-        """Parent, start time and CPU seconds; None when it has gone."""
-        try:
-            fields = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return int(fields[1]), fields[19], (int(fields[11]) + int(fields[12])) * _TICK_S
+def _unused_s() -> tuple[float, float]:
+    """Seconds that all cores together have been idle or waited for a disk; that the host gave to other machines."""
+    times = psutil.cpu_times()
+    return times.idle + times.iowait, times.steal

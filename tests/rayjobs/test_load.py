@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 
 import actuators
@@ -152,6 +153,6 @@ def wait_for_window(folder: Path) -> None:
 
 def command_of(pid: int) -> int:
     """The pid of the one command that a process runs under a guardian."""
-    (guardian,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (child,) = Path(f"/proc/{guardian}/task/{guardian}/children").read_text().split()
-    return int(child)
+    (guardian,) = psutil.Process(pid).children()
+    (child,) = guardian.children()
+    return child.pid

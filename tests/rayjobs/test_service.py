@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actuators.contract.script import Script, ServerProfile
@@ -17,21 +18,10 @@ from actuators.http_client import http_session
 from rayjobs.bench.service import mmc_response_s
 from rayjobs.cli.main import main
 from rayjobs.service import ServiceOptions, make_script
+from tests.support.orphans import alive
 
 COMMAND = [sys.executable, "-m", "rayjobs.service"]
 SMALL = ["--set", "network.users=20", "--set", "network.posts_per_user=1"]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return children + [grandchild for child in children for grandchild in descendants(child)]
 
 
 def test_it_serves_until_ctrl_c_and_leaves_nothing() -> None:
@@ -45,7 +35,7 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing() -> None:
             if read:
                 with http_session(5.0) as session:
                     assert session.get(read[1]).text.startswith("[{")
-        started = descendants(process.pid)
+        started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         assert len(started) == 4, "two servers, each under its guardian"
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)

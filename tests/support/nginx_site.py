@@ -20,7 +20,7 @@ from actuators.http_client import http_session
 from actuators.nginx import instance as nginx_module
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
-from actuators.nginx.reload import children
+from actuators.processes.system import children
 from actuators.statistics.reader import Collector
 from tests.support.http_server import HANG, Received, ScriptedServer
 

@@ -3,7 +3,8 @@
 import os
 import time
 import uuid
-from pathlib import Path
+
+import psutil
 
 MARKER = "DEEPSCHED_TEST_SESSION"
 SESSION = uuid.uuid4().hex
@@ -14,18 +15,20 @@ os.environ[MARKER] = SESSION
 def processes_with(marker: str) -> dict[int, str]:
     """Pid → command line of every other process whose environment or command line holds `marker`."""
     found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            command = (folder / "cmdline").read_bytes()
-            environment = (folder / "environ").read_bytes()
-            is_zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            continue  # it ended while we looked, or belongs to someone else
-        if not is_zombie and marker.encode() in command + environment:
-            found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    for process in psutil.process_iter(["cmdline", "environ", "status"]):
+        command, environment = process.info["cmdline"] or [], process.info["environ"] or {}
+        known = any(marker in text for text in (*command, *environment.values()))
+        if known and process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found[process.pid] = " ".join(command)
     return found
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_gone(marker: str, timeout_s: float = 10.0) -> dict[int, str]:

@@ -15,8 +15,8 @@ from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
 from actuators.nginx.instance import Nginx
-from actuators.nginx.reload import children
 from actuators.processes.process import ManagedProcess
+from actuators.processes.system import children
 
 MIX = (0.1, 0.6, 0.3)
 """Shares of compose, home read and user read in DeathStarBench's mixed workload."""

@@ -24,7 +24,7 @@ from actuators.nginx import detect as nginx_detect
 from actuators.nginx import instance as nginx_module
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
-from actuators.nginx.reload import children
+from actuators.processes.system import children
 from actuators.statistics.reader import Collector
 from tests.support.http_server import CLOSE
 from tests.support.nginx_site import COMPOSE, HOME, USER, Site, answer, running_site, wait_until

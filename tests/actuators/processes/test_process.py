@@ -14,6 +14,7 @@ import pytest
 
 from actuators.errors import ProcessError
 from actuators.processes.process import ManagedProcess
+from tests.support.orphans import alive
 
 # A command that leaves a grandchild in a session of its own and ignores SIGTERM.
 STUBBORN = (
@@ -23,13 +24,6 @@ STUBBORN = (
     "print(child.pid, flush=True)\n"
     "time.sleep(600)\n"
 )
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def wait_gone(*pids: int, timeout_s: float = 10.0) -> None:

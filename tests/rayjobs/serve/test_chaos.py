@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actuators.contract.control import MAX_WEIGHT
@@ -134,25 +135,8 @@ def _wait_for_line(folder: SteerFolder, met: Callable[[dict[str, object]], bool]
 
 def _pid(process: ManagedProcess, name: str) -> int:
     """A process of that name below ours."""
-    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
-    for pid in parents:
-        above, seen = pid, 0
-        while above in parents and above != process.pid and seen < 50:
-            above, seen = parents[above], seen + 1
-        if above == process.pid and name in _command(pid):
-            return pid
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(child.cmdline()):
+                return child.pid
     raise AssertionError(f"no {name} below {process.pid}")
-
-
-def _parent(folder: Path) -> int:
-    try:
-        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
