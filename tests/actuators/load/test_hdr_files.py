@@ -1,15 +1,17 @@
 """HdrHistogram files: what we write is what HdrHistogram's own reader reads."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actuators.contract import histogram
 from actuators.load.hdr_files import encode, log_header, log_lines, percentile_table
 from actuators.load.summary import LoadSummary
-
-hdrh = pytest.importorskip("hdrh.histogram", reason="the reference reader, package hdrhistogram, is not installed")
 
 
 def counts_of(values_us: list[int]) -> np.ndarray:
@@ -22,7 +24,7 @@ def counts_of(values_us: list[int]) -> np.ndarray:
 @given(st.lists(st.integers(1, 100_000_000), min_size=1, max_size=60))
 def test_the_reference_reader_reads_our_encoding(values_us: list[int]) -> None:
     counts = counts_of(values_us)
-    decoded = hdrh.HdrHistogram.decode(encode(counts))
+    decoded = HdrHistogram.decode(encode(counts))
     assert decoded.get_total_count() == len(values_us)
     for bucket in np.flatnonzero(counts):
         value_ns = round(histogram.midpoints_s()[bucket] * 1e9)
@@ -44,8 +46,7 @@ def test_a_percentile_table_has_the_reference_shape() -> None:
     assert "Total count    =            0" in percentile_table(np.zeros(histogram.SIZE, dtype=np.int64))
 
 
-def test_the_reference_reader_reads_our_log(tmp_path) -> None:  # noqa: ANN001
-    log = pytest.importorskip("hdrh.log")
+def test_the_reference_reader_reads_our_log(tmp_path: Path) -> None:
     empty = LoadSummary.empty(("compose", "home_read"))
     counts = np.stack([counts_of([1000] * 5), counts_of([])])
     window = LoadSummary(
@@ -53,8 +54,8 @@ def test_the_reference_reader_reads_our_log(tmp_path) -> None:  # noqa: ANN001
     )
     path = tmp_path / "latency.hlog"
     path.write_text(log_header(1_790_000_000.0) + "".join(log_lines(window)))
-    accumulated = hdrh.HdrHistogram(1, 3_600_000_000_000, 2)
-    reader = log.HistogramLogReader(str(path), accumulated)
+    accumulated = HdrHistogram(1, 3_600_000_000_000, 2)
+    reader = HistogramLogReader(str(path), accumulated)
     found = []
     while (one := reader.get_next_interval_histogram()) is not None:
         found.append((one.get_tag(), one.get_total_count(), one.get_value_at_percentile(50)))
