@@ -13,7 +13,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkd
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test drills bench docs run doctor clean
+.PHONY: help setup demo lint check test drills bench docs run doctor clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -26,11 +26,17 @@ $(STAMP): pyproject.toml rayjobs/setup.sh
 demo: $(STAMP) ## trains a policy for a live NGINX and judges it; ARGS="--quick --seed 2"
 	$(RUN) demo $(ARGS)
 
-test: $(STAMP) ## lint, types, documentation, all tests; ARGS="-k bench" goes to pytest
-	@./rayjobs/setup.sh tests
+lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
+
+check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser; at most two minutes
+	@exec $(BIN)/pytest -m "not nginx and not ray and not browser and not slow" $(ARGS)
+
+test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
+	@./rayjobs/setup.sh tests
 	@$(MKDOCS)
 	@exec $(BIN)/pytest $(ARGS)
 
