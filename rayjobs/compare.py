@@ -77,19 +77,16 @@ def _table(rows: list[dict[str, Any]], runs: list[str], metrics: tuple[str, ...]
 
 
 def _cell(policy: dict[str, Any] | None, metrics: tuple[str, ...]) -> str:
-    from tuning.judging.verdicts import format_ratio, format_value, interval_text, read
+    from tuning.judging.verdicts import format_interval, format_ratio, format_value, ratio_of
 
     if policy is None:
         return "–"
     lines = []
     for metric in metrics:
-        ratio = read(policy, metric)
-        ends = (
-            "–".join(interval_text(ratio.low, ratio.high)) if ratio.low is not None and ratio.high is not None else ""
-        )
-        value = format_value(metric, policy[metric])
+        ratio = ratio_of(policy, metric)
+        value = format_value(policy[metric], metric)
         own = ratio.value == 1.0 and ratio.low == ratio.high
-        lines.append(value if own else f"{value}  {format_ratio(ratio.value)} {ends}".rstrip())
+        lines.append(value if own else f"{value}  {format_ratio(ratio.value)} {format_interval(ratio, '–')}".rstrip())
     return "\n".join(lines)
 
 

@@ -45,8 +45,9 @@ def run(options: ScenariosOptions) -> int:
         console_out().print(_list())
         return 0
     from actuators.contract.topology import social_network
-    from actuators.files import write_atomic, write_json
+    from actuators.files import write_json
     from envs.scenarios.lookup import scenario
+    from tuning.report.scenario import write_scenario_page
 
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     chosen = scenario(options.scenario, options.duration_s)
@@ -58,7 +59,7 @@ def run(options: ScenariosOptions) -> int:
         write_json(options.json_out, script.to_json())
         console_out().print(f"written: {options.json_out}", markup=False)
     if options.page is not None:
-        write_atomic(options.page, _page(script))
+        write_scenario_page(options.page, script, chosen.summary)
         console_out().print(f"written: {options.page}", markup=False)
     return 0
 
@@ -97,25 +98,6 @@ def _list() -> object:
     for known in SCENARIOS.values():
         table.add_row(known.name, f"{known.load:.0%}", f"{known.duration_s:g}", known.summary)
     return table
-
-
-def _page(script: Script) -> str:
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    from envs.scenarios.timeline import change_times, load_ratio, server_speeds
-
-    times = change_times(script)
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, subplot_titles=("load", "speed factor of each server"))
-    step = {"mode": "lines", "line_shape": "hv"}
-    figure.add_trace(go.Scatter(x=times, y=[load_ratio(script, t) for t in times], name="load", **step), row=1, col=1)
-    for server in range(len(script.servers)):
-        speeds = [server_speeds(script, t)[server] for t in times]
-        figure.add_trace(go.Scatter(x=times, y=speeds, name=f"server {server}", **step), row=2, col=1)
-    figure.update_xaxes(title_text="seconds", row=2, col=1)
-    figure.update_yaxes(tickformat=".0%", row=1, col=1)
-    figure.update_layout(title=f"{script.name}, seed {script.seed}", template="plotly_white", height=700)
-    return str(figure.to_html(include_plotlyjs=True, full_html=True))
 
 
 VERB = Verb(

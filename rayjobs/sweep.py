@@ -93,6 +93,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
     from rayjobs.cli.console import console_out
     from rayjobs.runs.folder import upload
     from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.report import provenance
     from rayjobs.runs.usage import CpuUsage, session_name
     from tuning.report.sweep import print_best, write_sweep_report
     from tuning.search.sweep import fetch_bundle, histories, preflight, run_sweep, trial_table
@@ -134,7 +135,9 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
                 evaluations = judge_live(bundles, confirm.testbeds, watched, judge, options.live, work_dir)
                 write_json(folder.path / "confirmed.json", evaluations)
         with progress.stage("report"):
-            report = write_sweep_report(folder.path, table, histories(grid), options.search, evaluations)
+            report = write_sweep_report(
+                folder.path, table, histories(grid), options.search, evaluations, provenance(folder)
+            )
             if options.storage:
                 upload(folder.path, options.storage)
     print_best(table, evaluations, console_out())

@@ -27,7 +27,8 @@ from envs.scenarios.catalogue import Mixture, randomised
 from envs.scenarios.lookup import scenario
 from rayjobs.cli.console import console_err
 from rayjobs.cli.progress import Progress, StageProgress
-from rayjobs.runs.folder import RunFolder, versions
+from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.report import provenance
 from tuning.judging.blocks import REMEDY, Journal
 from tuning.judging.evaluation import Evaluation, describe_machine
 from tuning.judging.judge import Controller, Judge, JudgeOptions, Remake
@@ -37,7 +38,6 @@ from tuning.observing.clusters import meaning
 from tuning.observing.phase import Observed, ObserveOptions, fit_problem, watch
 from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.report.clusters import write_cluster_page
-from tuning.report.document import Provenance
 
 if TYPE_CHECKING:
     from tuning.learning.trainer import CurveRow, Trainer
@@ -254,7 +254,5 @@ def keep_states(folder: RunFolder, observed: Observed, options: EncoderOptions, 
     samples = window_samples(windows, topology, deadlines_s, encoder.kind)
     found = candidates(samples, options, seed)
     said = meaning(windows, topology, deadlines_s, encoder)
-    command, config = (folder.path / name for name in ("command.txt", "config.yaml"))
-    provenance = Provenance(command.read_text().strip(), config.read_text(), versions())
-    write_cluster_page(folder.path / PAGE, said, found, provenance, observed.deadlines.warnings)
+    write_cluster_page(folder.path / PAGE, said, found, provenance(folder), observed.deadlines.warnings)
     return found

@@ -43,7 +43,7 @@ def test_each_scenario_has_its_evaluation_and_all_of_them_one_page_and_one_table
     rows = pq.read_table(run / "evaluation.parquet").to_pylist()
     assert {row["scenario"] for row in rows} == {"S2b", "S4"}
     page = (run / "report.html").read_text()
-    assert all(text in page for text in ("Every scenario", "S2b, simulated", "part-1-latency-all", "seeds 1 to 2"))
+    assert all(text in page for text in ("All scenarios", "S2b, simulated", "part-1-latency-all", "seeds 1 to 2"))
 
 
 def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ from actuators.contract.script import Behaviour
 from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 from tuning.judging.evaluation import Evaluation, describe_machine
 from tuning.judging.judge import Controller, Judge, JudgeOptions
-from tuning.report.learning import StateVisit
-from tuning.report.write import EncoderSummary, Provenance, RunData, TrainingPoint
+from tuning.report.learning import EncoderSummary, StateVisit, TrainingPoint
+from tuning.report.page import Provenance
+from tuning.report.run import RunData
 
 EVENTS = (Behaviour(1.5, 1, speed=0.6), Behaviour(3.0, 1))
 

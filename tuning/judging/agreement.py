@@ -11,7 +11,7 @@ from typing import Any
 
 from actuators.errors import DataError
 from tuning.judging.statistics import Ratio
-from tuning.judging.verdicts import ROWS, read
+from tuning.judging.verdicts import METRIC_NAMES, ratio_of
 
 FILE = "evaluation.json"
 
@@ -78,7 +78,11 @@ def agreement(title: str, old: dict[str, Any], new: dict[str, Any]) -> Agreement
         ]
         return Agreement(title, True, tuple(differences), len(names))
     names = [name for name in old["policies"] if name in new["policies"] and name != old["reference"]]
-    pairs = [(f"{n} {ROWS[m]}", read(old["policies"][n], m), read(new["policies"][n], m)) for n in names for m in _LIVE]
+    pairs = [
+        (f"{n} {METRIC_NAMES[m]}", ratio_of(old["policies"][n], m), ratio_of(new["policies"][n], m))
+        for n in names
+        for m in _LIVE
+    ]
     apart = [
         f"{name} was {a.value:.2f}×, is {b.value:.2f}×"
         for name, a, b in pairs

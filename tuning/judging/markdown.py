@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuning.judging.statistics import Ratio
-from tuning.judging.verdicts import ROWS, format_ratio, format_value, interval_text, read
+from tuning.judging.verdicts import METRIC_NAMES, format_interval, format_ratio, format_value, ratio_of
 
 LEGEND = (
     "Ratios are to `{reference}` on the same arrivals and service draws, with 95 % intervals; "
-    "**bold**: shown to be better, *slanted*: shown to be worse, plain: no difference shown."
+    "**bold**: better, *italic*: worse, plain: no measurable difference."
 )
 
 
@@ -35,23 +35,23 @@ def account(evaluations: Sequence[dict[str, Any]], command: str, commit: str, ma
     sent = sum(e["accounting"]["sent"] for e in evaluations if e["accounting"])
     discarded = sum(e["accounting"]["discarded_blocks"] for e in evaluations if e["accounting"])
     waits_ms = [b["core_wait_ms"] for e in evaluations for b in e["blocks"] if b.get("core_wait_ms") is not None]
-    waited = f", the machine let everyone wait {sum(waits_ms) / len(waits_ms):.1f} ms for a core" if waits_ms else ""
+    delay = f", mean scheduling delay {sum(waits_ms) / len(waits_ms):.1f} ms" if waits_ms else ""
     return (
         f"`{command}` on {first['created'][:10]}, commit {commit[:9]}, {machine}: {seeds}, per scenario and policy "
         f"{first['rounds']} rounds of {first['measure_s']:g} s after {first['warm_up_s']:g} s of warm-up; "
-        f"{sent:,} requests, blocks discarded: {discarded}{waited}."
+        f"{sent:,} requests, blocks discarded: {discarded}{delay}."
     )
 
 
 def _table(evaluations: Sequence[dict[str, Any]], metric: str, reference: str, names: Sequence[str]) -> str:
     lines = [
-        f"| {ROWS.get(metric, metric)} | `{reference}` | " + " | ".join(f"`{name}`" for name in names) + " |",
+        f"| {METRIC_NAMES.get(metric, metric)} | `{reference}` | " + " | ".join(f"`{name}`" for name in names) + " |",
         "|---" * (len(names) + 2) + "|",
     ]
     for evaluation in evaluations:
         policies = evaluation["policies"]
-        cells = [_cell(read(policies[name], metric)) if name in policies else "–" for name in names]
-        value = format_value(metric, policies[reference][metric])
+        cells = [_cell(ratio_of(policies[name], metric)) if name in policies else "–" for name in names]
+        value = format_value(policies[reference][metric], metric)
         lines.append(f"| {evaluation['scenario']} | {value} | " + " | ".join(cells) + " |")
     if len(evaluations) > 1:
         cells = [_cell(_geometric(evaluations, name, metric)) for name in names]
@@ -64,13 +64,12 @@ def _cell(ratio: Ratio) -> str:
     if ratio.low is None or ratio.high is None:
         return text
     mark = {"better": "**", "worse": "*"}.get(ratio.verdict, "")
-    low, high = interval_text(ratio.low, ratio.high)
-    return f"{mark}{text}{mark} ({low}–{high})"
+    return f"{mark}{text}{mark} ({format_interval(ratio, '–')})"
 
 
 def _geometric(evaluations: Sequence[dict[str, Any]], name: str, metric: str) -> Ratio:
     """Geometric mean of a policy's ratios; scenarios are independent, so that half widths add as squares do."""
-    ratios = [read(e["policies"][name], metric) for e in evaluations if name in e["policies"]]
+    ratios = [ratio_of(e["policies"][name], metric) for e in evaluations if name in e["policies"]]
     values = [ratio.value for ratio in ratios if ratio.value]
     if len(values) < len(evaluations):
         return Ratio(None, None, None, None, 0)

@@ -104,7 +104,7 @@ METRICS: tuple[str, ...] = (
 
 _PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p95_ms": 95.0, "p99_ms": 99.0, "p999_ms": 99.9}
 
-Verdict = Literal["better", "worse", "no difference shown", "not shown"]
+Verdict = Literal["better", "worse", "no measurable difference", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval shows; ``not shown`` when there is none."""
+        """What the interval shows; ``inconclusive`` when there is none."""
         if self.low is None or self.high is None:
-            return "not shown"
+            return "inconclusive"
         if self.high < 1:
             return "better"
-        return "worse" if self.low > 1 else "no difference shown"
+        return "worse" if self.low > 1 else "no measurable difference"
 
     def to_json(self) -> dict[str, Any]:
         interval = None if self.low is None or self.high is None else [self.low, self.high]

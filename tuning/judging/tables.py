@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tuning.judging.statistics import Ratio
-from tuning.judging.verdicts import ROWS, digits, format_ratio, format_value, read, verdicts
+from tuning.judging.verdicts import METRIC_NAMES, digits, format_ratio, format_value, ratio_of, verdicts
 
-_STYLES = {"better": "green", "worse": "red", "no difference shown": "dim", "not shown": "dim"}
+_STYLES = {"better": "green", "worse": "red", "no measurable difference": "dim", "inconclusive": "dim"}
 
 
 def render(evaluation: dict[str, Any], width: int = 100) -> RenderableType:
@@ -40,11 +40,11 @@ def _table(evaluation: dict[str, Any], gap: int) -> Table:
         collapse_padding=True,
     )
     table.add_column("policy", no_wrap=True)
-    for metric, name in ROWS.items():
+    for metric, name in METRIC_NAMES.items():
         unit = "\nms" if metric.endswith("_ms") else ""
         table.add_column(f"{name}{unit}", justify="right")
     for name, policy in evaluation["policies"].items():
-        cells = [_cell(metric, policy, is_reference=name == reference) for metric in ROWS]
+        cells = [_cell(metric, policy, is_reference=name == reference) for metric in METRIC_NAMES]
         table.add_row(_title(name, policy, is_learned=name == evaluation["learned"]), *cells)
     return table
 
@@ -58,10 +58,10 @@ def _title(name: str, policy: dict[str, Any], *, is_learned: bool) -> Text:
 
 
 def _cell(metric: str, policy: dict[str, Any], *, is_reference: bool) -> Text:
-    text = Text(format_value(metric, policy[metric]).removesuffix(" ms"))
+    text = Text(format_value(policy[metric], metric).removesuffix(" ms"))
     if is_reference:
         return text
-    ratio = read(policy, metric)
+    ratio = ratio_of(policy, metric)
     style = _STYLES[ratio.verdict]
     if ratio.value is not None:
         text.append(f"\n{format_ratio(ratio.value)}", style=style)

@@ -1,4 +1,4 @@
-"""Plain sentences about who wins: nothing is called a win unless its 95 % interval shows it."""
+"""Sentences and numbers about who is better: a policy is called better only when its 95 % interval shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tuning.judging.statistics import Ratio, Verdict
 
-ROWS: dict[str, str] = {
+METRIC_NAMES: dict[str, str] = {
     "mean_ms": "mean",
     "p50_ms": "p50",
     "p95_ms": "p95",
@@ -15,7 +15,7 @@ ROWS: dict[str, str] = {
     "art_per_request": "ART per request",
     "errors": "errors",
 }
-"""Metrics of the tables and how they are called there."""
+"""Metrics of the tables and their names there."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Comparison:
     """The learned policy against one other policy in one metric.
 
     Attributes:
-        metric: key of `ROWS`.
+        metric: key of `METRIC_NAMES`.
         values: of the learned policy and of the other one; None where nothing was answered.
         ratio: learned / other, paired.
     """
@@ -37,24 +37,23 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         if self.values == (0, 0):
-            return "no difference shown"
+            return "no measurable difference"
         return self.ratio.verdict
 
     @property
     def sentence(self) -> str:
-        """One sentence that claims no more than the interval shows; the caller's heading names the two."""
-        return f"{ROWS[self.metric]}: {self._outcome()}."
+        """One sentence that claims no more than the interval shows; the caller's heading names the two policies."""
+        return f"{METRIC_NAMES[self.metric]}: {self._outcome()}."
 
     def _outcome(self) -> str:
-        ours, theirs = (format_value(self.metric, value) for value in self.values)
         if self.values == (0, 0):
-            return "not won; neither had any"
+            return "none with either policy"
         if self.ratio.value is None:
-            return f"not won; {ours} against {theirs}, a ratio has no meaning"
-        if self.verdict == "not shown":
-            return f"not won; {format_ratio(self.ratio.value)} from one round shows nothing"
-        won = {"better": "won", "worse": "not won; worse", "no difference shown": "not won; no difference shown"}
-        return f"{won[self.verdict]}, {describe_ratio(self.ratio)}"
+            ours, theirs = (format_value(value, self.metric) for value in self.values)
+            return f"{ours} against {theirs}; a ratio has no meaning"
+        if self.verdict == "inconclusive":
+            return f"inconclusive; {format_ratio(self.ratio.value)} from one round"
+        return f"{self.verdict}, {describe_ratio(self.ratio)}"
 
 
 def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[Comparison]:
@@ -77,8 +76,10 @@ def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[Co
     else:
         return []
     return [
-        Comparison(metric, learned, other, (policies[learned][metric], policies[other][metric]), read(source, metric))
-        for metric in ROWS
+        Comparison(
+            metric, learned, other, (policies[learned][metric], policies[other][metric]), ratio_of(source, metric)
+        )
+        for metric in METRIC_NAMES
     ]
 
 
@@ -92,7 +93,7 @@ def verdicts(evaluation: dict[str, Any]) -> dict[str, list[Comparison]]:
     return {heading: rows for heading, rows in found.items() if rows}
 
 
-def read(source: dict[str, Any], metric: str) -> Ratio:
+def ratio_of(source: dict[str, Any], metric: str) -> Ratio:
     """The ratio of one metric out of a policy of `evaluation.json`."""
     low, high = source["intervals"][metric] or (None, None)
     return Ratio(source["ratios"][metric], low, high, source["median_ratios"][metric], source["paired_rounds"])
@@ -104,17 +105,14 @@ def describe_ratio(ratio: Ratio) -> str:
         return "no ratio"
     if ratio.low is None or ratio.high is None:
         return f"{format_ratio(ratio.value)} (no interval from {ratio.rounds} round{'s' * (ratio.rounds != 1)})"
-    low, high = interval_text(ratio.low, ratio.high)
-    return f"{format_ratio(ratio.value)} (95 % interval {low} to {high})"
+    return f"{format_ratio(ratio.value)} (95 % interval {format_interval(ratio, ' to ')})"
 
 
-def interval_text(low: float, high: float) -> tuple[str, str]:
-    """Both ends with two digits, or three when rounding would move an end onto 1."""
-    digits = 2
-    # An end that rounds onto 1 would hide on which side of it the interval ends.
-    while digits < 4 and (round(low, digits) == 1 or round(high, digits) == 1) and not low == high == 1:
-        digits += 1
-    return tuple("many times" if end > 1000 else f"{end:.{digits}f}" for end in (low, high))  # type: ignore[return-value]
+def format_interval(ratio: Ratio, between: str = " – ") -> str:
+    """``0.80 – 0.90``; empty when there is no interval."""
+    if ratio.low is None or ratio.high is None:
+        return ""
+    return between.join(_interval_ends(ratio.low, ratio.high))
 
 
 def format_ratio(value: float | None) -> str:
@@ -124,7 +122,7 @@ def format_ratio(value: float | None) -> str:
     return f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"
 
 
-def format_value(metric: str, value: float | None) -> str:
+def format_value(value: float | None, metric: str) -> str:
     """A value with its unit, three digits; – when there is none."""
     if value is None:
         return "–"
@@ -136,3 +134,11 @@ def format_value(metric: str, value: float | None) -> str:
 def digits(value: float) -> str:
     """Three significant digits, or all of them before the point: ``5.60``, ``20.3``, ``1234``."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _interval_ends(low: float, high: float) -> tuple[str, str]:
+    """Both ends with two digits; with more where rounding would move an end onto 1 and hide on which side it is."""
+    digits = 2
+    while digits < 4 and (round(low, digits) == 1 or round(high, digits) == 1) and not low == high == 1:
+        digits += 1
+    return tuple("many times" if end > 1000 else f"{end:.{digits}f}" for end in (low, high))  # type: ignore[return-value]

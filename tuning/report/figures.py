@@ -1,4 +1,4 @@
-"""Figures of what was judged: latency by percentile, p99 over time, weights over time."""
+"""Figures of an evaluation: latency by percentile, p99 over time, shares over time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot", "dot")
 
 
 def policy_style(evaluation: dict[str, Any], policy: str) -> dict[str, Any]:
-    """Line of a policy: one colour by its role everywhere on the page, and a dash for those who see no colours."""
+    """Line of a policy: one colour by its role everywhere on the page, and a dash for readers who see no colours."""
     if policy == evaluation["learned"]:
         return {"color": "--learned", "width": 3}
     if policy == evaluation["reference"]:
@@ -43,23 +43,9 @@ def latency_figure(evaluation: dict[str, Any], request_type: str | None) -> Figu
     if not curves:
         return Figure(name, empty="No request was answered in a block that could be judged.")
     limits = log_range([value for latency in curves.values() for value in latency.values()])
-    traces: list[Trace] = [
-        {
-            "x": [_nines(p) for p in latency], "y": list(latency.values()), "name": policy, "mode": "lines",
-            "customdata": list(latency), "line": policy_style(evaluation, policy),
-            "hovertemplate": "%{y:.3g} ms at p%{customdata:.5g}",
-        }
-        for policy, latency in curves.items()
-    ]  # fmt: skip
-    ends = {policy: list(latency.values())[-1] for policy, latency in curves.items()}
-    layout = {
-        "xaxis": _percentile_axis(curves),
-        "yaxis": {"title": {"text": "latency, ms (log)"}, **log_ticks(limits)},
-        "annotations": _policy_labels(evaluation, ends, limits, _LATENCY_HEIGHT_PX),
-        "shapes": _deadline(evaluation, request_type, limits),
-        "hovermode": "closest",
-    }
-    return Figure(name, traces, layout, _LATENCY_HEIGHT_PX)
+    y_axis = {"title": {"text": "latency, ms (log)"}, **log_ticks(limits)}
+    shapes = _deadline(evaluation, request_type, limits)
+    return _percentile_figure(name, evaluation, curves, limits, y_axis, "%{y:.3g} ms", shapes)
 
 
 def ratio_figure(evaluation: dict[str, Any], request_type: str | None) -> Figure:
@@ -72,22 +58,36 @@ def ratio_figure(evaluation: dict[str, Any], request_type: str | None) -> Figure
         policy: {p: value / reference[p] for p, value in latency.items() if p in reference}
         for policy, latency in curves.items()
     }
-    found = [value for ratio in ratios.values() for value in ratio.values()]
-    low, high = log_range([*found, 1.0])
+    low, high = log_range([1.0, *(value for ratio in ratios.values() for value in ratio.values())])
     limits = max(low, math.log10(_RATIO_LIMITS[0])), min(high, math.log10(_RATIO_LIMITS[1]))
+    y_axis = {"title": {"text": f"latency / {evaluation['reference']}"}, **ratio_ticks(limits)}
+    return _percentile_figure(name, evaluation, ratios, limits, y_axis, "%{y:.2f}×", [])
+
+
+def _percentile_figure(
+    name: str,
+    evaluation: dict[str, Any],
+    curves: dict[str, dict[float, float]],
+    limits: tuple[float, float],
+    y_axis: Trace,
+    hover: str,
+    shapes: list[Trace],
+) -> Figure:
+    """A line per policy over the percentiles; `curves` maps policy → percentile → value."""
     traces: list[Trace] = [
         {
-            "x": [_nines(p) for p in ratio], "y": list(ratio.values()), "name": policy, "mode": "lines",
-            "customdata": list(ratio), "line": policy_style(evaluation, policy),
-            "hovertemplate": "%{y:.2f}× at p%{customdata:.5g}",
+            "x": [_nines(p) for p in curve], "y": list(curve.values()), "name": policy, "mode": "lines",
+            "customdata": list(curve), "line": policy_style(evaluation, policy),
+            "hovertemplate": hover + " at p%{customdata:.5g}",
         }
-        for policy, ratio in ratios.items()
+        for policy, curve in curves.items()
     ]  # fmt: skip
-    ends = {policy: list(ratio.values())[-1] for policy, ratio in ratios.items()}
+    ends = {policy: list(curve.values())[-1] for policy, curve in curves.items()}
     layout = {
         "xaxis": _percentile_axis(curves),
-        "yaxis": {"title": {"text": f"latency / {evaluation['reference']}"}, **ratio_ticks(limits)},
+        "yaxis": y_axis,
         "annotations": _policy_labels(evaluation, ends, limits, _LATENCY_HEIGHT_PX),
+        "shapes": shapes,
         "hovermode": "closest",
     }
     return Figure(name, traces, layout, _LATENCY_HEIGHT_PX)
@@ -126,7 +126,7 @@ def steering_policies(evaluation: dict[str, Any]) -> list[str]:
 
 
 def weight_figure(evaluation: dict[str, Any], policy: str, group: int) -> Figure:
-    """Shares that the control asks for (lines) and where the requests went (dots), one request type."""
+    """Shares that the control sets (lines) and where the requests went (dots), one request type."""
     servers = evaluation["groups"][group]["servers"]
     order = list(dict.fromkeys(server for g in evaluation["groups"] for server in g["servers"]))
     name, points = f"weights-{policy}-{group}", measured(evaluation, policy)
@@ -153,7 +153,7 @@ def weight_figure(evaluation: dict[str, Any], policy: str, group: int) -> Figure
                            "hovertemplate": "%{y:.0f} % of the true speed"})  # fmt: skip
         x, y = held(points, asked, evaluation["interval_s"])
         traces.append({"x": x, "y": y, "name": f"server {s + 1}", "mode": "lines", "line": line,
-                       "hovertemplate": f"%{{y:.0f}} % asked, {server}"})  # fmt: skip
+                       "hovertemplate": f"%{{y:.0f}} % set, {server}"})  # fmt: skip
         middles = [p.at_s - evaluation["interval_s"] / 2 for p in points]
         traces.append({"x": middles, "y": seen, "mode": "markers", "showlegend": False, "name": f"server {s + 1}",
                        "marker": {"size": 4, "color": f"--server-{s % _SERIES + 1}@0.45"},
@@ -250,7 +250,7 @@ def _events(evaluation: dict[str, Any], y: float) -> list[Trace]:
     if not found:
         return []
     events = sorted(found)
-    return [{"x": [at for at, _, _ in events], "y": [y] * len(events), "mode": "markers", "name": "what happened",
+    return [{"x": [at for at, _, _ in events], "y": [y] * len(events), "mode": "markers", "name": "scenario events",
              "text": [f"{server} {text}".strip() for _, server, text in events], "hovertemplate": "%{text}",
              "marker": {"symbol": "triangle-up", "size": 8, "color": "--ink@0.7"}}]  # fmt: skip
 

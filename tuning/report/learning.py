@@ -1,15 +1,16 @@
-"""Figures of how the policy was learned: the states the mixture sees, its choice of K, the training curve."""
+"""Figures of how the policy was learned: the mixture's states, the choice of K, the training curve."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from actuators.contract.arrays import FloatArray
+from envs.observation.encoder import Encoder
 from tuning.report.axes import Figure, Trace
 
-_CLUSTERS = 9
 _SHOWN_FEATURES = 14
 
 
@@ -57,6 +58,32 @@ class EncoderSummary:
     bic: tuple[tuple[int, float], ...] = ()
     visits: tuple[StateVisit, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        shares: FloatArray,
+        labels: Sequence[Sequence[tuple[float, FloatArray, float]]],
+    ) -> EncoderSummary:
+        """The summary of a fitted encoder.
+
+        Args:
+            shares: ``[clusters]``.
+            labels: per server, or once for a joint mixture: time in s, posterior and novelty of every window.
+        """
+        names = ["" if encoder.kind == "joint" else f"server {row + 1}" for row in range(len(labels))]
+        return cls(
+            features=encoder.names,
+            means=tuple(tuple(row) for row in encoder.means.tolist()),
+            shares=tuple(shares.tolist()),
+            bic=tuple(sorted(encoder.bic.items())),
+            visits=tuple(
+                StateVisit(at_s, tuple(posterior.tolist()), bool(novelty > 1), name)
+                for name, row in zip(names, labels, strict=True)
+                for at_s, posterior, novelty in row
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class _Stay:
@@ -88,7 +115,7 @@ def timeline_figure(encoder: EncoderSummary | None) -> Figure:
 
 
 def _bars(state: int, stays: Sequence[_Stay]) -> Trace:
-    colour = f"--cluster-{state % _CLUSTERS + 1}" if state >= 0 else "--bad"
+    colour = cluster_colour(state) if state >= 0 else "--bad"
     return {
         "type": "bar", "orientation": "h", "name": _state_name(state),
         "y": [stay.row or _state_name(state) for stay in stays], "base": [stay.start_s for stay in stays],
@@ -99,6 +126,11 @@ def _bars(state: int, stays: Sequence[_Stay]) -> Trace:
         "textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "textfont": {"color": "--panel"},
         "hovertemplate": "%{customdata[1]:.0f} to %{customdata[2]:.0f} s, probability %{customdata[0]:.2f}",
     }  # fmt: skip
+
+
+def cluster_colour(state: int) -> str:
+    """The colour of a state on every page."""
+    return f"--cluster-{state % 9 + 1}"
 
 
 def _state_name(state: int) -> str:
@@ -131,29 +163,41 @@ def states_figure(encoder: EncoderSummary | None) -> Figure:
 
 def bic_figure(encoder: EncoderSummary | None) -> Figure:
     """BIC of every candidate number of clusters; the chosen one is marked."""
-    if encoder is None or len(encoder.bic) < 2:
-        return Figure("bic", empty="The number of clusters was given, not chosen.")
-    counts, values = zip(*sorted(encoder.bic), strict=True)
-    chosen = len(encoder.shares)
-    room = (max(values) - min(values)) or 1.0
+    bic = dict(sorted(encoder.bic)) if encoder is not None else {}
+    chosen = len(encoder.shares) if encoder is not None else 0
+    y_axis = {"title": {"text": "BIC (less is better)"}}
+    return choice_figure("bic", list(bic), {"BIC": list(bic.values())}, chosen, y_axis)
+
+
+def choice_figure(
+    name: str, counts: Sequence[int], criteria: Mapping[str, Sequence[float]], chosen: int, y_axis: Trace
+) -> Figure:
+    """Criteria by number of clusters; the chosen number is marked on the first one.
+
+    Args:
+        criteria: name → value for each of `counts`.
+    """
+    if len(counts) < 2:
+        return Figure(name, empty="The number of clusters was given, not chosen.")
+    lines = (("--reference", "solid"), ("--series-1", "dash"))
     traces: list[Trace] = [
-        {"x": counts, "y": values, "mode": "lines+markers", "line": {"color": "--reference", "width": 2},
-         "marker": {"size": 7}, "name": "BIC", "hovertemplate": "BIC %{y:.0f}"},
+        {"x": counts, "y": values, "mode": "lines+markers", "name": criterion, "marker": {"size": 7},
+         "line": {"color": colour, "width": 2, "dash": dash}, "hovertemplate": f"{criterion} %{{y:.5g}}"}
+        for (criterion, values), (colour, dash) in zip(criteria.items(), lines, strict=False)
     ]  # fmt: skip
     if chosen in counts:
-        y = values[counts.index(chosen)]
-        traces.append({"x": [chosen], "y": [y], "mode": "markers+text", "text": [f"chosen: {chosen}"],
-                       "textposition": "bottom center", "textfont": {"color": "--learned"}, "name": "chosen",
-                       "marker": {"size": 13, "color": "--learned"}, "hoverinfo": "skip"})  # fmt: skip
+        value = next(iter(criteria.values()))[list(counts).index(chosen)]
+        traces.append({"x": [chosen], "y": [value], "mode": "markers", "name": f"chosen: {chosen}",
+                       "marker": {"size": 14, "color": "--learned", "symbol": "circle-open", "line": {"width": 3}},
+                       "hoverinfo": "skip"})  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": "clusters"}, "dtick": 1, "range": [counts[0] - 0.6, counts[-1] + 0.6]},
-        "yaxis": {
-            "title": {"text": "BIC (less is better)"},
-            "range": [min(values) - 0.15 * room, max(values) + 0.05 * room],
+        "xaxis": {
+            "title": {"text": "clusters"}, "tickvals": list(counts), "range": [counts[0] - 0.6, counts[-1] + 0.6]
         },
-        "showlegend": False,
+        "yaxis": y_axis,
+        "showlegend": True,
     }  # fmt: skip
-    return Figure("bic", traces, layout, 320)
+    return Figure(name, traces, layout, 320)
 
 
 def training_figures(points: Sequence[TrainingPoint]) -> dict[str, Figure]:

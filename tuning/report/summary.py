@@ -1,37 +1,15 @@
-"""The report's words and tables: headline, cards with intervals, results, accounting. Strings of HTML, escaped."""
+"""The sentences of the run report: headline, subline, accounting. Plain text; the templates hold the HTML."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
-from tuning.judging.statistics import Ratio, Verdict
-from tuning.judging.verdicts import (
-    ROWS,
-    Comparison,
-    comparisons,
-    describe_ratio,
-    format_ratio,
-    format_value,
-    interval_text,
-    read,
-    verdicts,
-)
+from tuning.judging.statistics import Verdict
+from tuning.judging.verdicts import METRIC_NAMES, Comparison, comparisons, format_ratio, verdicts
 
-_WORDS: dict[Verdict, str] = {
-    "better": "better",
-    "worse": "worse",
-    "no difference shown": "no difference shown",
-    "not shown": "nothing shown",
-}
-CLASS: dict[Verdict, str] = {
-    "better": "better",
-    "worse": "worse",
-    "no difference shown": "same",
-    "not shown": "same",
-}
+_HEADLINE_METRICS = ("mean_ms", "p99_ms")
 
 
 def headline(evaluation: dict[str, Any]) -> str:
@@ -39,95 +17,117 @@ def headline(evaluation: dict[str, Any]) -> str:
     rows = comparisons(evaluation)
     scenario = evaluation["scenario"]
     if not rows:
-        return f"{len(evaluation['policies'])} policies, judged side by side on {scenario}"
+        return f"{len(evaluation['policies'])} policies, compared side by side on {scenario}"
     learned, reference = evaluation["learned"], evaluation["reference"]
     if rows[0].ratio.rounds < 2:
-        return f"One round of {scenario}: too little to tell {learned} from {reference}"
-    won, lost = _named(rows, "better"), _named(rows, "worse")
-    if won and lost:
-        return f"On {scenario}, {learned} beats {reference} in {won}, and loses in {lost}"
-    if won:
-        return f"On {scenario}, {learned} beats {reference} in {won}"
-    if lost:
-        return f"On {scenario}, {learned} loses to {reference} in {lost}"
-    return f"On {scenario}, no difference shown between {learned} and {reference}"
+        return f"One round of {scenario} is too little to tell {learned} from {reference}"
+    better, worse = _named(rows, "better"), _named(rows, "worse")
+    if better and worse:
+        return f"On {scenario}, {learned} beats {reference} in {better}, and loses in {worse}"
+    if better:
+        return f"On {scenario}, {learned} beats {reference} in {better}"
+    if worse:
+        return f"On {scenario}, {learned} loses to {reference} in {worse}"
+    return f"On {scenario}, {learned} and {reference} do not differ measurably"
 
 
 def subline(evaluation: dict[str, Any]) -> str:
     """What the headline leaves out: the rows without a difference, and the best of the other policies."""
     sentences = []
-    open_rows = _named(comparisons(evaluation), "no difference shown")
-    if open_rows and _named(comparisons(evaluation), "better"):
-        sentences.append(f"No difference shown in {open_rows}.")
+    rows = comparisons(evaluation)
+    equal = _named(rows, "no measurable difference")
+    if equal and _named(rows, "better"):
+        sentences.append(f"No measurable difference in {equal}.")
     best = evaluation["best_heuristic"]
     rows = comparisons(evaluation, best["policy"]) if best else []
     if best is not None and rows:
-        parts = [
-            f"{word} in {names}"
-            for word, names in (
-                ("better", _named(rows, "better")),
-                ("worse", _named(rows, "worse")),
-                ("no difference shown", _named(rows, "no difference shown")),
-            )
-            if names
-        ]
-        against = f"Against {best['policy']}, the best of the other policies"
-        sentences.append(f"{against}: {'; '.join(parts)}." if parts else f"{against}: nothing shown.")
+        verdict_names: tuple[Verdict, ...] = ("better", "worse", "no measurable difference")
+        parts = [f"{verdict} in {_named(rows, verdict)}" for verdict in verdict_names if _named(rows, verdict)]
+        sentences.append(
+            f"Against {best['policy']}, the best of the other policies: {'; '.join(parts) or 'inconclusive'}."
+        )
     return " ".join(sentences)
 
 
-def cards(evaluation: dict[str, Any]) -> str:
-    """A card per metric: value of the learned policy, its ratios, and intervals as bars around 1×."""
-    found = verdicts(evaluation)
-    if not found:
-        return ""
-    by_metric = {metric: [rows[index] for rows in found.values()] for index, metric in enumerate(ROWS)}
-    reach = _reach([row.ratio for rows in by_metric.values() for row in rows])
-    return '<div class="cards">' + "".join(_card(metric, rows, reach) for metric, rows in by_metric.items()) + "</div>"
+def overall(evaluations: Sequence[dict[str, Any]]) -> str:
+    """One sentence over several scenarios, about the policy on trial where there is one."""
+    learned, reference = evaluations[0]["learned"], evaluations[0]["reference"]
+    if learned is None or any(e["learned"] != learned for e in evaluations):
+        return f"{len(evaluations[0]['policies'])} policies, compared side by side in {len(evaluations)} scenarios"
+    outcomes = [{row.metric: row.verdict for row in comparisons(e)} for e in evaluations]
+    parts = []
+    for metric in _HEADLINE_METRICS:
+        better = sum(outcome.get(metric) == "better" for outcome in outcomes)
+        worse = sum(outcome.get(metric) == "worse" for outcome in outcomes)
+        parts.append(
+            f"better in {METRIC_NAMES[metric]} in {better} of {len(outcomes)}"
+            + (f", worse in {worse}" if worse else "")
+        )
+    return f"{learned} against {reference}: {'; '.join(parts)}"
 
 
-def results_table(evaluation: dict[str, Any], request_type: str | None = None) -> str:
-    """All policies with values, ratios to the reference and intervals; of one request type or of all."""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("requests", *ROWS.values()))
-    rows = []
-    for name, policy in evaluation["policies"].items():
-        source = policy["per_type"][request_type] if request_type else policy
-        cells = [f'<td data-label="requests">{source["requests"]:,}</td>']
-        cells += [_cell(metric, source, is_reference=name == evaluation["reference"]) for metric in ROWS]
-        role = ' class="learned"' if name == evaluation["learned"] else ""
-        method = f"<small>on {escape(policy['method'])}</small>" if policy["method"] != name else ""
-        rows.append(f'<tr{role}><th scope="row">{escape(name)}{method}</th>{"".join(cells)}</tr>')
+def part_name(evaluation: dict[str, Any]) -> str:
+    """Scenario and testbed of one evaluation."""
+    return ", ".join(name for name in (evaluation["scenario"], evaluation["testbed"]) if name)
+
+
+def policy_names(evaluations: Sequence[dict[str, Any]]) -> list[str]:
+    """Every policy that was judged in one of them, in the order of their tables."""
+    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation["policies"]))
+
+
+def facts(evaluations: Sequence[dict[str, Any]]) -> list[str]:
+    """Date, size, seeds and machine of a run; of several evaluations, those of the first."""
+    first, machine = evaluations[0], evaluations[0]["machine"]
+    requests = sum(e["accounting"]["requests"] for e in evaluations if e["accounting"])
+    seed, seeds = first["seed"], first["seeds"]
+    return [
+        first["created"].replace("T", " ").removesuffix("+00:00") + " UTC",
+        f"{first['rounds']} rounds of {first['measure_s']:g} s per policy",
+        f"{requests:,} requests" if requests else "no requests",
+        f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}",
+        *([f"{machine['cores']} cores, {machine['cpu']}"] if "cores" in machine and "cpu" in machine else []),
+    ]
+
+
+def method(evaluation: dict[str, Any]) -> str:
+    """How the numbers were measured."""
+    deadlines = ", ".join(f"{name} {value:.1f} ms" for name, value in evaluation["deadlines_ms"].items())
     return (
-        f'<table class="results"><thead><tr><th scope="col">policy</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
+        f"Blocks of {evaluation['warm_up_s']:g} s warm-up, not counted, and {evaluation['measure_s']:g} s measured. "
+        f"Intervals are bootstrapped over rounds and widened for few rounds. Deadlines: {deadlines}."
     )
 
 
-def verdict_list(evaluation: dict[str, Any]) -> str:
-    """Every row against every opponent in a sentence, won or not."""
-    parts = []
-    for heading, rows in verdicts(evaluation).items():
-        items = "".join(f'<li class="{CLASS[row.verdict]}">{escape(row.sentence)}</li>' for row in rows)
-        parts.append(f"<div><h3>{escape(heading)}</h3><ul>{items}</ul></div>")
-    return f'<div class="verdicts">{"".join(parts)}</div>' if parts else ""
-
-
-def accounting(evaluation: dict[str, Any]) -> str:
-    """How many requests each side counted, and which blocks were left out and why."""
+def accounting(evaluation: dict[str, Any]) -> list[str]:
+    """How many requests each side counted, and which blocks were left out and why: a sentence each."""
     accounts = evaluation["accounting"]
     if accounts is None:
-        return "<p>No block was finished.</p>"
+        return ["No block was finished."]
+    explanation = accounts["explanation"]
     kept = len(evaluation["blocks"]) - accounts["discarded_blocks"]
-    lines = [
+    sentences = [
         f"The load engine sent {accounts['sent']:,} requests; NGINX counted {accounts['nginx_requests']:,}. "
-        f"{_sentence(accounts['explanation'])}",
+        f"{explanation[:1].upper()}{explanation[1:]}.",
         f"{kept} of {len(evaluation['blocks'])} blocks are behind these numbers.",
     ]
     if accounts["discarded_blocks"]:
-        lines[-1] += f" Left out: {'; '.join(accounts['discarded_because'])}."
+        sentences[-1] += f" Left out: {'; '.join(accounts['discarded_because'])}."
     if accounts["errors"]:
-        lines.append("Errors: " + ", ".join(f"{name} {count:,}" for name, count in accounts["errors"].items()) + ".")
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+        errors = ", ".join(f"{name} {count:,}" for name, count in accounts["errors"].items())
+        sentences.append(f"Errors: {errors}.")
+    return sentences
+
+
+def servers(evaluation: dict[str, Any]) -> str:
+    """The addresses behind the numbers of the servers."""
+    addresses = dict.fromkeys(server for group in evaluation["groups"] for server in group["servers"])
+    return ", ".join(f"server {number} is {address}" for number, address in enumerate(addresses, 1))
+
+
+def scenario_events(evaluation: dict[str, Any]) -> bool:
+    """Whether the scenario changed a server or the load while requests were counted."""
+    return any(event["at_s"] < evaluation["measure_s"] for block in evaluation["blocks"] for event in block["events"])
 
 
 def in_words(names: Sequence[str]) -> str:
@@ -135,76 +135,28 @@ def in_words(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
 
 
-def _card(metric: str, rows: list[Comparison], reach: float) -> str:
-    first = rows[0]
-    value, theirs = (format_value(metric, number) for number in first.values)
-    strips = "".join(_strip(row, reach) for row in rows)
-    return (
-        f'<article class="card"><h3>{escape(ROWS[metric])}</h3>'
-        f'<p class="value">{escape(value)}</p>'
-        f'<p class="against"><b>{escape(first.learned)}</b>; {escape(first.other)} {escape(theirs)}</p>'
-        f"{strips}</article>"
-    )
-
-
-def _strip(row: Comparison, reach: float) -> str:
-    """Ratio in words and as a bar: the line in the middle is 1×, left of it is better."""
-    kind = CLASS[row.verdict]
-    label = f"{row.learned} / {row.other}: {describe_ratio(row.ratio)}"
-    ratio = "none in either" if row.values == (0, 0) else format_ratio(row.ratio.value)
-    word = "" if row.values == (0, 0) else _WORDS[row.verdict]
-    bar = ""
-    if row.ratio.value is not None and row.ratio.low is not None and row.ratio.high is not None:
-        low, high = _place(row.ratio.low, reach), _place(row.ratio.high, reach)
-        bar = f'<i class="span" style="left:{low:.1f}%;width:{max(high - low, 0.6):.1f}%"></i>'
-    if row.ratio.value is not None:
-        bar += f'<i class="dot" style="left:{_place(row.ratio.value, reach):.1f}%"></i>'
-    track = f'<div class="track" role="img" aria-label="{escape(label)}"><i class="one"></i>{bar}</div>' if bar else ""
-    return (
-        f'<div class="strip {kind}"><p><b>{escape(ratio)}</b> {escape(row.other)}'
-        f"<span>{escape(word)}</span></p>{track}<small>{escape(interval_line(row.ratio))}</small></div>"
-    )
-
-
-def _cell(metric: str, source: dict[str, Any], *, is_reference: bool) -> str:
-    value = escape(format_value(metric, source[metric]))
-    ratio = read(source, metric)
-    extra = ""
-    if not is_reference and ratio.value is not None:
-        extra = f'<span class="{CLASS[ratio.verdict]}">{format_ratio(ratio.value)}</span>'
-        extra += f"<small>{escape(interval_line(ratio))}</small>"
-    return f'<td data-label="{escape(ROWS[metric])}"><b>{value}</b>{extra}</td>'
-
-
-def interval_line(ratio: Ratio) -> str:
-    """The interval's two ends; empty when there is none."""
-    if ratio.low is None or ratio.high is None:
-        return ""
-    return " – ".join(interval_text(ratio.low, ratio.high))
-
-
-def _named(rows: list[Comparison], verdict: Verdict) -> str:
-    """The metrics of that verdict in words; a ratio beside each that is won or lost."""
-    found = [row for row in rows if row.verdict == verdict]
-    with_ratio = verdict in ("better", "worse")
-    return in_words(
-        [f"{ROWS[row.metric]} ({format_ratio(row.ratio.value)})" if with_ratio else ROWS[row.metric] for row in found]
-    )
-
-
-def _reach(ratios: list[Ratio]) -> float:
-    """Half width of all strips in octaves: the widest interval end, between 1.15× and 4×."""
+def strip_reach(evaluation: dict[str, Any]) -> float:
+    """Half width of the cards' strips in octaves: the widest interval end, between 1.15× and 4×."""
+    ratios = [row.ratio for rows in verdicts(evaluation).values() for row in rows]
     ends = [end for ratio in ratios for end in (ratio.value, ratio.low, ratio.high) if end]
     widest = max((abs(math.log2(end)) for end in ends), default=1.0)
     return min(max(widest * 1.1, math.log2(1.15)), 2.0)
 
 
-def _place(ratio: float, reach: float) -> float:
-    """Position of a ratio on a strip in per cent, cut at both ends."""
+def strip_percent(ratio: float, reach: float) -> float:
+    """Position of a ratio on a strip, 0…100 with 1× in the middle, cut at both ends."""
     if ratio <= 0:
         return 0.0
     return 50 + 50 * max(-1.0, min(1.0, math.log2(ratio) / reach))
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
+def _named(rows: list[Comparison], verdict: Verdict) -> str:
+    """The metrics of that verdict in words; a ratio beside each that is better or worse."""
+    with_ratio = verdict in ("better", "worse")
+    return in_words(
+        [
+            f"{METRIC_NAMES[row.metric]} ({format_ratio(row.ratio.value)})" if with_ratio else METRIC_NAMES[row.metric]
+            for row in rows
+            if row.verdict == verdict
+        ]
+    )

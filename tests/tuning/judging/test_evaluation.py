@@ -20,7 +20,7 @@ from tuning.judging.judge import Judge, JudgeOptions
 from tuning.judging.parquet import write_windows
 from tuning.judging.statistics import Ratio
 from tuning.judging.tables import print_evaluation
-from tuning.judging.verdicts import Comparison, digits, interval_text, verdicts
+from tuning.judging.verdicts import Comparison, digits, format_interval, verdicts
 
 
 def evaluate(rounds: int = 4, learned: str = "learned", **testbed: Any) -> Evaluation:
@@ -149,15 +149,15 @@ def test_every_row_that_is_not_won_is_said_so_against_the_reference_and_the_best
         assert len(rows) == 6
         for row in rows:
             assert row.sentence in text
-            assert ("not won" in row.sentence) == (row.verdict != "better")
+            assert (": better," in row.sentence) == (row.verdict == "better")
 
 
 def test_one_round_claims_nothing() -> None:
     content = evaluate(rounds=1).to_json()
     assert all(interval is None for interval in content["policies"]["learned"]["intervals"].values())
     text = printed(content)
-    assert ": won" not in text
-    assert "from one round shows nothing" in text
+    assert ": better" not in text
+    assert "inconclusive" in text
 
 
 def comparison(ratio: Ratio, values: tuple[float, float] = (1.0, 1.0)) -> Comparison:
@@ -165,16 +165,17 @@ def comparison(ratio: Ratio, values: tuple[float, float] = (1.0, 1.0)) -> Compar
 
 
 def test_sentences_say_no_more_than_the_interval() -> None:
-    assert comparison(Ratio(0.8, 0.7, 0.9, 0.8, 8)).sentence == "p99: won, 0.80× (95 % interval 0.70 to 0.90)."
-    assert "not won; no difference shown" in comparison(Ratio(0.8, 0.7, 1.01, 0.8, 8)).sentence
-    assert "not won; worse" in comparison(Ratio(1.2, 1.1, 1.3, 1.2, 8)).sentence
-    assert "shows nothing" in comparison(Ratio(0.5, None, None, 0.5, 1)).sentence
-    assert "not won; 1.00 ms against 1.00 ms" in comparison(Ratio(None, None, None, None, 8)).sentence
+    assert comparison(Ratio(0.8, 0.7, 0.9, 0.8, 8)).sentence == "p99: better, 0.80× (95 % interval 0.70 to 0.90)."
+    equal = comparison(Ratio(0.8, 0.7, 1.01, 0.8, 8)).sentence
+    assert equal == "p99: no measurable difference, 0.80× (95 % interval 0.70 to 1.01)."
+    assert comparison(Ratio(1.2, 1.1, 1.3, 1.2, 8)).sentence.startswith("p99: worse, 1.20×")
+    assert comparison(Ratio(0.5, None, None, 0.5, 1)).sentence == "p99: inconclusive; 0.50× from one round."
+    assert "1.00 ms against 1.00 ms" in comparison(Ratio(None, None, None, None, 8)).sentence
     neither = Comparison("errors", "learned", "least_conn", (0, 0), Ratio(None, None, None, None, 8))
-    assert neither.sentence == "errors: not won; neither had any."
+    assert neither.sentence == "errors: none with either policy."
 
 
 def test_an_interval_end_is_never_rounded_onto_one() -> None:
-    assert interval_text(0.95, 0.9987) == ("0.950", "0.999")
-    assert interval_text(0.95, 1.0012) == ("0.950", "1.001")
-    assert interval_text(0.8, 0.9) == ("0.80", "0.90")
+    assert format_interval(Ratio(0.97, 0.95, 0.9987, 0.97, 8)) == "0.950 – 0.999"
+    assert format_interval(Ratio(0.97, 0.95, 1.0012, 0.97, 8)) == "0.950 – 1.001"
+    assert format_interval(Ratio(0.85, 0.8, 0.9, 0.85, 8)) == "0.80 – 0.90"

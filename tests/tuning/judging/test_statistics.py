@@ -78,14 +78,14 @@ def test_the_ratio_is_of_pooled_values_and_the_median_of_the_rounds_own_ratios()
     ratio = compare(Sample(ours, DEADLINE_S), Sample(theirs, DEADLINE_S), rounds=3, seed=1)["mean_ms"]
     assert ratio.value == pytest.approx(1.0)
     assert ratio.median == pytest.approx(0.5)
-    assert ratio.verdict == "no difference shown"
+    assert ratio.verdict == "no measurable difference"
 
 
 def test_one_round_gives_no_interval_and_no_verdict() -> None:
     sample = Sample([tally(np.full(10, 2.0))], DEADLINE_S)
     ratio = compare(sample, Sample([tally(np.full(10, 4.0))], DEADLINE_S), rounds=1, seed=1)["mean_ms"]
     assert ratio.value == pytest.approx(0.5)
-    assert (ratio.low, ratio.high, ratio.verdict) == (None, None, "not shown")
+    assert (ratio.low, ratio.high, ratio.verdict) == (None, None, "inconclusive")
 
 
 def test_a_ratio_without_meaning_is_none_not_a_number() -> None:
@@ -96,12 +96,12 @@ def test_a_ratio_without_meaning_is_none_not_a_number() -> None:
     empty = Sample([tally(np.array([]), status_5xx=5)] * 2, DEADLINE_S)
     assert empty.pooled()["mean_ms"] is None
     assert empty.pooled()["errors"] == 10
-    assert compare(empty, clean, rounds=2, seed=1)["mean_ms"].verdict == "not shown"
+    assert compare(empty, clean, rounds=2, seed=1)["mean_ms"].verdict == "inconclusive"
 
 
 def test_the_verdict_follows_the_interval_not_the_value() -> None:
     assert Ratio(0.9, 0.85, 0.97, 0.9, 8).verdict == "better"
-    assert Ratio(0.9, 0.80, 1.01, 0.9, 8).verdict == "no difference shown"
+    assert Ratio(0.9, 0.80, 1.01, 0.9, 8).verdict == "no measurable difference"
     assert Ratio(1.1, 1.02, 1.2, 1.1, 8).verdict == "worse"
 
 

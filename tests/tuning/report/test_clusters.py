@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +13,12 @@ from actuators.errors import DataError
 from envs.mixture.fit import Candidate, candidates, fit_from_windows, window_samples
 from envs.observation.encoder import EncoderOptions
 from rayjobs.cli.main import main
+from tests.support.pages import page_figures
 from tests.support.problems import TOPOLOGY, observed
 from tests.support.windows import window
 from tuning.observing.clusters import Meaning, meaning
-from tuning.report.clusters import render
-from tuning.report.document import Provenance
+from tuning.report.clusters import render_cluster_page
+from tuning.report.page import Provenance
 
 DEADLINES_S = np.array([0.1, 0.1, 0.1])
 FAST_MS, SLOW_MS = 10.0, 80.0
@@ -84,12 +83,6 @@ def test_a_joint_mixture_has_one_state_for_all_and_tells_whom_the_weights_favour
     assert found.mean_ms.min() == pytest.approx(FAST_MS, rel=0.1)
 
 
-def page_figures(page: str) -> list[str]:
-    content = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL)
-    assert content
-    return [figure["name"] for figure in json.loads(content[1])]
-
-
 def test_the_page_holds_every_figure_and_says_how_stable_the_states_are() -> None:
     seen = observed()
     problem = seen.problem
@@ -97,8 +90,8 @@ def test_the_page_holds_every_figure_and_says_how_stable_the_states_are() -> Non
     options = EncoderOptions(clusters=(2, 3), restarts=1)
     tried = candidates(window_samples(windows, TOPOLOGY, problem.deadlines_s, "server"), options, 1)
     found = meaning(windows, TOPOLOGY, problem.deadlines_s, problem.encoder)
-    page = render(found, tried, Provenance("deepsched observe"), ["<odd>"])
-    names = page_figures(page)
+    page = render_cluster_page(found, tried, Provenance("deepsched observe"), ["<odd>"])
+    names = [figure["name"] for figure in page_figures(page)]
     assert {"states", "timeline", "criteria", "stability", "response-0", "response-2", "transitions-0"} <= set(names)
     for name in names:
         assert page.count(f'id="{name}"') == 1
@@ -106,8 +99,8 @@ def test_the_page_holds_every_figure_and_says_how_stable_the_states_are() -> Non
     assert "&lt;odd&gt;" in page
     assert f"{problem.encoder.clusters} states of a server" in page
     unstable = [Candidate(c.clusters, c.bic, c.icl, 0.2) for c in tried]
-    assert "give them no names" in render(found, unstable, Provenance())
-    alone = render(found, (), Provenance())
+    assert "do not name or interpret" in render_cluster_page(found, unstable, Provenance())
+    alone = render_cluster_page(found, (), Provenance())
     assert "was given, not chosen" in alone
 
 

@@ -12,7 +12,7 @@ from tests.support.chromium import EXECUTABLE, Chromium
 from tests.support.problems import TOPOLOGY, observed
 from tuning.observing.clusters import meaning
 from tuning.report.clusters import write_cluster_page
-from tuning.report.document import Provenance
+from tuning.report.page import Provenance
 
 pytestmark = [
     pytest.mark.browser,

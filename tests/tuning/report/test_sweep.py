@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 
+from tests.support.pages import page_figures
 from tests.support.sweep_trials import PATHS, SPACE, trials
-from tuning.report.sweep import history_figure, importance_figure, importances, mixture_figure, parallel_figure, render
+from tuning.report.sweep import (
+    history_figure,
+    importance_figure,
+    importances,
+    mixture_figure,
+    parallel_figure,
+    render_sweep_page,
+)
 from tuning.search.space import SearchOptions
 
 
@@ -20,8 +27,7 @@ def test_the_setting_that_matters_is_found() -> None:
 
 def test_a_wide_range_has_a_logarithmic_axis_and_words_have_places() -> None:
     drawn = parallel_figure(trials(12), PATHS)
-    assert isinstance(drawn, dict)
-    rate, covariance, score = drawn["data"][0]["dimensions"]
+    rate, covariance, score = drawn.traces[0]["dimensions"]
     assert -4 <= min(rate["values"]) < max(rate["values"]) <= -2
     assert covariance["ticktext"] == ["diag", "full"]
     assert score["values"] == sorted(score["values"], reverse=True)
@@ -29,26 +35,26 @@ def test_a_wide_range_has_a_logarithmic_axis_and_words_have_places() -> None:
 
 def test_too_few_trials_are_said_in_a_sentence() -> None:
     few = trials(3)
-    assert "at least 8" in str(importance_figure(few, PATHS))
-    assert history_figure({}) == "No trial has a score."
+    assert "at least 8" in importance_figure(few, PATHS).empty
+    assert history_figure({}).empty == "No trial has a score."
     empty = few.assign(score=np.nan)
-    assert parallel_figure(empty, PATHS) == "No trial has a score."
-    assert mixture_figure(empty) == "No trial fitted a mixture."
+    assert parallel_figure(empty, PATHS).empty == "No trial has a score."
+    assert mixture_figure(empty).empty == "No trial fitted a mixture."
 
 
 def test_the_page_stands_alone_and_cannot_be_broken_by_a_name() -> None:
     table = trials(12)
     table.loc[table.index[0], "error"] = "</script><b>"
-    page = render(table, {"</script>": [(1, 0.5), (2, 0.7)]}, SearchOptions(space=SPACE), [])
+    page = render_sweep_page(table, {"</script>": [(1, 0.5), (2, 0.7)]}, SearchOptions(space=SPACE), [])
     assert "http" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).replace("http-equiv", "")
     assert "</script><b>" not in page
-    content = page.split('id="figures">')[1].split("</script>")[0]
-    assert set(json.loads(content)) == {"parallel", "mixture", "importance", "history"}
+    assert [figure["name"] for figure in page_figures(page)] == ["parallel", "mixture", "importance", "history"]
 
 
 def test_the_page_says_where_the_scores_come_from() -> None:
     simulated, live = (
-        render(trials(9), {}, SearchOptions(space=SPACE, testbed=testbed), []) for testbed in ("simulated", "live")
+        render_sweep_page(trials(9), {}, SearchOptions(space=SPACE, testbed=testbed), [])
+        for testbed in ("simulated", "live")
     )
     assert "on the validation episodes" in simulated
     assert "simulated" not in live.partition("<h2>Trials")[0]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.chromium import EXECUTABLE, Chromium
 from tests.support.sweep_trials import SPACE, trials
-from tuning.report.sweep import render
+from tuning.report.sweep import render_sweep_page
 from tuning.search.space import SearchOptions
 
 pytestmark = [
@@ -29,7 +29,7 @@ def test_every_figure_is_drawn_at_both_widths(tmp_path: Path) -> None:
     table = trials(count).assign(clusters=np.arange(count) % 3 + 2)
     histories = {str(name): [(100, 0.1), (200, 0.2)] for name in table["trial"]}
     page = tmp_path / "report.html"
-    page.write_text(render(table, histories, SearchOptions(space=SPACE), []))
+    page.write_text(render_sweep_page(table, histories, SearchOptions(space=SPACE), []))
     with Chromium() as browser:
         for width_px in (1280, 400):
             browser.look(width_px, 900, "light")

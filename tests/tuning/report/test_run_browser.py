@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.chromium import EXECUTABLE, Chromium
 from tests.support.report_data import evaluate, run_data
-from tuning.report.write import RunData, write_report
+from tuning.report.run import RunData, write_report
 
 pytestmark = [
     pytest.mark.browser,
@@ -107,7 +107,7 @@ def test_every_scenario_of_a_run_is_drawn_under_its_own_tab(browser: Chromium, t
     write_report(tmp_path / "report.html", RunData(first, others=[{**second, "scenario": "the other"}]))
     browser.look(400, 900, "light")
     browser.open(tmp_path / "report.html")
-    assert "Every scenario" in browser.evaluate("document.body.innerText")
+    assert "All scenarios" in browser.evaluate("document.body.innerText")
     assert {figure["name"].split("-")[1] for figure in browser.evaluate(DRAWN) if "part" in figure["name"]} == {"0"}
     browser.evaluate("[...document.querySelectorAll('[role=tab]')].find(t => t.innerText == 'the other').click()")
     drawn = [figure for figure in browser.evaluate(DRAWN) if "part" in figure["name"]]

@@ -1,7 +1,6 @@
 // Draws the figures in the page's colours, again when the colour scheme or the width changes.
 "use strict";
 (() => {
-  const figures = JSON.parse(document.getElementById("figures").textContent);
   const NARROW_PX = 440;
   const SETTINGS = { responsive: true, displayModeBar: false };
 
@@ -23,48 +22,49 @@
     return value;
   }
 
-  function merged(base, over) {
-    const result = { ...base };
-    for (const [name, value] of Object.entries(over)) {
-      const nested = value && typeof value === "object" && !Array.isArray(value) && result[name];
-      result[name] = nested ? merged(result[name], value) : value;
-    }
-    return result;
-  }
-
-  function axis() {
-    return {
-      gridcolor: "--grid", zeroline: false, linecolor: "--line", tickcolor: "--line", automargin: true,
-      tickfont: { color: "--muted" }, title: { font: { color: "--muted", size: 12 }, standoff: 10 }, fixedrange: true,
-    };
-  }
-
-  function layoutOf(figure, width) {
-    const labels = (figure.layout.annotations || []).filter((one) => one.name === "end-label");
-    const narrow = width < NARROW_PX;
-    const longest = Math.max(0, ...labels.map((one) => one.text.replace(/<[^>]*>/g, "").length));
-    const base = {
+  const AXIS = {
+    gridcolor: "--grid", zeroline: false, linecolor: "--line", tickcolor: "--line", automargin: true,
+    tickfont: { color: "--muted" }, title: { font: { color: "--muted", size: 12 }, standoff: 10 }, fixedrange: true,
+  };
+  // The plotly template of every page: fonts, lines and colours that a figure does not set itself.
+  const TEMPLATE = {
+    layout: {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "--ink" },
-      margin: { l: 8, r: narrow && longest > 9 ? 8 : 14 + 7 * longest, t: 12, b: 8 },
-      xaxis: { ...axis(), showgrid: false, ticks: "outside", ticklen: 4 }, yaxis: axis(),
+      margin: { l: 8, r: 14, t: 12, b: 8 },
+      colorway: [1, 2, 3, 4, 5, 6].map((number) => `--series-${number}`),
+      xaxis: { ...AXIS, showgrid: false, ticks: "outside", ticklen: 4 }, yaxis: AXIS,
       hoverlabel: { bgcolor: "--panel", bordercolor: "--line", font: { color: "--ink" } },
-      hovermode: "x unified", showlegend: narrow && longest > 9,
+      hovermode: "x unified", showlegend: false,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: "--ink" } },
-    };
-    const layout = merged(base, figure.layout);
-    if (narrow && longest > 9) layout.annotations = layout.annotations.filter((one) => one.name !== "end-label");
-    return coloured(layout);
+    },
+    data: {
+      parcoords: [{ labelfont: { size: 13 }, tickfont: { color: "--muted" }, rangefont: { color: "rgba(0,0,0,0)" } }],
+    },
+  };
+
+  // On a narrow screen a legend above the plot replaces long labels at the ends of the lines.
+  function layoutOf(figure, width) {
+    const annotations = figure.layout.annotations || [];
+    const labels = annotations.filter((one) => one.name === "end-label");
+    const longest = Math.max(0, ...labels.map((one) => one.text.replace(/<[^>]*>/g, "").length));
+    const template = structuredClone(TEMPLATE);
+    if (width >= NARROW_PX || longest <= 9) {
+      template.layout.margin.r += 7 * longest;
+      return { ...figure.layout, template };
+    }
+    template.layout.showlegend = true;
+    template.layout.margin.r = 8;
+    return { ...figure.layout, template, annotations: annotations.filter((one) => one.name !== "end-label") };
   }
 
-  function draw(figure) {
-    const element = document.getElementById(figure.name);
+  function draw(element) {
     if (element.offsetParent === null) return;
-    const layout = layoutOf(figure, element.clientWidth);
-    Plotly.react(element, coloured(figure.traces), layout, SETTINGS);
+    const figure = JSON.parse(element.querySelector("script").textContent);
+    Plotly.react(element, coloured(figure.traces), coloured(layoutOf(figure, element.clientWidth)), SETTINGS);
   }
 
-  const drawAll = () => figures.forEach(draw);
+  const drawAll = () => document.querySelectorAll(".figure").forEach(draw);
 
   for (const tab of document.querySelectorAll('[role="tab"]')) {
     tab.addEventListener("click", () => {
@@ -85,7 +85,7 @@
         await navigator.clipboard.writeText(text.textContent);
         button.textContent = "Copied";
       } catch {
-        // A page opened from a folder may not be allowed to: then selecting is what is left.
+        // A page opened from a folder may not write to the clipboard; the user copies the selection instead.
         window.getSelection().selectAllChildren(text);
         button.textContent = "Selected";
       }

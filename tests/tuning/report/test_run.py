@@ -1,9 +1,7 @@
-"""The report page without a browser: honest words, nothing from outside, every figure drawn or explained."""
+"""The run report without a browser: honest words, nothing from outside, every figure drawn or explained."""
 
 from __future__ import annotations
 
-import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.pages import page_figures
 from tests.support.queue_testbed import Fixed, InverseLatency
 from tests.support.report_data import evaluate, run_data
 from tuning.judging.evaluation import Evaluation
 from tuning.report.axes import held, log_range, log_ticks, measured, ratio_ticks, spread
 from tuning.report.figures import steering_policies, tail_figure, weight_figure
 from tuning.report.learning import EncoderSummary, StateVisit, TrainingPoint, timeline_figure, training_figures
+from tuning.report.page import Provenance
+from tuning.report.run import RunData, write_report
 from tuning.report.summary import headline, subline
-from tuning.report.write import Provenance, RunData, write_report
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,6 @@ class Elements(HTMLParser):
             self.text.append(data)
 
 
-def figures(page: str) -> list[dict[str, Any]]:
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL)
-    assert found
-    loaded: list[dict[str, Any]] = json.loads(found[1])
-    return loaded
-
-
 def test_the_page_holds_plotly_once_and_points_nowhere(page: str) -> None:
     assert page.count("* plotly.js v") == 1
     assert Elements(page).links == ["data:,"]
@@ -82,7 +75,7 @@ def test_the_page_holds_plotly_once_and_points_nowhere(page: str) -> None:
 
 def test_every_figure_has_its_element_and_data(page: str) -> None:
     ids = Elements(page).ids
-    drawn = figures(page)
+    drawn = page_figures(page)
     assert len(drawn) >= 18
     for figure in drawn:
         assert ids.count(figure["name"]) == 1
@@ -96,7 +89,7 @@ def test_what_is_missing_is_explained_on_the_page(content: dict[str, Any], tmp_p
     for reason in ("Nothing was trained", "No mixture was fitted", "No windows were encoded", "was given, not chosen",
                    "command was not recorded", "configuration was not recorded"):  # fmt: skip
         assert reason in text
-    assert {"training-0", "timeline", "states", "bic"}.isdisjoint(figure["name"] for figure in figures(page))
+    assert {"training-0", "timeline", "states", "bic"}.isdisjoint(figure["name"] for figure in page_figures(page))
 
 
 def test_an_evaluation_without_a_usable_block_still_makes_a_page(content: dict[str, Any], tmp_path: Path) -> None:
@@ -120,7 +113,7 @@ def test_names_and_commands_cannot_inject_anything(content: dict[str, Any], tmp_
     write_report(tmp_path / "report.html", data)
     page = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in page
-    assert figures(page)
+    assert page_figures(page)
 
 
 def test_the_words_are_those_of_the_intervals(content: dict[str, Any]) -> None:
@@ -138,7 +131,7 @@ def test_an_unlearned_evaluation_and_a_single_round_claim_nothing() -> None:
     assert "too little to tell" in headline(single)
     plain = evaluate(rounds=2, measure_s=1.0, learned=None,
                      controllers=[Fixed("least_conn", "least_conn"), InverseLatency()]).to_json()  # fmt: skip
-    assert headline(plain) == "2 policies, judged side by side on S2b strong"
+    assert headline(plain) == "2 policies, compared side by side on S2b strong"
 
 
 def test_only_policies_that_changed_their_control_are_drawn_as_steering(content: dict[str, Any]) -> None:
@@ -163,7 +156,7 @@ def test_a_share_is_drawn_from_the_beginning_of_the_first_window_that_it_held_in
 def test_the_tail_marks_rounds_and_what_the_scenario_did(content: dict[str, Any]) -> None:
     figure = tail_figure(content)
     assert [shape["x0"] for shape in figure.layout["shapes"]] == [2.0, 4.0]
-    events = next(trace for trace in figure.traces if trace["name"] == "what happened")
+    events = next(trace for trace in figure.traces if trace["name"] == "scenario events")
     assert events["text"] == ["server-2:80 0.60 of its speed"] * 3
     assert events["x"] == [1.5, 3.5, 5.5]
     points = measured(content, "learned")
