@@ -1,4 +1,4 @@
-"""Builds the load engine from its C source with the machine's compiler; one binary per source, cached."""
+"""Builds the load engine from its C sources with the machine's compiler; one cached binary per state of the sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actuators.errors import ConfigError, LoadError, MissingToolError
 
-SOURCE = Path(__file__).parent / "gen_load" / "main.c"
+SOURCES = Path(__file__).parent / "gen_load"
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
 _COMPILERS = ("cc", "gcc", "clang")
 _BUILD_TIMEOUT_S = 120.0
@@ -52,7 +52,7 @@ def find_compiler() -> str:
 
 def _source_hash() -> str:
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))):
+    for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -67,11 +67,11 @@ def _build(compiler: str, binary: Path) -> None:
         ) from error
     os.close(handle)
     try:
-        command = [compiler, *FLAGS, "-o", name, str(SOURCE), "-lm"]
+        command = [compiler, *FLAGS, "-o", name, *map(str, sorted(SOURCES.glob("*.c"))), "-lm"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
         if result.returncode != 0:
             evidence = " | ".join(result.stderr.strip().splitlines()[-4:])
             raise LoadError("the load engine does not compile", where=" ".join(command), evidence=evidence)
-        os.replace(name, binary)  # two builders at once: both make the same file, the last one stays
+        os.replace(name, binary)  # of two builders at once, both make the same file
     finally:
         Path(name).unlink(missing_ok=True)

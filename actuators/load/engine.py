@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from actuators.errors import ConfigError, LoadError
 from actuators.load.build import engine_path
 from actuators.load.plans import plan_text
 from actuators.load.summary import LoadSummary
-from actuators.options import Options
+from actuators.options import Moved, Options
 from actuators.processes.process import ManagedProcess
 
 
@@ -104,8 +104,8 @@ class LoadOptions(Options):
     """Busy-wait this long before each send, in microseconds: costs CPU, 60 sends within a few microseconds."""
     normal_priority: bool = False
     """Do not run before other programs, even where the system allows it: sends may then be late on a busy machine."""
-    let_cores_sleep: bool = False
-    """Do not keep a virtual machine's idle cores from halting: sends are then late when its host is busy."""
+    allow_cpu_idle: bool = False
+    """Let a virtual machine's idle cores halt: sends are then late when its host is busy."""
     users: int = Field(962, ge=2)
     """Users that the requests name; DeathStarBench's social graph has 962."""
     saturated_cpu_share: float = Field(0.9, gt=0)
@@ -116,6 +116,8 @@ class LoadOptions(Options):
     """Request type to a file whose bytes are every request's body."""
     engine: Path | None = None
     """A `gen_load` built elsewhere, for machines without a compiler; built on first use when not given."""
+
+    moved: ClassVar = {"let_cores_sleep": Moved("allow_cpu_idle")}
 
 
 class LoadEngine:
@@ -269,7 +271,7 @@ class LoadEngine:
             "saturated_delay_ms",
         )  # fmt: skip
         arguments = {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
-        flags = [name for name in ("normal_priority", "let_cores_sleep") if getattr(self.options, name)]
+        flags = [name for name in ("normal_priority", "allow_cpu_idle") if getattr(self.options, name)]
         return arguments | dict.fromkeys((name.replace("_", "-") for name in flags), "")
 
     def _await_begin(self, output: EngineOutput) -> None:

@@ -1,212 +1,44 @@
-/* The event loop: one thread, one epoll, one timer. */
+/* One run of the load engine: its state and its event loop (one thread, one epoll, one timer). */
 #ifndef GEN_LOAD_ENGINE_H
 #define GEN_LOAD_ENGINE_H
 
-#include "exchange.h"
-#include "machine.h"
+#include "connections.h"
+#include "report.h"
+#include "requests.h"
 
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/signalfd.h>
-#include <sys/timerfd.h>
+/* Requests that are due while every connection is busy: a queue that grows, first come, first served. */
+struct backlog {
+    struct request *requests; /* a ring; its capacity is a power of two */
+    size_t first, count, capacity;
+};
 
-enum { EVENT_BATCH = 64 };
-#define NEAR_NS 20000LL /* arming a timer and waking up costs 5 to 35 us, the more in a virtual machine */
+struct engine {
+    const struct options *options;
+    const struct plan *plan;
+    struct arrivals *arrivals; /* one per stream */
+    uint64_t *ordinals;        /* next ordinal per stream */
+    struct pool pool;
+    struct backlog backlog;
+    struct request_writer writer;
+    struct report report;
+    struct period window, total;
+    int timer, signals;
+    int64_t start_ns, end_ns, window_end_ns, armed_ns, cpu_ns, spin_ns;
+    size_t in_flight;
+    bool interrupted;
+    FILE *requests_csv;
+};
 
-/* The stream whose request is due next; *due_ns is absolute, NEVER when there is none. */
-static size_t next_stream(const struct engine *engine, int64_t *due_ns) {
-    size_t next = 0;
-    int64_t earliest = NEVER;
-    for (size_t i = 0; i < engine->plan->stream_count; i++) {
-        int64_t due = arrivals_due_ns(&engine->arrivals[i]);
-        if (due < earliest) earliest = due, next = i;
-    }
-    *due_ns = earliest == NEVER ? NEVER : engine->start_ns + earliest;
-    return next;
-}
+/* Connects to the target once; exits with one line when it is not reachable. */
+void engine_prepare(struct engine *engine, const struct options *options, const struct plan *plan,
+                    const struct target *target);
 
-static void end_window(struct engine *engine, int64_t at_ns) {
-    struct period *window = &engine->window;
-    int64_t cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    window->end_s = ns_to_seconds(at_ns - engine->start_ns);
-    window->cpu_s = ns_to_seconds(cpu_ns - engine->cpu_ns);
-    engine->cpu_ns = cpu_ns;
-    engine->total.saturated_windows += period_is_saturated(window, engine->options);
-    if (period_cpu_share(window) > engine->options->saturated_cpu_share) step_down(0);
-    period_add(&engine->total, window);
-    size_t connections = engine->in_flight;
-    for (const struct connection *c = engine->pool.idle.first; c != NULL; c = c->next) connections++;
-    report_window(&engine->report, window, (struct load_state){engine->in_flight, connections});
-    period_begin(window, window->end_s);
-}
+/* The plan's second 0 is now. */
+void engine_begin(struct engine *engine, struct arrivals *arrivals);
 
-/* Arrivals and window ends up to now, in their order, so that `planned` belongs to the window it was due in. */
-static void advance_to(struct engine *engine, int64_t now) {
-    for (;;) {
-        int64_t due_ns;
-        size_t stream = next_stream(engine, &due_ns);
-        if (engine->window_end_ns <= due_ns && engine->window_end_ns <= now) {
-            end_window(engine, engine->window_end_ns);
-            engine->window_end_ns += seconds_to_ns(engine->options->window_s);
-        } else if (due_ns <= now) {
-            arrivals_next(&engine->arrivals[stream]);
-            request_due(engine, stream, due_ns);
-        } else
-            return;
-    }
-}
+/* Returns after the summary: the plan has ended and nothing is in flight. */
+void engine_run(struct engine *engine);
 
-static int64_t backlog_deadline_ns(const struct engine *engine) {
-    return backlog_first(&engine->backlog)->due_ns + seconds_to_ns(engine->options->timeout_s);
-}
-
-static void expire(struct engine *engine, int64_t now) {
-    struct pool *pool = &engine->pool;
-    while (pool->connecting.first != NULL && pool->connecting.first->deadline_ns <= now)
-        request_failed(engine, pool->connecting.first, ERROR_TIMEOUT);
-    while (pool->waiting.first != NULL && pool->waiting.first->deadline_ns <= now)
-        request_failed(engine, pool->waiting.first, ERROR_TIMEOUT);
-    while (engine->backlog.count > 0 && backlog_deadline_ns(engine) <= now) drop_first_of_backlog(engine);
-}
-
-static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Absolute time of the next thing to do that no event announces. */
-static int64_t next_wake_ns(const struct engine *engine) {
-    int64_t wake_ns;
-    next_stream(engine, &wake_ns);
-    if (wake_ns != NEVER) wake_ns -= engine->spin_ns;
-    wake_ns = earlier(wake_ns, engine->window_end_ns);
-    if (engine->end_ns > now_ns()) wake_ns = earlier(wake_ns, engine->end_ns);
-    if (engine->pool.connecting.first != NULL) wake_ns = earlier(wake_ns, engine->pool.connecting.first->deadline_ns);
-    if (engine->pool.waiting.first != NULL) wake_ns = earlier(wake_ns, engine->pool.waiting.first->deadline_ns);
-    if (engine->backlog.count > 0) wake_ns = earlier(wake_ns, backlog_deadline_ns(engine));
-    return wake_ns;
-}
-
-static void arm_timer(struct engine *engine, int64_t wake_ns) {
-    if (wake_ns == engine->armed_ns) return;
-    engine->armed_ns = wake_ns;
-    struct itimerspec when = {.it_value = {wake_ns / NS_PER_S, wake_ns % NS_PER_S}};
-    if (timerfd_settime(engine->timer, TFD_TIMER_ABSTIME, &when, NULL) != 0) fail_system("timerfd_settime");
-}
-
-/* First SIGINT or SIGTERM: no more arrivals, drain. Second: give up what is in flight. */
-static void on_signal(struct engine *engine) {
-    struct signalfd_siginfo info;
-    if (read(engine->signals, &info, sizeof info) != sizeof info) return;
-    for (size_t i = 0; i < engine->plan->stream_count; i++) engine->arrivals[i].at_s = INFINITY;
-    engine->end_ns = now_ns();
-    while (engine->backlog.count > 0) drop_first_of_backlog(engine);
-    while (engine->interrupted && engine->pool.connecting.first != NULL)
-        request_failed(engine, engine->pool.connecting.first, ERROR_TIMEOUT);
-    while (engine->interrupted && engine->pool.waiting.first != NULL)
-        request_failed(engine, engine->pool.waiting.first, ERROR_TIMEOUT);
-    engine->interrupted = true;
-}
-
-/* Sleeps until the timer or a connection wakes it, unless the next send is so near that sleeping costs more. */
-static void handle_events(struct engine *engine) {
-    struct epoll_event events[EVENT_BATCH];
-    int64_t wake_ns = next_wake_ns(engine);
-    bool near = wake_ns - now_ns() < NEAR_NS;
-    if (!near) arm_timer(engine, wake_ns);
-    int count = epoll_wait(engine->pool.epoll, events, EVENT_BATCH, near ? 0 : -1);
-    if (count < 0 && errno != EINTR) fail_system("epoll_wait");
-    for (int i = 0; i < count; i++) {
-        if (events[i].data.ptr == &engine->timer) engine->armed_ns = NEVER; /* edge-triggered: no need to read it */
-        else if (events[i].data.ptr == &engine->signals) on_signal(engine);
-        else connection_event(engine, events[i].data.ptr, events[i].events);
-    }
-}
-
-static bool engine_is_finished(const struct engine *engine, int64_t now) {
-    return now >= engine->end_ns && engine->in_flight == 0 && engine->backlog.count == 0;
-}
-
-static void engine_run(struct engine *engine) {
-    for (;;) {
-        int64_t now = now_ns();
-        advance_to(engine, now);
-        expire(engine, now);
-        start_backlog(engine);
-        if (engine_is_finished(engine, now)) break;
-        handle_events(engine);
-    }
-    if (!period_is_empty(&engine->window)) end_window(engine, now_ns());
-    report_summary(&engine->report, &engine->total, engine->interrupted);
-}
-
-static void watch(struct engine *engine, int *descriptor, uint32_t events) {
-    struct epoll_event event = {.events = events, .data.ptr = descriptor};
-    if (*descriptor < 0 || epoll_ctl(engine->pool.epoll, EPOLL_CTL_ADD, *descriptor, &event) != 0)
-        fail_system("setting up events");
-}
-
-static int open_signals(void) {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    if (sigprocmask(SIG_BLOCK, &set, NULL) != 0) fail_system("sigprocmask");
-    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
-static FILE *open_requests_csv(const char *path) {
-    if (path == NULL) return NULL;
-    FILE *file = fopen(path, "w");
-    if (file == NULL) fail_user("requests file '%s': %s", path, strerror(errno));
-    fputs("type,ordinal,due_ns,sent_ns,done_ns,status,outcome\n", file);
-    return file;
-}
-
-static void period_allocate(struct period *period, size_t types) {
-    period->type_count = types;
-    period->types = allocate(types, sizeof *period->types);
-}
-
-/* A reader that pauses must not make us wait; a megabyte holds about a hundred windows. */
-static void widen_output(void) { (void)!fcntl(STDOUT_FILENO, F_SETPIPE_SZ, 1 << 20); }
-
-static void engine_prepare(struct engine *engine, const struct options *options, const struct plan *plan,
-                           const struct target *target) {
-    *engine = (struct engine){.options = options, .plan = plan};
-    widen_output();
-    pool_begin(&engine->pool, options->max_connections);
-    reach_target(target, &engine->pool, options->connect_timeout_s);
-    period_allocate(&engine->window, plan->stream_count);
-    period_allocate(&engine->total, plan->stream_count);
-    engine->ordinals = allocate(plan->stream_count, sizeof *engine->ordinals);
-    engine->writer = (struct request_writer){target->authority, options->seed, (uint32_t)options->users, {0}, {0}};
-    engine->requests_csv = open_requests_csv(options->requests_csv);
-    bool json = options->output == OUTPUT_JSON || (options->output == OUTPUT_AUTO && !isatty(STDOUT_FILENO));
-    engine->report = (struct report){options, plan, {0}, json, isatty(STDERR_FILENO)};
-    engine->timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    engine->signals = open_signals();
-    watch(engine, &engine->timer, EPOLLIN | EPOLLET);
-    watch(engine, &engine->signals, EPOLLIN);
-}
-
-static void engine_begin(struct engine *engine, struct arrivals *arrivals) {
-    engine->arrivals = arrivals;
-    engine->spin_ns = (int64_t)(engine->options->spin_us * 1e3);
-    const char *priority = engine->options->normal_priority ? "normal" : raise_priority();
-    bool cores_awake = !engine->options->let_cores_sleep && keep_cores_awake();
-    engine->start_ns = now_ns();
-    engine->end_ns = engine->start_ns + seconds_to_ns(engine->options->duration_s);
-    engine->window_end_ns = engine->start_ns + seconds_to_ns(engine->options->window_s);
-    engine->cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    report_start(&engine->report, engine->start_ns, priority, cores_awake);
-}
-
-static void engine_end(struct engine *engine) {
-    pool_end(&engine->pool);
-    free(engine->backlog.requests);
-    free(engine->window.types), free(engine->total.types);
-    free(engine->ordinals);
-    free(engine->writer.body.data), free(engine->writer.bytes.data), free(engine->report.line.data);
-    if (engine->requests_csv != NULL && fclose(engine->requests_csv) != 0) fail_system("writing the requests file");
-    close(engine->timer), close(engine->signals);
-}
+void engine_end(struct engine *engine);
 
 #endif

@@ -1,205 +1,26 @@
-/* The life of a request, from the moment it is due to the moment it is counted.
+/* The life of a request, from its due time until it is counted.
  *
  *    due → picked (a connection, or the backlog while all are busy) → sent → done or failed.
  *   planned = sent + not_sent + connect errors;  sent = answered + timeouts + closed. */
 #ifndef GEN_LOAD_EXCHANGE_H
 #define GEN_LOAD_EXCHANGE_H
 
-#include "backlog.h"
-#include "report.h"
-#include "requests.h"
-#include "target.h"
+#include "engine.h"
 
-#define LATE_NS 1000000LL
-enum { READ_BUFFER = 1 << 16 };
+void request_due(struct engine *engine, size_t stream, int64_t due_ns);
 
-struct engine {
-    const struct options *options;
-    const struct plan *plan;
-    struct arrivals *arrivals; /* one per stream */
-    uint64_t *ordinals;        /* next ordinal per stream */
-    struct pool pool;
-    struct backlog backlog;
-    struct request_writer writer;
-    struct report report;
-    struct period window, total;
-    int timer, signals;
-    int64_t start_ns, end_ns, window_end_ns, armed_ns, cpu_ns, spin_ns;
-    size_t in_flight;
-    bool interrupted;
-    FILE *requests_csv;
-};
+/* Starts waiting requests while there are free connections. */
+void start_backlog(struct engine *engine);
 
-static struct counters *counters_of(struct engine *engine, const struct request *request) {
-    return &engine->window.types[request->stream];
+void drop_first_of_backlog(struct engine *engine);
+
+static inline const struct request *backlog_first(const struct backlog *backlog) {
+    return &backlog->requests[backlog->first];
 }
 
-static void note_outcome(struct engine *engine, const struct request *request, int64_t now, int status,
-                         const char *outcome) {
-    if (engine->requests_csv == NULL) return;
-    fprintf(engine->requests_csv, "%s,%llu,%lld,%lld,%lld,%d,%s\n", engine->plan->streams[request->stream].type,
-            (unsigned long long)request->ordinal, (long long)(request->due_ns - engine->start_ns),
-            request->sent_ns == 0 ? -1LL : (long long)(request->sent_ns - engine->start_ns),
-            (long long)(now - engine->start_ns), status, outcome);
-}
+void request_failed(struct engine *engine, struct connection *connection, enum error_class class);
 
-/* What was never written cannot have been lost on the way. */
-static enum error_class class_of_loss(const struct request *request, enum error_class class) {
-    return request->sent_ns == 0 && (class == ERROR_CLOSED || class == ERROR_TIMEOUT) ? ERROR_CONNECT : class;
-}
-
-static void count_failure(struct engine *engine, const struct request *request, enum error_class class) {
-    class = class_of_loss(request, class);
-    counters_of(engine, request)->errors[class]++;
-    note_outcome(engine, request, now_ns(), 0, error_names[class]);
-}
-
-static void request_failed(struct engine *engine, struct connection *connection, enum error_class class) {
-    count_failure(engine, &connection->request, class);
-    engine->in_flight--;
-    connection_close(&engine->pool, connection);
-}
-
-static void request_done(struct engine *engine, struct connection *connection) {
-    const struct request *request = &connection->request;
-    struct counters *counters = counters_of(engine, request);
-    int64_t now = now_ns();
-    int status = connection->response.status;
-    counters->answered++;
-    if (status >= 500) counters->errors[ERROR_STATUS_5XX]++;
-    else if (status >= 400) counters->errors[ERROR_STATUS_4XX]++;
-    else {
-        histogram_record(&counters->corrected, now - request->due_ns);
-        histogram_record(&counters->raw, now - request->sent_ns);
-        counters->corrected_ns += (uint64_t)(now - request->due_ns);
-        counters->raw_ns += (uint64_t)(now - request->sent_ns);
-    }
-    note_outcome(engine, request, now, status, "answered");
-    engine->in_flight--;
-    if (connection->response.keep_alive && connection->unsent == NULL) connection_release(&engine->pool, connection);
-    else connection_close(&engine->pool, connection);
-}
-
-static void request_written(struct engine *engine, struct connection *connection) {
-    struct request *request = &connection->request;
-    int64_t now = now_ns();
-    await(&engine->pool.waiting, connection, now + seconds_to_ns(engine->options->timeout_s));
-    if (request->sent_ns != 0) return; /* a retry */
-    request->sent_ns = now;
-    struct counters *counters = counters_of(engine, request);
-    counters->sent++;
-    counters->sent_bytes += engine->writer.bytes.length;
-    histogram_record(&engine->window.send_delay, now - request->due_ns);
-    if (now - request->due_ns > LATE_NS) counters->late++;
-}
-
-static void connection_lost(struct engine *engine, struct connection *connection);
-
-static void request_send(struct engine *engine, struct connection *connection) {
-    const struct request *request = &connection->request;
-    const struct stream *stream = &engine->plan->streams[request->stream];
-    write_request(&engine->writer, stream, request->stream, request->ordinal);
-    response_begin(&connection->response, strcmp(stream->method, "HEAD") == 0);
-    const struct text *bytes = &engine->writer.bytes;
-    if (connection_write(connection, bytes->data, bytes->length) == WRITE_FAILED) connection_lost(engine, connection);
-    else request_written(engine, connection);
-}
-
-/* Sends on a new connection, in a free slot. */
-static void request_connect(struct engine *engine, struct connection *connection) {
-    int64_t deadline_ns = now_ns() + seconds_to_ns(engine->options->connect_timeout_s);
-    await(&engine->pool.connecting, connection, deadline_ns);
-    switch (connection_open(&engine->pool, connection)) {
-    case CONNECT_FAILED: request_failed(engine, connection, ERROR_CLOSED); break;
-    case CONNECT_DONE: request_send(engine, connection); break;
-    case CONNECT_BEGUN: break;
-    }
-}
-
-/* The server may close an idle connection just as we use it: such a request is repeated once, on a new one. */
-static void connection_lost(struct engine *engine, struct connection *connection) {
-    bool stale = connection->reused && !connection->response.begun && !connection->request.retried;
-    if (!stale) {
-        request_failed(engine, connection, ERROR_CLOSED);
-        return;
-    }
-    struct request request = connection->request;
-    counters_of(engine, &request)->retried++;
-    connection_close(&engine->pool, connection);
-    connection->request = request;
-    connection->request.retried = true;
-    request_connect(engine, connection);
-}
-
-/* False when every connection is busy. */
-static bool request_start(struct engine *engine, const struct request *request) {
-    struct connection *connection = engine->pool.idle.first;
-    bool open = connection != NULL;
-    if (!open) connection = engine->pool.closed.first;
-    if (connection == NULL) return false;
-    histogram_record(&engine->window.pick_delay, now_ns() - request->due_ns);
-    connection->request = *request;
-    engine->in_flight++;
-    if (open) request_send(engine, connection);
-    else request_connect(engine, connection);
-    return true;
-}
-
-static void start_backlog(struct engine *engine) {
-    while (engine->backlog.count > 0 && request_start(engine, backlog_first(&engine->backlog)))
-        backlog_drop_first(&engine->backlog);
-}
-
-static void drop_first_of_backlog(struct engine *engine) {
-    count_failure(engine, backlog_first(&engine->backlog), ERROR_NOT_SENT);
-    backlog_drop_first(&engine->backlog);
-}
-
-static void request_due(struct engine *engine, size_t stream, int64_t due_ns) {
-    struct request request = {.stream = stream, .ordinal = engine->ordinals[stream]++, .due_ns = due_ns};
-    counters_of(engine, &request)->planned++;
-    if (engine->backlog.count > 0 || !request_start(engine, &request)) backlog_add(&engine->backlog, &request);
-}
-
-static void connection_readable(struct engine *engine, struct connection *connection, bool closing) {
-    static char buffer[READ_BUFFER];
-    for (;;) {
-        ssize_t got = recv(connection->fd, buffer, sizeof buffer, 0);
-        if (got < 0 && errno == EAGAIN) return;
-        if (got <= 0) {
-            if (got == 0 && connection->response.state == UNTIL_CLOSE) request_done(engine, connection);
-            else connection_lost(engine, connection);
-            return;
-        }
-        counters_of(engine, &connection->request)->received_bytes += (uint64_t)got;
-        response_feed(&connection->response, buffer, (size_t)got);
-        if (connection->response.state == MALFORMED) {
-            request_failed(engine, connection, ERROR_CLOSED);
-            return;
-        }
-        if (connection->response.state == COMPLETE) {
-            connection->response.keep_alive &= !closing;
-            request_done(engine, connection);
-            return;
-        }
-        if ((size_t)got < sizeof buffer && !closing) return; /* edge-triggered: more will wake us again */
-    }
-}
-
-static void connection_event(struct engine *engine, struct connection *connection, uint32_t events) {
-    struct pool *pool = &engine->pool;
-    bool closing = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-    if (connection->list == &pool->connecting) {
-        if (!connection_succeeded(connection)) request_failed(engine, connection, ERROR_CLOSED);
-        else if (events & EPOLLOUT) request_send(engine, connection);
-    } else if (connection->list == &pool->idle) {
-        if (closing || (events & EPOLLIN)) connection_close(pool, connection);
-    } else if (connection->list == &pool->waiting) {
-        if (connection->unsent != NULL && connection_flush(connection) == WRITE_FAILED)
-            connection_lost(engine, connection);
-        else if (closing || (events & EPOLLIN))
-            connection_readable(engine, connection, closing);
-    }
-}
+/* What epoll reported about a connection. */
+void connection_event(struct engine *engine, struct connection *connection, uint32_t events);
 
 #endif

@@ -1,12 +1,11 @@
 /* gen_load: the open-loop HTTP load engine of Deep Scheduling.
  *
- * Build:  cc -O2 -o gen_load main.c -lm
+ * Build:  cc -O2 -o gen_load *.c -lm
  * Run:    ./gen_load --target http://127.0.0.1:8080        random bursts of the social network's requests
  *         ./gen_load --help
- * It sends every request at its intended time whatever the answers do, counts latency from that time, and
- * prints a JSON line per window. actuators/load/engine.py drives it with a plan. Linux only (epoll, timerfd). */
-#define _GNU_SOURCE
-
+ *
+ * It sends every request at its intended time, however long responses take, counts latency from that time, and prints a
+ * JSON line per window. actuators/load/engine.py runs it with a plan. Linux only (epoll, timerfd). */
 #include "engine.h"
 
 static struct arrivals *begin_arrivals(const struct plan *plan, const struct options *options) {

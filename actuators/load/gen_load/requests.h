@@ -1,21 +1,11 @@
 /* The bytes of one request, as DeathStarBench's wrk2 scripts send them (scripts/social-network/, *.lua).
  *
- * A request is a function of (seed, type, ordinal) alone, so a retry and a paired run send the same bytes.
- * X-Request-Sequence lets a stand-in server draw equal work for equal requests. */
+ * A request is a function of (seed, type, ordinal) alone, so that a retry and a paired run send the same bytes. The
+ * stand-in server draws equal work for requests with an equal X-Request-Sequence. */
 #ifndef GEN_LOAD_REQUESTS_H
 #define GEN_LOAD_REQUESTS_H
 
 #include "plan.h"
-
-enum {
-    TEXT_CHARACTERS = 256,
-    URL_CHARACTERS = 64,
-    MOST_MENTIONS = 6,
-    MOST_URLS = 6,
-    MOST_MEDIA = 5,
-    TIMELINE_LENGTH = 10,
-    LAST_TIMELINE_START = 100,
-};
 
 struct request_writer {
     const char *host; /* of the Host header */
@@ -24,85 +14,7 @@ struct request_writer {
     struct text body, bytes; /* bytes is the whole request, valid until the next one is written */
 };
 
-static void add_random_characters(struct text *text, struct random *random, const char *alphabet, uint32_t letters,
-                                  size_t count) {
-    text_reserve(text, count);
-    for (size_t i = 0; i < count; i++) text->data[text->length++] = alphabet[random_below(random, letters)];
-    text->data[text->length] = '\0';
-}
-
-static void add_alphanumeric(struct text *text, struct random *random, size_t count) {
-    static const char alphabet[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
-    add_random_characters(text, random, alphabet, sizeof alphabet - 1, count);
-}
-
-static void add_mentions(struct text *text, struct random *random, uint32_t users, uint32_t author) {
-    uint32_t count = 1 + random_below(random, MOST_MENTIONS);
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t user = random_below(random, users);
-        if (user == author) user = (user + 1) % users; /* nobody mentions himself */
-        text_add(text, " @username_%u", user);
-    }
-}
-
-static void add_media(struct text *text, struct random *random) {
-    uint32_t count = 1 + random_below(random, MOST_MEDIA);
-    text_add(text, "&media_ids=[");
-    for (uint32_t i = 0; i < count; i++) {
-        text_add(text, i == 0 ? "\"" : ",\"");
-        add_random_characters(text, random, "0123456789", 10, 18);
-        text_add(text, "\"");
-    }
-    text_add(text, "]&media_types=[");
-    for (uint32_t i = 0; i < count; i++) text_add(text, i == 0 ? "\"png\"" : ",\"png\"");
-    text_add(text, "]");
-}
-
-/* The form is not percent-encoded: the original scripts do not encode it either. */
-static void write_compose_body(struct text *body, struct random *random, uint32_t users) {
-    uint32_t author = random_below(random, users);
-    text_add(body, "username=username_%u&user_id=%u&text=", author, author);
-    add_alphanumeric(body, random, TEXT_CHARACTERS);
-    add_mentions(body, random, users, author);
-    uint32_t urls = 1 + random_below(random, MOST_URLS);
-    for (uint32_t i = 0; i < urls; i++) {
-        text_add(body, " http://");
-        add_alphanumeric(body, random, URL_CHARACTERS);
-    }
-    add_media(body, random);
-    text_add(body, "&post_type=0");
-}
-
-static void add_request_line(struct request_writer *writer, const struct stream *stream, struct random *random) {
-    text_add(&writer->bytes, "%s %s", stream->method, stream->path);
-    if (stream->body == BODY_TIMELINE) {
-        uint32_t start = random_below(random, LAST_TIMELINE_START + 1);
-        text_add(&writer->bytes, "%cuser_id=%u&start=%u&stop=%u", strchr(stream->path, '?') ? '&' : '?',
-                 random_below(random, writer->users), start, start + TIMELINE_LENGTH);
-    }
-    text_add(&writer->bytes, " HTTP/1.1\r\nHost: %s\r\n", writer->host);
-}
-
-static void add_body(struct text *bytes, const char *body, size_t length) {
-    text_add(bytes, "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %zu\r\n\r\n", length);
-    text_reserve(bytes, length);
-    memcpy(bytes->data + bytes->length, body, length);
-    bytes->length += length;
-}
-
-/* Writes the `ordinal`-th request of stream number `index` into writer->bytes. */
-static void write_request(struct request_writer *writer, const struct stream *stream, size_t index, uint64_t ordinal) {
-    struct random random = random_for(writer->seed, FOR_REQUESTS, ((uint64_t)index << 48) + ordinal);
-    writer->bytes.length = writer->body.length = 0;
-    add_request_line(writer, stream, &random);
-    text_add(&writer->bytes, "X-Request-Sequence: %s-%llu\r\n", stream->type, (unsigned long long)ordinal);
-    if (stream->body == BODY_COMPOSE) {
-        write_compose_body(&writer->body, &random, writer->users);
-        add_body(&writer->bytes, writer->body.data, writer->body.length);
-    } else if (stream->body == BODY_FILE)
-        add_body(&writer->bytes, stream->body_bytes, stream->body_length);
-    else
-        text_add(&writer->bytes, "\r\n");
-}
+/* Writes the `ordinal`-th request of stream number `index` to writer->bytes. */
+void write_request(struct request_writer *writer, const struct stream *stream, size_t index, uint64_t ordinal);
 
 #endif

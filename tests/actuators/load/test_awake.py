@@ -21,10 +21,10 @@ def held(pid: int) -> list[Path]:
     return [link for link in links if link.is_relative_to("/dev")]
 
 
-@pytest.mark.parametrize("let_sleep", [False, True])
-def test_it_asks_when_it_may_and_says_so(tmp_path: Path, let_sleep: bool) -> None:
-    allowed = HALTS and not let_sleep and os.access(REQUEST, os.W_OK)
-    with ScriptedServer(OK) as server, LoadEngine(LoadOptions(let_cores_sleep=let_sleep), tmp_path) as engine:
+@pytest.mark.parametrize("idle_allowed", [False, True])
+def test_it_asks_when_it_may_and_says_so(tmp_path: Path, idle_allowed: bool) -> None:
+    allowed = HALTS and not idle_allowed and os.access(REQUEST, os.W_OK)
+    with ScriptedServer(OK) as server, LoadEngine(LoadOptions(allow_cpu_idle=idle_allowed), tmp_path) as engine:
         engine.start(server.address, TOPOLOGY, constant(20), seed=1, duration_s=30.0)
         assert engine.cores_awake is allowed
         assert (REQUEST in held(engine.pid)) is allowed

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.load.build import FLAGS, SOURCE, engine_path, find_compiler
+from actuators.load.build import FLAGS, SOURCES, engine_path, find_compiler
 
 PLAN = "stream read GET / none\n"
 
@@ -98,6 +98,7 @@ def test_the_same_time_is_never_planned_twice_after_the_end(tmp_path: Path) -> N
         (["--duration-s=-1"], "--duration-s is -1; it must be more than 0"),
         (["--min-rate-rps=0"], "--min-rate-rps is 0; it must be more than 0"),
         (["--rate=3"], "unknown option '--rate=3'"),
+        (["--let-cores-sleep"], "--let-cores-sleep is now --allow-cpu-idle"),
         (["--target=ftp://x"], "is not http://HOST:PORT"),
         (["--target=http://127.0.0.1:1"], "does not accept connections"),
         (["--target=http://nowhere.invalid:80"], "target host 'nowhere.invalid'"),
@@ -150,5 +151,13 @@ def test_help_names_every_option_with_its_default() -> None:
 
 
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
-    command = [find_compiler(), *FLAGS, "-Werror", "-o", str(tmp_path / "gen_load"), str(SOURCE), "-lm"]
+    command = [
+        find_compiler(),
+        *FLAGS,
+        "-Werror",
+        "-o",
+        str(tmp_path / "gen_load"),
+        *map(str, SOURCES.glob("*.c")),
+        "-lm",
+    ]
     subprocess.run(command, check=True, timeout=120)

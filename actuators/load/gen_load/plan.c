@@ -1,0 +1,142 @@
+#include "plan.h"
+
+#include <ctype.h>
+
+static void read_body_file(struct stream *stream, const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) fail_user("body file '%s' of type %s: %s", path, stream->type, strerror(errno));
+    struct text body = {0};
+    size_t got;
+    do {
+        text_reserve(&body, 65536);
+        got = fread(body.data + body.length, 1, 65536, file);
+        body.length += got;
+    } while (got > 0);
+    if (ferror(file)) fail_user("body file '%s' of type %s: %s", path, stream->type, strerror(errno));
+    fclose(file);
+    stream->body_bytes = body.data;
+    stream->body_length = body.length;
+}
+
+static void set_body(struct stream *stream, const char *name) {
+    stream->body_name = copy_text(name);
+    if (strcmp(name, "none") == 0) stream->body = BODY_NONE;
+    else if (strcmp(name, "compose") == 0) stream->body = BODY_COMPOSE;
+    else if (strcmp(name, "timeline") == 0) stream->body = BODY_TIMELINE;
+    else if (strncmp(name, "file:", 5) == 0) {
+        stream->body = BODY_FILE;
+        read_body_file(stream, name + 5);
+    } else
+        fail_user("unknown body '%s' of type %s; expected compose, timeline, none or file:PATH", name, stream->type);
+}
+
+/* Type names are written to a header and to JSON without escaping. */
+static bool is_plain_name(const char *name) {
+    for (const char *c = name; *c != '\0'; c++)
+        if (!isalnum((unsigned char)*c) && strchr("_.-", *c) == NULL) return false;
+    return *name != '\0';
+}
+
+static struct stream *plan_add_stream(struct plan *plan, const char *type, const char *method, const char *path,
+                                      const char *body) {
+    if (!is_plain_name(type)) fail_user("invalid request type '%s'; use letters, digits, '_', '-' and '.'", type);
+    if (path[0] != '/') fail_user("path '%s' of type %s must begin with '/'", path, type);
+    for (size_t i = 0; i < plan->stream_count; i++)
+        if (strcmp(plan->streams[i].type, type) == 0) fail_user("type %s is listed twice", type);
+    plan->streams = resize(plan->streams, plan->stream_count + 1, sizeof *plan->streams);
+    struct stream *stream = &plan->streams[plan->stream_count++];
+    *stream = (struct stream){.type = copy_text(type), .method = copy_text(method), .path = copy_text(path)};
+    set_body(stream, body);
+    return stream;
+}
+
+static void stream_add_step(struct stream *stream, double start_s, double rate_rps, enum distribution distribution) {
+    stream->steps = resize(stream->steps, stream->step_count + 1, sizeof *stream->steps);
+    stream->steps[stream->step_count++] = (struct step){start_s, rate_rps, distribution};
+}
+
+static enum distribution parse_distribution(const char *name) {
+    for (int i = 0; i < DISTRIBUTIONS; i++)
+        if (strcmp(name, distribution_names[i]) == 0) return (enum distribution)i;
+    fail_user("unknown distribution '%s'; expected exponential, normal, fixed or zipf", name);
+}
+
+static void parse_step(struct stream *stream, double start_s, double rate_rps, const char *distribution) {
+    if (!(rate_rps >= 0.0) || isinf(rate_rps)) fail_user("rate %g of type %s is not 0 or more", rate_rps, stream->type);
+    double previous_s = stream->step_count > 0 ? stream->steps[stream->step_count - 1].start_s : 0.0;
+    bool first = stream->step_count == 0;
+    if (!(first ? start_s == 0.0 : start_s > previous_s))
+        fail_user("step at %g s of type %s; steps begin at 0 and ascend", start_s, stream->type);
+    stream_add_step(stream, start_s, rate_rps, parse_distribution(distribution));
+}
+
+static void parse_plan_line(struct plan *plan, char *line, const char *path, int number) {
+    char type[128], method[32], url[1024], body[1024], distribution[32];
+    double start_s, rate_rps;
+    if (line[strspn(line, " \t\r\n")] == '\0' || line[0] == '#') return;
+    if (sscanf(line, "stream %127s %31s %1023s %1023[^\n]", type, method, url, body) == 4)
+        plan_add_stream(plan, type, method, url, body);
+    else if (plan->stream_count > 0 && sscanf(line, "step %lf %lf %31s", &start_s, &rate_rps, distribution) == 3)
+        parse_step(&plan->streams[plan->stream_count - 1], start_s, rate_rps, distribution);
+    else
+        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY' or 'step START_S RATE_RPS DISTRIBUTION'", path,
+                  number);
+}
+
+struct plan read_plan(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (file == NULL) fail_user("plan file '%s': %s", path, strerror(errno));
+    struct plan plan = {0};
+    char *line = NULL;
+    size_t capacity = 0;
+    for (int number = 1; getline(&line, &capacity, file) >= 0; number++) parse_plan_line(&plan, line, path, number);
+    free(line);
+    fclose(file);
+    if (plan.stream_count == 0) fail_user("plan file '%s' has no stream", path);
+    return plan;
+}
+
+static void draw_steps(struct stream *stream, const struct random_bounds *bounds, double duration_s,
+                       struct random *random) {
+    for (double at_s = 0.0; at_s < duration_s;) {
+        enum distribution distribution = (enum distribution)random_below(random, DISTRIBUTIONS);
+        double burst_s = random_between(random, bounds->min_burst_s, bounds->max_burst_s);
+        double rate_rps = random_between(random, bounds->min_rate_rps, bounds->max_rate_rps);
+        stream_add_step(stream, at_s, rate_rps, distribution);
+        stream_add_step(stream, at_s + burst_s, 0.0, distribution);
+        at_s += burst_s + random_between(random, bounds->min_backoff_s, bounds->max_backoff_s);
+    }
+}
+
+struct plan random_plan(const struct random_bounds *bounds, double duration_s, uint64_t seed) {
+    struct plan plan = {0};
+    plan_add_stream(&plan, "compose", "POST", "/wrk2-api/post/compose", "compose");
+    plan_add_stream(&plan, "home_read", "GET", "/wrk2-api/home-timeline/read", "timeline");
+    plan_add_stream(&plan, "user_read", "GET", "/wrk2-api/user-timeline/read", "timeline");
+    for (size_t i = 0; i < plan.stream_count; i++) {
+        struct random random = random_for(seed, FOR_PLAN, i);
+        draw_steps(&plan.streams[i], bounds, duration_s, &random);
+    }
+    return plan;
+}
+
+void print_plan(const struct plan *plan, FILE *out) {
+    for (size_t i = 0; i < plan->stream_count; i++) {
+        const struct stream *stream = &plan->streams[i];
+        fprintf(out, "stream %s %s %s %s\n", stream->type, stream->method, stream->path, stream->body_name);
+        for (size_t k = 0; k < stream->step_count; k++) {
+            const struct step *step = &stream->steps[k];
+            const char *name = distribution_names[step->distribution];
+            fprintf(out, "step %.17g %.17g %s\n", step->start_s, step->rate_rps, name);
+        }
+    }
+}
+
+void free_plan(struct plan *plan) {
+    for (size_t i = 0; i < plan->stream_count; i++) {
+        struct stream *stream = &plan->streams[i];
+        free(stream->type), free(stream->method), free(stream->path), free(stream->body_name);
+        free(stream->body_bytes), free(stream->steps);
+    }
+    free(plan->streams);
+}
