@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from actuators.options import Options
-from envs.calibration.result import CalibrateOptions
+from envs.calibration.options import CalibrateOptions
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.recordings import _between, windows_of
 

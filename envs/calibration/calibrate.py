@@ -1,4 +1,4 @@
-"""From windows of a live system to a Calibration: fit on three quarters of them, compare on the rest."""
+"""Calibrates the simulator to windows of a live system: fits to three quarters of them, compares on the rest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from actuators.contract.window import Window
 from actuators.errors import DataError
 from actuators.statistics.vts import Snapshot
 from envs.calibration.fit import LEAST_REQUESTS, bootstrap, fit
+from envs.calibration.options import CalibrateOptions
 from envs.calibration.replay import Answers, Evidence, Replay, gather
-from envs.calibration.result import CalibrateOptions, Calibration, Comparison, Observed
+from envs.calibration.result import Calibration, Comparison, Observed
 from envs.observation.features import quantile_s
 
 BLOCK_WINDOWS = 5
@@ -27,10 +28,10 @@ def calibrate(
     source: str = "",
     report: Callable[[str, float], None] = lambda text, fraction: None,
 ) -> Calibration:
-    """A simulator like the system that the windows show, with its uncertainty.
+    """Fits a simulator to the system that the windows show, with confidence intervals.
 
     Args:
-        report: called with what has been done and the share of the work that is over, 0…1.
+        report: called with the step that is done and the share of the work that is done, 0…1.
 
     Raises:
         DataError: too few usable windows, no histograms, or a group without requests.
@@ -45,7 +46,7 @@ def calibrate(
     members = bootstrap(
         evidence, options, weights, fitted, seed, lambda n: report("bootstrap", 0.5 + 0.45 * n / options.bootstraps)
     )
-    # Other simulated draws than those that the fit has adapted to.
+    # With other random draws than those of the fit, which it has adapted to.
     fresh = Replay(evidence, options.method, options.load_balancers, options.replicas, seed + 1000)
     return Calibration(
         groups=tuple(group.name for group in topology.groups),
@@ -62,9 +63,9 @@ def calibrate(
 
 
 def compare(evidence: Evidence, answers: Answers, weights: FloatArray) -> tuple[Comparison, ...]:
-    """Simulated answers beside live ones in the windows that count; a row per group, then one per its servers.
+    """Compares simulated with live answers in the weighted windows: a row per group, each followed by its servers.
 
-    Rows with fewer than 20 live requests are left out. p50 and p99 are linear inside a histogram's column.
+    Rows with fewer than 20 live requests are left out. p50 and p99 are interpolated linearly inside a bucket.
     """
     topology, rows = evidence.topology, []
     live = [np.tensordot(weights, a, 1) for a in (evidence.histogram, evidence.requests, evidence.response_ms)]
@@ -82,10 +83,12 @@ def compare(evidence: Evidence, answers: Answers, weights: FloatArray) -> tuple[
 
 
 def windows_topology(snapshots: Sequence[Snapshot]) -> Topology:
-    """The groups that had requests, with every server that was ever shown in them.
+    """The groups that had requests, with every server that appears in them.
 
-    A group of the social network gets its request type; another one is a type of its own. Raises DataError
-    when no group had requests.
+    A group named as in the social network gets that request type; any other group is a request type by itself.
+
+    Raises:
+        DataError: no group had requests.
     """
     known = {group.name: group for group in social_network().groups}
     servers: dict[str, dict[str, int]] = {}
@@ -101,7 +104,7 @@ def windows_topology(snapshots: Sequence[Snapshot]) -> Topology:
         like = known.get(name) or Group(name, name.removesuffix("_backend"), "GET", "/", 2.0, ("any:80",))
         groups.append(Group(name, like.request_type, like.method, like.path, like.priority, tuple(found)))
     if not groups:
-        remedy = "record while there is load"
+        remedy = "record under load"
         raise DataError("no upstream group had a request", where="snapshots", remedy=remedy)
     return Topology(tuple(groups))
 
@@ -116,7 +119,7 @@ def _figures(
 
 
 def _spread(windows: Sequence[Window], most: int) -> list[Window]:
-    """At most so many windows, in blocks spread evenly."""
+    """At most `most` windows, in blocks spread evenly over the recording."""
     blocks = [windows[at : at + BLOCK_WINDOWS] for at in range(0, len(windows), BLOCK_WINDOWS)]
     wanted = max(most // BLOCK_WINDOWS, 1)
     if len(blocks) > wanted:
@@ -125,7 +128,7 @@ def _spread(windows: Sequence[Window], most: int) -> list[Window]:
 
 
 def _held_out(windows: int, share: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Every so manieth block, beginning in the middle of the first period."""
+    """Mask ``[windows]`` of every n-th block, n = 1 / share, starting in the middle of the first period."""
     block = max(min(BLOCK_WINDOWS, round(windows * share / 2)), 1)
     period = 1 / share
     number = np.arange(windows) // block

@@ -1,7 +1,7 @@
-"""Fits the simulator to observed windows: simulated likelihood of NGINX's own histograms, bootstrap over windows.
+"""Fits the simulator to observed windows by the simulated likelihood of NGINX's histograms; bootstrap over windows.
 
-Given workers, cv and overhead, the service times follow from the mean response times (a fixed point
-through the simulator); workers, cv and overhead are searched for the likeliest histograms.
+Given workers, cv and overhead, the service times follow from the mean response times (a fixed point of the
+simulator). Workers, cv and overhead are searched for the most likely histograms.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
+from envs.calibration.options import FitOptions
 from envs.calibration.replay import Answers, Evidence, Replay
-from envs.calibration.result import FitOptions, Parameters
+from envs.calibration.result import Parameters
 from envs.observation.features import quantile_s
 
 MAX_WORKERS = 64
@@ -24,14 +25,14 @@ LEAST_SERVICE_MS = 0.05
 LEAST_REQUESTS = 20
 _GAIN = 0.5
 _CLOSE = 0.005
-"""Mean relative miss of the mean response times at which they are taken as hit."""
+"""Mean relative error of the mean response times below which the service times have converged."""
 _CV_STEP = 1.35
 _FINE = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Parameters, the answers they gave, and how likely those make the evidence."""
+    """Parameters, the answers simulated with them, and the log likelihood of the evidence given these answers."""
 
     log_likelihood: float
     parameters: Parameters
@@ -39,7 +40,7 @@ class Trial:
 
 
 class Place(NamedTuple):
-    """Where the search stands: what cannot be read from mean response times."""
+    """A point of the search space: the parameters that mean response times do not determine."""
 
     workers: int
     service_cv: float
@@ -48,14 +49,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """The likeliest trial, and every one that was made on the way."""
+    """The most likely trial, and all trials of the search."""
 
     best: Trial
     trials: tuple[Trial, ...]
 
 
 def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int) -> Fit:
-    """The likeliest parameters. `weights` ``[windows]``: how often each window counts; 0 for held-out ones.
+    """The most likely parameters. `weights` ``[windows]``: how often each window counts; 0 for held-out ones.
 
     A pattern search over workers, cv and overhead: a step in each direction, finer steps when none helps.
     """
@@ -67,7 +68,7 @@ def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int)
     best = coarse.best_of(starts, start_ms)
     for step in (1.0, 0.5):
         best = coarse.climb(best, step)
-    # Few simulated answers blur small differences, above all between numbers of workers.
+    # With few simulated answers, noise hides small differences, above all between numbers of workers.
     fine = _Search(evidence, options, target, _FINE * options.replicas, seed)
     best = fine.best_of([_place(best.parameters)], best.parameters.service_array_ms)
     for step in (0.5, 0.25):
@@ -76,7 +77,7 @@ def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int)
 
 
 class _Search:
-    """Trials at places, each made once."""
+    """Trials by place; each is simulated once."""
 
     def __init__(self, evidence: Evidence, options: FitOptions, target: _Target, replicas: int, seed: int) -> None:
         self.tried: dict[Place, Trial] = {}
@@ -84,14 +85,14 @@ class _Search:
         self._replay = Replay(evidence, options.method, options.load_balancers, replicas, seed)
 
     def best_of(self, places: Sequence[Place], service_ms: FloatArray) -> Trial:
-        """The likeliest of the places; what was not tried yet begins with these service times."""
+        """The most likely of the places; new ones start from these service times."""
         for place in places:
             if place not in self.tried:
                 self.tried[place] = _settle(self._replay, self._target, place, service_ms, self._options.rounds)
         return max((self.tried[place] for place in places), key=lambda trial: trial.log_likelihood)
 
     def climb(self, best: Trial, step: float) -> Trial:
-        """Goes to a neighbour at this distance as long as one is likelier."""
+        """Moves to a more likely neighbour at this distance until there is none."""
         while True:
             around = _around(best.parameters, step, self._target.fastest_ms, self._options.workers is None)
             better = self.best_of(around, best.parameters.service_array_ms)
@@ -108,10 +109,10 @@ def bootstrap(
     seed: int,
     on_member: Callable[[int], None] = lambda number: None,
 ) -> tuple[Parameters, ...]:
-    """A fit to each of many resamples of the windows that count: draws from the uncertainty.
+    """Fits to `options.bootstraps` resamples of the weighted windows.
 
-    Workers, cv and overhead are the likeliest of those that `fit` tried; the service times settle anew, with
-    simulated draws of their own, so that the simulation's noise is part of the uncertainty.
+    Workers, cv and overhead are the most likely of those that `fit` tried; the service times are fitted again, with
+    other random draws each time, so that the intervals include the noise of the simulation.
     """
     generator = np.random.default_rng(seed)
     counted = np.flatnonzero(weights)
@@ -127,7 +128,7 @@ def bootstrap(
 
 
 class _Target:
-    """The evidence with each window counted so many times: what a simulation has to hit."""
+    """The evidence with weighted windows, which a simulation has to reproduce."""
 
     def __init__(self, evidence: Evidence, weights: FloatArray) -> None:
         self.weights, self.mask = weights, evidence.topology.mask
@@ -135,7 +136,7 @@ class _Target:
         requests = np.tensordot(weights, evidence.requests, 1)
         total_ms = np.tensordot(weights, evidence.response_ms, 1)
         group_ms = (total_ms.sum(axis=1) / np.maximum(requests.sum(axis=1), 1))[:, None]
-        # A server that hardly got requests is believed to be as its group.
+        # A server with few requests is assumed to be like its group.
         self.seen = self.mask & (requests >= LEAST_REQUESTS)
         self.mean_ms = np.where(self.seen, total_ms / np.maximum(requests, 1), group_ms)
         self.share = requests / max(requests.sum(), 1)
@@ -145,7 +146,7 @@ class _Target:
         self.fastest_ms = 1e3 * float(fast_s.min()) if fast_s.size else 1.0
 
     def first_workers(self) -> list[int]:
-        """Where the search begins, from the requests in flight on average at the busiest server."""
+        """Starting points of the search, from the mean number of requests in flight at the busiest server."""
         least = max(math.ceil(0.7 * self._in_flight), 1)
         return sorted({min(least * factor, MAX_WORKERS) for factor in (1, 2, 4)})
 
@@ -156,7 +157,7 @@ class _Target:
         return np.where(self.mask & (simulated > 0), self.mean_ms - mean_ms, 0.0)
 
     def log_likelihood(self, answers: Answers) -> float:
-        """Of the observed histograms, the simulated ones (half an answer added to every column) being the truth."""
+        """Of the observed histograms under the simulated ones, with half an answer added to every bucket."""
         simulated = np.tensordot(self.weights, answers.histogram, 1) + 0.5
         share = simulated / simulated.sum(axis=-1, keepdims=True)
         return float((self.histogram * np.log(share))[self.seen].sum())
@@ -174,7 +175,7 @@ def _settle(replay: Replay, target: _Target, place: Place, service_ms: FloatArra
         missed = target.missed_ms(answers)
         if float((target.share * abs(missed) / target.mean_ms).sum()) < _CLOSE:
             break
-        # A longer service also makes the others wait: a full step would overshoot.
+        # A longer service time also lengthens the waits of others, so a full step would overshoot.
         service_ms = np.clip(service_ms + _GAIN * missed, 0.6 * service_ms, 1.6 * service_ms)
         service_ms = np.maximum(service_ms, LEAST_SERVICE_MS)
     assert best is not None

@@ -1,7 +1,4 @@
-"""Observed windows, played again in the simulator: the same rates and weights, other parameters.
-
-Arrivals from windows: piecewise constant rates per group, and which distribution the gaps have.
-"""
+"""Replays observed windows in the simulator: the same rates and weights, other parameters."""
 
 from __future__ import annotations
 
@@ -13,72 +10,13 @@ import numpy as np
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
-from actuators.contract.script import ArrivalDistribution, RateStep, Script, ServerProfile, Stream
+from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import DataError
+from envs.calibration.arrivals import counts_of, dispersion, nearest_distribution, rate_steps
 from envs.calibration.result import Arrivals, Parameters
 from envs.simulator.batch import SimulatedBatch
-
-DISPERSIONS: dict[ArrivalDistribution, float] = {"fixed": 0.02, "normal": 0.24, "exponential": 1.0, "zipf": 28.0}
-"""Squared coefficient of variation of the gaps, which a long window's count has as variance / mean. `fixed` is not 0:
-service blurs what is counted. `zipf`: exponent 2, cut at 1000."""
-
-_CUT, _MEAN_BELOW_CUT = 14.6, 0.925
-"""Squared normal deviates above 14.6 times their median are 1 % of all; the mean of the others is 0.925."""
-_CHANGE_SIGMAS = 4.0
-_LONGEST_STEP_S = 10.0
-_LEAST_COUNT = 5.0
-
-
-def dispersion(counts: FloatArray, durations_s: FloatArray) -> float:
-    """Variance / mean of a window's count, from neighbouring windows, so that slow or rare changes do not matter.
-
-    Half the squared difference of two Poisson counts has their mean as expectation; the few pairs far above the
-    median, those around a change of rate, do not count. 1 when fewer than five pairs have five requests or more.
-    """
-    even = counts * durations_s.mean() / durations_s
-    pairs = even[:-1] + even[1:]
-    seen = pairs >= 2 * _LEAST_COUNT
-    if seen.sum() < 5:
-        return 1.0
-    squares = np.diff(even)[seen] ** 2 / pairs[seen]
-    return float(squares[squares <= _CUT * np.median(squares)].mean() / _MEAN_BELOW_CUT)
-
-
-def nearest_distribution(found: float) -> ArrivalDistribution:
-    """The kind of gaps whose dispersion is nearest on a logarithmic scale."""
-    return min(DISPERSIONS, key=lambda kind: abs(np.log(DISPERSIONS[kind] / max(found, 1e-3))))
-
-
-def rate_steps(counts: FloatArray, durations_s: FloatArray, spread: float = 1.0) -> tuple[tuple[float, float], ...]:
-    """(start, rate) pairs: windows whose counts differ by chance only share a step, none longer than 10 s.
-
-    Args:
-        counts, durations_s: ``[windows]``, one after the other.
-        spread: the counts' `dispersion`.
-    """
-    steps: list[tuple[float, float]] = []
-    start_s = end_s = count = 0.0
-    for here, duration_s in zip(counts, durations_s, strict=True):
-        length_s = end_s - start_s
-        if length_s > 0:
-            expected = count / length_s * duration_s
-            sigma = np.sqrt(max(spread, 1.0) * max(expected, 1.0) * (1 + duration_s / length_s))
-            if abs(here - expected) > _CHANGE_SIGMAS * sigma or length_s + duration_s > _LONGEST_STEP_S:
-                steps.append((start_s, float(count / length_s)))
-                start_s, count = float(end_s), 0.0
-        count, end_s = count + here, end_s + duration_s
-    if end_s > start_s:
-        steps.append((start_s, float(count / (end_s - start_s))))
-    return tuple(steps)
-
-
-def counts_of(windows: Sequence[Window]) -> tuple[FloatArray, FloatArray]:
-    """Answers per window and group ``[windows, groups]``, and the windows' lengths in seconds ``[windows]``."""
-    counts = np.array([window.requests.sum(axis=1) for window in windows], float)
-    return counts, np.array([window.duration_s for window in windows])
-
 
 MIN_WINDOWS = 12
 WARM_UP_S = 2.0
@@ -86,11 +24,11 @@ WARM_UP_S = 2.0
 
 @dataclass(frozen=True)
 class Evidence:
-    """Windows that can be compared with simulated ones; arrays ``[windows, groups, servers]`` but for the last axis.
+    """Windows to compare with simulated ones; arrays ``[windows, groups, servers]``, the histogram with a last axis.
 
     Attributes:
-        histogram: answers by `bounds_ms`, one column more than bounds.
-        left_out: windows with faults or other bounds.
+        histogram: answers per bucket of `bounds_ms`, one bucket more than bounds.
+        left_out: number of windows with faults or other bounds.
     """
 
     topology: Topology
@@ -109,7 +47,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answers:
-    """What simulated windows counted, summed over the replicas; axes as in Evidence."""
+    """Counters of the simulated windows, summed over the replicas; axes as in `Evidence`."""
 
     histogram: FloatArray
     requests: FloatArray
@@ -162,7 +100,7 @@ def script_of(
     name: str = "calibrated",
     begins_s: float = 0.0,
 ) -> Script:
-    """The script in which these requests meet such servers. `begins_s`: the first rate holds so much longer."""
+    """The script with these arrivals and servers. `begins_s`: the first rate lasts so many seconds longer."""
     streams = tuple(
         Stream(
             group.request_type,
@@ -184,10 +122,10 @@ def script_of(
 
 
 class Replay:
-    """Plays the evidence with given parameters; equal parameters give equal answers (common random numbers).
+    """Replays the evidence with given parameters; equal parameters give equal answers (common random numbers).
 
     Args:
-        replicas: simulated systems with seeds of their own, for a smoother result.
+        replicas: number of simulated systems, each with another seed, whose answers are added.
     """
 
     def __init__(
@@ -198,7 +136,7 @@ class Replay:
         self.runs = 0
 
     def play(self, parameters: Parameters) -> Answers:
-        """The answers in every window."""
+        """The simulated answers in every window."""
         evidence, self.runs = self._evidence, self.runs + 1
         batch = SimulatedBatch(evidence.topology, len(self._seeds), self._method, evidence.bounds_ms)
         duration_s = WARM_UP_S + float(evidence.durations_s.sum()) + 1.0
@@ -221,6 +159,6 @@ class Replay:
         )
 
     def _weigh(self, batch: SimulatedBatch, window: Window) -> None:
-        """A window shows the weights at its end; they were put in force at its beginning."""
+        """A window holds the weights at its end, which were set at its beginning."""
         weight = np.clip(window.weight, 1, MAX_WEIGHT)
         batch.set_weights(np.broadcast_to(weight, (batch.size, *weight.shape)), window.down)

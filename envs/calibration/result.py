@@ -1,9 +1,7 @@
-"""What a calibration found, as values and as `calibration.json`; fitting is `envs.calibration.fit`'s.
+"""The result of a calibration, as values and as `calibration.json` (docs/file-formats.md).
 
 `calibration.json` is the JSON form of `Calibration`: ``{format_version, groups, request_types, servers, method,
 load_balancers, observed, parameters, ensemble, arrivals, held_out}``, tables ``[groups][servers]``, units in names.
-
-Options of a calibration; apart from the fit, so that the command's help needs no compiler.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ from actuators.files import write_atomic
 from actuators.options import Options
 
 MEAN_BAR, P99_BAR = 0.10, 0.20
-"""Largest relative errors per group with which a simulator passes for the live system."""
+"""Largest relative errors of mean and p99 per group with which a calibration counts as faithful."""
 
 PositiveMs = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Parameters(Options):
-    """What makes a simulated system behave like the observed one."""
+    """Parameters of the simulated system."""
 
     service_ms: tuple[tuple[PositiveMs, ...], ...]
     """Mean service time per group and server; the group's mean where it lacks the server."""
@@ -37,7 +35,7 @@ class Parameters(Options):
     service_cv: float = Field(gt=0, le=10)
     """Standard deviation of a service time (lognormal) divided by its mean."""
     overhead_ms: float = Field(ge=0)
-    """What every request takes beside service and waiting."""
+    """Time that every request takes besides service and waiting."""
 
     @property
     def service_array_ms(self) -> FloatArray:
@@ -61,9 +59,9 @@ class Arrivals(Options):
     """How the requests of one group arrived."""
 
     distribution: ArrivalDistribution
-    """Of the gaps; the kind whose dispersion is nearest."""
+    """Distribution of the gaps whose dispersion is nearest."""
     dispersion: float = Field(ge=0)
-    """Variance of a window's count divided by its mean, slow changes apart: 1 is Poisson."""
+    """Variance of a window's count divided by its mean, without slow changes; 1 for Poisson arrivals."""
     steps: tuple[tuple[float, float], ...] = Field(min_length=1)
     """(start in seconds from 0, requests per second), ascending."""
 
@@ -74,10 +72,10 @@ class Arrivals(Options):
 
 
 class Comparison(Options):
-    """Simulated windows against live ones that the fit has not seen, for one group; of one server or of all ("")."""
+    """Simulated and live held-out windows of one group, or of one of its servers."""
 
     group: str
-    """Its name."""
+    """Name of the group."""
     server: str
     """Address; empty for the whole group."""
     requests: int
@@ -85,10 +83,10 @@ class Comparison(Options):
     live_ms: tuple[float, float, float]
     """Mean, p50, p99 of the live response times."""
     simulated_ms: tuple[float, float, float]
-    """The same of the simulated ones."""
+    """Mean, p50, p99 of the simulated response times."""
 
     def errors(self) -> tuple[float, float, float]:
-        """Simulated / live - 1 of mean, p50 and p99."""
+        """Relative errors of mean, p50 and p99: simulated / live - 1."""
         pairs = zip(self.simulated_ms, self.live_ms, strict=True)
         mean, p50, p99 = (simulated / max(live, 1e-9) - 1 for simulated, live in pairs)
         return mean, p50, p99
@@ -101,7 +99,7 @@ class Comparison(Options):
 
 
 class Observed(Options):
-    """What the calibration is made from."""
+    """The recording behind the calibration."""
 
     source: str
     """Snapshot file."""
@@ -110,18 +108,18 @@ class Observed(Options):
     left_out: int
     """Windows with faults."""
     requests: int
-    """In the usable windows."""
+    """Requests in the usable windows."""
     seconds: float
-    """Their total length."""
+    """Total length of the usable windows."""
     error_ratio: float
     """Share of answers with a 5xx status; the simulator is fitted without failures."""
 
 
 class Calibration(Options):
-    """A fitted simulator with its uncertainty and how well it does on held-out windows."""
+    """A fitted simulator with its uncertainty and its errors on held-out windows."""
 
     format_version: Literal[1] = 1
-    """Of this file."""
+    """Version of the file format."""
     groups: tuple[str, ...]
     """Upstream names."""
     request_types: tuple[str, ...]
@@ -129,15 +127,15 @@ class Calibration(Options):
     servers: tuple[str, ...]
     """Addresses."""
     method: BalancingMethod
-    """In force while observed."""
+    """Balancing method during the recording."""
     load_balancers: int = Field(default=1, ge=1)
-    """NGINX workers that shared nothing."""
+    """Number of NGINX workers that share no balancing state."""
     observed: Observed
-    """The evidence."""
+    """The recording."""
     parameters: Parameters
     """Best fit."""
     ensemble: tuple[Parameters, ...]
-    """Fits to bootstrap resamples of the windows: draws from the uncertainty."""
+    """Fits to bootstrap resamples of the windows."""
     arrivals: tuple[Arrivals, ...]
     """One per group."""
     held_out: tuple[Comparison, ...]
@@ -153,7 +151,7 @@ class Calibration(Options):
 
     @property
     def faithful(self) -> bool:
-        """True when mean and p99 of every group are within the bars on held-out windows."""
+        """Whether mean (10 %) and p99 (20 %) of every group agree on held-out windows."""
         return all(row.within for row in self.held_out if not row.server)
 
     def save(self, path: Path) -> None:
@@ -162,7 +160,7 @@ class Calibration(Options):
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Raises ConfigError for a file that cannot be read or is no calibration."""
+        """Reads `calibration.json`. Raises ConfigError for a file that is unreadable or not a calibration."""
         remedy = "make one with: deepsched calibrate SNAPSHOTS"
         try:
             found = cls.model_validate_json(path.read_bytes())
@@ -177,29 +175,3 @@ class Calibration(Options):
         if any(table != shape for table in tables) or len(found.arrivals) != shape[0]:
             raise ConfigError("tables do not fit the groups and servers", where=str(path), remedy=remedy)
         return found
-
-
-class FitOptions(Options):
-    """How the simulator is fitted."""
-
-    method: BalancingMethod = "least_conn"
-    """Balancing method that was in force; snapshots do not tell."""
-    load_balancers: int = Field(default=1, ge=1)
-    """NGINX workers that share nothing: 1 with `zone` in the upstreams."""
-    workers: int | None = Field(default=None, ge=1)
-    """Requests that a server serves at once, when you know it; learned when not given."""
-    replicas: int = Field(default=3, ge=1)
-    """Simulated systems per trial; more are smoother and slower."""
-    bootstraps: int = Field(default=20, ge=2)
-    """Fits to resampled windows, which tell the uncertainty."""
-    rounds: int = Field(default=6, ge=1)
-    """Corrections of the service times per trial."""
-
-
-class CalibrateOptions(FitOptions):
-    """How a live system becomes a simulated one."""
-
-    held_out: float = Field(default=0.25, gt=0, lt=0.6)
-    """Share of the windows that are compared and not fitted, in blocks of 5 spread over the whole time."""
-    most_windows: int = Field(default=300, ge=20)
-    """Of a longer recording, blocks of windows spread evenly over it are used."""

@@ -13,7 +13,8 @@ from actuators.contract.topology import social_network
 from actuators.contract.window import Window
 from actuators.testbed.parts import LiveOptions, start_local_testbed
 from envs.calibration.calibrate import calibrate
-from envs.calibration.result import MEAN_BAR, P99_BAR, CalibrateOptions, Calibration, Comparison
+from envs.calibration.options import CalibrateOptions
+from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration, Comparison
 from envs.scenarios.catalogue import LIVE_WORK_SCALE
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure

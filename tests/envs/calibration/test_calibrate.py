@@ -14,9 +14,11 @@ from actuators.contract.topology import social_network
 from actuators.contract.window import Fault
 from actuators.errors import ConfigError, DataError
 from actuators.statistics.recording import from_json
+from envs.calibration.arrivals import dispersion, nearest_distribution, rate_steps
 from envs.calibration.calibrate import calibrate, windows_topology
-from envs.calibration.replay import dispersion, gather, nearest_distribution, rate_steps
-from envs.calibration.result import CalibrateOptions, Calibration
+from envs.calibration.options import CalibrateOptions
+from envs.calibration.replay import gather
+from envs.calibration.result import Calibration
 from envs.scenarios.calibrated import calibrated, read_calibrated
 from envs.scenarios.catalogue import randomised
 from envs.scenarios.lookup import scenario

@@ -1,0 +1,34 @@
+"""Options of a calibration; apart from the fit because `--help` must not import the compiled simulator."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from actuators.contract.control import BalancingMethod
+from actuators.options import Options
+
+
+class FitOptions(Options):
+    """How the simulator is fitted."""
+
+    method: BalancingMethod = "least_conn"
+    """Balancing method that was in force; a recording does not contain it."""
+    load_balancers: int = Field(default=1, ge=1)
+    """Number of NGINX workers that share no balancing state; 1 when the upstreams have a `zone`."""
+    workers: int | None = Field(default=None, ge=1)
+    """Requests that a server serves at once; estimated when not given."""
+    replicas: int = Field(default=3, ge=1)
+    """Simulated systems per trial; more reduce noise and cost time."""
+    bootstraps: int = Field(default=20, ge=2)
+    """Number of fits to resampled windows, from which the intervals are taken."""
+    rounds: int = Field(default=6, ge=1)
+    """Maximum number of corrections of the service times per trial."""
+
+
+class CalibrateOptions(FitOptions):
+    """How the simulator is fitted and compared."""
+
+    held_out: float = Field(default=0.25, gt=0, lt=0.6)
+    """Share of the windows that are held out for the comparison, in blocks of 5 spread over the recording."""
+    most_windows: int = Field(default=300, ge=20)
+    """Maximum number of windows; of a longer recording, blocks spread evenly over it are used."""
