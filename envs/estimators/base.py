@@ -1,7 +1,7 @@
-"""Windows → service times τ, the control of `expected_delay`: what is common to all estimators, and the simple ones.
+"""Windows → service times τ, the control of `expected_delay`: what all estimators share, and the simple ones.
 
-No estimator is told a speed or a service time. τ is in seconds, ``[..., groups, servers]``; the leading
-axes ``...`` are empty for one testbed and ``[n]`` for a batch. Source: the shared study, part 2, P2.1 and P2.7.
+No estimator knows a speed or a service time beforehand. τ is in seconds, ``[..., groups, servers]``; the leading axes
+are empty for one testbed and ``[n]`` for a batch. Source: docs/studies.md#service-time-estimators.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from actuators.errors import DataError
 from envs.simulator.window_batch import WindowBatch
 
 FIRST_GUESS_S = 0.005
-"""Service time of every type before anything was seen; a wrong one is forgotten within a second of traffic."""
+"""Initial service time of every type; traffic replaces a wrong value within a second."""
 MOST_ERRORS = 0.1
-"""A server whose answers fail more often than this shows failing, not service: its times are left out."""
+"""Largest share of errors with which the response times of a server still count as service times."""
 
 _GUESS_REQUESTS = 20.0
 _MEAN_KEPT_PER_S = 0.99
@@ -33,12 +33,12 @@ _LEAK_PER_S = 0.05
 
 @dataclass(frozen=True, eq=False)
 class ServiceSamples:
-    """What estimators read of a window. Arrays are ``[..., groups, servers]``.
+    """The input of estimators, from one window. Arrays are ``[..., groups, servers]``.
 
     Attributes:
-        requests: answers whose times say something; 0 where too many were errors.
+        requests: answers with usable response times; 0 where too many were errors.
         response_s: sum of their response times.
-        delay: what the balancer in memory saw, None for a plain NGINX.
+        delay: samples of the balancer in memory; None for a plain NGINX.
         mask: ``[groups, servers]``, False where a group lacks the server.
         duration_s: length of the window.
     """
@@ -51,12 +51,12 @@ class ServiceSamples:
 
     @classmethod
     def of(cls, window: Window | WindowBatch) -> ServiceSamples:
-        """The samples of one testbed's window or of a batch; the windows of a batch are equally long."""
+        """The samples of a window or of a batch of windows of equal length."""
         delay = window.delay_window() if isinstance(window, WindowBatch) else window.delay
-        telling = window.responses[..., 4] <= MOST_ERRORS * window.requests
+        usable = window.responses[..., 4] <= MOST_ERRORS * window.requests
         return cls(
-            np.where(telling, window.requests, 0),
-            np.where(telling, window.response_ms_sum, 0) / 1e3,
+            np.where(usable, window.requests, 0),
+            np.where(usable, window.response_ms_sum, 0) / 1e3,
             delay,
             window.topology.mask,
             float(np.max(window.end_s - window.start_s)),
@@ -79,29 +79,29 @@ class ServiceSamples:
 
 
 Row = int | EllipsisType
-"""One testbed of a batch; `...` is all of them."""
+"""Index of a testbed in the batch; `...` for all."""
 
 
 class Estimator(Protocol):
-    """Learns service times from windows; stateful, one per testbed or batch."""
+    """Learns service times from windows. Stateful: one instance per testbed or batch."""
 
     name: str
 
     def update(self, samples: ServiceSamples) -> FloatArray:
-        """τ after this window: positive and finite everywhere, also where a group lacks the server."""
+        """τ after this window; positive and finite, even where a group lacks the server."""
         ...
 
     def forget(self, row: Row = ...) -> None:
-        """Begins anew, of a batch also for one testbed alone."""
+        """Resets the estimator, or one testbed of the batch."""
         ...
 
 
 class TypeMeans:
-    """Mean service time of each request type over its servers, learned from NGINX's own statistics.
+    """Mean service time of each request type over its servers, learned from NGINX's statistics.
 
-    Requests that found an idle worker where the balancer tells them, all responses elsewhere; a slow
-    memory (1 %/s forgotten), because it is only what estimators fall back to. Every server counts alike,
-    however little a good balancer sends it: otherwise a type would be taken to be as fast as its best server.
+    From requests that found an idle worker where the balancer counts them, else from all responses. Forgets only
+    1 %/s, because estimators use it as a fallback. All servers have equal weight, however few requests they get:
+    otherwise the mean would be that of the fastest server, which a good balancer prefers.
     """
 
     def __init__(self, topology: Topology, batch: tuple[int, ...] = (), first_guess_s: float = FIRST_GUESS_S) -> None:
@@ -124,22 +124,24 @@ class TypeMeans:
         return np.maximum(means, 1e-6)
 
     def forget(self, row: Row = ...) -> None:
-        """Nothing seen yet."""
+        """Resets the means, or those of one testbed of the batch."""
         self._requests[row] = self._seconds[row] = 0.0
 
 
 def learned(estimator: Estimator) -> dict[str, FloatArray]:
-    """All that it has learned, array by name: with `recall` another of its kind goes on from there."""
+    """The state of an estimator, arrays by name; `recall` puts it into another one of the same kind."""
     return {name: getattr(owner, key).copy() for name, owner, key in _arrays(estimator)}
 
 
 def recall(estimator: Estimator, known: Mapping[str, FloatArray]) -> None:
-    """Puts what `learned` gave in place. Raises DataError when it is another estimator's, or about other servers."""
+    """Restores the state from `learned`. Raises DataError for that of another estimator or of other servers."""
     for name, owner, key in _arrays(estimator):
         value, present = known.get(name), getattr(owner, key)
         if value is None or np.shape(value) != present.shape:
             raise DataError(
-                f"'{name}' does not fit the estimator {estimator.name}", where="memory", remedy="send what was answered"
+                f"'{name}' does not fit the estimator {estimator.name}",
+                where="memory",
+                remedy="send `memory` of the last answer unchanged",
             )
         setattr(owner, key, np.array(value, dtype=float))
 
@@ -154,7 +156,7 @@ def _arrays(owner: object) -> Iterator[tuple[str, object, str]]:
 
 
 class TypeMeansOnly:
-    """Every server is believed to be as fast as its type's mean: what learning speeds must beat."""
+    """Assumes that every server is as fast as its type's mean: the reference for estimators that learn speeds."""
 
     name = "type_means"
 
@@ -169,9 +171,10 @@ class TypeMeansOnly:
 
 
 class InverseLatency:
-    """τ = EWMA(0.5 per second) of the mean response time, per group and server: three lines, and works on any NGINX.
+    """τ = EWMA (0.5 per second) of the mean response time per group and server. Works on any NGINX.
 
-    Without traffic log τ moves 5 %/s towards the type's geometric mean over its servers.
+    Without traffic, log τ moves 5 %/s towards the type's geometric mean over its servers
+    (docs/studies.md#estimator-inverse-latency).
     """
 
     name = "inverse_latency"
@@ -198,7 +201,7 @@ class InverseLatency:
 
 
 def leak(duration_s: float) -> float:
-    """Share by which what was learned moves back to the typical in this time without traffic: 5 %/s."""
+    """Share of the way back to the typical value in this time without traffic: 5 %/s."""
     return 1.0 - float((1.0 - _LEAK_PER_S) ** duration_s)
 
 

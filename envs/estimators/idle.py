@@ -1,4 +1,4 @@
-"""The default estimator: service times from requests that found an idle worker. No feedback loop."""
+"""The default estimator: service times from requests that found an idle worker."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CELL_PRIOR = 20.0
 
 
 class Idle:
-    """τ from the response times of requests that did not wait, drawn towards the type's mean times the server's factor.
+    """τ from response times of requests that did not wait, shrunk towards the type's mean × the server's factor.
 
-    A request that finds an idle worker shows the server's service time without its queue, so that what was
-    learned does not act back on what is measured; safe under processor sharing and in overload. It forgets
-    towards the type's mean without traffic (30 %/s). Formula: the shared study, P2.1, `idle`.
+    A request that finds an idle worker shows the service time without a queue. So the measurement does not depend on
+    what was learned (no feedback loop), and it is safe under processor sharing and in overload. Without traffic, τ
+    returns to the type's mean at 30 %/s. Formula: docs/studies.md#estimator-idle.
 
     `update` raises DataError for windows of an NGINX whose balancer is not in memory.
     """

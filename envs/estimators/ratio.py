@@ -1,4 +1,4 @@
-"""A Kalman filter on how much longer requests took than was predicted when they were sent."""
+"""A Kalman filter on the ratio of response times to their predictions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _MOST_CELL_LOG = 3.0
 class Ratio:
     """τ = type mean × exp(server's log slowness + its deviation for the type), the last two filtered.
 
-    Every response tells, also those that waited, because the wait was predicted with the same τ. The
-    observation is absolute: log(response / prediction) + log(τ that the prediction used / type mean). So the
-    filter never counts a correction twice, however late its τ come into force, and whatever a residual policy
-    made of them. (The naive form, without the second term, diverges with a delay of 2 s.)
-    Constants: the shared study, P2.1, `ratio`. A boost of the variance follows each innovation beyond 3 σ.
+    Responses that waited count as well, because the wait was predicted with the same τ. The observation is absolute:
+    log(response / prediction) + log(τ used in the prediction / type mean). So no correction counts twice, even when τ
+    takes effect late or a residual policy changed it; without the second term, the filter diverges with a delay of
+    2 s. The variance is raised after each innovation beyond 3 σ. Constants: docs/studies.md#estimator-ratio.
 
     `update` raises DataError for windows of an NGINX whose balancer is not in memory.
     """
@@ -56,7 +55,7 @@ class Ratio:
         self._cell[row], self._cell_variance[row] = 0.0, _FIRST_VARIANCE
 
     def _update_servers(self, innovation: FloatArray, noise: FloatArray) -> FloatArray:
-        """All types of a server together correct its slowness; by how much. ``[..., servers]``"""
+        """Corrects each server's slowness by the observations of all its types; the correction ``[..., servers]``."""
         precision = 1.0 / (self._cell_variance + noise)
         total = precision.sum(axis=-2)
         known = total > 0
@@ -76,21 +75,21 @@ class Ratio:
         self._cell_variance = np.minimum((1.0 - gain) * self._cell_variance, 1.0)
 
     def _forget(self, seen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], share: float) -> None:
-        """Without traffic: a server's slowness towards the servers' mean or 0, whichever is faster; a cell's to 0."""
+        """Without traffic, a server's slowness moves to the smaller of the servers' mean and 0, a cell's to 0."""
         typical = np.minimum(self._server.mean(axis=-1, keepdims=True), 0.0)
         self._server = np.where(seen.any(axis=-2), self._server, self._server + share * (typical - self._server))
         self._cell = np.where(seen, self._cell, (1.0 - share) * self._cell)
 
 
 def _observe(samples: ServiceSamples, means_s: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Log τ/mean as each cell's responses show it (nan where nothing does), and its variance (inf there)."""
-    told = samples.seen()
-    predicted_s = told.predicted_wait_s + told.predicted_service_s
-    seen = samples.mask & (samples.requests > 0) & (told.requests > 0) & (told.predicted_service_s > 0)
+    """Observed log(τ / mean) of each cell and its variance; nan and inf where there were no responses."""
+    delay = samples.seen()
+    predicted_s = delay.predicted_wait_s + delay.predicted_service_s
+    seen = samples.mask & (samples.requests > 0) & (delay.requests > 0) & (delay.predicted_service_s > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         took = samples.response_s / samples.requests
-        ratio = np.maximum(took, 1e-5) / (predicted_s / told.requests)
-        in_force = told.predicted_service_s / told.requests / means_s[..., None]
+        ratio = np.maximum(took, 1e-5) / (predicted_s / delay.requests)
+        in_force = delay.predicted_service_s / delay.requests / means_s[..., None]
         observed = np.where(seen, np.log(ratio * in_force), np.nan)
-        noise = np.where(seen, 1.0 / told.requests + _OBSERVATION_NOISE, np.inf)
+        noise = np.where(seen, 1.0 / delay.requests + _OBSERVATION_NOISE, np.inf)
     return observed, noise

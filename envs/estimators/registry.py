@@ -1,4 +1,4 @@
-"""The estimators of service times by name, and what is set before any of them has seen anything."""
+"""The estimators of service times by name, and the control before the first window."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def estimator_named(name: str) -> Callable[..., Estimator]:
 
 
 def first_control(topology: Topology, workers: FloatArray) -> ServiceTimes:
-    """Equal service times for a start that knows nothing; workers ``[servers]``."""
+    """Equal service times, for the start; workers ``[servers]``."""
     return ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), workers)

@@ -1,4 +1,4 @@
-"""Learning c, the requests that a server serves at once, from how response times grow with requests in flight."""
+"""Learns the workers c of a server (requests served at once) from response times against requests in flight."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from actuators.contract.topology import Topology
 
 CANDIDATES = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 CAUTION = 0.6
-"""Factor on a learned c when the discipline is unknown: under processor sharing the learner sees too many workers,
-and too many are dangerous where too few only cost a little (the shared study, P2.4)."""
+"""Factor on a learned c when the queueing discipline is unknown: under processor sharing the learner overestimates c,
+which is dangerous, while an underestimate costs little (docs/studies.md#workers-per-server)."""
 
 _KEPT_PER_S = 0.98
 _BETTER = 0.002
@@ -18,14 +18,14 @@ _LEAST_ANSWERS = 200.0
 
 
 class WorkersLearner:
-    """Workers per server: the candidate c whose predicted wait explains the response times with the least squares.
+    """Workers per server: the candidate c whose predicted wait fits the response times best (least squares).
 
     For each c: response / τ ≈ a · (1 + wait_c / τ) with the wait of `expected_delay`'s rule and a free scale a,
     weights 1/(1 + n)² for n in flight, sums forgotten by 2 %/s, half pooled over the servers; it switches to a
     c whose residual is 0.2 % lower. Right for FIFO workers; elsewhere multiply by `CAUTION`.
 
     Args:
-        start: c before anything was seen; when in doubt too low.
+        start: initial c; when in doubt too low.
     """
 
     def __init__(self, topology: Topology, batch: tuple[int, ...] = (), start: float = 1.0) -> None:
@@ -34,7 +34,7 @@ class WorkersLearner:
         self._present = np.full((*batch, topology.shape[1]), closest)
 
     def update(self, by_in_flight: FloatArray | None, duration_s: float) -> FloatArray:
-        """``[..., servers]`` after a window's `DelayWindow.by_in_flight`; None teaches nothing."""
+        """``[..., servers]`` after a window's `DelayWindow.by_in_flight`; None is ignored."""
         if by_in_flight is not None:
             kept = 0.0 if self._sums is None else _KEPT_PER_S**duration_s * self._sums
             self._sums = kept + by_in_flight
@@ -57,7 +57,7 @@ def residuals(sums: FloatArray) -> FloatArray:
     n = np.arange(sums.shape[-2], dtype=float)
     weight = 1.0 / (1.0 + n) ** 2
     candidates = np.array(CANDIDATES)[:, None]
-    # What one unit of q adds to 1: the rule's wait is (W/n) (n - c + 1) / c from n = c on.
+    # Factor of q in 1 + wait / τ: the wait of the rule is (W/n) (n - c + 1) / c for n ≥ c, else 0.
     k = np.where(n >= candidates, (n - candidates + 1.0) / candidates, 0.0)
     count, q, qq, y, yy, qy = (sums[..., None, :, column] for column in range(6))
     xx = (weight * (count + 2.0 * k * q + k * k * qq)).sum(axis=-1)

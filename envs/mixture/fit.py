@@ -1,6 +1,6 @@
-"""Fits scaler and Gaussian mixture to samples; K by BIC or ICL, and how stable its clusters are.
+"""Fits scaler and Gaussian mixture to samples, chooses K by BIC or ICL and rates the stability of the clusters.
 
-Apart from `envs.observation.encoder`: it needs scikit-learn.
+Apart from `envs.observation.encoder`, which steering imports, because it needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from envs.observation.observer import Observer, sample_names, samples_of
 MIN_SAMPLES_PER_CLUSTER = 5
 HELD_OUT_PARTS = 5
 STABILITY_FITS = 6
-"""Fits that are compared with each other, each with its own seed and its own resample: 15 pairs."""
+"""Number of fits to compare pairwise, each with another seed and resample: 15 pairs."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of clusters that was tried.
+    """The criteria of one number of clusters.
 
     Attributes:
-        bic, icl: less is better; ICL adds twice the entropy of the posteriors.
-        stability: mean adjusted Rand index between the labels that fits with other seeds and resamples give to the
-            same samples (Hubert & Arabie, 1985): 1 is the same clusters again, 0 what chance would agree on.
+        bic, icl: lower is better; ICL adds twice the entropy of the posteriors.
+        stability: mean adjusted Rand index (Hubert & Arabie, 1985) between the labels of the same samples by fits with
+            other seeds and resamples: 1 for identical clusters, 0 for agreement by chance.
     """
 
     clusters: int
@@ -54,7 +54,7 @@ def fit_from_windows(
 
 
 def window_samples(windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, kind: str) -> FloatArray:
-    """What a mixture is fitted to: ``[n, D]`` samples of the usable windows, as `samples_of` makes them."""
+    """Samples ``[n, D]`` of the usable windows, from which a mixture is fitted (`samples_of`)."""
     observer = Observer(topology, deadlines_s, None)
     features = np.array([observer.observe_window(window).features for window in windows if window.usable])
     size = len(sample_names(topology, kind))
@@ -62,10 +62,10 @@ def window_samples(windows: Sequence[Window], topology: Topology, deadlines_s: F
 
 
 def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> Encoder:
-    """Fits scaler and mixture to samples ``[n, D]``; K is the tried one with the lowest criterion.
+    """Fits scaler and mixture to samples ``[n, D]``; K is the one with the lowest criterion.
 
-    Constant features get scale 1 and so add nothing. Samples with a nan are left out. With `least_stability`, K is
-    chosen among those that reach it; when none does, the most stable one is taken.
+    Constant features get scale 1, so that they have no effect. Samples with a nan are left out. With
+    `least_stability`, K is chosen among those that reach it, or the most stable one when none does.
 
     Raises:
         DataError: fewer than 5 usable samples per cluster of the smallest K.
@@ -84,10 +84,10 @@ def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptio
 
 
 def held_out_novelty(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> float:
-    """Novelty that 99.73 % of samples ``[n, D]`` stay below when they are not fitted, in five parts of their order.
+    """Novelty below which 99.73 % of held-out samples stay, by five-fold cross-validation over samples ``[n, D]``.
 
-    About 1 where there are many; a mixture that was fitted to few finds more of what is like them novel, since it
-    underrates how wide its clusters are. Raises DataError as `fit_encoder`.
+    About 1 with many samples; larger with few, because clusters fitted to few samples are too narrow. Raises
+    DataError like `fit_encoder`.
     """
     samples, _ = _usable(samples, options)
     part = np.arange(len(samples)) * HELD_OUT_PARTS // len(samples)
@@ -99,7 +99,7 @@ def held_out_novelty(samples: FloatArray, names: Sequence[str], options: Encoder
 
 
 def candidates(samples: FloatArray, options: EncoderOptions, seed: int) -> tuple[Candidate, ...]:
-    """BIC, ICL and stability of every K that the samples ``[n, D]`` allow. Raises DataError as `fit_encoder`."""
+    """BIC, ICL and stability of every K that the samples ``[n, D]`` allow. Raises DataError like `fit_encoder`."""
     samples, allowed = _usable(samples, options)
     scaled = _scaled(samples, *scaler(samples))
     found = []
@@ -111,7 +111,7 @@ def candidates(samples: FloatArray, options: EncoderOptions, seed: int) -> tuple
 
 
 def stability(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int) -> float:
-    """See `Candidate.stability`; samples ``[n, D]`` are scaled already."""
+    """See `Candidate.stability`; `scaled`: standardised samples ``[n, D]``."""
     generator = np.random.default_rng([seed, clusters])
     labels = []
     for number in range(STABILITY_FITS):
@@ -132,7 +132,7 @@ def scaler(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def precisions_cholesky(mixture: GaussianMixture) -> FloatArray:
-    """``[K, D, D]``, whatever the covariance type."""
+    """``[K, D, D]`` for every covariance type."""
     cholesky: FloatArray = mixture.precisions_cholesky_
     return np.einsum("kd,de->kde", cholesky, np.eye(cholesky.shape[1])) if cholesky.ndim == 2 else cholesky
 
@@ -140,12 +140,12 @@ def precisions_cholesky(mixture: GaussianMixture) -> FloatArray:
 def fit_mixture(
     scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int, start: GaussianMixture | None = None
 ) -> GaussianMixture:
-    """A mixture of so many clusters; `start` is an unfitted one with a place to begin from instead."""
+    """Fits a mixture of `clusters` clusters, or continues from `start`, an unfitted mixture with initial values."""
     mixture = start or GaussianMixture(
         clusters, covariance_type=options.covariance, n_init=options.restarts, reg_covar=1e-3, random_state=seed
     )
     with warnings.catch_warnings():
-        # Not converging only means a slightly less likely mixture; BIC judges it like any other.
+        # A mixture that has not converged is slightly less likely; BIC compares it like any other.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(scaled)
 

@@ -1,4 +1,7 @@
-"""Does a fitted state encoder still know what a system does? The plan's rule: recalibrate when too much is novel."""
+"""Checks whether a fitted encoder still fits a system: recalibrate when too many windows are novel.
+
+The rule of novelty: docs/glossary.md#novelty.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ from envs.observation.encoder import Encoder
 from envs.observation.observer import Observer, sample_names
 
 FIRST_WINDOWS = 10
-"""Windows in which the slow averages of the features still settle; they are not judged."""
+"""Windows that are not checked, because the slow averages of the features have not settled."""
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        windows: that were judged.
-        novel: of these, windows in which a server lay outside mean ± 3σ of every cluster.
+        windows: number of checked windows.
+        novel: number of these in which a server lay outside mean ± 3σ of every cluster.
         typical: median over the windows of the largest novelty of a server; above 1 is novel.
     """
 
@@ -36,15 +39,12 @@ class Novelty:
 
     @property
     def share(self) -> float:
-        """Novel windows among the judged ones, 0…1."""
+        """Share of novel windows among the checked ones, 0…1."""
         return self.novel / self.windows
 
 
 def check(windows: Sequence[Window], topology: Topology, encoder: Encoder, deadlines_s: FloatArray) -> Novelty:
-    """How much of what the usable windows show the encoder has not seen; the first 10 are not judged.
-
-    Raises DataError when no window is left.
-    """
+    """The share of novel windows among the usable ones after the first 10. Raises DataError when none is left."""
     observer = Observer(topology, deadlines_s, encoder)
     found = [float(observer.observe_window(w).novelty.max()) for w in windows if w.usable and w.requests.any()]
     judged = np.array(found[FIRST_WINDOWS:])
@@ -61,7 +61,7 @@ def load_known(folder: Path, topology: Topology) -> tuple[Topology, Encoder, Flo
 
     Raises:
         BundleError: a file is missing or of another format.
-        ConfigError: the encoder is of other request types, or a joint one of another number of servers.
+        ConfigError: the encoder has other request types, or is a joint one for another number of servers.
     """
     encoder = Encoder.load(folder / "encoder.npz")
     deadlines_s = _deadlines_s(folder)
@@ -72,7 +72,7 @@ def load_known(folder: Path, topology: Topology) -> tuple[Topology, Encoder, Flo
     ordered = Topology(tuple(types[name] for name in deadlines_s))
     if sample_names(ordered, encoder.kind) != encoder.names:
         remedy = "check a system with as many servers as were observed"
-        raise ConfigError("the encoder's features are others", where=str(folder), remedy=remedy)
+        raise ConfigError("the encoder has other features", where=str(folder), remedy=remedy)
     return ordered, encoder, np.array(list(deadlines_s.values()))
 
 

@@ -1,7 +1,7 @@
-"""A mixture refitted to what was known and what is new, and whether it may take the old one's place.
+"""Refits a mixture to old and new samples and decides whether it may replace the old one.
 
-The refitted mixture begins where the old one is and keeps its scaler, and clusters for what is new come after the
-old ones: what a policy has learned to read keeps its place and its meaning.
+The refit starts from the old clusters, keeps the scaler and appends clusters for new samples, so that the inputs of a
+trained policy keep their place and meaning.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from envs.mixture.fit import MIN_SAMPLES_PER_CLUSTER, STABILITY_FITS, agreement,
 from envs.observation.encoder import Encoder, EncoderOptions
 
 SAMPLES = "samples.npz"
-"""What a mixture was fitted to, beside its `encoder.npz`."""
+"""File with the samples of a mixture, beside its `encoder.npz`."""
 MOST_NEW_CLUSTERS = 3
 BLOCK = 5
-"""Windows are held out in blocks: neighbours in time resemble each other."""
+"""Windows are held out in blocks of this size, because neighbours in time are correlated."""
 HELD_OUT = 4
-"""Every so manieth block is held out."""
+"""Every n-th block is held out."""
 LEAST_WINDOWS = 20
 MOST_FORGOTTEN = 1.0
-"""Natural logs of likelihood per sample that the refitted mixture may lose on what was known."""
+"""Maximum loss of log likelihood (nats) per old sample."""
 LEAST_STABILITY = 0.5
 DRAWN_SAMPLES = 600
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What held-out samples say of a refitted mixture beside the old one.
+    """Comparison of a refitted mixture with the old one on held-out samples.
 
     Attributes:
         novel, novel_before: share of the held-out new windows in which a server lies outside every cluster of the new
@@ -47,7 +47,7 @@ class Proof:
         gained: log likelihood per held-out new sample, new mixture minus old.
         forgotten: log likelihood per held-out old sample, old mixture minus new, the weight of new clusters apart.
         stability: mean adjusted Rand index between refits to resamples with other seeds.
-        reasons: why it is not proven, in words; empty when it is.
+        reasons: why the new mixture is refused; empty when it is accepted.
     """
 
     novel: float
@@ -64,12 +64,12 @@ class Proof:
 
 
 def refit(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> Encoder:
-    """A mixture of old and new samples ``[n, D]``, with 0 to 3 clusters more than the old one, chosen by BIC."""
+    """Fits a mixture to old and new samples ``[n, D]``, with 0 to 3 clusters more than the old one by BIC."""
     scaled = old.standardise(np.concatenate([known, new]))
     _, novelty = old.encode(new)
-    strange = old.standardise(new[novelty > 1.0])
-    most = min(MOST_NEW_CLUSTERS, len(strange) // MIN_SAMPLES_PER_CLUSTER)
-    fits = [_grown(old, scaled, strange, more, seed) for more in range(most + 1)]
+    novel_samples = old.standardise(new[novelty > 1.0])
+    most = min(MOST_NEW_CLUSTERS, len(novel_samples) // MIN_SAMPLES_PER_CLUSTER)
+    fits = [_grown(old, scaled, novel_samples, more, seed) for more in range(most + 1)]
     bic = {len(fit.weights_): float(fit.bic(scaled)) for fit in fits}
     best = min(fits, key=lambda fit: bic[len(fit.weights_)])
     return replace(
@@ -83,9 +83,9 @@ def recalibrate(
     """The mixture refitted to all samples, and the proof: a refit to three quarters of them, judged on the rest.
 
     Args:
-        known: ``[n, D]``, what the old mixture was fitted to.
+        known: ``[n, D]``, the samples of the old mixture.
         new: ``[windows, rows, D]``, a row per server, or one if joint.
-        novel_limit: share of novel windows with which a mixture still fits.
+        novel_limit: largest share of novel windows, 0…1.
 
     Raises:
         DataError: fewer than 20 new windows.
@@ -104,10 +104,10 @@ def recalibrate(
 def prove(
     old: Encoder, candidate: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, stability: float
 ) -> Proof:
-    """Holds a candidate against samples ``[n, D]`` and ``[windows, rows, D]`` that it was not fitted to."""
+    """Compares a candidate with the old mixture on held-out samples ``[n, D]`` and ``[windows, rows, D]``."""
     novel, before = (float((e.encode(new)[1].max(axis=1) > 1.0).mean()) for e in (candidate, old))
     gained = float((candidate.log_likelihood(new) - old.log_likelihood(new)).mean())
-    # That part of the weight went to new clusters is not forgetting.
+    # Weight that moved to new clusters does not count as forgetting.
     diluted = -float(np.log(candidate.weights[: old.clusters].sum()))
     forgotten = float((old.log_likelihood(known) - candidate.log_likelihood(known)).mean()) - diluted
     reasons = []
@@ -116,14 +116,14 @@ def prove(
     if gained < 0:
         reasons.append(f"held-out new samples are less likely than before, by {-gained:.2f} per sample")
     if forgotten > MOST_FORGOTTEN:
-        reasons.append(f"what was known is less likely by {forgotten:.2f} per sample, the limit is {MOST_FORGOTTEN:g}")
+        reasons.append(f"old samples are less likely by {forgotten:.2f} per sample, the limit is {MOST_FORGOTTEN:g}")
     if stability < LEAST_STABILITY:
         reasons.append(f"refits disagree: adjusted Rand index {stability:.2f}, at least {LEAST_STABILITY:g} is needed")
     return Proof(novel, before, gained, forgotten, stability, tuple(reasons))
 
 
 def drawn_samples(encoder: Encoder, seed: int) -> FloatArray:
-    """Samples ``[600, D]`` of the mixture itself, which stand for those it was fitted to when these are lost."""
+    """Samples ``[600, D]`` drawn from the mixture, in place of lost original samples."""
     generator = np.random.default_rng(seed)
     chosen = generator.choice(encoder.clusters, DRAWN_SAMPLES, p=encoder.weights / encoder.weights.sum())
     # precision = L Lᵀ, so that L⁻ᵀ z has its covariance.
@@ -135,36 +135,38 @@ def drawn_samples(encoder: Encoder, seed: int) -> FloatArray:
 
 
 def save_samples(path: Path, samples: FloatArray, names: Sequence[str]) -> None:
-    """Writes samples ``[n, D]`` as plain arrays, atomically."""
+    """Writes samples ``[n, D]`` atomically."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, names=np.array(names), samples=samples)
     write_atomic(path, buffer.getvalue())
 
 
 def load_samples(path: Path, names: Sequence[str]) -> FloatArray:
-    """Samples ``[n, D]`` of these features. Raises BundleError for a file of another kind or of other features."""
+    """Reads samples ``[n, D]``. Raises BundleError for another kind of file or other features."""
     try:
         with np.load(path, allow_pickle=False) as data:
             samples: FloatArray = np.asarray(data["samples"], float)
             found = tuple(str(name) for name in data["names"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise BundleError(f"no samples: {error}", where=str(path), remedy="remove the file to do without") from error
+        raise BundleError(
+            f"no samples: {error}", where=str(path), remedy="remove the file to continue without it"
+        ) from error
     if found != tuple(names) or samples.ndim != 2 or samples.shape[1] != len(names):
-        raise BundleError("samples of other features", where=str(path), remedy="remove the file to do without")
+        raise BundleError("samples of other features", where=str(path), remedy="remove the file to continue without it")
     return samples
 
 
-def _grown(old: Encoder, scaled: FloatArray, strange: FloatArray, more: int, seed: int) -> GaussianMixture:
-    """EM from the old clusters and so many new ones among the strange samples."""
+def _grown(old: Encoder, scaled: FloatArray, novel_samples: FloatArray, more: int, seed: int) -> GaussianMixture:
+    """EM, started from the old clusters and `more` new ones among the novel samples."""
     precisions = np.einsum("kde,kfe->kdf", old.precisions_cholesky, old.precisions_cholesky)
     means, weights = old.means, old.weights
     if more:
-        places, _ = kmeans_plusplus(strange, more, random_state=seed)
+        places, _ = kmeans_plusplus(novel_samples, more, random_state=seed)
         means = np.concatenate([means, places])
-        # A new cluster begins as wide as the old ones are on average.
+        # A new cluster starts with the average width of the old ones.
         wide = np.linalg.inv(np.linalg.inv(precisions).mean(axis=0))
         precisions = np.concatenate([precisions, np.repeat(wide[None], more, axis=0)])
-        share = len(strange) / len(scaled)
+        share = len(novel_samples) / len(scaled)
         weights = np.concatenate([weights * (1 - share), np.full(more, share / more)])
     diagonal = _is_diagonal(old)
     if diagonal:
@@ -192,6 +194,6 @@ def _stability(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> f
 
 
 def _held_out(count: int, rows: int) -> NDArray[np.bool_]:
-    """Every fourth block of 5 windows, each of so many rows."""
+    """Mask of every fourth block of 5 windows of `rows` rows each."""
     held: NDArray[np.bool_] = (np.arange(count) // (BLOCK * rows)) % HELD_OUT == HELD_OUT - 1
     return held

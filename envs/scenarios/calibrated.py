@@ -1,4 +1,4 @@
-"""A calibration as a scenario: the simulated twin of a live system, or variants drawn from what is not known of it."""
+"""A calibration as a scenario: the simulated twin of a live system, or variants within its uncertainty."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from envs.calibration.result import Arrivals, Calibration, Parameters
 from envs.scenarios.catalogue import StudyScenario
 
 LOAD_FACTOR = (0.85, 1.1)
-"""A randomised variant's load, as a factor on the observed rates."""
+"""Range of the factor on the observed rates in a randomised variant."""
 
 
 @dataclass(frozen=True)
 class CalibratedScenario(StudyScenario):
-    """The observed arrivals before servers as fast as the observed ones; repeated when it lasts longer than they did.
+    """The observed arrivals and servers as fast as the observed ones; arrivals repeat when the scenario is longer.
 
-    `randomised` ones draw one member of the calibration's ensemble, a factor on the load, the moment in the
-    observed arrivals at which they begin and the order of the servers. `work_scale` has no meaning here: the
-    work was measured.
+    A `randomised` scenario draws a member of the calibration's ensemble, a factor on the load, the starting point in
+    the observed arrivals and the order of the servers. `work_scale` has no effect: the work was measured.
     """
 
     calibration: Calibration | None = field(default=None, kw_only=True)
 
     def script(self, topology: Topology, seed: int) -> Script:
-        """The script of this seed; raises ConfigError for a topology of another shape than the calibrated one."""
+        """The script of this seed. Raises ConfigError for another number of groups or servers than calibrated."""
         assert self.calibration is not None
         found = self.calibration
         if topology.shape != (len(found.groups), len(found.servers)):
@@ -70,7 +69,7 @@ def _reordered(parameters: Parameters, order: np.ndarray[tuple[int], np.dtype[np
 
 
 def _played(arrivals: Arrivals, length_s: float, duration_s: float, shift_s: float, factor: float) -> Arrivals:
-    """The steps from `shift_s` on, again and again until `duration_s`."""
+    """The steps from `shift_s` on, repeated until `duration_s`."""
     starts = np.array([at_s for at_s, _ in arrivals.steps])
     rates = [rate * factor for _, rate in arrivals.steps]
     first = int(np.searchsorted(starts, shift_s, side="right")) - 1

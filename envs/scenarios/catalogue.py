@@ -1,7 +1,7 @@
-"""The study's scenarios S1-S10 and the demo's, defined once for simulated and live testbeds.
+"""The scenarios S1 to S10 (docs/studies.md#scenarios) and the demo's, for simulated and live testbeds.
 
-A scenario fits any number of servers and any groups; the study's own numbers come out with three
-servers and the social network's three request types.
+A scenario fits any number of servers and any groups. The published figures hold for three servers and the request
+types of the social network.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ TYPES = {"compose": (0.018, 0.10), "home_read": (0.0044, 0.60), "user_read": (0.
 _OTHER_TYPE = (0.00543, 0.33)
 
 LIVE_WORK_SCALE = 2.0
-"""On a live testbed the work is doubled: half the requests per second at the same load."""
+"""Factor on the work on a live testbed: half the requests per second at the same load."""
 
 Speeds = Callable[[int, str], list[float]]
 """(servers, request type) → speed of each server at that type."""
 
 
 def equal_speeds(servers: int, request_type: str) -> list[float]:
-    """All servers alike."""
+    """Equal speeds."""
     return [1.0] * servers
 
 
 def falling_speeds(fastest: float, slowest: float) -> Speeds:
-    """Evenly spaced from the fastest to the slowest server, whatever the type."""
+    """Evenly spaced speeds from the fastest to the slowest server, equal for all types."""
 
     def speeds(servers: int, request_type: str) -> list[float]:
         return [float(s) for s in np.linspace(fastest, slowest, servers)] if servers > 1 else [1.0]
@@ -44,22 +44,22 @@ def falling_speeds(fastest: float, slowest: float) -> Speeds:
 
 
 def special_speeds(servers: int, request_type: str) -> list[float]:
-    """By turns: good at composing, good at reading, even."""
+    """In turn: fast at composing, fast at reading, equal at both."""
     pattern = (2.0, 0.5, 1.0) if request_type == "compose" else (0.7, 1.3, 1.0)
     return [pattern[server % 3] for server in range(servers)]
 
 
 @dataclass(frozen=True)
 class StudyScenario:
-    """One scenario; `script` resolves it.
+    """One scenario; `script` makes its script for a topology and seed.
 
     Attributes:
-        load: work asked for per second as a share of what all workers do at their mean speed.
+        load: offered load, as a share of the capacity of all workers at their mean speed.
         load_shape, shaped_type: how the rate changes over time, of one request type or of all ("").
         randomised: the training variant: load +U(-.12, .06), servers permuted, speeds ×U(.9, 1.1),
             periods ×U(.8, 1.25).
         work_scale: factor on the work of every request; rates fall accordingly.
-        load_balancers: contexts without shared state (LBs × workers).
+        load_balancers: number of balancers without shared state (machines × workers).
     """
 
     name: str
@@ -86,7 +86,7 @@ class StudyScenario:
         work = [TYPES.get(t, _OTHER_TYPE) for t in topology.request_types]
         shares = np.array([share for _, share in work]) / sum(share for _, share in work)
         mean_s = np.array([mean for mean, _ in work]) * self.work_scale
-        # The study counts a specialised server's capacity as 1.
+        # By definition of S3 the capacity of a specialised server is 1.
         nominal = 1.0 if self.speeds is special_speeds else float(speeds.mean())
         rate_rps = load * self.workers * len(topology.servers) * nominal / float(shares @ mean_s)
         return Script(
@@ -140,7 +140,7 @@ class StudyScenario:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Each seed plays one of several scenarios: what a generalist trains on."""
+    """Each seed draws one of several scenarios: the training set of a generalist."""
 
     scenarios: tuple[StudyScenario, ...]
     name: str = "mixture"
@@ -202,7 +202,7 @@ SCENARIOS = {
     )
 }
 STUDY = tuple(name for name in SCENARIOS if name != "demo")
-"""The eleven scenarios of the study, in its order."""
+"""Names of the eleven scenarios S1 to S10, S2b included."""
 
 
 def randomised(base: StudyScenario, duration_s: float = 100.0) -> StudyScenario:

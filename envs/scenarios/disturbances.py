@@ -1,4 +1,4 @@
-"""What happens to load and servers over time: seeded generators that the scenarios are put together from."""
+"""Changes of load and servers over time: seeded generators that scenarios are composed of."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a generator may know: how many servers, how long, and its own factor on every period."""
+    """Input of a generator: number of servers, duration, and a factor on every period."""
 
     servers: int
     duration_s: float
@@ -45,12 +45,12 @@ def none(stage: Stage, generator: Generator) -> Behaviours:
 
 
 def steady(stage: Stage, generator: Generator) -> LoadSteps:
-    """The load stays as it is."""
+    """Constant load."""
     return ((0.0, 1.0),)
 
 
 def antagonist(speed: Span, length_s: Span = Span(20, 60), pause_s: Span = Span(5, 20)) -> Disturbance:
-    """A noisy neighbour slows one random server, goes, and comes to another."""
+    """A noisy neighbour slows one random server at a time, with pauses between."""
 
     def generate(stage: Stage, generator: Generator) -> Behaviours:
         changes: list[Behaviour] = []
@@ -67,7 +67,7 @@ def antagonist(speed: Span, length_s: Span = Span(20, 60), pause_s: Span = Span(
 
 
 def telegraph(speed: float = 0.5, good_s: float = 10.0, bad_s: float = 5.0) -> Disturbance:
-    """Each server by itself alternates between good and bad stretches of exponential length."""
+    """Each server alternates independently between fast and slow periods of exponential length."""
 
     def generate(stage: Stage, generator: Generator) -> Behaviours:
         changes: list[Behaviour] = []
@@ -85,7 +85,7 @@ def telegraph(speed: float = 0.5, good_s: float = 10.0, bad_s: float = 5.0) -> D
 
 
 def periodic(speed: float = 0.5, period_s: float = 20.0) -> Disturbance:
-    """The servers are slowed in turn, each for its equal part of every period."""
+    """Servers are slowed in turn, each for an equal part of every period."""
 
     def generate(stage: Stage, generator: Generator) -> Behaviours:
         turn_s = period_s * stage.stretch / stage.servers
@@ -99,7 +99,7 @@ def periodic(speed: float = 0.5, period_s: float = 20.0) -> Disturbance:
 
 
 def degraded(pause_s: Span = Span(20, 50), crash_ratio: float = 0.6) -> Disturbance:
-    """Again and again, after a pause, a random server crashes and warms up again, or fails fast for a while."""
+    """After each pause a random server either crashes and warms up again, or fails fast for a while."""
 
     def generate(stage: Stage, generator: Generator) -> Behaviours:
         changes: list[Behaviour] = []
@@ -128,12 +128,12 @@ def _crash(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
 
 
 def _fast_failing(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
-    """Answers half of the requests with a quick 500 for 15-30 s."""
+    """Answers half of the requests with a fast 500 for 15-30 s."""
     return [Behaviour(at_s, server, error_ratio=0.5), Behaviour(at_s + generator.uniform(15, 30), server)]
 
 
 def surges(peak: float, low: float, on_s: Span = Span(30, 600), idle_s: Span = Span(10, 100)) -> LoadShape:
-    """Load at a random level between `low` and `peak`, then silence, and again."""
+    """Alternates between load at a random level between `low` and `peak`, and silence."""
 
     def generate(stage: Stage, generator: Generator) -> LoadSteps:
         steps: list[tuple[float, float]] = []
@@ -149,7 +149,7 @@ def surges(peak: float, low: float, on_s: Span = Span(30, 600), idle_s: Span = S
 
 
 def overloads(factor: float = 2.6, length_s: Span = Span(20, 40), every_s: Span = Span(40, 90)) -> LoadShape:
-    """The rate is multiplied for a while, again and again; `every_s` is the pause between two."""
+    """Repeated periods with a multiplied rate; `every_s` is the pause between them."""
 
     def generate(stage: Stage, generator: Generator) -> LoadSteps:
         steps: list[tuple[float, float]] = [(0.0, 1.0)]
@@ -165,5 +165,5 @@ def overloads(factor: float = 2.6, length_s: Span = Span(20, 40), every_s: Span 
 
 
 def in_order(changes: list[Behaviour]) -> Behaviours:
-    """Ascending in time; simultaneous changes keep their order, so that the last one holds."""
+    """Sorted by time; simultaneous changes keep their order, so that the last one takes effect."""
     return tuple(sorted(changes, key=lambda change: change.at_s))

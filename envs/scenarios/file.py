@@ -1,4 +1,4 @@
-"""A user's own scenario from a YAML file, made of the same parts as the study's."""
+"""Scenarios from YAML files, made of the same parts as the catalogue (docs/studies.md#scenarios)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from envs.scenarios.disturbances import Span, Stage
 
 
 class DisturbanceOptions(Options):
-    """What happens to the servers."""
+    """Random changes of the servers."""
 
     kind: Literal["none", "antagonist", "telegraph", "periodic", "degraded"] = "none"
-    """antagonist: a noisy neighbour wanders; telegraph: good and bad stretches; periodic: slowed in turn;
-    degraded: crashes with slow start, and fast failures."""
+    """antagonist: a noisy neighbour moves from server to server; telegraph: fast and slow periods of random length;
+    periodic: servers are slowed in turn; degraded: crashes with slow start, and fast failures."""
     speed: tuple[float, float] = (0.5, 0.5)
-    """Range of the factor on a disturbed server's speed; telegraph and periodic take the first."""
+    """Range of the factor on a disturbed server's speed; telegraph and periodic use the first value."""
     period_s: float = Field(default=20.0, gt=0)
     """periodic: seconds of one round over all servers."""
 
@@ -39,7 +39,7 @@ class BehaviourOptions(Options):
     error_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of requests answered at once with a 500."""
     error_service_s: float = Field(default=0.0005, ge=0)
-    """Service time of those."""
+    """Service time of an error."""
     refused: bool = False
     """Connections are refused."""
     hang: bool = False
@@ -50,21 +50,21 @@ class ScenarioFile(Options):
     """The keys of a scenario's YAML file."""
 
     name: str
-    """What tables call it."""
+    """Name in tables."""
     summary: str = ""
-    """One line for people."""
+    """One line for lists of scenarios."""
     load: float = Field(gt=0)
-    """Work asked for, as a share of what all workers do at their mean speed."""
+    """Offered load, as a share of the capacity of all workers at their mean speed."""
     speeds: tuple[float, ...] | dict[str, tuple[float, ...]] = (1.0,)
     """Speed of each server, or a list per request type; a shorter list is repeated over the servers."""
     load_steps: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     """(start in seconds, factor on the rate) pairs, ascending from 0."""
     surging_type: str = ""
-    """Request type that the load steps concern; all when empty."""
+    """Request type that the load steps apply to; all when empty."""
     disturbance: DisturbanceOptions = DisturbanceOptions()
     """What happens to the servers at random."""
     behaviours: tuple[BehaviourOptions, ...] = ()
-    """What happens to them at fixed times; instead of a disturbance."""
+    """Changes of servers at fixed times, in place of a disturbance."""
     duration_s: float = Field(default=600.0, gt=0)
     """Length of the script."""
     work_scale: float = Field(default=1.0, gt=0)
@@ -72,15 +72,15 @@ class ScenarioFile(Options):
     workers: int = Field(default=4, ge=1)
     """Requests that a server serves at once."""
     queue_limit: int = Field(default=512, ge=0)
-    """Requests that wait at most."""
+    """Maximum number of waiting requests."""
     arrivals: ArrivalDistribution = "exponential"
     """Distribution of the gaps between arrivals."""
     service: ServiceDistribution = "lognormal"
     """Distribution of the work."""
     service_cv: float = Field(default=1.0, ge=0)
-    """Its coefficient of variation, when lognormal."""
+    """Coefficient of variation of the work, when lognormal."""
     load_balancers: int = Field(default=1, ge=1)
-    """Contexts that share the traffic and nothing else."""
+    """Number of balancers that share the traffic but no state."""
 
     def speeds_of(self, servers: int, request_type: str) -> list[float]:
         """The speeds of a type, repeated over the servers."""
@@ -88,7 +88,7 @@ class ScenarioFile(Options):
         return [given[server % len(given)] for server in range(servers)]
 
     def disturb(self, stage: Stage, generator: happen.Generator) -> happen.Behaviours:
-        """What happens to the servers."""
+        """Random changes of the servers."""
         if self.behaviours:
             return happen.in_order([Behaviour(**entry.model_dump()) for entry in self.behaviours])
         d = self.disturbance
@@ -107,7 +107,7 @@ class ScenarioFile(Options):
 
 
 def read_scenario_file(path: Path) -> ScenarioFile:
-    """Raises ConfigError for an unreadable file, a mistyped key (with the closest match) or a wrong value."""
+    """Reads a scenario. Raises ConfigError for an unreadable file, an unknown key (closest match) or a wrong value."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +115,7 @@ def read_scenario_file(path: Path) -> ScenarioFile:
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
     if not isinstance(content, dict):
-        raise ConfigError("a scenario is a mapping", where=str(path), remedy="see `deepsched scenarios show S3`")
+        raise ConfigError("a scenario must be a mapping", where=str(path), remedy="see `deepsched scenarios show S3`")
     try:
         found = ScenarioFile.model_validate(content)
     except ValidationError as error:

@@ -1,8 +1,4 @@
-"""The study's scenarios S1-S10 and the demo's, defined once for simulated and live testbeds.
-
-A scenario fits any number of servers and any groups; the study's own numbers come out with three
-servers and the social network's three request types.
-"""
+"""Finds a scenario by its name in the catalogue, in a YAML file or in a calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a script says about a moment: load, speeds, and when anything changes. For pictures and oracles."""
+"""Load and speeds of a script at a given time, and the times of its changes. For figures and oracles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from actuators.contract.script import Script
 
 
 def server_speeds(script: Script, at_s: float) -> NDArray[np.float64]:
-    """Factor on each server's own speed at a moment, ``[servers]``; 0 while it refuses or hangs."""
+    """Factor on each server's speed at a time, ``[servers]``; 0 while it refuses or hangs."""
     factors = np.ones(len(script.servers))
     for change in script.behaviours:
         if change.at_s > at_s:
@@ -20,12 +20,12 @@ def server_speeds(script: Script, at_s: float) -> NDArray[np.float64]:
 
 
 def rates_rps(script: Script, at_s: float) -> NDArray[np.float64]:
-    """Arrival rate of each stream at a moment, ``[streams]``."""
+    """Arrival rate of each stream at a time, ``[streams]``."""
     return np.array([[s.rate_rps for s in stream.steps if s.start_s <= at_s][-1] for stream in script.streams])
 
 
 def load_ratio(script: Script, at_s: float) -> float:
-    """Work that arrives per second over what all workers do at speed 1 and mean service times of their types."""
+    """Offered load at a time, relative to the capacity of all workers at their mean speed."""
     work = float(rates_rps(script, at_s) @ np.array(script.mean_service_s[: len(script.streams)]))
     speeds = np.array([profile.speeds for profile in script.servers])
     workers = np.array([profile.workers for profile in script.servers])
@@ -33,7 +33,7 @@ def load_ratio(script: Script, at_s: float) -> float:
 
 
 def change_times(script: Script) -> list[float]:
-    """Every moment at which load or a server changes, from 0 to the end, ascending."""
+    """Times at which load or a server changes, from 0 to the end, ascending."""
     moments = {0.0, script.duration_s}
     moments |= {step.start_s for stream in script.streams for step in stream.steps}
     moments |= {change.at_s for change in script.behaviours}
@@ -41,7 +41,7 @@ def change_times(script: Script) -> list[float]:
 
 
 def true_tau_s(script: Script, at_s: float) -> FloatArray:
-    """Mean service times ``[groups, servers]`` of a script's servers at a moment, interference included."""
+    """Mean service times ``[groups, servers]`` in seconds at a time, disturbances included."""
     speeds = np.array([profile.speeds for profile in script.servers]).T
     present = np.ones(len(script.servers))
     for change in script.behaviours:
