@@ -122,7 +122,7 @@ _NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  
 
 
 @dataclass(frozen=True)
-class Site:
+class NginxSite:
     """Where one NGINX lives: its private directory and its two addresses."""
 
     prefix: Path
@@ -207,7 +207,7 @@ def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOp
 
 
 def render_main(
-    site: Site,
+    site: NginxSite,
     topology: Topology,
     options: NginxOptions,
     build: NginxBuild,

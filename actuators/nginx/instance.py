@@ -18,7 +18,7 @@ from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
 from actuators.nginx.config import (
     NginxOptions,
-    Site,
+    NginxSite,
     check_topology,
     in_memory,
     render_main,
@@ -61,7 +61,7 @@ class Nginx:
         self._memory = in_memory(self._method, options, self._build)
         self._token = secrets.token_hex(16)
         self._endpoint: MemoryControl | None = None
-        self._site = Site(self._prefix, host, 0, 0)
+        self._site = NginxSite(self._prefix, host, 0, 0)
         self._process: ManagedProcess | None = None
 
     @property
@@ -85,7 +85,7 @@ class Nginx:
         """
         self._prefix.mkdir(parents=True, exist_ok=True)
         for attempt in range(_BIND_ATTEMPTS):
-            self._site = Site(self._prefix, self._host, free_port(self._host), free_port("127.0.0.1"))
+            self._site = NginxSite(self._prefix, self._host, free_port(self._host), free_port("127.0.0.1"))
             self._write()
             (self._prefix / "error.log").unlink(missing_ok=True)
             process = self._launch()

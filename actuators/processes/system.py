@@ -70,7 +70,7 @@ def free_port(host: str = "127.0.0.1") -> int:
         ) from error
 
 
-def go_first() -> bool:
+def set_realtime_priority() -> bool:
     """Lets all threads of this process run before ordinary ones, for good; False where the system forbids it.
 
     For processes that work a few milliseconds per interval. Threads that are begun later go first, too: gRPC's,
@@ -81,8 +81,8 @@ def go_first() -> bool:
 
 
 @contextlib.contextmanager
-def going_first() -> Iterator[None]:
-    """As `go_first` for the block, which must wait or be short, and without what it begins; nothing changes where it
+def realtime_priority() -> Iterator[None]:
+    """As `set_realtime_priority` for the block, which must wait or be short, and without what it begins; nothing changes where it
     is so already."""
     ordinary = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
     if not ordinary or not _set(os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1):

@@ -186,7 +186,7 @@ class VirtualQueue(Generic[Item]):
         self._due = running
 
 
-class Counters:
+class ServiceCounters:
     """Counts since the plan began.
 
     Attributes:

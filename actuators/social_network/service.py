@@ -10,7 +10,7 @@ import time
 from collections import deque
 
 from actuators.contract.script import Behaviour
-from actuators.social_network.capacity import PATHS, Counters, ServerPlan, VirtualQueue, WorkDraws
+from actuators.social_network.capacity import PATHS, ServerPlan, ServiceCounters, VirtualQueue, WorkDraws
 from actuators.social_network.http_protocol import Exchange
 from actuators.social_network.posts import BadRequestError, Draft, draft, parse_form, whole_number
 from actuators.social_network.store import SocialStore
@@ -51,7 +51,7 @@ class SocialService:
         self._queue = VirtualQueue(plan.workers, plan.queue_limit)
         self._draws = WorkDraws(plan.seed, plan.distribution, plan.cv)
         self._service_s = dict.fromkeys(PATHS.values(), 0.0) | dict(plan.service_s)
-        self.counters = Counters()
+        self.counters = ServiceCounters()
         self.behaviour = Behaviour(0.0, self._index)
         self._unnamed = 0
 

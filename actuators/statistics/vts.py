@@ -24,7 +24,7 @@ InFlight = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _MOST = 2**64 - 1
 
 
-class _Model(msgspec.Struct, rename="camel", frozen=True, gc=False):
+class _VtsStruct(msgspec.Struct, rename="camel", frozen=True, gc=False):
     """Keys as vts writes them; msgspec passes over all others without building them: most of a document."""
 
 
@@ -38,7 +38,7 @@ def _ascends(bounds: tuple[int, ...]) -> bool:
     return all(a < b for a, b in itertools.pairwise(bounds))
 
 
-class Buckets(_Model, frozen=True):
+class Buckets(_VtsStruct, frozen=True):
     """Cumulative histogram: `counters[i]` answers took at most `msecs[i]` ms; above the last bound nothing counts.
 
     Both empty when the server was never used or no histogram is configured.
@@ -60,7 +60,7 @@ class Buckets(_Model, frozen=True):
         _bounded(self.counters[-1], self.msecs[-1])
 
 
-class Responses(_Model, frozen=True):
+class Responses(_VtsStruct, frozen=True):
     """Answers by status class."""
 
     informational: Count = msgspec.field(default=0, name="1xx")
@@ -79,7 +79,7 @@ class Responses(_Model, frozen=True):
         )  # fmt: skip
 
 
-class OverCounts(_Model, frozen=True, omit_defaults=True):
+class OverCounts(_VtsStruct, frozen=True, omit_defaults=True):
     """How often each 64-bit counter overflowed; whatever else stands here is passed over, `maxIntegerSize` too."""
 
     request_counter: Any = 0
@@ -97,7 +97,7 @@ class OverCounts(_Model, frozen=True, omit_defaults=True):
 _NEVER = OverCounts()
 
 
-class ServerCounters(_Model, frozen=True):
+class ServerCounters(_VtsStruct, frozen=True):
     """One server of one group: what it did since NGINX started, and how it is configured.
 
     `request_msec_counter` sums `$request_time`, `response_msec_counter` sums
@@ -163,7 +163,7 @@ def _wrapped(times: Any) -> int:
     return times << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
 
 
-class ConnectionCounts(_Model, frozen=True):
+class ConnectionCounts(_VtsStruct, frozen=True):
     """NGINX's own client connections (`stub_status`), of the whole instance; they survive a reload."""
 
     active: Count = 0
@@ -178,7 +178,7 @@ class ConnectionCounts(_Model, frozen=True):
         _bounded(self.active, self.reading, self.writing, self.waiting, self.accepted, self.handled, self.requests)
 
 
-class Zone(_Model, frozen=True):
+class Zone(_VtsStruct, frozen=True):
     """The shared memory that holds the counters; `free_size` only since v0.2.7."""
 
     name: str = ""
@@ -195,7 +195,7 @@ class Zone(_Model, frozen=True):
         return self.max_size > 0 and self.used_node + 8 >= self.max_size // 4096
 
 
-class BalancerEntry(_Model, frozen=True):
+class BalancerEntry(_VtsStruct, frozen=True):
     """What only our in-memory balancer knows of one server in one group (lua/balancer.lua).
 
     Sums over finished requests: all of them, and those that found an idle worker when they were sent.
@@ -223,7 +223,7 @@ class BalancerEntry(_Model, frozen=True):
         )  # fmt: skip
 
 
-class Balancer(_Model, frozen=True):
+class Balancer(_VtsStruct, frozen=True):
     """Our own block in the document; None in a document of the real module.
 
     `start_msec` changes at a restart, never at a reload. `method` is empty while NGINX itself balances.
@@ -235,11 +235,11 @@ class Balancer(_Model, frozen=True):
     servers: tuple[BalancerEntry, ...] = ()
 
 
-class _ServerZone(_Model, frozen=True):
+class _ServerZone(_VtsStruct, frozen=True):
     request_counter: Count = 0
 
 
-class Document(_Model, frozen=True, kw_only=True):
+class Document(_VtsStruct, frozen=True, kw_only=True):
     """A vts document as it is checked; `snapshot` makes what the rest reads of it."""
 
     now_msec: Count

@@ -18,7 +18,7 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, LoadWindow, Window, merge_windows
 from actuators.errors import LoadError, TestbedError
-from actuators.processes.system import BUSY, busiest_share, going_first
+from actuators.processes.system import BUSY, busiest_share, realtime_priority
 from actuators.statistics.vts import Snapshot
 
 LOAD_WINDOW_S = 0.25
@@ -174,7 +174,7 @@ class LiveTestbed:
         if now_s > self._tick_s + interval_s:
             # A stall longer than an interval must not be caught up by a burst of short windows.
             self._tick_s = now_s
-        with going_first():
+        with realtime_priority():
             time.sleep(max(self._tick_s - now_s, 0.0))
             window = self._collect()
         if time.monotonic() > self._end_s + LOAD_WINDOW_S:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from actuators.errors import LoadError, TestbedError
-from actuators.processes.system import go_first
+from actuators.processes.system import set_realtime_priority
 from actuators.testbed.live import LiveTestbed, Reading
 from actuators.testbed.parts import dead_process
 
@@ -26,7 +26,7 @@ class _Host:
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._part = make()
-        go_first()
+        set_realtime_priority()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the part."""

@@ -158,7 +158,7 @@ __all__ = [
 
 
 @runtime_checkable
-class Mortal(Protocol):
+class Monitored(Protocol):
     """A testbed whose parts can die while the rest goes on."""
 
     def dead_parts(self) -> list[str]:
@@ -272,7 +272,7 @@ class Judge:
         self._require_alive(dead, place)
 
     def _dead(self) -> list[str]:
-        return self._testbed.dead_parts() if isinstance(self._testbed, Mortal) else []
+        return self._testbed.dead_parts() if isinstance(self._testbed, Monitored) else []
 
     def _require_alive(self, dead: list[str], place: Place) -> None:
         # What is left would go on with other figures, and NGINX shuns a server for a while that is started again.

@@ -20,7 +20,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
-from actuators.processes.system import going_first
+from actuators.processes.system import realtime_priority
 
 Array = NDArray[Any]
 
@@ -89,7 +89,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
         """One step of all environments; how many were steps and not resets."""
         # Between an interval's end and the next control every millisecond is one of the old control.
         real_time = getattr(self.env.unwrapped, "real_time", False)
-        with going_first() if real_time else contextlib.nullcontext():
+        with realtime_priority() if real_time else contextlib.nullcontext():
             action, extras = self._act(self._now, explore)
             space = self.env.single_action_space
             sent = np.clip(action, space.low, space.high) if isinstance(space, gym.spaces.Box) else action

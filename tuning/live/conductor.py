@@ -26,7 +26,7 @@ from actuators.contract.testbed import Applied, Testbed
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ActuationError, DeepSchedError, TestbedError
-from actuators.processes.system import go_first
+from actuators.processes.system import set_realtime_priority
 from actuators.testbed.remote import RemoteTestbed
 
 NEWS_KEPT = 100
@@ -227,7 +227,7 @@ class Conductor(TestbedDriver):
 
     def __init__(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod) -> None:
         super().__init__(name, make, method)
-        go_first()
+        set_realtime_priority()
 
     def reset(self, scenario: Scenario, seed: int, interval_s: float) -> bytes:  # type: ignore[override]
         """As TestbedDriver's, for `Stepped.load`: Ray takes several times as long to pack thirty small arrays."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from actuators.contract.script import Scenario
 from actuators.errors import DeepSchedError, TestbedError
-from actuators.processes.system import going_first
+from actuators.processes.system import realtime_priority
 from envs.environment.problem import DecisionProblem
 from envs.environment.rewards import Ledger
 from envs.observation.observer import Observation
@@ -106,7 +106,7 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         began_s = time.monotonic()
         resetting = [lane.done for lane in self._lanes]
         rewards = np.zeros(self.num_envs)
-        with going_first():
+        with realtime_priority():
             for row, (lane, action) in enumerate(zip(self._lanes, actions, strict=True)):
                 if lane.done:
                     self._begin_reset(row)

@@ -28,7 +28,7 @@ from actuators.contract.testbed import Applied, Testbed
 from actuators.contract.topology import Topology, social_network
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
 from actuators.errors import TestbedError
-from actuators.processes.system import going_first
+from actuators.processes.system import realtime_priority
 from actuators.statistics.recording import SnapshotWriter
 from actuators.testbed.parts import LiveOptions, start_local_testbed
 from envs.environment.problem import DecisionOptions, DecisionProblem
@@ -120,7 +120,7 @@ def local_steps(
         testbed.reset(played, seed)
         testbed.advance(interval_s)
         for _ in range(steps):
-            with going_first():  # as a conductor does
+            with realtime_priority():  # as a conductor does
                 window = testbed.advance(interval_s)
                 watch.add("collect", time.monotonic() - testbed.due_s)
                 with watch.part("encode"):
@@ -307,7 +307,7 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
             first_s = time.monotonic()
             for _ in range(steps):
                 begins_anew = truncated.any()
-                with going_first():  # as `tuning.learning.env_runner` does
+                with realtime_priority():  # as `tuning.learning.env_runner` does
                     began_s = time.monotonic()
                     actions = act(rows)
                     acted_s = time.monotonic() - began_s

@@ -11,7 +11,7 @@ from actuators.contract.control import Weights
 from actuators.contract.topology import social_network
 from actuators.contract.window import DEFAULT_BOUNDS_MS
 from actuators.errors import ActuationError, ConfigError, MissingToolError
-from actuators.nginx.config import NginxOptions, Site, in_memory, render_main, render_upstreams, uses_vts
+from actuators.nginx.config import NginxOptions, NginxSite, in_memory, render_main, render_upstreams, uses_vts
 from actuators.nginx.detect import NginxBuild, detect
 
 LUA = (Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so"))
@@ -20,7 +20,7 @@ WITH_VTS = NginxBuild(Path("/usr/sbin/nginx"), "1.22.1", lua=None, vts=Path("/m/
 BOTH = NginxBuild(Path("/usr/sbin/nginx"), "1.22.1", lua=LUA, vts=Path())
 BARE = NginxBuild(Path("/usr/sbin/nginx"), "1.22.1", lua=None, vts=None)
 TOPOLOGY = social_network(("127.0.0.1:1", "[::1]:2", "unix:/run/a.sock"))
-SITE = Site(Path("/p"), "127.0.0.1", 80, 81)
+SITE = NginxSite(Path("/p"), "127.0.0.1", 80, 81)
 
 
 def fake_nginx(folder: Path, arguments: str, *modules: str) -> str:
