@@ -1,1 +1,1 @@
-"""Touches the world: load, statistics, NGINX, servers. No learning happens here."""
+"""What touches the outside world: NGINX, its statistics, servers, load and processes. Nothing here learns."""

@@ -1,7 +1,6 @@
-"""The error family: every error that a user can cause or cure is one of these.
+"""The errors that a user can cause or correct. Each says what happened, where, and what to do.
 
-Each says what happened, where, and what to do. The command line prints it as one line and exits
-with code 2; anything outside this family is a bug and keeps its traceback.
+The command line prints one line and exits with status 2; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterable
 
 
 class DeepSchedError(Exception):
-    """Root of the family.
+    """Base class of all of them.
 
     Args:
         what: what happened, without a full stop.
@@ -35,12 +34,12 @@ class DeepSchedError(Exception):
         return line
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Ray carries exceptions between processes by pickling; keyword-only fields need help.
+        # Ray pickles exceptions to pass them between processes; the default __reduce__ drops keyword-only arguments.
         return _rebuild, (type(self), self.what, self.where, self.remedy, self.evidence)
 
 
 class ConfigError(DeepSchedError):
-    """An option, file or value that the user gave is wrong. A retry cannot help."""
+    """An option, file or value from the user is wrong. A retry cannot help."""
 
 
 class MissingToolError(DeepSchedError):
@@ -60,7 +59,7 @@ class ActuationError(DeepSchedError):
 
 
 class LoadError(DeepSchedError):
-    """The load engine could not run its plan. A retry may help."""
+    """The load engine could not run its plan, or died. A retry may help."""
 
 
 class ServiceError(DeepSchedError):
@@ -76,15 +75,15 @@ class DataError(DeepSchedError):
 
 
 class BundleError(DeepSchedError):
-    """A policy bundle is incomplete, of another format or of another topology."""
+    """A policy bundle is incomplete, or made for another format or topology."""
 
 
 class CapacityError(DeepSchedError):
-    """The cluster or machine lacks the resources that were asked for. Add them or ask for less."""
+    """The cluster or machine lacks resources that are needed. Add them or use fewer."""
 
 
 def closest(name: str, candidates: Iterable[str]) -> str:
-    """A remedy for a mistyped name: the closest match, or the list of what is allowed."""
+    """A remedy for a mistyped name: the closest match, or the list of allowed names."""
     names = sorted(candidates)
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else f"expected one of: {', '.join(names)}"

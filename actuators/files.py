@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place under a temporary name, then renamed."""
+"""Atomic writes: a file is written under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically writes indented JSON; NaN and infinity are refused (ValueError), JSON has no words for them."""
+    """Atomically writes indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block succeeds and vanishes when it fails.
+    """A temporary path in the same folder that becomes `path` when the block succeeds and is removed when it fails.
 
-    For writers that want a file name (parquet, npz, a compiler). The name keeps the suffix of `path`.
+    For writers that need a file name (parquet, npz). The name keeps the suffix of `path`.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; ours are as readable as any other file of the user.
+        # mkstemp makes private files; these shall have the user's usual permissions.
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def writable_folder(path: Path) -> Path:
-    """Makes the folder (and its parents) and proves that files can be written in it; the absolute path.
+    """Makes the folder and its parents, checks that files can be written in it, and returns the absolute path.
 
     Raises:
         ConfigError: it is a file, or cannot be made or written.

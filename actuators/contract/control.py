@@ -1,4 +1,4 @@
-"""What a policy sets: integer weights, or service times for `expected_delay`. Checked before use."""
+"""Controls that a policy sets: integer weights, or service times for `expected_delay`; validated on construction."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from actuators.errors import ConfigError
 MAX_WEIGHT = 100
 
 BalancingMethod = Literal["round_robin", "least_conn", "random_two", "expected_delay"]
-"""How NGINX uses the control. The first three are native and take Weights."""
+"""How NGINX chooses a server. The first three exist in NGINX itself and take Weights, the last takes ServiceTimes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """NGINX weights of every server in every group.
+    """NGINX weights of every server in every group. Raises ConfigError for a wrong shape or value.
 
     Attributes:
         values: int ``[groups, servers]``, 1…100; 0 only where the group lacks the server.
@@ -70,7 +70,7 @@ class Weights:
 
     @classmethod
     def from_shares(cls, topology: Topology, shares: NDArray[np.float64]) -> Weights:
-        """Positive shares ``[groups, servers]`` scaled so that the largest of each group is 100.
+        """Weights in proportion to positive shares ``[groups, servers]``; the largest of each group becomes 100.
 
         Raises ConfigError for a share that is not positive and finite.
         """
@@ -81,7 +81,7 @@ class Weights:
         return cls(topology, np.clip(scaled, 1, MAX_WEIGHT).astype(np.int64))
 
     def as_weights(self) -> Weights:
-        """Itself, so that any control can be asked."""
+        """These weights: every control has this method."""
         return self
 
     def shares(self) -> NDArray[np.float64]:
@@ -93,7 +93,7 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class ServiceTimes:
-    """The control of `expected_delay`.
+    """The control of `expected_delay`. Raises ConfigError for a wrong shape or a value that is not positive.
 
     Attributes:
         tau_s: float ``[groups, servers]``, learned service time in seconds, > 0.

@@ -1,7 +1,7 @@
-"""Log-linear latency histogram (HdrHistogram's bucket layout), shared by load engine, simulator and judge.
+"""Log-linear latency histogram that the load engine, the simulator and the judge share.
 
-Source of the layout: HdrHistogram, http://hdrhistogram.org, with 128 sub-buckets: values below
-128 µs are exact, above that a bucket is at most 1/64 (1.6 %) of its value wide.
+The layout is that of HdrHistogram (http://hdrhistogram.org) with 128 sub-buckets: values below 128 µs are exact, above
+that the width of a bucket is at most 1/64 (1.6 %) of its value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 SUB_BUCKETS = 64
 SIZE = 1408
-"""Buckets: covers 0 µs to 2**27 µs (134 s); the last bucket takes everything above."""
+"""Number of buckets. They cover 0 µs to 2**27 µs (134 s); the last bucket also counts everything above."""
 
 
 def bucket_of(value_us: int) -> int:

@@ -1,6 +1,6 @@
-"""A scenario resolved by a seed: explicit rates and server behaviour over time. Plain values.
+"""A script: what a scenario becomes for one seed, with explicit rates and server behaviour over time.
 
-`envs.scenarios.catalogue` makes scripts; live and simulated testbeds play them. Times are seconds since reset.
+`envs.scenarios.catalogue` makes scripts; live and simulated testbeds play them. Times are seconds since `reset`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ServiceDistribution = Literal["constant", "exponential", "lognormal"]
 
 @dataclass(frozen=True)
 class RateStep:
-    """From `start_s` on (until the next step) requests arrive at `rate_rps`; 0 is silence."""
+    """From `start_s` until the next step requests arrive at `rate_rps`; 0 means none."""
 
     start_s: float
     rate_rps: float
@@ -56,7 +56,7 @@ class Behaviour:
         error_ratio: share of requests answered at once with a 500.
         error_service_s: service time of those answers in seconds.
         refused: connections are refused (crash); what was in progress is lost.
-        hang: requests are accepted and never answered.
+        hang: connections and requests are accepted, responses never sent.
     """
 
     at_s: float
@@ -70,15 +70,15 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Script:
-    """Everything that happens on a testbed from reset on.
+    """Everything that happens on a testbed after `reset`.
 
     Attributes:
         mean_service_s: per group, mean service time at speed 1.
         service_cv: coefficient of variation of the lognormal.
         behaviours: ascending in `at_s`.
-        load_balancers: LBs (contexts) that share the traffic without shared state; 1 for a plain NGINX.
-        overhead_s: what every request takes on its way to a worker; only simulated testbeds emulate it, a live
-            one has its own.
+        load_balancers: load balancers that share the traffic but no state; 1 for a single NGINX.
+        overhead_s: what every request takes on its way to a worker. Only simulated testbeds emulate it, because a
+            live one has real overhead.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Script:
 
 
 class Scenario(Protocol):
-    """A seeded script: how load and server behaviour change over time."""
+    """How load and server behaviour change over time, with a seed for everything random."""
 
     @property
     def name(self) -> str: ...

@@ -1,7 +1,7 @@
-"""The Testbed protocol: what an environment may ask of one NGINX, its servers and one load generator.
+"""The Testbed protocol: one NGINX, its servers and one load generator, as an environment uses them.
 
 Live (`actuators.testbed.live`) and simulated (`envs.simulator.testbed`) testbeds implement it and pass the same
-contract tests (`tests/contracts.py`).
+contract tests (`tests/support/contracts.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from actuators.contract.window import Window
 
 @dataclass(frozen=True)
 class Applied:
-    """Acknowledgement that a control is in force.
+    """Confirmation that a control is in force.
 
     Attributes:
         changed: False when the control was already in force and nothing was done.
@@ -38,13 +38,13 @@ class Testbed(Protocol):
     def reset(self, scenario: Scenario, seed: int) -> None:
         """Ends a running script, puts equal weights in force and starts the scenario's script.
 
-        NGINX forgets which servers failed: they were others' failures, of another script. The next `advance`
-        returns the first window. Raises TestbedError when the testbed cannot be brought back to a clean state.
+        NGINX also forgets which servers failed, because those failures belong to the earlier script. The next
+        `advance` returns the first window. Raises TestbedError when the testbed cannot return to a clean state.
         """
         ...
 
     def set_method(self, method: BalancingMethod) -> None:
-        """Makes the NGINX balance by `method` from now on, with equal weights. Raises ActuationError."""
+        """Switches NGINX to `method`, with equal weights. Raises ActuationError."""
         ...
 
     def apply(self, control: Control) -> Applied:
@@ -52,19 +52,19 @@ class Testbed(Protocol):
         ...
 
     def advance(self, interval_s: float) -> Window:
-        """Lets `interval_s` seconds pass (> 0) since the previous window's end, returns what happened.
+        """Waits until `interval_s` seconds (> 0) after the end of the previous window; returns the window since then.
 
-        Never raises for a disturbed system: what is wrong with the window is in its `faults`.
-        Raises TestbedError only when no window can be had (before `reset`, after `close`).
+        A disturbed system does not raise: what is wrong with the window is in its `faults`.
+        Raises TestbedError only when there can be no window (before `reset`, after `close`).
         """
         ...
 
     def drain(self, timeout_s: float = 10.0) -> Window:
-        """Ends the arrivals, waits until nothing is in flight and returns the window since the last one."""
+        """Ends the arrivals, waits until no request is in flight and returns the window since the last one."""
         ...
 
     def close(self) -> None:
-        """Frees everything; may be called twice."""
+        """Releases everything; idempotent."""
         ...
 
     def __enter__(self) -> Self: ...

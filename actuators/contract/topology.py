@@ -1,4 +1,4 @@
-"""Groups, servers and request types: frozen values and their validation. Everyone uses it."""
+"""The topology: groups, their servers and request types as frozen, validated values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actuators.errors import ConfigError, closest
 
-# What may stand in an NGINX `server` line; nothing here can end a directive or open a block.
+# Addresses that an NGINX `server` line may hold; none of them can end a directive or open a block.
 _SERVER = re.compile(r"^(unix:/[\w./-]+|\[[0-9A-Fa-f:.]+\](:\d{1,5})?|[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?(:\d{1,5})?)\Z")
 _NAME = re.compile(r"^[A-Za-z][\w.-]*\Z")
 
@@ -22,11 +22,14 @@ class Group:
 
     Attributes:
         name: upstream name, for example ``compose_backend``.
-        request_type: ``compose``, ``home_read``, ``user_read`` or the user's own word.
+        request_type: ``compose``, ``home_read``, ``user_read`` or a name that the user chose.
         method: HTTP method of the type's requests.
         path: URL path of the type's requests.
         priority: p > 1; the deadline is mean + (1 + 1/p) standard deviations.
         servers: addresses as NGINX shows them (``HOST:PORT``, ``[v6]:PORT``, ``unix:/path``).
+
+    Raises:
+        ConfigError: a name, address or priority is invalid, or a server is listed twice.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Topology:
-    """The groups of one NGINX. Arrays about it are ``[groups, servers]`` in the order given here."""
+    """The groups of one NGINX. Arrays ``[groups, servers]`` have the order of `groups` and `servers`."""
 
     groups: tuple[Group, ...]
 
@@ -108,7 +111,7 @@ class Topology:
 
 
 def check_server(server: str, where: str) -> None:
-    """Raises ConfigError unless the address can stand in a `server` line without injecting anything."""
+    """Raises ConfigError unless a `server` line can hold the address without injecting configuration."""
     if not _SERVER.match(server):
         raise ConfigError(f"'{server}' is not a server address", where=where, remedy="use HOST:PORT or unix:/path")
 

@@ -1,8 +1,6 @@
-"""What happened in one control interval, seen by NGINX (Window) and by the load engine (LoadWindow).
+"""Windows: what happened in one control interval, as NGINX (Window) and the load engine (LoadWindow) counted it.
 
-Both testbeds, live and simulated, emit these; features, rewards and the judge read nothing else.
-
-Adjacent windows put together: sums of counters, the later one's state, all faults.
+Live and simulated testbeds produce them; features, rewards and the judge read nothing else.
 """
 
 from __future__ import annotations
@@ -27,16 +25,16 @@ DEFAULT_BOUNDS_MS: tuple[int, ...] = (
     1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500,
     650, 800, 1000, 1500, 2000, 5000, 10000,
 )  # fmt: skip
-"""Histogram bounds that our own NGINX configs and the simulator use: 32, the most that vts allows."""
+"""Histogram bounds of the NGINX that we run and of the simulator: 32, the most that vts allows."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a window, or a part of it, must not be read as a number.
+    """Why the counters of a window, or of a part of it, do not mean anything.
 
     Attributes:
-        kind: what was wrong; only ``reload`` leaves the numbers usable.
-        detail: one line for a person.
+        kind: what is wrong; after a ``reload`` the counters are still valid.
+        detail: one line for the user.
         group, server: names, when the fault concerns only one.
     """
 
@@ -58,7 +56,7 @@ class Connections:
 
 @dataclass(frozen=True, eq=False)
 class LoadWindow:
-    """What the load engine saw of the requests that were due in one of its windows.
+    """What the load engine counted in one of its windows.
 
     Arrays are ``[groups]`` unless said otherwise, in the topology's order of request types.
 
@@ -76,7 +74,7 @@ class LoadWindow:
         latency_s_sum: seconds, of the same requests.
         send_delay_p99_ms: actual minus intended send time.
         cpu_share: CPU seconds of the engine per second of the window, 0…1.
-        saturated: the engine itself was the bottleneck; the window must not be judged.
+        saturated: the engine itself was the bottleneck, so that the window says nothing about the servers.
     """
 
     start_s: float
@@ -96,18 +94,18 @@ class LoadWindow:
 
 @dataclass(frozen=True, eq=False)
 class DelayWindow:
-    """What only a balancer in memory sees of a window: the samples of `envs.estimators.base`. ``[groups, servers]``.
+    """What only a balancer in memory knows of a window: samples for `envs.estimators.base`. ``[groups, servers]``.
 
     Attributes:
-        requests: answers (below 500, not aborted) that the balancer accounted for.
-        idle_requests: those that found an idle worker when they were sent on.
-        idle_response_s: seconds, sum of the response times of those.
-        predicted_wait_s, predicted_service_s: seconds, sums over all of them of what the rule believed
+        requests: responses (status below 500, not aborted by the client) that the balancer counted.
+        idle_requests: those of them that met an idle worker when they were forwarded.
+        idle_response_s: seconds, sum of the response times of `idle_requests`.
+        predicted_wait_s, predicted_service_s: seconds, sums over `requests` of what the rule predicted
             when it chose; 0 while no service times are in force.
-        tau_s: service times in force at the end; 0 while there are none.
-        by_in_flight: ``[servers, 25, 6]`` or None: answers by the requests (0…24) that were in flight at the server
-            when they were sent on; each row count, Σq, Σq², Σy, Σy², Σqy, where y is the response time and q the
-            mean service time of those in flight, both divided by the answer's own service time in force.
+        tau_s: seconds, service times in force at the end; 0 without.
+        by_in_flight: ``[servers, 25, 6]`` or None: responses by the number of requests (0…24) in flight at the server
+            when they were forwarded; each row holds count, Σq, Σq², Σy, Σy², Σqy, where y is the response time and q
+            the mean service time of those in flight, both divided by the service time in force of the response's cell.
     """
 
     requests: IntArray
@@ -125,19 +123,19 @@ class Window:
 
     Attributes:
         start_s, end_s: NGINX's clock (seconds since the epoch), or simulated seconds.
-        requests: finished requests (attempts, as today's vts counts them).
+        requests: finished attempts, as vts counts them (docs/nginx-facts.md#vts-retries).
         in_bytes, out_bytes: client-side bytes.
         responses: ``[groups, servers, 5]``, statuses 1xx…5xx.
         response_ms_sum: sum of `$upstream_response_time` in whole milliseconds.
         bounds_ms: upper bounds of the histogram, ascending, at most 32.
         latency_histogram: ``[groups, servers, len(bounds_ms) + 1]``; the last column lies above all bounds.
         weight: weights in force at the end; 0 where the mask is False.
-        down: out of rotation at the end.
+        down: ``True`` for servers out of rotation at the end.
         connections: NGINX's connection counts at the end.
-        active: requests in flight per group and server at the end, when the provider knows.
-        faults: empty for a clean window; a fault never becomes a number.
-        client: the load engine's view of the same interval, when there is one.
-        delay: what a balancer in memory saw, when there is one.
+        active: requests in flight at the end; None when the source does not know.
+        faults: what is wrong with the window; empty when nothing is.
+        client: the load engine's counts of the same interval; None without a load engine.
+        delay: samples of a balancer in memory; None without one.
     """
 
     topology: Topology
@@ -164,7 +162,7 @@ class Window:
 
     @property
     def usable(self) -> bool:
-        """True when the counters may be read as numbers."""
+        """True when the counters are valid."""
         return all(fault.kind == "reload" for fault in self.faults)
 
     @property
@@ -180,7 +178,7 @@ class Window:
 
 
 def merge_load_windows(windows: Sequence[LoadWindow], groups: int) -> LoadWindow:
-    """One LoadWindow for all; empty arrays when there are none. CPU share is weighted by duration."""
+    """Sums the windows, which must be adjacent; zeros when there are none. The CPU share is weighted by duration."""
     zeros = np.zeros(groups, dtype=np.int64)
     if not windows:
         counts = np.zeros((groups, histogram.SIZE), dtype=np.int64)
@@ -206,7 +204,7 @@ def merge_load_windows(windows: Sequence[LoadWindow], groups: int) -> LoadWindow
 
 
 def merge_windows(first: Window, second: Window) -> Window:
-    """The window from the start of `first` to the end of `second`, which must follow it."""
+    """One window from the start of `first` to the end of `second`, which must follow it: sums, the state at the end."""
     clients = [w.client for w in (first, second) if w.client is not None]
     return replace(
         second,

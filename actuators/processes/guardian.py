@@ -25,10 +25,10 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> int:
-    """Runs the command until it ends or its owner is gone; its exit code, 128 + N after signal N."""
+    """Runs the command until it ends or its owner is gone; returns its exit code, 128 + N after signal N."""
     options = _parse()
     os.setsid()
-    _go_as_others()
+    _drop_realtime_priority()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wakeup = _wake_on_signals()
@@ -56,8 +56,8 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _go_as_others() -> None:
-    """An owner that goes before ordinary processes (`actuators.processes.system`) does not mean its command to."""
+def _drop_realtime_priority() -> None:
+    """The realtime priority of an owner (`actuators.processes.system`) is not for its command."""
     if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_RR, os.SCHED_FIFO):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
@@ -69,11 +69,11 @@ def _wake_on_signals() -> int:
     signal.set_wakeup_fd(write_end)
 
     def note(number: int, frame: FrameType | None) -> None:
-        """Only the wake-up byte matters."""
+        """Nothing to do: the wake-up byte matters."""
 
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, note)
-    # The terminal's Ctrl-C is for the owner, who closes the lifeline when it is done.
+    # The terminal's Ctrl-C is for the owner, which closes the lifeline when it has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return read_end
 
@@ -82,7 +82,7 @@ def _start(options: argparse.Namespace, libc: ctypes.CDLL) -> "subprocess.Popen[
     guardian = os.getpid()
 
     def in_child() -> None:
-        # If the guardian itself is killed, the kernel ends the command.
+        # The kernel ends the command if the guardian itself is killed.
         libc.prctl(PR_SET_PDEATHSIG, int(options.death_signal), 0, 0, 0)
         if os.getppid() != guardian:
             os._exit(1)
@@ -97,14 +97,14 @@ def _start(options: argparse.Namespace, libc: ctypes.CDLL) -> "subprocess.Popen[
 
 
 def _wait(child: "subprocess.Popen[bytes]", lifeline_fd: int, wakeup_fd: int) -> None:
-    """Returns when the command has exited, the lifeline is cut, or a SIGTERM came."""
+    """Returns when the command has exited, the lifeline is closed, or a SIGTERM has come."""
     while child.poll() is None:
         ready, _, _ = select.select([lifeline_fd, wakeup_fd], [], [])
         if lifeline_fd in ready and not os.read(lifeline_fd, 64):
             return
         if wakeup_fd in ready and signal.SIGTERM in os.read(wakeup_fd, 512):
             return
-        _reap_strangers(child.pid)
+        _reap_adopted(child.pid)
 
 
 def _end(child: "subprocess.Popen[bytes]", stop_signal: int, grace_s: float) -> None:
@@ -121,7 +121,7 @@ def _signal_group(pid: int, number: int, *, group: bool) -> None:
 
 
 def _kill_leftovers() -> None:
-    """Kills and reaps every descendant; as subreaper we inherit those whose parents died."""
+    """Kills and reaps every descendant; a subreaper inherits those whose parents have died."""
     while True:
         for pid in _children():
             with contextlib.suppress(ProcessLookupError):
@@ -132,8 +132,8 @@ def _kill_leftovers() -> None:
             return
 
 
-def _reap_strangers(own: int) -> None:
-    """Collects adopted zombies, never the command itself: Popen waits for that one."""
+def _reap_adopted(own: int) -> None:
+    """Reaps adopted zombies, but not the command itself, which Popen waits for."""
     for pid in _children():
         if pid != own:
             with contextlib.suppress(ChildProcessError):

@@ -1,4 +1,4 @@
-"""Own one child process group: start, ready, log tail, end. It dies with its owner, killed or not."""
+"""A child process group that ends with its owner, even when the owner is killed: start, readiness, log, end."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ManagedProcess:
 
     Args:
         command: argument vector.
-        name: what errors call it.
+        name: of the process in errors.
         log_path: file that receives stderr (and stdout unless `pipe_stdout`); its tail is in every error.
-        pipe_stdout: give the owner the command's stdout as `stdout`, a binary stream.
+        pipe_stdout: makes the command's stdout available as `stdout`, a binary stream.
         env: the whole environment; the owner's when None.
         stop_signal: first signal of `close`; SIGKILL follows after `grace_s` seconds.
-        death_signal: what the kernel sends the command if even the guardian is killed.
+        death_signal: what the kernel sends to the command if the guardian itself is killed.
 
     Raises:
         ProcessError: the command could not be started.
@@ -106,7 +106,7 @@ class ManagedProcess:
             select.select([], [], [], 0.01)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signals the command (not its guardian); silently nothing when it has gone."""
+        """Signals the command, not its guardian; no effect when it has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

@@ -1,9 +1,4 @@
-"""CPU time of a process and its children from /proc: was NGINX itself the bottleneck?
-
-A port for a program that we start ourselves.
-
-Control before load: on a machine that also plays the servers, the control path must not queue behind them.
-"""
+"""CPU times and memory of processes, a free port for a child process, and realtime priority for the control path."""
 
 from __future__ import annotations
 
@@ -18,7 +13,7 @@ import psutil
 from actuators.errors import ProcessError
 
 BUSY = 0.9
-"""Share of a core from which on a single-threaded worker is taken for saturated."""
+"""Share of a core above which a single-threaded worker counts as saturated."""
 
 
 def family_cpu_s(pid: int) -> dict[int, float]:
@@ -40,7 +35,7 @@ def resident_mb(pid: int | None = None) -> float:
 
 
 def busiest_share(before: Mapping[int, float], now: Mapping[int, float], elapsed_s: float) -> float:
-    """CPU share of the busiest process that was there at both readings, 0 when there is none."""
+    """CPU share of the busiest process that is in both readings; 0 when there is none."""
     spent_s = [seconds - before[pid] for pid, seconds in now.items() if pid in before]
     return max(spent_s, default=0.0) / elapsed_s if elapsed_s > 0 else 0.0
 
@@ -58,7 +53,7 @@ def children(pid: int) -> list[int]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago; another program may take it first. Raises ProcessError."""
+    """A port that is free now; another program may take it before the caller does. Raises ProcessError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -71,19 +66,21 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def set_realtime_priority() -> bool:
-    """Lets all threads of this process run before ordinary ones, for good; False where the system forbids it.
+    """Schedules all threads of this process before ordinary ones, for good; False where the system forbids it.
 
-    For processes that work a few milliseconds per interval. Threads that are begun later go first, too: gRPC's,
-    on which Ray's calls come and go, are begun and ended all the time. So do its children, but for those under a
-    guardian: an NGINX or a load engine has a priority of its own.
+    For processes that work a few milliseconds per interval, on a machine that also runs the servers. Later threads
+    inherit the priority: those of gRPC, which carry Ray's calls, start and end all the time. Child processes inherit it
+    too, except those under a guardian: an NGINX or a load engine sets its own priority.
     """
     return _set(os.SCHED_RR, 1)
 
 
 @contextlib.contextmanager
 def realtime_priority() -> Iterator[None]:
-    """As `set_realtime_priority` for the block, which must wait or be short, and without what it begins; nothing changes where it
-    is so already."""
+    """`set_realtime_priority` for a block that waits or is short; threads and processes begun in it do not inherit it.
+
+    Nothing changes where the process has realtime priority already.
+    """
     ordinary = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
     if not ordinary or not _set(os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1):
         yield
@@ -99,7 +96,7 @@ def _set(policy: int, priority: int) -> bool:
         try:
             os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
         except ProcessLookupError:
-            continue  # it ended while we looked
+            continue  # it has ended since
         except PermissionError:
             return False
     return True
