@@ -130,7 +130,7 @@ def _with_records(
     from rayjobs.cli.console import console_err
     from rayjobs.runs.steps import training_scenarios
     from tuning.learning.recordings import from_simulation, from_windows, write_transitions
-    from tuning.learning.scoring import ScriptSource
+    from tuning.learning.scripts import ScriptSource
 
     problem, target = observed.problem, folder.path / "transitions"
     if records:

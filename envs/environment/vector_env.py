@@ -76,7 +76,7 @@ class SteeredBatch:
         return self.problem.reward(windows, self.observation)
 
 
-ScriptSource = Callable[[np.random.Generator], Script]
+NextScript = Callable[[np.random.Generator], Script]
 
 
 class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
@@ -99,7 +99,7 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         self,
         problem: DecisionProblem,
         num_envs: int,
-        next_script: ScriptSource,
+        next_script: NextScript,
         *,
         method: BalancingMethod = "least_conn",
         interval_s: float = 1.0,

@@ -151,6 +151,19 @@ class Mixture:
         return self.scenarios[int(chosen)].script(topology, seed)
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """Consecutive seeds, from `first_seed` on, play the scenarios in turn."""
+
+    scenarios: tuple[StudyScenario, ...]
+    first_seed: int
+    name: str = "rotation"
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The script of this seed; equal seeds give equal scripts."""
+        return self.scenarios[(seed - self.first_seed) % len(self.scenarios)].script(topology, seed)
+
+
 _HETERO, _STRONG = falling_speeds(1.3, 0.7), falling_speeds(1.6, 0.4)
 
 SCENARIOS = {

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from actuators.contract.arrays import FloatArray
+from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod, ServiceTimes, Weights
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
+from envs.environment.problem import DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
 from envs.estimators.registry import estimator_named
 from envs.estimators.workers import WorkersLearner
 from envs.heuristics.controllers import Steered
 from envs.observation.features import inverse_latency_shares
+from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
 from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
@@ -200,6 +203,35 @@ def steering(learning: Learning) -> Callable[[], Steering]:
         return steer
 
     return start
+
+
+class SteeringPolicy(Protocol):
+    """A policy on batched observations: integer weights or service times in seconds, ``[n, groups, servers]``."""
+
+    def weights(self, observation: Observation) -> IntArray: ...
+    def service_times(self, observation: Observation) -> FloatArray: ...
+
+
+def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> Steering:
+    """Windows in, the policy's weights or service times out."""
+    observer: Observer | None = None
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        nonlocal observer
+        if window is None:
+            observer = problem.observer((len(scripts),))
+            if problem.options.action.estimator is not None:
+                first_s = np.full((batch.size, *problem.topology.shape), FIRST_GUESS_S)
+                batch.set_service_times(first_s, workers_of(scripts))
+            return
+        assert observer is not None
+        seen = observer.observe(window, float(window.end_s[0] - window.start_s[0]), window.weight)
+        if seen.tau_s is None:
+            batch.set_weights(policy.weights(seen))
+        else:
+            batch.set_service_times(policy.service_times(seen), workers_of(scripts))
+
+    return steer
 
 
 def controlled(name: str, make: Callable[[], Steered], options: SimulationOptions | None = None) -> Rule:

@@ -17,7 +17,7 @@ from envs.scenarios.lookup import training_mixture
 from envs.simulator.batch import SimulatedBatch
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.serve import some_windows
-from tuning.learning.scoring import ScriptSource
+from tuning.learning.scripts import ScriptSource
 from tuning.learning.study import Arm, study_problem, train
 from tuning.options import AlgorithmOptions, ModelOptions
 from tuning.policy.learned import LearnedPolicy, net_for

@@ -5,28 +5,25 @@ Plain torch on recorded steps, a few seconds; RLlib's BC (`training.algorithm.na
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from actuators.contract.script import Script
 from envs.environment.problem import DecisionProblem
-from envs.environment.vector_env import SimulatedVectorEnv
+from envs.environment.rollout import explore_baseline
+from envs.environment.vector_env import NextScript
 from tuning.options import TrainingOptions
 from tuning.policy.model import EquivariantNet
 
 _LEARNING_RATE = 3e-3
 _BATCH = 256
-_WANDERING = 0.3
-"""Log deviation of the weights around the baseline's, so that the pupil also sees where mistakes lead."""
+_DEVIATION = 0.3
+"""Standard deviation of the log weights around the baseline's, so that the rows include the effects of mistakes."""
 
 
 def imitate(
     net: EquivariantNet,
     problem: DecisionProblem,
-    next_script: Callable[[np.random.Generator], Script],
+    next_script: NextScript,
     options: TrainingOptions,
     seed: int,
 ) -> float:
@@ -47,27 +44,17 @@ def imitate(
 
 
 def lessons(
-    problem: DecisionProblem,
-    next_script: Callable[[np.random.Generator], Script],
-    options: TrainingOptions,
-    seed: int,
+    problem: DecisionProblem, next_script: NextScript, options: TrainingOptions, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Observed rows ``[n, servers, row_size]`` and the baseline's actions there, `options.imitation.steps` of them."""
-    env = SimulatedVectorEnv(
-        problem, options.environments, next_script, method=options.method, interval_s=options.interval_s,
-        episode_steps=options.episode_steps, seed=seed,
+    """Observed rows ``[n, servers, row_size]`` and the baseline's actions there, n >= `options.imitation.steps`."""
+    steps = list(
+        explore_baseline(
+            problem, next_script, options.environments, options.imitation.steps, deviation=_DEVIATION,
+            method=options.method, interval_s=options.interval_s, episode_steps=options.episode_steps, seed=seed,
+        )
     )  # fmt: skip
-    generator = np.random.default_rng(seed)
-    array, _ = env.reset(seed=seed)
-    rows: list[NDArray[np.float32]] = []
-    actions: list[NDArray[np.int64] | NDArray[np.float32]] = []
-    while len(rows) * options.environments < options.imitation.steps:
-        wanted = env.baseline_shares()
-        rows.append(array)
-        actions.append(problem.action_codec.vectors_of(env.action_for(wanted)))
-        wandering = wanted * np.exp(generator.normal(0.0, _WANDERING, wanted.shape))
-        array, *_ = env.step(env.action_for(wandering))
-    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(actions))
+    actions = [problem.action_codec.vectors_of(step.baseline) for step in steps]
+    return torch.from_numpy(np.concatenate([step.rows for step in steps])), torch.from_numpy(np.concatenate(actions))
 
 
 def _loss(net: EquivariantNet, rows: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ when these cannot either (`prove_some`).
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,16 +19,15 @@ from torch import nn
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Scenario, Script
 from envs.environment.problem import DecisionProblem
-from envs.environment.vector_env import SteeredBatch
+from envs.environment.rollout import rollout
 from envs.scenarios.catalogue import Mixture, StudyScenario
 from envs.simulator.testbed import SimulationOptions
 from envs.study.judge import WARM_UP_S
+from tuning.learning.scripts import PROOF_SEED
 from tuning.options import TrainingOptions
 from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import EquivariantNet
 
-FIRST_SEED = 2**31 + 2**29
-"""Above the seeds of training and of early stopping."""
 MOST_HARM = 0.002
 """Share by which the study's index J may be worse on any scenario, at the upper end of its interval.
 
@@ -97,10 +97,10 @@ def prove_some(
             it is varied in training.
     """
     scripts = _scripts(problem, scenario, options)
-    base = _indices(None, problem, scripts, options, simulation)
+    base = _log_indices(None, problem, scripts, options, simulation)
     for reach in REACHES:
         some = _scaled(net, reach)
-        gains = base - _indices(LearnedPolicy(some, problem), problem, scripts, options, simulation)
+        gains = base - _log_indices(LearnedPolicy(some, problem), problem, scripts, options, simulation)
         found: dict[str, list[float]] = {}
         for script, gain in zip(scripts, gains.tolist(), strict=True):
             found.setdefault(script.name, []).append(gain)
@@ -132,7 +132,7 @@ def _scripts(problem: DecisionProblem, scenario: Scenario, options: TrainingOpti
         if isinstance(part, StudyScenario):
             as_judged = turn % 2 == 1
             part = replace(part, duration_s=duration_s, randomised=part.randomised and not as_judged)
-        scripts.append(part.script(problem.topology, FIRST_SEED + index))
+        scripts.append(part.script(problem.topology, PROOF_SEED + index))
     return scripts
 
 
@@ -140,7 +140,7 @@ def _steps(options: TrainingOptions) -> int:
     return round(LENGTH * options.episode_steps)
 
 
-def _indices(
+def _log_indices(
     policy: LearnedPolicy | None,
     problem: DecisionProblem,
     scripts: list[Script],
@@ -149,8 +149,8 @@ def _indices(
 ) -> FloatArray:
     """Logarithm of every episode's J, ``[scripts]``."""
     starts = range(0, len(scripts), _EPISODES_AT_ONCE)
-    some = (scripts[start : start + _EPISODES_AT_ONCE] for start in starts)
-    logs: FloatArray = np.log(np.concatenate([_index(policy, problem, each, options, simulation) for each in some]))
+    parts = (scripts[start : start + _EPISODES_AT_ONCE] for start in starts)
+    logs: FloatArray = np.log(np.concatenate([_index(policy, problem, part, options, simulation) for part in parts]))
     return logs
 
 
@@ -161,22 +161,22 @@ def _index(
     options: TrainingOptions,
     simulation: SimulationOptions | None,
 ) -> FloatArray:
-    """The study's J of every episode, ``[scripts]``: latency / deadline per request plus relative tardiness."""
-    unjudged = min(WARM_UP_S / options.interval_s, _steps(options) / 2)
-    batch = SteeredBatch(problem, len(scripts), options.method, simulation)
-    for row, script in enumerate(scripts):
-        batch.restart(row, script)
-    batch.advance(options.interval_s)
+    """J of every episode, ``[scripts]``: latency / deadline per request plus relative tardiness."""
+    terms = rollout(
+        problem,
+        scripts,
+        policy,
+        _steps(options),
+        method=options.method,
+        interval_s=options.interval_s,
+        simulation=simulation,
+    ).terms
+    warm_up = math.ceil(min(WARM_UP_S / options.interval_s, _steps(options) / 2))
+    costs = terms["requests"] * (terms["relative_latency"] + terms["art"])
     cost, requests = np.zeros(len(scripts)), np.zeros(len(scripts))
-    for step in range(_steps(options)):
-        seen = batch.observation
-        assert seen is not None
-        action = np.zeros((len(scripts), problem.action_codec.size))
-        batch.act(action if policy is None else policy.action(problem.array(seen)), seen)
-        _, terms = batch.advance(options.interval_s)
-        if step >= unjudged:
-            cost += terms["requests"] * (terms["relative_latency"] + terms["art"])
-            requests += terms["requests"]
+    for step in range(warm_up, _steps(options)):
+        cost += costs[step]
+        requests += terms["requests"][step]
     index: FloatArray = cost / np.maximum(requests, 1)
     return index
 

@@ -16,7 +16,7 @@ An action is recovered from the weights that were in force: the one of the probl
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,12 +34,12 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.offline.offline_data import OfflineData
 
-from actuators.contract.script import Script
 from actuators.contract.window import Window
 from actuators.errors import DataError
 from actuators.files import write_atomic
 from envs.environment.problem import DecisionProblem
-from envs.environment.vector_env import SimulatedVectorEnv
+from envs.environment.rollout import explore_baseline
+from envs.environment.vector_env import NextScript
 from tuning.options import TrainingOptions
 
 FILE = "transitions.parquet"
@@ -239,8 +239,8 @@ def _episode(recorded: Recorded, name: str) -> SingleAgentEpisode:
     )
 
 
-_EXPLORING = 0.3
-"""Log deviation of recorded weights around the baseline's: without variety nothing can be learned offline."""
+_DEVIATION = 0.3
+"""Standard deviation of the recorded log weights around the baseline's: offline learning needs variety."""
 
 
 def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: str) -> Iterator[Transition]:
@@ -265,23 +265,17 @@ def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: s
 
 
 def from_simulation(
-    problem: DecisionProblem, next_script: Callable[[np.random.Generator], Script], options: TrainingOptions, seed: int
+    problem: DecisionProblem, next_script: NextScript, options: TrainingOptions, seed: int
 ) -> Iterator[Transition]:
-    """`recorded_steps` steps of the inverse-latency baseline with wandering weights."""
-    env = SimulatedVectorEnv(
-        problem, options.environments, next_script, method=options.method, interval_s=options.interval_s,
-        episode_steps=options.episode_steps, seed=seed,
-    )  # fmt: skip
-    generator = np.random.default_rng(seed)
-    rows, _ = env.reset(seed=seed)
-    over = np.zeros(options.environments, dtype=bool)
+    """At least `recorded_steps` steps of the inverse-latency baseline with scattered weights."""
     episode = 0
-    for _ in range(-(-options.algorithm.recorded_steps // options.environments)):
-        shares = env.baseline_shares()
-        action = env.action_for(shares * np.exp(generator.normal(0.0, _EXPLORING, shares.shape)))
-        after, rewards, _, truncated, _ = env.step(action)
-        for row in np.flatnonzero(~over):
-            name = f"simulated-{episode}-{row}"
-            yield Transition(name, rows[row], action[row], float(rewards[row]), after[row], bool(truncated[row]))
-        episode += bool(over.any())
-        rows, over = after, truncated
+    for step in explore_baseline(
+        problem, next_script, options.environments, options.algorithm.recorded_steps, deviation=_DEVIATION,
+        method=options.method, interval_s=options.interval_s, episode_steps=options.episode_steps, seed=seed,
+    ):  # fmt: skip
+        for row in np.flatnonzero(~step.reset):
+            yield Transition(
+                f"simulated-{episode}-{row}", step.rows[row], step.action[row], float(step.rewards[row]),
+                step.after[row], bool(step.truncated[row]),
+            )  # fmt: skip
+        episode += bool(step.reset.any())

@@ -1,7 +1,4 @@
-"""How good a network is on episodes that are never trained on, and which network was the best so far.
-
-How good a trial's policy is, in a measure that is the same for every trial whatever it was rewarded for.
-"""
+"""Scores of a network on simulated episodes that are never trained on: for early stopping, and to compare trials."""
 
 from __future__ import annotations
 
@@ -11,18 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from actuators.contract.script import Scenario, Script
-from actuators.contract.topology import Topology
+from actuators.contract.script import Scenario
 from envs.environment.problem import DecisionProblem
-from envs.environment.vector_env import SimulatedVectorEnv
-from envs.simulator.testbed import SimulatedBatch, SimulationOptions
+from envs.environment.rewards import Ledger
+from envs.environment.rollout import rollout
+from envs.simulator.batch import SimulatedBatch, SimulationOptions
+from tuning.learning.scripts import HELD_OUT_SEED, VALIDATION_SEED
 from tuning.options import TrainingOptions
 from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import EquivariantNet
-
-State = dict[str, torch.Tensor]
-_FIRST_SEED = 2**31
-"""Training draws script seeds below this one, so held-out scripts are never trained on."""
 
 
 class HeldOut:
@@ -41,40 +35,44 @@ class HeldOut:
     ) -> None:
         self._problem, self._options, self._simulation = problem, options, simulation
         episodes = options.held_out.episodes
-        self._scripts = [scenario.script(problem.topology, _FIRST_SEED + index) for index in range(episodes)]
+        self._scripts = [scenario.script(problem.topology, HELD_OUT_SEED + index) for index in range(episodes)]
 
     def score(self, net: EquivariantNet) -> float:
         """Mean reward per step."""
-        options, policy = self._options, LearnedPolicy(net, self._problem)
-        env = SimulatedVectorEnv(
+        options = self._options
+        played = rollout(
             self._problem,
-            len(self._scripts),
-            _InTurn(self._scripts),
+            self._scripts,
+            LearnedPolicy(net, self._problem),
+            options.episode_steps,
             method=options.method,
             interval_s=options.interval_s,
-            episode_steps=options.episode_steps,
             simulation=self._simulation,
             threads=options.threads,
         )
-        rows, _ = env.reset()
-        total = 0.0
-        for _ in range(options.episode_steps):
-            rows, rewards, *_ = env.step(policy.action(rows))
-            total += float(rewards.mean())
         net.train()
+        total = 0.0
+        for rewards in played.rewards:
+            total += float(rewards.mean())
         return total / options.episode_steps
 
 
 @dataclass
 class Best:
-    """The best network so far, and since how many looks nothing better came."""
+    """The best network so far.
+
+    Attributes:
+        score: its mean reward per step.
+        looks_since: looks at later networks, none of which was better.
+        state: its tensors by name; empty before the first look.
+    """
 
     score: float = -math.inf
     looks_since: int = 0
-    state: State = field(default_factory=dict)
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def offer(self, score: float, net: EquivariantNet) -> None:
-        """A network and its score; kept when better."""
+        """Keeps a copy of the network when its score is better."""
         if score > self.score:
             self.score, self.looks_since = score, 0
             self.state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
@@ -82,36 +80,13 @@ class Best:
             self.looks_since += 1
 
 
-class ScriptSource:
-    """Draws the script of an episode from a scenario; travels with RLlib's configuration."""
-
-    def __init__(self, scenario: Scenario, topology: Topology) -> None:
-        self.scenario, self._topology = scenario, topology
-
-    def __call__(self, generator: np.random.Generator) -> Script:
-        return self.scenario.script(self._topology, int(generator.integers(_FIRST_SEED)))
-
-
-class _InTurn:
-    def __init__(self, scripts: list[Script]) -> None:
-        self._scripts, self._next = scripts, 0
-
-    def __call__(self, generator: np.random.Generator) -> Script:
-        self._next += 1
-        return self._scripts[(self._next - 1) % len(self._scripts)]
-
-
-FIRST_SEED = 2**31 + 2**30
-"""Apart from the seeds that training and its early stopping draw."""
-
-
 @dataclass(frozen=True)
 class Validation:
-    """Over all validation episodes, each from its start.
+    """Results over all validation episodes, each from its start.
 
     Attributes:
-        score: mean over intervals of −log(relative latency + 0.01), less that of least_conn with equal
-            weights on the same scripts: 0.05 means about 5 % less latency over deadline.
+        score: mean over intervals of −log(relative latency + 0.01), minus that of least_conn with equal weights on
+            the same scripts: 0.05 means about 5 % less latency over deadline.
         art_per_request: mean over intervals of relative tardiness per request.
         error_ratio: share of failed requests.
     """
@@ -124,8 +99,10 @@ class Validation:
 class Validator:
     """Plays the same simulated scripts with every network, and once with least_conn.
 
+    The measure is the same for every trial, whatever reward the trial was trained with.
+
     Args:
-        seconds: simulated, per episode.
+        seconds: simulated seconds per episode.
     """
 
     def __init__(
@@ -134,28 +111,22 @@ class Validator:
         plain = problem.options.model_copy(update={"reward": "log_latency", "reward_mix": {}})
         self._problem, self._options = replace(problem, options=plain), options
         self._steps = max(round(seconds / options.interval_s), 1)
-        self._scripts = [scenario.script(problem.topology, FIRST_SEED + index) for index in range(episodes)]
+        self._scripts = [scenario.script(problem.topology, VALIDATION_SEED + index) for index in range(episodes)]
         self._reference = self._least_conn()
 
     def judge(self, net: EquivariantNet) -> Validation:
         """The network without exploration."""
-        env = SimulatedVectorEnv(
-            self._problem,
-            len(self._scripts),
-            _InTurn(self._scripts),
-            method=self._options.method,
-            interval_s=self._options.interval_s,
-            episode_steps=self._steps,
+        policy, options = LearnedPolicy(net, self._problem), self._options
+        played = rollout(
+            self._problem, self._scripts, policy, self._steps, method=options.method, interval_s=options.interval_s
         )
-        policy = LearnedPolicy(net, self._problem)
-        rows, _ = env.reset()
-        rewards = []
-        for _ in range(self._steps):
-            rows, reward, *_ = env.step(policy.action(rows))
-            rewards.append(float(reward.mean()))
         net.train()
-        terms = env.ledger.take_means()
-        return Validation(float(np.mean(rewards)) - self._reference, terms["art"], terms["error_ratio"])
+        ledger = Ledger()
+        for step in range(self._steps):
+            ledger.add({name: values[step] for name, values in played.terms.items()})
+        terms = ledger.take_means()
+        score = float(np.mean([float(rewards.mean()) for rewards in played.rewards])) - self._reference
+        return Validation(score, terms["art"], terms["error_ratio"])
 
     def _least_conn(self) -> float:
         batch = SimulatedBatch(self._problem.topology, len(self._scripts), "least_conn")

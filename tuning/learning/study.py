@@ -9,20 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from actuators.contract.control import BalancingMethod
-from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from envs.environment.problem import DecisionOptions, DecisionProblem
-from envs.estimators.base import FIRST_GUESS_S
 from envs.mixture.fit import fit_encoder
 from envs.observation.encoder import EncoderOptions
 from envs.observation.observer import Observer, sample_names, samples_of
-from envs.scenarios.catalogue import STUDY, randomised
+from envs.scenarios.catalogue import STUDY, Rotation, randomised
 from envs.scenarios.lookup import scenario, training_mixture
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
-from envs.simulator.window_batch import WindowBatch
 from envs.study.judge import deadlines_s
-from envs.study.rules import SHARED_MEMORY, Rule, Steering, workers_of
+from envs.study.rules import SHARED_MEMORY, Rule, policy_steering
 from tuning.learning.proof import Proof
+from tuning.learning.scripts import HELD_OUT_SEED
 from tuning.learning.trainer import CurveRow, Trainer
 from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, TrainingOptions
 from tuning.policy.learned import LearnedPolicy
@@ -74,7 +72,7 @@ class Trained:
         """The same network on any number of servers."""
         problem = replace(self.problem, topology=topology)
         policy = LearnedPolicy(self.net, problem)
-        return Rule(self.arm.name, self.arm.method, lambda: learned(policy, problem), self.arm.simulation)
+        return Rule(self.arm.name, self.arm.method, lambda: policy_steering(policy, problem), self.arm.simulation)
 
 
 def train(
@@ -105,9 +103,10 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(problem, options, folder, seed, report, arm.simulation)
-    trainer.train_simulated(
-        training_mixture(arm.scenarios, duration_s=110.0), _InTurn(tuple(dict.fromkeys(arm.scenarios)))
-    )
+    mixture = training_mixture(arm.scenarios, duration_s=110.0)
+    # Early stopping plays every scenario equally often.
+    held_out_scenarios = Rotation(tuple(dict.fromkeys(mixture.scenarios)), HELD_OUT_SEED)
+    trainer.train_simulated(mixture, held_out_scenarios)
     return Trained(arm, problem, trainer.net(), trainer.curve, trainer.proof)
 
 
@@ -134,41 +133,3 @@ def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
     samples = samples_of(np.array(seen), "server").reshape(-1, len(names))
     encoder = fit_encoder(samples, names, EncoderOptions(clusters=(arm.clusters,), restarts=1), seed)
     return DecisionProblem(topology, deadline_s, encoder, arm.decision)
-
-
-def learned(policy: LearnedPolicy, problem: DecisionProblem) -> Steering:
-    """A trained policy as the steering of a rule: windows in, weights or service times out."""
-    observer: Observer | None = None
-
-    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
-        nonlocal observer
-        if window is None:
-            observer = problem.observer((len(scripts),))
-            if problem.options.action.estimator is not None:
-                batch.set_service_times(
-                    np.full((batch.size, *problem.topology.shape), FIRST_GUESS_S), workers_of(scripts)
-                )
-            return
-        assert observer is not None
-        duration_s = float(window.end_s[0] - window.start_s[0])
-        seen = observer.observe(window, duration_s, window.weight)
-        if seen.tau_s is None:
-            batch.set_weights(policy.weights(seen))
-        else:
-            batch.set_service_times(policy.service_times(seen), workers_of(scripts))
-
-    return steer
-
-
-@dataclass
-class _InTurn:
-    """Held-out episodes: every scenario equally often."""
-
-    names: tuple[str, ...]
-    name: str = "held out"
-    _count: int = 0
-
-    def script(self, topology: Topology, seed: int) -> Script:
-        self._count += 1
-        chosen = self.names[(self._count - 1) % len(self.names)]
-        return randomised(scenario(chosen), 110.0).script(topology, seed)

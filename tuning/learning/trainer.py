@@ -30,7 +30,8 @@ from tuning.learning.algorithm import UPDATES_PER_ITERATION, Setting, algorithm_
 from tuning.learning.curve import EPISODES, CurveRow, as_csv, read_csv, row_of
 from tuning.learning.imitation import imitate
 from tuning.learning.proof import Proof, prove_some
-from tuning.learning.scoring import Best, HeldOut, ScriptSource
+from tuning.learning.scoring import Best, HeldOut
+from tuning.learning.scripts import ScriptSource
 from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.policy.learned import net_for
 from tuning.policy.model import EquivariantNet
@@ -139,7 +140,10 @@ class Trainer:
         self.report = report
         self._simulation = simulation
         self._checkpoints = Checkpoints(folder / "checkpoints")
-        self._net = net_for(problem, model)
+        with torch.random.fork_rng(devices=[]):
+            # Imitation starts from these weights: they must come from the run's seed.
+            torch.manual_seed(seed)
+            self._net = net_for(problem, model)
         self._begun = start is not None
         if start is not None:
             self._net.load_state_dict(start.state_dict())

@@ -20,7 +20,8 @@ from actuators.files import write_json
 from envs.environment.vector_env import SimulatedVectorEnv
 from tuning.learning.algorithm import Setting, algorithm_config, module_path
 from tuning.learning.curve import TERMS
-from tuning.learning.scoring import ScriptSource, Validation, Validator
+from tuning.learning.scoring import Validation, Validator
+from tuning.learning.scripts import ScriptSource
 from tuning.live.metrics import TrialMetrics
 from tuning.live.vector_env import make_environment
 from tuning.observing.phase import Observed, Watched, fit_problem

@@ -20,7 +20,7 @@ from envs.study.rules import RULES
 from rayjobs.runs.local_ray import local_ray
 from tests.support.problems import observed
 from tuning.learning.recordings import from_simulation, from_windows, write_transitions
-from tuning.learning.scoring import ScriptSource
+from tuning.learning.scripts import ScriptSource
 from tuning.learning.study import Arm, train
 from tuning.learning.trainer import Trainer
 from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions

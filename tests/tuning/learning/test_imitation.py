@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from envs.environment.vector_env import SimulatedVectorEnv
 from envs.scenarios.lookup import training_mixture
 from tests.support.problems import TOPOLOGY, problem
 from tuning.learning.imitation import imitate
-from tuning.learning.scoring import ScriptSource
+from tuning.learning.scripts import ScriptSource
+from tuning.learning.trainer import Trainer
 from tuning.options import ImitationOptions, ModelOptions, TrainingOptions
 from tuning.policy.learned import LearnedPolicy, net_for
 from tuning.policy.model import EquivariantNet
@@ -56,3 +58,10 @@ def test_a_fresh_network_learns_to_do_what_the_baseline_does(kind: ActionKind) -
     # Ratios of 1, 3 and 5 are coarse; the best of them are some way off.
     assert after < (0.2 if kind == "continuous" else 0.8) * equal
     assert after < before
+
+
+def test_the_first_network_follows_from_the_seed(tmp_path: Path) -> None:
+    """Imitation starts from it, so that a repeated run would otherwise differ."""
+    first, again, other = (Trainer(problem(), OPTIONS, tmp_path, seed).net().state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
