@@ -6,7 +6,7 @@ line refuses it where it has none, and leaves it out of the configuration that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -46,6 +46,20 @@ class Only:
         return f"with {name}={in_words(found)}", f"set {name}={' or '.join(map(in_words, values))}"
 
 
+class OnlyIf(Only):
+    """A condition in code; the texts say what stands against the option and what would give it an effect."""
+
+    def __init__(self, holds: Callable[[Any], bool], reason: str, remedy: str) -> None:
+        super().__init__()
+        self._holds, self._words = holds, (reason, remedy)
+
+    def holds(self, options: Options) -> bool:
+        return self._holds(options)
+
+    def describe(self, options: Options, prefix: str = "") -> tuple[str, str]:
+        return self._words
+
+
 class Never(Only):
     """A nested option that this class decides itself; the text says what to use in its place."""
 
@@ -73,6 +87,21 @@ class Moved:
     obeyed: bool = True
 
 
+@dataclass(frozen=True)
+class Retired:
+    """An option of earlier versions that nothing took the place of.
+
+    Attributes:
+        instead: what to do now, for those who give another value than `default`.
+        default: the value that is meant without the option.
+        obeyed: whether runs obeyed it; a saved run's value that none obeyed is dropped.
+    """
+
+    instead: str
+    default: object = None
+    obeyed: bool = True
+
+
 class Options(BaseModel):
     """Options of one part, kept beside the code that obeys them. Units are in the field names.
 
@@ -86,7 +115,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     only: ClassVar[Mapping[str, Only | tuple[Only, ...]]] = {}
-    moved: ClassVar[Mapping[str, Moved]] = {}
+    moved: ClassVar[Mapping[str, Moved | Retired]] = {}
 
     def resolved(self) -> Self:
         """The options that a run with these obeys: shortcuts and automatic choices replaced by values.
@@ -95,18 +124,24 @@ class Options(BaseModel):
         """
         return self
 
+    def replaced(self) -> Mapping[str, tuple[str, str]]:
+        """Dotted paths of options whose values others replace: by what, and what would give them an effect."""
+        return {}
+
     def extended(self, kind: type[OptionsT], **more: Any) -> OptionsT:
         """These options as a `kind`, a subclass of this class, with values for what that adds."""
         assert issubclass(kind, type(self))
         return kind(**{name: getattr(self, name) for name in type(self).model_fields}, **more)
 
     def changed(self, values: Mapping[str, Any]) -> Self:
-        """A copy with other values at dotted paths; they count as given and are not validated."""
+        """A copy with other values at dotted paths; they count as given. Raises pydantic's ValidationError."""
         own = {path: value for path, value in values.items() if "." not in path}
         for group in {path.partition(".")[0] for path in values if "." in path}:
             inner = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{group}.")}
             own[group] = getattr(self, group).changed(inner)
-        return self.model_copy(update=own)
+        copy = type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | own)
+        copy.model_fields_set.intersection_update(self.model_fields_set | own.keys())
+        return copy
 
     def given(self, path: str) -> bool:
         """Whether a value was given for the option at a dotted path, in place of its default."""
@@ -136,10 +171,15 @@ def idle_options(options: Options, prefix: str = "") -> Iterator[Idle]:
         if alternatives and not known and not any(each.holds(options) for each in alternatives):
             idle.add(path)
             yield Idle(prefix + path, *alternatives[0].describe(options, prefix))
+    for path, reason in options.replaced().items():
+        if not any(is_within(path, group) for group in idle):
+            idle.add(path)
+            yield Idle(prefix + path, *reason)
     for name in kind.model_fields:
         value = getattr(options, name)
         if isinstance(value, Options) and name not in idle:
-            yield from idle_options(value, f"{prefix}{name}.")
+            inner = idle_options(value, f"{prefix}{name}.")
+            yield from (each for each in inner if not any(is_within(each.path, prefix + path) for path in idle))
 
 
 def is_within(path: str, group: str) -> bool:

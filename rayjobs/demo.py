@@ -1,27 +1,27 @@
-"""`deepsched demo`: the main job from end to end on this machine, ending with a table and a page."""
+"""`deepsched demo`: runs the end-to-end demo on this machine: observe, train, judge; a table and a page at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError
 from actuators.nginx.detect import detect, need_lua
-from actuators.options import Options
+from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.parts import LiveOptions
 from rayjobs.cli.interrupts import leave_within
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, open_testbed
-from tuning.judging.plan import JudgeOptions
+from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.observing.phase import ObserveOptions
-from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.options import ONLINE, AlgorithmOptions, LearningOptions, TrainingOptions, check_live_algorithm
 
 if TYPE_CHECKING:
     from envs.environment.problem import DecisionProblem
@@ -36,25 +36,58 @@ POLICIES = 6
 BLOCK_OVERHEAD_S = 1.2
 """Seconds that a live block spends on changing the method, resetting and draining."""
 
+QUICK: dict[str, Any] = {
+    "interval_s": 0.5,
+    "observe.duration_s": 5.0,
+    "observe.explore_s": 4.0,
+    "observe.skip_s": 1.0,
+    "training.steps": 6000,
+    "live_training.steps": 6,
+    "live_training.algorithm.batch_steps": 6,
+    "live_training.algorithm.minibatch_steps": 6,
+    "judge.rounds": 2,
+    "judge.warm_up_s": 0.5,
+    "judge.measure_s": 2.0,
+}
+"""What `--quick` sets, where nothing else was given."""
+
 
 class LiveTrainingOptions(Options):
-    """The short stretch on the live testbed after the simulated training."""
+    """The short training on the testbed itself after the simulated training."""
+
+    only: ClassVar = {"algorithm.array_runner": Never("one testbed is stepped at a time")}
 
     steps: int = Field(default=20, ge=0)
     """Control intervals; 0 leaves it out."""
-    algorithm: AlgorithmOptions = AlgorithmOptions(learning_rate=3e-5, batch_steps=10, minibatch_steps=10, epochs=2)
+    algorithm: Annotated[AlgorithmOptions, Only(steps=GIVEN)] = AlgorithmOptions(
+        learning_rate=3e-5, batch_steps=10, minibatch_steps=10, epochs=2
+    )
     """PPO with small steps: a few noisy intervals must not undo what was learned."""
 
 
 class DemoOptions(Options):
-    """The main job. `--quick` overrides the durations of all stages."""
+    """The end-to-end demo."""
+
+    only: ClassVar = {
+        "training.algorithm.recorded_steps": Never("the demo records nothing, give training.algorithm.transitions"),
+        "judge.max_core_wait_ms": Only(testbed="live"),
+        "live.nginx.method": Never("set --method"),
+    }
+    moved: ClassVar = {
+        "training.interval_s": Moved("interval_s", obeyed=False),
+        "training.method": Moved("method", obeyed=False),
+        "judge.interval_s": Moved("interval_s", obeyed=False),
+        "judge.seed": Moved("seed", obeyed=False),
+        "judge.seeds": Retired("judge on more seeds with `deepsched evaluate BUNDLE --seeds N`", default=1),
+        "judge.learned": Retired("the trained policy is on trial", obeyed=False),
+    }
 
     seed: int = Field(default=1, ge=0)
     """Fixes everything random but the live testbed's own noise."""
     out: Path | None = None
     """Folder for the run's folder; `runs` when not given."""
     quick: bool = False
-    """Short stages, under 120 s in all: shows that everything works, judges little."""
+    """Short stages, under 120 s in all: shows that everything works, judges little. Other options win over it."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
     method: Literal["auto", "expected_delay", "least_conn", "round_robin", "random_two"] = "auto"
@@ -66,26 +99,77 @@ class DemoOptions(Options):
     """What happens on the testbed: `deepsched scenarios list`."""
     observe: ObserveOptions = ObserveOptions()
     """The observation phase."""
-    training: TrainingOptions = TrainingOptions(steps=20_000)
-    """Training on simulated testbeds; `interval_s` and `method` come from above, and with `expected_delay` the policy
-    is a residual on learned service times, paid for what differs from them on the same arrivals."""
+    training: LearningOptions = LearningOptions(steps=20_000)
+    """Training on simulated testbeds. With `expected_delay` the policy is a residual on learned service times
+    (`decision.action.baseline=idle`), `paired` with them, unless these options are given."""
     live_training: LiveTrainingOptions = LiveTrainingOptions()
     """Training on the testbed itself."""
-    judge: JudgeOptions = JudgeOptions(rounds=4, warm_up_s=1.5, measure_s=4.0)
-    """The judgement; `interval_s` and `seed` come from above."""
-    live: LiveOptions = LiveOptions()
+    judge: BlockOptions = BlockOptions(rounds=4, warm_up_s=1.5, measure_s=4.0)
+    """Number and length of the blocks of the judgement."""
+    live: Annotated[LiveOptions, Only(testbed="live")] = LiveOptions()
     """The parts of the live testbed."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.live_training.steps:
+            check_live_algorithm(self.training.algorithm, self.live_training.algorithm)
+        return self
+
+    def resolved(self) -> Self:
+        """With the values of `quick`, and `method` as this machine allows it."""
+        values = {path: value for path, value in QUICK.items() if self.quick and not self.given(path)}
+        values["method"] = method = best_method(self)
+        baseline, paired = "training.decision.action.baseline", "training.paired"
+        if self.training.decision.action.kind == "residual" and not self.given(baseline):
+            values[baseline] = "idle" if method == "expected_delay" else "inverse_latency"
+        if self.training.algorithm.name in ONLINE and not self.given(paired):
+            values[paired] = method == "expected_delay"
+        return self.changed(values)
+
+
+def best_method(options: DemoOptions) -> BalancingMethod:
+    """The balancing method that the policy steers.
+
+    Raises:
+        ConfigError: the actions are not what the method takes.
+        MissingToolError: `expected_delay` on an NGINX without Lua.
+    """
+    action, method = options.training.decision.action, options.method
+    chosen = options.given("training.decision.action.baseline")
+    sets_times = action.estimator is not None if chosen else action.kind == "residual"
+    if method == "auto":
+        if not sets_times:
+            return "least_conn"
+        if options.testbed == "live" and not chosen and not detect(options.live.nginx.binary).has_lua:
+            return "least_conn"
+        method = "expected_delay"
+    if method == "expected_delay" and not sets_times:
+        kind = f"residual on {action.baseline}" if action.kind == "residual" else action.kind
+        raise ConfigError(
+            f"actions of kind {kind} set weights, not service times",
+            where="training.decision.action",
+            remedy="take kind residual on baseline idle, or another --method",
+        )
+    if method != "expected_delay" and chosen and sets_times:
+        raise ConfigError(
+            f"baseline {action.baseline} sets service times, not weights",
+            where="training.decision.action.baseline",
+            remedy="set --method expected_delay",
+        )
+    if method == "expected_delay" and options.testbed == "live":
+        need_lua(detect(options.live.nginx.binary))
+    return method
 
 
 def run(options: DemoOptions) -> int:
     """Prints the table and the report's path; everything started is ended, whatever happens."""
-    options = resolve(options)
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_err, console_out
     from rayjobs.doctor import diagnose, require
     from rayjobs.runs.report import write_run_report
     from tuning.judging.tables import print_evaluation
 
+    options = options.resolved()
     for name in (options.scenario, *options.training.scenarios):
         scenario(name)
     folder = RunFolder.create(options.out, "demo", options.seed, options)
@@ -96,120 +180,20 @@ def run(options: DemoOptions) -> int:
     leave_within(CLEAN_UP_S, kept)
     try:
         with Progress(_stages(options)) as progress:
-            with progress.stage("check") as stage:
-                findings = diagnose(options.live.nginx.binary)
-                require(findings)
-                stage.update(f"{len(findings)} things looked at, none is missing")
-            evaluation, trainer, seen = _work(options, folder, progress)
+            if options.testbed == "live":
+                with progress.stage("check") as stage:
+                    findings = diagnose(options.live.nginx.binary)
+                    require(findings)
+                    stage.update(f"{len(findings)} checks passed")
+            evaluation, trainer, observations = _work(options, folder, progress)
             with progress.stage("report"):
-                report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, seen)
+                report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, observations)
     except KeyboardInterrupt:
         console_err().print(kept(), markup=False, soft_wrap=True)
         raise
     print_evaluation(evaluation.to_json(), console_out())
     console_out().print(f"report: {report}", soft_wrap=True)
     return 0
-
-
-def resolve(options: DemoOptions) -> DemoOptions:
-    """The options with `quick`, `interval_s`, `method` and `seed` carried into the stages."""
-    from tuning.judging.contenders import LEARNED
-
-    stages: dict[str, Options] = {
-        "observe": options.observe,
-        "live_training": options.live_training,
-        "judge": options.judge,
-    }
-    interval_s, steps = options.interval_s, options.training.steps
-    if options.quick:
-        interval_s = min(interval_s, 0.5)
-        stages["observe"] = options.observe.model_copy(update={"duration_s": 5.0, "explore_s": 4.0, "skip_s": 1.0})
-        steps = 6000
-        brief = options.live_training.algorithm.model_copy(update={"batch_steps": 6, "minibatch_steps": 6})
-        stages["live_training"] = options.live_training.model_copy(update={"steps": 6, "algorithm": brief})
-        stages["judge"] = options.judge.model_copy(update={"rounds": 2, "warm_up_s": 0.5, "measure_s": 2.0})
-    method = best_base(options)
-    stages["training"] = training_on(options.training, method).model_copy(
-        update={"interval_s": interval_s, "steps": steps}
-    )
-    own = {"interval_s": interval_s, "seed": options.seed, "learned": LEARNED}
-    stages["judge"] = stages["judge"].model_copy(update=own)
-    return options.model_copy(update={**stages, "interval_s": interval_s, "method": method})
-
-
-def best_base(options: DemoOptions) -> BalancingMethod:
-    """The balancing method that the policy steers. Raises MissingToolError for `expected_delay` without Lua."""
-    can_weigh_only = options.training.decision.action.kind != "residual"
-    if options.method == "auto" and can_weigh_only:
-        return "least_conn"
-    if options.testbed == "simulated" or options.method not in ("auto", "expected_delay"):
-        return "expected_delay" if options.method == "auto" else options.method
-    build = detect(options.live.nginx.binary)
-    if options.method == "expected_delay":
-        need_lua(build)
-    return "expected_delay" if build.has_lua else "least_conn"
-
-
-def training_on(training: TrainingOptions, method: BalancingMethod) -> TrainingOptions:
-    """The training on that method; raises ConfigError for actions that are no service times."""
-    action = training.decision.action
-    if method != "expected_delay":
-        action = action.model_copy(update={"baseline": "inverse_latency"})
-    elif action.kind != "residual":
-        raise ConfigError(
-            f"actions of kind {action.kind} set weights, not service times", where="training.decision.action.kind",
-            remedy="take residual, or another --method",
-        )  # fmt: skip
-    elif action.estimator is None:
-        action = action.model_copy(update={"baseline": "idle"})
-    decision = training.decision.model_copy(update={"action": action})
-    return training.model_copy(
-        update={"method": method, "decision": decision, "paired": training.paired or method == "expected_delay"}
-    )
-
-
-def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
-    from envs.heuristics.controllers import Recorded
-    from envs.scenarios.lookup import scenario
-    from rayjobs.runs.local_ray import local_ray
-    from rayjobs.runs.steps import Steps
-
-    watched = scenario(options.scenario)
-    steps = Steps(folder, progress, options.seed)
-    with contextlib.ExitStack() as stack:
-        with progress.stage("start") as stage:
-            stage.update("Ray, with proxy, client and server resources of its own")
-            stack.enter_context(local_ray())
-            stage.update(f"a {options.testbed} testbed")
-            work_dir = folder.path / "testbed"
-            testbed = stack.enter_context(open_testbed(options.testbed, work_dir, options.seed, options.live))
-        observed = steps.observe(testbed, watched, options.observe, options.training)
-        trainer = steps.train(observed, options.training, watched.work_scale)
-        if options.live_training.steps:
-            steps.train_live(trainer, testbed, watched, options.live_training.steps, options.live_training.algorithm)
-        bundle = steps.export(trainer)
-        learned = Recorded(bundle.policy())
-        policies = judged(options, observed.problem, learned)
-        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, options.judge)
-        with progress.stage("end"):
-            stack.close()
-    return evaluation, trainer, learned.seen
-
-
-def judged(options: DemoOptions, problem: DecisionProblem, learned: Policy) -> list[Controller]:
-    """NGINX as shipped, the simple heuristic, the in-memory rule without and with learning, and the policy.
-
-    The rule is left out where the NGINX cannot hold it in memory.
-    """
-    from tuning.judging.contenders import LEARNED, Arena, contender, learned_controller, parse_policies
-
-    weighs: BalancingMethod = "least_conn" if options.method == "expected_delay" else options.training.method
-    names = ["round_robin", "least_conn", "inverse_latency"]
-    if options.testbed == "simulated" or detect(options.live.nginx.binary).has_lua:
-        names += ["type_means", "idle"]
-    arena = Arena(problem, weighs, problem.believed_workers)
-    others = [contender(spec, arena) for spec in parse_policies(names)]
-    return [*others, learned_controller(LEARNED, options.training.method, learned, problem)]
 
 
 def _stages(options: DemoOptions) -> list[Stage]:
@@ -227,7 +211,61 @@ def _stages(options: DemoOptions) -> list[Stage]:
         Stage("end", 2),
         Stage("report", 3),
     ]
-    return [stage for stage in stages if live.steps or stage.name != "train live"]
+    left_out = {"check": options.testbed == "simulated", "train live": live.steps == 0}
+    return [stage for stage in stages if not left_out.get(stage.name)]
+
+
+def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
+    """The judgement, the training, and what the learned policy observed while it was judged."""
+    from envs.heuristics.controllers import Recorded
+    from envs.scenarios.lookup import scenario
+    from rayjobs.runs.local_ray import local_ray
+    from rayjobs.runs.steps import Steps
+    from tuning.judging.contenders import LEARNED
+
+    watched, method = scenario(options.scenario), _method(options)
+    training = options.training.extended(TrainingOptions, method=method, interval_s=options.interval_s)
+    judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
+    steps = Steps(folder, progress, options.seed)
+    with contextlib.ExitStack() as stack:
+        with progress.stage("start") as stage:
+            stage.update("Ray, with proxy, client and server resources")
+            stack.enter_context(local_ray())
+            stage.update(f"a {options.testbed} testbed")
+            work_dir = folder.path / "testbed"
+            testbed = stack.enter_context(open_testbed(options.testbed, work_dir, options.seed, options.live))
+        observed = steps.observe(testbed, watched, options.observe, training)
+        trainer = steps.train(observed, training, watched.work_scale)
+        if options.live_training.steps:
+            steps.train_live(trainer, testbed, watched, options.live_training.steps, options.live_training.algorithm)
+        bundle = steps.export(trainer)
+        learned = Recorded(bundle.policy())
+        policies = judged(options, observed.problem, learned)
+        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging, kind=options.testbed)
+        with progress.stage("end"):
+            stack.close()
+    return evaluation, trainer, learned.seen
+
+
+def _method(options: DemoOptions) -> BalancingMethod:
+    assert options.method != "auto", "the options are resolved"
+    return options.method
+
+
+def judged(options: DemoOptions, problem: DecisionProblem, learned: Policy) -> list[Controller]:
+    """NGINX as shipped, the simple heuristic, the in-memory rule without and with learning, and the policy.
+
+    The rule is left out where the NGINX cannot hold it in memory.
+    """
+    from tuning.judging.contenders import LEARNED, Arena, contender, learned_controller, parse_policies
+
+    method = _method(options)
+    names = ["round_robin", "least_conn", "inverse_latency"]
+    if options.testbed == "simulated" or detect(options.live.nginx.binary).has_lua:
+        names += ["type_means", "idle"]
+    arena = Arena(problem, "least_conn" if method == "expected_delay" else method, problem.believed_workers)
+    others = [contender(spec, arena) for spec in parse_policies(names)]
+    return [*others, learned_controller(LEARNED, method, learned, problem)]
 
 
 VERB = Verb(

@@ -1,6 +1,7 @@
-"""`deepsched evaluate [BUNDLE]`: policies × scenarios × seeds on live and simulated testbeds, side by side.
+"""`deepsched evaluate [BUNDLE]`: compares policies on scenarios and seeds, on live and simulated testbeds.
 
-The parts of an evaluation, one per testbed and scenario: problem, contenders and peers of each, then its blocks.
+An evaluation has a part per testbed and scenario. Each part has a decision problem (a bundle's, or from an observation
+phase), the policies that can run there, and its blocks, which `tuning.judging.judge` runs.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field
 
 from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
-from actuators.options import Options
+from actuators.options import Moved, Never, Only, OnlyIf, Options
 from actuators.testbed.parts import LiveOptions
-from rayjobs.cli.config import load_options
+from rayjobs.cli.config import resumed
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, open_testbed
-from tuning.judging.plan import JudgeOptions
+from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.observing.phase import ObserveOptions
 
 if TYPE_CHECKING:
@@ -38,9 +39,30 @@ if TYPE_CHECKING:
     from tuning.judging.evaluation import Evaluation
     from tuning.judging.plan import Controller
 
+START_S, BLOCK_OVERHEAD_S, SIMULATED_S = 20.0, 1.2, 10.0
+
+
+def _takes_method(options: EvaluateOptions) -> bool:
+    return any(spec.takes_method and not _sets_times(spec) for spec in options.specs())
+
+
+def _takes_workers(options: EvaluateOptions) -> bool:
+    return any(spec.takes_workers and (not spec.is_bundle or _sets_times(spec)) for spec in options.specs())
+
 
 class EvaluateOptions(Options):
     """One evaluation."""
+
+    only: ClassVar = {
+        "judge.max_core_wait_ms": Only(testbed="live"),
+        "live.nginx.method": Never("every policy brings its own method, or takes --method"),
+    }
+    moved: ClassVar = {
+        "judge.seed": Moved("seed", obeyed=False),
+        "judge.seeds": Moved("seeds", obeyed=False),
+        "judge.interval_s": Moved("interval_s"),
+        "judge.learned": Moved("learned"),
+    }
 
     bundle: Path | None = None
     """Folder of a policy bundle that is on trial, for example `runs/train-1-…/bundle`; deadlines are its own."""
@@ -59,43 +81,59 @@ class EvaluateOptions(Options):
     seed: int = Field(default=1, ge=0)
     """Fixes arrivals, service times and the order of the blocks; the first of the seeds."""
     seeds: int = Field(default=1, ge=1)
-    """How many seeds; with each of them policies start anew. Intervals are over seeds and blocks."""
-    out: Path | None = None
+    """Number of seeds; policies start anew with each. Intervals are over seeds and blocks."""
+    interval_s: float = Field(default=1.0, gt=0)
+    """Control interval: seconds between two decisions."""
+    learned: str | None = None
+    """The policy on trial; the first bundle when not given, or else `idle`."""
+    out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     resume: Path | None = None
     """Run folder of an evaluation that was interrupted: goes on with its options, keeps its finished blocks."""
-    method: BalancingMethod = "least_conn"
+    method: Annotated[
+        BalancingMethod, OnlyIf(_takes_method, "as every policy brings its own method", "judge a heuristic")
+    ] = "least_conn"
     """Balancing method under heuristics and bundles that name none."""
-    workers: float | None = Field(default=None, ge=0.25)
+    workers: Annotated[
+        float | None, OnlyIf(_takes_workers, "as no policy uses it", "judge a policy on expected_delay")
+    ] = Field(default=None, ge=0.25)
     """Requests that a server serves at once, as `expected_delay` is told; the scenario's own when not given."""
-    observe: ObserveOptions = ObserveOptions()
-    """Without a bundle: the phase that deadlines come from."""
-    judge: JudgeOptions = JudgeOptions()
-    """Blocks: how many, how long; `seed` and `seeds` come from above."""
-    live: LiveOptions = LiveOptions()
+    observe: Annotated[ObserveOptions, Only(bundle=None)] = ObserveOptions()
+    """Without a bundle: the observation phase that deadlines come from."""
+    judge: BlockOptions = BlockOptions()
+    """Number and length of the blocks."""
+    live: Annotated[LiveOptions, Only(testbed="live")] = LiveOptions()
     """The parts of a live testbed."""
 
-    @property
-    def listed(self) -> tuple[str, ...]:
-        """All policies, the bundle last."""
-        return self.policies if self.bundle is None else (*self.policies, f"learned={self.bundle.absolute()}")
+    def specs(self) -> tuple[Spec, ...]:
+        """All policies, the bundle last. Raises ConfigError for a name that does not exist."""
+        from tuning.judging.contenders import parse_policies
+
+        listed = self.policies if self.bundle is None else (*self.policies, f"learned={self.bundle.absolute()}")
+        return parse_policies(listed)
+
+    def resolved(self) -> Self:
+        return self if self.resume is None else resumed(self, self.resume)
 
 
 def run(options: EvaluateOptions) -> int:
     """Prints a table per part; `evaluation.json`, both parquet files and `report.html` are in the run's folder."""
-    from rayjobs.cli.console import console_err, console_out
+    from rayjobs.cli.console import console_out
     from rayjobs.runs.report import write_evaluation_report
     from tuning.judging.tables import print_evaluation
 
-    options, folder = _begin(options)
+    options = options.resolved()
+    check(options)
+    folder = RunFolder(options.resume) if options.resume else None
+    folder = folder or RunFolder.create(options.out, "evaluate", options.seed, options)
     parts = plan_parts(options, folder)
     try:
-        with Progress(stages(parts, options)) as progress:
-            evaluations = judge_parts(parts, options, folder, progress)
+        with Progress(_stages(parts, options)) as progress:
+            evaluations = _judge_parts(parts, options, folder, progress)
             with progress.stage("report"):
                 report = write_evaluation_report(folder, evaluations)
     except (DeepSchedError, KeyboardInterrupt):
-        console_err().print(f"finished blocks are kept; `deepsched evaluate --resume {folder.path}` goes on",
+        console_err().print(f"finished blocks are kept; go on with: deepsched evaluate --resume {folder.path}",
                         markup=False, soft_wrap=True)  # fmt: skip
         raise
     for evaluation in evaluations:
@@ -104,28 +142,23 @@ def run(options: EvaluateOptions) -> int:
     return 0
 
 
-def _begin(options: EvaluateOptions) -> tuple[EvaluateOptions, RunFolder]:
-    """The options in force and the folder: a new one, or the one that is resumed."""
-    if options.resume is None:
-        check(options)
-        return options, RunFolder.create(options.out, "evaluate", options.seed, options)
-    saved = options.resume / "config.yaml"
-    if not saved.exists():
-        raise ConfigError(
-            "not the folder of a run", where=str(options.resume), remedy="give the one that holds config.yaml"
-        )
-    return load_options(EvaluateOptions, file=saved), RunFolder(options.resume)
+def check(options: EvaluateOptions) -> None:
+    """Raises ConfigError (BundleError) for names that do not exist, before anything is made or started."""
+    from envs.scenarios.lookup import scenario
 
+    specs = options.specs()
+    names = [spec.name for spec in specs]
+    for where, role in (("judge.reference", options.judge.reference), ("--learned", options.learned)):
+        if role is not None and role not in names:
+            raise ConfigError(f"'{role}' is not judged", where=where, remedy=closest(role, names))
+    for name in options.scenario:
+        scenario(name)
+    bundles = [Path(spec.base) for spec in specs if spec.is_bundle]
+    if bundles:
+        from tuning.policy.bundle import load_bundle
 
-VERB = Verb(
-    name="evaluate",
-    example="deepsched evaluate --scenario S2b,S3 --policies least_conn,type_means,idle --seeds 3",
-    options=EvaluateOptions,
-    run=run,
-    positional=("bundle",),
-)
-
-START_S, BLOCK_OVERHEAD_S, SIMULATED_S = 20.0, 1.2, 10.0
+        for bundle in bundles:
+            load_bundle(bundle)
 
 
 @dataclass(frozen=True)
@@ -142,68 +175,73 @@ class Part:
         return f"{self.scenario.name}, {self.kind}"
 
 
-def check(options: EvaluateOptions) -> None:
-    """Raises ConfigError (BundleError) for names that do not exist, before anything is made or started."""
-    from envs.scenarios.lookup import scenario
-    from tuning.judging.contenders import parse_policies
-
-    specs = parse_policies(options.listed)
-    names = [spec.name for spec in specs]
-    for role in (options.judge.reference, options.judge.learned):
-        if role is not None and role not in names:
-            raise ConfigError(f"'{role}' is not judged", where="judge", remedy=closest(role, names))
-    for name in options.scenario:
-        scenario(name)
-    if any(spec.is_bundle for spec in specs):
-        from tuning.policy.bundle import load_bundle
-
-        for spec in specs:
-            if spec.is_bundle:
-                load_bundle(Path(spec.base))
-
-
-def plan_parts(options: EvaluateOptions, folder: RunFolder | None = None) -> list[Part]:
+def plan_parts(options: EvaluateOptions, folder: RunFolder) -> list[Part]:
     """Every part, and a remark for each policy that is left out somewhere; a single part is the run folder itself.
 
     Raises:
         ConfigError: unknown scenario or policy, or nothing to judge.
     """
-    from tuning.judging.contenders import parse_policies
-
-    specs = parse_policies(options.listed)
+    specs = options.specs()
     runnable = {kind: [spec for spec in specs if _can_run(spec, kind, options.live)] for kind in options.testbed}
-    pairs = [(kind, _played(name, kind)) for kind in options.testbed for name in options.scenario]
+    pairs = [(kind, _scenario_on(kind, name)) for kind in options.testbed for name in options.scenario]
     if not pairs:
         raise ConfigError("nothing to judge", where="scenario, testbed", remedy="name at least one of each")
-    home = folder or RunFolder(Path())
     return [
         Part(
             kind,
-            played,
+            scenario,
             tuple(runnable[kind]),
-            home if len(pairs) == 1 else RunFolder(home.path / f"{played.name}-{kind}"),
+            folder if len(pairs) == 1 else RunFolder(folder.path / f"{scenario.name}-{kind}"),
         )
-        for kind, played in pairs
+        for kind, scenario in pairs
     ]
 
 
-def stages(parts: Sequence[Part], options: EvaluateOptions) -> list[Stage]:
+def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
+    from actuators.testbed.peers import why_missing
+
+    if spec.kind not in ("any", kind):
+        what = "an oracle of the simulator" if spec.kind == "simulated" else "another balancer"
+        console_err().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
+        return False
+    missing = why_missing(spec.base, _programs(live)) if spec.kind == "live" else ""
+    if missing:
+        console_err().print(f"left out: {spec.name}: {missing}", markup=False)
+    return not missing
+
+
+def _programs(live: LiveOptions) -> PeerPrograms:
+    from actuators.testbed.peers import PeerPrograms
+
+    return PeerPrograms(nginx=live.nginx.binary)
+
+
+def _scenario_on(kind: TestbedKind, name: str) -> StudyScenario:
+    """The scenario; on a live testbed requests take twice the work, so that half as many make the same load."""
+    from envs.scenarios.catalogue import LIVE_WORK_SCALE
+    from envs.scenarios.lookup import scenario
+
+    named = scenario(name)
+    return replace(named, work_scale=LIVE_WORK_SCALE) if kind == "live" and named.work_scale == 1.0 else named
+
+
+def _stages(parts: Sequence[Part], options: EvaluateOptions) -> list[Stage]:
     """What will happen and about how long it takes here."""
-    found = []
+    stages = []
     for kind in options.testbed:
         live = kind == "live"
-        found.append(Stage(f"start {kind}", START_S if live else 2))
+        stages.append(Stage(f"start {kind}", START_S if live else 2))
         for part in (part for part in parts if part.kind == kind):
             if options.bundle is None:
                 watched_s = options.observe.skip_s + options.observe.duration_s + options.observe.explore_s
-                found.append(Stage(f"observe {part.title}", watched_s if live else 3))
+                stages.append(Stage(f"observe {part.title}", watched_s if live else 3))
             block_s = options.judge.warm_up_s + options.judge.measure_s + BLOCK_OVERHEAD_S
             blocks = options.judge.rounds * options.seeds * len(part.specs)
-            found.append(Stage(f"judge {part.title}", blocks * block_s if live else SIMULATED_S))
-    return [*found, Stage("report", 3)]
+            stages.append(Stage(f"judge {part.title}", blocks * block_s if live else SIMULATED_S))
+    return [*stages, Stage("report", 3)]
 
 
-def judge_parts(
+def _judge_parts(
     parts: Sequence[Part], options: EvaluateOptions, folder: RunFolder, progress: Progress
 ) -> list[Evaluation]:
     """Judges part after part; whatever has finished is in the part's folder, also when this raises."""
@@ -241,16 +279,22 @@ def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress
     def make(seed: int) -> list[Controller]:
         return [contender(spec, arena) for spec in part.specs]
 
-    judging = options.judge.model_copy(update={"seed": options.seed, "seeds": options.seeds, **_roles(part, options)})
+    judging = options.judge.extended(
+        JudgeOptions,
+        interval_s=options.interval_s,
+        seed=options.seed,
+        seeds=options.seeds,
+        learned=_on_trial(part, options),
+    )
     with _peers(part, testbed, options) as peers:
         return steps.judge(
             testbed, make(options.seed), Excerpt(part.scenario, judging.measure_s), problem.deadlines_s, judging,
-            name=f"judge {part.title}", remake=make, peers=peers,
+            kind=part.kind, name=f"judge {part.title}", remake=make, peers=peers,
         )  # fmt: skip
 
 
 def _problem(part: Part, options: EvaluateOptions, testbed: Testbed, steps: Steps) -> DecisionProblem:
-    """The first bundle's, or what an observation phase of this scenario gives; a resumed part keeps its own."""
+    """The bundle's, or what an observation phase of this scenario gives; a resumed part keeps its own."""
     import numpy as np
 
     from envs.environment.problem import DecisionOptions, DecisionProblem
@@ -261,81 +305,63 @@ def _problem(part: Part, options: EvaluateOptions, testbed: Testbed, steps: Step
         from tuning.policy.bundle import load_bundle
 
         return load_bundle(options.bundle, testbed.topology).problem
-    kept = part.folder.path / "deadlines.json"
-    decision = DecisionOptions()
+    kept, name = part.folder.path / "deadlines.json", f"observe {part.title}"
     if kept.exists():
-        with progress_of(steps, part):
-            found = json.loads(kept.read_text())["deadlines_ms"]
-            deadlines_s = np.array([found[name] for name in testbed.topology.request_types]) / 1e3
-            return DecisionProblem(
-                testbed.topology, deadlines_s, Encoder.load(part.folder.path / "encoder.npz"), decision
-            )
-    training = TrainingOptions(decision=decision)
-    return steps.observe(testbed, part.scenario, options.observe, training, name=f"observe {part.title}").problem
+        with steps.progress.stage(name) as stage:
+            deadlines_ms = json.loads(kept.read_text())["deadlines_ms"]
+            deadlines_s = np.array([deadlines_ms[kind] for kind in testbed.topology.request_types]) / 1e3
+            encoder = Encoder.load(part.folder.path / "encoder.npz")
+            stage.update("kept from before", 1.0)
+        return DecisionProblem(testbed.topology, deadlines_s, encoder, DecisionOptions())
+    return steps.observe(testbed, part.scenario, options.observe, TrainingOptions(), name=name).problem
 
 
-@contextlib.contextmanager
-def progress_of(steps: Steps, part: Part) -> Iterator[None]:
-    """The observation stage of a part whose observation is already there."""
-    with steps.progress.stage(f"observe {part.title}") as stage:
-        stage.update("kept from before", 1.0)
-        yield
-
-
-def _roles(part: Part, options: EvaluateOptions) -> dict[str, str | None]:
-    """Who is on trial: what was asked for, else the first bundle, else the learning estimator."""
+def _on_trial(part: Part, options: EvaluateOptions) -> str | None:
+    """The policy that `learned` names, else the first bundle, else the learning estimator."""
     names = [spec.name for spec in part.specs]
-    asked = options.judge.learned
-    if asked is not None:
-        return {"learned": asked if asked in names else None}
-    on_trial = [spec.name for spec in part.specs if spec.is_bundle] or [name for name in names if name == "idle"]
-    return {"learned": next((name for name in on_trial if name != options.judge.reference), None)}
+    if options.learned is not None:
+        return options.learned if options.learned in names else None
+    candidates = [spec.name for spec in part.specs if spec.is_bundle] or [name for name in names if name == "idle"]
+    return next((name for name in candidates if name != options.judge.reference), None)
 
 
 @contextlib.contextmanager
 def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[dict[str, Testbed]]:
-    """A testbed behind every peer that is judged; all run at once and idle but for one."""
+    """A testbed behind every peer that is judged; all run at once, and one at a time has traffic."""
     from actuators.testbed.live import LiveTestbed
     from actuators.testbed.peers import NoStatistics, Peer
 
     with contextlib.ExitStack() as stack:
-        found: dict[str, Testbed] = {}
+        peers: dict[str, Testbed] = {}
         for spec in (spec for spec in part.specs if spec.kind == "live"):
             if not isinstance(testbed, LiveTestbed):
                 raise DataError(f"{spec.name} needs a live testbed", where="policies")
             folder = part.folder.path.absolute() / "peers"
             peer = stack.enter_context(Peer(spec.base, testbed.topology, folder, _programs(options.live)))
-            found[spec.name] = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
-        yield found
+            peers[spec.name] = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
+        yield peers
 
 
-def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
-    from actuators.testbed.peers import why_missing
+def _sets_times(spec: Spec) -> bool:
+    """Whether it is a bundle that sets service times; False also for a folder that cannot be read."""
+    from envs.environment.problem import DecisionOptions
 
-    if spec.kind not in ("any", kind):
-        what = "an oracle of the simulator" if spec.kind == "simulated" else "another balancer"
-        console_err().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
+    if not spec.is_bundle:
         return False
-    missing = why_missing(spec.base, _programs(live)) if spec.kind == "live" else ""
-    if missing:
-        console_err().print(f"left out: {spec.name}: {missing}", markup=False)
-    return not missing
+    try:
+        decision = json.loads((Path(spec.base) / "bundle.json").read_bytes())["decision"]
+        return DecisionOptions.model_validate(decision).action.estimator is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
-def _programs(live: LiveOptions) -> PeerPrograms:
-    from actuators.testbed.peers import PeerPrograms
-
-    return PeerPrograms(nginx=live.nginx.binary)
-
-
-def _played(name: str, kind: TestbedKind) -> StudyScenario:
-    """The scenario; on a live testbed the study's work is doubled, so that half the requests make the same load."""
-    from envs.scenarios.catalogue import LIVE_WORK_SCALE
-    from envs.scenarios.lookup import scenario
-
-    found = scenario(name)
-    return replace(found, work_scale=LIVE_WORK_SCALE) if kind == "live" and found.work_scale == 1.0 else found
-
+VERB = Verb(
+    name="evaluate",
+    example="deepsched evaluate --scenario S2b,S3 --policies least_conn,type_means,idle --seeds 3",
+    options=EvaluateOptions,
+    run=run,
+    positional=("bundle",),
+)
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -39,8 +39,7 @@ def run(options: ReproduceOptions) -> int:
     verb = load_verb(saved_verb(options.run))
     folder = RunFolder.create(options.out, "reproduce", options.seed or 0, options)
     changes = {"out": folder.path} | ({} if options.seed is None else {"seed": options.seed})
-    saved = load_options(verb.options, file=options.run / "config.yaml").model_copy(update=changes)
-    code = verb.run(saved)
+    code = verb.run(load_options(verb.options, file=options.run / "config.yaml", flags=changes))
     if code != 0:
         return code
     (fresh,) = [path for path in folder.path.iterdir() if path.is_dir()]

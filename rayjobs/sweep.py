@@ -1,4 +1,4 @@
-"""`deepsched sweep`: many trials over K, encoder, actions, rewards and hyperparameters; the best confirmed live."""
+"""`deepsched sweep`: searches K, encoder, actions, rewards and hyperparameters; the best trials are judged live."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
 from actuators.errors import ConfigError
-from actuators.options import Options
+from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.parts import LiveOptions
-from rayjobs.cli.config import load_options
+from rayjobs.cli.config import resumed
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress
 from rayjobs.runs.folder import RunFolder
@@ -35,9 +35,20 @@ LIVE_START_S = 20
 class SweepOptions(Options):
     """One sweep. Its results: `sweep.parquet`, `best/` (a bundle), `report.html`, `usage.json`, TensorBoard events."""
 
+    only: ClassVar = {
+        "observe.encoder": Never("set search.base.encoder"),
+        "live.nginx.method": Never("set search.base.training.method"),
+    }
+    moved: ClassVar = {
+        "confirm.judge.seed": Moved("seed", obeyed=False),
+        "confirm.judge.seeds": Retired("set confirm.testbeds, each has its own arrivals", default=1),
+        "confirm.judge.interval_s": Retired("policies are judged at the interval they were trained with", default=1.0),
+        "confirm.judge.learned": Retired("the trained policy is on trial", obeyed=False),
+    }
+
     seed: int = Field(default=1, ge=0)
     """Fixes the observation phase, the draws and every trial's training."""
-    out: Path | None = None
+    out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the sweep's folder; `runs` when not given."""
     resume: Path | None = None
     """Folder of a sweep that was interrupted: goes on with its options; finished trials are not repeated."""
@@ -47,44 +58,45 @@ class SweepOptions(Options):
     scenario: str = "demo"
     """What is observed first and confirmed on last, and what live trials train on; simulated ones train on
     `search.base.training.scenarios`."""
-    observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, interval_s=1.0)
+    observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, window_s=1.0)
     """The observation phase, on a testbed as trials have; its windows are shared by all of them."""
-    search: SearchOptions = Field(default_factory=SearchOptions)
+    search: SearchOptions = SearchOptions()
     """The space, and how it is searched."""
     confirm: ConfirmOptions = ConfirmOptions()
     """The judgement of the best on live testbeds."""
-    live: LiveOptions = LiveOptions()
-    """The parts of those testbeds."""
+    live: Annotated[LiveOptions, Only(search__testbed="live"), Only(confirm__best=GIVEN)] = LiveOptions()
+    """The parts of live testbeds."""
+
+    def resolved(self) -> Self:
+        if self.resume is not None:
+            return resumed(self, self.resume)
+        if self.search.scheduler != "pbt" or self.search.search != "optuna":
+            return self
+        if self.given("search.search"):
+            what = "optuna does not draw for population-based training"
+            raise ConfigError(what, where="search.search", remedy="set search.search=random, or another scheduler")
+        return self.changed({"search.search": "random"})
 
 
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_err
-    from rayjobs.runs.steps import training_scenarios
     from tuning.search.space import check
 
-    check(options.search.space, options.search.base, options.search.search, options.search.scheduler)
-    folder, options = _folder(options)
+    options = options.resolved()
+    check(options.search)
     for name in (options.scenario, *options.search.base.training.scenarios):
         scenario(name)
-    training_scenarios(options.search.base.training, 1.0)
+    folder = (
+        RunFolder(options.resume) if options.resume else RunFolder.create(options.out, "sweep", options.seed, options)
+    )
     try:
         _work(options, folder)
     except KeyboardInterrupt:
         console_err().print(f"go on with: deepsched sweep --resume {folder.path}", markup=False, soft_wrap=True)
         raise
     return 0
-
-
-def _folder(options: SweepOptions) -> tuple[RunFolder, SweepOptions]:
-    if options.resume is None:
-        return RunFolder.create(options.out, "sweep", options.seed, options), options
-    config = options.resume / "config.yaml"
-    if not config.exists():
-        raise ConfigError("not a sweep's folder", where=str(options.resume), remedy="give the folder that sweep made")
-    saved = load_options(SweepOptions, file=config)
-    return RunFolder(options.resume), saved
 
 
 def _work(options: SweepOptions, folder: RunFolder) -> None:
@@ -129,10 +141,11 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
 
             with progress.stage("confirm live") as stage:
                 stage.update(f"the best {len(bundles)} on {confirm.testbeds} testbeds at once")
-                judge = confirm.judge.model_copy(update={"seed": options.seed})
                 work_dir = folder.path.absolute() / "testbeds"
                 watched = scenario(options.scenario)
-                evaluations = judge_live(bundles, confirm.testbeds, watched, judge, options.live, work_dir)
+                evaluations = judge_live(
+                    bundles, confirm.testbeds, watched, confirm.judge, options.live, work_dir, options.seed
+                )
                 write_json(folder.path / "confirmed.json", evaluations)
         with progress.stage("report"):
             report = write_sweep_report(
@@ -149,9 +162,8 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     """The windows of the observation phase, equal for equal seeds, and what else trials have in common."""
     from actuators.contract.topology import social_network
-    from envs.scenarios.lookup import scenario
+    from envs.scenarios.lookup import scenario, training_mixture
     from rayjobs.runs.folder import provenance
-    from rayjobs.runs.steps import training_scenarios
     from rayjobs.runs.testbed import open_testbed
     from tuning.observing.phase import watch
     from tuning.search.live_trial import LiveShare
@@ -164,13 +176,12 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
         live = LiveShare(options.live, work_dir, watched, search.testbeds, search.validation_s)
     with open_testbed(search.testbed, work_dir / "observe", options.seed, options.live) as testbed:
         windows = watch(testbed, watched, base.training.method, options.observe, options.seed)
-    scenarios = training_scenarios(base.training, watched.work_scale)
     return Shared(
         windows=windows,
         topology=social_network(),
         base=base,
-        scenario=scenarios,
-        validation=scenarios,
+        work_scale=watched.work_scale,
+        validation=training_mixture(base.training.scenarios, base.training.script_s, watched.work_scale),
         validation_episodes=search.validation_episodes,
         validation_s=search.validation_s,
         seed=options.seed,

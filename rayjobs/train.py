@@ -1,6 +1,7 @@
-"""`deepsched train`: observe a simulated testbed, train a policy on many of them, judge it, export its bundle.
+"""`deepsched train`: observe, train a policy in simulation or from records, export its bundle, judge it.
 
-`deepsched train --testbed live`: the policy goes on learning on several live testbeds at once, then is judged.
+With `--testbed live` the system that is observed is a live one, the trained policy goes on learning on several live
+testbeds at once, and it is judged on one of them.
 """
 
 from __future__ import annotations
@@ -10,110 +11,175 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from actuators.errors import ConfigError, DataError
-from actuators.options import Options
+from actuators.contract.control import BalancingMethod
+from actuators.errors import DataError
+from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.parts import LiveOptions
+from rayjobs.cli.config import dump_yaml, resumed
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind
-from tuning.judging.plan import JudgeOptions
+from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.observing.phase import Observed, ObserveOptions
-from tuning.options import ParallelOptions, TrainingOptions
+from tuning.options import (
+    OFFLINE,
+    ONLINE,
+    LearningOptions,
+    ParallelOptions,
+    TrainingOptions,
+    check_live_algorithm,
+    check_method,
+)
 
 if TYPE_CHECKING:
+    from actuators.contract.script import Scenario
+    from actuators.contract.testbed import Testbed
     from envs.environment.problem import DecisionProblem
     from tuning.learning.recordings import Transition
+    from tuning.learning.trainer import Trainer
+    from tuning.live.testbeds import Testbeds
     from tuning.live.training import ParallelRow
+
+POLICIES, BLOCK_OVERHEAD_S = 4, 1.2
 
 
 class TrainOptions(Options):
     """One training run; equal options give equal numbers."""
 
+    only: ClassVar = {
+        "training.environments": (
+            Only(training__algorithm__name=ONLINE),
+            Only(records=NOT_GIVEN, training__algorithm__transitions=NOT_GIVEN),
+            Only(training__imitation__steps=GIVEN),
+        ),
+        "training.algorithm.recorded_steps": Only(records=NOT_GIVEN),
+        "judge.max_core_wait_ms": Only(testbed="live"),
+        "live.nginx.method": Never("set --method"),
+    }
+    moved: ClassVar = {
+        "training.interval_s": Moved("interval_s"),
+        "training.method": Moved("method"),
+        "judge.interval_s": Moved("interval_s"),
+        "judge.seed": Moved("seed", obeyed=False),
+        "judge.seeds": Retired("judge on more seeds with `deepsched evaluate BUNDLE --seeds N`", default=1),
+        "judge.learned": Retired("the trained policy is on trial", obeyed=False),
+    }
+
     seed: int = Field(default=1, ge=0)
     """Fixes everything random."""
-    out: Path | None = None
+    out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     scenario: str = "demo"
     """Scenario that is observed first and judged on last; see `training.scenarios` for what is trained on."""
-    observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, interval_s=1.0)
-    """The observation phase, on a simulated testbed."""
-    training: TrainingOptions = TrainingOptions()
+    interval_s: float = Field(default=1.0, gt=0)
+    """Control interval: seconds between two decisions."""
+    method: BalancingMethod = "least_conn"
+    """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
+    over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
+    `expected_delay` for a residual on a service-time estimator (`training.decision.action.baseline`), and for it
+    only."""
+    observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, window_s=1.0)
+    """The observation phase."""
+    training: LearningOptions = LearningOptions()
     """Training on simulated testbeds, or from records."""
-    judge: JudgeOptions = JudgeOptions(rounds=4, measure_s=60.0)
-    """The final judgement, on a simulated testbed."""
+    judge: BlockOptions = BlockOptions(rounds=4, measure_s=60.0)
+    """Number and length of the blocks of the final judgement."""
     testbed: TestbedKind = "simulated"
     """`live`: observes, trains on after the simulated training, and judges on live testbeds."""
-    parallel: ParallelOptions = ParallelOptions()
+    parallel: Annotated[ParallelOptions, Only(testbed="live")] = ParallelOptions()
     """Training on live testbeds, several at once; give `judge` and `observe` shorter durations with it."""
-    live: LiveOptions = LiveOptions()
+    live: Annotated[LiveOptions, Only(testbed="live")] = LiveOptions()
     """The parts of live testbeds."""
-    records: tuple[Path, ...] = ()
+    records: Annotated[
+        tuple[Path, ...], Only(training__algorithm__name=OFFLINE, training__algorithm__transitions=NOT_GIVEN)
+    ] = ()
     """What an offline algorithm learns from: files that `deepsched collect` recorded, or folders of them; their
     groups and servers must be as many as the testbed's. Without any, the observed windows and
     `training.algorithm.recorded_steps` simulated ones."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, Only(testbed="simulated")] = None
     """Folder of an earlier run to go on with from its newest checkpoint, with the options it had; only
     `training.steps` may be given anew."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_method(self.method, self.training.decision.action)
+        if self.testbed == "live":
+            check_live_algorithm(self.training.algorithm, self.parallel.algorithm)
+        return self
+
+    def resolved(self) -> Self:
+        return self if self.resume is None else resumed(self, self.resume, may_differ=("training.steps",))
 
 
 def run(options: TrainOptions) -> int:
     """Prints the table of the judgement and the bundle's folder."""
-    if options.testbed == "live":
-        return run_live(options)
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_err, console_out
-    from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import Steps
-    from rayjobs.runs.testbed import open_testbed
     from tuning.judging.contenders import LEARNED, contenders
     from tuning.judging.tables import print_evaluation
 
-    folder, options = resumed(options) if options.resume else (None, options)
+    options = options.resolved()
     watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
-    folder = folder or RunFolder.create(options.out, "train", options.seed, options)
-    training, judging = options.training, options.judge.model_copy(update={"learned": LEARNED, "seed": options.seed})
+    folder = _folder(options)
+    training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
+    judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(_stages(options)))
         steps = Steps(folder, progress, options.seed)
-        with progress.stage("start"):
-            stack.enter_context(ray_session())
-            testbed = stack.enter_context(open_testbed("simulated", folder.path, options.seed))
+        with progress.stage("start") as stage:
+            if options.testbed == "live":
+                stage.update(f"{options.parallel.testbeds} live testbeds")
+            testbed, testbeds = _open(options, folder, stack)
         observed = steps.observe(testbed, watched, options.observe, training)
         training = _with_records(training, observed, watched.work_scale, options.seed, folder, options.records)
         trainer = steps.train(observed, training, watched.work_scale)
+        if testbeds is not None:
+            _train_live(trainer, testbeds, watched, options.parallel, progress)
         bundle = steps.export(trainer)
         if trainer.proof is not None:
             console_err().print(trainer.proof.told(), markup=False, soft_wrap=True)
-        policies = contenders(observed.problem, training.method, bundle.policy())
-        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
+        policies = contenders(observed.problem, options.method, bundle.policy())
+        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging, kind=options.testbed)
     print_evaluation(evaluation.to_json(), console_out())
     console_out().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
     return 0
 
 
-def resumed(options: TrainOptions) -> tuple[RunFolder, TrainOptions]:
-    """The folder and the options of the run to go on with.
-
-    Raises ConfigError when the folder holds no run of `train`.
-    """
-    from rayjobs.cli.config import load_options
-
-    assert options.resume is not None
-    file = options.resume / "config.yaml"
-    if not file.is_file():
-        raise ConfigError("no run to go on with", where=str(options.resume), remedy="give a folder that train made")
-    earlier = load_options(TrainOptions, file=file)
-    if "steps" in options.training.model_fields_set:
-        training = earlier.training.model_copy(update={"steps": options.training.steps})
-        earlier = earlier.model_copy(update={"training": training})
+def _folder(options: TrainOptions) -> RunFolder:
+    """A new folder, or that of the run that goes on, whose config then holds the new number of steps."""
+    if options.resume is None:
+        return RunFolder.create(options.out, "train", options.seed, options)
+    folder = RunFolder(options.resume)
+    folder.write("config.yaml", dump_yaml(options.changed({"resume": None})))
     # What was judged then was an earlier network.
     (options.resume / "blocks.jsonl").unlink(missing_ok=True)
-    return RunFolder(options.resume), earlier
+    return folder
+
+
+def _open(options: TrainOptions, folder: RunFolder, stack: contextlib.ExitStack) -> tuple[Testbed, Testbeds | None]:
+    """The testbed to observe and judge on, and with `--testbed live` all of them, of which it is the first."""
+    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.testbed import open_testbed
+
+    if options.testbed == "simulated":
+        stack.enter_context(ray_session())
+        return stack.enter_context(open_testbed("simulated", folder.path, options.seed)), None
+    from actuators.contract.topology import social_network
+    from tuning.live.conductor import ConductedTestbed
+    from tuning.live.testbeds import Testbeds
+
+    count, work_dir = options.parallel.testbeds, folder.path / "testbeds"
+    stack.enter_context(ray_session(testbeds=count))
+    testbeds = Testbeds.live(count, social_network(), options.live, work_dir, options.seed, options.method)
+    stack.enter_context(testbeds)
+    first, conductor = next(iter(testbeds.conductors.items()))
+    return ConductedTestbed(conductor, first), testbeds
 
 
 def _with_records(
@@ -134,15 +200,14 @@ def _with_records(
 
     problem, target = observed.problem, folder.path / "transitions"
     if records:
-        found = from_files(records, problem)
+        transitions = from_files(records, problem)
     else:
         source = ScriptSource(training_scenarios(training, work_scale), problem.topology)
-        seen = from_windows([*observed.windows.equal, *observed.windows.exploring], problem, "observed")
-        found = itertools.chain(seen, from_simulation(problem, source, training, seed))
-    count = write_transitions(found, target)
+        watched = from_windows([*observed.windows.equal, *observed.windows.exploring], problem, "observed")
+        transitions = itertools.chain(watched, from_simulation(problem, source, training, seed))
+    count = write_transitions(transitions, target)
     console_err().print(f"{training.algorithm.name} learns from {count} steps", markup=False)
-    algorithm = training.algorithm.model_copy(update={"transitions": target.resolve()})
-    return training.model_copy(update={"algorithm": algorithm})
+    return training.changed({"algorithm.transitions": target.resolve()})
 
 
 def from_files(records: Sequence[Path], problem: DecisionProblem) -> Iterator[Transition]:
@@ -161,20 +226,55 @@ def from_files(records: Sequence[Path], problem: DecisionProblem) -> Iterator[Tr
         if not files:
             raise DataError("no recordings", where=str(path), remedy="give files that `deepsched collect` wrote")
         for number, file in enumerate(files):
-            _, seen, _ = windows_of(file)
-            if sorted(seen.request_types) != sorted(types) or len(seen.servers) != servers:
-                of = f"{', '.join(seen.request_types)} on {len(seen.servers)} servers"
+            _, recorded, _ = windows_of(file)
+            if sorted(recorded.request_types) != sorted(types) or len(recorded.servers) != servers:
+                of = f"{', '.join(recorded.request_types)} on {len(recorded.servers)} servers"
                 raise DataError(f"recorded of {of}", where=str(file), remedy=f"record {', '.join(types)} on {servers}")
-            topology = Topology(tuple(sorted(seen.groups, key=lambda group: types.index(group.request_type))))
+            topology = Topology(tuple(sorted(recorded.groups, key=lambda group: types.index(group.request_type))))
             yield from from_windows(read_windows(file, topology), problem, f"{path.stem}-{number}")
 
 
+def _train_live(
+    trainer: Trainer, testbeds: Testbeds, watched: Scenario, options: ParallelOptions, progress: Progress
+) -> None:
+    """Goes on with the trained network on all testbeds at once."""
+    from rayjobs.cli.console import console_err
+    from tuning.learning.algorithm import module_path
+    from tuning.live.training import ParallelTraining
+
+    with progress.stage("train live") as stage:
+
+        def report(row: ParallelRow) -> None:
+            text = f"{row.step} of {options.steps} intervals, return {row.episode_return:.2f}"
+            lost = f", {row.faults} lost to faults" if row.faults else ""
+            stage.update(text + lost, row.step / options.steps)
+
+        training = ParallelTraining(
+            trainer.problem,
+            trainer.options,
+            options,
+            trainer.folder,
+            trainer.seed,
+            start=None if trainer.checkpoint is None else module_path(trainer.checkpoint),
+            report=report,
+            say=lambda text: console_err().print(text, markup=False, soft_wrap=True),
+        )
+        trainer.net().load_state_dict(training.run(testbeds, watched).state_dict())
+
+
 def _stages(options: TrainOptions) -> list[Stage]:
+    """What will happen and about how long it takes here."""
+    train = Stage("train", 10 + options.training.steps / 1200)
+    if options.testbed == "simulated":
+        return [Stage("start", 15), Stage("observe", 3), train, Stage("judge", 5)]
+    observe, judge, parallel = options.observe, options.judge, options.parallel
+    block_s = judge.warm_up_s + judge.measure_s + BLOCK_OVERHEAD_S
     return [
-        Stage("start", 15),
-        Stage("observe", 3),
-        Stage("train", 10 + options.training.steps / 1200),
-        Stage("judge", 5),
+        Stage("start", 20 + 5 * parallel.testbeds),
+        Stage("observe", 2 + observe.skip_s + observe.duration_s + observe.explore_s),
+        train,
+        Stage("train live", 15 + parallel.steps / parallel.testbeds * options.interval_s * 1.2),
+        Stage("judge", 2 + judge.rounds * POLICIES * block_s),
     ]
 
 
@@ -184,81 +284,6 @@ VERB = Verb(
     options=TrainOptions,
     run=run,
 )
-
-BLOCK_OVERHEAD_S = 1.2
-POLICIES = 4
-
-
-def run_live(options: TrainOptions) -> int:
-    """Observes the first testbed, trains simulated, trains on all testbeds at once, judges on the first one."""
-    from actuators.contract.topology import social_network
-    from envs.scenarios.lookup import scenario
-    from rayjobs.cli.console import console_err, console_out
-    from rayjobs.runs.local_ray import ray_session
-    from rayjobs.runs.steps import Steps
-    from tuning.judging.contenders import LEARNED, contenders
-    from tuning.judging.tables import print_evaluation
-    from tuning.learning.algorithm import module_path
-    from tuning.live.conductor import ConductedTestbed
-    from tuning.live.testbeds import Testbeds
-    from tuning.live.training import ParallelTraining
-
-    watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
-    folder = RunFolder.create(options.out, "train", options.seed, options)
-    training, parallel = options.training, options.parallel
-    judging = options.judge.model_copy(update={"learned": LEARNED, "seed": options.seed})
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(_live_stages(options, parallel)))
-        steps = Steps(folder, progress, options.seed)
-        with progress.stage("start") as stage:
-            stack.enter_context(ray_session(testbeds=parallel.testbeds))
-            stage.update(f"{parallel.testbeds} live testbeds")
-            work_dir = folder.path / "testbeds"
-            opened = Testbeds.live(
-                parallel.testbeds, social_network(), options.live, work_dir, options.seed, training.method
-            )
-            testbeds = stack.enter_context(opened)
-            first, conductor = next(iter(testbeds.conductors.items()))
-            testbed = ConductedTestbed(conductor, first)
-        observed = steps.observe(testbed, watched, options.observe, training)
-        trainer = steps.train(observed, training, watched.work_scale)
-        with progress.stage("train live") as stage:
-
-            def report(row: ParallelRow) -> None:
-                told = f"{row.step} of {parallel.steps} intervals, return {row.episode_return:.2f}"
-                lost = f", {row.faults} lost to faults" if row.faults else ""
-                stage.update(told + lost, row.step / parallel.steps)
-
-            run = ParallelTraining(
-                observed.problem,
-                trainer.options,
-                parallel,
-                folder.path,
-                options.seed,
-                start=None if trainer.checkpoint is None else module_path(trainer.checkpoint),
-                report=report,
-                say=lambda text: console_err().print(text, markup=False, soft_wrap=True),
-            )
-            trainer.net().load_state_dict(run.run(testbeds, watched).state_dict())
-        bundle = steps.export(trainer)
-        policies = contenders(observed.problem, training.method, bundle.policy())
-        evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging)
-    print_evaluation(evaluation.to_json(), console_out())
-    console_out().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
-    return 0
-
-
-def _live_stages(options: TrainOptions, parallel: ParallelOptions) -> list[Stage]:
-    observe, judge, interval_s = options.observe, options.judge, options.training.interval_s
-    block_s = judge.warm_up_s + judge.measure_s + BLOCK_OVERHEAD_S
-    return [
-        Stage("start", 20 + 5 * parallel.testbeds),
-        Stage("observe", 2 + observe.skip_s + observe.duration_s + observe.explore_s),
-        Stage("train", 10 + options.training.steps / 1200),
-        Stage("train live", 15 + parallel.steps / parallel.testbeds * interval_s * 1.2),
-        Stage("judge", 2 + judge.rounds * POLICIES * block_s),
-    ]
-
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -1,19 +1,15 @@
-"""Options of training; apart from the code that obeys them only because that imports torch and Ray.
-
-`deepsched VERB --help` reads these and must answer at once.
-
-Options of training on several testbeds at once; apart from `tuning.live.training` because that imports torch and Ray.
-"""
+"""Options of training, simulated and live; apart from the code that obeys them because that imports torch and Ray."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from actuators.contract.control import BalancingMethod
-from actuators.options import Options
+from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
+from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions
 
 
@@ -29,6 +25,8 @@ class ModelOptions(Options):
 
 
 AlgorithmName = Literal["ppo", "appo", "sac", "dqn", "bc", "marwil", "cql"]
+ON_POLICY, OFF_POLICY = ("ppo", "appo"), ("sac", "dqn")
+ONLINE = (*ON_POLICY, *OFF_POLICY)
 OFFLINE = ("bc", "marwil", "cql")
 """Algorithms that learn from recorded transitions (`tuning.learning.recordings`)."""
 
@@ -40,40 +38,40 @@ class AlgorithmOptions(Options):
     """`ppo`, `appo`, `sac`; `dqn` for joint ratio actions; `bc`, `marwil`, `cql` from recorded `transitions`."""
     learning_rate: float = Field(default=6e-4, gt=0)
     """Adam's step size."""
-    discount: float = Field(default=0.9, ge=0, lt=1)
+    discount: Annotated[float, Only(name=(*ONLINE, "marwil", "cql"))] = Field(default=0.9, ge=0, lt=1)
     """Gamma per control interval."""
-    gae_lambda: float = Field(default=0.9, ge=0, le=1)
+    gae_lambda: Annotated[float, Only(name=(*ON_POLICY, "marwil"))] = Field(default=0.9, ge=0, le=1)
     """Lambda of the generalised advantage estimate."""
-    clip: float = Field(default=0.2, gt=0)
+    clip: Annotated[float, Only(name=ON_POLICY)] = Field(default=0.2, gt=0)
     """PPO's clip range."""
-    entropy_coefficient: float = Field(default=0.0, ge=0)
+    entropy_coefficient: Annotated[float, Only(name=ON_POLICY)] = Field(default=0.0, ge=0)
     """Weight of the entropy bonus."""
-    epochs: int = Field(default=4, ge=1)
+    epochs: Annotated[int, Only(name="ppo")] = Field(default=4, ge=1)
     """Passes over every batch."""
-    minibatch_steps: int = Field(default=300, ge=1)
+    minibatch_steps: Annotated[int, Only(name="ppo")] = Field(default=300, ge=1)
     """Environment steps per gradient step."""
-    batch_steps: int = Field(default=1200, ge=1)
+    batch_steps: Annotated[int, Only(name=(*ON_POLICY, *OFFLINE))] = Field(default=1200, ge=1)
     """Environment steps per training iteration."""
-    array_runner: bool = True
+    array_runner: Annotated[bool, Only(name=ON_POLICY)] = True
     """PPO and APPO: collect whole arrays of steps (`tuning.learning.env_runner`)."""
-    updates_per_step: float = Field(default=0.1, gt=0)
+    updates_per_step: Annotated[float, Only(name=OFF_POLICY)] = Field(default=0.1, gt=0)
     """SAC and DQN: gradient steps per environment step."""
-    replay_steps: int = Field(default=50_000, ge=1)
+    replay_steps: Annotated[int, Only(name=OFF_POLICY)] = Field(default=50_000, ge=1)
     """SAC and DQN: environment steps that the replay buffer holds."""
-    learning_starts_steps: int = Field(default=1000, ge=1)
+    learning_starts_steps: Annotated[int, Only(name=OFF_POLICY)] = Field(default=1000, ge=1)
     """SAC and DQN: environment steps before the first gradient step."""
-    exploring_steps: int = Field(default=10_000, ge=1)
+    exploring_steps: Annotated[int, Only(name="dqn")] = Field(default=10_000, ge=1)
     """DQN: environment steps over which random actions fall from all to 5 %."""
-    advantage_exponent: float = Field(default=1.0, ge=0, le=1)
+    advantage_exponent: Annotated[float, Only(name="marwil")] = Field(default=1.0, ge=0, le=1)
     """MARWIL's beta: 0 imitates, more prefers what turned out well."""
-    imitated_updates: int = Field(default=200, ge=0)
+    imitated_updates: Annotated[int, Only(name="cql")] = Field(default=200, ge=0)
     """CQL: gradient steps in which the policy only imitates, until the values mean something."""
-    conservatism: float = Field(default=1.0, ge=0)
+    conservatism: Annotated[float, Only(name="cql")] = Field(default=1.0, ge=0)
     """CQL: weight of the loss that holds down the value of actions that were not recorded."""
-    transitions: Path | None = None
+    transitions: Annotated[Path | None, Only(name=OFFLINE)] = None
     """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.learning.recordings`); when not given,
     `deepsched train` records `recorded_steps` of its own."""
-    recorded_steps: int = Field(default=20_000, ge=1)
+    recorded_steps: Annotated[int, Only(name=OFFLINE, transitions=NOT_GIVEN)] = Field(default=20_000, ge=1)
     """Simulated steps under the exploring baseline that are recorded beside the observed windows."""
 
     @property
@@ -88,7 +86,7 @@ class ImitationOptions(Options):
     steps: int = Field(default=0, ge=0)
     """Environment steps of the inverse-latency baseline to imitate before training; 0 for none. A residual
     policy needs none: it starts as the baseline."""
-    epochs: int = Field(default=30, ge=1)
+    epochs: Annotated[int, Only(steps=GIVEN)] = Field(default=30, ge=1)
     """Passes over them."""
 
 
@@ -97,22 +95,24 @@ class HeldOutOptions(Options):
 
     every_steps: int = Field(default=10_000, ge=0)
     """Environment steps between two looks; 0 keeps the last network and never stops early."""
-    patience: int = Field(default=4, ge=1)
+    patience: Annotated[int, Only(every_steps=GIVEN)] = Field(default=4, ge=1)
     """Looks without a better result after which training stops."""
-    episodes: int = Field(default=12, ge=1)
+    episodes: Annotated[int, Only(every_steps=GIVEN)] = Field(default=12, ge=1)
     """Episodes per look, drawn from `scenarios` by turns, with seeds that training does not use."""
-    scenarios: tuple[str, ...] = ()
+    scenarios: Annotated[tuple[str, ...], Only(every_steps=GIVEN)] = ()
     """Scenarios to look at; those of the training when empty."""
 
 
-class TrainingOptions(Options):
-    """How a policy is trained (`tuning.learning.trainer`)."""
+class LearningOptions(Options):
+    """How a policy is trained in simulation; what it steers and how often, the command says."""
+
+    only: ClassVar = {"model.squashed": Never("the algorithm decides it")}
 
     steps: int = Field(default=40_000, ge=1)
     """Environment steps on simulated testbeds."""
     environments: int = Field(default=24, ge=1)
     """Simulated testbeds that are advanced together."""
-    threads: int = Field(default=2, ge=1)
+    threads: Annotated[int, Only(algorithm__name=ONLINE)] = Field(default=2, ge=1)
     """Threads that simulate; what is learned does not depend on it."""
     episode_steps: int = Field(default=50, ge=1)
     """Control intervals per episode."""
@@ -130,31 +130,23 @@ class TrainingOptions(Options):
     """Size of the network."""
     decision: DecisionOptions = DecisionOptions()
     """What the policy sees, does and is paid for."""
-    method: BalancingMethod = "least_conn"
-    """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
-    over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
-    `expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""
-    interval_s: float = Field(default=1.0, gt=0)
-    """Seconds between two decisions."""
-    paired: bool = False
+    paired: Annotated[bool, Only(decision__action__kind="residual", algorithm__name=ONLINE)] = False
     """Pay for what differs from the baseline on the very same simulated arrivals, instead of for the latency itself:
     twice the simulation, and chance no longer drowns what an action did. For residuals."""
-
-    proof_episodes: int = Field(default=0, ge=0)
+    proof_episodes: Annotated[int, Only(decision__action__kind="residual")] = Field(default=0, ge=0)
     """Fresh simulated episodes at the end on which a residual must prove that it does good and nowhere harm
     (`tuning.learning.proof`); one that cannot is set back to its baseline. 0 believes it."""
 
+    @property
+    def network(self) -> ModelOptions:
+        """Size of the network, and whether the algorithm squashes its mean."""
+        return self.model.changed({"squashed": self.algorithm.name in ("sac", "cql")})
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        estimator, action = self.decision.action.estimator, self.decision.action
-        if estimator is None and self.method == "expected_delay":
-            raise ValueError(
-                "expected_delay takes service times, not weights: set decision.action.baseline=idle (kind residual)"
-            )
-        if estimator is not None and self.method != "expected_delay":
-            raise ValueError(f"baseline {estimator} sets service times: set method=expected_delay")
-        if (self.paired or self.proof_episodes) and action.kind != "residual":
-            raise ValueError(f"paired and proof_episodes need a baseline, which actions of kind {action.kind} have not")
+        kind = self.decision.action.kind
+        if (self.paired or self.proof_episodes) and kind != "residual":
+            raise ValueError(f"paired and proof_episodes need a baseline, which actions of kind {kind} have not")
         updates = self.steps // self.algorithm.batch_steps
         if self.algorithm.name == "cql" and updates <= self.algorithm.imitated_updates:
             raise ValueError(
@@ -163,6 +155,47 @@ class TrainingOptions(Options):
                 "smaller algorithm.batch_steps (64 does) or fewer algorithm.imitated_updates"
             )
         return self
+
+
+class TrainingOptions(LearningOptions):
+    """One training: how, on which balancing method and at which interval (`tuning.learning.trainer`)."""
+
+    method: BalancingMethod = "least_conn"
+    """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
+    over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
+    `expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""
+    interval_s: float = Field(default=1.0, gt=0)
+    """Seconds between two decisions."""
+
+    @property
+    def script_s(self) -> float:
+        """Length of an episode's script: a little more than the episode."""
+        return (self.episode_steps + 2) * self.interval_s
+
+    @model_validator(mode="after")
+    def _steers(self) -> Self:
+        check_method(self.method, self.decision.action)
+        return self
+
+
+def check_method(method: BalancingMethod, action: ActionOptions) -> None:
+    """Raises ValueError unless what the actions set is what the balancing method takes: weights or service times."""
+    if action.estimator is None and method == "expected_delay":
+        raise ValueError(
+            "expected_delay takes service times, not weights: set decision.action.baseline=idle (kind residual)"
+        )
+    if action.estimator is not None and method != "expected_delay":
+        raise ValueError(f"baseline {action.estimator} sets service times: set method=expected_delay")
+
+
+def check_live_algorithm(simulated: AlgorithmOptions, live: AlgorithmOptions) -> None:
+    """Raises ValueError unless the live training can go on with the network of the simulated training."""
+    if live.name not in ON_POLICY:
+        raise ValueError(f"{live.name} does not train on live testbeds, only {' and '.join(ON_POLICY)} do")
+    takes = {"ppo": "ppo", "bc": "ppo", "marwil": "ppo", "appo": "appo"}
+    if takes.get(simulated.name) != live.name:
+        names = ", ".join(name for name, on_line in takes.items() if on_line == live.name)
+        raise ValueError(f"{live.name} goes on with networks of {names}, not with one of {simulated.name}")
 
 
 class ParallelOptions(Options):

@@ -16,7 +16,7 @@ import pwd
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS
 from actuators.errors import ActuationError, ConfigError
 from actuators.nginx.detect import NginxBuild, need_lua
-from actuators.options import Options
+from actuators.options import Only, Options
 
 
 class NginxOptions(Options):
@@ -57,9 +57,9 @@ class NginxOptions(Options):
     """Seconds that a worker of an old configuration may take to finish its requests."""
     max_body_bytes: int = Field(default=2**20, ge=1024)
     """Largest request body; it is buffered in memory."""
-    workers_per_server: float = Field(default=1.0, ge=0.25)
+    workers_per_server: Annotated[float, Only(actuation=("auto", "memory"))] = Field(default=1.0, ge=0.25)
     """Requests that a server serves at once, as `expected_delay` believes until service times tell; rather too low."""
-    load_balancers: int = Field(default=1, ge=1)
+    load_balancers: Annotated[int, Only(actuation=("auto", "memory"))] = Field(default=1, ge=1)
     """NGINXs before the same servers that share the traffic equally; `expected_delay` multiplies what it sees."""
     start_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds until NGINX must answer."""

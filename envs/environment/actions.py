@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
-from actuators.options import Options
+from actuators.options import Only, Options
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -32,24 +32,27 @@ MAX_VECTORS = 1000
 """Ratio vectors per group; {1, 3, 5} stays below it up to six servers."""
 
 
+SETS_WEIGHTS = (Only(baseline="inverse_latency"), Only(kind=("continuous", "increments", "ratios")))
+
+
 class ActionOptions(Options):
     """How an action becomes weights."""
 
     kind: ActionKind = "residual"
     """`residual`: the baseline × exp(bound·a), so that 0 is that baseline; `continuous`: exp(2a);
     `increments`: the present weights × exp(0.4a); `ratios`: one of a finite set of ratio vectors per group."""
-    baseline: Baseline = "inverse_latency"
+    baseline: Annotated[Baseline, Only(kind="residual")] = "inverse_latency"
     """What a residual stands on: `inverse_latency` sets weights; `idle` and `ratio` estimate the service times
     of `expected_delay`, which a positive action shortens, so that the server gets more."""
-    bound: float = Field(default=0.7, ge=0)
+    bound: Annotated[float, Only(kind="residual")] = Field(default=0.7, ge=0)
     """Largest |log| by which a residual may move a weight or a service time off the baseline; 0 is the baseline."""
-    ratios: tuple[int, ...] = (1, 3, 5)
+    ratios: Annotated[tuple[int, ...], Only(kind="ratios")] = (1, 3, 5)
     """Levels that ratio vectors are made of; {1, 3, 5} gives 25 distinct vectors for three servers."""
-    joint: bool = False
+    joint: Annotated[bool, Only(kind="ratios")] = False
     """`ratios`: one number for all groups together (Discrete), which DQN needs, instead of one per group."""
-    floor: int = Field(default=3, ge=1, le=MAX_WEIGHT)
+    floor: Annotated[int, SETS_WEIGHTS] = Field(default=3, ge=1, le=MAX_WEIGHT)
     """Smallest weight of a usable server, 1…100: a server must be seen to be judged."""
-    dead_band: float = Field(default=0.1, ge=0)
+    dead_band: Annotated[float, SETS_WEIGHTS] = Field(default=0.1, ge=0)
     """Relative change below which a group keeps its weights; saves reloads that change nothing."""
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from pydantic import Field
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.contract.topology import Topology
-from actuators.options import Options
+from actuators.options import NOT_GIVEN, Only, Options
 from envs.environment.actions import ActionCodec, ActionOptions
 from envs.environment.rewards import RewardName, rank_term, reward, reward_terms
 from envs.estimators.registry import estimator_named, first_control
@@ -37,7 +37,7 @@ class DecisionOptions(Options):
     cluster's mean), `features`, or `posterior+features`."""
     frames: int = Field(default=1, ge=1)
     """Intervals that one observation spans; 8 let a policy anticipate periodic interference."""
-    reward: RewardName = "log_latency"
+    reward: Annotated[RewardName, Only(reward_mix=NOT_GIVEN)] = "log_latency"
     """`log_latency`, `art`, `p99` or `cluster_rank` (the plan's first idea, for comparison)."""
     reward_mix: dict[RewardName, float] = Field(default_factory=dict)
     """Weighted sum of rewards, for example {log_latency: 1, p99: 0.5}; takes the place of `reward` when given."""

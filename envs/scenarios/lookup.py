@@ -25,9 +25,11 @@ def scenario(name: str, duration_s: float | None = None, work_scale: float | Non
     )
 
 
-def training_mixture(names: Iterable[str] = STUDY, duration_s: float = 100.0) -> Mixture:
-    """Randomised variants of the named scenarios, one drawn per seed."""
-    return Mixture(tuple(randomised(scenario(name), duration_s) for name in names))
+def training_mixture(
+    names: Iterable[str] = STUDY, duration_s: float = 100.0, work_scale: float | None = None
+) -> Mixture:
+    """Randomised variants of the named scenarios, one drawn per seed. Raises ConfigError for an unknown name."""
+    return Mixture(tuple(randomised(scenario(name, work_scale=work_scale), duration_s) for name in names))
 
 
 def _by_name(name: str) -> StudyScenario:

@@ -81,7 +81,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
 
 
 def _judge(context: BenchContext, testbed: LiveTestbed, played: StudyScenario, options: JudgeOptions) -> Evaluation:
-    watching = ObserveOptions(duration_s=4.0 if context.quick else 10.0, explore_s=0, skip_s=1.0, interval_s=0.5)
+    watching = ObserveOptions(duration_s=4.0 if context.quick else 10.0, explore_s=0, skip_s=1.0, window_s=0.5)
     windows = watch(testbed, played, "least_conn", watching, context.seed)
     deadlines_s = derive_deadlines(windows.equal, testbed.topology).seconds
     names = {claim.other for claim in CLAIMS[played.name]} | {"least_conn"}

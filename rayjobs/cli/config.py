@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from actuators.errors import ConfigError, closest
-from actuators.options import Moved, Never, Options, idle_options, is_within, value_at
+from actuators.options import Idle, Moved, Never, Options, Retired, idle_options, in_words, is_within, value_at
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -49,7 +49,7 @@ class Layer:
     """
 
     source: str
-    values: Mapping[str, Any]
+    values: dict[str, Any]
     saved: bool = False
 
 
@@ -69,17 +69,38 @@ def load_options(
     layers += [_assignment_layer(options, text) for text in assignments]
     layers += [Layer(f"--{name.replace('_', '-')}", {name: value}) for name, value in (flags or {}).items()]
     layers = [_modernised(layer, options) for layer in layers]
-    given: dict[str, Any] = {}
-    for layer in layers:
-        _merge(given, layer.values)
-    try:
-        found = options.model_validate(_completed(options, given))
-    except ValidationError as error:
-        raise _explain(error, options, layers) from error
-    _mark_given(found, given)
-    found = found.resolved()
-    _refuse_idle(found, layers)
+    found = _filled(options, layers)
+    if file is not None and (superseded := _superseded(found, layers)):
+        for path in superseded:
+            _taken(layers[0].values, path)
+        print(f"without effect beside the other options: {', '.join(superseded)} ({layers[0].source})", file=sys.stderr)
+        found = _filled(options, layers)
+    for path, layer, idle in _idle_values(found, layers):
+        raise ConfigError(
+            f"option '{path}' has no effect {idle.reason}", where=layer.source, remedy=f"{idle.remedy}, or leave it out"
+        )
     return found
+
+
+def resumed(options: OptionsT, folder: Path, may_differ: Sequence[str] = ()) -> OptionsT:
+    """The options of the run in `folder`, which goes on, with the given values of those that may differ.
+
+    Raises:
+        ConfigError: not the folder of a run, or another value was given than the run has.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError("not the folder of a run", where=str(folder), remedy="give the one that holds config.yaml")
+    earlier = load_options(type(options), file=saved)
+    changes: dict[str, Any] = {"resume": folder}
+    for path in (field.path for field in fields_of(type(options)) if options.given(field.path)):
+        value, before = value_at(options, path), value_at(earlier, path)
+        if path in may_differ:
+            changes[path] = value
+        elif path != "resume" and value != before:
+            what = f"'{path}' is {in_words(value)}, but {in_words(before)} in the run that goes on"
+            raise ConfigError(what, where=str(folder), remedy="leave it out, or begin a new run")
+    return earlier.changed(changes)
 
 
 def dump_yaml(options: Options) -> str:
@@ -118,20 +139,21 @@ def read_yaml(file: Path) -> Layer:
     return Layer(str(path), values, saved=(path.parent / "command.txt").exists())
 
 
-def fields_of(options: type[Options], default: Options | None = None) -> Iterator[Field]:
+def fields_of(options: type[Options], default: Options | None = None, *, every: bool = False) -> Iterator[Field]:
     """Every option of a class and of the option classes nested in it, depth first, in the order written.
 
     Args:
         default: holds the defaults in force; the class's own when not given.
+        every: also nested options that an outer class decides itself.
     """
-    hidden = [path for path, condition in options.only.items() if isinstance(condition, Never)]
+    hidden = [path for path, condition in options.only.items() if isinstance(condition, Never) and not every]
     for name, info in options.model_fields.items():
         value = info.get_default(call_default_factory=True) if default is None else getattr(default, name)
         nested = nested_options(info.annotation)
         if nested is None:
             found = [Field(name, info, value)]
         else:
-            inner = fields_of(nested, value if isinstance(value, Options) else None)
+            inner = fields_of(nested, value if isinstance(value, Options) else None, every=every)
             found = [replace(field, path=f"{name}.{field.path}") for field in inner]
         yield from (field for field in found if not any(is_within(field.path, path) for path in hidden))
 
@@ -197,6 +219,10 @@ def _modernised(layer: Layer, options: type[Options]) -> Layer:
         value = _taken(values, old)
         if value is _ABSENT or (layer.saved and not rule.obeyed):
             continue
+        if isinstance(rule, Retired):
+            if value != rule.default:
+                raise ConfigError(f"there is no option '{old}'", where=layer.source, remedy=rule.instead)
+            continue
         present = _found(values, rule.to)
         if not rule.obeyed and present != value:
             raise ConfigError(f"there is no option '{old}'", where=layer.source, remedy=f"set {rule.to} instead")
@@ -209,9 +235,9 @@ def _modernised(layer: Layer, options: type[Options]) -> Layer:
     return replace(layer, values=values)
 
 
-def _moved(options: type[Options], prefix: str = "") -> Iterator[tuple[str, Moved]]:
+def _moved(options: type[Options], prefix: str = "") -> Iterator[tuple[str, Moved | Retired]]:
     for old, rule in options.moved.items():
-        yield prefix + old, replace(rule, to=prefix + rule.to)
+        yield prefix + old, replace(rule, to=prefix + rule.to) if isinstance(rule, Moved) else rule
     for name, info in options.model_fields.items():
         nested = nested_options(info.annotation)
         if nested is not None:
@@ -249,20 +275,39 @@ def _mark_given(options: Options, given: Mapping[str, Any]) -> None:
             _mark_given(group, value)
 
 
-def _refuse_idle(options: Options, layers: Sequence[Layer]) -> None:
-    """Raises ConfigError for a value that was given and has no effect."""
-    defaults = {field.path: field.default for field in fields_of(type(options))}
+def _filled(options: type[OptionsT], layers: Sequence[Layer]) -> OptionsT:
+    """The resolved options of the layers. Raises ConfigError for what is unknown or wrong."""
+    given: dict[str, Any] = {}
+    for layer in layers:
+        _merge(given, layer.values)
+    try:
+        found = options.model_validate(_completed(options, given))
+        _mark_given(found, given)
+        return found.resolved()
+    except ValidationError as error:
+        raise _explain(error, options, layers) from error
+
+
+def _idle_values(options: Options, layers: Sequence[Layer]) -> Iterator[tuple[str, Layer, Idle]]:
+    """The values that were given and have no effect, and why."""
+    defaults = {field.path: field.default for field in fields_of(type(options), every=True)}
     for idle in idle_options(options):
         for layer in layers:
             for path in _paths(layer.values):
                 # Earlier versions saved everything, and what is at its default changes nothing.
                 harmless = layer.saved and path in defaults and value_at(options, path) == defaults[path]
                 if is_within(path, idle.path) and not harmless:
-                    raise ConfigError(
-                        f"option '{path}' has no effect {idle.reason}",
-                        where=layer.source,
-                        remedy=f"{idle.remedy}, or leave it out",
-                    )
+                    yield path, layer, idle
+
+
+def _superseded(options: Options, layers: Sequence[Layer]) -> list[str]:
+    """What the file, the first layer, gives and only the later layers leave without effect."""
+    file, *later = layers
+    idle = [path for path, layer, _ in _idle_values(options, layers) if layer is file] if later else []
+    if not idle:
+        return []
+    alone = {path for path, *_ in _idle_values(_filled(type(options), [file]), [file])}
+    return [path for path in idle if path not in alone]
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -344,13 +389,13 @@ def _locate(options: type[Options], location: tuple[int | str, ...]) -> tuple[st
 
 
 def _source(layers: Sequence[Layer], path: str) -> str:
-    """The last source that gave a value at `path` or nearest above it; empty for a default."""
+    """The last source that gave a value at `path` or nearest above it, or the only one; empty for a default."""
     parts = path.split(".") if path else []
     for depth in range(len(parts), 0, -1):
         for layer in reversed(layers):
             if _found(layer.values, ".".join(parts[:depth])) is not _ABSENT:
                 return layer.source
-    return ""
+    return layers[0].source if len(layers) == 1 and not path else ""
 
 
 _ABSENT = object()

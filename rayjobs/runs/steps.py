@@ -23,12 +23,13 @@ from actuators.testbed.live import LiveTestbed
 from envs.mixture.fit import Candidate, candidates, window_samples
 from envs.mixture.refit import SAMPLES, save_samples
 from envs.observation.encoder import EncoderOptions
-from envs.scenarios.catalogue import Mixture, randomised
-from envs.scenarios.lookup import scenario
+from envs.scenarios.catalogue import Mixture
+from envs.scenarios.lookup import training_mixture
 from rayjobs.cli.console import console_err
 from rayjobs.cli.progress import Progress, StageProgress
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.report import provenance
+from rayjobs.runs.testbed import TestbedKind
 from tuning.judging.blocks import REMEDY, Journal
 from tuning.judging.evaluation import Evaluation, describe_machine
 from tuning.judging.judge import Controller, Judge, JudgeOptions, Remake
@@ -131,6 +132,7 @@ class Steps:
         deadlines_s: FloatArray,
         options: JudgeOptions,
         *,
+        kind: TestbedKind,
         name: str = "judge",
         remake: Remake | None = None,
         peers: Mapping[str, Testbed] | None = None,
@@ -154,7 +156,7 @@ class Steps:
                 keep=journal.append,
                 remake=remake,
                 peers=peers,
-                kind="live" if isinstance(testbed, LiveTestbed) else "simulated",
+                kind=kind,
             )
             try:
                 return judge.run()
@@ -208,10 +210,7 @@ class Steps:
 
 def training_scenarios(options: TrainingOptions, work_scale: float, names: Sequence[str] = ()) -> Mixture:
     """Randomised variants of the named scenarios, or of those to train on; raises ConfigError for an unknown name."""
-    duration_s = (options.episode_steps + 2) * options.interval_s
-    return Mixture(
-        tuple(randomised(scenario(name, work_scale=work_scale), duration_s) for name in names or options.scenarios)
-    )
+    return training_mixture(names or options.scenarios, options.script_s, work_scale)
 
 
 def _traffic(window: Window) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from actuators.errors import ConfigError
 from rayjobs.cli.config import dump_yaml, load_options
-from rayjobs.demo import DemoOptions, resolve
+from rayjobs.demo import DemoOptions
 
 
 def given(*assignments: str) -> DemoOptions:
@@ -16,16 +16,15 @@ def given(*assignments: str) -> DemoOptions:
 
 
 def test_by_default_the_policy_moves_learned_service_times() -> None:
-    options = resolve(given("testbed=simulated"))
-    training = options.training
-    assert (options.method, training.method, training.decision.action.baseline) == ("expected_delay",) * 2 + ("idle",)
-    assert training.paired
+    options = given("testbed=simulated")
+    assert (options.method, options.training.decision.action.baseline) == ("expected_delay", "idle")
+    assert options.training.paired
 
 
 @pytest.mark.parametrize("asked", ["method=least_conn", "training.decision.action.kind=continuous"])
 def test_weights_on_least_conn_when_asked_for_or_when_actions_are_weights(asked: str) -> None:
-    options = resolve(given("testbed=simulated", asked))
-    assert (options.method, options.training.method) == ("least_conn", "least_conn")
+    options = given("testbed=simulated", asked)
+    assert options.method == "least_conn"
     assert options.training.decision.action.estimator is None
     assert not options.training.paired
 
@@ -35,13 +34,13 @@ def test_without_lua_it_is_least_conn(monkeypatch: pytest.MonkeyPatch, tmp_path:
     plain.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
     plain.chmod(0o755)
     monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
-    assert resolve(given(f"live.nginx.binary={plain}")).method == "least_conn"
+    assert given(f"live.nginx.binary={plain}").method == "least_conn"
 
 
 def test_what_cannot_be_is_one_line_and_what_is_saved_can_be_read_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="set weights, not service times"):
-        resolve(given("testbed=simulated", "method=expected_delay", "training.decision.action.kind=continuous"))
+        given("testbed=simulated", "method=expected_delay", "training.decision.action.kind=continuous")
     saved = tmp_path / "config.yaml"
-    saved.write_text(dump_yaml(resolve(given("testbed=simulated", "quick=true"))))
+    saved.write_text(dump_yaml(given("testbed=simulated", "quick=true")))
     again = load_options(DemoOptions, file=saved)
-    assert resolve(again) == again
+    assert again == given("testbed=simulated", "quick=true")

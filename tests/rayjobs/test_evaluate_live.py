@@ -20,7 +20,7 @@ WORDS = [
     "--set", "judge.measure_s=3", "--set", "judge.warm_up_s=0.5", "--set", "judge.repeats=0",
     "--set", "observe.duration_s=12", "--set", "observe.explore_s=2",
     # However busy the machine is, only the kill spoils a block: light load, and nobody minds a wait.
-    "--set", "judge.interval_s=3", "--set", "judge.max_core_wait_ms=1000",
+    "--interval-s", "3", "--set", "judge.max_core_wait_ms=1000",
     "--set", "live.load.saturated_delay_ms=10000",
 ]  # fmt: skip
 

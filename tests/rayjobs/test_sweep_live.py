@@ -26,7 +26,7 @@ SETTINGS = (
     "search.base.training.episode_steps=4", "search.base.training.algorithm.batch_steps=8",
     "search.base.training.algorithm.minibatch_steps=8", "search.checkpoint_every=1", "search.validation_s=3",
     "search.space={encoder.clusters: [2, 3]}", "observe.duration_s=12", "observe.explore_s=8", "observe.skip_s=1",
-    "observe.interval_s=0.5", "confirm.best=0",
+    "observe.window_s=0.5", "confirm.best=0",
 )  # fmt: skip
 
 

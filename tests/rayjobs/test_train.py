@@ -15,12 +15,13 @@ from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.runs.local_ray import local_ray
 from rayjobs.train import TrainOptions, run
 from tests.support.problems import demo_scenario, observed
+from tuning.judging.plan import BlockOptions
 from tuning.learning.trainer import Trainer
 from tuning.observing.phase import ObserveOptions
-from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.options import AlgorithmOptions, LearningOptions, TrainingOptions
 
 pytestmark = pytest.mark.ray
-SMALL = TrainingOptions(
+SMALL = LearningOptions(
     steps=96, environments=4, episode_steps=6, algorithm=AlgorithmOptions(batch_steps=48, minibatch_steps=24, epochs=2)
 )
 
@@ -32,7 +33,7 @@ def ray() -> Iterator[None]:
 
 
 def train(folder: Path, seed: int) -> Trainer:
-    trainer = Trainer(observed().problem, SMALL, folder, seed)
+    trainer = Trainer(observed().problem, SMALL.extended(TrainingOptions), folder, seed)
     trainer.train_simulated(training_mixture(duration_s=10.0))
     return trainer
 
@@ -75,10 +76,13 @@ def test_the_verb_repeats_itself_to_the_last_digit(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         options = TrainOptions(
-            seed=5, out=tmp_path / name, training=SMALL, observe=ObserveOptions(duration_s=40.0, interval_s=1.0)
+            seed=5,
+            out=tmp_path / name,
+            training=SMALL,
+            observe=ObserveOptions(duration_s=40.0, window_s=1.0),
+            judge=BlockOptions(rounds=2, measure_s=5.0),
         )
-        judge = options.judge.model_copy(update={"rounds": 2, "measure_s": 5.0})
-        assert run(options.model_copy(update={"judge": judge})) == 0
+        assert run(options) == 0
         (folder,) = (tmp_path / name).iterdir()
         evaluation = json.loads((folder / "evaluation.json").read_text())
         found.append(

@@ -78,7 +78,7 @@ def train(records: Recordings, out: Path, **algorithm: object) -> Bundle:
     words = [
         "--scenario=S2", f"--records={records.folder}", f"--out={out}", "--seed=3",
         *(f"--set={text}" for text in (
-            "training.method=round_robin", "training.scenarios=[S2]", "training.decision.action.kind=continuous",
+            "method=round_robin", "training.scenarios=[S2]", "training.decision.action.kind=continuous",
             "training.decision.observation=features", "training.held_out.every_steps=0", "judge.rounds=2",
             "judge.measure_s=10", "observe.duration_s=60", "observe.explore_s=30", "observe.encoder.clusters=[2]",
             "training.algorithm.learning_rate=0.003",

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
+from rayjobs.cli.config import load_options
 from rayjobs.runs.local_ray import local_ray
-from rayjobs.train import TrainOptions, resumed, run
-from tuning.judging.judge import JudgeOptions
+from rayjobs.train import TrainOptions, run
+from tuning.judging.plan import BlockOptions
 from tuning.observing.phase import ObserveOptions
-from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.options import AlgorithmOptions, LearningOptions
 
 pytestmark = pytest.mark.ray
 
@@ -29,9 +30,9 @@ def options(folder: Path, **algorithm: object) -> TrainOptions:
     return TrainOptions(
         seed=5,
         out=folder,
-        observe=ObserveOptions(duration_s=40.0, interval_s=1.0),
-        training=TrainingOptions(steps=96, environments=4, episode_steps=6, algorithm=learning),
-        judge=JudgeOptions(rounds=2, measure_s=5.0),
+        observe=ObserveOptions(duration_s=40.0, window_s=1.0),
+        training=LearningOptions(steps=96, environments=4, episode_steps=6, algorithm=learning),
+        judge=BlockOptions(rounds=2, measure_s=5.0),
     )
 
 
@@ -43,15 +44,18 @@ def test_a_run_goes_on_in_its_folder_with_its_options(tmp_path: Path) -> None:
     assert run(options(tmp_path)) == 0
     (folder,) = tmp_path.iterdir()
     assert steps_of(folder) == ["48", "96"]
-    longer = TrainOptions.model_validate({"resume": folder, "training": {"steps": 192}})
-    assert resumed(longer)[1].training.environments == 4
+    longer = load_options(TrainOptions, assignments=["training.steps=192"], flags={"resume": folder})
+    assert (longer.training.environments, longer.seed) == (4, 5)
+    with pytest.raises(ConfigError, match="'seed' is 6, but 5 in the run that goes on"):
+        load_options(TrainOptions, flags={"resume": folder, "seed": 6})
     assert run(longer) == 0
     assert steps_of(folder) == ["48", "96", "144", "192"]
     assert list(tmp_path.iterdir()) == [folder]
+    assert load_options(TrainOptions, file=folder / "config.yaml") == longer.changed({"resume": None})
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run to go on with"):
+    with pytest.raises(ConfigError, match="not the folder of a run"):
         run(TrainOptions(resume=tmp_path))
 
 

@@ -149,6 +149,17 @@ class Spec:
         return "live" if self.base in PEERS or self.base.startswith(EXTERNAL) else "any"
 
     @property
+    def takes_method(self) -> bool:
+        """Whether it sets weights under the method of the arena, as far as its name tells."""
+        return self.method is None and (self.is_bundle or self.base in (*BASELINES, *STEERED))
+
+    @property
+    def takes_workers(self) -> bool:
+        """Whether the workers of the arena matter to it, as far as its name tells."""
+        learns = self.method == "expected_delay" or (self.method is None and self.base in LEARNING)
+        return learns or self.is_bundle or self.base in ("model_based", "utilisation_pid")
+
+    @property
     def is_bundle(self) -> bool:
         return _is_folder(self.base)
 

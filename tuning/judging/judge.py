@@ -239,7 +239,7 @@ class Judge:
 
     def evaluation(self) -> Evaluation:
         """What the finished blocks say; blocks of a round that was not finished are kept but not judged."""
-        rounds = {place.round for place in self.plan}
+        options, rounds = self._options, {place.round for place in self.plan}
         finished = {number for number in rounds if self._is_complete(number)}
         blocks = tuple(
             b if b.place.round in finished else replace(b, flags=(*b.flags, "the round was not finished"))
@@ -253,7 +253,13 @@ class Judge:
             machine=self._machine,
             testbed=self._kind,
             rounds=len(rounds),
-            **self._options.model_dump(exclude={"repeats", "rounds", "max_core_wait_ms"}),
+            seed=options.seed,
+            seeds=options.seeds,
+            warm_up_s=options.warm_up_s,
+            measure_s=options.measure_s,
+            interval_s=options.interval_s,
+            reference=options.reference,
+            learned=options.learned,
         )
 
     def _meet(self, run_seed: int) -> None:

@@ -36,8 +36,8 @@ class Controller(Protocol):
         ...
 
 
-class JudgeOptions(Options):
-    """How long, how often and in what order policies are judged."""
+class BlockOptions(Options):
+    """How long and how often policies are judged; with which seeds and at which interval, the command says."""
 
     rounds: int = Field(default=8, ge=1)
     """How often every policy has its turn, per seed; intervals need at least 2."""
@@ -45,12 +45,6 @@ class JudgeOptions(Options):
     """Seconds of load before each measured part, with a script of its own; not counted."""
     measure_s: float = Field(default=10.0, gt=0)
     """Seconds of measured load per block."""
-    interval_s: float = Field(default=1.0, gt=0)
-    """Control interval in seconds."""
-    seed: int = Field(default=1, ge=0)
-    """Fixes arrivals, service times, the order of the blocks and the bootstrap."""
-    seeds: int = Field(default=1, ge=1)
-    """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
     repeats: int = Field(default=2, ge=0)
     """How many spoiled blocks (stalled machine, saturated client or NGINX), in all, are run again at once."""
     max_core_wait_ms: float = Field(default=3.0, gt=0)
@@ -58,6 +52,17 @@ class JudgeOptions(Options):
     on average; 0.1 to 0.3 is normal."""
     reference: str = "least_conn"
     """The policy that ratios are to."""
+
+
+class JudgeOptions(BlockOptions):
+    """One judgement: its blocks, seeds and control interval, and which policy is on trial."""
+
+    interval_s: float = Field(default=1.0, gt=0)
+    """Control interval in seconds."""
+    seed: int = Field(default=1, ge=0)
+    """Fixes arrivals, service times, the order of the blocks and the bootstrap."""
+    seeds: int = Field(default=1, ge=1)
+    """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
     learned: str | None = None
     """The policy that is on trial; the table says where it does not win."""
 

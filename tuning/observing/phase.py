@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +14,7 @@ from actuators.contract.script import Scenario
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
-from actuators.options import Options
+from actuators.options import Moved, Options
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S
 from envs.observation.deadlines import Deadlines, derive_deadlines
@@ -25,13 +26,15 @@ MAX_STRETCH = 2
 class ObserveOptions(Options):
     """How long the system is watched before anything is learned, and what is fitted to it."""
 
+    moved: ClassVar = {"interval_s": Moved("window_s")}
+
     duration_s: float = Field(default=15.0, gt=0)
     """Seconds of observation under equal weights; deadlines come from these."""
     explore_s: float = Field(default=10.0, ge=0)
     """Seconds under changing weights after that, so that the mixture has seen uneven traffic before it steers."""
     skip_s: float = Field(default=2.0, ge=0)
     """Seconds at the start that are not used: queues are still filling."""
-    interval_s: float = Field(default=0.5, gt=0)
+    window_s: float = Field(default=0.5, gt=0)
     """Seconds per window."""
     encoder: EncoderOptions = EncoderOptions()
     """The Gaussian mixture."""
@@ -74,17 +77,17 @@ def watch(
     testbed.set_method(method)
     testbed.reset(scenario, seed)
     skipped, equal, exploring = (
-        round(seconds / options.interval_s) for seconds in (options.skip_s, options.duration_s, options.explore_s)
+        round(seconds / options.window_s) for seconds in (options.skip_s, options.duration_s, options.explore_s)
     )
     found: tuple[list[Window], list[Window]] = ([], [])
     generator = np.random.default_rng(seed)
     for _ in range(skipped):
-        on_window(testbed.advance(options.interval_s), 0.0)
+        on_window(testbed.advance(options.window_s), 0.0)
     for phase, wanted in enumerate((equal, exploring)):
         while _missing(found[phase], wanted):
             if phase == 1:
                 testbed.apply(_explored(testbed.topology, method, generator))
-            found[phase].append(testbed.advance(options.interval_s))
+            found[phase].append(testbed.advance(options.window_s))
             on_window(found[phase][-1], min(sum(map(len, found)) / (equal + exploring), 1.0))
     testbed.drain()
     return Watched(tuple(found[0]), tuple(found[1]))

@@ -15,7 +15,8 @@ from actuators.testbed.parts import LiveOptions
 from actuators.testbed.placement import check_capacity, start_remote_testbed
 from envs.heuristics.controllers import FixedController
 from tuning.judging.contenders import baseline_of, learned_controller
-from tuning.judging.judge import Controller, Judge, JudgeOptions
+from tuning.judging.judge import Controller, Judge
+from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.policy.bundle import load_bundle
 
 LEARNED, REFERENCE = "learned", "least_conn"
@@ -25,30 +26,27 @@ def confirm(
     bundles: Sequence[Path],
     testbeds: int,
     scenario: Scenario,
-    judge: JudgeOptions,
+    blocks: BlockOptions,
     live: LiveOptions,
     work_dir: Path,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Evaluations (as `Evaluation.to_json`) of every bundle on each of `testbeds` testbeds.
 
     Bundles come one after the other, the testbeds of one at the same time; each testbed has a seed, and
-    with it arrivals, of its own. Every result has the further keys `bundle` and `testbed`.
+    with it arrivals, of its own. Policies decide at the interval they were trained with. Every result has the further
+    keys `bundle` and `testbed`.
 
     Raises:
         CapacityError: the cluster cannot hold that many testbeds at once.
         DeepSchedError: a testbed did not start or broke three times.
     """
     check_capacity(testbeds, len(social_network().servers))
-    found = []
+    evaluations = []
     for bundle in bundles:
-        own = judge.model_copy(update={"learned": LEARNED, "reference": REFERENCE})
         running = [
             _judge_live.remote(
-                bundle,
-                scenario,
-                own.model_copy(update={"seed": judge.seed + number}),
-                live,
-                work_dir / bundle.name / f"testbed-{number + 1}",
+                bundle, scenario, blocks, live, work_dir / bundle.name / f"testbed-{number + 1}", seed + number
             )
             for number in range(testbeds)
         ]
@@ -57,20 +55,23 @@ def confirm(
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, DeepSchedError) else error) from error
         for number, result in enumerate(results):
-            found.append({**result, "bundle": str(bundle), "testbed": number + 1})
-    return found
+            evaluations.append({**result, "bundle": str(bundle), "testbed": number + 1})
+    return evaluations
 
 
 @ray.remote(num_cpus=0, max_retries=3)
 def _judge_live(
-    bundle: Path, scenario: Scenario, judge: JudgeOptions, live: LiveOptions, work_dir: Path
+    bundle: Path, scenario: Scenario, blocks: BlockOptions, live: LiveOptions, work_dir: Path, seed: int
 ) -> dict[str, Any]:
-    with start_remote_testbed(social_network(), live, work_dir, judge.seed) as testbed:
+    with start_remote_testbed(social_network(), live, work_dir, seed) as testbed:
         loaded = load_bundle(bundle, testbed.topology)
         problem, method = loaded.problem, loaded.provenance["method"]
+        # Bundles of earlier versions do not tell; they were judged at the default.
+        interval_s = float(loaded.provenance.get("interval_s", JudgeOptions().interval_s))
+        judge = blocks.extended(JudgeOptions, interval_s=interval_s, seed=seed, learned=LEARNED)
         controllers: list[Controller] = [
             FixedController(REFERENCE, "least_conn"),
             baseline_of(problem, method),
             learned_controller(LEARNED, method, loaded.policy(), problem),
         ]
-        return Judge(testbed, controllers, scenario, problem.deadlines_s, judge).run().to_json()
+        return Judge(testbed, controllers, scenario, problem.deadlines_s, judge, kind="live").run().to_json()

@@ -1,20 +1,20 @@
-"""The search space of a sweep: dotted option path → the values or the range to try; checked before anything starts.
+"""Options of a sweep and its search space: dotted option path → the values or the range to try, checked beforehand.
 
-Options of a sweep; apart from `tuning.search.sweep` because that imports torch and Ray.
+Apart from `tuning.search.sweep`, which imports torch and Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
 from actuators.errors import ConfigError, closest
-from actuators.options import Options
+from actuators.options import GIVEN, Never, Only, Options, idle_options, is_within
 from envs.observation.encoder import EncoderOptions
-from tuning.judging.plan import JudgeOptions
-from tuning.options import TrainingOptions
+from tuning.judging.plan import BlockOptions
+from tuning.options import ONLINE, TrainingOptions
 
 
 class Range(Options):
@@ -37,9 +37,20 @@ Domain = Range | tuple[Any, ...]
 class TrialOptions(Options):
     """What one trial does; a search space names its fields by dotted paths."""
 
+    only: ClassVar = {
+        "training.threads": Never("a trial simulates with one thread, as its trial_cpus allow"),
+        "training.imitation": Never("trials begin untrained"),
+        "training.held_out": Never("trials are validated after every iteration: set search.validation_episodes"),
+        "training.checkpoint_steps": Never("set search.checkpoint_every"),
+        "training.proof_episodes": Never("train the best setting with `deepsched train` to have it proven"),
+        "training.algorithm.transitions": Never("a sweep trains on testbeds"),
+        "training.algorithm.recorded_steps": Never("a sweep trains on testbeds"),
+        "training.model.squashed": Never("the algorithm decides it"),
+    }
+
     encoder: EncoderOptions = EncoderOptions()
     """The mixture that the trial fits; `encoder.clusters: [2, 4, 8]` in a space tries three cluster counts."""
-    training: TrainingOptions = Field(default_factory=lambda: TrainingOptions(steps=12_000))
+    training: TrainingOptions = TrainingOptions(steps=12_000)
     """How the trial trains."""
 
 
@@ -60,6 +71,74 @@ MUTABLE = tuple(
 """What population-based training may change in a running trial; everything else is part of its structure."""
 
 
+Search = Literal["random", "grid", "optuna"]
+Scheduler = Literal["asha", "pbt", "none"]
+
+
+class SearchOptions(Options):
+    """What is tried, how it is drawn, and what ends early."""
+
+    only: ClassVar = {
+        "base.training.environments": Only(testbed="simulated"),
+        "base.training.scenarios": Only(testbed="simulated"),
+        "base.training.paired": Only(testbed="simulated"),
+    }
+
+    space: dict[str, Domain] = DEFAULT_SPACE
+    """Option → list or range, for example {encoder.clusters: [2, 4], training.interval_s: {low: 0.5, high: 2}}."""
+    base: TrialOptions = TrialOptions()
+    """Options that all trials start from."""
+    testbed: Literal["simulated", "live"] = "simulated"
+    """What trials train on. A live one claims its testbeds with its first step and keeps them to its end."""
+    testbeds: Annotated[int, Only(testbed="live")] = Field(default=1, ge=1)
+    """Live testbeds of each trial, stepped together."""
+    trials: int = Field(default=32, ge=1)
+    """Trials; with `grid`, repetitions of the whole grid."""
+    search: Search = "optuna"
+    """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator); with `pbt` the
+    first settings are drawn, `random` or as a `grid`."""
+    scheduler: Scheduler = "asha"
+    """`asha` ends the worse trials early, `pbt` lets them copy better ones and vary, `none` trains all to the end."""
+    grace_share: Annotated[float, Only(scheduler="asha")] = Field(default=0.25, gt=0, le=1)
+    """ASHA: share of the steps that every trial gets at least."""
+    reduction: Annotated[int, Only(scheduler="asha")] = Field(default=3, ge=2)
+    """ASHA: one in so many goes on at each rung."""
+    perturb_share: Annotated[float, Only(scheduler="pbt")] = Field(default=0.2, gt=0, le=1)
+    """PBT: share of the steps between two exchanges. Trials for which there is no room run in turn, one such share
+    each."""
+    concurrent: int = Field(default=0, ge=0)
+    """Trials at once; 0 for as many as the cluster holds, and for one at a time on live testbeds of this machine. A
+    population always runs as many as there is room for."""
+    trial_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that each trial claims; with 0.5, four trials share two cores and none idles while one is replaced."""
+    retries: int = Field(default=3, ge=0)
+    """How often a trial whose process died is gone on with from its last checkpoint."""
+    checkpoint_every: int = Field(default=4, ge=1)
+    """Training iterations between two checkpoints."""
+    validation_episodes: Annotated[int, Only(testbed="simulated")] = Field(default=8, ge=1)
+    """Simulated episodes on which every policy is validated after each iteration."""
+    validation_s: float = Field(default=40.0, gt=0)
+    """Simulated seconds of each of them; on live testbeds, real seconds for which least_conn is watched first. Their
+    score is what their own intervals say, exploration included."""
+
+    def replaced(self) -> Mapping[str, tuple[str, str]]:
+        reason = "as search.space gives every trial its own value", "remove it from search.space"
+        return {f"base.{path}": reason for path in self.space}
+
+
+class ConfirmOptions(Options):
+    """The best trials judged on live testbeds at the end."""
+
+    only: ClassVar = {"judge.reference": Never("the page of a sweep compares with least_conn")}
+
+    best: int = Field(default=1, ge=0)
+    """Number of the best trials that are judged; 0 leaves it out."""
+    testbeds: Annotated[int, Only(best=GIVEN)] = Field(default=2, ge=1)
+    """Live testbeds, each with arrivals of its own, on which every one of them is judged at the same time."""
+    judge: Annotated[BlockOptions, Only(best=GIVEN)] = BlockOptions(rounds=3, warm_up_s=1.5, measure_s=5.0)
+    """Number and length of the blocks of the judgement."""
+
+
 def apply(base: TrialOptions, values: Mapping[str, Any]) -> TrialOptions:
     """The options with values put in at their paths.
 
@@ -76,26 +155,39 @@ def apply(base: TrialOptions, values: Mapping[str, Any]) -> TrialOptions:
         raise ConfigError(f"{first['msg']}: {first.get('input')!r}", where=f"space, {where}") from error
 
 
-def check(space: Mapping[str, Domain], base: TrialOptions, search: str, scheduler: str) -> None:
+def check(options: SearchOptions) -> None:
     """Raises ConfigError for paths and values that no trial could use, and for what search or scheduler cannot do."""
+    space = options.space
     if not space:
         raise ConfigError("the search space is empty", where="space", remedy="give at least one option to try")
     for path, domain in space.items():
         if isinstance(domain, Range):
             if not domain.low < domain.high or (domain.log and domain.low <= 0):
                 raise ConfigError(f"{domain.low} to {domain.high} is not a range", where=f"space, {path}")
-            if search == "grid":
+            if options.search == "grid":
                 raise ConfigError("a grid needs a list of values", where=f"space, {path}", remedy="or use random")
         elif not domain:
             raise ConfigError("an empty list of values", where=f"space, {path}")
         for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
-            apply(base, {path: int(value) if isinstance(domain, Range) and domain.integer else value})
-    if scheduler == "pbt" and not mutable(space):
+            _check_value(options, path, int(value) if isinstance(domain, Range) and domain.integer else value)
+    if options.scheduler == "pbt" and not mutable(space):
         raise ConfigError(
             "population-based training has nothing to change",
             where="space",
             remedy=f"add one of {', '.join(MUTABLE)}; what shapes the network or the problem stays as it is drawn",
         )
+
+
+def _check_value(options: SearchOptions, path: str, value: Any) -> None:
+    trial = apply(options.base, {path: value})
+    if trial.training.algorithm.offline:
+        what = f"{trial.training.algorithm.name} learns from records, and a sweep trains on testbeds"
+        raise ConfigError(what, where="training.algorithm.name", remedy=f"take {', '.join(ONLINE)}")
+    for idle in idle_options(options.changed({"base": trial, "space": {}})):
+        if is_within(f"base.{path}", idle.path):
+            raise ConfigError(
+                f"option '{path}' has no effect {idle.reason}", where=f"space, {path}", remedy=idle.remedy
+            )
 
 
 def mutable(space: Mapping[str, Domain]) -> dict[str, Domain]:
@@ -126,58 +218,3 @@ def _nearest(path: str, before: str, level: Any) -> str:
     if not isinstance(level, dict):
         return f"'{before}' has no options below it"
     return closest(path, [f"{before}.{name}" if before else name for name in level])
-
-
-Search = Literal["random", "grid", "optuna"]
-Scheduler = Literal["asha", "pbt", "none"]
-
-
-class SearchOptions(Options):
-    """What is tried, how it is drawn, and what ends early."""
-
-    space: dict[str, Domain] = DEFAULT_SPACE
-    """Option → list or range, for example {encoder.clusters: [2, 4], training.interval_s: {low: 0.5, high: 2}}."""
-    base: TrialOptions = Field(default_factory=TrialOptions)
-    """Options that all trials start from."""
-    testbed: Literal["simulated", "live"] = "simulated"
-    """What trials train on. A live one claims its testbeds with its first step and keeps them to its end."""
-    testbeds: int = Field(default=1, ge=1)
-    """Live testbeds of each trial, stepped together."""
-    trials: int = Field(default=32, ge=1)
-    """Trials; with `grid`, repetitions of the whole grid."""
-    search: Search = "optuna"
-    """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator)."""
-    scheduler: Scheduler = "asha"
-    """`asha` ends the worse trials early, `pbt` lets them copy better ones and vary, `none` trains all to the end."""
-    grace_share: float = Field(default=0.25, gt=0, le=1)
-    """ASHA: share of the steps that every trial gets at least."""
-    reduction: int = Field(default=3, ge=2)
-    """ASHA: one in so many goes on at each rung."""
-    perturb_share: float = Field(default=0.2, gt=0, le=1)
-    """PBT: share of the steps between two exchanges. Trials for which there is no room run in turn, one such share
-    each."""
-    concurrent: int = Field(default=0, ge=0)
-    """Trials at once; 0 for as many as the cluster holds, and for one at a time on live testbeds of this machine. A
-    population always runs as many as there is room for."""
-    trial_cpus: float = Field(default=1.0, gt=0)
-    """CPUs that each trial claims; with 0.5, four trials share two cores and none idles while one is replaced."""
-    retries: int = Field(default=3, ge=0)
-    """How often a trial whose process died is gone on with from its last checkpoint."""
-    checkpoint_every: int = Field(default=4, ge=1)
-    """Training iterations between two checkpoints."""
-    validation_episodes: int = Field(default=8, ge=1)
-    """Simulated episodes on which every policy is validated after each iteration."""
-    validation_s: float = Field(default=40.0, gt=0)
-    """Simulated seconds of each of them; on live testbeds, real seconds for which least_conn is watched first. Their
-    score is what their own intervals say, exploration included."""
-
-
-class ConfirmOptions(Options):
-    """The best trials judged on live testbeds at the end."""
-
-    best: int = Field(default=1, ge=0)
-    """How many of the best trials; 0 leaves it out."""
-    testbeds: int = Field(default=2, ge=1)
-    """Live testbeds, each with arrivals of its own, on which every one of them is judged at the same time."""
-    judge: JudgeOptions = JudgeOptions(rounds=3, warm_up_s=1.5, measure_s=5.0)
-    """Blocks of the judgement."""

@@ -78,7 +78,7 @@ class SweepCallback(tune.Callback):
 
 def preflight(options: SearchOptions) -> int:
     """How many trials will run at once. Raises ConfigError for the space, CapacityError in words."""
-    check(options.space, options.base, options.search, options.scheduler)
+    check(options)
     cpus = ray.cluster_resources().get("CPU", 0.0)
     room = int(cpus / options.trial_cpus + 1e-9)
     if options.testbed == "live":

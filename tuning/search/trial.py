@@ -18,6 +18,7 @@ from actuators.contract.topology import Topology
 from actuators.errors import DataError
 from actuators.files import write_json
 from envs.environment.vector_env import SimulatedVectorEnv
+from envs.scenarios.lookup import training_mixture
 from tuning.learning.algorithm import Setting, algorithm_config, module_path
 from tuning.learning.curve import TERMS
 from tuning.learning.scoring import Validation, Validator
@@ -40,7 +41,8 @@ class Shared:
 
     Attributes:
         windows: of the observation phase; every trial fits its own mixture to them.
-        scenario: what is trained on; validation: what is validated on.
+        work_scale: factor on the work of the scenarios that are trained on.
+        validation: what every trial is validated on.
         validation_episodes, validation_s: how many simulated episodes of how many seconds.
         live: what trials on live testbeds need; None for simulated ones.
         provenance: of the whole sweep, for the bundles.
@@ -49,7 +51,7 @@ class Shared:
     windows: Watched
     topology: Topology
     base: TrialOptions
-    scenario: Scenario
+    work_scale: float
     validation: Scenario
     validation_episodes: int
     validation_s: float
@@ -110,9 +112,15 @@ class SweepTrial(tune.Trainable):
         folder = Path(checkpoint_dir).absolute()
         self._algorithm.save_to_path(str(folder / CHECKPOINT))
         training = self._options.training
-        own = {"trial": self.trial_name, "options": self.config, "steps": self._steps, "method": training.method}
+        own = {
+            "trial": self.trial_name,
+            "options": self.config,
+            "steps": self._steps,
+            "method": training.method,
+            "interval_s": training.interval_s,
+        }
         provenance = {**self._shared.provenance, **own}
-        Bundle(self._net(), self._observed.problem, training.model, provenance).save(folder / BUNDLE)
+        Bundle(self._net(), self._observed.problem, training.network, provenance).save(folder / BUNDLE)
         write_json(folder / STATE, {"config": self.config, "steps": self._steps})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
@@ -180,7 +188,7 @@ class SweepTrial(tune.Trainable):
             load_module=load_module,
         )
         self._before = self._steps
-        self._algorithm: Algorithm = algorithm_config(options.algorithm, options.model, setting).build_algo()
+        self._algorithm: Algorithm = algorithm_config(options.algorithm, options.network, setting).build_algo()
 
     def _environment(self, seed: int) -> tuple[str, dict[str, Any], int]:
         """Name in RLlib's registry, settings, and how many testbeds it drives."""
@@ -191,9 +199,10 @@ class SweepTrial(tune.Trainable):
             config = self._live.environment(problem, options.interval_s, options.episode_steps)
             return _LIVE, {**config, "seed": seed}, shared.live.testbeds
         register_env(_ENVIRONMENT, _make)
+        scenario = training_mixture(options.scenarios, options.script_s, shared.work_scale)
         config = {
             "problem": problem,
-            "next_script": ScriptSource(shared.scenario, problem.topology),
+            "next_script": ScriptSource(scenario, problem.topology),
             "method": options.method,
             "interval_s": options.interval_s,
             "episode_steps": options.episode_steps,

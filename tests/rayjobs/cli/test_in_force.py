@@ -170,3 +170,13 @@ def test_given_tells_what_was_given_and_not_what_defaults_added() -> None:
 
 def test_a_group_without_effect_is_told_once() -> None:
     assert [idle.path for idle in idle_options(RideOptions(where=("road",)))] == ["engine", "track.gauge_mm"]
+
+
+def test_a_value_of_the_file_gives_way_to_an_option_that_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file(tmp_path, "engine: {coal_kg: 7, kind: steam}\ntrack: {gauge_mm: 1000}\n", saved=False)
+    assert load_options(RideOptions, file=path).engine.coal_kg == 7
+    assert load_options(RideOptions, file=path, assignments=["where=road"]) == RideOptions(where=("road",))
+    said = capsys.readouterr().err
+    assert "without effect beside the other options: engine.coal_kg, engine.kind, track.gauge_mm" in said

@@ -8,7 +8,17 @@ import pytest
 
 from actuators.errors import ConfigError
 from rayjobs.sweep import SweepOptions
-from tuning.search.space import DEFAULT_SPACE, MUTABLE, Domain, Range, TrialOptions, apply, check, mutable
+from tuning.search.space import (
+    DEFAULT_SPACE,
+    MUTABLE,
+    Domain,
+    Range,
+    SearchOptions,
+    TrialOptions,
+    apply,
+    check,
+    mutable,
+)
 
 BASE = TrialOptions()
 
@@ -36,20 +46,23 @@ def test_values_land_at_their_paths_and_nothing_else_changes() -> None:
         ({"training.algorithm.clip": ()}, "empty list"),
         ({"training.algorithm.clip": Range(low=0.3, high=0.1)}, "not a range"),
         ({"training.algorithm.clip": Range(low=0.0, high=0.1, log=True)}, "not a range"),
+        ({"training.algorithm.replay_steps": (100,)}, "no effect with base.training.algorithm.name=ppo"),
+        ({"training.held_out.patience": (2,)}, "trials are validated after every iteration"),
+        ({"training.algorithm.name": ("bc",)}, "bc learns from records"),
         ({}, "empty"),
     ],
 )
 def test_what_no_trial_could_use_is_refused(space: dict[str, Domain], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(space, BASE, "random", "asha")
+        check(SearchOptions(space=space, base=BASE, search="random"))
     assert said in str(caught.value)
 
 
 def test_a_grid_needs_lists_and_pbt_something_to_change() -> None:
     with pytest.raises(ConfigError, match="a grid needs a list"):
-        check({"training.algorithm.clip": Range(low=0.1, high=0.3)}, BASE, "grid", "none")
+        check(SearchOptions(space={"training.algorithm.clip": Range(low=0.1, high=0.3)}, search="grid"))
     with pytest.raises(ConfigError, match="nothing to change"):
-        check({"encoder.clusters": (2, 4)}, BASE, "random", "pbt")
+        check(SearchOptions(space={"encoder.clusters": (2, 4)}, search="random", scheduler="pbt"))
 
 
 def test_the_mixture_and_the_network_are_never_mutated() -> None:
@@ -65,5 +78,5 @@ def test_a_space_is_read_from_yaml_as_people_write_it() -> None:
     space = {"encoder.clusters": [2, 4], "training.interval_s": {"low": 0.5, "high": 2.0}}
     options = SweepOptions.model_validate({"search": {"space": space}})
     assert options.search.space == {"encoder.clusters": (2, 4), "training.interval_s": Range(low=0.5, high=2.0)}
-    check(options.search.space, options.search.base, "random", "none")
-    check(DEFAULT_SPACE, BASE, "random", "asha")
+    check(options.search)
+    check(SearchOptions())

@@ -1,0 +1,114 @@
+"""Every option that is in force is read by what runs: each verb with a testbed, Ray and RLlib that are stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actuators.contract.topology import social_network
+from actuators.options import Options
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs import evaluate, train
+from rayjobs.cli.config import load_options
+from rayjobs.cli.main import Verb
+from tests.support import stand_in_rllib
+from tests.support.option_reads import OptionReads
+from tests.support.problems import problem
+from tuning.options import ModelOptions
+from tuning.policy.bundle import Bundle
+from tuning.policy.learned import net_for
+
+PARTS = "tests/actuators/testbed/test_parts.py::test_every_option_of_the_parts_is_read"
+BLOCKS = ("judge.rounds=1", "judge.warm_up_s=1", "judge.measure_s=4")
+WATCH = ("observe.duration_s=12", "observe.explore_s=4", "observe.encoder.clusters=[2]")
+
+
+@contextlib.contextmanager
+def no_ray(*, testbeds: int = 1) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def reads_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs a verb with assignments; the options in force that nothing has read."""
+
+    def run(verb: Verb, *assignments: str, **flags: Any) -> list[str]:
+        flags = flags if "resume" in flags else {"out": tmp_path / "runs"} | flags
+        reads = OptionReads(load_options(verb.options, assignments=assignments, flags=flags))
+
+        @contextlib.contextmanager
+        def testbed(kind: str, work_dir: Path, seed: int, live: Options | None = None) -> Iterator[SimulatedTestbed]:
+            if kind == "live":
+                assert live is not None
+                reads.hand_over(live, PARTS)
+            with SimulatedTestbed(social_network()) as simulated:
+                yield simulated
+
+        for module in (verb.run.__module__, "rayjobs.runs.testbed"):
+            monkeypatch.setattr(f"{module}.open_testbed", testbed, raising=False)
+        monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", no_ray)
+        monkeypatch.setattr("rayjobs.runs.local_ray.local_ray", no_ray)
+        stand_in_rllib.install(monkeypatch)
+        with reads:
+            assert verb.run(reads.options) == 0
+        return reads.unread()
+
+    return run
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    Bundle(net_for(problem(), ModelOptions()), problem(), ModelOptions(), {}).save(folder)
+    return folder
+
+
+POLICIES = "policies=least_conn,inverse_latency,idle"
+
+
+def test_evaluate_on_a_simulated_and_on_a_live_testbed(reads_of: Callable[..., list[str]]) -> None:
+    assert reads_of(evaluate.VERB, POLICIES, *BLOCKS, *WATCH, "workers=4") == []
+    assert reads_of(evaluate.VERB, POLICIES, *BLOCKS, *WATCH, "testbed=live,simulated", "learned=idle") == []
+
+
+def test_evaluate_of_a_bundle_and_of_a_run_that_goes_on(
+    reads_of: Callable[..., list[str]], bundle: Path, tmp_path: Path
+) -> None:
+    assert reads_of(evaluate.VERB, POLICIES, *BLOCKS, bundle=bundle) == []
+    (run,) = (tmp_path / "runs").iterdir()
+    assert reads_of(evaluate.VERB, resume=run) == []
+
+
+LEARN = (
+    "training.steps=1000", "training.environments=4", "training.episode_steps=5", "training.scenarios=S2",
+    "training.checkpoint_steps=500",
+)  # fmt: skip
+LOOK = ("training.held_out.every_steps=500", "training.held_out.episodes=2", "training.held_out.scenarios=S3")
+RATIOS = ("training.decision.action.kind=ratios", "training.decision.action.ratios=1,3")
+
+
+OFFLINE = "training.algorithm.recorded_steps=20"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [
+        ("ppo", ("training.imitation.steps=8", "training.proof_episodes=2", "training.paired=yes", *LOOK)),
+        ("ppo", ("method=expected_delay", "training.decision.action.baseline=idle", *LOOK)),
+        ("appo", ("training.decision.action.kind=increments", "training.decision.reward_mix={art: 1}", *LOOK)),
+        ("sac", ("training.decision.action.kind=continuous", *LOOK)),
+        ("dqn", (*RATIOS, "training.decision.action.joint=yes", *LOOK)),
+        ("bc", (OFFLINE, *RATIOS, *LOOK)),
+        ("marwil", (OFFLINE, "training.held_out.every_steps=0")),
+        ("cql", (OFFLINE, "training.algorithm.batch_steps=2", *LOOK)),
+    ],
+)
+def test_train_on_simulated_testbeds(
+    reads_of: Callable[..., list[str]], algorithm: str, settings: tuple[str, ...]
+) -> None:
+    chosen = f"training.algorithm.name={algorithm}"
+    assert reads_of(train.VERB, chosen, *BLOCKS, *WATCH, *LEARN, *settings) == []
