@@ -1,1 +1,1 @@
-"""An NGINX that belongs to somebody else: its configuration is read and edited in place, and can be put back."""
+"""The NGINX of a user: its configuration is read and edited in place, and can be restored."""

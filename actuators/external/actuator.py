@@ -1,4 +1,4 @@
-"""Weights as people write them, the walk through all ratios, and one way to whatever NGINX they are for."""
+"""The weights of any NGINX, in memory or by reload: how to open it, parse weights, and visit all their ratios."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Control, Wei
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
-from actuators.external.nginx import ForeignNginx, ForeignOptions
+from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.options import Options
 
 EXPLORED_VALUES = (1, 3, 5)
-"""The project's first weight changer walked these."""
+"""Weights whose ratios `exploration` visits by default (docs/studies.md#actions)."""
 
 
 class ActuatorOptions(Options):
-    """Which NGINX's weights are meant, and how they are reached."""
+    """Which NGINX, and how to reach its weights."""
 
     control_url: str = ""
-    """In memory: control endpoint of an NGINX that has our snippet, as http://127.0.0.1:8090/control."""
+    """In memory: control endpoint of an NGINX with our snippet, as http://127.0.0.1:8090/control."""
     token_file: Path | None = None
-    """In memory: file that holds the token which changes must carry."""
-    reload: ForeignOptions = Field(default_factory=ForeignOptions)
+    """In memory: file with the token that changes need."""
+    reload: ExternalNginxOptions = Field(default_factory=ExternalNginxOptions)
     """By reload, when there is no control_url: any NGINX."""
 
 
 class Actuator(Protocol):
-    """Something whose weights can be read and set."""
+    """An NGINX whose control can be read and set."""
 
     @property
     def topology(self) -> Topology: ...
 
     def control(self) -> Control:
-        """What is in force. Raises ActuationError, ConfigError or StatusError."""
+        """The control in force. Raises ActuationError, ConfigError or StatusError."""
         ...
 
     def apply(self, control: Control) -> Applied:
-        """Returns when the control is in force. Raises ActuationError; the old one is then in force."""
+        """Returns when the control is in force. Raises ActuationError; then the old one is in force."""
         ...
 
 
 @dataclass
 class MemoryActuator:
-    """An NGINX that balances in memory, reached through its control endpoint only."""
+    """An NGINX that balances in memory, reached only through its control endpoint."""
 
     endpoint: MemoryControl
     topology: Topology = field(init=False)
@@ -66,24 +66,24 @@ class MemoryActuator:
 
     @property
     def method(self) -> BalancingMethod:
-        """What NGINX says. Raises ActuationError."""
+        """The method in force. Raises ActuationError."""
         return self.endpoint.get()[0]
 
     def apply(self, control: Control) -> Applied:
         return self.endpoint.apply(control)
 
     def balance(self, method: BalancingMethod, control: Control) -> None:
-        """Another method together with its control. Raises ActuationError; the old ones stay then."""
+        """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
         self.endpoint.put(method, control)
 
 
 def open_actuator(options: ActuatorOptions) -> Actuator:
-    """In memory when there is a control URL, else by reload.
+    """Opens an NGINX in memory when there is a control URL, else by reload.
 
     Raises ConfigError, MissingToolError or ActuationError.
     """
     if not options.control_url:
-        return ForeignNginx(options.reload)
+        return ExternalNginx(options.reload)
     token = ""
     if options.token_file is not None:
         try:
@@ -97,14 +97,14 @@ def open_actuator(options: ActuatorOptions) -> Actuator:
 def parse_weights(texts: Sequence[str], base: Weights) -> Weights:
     """`base` with changes written as ``[GROUP/]SERVER=WEIGHT`` or ``[GROUP/]SERVER=down`` (``up``).
 
-    Without a group the change is for every group that has the server. Positive weights of any size are
-    scaled to 1…100 when one of their group exceeds 100. Raises ConfigError with the closest match.
+    Without a group the change applies to every group with the server. Where a weight exceeds 100, the weights of its
+    group are scaled to 1…100. Raises ConfigError with the closest match.
     """
     topology, values, down = base.topology, base.values.astype(float), base.down.copy()
     for text in texts:
         name, separator, value = text.rpartition("=")
         if not separator:
-            raise ConfigError(f"'{text}' is no change", where="weights", remedy="write GROUP/SERVER=WEIGHT")
+            raise ConfigError(f"invalid change '{text}'", where="weights", remedy="write GROUP/SERVER=WEIGHT")
         for g, s in _cells(name, topology):
             if value in ("down", "up"):
                 down[g, s] = value == "down"
@@ -117,15 +117,15 @@ def parse_weights(texts: Sequence[str], base: Weights) -> Weights:
 
 def ratio_vectors(servers: int, values: Sequence[int] = EXPLORED_VALUES) -> list[tuple[int, ...]]:
     """All weight vectors with distinct ratios, in lowest terms; 25 for three servers and {1, 3, 5}."""
-    found = {
+    ratios = {
         tuple(weight // reduce(math.gcd, vector) for weight in vector)
         for vector in itertools.product(values, repeat=servers)
     }
-    return sorted(found)
+    return sorted(ratios)
 
 
 def exploration(topology: Topology, seed: int, values: Sequence[int] = EXPLORED_VALUES) -> Iterator[Weights]:
-    """Every ratio vector of every group once, each group in a random order of its own; shorter groups begin again."""
+    """Weights that visit every ratio vector of every group, each group in its own random order; shorter ones repeat."""
     generator = np.random.default_rng(seed)
     walks = []
     for group in topology.groups:
@@ -141,7 +141,7 @@ def exploration(topology: Topology, seed: int, values: Sequence[int] = EXPLORED_
 
 def _cells(name: str, topology: Topology) -> list[tuple[int, int]]:
     group, slash, server = name.partition("/")
-    # A unix socket's address has slashes of its own.
+    # The address of a Unix socket contains slashes.
     if not slash or name in topology.servers:
         s = topology.server_index(name)
         return [(g, s) for g in range(len(topology.groups)) if topology.mask[g, s]]

@@ -1,7 +1,7 @@
-"""Edit the weights of `server` lines in the bytes of an NGINX configuration; every other byte stays.
+"""Edits the weights of `server` lines in the bytes of an NGINX configuration; every other byte stays.
 
-The place is found by NGINX's lexical rules, and the result is read again by crossplane: when anything but the
-wanted words has changed for it, the two read the text differently, and the edit is refused. Pure.
+The lines are found by NGINX's lexical rules. Then crossplane parses the result: an edit is refused when crossplane sees
+any other change, because then the two parsers disagree about the text. Pure functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLANK = b" \t\r\n"
 
 @dataclass(frozen=True)
 class ServerEdit:
-    """The weight and `down` that one server line shall have."""
+    """The new weight and `down` of one server line."""
 
     line: ServerLine
     weight: int
@@ -30,7 +30,7 @@ class ServerEdit:
 def edit_file(text: bytes, edits: Sequence[ServerEdit]) -> bytes:
     """The file's bytes with these server lines changed. Raises ActuationError, ConfigError."""
     new = text
-    # From the end: an edit must not move the lines before it, nor the positions within a line.
+    # From the end, so that an edit does not move the lines and positions of those still to come.
     for edit in sorted(edits, key=lambda edit: (edit.line.line, edit.line.position), reverse=True):
         new = _edit_server(new, edit)
     if new != text:
@@ -60,7 +60,7 @@ def _edit_server(text: bytes, edit: ServerEdit) -> bytes:
 
 
 def _check(old: bytes, new: bytes, edits: Sequence[ServerEdit]) -> None:
-    """Raises ActuationError unless crossplane sees the wanted words changed and nothing else, comments included."""
+    """Raises ActuationError unless crossplane sees exactly the wanted changes, comments included."""
     wanted = {(edit.line.line, edit.line.position): edit for edit in edits}
     places = ", ".join(f"{edit.line.file}:{edit.line.line}" for edit in edits[:3])
     try:
@@ -70,12 +70,12 @@ def _check(old: bytes, new: bytes, edits: Sequence[ServerEdit]) -> None:
     except (ConfigError, RecursionError):
         same = False
     if not same:
-        remedy = "write its server lines more plainly"
+        remedy = "write its server lines in a simpler form"
         raise ActuationError("an edit would change more than weights", where=places, remedy=remedy)
 
 
 def _directives_of(text: bytes, wanted: dict[tuple[int, int], ServerEdit]) -> tuple[list[Any], int]:
-    """The text as nested lists of words, with the wanted edits made on the words, and how many were made."""
+    """The text as nested lists of words with the wanted edits applied, and the number of edits."""
     with tempfile.NamedTemporaryFile(prefix="deepsched-edit-") as file:
         file.write(text)
         file.flush()
@@ -85,7 +85,7 @@ def _directives_of(text: bytes, wanted: dict[tuple[int, int], ServerEdit]) -> tu
 
 @dataclass
 class _Reading:
-    """Through the blocks of one file, `server` directives counted per line as `ServerLine.position` counts them."""
+    """Visits the blocks of one file and counts `server` directives per line, as `ServerLine.position` does."""
 
     wanted: dict[tuple[int, int], ServerEdit]
     made: int = 0
@@ -108,7 +108,7 @@ class _Reading:
 
 
 def _edited(words: Sequence[str], edit: ServerEdit) -> list[str]:
-    """As `_edit_server`, on words without their directive's name."""
+    """As `_edit_server`, for the words after the directive's name."""
     kept = [word for word in words if edit.down or word != "down"]
     new = [f"weight={edit.weight}" if word.startswith("weight=") else word for word in kept]
     if edit.weight != 1 and not any(word.startswith("weight=") for word in kept):
@@ -118,7 +118,7 @@ def _edited(words: Sequence[str], edit: ServerEdit) -> list[str]:
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a directive: its value without quotes, and the bytes it takes, quotes included."""
+    """One word of a directive: its text without quotes, and its range of bytes, quotes included."""
 
     text: str
     start: int
@@ -126,9 +126,14 @@ class Word:
 
 
 def find_directive(text: bytes, line: int, position: int, name: bytes, *, where: str) -> list[Word]:
-    """The words of the directive of that name which begins on this line after `position` others of its name.
+    """The words of one directive: the one that begins on this line after `position` others of the same name.
 
-    Raises ActuationError when there is none.
+    Args:
+        line: 1-based.
+        where: the file, for errors.
+
+    Raises:
+        ActuationError: there is no such directive.
     """
     start = _line_start(text, line)
     for words in _directives(text, start):
@@ -142,7 +147,7 @@ def find_directive(text: bytes, line: int, position: int, name: bytes, *, where:
 
 
 def _moved(name: str, where: str, line: int) -> ActuationError:
-    return ActuationError(f"'{name}' is not where it was", where=f"{where}:{line}", remedy="edit it by hand")
+    return ActuationError(f"'{name}' is no longer at this place", where=f"{where}:{line}", remedy="try again")
 
 
 def _line_start(text: bytes, line: int) -> int:
@@ -155,7 +160,7 @@ def _line_start(text: bytes, line: int) -> int:
 
 
 def _directives(text: bytes, position: int) -> Iterator[list[Word]]:
-    """Directives from `position` on, ended by `;`; whatever opens a block is passed over."""
+    """Directives from `position` on that end with `;`; directives that open a block are skipped."""
     words: list[Word] = []
     for token, start, end in _tokens(text, position):
         if token in (b";", b"{", b"}"):
@@ -167,7 +172,7 @@ def _directives(text: bytes, position: int) -> Iterator[list[Word]]:
 
 
 def _tokens(text: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
-    """NGINX's lexical rules: blanks separate, # comments to the line's end, quotes and backslashes protect."""
+    """Tokens by NGINX's lexical rules: blanks separate, # begins a comment, quotes and backslashes protect."""
     size = len(text)
     while position < size:
         byte = text[position : position + 1]

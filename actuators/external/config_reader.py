@@ -1,4 +1,4 @@
-"""Find the `server` lines of upstream groups in an NGINX configuration that is not ours; crossplane reads it."""
+"""Finds the `server` lines of upstream groups in the configuration of an external NGINX; crossplane parses it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ServerLine:
     Attributes:
         file: the file that holds it, links resolved.
         line: 1-based line on which the directive begins.
-        position: how many `server` directives begin on that line before it.
+        position: number of `server` directives that begin on that line before it.
         parameters: words after the address.
     """
 
@@ -45,14 +45,14 @@ class ServerLine:
 
 
 @dataclass
-class ForeignConfig:
+class ParsedConfig:
     """A parsed configuration.
 
     Attributes:
         main: the main file.
         servers: every server line of every upstream block, in NGINX's order.
-        includers: file → the include directives (line, position, included files) that it has.
-        pid_file: as the configuration says; None when it does not.
+        includers: file → its include directives (line, position, included files).
+        pid_file: of the `pid` directive; None without one.
     """
 
     main: Path
@@ -64,19 +64,19 @@ class ForeignConfig:
         return [line for line in self.servers if line.group == name]
 
 
-def read_config(main: Path) -> ForeignConfig:
+def read_config(main: Path) -> ParsedConfig:
     """Parses the main file and everything it includes.
 
     Raises ConfigError when a file cannot be read or is not NGINX configuration.
     """
     main = main.absolute()
-    config = ForeignConfig(main)
+    config = ParsedConfig(main)
     _Walk(_parse(main), config).file(0, "", depth=0)
     return config
 
 
 def read_directives(path: Path) -> list[dict[str, Any]]:
-    """The directives of one file as crossplane has them, comments too, includes not followed.
+    """The directives of one file as crossplane returns them, with comments; includes are not followed.
 
     Raises ConfigError as `read_config` does.
     """
@@ -85,7 +85,7 @@ def read_directives(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path, **how: bool) -> Sequence[dict[str, Any]]:
-    """crossplane's files, the first being `path`."""
+    """The files that crossplane has parsed; the first one is `path`."""
     try:
         payload = crossplane.parse(str(path), check_ctx=False, check_args=False, strict=False, **how)
     except (OSError, RecursionError, ValueError, crossplane.errors.NgxParserBaseException) as error:
@@ -101,16 +101,16 @@ def _parse(path: Path, **how: bool) -> Sequence[dict[str, Any]]:
 
 @dataclass
 class _Walk:
-    """Through blocks and includes, in the order in which NGINX reads them."""
+    """Visits blocks and includes in the order in which NGINX reads them."""
 
     payload: Sequence[dict[str, Any]]
-    config: ForeignConfig
+    config: ParsedConfig
     visits: int = 0
 
     def file(self, index: int, group: str, *, depth: int) -> None:
         self.visits += 1
         if depth > 64 or self.visits > _MOST_INCLUDES:
-            raise ConfigError("files include each other without end", where=self.payload[index]["file"])
+            raise ConfigError("files include each other in a loop", where=self.payload[index]["file"])
         self._block(index, self.payload[index]["parsed"], group, {}, depth=depth)
 
     def _block(

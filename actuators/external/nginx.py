@@ -1,11 +1,6 @@
-"""Weights of an NGINX that is not ours: its own files edited in place, tested, reloaded, confirmed, rolled back.
+"""Weights of an NGINX that somebody else runs: its files are edited in place, tested, reloaded, confirmed, rolled back.
 
-Rights: the folder and files of the configuration must be writable, `nginx -t` and the reload are the only things
-that need more. As root nothing is to be set; else allow just those two to the user who runs this, in sudoers:
-``steer ALL=(root) NOPASSWD: /usr/sbin/nginx -t -q -c *, /usr/sbin/nginx -s reload``, and set `test_command` to
-``sudo,-n,/usr/sbin/nginx,-t,-q,-c`` and `reload_command` to ``sudo,-n,/usr/sbin/nginx,-s,reload``.
-
-Whether the statistics of an NGINX show the weights that its server lines were given.
+The rights that this needs, without root too: docs/your-nginx.md#rights.
 """
 
 from __future__ import annotations
@@ -29,88 +24,56 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError, StatusError, closest
 from actuators.external.config_editor import ServerEdit, edit_file, find_directive
-from actuators.external.config_reader import ForeignConfig, read_config
+from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.options import Options
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import ServerCounters
 
-
-def confirm_weights(control: Weights, groups: Mapping[str, Mapping[str, ServerCounters]], *, where: str) -> None:
-    """Compares every line with all entries that show it: a host name is shown by each of its addresses.
-
-    Entries that two lines of a group share, and lines that the statistics do not show, prove nothing.
-    Raises StatusError when a group is missing, ActuationError when a weight is another.
-    """
-    for g, group in enumerate(control.topology.groups):
-        if group.name not in groups:
-            raise StatusError(f"the statistics do not know group {group.name}", where=where)
-        names = {server: _shown_as(server) for server in group.servers}
-        for server, own in names.items():
-            others = set[str]().union(*(shown for other, shown in names.items() if other != server))
-            wanted = control.values[g, control.topology.server_index(server)]
-            for name in sorted(own - others):
-                counters = groups[group.name].get(name)
-                if counters is not None and counters.weight != wanted:
-                    raise ActuationError(f"{name} has weight {counters.weight} in {group.name}", where=where)
-
-
-def _shown_as(server: str) -> set[str]:
-    """The names under which vts may show a server line: as written, with its port, and by its addresses."""
-    if server.startswith("unix:"):
-        return {server}
-    host, colon, port = server.rpartition(":")
-    if not colon or server.endswith("]"):
-        host, port = server, "80"
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        found = []  # NGINX resolved it when it started; today it has no address
-    addresses = {str(address[0]) for *_, address in found}
-    return {server, f"{host}:{port}", *(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)}
-
-
 _PENDING, _DONE = "files changed, not yet confirmed in force\n", "in force\n"
-"""What the lock file says of the last change."""
+"""Contents of the lock file: the state of the last change."""
 
 
-class ForeignOptions(Options):
-    """An NGINX that somebody else runs."""
+class ExternalNginxOptions(Options):
+    """How to reach and reload an NGINX that somebody else runs."""
 
     config: Path = Path("/etc/nginx/nginx.conf")
     """Its main configuration file."""
     groups: tuple[str, ...] = ()
-    """Upstreams whose weights are ours to set; all there are when none is given."""
+    """Upstreams whose weights may be set; all upstreams when empty."""
     status_url: str = ""
-    """Its vts JSON, to confirm what is in force; without it, new workers are the only sign."""
+    """Its vts JSON, to confirm what is in force; without it, new workers are the only evidence."""
     binary: str = "nginx"
-    """Program that tests the configuration, by name or path."""
+    """NGINX program that tests the configuration, by name or path."""
     pid_file: Path | None = None
-    """Holds the master's process id; by default what the configuration says, or /run/nginx.pid."""
+    """File with the master's process id; by default the one in the configuration, else /run/nginx.pid."""
     test_command: tuple[str, ...] = ()
-    """Tests the configuration whose path is appended, as sudo,-n,nginx,-t,-q,-c; by default `binary` does."""
+    """Command that tests the configuration whose path is appended, as sudo,-n,nginx,-t,-q,-c; by default `binary`."""
     reload_command: tuple[str, ...] = ()
-    """Reloads NGINX when this user may not signal it, as sudo,-n,nginx,-s,reload."""
+    """Command that reloads NGINX, when this user may not signal it, as sudo,-n,nginx,-s,reload."""
     min_reload_interval_s: float = Field(1.0, ge=0)
-    """Least time between two reloads, whoever asked for them."""
+    """Least seconds between two reloads, of all processes together."""
     lock_timeout_s: float = Field(5.0, ge=0)
-    """Longest wait for another actuator at work on the same NGINX."""
+    """Longest wait, in seconds, for another process that changes the same NGINX."""
     reload_timeout_s: float = Field(5.0, gt=0)
-    """Until a new configuration must be in force."""
+    """Seconds until a new configuration must be in force."""
     drain_timeout_s: float = Field(60.0, gt=0)
-    """Longest wait while workers of two earlier configurations are still busy."""
+    """Longest wait, in seconds, while workers of two earlier configurations are still busy."""
 
 
-class ForeignNginx:
-    """Reads and sets the weights of one NGINX; changes nothing but `weight=` and `down` of its server lines.
+class ExternalNginx:
+    """Reads and sets the weights of one NGINX; changes only `weight=` and `down` of its server lines.
+
+    Args:
+        on_step: called with the name of each step before it.
 
     Raises:
         ConfigError: the configuration cannot be read, or has no such group.
-        MissingToolError: there is no nginx to test a configuration with.
+        MissingToolError: there is no NGINX program to test a configuration.
     """
 
-    def __init__(self, options: ForeignOptions, *, on_step: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, options: ExternalNginxOptions, *, on_step: Callable[[str], None] = lambda _: None) -> None:
         self.options, self._on_step = options, on_step
         self._build = detect(options.binary)
         self.topology = _topology(read_config(options.config), options.groups)
@@ -126,7 +89,7 @@ class ForeignNginx:
         """
         began_s = time.monotonic()
         if not isinstance(control, Weights) or control.topology != self.topology:
-            raise ActuationError("a foreign NGINX takes weights of its own groups", remedy="use this one's topology")
+            raise ActuationError("this NGINX takes weights of its own groups only", remedy="use its topology")
         try:
             with self._locked():
                 config = read_config(self.options.config)
@@ -140,7 +103,7 @@ class ForeignNginx:
             raise ActuationError(f"{error.strerror}", where=str(error.filename), remedy=remedy) from error
         return Applied(needed, time.monotonic() - began_s)
 
-    def _put_in_force(self, config: ForeignConfig, changes: Mapping[Path, Change], control: Weights) -> None:
+    def _put_in_force(self, config: ParsedConfig, changes: Mapping[Path, Change], control: Weights) -> None:
         self._remove_leftovers(changes)
         self._on_step("test")
         self._test(config, changes, control)
@@ -152,22 +115,24 @@ class ForeignNginx:
         self._lock_path.write_text(_DONE)
 
     def _remove_leftovers(self, changes: Mapping[Path, Change]) -> None:
-        """Of actuators that were killed; only one is at work, we."""
+        """Removes temporary files of killed processes. The lock is held, so that no other process uses them."""
         for folder in {self.options.config.absolute().parent, *(path.parent for path in changes)}:
             for pattern in (".*.deepsched", ".*.deepsched-test"):
                 for leftover in folder.glob(pattern):
                     leftover.unlink(missing_ok=True)
 
-    def _test(self, config: ForeignConfig, changes: Mapping[Path, Change], control: Weights) -> None:
-        """`nginx -t` on copies beside the originals, before any original is touched; and they say what was wanted."""
+    def _test(self, config: ParsedConfig, changes: Mapping[Path, Change], control: Weights) -> None:
+        """Runs `nginx -t` on copies beside the originals, and checks that the copies hold the wanted weights."""
         copies: dict[Path, Path] = {}
         try:
             main = _copy(config.main, config, changes, copies)
             command = self.options.test_command or (str(self._build.binary), "-t", "-q", "-c")
             test_config([*command, str(main)])
             if _weights(read_config(main), self.topology) != control:
-                remedy = "write the server lines more plainly"
-                raise ActuationError("the edited files do not say these weights", where=str(config.main), remedy=remedy)
+                remedy = "write the server lines in a simpler form"
+                raise ActuationError(
+                    "the edited files do not hold these weights", where=str(config.main), remedy=remedy
+                )
         finally:
             for copy in copies.values():
                 copy.unlink(missing_ok=True)
@@ -178,7 +143,7 @@ class ForeignNginx:
             if not backup.exists():
                 write_atomically(backup, change.old)
 
-    def _reloader(self, config: ForeignConfig) -> Reloader:
+    def _reloader(self, config: ParsedConfig) -> Reloader:
         options = self.options
         return Reloader(
             _master_pid(options.pid_file or config.pid_file or Path("/run/nginx.pid")),
@@ -193,7 +158,7 @@ class ForeignNginx:
             return reader.snapshot().load_ms
 
     def _confirm(self, control: Weights) -> None:
-        """What the statistics show, where there are any."""
+        """Compares with the statistics, if there are any."""
         if not self.options.status_url:
             return
         with StatusReader(self.options.status_url) as reader:
@@ -201,7 +166,7 @@ class ForeignNginx:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keeps two actuators apart; the lock falls when its holder dies."""
+        """Holds the lock that keeps two processes from changing the files at once; it ends with its process."""
         with open(self._lock_path, "a") as lock:
             deadline = time.monotonic() + self.options.lock_timeout_s
             while True:
@@ -211,7 +176,9 @@ class ForeignNginx:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         where, remedy = str(self._lock_path), "wait for it, or end it"
-                        raise ActuationError("another actuator is at work", where=where, remedy=remedy) from None
+                        raise ActuationError(
+                            "another process is changing this NGINX", where=where, remedy=remedy
+                        ) from None
                     select.select([], [], [], 0.02)
             yield
 
@@ -221,7 +188,7 @@ class ForeignNginx:
         return config.with_name(f".{config.name}.deepsched-lock")
 
     def _await_turn(self) -> None:
-        """Respects the reload budget: the lock file's time is that of the last reload, whoever asked for it."""
+        """Waits for the least interval between reloads: the lock file has the time of the last one."""
         if self._lock_path.read_text():
             rest_s = self._lock_path.stat().st_mtime + self.options.min_reload_interval_s - time.time()
             if 0 < rest_s <= self.options.min_reload_interval_s:
@@ -229,7 +196,34 @@ class ForeignNginx:
         self._lock_path.write_text(_PENDING)
 
 
-def _topology(config: ForeignConfig, wanted: tuple[str, ...]) -> Topology:
+def confirm_weights(control: Weights, groups: Mapping[str, Mapping[str, ServerCounters]], *, where: str) -> None:
+    """Compares the weights of a control with those in the statistics of an NGINX.
+
+    The statistics show a host name as each of its addresses; all of them are compared. Entries that two lines of a
+    group share, and lines that the statistics do not show, are skipped.
+
+    Args:
+        groups: group → server as the statistics show it → counters, as `Snapshot.groups`.
+        where: of the statistics, for errors.
+
+    Raises:
+        StatusError: a group is missing.
+        ActuationError: a weight is different.
+    """
+    for g, group in enumerate(control.topology.groups):
+        if group.name not in groups:
+            raise StatusError(f"the statistics have no group {group.name}", where=where)
+        names = {server: _shown_as(server) for server in group.servers}
+        for server, own in names.items():
+            others = set[str]().union(*(shown for other, shown in names.items() if other != server))
+            wanted = control.values[g, control.topology.server_index(server)]
+            for name in sorted(own - others):
+                counters = groups[group.name].get(name)
+                if counters is not None and counters.weight != wanted:
+                    raise ActuationError(f"{name} has weight {counters.weight} in {group.name}", where=where)
+
+
+def _topology(config: ParsedConfig, wanted: tuple[str, ...]) -> Topology:
     names = tuple(dict.fromkeys(line.group for line in config.servers))
     if not names:
         raise ConfigError("no upstream with a server", where=str(config.main), remedy="name the right configuration")
@@ -240,8 +234,10 @@ def _topology(config: ForeignConfig, wanted: tuple[str, ...]) -> Topology:
         servers = [line.server for line in config.group(name)]
         twice = next((line for line in config.group(name) if servers.count(line.server) > 1), None)
         if twice is not None:
-            remedy = "list it once, or name the groups that are to be steered: --set reload.groups=A,B"
-            raise ConfigError(f"{twice.server} is twice in {name}", where=f"{twice.file}:{twice.line}", remedy=remedy)
+            remedy = "list it once, or name the groups to change: --set reload.groups=A,B"
+            raise ConfigError(
+                f"{twice.server} is listed twice in {name}", where=f"{twice.file}:{twice.line}", remedy=remedy
+            )
     return Topology(
         tuple(
             Group(name, name, "GET", "/", 2.0, tuple(line.server for line in config.group(name)))
@@ -250,7 +246,7 @@ def _topology(config: ForeignConfig, wanted: tuple[str, ...]) -> Topology:
     )
 
 
-def _weights(config: ForeignConfig, topology: Topology) -> Weights:
+def _weights(config: ParsedConfig, topology: Topology) -> Weights:
     _check_servers(config, topology)
     values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
     for g, group in enumerate(topology.groups):
@@ -261,14 +257,14 @@ def _weights(config: ForeignConfig, topology: Topology) -> Weights:
 
 
 def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Weights above ours are scaled down, group by group."""
+    """Scales groups with a weight above 100 down to it."""
     largest = values.max(axis=1, keepdims=True)
     scaled = np.maximum(np.rint(values * MAX_WEIGHT / np.maximum(largest, 1)), 1)
     return np.where(largest > MAX_WEIGHT, scaled, values).astype(np.int64)
 
 
-def _changes(config: ForeignConfig, control: Weights) -> dict[Path, Change]:
-    """New bytes of every file that must change. Raises ActuationError, ConfigError."""
+def _changes(config: ParsedConfig, control: Weights) -> dict[Path, Change]:
+    """The files that must change, old and new bytes. Raises ActuationError, ConfigError."""
     topology = control.topology
     _check_servers(config, topology)
     wanted: dict[tuple[Path, int, int], ServerEdit] = {}
@@ -290,14 +286,14 @@ def _changes(config: ForeignConfig, control: Weights) -> dict[Path, Change]:
     return changes
 
 
-def _check_servers(config: ForeignConfig, topology: Topology) -> None:
+def _check_servers(config: ParsedConfig, topology: Topology) -> None:
     for group in topology.groups:
         if tuple(line.server for line in config.group(group.name)) != group.servers:
             raise ConfigError(f"the servers of {group.name} have changed", where=str(config.main), remedy="start again")
 
 
-def _copy(path: Path, config: ForeignConfig, changes: Mapping[Path, Change], copies: dict[Path, Path]) -> Path:
-    """A file with the changes below it: itself when nothing does change, else a copy whose includes name copies."""
+def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copies: dict[Path, Path]) -> Path:
+    """The path itself when neither the file nor its includes change, else that of a copy that includes copies."""
     if path in copies:
         return copies[path]
     change = changes.get(path.resolve())
@@ -327,3 +323,18 @@ def _master_pid(pid_file: Path) -> int:
     if "nginx" not in title:
         raise ActuationError(f"process {pid} is not an NGINX", where=str(pid_file), remedy="set pid_file")
     return pid
+
+
+def _shown_as(server: str) -> set[str]:
+    """The names under which vts may show a server line: as written, with its port, and by its addresses."""
+    if server.startswith("unix:"):
+        return {server}
+    host, colon, port = server.rpartition(":")
+    if not colon or server.endswith("]"):
+        host, port = server, "80"
+    try:
+        resolved = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        resolved = []  # NGINX resolved it when it started; it has no address now
+    addresses = {str(address[0]) for *_, address in resolved}
+    return {server, f"{host}:{port}", *(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)}

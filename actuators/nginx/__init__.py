@@ -1,1 +1,1 @@
-"""An NGINX that this project starts itself: its configuration, reloads, and the Lua balancer's control endpoint."""
+"""The NGINX that this project starts: its configuration, reloads, and the control endpoint of the balancer in Lua."""

@@ -1,12 +1,6 @@
-"""Render the NGINX configuration of a testbed: pure text, from options and a topology. Writes nothing.
+"""The text of NGINX configurations, from options and a topology: of the NGINX that we run, and the snippet for others.
 
-Two files: the main one, and `upstreams.conf`, which alone changes when weights or methods change.
-
-Options of an NGINX that we run ourselves.
-
-The parts of a configuration that bring lua/*.lua into NGINX: statistics, and balancing in memory.
-
-A file that brings balancing in memory and its statistics to an NGINX that is not ours.
+Two files: the main one, and `upstreams.conf`, which alone changes when weights or methods change. Pure functions.
 """
 
 from __future__ import annotations
@@ -27,16 +21,21 @@ from actuators.errors import ActuationError, ConfigError
 from actuators.nginx.detect import NginxBuild, need_lua
 from actuators.options import Only, Options
 
+LUA_DIRECTORY = Path(__file__).with_name("lua")
+_PATH = re.compile(r"^/[\w./~%-]*\Z")
+_IN_MEMORY = ("round_robin", "least_conn", "expected_delay")
+_NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
+
 
 class NginxOptions(Options):
-    """How the testbed's own NGINX runs."""
+    """How the NGINX of a testbed runs."""
 
     binary: str = "nginx"
     """Program, by name or path."""
     method: BalancingMethod = "least_conn"
-    """Balancing method at the start."""
+    """Balancing method after the start."""
     statistics: Literal["auto", "vts", "lua"] = "auto"
-    """Who counts: nginx-module-vts, our status.lua, or vts where it is installed."""
+    """Source of the statistics: nginx-module-vts, our status.lua, or vts where it is installed."""
     actuation: Literal["auto", "memory", "reload"] = "auto"
     """How controls are applied: in memory (Lua, no reload), by reload, or in memory where the method allows it."""
     worker_processes: int = Field(default=1, ge=1, le=64)
@@ -44,86 +43,30 @@ class NginxOptions(Options):
     worker_connections: int = Field(default=4096, ge=64)
     """Connections per worker, clients and servers together."""
     upstream_keepalive: int = Field(default=64, ge=1)
-    """Idle connections to the servers of a group that a worker keeps."""
+    """Idle connections that a worker keeps to the servers of a group."""
     max_fails: int = Field(default=1, ge=0)
-    """Failed attempts after which a server pauses for `fail_timeout_s`; 0 never pauses."""
+    """Failed attempts after which a server gets no requests for `fail_timeout_s`; 0 turns that off."""
     fail_timeout_s: int = Field(default=10, ge=1)
-    """Seconds of that pause."""
+    """Seconds without requests after `max_fails`."""
     connect_timeout_s: float = Field(default=2.0, gt=0)
     """Seconds to connect to a server."""
     read_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds between two reads from (and writes to) a server."""
     shutdown_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds that a worker of an old configuration may take to finish its requests."""
+    """Seconds that a worker of an old configuration has to finish its requests."""
     max_body_bytes: int = Field(default=2**20, ge=1024)
-    """Largest request body; it is buffered in memory."""
+    """Largest request body, in bytes; it is buffered in memory."""
     workers_per_server: Annotated[float, Only(actuation=("auto", "memory"))] = Field(default=1.0, ge=0.25)
-    """Requests that a server serves at once, as `expected_delay` believes until service times tell; rather too low."""
+    """Requests that a server serves at once, for `expected_delay` without service times; too few are safer."""
     load_balancers: Annotated[int, Only(actuation=("auto", "memory"))] = Field(default=1, ge=1)
-    """NGINXs before the same servers that share the traffic equally; `expected_delay` multiplies what it sees."""
+    """NGINX instances that share the traffic equally; `expected_delay` multiplies its own requests by it."""
     start_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds until NGINX must answer."""
-
-
-LUA_DIRECTORY = Path(__file__).with_name("lua")
-
-
-def lua_block(topology: Topology, upstreams: Path, options: NginxOptions, *, token: str, memory: bool) -> str:
-    """Shared memory, Lua modules and their settings, for the http block."""
-    bounds, cells = ", ".join(map(str, DEFAULT_BOUNDS_MS)), cell_count(topology)
-    balancer = f"""
-    BALANCER = require "balancer"
-    COLD(BALANCER.init, {{
-      groups = STATUS.groups, token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
-      balancers = {options.load_balancers},
-      max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
-    }})
-    STATUS.balancer = BALANCER"""
-    return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
-  lua_shared_dict deepsched_status {2 + cells // 4096}m;
-  lua_shared_dict deepsched_balancer {2 + cells // 64}m;
-  log_subrequest on;
-  # Two maps, so that Lua can set it and it has a place of its own in a request.
-  map $request_method $deepsched_subrequests {{ default ""; }}
-  map $deepsched_subrequests $deepsched_subrequests_kept {{ default ""; }}
-  init_by_lua_block {{
-    COLD = require "cold"
-    STATUS = require "status"
-    COLD(STATUS.init, {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }})\
-{balancer if memory else ""}
-  }}
-  init_worker_by_lua_block {{ STATUS.init_worker() }}"""
-
-
-def cell_count(topology: Topology) -> int:
-    """How many counters there are: servers, once per group."""
-    return sum(len(group.servers) for group in topology.groups)
-
-
-def status_locations(*, vts: bool, memory: bool) -> str:
-    """Statistics, and control when requests are balanced in memory, for a server on a loopback port."""
-    only_get = "limit_except GET { deny all; }"
-    if vts:
-        return (
-            "    location /status { vhost_traffic_status_display; vhost_traffic_status_display_format json;"
-            f" vhost_traffic_status_bypass_stats on; {only_get} }}\n"
-            "    location /status/control { return 403; }\n"
-        )
-    control = "    location = /control { content_by_lua_block { BALANCER.serve() } }\n" if memory else ""
-    return (
-        f"{control}    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
-        "    location = /stub_status { internal; stub_status; }\n"
-    )
-
-
-_PATH = re.compile(r"^/[\w./~%-]*\Z")
-_IN_MEMORY = ("round_robin", "least_conn", "expected_delay")
-_NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
+    """Seconds within which NGINX must respond after a start."""
 
 
 @dataclass(frozen=True)
 class NginxSite:
-    """Where one NGINX lives: its private directory and its two addresses."""
+    """Directory and addresses of one NGINX: a private prefix, the public listener, the port of its statistics."""
 
     prefix: Path
     host: str
@@ -143,69 +86,6 @@ class NginxSite:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def check_topology(topology: Topology) -> None:
-    """Raises ConfigError for a topology that one NGINX cannot serve."""
-    paths = [group.path for group in topology.groups]
-    for group in topology.groups:
-        if not _PATH.match(group.path):
-            raise ConfigError(f"'{group.path}' is not a URL path", where=f"group {group.name}", remedy="begin with '/'")
-        if paths.count(group.path) > 1:
-            raise ConfigError(f"two groups serve {group.path}", where="topology", remedy="give each its own path")
-    check_servers(topology)
-
-
-def check_servers(topology: Topology) -> None:
-    """Raises ConfigError for servers whose statistics could not be found again under their names."""
-    for server in topology.servers:
-        if not re.match(r"^(unix:|\[|\d+\.\d+\.\d+\.\d+)", server):
-            remedy = "give its numeric address: statistics show servers by number"
-            raise ConfigError(f"server '{server}' is a host name", where="topology", remedy=remedy)
-
-
-def in_memory(method: BalancingMethod, options: NginxOptions, build: NginxBuild) -> bool:
-    """True when the method's controls are applied in memory.
-
-    Raises ActuationError when the options allow neither way, MissingToolError when memory needs Lua.
-    """
-    if options.actuation == "memory":
-        need_lua(build)
-    possible = options.actuation != "reload" and build.has_lua
-    if possible and method in _IN_MEMORY:
-        return True
-    if options.actuation == "memory" or method not in _NATIVE:
-        remedy = f"in memory there are: {', '.join(_IN_MEMORY)}; by reload: {', '.join(_NATIVE)}"
-        raise ActuationError(f"'{method}' is not possible with actuation={options.actuation}", remedy=remedy)
-    return False
-
-
-def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
-    """Who counts: vts where it is installed, unless weights live in memory, where vts cannot see them.
-
-    Raises MissingToolError or ConfigError when the one that was asked for is not possible.
-    """
-    memory = build.has_lua and options.actuation != "reload"
-    if options.statistics == "vts" and (memory or not build.has_vts):
-        problem = "vts shows the config's weights, not those in memory" if build.has_vts else "NGINX has no vts module"
-        raise ConfigError(problem, where="statistics=vts", remedy="use statistics=auto, or actuation=reload")
-    if options.statistics == "lua" or memory or not build.has_vts:
-        need_lua(build)
-        return False
-    return True
-
-
-def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOptions, *, memory: bool) -> str:
-    """The upstream blocks of every group; in memory, only their servers are fixed here."""
-    topology = weights.topology
-    blocks = []
-    for g, group in enumerate(topology.groups):
-        zone = "" if memory else f"  zone {group.name} {64 + 4 * len(group.servers)}k;\n{_NATIVE[method]}"
-        servers = "".join(_server_line(weights, g, server, options) for server in group.servers)
-        balancer = f'  balancer_by_lua_block {{ BALANCER.pick("{group.name}") }}\n' if memory else ""
-        keepalive = f"  keepalive {options.upstream_keepalive};\n  keepalive_requests 1000000000;\n"
-        blocks.append(f"upstream {group.name} {{\n{zone}{servers}{balancer}{keepalive}}}\n")
-    return "".join(blocks)
-
-
 def render_main(
     site: NginxSite,
     topology: Topology,
@@ -216,9 +96,12 @@ def render_main(
     token: str,
     memory: bool,
 ) -> str:
-    """The whole configuration; it includes `upstreams` (the file in force, or a candidate to be tested).
+    """The whole configuration; it includes `upstreams`.
 
-    `token` is what a change of the control in memory must carry.
+    Args:
+        upstreams: the file in force, or a candidate for `nginx -t`.
+        token: that a change of the control in memory needs.
+        memory: requests are balanced in memory.
     """
     vts = uses_vts(options, build)
     lua = "" if vts else lua_block(topology, upstreams, options, token=token, memory=memory)
@@ -261,9 +144,156 @@ http {{
 """
 
 
+def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOptions, *, memory: bool) -> str:
+    """The upstream blocks of all groups. In memory, the weights in them are only the initial ones."""
+    topology = weights.topology
+    blocks = []
+    for g, group in enumerate(topology.groups):
+        zone = "" if memory else f"  zone {group.name} {64 + 4 * len(group.servers)}k;\n{_NATIVE[method]}"
+        servers = "".join(_server_line(weights, g, server, options) for server in group.servers)
+        balancer = f'  balancer_by_lua_block {{ BALANCER.pick("{group.name}") }}\n' if memory else ""
+        keepalive = f"  keepalive {options.upstream_keepalive};\n  keepalive_requests 1000000000;\n"
+        blocks.append(f"upstream {group.name} {{\n{zone}{servers}{balancer}{keepalive}}}\n")
+    return "".join(blocks)
+
+
+def render_snippet(
+    path: Path, topology: Topology, options: NginxOptions, build: NginxBuild, *, port: int, token: str
+) -> str:
+    """A file for the `http` block of somebody's configuration: these groups, balanced in memory, and their statistics.
+
+    It replaces the upstream blocks of the groups; statistics and control are on 127.0.0.1:`port`. The configuration
+    must load the Lua module and must not use log_by_lua in the locations of these groups.
+
+    Args:
+        path: of the file, for its comment.
+        token: that a change of the control needs.
+
+    Raises:
+        MissingToolError: this NGINX has no Lua module.
+        ConfigError: a server is a host name.
+    """
+    need_lua(build)
+    # Paths are not checked: the locations are in that configuration.
+    check_servers(topology)
+    memory = options.model_copy(update={"actuation": "memory"})
+    in_memory(memory.method, memory, build)
+    return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
+{lua_block(topology, path, memory, token=token, memory=True)}
+  log_by_lua_block {{ STATUS.log_any() }}
+{render_upstreams(Weights.equal(topology), memory.method, memory, memory=True)}server {{
+  listen 127.0.0.1:{port};
+  server_name localhost;
+  access_log off;
+  log_by_lua_block {{ STATUS.log_nothing() }}
+  client_body_buffer_size {memory.max_body_bytes};
+{status_locations(vts=False, memory=True)}}}
+"""
+
+
 def status_path(*, vts: bool) -> str:
-    """URL path of the vts JSON."""
+    """URL path of the statistics."""
     return "/status/format/json" if vts else "/status"
+
+
+def check_topology(topology: Topology) -> None:
+    """Raises ConfigError for a topology that one NGINX cannot serve."""
+    paths = [group.path for group in topology.groups]
+    for group in topology.groups:
+        if not _PATH.match(group.path):
+            raise ConfigError(f"'{group.path}' is not a URL path", where=f"group {group.name}", remedy="begin with '/'")
+        if paths.count(group.path) > 1:
+            raise ConfigError(f"two groups serve {group.path}", where="topology", remedy="give each its own path")
+    check_servers(topology)
+
+
+def check_servers(topology: Topology) -> None:
+    """Raises ConfigError for host names, because the statistics show servers by address."""
+    for server in topology.servers:
+        if not re.match(r"^(unix:|\[|\d+\.\d+\.\d+\.\d+)", server):
+            remedy = "give its numeric address: the statistics show servers by address"
+            raise ConfigError(f"server '{server}' is a host name", where="topology", remedy=remedy)
+
+
+def in_memory(method: BalancingMethod, options: NginxOptions, build: NginxBuild) -> bool:
+    """True when the method's controls are applied in memory.
+
+    Raises ActuationError when the options allow neither way, MissingToolError when memory needs Lua.
+    """
+    if options.actuation == "memory":
+        need_lua(build)
+    possible = options.actuation != "reload" and build.has_lua
+    if possible and method in _IN_MEMORY:
+        return True
+    if options.actuation == "memory" or method not in _NATIVE:
+        remedy = f"in memory there are: {', '.join(_IN_MEMORY)}; by reload: {', '.join(_NATIVE)}"
+        raise ActuationError(f"'{method}' is not possible with actuation={options.actuation}", remedy=remedy)
+    return False
+
+
+def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
+    """True when nginx-module-vts counts: where it is installed, unless weights are in memory, where it cannot see them.
+
+    Raises MissingToolError or ConfigError when the chosen source is not possible.
+    """
+    memory = build.has_lua and options.actuation != "reload"
+    if options.statistics == "vts" and (memory or not build.has_vts):
+        problem = (
+            "vts shows the weights of the files, not those in memory" if build.has_vts else "NGINX has no vts module"
+        )
+        raise ConfigError(problem, where="statistics=vts", remedy="use statistics=auto, or actuation=reload")
+    if options.statistics == "lua" or memory or not build.has_vts:
+        need_lua(build)
+        return False
+    return True
+
+
+def lua_block(topology: Topology, upstreams: Path, options: NginxOptions, *, token: str, memory: bool) -> str:
+    """Shared memory, Lua modules and their settings for the http block."""
+    bounds, cells = ", ".join(map(str, DEFAULT_BOUNDS_MS)), cell_count(topology)
+    balancer = f"""
+    BALANCER = require "balancer"
+    COLD(BALANCER.init, {{
+      groups = STATUS.groups, token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
+      balancers = {options.load_balancers},
+      max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
+    }})
+    STATUS.balancer = BALANCER"""
+    return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
+  lua_shared_dict deepsched_status {2 + cells // 4096}m;
+  lua_shared_dict deepsched_balancer {2 + cells // 64}m;
+  log_subrequest on;
+  # Two maps: one that Lua can set, one that has its own place in a request.
+  map $request_method $deepsched_subrequests {{ default ""; }}
+  map $deepsched_subrequests $deepsched_subrequests_kept {{ default ""; }}
+  init_by_lua_block {{
+    COLD = require "cold"
+    STATUS = require "status"
+    COLD(STATUS.init, {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }})\
+{balancer if memory else ""}
+  }}
+  init_worker_by_lua_block {{ STATUS.init_worker() }}"""
+
+
+def cell_count(topology: Topology) -> int:
+    """Number of (group, server) pairs."""
+    return sum(len(group.servers) for group in topology.groups)
+
+
+def status_locations(*, vts: bool, memory: bool) -> str:
+    """Locations of the statistics, and of the control when requests are balanced in memory."""
+    only_get = "limit_except GET { deny all; }"
+    if vts:
+        return (
+            "    location /status { vhost_traffic_status_display; vhost_traffic_status_display_format json;"
+            f" vhost_traffic_status_bypass_stats on; {only_get} }}\n"
+            "    location /status/control { return 403; }\n"
+        )
+    control = "    location = /control { content_by_lua_block { BALANCER.serve() } }\n" if memory else ""
+    return (
+        f"{control}    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
+        "    location = /stub_status { internal; stub_status; }\n"
+    )
 
 
 def _server_line(weights: Weights, g: int, server: str, options: NginxOptions) -> str:
@@ -282,7 +312,7 @@ def _load_modules(build: NginxBuild, *, vts: bool) -> str:
 
 
 def _user() -> str:
-    """Workers never run as root: NGINX itself drops to this user when its master is root."""
+    """The user of the workers, which never run as root; needed when the master is root."""
     if os.geteuid() != 0:
         return ""
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -309,29 +339,3 @@ def _vts(topology: Topology) -> str:
 def _location(group: str, path: str, *, vts: bool) -> str:
     log = "" if vts else f' log_by_lua_block {{ STATUS.log("{group}") }}'
     return f"    location = {path} {{ proxy_pass http://{group};{log} }}\n"
-
-
-def render_snippet(
-    path: Path, topology: Topology, options: NginxOptions, build: NginxBuild, *, port: int, token: str
-) -> str:
-    """One file for the `http` block of a foreign configuration: its upstreams, balanced in memory by us.
-
-    It takes the place of the upstream blocks of these groups; statistics and control are on 127.0.0.1:`port`.
-    The configuration must load the Lua module and must not use log_by_lua in the locations of these groups.
-    """
-    need_lua(build)
-    # Not their paths: which location leads to which group is in the foreign configuration.
-    check_servers(topology)
-    memory = options.model_copy(update={"actuation": "memory"})
-    in_memory(memory.method, memory, build)
-    return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
-{lua_block(topology, path, memory, token=token, memory=True)}
-  log_by_lua_block {{ STATUS.log_any() }}
-{render_upstreams(Weights.equal(topology), memory.method, memory, memory=True)}server {{
-  listen 127.0.0.1:{port};
-  server_name localhost;
-  access_log off;
-  log_by_lua_block {{ STATUS.log_nothing() }}
-  client_body_buffer_size {memory.max_body_bytes};
-{status_locations(vts=False, memory=True)}}}
-"""

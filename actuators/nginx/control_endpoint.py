@@ -1,4 +1,4 @@
-"""The control of an NGINX that balances in memory (lua/control.lua): put it in force and read it back, over HTTP."""
+"""Sets and reads the control of an NGINX that balances in memory, over HTTP (lua/control.lua)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from actuators.http_client import KeptConnection, NoResponseError
 _METHODS: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "expected_delay")
 
 _TIMEOUT_S = 2.0
-_NOBODY = Group("nobody", "nobody", "GET", "/", 2.0, ("nobody:1",))
+_UNKNOWN = Group("unknown", "unknown", "GET", "/", 2.0, ("unknown:1",))
 
 
 class MemoryControl:
-    """One control endpoint; keeps its connection.
+    """One control endpoint over a kept connection.
 
     Args:
         url: ``http://HOST:PORT/PATH``.
-        token: what changes must carry; the config that we rendered holds it.
+        token: that changes need; it is in the rendered configuration.
 
     Raises:
         ConfigError: `url` is not an HTTP address.
@@ -39,26 +39,26 @@ class MemoryControl:
 
     @classmethod
     def read(cls, url: str) -> str:
-        """The text in force at an endpoint whose topology is not known yet. Raises ActuationError."""
-        with contextlib.closing(cls(url, "", Topology((_NOBODY,)))) as endpoint:
+        """The text in force at an endpoint whose topology is not known yet. Raises ConfigError or ActuationError."""
+        with contextlib.closing(cls(url, "", Topology((_UNKNOWN,)))) as endpoint:
             return endpoint._request("GET")
 
     def put(self, method: BalancingMethod, control: Control) -> None:
-        """Returns when every worker uses the control: no later request sees the old one.
+        """Returns when every worker uses the control: no later request is balanced by the old one.
 
-        Raises ActuationError when it was refused or reads back differently; what was in force stays then.
+        Raises ActuationError when it is refused or reads back differently; then the old one is in force.
         """
         before = self._shown or self._request("GET")
         text = to_text(method, control)
-        # Refused texts change nothing; an accepted one is answered by what the worker's own tables now hold.
+        # A refused text changes nothing; the response to an accepted one is what the worker's tables now hold.
         shown = self._request("POST", text)
         if not _shows(shown, text):
             self._shown = self._request("POST", before)
-            raise ActuationError("NGINX shows another control than was set", where=self.url)
+            raise ActuationError("NGINX reports a control that differs from the one applied", where=self.url)
         self._shown = shown
 
     def apply(self, control: Control) -> Applied:
-        """As `put`, under the method in force; the same control again does nothing."""
+        """As `put`, under the method in force; does nothing when the control is in force. Raises ActuationError."""
         began_s = time.monotonic()
         method, old = self.get()
         if isinstance(control, ServiceTimes) != (method == "expected_delay"):
@@ -70,12 +70,12 @@ class MemoryControl:
         return Applied(changed, time.monotonic() - began_s)
 
     def get(self) -> tuple[BalancingMethod, Control]:
-        """The method and control in force, from NGINX's own tables. Raises ActuationError."""
+        """The method and control in force, from the tables of a worker. Raises ActuationError."""
         self._shown = self._request("GET")
         return from_text(self._shown, self.topology)
 
     def forget_failures(self) -> None:
-        """No server is out of rotation or has an error score any more. Raises ActuationError."""
+        """Puts all servers back in rotation and clears their error scores. Raises ActuationError."""
         self._request("DELETE")
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class MemoryControl:
 
 
 def to_text(method: BalancingMethod, control: Control) -> str:
-    """The control as lua/control.lua reads it; a control says everything, nothing older remains."""
+    """The control as lua/control.lua reads it; a text is complete, nothing of an earlier one remains."""
     lines = [f"method {method}"]
     topology = control.topology
     for g, group in enumerate(topology.groups):
@@ -114,11 +114,11 @@ def to_text(method: BalancingMethod, control: Control) -> str:
 
 
 def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
-    """The method and control that a text says. Raises ActuationError for a text that leaves something open."""
+    """The method and control of a text. Raises ActuationError for a text without a method."""
     lines = _lines(text)
     method = next((name for name in _METHODS if ("method", name) in lines), None)
     if method is None:
-        raise ActuationError("no method of ours", where="control in memory", evidence=text[:80])
+        raise ActuationError("the control has no known method", where="control in memory", evidence=text[:80])
     tau_s, workers = np.zeros(topology.shape), np.ones(topology.shape[1])
     values, down = np.ones(topology.shape, np.int64), np.zeros(topology.shape, bool)
     for g, group in enumerate(topology.groups):
@@ -134,18 +134,18 @@ def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
 
 
 def topology_from_text(text: str) -> Topology:
-    """Groups and servers that a control text names, in its order. Raises ActuationError when it names none."""
+    """Groups and servers of a control text, in its order. Raises ActuationError when it has none."""
     groups: dict[str, list[str]] = {}
     for words in _lines(text):
         if words[0] == "weight" and len(words) == 3:
             groups.setdefault(words[1], []).append(words[2])
     if not groups:
-        raise ActuationError("no control of ours", where="control in memory", evidence=text[:80])
+        raise ActuationError("not a control text", where="control in memory", evidence=text[:80])
     return Topology(tuple(Group(name, name, "GET", "/", 2.0, tuple(servers)) for name, servers in groups.items()))
 
 
 def _lines(text: str) -> dict[tuple[str, ...], str]:
-    """(word, names…) → value; a flag such as `down` has the value ''."""
+    """(word, names…) → value; '' for a flag such as `down`."""
     table = {}
     for line in text.splitlines():
         words = tuple(line.split())
@@ -155,10 +155,10 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
 
 
 def _shows(shown: str, wanted: str) -> bool:
-    """Everything wanted is in force, and nothing that is down was wanted up."""
-    theirs, ours = _lines(shown), _lines(wanted)
-    extra = {words for words in theirs if words[:1] == ("down",)} - set(ours)
-    same = all(words in theirs and _equal(theirs[words], value) for words, value in ours.items())
+    """Whether all of the wanted text is in force, and no server is down that should be up."""
+    present, expected = _lines(shown), _lines(wanted)
+    extra = {words for words in present if words[:1] == ("down",)} - set(expected)
+    same = all(words in present and _equal(present[words], value) for words, value in expected.items())
     return same and not extra
 
 

@@ -1,4 +1,4 @@
-"""What the NGINX on this machine can do: version, Lua, nginx-module-vts. Nothing is started or changed."""
+"""Detects the NGINX of this machine: version, Lua, nginx-module-vts. Starts and changes nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class NginxBuild:
     """One NGINX binary and its dynamic modules.
 
     Attributes:
-        lua: modules to load for Lua, in order; empty when Lua is compiled in; None when it is missing.
-        vts: the module to load for vts; an empty path when it is compiled in; None when it is missing.
-        lua_library: directory with resty/core.lua; None when Lua finds it by itself.
+        lua: modules to load for Lua, in order; empty when it is compiled in, None when it is missing.
+        vts: module to load for vts; an empty path when it is compiled in, None when it is missing.
+        lua_library: directory with resty/core.lua; None when it is on Lua's path.
     """
 
     binary: Path
@@ -41,19 +41,21 @@ class NginxBuild:
 
 
 def detect(binary: str = "nginx") -> NginxBuild:
-    """Asks `nginx -V` and looks into the module directories. Raises MissingToolError without an NGINX."""
-    found = shutil.which(binary) or shutil.which(binary, path="/usr/sbin:/usr/local/sbin:/usr/local/nginx/sbin")
-    if found is None:
+    """Runs `nginx -V` and searches the module directories. Raises MissingToolError without an NGINX."""
+    program = shutil.which(binary) or shutil.which(binary, path="/usr/sbin:/usr/local/sbin:/usr/local/nginx/sbin")
+    if program is None:
         raise MissingToolError(f"no NGINX ('{binary}')", remedy=f"install it: {INSTALL}")
     try:
-        about = subprocess.run([found, "-V"], capture_output=True, text=True, timeout=10, check=True).stderr
+        about = subprocess.run([program, "-V"], capture_output=True, text=True, timeout=10, check=True).stderr
     except (OSError, subprocess.SubprocessError) as error:
-        raise MissingToolError(f"NGINX does not run: {error}", where=found, remedy=f"install it: {INSTALL}") from error
+        raise MissingToolError(
+            f"NGINX does not run: {error}", where=program, remedy=f"install it: {INSTALL}"
+        ) from error
     version = re.search(r"nginx version: \S+?/([\d.]+)", about)
     modules = re.search(r"--modules-path=(\S+)", about)
     directories = [Path(d) for d in (modules.group(1) if modules else "", *_MODULE_DIRS) if d]
     return NginxBuild(
-        binary=Path(found),
+        binary=Path(program),
         version=version.group(1) if version else "unknown",
         lua=_lua(about, directories),
         vts=_vts(about, directories),
@@ -62,7 +64,7 @@ def detect(binary: str = "nginx") -> NginxBuild:
 
 
 def need_lua(build: NginxBuild) -> tuple[Path, ...]:
-    """The Lua modules to load. Raises MissingToolError with the line that installs them."""
+    """The Lua modules to load. Raises MissingToolError with the command that installs them."""
     if build.lua is None:
         raise MissingToolError("NGINX has no Lua module", where=str(build.binary), remedy=f"install it: {INSTALL}")
     return build.lua

@@ -1,4 +1,4 @@
-"""Run one NGINX of our own: rendered config, private prefix, unprivileged workers, ends with its owner."""
+"""Runs one NGINX: rendered configuration, private prefix, unprivileged workers; it ends with its owner."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _BIND_ATTEMPTS = 8
 
 
 class Nginx:
-    """The NGINX of a testbed; a context manager. Not started by the constructor.
+    """The NGINX of a testbed; a context manager. `start` starts it.
 
     Args:
-        topology: its servers are real addresses.
-        work_dir: directory that gets a private prefix ``nginx``; nothing outside it is touched.
+        topology: with the real addresses of the servers.
+        work_dir: gets a private prefix ``nginx``; nothing outside it is changed.
         host: numeric address of the public listener; statistics are on 127.0.0.1 only.
 
     Raises:
         ConfigError: the topology cannot be served by one NGINX.
-        MissingToolError: no NGINX, or none of the modules that the options need.
+        MissingToolError: there is no NGINX, or it lacks a module that the options need.
     """
 
     def __init__(self, options: NginxOptions, topology: Topology, *, work_dir: Path, host: str = "127.0.0.1") -> None:
@@ -71,7 +71,7 @@ class Nginx:
 
     @property
     def status_url(self) -> str:
-        """Where the vts JSON is served, on a loopback port of its own."""
+        """URL of the statistics, on a separate loopback port."""
         return f"http://127.0.0.1:{self._site.status_port}{status_path(vts=self._vts)}"
 
     @property
@@ -79,7 +79,7 @@ class Nginx:
         return self._method
 
     def start(self) -> None:
-        """Starts NGINX and returns when it answers.
+        """Starts NGINX; returns when it responds.
 
         Raises ProcessError with the error log's tail, ActuationError when `nginx -t` refuses the config.
         """
@@ -93,7 +93,7 @@ class Nginx:
                 process.wait_ready(self._ready, self.options.start_timeout_s)
             except ProcessError:
                 process.close()
-                # Another program took the port between our look and NGINX's bind: take another one.
+                # Another program may have taken the port before NGINX did: try another one.
                 if attempt + 1 == _BIND_ATTEMPTS or not self._address_taken():
                     raise
             else:
@@ -102,39 +102,41 @@ class Nginx:
                     f"http://127.0.0.1:{self._site.status_port}/control", self._token, self.topology
                 )
                 if self._memory:
-                    self._endpoint.get()  # opens the connection: the first change is as quick as all others
+                    self._endpoint.get()  # opens the connection, so that the first change is as fast as the next ones
                 return
 
     def set_method(self, method: BalancingMethod) -> None:
-        """Balances by `method` from now on, with equal weights; `expected_delay` as least_conn until it has
-        service times. Raises ActuationError; the old method and control stay then."""
+        """Switches to `method` with equal weights; `expected_delay` works as least_conn until it has service times.
+
+        Raises ActuationError; then the old method and control are in force.
+        """
         control = Weights.equal(self.topology)
         if method != self._method or control != self._control:
             self._put(method, control)
 
     def balance(self, method: BalancingMethod, control: Control) -> None:
-        """Another method together with its control. Raises ActuationError; the old ones stay then."""
+        """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
         self._put(method, control)
 
     def apply(self, control: Control) -> Applied:
-        """Puts a control in force and reads it back; the same control again does nothing.
+        """Puts a control in force and reads it back; does nothing when it is in force.
 
-        Weights for the native methods and their likes in memory, ServiceTimes for `expected_delay`.
-        Raises ActuationError; the old control is then in force.
+        ServiceTimes for `expected_delay`, Weights for the other methods.
+        Raises ActuationError; then the old control is in force.
         """
         began_s = time.monotonic()
         if isinstance(control, ServiceTimes) != (self._method == "expected_delay"):
             wanted = "service times" if self._method == "expected_delay" else "weights"
             raise ActuationError(f"{self._method} takes {wanted}", remedy="call set_method first")
         if control.topology != self.topology:
-            raise ActuationError("the control is for another topology", remedy="use the topology of this NGINX")
+            raise ActuationError("the control is for a different topology", remedy="use the topology of this NGINX")
         changed = control != self._control
         if changed:
             self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)
 
     def forget_failures(self) -> None:
-        """No server counts as failed, as after a start; by a reload where NGINX itself balances.
+        """Forgets which servers failed, as a start does; by a reload where NGINX itself balances.
 
         Raises ActuationError.
         """
@@ -144,7 +146,7 @@ class Nginx:
             self._reload(self._method, self._control, memory=False)
 
     def control(self) -> Control:
-        """The control that NGINX itself says it uses. Raises StatusError or ActuationError."""
+        """The control that NGINX reports. Raises StatusError or ActuationError."""
         return self._memory_control().get()[1] if self._memory else Weights(self.topology, *self._shown())
 
     def log_tail(self, lines: int = 5) -> str:
@@ -168,7 +170,7 @@ class Nginx:
         return family_cpu_s(self.master_pid)
 
     def close(self) -> None:
-        """Ends NGINX and its workers; may be called twice."""
+        """Ends NGINX and its workers; idempotent."""
         if self._endpoint is not None:
             self._endpoint.close()
         if self._process is not None:
@@ -202,7 +204,7 @@ class Nginx:
         return [str(self._build.binary), "-p", str(prefix), "-e", str(prefix / "error.log"), *arguments]
 
     def _write(self) -> None:
-        """The files of the start: method and equal weights of the options."""
+        """Writes the initial files: the method of the options, equal weights."""
         weights = Weights.equal(self.topology)
         text = render_upstreams(weights, self._method, self.options, memory=self._memory)
         write_atomically(self._site.upstreams, text)
@@ -222,7 +224,7 @@ class Nginx:
         self._method, self._control, self._memory = method, control, memory
 
     def _reload(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
-        """Through files: every native change, and the way into memory and out of it."""
+        """Applies a change through files: of a native method, or from files to memory and back."""
         weights = control if isinstance(control, Weights) else Weights.equal(self.topology)
         text = render_upstreams(weights, method, self.options, memory=memory)
         candidate, main = self._prefix / "upstreams.candidate", self._prefix / "candidate.conf"
@@ -243,9 +245,9 @@ class Nginx:
             self._memory_control().put(method, control)
             return
         values, down = self._shown()
-        # vts also shows servers as down that failed of late.
+        # vts also shows servers as down that have failed recently.
         if isinstance(control, ServiceTimes) or (values != control.values).any() or (control.down & ~down).any():
-            raise ActuationError("NGINX shows other weights than were set", where=self.status_url)
+            raise ActuationError("NGINX reports weights that differ from those applied", where=self.status_url)
 
     def _memory_control(self) -> MemoryControl:
         if self._endpoint is None:
@@ -260,7 +262,7 @@ class Nginx:
             for server in group.servers:
                 counters = groups.get(group.name, {}).get(server)
                 if counters is None:
-                    raise StatusError(f"NGINX does not know {server}", where=f"group {group.name}")
+                    raise StatusError(f"the statistics have no server {server}", where=f"group {group.name}")
                 s = self.topology.server_index(server)
                 values[g, s], down[g, s] = counters.weight, counters.down
         return values, down

@@ -1,4 +1,4 @@
-"""Put new texts of config files in force by a reload: swap, signal, confirm, or roll everything back."""
+"""Puts changed configuration files in force by a reload: swap, signal, confirm, or roll back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from actuators.processes.system import children
 
 @dataclass(frozen=True)
 class Change:
-    """One file: what it must hold before, and what it shall hold."""
+    """The expected old and the new content of one file."""
 
     old: bytes
     new: bytes
@@ -32,11 +32,11 @@ class Reloader:
 
     Attributes:
         master_pid: process that gets SIGHUP.
-        load_ms: reads `loadMsec` from the statistics over a new connection, raises DeepSchedError; None
-            when there are no statistics, then new workers are the only sign.
-        command: reloads instead of the signal (for example through sudo), when given.
-        timeout_s: until the new configuration must be in force.
-        drain_timeout_s: how long to wait while an earlier generation of workers is still busy.
+        load_ms: reads `loadMsec` from the statistics over a new connection, may raise DeepSchedError; None without
+            statistics: then new workers are the only evidence.
+        command: reloads in place of the signal, for example through sudo; empty for the signal.
+        timeout_s: seconds until the new configuration must be in force.
+        drain_timeout_s: longest wait, in seconds, while an earlier generation of workers is still busy.
     """
 
     master_pid: int
@@ -46,7 +46,7 @@ class Reloader:
     drain_timeout_s: float = 31.0
 
     def wait_for_few_generations(self) -> None:
-        """At most one old generation may be busy, so that no more than three are ever alive."""
+        """Waits until at most one old generation of workers is busy, so that at most three are alive after a reload."""
         accepting = sum(map(accepts, children(self.master_pid)))
         self._wait(
             lambda: sum(map(draining, children(self.master_pid))) <= accepting,
@@ -55,7 +55,7 @@ class Reloader:
         )
 
     def reload(self) -> None:
-        """Returns when every worker that accepts connections has the files' configuration. Raises ActuationError."""
+        """Returns when all workers that accept connections have the new configuration. Raises ActuationError."""
         before, workers = self.load_ms() if self.load_ms else 0, children(self.master_pid)
         self._signal()
         self._wait(lambda: not any(map(accepts, workers)), "old workers still accept connections")
@@ -73,7 +73,7 @@ class Reloader:
         except ProcessLookupError as error:
             raise ActuationError("NGINX is not running", where=f"pid {self.master_pid}", remedy="start it") from error
         except PermissionError as error:
-            remedy = "run as root, or set reload_command to one that sudo allows"
+            remedy = "run as root, or set reload_command to a command that sudo allows"
             raise ActuationError("may not reload NGINX", where=f"pid {self.master_pid}", remedy=remedy) from error
 
     def _wait(self, done: Callable[[], bool], problem: str, timeout_s: float = 0.0) -> None:
@@ -91,11 +91,15 @@ def put_in_force(
     confirm: Callable[[], None] = lambda: None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Swaps the files, reloads, and lets `confirm` read back what is in force (it raises when that is wrong).
+    """Swaps the files and reloads NGINX. Every file holds its old or its new content at every moment.
 
-    The new texts must have passed `nginx -t`. Every file is the old or the new text at every moment.
-    Raises ActuationError; the old texts are then on disk and in force again.
-    `on_step` is told each step before it happens.
+    Args:
+        changes: path → change; the new contents must have passed `nginx -t`.
+        confirm: reads back what is in force; raises DeepSchedError when it is wrong.
+        on_step: called with the name of each step before it.
+
+    Raises:
+        ActuationError: the change is not in force; the old contents are on disk and in force again.
     """
     reloader.wait_for_few_generations()
     try:
@@ -134,12 +138,12 @@ def _reload_again(reloader: Reloader, cause: DeepSchedError) -> None:
 
 
 def test_config(command: Sequence[str]) -> None:
-    """Runs ``nginx -t``; raises ActuationError with its complaint."""
+    """Runs ``nginx -t``. Raises ActuationError with its errors."""
     run_checked(command, "nginx -t refuses the configuration")
 
 
 def run_checked(command: Sequence[str], problem: str) -> None:
-    """Runs a short command; raises ActuationError with its last words when it fails."""
+    """Runs a short command. Raises ActuationError with the end of its stderr when it fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -150,18 +154,18 @@ def run_checked(command: Sequence[str], problem: str) -> None:
 
 
 def swap(path: Path, old: bytes, new: bytes) -> None:
-    """Replaces the file unless somebody else changed it meanwhile. Raises ActuationError."""
+    """Replaces the content of a file. Raises ActuationError when it is not the expected old one."""
     if path.read_bytes() != old:
         raise ActuationError(
-            "the file was changed by somebody else", where=str(path), remedy="look at it and try again"
+            "the file has been changed by another program", where=str(path), remedy="check it and try again"
         )
     write_atomically(path, new)
 
 
 def write_atomically(path: Path, text: bytes | str) -> None:
-    """The file is the old text or the new one, never a part; owner and mode are kept, new files are private.
+    """Replaces a file in one step; owner and mode are kept, a new file is private.
 
-    The temporary file begins with a dot: NGINX's include globs do not match it.
+    The name of the temporary file begins with a dot, so that NGINX's include patterns do not match it.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".deepsched")
     temporary = Path(name)
@@ -181,12 +185,12 @@ def write_atomically(path: Path, text: bytes | str) -> None:
 
 
 def accepts(pid: int) -> bool:
-    """A worker that still takes new connections; NGINX retitles it when it begins to shut down."""
+    """Whether the process is a worker that takes new connections; NGINX retitles workers that shut down."""
     return "worker process" in (title := _title(pid)) and "shutting down" not in title
 
 
 def draining(pid: int) -> bool:
-    """A worker of an earlier configuration that finishes its requests."""
+    """Whether the process is a worker of an earlier configuration that finishes its requests."""
     return "shutting down" in _title(pid)
 
 

@@ -1,5 +1,7 @@
--- Chooses a server per request from shared memory: no reload, no lost state. Called by balancer_by_lua (pick)
--- and, through status.lua, by the log phase (take, finish).
+-- Chooses a server for each request from shared memory: no reload, no lost state. Called by balancer_by_lua (pick) and,
+-- through status.lua, by the log phase (take, finish).
+-- Own code: lua-resty-balancer has round robin and hashing per worker, without least_conn, expected_delay, passive
+-- health, and counts over all workers.
 local M = {}
 
 local cold = require "cold"
@@ -23,7 +25,7 @@ local layout
 local index_of         -- address -> server
 local addresses = {}   -- server -> { host, port }
 
--- The cells of counters.lua are the choices: each learns its group and server. A server is known once for all groups.
+-- The cells of counters.lua are the choices; each gets its group and server. A server has one index in all groups.
 local function read_layout(groups)
     layout, index_of = { names = {}, choices_of = {}, groups = {}, by_name = {} }, {}
     for index, group in ipairs(groups) do
@@ -69,7 +71,7 @@ end
 
 M.serve = control.serve
 
--- Servers that may take the request: up, not tried by it, not out; when that leaves none, the best that is left.
+-- Servers for the request: up, not tried by it, not out of rotation; those out of rotation when there are no others.
 local function candidates(group, tried, now, troubled)
     local healthy, left = {}, {}
     for index = 1, #group.up do
@@ -84,7 +86,7 @@ local function candidates(group, tried, now, troubled)
     return #healthy > 0 and healthy or left
 end
 
--- The server that this request used before: a retry, or an error_page that came through here.
+-- Accounts for the server that this request used before: a retry, or an error_page that is balanced too.
 local function settle_previous(record)
     local choice, kind = record.choice, peer.get_last_failure()
     if choice then
@@ -147,7 +149,7 @@ local function note_error(server, status)
     end
 end
 
--- Log phase: the request's record, nil when no server was chosen for it.
+-- Log phase: the record of the request, nil when no server was chosen for it.
 function M.take()
     local cut_off = records.take_cut_off()
     while cut_off do
@@ -157,8 +159,8 @@ function M.take()
     return records.take()
 end
 
--- Log phase of every request and subrequest that has a record: status of the answer, upstream time of the last
--- attempt in ms.
+-- Log phase of every request and subrequest with a record: status of the response, upstream time of the last attempt
+-- in ms.
 function M.finish(record, status, response_ms)
     local choice = record.choice
     if choice then
@@ -182,7 +184,7 @@ function M.finish(record, status, response_ms)
     records.give_back(record)
 end
 
--- Weight and down in force; a service time is shown as the weight that stands for it, 1/tau.
+-- Weight and down in force; a service time tau is shown as a weight in proportion to 1/tau.
 function M.weight(group_name, server_name)
     local current = control.current()
     local group, members = current.by_name[group_name], layout.by_name[group_name].servers

@@ -1,7 +1,7 @@
--- Runs a function that requests do not wait for without compiling it.
--- LuaJIT 2.1-20230119 (Debian 12) now and then ends a generic `for` early when its loop becomes a trace: in 1 of
--- 100 starts a table of keys was left half built (`ipairs` over a constant list, calls into shared dicts inside).
--- So: start-up, controls and statistics run interpreted; code on a request's path uses numeric loops.
+-- Runs a function off the path of requests without compiling it.
+-- LuaJIT 2.1-20230119 (Debian 12) sometimes ends a generic `for` early when its loop becomes a trace: in 1 of 100 starts
+-- a table of keys was incomplete (`ipairs` over a constant list, calls into shared dicts inside). So start-up, controls
+-- and statistics run interpreted, and code on the path of requests uses numeric loops.
 local pcall, error, off, on = pcall, error, jit.off, jit.on
 
 local function finish(ok, ...)

@@ -1,6 +1,6 @@
--- The control in force: method, weights, service times; one text in shared memory, read again when its version moves.
+-- The control in force: method, weights, service times. A text in shared memory, read again when its version changes.
 -- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
--- `workers SERVER N`, `balancers N`. A text is put in force whole or not at all.
+-- `workers SERVER N`, `balancers N`. A text is put in force completely or not at all.
 local M = {}
 
 local cold = require "cold"
@@ -12,7 +12,7 @@ local METHODS = { round_robin = true, least_conn = true, expected_delay = true }
 
 local dict, layout, token, default_workers, default_balancers
 local version, control = -1, nil
-local newest          -- [0]: the version in the dict; reading it costs nothing
+local newest          -- newest[0]: the version in the dict, which costs less to read here
 
 -- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {
 -- name = …, servers = { global indices }, choices = { [server] = choice } }, … } }
@@ -23,7 +23,7 @@ function M.init(shared_dict, new_layout, options)
     dict:safe_add("version", 0)
     dict:safe_add("control", "method " .. options.method .. "\n")
     if not M.parse(dict:get("control")) then
-        -- The servers changed with this configuration: what was in force does not fit any more.
+        -- The servers have changed with this configuration: the control in force does not fit any more.
         dict:set("control", "method " .. options.method .. "\n")
         dict:incr("version", 1)
     end
@@ -117,7 +117,7 @@ local function empty()
     return parsed
 end
 
--- Fills in what the methods need; false when the text leaves a group without a server or without service times.
+-- Adds what the methods need; false when a group has no server or the text has no method.
 local function complete(parsed)
     parsed.learned, parsed.by_name = parsed.method == "expected_delay", {}
     local tau_of = {}
@@ -138,12 +138,12 @@ local function complete(parsed)
             return false
         end
     end
-    -- Without service times the rule is worse than least_conn: it begins as that.
+    -- Without service times the rule is worse than least_conn, so it works as least_conn until it has them.
     parsed.rule = parsed.method == "expected_delay" and not parsed.learned and "least_conn" or parsed.method
     return parsed.method
 end
 
--- A control from its text; nil and the offending line when it is wrong.
+-- The control of a text; nil and the wrong line when it is invalid.
 function M.parse(text)
     local parsed = empty()
     for line in text:gmatch("[^\n]+") do
@@ -162,7 +162,7 @@ function M.parse(text)
     return parsed
 end
 
--- The control in force now; cheap when nothing changed.
+-- The control in force; cheap when nothing has changed.
 function M.current()
     local now = newest[0]
     if now ~= version then
@@ -176,7 +176,7 @@ function M.version()
     return dict:get("version")
 end
 
--- The text of what this worker really uses, from its own tables.
+-- The control that this worker uses, as a text, from its tables.
 function M.text()
     local current = M.current()
     local lines = { "method " .. current.method, "balancers " .. current.balancers }
@@ -203,7 +203,7 @@ local function refuse(status, reason)
     ngx.say(reason)
 end
 
--- content_by_lua of the control location: GET reads, POST replaces, DELETE forgets which servers failed; both changes
+-- content_by_lua of the control location: GET reads, POST replaces, DELETE forgets which servers failed. POST and DELETE
 -- need the token.
 function M.serve()
     ngx.header["Content-Type"] = "text/plain"

@@ -1,11 +1,11 @@
--- The counters of status.lua and of the balancer: one block of shared numbers per group and server (see rows.lua).
+-- The counters of status.lua and of the balancer: a block of shared numbers for each group and server (rows.lua).
 local M = {}
 
 local rows = require "rows"
 
 local floor, tonumber = math.floor, tonumber
 
--- Columns of a block; classes and buckets begin one after theirs.
+-- Columns of a block; classes and buckets begin at the column after theirs.
 M.IN_FLIGHT, M.IN_BYTES, M.OUT_BYTES, M.REQUEST_MS, M.RESPONSE_MS = 0, 1, 2, 3, 4
 M.ANSWERS, M.IDLE, M.IDLE_MS, M.WAIT, M.SERVICE = 5, 6, 7, 8, 9
 M.CLASSES, M.REQUEST_BUCKETS = 9, 14
@@ -14,13 +14,13 @@ local function new_cell(group, server)
     return rows.add({ server = server }, group .. "@" .. server, M.RESPONSE_BUCKETS + #M.bounds + 2)
 end
 
--- Reads the groups and servers from the rendered upstreams file: what NGINX parsed is what we show.
+-- Reads groups and servers from the rendered upstreams file, which is what NGINX has parsed.
 local function read_upstreams(path)
     local by_name, order, group = {}, {}, nil
     for line in io.lines(path) do
         local name = line:match("^upstream (%S+) {")
         if name then
-            -- vts' pseudo-server: $upstream_addr is the group's name when no server is alive.
+            -- The pseudo-server of vts: $upstream_addr is the name of the group when no server is alive.
             group = { name = name, cells = { [name] = new_cell(name, name) }, order = {}, extra = new_cell(name, " extra") }
             by_name[name] = group
             order[#order + 1] = group
@@ -39,9 +39,9 @@ local function read_upstreams(path)
     return by_name, order
 end
 
--- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load; counters that exist are kept.
+-- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load; existing counters are kept.
 -- Fields: dict, bounds, server_name, loaded_ms, groups (by name), order (groups in the file's order), other.
--- A group: name, cells (by address), order (cells), extra (a cell: attempts passed over).
+-- A group: name, cells (by address), order (cells), extra (a cell: attempts that were retried).
 function M.init(options)
     M.dict, M.bounds, M.server_name = ngx.shared.deepsched_status, options.bounds_ms, options.server_name
     M.RESPONSE_BUCKETS = M.REQUEST_BUCKETS + #M.bounds + 1

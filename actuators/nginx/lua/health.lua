@@ -1,5 +1,5 @@
--- Passive health of servers, shared by all groups and workers: max_fails / fail_timeout as NGINX has it
--- (out for a while, then one request tries), and an error score that expected_delay adds to its estimate.
+-- Passive health of servers, shared by all groups and workers: max_fails and fail_timeout as in NGINX (out of rotation
+-- for a while, then one request tries), and an error score that expected_delay adds to its estimate.
 local M = {}
 
 local rows = require "rows"
@@ -8,7 +8,7 @@ local SCORE_GAIN, SCORE_DECAY_S, SCORE_LASTS_S = 0.1, 5, 60
 
 local dict, max_fails, fail_timeout_s
 local keys = {}       -- per server: fails, out_until, score, score_at
-local trouble_until   -- [0]: seconds; 0 as long as nothing ever failed
+local trouble_until   -- trouble_until[0]: seconds; 0 until the first failure
 
 function M.init(shared_dict, names, options)
     dict, max_fails, fail_timeout_s = shared_dict, options.max_fails, options.fail_timeout_s
@@ -20,7 +20,7 @@ function M.init(shared_dict, names, options)
     end
 end
 
--- True while any server is out or has an error score: only then the other functions are worth calling.
+-- True while any server is out of rotation or has an error score; the other functions need not be called otherwise.
 function M.trouble()
     return trouble_until[0] > 0 and now_s() < trouble_until[0]
 end
@@ -36,7 +36,7 @@ function M.is_out(server, now)
     return (dict:get(keys[server].out_until) or 0) > now
 end
 
--- The server was chosen: when its pause is just over, the others wait until this request has told.
+-- The server was chosen. When its pause has just ended, this request tries it and the others wait for the outcome.
 function M.picked(server, now)
     local out_until = dict:get(keys[server].out_until)
     if out_until and out_until > 0 then
@@ -45,7 +45,7 @@ function M.picked(server, now)
     end
 end
 
--- No connection, no answer in time, or an answer that proxy_next_upstream passes over.
+-- No connection, no response in time, or a response that proxy_next_upstream retries.
 function M.failed(server, now)
     M.scored(server, now, 1)
     if max_fails == 0 then
@@ -54,7 +54,7 @@ function M.failed(server, now)
     local fails = dict:incr(keys[server].fails, 1, 0, fail_timeout_s)
     if fails and fails >= max_fails then
         dict:set(keys[server].out_until, now + fail_timeout_s)
-        -- As long as a pause is pending, its end must be noticed, however late the next request comes.
+        -- The end of a pause must be noticed, however late the next request comes.
         lengthen_trouble(now, 1e9)
     end
 end
@@ -68,7 +68,7 @@ local function any_out()
     return false
 end
 
--- An answer, which is an error from 500 on (is_error 1): a server on trial is back, as NGINX has it.
+-- A response; is_error is 1 from status 500 on. A server on trial is back in rotation, as in NGINX.
 function M.answered(server, now, is_error)
     M.scored(server, now, is_error)
     if (dict:get(keys[server].out_until) or 0) > 0 then
@@ -80,7 +80,7 @@ function M.answered(server, now, is_error)
     end
 end
 
--- Moves the error score by one answer: is_error is 1 or 0.
+-- Moves the error score by one response: is_error is 1 or 0.
 function M.scored(server, now, is_error)
     local score = M.score(server, now)
     if score > 0 or is_error > 0 then
@@ -92,7 +92,7 @@ function M.scored(server, now, is_error)
     end
 end
 
--- As after a start: no server has failed. Servers that begin another life must not be shunned for the last one.
+-- Forgets all failures, as a start does: servers that begin anew must not be avoided for earlier failures.
 function M.forget()
     for server = 1, #keys do
         for _, key in pairs(keys[server]) do
@@ -102,7 +102,7 @@ function M.forget()
     trouble_until[0] = 0
 end
 
--- 0 … 1: recent share of errors, forgotten within seconds.
+-- Recent share of errors, 0 … 1; it decays within seconds.
 function M.score(server, now)
     local score = dict:get(keys[server].score)
     if not score then

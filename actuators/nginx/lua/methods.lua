@@ -1,6 +1,6 @@
--- How one server is chosen among candidates: round_robin (smooth weighted), least_conn, expected_delay.
--- Each takes (group, candidates, now, troubled) and returns a server, for expected_delay also the predicted
--- wait and service time in seconds. `group` comes from control.lua.
+-- The balancing methods: round_robin (smooth weighted), least_conn, expected_delay.
+-- Each takes (group, candidates, now, troubled) and returns a server; expected_delay also returns the predicted wait and
+-- service time in seconds. `group` comes from control.lua.
 local M = {}
 
 local cold = require "cold"
@@ -9,8 +9,8 @@ local health = require "health"
 
 local random, huge, concat = math.random, math.huge, table.concat
 
-local BETA = 0.7           -- how much of the service time counts beside the wait (study.md P2.2)
-local ERROR_COST_S = 1     -- what an error costs, in seconds
+local BETA = 0.7           -- share of the service time that is added to the wait (docs/studies.md#the-rule)
+local ERROR_COST_S = 1     -- cost of an error, in seconds
 
 local dict
 function M.init(shared_dict)
@@ -24,7 +24,7 @@ local function gcd(a, b)
     return a
 end
 
--- NGINX's smooth weighted round robin over one whole period.
+-- One period of NGINX's smooth weighted round robin.
 local function sequence(group, candidates)
     local total, divisor, current, order = 0, 0, {}, {}
     for index, server in ipairs(candidates) do
@@ -44,7 +44,7 @@ local function sequence(group, candidates)
     return order
 end
 
--- The position in the period is shared: the shares are exact over all workers together.
+-- The position in the period is shared, so that the shares are exact over all workers together.
 function M.round_robin(group, candidates)
     local order
     if candidates == group.up then
@@ -59,8 +59,8 @@ function M.round_robin(group, candidates)
     return order[(position - 1) % #order + 1]
 end
 
--- Least in_flight / weight; among equals the smooth weighted round robin, as NGINX does.
-local loads = {}   -- in flight per candidate, of the choice being made; reused by all
+-- Least in_flight / weight; ties by smooth weighted round robin, as in NGINX.
+local loads = {}   -- in flight per candidate of the current choice; the table is reused
 function M.least_conn(group, candidates)
     local weight, choices, current = group.weight, group.choices, group.current
     local best, best_load, best_weight, tied = nil, 0, 1, false
@@ -93,7 +93,7 @@ function M.least_conn(group, candidates)
     return chosen
 end
 
--- Rule B of study.md part 2: the least wait + 0.7 service time + error score, ties at random.
+-- Rule B of docs/studies.md#the-rule: least wait + 0.7 service time + error score, ties at random.
 function M.expected_delay(group, candidates, now, troubled)
     local balancers, tau_s, workers = group.balancers, group.tau_s, group.workers
     local choices_of, tau_of = group.choices_of, group.tau_of

@@ -1,5 +1,5 @@
--- What the balancer remembers of each request between choosing a server and the log phase. Kept by the request's
--- address, which an error_page or a retry does not change (they wipe ngx.ctx); records are used again and again.
+-- What the balancer knows of each request from the choice of a server to the log phase. The key is the address of the
+-- request, which an error_page or a retry does not change (they clear ngx.ctx). Records are reused.
 -- A record: attempts (servers chosen so far), choice (the last one), tried, wait_s, service_s, idle.
 local M = {}
 
@@ -9,9 +9,9 @@ local ngx, cast, tonumber, format, gmatch = ngx, ffi.cast, tonumber, string.form
 local ADDRESS = ffi.typeof("intptr_t")
 
 local open, spare, spares = {}, {}, 0
-local subrequests = 0   -- how many of the open records are of subrequests
+local subrequests = 0   -- number of open records that belong to subrequests
 
--- A subrequest shares its variables with the main request, which so knows it when it never comes to its log phase.
+-- A subrequest shares its variables with the main request, which can so find it when it never reaches its log phase.
 local function note_subrequest(key)
     ngx.var.deepsched_subrequests = (ngx.var.deepsched_subrequests or "") .. format("%.0f ", key)
     subrequests = subrequests + 1
@@ -46,12 +46,12 @@ local function take(key)
     return record
 end
 
--- Ends the current request's record and returns it; nil when the request never came to the balancer.
+-- Closes the record of the current request and returns it; nil when the request was not balanced.
 function M.take()
     return take(tonumber(cast(ADDRESS, get_request())))
 end
 
--- The same for a subrequest of the current main request that was cut off with it; nil when there is none.
+-- The same for a subrequest of the current main request that was aborted with it; nil when there is none.
 function M.take_cut_off()
     if subrequests > 0 and not ngx.is_subrequest then
         for key in gmatch(ngx.var.deepsched_subrequests or "", "%d+") do

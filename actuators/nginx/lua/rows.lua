@@ -1,6 +1,6 @@
--- Numbers in memory that all workers share. A block has a row per worker: a worker writes only its own row, readers
--- add up all rows. So nothing is locked, lost or stale; blocks outlive reloads, rows outlive their workers.
--- Column 0 of a block is what ends with its worker (requests in flight); all others are kept.
+-- Numbers in memory that all workers share. A block has a row per worker: a worker writes only its own row, and readers
+-- add up all rows. So no locks are needed and no update is lost. Blocks survive reloads, rows survive their workers.
+-- Column 0 of a block ends with its worker (requests in flight); the other columns are kept.
 local M = {}
 
 local ffi = require "ffi"
@@ -14,8 +14,8 @@ local ROWS, NO_SUCH_PROCESS = 512, 3
 local NUMBERS = ffi.typeof("double *")
 local BYTES = ffi.sizeof("double")
 
-local dict            -- remembers where the blocks are and whose the rows are
-local blocks = {}     -- those of this configuration
+local dict            -- addresses of the blocks, process ids of the rows
+local blocks = {}     -- blocks of this configuration
 local used            -- used[0]: how many rows were ever taken
 
 local function at(address)
@@ -38,7 +38,7 @@ local function remember(key, value)
     end
 end
 
--- The address of `count` numbers known by that name, zeros at first. Only for the master, which all workers come from.
+-- The address of `count` numbers under that name, initially 0. Only in the master, from which workers inherit memory.
 local function find_or_map(name, count)
     local key = "block " .. count .. " " .. name
     local address = dict:get(key)
@@ -75,14 +75,14 @@ local function is_dead(pid)
     return pid == ngx.worker.pid() or (ffi.C.kill(pid, 0) ~= 0 and ffi.errno() == NO_SUCH_PROCESS)
 end
 
--- What ended with the row's worker, in all blocks that ever were.
+-- Clears what ended with the worker of the row, in the blocks of all configurations.
 local function clear(row)
     for index = 1, dict:get("blocks") do
         at(dict:get("address " .. index))[row * dict:get("size " .. index)] = 0
     end
 end
 
--- Two workers may start at once: only one of them settles a dead one's row.
+-- Two workers may start at once: only one of them clears the row of a dead worker.
 local function free_dead_rows()
     for row = 1, used[0] - 1 do
         local pid = dict:get("row " .. row)
@@ -103,14 +103,14 @@ local function take_row()
     error("rows.lua: more than " .. ROWS - 1 .. " workers")
 end
 
--- init_worker: settles what dead workers left, takes a row.
+-- init_worker: clears the rows of dead workers and takes a row.
 function M.init_worker()
     free_dead_rows()
     local row = take_row()
     if dict:add("taken " .. row, true) then
-        dict:incr("taken", 1, 1)   -- row 0 is nobody's
+        dict:incr("taken", 1, 1)   -- row 0 has no worker
     end
-    -- Another worker may write an older number at the same moment: whoever writes last has read the newest.
+    -- Another worker may write an older number at the same moment: the last one to write has read the newest.
     repeat used[0] = dict:get("taken") until used[0] >= dict:get("taken")
     for index = 1, #blocks do
         local block = blocks[index]
@@ -118,7 +118,7 @@ function M.init_worker()
     end
 end
 
--- A column's sum over all rows.
+-- Sum of a column over all rows.
 function M.total(block, column)
     local base, size, sum = block.base, block.size, 0
     for row = 1, used[0] - 1 do

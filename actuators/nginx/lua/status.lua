@@ -8,7 +8,7 @@ local document = require "status_json"
 local rows = require "rows"
 
 local ngx = ngx
--- Called as a function: LuaJIT does not compile code that comes here through the metatable (return to lower frame).
+-- Called directly: LuaJIT does not compile calls through the metatable (return to lower frame).
 local variable = getmetatable(ngx.var).__index
 local floor, tonumber = math.floor, tonumber
 local gmatch, min, max = string.gmatch, math.min, math.max
@@ -81,7 +81,7 @@ local function milliseconds(text)
     return seconds and floor(seconds * 1000 + 0.5)
 end
 
--- $upstream_addr and its kin are lists, "A, B : C", when a request was retried or redirected.
+-- $upstream_addr and similar variables are lists, "A, B : C", when a request was retried or redirected.
 local function split(text)
     local parts, count = {}, 0
     for part in gmatch(text or "", "[^%s,]+") do
@@ -93,7 +93,7 @@ local function split(text)
     return parts, count
 end
 
--- Every attempt counts on its own server, as in today's vts; bytes and request time only on the last one.
+-- Every attempt counts for its server, as in current versions of vts; bytes and request time only for the last one.
 local function count_attempts(group, addresses)
     local servers, count = split(addresses)
     local statuses, times = split(variable(nil, "upstream_status")), split(variable(nil, "upstream_response_time"))
@@ -114,7 +114,7 @@ local function count_attempts(group, addresses)
     return milliseconds(times[count]) or 0
 end
 
--- The only server of a request that was not retried: the balancer's choice, or by the one address that there is.
+-- The server of a request that was not retried: the balancer's choice, or the one of the only address.
 local function only_cell(group, record)
     if record then
         return record.attempts == 1 and record.choice
@@ -122,7 +122,7 @@ local function only_cell(group, record)
     return group.cells[variable(nil, "upstream_addr")]
 end
 
--- Counts a request of a group; its upstream time in ms, nil when it never came to a server.
+-- Counts a request of a group; returns its upstream time in ms, nil when it reached no server.
 local function count(group, record)
     local cell, response_ms = only_cell(group, record), milliseconds(variable(nil, "upstream_response_time"))
     if cell and response_ms then
@@ -152,22 +152,22 @@ local function log(group, record)
     end
 end
 
--- log_by_lua of a group's location.
+-- log_by_lua of the location of a group.
 function M.log(group_name)
     log(groups[group_name], M.balancer and M.balancer.take())
 end
 
--- log_by_lua for a whole configuration that is not rendered by us: the balancer knows the group.
+-- log_by_lua of a configuration that includes our snippet: the balancer knows the group.
 function M.log_any()
     local record = M.balancer.take()
     log(record and record.choice and groups[record.choice.group.name], record)
 end
 
--- log_by_lua of our own endpoints in a foreign configuration.
+-- log_by_lua of our endpoints in such a configuration.
 function M.log_nothing()
 end
 
--- log_by_lua of everything else.
+-- log_by_lua of all other requests.
 function M.log_other()
     log(nil, M.balancer and M.balancer.take())
 end

@@ -47,7 +47,7 @@ local function class_counts(cell)
     return counts
 end
 
--- Every answer has one class: their sum is the number of requests.
+-- Every response has one class: their sum is the number of requests.
 local function total(counts)
     return counts[1] + counts[2] + counts[3] + counts[4] + counts[5]
 end
@@ -83,9 +83,9 @@ local function group_json(group, balancer)
         end
         parts[index] = cell_json(cell, weight, down)
     end
-    local nobody = group.cells[group.name]
-    if total(class_counts(nobody)) > 0 then
-        parts[#parts + 1] = cell_json(nobody, 0, false)
+    local unserved = group.cells[group.name]
+    if total(class_counts(unserved)) > 0 then
+        parts[#parts + 1] = cell_json(unserved, 0, false)
     end
     return quoted(group.name) .. ":[" .. concat(parts, ",") .. "]"
 end
@@ -96,7 +96,7 @@ local function add_classes(classes, cell, sign)
     end
 end
 
--- The client-side count: every attempt was counted, so the retries are taken off again.
+-- Client-side counts: every attempt was counted, so the retries are subtracted.
 local function server_zone_json()
     local in_bytes, out_bytes = get(other, counters.IN_BYTES), get(other, counters.OUT_BYTES)
     local request_ms, classes = get(other, counters.REQUEST_MS), class_counts(other)
@@ -136,7 +136,7 @@ end
 
 -- The whole document; `balancer` is nil when NGINX itself balances.
 function M.render(balancer)
-    -- The subrequest may let other requests run: it comes first, the counters after it are read in one go.
+    -- The subrequest may let other requests run, so it comes first; the counters after it are read without a pause.
     local connections = connections_json()
     local version, parts = ngx.config.nginx_version, {}
     for index = 1, #groups do

@@ -95,7 +95,7 @@ def test_unknown_groups_and_moved_servers_are_named(main: Path) -> None:
     main.write_bytes(MAIN.replace(b"10.0.0.2", b"10.0.0.3"))
     with pytest.raises(ConfigError, match="have changed"):
         _changes(read_config(main), Weights.equal(topology))
-    with pytest.raises(ActuationError, match="not where it was"):
+    with pytest.raises(ActuationError, match="no longer at this place"):
         edit_file(b"\n\n\n", [ServerEdit(config.servers[0], 3, down=False)])
 
 
@@ -104,7 +104,7 @@ def test_a_server_that_is_listed_twice_is_named(tmp_path: Path) -> None:
         "http { upstream g { server a:1; server b:1; }\nupstream h { server a:1; server a:1; } }"
     )
     config = read_config(tmp_path / "nginx.conf")
-    with pytest.raises(ConfigError, match=r"a:1 is twice in h \(.*nginx.conf:2\).*reload.groups"):
+    with pytest.raises(ConfigError, match=r"a:1 is listed twice in h \(.*nginx.conf:2\).*reload.groups"):
         _topology(config, ())
     assert _topology(config, ("g",)).servers == ("a:1", "b:1")
 
@@ -174,5 +174,5 @@ def test_any_text_is_edited_exactly_or_refused(tmp_path: Path, pieces: list[str]
 def test_files_that_include_each_other_without_end_are_refused(tmp_path: Path) -> None:
     main = tmp_path / "nginx.conf"
     main.write_text("http { upstream g { server a:1; } include nginx.conf; include nginx.conf; }")
-    with pytest.raises(ConfigError, match="without end"):
+    with pytest.raises(ConfigError, match="in a loop"):
         read_config(main)

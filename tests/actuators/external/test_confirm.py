@@ -1,4 +1,4 @@
-"""Weights of a foreign NGINX are confirmed by what its statistics show, also behind host names."""
+"""Weights of a external NGINX are confirmed by what its statistics show, also behind host names."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_what_two_lines_share_proves_nothing() -> None:
 
 
 def test_a_group_that_is_not_shown_is_told() -> None:
-    with pytest.raises(StatusError, match="do not know group h"):
+    with pytest.raises(StatusError, match="have no group h"):
         confirm({}, group="h")

@@ -17,8 +17,8 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
-from actuators.external import nginx as foreign_module
-from actuators.external.nginx import ForeignNginx, ForeignOptions
+from actuators.external import nginx as external_nginx
+from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
@@ -42,12 +42,12 @@ SITE = "# keep me\nupstream app {{  server {0};   server {1} weight=2 ; server {
 
 
 @dataclass
-class Foreign:
+class External:
     """A running NGINX of somebody else."""
 
     folder: Path
     address: str
-    options: ForeignOptions
+    options: ExternalNginxOptions
 
     @property
     def site(self) -> Path:
@@ -66,7 +66,7 @@ class Foreign:
 
 
 @pytest.fixture
-def foreign(short_dir: Path) -> Iterator[Foreign]:
+def external(short_dir: Path) -> Iterator[External]:
     servers = [ScriptedServer(lambda _, i=i: answer(200, str(i))) for i in range(4)]
     for server in servers:
         server.__enter__()
@@ -76,86 +76,86 @@ def foreign(short_dir: Path) -> Iterator[Foreign]:
     (short_dir / "sites" / "app").write_text(SITE.format(*(server.address for server in servers)))
     (short_dir / "more.inc").write_text(f"server {servers[3].address} backup;\n")
     command = ["/usr/sbin/nginx", "-e", str(short_dir / "error.log"), "-c", str(short_dir / "nginx.conf")]
-    options = ForeignOptions(config=short_dir / "nginx.conf", min_reload_interval_s=0)
+    options = ExternalNginxOptions(config=short_dir / "nginx.conf", min_reload_interval_s=0)
     with ManagedProcess(command, name="nginx", log_path=short_dir / "error.log") as process:
         process.wait_ready(lambda: (short_dir / "nginx.pid").exists() and (short_dir / "nginx.pid").read_text() != "")
-        yield Foreign(short_dir, f"127.0.0.1:{port}", options)
+        yield External(short_dir, f"127.0.0.1:{port}", options)
     for server in servers:
         server.__exit__(None, None, None)
 
 
-def weights(nginx: ForeignNginx, *values: int, down: int = -1) -> Weights:
+def weights(nginx: ExternalNginx, *values: int, down: int = -1) -> Weights:
     flags = np.array([[index == down for index in range(4)]])
     return Weights(nginx.topology, np.array([values]), flags)
 
 
-def test_weights_are_set_in_place_and_in_force(foreign: Foreign) -> None:
-    nginx = ForeignNginx(foreign.options)
+def test_weights_are_set_in_place_and_in_force(external: External) -> None:
+    nginx = ExternalNginx(external.options)
     assert nginx.topology.groups[0].name == "app"
     assert nginx.control() == weights(nginx, 1, 2, 1, 1, down=2)
-    original = foreign.site.read_text()
+    original = external.site.read_text()
     applied = nginx.apply(weights(nginx, 5, 3, 2, 1))
     assert applied.changed
-    assert sum((foreign.who(10) for _ in range(4)), Counter()) == {"0": 20, "1": 12, "2": 8}
-    text = foreign.site.read_text()
+    assert sum((external.who(10) for _ in range(4)), Counter()) == {"0": 20, "1": 12, "2": 8}
+    text = external.site.read_text()
     assert text == original.replace(";   server", " weight=5;   server").replace("weight=2 ", "weight=3 ").replace(
         " down;", " weight=2;"
     )
     assert not nginx.apply(weights(nginx, 5, 3, 2, 1)).changed
-    assert (foreign.folder / "sites" / ".app.deepsched-original").read_text() == original
-    left = [path.name for path in foreign.folder.rglob(".*") if "original" not in path.name]
+    assert (external.folder / "sites" / ".app.deepsched-original").read_text() == original
+    left = [path.name for path in external.folder.rglob(".*") if "original" not in path.name]
     assert left == [".nginx.conf.deepsched-lock"]
     with pytest.raises(ActuationError, match="takes weights"):
         nginx.apply(ServiceTimes(nginx.topology, np.ones((1, 4)), np.ones(4)))
 
 
-def test_a_refused_configuration_changes_nothing(foreign: Foreign) -> None:
-    nginx = ForeignNginx(foreign.options)
-    (foreign.folder / "nginx.conf").write_text(
-        (foreign.folder / "nginx.conf").read_text().replace("access_log", "nonsense")
+def test_a_refused_configuration_changes_nothing(external: External) -> None:
+    nginx = ExternalNginx(external.options)
+    (external.folder / "nginx.conf").write_text(
+        (external.folder / "nginx.conf").read_text().replace("access_log", "nonsense")
     )
-    before = foreign.site.read_bytes()
+    before = external.site.read_bytes()
     with pytest.raises(ActuationError, match='unknown directive "nonsense"'):
         nginx.apply(weights(nginx, 9, 9, 9, 9))
-    assert foreign.site.read_bytes() == before
+    assert external.site.read_bytes() == before
 
 
 def test_an_edit_that_does_not_say_what_was_wanted_is_refused(
-    foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+    external: External, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nginx = ForeignNginx(foreign.options)
-    before = foreign.site.read_bytes()
+    nginx = ExternalNginx(external.options)
+    before = external.site.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(foreign_module, "edit_file", lambda text, _: text + b"# nothing\n")
-        with pytest.raises(ActuationError, match="do not say these weights"):
+        patch.setattr(external_nginx, "edit_file", lambda text, _: text + b"# nothing\n")
+        with pytest.raises(ActuationError, match="do not hold these weights"):
             nginx.apply(weights(nginx, 9, 8, 7, 6))
-    assert foreign.site.read_bytes() == before
+    assert external.site.read_bytes() == before
 
 
-def test_a_reload_that_is_not_confirmed_is_rolled_back(foreign: Foreign) -> None:
-    options = foreign.options.model_copy(update={"reload_timeout_s": 0.5, "reload_command": ("true",)})
-    nginx = ForeignNginx(options)
-    before = foreign.site.read_bytes()
+def test_a_reload_that_is_not_confirmed_is_rolled_back(external: External) -> None:
+    options = external.options.model_copy(update={"reload_timeout_s": 0.5, "reload_command": ("true",)})
+    nginx = ExternalNginx(options)
+    before = external.site.read_bytes()
     with pytest.raises(ActuationError, match="old workers still accept"):
         nginx.apply(weights(nginx, 9, 8, 7, 6))
-    assert foreign.site.read_bytes() == before
+    assert external.site.read_bytes() == before
     # What was left pending is settled by the next actuator.
-    assert ForeignNginx(foreign.options).apply(weights(nginx, 1, 2, 1, 1, down=2)).changed
+    assert ExternalNginx(external.options).apply(weights(nginx, 1, 2, 1, 1, down=2)).changed
 
 
-def test_a_file_that_changes_meanwhile_is_left_alone(foreign: Foreign) -> None:
+def test_a_file_that_changes_meanwhile_is_left_alone(external: External) -> None:
     def meddle(step: str) -> None:
         if step.startswith("swap"):
-            foreign.site.write_text(foreign.site.read_text() + "# mine\n")
+            external.site.write_text(external.site.read_text() + "# mine\n")
 
-    nginx = ForeignNginx(foreign.options, on_step=meddle)
-    with pytest.raises(ActuationError, match="changed by somebody else"):
+    nginx = ExternalNginx(external.options, on_step=meddle)
+    with pytest.raises(ActuationError, match="changed by another program"):
         nginx.apply(weights(nginx, 9, 8, 7, 6))
-    assert foreign.site.read_text().endswith("# mine\n")
-    assert "weight=9" not in foreign.site.read_text()
+    assert external.site.read_text().endswith("# mine\n")
+    assert "weight=9" not in external.site.read_text()
 
 
-def test_two_actuators_take_turns(foreign: Foreign) -> None:
+def test_two_actuators_take_turns(external: External) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def hold(step: str) -> None:
@@ -163,20 +163,20 @@ def test_two_actuators_take_turns(foreign: Foreign) -> None:
             entered.set()
             assert leave.wait(10)
 
-    first = ForeignNginx(foreign.options, on_step=hold)
+    first = ExternalNginx(external.options, on_step=hold)
     thread = threading.Thread(target=first.apply, args=(weights(first, 5, 5, 5, 5),))
     thread.start()
     assert entered.wait(10)
-    second = ForeignNginx(foreign.options.model_copy(update={"lock_timeout_s": 0.1}))
-    with pytest.raises(ActuationError, match="another actuator"):
+    second = ExternalNginx(external.options.model_copy(update={"lock_timeout_s": 0.1}))
+    with pytest.raises(ActuationError, match="another process"):
         second.apply(weights(second, 1, 1, 1, 1))
     leave.set()
     thread.join()
     assert second.apply(weights(second, 1, 1, 1, 1)).changed
 
 
-def test_the_reload_budget_is_kept(foreign: Foreign) -> None:
-    nginx = ForeignNginx(foreign.options.model_copy(update={"min_reload_interval_s": 1.0}))
+def test_the_reload_budget_is_kept(external: External) -> None:
+    nginx = ExternalNginx(external.options.model_copy(update={"min_reload_interval_s": 1.0}))
     nginx.apply(weights(nginx, 5, 1, 1, 1))
     assert nginx.apply(weights(nginx, 6, 1, 1, 1)).duration_s > 0.5
 
@@ -185,39 +185,39 @@ STEPS = ["test", "keep originals", "swap app", "swap more.inc", "reload", "confi
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_between_any_two_steps_the_config_is_old_or_new_and_valid(foreign: Foreign, step: str) -> None:
-    files = [foreign.site, foreign.folder / "more.inc"]
+def test_killed_between_any_two_steps_the_config_is_old_or_new_and_valid(external: External, step: str) -> None:
+    files = [external.site, external.folder / "more.inc"]
     old = [path.read_bytes() for path in files]
     code = (
         "import os, signal, sys\nimport numpy as np\nfrom pathlib import Path\n"
         "from actuators.contract.control import Weights\n"
-        "from actuators.external.nginx import ForeignNginx, ForeignOptions\n"
+        "from actuators.external.nginx import ExternalNginx, ExternalNginxOptions\n"
         "def die(step):\n    if step == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "n = ForeignNginx(ForeignOptions(config=Path(sys.argv[1])), on_step=die)\n"
+        "n = ExternalNginx(ExternalNginxOptions(config=Path(sys.argv[1])), on_step=die)\n"
         "n.apply(Weights(n.topology, np.array([[4, 3, 2, 5]])))\n"
     )
-    command = [sys.executable, "-c", code, str(foreign.options.config), step]
+    command = [sys.executable, "-c", code, str(external.options.config), step]
     assert subprocess.run(command, timeout=30, check=False).returncode == -signal.SIGKILL
-    assert foreign.passes()
-    nginx = ForeignNginx(foreign.options)
+    assert external.passes()
+    nginx = ExternalNginx(external.options)
     for path, text in zip(files, old, strict=True):
         assert path.read_bytes() == text or b" weight=" in path.read_bytes()
-    assert foreign.who(4)
+    assert external.who(4)
     # Whoever comes next settles it.
     assert nginx.apply(weights(nginx, 4, 3, 2, 5)).changed
-    assert sum((foreign.who(9) for _ in range(4)), Counter()) == {"0": 16, "1": 12, "2": 8}
-    wait_until(foreign.passes)
-    assert not list(foreign.folder.rglob(".*.deepsched-test"))
+    assert sum((external.who(9) for _ in range(4)), Counter()) == {"0": 16, "1": 12, "2": 8}
+    wait_until(external.passes)
+    assert not list(external.folder.rglob(".*.deepsched-test"))
 
 
-def test_without_the_right_to_signal_the_remedy_is_named(foreign: Foreign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_right_to_signal_the_remedy_is_named(external: External, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int, number: int) -> None:
         raise PermissionError
 
-    nginx = ForeignNginx(foreign.options)
-    before = foreign.site.read_bytes()
+    nginx = ExternalNginx(external.options)
+    before = external.site.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", refuse)
         with pytest.raises(ActuationError, match="reload_command"):
             nginx.apply(weights(nginx, 9, 8, 7, 6))
-    assert foreign.site.read_bytes() == before
+    assert external.site.read_bytes() == before
