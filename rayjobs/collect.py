@@ -138,6 +138,7 @@ VERB = Verb(
     options=CollectRunOptions,
     run=run,
     positional=("out",),
+    common=("status_url", "target", "interval_s", "duration_s", "until_pid", "plan", "rate_rps", "mix", "seed"),
 )
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from actuators.errors import ConfigError
 from actuators.options import Options
 from rayjobs.cli.main import Verb, run_verb
@@ -14,8 +16,8 @@ from rayjobs.cli.main import Verb, run_verb
 class CompareOptions(Options):
     """Which runs."""
 
-    runs: tuple[Path, ...] = ()
-    """Folders of runs that judged; two or more, or one with `markdown`."""
+    runs: tuple[Path, ...] = Field(min_length=1)
+    """Folders of runs that compared policies; two or more, or one with --markdown."""
     metric: tuple[str, ...] = ("mean_ms", "p99_ms", "art_per_request")
     """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, miss_ratio, errors."""
     markdown: bool = False

@@ -273,6 +273,20 @@ VERB = Verb(
     example="deepsched demo --quick --seed 1 --out runs",
     options=DemoOptions,
     run=run,
+    common=(
+        "quick",
+        "testbed",
+        "method",
+        "scenario",
+        "seed",
+        "out",
+        "interval_s",
+        "observe.duration_s",
+        "training.steps",
+        "live_training.steps",
+        "judge.rounds",
+        "judge.measure_s",
+    ),
 )
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class EvaluateOptions(Options):
     }
 
     bundle: Path | None = None
-    """Folder of a policy bundle that is on trial, for example `runs/train-1-…/bundle`; deadlines are its own."""
+    """Folder of the policy bundle on trial, for example `runs/train-1-…/bundle`, which also gives the deadlines; they
+    come from an observation phase when not given."""
     policies: tuple[str, ...] = ("round_robin", "least_conn", "random_two", "inverse_latency", "type_means", "idle")
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
@@ -89,7 +90,8 @@ class EvaluateOptions(Options):
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     resume: Path | None = None
-    """Run folder of an evaluation that was interrupted: goes on with its options, keeps its finished blocks."""
+    """Run folder of an interrupted evaluation: continues it with its options and finished blocks. A new one when not
+    given."""
     method: Annotated[
         BalancingMethod, OnlyIf(_takes_method, "as every policy brings its own method", "judge a heuristic")
     ] = "least_conn"
@@ -361,7 +363,11 @@ VERB = Verb(
     options=EvaluateOptions,
     run=run,
     positional=("bundle",),
-)
+    common=(
+        "policies", "scenario", "testbed", "seed", "seeds", "interval_s", "method", "out", "resume", "judge.rounds",
+        "judge.measure_s", "judge.reference",
+    ),
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from actuators.errors import BundleError, ConfigError, MissingToolError
+from actuators.errors import BundleError, MissingToolError
 from actuators.files import replacing
 from actuators.options import Options
 from rayjobs.cli.console import console_out
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 class ExportOptions(Options):
     """Which bundle, to which file."""
 
-    bundle: Path | None = None
+    bundle: Path
     """Folder of the trained policy."""
     format: Literal["onnx"] = "onnx"
     """ONNX: rows of servers in, actions out; any number of servers."""
@@ -34,8 +34,6 @@ class ExportOptions(Options):
 
 def run(options: ExportOptions) -> int:
     """Writes the file and says how far it is from the original."""
-    if options.bundle is None:
-        raise ConfigError("give a bundle", where="export", remedy="deepsched export runs/…/bundle")
     out = options.out or options.bundle.absolute().parent / "policy.onnx"
     difference = export_onnx(options.bundle, out, options.checks)
     console_out().print(

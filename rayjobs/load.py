@@ -183,7 +183,7 @@ class LoadRunOptions(PlanOptions):
     target: str = "http://127.0.0.1:8080"
     """http://HOST:PORT of the NGINX."""
     requests: dict[str, str] = Field(default_factory=dict)
-    """Further request types for --mix or a trace: name to 'METHOD /PATH'."""
+    """Further request types for --mix or a trace: name to 'METHOD /PATH'; only the built-in ones when not given."""
     window_s: float = Field(1.0, gt=0)
     """Length of a reported window."""
     engine: Literal["native", "wrk2"] = "native"
@@ -242,7 +242,7 @@ def topology_of(streams: Sequence[Stream], requests: dict[str, str]) -> Topology
     for name, text in requests.items():
         method, _, path = text.partition(" ")
         if not method.isalpha() or not path.startswith("/"):
-            raise ConfigError(f"'{text}' is no request", where=f"requests.{name}", remedy="write 'METHOD /PATH'")
+            raise ConfigError(f"invalid request '{text}'", where=f"requests.{name}", remedy="write 'METHOD /PATH'")
         groups[name] = Group(f"{name}_backend", name, method.upper(), path, 2.0, _ANY_SERVER)
     known = Topology(tuple(groups.values()))
     plan_text(known, streams, {})  # names what is unknown, with the closest match
@@ -317,6 +317,19 @@ VERB = Verb(
     example="deepsched load --target http://127.0.0.1:8080 --plan constant --rate-rps 300 --duration-s 30",
     options=LoadRunOptions,
     run=run,
+    common=(
+        "target",
+        "plan",
+        "rate_rps",
+        "duration_s",
+        "mix",
+        "distribution",
+        "seed",
+        "engine",
+        "output",
+        "window_s",
+        "out",
+    ),
 )
 
 

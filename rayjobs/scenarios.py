@@ -1,15 +1,16 @@
-"""`deepsched scenarios list|show`: the scenarios there are, and how load and speeds go over time in one of them."""
+"""`deepsched scenarios list|show`: the scenarios, and load and server speeds of one over time."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from actuators.options import Options
-from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.console import console_out
+from rayjobs.cli.main import Verb, main
 
 if TYPE_CHECKING:
     from actuators.contract.script import Script
@@ -18,32 +19,44 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 72
 
 
-class ScenariosOptions(Options):
+class ListOptions(Options):
+    """None."""
+
+
+class ShowOptions(Options):
     """Which scenario, and of which seed."""
 
-    action: Literal["list", "show"] = "list"
-    """list: one line each; show: one scenario over time."""
     scenario: str = "S3"
-    """Name, or a YAML file of your own (keys: envs/scenarios/file.py)."""
+    """Name (`deepsched scenarios list`), or a YAML file (docs/file-formats.md)."""
     seed: int = Field(default=101, ge=0)
     """Equal seeds give equal scripts."""
     servers: int = Field(default=3, ge=1, le=62)
     """Servers in every group."""
     duration_s: float | None = Field(default=None, gt=0)
-    """Length of the script; the scenario's own when not given."""
+    """Length of the script; that of the scenario when not given."""
     json_out: Path | None = None
-    """File that receives the resolved script as JSON."""
+    """File that receives the resolved script as JSON; not written when not given."""
     page: Path | None = None
-    """HTML file that receives plots of load and speeds over time."""
+    """HTML file that receives plots of load and speeds over time; not written when not given."""
 
 
-def run(options: ScenariosOptions) -> int:
-    """Prints the list, or one scenario; writes what was asked for."""
-    from rayjobs.cli.console import console_out
+def list_all(_: ListOptions) -> int:
+    """Prints a table, a row per scenario."""
+    from rich.table import Table
 
-    if options.action == "list":
-        console_out().print(_list())
-        return 0
+    from envs.scenarios.catalogue import SCENARIOS
+
+    table = Table(title="scenarios", title_justify="left")
+    for column in ("name", "load", "duration s", "summary"):
+        table.add_column(column, justify="right" if column in ("load", "duration s") else "left")
+    for known in SCENARIOS.values():
+        table.add_row(known.name, f"{known.load:.0%}", f"{known.duration_s:g}", known.summary)
+    console_out().print(table)
+    return 0
+
+
+def show(options: ShowOptions) -> int:
+    """Prints one scenario over time; writes its JSON and page."""
     from actuators.contract.topology import social_network
     from actuators.files import write_json
     from envs.scenarios.lookup import scenario
@@ -87,26 +100,14 @@ def _bars(values: list[float], top: float) -> str:
     return "".join(_BARS[max(0, min(8, round(8 * value / top)))] for value in values)
 
 
-def _list() -> object:
-    from rich.table import Table
-
-    from envs.scenarios.catalogue import SCENARIOS
-
-    table = Table(title="scenarios", title_justify="left")
-    for column in ("name", "load", "duration s", "what happens"):
-        table.add_column(column, justify="right" if column in ("load", "duration s") else "left")
-    for known in SCENARIOS.values():
-        table.add_row(known.name, f"{known.load:.0%}", f"{known.duration_s:g}", known.summary)
-    return table
-
-
-VERB = Verb(
-    name="scenarios",
+LIST = Verb("scenarios list", "deepsched scenarios list", ListOptions, list_all)
+SHOW = Verb(
+    name="scenarios show",
     example="deepsched scenarios show S7 --seed 101 --page /tmp/s7.html",
-    options=ScenariosOptions,
-    run=run,
-    positional=("action", "scenario"),
+    options=ShowOptions,
+    run=show,
+    positional=("scenario",),
 )
 
 if __name__ == "__main__":
-    sys.exit(run_verb(VERB))
+    sys.exit(main(["scenarios", *sys.argv[1:]]))

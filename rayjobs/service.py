@@ -56,11 +56,12 @@ class ServiceOptions(Options):
     cv: float = Field(1.0, ge=0)
     """Coefficient of variation of the lognormal."""
     speeds: tuple[SpeedsOfServer, ...] = ()
-    """Per server how many times faster than the mean: one number, or three for compose, home read, user read."""
+    """Per server, how many times faster than the mean: one number, or three for compose, home read, user read; 1 when
+    not given."""
     scenario: str = ""
-    """Scenario whose servers and disturbances to play, S1 to S10; the capacity options then have no say."""
+    """Scenario whose servers and disturbances are played, S1 to S10; a steady one from these options when not given."""
     script: Path | None = None
-    """JSON file of a resolved script to play instead of a scenario."""
+    """JSON file of a resolved script (`deepsched scenarios show --json-out`) that is played instead of a scenario."""
     seed: int = 1
     """Seed of service times, scenario and database."""
     duration_s: float = Field(0.0, ge=0)
@@ -215,6 +216,20 @@ VERB = Verb(
     example="deepsched service --servers 3 --speeds 1.6,1.0,0.4",
     options=ServiceOptions,
     run=run,
+    common=(
+        "servers",
+        "port",
+        "workers",
+        "speeds",
+        "scenario",
+        "script",
+        "seed",
+        "duration_s",
+        "compose_ms",
+        "home_read_ms",
+        "user_read_ms",
+        "database",
+    ),
 )
 
 if __name__ == "__main__":

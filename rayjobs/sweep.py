@@ -51,7 +51,8 @@ class SweepOptions(Options):
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the sweep's folder; `runs` when not given."""
     resume: Path | None = None
-    """Folder of a sweep that was interrupted: goes on with its options; finished trials are not repeated."""
+    """Folder of an interrupted sweep: continues it with its options, without its finished trials. A new sweep when not
+    given."""
     storage: str | None = None
     """Folder or pyarrow URL (file://, s3://…) that every node reaches, for trials and results; the sweep's
     folder when not given, which does for one machine."""
@@ -253,6 +254,19 @@ VERB = Verb(
     example="deepsched sweep --config sweep-quick",
     options=SweepOptions,
     run=run,
+    common=(
+        "scenario",
+        "seed",
+        "out",
+        "resume",
+        "storage",
+        "search.trials",
+        "search.concurrent",
+        "search.search",
+        "search.scheduler",
+        "search.space",
+        "confirm.best",
+    ),
 )
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class TrainOptions(Options):
     groups and servers must be as many as the testbed's. Without any, the observed windows and
     `training.algorithm.recorded_steps` simulated ones."""
     resume: Annotated[Path | None, Only(testbed="simulated")] = None
-    """Folder of an earlier run to go on with from its newest checkpoint, with the options it had; only
+    """Folder of an earlier run to continue from its newest checkpoint, with its options; a new run when not given. Only
     `training.steps` may be given anew."""
 
     @model_validator(mode="after")
@@ -283,6 +283,20 @@ VERB = Verb(
     example="deepsched train --seed 1 --set training.steps=20000",
     options=TrainOptions,
     run=run,
+    common=(
+        "scenario",
+        "testbed",
+        "seed",
+        "out",
+        "resume",
+        "records",
+        "training.steps",
+        "training.scenarios",
+        "training.algorithm.name",
+        "training.algorithm.learning_rate",
+        "judge.rounds",
+        "parallel.testbeds",
+    ),
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`deepsched weights`: reads, sets or explores the weights of an NGINX, by reload or in memory."""
+"""`deepsched weights get|set|explore|snippet`: the weights of an NGINX, changed by reload or in memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from actuators.contract.control import ServiceTimes, Weights
-from actuators.errors import ActuationError, ConfigError
+from actuators.errors import ActuationError
 from actuators.external.actuator import (
     EXPLORED_VALUES,
-    Actuator,
     ActuatorOptions,
     exploration,
     open_actuator,
@@ -25,50 +23,44 @@ from actuators.external.actuator import (
 from actuators.files import write_atomic
 from actuators.nginx.config import NginxOptions, render_snippet
 from actuators.nginx.detect import detect
-from rayjobs.cli.console import console_err, console_out
-from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.console import console_out, log_line
+from rayjobs.cli.main import Verb, main
 
 
-class WeightsOptions(ActuatorOptions):
-    """What to do, and with which NGINX."""
+class SetOptions(ActuatorOptions):
+    """What is changed, and in which NGINX."""
 
-    action: Literal["get", "set", "explore", "snippet"] = "get"
-    """get; set CHANGE…; explore: walk all ratios; snippet: a file for balancing in memory."""
-    changes: tuple[str, ...] = ()
-    """set: [GROUP/]SERVER=WEIGHT, or =down, or =up; what is not named keeps its weight."""
+    changes: tuple[str, ...] = Field(min_length=1)
+    """[GROUP/]SERVER=WEIGHT, =down or =up; other servers keep their weights."""
+
+
+class ExploreOptions(ActuatorOptions):
+    """Which ratios are applied, and in which NGINX."""
+
     interval_s: float = Field(2.0, gt=0)
-    """explore: time between two changes."""
+    """Time between two changes."""
     values: tuple[int, ...] = EXPLORED_VALUES
-    """explore: weights whose distinct ratios are walked."""
+    """Weights whose distinct ratios are applied."""
     seed: int = Field(1, ge=0)
-    """explore: seed of the order."""
+    """Fixes the order."""
     rounds: int = Field(1, ge=1)
-    """explore: how often the whole walk is made, each in another order."""
+    """How often all ratios are applied, each time in another order."""
+
+
+class SnippetOptions(ActuatorOptions):
+    """Which NGINX the snippet is for, and what is in it."""
+
     out: Path = Path("deepsched.conf")
-    """snippet: the file; FILE.token beside it receives the token for --token-file."""
+    """The file; FILE.token beside it receives the token for --token-file."""
     port: int = Field(8090, ge=1, le=65535)
-    """snippet: loopback port of its statistics and control."""
+    """Loopback port of the statistics and the control endpoint."""
     memory: NginxOptions = NginxOptions()
-    """snippet: method, keep-alive, max_fails and so on."""
+    """Balancing method, keep-alive, max_fails and so on."""
 
 
-def run(options: WeightsOptions) -> int:
-    """0 when it was done; a refused change is an error and leaves the old weights in force."""
-    if options.changes and options.action != "set":
-        raise ConfigError(f"'{options.action}' takes no changes", where=options.changes[0], remedy="use: weights set")
+def get(options: ActuatorOptions) -> int:
+    """Prints GROUP/SERVER=WEIGHT lines, or service times where NGINX balances by those."""
     actuator = open_actuator(options)
-    if options.action == "get":
-        _show(actuator)
-    elif options.action == "set":
-        _set(options, actuator)
-    elif options.action == "explore":
-        _explore(options, actuator)
-    else:
-        _snippet(options, actuator)
-    return 0
-
-
-def _show(actuator: Actuator) -> None:
     control, topology = actuator.control(), actuator.topology
     for g, group in enumerate(topology.groups):
         for server in group.servers:
@@ -77,25 +69,31 @@ def _show(actuator: Actuator) -> None:
                 value = f"tau {control.tau_s[g, s] * 1e3:.3f} ms, {control.workers[s]:g} workers"
             else:
                 value = "down" if control.down[g, s] else str(control.values[g, s])
-            console_out().print(f"{group.name}/{server}={value}", markup=False, highlight=False)
+            console_out().print(f"{group.name}/{server}={value}", markup=False)
+    return 0
 
 
-def _set(options: WeightsOptions, actuator: Actuator) -> None:
-    if not options.changes:
-        raise ConfigError("no changes", where="weights set", remedy="write GROUP/SERVER=WEIGHT, see: weights get")
+def set_weights(options: SetOptions) -> int:
+    """Applies the changes; a refused change raises and leaves the old weights in force."""
+    actuator = open_actuator(options)
     base = actuator.control()
     if not isinstance(base, Weights):
-        raise ActuationError("this NGINX balances by service times", remedy="deepsched serve sets those")
+        raise ActuationError(
+            "this NGINX balances by service times, not by weights", remedy="change them with deepsched steer run"
+        )
     applied = actuator.apply(parse_weights(options.changes, base))
-    _say(f"in force after {applied.duration_s * 1e3:.1f} ms" if applied.changed else "already in force")
+    _log(f"in force after {applied.duration_s * 1e3:.1f} ms" if applied.changed else "already in force")
+    return 0
 
 
-def _explore(options: WeightsOptions, actuator: Actuator) -> None:
+def explore(options: ExploreOptions) -> int:
+    """Applies every distinct ratio for `interval_s`, then restores the first weights, also after an error."""
+    actuator = open_actuator(options)
     topology = actuator.topology
     counts = ", ".join(f"{len(ratio_vectors(len(g.servers), options.values))} for {g.name}" for g in topology.groups)
-    _say(f"distinct ratio vectors of {set(options.values)}: {counts}; one every {options.interval_s:g} s")
+    _log(f"distinct ratio vectors of {set(options.values)}: {counts}; one every {options.interval_s:g} s")
     before = actuator.control()
-    # Whoever took a server out of use did not mean to have it explored.
+    # A server that an operator took out of rotation stays out of rotation.
     down = before.down if isinstance(before, Weights) else None
     due_s = time.monotonic()
     try:
@@ -103,12 +101,13 @@ def _explore(options: WeightsOptions, actuator: Actuator) -> None:
             for weights in exploration(topology, options.seed + index, options.values):
                 wanted = Weights(topology, weights.values, weights.down if down is None else down)
                 applied = actuator.apply(wanted)
-                _say(f"{_shown(wanted)} in force after {applied.duration_s * 1e3:.1f} ms")
+                _log(f"{_shown(wanted)} in force after {applied.duration_s * 1e3:.1f} ms")
                 due_s += options.interval_s
                 time.sleep(max(due_s - time.monotonic(), 0.0))
     finally:
         actuator.apply(before)
-        _say("the weights from before are in force again")
+        _log("the first weights are restored")
+    return 0
 
 
 def _shown(weights: Weights) -> str:
@@ -119,7 +118,9 @@ def _shown(weights: Weights) -> str:
     )
 
 
-def _snippet(options: WeightsOptions, actuator: Actuator) -> None:
+def snippet(options: SnippetOptions) -> int:
+    """Writes the snippet and its token, readable by this user only."""
+    actuator = open_actuator(options)
     token, out = secrets.token_hex(16), options.out.absolute()
     topology = actuator.topology
     text = render_snippet(out, topology, options.memory, detect(options.memory.binary), port=options.port, token=token)
@@ -127,21 +128,45 @@ def _snippet(options: WeightsOptions, actuator: Actuator) -> None:
     for path, content in ((out, text), (token_file, token + "\n")):
         write_atomic(path, content)
         path.chmod(0o600)
-    _say(f"written: {out}; include it in the http block in place of {', '.join(g.name for g in topology.groups)}")
-    _say(f"then: deepsched weights get --control-url http://127.0.0.1:{options.port}/control --token-file {token_file}")
+    replaced = ", ".join(group.name for group in topology.groups)
+    _log(f"written: {out}; include it in the http block instead of the upstreams {replaced}")
+    _log(f"then: deepsched weights get --control-url http://127.0.0.1:{options.port}/control --token-file {token_file}")
+    return 0
 
 
-def _say(line: str) -> None:
-    console_err().print(f"deepsched weights: {line}", markup=False, highlight=False)
+def _log(line: str) -> None:
+    log_line("weights", line)
 
 
-VERB = Verb(
-    name="weights",
+GET = Verb(
+    name="weights get",
+    example="deepsched weights get --set reload.config=/etc/nginx/nginx.conf",
+    options=ActuatorOptions,
+    run=get,
+    common=("control_url", "token_file", "reload.config", "reload.groups"),
+)
+SET = Verb(
+    name="weights set",
     example="deepsched weights set compose_backend/10.0.0.1:8080=5 --set reload.config=/etc/nginx/nginx.conf",
-    options=WeightsOptions,
-    run=run,
-    positional=("action", "changes"),
+    options=SetOptions,
+    run=set_weights,
+    positional=("changes",),
+    common=("control_url", "token_file", "reload.config", "reload.groups", "reload.status_url"),
+)
+EXPLORE = Verb(
+    name="weights explore",
+    example="deepsched weights explore --interval-s 2 --set reload.config=/etc/nginx/nginx.conf",
+    options=ExploreOptions,
+    run=explore,
+    common=("interval_s", "values", "rounds", "seed", "control_url", "token_file", "reload.config", "reload.groups"),
+)
+SNIPPET = Verb(
+    name="weights snippet",
+    example="deepsched weights snippet --set reload.config=/etc/nginx/nginx.conf --out deepsched.conf",
+    options=SnippetOptions,
+    run=snippet,
+    common=("out", "port", "reload.config", "reload.groups", "memory.method", "memory.workers_per_server"),
 )
 
 if __name__ == "__main__":
-    sys.exit(run_verb(VERB))
+    sys.exit(main(["weights", *sys.argv[1:]]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
-from actuators.options import Options
+from actuators.options import GIVEN, NOT_GIVEN, Only, Options
 
 EXPLORED_VALUES = (1, 3, 5)
 """Weights whose ratios `exploration` visits by default (docs/studies.md#actions)."""
@@ -29,11 +29,12 @@ class ActuatorOptions(Options):
     """Which NGINX, and how to reach its weights."""
 
     control_url: str = ""
-    """In memory: control endpoint of an NGINX with our snippet, as http://127.0.0.1:8090/control."""
-    token_file: Path | None = None
-    """In memory: file with the token that changes need."""
-    reload: ExternalNginxOptions = Field(default_factory=ExternalNginxOptions)
-    """By reload, when there is no control_url: any NGINX."""
+    """Control endpoint of an NGINX that includes our snippet, as http://127.0.0.1:8090/control; weights change
+    in memory through it, and by reload when not given."""
+    token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
+    """File with the token of the control endpoint; changes are refused when not given."""
+    reload: Annotated[ExternalNginxOptions, Only(control_url=NOT_GIVEN)] = Field(default_factory=ExternalNginxOptions)
+    """An NGINX whose weights change by reload."""
 
 
 class Actuator(Protocol):

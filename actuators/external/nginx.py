@@ -51,7 +51,7 @@ class ExternalNginxOptions(Options):
     test_command: tuple[str, ...] = ()
     """Command that tests the configuration whose path is appended, as sudo,-n,nginx,-t,-q,-c; by default `binary`."""
     reload_command: tuple[str, ...] = ()
-    """Command that reloads NGINX, when this user may not signal it, as sudo,-n,nginx,-s,reload."""
+    """Command that reloads NGINX, as sudo,-n,nginx,-s,reload; its master process is signalled when not given."""
     min_reload_interval_s: float = Field(1.0, ge=0)
     """Least seconds between two reloads, of all processes together."""
     lock_timeout_s: float = Field(5.0, ge=0)

@@ -113,7 +113,7 @@ class LoadOptions(Options):
     saturated_delay_ms: float = Field(10.0, gt=0)
     """So is one in which the engine's own share of the send delay has a p99 above this, in milliseconds."""
     body_files: dict[str, Path] = Field(default_factory=dict)
-    """Request type to a file whose bytes are every request's body."""
+    """Request type to a file whose bytes are every request's body; the built-in bodies are sent when not given."""
     engine: Path | None = None
     """A `gen_load` built elsewhere, for machines without a compiler; built on first use when not given."""
 

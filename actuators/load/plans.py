@@ -126,7 +126,8 @@ class PlanOptions(Options):
     period_s: float = Field(120.0, gt=0)
     """diurnal: length of one day."""
     trace: Path | None = None
-    """trace: CSV file with the header time_s,TYPE,TYPE…; rates per type from that time on, until the next row."""
+    """trace: CSV file with the header time_s,TYPE,TYPE…; rates per type from that time on, until the next row. Else not
+    given."""
     min_rate_rps: float = Field(100.0, gt=0)
     """random: lowest rate of a burst, per type."""
     max_rate_rps: float = Field(2000.0, gt=0)

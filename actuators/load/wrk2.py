@@ -34,9 +34,9 @@ class Wrk2Options(Options):
     """The user's wrk2; one process per request type."""
 
     path: Path | None = None
-    """The binary; `wrk2` or `wrk` on the PATH is not taken by itself, as Debian's wrk is another program."""
+    """The binary; without it the engine cannot run, as a `wrk` on the PATH may be another program."""
     scripts: dict[str, Path] = Field(default_factory=dict)
-    """Request type to its Lua script (-s)."""
+    """Request type to its Lua script (-s); without one for every type of the mix the engine cannot run."""
     threads: int = Field(1, ge=1)
     """Threads per process (-t)."""
     connections: int = Field(64, ge=1)

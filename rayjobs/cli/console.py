@@ -22,6 +22,11 @@ def console_err() -> Console:
     return _console(sys.stderr)
 
 
+def log_line(verb: str, line: str) -> None:
+    """One line on stderr that names the verb, not wrapped."""
+    console_err().print(f"deepsched {verb}: {line}", markup=False, soft_wrap=True)
+
+
 def _console(file: TextIO) -> Console:
     from rich.console import Console
 

@@ -1,19 +1,25 @@
-"""Command-line flags derived from an Options class: names, help, units and defaults come from its fields."""
+"""Command-line flags and help derived from an Options class: names, units and defaults come from its fields.
+
+Our own on top of argparse: pydantic-settings and jsonargparse offer neither a closest match nor a short help (a typo
+prints 200 lines of usage, or is taken for an abbreviation), and their errors name neither the file nor `--set`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_origin
 
-from pydantic.fields import FieldInfo
+import yaml
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from actuators.errors import ConfigError
-from actuators.options import Options
-from rayjobs.cli.config import alternatives, choices_of, fields_of, is_list, nested_options, parse_value
+from actuators.errors import ConfigError, DeepSchedError
+from actuators.options import GIVEN, NOT_GIVEN, Only, Options, in_words
+from rayjobs.cli.config import Field, alternatives, choices_of, fields_of, is_list, parse_value
 
 UNITS = {
     "_ms": "milliseconds",
@@ -30,79 +36,189 @@ _METAVARS: dict[object, str] = {bool: "YES|NO", int: "INTEGER", float: "NUMBER",
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors are ConfigErrors, with the closest match for a mistyped flag."""
+    """ArgumentParser whose errors are ConfigErrors, with the closest match for a mistyped flag.
+
+    A flag per option of the class itself; those in its groups are set by `--set` and listed in the help.
+
+    Args:
+        common: dotted paths of the options that `--help` shows; `--help-all` shows all. All are common when empty.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        summary: str,
+        example: str,
+        options: type[Options],
+        positional: Sequence[str] = (),
+        common: Sequence[str] = (),
+    ) -> None:
+        super().__init__(prog=prog, argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+        self._summary, self._example, self._options, self._common = summary, example, options, common
+        fields = with_automatic(options)
+        self._nested = {f.path: _nested_action(f, automatic) for f, automatic in fields if "." in f.path}
+        self._own = {
+            f.path: _add(self, f, automatic, positional=f.path in positional)
+            for f, automatic in fields
+            if "." not in f.path
+        }
+        self._general = list(_add_general(self))
+        self.usage = " ".join([prog, *(self._usage(name) for name in positional), "[options]"])
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, remedy=f"see {self.prog} --help")
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Given flags only; nothing for those left at their defaults."""
+        """Given flags only; nothing for those left at their defaults. Raises ConfigError."""
         given, unknown = self.parse_known_args(argv)
         if unknown:
-            flag = unknown[0].partition("=")[0]
-            known = [name for action in self._actions for name in action.option_strings]
-            match = difflib.get_close_matches(flag, known, n=1, cutoff=0.6) if flag.startswith("-") else []
-            hint = f"did you mean '{match[0]}'?" if match else f"see {self.prog} --help"
-            raise ConfigError(f"unexpected argument '{unknown[0]}'", remedy=hint)
+            raise ConfigError(f"unexpected argument '{unknown[0]}'", remedy=self._hint(unknown[0].partition("=")[0]))
         return vars(given)
 
+    def format_help(self, *, whole: bool = False) -> str:
+        """The example, the common options (all when `whole`), and where options come from."""
+        formatter = argparse.RawDescriptionHelpFormatter(self.prog, max_help_position=28)
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(f"example:\n  {self._example}")
+        formatter.add_text(self._summary)
+        shown = self._shown(self._own, whole=whole)
+        for title, positional in (("arguments", True), ("options", False)):
+            formatter.start_section(title)
+            formatter.add_arguments(action for path in shown if _is_positional(action := self._own[path]) == positional)
+            formatter.end_section()
+        nested = self._shown(self._nested, whole=whole)
+        for group, paths in groupby(nested, lambda path: path.rpartition(".")[0] if whole else ""):
+            formatter.start_section(f"{group or 'options in groups'} (--set NAME=VALUE, or in a file)")
+            formatter.add_arguments(self._nested[path] for path in paths)
+            formatter.end_section()
+        formatter.start_section("where options come from (flags win over --set, --set over --config)")
+        formatter.add_arguments(self._general)
+        formatter.end_section()
+        hidden = len(self._own) - len(shown) + len(self._nested) - len(nested)
+        if hidden:
+            formatter.add_text(f"{hidden} further options: {self.prog} --help-all")
+        return formatter.format_help()
 
-def build_parser(
-    prog: str, summary: str, example: str, options: type[Options], positional: Sequence[str] = ()
-) -> Parser:
-    """A parser with a flag per plain field, `--config` and `--set`; nested options are listed in the epilog."""
-    parser = Parser(
-        prog=prog,
-        description=summary,
-        epilog=_epilog(example, options),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    for name, info in options.model_fields.items():
-        if nested_options(info.annotation) is None:
-            _add(parser, name, info, positional=name in positional)
-    general = parser.add_argument_group("where options come from (flags win over --set, --set over --config)")
-    general.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="YAML file of options, or the name of one of ours in rayjobs/configs/",
-    )
-    general.add_argument(
-        "--set", action="append", metavar="NAME.FIELD=VALUE", help="one option, also inside a group; may be repeated"
-    )
-    general.add_argument("--print-config", action="store_true", help="print the options in force as YAML and stop")
-    return parser
+    def _shown(self, actions: Mapping[str, argparse.Action], *, whole: bool) -> list[str]:
+        """Paths of the options to list: all in the order of the class, or the common ones in their order."""
+        if whole or not self._common:
+            return list(actions)
+        positional = [path for path, action in actions.items() if _is_positional(action)]
+        return [*positional, *(path for path in self._common if path in actions and path not in positional)]
+
+    def _usage(self, name: str) -> str:
+        field = next(field for field in fields_of(self._options) if field.path == name)
+        text = name.upper() + (" …" if is_list(field.info.annotation) else "")
+        return text if field.info.is_required() else f"[{text}]"
+
+    def _hint(self, flag: str) -> str:
+        known = [name for action in self._actions for name in action.option_strings]
+        match = difflib.get_close_matches(flag, known, n=1, cutoff=0.6) if flag.startswith("-") else []
+        if match:
+            return f"did you mean '{match[0]}'?"
+        name = flag.lstrip("-").replace("-", "_")
+        nested = [path for path in self._nested if name in (path, path.rpartition(".")[2])]
+        return f"did you mean '--set {nested[0]}=…'?" if nested else f"see {self.prog} --help"
 
 
-def describe(info: FieldInfo, name: str) -> str:
-    """Help text of a field: its docstring, unit and default."""
-    parts = [" ".join((info.description or "").split())]
-    unit = next((word for suffix, word in UNITS.items() if name.endswith(suffix)), "")
-    if unit:
-        parts.append(f"[{unit}]")
-    parts.append(
-        "[required]" if info.is_required() else f"[default: {_plain(info.get_default(call_default_factory=True))}]"
-    )
+class _Help(argparse.Action):
+    """Prints the help and ends the program; `const` tells whether all options are shown."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        print(parser.format_help(whole=bool(self.const)), end="")
+        parser.exit()
+
+
+def with_automatic(options: type[Options]) -> list[tuple[Field, object]]:
+    """Every option, and the value that it has on this machine when nothing is given (`Options.resolved`)."""
+    fields = list(fields_of(options))
+    try:
+        resolved = {field.path: field.default for field in fields_of(options, options().resolved())}
+    except (DeepSchedError, ValidationError):
+        # Options that must be given, or a program that is not installed.
+        resolved = {}
+    return [(field, resolved.get(field.path, field.default)) for field in fields]
+
+
+def describe(field: Field, automatic: object = None) -> str:
+    """Help text of an option: its docstring, unit, the condition under which it has an effect, and default.
+
+    Args:
+        automatic: the value that `Options.resolved` chooses in place of the default.
+    """
+    parts = [" ".join((field.info.description or "").split())]
+    parts += [f"[{word}]" for suffix, word in UNITS.items() if field.path.endswith(suffix)][:1]
+    conditions = [_condition(each, field.path.rpartition(".")[0]) for each in _conditions(field)]
+    parts += [f"[only {' or '.join(conditions)}]"] if conditions else []
+    if field.default is PydanticUndefined:
+        parts.append("[required]")
+    elif field.default not in (None, "", (), []) and field.default != {}:
+        chosen = "" if automatic in (None, field.default) else f", here {default_text(automatic)}"
+        parts.append(f"[default: {default_text(field.default)}{chosen}]")
     return " ".join(filter(None, parts))
 
 
-def _add(parser: Parser, name: str, info: FieldInfo, *, positional: bool) -> None:
-    kind: Any = info.annotation
-    text = describe(info, name).replace("%", "%%")
+def default_text(value: object) -> str:
+    """A default as one types it."""
+    if isinstance(value, Mapping):
+        return yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=10**6, sort_keys=False).strip()
+    return in_words(value)
+
+
+def _conditions(field: Field) -> list[Only]:
+    flat = [each for found in field.info.metadata for each in (found if isinstance(found, tuple) else (found,))]
+    return [each for each in flat if isinstance(each, Only) and each.needed]
+
+
+def _condition(condition: Only, group: str) -> str:
+    words = []
+    for name, wanted in condition.needed.items():
+        path = f"{group}.{name}" if group else name
+        if wanted is GIVEN or wanted is NOT_GIVEN:
+            words.append(f"{'with' if wanted is GIVEN else 'without'} {path}")
+        else:
+            values = wanted if isinstance(wanted, tuple) else (wanted,)
+            words.append(f"with {path}={'|'.join(map(in_words, values))}")
+    return " ".join(words)
+
+
+def _add(parser: Parser, field: Field, automatic: object, *, positional: bool) -> argparse.Action:
+    kind: Any = field.info.annotation
+    text = describe(field, automatic).replace("%", "%%")
     if positional:
-        parser.add_argument(name, nargs="*" if is_list(kind) else "?", metavar=name.upper(), help=text)
-        return
-    flag = "--" + name.replace("_", "-")
+        return parser.add_argument(
+            field.path, nargs="*" if is_list(kind) else "?", metavar=field.path.upper(), help=text
+        )
+    flag = "--" + field.path.replace("_", "-")
     if kind is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, dest=name, help=text)
-        return
+        return parser.add_argument(flag, action=argparse.BooleanOptionalAction, dest=field.path, help=text)
 
     def convert(value: str) -> object:
         return parse_value(kind, value)
 
-    parser.add_argument(flag, type=convert, dest=name, metavar=_metavar(kind), help=text)
+    return parser.add_argument(flag, type=convert, dest=field.path, metavar=_metavar(kind), help=text)
+
+
+def _add_general(parser: Parser) -> Iterator[argparse.Action]:
+    add = parser.add_argument
+    yield add(
+        "--config", type=Path, metavar="FILE", help="YAML file of options, or the name of one in rayjobs/configs/"
+    )
+    yield add("--set", action="append", metavar="NAME=VALUE", help="one option, also in a group; may be repeated")
+    yield add("--print-config", action="store_true", help="print the options in force as YAML and exit")
+    yield add("-h", "--help", action=_Help, nargs=0, help="the common options")
+    yield add("--help-all", action=_Help, nargs=0, const=True, help="all options")
+
+
+def _nested_action(field: Field, automatic: object) -> argparse.Action:
+    """Describes an option in a group as the formatter needs it; it is not a flag."""
+    text = describe(field, automatic).replace("%", "%%")
+    return argparse.Action([field.path], field.path, metavar=_metavar(field.info.annotation), help=text)
+
+
+def _is_positional(action: argparse.Action) -> bool:
+    return not action.option_strings
 
 
 def _metavar(annotation: object) -> str:
@@ -113,24 +229,3 @@ def _metavar(annotation: object) -> str:
         return "A,B,…"
     kinds = [kind for kind in alternatives(annotation) if kind is not type(None)]
     return _METAVARS.get(kinds[0], "TEXT" if get_origin(kinds[0]) in (None, Literal) else "YAML")
-
-
-def _epilog(example: str, options: type[Options]) -> str:
-    nested = [field for field in fields_of(options) if "." in field.path]
-    lines = []
-    if nested:
-        lines = ["options in groups, by --set or in a file:"]
-        for field in nested:
-            lines += [f"  {field.path}", f"      {describe(field.info, field.path)}"]
-        lines.append("")
-    return "\n".join([*lines, "example:", f"  {example}"])
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_plain, value)) or "none"
-    return "none" if value is None else str(value)

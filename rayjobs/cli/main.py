@@ -10,29 +10,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actuators.errors import ConfigError, DeepSchedError, closest
+from actuators.errors import DeepSchedError
 from actuators.options import Options
 from rayjobs.cli.config import dump_yaml, load_options
-from rayjobs.cli.flags import build_parser
+from rayjobs.cli.flags import Parser
 from rayjobs.cli.interrupts import Terminated, claim_signals, follow_parent, release_signals
-from rayjobs.cli.verbs import VERBS
+from rayjobs.cli.spellings import current_spelling
+from rayjobs.cli.verbs import SUBCOMMANDS, VERBS, entry
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+_HELP = ("-h", "--help", "help")
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One command, the `VERB` of rayjobs/NAME.py; heavy imports belong inside `run`, help must be fast.
+    """One command, `deepsched train` or `deepsched steer run`; heavy imports belong inside `run`: help must be fast.
 
     Attributes:
-        example: a command line that works, shown by `--help`.
+        name: as it is typed after `deepsched`.
+        example: a command line that works, the first thing that `--help` shows.
         options: its Options; plain fields become flags, nested Options are reached by `--set`.
-        run: gets the filled options; returns the exit code.
+        run: receives the filled options; returns the exit status.
         positional: names of option fields that may be given without a flag.
-        render: what `--print-config` shows instead of the options, for a tool of somebody else's.
-        summary: one line for help; that of the verbs' table when empty.
+        common: dotted paths of the options that `--help` shows, `--help-all` shows all; all when empty.
+        render: what `--print-config` prints instead of the options, for another program.
+        summary: one line for help; that of the table of verbs when empty.
     """
 
     name: str
@@ -40,49 +44,62 @@ class Verb:
     options: type[Options]
     run: Callable[[Any], int]
     positional: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
     render: Callable[[Any], str] | None = None
     summary: str = ""
 
     def __post_init__(self) -> None:
         if not self.summary:
-            object.__setattr__(self, "summary", VERBS[self.name][1])
+            object.__setattr__(self, "summary", entry(self.name)[1])
+
+    def parser(self) -> Parser:
+        """The parser of its command line."""
+        prog = f"deepsched {self.name}"
+        return Parser(prog, self.summary, self.example, self.options, self.positional, self.common)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`deepsched VERB …`; the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
+    """`deepsched VERB …`; the exit status."""
+    words = current_spelling(list(sys.argv[1:] if argv is None else argv))
+    if not words or words[0] in _HELP:
         print(overview())
         return 0 if words else EXIT_USER_ERROR
-    return _guarded("deepsched", lambda: _run(load_verb(words[0]), words[1:]), label=words[0])
+    name, rest = words[0], words[1:]
+    if name in SUBCOMMANDS:
+        if not rest or rest[0] in _HELP:
+            print(overview(name))
+            return 0 if rest else EXIT_USER_ERROR
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    return _guarded(name, lambda: _run(load_verb(name), rest))
 
 
 def run_verb(verb: Verb, argv: Sequence[str] | None = None) -> int:
-    """What `python -m rayjobs.VERB` does; the exit code."""
+    """What `python -m rayjobs.VERB` does; the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    return _guarded("deepsched", lambda: _run(verb, words), label=verb.name)
+    return _guarded(verb.name, lambda: _run(verb, words))
 
 
 def load_verb(name: str) -> Verb:
-    """The verb of that name. Raises ConfigError with the closest match when there is none."""
-    if name not in VERBS:
-        raise ConfigError(f"unknown verb '{name}'", remedy=closest(name, VERBS))
-    verb = importlib.import_module(VERBS[name][0]).VERB
+    """The verb of that name (`train`, `steer run`). Raises ConfigError with the closest match for an unknown one."""
+    module, _, attribute = entry(name)[0].partition(":")
+    verb = getattr(importlib.import_module(module), attribute or "VERB")
     assert isinstance(verb, Verb)
     return verb
 
 
-def overview() -> str:
-    """The text of `deepsched --help`."""
-    width = max(map(len, VERBS))
-    lines = ["usage: deepsched VERB [options]     (deepsched VERB --help explains one)", ""]
-    lines += [f"  {name:<{width}}  {summary}" for name, (_, summary) in VERBS.items()]
-    return "\n".join([*lines, "", "Each is also `python -m rayjobs.VERB`, as in `ray job submit`."])
+def overview(verb: str = "") -> str:
+    """The text of `deepsched --help`, or of `deepsched VERB --help` for a verb with subcommands."""
+    table, kind = (SUBCOMMANDS[verb], "COMMAND") if verb else (VERBS, "VERB")
+    program = f"deepsched {verb}".rstrip()
+    width = max(map(len, table))
+    lines = [f"usage: {program} {kind} [options]     ({program} {kind} --help explains one)", ""]
+    lines += [VERBS[verb][1], ""] if verb else []
+    lines += [f"  {name:<{width}}  {summary}" for name, (_, summary) in table.items()]
+    return "\n".join([*lines, "", f"The same as `python -m rayjobs.{verb or 'VERB'}`, which `ray job submit` needs."])
 
 
 def _run(verb: Verb, words: Sequence[str]) -> int:
-    parser = build_parser(f"deepsched {verb.name}", verb.summary, verb.example, verb.options, verb.positional)
-    given = parser.parse(words)
+    given = verb.parser().parse(words)
     file, assignments, only_print = given.pop("config", None), given.pop("set", ()), given.pop("print_config", False)
     flags = {name: value for name, value in given.items() if not (name in verb.positional and value in (None, []))}
     options = load_options(verb.options, file=file, assignments=assignments, flags=flags)
@@ -92,23 +109,23 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
     return verb.run(options)
 
 
-def _guarded(program: str, action: Callable[[], int], *, label: str) -> int:
-    """Runs `action`; what the user caused becomes one line and an exit code, a bug keeps its traceback."""
+def _guarded(name: str, action: Callable[[], int]) -> int:
+    """Runs `action`; what the user caused becomes one line and an exit status, a bug keeps its traceback."""
     follow_parent()
     claim_signals()
     try:
         return action()
     except DeepSchedError as error:
-        return _say(f"{program} {label}: {error}", EXIT_USER_ERROR)
+        return _exit_with(f"deepsched {name}: {error}", EXIT_USER_ERROR)
     except Terminated:
-        return _say(f"{program} {label}: ended by SIGTERM", EXIT_TERMINATED)
+        return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
     except KeyboardInterrupt:
-        return _say(f"{program} {label}: interrupted", EXIT_INTERRUPTED)
+        return _exit_with(f"deepsched {name}: interrupted", EXIT_INTERRUPTED)
     except SystemExit as end:
         # While `ray.init` runs, SIGTERM goes to Ray's own handler, which exits with the signal's number.
         if end.code != signal.SIGTERM:
             raise
-        return _say(f"{program} {label}: ended by SIGTERM", EXIT_TERMINATED)
+        return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
     except BrokenPipeError:
         # The reader of our output has gone (`deepsched … | head`); keep the interpreter's last flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -117,10 +134,10 @@ def _guarded(program: str, action: Callable[[], int], *, label: str) -> int:
         release_signals()
 
 
-def _say(line: str, code: int) -> int:
+def _exit_with(line: str, status: int) -> int:
     sys.stdout.flush()
     print(" ".join(line.split()), file=sys.stderr)
-    return code
+    return status
 
 
 if __name__ == "__main__":

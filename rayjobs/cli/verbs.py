@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from actuators.errors import ConfigError, closest
+
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("rayjobs.demo", "run the end-to-end demo: observe, learn and judge on a local NGINX"),
     "doctor": ("rayjobs.doctor", "check what this machine has and lacks, with remedies"),
-    "observe": ("rayjobs.observe", "watch a testbed: deadlines and the Gaussian mixture"),
+    "observe": ("rayjobs.observe", "watch a testbed; derive deadlines and fit the Gaussian mixture"),
+    "encoder": ("rayjobs.encoder", "check, recalibrate or roll back the state encoder of a bundle"),
     "train": ("rayjobs.train", "train a policy, judge it and export its bundle"),
     "sweep": ("rayjobs.sweep", "search settings in parallel trials, confirm the best on live testbeds"),
     "evaluate": ("rayjobs.evaluate", "compare policies side by side: bundles, heuristics, NGINX, oracles, HAProxy"),
     "compare": ("rayjobs.compare", "show the evaluations of several runs side by side"),
     "reproduce": ("rayjobs.reproduce", "re-run a saved run and check that the results match"),
     "bench": ("rayjobs.bench.__main__", "measure what has a numeric bar and write runs/bench/NAME.json"),
-    "steer": ("rayjobs.steer.__main__", "steer a live NGINX with a bundle, guarded and recorded"),
+    "steer": ("rayjobs.steer", "steer a live NGINX with a bundle, guarded and recorded"),
     "serve": ("rayjobs.serve.__main__", "serve a bundle over HTTP: weights, live page, metrics"),
     "export": ("rayjobs.export", "write a bundle's network as ONNX, checked against the original"),
     "weights": ("rayjobs.weights", "read, set or explore the weights of an NGINX, by reload or in memory"),
@@ -21,9 +26,69 @@ VERBS: dict[str, tuple[str, str]] = {
     "load": ("rayjobs.load", "send a load plan and report every request from its intended send time"),
     "service": ("rayjobs.service", "run the stand-in social network until Ctrl-C"),
     "simulate": ("rayjobs.simulate", "compare balancing rules on a simulated scenario"),
-    "scenarios": ("rayjobs.scenarios", "list the scenarios, or show load and speeds of one over time"),
+    "scenarios": ("rayjobs.scenarios", "list the scenarios, or show one over time"),
     "park": ("rayjobs.park", "run Park's load balancing task: a learned scorer beside four heuristics"),
     "testbeds": ("rayjobs.testbeds", "list the testbeds that run on this machine or cluster"),
     "dashboards": ("rayjobs.dashboards", "write a Prometheus configuration and a Grafana dashboard"),
 }
-"""Name → (module that holds its `VERB`, one line for `deepsched --help`), in the order of the help text."""
+"""Verb → (the module that holds it, one line for `deepsched --help`), in the order of the help text."""
+
+SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "encoder": {
+        "check": ("rayjobs.encoder:CHECK", "check the encoder against new snapshots; exit 3 when it no longer fits"),
+        "recalibrate": ("rayjobs.encoder:RECALIBRATE", "refit it, prove it and swap it in; exit 4 when not proven"),
+        "rollback": ("rayjobs.encoder:ROLLBACK", "restore the encoder from before the last recalibration"),
+    },
+    "steer": {
+        "run": ("rayjobs.steer.run:RUN", "steer an NGINX in shadow, canary or active mode until it is ended"),
+        "mode": ("rayjobs.steer.orders:MODE", "switch the running controller to shadow, canary or active"),
+        "status": ("rayjobs.steer.orders:STATUS", "show whether a controller runs, its orders and its last decision"),
+        "pause": ("rayjobs.steer.orders:PAUSE", "keep the weights as they are until `resume`"),
+        "resume": ("rayjobs.steer.orders:RESUME", "end a pause or a revert"),
+        "revert": (
+            "rayjobs.steer.orders:REVERT",
+            "restore the first weights until `resume`",
+        ),
+        "swap": ("rayjobs.steer.orders:SWAP", "change the bundle of the running controller"),
+        "replay": ("rayjobs.steer.replay:REPLAY", "decide each record of an audit log again; exit 1 on a difference"),
+        "recalibrate": (
+            "rayjobs.steer.replay:RECALIBRATE",
+            "refit a bundle's encoder to the audit log",
+        ),
+        "watchdog": ("rayjobs.steer.watchdog:WATCHDOG", "restore the first weights when the controller has failed"),
+    },
+    "weights": {
+        "get": ("rayjobs.weights:GET", "print the weights in force, a line per group and server"),
+        "set": ("rayjobs.weights:SET", "change weights, or take servers out of rotation"),
+        "explore": ("rayjobs.weights:EXPLORE", "apply all distinct weight ratios in turn, then restore the weights"),
+        "snippet": ("rayjobs.weights:SNIPPET", "write a configuration for balancing in memory, to include in NGINX"),
+    },
+    "scenarios": {
+        "list": ("rayjobs.scenarios:LIST", "list the scenarios"),
+        "show": ("rayjobs.scenarios:SHOW", "show load and server speeds of one scenario over time"),
+    },
+}
+"""Verb → subcommand → (MODULE:ATTRIBUTE, one line for `deepsched VERB --help`), in the order of the help text."""
+
+
+def entry(name: str) -> tuple[str, str]:
+    """Module and summary of a verb (`train`) or subcommand (`steer run`).
+
+    Raises:
+        ConfigError: unknown name; with the closest match.
+    """
+    verb, _, subcommand = name.partition(" ")
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb '{verb}'", remedy=closest(verb, VERBS))
+    commands = SUBCOMMANDS.get(verb)
+    if commands is None:
+        return VERBS[verb]
+    if subcommand not in commands:
+        raise ConfigError(f"unknown subcommand '{subcommand}'", remedy=closest(subcommand, commands))
+    return commands[subcommand]
+
+
+def verb_names() -> Iterator[str]:
+    """Everything that runs: verbs without subcommands, and subcommands as `steer run`."""
+    for verb in VERBS:
+        yield from (f"{verb} {subcommand}" for subcommand in SUBCOMMANDS[verb]) if verb in SUBCOMMANDS else (verb,)

@@ -152,6 +152,18 @@ VERB = Verb(
     run=run,
     positional=("bundle",),
     render=serve_yaml,
+    common=(
+        "host",
+        "port",
+        "front",
+        "replicas",
+        "max_replicas",
+        "batch_size",
+        "bundles",
+        "folder",
+        "steer_folder",
+        "token_file",
+    ),
 )
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from actuators.contract.arrays import IntArray
 from envs.observation.features import quantile_s
 from rayjobs.steer.folder import SteerFolder
-from tuning.steering.options import GUARDS
+from tuning.steering.audit import recorded_percent
+from tuning.steering.options import GUARDS, current_mode
 
 HISTORY_S = 900.0
 STALE_AFTER_S = 5.0
@@ -98,8 +99,8 @@ class LiveView:
         return {
             **base,
             "decided": line["time"],
-            "mode": line["mode"],
-            "blend_percent": line["blend_percent"],
+            "mode": current_mode(line["mode"]),
+            "canary_percent": recorded_percent(line),
             "override": line["override"],
             "source": line["source"],
             "reason": line["reason"],

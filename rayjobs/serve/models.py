@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from tuning.steering.options import Mode, Override
 from tuning.steering.window_json import WindowModel
@@ -125,7 +125,9 @@ class OrdersRequest(_Model):
 
     override: Override | None = None
     mode: Mode | None = None
-    blend_percent: float | None = Field(default=None, ge=0, le=100)
+    canary_percent: float | None = Field(
+        default=None, ge=0, le=100, validation_alias=AliasChoices("canary_percent", "blend_percent")
+    )
 
 
 class OrdersAnswer(_Model):
@@ -133,7 +135,7 @@ class OrdersAnswer(_Model):
 
     override: Override
     mode: Mode | None
-    blend_percent: float | None
+    canary_percent: float | None
     bundle: str | None
 
 

@@ -26,7 +26,7 @@ SERVES_TARGET = 2.0
 class ServeOptions(Options):
     """Options of `deepsched serve`."""
 
-    bundle: Path | None = None
+    bundle: Path
     """Folder of the trained policy."""
     host: str = "127.0.0.1"
     """Address to listen on; beyond loopback every request for data needs the token."""
@@ -72,8 +72,6 @@ def make_settings(options: ServeOptions) -> ServeSettings:
     from rayjobs.serve.gate import GateRules
     from tuning.policy.bundle import check_bundle
 
-    if options.bundle is None:
-        raise ConfigError("give a bundle", where="serve", remedy="deepsched serve runs/…/bundle")
     _check_scale(options)
     bundle = check_bundle(options.bundle)
     state = writable_folder(options.folder)

@@ -1,11 +1,10 @@
-"""The controller as a Ray actor on the proxy node, beside the NGINX that it steers; imports Ray."""
+"""The controller as a Ray actor on the proxy node, which also runs the NGINX that it steers; imports Ray."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ import ray
 from ray.exceptions import RayError
 
 from actuators.errors import CapacityError
+from rayjobs.cli.console import log_line
 from rayjobs.runs.local_ray import ray_session
-from rayjobs.steer.folder import SteerFolder
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
@@ -24,22 +23,22 @@ END_TIMEOUT_S = 20.0
 
 
 class SteerActor:
-    """One controller. What it must remember stands in its folder on that node, so that a restart goes on."""
+    """One controller. Its state is in its folder on that node, so that a restarted actor continues."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Steers until `stop`; raises what `deepsched steer` would say."""
+        """Steers until `stop`; raises the errors that `deepsched steer run` prints."""
+        from rayjobs.steer.controller import steer
         from rayjobs.steer.options import SteerOptions
-        from rayjobs.steer.run import steer
 
         options = SteerOptions.model_validate(self._options)
-        steer(options, SteerFolder(options.folder), self._stopped)
+        steer(options, self._stopped)
 
     def stop(self) -> None:
-        """Ends `run` within one interval; what is in force stays."""
+        """Ends `run` within one interval; the weights in force stay."""
         self._stopped.set()
 
     def ping(self) -> int:
@@ -48,7 +47,7 @@ class SteerActor:
 
 
 def start_actor(options: SteerOptions) -> Any:
-    """The actor's handle; it claims `proxy` and is started again for ever when it dies."""
+    """The actor's handle; the actor claims `proxy` and is restarted whenever it dies."""
     given = options.model_dump(mode="json") | {"actor": False, "folder": str(options.folder.absolute())}
     given |= {name: str(Path(given[name]).absolute()) for name in ("bundle", "nginx_conf", "token_file") if given[name]}
     made = ray.remote(SteerActor).options(
@@ -58,15 +57,18 @@ def start_actor(options: SteerOptions) -> Any:
     return made.remote(given)
 
 
-def steer_on_proxy(options: SteerOptions, say: Callable[[str], None]) -> None:
-    """Runs the actor until it ends or this process is told to. Raises CapacityError, and what the controller raises."""
+def steer_on_proxy(options: SteerOptions) -> None:
+    """Runs the actor until it ends or this process is interrupted.
+
+    Raises CapacityError, and what the controller raises.
+    """
     with ray_session():
         if ray.cluster_resources().get("proxy", 0) < 1:
             remedy = "start that node with --resources='{\"proxy\": 1}'"
             raise CapacityError("no node offers 'proxy'", where="steer --actor", remedy=remedy)
         actor = start_actor(options)
         running = actor.run.remote()
-        say("the controller is an actor on the proxy node")
+        log_line("steer", "the controller runs as an actor on the proxy node")
         try:
             ray.get(running)
         except KeyboardInterrupt:

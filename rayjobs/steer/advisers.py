@@ -1,6 +1,6 @@
-"""Asks Serve for advice within a deadline; when it does not answer, the own copy does, and the advice says which.
+"""Advice from a Serve application over HTTP or by its deployment handle, within a deadline; else from the local bundle.
 
-Asks a Serve application of the same cluster by its deployment handle; imports Ray.
+The advice names its source. Imports Ray only for a deployment handle.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
 from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.contract.topology import Topology
@@ -31,26 +28,28 @@ Post = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ServeAdviser:
-    """Serve first, the own copy when it fails or is late.
+    """Asks Serve first, and the local bundle when Serve fails or is late.
 
     Args:
-        post: how Serve is asked: `http_post`, or a deployment handle on a cluster.
+        post: sends the request: `http_post` or `handle_post`.
+        local: the adviser of the local bundle.
         deadline_s: how long an answer may take; a tenth of the control interval.
 
     Attributes:
-        fallbacks: how often the own copy had to answer; problem: why, the last time.
+        fallbacks: how often the local bundle had to answer.
+        problem: why, the last time.
     """
 
-    def __init__(self, post: Post, own: Advises, topology: Topology, deadline_s: float) -> None:
-        self._post, self._own, self._topology, self._deadline_s = post, own, topology, deadline_s
+    def __init__(self, post: Post, local: Advises, topology: Topology, deadline_s: float) -> None:
+        self._post, self._local, self._topology, self._deadline_s = post, local, topology, deadline_s
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="serve")
         self._pending: Future[dict[str, Any]] | None = None
         self.fallbacks, self.problem = 0, ""
 
     def advise(self, windows: Sequence[Window], memory: LatencyMemory | None = None) -> Advice:
-        """Never raises for what Serve does."""
+        """Raises only what the local bundle raises."""
         try:
-            answer = self._ask(
+            answer = self._answer(
                 {"windows": [window_json.to_json(window) for window in windows], "memory": _memory_json(memory)}
             )
             return _advice(answer, self._topology)
@@ -59,14 +58,14 @@ class ServeAdviser:
         except (NoResponseError, OSError, ValueError, KeyError, TypeError, ConfigError, DataError) as error:
             self.problem = f"{type(error).__name__}: {error}"[:200]
         self.fallbacks += 1
-        return replace(self._own.advise(windows, memory), by=f"own copy (serve: {self.problem})")
+        return replace(self._local.advise(windows, memory), by=f"local bundle (serve: {self.problem})")
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         if self._pending is not None and not self._pending.done():
-            # One question at a time: a Serve that hangs must not collect threads.
+            # One request at a time: a Serve that hangs must not make requests pile up in the executor.
             raise NotInTimeError
         self._pending = self._executor.submit(self._post, body)
         return self._pending.result(self._deadline_s)
@@ -102,7 +101,7 @@ def _memory_json(memory: LatencyMemory | None) -> dict[str, Any] | None:
 
 
 def _advice(answer: dict[str, Any], topology: Topology) -> Advice:
-    """The answer as advice; raises ValueError, KeyError or ConfigError for one that is not of our shape."""
+    """The answer as advice; raises ValueError, KeyError or ConfigError for any other document."""
     state = answer["state"]
     memory = answer["memory"]
     fast = np.array([[np.nan if value is None else value for value in row] for row in memory["fast_s"]], dtype=float)
@@ -128,15 +127,22 @@ def _control(answer: dict[str, Any], name: str, topology: Topology) -> Control:
 
 
 def handle_post(application: str, timeout_s: float) -> Post:
-    """What `advisers.http_post` is for HTTP; the handle is looked up anew after a failure: Serve may have moved."""
+    """`http_post` by deployment handle; the handle is looked up again after a failure, as Serve may have moved.
+
+    Imports Ray.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
     handle: Any = None
 
     def post(body: dict[str, Any]) -> dict[str, Any]:
         nonlocal handle
         try:
             handle = handle or serve.get_app_handle(application)
-            asked = handle.answer.remote(json.dumps(body, separators=(",", ":")).encode())
-            answer: dict[str, Any] = json.loads(asked.result(timeout_s=timeout_s))
+            response = handle.answer.remote(json.dumps(body, separators=(",", ":")).encode())
+            answer: dict[str, Any] = json.loads(response.result(timeout_s=timeout_s))
         except (RayError, RayServeException) as error:
             handle = None
             raise ConnectionError(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error

@@ -1,72 +1,126 @@
-"""`deepsched steer`: puts a bundle in front of an NGINX, safely; also its operator's orders, replay and watchdog."""
+"""Options of `deepsched steer` and its subcommands. Import nothing heavy here: `--help` reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from actuators.external.actuator import ActuatorOptions
+from actuators.external.nginx import ExternalNginxOptions
+from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options
 from actuators.statistics.reader import CollectOptions
 from actuators.testbed.parts import LiveOptions
-from tuning.steering.options import AuditOptions, SteeringOptions
+from tuning.steering.options import AuditOptions, Mode, SteeringOptions
 
-if TYPE_CHECKING:
-    pass
-
-
-MODES = ("shadow", "blend", "active")
-
-Action = Literal["run", "pause", "resume", "revert", "mode", "swap", "status", "replay", "recalibrate", "watchdog"]
+_EMBEDDED = Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)
 
 
-class SteerOptions(SteeringOptions):
-    """Which bundle acts on which NGINX, and how far it may go."""
+class FolderOptions(Options):
+    """Which controller."""
 
-    action: Action = "run"
-    """run; pause, resume, revert, mode MODE, swap BUNDLE: orders to a running controller; status; replay LOG;
-    recalibrate NEW-BUNDLE; watchdog: revert when the controller has gone."""
-    target: str = ""
-    """What the action needs: a mode, a bundle folder or a log."""
-    bundle: Path | None = None
+    folder: Path = Path("runs/steer")
+    """Audit log, orders and state of the controller; one folder per NGINX."""
+
+
+class SiteOptions(FolderOptions, ActuatorOptions):
+    """Which bundle acts on which NGINX."""
+
+    only: ClassVar = {
+        "control_url": Only(nginx_conf=NOT_GIVEN),
+        "token_file": Only(control_url=GIVEN),
+        "reload": Only(nginx_conf=GIVEN),
+        "reload.config": Never("give --nginx-conf"),
+        "reload.status_url": Never("give --status-url"),
+        "reload.groups": Never("the groups are those of the bundle"),
+    }
+    moved: ClassVar = {
+        "reload.control_url": Moved("control_url", obeyed=False),
+        "reload.token_file": Moved("token_file", obeyed=False),
+        **{f"reload.reload.{name}": Moved(f"reload.{name}") for name in ExternalNginxOptions.model_fields},
+    }
+
+    bundle: Path
     """Folder of the trained policy."""
     nginx_conf: Path | None = None
-    """Main configuration of an NGINX whose weights are changed by reload."""
-    control_url: str = ""
-    """Control endpoint of an NGINX that has our snippet, as http://127.0.0.1:8090/control: weights change in memory."""
-    token_file: Path | None = None
-    """Holds the token that the control endpoint asks for."""
+    """Main configuration of an NGINX whose weights are changed by reload; without it, weights change in memory
+    through `control_url`."""
     status_url: str = ""
-    """vts JSON of that NGINX, as http://HOST:PORT/status/format/json."""
-    serve_url: str = ""
-    """A `deepsched serve` to ask first; the own copy of the bundle answers when it does not."""
+    """vts JSON of that NGINX, as http://HOST:PORT/status/format/json; with `control_url`, /status beside /control when
+    not given."""
+    reading: Annotated[CollectOptions, (Only(nginx_conf=GIVEN), Only(control_url=GIVEN))] = CollectOptions()
+    """How the statistics are read."""
+
+
+class SteerOptions(SteeringOptions, SiteOptions):
+    """Which bundle acts on which NGINX, and how far it may go."""
+
+    serve_url: Annotated[str, Only(serve_app=NOT_GIVEN)] = ""
+    """A `deepsched serve` that is asked first; falls back to the local bundle. Only the local bundle is asked when not
+    given."""
+    serve_token_file: Annotated[Path | None, Only(serve_url=GIVEN)] = None
+    """File with the bearer token of that server; needed when it listens beyond loopback, else not given."""
     serve_app: str = ""
-    """Name of a Serve application on this cluster (that of `deepsched serve` is deepsched), asked by its deployment
-    handle instead of HTTP; needs --actor or a job on that cluster."""
+    """Name of a Serve application on this Ray cluster that is asked by its deployment handle instead of HTTP
+    (`deepsched serve` is named deepsched); needs --actor or a job on that cluster. None is asked when not given."""
     actor: bool = False
-    """Run as a Ray actor on a node that offers `proxy`, which the actor claims; started again when it dies."""
-    serve_token_file: Path | None = None
-    """Holds the bearer token of that server, when it listens beyond loopback."""
+    """Run as a Ray actor on a node that offers `proxy`; Ray restarts it when it dies."""
     interval_s: float = Field(1.0, gt=0.02)
     """Time between two decisions."""
     duration_s: float | None = Field(None, gt=0)
-    """End after this time; never when not given."""
-    folder: Path = Path("runs/steer")
-    """Audit, orders and state of the controller; one folder for one NGINX."""
+    """Time after which the controller ends; it runs until it is stopped when not given."""
     workers: float = Field(1.0, ge=0.25, le=1e4)
-    """Requests that a server serves at once, for a bundle that sets service times; when in doubt too few."""
-    watchdog_after_s: float = Field(30.0, gt=0)
-    """watchdog: silence of the controller after which the weights found at the start are put back."""
-    scenario: str = "demo"
-    """Scenario of the embedded testbed, when no NGINX is given."""
-    seed: int = Field(1, ge=0)
+    """Requests that a server serves at once, for a bundle that sets service times; when in doubt, too few."""
+    scenario: Annotated[str, _EMBEDDED] = "demo"
+    """Scenario of the embedded testbed, which is started when no NGINX is given."""
+    seed: Annotated[int, Field(ge=0), _EMBEDDED] = 1
     """Seed of the embedded testbed."""
-    audit: AuditOptions = AuditOptions()
-    """The record of decisions."""
-    reading: CollectOptions = CollectOptions()
-    """How the statistics are read."""
-    reload: ActuatorOptions = Field(default_factory=ActuatorOptions)
-    """More about how weights are changed; the flags above win."""
-    live: LiveOptions = LiveOptions()
+    live: Annotated[LiveOptions, _EMBEDDED] = LiveOptions()
     """Parts of the embedded testbed."""
+    audit: AuditOptions = AuditOptions()
+    """Size of the audit log."""
+
+
+class WatchdogOptions(SiteOptions):
+    """Which NGINX is watched, and for how long its controller may be silent."""
+
+    watchdog_after_s: float = Field(30.0, gt=0)
+    """Silence of the controller after which the weights from before it are restored."""
+    duration_s: float | None = Field(None, gt=0)
+    """Time after which the watchdog ends; it runs until it is stopped when not given."""
+
+
+class ModeOptions(FolderOptions):
+    """Which mode."""
+
+    mode: Mode
+    """`shadow` decides and records only; `canary` goes part of the way to the policy's weights, `active` all of it."""
+
+
+class SwapOptions(FolderOptions):
+    """Which bundle."""
+
+    bundle: Path
+    """Folder of the bundle that acts from now on."""
+
+
+class ReplayOptions(Options):
+    """Which decisions are made again."""
+
+    log: Path
+    """An `audit.jsonl`; its rotated files are read first."""
+    bundle: Path | None = None
+    """Folder of a bundle to decide with; the recorded advice is used when not given, so that only the guards can
+    differ."""
+
+
+class RecalibrateOptions(FolderOptions):
+    """Which bundle is refitted to the audit log of which controller."""
+
+    out: Path
+    """Folder for the new bundle."""
+    bundle: Path
+    """Folder of the bundle whose encoder is refitted."""
+    seed: int = Field(1, ge=0)
+    """Fixes the mixture's start."""

@@ -1,7 +1,4 @@
-"""What a controller steers: an NGINX of somebody's, or an embedded testbed with traffic of its own.
-
-What a controller needs, opened from its options: the NGINX, the bundle, and whom to ask.
-"""
+"""What a controller steers: an external NGINX, or an embedded testbed with its own traffic; opened from its options."""
 
 from __future__ import annotations
 
@@ -25,26 +22,28 @@ from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
 from actuators.statistics.reader import CollectOptions, Collector
 from actuators.testbed.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
-from rayjobs.steer.advisers import ServeAdviser, http_post
+from rayjobs.steer.advisers import ServeAdviser, handle_post, http_post
 from tuning.policy.adviser import Adviser, Advises
 from tuning.policy.bundle import check_bundle, load_bundle
 from tuning.steering.limits import down_in
 
 if TYPE_CHECKING:
-    from rayjobs.steer.options import SteerOptions
+    from rayjobs.steer.options import SiteOptions, SteerOptions
 
 
 _SWITCHING = Nginx | MemoryActuator
-"""Actuators that can change in memory how NGINX balances."""
+"""Actuators that can change the balancing method in memory."""
 
 
 @dataclass
 class Site:
-    """An NGINX as the controller sees it: windows of the bundle's groups, and controls in its words.
+    """An NGINX as the controller sees it: windows and controls of the bundle's groups.
 
     Attributes:
-        address: where its traffic arrives, when known; `load` sends it and `servers` answer, when ours.
-        first_method: how it balanced before any controller; what weights are put back under after service times.
+        address: where its traffic arrives; empty when unknown.
+        load: sends the traffic of an embedded testbed.
+        servers: the servers of an embedded testbed.
+        first_method: the balancing method before any controller; restored together with weights.
     """
 
     topology: Topology
@@ -57,7 +56,7 @@ class Site:
     _times: bool | None = None
 
     def control(self) -> Control:
-        """The bundle's part of what is in force. Raises ActuationError, ConfigError or StatusError."""
+        """The control in force for the bundle's groups. Raises ActuationError, ConfigError or StatusError."""
         control, theirs = self.actuator.control(), self.actuator.topology
         self._times = isinstance(control, ServiceTimes)
         if isinstance(control, ServiceTimes):
@@ -69,11 +68,11 @@ class Site:
         return Weights(self.topology, values, down)
 
     def method(self) -> BalancingMethod | None:
-        """How NGINX uses the control; None where only a reload could change it. Raises ActuationError."""
+        """The balancing method; None where only a reload could change it. Raises ActuationError."""
         return self.actuator.method if isinstance(self.actuator, _SWITCHING) else None
 
     def apply(self, control: Control) -> Applied:
-        """Returns when it is in force; groups that are not the bundle's keep theirs. Raises ActuationError."""
+        """Returns when the control is in force; other groups keep theirs. Raises ActuationError."""
         times = isinstance(control, ServiceTimes)
         if self._times is None:
             self.control()
@@ -88,13 +87,13 @@ class Site:
         return Applied(True, time.monotonic() - began_s)
 
     def _whole(self, control: Control) -> Control:
-        """The control about all groups that the NGINX has."""
+        """The control of all groups of the NGINX."""
         theirs = self.actuator.topology
         if theirs == self.topology:
             return control
         if isinstance(control, ServiceTimes):
             if len(theirs.groups) != len(self.topology.groups) or set(theirs.servers) != set(self.topology.servers):
-                raise ActuationError("this NGINX balances groups that the bundle does not know", where="controller")
+                raise ActuationError("this NGINX has groups that the bundle does not know", where="controller")
             columns = [self.topology.server_index(server) for server in theirs.servers]
             tau_s = _between(self.topology, theirs, control.tau_s, np.ones(theirs.shape))
             return ServiceTimes(theirs, tau_s, control.workers[columns])
@@ -105,7 +104,7 @@ class Site:
 
 
 def _between(of: Topology, to: Topology, table: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """`base`, a table about `to`, with what `table` says of the groups and servers that both know."""
+    """`base`, a table of `to`, with the values of `table` for the groups and servers that both have."""
     result = base.copy()
     names = {group.name: g for g, group in enumerate(of.groups)}
     for g, group in enumerate(to.groups):
@@ -134,8 +133,10 @@ def matched(model: Topology, theirs: Topology) -> Topology:
 
 
 @contextlib.contextmanager
-def foreign_site(model: Topology, options: ActuatorOptions, status_url: str, reading: CollectOptions) -> Iterator[Site]:
-    """Somebody's NGINX. Raises ConfigError, MissingToolError or ActuationError."""
+def external_site(
+    model: Topology, options: ActuatorOptions, status_url: str, reading: CollectOptions
+) -> Iterator[Site]:
+    """An external NGINX. Raises ConfigError, MissingToolError or ActuationError."""
     actuator = open_actuator(options)
     topology = matched(model, actuator.topology)
     with Collector(status_url, topology, reading) as collector:
@@ -146,7 +147,7 @@ def foreign_site(model: Topology, options: ActuatorOptions, status_url: str, rea
 def embedded_site(
     live: LiveOptions, scenario: str | Scenario, work_dir: Path, seed: int, duration_s: float
 ) -> Iterator[Site]:
-    """Servers, an NGINX and a load engine of our own, under a scenario of the study."""
+    """Servers, an NGINX and a load engine started here, under a scenario (docs/studies.md#scenarios)."""
     from envs.scenarios.lookup import scenario as find_scenario
 
     placeholders = social_network()
@@ -170,57 +171,70 @@ def embedded_site(
 
 
 DEADLINE_SHARE = 0.1
-"""Part of the control interval in which Serve must have answered."""
+"""Share of the control interval within which Serve must answer."""
 
 
 @contextlib.contextmanager
-def open_site(options: SteerOptions, model: Adviser) -> Iterator[Site]:
+def open_site(options: SteerOptions, topology: Topology) -> Iterator[Site]:
     """The NGINX that the options name, or an embedded testbed. Raises ConfigError for options that do not fit."""
-    topology = model.topology
-    if options.nginx_conf is None and not options.control_url:
-        if options.status_url:
-            remedy = "give --nginx-conf, or --control-url for weights in memory"
-            raise ConfigError("--status-url without a way to set weights", where="steer", remedy=remedy)
-        duration_s = 60 + (options.duration_s or 24 * 3600)
-        work_dir = options.folder.absolute() / "testbed"
-        with embedded_site(options.live, options.scenario, work_dir, options.seed, duration_s) as site:
+    if options.nginx_conf is not None or options.control_url:
+        with open_external_site(options, topology) as site:
             yield site
         return
-    status_url = options.status_url or options.control_url.replace("/control", "/status")
-    if not status_url:
-        raise ConfigError("no statistics", where="steer", remedy="say where vts is served: --status-url")
-    actuator = options.reload
-    if options.nginx_conf is not None:
-        names = tuple(group.name for group in topology.groups)
-        foreign = actuator.reload.model_copy(
-            update={"config": options.nginx_conf, "status_url": status_url, "groups": names}
-        )
-        actuator = actuator.model_copy(update={"reload": foreign, "control_url": ""})
-    else:
-        actuator = actuator.model_copy(update={"control_url": options.control_url, "token_file": options.token_file})
-    with foreign_site(topology, actuator, status_url, options.reading) as site:
+    if options.status_url:
+        raise ConfigError("--status-url without a way to set weights", where="steer", remedy=_WAYS)
+    duration_s = 60 + (options.duration_s or 24 * 3600)
+    work_dir = options.folder.absolute() / "testbed"
+    with embedded_site(options.live, options.scenario, work_dir, options.seed, duration_s) as site:
         yield site
 
 
-def ask_serve(options: SteerOptions, site: Site, own: Adviser, stack: contextlib.ExitStack) -> Advises:
-    """Serve when there is one to ask, in front of the own copy of the bundle. Raises ConfigError."""
+@contextlib.contextmanager
+def open_external_site(options: SiteOptions, topology: Topology) -> Iterator[Site]:
+    """The NGINX that the options name. Raises ConfigError for options that do not fit."""
+    if options.nginx_conf is None and not options.control_url:
+        raise ConfigError("no NGINX is given", where="steer", remedy=_WAYS)
+    status_url = options.status_url or options.control_url.replace("/control", "/status")
+    if not status_url:
+        raise ConfigError("no statistics", where="steer", remedy="give --status-url")
+    if options.nginx_conf is not None:
+        names = tuple(group.name for group in topology.groups)
+        reload = options.reload.model_copy(
+            update={"config": options.nginx_conf, "status_url": status_url, "groups": names}
+        )
+        actuator = ActuatorOptions(reload=reload)
+    else:
+        actuator = ActuatorOptions(control_url=options.control_url, token_file=options.token_file)
+    with external_site(topology, actuator, status_url, options.reading) as site:
+        yield site
+
+
+_WAYS = "give --nginx-conf to change weights by reload, or --control-url to change them in memory"
+
+
+def serve_first(options: SteerOptions, site: Site, local: Adviser, stack: contextlib.ExitStack) -> Advises:
+    """The adviser that the options name: a Serve application before the local bundle, or the local bundle alone.
+
+    Raises ConfigError.
+    """
     deadline_s = DEADLINE_SHARE * options.interval_s
     if options.serve_app:
-        from rayjobs.steer.advisers import handle_post
-
         post = handle_post(options.serve_app, 10 * deadline_s)
     elif options.serve_url:
         token = options.serve_token_file.read_text().strip() if options.serve_token_file else ""
         post = http_post(options.serve_url, token, 10 * deadline_s)
     else:
-        return own
-    asked = ServeAdviser(post, own, site.topology, deadline_s)
-    stack.callback(asked.close)
-    return asked
+        return local
+    adviser = ServeAdviser(post, local, site.topology, deadline_s)
+    stack.callback(adviser.close)
+    return adviser
 
 
 def load_adviser(folder: Path, site: Site | None = None, workers: float = 1.0) -> Adviser:
-    """A bundle after every check, for the site's servers. Raises BundleError, or ConfigError when it does not fit."""
+    """The adviser of a bundle that passes all checks, for the site's servers.
+
+    Raises BundleError, or ConfigError when the bundle does not fit the site.
+    """
     check_bundle(folder)
     adviser = Adviser(load_bundle(folder, site.topology if site else None), workers)
     if site is not None and adviser.bundle.problem.options.action.estimator:
@@ -231,11 +245,11 @@ def load_adviser(folder: Path, site: Site | None = None, workers: float = 1.0) -
 def _check_takes_times(site: Site, folder: Path) -> None:
     if site.method() is None:
         raise ConfigError(
-            "the bundle sets service times, for which NGINX must balance in memory", where=str(folder),
-            remedy="include our snippet (deepsched weights snippet) and give its --control-url",
+            "the bundle sets service times, which NGINX can use only when it balances in memory", where=str(folder),
+            remedy="include a snippet (deepsched weights snippet) in NGINX and give its --control-url",
         )  # fmt: skip
     if down_in(site.control()).any():
         raise ConfigError(
-            "a server is out of rotation, which service times cannot say", where=str(folder),
-            remedy="put it back, or take it out of the configuration",
+            "a server is out of rotation, which service times cannot express", where=str(folder),
+            remedy="put it back, or remove it from the configuration",
         )  # fmt: skip

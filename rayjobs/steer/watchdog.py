@@ -1,32 +1,54 @@
-"""Puts the first weights back when a controller is gone without having said so; a process of its own."""
+"""`deepsched steer watchdog`: restores the first weights when a controller has failed; runs as a separate process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actuators.errors import DeepSchedError
+from rayjobs.cli.console import log_line
+from rayjobs.cli.main import Verb
 from rayjobs.steer.folder import SteerFolder
-from rayjobs.steer.site import Site
+from rayjobs.steer.options import WatchdogOptions
+
+if TYPE_CHECKING:
+    from rayjobs.steer.site import Site
 
 POLL_S = 0.2
+
+
+def run(options: WatchdogOptions) -> int:
+    """0 when the time is over or the watchdog is interrupted."""
+    from rayjobs.steer.site import load_adviser, open_external_site
+
+    folder = SteerFolder(options.folder)
+    folder.require()
+    topology = load_adviser(options.bundle).topology
+
+    def log(line: str) -> None:
+        log_line("steer watchdog", line)
+
+    with contextlib.suppress(KeyboardInterrupt), open_external_site(options, topology) as site:
+        watch(folder, site, options.watchdog_after_s, log, options.duration_s)
+    return 0
 
 
 def watch(
     folder: SteerFolder,
     site: Site,
     after_s: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     duration_s: float | None = None,
     stopped: threading.Event | None = None,
 ) -> None:
-    """Watches the heartbeat until `stopped` or for `duration_s`.
+    """Watches the heartbeat until `stopped` is set or `duration_s` is over.
 
-    A controller that ended by itself is left alone: its last weights stay. One that is silent for `after_s`
-    (killed, hung) has the weights from before it put back, once; a failure to do so is tried again.
+    When a controller has ended regularly, its last weights stay. When it is silent for `after_s` (killed, hung), the
+    weights from before it are restored once; a failed attempt is repeated.
     """
     stopped = stopped or threading.Event()
     began_s = time.monotonic()
@@ -40,26 +62,38 @@ def watch(
         if status.get("ended") or silent_s < after_s:
             reverted = False
         elif not reverted:
-            reverted = _revert(folder, site, silent_s, say)
+            reverted = _revert(folder, site, silent_s, log)
 
 
-def _revert(folder: SteerFolder, site: Site, silent_s: float, say: Callable[[str], None]) -> bool:
+def _revert(folder: SteerFolder, site: Site, silent_s: float, log: Callable[[str], None]) -> bool:
     kept = folder.kept_original(site.topology)
     if kept is None:
-        say("the weights from before the controller are unknown, or of other servers")
+        log("the weights from before the controller are unknown or belong to other servers")
         return True
     original, site.first_method = kept
     line: dict[str, Any] = {"kind": "watchdog", "time": time.time(), "silent_s": silent_s}
     try:
         changed = site.apply(original).changed
     except DeepSchedError as error:
-        say(f"not reverted: {error}")
+        log(f"not reverted: {error}")
         return False
     line |= {"changed": changed, "weights": original.as_weights().values.tolist()}
     try:
         with open(folder.audit, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
     except OSError as error:
-        say(f"not recorded: {error.strerror}")
-    say(f"the controller was silent for {silent_s:.0f} s: its first weights are back")
+        log(f"not recorded: {error.strerror}")
+    log(f"the controller was silent for {silent_s:.0f} s; the weights from before it are restored")
     return True
+
+
+WATCHDOG = Verb(
+    name="steer watchdog",
+    example="deepsched steer watchdog --bundle runs/demo/bundle --nginx-conf /etc/nginx/nginx.conf"
+    " --status-url http://127.0.0.1:8081/status/format/json",
+    options=WatchdogOptions,
+    run=run,
+    common=(
+        "bundle", "nginx_conf", "status_url", "control_url", "token_file", "folder", "watchdog_after_s", "duration_s",
+    ),
+)  # fmt: skip

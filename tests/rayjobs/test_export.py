@@ -27,6 +27,6 @@ def test_onnx_answers_as_torch(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export"]) == 2
-    assert "give a bundle" in capsys.readouterr().err
+    assert "option 'bundle' is missing" in capsys.readouterr().err
     assert main(["export", str(tmp_path)]) == 2
     assert "not a bundle" in capsys.readouterr().err

@@ -125,18 +125,24 @@ def running_site(folder: Path, live: LiveOptions | None = None) -> Iterator[Site
         yield site
 
 
-def controller_process(folder: Path, site: Site, *more: str) -> ManagedProcess:
-    """`deepsched steer` as a process of its own, through the control endpoint of the site's NGINX."""
+def controller_process(folder: Path, site: Site) -> ManagedProcess:
+    """`deepsched steer run` as a process, through the control endpoint of the site's NGINX."""
+    return steer_process(
+        folder, site, "run", "--interval-s", str(INTERVAL_S), "--mode", "active", "--set", "guards.novel_above=1e9",
+        "--set", "guards.reference_windows=3", "--set", "guards.min_between_changes_s=0.1",
+    )  # fmt: skip
+
+
+def steer_process(folder: Path, site: Site, subcommand: str, *more: str) -> ManagedProcess:
+    """A subcommand of `deepsched steer` that reaches the site's NGINX through its control endpoint."""
     nginx = site.actuator
     assert isinstance(nginx, Nginx)
     (folder / "token").write_text(nginx._token)
     port = nginx.status_url.rpartition(":")[2].partition("/")[0]
     command = [
-        sys.executable, "-m", "rayjobs.steer", *more, "--bundle", str(folder / "bundle"),
+        sys.executable, "-m", "rayjobs.steer", subcommand, "--bundle", str(folder / "bundle"),
         "--control-url", f"http://127.0.0.1:{port}/control", "--token-file", str(folder / "token"),
-        "--status-url", nginx.status_url, "--folder", str(folder), "--interval-s", str(INTERVAL_S),
-        "--mode", "active", "--set", "guards.novel_above=1e9", "--set", "guards.reference_windows=3",
-        "--set", "guards.min_between_changes_s=0.1",
+        "--status-url", nginx.status_url, "--folder", str(folder), *more,
     ]  # fmt: skip
     return ManagedProcess(command, name="steer", log_path=folder / "steer.log")
 

@@ -64,7 +64,7 @@ class JudgeOptions(BlockOptions):
     seeds: int = Field(default=1, ge=1)
     """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
     learned: str | None = None
-    """The policy that is on trial; the table says where it does not win."""
+    """The policy on trial; the table shows where it does not win. The verb chooses it when not given."""
 
 
 def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tuple[Place, ...]:

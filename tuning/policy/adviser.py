@@ -47,7 +47,7 @@ class Advice:
         baseline: what its residual stands on, on the same observation: inverse latency's weights, or the service
             times that an estimator has learned.
         memory: averages after the first of the windows, to be given when that one has fallen off.
-        by: who answered: ``serve``, ``own copy``.
+        by: who answered: ``serve``, ``local bundle``.
     """
 
     policy: Control | None
@@ -55,7 +55,7 @@ class Advice:
     state: State
     memory: LatencyMemory
     problem: str = ""
-    by: str = "own copy"
+    by: str = "local bundle"
 
 
 class Advises(Protocol):

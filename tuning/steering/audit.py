@@ -23,7 +23,7 @@ from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
 from tuning.steering.decide import Decision, Steering
 from tuning.steering.limits import differ, down_in
-from tuning.steering.options import AuditOptions, SteeringOptions
+from tuning.steering.options import AuditOptions, SteeringOptions, current_mode
 from tuning.steering.window_json import WindowModel
 
 FORMAT_VERSION = 1
@@ -119,7 +119,7 @@ def decision_line(
         "time": time.time(),
         "now_s": now_s,
         "mode": steering.options.mode,
-        "blend_percent": steering.options.blend_percent,
+        "canary_percent": steering.options.canary_percent,
         "override": steering.override,
         "hash": window_json.digest(seen),
         "by": advice.by if advice else "",
@@ -252,8 +252,13 @@ def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     if not known:
         steering.adopt(present, external=bool(line.get("theirs")))
     steering.override = line["override"]
-    update = {"mode": line["mode"], "blend_percent": line["blend_percent"]}
+    update = {"mode": current_mode(line["mode"]), "canary_percent": recorded_percent(line)}
     steering.options = steering.options.model_copy(update=update)
+
+
+def recorded_percent(line: dict[str, Any]) -> float:
+    """`canary_percent` of a decision line, which was `blend_percent` up to version 0.1."""
+    return float(line["canary_percent"] if "canary_percent" in line else line["blend_percent"])
 
 
 def _numbered(path: Path, index: int) -> Path:

@@ -357,7 +357,7 @@ def _follow(case: Case, memory: Memory | None, advice: Advice, policy: Control) 
             baseline=case.baseline,
             measured=advice.baseline,
             original=case.original,
-            percent=options.blend_percent if options.mode == "blend" else 100.0,
+            percent=options.canary_percent if options.mode == "canary" else 100.0,
             late=late,
             quiet=window.requests.sum(axis=1) < guards.min_requests,
         ),

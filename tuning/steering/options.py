@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from actuators.contract.control import MAX_WEIGHT
-from actuators.options import Options
+from actuators.options import Moved, Options
 
 GuardName = Literal[
     "floor", "cap", "step", "rate", "traffic", "stale", "novel", "policy", "errors", "art", "overload", "measuring",
@@ -21,7 +21,13 @@ GUARDS: tuple[GuardName, ...] = (
 unknown state, policy failed, error surge, later than the baseline, every server late, baseline being measured,
 operator's order, change not applied."""
 
-Mode = Literal["shadow", "blend", "active"]
+
+def current_mode(name: str) -> str:
+    """A mode under its present name: `canary` was `blend` up to version 0.1."""
+    return "canary" if name == "blend" else name
+
+
+Mode = Annotated[Literal["shadow", "canary", "active"], BeforeValidator(current_mode)]
 Override = Literal["", "paused", "reverted"]
 """An operator's order that overrides every other rule; empty for none."""
 
@@ -77,16 +83,27 @@ class GuardOptions(Options):
 class SteeringOptions(Options):
     """What the controller is allowed to do."""
 
+    moved: ClassVar = {"blend_percent": Moved("canary_percent")}
+
     mode: Mode = "shadow"
-    """`shadow` decides and changes nothing; `blend` goes `blend_percent` of the way to the policy's weights; `active`
+    """`shadow` decides and changes nothing; `canary` goes `canary_percent` of the way to the policy's weights; `active`
     goes all the way."""
-    blend_percent: float = Field(default=10.0, ge=0, le=100)
-    """In `blend`: how far from the baseline's weights to the policy's, in percent."""
+    canary_percent: float = Field(default=10.0, ge=0, le=100)
+    """In `canary`: how far from the baseline's weights to the policy's."""
     baseline: Literal["original", "equal", "inverse_latency", "estimator"] = "original"
     """What replaces the policy: the weights in force at the start, equal weights, or the baseline under the bundle's
     residual, `inverse_latency` or its service-time `estimator`."""
     guards: GuardOptions = GuardOptions()
     """Limits of the guards."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, values: Any) -> Any:
+        """Accepts the options of an audit log of version 0.1."""
+        if isinstance(values, dict) and "blend_percent" in values:
+            values = dict(values)
+            values.setdefault("canary_percent", values.pop("blend_percent"))
+        return values
 
 
 class AuditOptions(Options):

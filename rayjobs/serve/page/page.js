@@ -51,7 +51,7 @@ function show(now) {
     button.setAttribute("aria-pressed", button.dataset.mode === now.mode);
   for (const button of document.querySelectorAll("[data-override]"))
     button.setAttribute("aria-pressed", button.dataset.override === now.override);
-  at("percent").placeholder = number(now.blend_percent, 0);
+  at("percent").placeholder = number(now.canary_percent, 0);
   each(at("guards"), now.guards, () => element("li"), light);
   each(at("states"), now.states, () => keyed("li"), (item, state) => {
     item.querySelector("rect").setAttribute("class", `c${state.cluster % COLOURS}`);
@@ -63,7 +63,7 @@ function show(now) {
 
 function facts(now) {
   const rows = [
-    ["Mode", now.mode + (now.mode === "blend" ? ` ${now.blend_percent} %` : "")],
+    ["Mode", now.mode + (now.mode === "canary" ? ` ${now.canary_percent} %` : "")],
     ["Requested by", now.by || "–"],
     ["Tardiness", `${number(now.art, 3)} per request (baseline ${number(now.reference.art, 3)})`],
     ["Errors", now.errors === null ? "–" : `${number(100 * now.errors, 2)} %`],
@@ -201,7 +201,7 @@ async function refreshHistory() {
 async function order(button) {
   at("answer").textContent = "…";
   const wanted = JSON.parse(button.dataset.order), percent = at("percent").value;
-  if (wanted.mode === "blend" && percent !== "") wanted.blend_percent = Number(percent);
+  if (wanted.mode === "canary" && percent !== "") wanted.canary_percent = Number(percent);
   const answer = await fetch("/v1/orders", {
     method: "POST", headers: { "Content-Type": "application/json", ...authorization() }, body: JSON.stringify(wanted),
   });

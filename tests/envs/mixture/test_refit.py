@@ -77,8 +77,8 @@ def test_other_request_types_and_empty_folders_are_refused(tmp_path: Path) -> No
 
 
 def test_a_check_needs_snapshots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["observe", "--check", str(tmp_path)]) == 2
-    assert "give --snapshots FILE" in capsys.readouterr().err
+    assert main(["encoder", "check", str(tmp_path)]) == 2
+    assert "option 'snapshots' is missing" in capsys.readouterr().err
 
 
 def record(windows: list[Window], path: Path) -> Path:
@@ -163,18 +163,18 @@ def test_check_recalibrate_check_and_back(tmp_path: Path, capsys: pytest.Capture
     save_samples(folder / SAMPLES, known_samples(), problem().encoder.names)
     slow = str(record(play(40.0), tmp_path / "slow.jsonl"))
     first = (folder / "encoder.npz").read_bytes()
-    assert main(["observe", "--check", str(folder), "--snapshots", slow]) == 3
+    assert main(["encoder", "check", str(folder), "--snapshots", slow]) == 3
     heard = capsys.readouterr()
     assert "deepsched_novel_window_share" in heard.out
     assert "warning: recalibrate" in heard.err
-    assert main(["observe", "--recalibrate", str(folder), "--snapshots", slow]) == 0
+    assert main(["encoder", "recalibrate", str(folder), "--snapshots", slow]) == 0
     assert "novel before" in capsys.readouterr().out
-    assert main(["observe", "--check", str(folder), "--snapshots", slow]) == 0
+    assert main(["encoder", "check", str(folder), "--snapshots", slow]) == 0
     assert (folder / "previous" / "encoder.npz").read_bytes() == first
     with np.load(folder / SAMPLES) as data:
         assert len(data["samples"]) == len(known_samples()) + 3 * 40
-    assert main(["observe", "--rollback", str(folder)]) == 0
-    assert main(["observe", "--check", str(folder), "--snapshots", slow]) == 3
+    assert main(["encoder", "rollback", str(folder)]) == 0
+    assert main(["encoder", "check", str(folder), "--snapshots", slow]) == 3
 
 
 def test_what_is_not_proven_leaves_the_old_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,14 +187,14 @@ def test_what_is_not_proven_leaves_the_old_encoder(tmp_path: Path, capsys: pytes
         for w, slow in zip(play(0.0), held_out, strict=True)
     ]
     unlike = str(record(wild, tmp_path / "wild.jsonl"))
-    assert main(["observe", "--recalibrate", str(folder), "--snapshots", unlike]) == 4
+    assert main(["encoder", "recalibrate", str(folder), "--snapshots", unlike]) == 4
     heard = capsys.readouterr()
     assert "not proven" in heard.err
-    assert "draws from it take its place" in heard.err
+    assert "draws from the encoder replace them" in heard.err
     assert (folder / "encoder.npz").read_bytes() == first
     assert not (folder / "previous").exists()
-    assert main(["observe", "--rollback", str(folder)]) == 2
-    assert main(["observe", "--recalibrate", str(folder)]) == 2
+    assert main(["encoder", "rollback", str(folder)]) == 2
+    assert main(["encoder", "recalibrate", str(folder)]) == 2
 
 
 def test_a_bundle_goes_on_with_its_policy_and_comes_back(tmp_path: Path) -> None:
@@ -203,12 +203,13 @@ def test_a_bundle_goes_on_with_its_policy_and_comes_back(tmp_path: Path) -> None
     torch.nn.init.normal_(net.action[-1].weight)
     Bundle(net, old, ModelOptions(hidden=8), {"seed": 1}).save(folder)
     slow = str(record(play(40.0), tmp_path / "slow.jsonl"))
-    assert main(["observe", "--recalibrate", str(folder), "--snapshots", slow]) == 0
+    assert main(["encoder", "recalibrate", str(folder), "--snapshots", slow]) == 0
     after = load_bundle(check_bundle(folder))
     assert after.problem.encoder.clusters > old.encoder.clusters
     assert after.provenance["recalibrations"][0]["clusters"] == after.problem.encoder.clusters
     assert load_bundle(check_bundle(folder / "previous")).problem.encoder.clusters == old.encoder.clusters
     assert not list(tmp_path.glob(".bundle-*"))
+    # As it was spelled up to version 0.1.
     assert main(["observe", "--rollback", str(folder)]) == 0
     assert load_bundle(check_bundle(folder)).problem.encoder.clusters == old.encoder.clusters
 

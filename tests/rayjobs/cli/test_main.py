@@ -1,6 +1,7 @@
 """The command line: verbs by name, flags from options, one line per user error, signals as interrupts."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from actuators.errors import MissingToolError
 from actuators.options import Options
 from rayjobs.cli import interrupts
 from rayjobs.cli import main as cli
-from rayjobs.cli.flags import build_parser
-from rayjobs.cli.main import Verb, load_verb, run_verb
-from rayjobs.cli.verbs import VERBS
+from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.spellings import current_spelling
+from rayjobs.cli.verbs import SUBCOMMANDS
 from tests.support.paths import ROOT
 
 
@@ -185,18 +186,6 @@ def test_a_program_that_follows_its_parent_ends_with_it() -> None:
         assert process.stdout.read() == b"", "stdout closes only when the child has ended, too"
 
 
-def test_the_table_of_verbs_is_complete() -> None:
-    """Every module that declares `VERB` is in the table under its name, and nothing else is."""
-    root = Path(cli.__file__).parents[2]
-    declared = {
-        ".".join(path.relative_to(root).with_suffix("").parts)
-        for path in (root / "rayjobs").rglob("*.py")
-        if "\nVERB = Verb(" in path.read_text()
-    }
-    assert {module for module, _ in VERBS.values()} == declared
-    assert all(load_verb(name).name == name for name in VERBS)
-
-
 def test_main_without_a_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
@@ -239,7 +228,7 @@ def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
         config: int = 1
 
     with pytest.raises(Exception, match="conflicting option string"):
-        build_parser("deepsched x", "", "", Clashing)
+        Verb("x", "", Clashing, lambda _: 0, summary="clashes").parser()
 
 
 def test_a_clean_up_that_hangs_is_cut_short() -> None:
@@ -259,3 +248,80 @@ def test_a_clean_up_that_hangs_is_cut_short() -> None:
     assert process.returncode == 130
     assert b"took too long" in said
     assert b"kept all" in said
+
+
+@pytest.mark.parametrize("verb", sorted(SUBCOMMANDS))
+def test_a_verb_with_subcommands_lists_them(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(
+        re.search(rf"^  {name} +{re.escape(summary)}$", text, re.M) for name, (_, summary) in SUBCOMMANDS[verb].items()
+    )
+
+
+def test_steer_alone_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["steer"]) == 2
+    assert "usage: deepsched steer COMMAND [options]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["steer", "revrt"], "deepsched steer revrt: unknown subcommand 'revrt'; did you mean 'revert'?\n"),
+        (["steer", "mode", "actve"],
+         "deepsched steer mode: option 'mode' is 'actve', must be 'shadow', 'canary' or 'active' (--mode); "
+         "did you mean 'active'?\n"),
+        (["steer", "pause", "--bundle", "x"], "deepsched steer pause: unexpected argument '--bundle'; "
+         "see deepsched steer pause --help\n"),
+        (["train", "--learning-rate", "1"], "deepsched train: unexpected argument '--learning-rate'; "
+         "did you mean '--set training.algorithm.learning_rate=…'?\n"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_subcommand_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        ("steer --bundle B --mode blend", "steer run --bundle B --mode blend"),
+        ("steer --folder F revert", "steer revert --folder F"),
+        ("observe --check B --snapshots F", "encoder check B --snapshots F"),
+        (
+            "observe --snapshots=F --recalibrate=B --retrain-steps 9",
+            "encoder recalibrate B --snapshots=F --retrain-steps 9",
+        ),
+        ("observe --rollback B", "encoder rollback B"),
+        ("weights --control-url U", "weights get --control-url U"),
+        ("weights", "weights get"),
+        ("scenarios", "scenarios list"),
+    ],
+)
+def test_earlier_spellings_are_translated_with_one_line(
+    words: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert current_spelling(words.split()) == now.split()
+    verb, subcommand = now.split()[:2]
+    assert (
+        capsys.readouterr().err
+        == f"deepsched {words.split(maxsplit=1)[0]}: now spelled deepsched {verb} {subcommand} …\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "steer", "steer --help", "steer run --bundle B", "steer revrt", "observe --testbed live", "weights --help",
+     "scenarios show S3", "train --seed 1"],
+)  # fmt: skip
+def test_present_spellings_are_left_alone(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert current_spelling(words.split()) == words.split()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_module_with_subcommands_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rayjobs.steer", "mode", "actve"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("deepsched steer mode: option 'mode' is 'actve'")

@@ -60,7 +60,7 @@ def test_the_own_copy_answers_when_serve_does_not() -> None:
     own = Adviser(trained_bundle())
     dead = ServeAdviser(http_post("http://127.0.0.1:9", "", 1.0), own, TOPOLOGY, 1.0)
     given = dead.advise([window()])
-    assert given.by.startswith("own copy (serve: NoResponseError: Connection refused")
+    assert given.by.startswith("local bundle (serve: NoResponseError: Connection refused")
     assert given.policy == own.advise([window()]).policy
 
     def slow(body: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def test_the_yaml_for_serve_names_everything(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give a bundle"),
+        ([], "option 'bundle' is missing"),
         (["{bundle}", "--replicas", "3", "--max-replicas", "2"], "a maximum of 2 replicas is below the minimum of 3"),
         (["{bundle}", "--batch-size", "100"], "a batch of 100 exceeds the 64 requests of a replica"),
         (["{bundle}", "--token-file", "/none"], "cannot read the token"),

@@ -49,7 +49,7 @@ def served(folder: Path) -> Iterator[tuple[ManagedProcess, str]]:
 
 
 def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> None:
-    """The own copy of the bundle answers as soon as Serve does not, and Serve again when it is back."""
+    """The local bundle answers as soon as Serve does not, and Serve again when it is back."""
     record: dict[str, object] = {}
     # Ray first: while it starts it takes the whole machine, and that is not what is drilled.
     with served(short_dir / "serve") as (process, url), running_site(short_dir / "site") as site:
@@ -58,12 +58,14 @@ def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> N
         drill.controller._adviser = asked
         drill.until(lambda step: step.applied and step.line["by"] == "serve", 100)
         os.kill(_pid(process, "ServeReplica:"), signal.SIGKILL)
-        record["steps until the own copy"] = drill.until(lambda step: step.line["by"].startswith("own copy"), 20)
+        record["steps until the local bundle"] = drill.until(
+            lambda step: step.line["by"].startswith("local bundle"), 20
+        )
         record["steps until serve is back"] = drill.until(lambda step: step.line["by"] == "serve", 200)
         for name in ("gcs_server", "raylet"):
             os.kill(_pid(process, name), signal.SIGKILL)
-        record["steps until the own copy, without a head"] = drill.until(
-            lambda step: step.line["by"].startswith("own copy"), 200
+        record["steps until the local bundle, without a head"] = drill.until(
+            lambda step: step.line["by"].startswith("local bundle"), 200
         )
         for _ in range(20):
             step = drill.step()

@@ -133,7 +133,7 @@ def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
         reached.append(page.browser.evaluate(
             "(e => e.getAttribute('aria-label') || e.id || e.textContent)(document.activeElement)"))  # fmt: skip
     assert reached == [
-        "token", "Shadow", "Blend", "Active", "percent", "Pause", "Resume", "Revert", "Servers of compose",
+        "token", "Shadow", "Canary", "Active", "percent", "Pause", "Resume", "Revert", "Servers of compose",
         "Servers of home_read", "Servers of user_read", "Changes and alarms, newest first", "API",
     ]  # fmt: skip
 
@@ -172,11 +172,11 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     page.browser.evaluate("document.querySelector('[data-override=\"\"]').click()")
     page.until(lambda: "paused" not in page.text("#reason"), 5)
     page.browser.evaluate("document.getElementById('percent').value = '25'")
-    page.browser.evaluate("document.querySelector('[data-mode=blend]').focus()")
+    page.browser.evaluate("document.querySelector('[data-mode=canary]').focus()")
     page.browser.press("Enter")
-    page.until(lambda: "blend 25 %" in page.text("#facts"), 5)
+    page.until(lambda: "canary 25 %" in page.text("#facts"), 5)
     page.browser.evaluate("document.querySelector('[data-mode=active]').click()")
-    page.until(lambda: "blend" not in page.text("#facts"), 5)
+    page.until(lambda: "canary" not in page.text("#facts"), 5)
 
 
 def test_a_killed_server_shows_within_three_seconds(page: Page) -> None:

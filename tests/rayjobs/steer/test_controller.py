@@ -85,7 +85,7 @@ def loop(tmp_path: Path, settings: SteeringOptions) -> Loop:
     said: list[str] = []
     folder.adopt(EQUAL, None)
     steering = Steering(DEADLINES_S, EQUAL, settings, time.monotonic())
-    controller = Controller(cast(Site, site), steering, Always(), 1, folder, lines.append, say=said.append)
+    controller = Controller(cast(Site, site), steering, Always(), 1, folder, lines.append, log=said.append)
     return Loop(site, controller, folder, lines, said)
 
 
@@ -130,7 +130,7 @@ def test_orders_move_a_running_controller_through_its_modes(tmp_path: Path) -> N
     run = loop(tmp_path, quick(mode="shadow"))
     run.steps(4)
     assert run.site.asked == []
-    run.folder.order(mode="blend", blend_percent=50.0)
+    run.folder.order(mode="canary", canary_percent=50.0)
     run.steps(2)
     half = EQUAL.shares() + 0.5 * (UNEVEN.shares() - EQUAL.shares())
     assert run.site.in_force.as_weights().shares() == pytest.approx(half, abs=0.01)
@@ -140,13 +140,13 @@ def test_orders_move_a_running_controller_through_its_modes(tmp_path: Path) -> N
     run.folder.order(mode="shadow")
     run.steps(1)
     assert run.site.in_force == EQUAL
-    assert [line["mode"] for line in run.lines] == ["shadow"] * 4 + ["blend"] * 2 + ["active", "shadow"]
+    assert [line["mode"] for line in run.lines] == ["shadow"] * 4 + ["canary"] * 2 + ["active", "shadow"]
 
 
 def test_orders_that_nobody_can_read_are_an_alarm_and_change_nothing(tmp_path: Path) -> None:
     run = loop(tmp_path, quick())
     (tmp_path / "orders.json").write_text("{")
     run.steps(4)
-    assert "not orders of ours" in run.said[0]
+    assert "not an orders file" in run.said[0]
     assert len(run.said) == 1
     assert run.site.in_force == UNEVEN

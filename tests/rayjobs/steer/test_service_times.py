@@ -22,6 +22,7 @@ from tests.support.steer_site import (
     failed_requests,
     options,
     running_site,
+    steer_process,
     wait_for,
 )
 from tests.support.steering_cases import times_bundle
@@ -90,10 +91,10 @@ def test_killed_its_times_stay_and_the_watchdog_puts_method_and_weights_back(sit
         controller.send_signal(signal.SIGKILL)
         controller.wait(10)
     assert isinstance(site.control(), ServiceTimes)
-    with controller_process(short_dir, site, "watchdog", "--watchdog-after-s", str(4 * INTERVAL_S)) as watchdog:
+    with steer_process(short_dir, site, "watchdog", "--watchdog-after-s", str(4 * INTERVAL_S)) as watchdog:
         wait_for(lambda: told(site) == "least_conn", 60, watchdog.log_tail(20))
+        wait_for(lambda: any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl")), 5, "line")
     assert site.control() == Weights.equal(site.topology)
-    assert any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl"))
     assert failed_requests(site) == 0
 
 
@@ -106,8 +107,8 @@ def test_a_bundle_of_service_times_needs_an_nginx_in_memory(
         config = short_dir / "testbed" / "nginx" / "nginx.conf"
         status_url = site.actuator.status_url  # type: ignore[attr-defined]
         words = ["--nginx-conf", str(config), "--status-url", status_url, "--folder", str(short_dir / "run")]
-        assert main(["steer", "--bundle", str(short_dir / "bundle"), *words]) == 2
-    assert "balance in memory" in capsys.readouterr().err
+        assert main(["steer", "run", "--bundle", str(short_dir / "bundle"), *words]) == 2
+    assert "balances in memory" in capsys.readouterr().err
 
 
 def told(site: Site) -> str:

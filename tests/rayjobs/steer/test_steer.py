@@ -29,6 +29,7 @@ from tests.support.steer_site import (
     failed_requests,
     options,
     running_site,
+    steer_process,
     wait_for,
 )
 from tests.support.steering_cases import trained_bundle
@@ -164,8 +165,8 @@ def test_another_controller_in_the_same_folder_is_refused(short_dir: Path, capsy
     folder = SteerFolder(short_dir / "run")
     folder.make()
     with folder.locked():
-        assert main(["steer", "--bundle", str(short_dir / "bundle"), "--folder", str(folder.path)]) == 2
-    assert "another controller is at work" in capsys.readouterr().err
+        assert main(["steer", "run", "--bundle", str(short_dir / "bundle"), "--folder", str(folder.path)]) == 2
+    assert "another controller is running" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,11 +174,13 @@ def test_another_controller_in_the_same_folder_is_refused(short_dir: Path, capsy
     [
         (["mode", "actve"], "did you mean 'active'"),
         (["pause"], "no controller has run here"),
-        ([], "give a bundle"),
-        (["replay", "none.jsonl"], "cannot read"),
-        (["--bundle", "nowhere"], "not a bundle"),
-        (["--bundle", "{bundle}", "--status-url", "http://127.0.0.1:9/"], "without a way to set weights"),
-        (["--bundle", "{bundle}", "--nginx-conf", "/none"], "no statistics"),
+        (["run"], "option 'bundle' is missing"),
+        (["swap", "nowhere"], "not a bundle"),
+        (["run", "--bundle", "nowhere"], "not a bundle"),
+        (["run", "--bundle", "{bundle}", "--status-url", "http://127.0.0.1:9/"], "without a way to set weights"),
+        (["run", "--bundle", "{bundle}", "--nginx-conf", "/none"], "no statistics"),
+        (["run", "--bundle", "{bundle}", "--nginx-conf", "/none", "--scenario", "S3"], "has no effect with nginx_conf"),
+        (["watchdog", "--bundle", "{bundle}"], "no controller has run here"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -191,8 +194,13 @@ def test_mistakes_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["steer", "replay", str(tmp_path / "none.jsonl")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
 def _watchdog(folder: Path, site: Site) -> ManagedProcess:
-    return controller_process(folder, site, "watchdog", "--watchdog-after-s", str(4 * INTERVAL_S))
+    return steer_process(folder, site, "watchdog", "--watchdog-after-s", str(4 * INTERVAL_S))
 
 
 def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
@@ -200,7 +208,7 @@ def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
     from actuators.external.actuator import ActuatorOptions
     from actuators.nginx.config import NginxOptions
     from actuators.testbed.parts import LiveOptions
-    from rayjobs.steer.site import foreign_site
+    from rayjobs.steer.site import external_site
 
     live = LiveOptions(nginx=NginxOptions(actuation="reload"))
     with running_site(short_dir, live) as embedded:
@@ -209,7 +217,7 @@ def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
         before = (config.parent / "upstreams.conf").read_bytes()
         status_url = nginx.status_url  # type: ignore[attr-defined]
         actuator = ActuatorOptions.model_validate({"reload": {"config": config, "status_url": status_url}})
-        with foreign_site(embedded.topology, actuator, status_url, LiveOptions().collect) as site:
+        with external_site(embedded.topology, actuator, status_url, LiveOptions().collect) as site:
             site.load = embedded.load
             wait_for(lambda: bool(site.load and site.load.poll()), 10, "no load")
             drill = Drill(site, trained_bundle(), short_dir / "steer", options(min_between_changes_s=1.0))

@@ -78,11 +78,11 @@ def test_it_is_steered_in_memory_and_put_back(short_dir: Path) -> None:
     folder = short_dir / "steer"
     with stock_nginx(short_dir) as (port, own), Client(port) as client:
         command = [
-            sys.executable, "-m", "rayjobs.steer", "--bundle", str(short_dir / "bundle"), "--folder", str(folder),
-            "--control-url", f"http://127.0.0.1:{own}/control", "--token-file", f"{short_dir}/deepsched.conf.token",
-            "--interval-s", "0.5", "--mode", "active", "--set", "guards.novel_above=1e9",
-            "--set", "guards.reference_windows=2", "--set", "guards.min_requests=1",
-            "--set", "guards.art_margin=1e9",
+            sys.executable, "-m", "rayjobs.steer", "run", "--bundle", str(short_dir / "bundle"),
+            "--folder", str(folder), "--control-url", f"http://127.0.0.1:{own}/control",
+            "--token-file", f"{short_dir}/deepsched.conf.token", "--interval-s", "0.5",
+            "--mode", "active", "--set", "guards.novel_above=1e9", "--set", "guards.reference_windows=2",
+            "--set", "guards.min_requests=1", "--set", "guards.art_margin=1e9",
         ]  # fmt: skip
         with ManagedProcess(command, name="steer", log_path=short_dir / "steer.log"):
             wait_for(lambda: _uneven(folder), 120, "the controller did not act")

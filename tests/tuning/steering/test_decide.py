@@ -45,8 +45,8 @@ def test_active_arrives_at_the_policys_weights_in_limited_steps() -> None:
     assert "step" in run.decisions[3].guards
 
 
-def test_blend_stops_at_its_share_of_the_way() -> None:
-    run = Run(options(mode="blend", blend_percent=25.0))
+def test_canary_stops_at_its_share_of_the_way() -> None:
+    run = Run(options(mode="canary", canary_percent=25.0))
     run.steps([GOOD] * 12, advice())
     expected = EQUAL.shares() + 0.25 * (UNEVEN.shares() - EQUAL.shares())
     assert run.steering.in_force.shares() == pytest.approx(expected, abs=0.01)

@@ -1,4 +1,4 @@
-"""`deepsched observe --recalibrate BUNDLE --retrain-steps N`: the policy is trained further with the new mixture."""
+"""`deepsched encoder recalibrate BUNDLE --retrain-steps N`: the policy is trained further with the new mixture."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def acts(bundle: Bundle, windows: list[Window]) -> np.ndarray:
 
 def recalibrate(folder: Path, snapshots: Path, out: Path) -> int:
     return main([
-        "observe", f"--recalibrate={folder}", f"--snapshots={snapshots}", "--retrain-steps=96", f"--out={out}",
+        "encoder", "recalibrate", str(folder), f"--snapshots={snapshots}", "--retrain-steps=96", f"--out={out}",
         "--seed=4", "--work-scale=1",
     ])  # fmt: skip
 
