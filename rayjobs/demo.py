@@ -262,7 +262,7 @@ def judged(options: DemoOptions, problem: DecisionProblem, learned: Policy) -> l
     method = _method(options)
     names = ["round_robin", "least_conn", "inverse_latency"]
     if options.testbed == "simulated" or detect(options.live.nginx.binary).has_lua:
-        names += ["type_means", "idle"]
+        names += ["expected_delay_static", "expected_delay"]
     arena = Arena(problem, "least_conn" if method == "expected_delay" else method, problem.believed_workers)
     others = [contender(spec, arena) for spec in parse_policies(names)]
     return [*others, learned_controller(LEARNED, method, learned, problem)]

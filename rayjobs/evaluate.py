@@ -26,7 +26,7 @@ from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, open_testbed
-from tuning.judging.plan import BlockOptions, JudgeOptions
+from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName
 from tuning.observing.phase import ObserveOptions
 
 if TYPE_CHECKING:
@@ -67,14 +67,21 @@ class EvaluateOptions(Options):
     bundle: Path | None = None
     """Folder of the policy bundle on trial, for example `runs/train-1-…/bundle`, which also gives the deadlines; they
     come from an observation phase when not given."""
-    policies: tuple[str, ...] = ("round_robin", "least_conn", "random_two", "inverse_latency", "type_means", "idle")
+    policies: tuple[str, ...] = (
+        "round_robin",
+        "least_conn",
+        "random_two",
+        "inverse_latency",
+        "expected_delay_static",
+        "expected_delay",
+    )
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
-    puts one on another method. `expected_delay`: type_means (nothing learned), idle, ratio,
-    inverse_latency@expected_delay. Oracles (simulated): shortest_delay, join_shortest, central_queue,
-    true_times, optimal_round_robin, optimal_least_conn. Others (live): shared_least_conn, nginx_fair,
-    haproxy_leastconn, haproxy_random, nginx:FILE. Further bundles by their folder. OTHER=NAME shows
-    NAME as OTHER in the tables."""
+    puts one on another method. Rules with service times: expected_delay (learned by the `idle` estimator),
+    expected_delay_static (nothing learned), ratio, inverse_latency@expected_delay. Oracles (simulated):
+    shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
+    Others (live): shared_least_conn, nginx_fair, haproxy_leastconn, haproxy_random, nginx:FILE. Further
+    bundles by their folder. OTHER=NAME shows NAME as OTHER in the tables."""
     scenario: tuple[str, ...] = ("demo",)
     """What happens meanwhile, one or several: `deepsched scenarios list`. Rounds begin at random moments of it."""
     testbed: tuple[TestbedKind, ...] = ("simulated",)
@@ -85,8 +92,8 @@ class EvaluateOptions(Options):
     """Number of seeds; policies start anew with each. Intervals are over seeds and blocks."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
-    learned: str | None = None
-    """The policy on trial; the first bundle when not given, or else `idle`."""
+    learned: PolicyName | None = None
+    """The policy on trial; the first bundle when not given, or else `expected_delay`."""
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     resume: Path | None = None
@@ -323,7 +330,8 @@ def _on_trial(part: Part, options: EvaluateOptions) -> str | None:
     names = [spec.name for spec in part.specs]
     if options.learned is not None:
         return options.learned if options.learned in names else None
-    candidates = [spec.name for spec in part.specs if spec.is_bundle] or [name for name in names if name == "idle"]
+    bundles = [spec.name for spec in part.specs if spec.is_bundle]
+    candidates = bundles or [name for name in names if name == "expected_delay"]
     return next((name for name in candidates if name != options.judge.reference), None)
 
 
@@ -359,7 +367,7 @@ def _sets_times(spec: Spec) -> bool:
 
 VERB = Verb(
     name="evaluate",
-    example="deepsched evaluate --scenario S2b,S3 --policies least_conn,type_means,idle --seeds 3",
+    example="deepsched evaluate --scenario S2b,S3 --policies least_conn,inverse_latency,expected_delay --seeds 3",
     options=EvaluateOptions,
     run=run,
     positional=("bundle",),

@@ -21,13 +21,14 @@ class SimulateOptions(Options):
         "round_robin",
         "least_conn",
         "inverse_latency",
-        "type_means",
+        "expected_delay_static",
         "true_times",
         "shortest_delay",
     )
-    """Rules to compare: round_robin, least_conn, random_two, inverse_latency; `expected_delay` with
-    type_means or true_times; and oracles: optimal_round_robin (best split), true_speeds (weights on
-    least_conn), shortest_delay, join_shortest, central_queue."""
+    """Rules to compare: round_robin, least_conn, random_two, inverse_latency, expected_delay (learned service times),
+    expected_delay_static (nothing learned); and oracles: true_times (expected_delay with true service times),
+    optimal_round_robin (best split), true_speeds (weights on least_conn), shortest_delay, join_shortest,
+    central_queue."""
     seeds: tuple[int, ...] = (101, 102, 103, 104)
     """Every rule meets the same arrivals and the same work for each seed."""
     duration_s: float | None = Field(default=None, gt=10)

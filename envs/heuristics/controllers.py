@@ -24,6 +24,7 @@ from actuators.options import Options
 from envs.estimators.base import ServiceSamples
 from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named, first_control
 from envs.estimators.workers import WorkersLearner
+from envs.heuristics.names import estimator_policy
 from envs.heuristics.weights import Policy
 from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
@@ -98,7 +99,7 @@ class EstimatorController:
             the servers' configuration; when in doubt too low, never too high (the shared study, P2.4).
         learner: learns the workers instead, where the balancer counts by requests in flight; `workers` is
             then the factor on what it learns (`envs.estimators.workers.CAUTION` unless the servers are FIFO).
-        name: as it is shown in tables; by default says the estimator.
+        name: as it is shown in tables; by default that of `estimator_policy`.
 
     Raises:
         ConfigError: unknown estimator, or workers below 0.25.
@@ -114,8 +115,7 @@ class EstimatorController:
         name: str | None = None,
         learner: WorkersLearner | None = None,
     ) -> None:
-        told = {"type_means": "type means only"}.get(estimator, f"learned service times ({estimator})")
-        self.name = name or told
+        self.name = name or estimator_policy(estimator)
         self._estimator, self._servers = estimator_named(estimator)(topology), topology.shape[1]
         self._learner, self._factor = learner, workers
         self._control = first_control(topology, self._workers(None, 0.0))

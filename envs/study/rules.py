@@ -18,9 +18,10 @@ from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
-from envs.estimators.registry import estimator_named
+from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named
 from envs.estimators.workers import WorkersLearner
 from envs.heuristics.controllers import Steered
+from envs.heuristics.names import policy_name
 from envs.observation.features import inverse_latency_shares
 from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
@@ -112,35 +113,8 @@ def workers_of(scripts: Sequence[Script]) -> FloatArray:
     return np.array([[float(profile.workers) for profile in script.servers] for script in scripts])
 
 
-def rule_named(name: str) -> Rule:
-    """A rule of `RULES`; raises ConfigError with the closest match."""
-    if name not in RULES:
-        raise ConfigError(f"unknown rule '{name}'", remedy=closest(name, RULES))
-    return RULES[name]
-
-
-# The study's simulator also tried lost POSTs elsewhere, and `expected_delay` shares each NGINX's memory.
-_PLAIN = SimulationOptions(retry_post=True)
-_SHARED = SimulationOptions(retry_post=True, workers_sharing_memory=2)
-
-RULES = {
-    rule.name: rule
-    for rule in (
-        Rule("round_robin", "round_robin", None, _PLAIN),
-        Rule("least_conn", "least_conn", None, _PLAIN),
-        Rule("random_two", "random_two", None, _PLAIN),
-        Rule("inverse_latency", "least_conn", inverse_latency, _PLAIN),
-        Rule("optimal_round_robin", "round_robin", optimal_split, _PLAIN),
-        Rule("true_speeds", "least_conn", true_speeds, _PLAIN),
-        Rule("type_means", "expected_delay", type_means, _SHARED),
-        Rule("true_times", "expected_delay", true_service_times, _SHARED),
-        Rule("shortest_delay", "shortest_delay", None, _PLAIN),
-        Rule("join_shortest", "join_shortest", None, _PLAIN),
-        Rule("central_queue", "central_queue", None, _PLAIN),
-    )
-}
-"""The study's rules by name; `inverse_latency` is on least_conn."""
-
+PLAIN = SimulationOptions(retry_post=True)
+"""The study's simulator also sends lost POSTs to another server."""
 SHARED_MEMORY = SimulationOptions(retry_post=True, workers_sharing_memory=2)
 """As the study sets NGINX up: the two workers of each load balancer share their counters (S9: 4 contexts)."""
 
@@ -258,3 +232,31 @@ def controlled(name: str, make: Callable[[], Steered], options: SimulationOption
 
 def _weights(control: Weights | ServiceTimes) -> Weights:
     return control.as_weights() if isinstance(control, ServiceTimes) else control
+
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("round_robin", "round_robin", None, PLAIN),
+        Rule("least_conn", "least_conn", None, PLAIN),
+        Rule("random_two", "random_two", None, PLAIN),
+        Rule("inverse_latency", "least_conn", inverse_latency, PLAIN),
+        Rule("optimal_round_robin", "round_robin", optimal_split, PLAIN),
+        Rule("true_speeds", "least_conn", true_speeds, PLAIN),
+        Rule("expected_delay", "expected_delay", steering(Learning(DEFAULT_ESTIMATOR)), SHARED_MEMORY),
+        Rule("expected_delay_static", "expected_delay", type_means, SHARED_MEMORY),
+        Rule("true_times", "expected_delay", true_service_times, SHARED_MEMORY),
+        Rule("shortest_delay", "shortest_delay", None, PLAIN),
+        Rule("join_shortest", "join_shortest", None, PLAIN),
+        Rule("central_queue", "central_queue", None, PLAIN),
+    )
+}
+"""The study's rules by name; `inverse_latency` is on least_conn."""
+
+
+def rule_named(name: str) -> Rule:
+    """A rule of `RULES`, also by a former name; raises ConfigError with the closest match."""
+    present = policy_name(name)
+    if present not in RULES:
+        raise ConfigError(f"unknown rule '{name}'", remedy=closest(name, RULES))
+    return RULES[present]

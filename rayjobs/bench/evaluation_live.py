@@ -17,6 +17,7 @@ from actuators.testbed.live import LiveTestbed
 from actuators.testbed.parts import LiveOptions, start_local_testbed
 from actuators.testbed.peers import NoStatistics, Peer
 from envs.heuristics.controllers import EstimatorController, FixedController
+from envs.heuristics.names import ESTIMATED
 from envs.observation.deadlines import derive_deadlines
 from envs.scenarios.catalogue import LIVE_WORK_SCALE, StudyScenario
 from envs.scenarios.lookup import scenario
@@ -27,7 +28,7 @@ from tuning.judging.statistics import Ratio
 from tuning.judging.verdicts import describe_ratio
 from tuning.observing.phase import ObserveOptions, watch
 
-LEARNED, UNLEARNED, SHARED = "idle", "type_means", "shared_least_conn"
+LEARNED, UNLEARNED, SHARED = "expected_delay", "expected_delay_static", "shared_least_conn"
 NATIVE = ("least_conn", "random_two", SHARED)
 BEST_NATIVE = "the best native arm"
 
@@ -101,7 +102,7 @@ def _controller(name: str, testbed: LiveTestbed, played: StudyScenario, seed: in
     if name in (LEARNED, UNLEARNED):
         servers = played.script(testbed.topology, seed).servers
         workers = np.array([float(profile.workers) for profile in servers])
-        return EstimatorController(testbed.topology, name, workers, name)
+        return EstimatorController(testbed.topology, ESTIMATED[name], workers)
     return FixedController(name, "round_robin" if name == "round_robin" else "random_two" if name == "random_two" else
                            "least_conn")  # fmt: skip
 

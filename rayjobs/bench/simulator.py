@@ -119,7 +119,7 @@ SEEDS = (101, 102, 103, 104)
 
 STUDY_GEOMETRIC = {
     "random_two": (1.037, None), "inverse_latency": (0.948, 0.935), "true_speeds": (0.946, 0.933),
-    "shortest_delay": (0.865, 0.786), "true_times": (0.867, 0.799), "type_means": (0.977, 0.988),
+    "shortest_delay": (0.865, 0.786), "true_times": (0.867, 0.799), "expected_delay_static": (0.977, 0.988),
 }  # fmt: skip
 """../shared/study.md: geometric mean over S1-S10 of mean and p99 over least_conn."""
 

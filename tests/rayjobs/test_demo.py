@@ -22,7 +22,7 @@ from tuning.policy.bundle import load_bundle
 
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
 GONE_S = 10.0
-POLICIES = ("least_conn", "inverse_latency", "round_robin", "type_means", "idle", "learned")
+POLICIES = ("least_conn", "inverse_latency", "round_robin", "expected_delay_static", "expected_delay", "learned")
 
 
 class Demo:

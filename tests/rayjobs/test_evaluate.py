@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -21,7 +23,8 @@ SHORT = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    words = ["--scenario", "S2b,S4", "--policies", "round_robin,least_conn,idle,shortest_delay,shared_least_conn"]
+    policies = "round_robin,least_conn,expected_delay,shortest_delay,shared_least_conn"
+    words = ["--scenario", "S2b,S4", "--policies", policies]
     assert main(["evaluate", *words, "--seeds", "2", "--out", str(out), *SHORT]) == 0
     (folder,) = out.iterdir()
     return folder
@@ -37,13 +40,18 @@ def test_each_scenario_has_its_evaluation_and_all_of_them_one_page_and_one_table
     schema = json.loads(SCHEMA_PATH.read_text())
     for content in found.values():
         jsonschema.validate(content, schema)
-        assert content["learned"] == "idle"
+        assert content["learned"] == "expected_delay"
         assert content["seeds"] == 2
-        assert list(content["policies"]) == ["least_conn", "round_robin", "shortest_delay", "idle"]  # type: ignore[call-overload]
+        assert list(content["policies"]) == ["least_conn", "round_robin", "shortest_delay", "expected_delay"]  # type: ignore[call-overload]
     rows = pq.read_table(run / "evaluation.parquet").to_pylist()
     assert {row["scenario"] for row in rows} == {"S2b", "S4"}
     page = (run / "report.html").read_text()
     assert all(text in page for text in ("All scenarios", "S2b, simulated", "part-1-latency-all", "seeds 1 to 2"))
+
+
+def former_names(path: Path) -> None:
+    """A file as a version wrote it in which the policy `expected_delay` was called `idle`."""
+    path.write_text(re.sub(r'"(policy|learned)": "expected_delay"', r'"\1": "idle"', path.read_text()))
 
 
 def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +60,10 @@ def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.Capt
     lines = path.read_text().splitlines(keepends=True)
     # Broken off between the seeds: policies start anew there, so nothing that they had learned is lost.
     path.write_text("".join(lines[:8]))
+    former_names(path)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("- expected_delay", "- idle"))
+    assert "- idle\n" in config.read_text()
     (run / "S4-simulated" / "evaluation.json").unlink()
     assert main(["evaluate", "--resume", str(run)]) == 0
     after = contents(run)
@@ -63,14 +75,19 @@ def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.Capt
 def test_a_run_is_reproduced_to_the_bit_and_not_on_another_seed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["reproduce", str(run), "--out", str(tmp_path / "same")]) == 0
+    former = Path(shutil.copytree(run, tmp_path / run.name))
+    content = former / "S4-simulated" / "evaluation.json"
+    former_names(content)
+    content.write_text(content.read_text().replace('\n "expected_delay": {', '\n "idle": {'))
+    assert '"idle": {' in content.read_text()
+    assert main(["reproduce", str(former), "--out", str(tmp_path / "same")]) == 0
     assert capsys.readouterr().out.count("numbers are equal to the bit") == 2
     assert main(["reproduce", str(run), "--seed", "9", "--out", str(tmp_path / "other")]) == 1
     assert "differ" in capsys.readouterr().out
     (other,) = (tmp_path / "other").glob("reproduce-*/evaluate-9-*")
     assert main(["compare", str(run), str(other)]) == 0
     table = capsys.readouterr().out
-    assert all(text in table for text in (run.name[:12], "S4, simulated", "idle", "×"))
+    assert all(text in table for text in (run.name[:12], "S4, simulated", "expected_delay", "×"))
 
 
 def test_a_run_becomes_markdown_tables_with_its_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,14 +95,14 @@ def test_a_run_becomes_markdown_tables_with_its_command(run: Path, capsys: pytes
     text = capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == ["mean", "S2b", "S4", "geometric mean", "p99", "S2b", "S4", "geometric mean"]
-    assert rows[0][1:] == ["`least_conn`", "`round_robin`", "`shortest_delay`", "`idle`"]
+    assert rows[0][1:] == ["`least_conn`", "`round_robin`", "`shortest_delay`", "`expected_delay`"]
     policies = contents(run)["S2b-simulated"]["policies"]
-    idle = policies["idle"]  # type: ignore[index]
-    low, high = idle["intervals"]["mean_ms"]
-    assert f"{idle['ratios']['mean_ms']:.2f}×" in rows[1][4]
+    learned = policies["expected_delay"]  # type: ignore[index]
+    low, high = learned["intervals"]["mean_ms"]
+    assert f"{learned['ratios']['mean_ms']:.2f}×" in rows[1][4]
     assert rows[1][4].startswith("**") == (high < 1)
     assert f"({low:.2f}–" in rows[1][4] or abs(low - 1) < 0.01
-    ratios = [content["policies"]["idle"]["ratios"]["mean_ms"] for content in contents(run).values()]  # type: ignore[index]
+    ratios = [content["policies"]["expected_delay"]["ratios"]["mean_ms"] for content in contents(run).values()]  # type: ignore[index]
     assert f"{(ratios[0] * ratios[1]) ** 0.5:.2f}×" in rows[3][4]
     assert "seeds 1–2" in text
 

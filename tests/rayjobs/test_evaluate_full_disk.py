@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.usefixtures("root_only"), pytest.mark.slow]
-ROUNDS, POLICIES = 24, ("least_conn", "idle")
+ROUNDS, POLICIES = 24, ("least_conn", "expected_delay")
 WORDS = [
     "--scenario", "S1", "--policies", ",".join(POLICIES), "--set", f"judge.rounds={ROUNDS}",
     "--set", "judge.measure_s=60", "--set", "observe.duration_s=6", "--set", "observe.explore_s=4",

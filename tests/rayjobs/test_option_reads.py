@@ -67,7 +67,7 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-POLICIES = "policies=least_conn,inverse_latency,idle"
+POLICIES = "policies=least_conn,inverse_latency,expected_delay"
 
 
 def test_evaluate_on_a_simulated_and_on_a_live_testbed(reads_of: Callable[..., list[str]]) -> None:

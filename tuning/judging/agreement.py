@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.errors import DataError
+from tuning.judging.evaluation import with_present_names
 from tuning.judging.statistics import Ratio
 from tuning.judging.verdicts import METRIC_NAMES, ratio_of
 
@@ -50,7 +51,7 @@ def load_evaluations(run: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in paths:
         try:
-            content = json.loads(path.read_text())
+            content = with_present_names(json.loads(path.read_text()))
             found[part_title(content)] = content
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"not an evaluation: {error}", where=str(path)) from error

@@ -21,6 +21,7 @@ from actuators.contract.script import Behaviour, Script
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, Window
 from actuators.errors import DataError
+from envs.heuristics.names import policy_name
 from envs.scenarios.timeline import server_speeds
 from tuning.judging.tally import Tally
 
@@ -122,9 +123,10 @@ class Block:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], windows: tuple[WindowRecord, ...]) -> Block:
-        """Inverse of `to_json`; raises KeyError or TypeError for a dict of another shape."""
+        """Inverse of `to_json`, also with a policy's former name; raises KeyError or TypeError for another shape."""
+        place = {name: data[name] for name in Place.__dataclass_fields__ if name in data}
         return cls(
-            place=Place(**{name: data[name] for name in Place.__dataclass_fields__ if name in data}),
+            place=Place(**{**place, "policy": policy_name(place["policy"])}),
             created=data["created"],
             duration_s=data["duration_s"],
             tally=Tally.from_json(data["tally"]),

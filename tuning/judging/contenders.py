@@ -23,6 +23,7 @@ from envs.environment.problem import DecisionProblem
 from envs.estimators.registry import ESTIMATORS
 from envs.heuristics.controllers import EstimatorController, FixedController, PolicyController
 from envs.heuristics.knapsack import Knapsack
+from envs.heuristics.names import ESTIMATED, FORMER_NAMES, policy_name
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
 from envs.scenarios.timeline import true_tau_s
@@ -123,9 +124,6 @@ STEERED: dict[str, Make] = {
 }
 """Heuristics with a memory of their own."""
 
-LEARNING = tuple(name for name in ESTIMATORS if name not in BASELINES)
-"""Estimators of `expected_delay`; `type_means` learns no servers and shows what the rule does by itself."""
-
 
 @dataclass(frozen=True)
 class Spec:
@@ -156,7 +154,7 @@ class Spec:
     @property
     def takes_workers(self) -> bool:
         """Whether the workers of the arena matter to it, as far as its name tells."""
-        learns = self.method == "expected_delay" or (self.method is None and self.base in LEARNING)
+        learns = self.method == "expected_delay" or self.base in ESTIMATED
         return learns or self.is_bundle or self.base in ("model_based", "utilisation_pid")
 
     @property
@@ -170,7 +168,10 @@ def parse_policies(texts: Sequence[str]) -> tuple[Spec, ...]:
     for text in texts:
         other, equals, rest = text.partition("=")
         renamed = equals and other.isidentifier()
-        spec = _parse(rest if renamed else text)
+        spec = _parse(policy_name(rest if renamed else text))
+        if renamed and other in FORMER_NAMES:
+            raise ConfigError(f"'{other}' is the former name of '{FORMER_NAMES[other]}'", where="policies",
+                              remedy="choose another name")  # fmt: skip
         spec = replace(spec, name=other) if renamed else spec
         if any(other.name == spec.name for other in specs):
             raise ConfigError(f"policy '{spec.name}' is given twice", where="policies", remedy="name each policy once")
@@ -181,8 +182,9 @@ def parse_policies(texts: Sequence[str]) -> tuple[Spec, ...]:
 def contender(spec: Spec, arena: Arena) -> Controller:
     """A fresh controller. Raises BundleError for a folder that is no bundle of this topology."""
     method = spec.method or arena.method
-    if spec.method == "expected_delay" or (spec.method is None and spec.base in LEARNING):
-        return EstimatorController(arena.problem.topology, spec.base, arena.workers, spec.name)
+    if spec.method == "expected_delay" or spec.base in ESTIMATED:
+        estimator = ESTIMATED.get(spec.base, spec.base)
+        return EstimatorController(arena.problem.topology, estimator, arena.workers, spec.name)
     if spec.base in ORACLES:
         return oracle(spec.base, spec.name)
     if spec.kind == "live":
@@ -211,7 +213,7 @@ def baseline_of(problem: DecisionProblem, method: BalancingMethod) -> Controller
     estimator = problem.options.action.estimator
     if estimator is None:
         return PolicyController("inverse_latency", method, InverseLatency(problem.codec), problem.observer())
-    return EstimatorController(problem.topology, estimator, problem.believed_workers, estimator)
+    return EstimatorController(problem.topology, estimator, problem.believed_workers)
 
 
 def learned_controller(
@@ -251,7 +253,7 @@ def _parse(text: str) -> Spec:
         raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
     if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
         raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
-    known = (*NATIVE, *BASELINES, *STEERED, *LEARNING, *ORACLES, *PEERS)
+    known = (*NATIVE, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, *PEERS)
     if base not in known:
         raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
     return Spec(text, base, cast(BalancingMethod, method) or None)

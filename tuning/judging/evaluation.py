@@ -18,6 +18,7 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.topology import Group, Topology
 from actuators.errors import DataError
 from actuators.files import write_atomic
+from envs.heuristics.names import policy_name
 from tuning.judging.blocks import Block, WindowRecord, jain_index
 from tuning.judging.statistics import METRICS, Ratio, Sample, compare
 from tuning.judging.tally import Tally
@@ -126,6 +127,7 @@ class Evaluation:
             raise DataError(
                 f"format_version is {data.get('format_version')}", where="evaluation.json", remedy="evaluate again"
             )
+        data = with_present_names(data)
         windows: list[list[WindowRecord]] = [[] for _ in data["blocks"]]
         for record in data["windows"]:
             fields = {name: value for name, value in record.items() if name != "block"}
@@ -214,6 +216,19 @@ class Evaluation:
         if best is None or self.learned is None:
             return None
         return {"policy": best, **_published(self.ratios(self.learned, best))}
+
+
+def with_present_names(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of an `evaluation.json` in which policies may have their former names, with the present ones."""
+    learned, best = content["learned"], content["best_heuristic"]
+    return {
+        **content,
+        "reference": policy_name(content["reference"]),
+        "learned": None if learned is None else policy_name(learned),
+        "policies": {policy_name(name): values for name, values in content["policies"].items()},
+        "best_heuristic": None if best is None else {**best, "policy": policy_name(best["policy"])},
+        "blocks": [{**block, "policy": policy_name(block["policy"])} for block in content["blocks"]],
+    }
 
 
 def describe_machine() -> dict[str, Any]:

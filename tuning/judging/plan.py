@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from actuators.contract.control import BalancingMethod, Control
 from actuators.contract.script import Behaviour, Scenario, Script, Stream
@@ -18,7 +18,11 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
+from envs.heuristics.names import policy_name
 from tuning.judging.blocks import Place
+
+PolicyName = Annotated[str, AfterValidator(policy_name)]
+"""A policy's name; a former one becomes the present one."""
 
 
 class Controller(Protocol):
@@ -50,7 +54,7 @@ class BlockOptions(Options):
     max_core_wait_ms: float = Field(default=3.0, gt=0)
     """Live: a block is spoiled when the machine let a thread that only sleeps wait longer than this for a core,
     on average; 0.1 to 0.3 is normal."""
-    reference: str = "least_conn"
+    reference: PolicyName = "least_conn"
     """The policy that ratios are to."""
 
 
@@ -63,7 +67,7 @@ class JudgeOptions(BlockOptions):
     """Fixes arrivals, service times, the order of the blocks and the bootstrap."""
     seeds: int = Field(default=1, ge=1)
     """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
-    learned: str | None = None
+    learned: PolicyName | None = None
     """The policy on trial; the table shows where it does not win. The verb chooses it when not given."""
 
 

@@ -12,16 +12,18 @@ from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.estimators.registry import estimator_named
+from envs.heuristics.names import ESTIMATED
 from envs.mixture.fit import fit_from_windows
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
-from tuning.judging.contenders import BASELINES, LEARNING, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
+from tuning.judging.contenders import BASELINES, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
 from tuning.judging.judge import Informed, Judge, JudgeOptions
 from tuning.observing.phase import ObserveOptions, watch
 
 DEADLINES_S = np.array([0.06, 0.025, 0.02])
-NAMES = (*NATIVE, *BASELINES, *STEERED, *LEARNING, *ORACLES, "inverse_latency@expected_delay", "little@round_robin")
+NAMES = (*NATIVE, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, "inverse_latency@expected_delay", "little@round_robin")
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +92,42 @@ def test_a_wrong_entry_is_explained(text: str, problem: str) -> None:
 
 def test_a_name_is_given_once_and_can_be_another() -> None:
     with pytest.raises(ConfigError, match="given twice"):
-        parse_policies(["idle", "idle"])
+        parse_policies(["expected_delay", "idle"])
     again, learned, own = parse_policies(["again=least_conn", "learned=runs/x/bundle", "nginx:/etc/my.conf"])
     assert (again.name, again.base, again.kind) == ("again", "least_conn", "any")
     assert (learned.name, learned.base, learned.is_bundle) == ("learned", "runs/x/bundle", True)
     assert (own.name, own.kind) == ("nginx:my.conf", "live")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "estimator"),
+    [
+        ("expected_delay", "expected_delay", "idle"),
+        ("idle", "expected_delay", "idle"),
+        ("idle@expected_delay", "expected_delay", "idle"),
+        ("type_means", "expected_delay_static", "type_means"),
+        ("ratio", "ratio", "ratio"),
+        ("inverse_latency@expected_delay", "inverse_latency@expected_delay", "inverse_latency"),
+    ],
+)
+def test_a_policy_on_expected_delay_has_one_name_and_its_estimator(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, text: str, name: str, estimator: str
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(
+        "envs.heuristics.controllers.estimator_named", lambda known: taken.append(known) or estimator_named(known)
+    )
+    (spec,) = parse_policies([text])
+    made = contender(spec, arena)
+    assert (spec.name, made.name, made.method, taken) == (name, name, "expected_delay", [estimator])
+
+
+@pytest.mark.parametrize("text", ["expected_delay@least_conn", "idle@round_robin"])
+def test_a_rule_with_service_times_is_on_no_other_method(text: str) -> None:
+    with pytest.raises(ConfigError, match="brings its own method"):
+        parse_policies([text])
+
+
+def test_a_former_name_cannot_be_given_to_another_policy() -> None:
+    with pytest.raises(ConfigError, match="'idle' is the former name of 'expected_delay'"):
+        parse_policies(["idle=least_conn"])

@@ -1,0 +1,23 @@
+"""Names of the policies on `expected_delay`, and former names, which stay aliases on the command line and in files."""
+
+from __future__ import annotations
+
+ESTIMATED = {"expected_delay": "idle", "expected_delay_static": "type_means", "ratio": "ratio"}
+"""Policy → the service-time estimator that it follows; the static one learns nothing about the servers."""
+
+FORMER_NAMES = {"idle": "expected_delay", "type_means": "expected_delay_static"}
+"""Former name → name."""
+
+_SUFFIX = "@expected_delay"
+
+
+def policy_name(name: str) -> str:
+    """The present name of a policy: of ``idle`` and ``idle@expected_delay`` it is ``expected_delay``."""
+    base = name.removesuffix(_SUFFIX)
+    present = FORMER_NAMES.get(base, base)
+    return present if present in ESTIMATED else name
+
+
+def estimator_policy(estimator: str) -> str:
+    """The policy that follows an estimator: ``expected_delay`` for ``idle``, ``inverse_latency@expected_delay``."""
+    return policy_name(estimator + _SUFFIX)
