@@ -18,7 +18,7 @@ _BUILD_TIMEOUT_S = 120.0
 
 
 def cache_dir() -> Path:
-    """Where binaries are kept: `$XDG_CACHE_HOME/deepsched`, by default `~/.cache/deepsched`."""
+    """Folder for built binaries: `$XDG_CACHE_HOME/deepsched`, by default `~/.cache/deepsched`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "deepsched"
 
@@ -32,7 +32,7 @@ def engine_path(cache: Path | None = None) -> Path:
     Raises:
         MissingToolError: no C compiler.
         ConfigError: the cache folder cannot be written.
-        LoadError: the compiler refused the source.
+        LoadError: the sources do not compile.
     """
     folder = cache if cache is not None else cache_dir()
     binary = folder / f"gen_load-{_source_hash()}"

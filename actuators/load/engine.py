@@ -1,7 +1,4 @@
-"""Drives the load engine (gen_load/): start a plan, poll its windows, stop, finish with a summary.
-
-Reads what a running load engine writes, in a thread, so that neither side ever waits for the other.
-"""
+"""Runs the load engine (gen_load/): start a plan, poll its windows, stop, finish with a summary."""
 
 from __future__ import annotations
 
@@ -29,104 +26,42 @@ from actuators.options import Moved, Options
 from actuators.processes.process import ManagedProcess
 
 
-class EngineOutput:
-    """The JSON lines of one run of the engine, sorted by kind as they come.
-
-    Attributes:
-        begin: the ``start`` line, None until it came.
-        summary: what the ``summary`` line says, None until it came.
-        ended: the engine has closed its output.
-    """
-
-    def __init__(self, stdout: IO[bytes]) -> None:
-        self.begin: dict[str, Any] | None = None
-        self.summary: LoadSummary | None = None
-        self.ended = False
-        self._windows: deque[LoadSummary] = deque()
-        self._news = threading.Condition()
-        # A descriptor of our own: the process may close its stream while we read.
-        descriptor = os.dup(stdout.fileno())
-        threading.Thread(target=self._read, args=(descriptor,), name="load-engine-output", daemon=True).start()
-
-    def take_windows(self) -> list[LoadSummary]:
-        """Windows that came since the last call, in order; never waits."""
-        with self._news:
-            windows = list(self._windows)
-            self._windows.clear()
-        return windows
-
-    def wait_begin(self, timeout_s: float) -> bool:
-        """True once the engine has begun or ended; False after `timeout_s` seconds."""
-        with self._news:
-            return self._news.wait_for(lambda: self.begin is not None or self.ended, timeout_s)
-
-    def wait_end(self, timeout_s: float) -> bool:
-        """True once the engine has ended; False after `timeout_s` seconds."""
-        with self._news:
-            return self._news.wait_for(lambda: self.ended, timeout_s)
-
-    def _read(self, descriptor: int) -> None:
-        try:
-            with os.fdopen(descriptor, "rb") as stream:
-                for line in stream:
-                    self._sort(line)
-        finally:
-            with self._news:
-                self.ended = True
-                self._news.notify_all()
-
-    def _sort(self, line: bytes) -> None:
-        if not line.endswith(b"\n"):
-            return  # torn: the engine was killed while it wrote
-        # Parsed as it comes, not when it is asked for: at an interval's end every millisecond counts.
-        content = json.loads(line)
-        summary = None if content["kind"] == "start" else LoadSummary.from_json(content)
-        with self._news:
-            if summary is None:
-                self.begin = content
-            elif content["kind"] == "window":
-                self._windows.append(summary)
-            else:
-                self.summary = summary
-            self._news.notify_all()
-
-
 class LoadOptions(Options):
-    """How the load engine sends; what and when is the plan's matter."""
+    """How the load engine sends requests; the plan says which and when."""
 
     timeout_s: float = Field(10.0, gt=0)
-    """Longest wait for an answer, or for a free connection, in seconds."""
+    """Longest wait for a response, or for a free connection, in seconds."""
     connect_timeout_s: float = Field(3.0, gt=0)
     """Longest wait for a connection to open, in seconds."""
     max_connections: int = Field(2048, ge=1, le=60000)
-    """Most connections open at once; beyond that requests wait, and are counted as late or not sent."""
+    """Most connections open at once; requests beyond that wait, and count as late or not sent."""
     spin_us: float = Field(0.0, ge=0)
-    """Busy-wait this long before each send, in microseconds: costs CPU, 60 sends within a few microseconds."""
+    """Busy-wait before each send, in microseconds: exact to microseconds with 60, at the cost of CPU time."""
     normal_priority: bool = False
-    """Do not run before other programs, even where the system allows it: sends may then be late on a busy machine."""
+    """Keep the normal scheduling priority: sends may then be late on a busy machine."""
     allow_cpu_idle: bool = False
     """Let a virtual machine's idle cores halt: sends are then late when its host is busy."""
     users: int = Field(962, ge=2)
-    """Users that the requests name; DeathStarBench's social graph has 962."""
+    """Number of users in the requests; DeathStarBench's social graph has 962."""
     saturated_cpu_share: float = Field(0.9, gt=0)
-    """A window in which the engine used more of a core is flagged as saturated (0…1)."""
+    """CPU share of the engine (0…1) above which a window counts as saturated."""
     saturated_delay_ms: float = Field(10.0, gt=0)
-    """So is one in which the engine's own share of the send delay has a p99 above this, in milliseconds."""
+    """p99 of the engine's own part of the send delay, in milliseconds, above which a window counts as saturated."""
     body_files: dict[str, Path] = Field(default_factory=dict)
-    """Request type to a file whose bytes are every request's body; the built-in bodies are sent when not given."""
+    """Request type to a file whose bytes are the body of every request; built-in bodies when not given."""
     engine: Path | None = None
-    """A `gen_load` built elsewhere, for machines without a compiler; built on first use when not given."""
+    """A `gen_load` that was built elsewhere, for machines without a compiler; built on first use by default."""
 
     moved: ClassVar = {"let_cores_sleep": Moved("allow_cpu_idle")}
 
 
 class LoadEngine:
-    """One load engine at a time; a context manager. `start` may be called again: it ends what still runs.
+    """One load engine at a time; a context manager. `start` may be called again: it ends a running engine first.
 
     Windows count what happened in them: `planned` by intended send time, `sent` by actual send time,
-    answers, errors and latencies by the time they ended. So a window is final at its end, nobody waits
-    for stragglers, and all windows of a run add up exactly to its summary. After the plan's end more
-    windows follow until nothing is in flight; the last one may be short.
+    responses, errors and latencies by the time they ended. So a window is final at its end, and the windows of a run
+    add up exactly to its summary. After the end of the plan more windows follow until nothing is in flight;
+    the last one may be short.
 
     Raises:
         MissingToolError: no compiler and no `options.engine`.
@@ -143,9 +78,9 @@ class LoadEngine:
         self.started_unix_s = 0.0
         """The same in seconds since the epoch."""
         self.priority = "normal"
-        """What the system allowed: ``realtime`` (gives way when saturated), ``raised`` or ``normal``."""
+        """Scheduling priority of the engine: ``realtime`` (until it is saturated), ``raised`` or ``normal``."""
         self.cores_awake = False
-        """Idle cores of this virtual machine are kept from halting while the engine runs."""
+        """Whether idle cores of this virtual machine are kept from halting while the engine runs."""
 
     def start(
         self,
@@ -158,13 +93,13 @@ class LoadEngine:
         window_s: float = 1.0,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        """Begins the plan against `address` (``HOST:PORT``); returns once the engine has begun (milliseconds).
+        """Starts the plan against `address` (``HOST:PORT``); returns after the engine has begun (milliseconds).
 
         Args:
             extra: further options of `gen_load`, for example ``{"requests-csv": "requests.csv"}``.
 
         Raises:
-            ConfigError: a duration, window, stream or body file makes no sense.
+            ConfigError: a duration, window, stream or body file is invalid.
             LoadError: the engine did not start, or the address accepts no connections.
         """
         self.close()
@@ -203,18 +138,18 @@ class LoadEngine:
         return self._process.pid
 
     def poll(self) -> list[LoadWindow]:
-        """Windows that were completed since the last poll; never waits.
+        """The windows completed since the last poll; never waits.
 
-        Raises LoadError when the engine died, after all windows that it had written were returned.
+        Raises LoadError when the engine has died, after returning all windows that it had written.
         """
         return [part.window() for part in self.poll_summaries()]
 
     def window(self) -> LoadWindow:
-        """All windows that were completed since the last poll, as one; never waits. Raises as `poll`."""
+        """The windows completed since the last poll, as one; never waits. Raises LoadError as `poll`."""
         return merge_load_windows(self.poll(), len(self._seen.request_types))
 
     def poll_summaries(self) -> list[LoadSummary]:
-        """As `poll`, each window with raw latencies and bytes too."""
+        """As `poll`; the windows also have raw latencies and bytes."""
         if self._output is None:
             return []
         died = self._output.ended and self._output.summary is None
@@ -230,12 +165,12 @@ class LoadEngine:
         return self._output is None or self._output.wait_end(timeout_s)
 
     def stop(self) -> None:
-        """Ends the arrivals now; what is in flight is drained, within the timeout."""
+        """Ends the arrivals now; requests in flight have until their timeout."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
 
     def finish(self, timeout_s: float) -> LoadSummary:
-        """The summary, once the plan has ended (or was stopped) and nothing is in flight.
+        """The summary, when the plan has ended or was stopped and nothing is in flight.
 
         Raises LoadError when the engine died, or still runs after `timeout_s` seconds.
         """
@@ -248,7 +183,7 @@ class LoadEngine:
         return self._output.summary
 
     def partial_summary(self) -> LoadSummary:
-        """The sum of the windows polled so far: what is known of a run whose engine died (`complete` False)."""
+        """The sum of the windows polled so far, for a run whose engine has died (`complete` is False)."""
         return replace(self._seen, complete=False)
 
     def close(self) -> None:
@@ -284,14 +219,76 @@ class LoadEngine:
         self.priority, self.cores_awake = output.begin["priority"], output.begin.get("cores_awake", False)
 
     def _death(self) -> LoadError:
-        """What the engine's end without a summary means; its own last words when it refused the plan."""
+        """The error for an engine that ended without a summary: its own message when it refused the plan."""
         assert self._process is not None
         code = self._process.wait(5.0)
-        last_words = self._process.log_tail(1).removeprefix("gen_load: ")
+        message = self._process.log_tail(1).removeprefix("gen_load: ")
         if code == 2:
-            return LoadError(last_words, remedy="correct the target or the plan")
+            return LoadError(message, remedy="correct the target or the plan")
         where = str(self._process.log_path)
-        return LoadError(f"the load engine died with code {code}", where=where, evidence=last_words)
+        return LoadError(f"the load engine died with code {code}", where=where, evidence=message)
+
+
+class EngineOutput:
+    """The JSON lines of one run of the engine, read in a thread, so that neither process waits for the other.
+
+    Attributes:
+        begin: the ``start`` line; None before it.
+        summary: of the ``summary`` line; None before it.
+        ended: the engine has closed its output.
+    """
+
+    def __init__(self, stdout: IO[bytes]) -> None:
+        self.begin: dict[str, Any] | None = None
+        self.summary: LoadSummary | None = None
+        self.ended = False
+        self._windows: deque[LoadSummary] = deque()
+        self._news = threading.Condition()
+        # Duplicated, because the process may close its stream during a read.
+        descriptor = os.dup(stdout.fileno())
+        threading.Thread(target=self._read, args=(descriptor,), name="load-engine-output", daemon=True).start()
+
+    def take_windows(self) -> list[LoadSummary]:
+        """The windows since the last call, in order; never waits."""
+        with self._news:
+            windows = list(self._windows)
+            self._windows.clear()
+        return windows
+
+    def wait_begin(self, timeout_s: float) -> bool:
+        """True once the engine has begun or ended; False after `timeout_s` seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: self.begin is not None or self.ended, timeout_s)
+
+    def wait_end(self, timeout_s: float) -> bool:
+        """True once the engine has ended; False after `timeout_s` seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: self.ended, timeout_s)
+
+    def _read(self, descriptor: int) -> None:
+        try:
+            with os.fdopen(descriptor, "rb") as stream:
+                for line in stream:
+                    self._sort(line)
+        finally:
+            with self._news:
+                self.ended = True
+                self._news.notify_all()
+
+    def _sort(self, line: bytes) -> None:
+        if not line.endswith(b"\n"):
+            return  # torn: the engine was killed while it wrote
+        # Parsed on arrival, because the caller asks at the end of an interval, when every millisecond counts.
+        content = json.loads(line)
+        summary = None if content["kind"] == "start" else LoadSummary.from_json(content)
+        with self._news:
+            if summary is None:
+                self.begin = content
+            elif content["kind"] == "window":
+                self._windows.append(summary)
+            else:
+                self.summary = summary
+            self._news.notify_all()
 
 
 def _check_positive(value_s: float, name: str) -> None:

@@ -1,7 +1,4 @@
-"""Load plans: what the options say, as streams of rate steps. `random` is the project's first generator's.
-
-The plan file of the load engine: which request each stream sends, and when its rate changes.
-"""
+"""Load plans: from options to streams of rate steps, and to the plan file of the load engine."""
 
 from __future__ import annotations
 
@@ -20,134 +17,58 @@ from actuators.errors import ConfigError, closest
 from actuators.load.build import engine_path
 from actuators.options import Options
 
+PlanKind = Literal["random", "constant", "steps", "diurnal", "trace"]
+_STEPS_PER_PERIOD = 120
 DISTRIBUTIONS: tuple[str, ...] = get_args(ArrivalDistribution)
 _SOCIAL_NETWORK = {"compose": "compose", "home_read": "timeline", "user_read": "timeline"}
 
 
-def body_of(group: Group, files: Mapping[str, Path]) -> str:
-    """The engine's word for what requests of this group carry.
-
-    `compose` and `timeline` as DeathStarBench's wrk2 scripts send them, a file's bytes, or `none`.
-    Raises ConfigError when the body file is missing.
-    """
-    if group.request_type not in files:
-        return _SOCIAL_NETWORK.get(group.request_type, "none")
-    path = Path(files[group.request_type]).absolute()
-    if not path.is_file():
-        raise ConfigError(
-            f"no body file '{path}'", where=f"type {group.request_type}", remedy="give a file that can be read"
-        )
-    return f"file:{path}"
-
-
-def plan_text(topology: Topology, streams: Sequence[Stream], files: Mapping[str, Path]) -> str:
-    """The plan file: a stream per group in the topology's order, silent where `streams` has none.
-
-    Raises ConfigError for an unknown or repeated request type, or steps that make no sense.
-    """
-    known = topology.request_types
-    by_type = {stream.request_type: stream for stream in streams}
-    for stream in streams:
-        if stream.request_type not in known:
-            raise ConfigError(
-                f"unknown request type '{stream.request_type}'", remedy=closest(stream.request_type, known)
-            )
-    if len(by_type) != len(streams) or len(set(known)) != len(known):
-        raise ConfigError("a request type is listed twice", where="load plan", remedy="give each type one stream")
-    lines = []
-    for group in topology.groups:
-        stream = by_type.get(group.request_type, Stream(group.request_type, ()))
-        lines.append(f"stream {group.request_type} {group.method} {group.path} {body_of(group, files)}")
-        lines += _step_lines(stream)
-    return "\n".join(lines) + "\n"
-
-
-def parse_plan(text: str) -> tuple[Stream, ...]:
-    """The streams of a plan file, as `gen_load --print-plan` writes it."""
-    steps: dict[str, list[RateStep]] = {}
-    request_type = ""
-    for line in text.splitlines():
-        word, *fields = line.split()
-        if word == "stream":
-            request_type = fields[0]
-            steps[request_type] = []
-        else:
-            steps[request_type].append(RateStep(float(fields[0]), float(fields[1]), fields[2]))  # type: ignore[arg-type]
-    return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
-
-
-def _step_lines(stream: Stream) -> list[str]:
-    lines, previous_s = [], -1.0
-    for step in stream.steps:
-        _check_step(stream, step, previous_s)
-        lines.append(f"step {step.start_s!r} {step.rate_rps!r} {step.distribution}")
-        previous_s = step.start_s
-    return lines
-
-
-def _check_step(stream: Stream, step: RateStep, previous_s: float) -> None:
-    where = f"type {stream.request_type}, step at {step.start_s:g} s"
-    if step.distribution not in DISTRIBUTIONS:
-        raise ConfigError(
-            f"unknown distribution '{step.distribution}'", where=where, remedy=closest(step.distribution, DISTRIBUTIONS)
-        )
-    if not (math.isfinite(step.rate_rps) and step.rate_rps >= 0):
-        raise ConfigError(f"rate is {step.rate_rps}", where=where, remedy="it must be 0 or more requests per second")
-    if (step.start_s != 0 if previous_s < 0 else step.start_s <= previous_s) or not math.isfinite(step.start_s):
-        raise ConfigError("steps must begin at 0 s and ascend", where=where, remedy="sort the steps")
-
-
-PlanKind = Literal["random", "constant", "steps", "diurnal", "trace"]
-
-_STEPS_PER_PERIOD = 120
-
-
 class PlanOptions(Options):
-    """Which requests arrive when. Rates are of all types together, shared by `mix`, but in `random` and `trace`."""
+    """Which requests arrive when. Rates are totals that `mix` divides, except in `random` and `trace`."""
 
     plan: PlanKind = "random"
-    """random: per type, bursts of random distribution, rate and length with pauses; constant; steps; diurnal; trace."""
+    """random (bursts of random distribution, rate and length per type with pauses), constant, steps, diurnal, trace."""
     duration_s: float = Field(600.0, gt=0)
-    """Total time of the plan."""
+    """Length of the plan, in seconds."""
     seed: int = Field(1, ge=0)
-    """Of the plan, the arrivals and the requests."""
+    """Seed of the plan, the arrivals and the requests."""
     distribution: ArrivalDistribution = "exponential"
-    """Of the gaps between requests, mean 1/rate; `normal` has half its mean as standard deviation, `fixed` is even."""
+    """Distribution of the gaps between requests, mean 1/rate; `normal` has a standard deviation of half its mean."""
     mix: dict[str, float] = Field({"compose": 0.1, "home_read": 0.6, "user_read": 0.3})
-    """Request type to its share of the rate; shares need not sum to 1."""
+    """Request type to its share of the rate; the shares need not add up to 1."""
     rate_rps: float = Field(300.0, gt=0)
-    """constant: the rate."""
+    """constant: the rate, in requests per second."""
     steps: tuple[str, ...] = ("0:100", "20:500", "40:100")
-    """steps: START_S:RATE_RPS, each until the next; rate 0 is silence."""
+    """steps: START_S:RATE_RPS, each until the next; rate 0 means no requests."""
     low_rps: float = Field(50.0, ge=0)
     """diurnal: rate at the start, the lowest."""
     high_rps: float = Field(500.0, gt=0)
     """diurnal: rate half a period later, the highest."""
     period_s: float = Field(120.0, gt=0)
-    """diurnal: length of one day."""
+    """diurnal: length of one period, in seconds."""
     trace: Path | None = None
-    """trace: CSV file with the header time_s,TYPE,TYPE…; rates per type from that time on, until the next row. Else not
-    given."""
+    """trace: CSV file with the header time_s,TYPE,TYPE…; a row holds the rates per type until the next row.
+    Only `trace` needs it."""
     min_rate_rps: float = Field(100.0, gt=0)
-    """random: lowest rate of a burst, per type."""
+    """random: lowest rate of a burst of one type."""
     max_rate_rps: float = Field(2000.0, gt=0)
-    """random: highest rate of a burst, per type."""
+    """random: highest rate of a burst of one type."""
     min_burst_s: float = Field(30.0, gt=0)
-    """random: shortest burst."""
+    """random: shortest burst, in seconds."""
     max_burst_s: float = Field(600.0, gt=0)
-    """random: longest burst."""
+    """random: longest burst, in seconds."""
     min_backoff_s: float = Field(10.0, gt=0)
-    """random: shortest pause after a burst."""
+    """random: shortest pause after a burst, in seconds."""
     max_backoff_s: float = Field(100.0, gt=0)
-    """random: longest pause after a burst."""
+    """random: longest pause after a burst, in seconds."""
 
 
 def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
     """The plan's streams; equal options give equal streams.
 
     Raises:
-        ConfigError: a bound, step, share or trace makes no sense.
-        MissingToolError: `random` without a compiler for the engine that draws it.
+        ConfigError: a bound, step, share or trace is invalid.
+        MissingToolError: `random` without a compiler for the engine, which draws the bursts.
     """
     if options.plan == "random":
         return random_streams(options)
@@ -163,7 +84,7 @@ def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
 
 
 def random_streams(options: PlanOptions, engine: Path | None = None) -> tuple[Stream, ...]:
-    """The same bursts as `gen_load` alone sends with the same seed, time and bounds: it draws them itself."""
+    """The bursts that `gen_load` draws for this seed, duration and bounds."""
     names = (
         "seed", "duration_s", "min_rate_rps", "max_rate_rps", "min_burst_s", "max_burst_s", "min_backoff_s",
         "max_backoff_s",
@@ -189,7 +110,7 @@ def parse_step(text: str) -> tuple[float, float]:
 
 
 def diurnal_steps(options: PlanOptions) -> list[tuple[float, float]]:
-    """A raised cosine from low to high and back, in steps of a 120th of the period with its middle's rate."""
+    """A raised cosine from low to high and back, in steps of 1/120 of the period, each at the rate of its middle."""
     if options.low_rps > options.high_rps:
         raise ConfigError(f"low_rps {options.low_rps:g} exceeds high_rps {options.high_rps:g}", where="diurnal plan")
     step_s = options.period_s / _STEPS_PER_PERIOD
@@ -233,6 +154,79 @@ def trace_streams(options: PlanOptions) -> tuple[Stream, ...]:
         Stream(name, tuple(RateStep(row[0], row[column], options.distribution) for row in table))
         for column, name in enumerate(types, 1)
     )
+
+
+def plan_text(topology: Topology, streams: Sequence[Stream], files: Mapping[str, Path]) -> str:
+    """The plan file: a stream per group in the topology's order, without requests where `streams` has none.
+
+    Raises ConfigError for an unknown or repeated request type, or invalid steps.
+    """
+    known = topology.request_types
+    by_type = {stream.request_type: stream for stream in streams}
+    for stream in streams:
+        if stream.request_type not in known:
+            raise ConfigError(
+                f"unknown request type '{stream.request_type}'", remedy=closest(stream.request_type, known)
+            )
+    if len(by_type) != len(streams) or len(set(known)) != len(known):
+        raise ConfigError("a request type is listed twice", where="load plan", remedy="give each type one stream")
+    lines = []
+    for group in topology.groups:
+        stream = by_type.get(group.request_type, Stream(group.request_type, ()))
+        lines.append(f"stream {group.request_type} {group.method} {group.path} {body_of(group, files)}")
+        lines += _step_lines(stream)
+    return "\n".join(lines) + "\n"
+
+
+def parse_plan(text: str) -> tuple[Stream, ...]:
+    """The streams of a plan file, as `gen_load --print-plan` writes it."""
+    steps: dict[str, list[RateStep]] = {}
+    request_type = ""
+    for line in text.splitlines():
+        word, *fields = line.split()
+        if word == "stream":
+            request_type = fields[0]
+            steps[request_type] = []
+        else:
+            steps[request_type].append(RateStep(float(fields[0]), float(fields[1]), fields[2]))  # type: ignore[arg-type]
+    return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
+
+
+def body_of(group: Group, files: Mapping[str, Path]) -> str:
+    """The body of this group's requests, as the plan file names it.
+
+    `compose` and `timeline` as DeathStarBench's wrk2 scripts send them, `file:PATH`, or `none`.
+    Raises ConfigError when the body file is missing.
+    """
+    if group.request_type not in files:
+        return _SOCIAL_NETWORK.get(group.request_type, "none")
+    path = Path(files[group.request_type]).absolute()
+    if not path.is_file():
+        raise ConfigError(
+            f"no body file '{path}'", where=f"type {group.request_type}", remedy="give a file that can be read"
+        )
+    return f"file:{path}"
+
+
+def _step_lines(stream: Stream) -> list[str]:
+    lines, previous_s = [], -1.0
+    for step in stream.steps:
+        _check_step(stream, step, previous_s)
+        lines.append(f"step {step.start_s!r} {step.rate_rps!r} {step.distribution}")
+        previous_s = step.start_s
+    return lines
+
+
+def _check_step(stream: Stream, step: RateStep, previous_s: float) -> None:
+    where = f"type {stream.request_type}, step at {step.start_s:g} s"
+    if step.distribution not in DISTRIBUTIONS:
+        raise ConfigError(
+            f"unknown distribution '{step.distribution}'", where=where, remedy=closest(step.distribution, DISTRIBUTIONS)
+        )
+    if not (math.isfinite(step.rate_rps) and step.rate_rps >= 0):
+        raise ConfigError(f"rate is {step.rate_rps}", where=where, remedy="it must be 0 or more requests per second")
+    if (step.start_s != 0 if previous_s < 0 else step.start_s <= previous_s) or not math.isfinite(step.start_s):
+        raise ConfigError("steps must begin at 0 s and ascend", where=where, remedy="sort the steps")
 
 
 def _trace_row(row: Sequence[str], types: int, where: str) -> list[float]:

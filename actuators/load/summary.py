@@ -1,4 +1,4 @@
-"""What the load engine counted over any stretch of a run: one window, all of it, or what was left of it."""
+"""Counts of the load engine over a part of a run: one window, several, or the whole run."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)
 
 @dataclass(frozen=True, eq=False)
 class LoadSummary:
-    """Counts of one stretch, arrays ``[types]`` in the order of `request_types`.
+    """Counts of one part of a run; arrays are ``[types]`` in the order of `request_types`.
 
-    Everything is counted when it happens: `planned` at the intended time, `sent` at the first byte
-    written, the rest when the request ended. So the windows of a run add up exactly to its summary, and
-    over a whole run ``planned = sent + connect + not_sent`` and ``sent = answered + timeout + closed``.
+    Everything is counted when it happens: `planned` at the intended time, `sent` at the first byte written, the rest
+    when the request ends. So the windows of a run add up exactly to its summary, and over a whole run
+    ``planned = sent + connect + not_sent`` and ``sent = answered + timeout + closed``.
 
     Attributes:
         start_s, end_s: seconds since the plan began.
         planned, sent, answered, errors, late, retried: as in `LoadWindow`.
-        sent_bytes, received_bytes: HTTP bytes, heads included.
+        sent_bytes, received_bytes: HTTP bytes, headers included.
         latency_counts, latency_s_sum: ``[types, histogram.SIZE]`` and ``[types]``, from the intended send
-            time, of answers with a status below 400 (corrected for coordinated omission).
+            time, of responses with a status below 400 (corrected for coordinated omission).
         raw_counts, raw_s_sum: the same from the actual send time.
         send_delay_p50_ms, send_delay_p99_ms: actual minus intended send time.
         cpu_share: CPU seconds of the engine per second.
-        windows, saturated_windows: how many windows there were, and in how many the engine was the bottleneck.
-        interrupted: the arrivals were ended before the plan's end.
-        complete: False when the engine died: then `unaccounted` requests were lost with it.
-        in_flight, connections: requests without an answer, and open connections, at the end.
+        windows, saturated_windows: number of windows, and of those in which the engine was the bottleneck.
+        interrupted: the arrivals ended before the end of the plan.
+        complete: False when the engine died; then `unaccounted` requests were lost with it.
+        in_flight, connections: requests without a response, and open connections, at the end.
     """
 
     request_types: tuple[str, ...]
@@ -94,7 +94,7 @@ class LoadSummary:
 
     @classmethod
     def empty(cls, request_types: Sequence[str]) -> Self:
-        """Zeros: the neutral element of `+`."""
+        """All zeros, the neutral element of `+`."""
         size = len(request_types)
         zero = np.zeros(size, dtype=np.int64)
         counts = np.zeros((size, histogram.SIZE), dtype=np.int64)
@@ -105,7 +105,7 @@ class LoadSummary:
         )  # fmt: skip
 
     def __add__(self, later: LoadSummary) -> LoadSummary:
-        """Both stretches; the send delays are the worse of the two, as their counts are not kept."""
+        """Both parts together; the send delays are the larger ones, because their counts are not kept."""
         first = later if self.windows == 0 else self
         busy_s = self.cpu_share * (self.end_s - self.start_s) + later.cpu_share * (later.end_s - later.start_s)
         length_s = (self.end_s - self.start_s) + (later.end_s - later.start_s)
@@ -147,21 +147,21 @@ class LoadSummary:
 
     @property
     def offered_rps(self) -> FloatArray:
-        """``[types]``: requests that the plan asked for, per second."""
+        """``[types]``: planned requests per second."""
         return self._rate(self.planned)
 
     @property
     def achieved_rps(self) -> FloatArray:
-        """``[types]``: answers with a status below 400, per second."""
+        """``[types]``: responses with a status below 400, per second."""
         return self._rate(self.latency_counts.sum(axis=1))
 
     @property
     def unaccounted(self) -> IntArray:
-        """``[types]``: sent, but neither answered nor failed. Zero over a whole run that ended by itself."""
+        """``[types]``: requests that were sent, but neither answered nor failed; zeros over a whole run."""
         return self.sent - self.answered - self.errors["timeout"] - self.errors["closed"]
 
     def percentiles_ms(self, *, raw: bool = False) -> dict[str, dict[str, float]]:
-        """Per type, ``{"p50": ms, …, "p99.99": ms}``; nan without answers. `raw` counts from the actual send."""
+        """Per type, ``{"p50": ms, …, "p99.99": ms}``; nan without responses. `raw`: from the actual send time."""
         counts = self.raw_counts if raw else self.latency_counts
         return {
             name: {f"p{p:g}": histogram.percentile_ms(counts[i], p) for p in PERCENTILES}
@@ -215,7 +215,7 @@ def _statistics_ms(counts: IntArray, sum_s: float) -> dict[str, float] | None:
 
 
 def _each(names: Sequence[str], value: Callable[[str], Any]) -> dict[str, Any]:
-    """Fields of one shape by name, for a constructor."""
+    """Name → value(name), for a constructor."""
     return {name: value(name) for name in names}
 
 

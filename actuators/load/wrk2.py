@@ -1,6 +1,6 @@
 """DeathStarBench's wrk2 as a second load engine: the user's binary and Lua scripts, our summary.
 
-What it does was read in its source and measured (shared/nginx.md, section D); its traps become warnings.
+Where its counts differ from ours there are warnings; its behaviour is described in docs/nginx-facts.md#wrk2.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from actuators.options import Options
 from actuators.processes.process import ManagedProcess
 
 DISCARDED_S = 10.0
-"""wrk2 leaves the first ten seconds out of its histogram."""
+"""wrk2 does not count the first ten seconds in its histogram."""
 _DISTRIBUTIONS = {"exponential": "exp", "fixed": "fixed", "zipf": "zipf"}
 
 
@@ -34,13 +34,13 @@ class Wrk2Options(Options):
     """The user's wrk2; one process per request type."""
 
     path: Path | None = None
-    """The binary; without it the engine cannot run, as a `wrk` on the PATH may be another program."""
+    """The binary, which must be given: a `wrk` on the PATH may be a different program."""
     scripts: dict[str, Path] = Field(default_factory=dict)
-    """Request type to its Lua script (-s); without one for every type of the mix the engine cannot run."""
+    """Request type to its Lua script (-s); every type of the mix needs one."""
     threads: int = Field(1, ge=1)
     """Threads per process (-t)."""
     connections: int = Field(64, ge=1)
-    """Connections per process (-c); give at least four times the requests you expect in flight: it pipelines."""
+    """Connections per process (-c); at least four times the requests in flight, because wrk2 pipelines."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Wrk2Engine:
     """Runs wrk2 for every stream at once; a context manager.
 
     Attributes:
-        warnings: what its summary must be read with, one line each.
+        warnings: one line for each way in which its summary differs from ours.
     """
 
     def __init__(self, options: Wrk2Options, work_dir: Path) -> None:
@@ -100,7 +100,7 @@ class Wrk2Engine:
         return all(process.poll() is not None for process in self._processes)
 
     def stop(self) -> None:
-        """Ends the arrivals; wrk2 then prints what it has."""
+        """Ends the arrivals; wrk2 then prints its results."""
         for process in self._processes:
             process.send_signal(signal.SIGINT)
 
@@ -113,7 +113,7 @@ class Wrk2Engine:
                 raise LoadError(f"{process.name} ended with code {code}", evidence=process.log_tail())
             text = process.log_path.read_text(encoding="utf-8", errors="replace")
             parts.append(parse_output(text, plan.request_type, plan.rate_rps))
-        return _side_by_side(parts)
+        return _joined(parts)
 
     def close(self) -> None:
         for process in self._processes:
@@ -130,13 +130,12 @@ class Wrk2Engine:
 
 
 def parse_output(text: str, request_type: str, rate_rps: float) -> LoadSummary:
-    """The summary of one process' ``-L`` output.
+    """The summary of the ``-L`` output of one process.
 
-    Its latencies count from the actual send, which is what `raw_counts` means; `latency_counts` repeats
-    them, as an open-loop sender that is on time has both alike. Statuses of 400 and more are not told
-    apart: they are counted as status_5xx.
+    wrk2 counts latency from the actual send time, as `raw_counts` does; `latency_counts` repeats them, because they are
+    equal for a sender that is on time. It does not tell statuses from 400 on apart: they count as status_5xx.
 
-    Raises LoadError when there is no result in it.
+    Raises LoadError when there are no results in it.
     """
     ended = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m|h),", text)
     if ended is None:
@@ -194,10 +193,10 @@ def _spectrum(text: str) -> tuple[np.ndarray, float]:
 def _find(path: Path | None) -> Path:
     if path is None:
         raise ConfigError("no wrk2 binary", where="engine wrk2", remedy="give its path")
-    found = shutil.which(path)
-    if found is None:
+    program = shutil.which(path)
+    if program is None:
         raise MissingToolError(f"'{path}' is not a program", where="engine wrk2", remedy="build wrk2 and give its path")
-    return Path(found).absolute()
+    return Path(program).absolute()
 
 
 def _plan(stream: Stream, scripts: Mapping[str, Path]) -> Wrk2Plan:
@@ -207,7 +206,7 @@ def _plan(stream: Stream, scripts: Mapping[str, Path]) -> Wrk2Plan:
     step = stream.steps[0]
     if step.distribution not in _DISTRIBUTIONS:
         raise ConfigError(
-            f"wrk2 does not implement '{step.distribution}' gaps: it would send without any limit", where=where,
+            f"wrk2 does not implement '{step.distribution}' gaps: it would send without a limit", where=where,
             remedy=f"use one of {', '.join(_DISTRIBUTIONS)}, or the native engine",
         )  # fmt: skip
     script = scripts.get(stream.request_type)
@@ -221,22 +220,22 @@ def _plan(stream: Stream, scripts: Mapping[str, Path]) -> Wrk2Plan:
 
 def _warnings(plans: Sequence[Wrk2Plan], duration_s: float) -> list[str]:
     lines = [
-        f"wrk2 leaves the first {DISCARDED_S:g} s out of its latencies",
-        "wrk2 pipelines: what waits in a connection is invisible to NGINX, and NGINX answers a connection in order",
-        "wrk2 counts latency from the actual send and rounds its timers to milliseconds",
+        f"wrk2 does not count the latencies of the first {DISCARDED_S:g} s",
+        "wrk2 pipelines: NGINX does not see requests that wait in a connection, and answers a connection in order",
+        "wrk2 counts latency from the actual send time and rounds its timers to milliseconds",
     ]
     if duration_s < 3 * DISCARDED_S:
-        lines.append(f"with {duration_s:g} s little is left after that; run at least {3 * DISCARDED_S:g} s")
+        lines.append(f"{duration_s:g} s leave little after that; run at least {3 * DISCARDED_S:g} s")
     distributions = {plan.distribution for plan in plans}
     if "fixed" in distributions:
-        lines.append("wrk2's fixed gaps are not even: every connection has a clock of its own, all started together")
+        lines.append("wrk2's fixed gaps are not even: every connection has a separate clock, and all start together")
     if "zipf" in distributions:
-        lines.append("wrk2's zipf is another one: exponent 3 over 1…100")
+        lines.append("wrk2's zipf differs: exponent 3 over 1…100")
     return lines
 
 
-def _side_by_side(parts: Sequence[LoadSummary]) -> LoadSummary:
-    """One summary with every part's type as a row."""
+def _joined(parts: Sequence[LoadSummary]) -> LoadSummary:
+    """One summary with a row for the type of each part."""
     first = parts[0]
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
