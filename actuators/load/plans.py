@@ -48,7 +48,7 @@ class PlanOptions(Options):
     """diurnal: length of one period, in seconds."""
     trace: Path | None = None
     """trace: CSV file with the header time_s,TYPE,TYPE…; a row holds the rates per type until the next row.
-    Only `trace` needs it."""
+    The plan cannot run without it."""
     min_rate_rps: float = Field(100.0, gt=0)
     """random: lowest rate of a burst of one type."""
     max_rate_rps: float = Field(2000.0, gt=0)
