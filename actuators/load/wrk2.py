@@ -34,9 +34,9 @@ class Wrk2Options(Options):
     """The user's wrk2; one process per request type."""
 
     path: Path | None = None
-    """The binary, which must be given: a `wrk` on the PATH may be a different program."""
+    """The binary; without it the engine cannot run, because a `wrk` on the PATH may be a different program."""
     scripts: dict[str, Path] = Field(default_factory=dict)
-    """Request type to its Lua script (-s); every type of the mix needs one."""
+    """Request type to its Lua script (-s); without one for each type of the mix the engine cannot run."""
     threads: int = Field(1, ge=1)
     """Threads per process (-t)."""
     connections: int = Field(64, ge=1)
