@@ -1,4 +1,8 @@
-"""Says what a long job does, for how long, and what is next: drawn live on a terminal, plain lines elsewhere."""
+"""Shows what a long job does, for how long, and what is next: drawn live on a terminal, plain lines elsewhere.
+
+On `rich.live`, not `rich.progress`: skipped, late and failed stages and the plain lines are most of the code, and the
+same on `rich.progress` was not shorter.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
-        """Runs one announced stage; an exception marks it as ended early and goes on.
+        """Runs one announced stage; an exception marks it as ended early and is passed on.
 
         Raises:
             KeyError: no stage of that name was announced.
@@ -76,30 +80,35 @@ class Progress:
         if index is None:
             raise KeyError(f"no stage '{name}' among {[row.stage.name for row in self._rows]}")
         row = self._rows[index]
-        row.start_s = row.said_s = self._clock()
-        self._say(index, f"started, {_about(row.stage.expected_s)}; next: {self._next(index)}")
+        row.start_s = row.printed_s = self._clock()
+        self._print(index, f"started, {_about(row.stage.expected_s)}; next: {self._next(index)}")
         try:
             yield StageProgress(self, index)
         except BaseException as error:
             row.end_s = self._clock()
             row.outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._say(index, f"{row.outcome} after {_span(row.end_s - row.start_s)}")
+            self._print(index, f"{row.outcome} after {_span(row.end_s - row.start_s)}")
             raise
         row.end_s = self._clock()
         row.outcome = "done"
-        self._say(index, f"done in {_span(row.end_s - row.start_s)}")
+        self._print(index, f"done in {_span(row.end_s - row.start_s)}")
 
     def update(self, index: int, text: str, fraction: float | None = None) -> None:
-        """What the running stage does now; plain lines pass at most every UPDATE_EVERY_S."""
+        """What the running stage does now; plain lines are printed at most every UPDATE_EVERY_S."""
         row = self._rows[index]
         row.text = text
         row.fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
         now_s = self._clock()
-        if now_s - row.said_s >= UPDATE_EVERY_S:
-            row.said_s = now_s
-            self._say(index, f"{self._timing(row)}: {text}")
+        if now_s - row.printed_s >= UPDATE_EVERY_S:
+            row.printed_s = now_s
+            self._print(index, f"{self._timing(row)}: {text}")
 
-    def _say(self, index: int, text: str) -> None:
+    def refresh(self) -> None:
+        """Draws the live part now instead of at its next turn."""
+        if self._live is not None:
+            self._live.refresh()
+
+    def _print(self, index: int, text: str) -> None:
         if self._live is None:
             stamp = datetime.now().strftime("%H:%M:%S")
             name = self._rows[index].stage.name
@@ -134,7 +143,7 @@ class Progress:
         if row.end_s is None:
             share = row.fraction
             if share is None:
-                # Without word from the stage, time is the best guess; it never claims to be done.
+                # Without a report from the stage, time is the best guess; it never shows the end.
                 share = min((self._clock() - row.start_s) / max(row.stage.expected_s, 1e-9), 0.97)
             bar = ProgressBar(total=1.0, completed=share, width=24)
             return row.spinner, Text(row.stage.name, style="bold"), bar, self._timing(row), Text(row.text)
@@ -144,13 +153,13 @@ class Progress:
 
 
 class StageProgress:
-    """What the code of a stage uses to say where it is."""
+    """How the code of a stage reports where it is."""
 
     def __init__(self, progress: Progress, index: int) -> None:
         self._progress, self._index = progress, index
 
     def update(self, text: str, fraction: float | None = None) -> None:
-        """What happens now, and how far the stage is (0…1) when that is known."""
+        """What happens now, and the share of the stage that is over (0…1) when it is known."""
         self._progress.update(self._index, text, fraction)
 
 
@@ -161,7 +170,7 @@ class _Row:
         self.stage = stage
         self.start_s: float | None = None
         self.end_s: float | None = None
-        self.said_s = float("-inf")
+        self.printed_s = float("-inf")
         self.text, self.outcome = "", ""
         self.fraction: float | None = None
         self.spinner = Spinner("dots", style="cyan")

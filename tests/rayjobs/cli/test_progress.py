@@ -90,7 +90,7 @@ def test_a_terminal_shows_done_running_and_next() -> None:
         with screen.progress.stage("train") as stage:
             screen.clock.now_s += 15
             stage.update("iteration 3 [of 9]", 0.33)
-            screen.progress._live.refresh()  # type: ignore[union-attr]
+            screen.progress.refresh()
             drawn = screen.file.getvalue()
     assert re.search(r"✓ observe +21\.0 s", drawn)
     assert re.search(r"train .*15\.0 s of about 2\.5 min .*iteration 3 \[of 9\]", drawn)
@@ -101,7 +101,7 @@ def test_a_terminal_shows_done_running_and_next() -> None:
 def test_a_terminal_shows_a_stage_that_was_passed_over() -> None:
     screen = Screen(terminal=True)
     with screen.progress, screen.progress.stage("judge"):
-        screen.progress._live.refresh()  # type: ignore[union-attr]
+        screen.progress.refresh()
         drawn = screen.file.getvalue()
     assert drawn.count("skipped") == 2 * drawn.count("next: nothing")
 
