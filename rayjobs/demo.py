@@ -14,7 +14,7 @@ from actuators.errors import ConfigError
 from actuators.nginx.detect import detect, need_lua
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.parts import LiveOptions
-from rayjobs.cli.interrupts import leave_within
+from rayjobs.cli.interrupts import exit_within
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
@@ -177,7 +177,7 @@ def run(options: DemoOptions) -> int:
     def kept() -> str:
         return f"kept in {folder.path}: {folder.contents()}"
 
-    leave_within(CLEAN_UP_S, kept)
+    exit_within(CLEAN_UP_S, kept)
     try:
         with Progress(_stages(options)) as progress:
             if options.testbed == "live":

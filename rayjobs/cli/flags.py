@@ -55,13 +55,9 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         super().__init__(prog=prog, argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
         self._summary, self._example, self._options, self._common = summary, example, options, common
-        fields = with_automatic(options)
-        self._nested = {f.path: _nested_action(f, automatic) for f, automatic in fields if "." in f.path}
-        self._own = {
-            f.path: _add(self, f, automatic, positional=f.path in positional)
-            for f, automatic in fields
-            if "." not in f.path
-        }
+        self._fields = {field.path: field for field in fields_of(options)}
+        self._own = {p: _add(self, f, positional=p in positional) for p, f in self._fields.items() if "." not in p}
+        self._nested = {path: _nested_action(field) for path, field in self._fields.items() if "." in path}
         self._general = list(_add_general(self))
         self.usage = " ".join([prog, *(self._usage(name) for name in positional), "[options]"])
 
@@ -77,6 +73,9 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self, *, whole: bool = False) -> str:
         """The example, the common options (all when `whole`), and where options come from."""
+        automatic = automatic_values(self._options)
+        for path, action in {**self._own, **self._nested}.items():
+            action.help = describe(self._fields[path], automatic.get(path)).replace("%", "%%")
         formatter = argparse.RawDescriptionHelpFormatter(self.prog, max_help_position=28)
         formatter.add_usage(self.usage, [], [])
         formatter.add_text(f"example:\n  {self._example}")
@@ -107,9 +106,9 @@ class Parser(argparse.ArgumentParser):
         return [*positional, *(path for path in self._common if path in actions and path not in positional)]
 
     def _usage(self, name: str) -> str:
-        field = next(field for field in fields_of(self._options) if field.path == name)
-        text = name.upper() + (" …" if is_list(field.info.annotation) else "")
-        return text if field.info.is_required() else f"[{text}]"
+        info = self._fields[name].info
+        text = name.upper() + (" …" if is_list(info.annotation) else "")
+        return text if info.is_required() else f"[{text}]"
 
     def _hint(self, flag: str) -> str:
         known = [name for action in self._actions for name in action.option_strings]
@@ -130,15 +129,13 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def with_automatic(options: type[Options]) -> list[tuple[Field, object]]:
-    """Every option, and the value that it has on this machine when nothing is given (`Options.resolved`)."""
-    fields = list(fields_of(options))
+def automatic_values(options: type[Options]) -> dict[str, object]:
+    """Dotted path → the value in force on this machine when nothing is given, after `Options.resolved`."""
     try:
-        resolved = {field.path: field.default for field in fields_of(options, options().resolved())}
+        return {field.path: field.default for field in fields_of(options, options().resolved())}
     except (DeepSchedError, ValidationError):
-        # Options that must be given, or a program that is not installed.
-        resolved = {}
-    return [(field, resolved.get(field.path, field.default)) for field in fields]
+        # An option must be given, or a program is not installed.
+        return {}
 
 
 def describe(field: Field, automatic: object = None) -> str:
@@ -175,7 +172,7 @@ def _condition(condition: Only, group: str) -> str:
     words = []
     for name, wanted in condition.needed.items():
         path = f"{group}.{name}" if group else name
-        if wanted is GIVEN or wanted is NOT_GIVEN:
+        if wanted is GIVEN or wanted is NOT_GIVEN or wanted is None:
             words.append(f"{'with' if wanted is GIVEN else 'without'} {path}")
         else:
             values = wanted if isinstance(wanted, tuple) else (wanted,)
@@ -183,21 +180,18 @@ def _condition(condition: Only, group: str) -> str:
     return " ".join(words)
 
 
-def _add(parser: Parser, field: Field, automatic: object, *, positional: bool) -> argparse.Action:
+def _add(parser: Parser, field: Field, *, positional: bool) -> argparse.Action:
     kind: Any = field.info.annotation
-    text = describe(field, automatic).replace("%", "%%")
     if positional:
-        return parser.add_argument(
-            field.path, nargs="*" if is_list(kind) else "?", metavar=field.path.upper(), help=text
-        )
+        return parser.add_argument(field.path, nargs="*" if is_list(kind) else "?", metavar=field.path.upper())
     flag = "--" + field.path.replace("_", "-")
     if kind is bool:
-        return parser.add_argument(flag, action=argparse.BooleanOptionalAction, dest=field.path, help=text)
+        return parser.add_argument(flag, action=argparse.BooleanOptionalAction, dest=field.path)
 
     def convert(value: str) -> object:
         return parse_value(kind, value)
 
-    return parser.add_argument(flag, type=convert, dest=field.path, metavar=_metavar(kind), help=text)
+    return parser.add_argument(flag, type=convert, dest=field.path, metavar=_metavar(kind))
 
 
 def _add_general(parser: Parser) -> Iterator[argparse.Action]:
@@ -211,10 +205,9 @@ def _add_general(parser: Parser) -> Iterator[argparse.Action]:
     yield add("--help-all", action=_Help, nargs=0, const=True, help="all options")
 
 
-def _nested_action(field: Field, automatic: object) -> argparse.Action:
-    """Describes an option in a group as the formatter needs it; it is not a flag."""
-    text = describe(field, automatic).replace("%", "%%")
-    return argparse.Action([field.path], field.path, metavar=_metavar(field.info.annotation), help=text)
+def _nested_action(field: Field) -> argparse.Action:
+    """An option in a group as the formatter needs it; it is not a flag."""
+    return argparse.Action([field.path], field.path, metavar=_metavar(field.info.annotation))
 
 
 def _is_positional(action: argparse.Action) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions in the main thread, so that every `with` and `finally` gets its turn."""
+"""Ctrl-C and SIGTERM as exceptions in the main thread, so that every `with` and `finally` runs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from collections.abc import Callable
 from types import FrameType
 
 GRACE_S = 10.0
-"""How long a further signal is ignored after the first: cleaning up must not be cut short by `make` passing it on."""
+"""How long further signals are ignored after the first: `make` passes a signal on, which must not stop the clean-up."""
 
 _FOLLOW = "DEEPSCHED_FOLLOWS_PARENT"
 _PR_SET_PDEATHSIG = 1
 _first_s: float | None = None
 _clean_up_s: float | None = None
-_last_words: Callable[[], str] = str
+_closing_line: Callable[[], str] = str
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; handled like Ctrl-C, but the exit code is 143."""
+    """SIGTERM arrived; handled like Ctrl-C, but the exit status is 143."""
 
 
 def claim_signals() -> None:
-    """Routes SIGINT and SIGTERM here; the main thread gets KeyboardInterrupt or Terminated, once.
+    """Handles SIGINT and SIGTERM: the main thread gets KeyboardInterrupt or Terminated, once.
 
-    `ray.init` installs a SIGTERM handler of its own: call this again after it.
+    `ray.init` replaces the handler of SIGTERM: call this again after it.
     """
     signal.signal(signal.SIGINT, _raise_once)
     signal.signal(signal.SIGTERM, _raise_once)
 
 
-def leave_within(clean_up_s: float, last_words: Callable[[], str] = str) -> None:
-    """From now on an interrupted process is gone after that many seconds, whatever its cleaning up waits for.
+def exit_within(clean_up_s: float, closing_line: Callable[[], str] = str) -> None:
+    """From now on, an interrupted process exits after that many seconds even if its clean-up has not ended.
 
-    `last_words` gives the line to say then, as the interrupted code does not come to say it.
+    `closing_line` returns the line to print then, which the interrupted code cannot print any more.
     """
-    global _clean_up_s, _last_words
-    _clean_up_s, _last_words = clean_up_s, last_words
+    global _clean_up_s, _closing_line
+    _clean_up_s, _closing_line = clean_up_s, closing_line
 
 
 def follow_parent() -> None:
-    """Asks the kernel for a SIGTERM when the parent ends, if the Makefile wished it (prctl(2)).
+    """Asks the kernel for a SIGTERM when the parent ends (prctl(2)), if the Makefile has set DEEPSCHED_FOLLOWS_PARENT.
 
     Not by default: a run under `nohup` outlives its shell on purpose.
     """
@@ -52,10 +52,10 @@ def follow_parent() -> None:
 
 
 def release_signals() -> None:
-    """Gives the signals back at the end of a verb.
+    """Restores the default handlers at the end of a verb.
 
-    After an interruption SIGTERM stays ignored: `make` passes it on a second time, and while the interpreter ends
-    (Ray cleans up then) it would find Python's default, death.
+    After an interruption SIGTERM stays ignored: `make` passes it on a second time, and the default handler would kill
+    the interpreter while Ray cleans up at its exit.
     """
     global _first_s
     interrupted, _first_s = _first_s is not None, None
@@ -68,19 +68,18 @@ def _raise_once(number: int, frame: FrameType | None) -> None:
     now_s = time.monotonic()
     if _first_s is not None and now_s - _first_s < GRACE_S:
         # os.write: a handler may interrupt a print, and Python's streams are not reentrant.
-        os.write(2, "still ending what was started…\n".encode())
+        os.write(2, "cleaning up…\n".encode())
         return
     _first_s = now_s
     if _clean_up_s is not None:
-        leave = threading.Timer(_clean_up_s, _leave, (128 + number,))
-        leave.daemon = True
-        leave.start()
+        timer = threading.Timer(_clean_up_s, _exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
     raise Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
-def _leave(code: int) -> None:
+def _exit(status: int) -> None:
     try:
-        words = _last_words()
-        os.write(2, f"cleaning up took too long: leaving; guardians end what is left\n{words}\n".encode())
+        os.write(2, f"the clean-up took too long; guardians end what is left\n{_closing_line()}\n".encode())
     finally:
-        os._exit(code)
+        os._exit(status)

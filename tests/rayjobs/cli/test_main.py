@@ -233,8 +233,8 @@ def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
 
 def test_a_clean_up_that_hangs_is_cut_short() -> None:
     program = (
-        "import signal, time; from rayjobs.cli.interrupts import claim_signals, leave_within\n"
-        "claim_signals(); leave_within(0.2, lambda: 'kept all')\n"
+        "import signal, time; from rayjobs.cli.interrupts import claim_signals, exit_within\n"
+        "claim_signals(); exit_within(0.2, lambda: 'kept all')\n"
         "try:\n    print('up', flush=True); signal.pause()\n"
         "finally:\n    time.sleep(600)\n"
     )
