@@ -1,1 +1,1 @@
-"""From vts documents to snapshots, windows and recordings. Reads NGINX only; changes nothing."""
+"""From the statistics of NGINX (vts documents) to snapshots, windows and recordings. Changes nothing in NGINX."""

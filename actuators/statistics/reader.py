@@ -1,4 +1,4 @@
-"""Read NGINX's statistics over HTTP: snapshots, windows between them, and what went wrong meanwhile."""
+"""Reads NGINX's statistics over HTTP: snapshots, and the windows between them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from actuators.statistics.windows import difference, gap
 
 
 class CollectOptions(Options):
-    """How statistics are read."""
+    """How the statistics are read."""
 
     connect_timeout_s: float = 1.0
-    """Seconds to wait for a connection to the status endpoint."""
+    """Longest wait for a connection to the status endpoint, in seconds."""
     read_timeout_s: float = 2.0
-    """Seconds for the whole document."""
+    """Longest time for the whole document, in seconds."""
     max_bytes: int = MAX_BODY_BYTES
-    """Longest document that is read; 300 servers take about 1 MB."""
+    """Longest document that is read, in bytes; 300 servers take about 1 MB."""
 
 
 class StatusReader:
@@ -54,11 +54,11 @@ class StatusReader:
         if status == 200:
             with contextlib.suppress(StatusError):
                 return parse_json(body)
-        # The long way knows more kinds of wrong.
+        # The slower way names the error.
         return parse(self._document(status, body))
 
     def document(self) -> dict[str, Any]:
-        """The JSON object as it is served. Raises StatusError."""
+        """The statistics as a JSON object. Raises StatusError."""
         return self._document(*self._get())
 
     def _document(self, status: int, body: bytes) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class StatusReader:
 
 
 class Collector(StatusReader):
-    """Snapshots of one NGINX as windows about a topology's groups and servers."""
+    """Windows of one NGINX, for the groups and servers of a topology."""
 
     def __init__(self, status_url: str, topology: Topology, options: CollectOptions | None = None) -> None:
         super().__init__(status_url, options)
@@ -109,15 +109,15 @@ class Collector(StatusReader):
         return self._last
 
     def latest(self) -> Snapshot | None:
-        """The last reading that succeeded; None before `begin`."""
+        """The last successful reading; None before `begin`."""
         return self._last
 
     def window(self) -> Window:
-        """What happened since the last window that could be read, or since `begin`.
+        """The window since the last successful reading.
 
-        Unreachable statistics give a window with the fault ``gap``; the window after it covers the
-        whole time since the last reading, so no request is lost or counted twice.
-        Raises StatusError when `begin` was never called.
+        Unreachable statistics give a window with the fault ``gap``. The window after it covers the whole time since the
+        last successful reading, so that no request is lost or counted twice.
+        Raises StatusError when `begin` was not called.
         """
         if self._last is None:
             raise StatusError("no first reading", where=self.status_url, remedy="call begin() before window()")

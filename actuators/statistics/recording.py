@@ -1,8 +1,7 @@
-"""Snapshots as JSON lines with the keys of the project's first data set: write crash-safe, read old and new.
+"""Recordings of snapshots as JSON lines (docs/file-formats.md#snapshots): record at an even pace, write, read.
 
-One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``.
-
-Record snapshots at an even pace, through restarts and outages of NGINX, until told to stop.
+One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``. A killed
+writer tears at most its last line; files with the keys of the project's first data set can be read too.
 """
 
 from __future__ import annotations
@@ -25,16 +24,56 @@ _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones
 _GAP = "gap"
 _BAD = "Non 2xx/3xx responses"
 OLD_INTERVAL_MS = 500
-"""Files with only the old keys carry no time: the first collector took a snapshot every 0.5 s."""
+"""Files with only the old keys have no times: their snapshots were taken every 0.5 s."""
+_LONGEST_BACKOFF_S = 5.0
+
+
+def record(
+    reader: StatusReader,
+    writer: SnapshotWriter,
+    interval_s: float,
+    pause: Callable[[float], bool],
+    note: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Writes a snapshot every `interval_s` seconds until `pause` returns True, and one more at the end.
+
+    When the statistics cannot be read, writes a gap and tries again at growing intervals of up to 5 s.
+
+    Args:
+        pause: waits that many seconds, or less; True ends the recording.
+        note: called with a line when NGINX becomes unreachable, and when it responds again.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    silent, due_s = 0, time.monotonic()
+    last = False
+    while True:
+        try:
+            writer.write(reader.snapshot())
+            if silent:
+                note(f"NGINX responds again after {silent} attempts")
+            silent = 0
+        except StatusError as error:
+            writer.write_gap(str(error), time.time())
+            silent += 1
+            if silent == 1:
+                note(f"a gap: {error}")
+        if last:
+            return
+        now_s = time.monotonic()
+        # A late reading does not delay the next ones; missed readings are not repeated.
+        due_s = max(min(due_s, now_s) + interval_s, now_s) if not silent else now_s + _backoff_s(interval_s, silent)
+        last = pause(due_s - now_s)
 
 
 class Recording(NamedTuple):
-    """What a file held.
+    """Content of a file.
 
     Attributes:
-        snapshots: in the file's order.
-        skipped: lines that were torn or not a snapshot; the last line of a killed collector, for example.
-        gaps: times at which the collector could not read the statistics, and noted why.
+        snapshots: in the order of the file.
+        skipped: number of lines that are torn or not a snapshot, as the last line of a killed writer.
+        gaps: number of notes that the statistics could not be read.
     """
 
     snapshots: list[Snapshot]
@@ -43,7 +82,7 @@ class Recording(NamedTuple):
 
 
 class SnapshotWriter:
-    """Appends snapshots to a file, each with one write: a killed writer tears at most its last line.
+    """Appends snapshots to a file, each with one write.
 
     Raises DataError when the file cannot be opened or written.
     """
@@ -62,7 +101,7 @@ class SnapshotWriter:
         self.written += 1
 
     def write_gap(self, reason: str, now_s: float) -> None:
-        """Notes that there was nothing to read at `now_s` (epoch)."""
+        """Writes that the statistics could not be read at `now_s` (seconds since the epoch)."""
         self._write({_GAP: reason[:300], "nowMsec": round(now_s * 1000)})
         self.gaps += 1
 
@@ -86,7 +125,7 @@ class SnapshotWriter:
 
 
 def read_snapshots(path: Path) -> Recording:
-    """Every snapshot of a file and how many lines were torn or skipped.
+    """The snapshots of a file, and the number of skipped lines and gaps.
 
     Raises DataError when the file cannot be read or holds no snapshot at all.
     """
@@ -113,7 +152,7 @@ def read_snapshots(path: Path) -> Recording:
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """One line as an object. Raises DataError for a group whose name is one of the line's own keys."""
+    """One line as an object. Raises DataError for a group with the name of one of the line's keys."""
     taken = sorted(set(snapshot.groups) & set(_SNAPSHOT_KEYS))
     if taken:
         raise DataError(f"a group is called '{taken[0]}'", where="snapshots", remedy="rename the upstream")
@@ -135,7 +174,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
-    """The snapshot of one line, old or new; raises StatusError when it is none."""
+    """The snapshot of one line with old or new keys. Raises StatusError for any other line."""
     if not isinstance(line, Mapping):
         raise StatusError("a line is not a JSON object", where="snapshots")
     groups = {name: value for name, value in line.items() if name not in _SNAPSHOT_KEYS}
@@ -170,7 +209,7 @@ def _server_from_json(server: str, counters: Any) -> Any:
     entry = {**counters, "server": server}
     bad, requests = counters.get(_BAD), counters.get("requestCounter")
     if "responses" not in counters and isinstance(bad, int) and isinstance(requests, int) and 0 <= bad <= requests:
-        # Old files tell good from bad only: count the bad ones as the kind that matters to a policy.
+        # Old files tell only good from bad: the bad ones count as the class that matters to a policy.
         entry["responses"] = {"2xx": requests - bad, "5xx": bad}
     return entry
 
@@ -181,52 +220,12 @@ def _unserved(name: str, count: int) -> ServerCounters:
 
 
 def _torn(path: Path) -> bool:
-    """True when the file's last line has no end."""
+    """Whether the last line of the file is incomplete."""
     with open(path, "rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-_LONGEST_BACKOFF_S = 5.0
-
-
-def record(
-    reader: StatusReader,
-    writer: SnapshotWriter,
-    interval_s: float,
-    pause: Callable[[float], bool],
-    note: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Writes a snapshot every `interval_s` seconds until `pause` says so, one more at the end.
-
-    Args:
-        pause: waits that many seconds, or less; True when the recording is to end.
-        note: told once when NGINX becomes unreachable and once when it is back.
-
-    Raises DataError when the file cannot be written. An unreadable NGINX is noted as a gap and tried
-    again, less and less often, up to every 5 s.
-    """
-    silent, due_s = 0, time.monotonic()
-    last = False
-    while True:
-        try:
-            writer.write(reader.snapshot())
-            if silent:
-                note(f"NGINX answers again after {silent} attempts")
-            silent = 0
-        except StatusError as error:
-            writer.write_gap(str(error), time.time())
-            silent += 1
-            if silent == 1:
-                note(f"a gap: {error}")
-        if last:
-            return
-        now_s = time.monotonic()
-        # Late readings do not shift later ones; missed ones are not made up for.
-        due_s = max(min(due_s, now_s) + interval_s, now_s) if not silent else now_s + _backoff_s(interval_s, silent)
-        last = pause(due_s - now_s)
 
 
 def _backoff_s(interval_s: float, attempts: int) -> float:

@@ -1,9 +1,7 @@
-"""vts JSON → Snapshot: one reading of NGINX's cumulative counters. Pure: no I/O, no clock.
+"""vts documents and snapshots: the JSON of nginx-module-vts, validated while it is decoded. Pure: no I/O, no clock.
 
-Reads documents of nginx-module-vts v0.2.2 to today and those of lua/status.lua. Unknown keys are
-ignored, missing optional ones have defaults, anything that is not vts-shaped is a StatusError.
-
-A vts document as its JSON has it: every counter, checked while it is read. Unknown keys cost next to nothing.
+Reads documents of nginx-module-vts from v0.2.2 on and those of lua/status.lua (docs/nginx-facts.md#vts-document).
+Unknown keys are ignored, optional ones have defaults, anything else is a StatusError.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ _MOST = 2**64 - 1
 
 
 class _VtsStruct(msgspec.Struct, rename="camel", frozen=True, gc=False):
-    """Keys as vts writes them; msgspec passes over all others without building them: most of a document."""
+    """Keys as vts writes them; msgspec skips all others, which are most of a document, without building them."""
 
 
 def _bounded(*counts: int) -> None:
@@ -39,9 +37,9 @@ def _ascends(bounds: tuple[int, ...]) -> bool:
 
 
 class Buckets(_VtsStruct, frozen=True):
-    """Cumulative histogram: `counters[i]` answers took at most `msecs[i]` ms; above the last bound nothing counts.
+    """Cumulative histogram: `counters[i]` responses took at most `msecs[i]` ms; those above the last bound are missing.
 
-    Both empty when the server was never used or no histogram is configured.
+    Both are empty when the server was never used or no histogram is configured.
     """
 
     msecs: tuple[Count, ...] = ()
@@ -54,14 +52,14 @@ class Buckets(_VtsStruct, frozen=True):
             raise ValueError("msecs and counters differ in length")
         if not _ascends(self.msecs):
             raise ValueError("msecs do not ascend")
-        # Sorting what is sorted costs a tenth of comparing pairs: a large document has thousands of these.
+        # Sorting a sorted list costs a tenth of comparing pairs, and a large document has thousands of lists.
         if sorted(self.counters) != list(self.counters):
             raise ValueError("counters are not cumulative")
         _bounded(self.counters[-1], self.msecs[-1])
 
 
 class Responses(_VtsStruct, frozen=True):
-    """Answers by status class."""
+    """Responses by status class."""
 
     informational: Count = msgspec.field(default=0, name="1xx")
     successful: Count = msgspec.field(default=0, name="2xx")
@@ -80,7 +78,7 @@ class Responses(_VtsStruct, frozen=True):
 
 
 class OverCounts(_VtsStruct, frozen=True, omit_defaults=True):
-    """How often each 64-bit counter overflowed; whatever else stands here is passed over, `maxIntegerSize` too."""
+    """How often each 64-bit counter has overflowed; other keys, as `maxIntegerSize`, are ignored."""
 
     request_counter: Any = 0
     in_bytes: Any = 0
@@ -98,11 +96,11 @@ _NEVER = OverCounts()
 
 
 class ServerCounters(_VtsStruct, frozen=True):
-    """One server of one group: what it did since NGINX started, and how it is configured.
+    """One server of one group: counters since the start of NGINX, and configuration.
 
-    `request_msec_counter` sums `$request_time`, `response_msec_counter` sums
-    `$upstream_response_time` (milliseconds); None when the document does not have it.
-    `request_msec` and `response_msec` are vts' moving averages over at most 63 requests: never learn from them.
+    `request_msec_counter` is the sum of `$request_time`, `response_msec_counter` that of `$upstream_response_time`,
+    both in milliseconds; None when the document lacks it. `request_msec` and `response_msec` are moving averages over at
+    most 63 requests, from which nothing may be learned (docs/nginx-facts.md#vts-counters).
     """
 
     server: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -130,16 +128,16 @@ class ServerCounters(_VtsStruct, frozen=True):
 
     @property
     def removed(self) -> bool:
-        """A residual entry: today's vts keeps servers that left the config, with weight 0."""
+        """Whether the entry is a residue: vts keeps servers that are no longer configured, with weight 0."""
         return self.weight == 0
 
     @property
     def response_ms_sum(self) -> int:
-        """Sum of upstream response times; of request times in documents that have nothing better."""
+        """Sum of upstream response times; of request times in documents without these."""
         return self.totals()[3]
 
     def totals(self) -> tuple[int, ...]:
-        """requests, in_bytes, out_bytes, response_ms_sum, 1xx … 5xx; wrapped counters unwrapped."""
+        """requests, in_bytes, out_bytes, response_ms_sum, 1xx … 5xx, with overflows added."""
         upstream, over = self.response_msec_counter, self.over_counts
         own_ms = self.request_msec_counter if upstream is None else upstream
         counts = (self.request_counter, self.in_bytes, self.out_bytes, own_ms, *self.responses.counts())
@@ -154,7 +152,7 @@ class ServerCounters(_VtsStruct, frozen=True):
 
 
 class RecordedCounters(ServerCounters, frozen=True):
-    """The same with what no decision reads, for whoever keeps the document."""
+    """The same with the counters that no decision reads, for recordings."""
 
     request_buckets: Buckets = Buckets()
 
@@ -164,7 +162,7 @@ def _wrapped(times: Any) -> int:
 
 
 class ConnectionCounts(_VtsStruct, frozen=True):
-    """NGINX's own client connections (`stub_status`), of the whole instance; they survive a reload."""
+    """NGINX's client connections (`stub_status`), of the whole instance; the counts survive a reload."""
 
     active: Count = 0
     reading: Count = 0
@@ -179,7 +177,7 @@ class ConnectionCounts(_VtsStruct, frozen=True):
 
 
 class Zone(_VtsStruct, frozen=True):
-    """The shared memory that holds the counters; `free_size` only since v0.2.7."""
+    """The shared memory of the counters; `free_size` since v0.2.7."""
 
     name: str = ""
     max_size: Count = 0
@@ -189,16 +187,16 @@ class Zone(_VtsStruct, frozen=True):
 
     @property
     def full(self) -> bool:
-        """No page is left for a new server (a server takes one page of 4 KiB)."""
+        """Whether there is no page for a new server, which takes 4 KiB."""
         if self.free_size is not None:
             return self.max_size > 0 and self.free_size < 4096
         return self.max_size > 0 and self.used_node + 8 >= self.max_size // 4096
 
 
 class BalancerEntry(_VtsStruct, frozen=True):
-    """What only our in-memory balancer knows of one server in one group (lua/balancer.lua).
+    """What only the balancer in memory knows of one server in one group (lua/balancer.lua).
 
-    Sums over finished requests: all of them, and those that found an idle worker when they were sent.
+    Sums over all finished requests, and over those that met an idle worker when they were forwarded.
     """
 
     group: str
@@ -217,16 +215,16 @@ class BalancerEntry(_VtsStruct, frozen=True):
         _bounded(self.requests, self.idle_requests, self.idle_response_msec)
 
     def sums(self) -> tuple[float, ...]:
-        """requests, idle requests, their response time in ms, predicted wait and service in s."""
+        """requests, idle requests, their response time in ms, predicted wait and service time in s."""
         return (
             self.requests, self.idle_requests, self.idle_response_msec, self.predicted_wait_s, self.predicted_service_s,
         )  # fmt: skip
 
 
 class Balancer(_VtsStruct, frozen=True):
-    """Our own block in the document; None in a document of the real module.
+    """The block that lua/status.lua adds to the document; nginx-module-vts has none.
 
-    `start_msec` changes at a restart, never at a reload. `method` is empty while NGINX itself balances.
+    `start_msec` changes at a restart, not at a reload. `method` is empty while NGINX itself balances.
     """
 
     start_msec: Count = 0
@@ -240,7 +238,7 @@ class _ServerZone(_VtsStruct, frozen=True):
 
 
 class Document(_VtsStruct, frozen=True, kw_only=True):
-    """A vts document as it is checked; `snapshot` makes what the rest reads of it."""
+    """A validated vts document; `snapshot` makes a Snapshot of it."""
 
     now_msec: Count
     load_msec: Count
@@ -257,15 +255,9 @@ class Document(_VtsStruct, frozen=True, kw_only=True):
 
 
 class RecordedDocument(Document, frozen=True, kw_only=True):
-    """The same with all that is kept of it; a large one takes half as long again to read."""
+    """The same with all keys of a recording; a large one takes half as long again to decode."""
 
     upstream_zones: dict[str, tuple[RecordedCounters, ...]]  # type: ignore[assignment]
-
-
-__all__ = [
-    "Balancer", "Buckets", "ConnectionCounts", "Document", "Responses", "ServerCounters", "Snapshot", "Zone",
-    "not_vts", "parse", "parse_json", "snapshot",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -274,9 +266,9 @@ class Snapshot:
 
     Attributes:
         now_ms, load_ms: NGINX's clock and its last (re)load, milliseconds since the epoch.
-        groups: group → server → counters, residual entries and pseudo-servers left out.
-        unserved: group → requests that found no live server (vts' pseudo-server named like the group).
-        duplicates: (group, server) pairs that the config lists more than once.
+        groups: group → server → counters, without residual entries and pseudo-servers.
+        unserved: group → requests that met no live server (the pseudo-server of vts with the name of the group).
+        duplicates: (group, server) pairs that the configuration lists more than once.
         client_requests: client-side count by server name, ``*`` for all.
     """
 
@@ -297,9 +289,9 @@ _DECODER = msgspec.json.Decoder(RecordedDocument)
 
 
 def parse(document: Mapping[str, Any]) -> Snapshot:
-    """A validated Snapshot of one vts document.
+    """The Snapshot of a vts document.
 
-    Raises StatusError naming the first key that is not as vts writes it, and what was expected there.
+    Raises StatusError with the first key that differs from vts, and what was expected there.
     """
     if not isinstance(document, Mapping):
         raise StatusError(f"statistics are a {type(document).__name__}", remedy="expected a vts JSON object")
@@ -307,7 +299,7 @@ def parse(document: Mapping[str, Any]) -> Snapshot:
 
 
 def parse_json(text: bytes) -> Snapshot:
-    """The same from the JSON itself, many times quicker: what nobody reads is never built."""
+    """The same from JSON, several times faster, because keys without a use are not built."""
     return snapshot(_checked(lambda: _DECODER.decode(text)))
 
 
@@ -319,7 +311,7 @@ def _checked(read: Callable[[], Document]) -> Document:
 
 
 def not_vts(error: Exception) -> StatusError:
-    """What is wrong with a document, and where in it."""
+    """The error for a document that is not of vts: what is wrong, and where."""
     what, _, where = str(error).partition(" - at ")
     return StatusError(
         f"not vts statistics: {what[:200]}",
@@ -329,7 +321,7 @@ def not_vts(error: Exception) -> StatusError:
 
 
 def snapshot(checked: Document) -> Snapshot:
-    """The Snapshot of a document that was checked already."""
+    """The Snapshot of a validated document."""
     groups: dict[str, dict[str, ServerCounters]] = {}
     unserved: dict[str, int] = {}
     duplicates: set[tuple[str, str]] = set()
@@ -360,7 +352,7 @@ def _group(name: str, entries: Sequence[ServerCounters]) -> tuple[dict[str, Serv
         elif entry.removed:
             continue
         elif entry.server in servers:
-            # Both lines show the same combined counters: count them once.
+            # Both lines show the same combined counters, which must count once.
             twice.add(entry.server)
         else:
             servers[entry.server] = entry

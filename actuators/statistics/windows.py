@@ -1,4 +1,4 @@
-"""Two Snapshots → Window: what happened between them, with every boundary flagged instead of averaged in."""
+"""The window between two snapshots; restarts, resets and reloads become faults, not numbers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Connections, DelayWindow, Fault, Window
 from actuators.statistics.vts import Buckets, ServerCounters, Snapshot
 
-# A counter that grew by more than this between two readings is not a count of ours.
+# A counter that grows by more than this between two readings is not a count.
 _MOST = 2**53
 
 
 class _Cell(NamedTuple):
-    """One server of one group, at those indices of a window; None where a snapshot does not show it."""
+    """One server of one group, with its indices in a window; None where a snapshot does not have it."""
 
     g: int
     s: int
@@ -30,10 +30,9 @@ class _Cell(NamedTuple):
 def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
     """The window between two snapshots of one NGINX; servers are matched by name.
 
-    A cell whose difference means nothing (restart, reset, missing, duplicate) is zero and has a
-    fault. `response_ms_sum` falls back to request times where a document has no upstream times.
-    Histogram bounds are those that all servers have in common; a window in which no server has a
-    histogram has no bounds and all its mass above them.
+    A cell without a valid difference (restart, reset, missing, duplicate) is zero and has a fault. `response_ms_sum`
+    holds request times where a document has no upstream times. Histogram bounds are those that all servers have in
+    common; a window in which no server has a histogram has no bounds, and all counts are above them.
     """
     faults = [*_whole(before, after), *_missing_groups(after, topology)]
     cells = _cells(before, after, topology)
@@ -43,10 +42,10 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
     rows, columns = [cell.g for cell in shown], [cell.s for cell in shown]
     window.weight[rows, columns] = [min(cell.new.weight, 2**31) for cell in shown if cell.new]
     window.down[rows, columns] = [cell.new.down for cell in shown if cell.new]
-    found = [(cell, _cell_fault(cell, before, after, topology)) for cell in cells]
-    faults.extend(fault for _, fault in found if fault is not None)
+    checked = [(cell, _cell_fault(cell, before, after, topology)) for cell in cells]
+    faults.extend(fault for _, fault in checked if fault is not None)
     if not dead:
-        faults.extend(_fill(window, [cell for cell, fault in found if fault is None and cell.new is not None]))
+        faults.extend(_fill(window, [cell for cell, fault in checked if fault is None and cell.new is not None]))
     faults.extend(_unserved(before, after, topology))
     counts = after.connections
     connections = Connections(counts.active, counts.reading, counts.writing, counts.waiting)
@@ -55,12 +54,12 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
 
 
 def gap(topology: Topology, start_s: float, end_s: float, detail: str) -> Window:
-    """A window in which the statistics could not be read: zeros and one ``gap`` fault."""
+    """The window for statistics that could not be read: zeros and one ``gap`` fault."""
     return replace(_zeros(topology, start_s, end_s, DEFAULT_BOUNDS_MS), faults=(Fault("gap", detail),))
 
 
 def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
-    """Faults of the NGINX as a whole."""
+    """Faults of the whole NGINX."""
     started = [snapshot.balancer.start_msec for snapshot in (before, after) if snapshot.balancer]
     counts_fell = after.connections.requests < before.connections.requests
     if counts_fell or after.connections.accepted < before.connections.accepted or len(set(started)) > 1:
@@ -91,7 +90,7 @@ def _unserved(before: Snapshot, after: Snapshot, topology: Topology) -> Iterable
 def _balancer(
     before: Snapshot, after: Snapshot, topology: Topology, *, dead: bool
 ) -> tuple[IntArray | None, DelayWindow | None]:
-    """Requests in flight and the samples of service time, when the balancer in memory tells them."""
+    """Requests in flight and samples of service time; None without a balancer in memory."""
     if before.balancer is None or after.balancer is None or not after.balancer.servers:
         return None, None
     old = {(entry.group, entry.server): entry for entry in before.balancer.servers}
@@ -113,7 +112,7 @@ def _balancer(
 
 
 def _cells(before: Snapshot, after: Snapshot, topology: Topology) -> list[_Cell]:
-    """Every server of every group, with what either snapshot says of it."""
+    """Every server of every group, with its counters in both snapshots."""
     cells: list[_Cell] = []
     for g, group in enumerate(topology.groups):
         old, new = before.groups.get(group.name, {}), after.groups.get(group.name, {})
@@ -122,12 +121,12 @@ def _cells(before: Snapshot, after: Snapshot, topology: Topology) -> list[_Cell]
 
 
 def _find(servers: Mapping[str, ServerCounters], server: str) -> ServerCounters | None:
-    """The server's counters; NGINX shows an address without port with port 80."""
+    """The server's counters; NGINX shows an address without a port with port 80."""
     return servers.get(server) or servers.get(f"{server}:80")
 
 
 def _cell_fault(cell: _Cell, before: Snapshot, after: Snapshot, topology: Topology) -> Fault | None:
-    """Why this server's difference would not be a number, if so; a missing group has its fault already."""
+    """Why the difference of this server is not valid; None when it is, or when the group already has a fault."""
     group, new = topology.groups[cell.g].name, cell.new
     if new is None:
         if group not in after.groups:
@@ -145,7 +144,7 @@ def _cell_fault(cell: _Cell, before: Snapshot, after: Snapshot, topology: Topolo
 
 
 def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
-    """Writes the cells; returns what was wrong instead, where a counter fell or a histogram contradicts it."""
+    """Writes the cells; returns a fault for each whose counters or histogram fell."""
     pairs = [(cell.old, cell.new) for cell in cells if cell.old and cell.new]
     if not pairs:
         return []
@@ -163,7 +162,7 @@ def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
     counts, bins, below = totals[good].astype(np.int64), bins[good], below[good]
     window.requests[at], window.in_bytes[at], window.out_bytes[at] = counts.T[:3]
     window.response_ms_sum[at], window.responses[at] = counts[:, 3], counts[:, 4:]
-    # A reading between the two updates of one request may show it in one of them only.
+    # A reading between the two updates of one request may count it in only one of them.
     above = (counts[:, 0] - (below[:, -1] if below.shape[1] else 0)).clip(0)
     window.latency_histogram[at] = np.column_stack((bins, above))
     groups = window.topology.groups
@@ -175,7 +174,7 @@ def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
 
 
 def _integers(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Exact: unwrapped counters may be longer than 64 bits."""
+    """An exact array: counters with overflows may be longer than 64 bits."""
     try:
         return np.array(rows, np.int64)
     except OverflowError:
@@ -183,7 +182,7 @@ def _integers(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
-    """Counters at `bounds_ms`; exact, because cumulative counters can be thinned out. Zeros when never used."""
+    """Counters at `bounds_ms`, exact because they are cumulative; zeros for a server that was never used."""
     if bounds_ms and buckets.msecs == bounds_ms and buckets.counters[-1] < 2**62:
         return buckets.counters
     at = dict(zip(buckets.msecs, buckets.counters, strict=True))
@@ -191,16 +190,16 @@ def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
 
 
 def _common_bounds(cells: Sequence[_Cell]) -> tuple[int, ...]:
-    """Bounds that every used server has before and after; vts keeps old bounds of old servers after a change."""
-    found = {
+    """Bounds of all used servers before and after; after a change, vts keeps the old bounds of old servers."""
+    used = {
         counters.response_buckets.msecs
         for cell in cells
         for counters in (cell.old, cell.new)
         if counters is not None and counters.request_counter > 0
     }
-    if not found:
+    if not used:
         return DEFAULT_BOUNDS_MS
-    common = set.intersection(*map(set, found))
+    common = set.intersection(*map(set, used))
     return tuple(sorted(bound for bound in common if bound < 2**31))
 
 
