@@ -99,8 +99,8 @@ class ServerCounters(_VtsStruct, frozen=True):
     """One server of one group: counters since the start of NGINX, and configuration.
 
     `request_msec_counter` is the sum of `$request_time`, `response_msec_counter` that of `$upstream_response_time`,
-    both in milliseconds; None when the document lacks it. `request_msec` and `response_msec` are moving averages over at
-    most 63 requests, from which nothing may be learned (docs/nginx-facts.md#vts-counters).
+    both in milliseconds; None when the document lacks it. `request_msec` and `response_msec` are moving averages over
+    at most 63 requests, from which nothing may be learned (docs/nginx-facts.md#vts-counters).
     """
 
     server: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
