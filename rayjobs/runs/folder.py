@@ -80,10 +80,12 @@ def command_line(verb: str, argv: Sequence[str] | None = None) -> str:
     """The command as one would type it again; `argv` are the words after the verb (this process's when None)."""
     if argv is not None:
         return shlex.join(["deepsched", verb, *argv])
-    program = Path(sys.argv[0])
-    if program.suffix == ".py":
+    program, checkout = Path(sys.argv[0]), Path(__file__).parents[2]
+    if program.is_relative_to(checkout / "rayjobs"):
         module = program.parent if program.stem == "__main__" else program.with_suffix("")
-        return shlex.join(["python", "-m", ".".join(module.parts[module.parts.index("rayjobs") :]), *sys.argv[1:]])
+        return shlex.join(["python", "-m", ".".join(module.relative_to(checkout).parts), *sys.argv[1:]])
+    if program.suffix == ".py":
+        return shlex.join(["python", *sys.argv])
     return shlex.join([program.name, *sys.argv[1:]])
 
 

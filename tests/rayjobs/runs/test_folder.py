@@ -10,6 +10,7 @@ from actuators.options import Options
 from rayjobs.cli.config import load_options
 from rayjobs.runs import folder as runs
 from rayjobs.runs.folder import RunFolder, command_line
+from tests.support.paths import ROOT
 
 
 class TrainOptions(Options):
@@ -54,7 +55,9 @@ def test_an_unwritable_place_is_refused_before_anything_starts(tmp_path: Path) -
     ("argv", "line"),
     [
         (["/x/.venv/bin/deepsched", "train", "--seed", "3"], "deepsched train --seed 3"),
-        (["/x/rayjobs/train.py", "--seed", "3"], "python -m rayjobs.train --seed 3"),
+        ([str(ROOT / "rayjobs" / "train.py"), "--seed", "3"], "python -m rayjobs.train --seed 3"),
+        ([str(ROOT / "rayjobs" / "steer" / "__main__.py"), "status"], "python -m rayjobs.steer status"),
+        (["/x/rayjobs/study.py", "--seed", "3"], "python /x/rayjobs/study.py --seed 3"),
     ],
 )
 def test_the_command_is_as_typed(monkeypatch: pytest.MonkeyPatch, argv: list[str], line: str) -> None:
