@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import needs
+from tests.support.arithmetic import pin
 from tests.support.orphans import SESSION, processes_with, wait_gone
 
 # Speed is for benches: on a machine with other work an example may take its time.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+pin()
 # `make test` hands these on; a make that a test starts must behave as one that a user starts.
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "BENCH", "BENCH_QUICK"):
     os.environ.pop(name, None)

@@ -12,9 +12,11 @@ import pytest
 from envs.environment.env import BalancingEnv
 from envs.scenarios.lookup import training_mixture
 from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.cli.main import main
 from rayjobs.runs.local_ray import local_ray
 from rayjobs.train import TrainOptions, run
 from tests.support.problems import demo_scenario, observed
+from tests.support.witness import TRAINING, training_numbers, unequal
 from tuning.judging.plan import BlockOptions
 from tuning.learning.trainer import Trainer
 from tuning.observing.phase import ObserveOptions
@@ -92,3 +94,9 @@ def test_the_verb_repeats_itself_to_the_last_digit(tmp_path: Path) -> None:
             "config.yaml", "command.txt", "versions.txt", "bundle", "checkpoints", "progress.csv", "windows.parquet",
         }  # fmt: skip
     assert found[0] == found[1]
+
+
+def test_a_short_training_gives_the_recorded_numbers(tmp_path: Path) -> None:
+    assert main([*TRAINING, "--out", str(tmp_path)]) == 0
+    (run,) = tmp_path.iterdir()
+    assert unequal("training", training_numbers(run)) == []
