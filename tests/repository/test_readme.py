@@ -1,4 +1,4 @@
-"""The README is held against the code: its commands parse, its targets and files exist, its table is complete."""
+"""README and docs are held against the code: commands parse, targets and files exist, the table of verbs is complete."""
 
 import re
 import shlex
@@ -12,16 +12,21 @@ from rayjobs.cli.verbs import SUBCOMMANDS, VERBS, verb_names
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+PAGES |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 
 
 def commands() -> list[str]:
-    """Every `deepsched VERB …` and `python -m rayjobs.VERB …`, in shell blocks and in the text."""
-    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
-    lines = [line.partition("  #")[0].strip() for line in blocks.splitlines()]
-    found = [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?deepsched ", line)]
+    """Every `deepsched VERB …` and `python -m rayjobs.VERB …`, in shell blocks and in the text; not those with …"""
+    return sorted({command for text in PAGES.values() for command in _commands(text) if "…" not in command})
+
+
+def _commands(text: str) -> list[str]:
+    blocks = "\n".join(re.findall(r"^```(?:sh|ini)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    lines = [re.split(r"  +#", line)[0].strip() for line in blocks.splitlines()]
+    found = [words[1] for line in lines if (words := re.match(r"(?:\S*=)?(?:\S*/)?(deepsched .*)", line))]
     found += [f"deepsched {line.split('python -m rayjobs.')[1]}" for line in lines if "python -m rayjobs." in line]
-    found += re.findall(r"`(deepsched [a-z]+[^`…]*)`", README)
-    return sorted(set(found))
+    return found + re.findall(r"`(deepsched [a-z]+[^`]*)`", text)
 
 
 def test_it_fits_two_screens() -> None:
@@ -36,11 +41,12 @@ def test_every_verb_is_in_the_table_and_no_other() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_parses(command: str) -> None:
     _, name, *words = shlex.split(command)
-    if words == ["--help"]:
-        assert name in VERBS
-        return
-    if name in SUBCOMMANDS:
+    words = [word for word in words if word not in ("--help", "--print-config")]
+    if name in SUBCOMMANDS and words:
         name, words = f"{name} {words[0]}", words[1:]
+    if not words:
+        assert name in {*VERBS, *verb_names()}
+        return
     verb = load_verb(name)
     given = verb.parser().parse(words)
     file, assignments = given.pop("config", None), given.pop("set", ())
@@ -49,16 +55,16 @@ def test_every_command_parses(command: str) -> None:
 
 def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE))
+    named = {target for text in PAGES.values() for target in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)}
     assert {"demo", "test", "bench", "doctor", "docs"} <= named
     assert all(f"\n{target}:" in makefile for target in named)
 
 
 def test_every_file_named_is_there() -> None:
-    named = set(re.findall(r"`((?:actuators|envs|tuning|rayjobs|tests)/[\w./]+)`", README)) | {"cluster.yaml"}
-    assert all((ROOT / path).exists() for path in named), named
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert all((ROOT / path).exists() for path in pictures), pictures
+    pattern = r"`((?:actuators|envs|tuning|rayjobs|tests)/[\w./]+)`"
+    named = {path for text in PAGES.values() for path in re.findall(pattern, text)} | {"cluster.yaml"}
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert not missing
 
 
 def test_our_configs_are_for_verbs_that_take_them() -> None:
