@@ -1,4 +1,4 @@
-"""README and docs are held against the code: commands parse, targets and files exist, the table of verbs is complete."""
+"""README and docs are held against the code: commands parse, targets and files exist, all verbs are in the table."""
 
 import re
 import shlex
