@@ -1,4 +1,4 @@
-"""`deepsched calibrate`: fits a simulator to snapshots of a live system and says how well it does."""
+"""`deepsched calibrate`: fits the simulator to snapshots of a live system, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CalibrateVerbOptions(Options):
     out: Path | None = None
     """Folder for the run's folder; `runs` when not given."""
     calibrate: CalibrateOptions = CalibrateOptions()
-    """The method in force, what is held out, and how the fit is made."""
+    """Balancing method of the recording, the held-out share, and the fit."""
 
 
 def run(options: CalibrateVerbOptions) -> int:
@@ -46,13 +46,13 @@ def run(options: CalibrateVerbOptions) -> int:
     folder = RunFolder.create(options.out, "calibrate", options.seed, options)
     with Progress([Stage("calibrate", 60)]) as progress, progress.stage("calibrate") as stage:
         source = str(options.snapshots)
-        found = calibrate(windows, topology, options.calibrate, options.seed, source, stage.update)
-    found.save(folder.path / FILE)
-    for note in (*notes, *warnings(found)):
+        calibration = calibrate(windows, topology, options.calibrate, options.seed, source, stage.update)
+    calibration.save(folder.path / FILE)
+    for note in (*notes, *warnings(calibration)):
         console_err().print(f"warning: {note}", markup=False)
-    for table in (parameters_table(found), arrivals_table(found), comparison_table(found)):
+    for table in (parameters_table(calibration), arrivals_table(calibration), comparison_table(calibration)):
         console_out().print(table)
-    verdict = "the simulator passes" if found.faithful else "the simulator does not pass"
+    verdict = "the simulator passes" if calibration.faithful else "the simulator does not pass"
     console_out().print(f"{verdict}: mean within 10 % and p99 within 20 % per group on held-out windows")
     console_out().print(
         f"train on it: deepsched train --set 'training.scenarios=[{folder.path / FILE}]'", soft_wrap=True, markup=False
@@ -60,46 +60,48 @@ def run(options: CalibrateVerbOptions) -> int:
     return 0
 
 
-def warnings(found: Calibration) -> list[str]:
-    """What a reader of the figures must know."""
-    said = []
-    if found.observed.error_ratio > 0.01:
-        said.append(f"{found.observed.error_ratio:.1%} of the answers failed; the simulator is fitted without failures")
-    if found.observed.left_out:
-        said.append(f"{found.observed.left_out} windows with faults were left out")
-    return said
+def warnings(calibration: Calibration) -> list[str]:
+    """What limits the figures, in sentences."""
+    notes = []
+    if calibration.observed.error_ratio > 0.01:
+        notes.append(
+            f"{calibration.observed.error_ratio:.1%} of the answers failed; the simulator is fitted without failures"
+        )
+    if calibration.observed.left_out:
+        notes.append(f"{calibration.observed.left_out} windows with faults were left out")
+    return notes
 
 
-def parameters_table(found: Calibration) -> Any:
-    """Service times per group and server, and what all have in common."""
-    low, high = found.interval()
-    best = found.parameters
+def parameters_table(calibration: Calibration) -> Any:
+    """Service times per group and server, and the parameters that all servers share."""
+    low, high = calibration.interval()
+    best = calibration.parameters
     table = _table("fitted parameters", ("parameter", "group", "server", "value", "95 %", "speed"))
-    for g, s in itertools.product(range(len(found.groups)), range(len(found.servers))):
+    for g, s in itertools.product(range(len(calibration.groups)), range(len(calibration.servers))):
         spread = _between(low["service_ms"][g, s], high["service_ms"][g, s])
         value, speed = f"{best.service_ms[g][s]:.2f}", f"{best.speeds[g, s]:.2f}"
-        table.add_row("service ms", found.groups[g], found.servers[s], value, spread, speed)
+        table.add_row("service ms", calibration.groups[g], calibration.servers[s], value, spread, speed)
     for name in ("workers", "service_cv", "overhead_ms"):
         value = f"{getattr(best, name):.3g}"
         table.add_row(name.replace("_", " "), "", "", value, _between(low[name], high[name]), "")
     return table
 
 
-def arrivals_table(found: Calibration) -> Any:
+def arrivals_table(calibration: Calibration) -> Any:
     """The arrivals of each group."""
     table = _table("arrivals", ("group", "requests/s", "least", "most", "gaps", "dispersion"))
-    for name, arrivals in zip(found.groups, found.arrivals, strict=True):
+    for name, arrivals in zip(calibration.groups, calibration.arrivals, strict=True):
         rates = [rate for _, rate in arrivals.steps]
         figures = (f"{value:.1f}" for value in (float(np.mean(rates)), min(rates), max(rates)))
         table.add_row(name, *figures, arrivals.distribution, f"{arrivals.dispersion:.2f}")
     return table
 
 
-def comparison_table(found: Calibration) -> Any:
-    """Held-out live windows beside simulated ones."""
+def comparison_table(calibration: Calibration) -> Any:
+    """Held-out live windows compared with simulated ones."""
     columns = ("group", "server", "requests", "mean ms", "simulated", "p50 ms", "simulated", "p99 ms", "simulated", "")
     table = _table("held-out windows", columns)
-    for row in found.held_out:
+    for row in calibration.held_out:
         pairs = zip(row.live_ms, row.simulated_ms, row.errors(), strict=True)
         cells = [text for live, ours, error in pairs for text in (f"{live:.2f}", f"{ours:.2f} ({error:+.0%})")]
         table.add_row(row.group, row.server or "all", str(row.requests), *cells, "" if row.within else "off")

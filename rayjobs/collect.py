@@ -1,4 +1,4 @@
-"""`deepsched collect`: records NGINX's statistics as JSON lines, under load of its own or yours."""
+"""`deepsched collect`: records NGINX's statistics as JSON lines, with or without load from here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -20,24 +21,26 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.statistics.reader import CollectOptions, StatusReader
 from actuators.statistics.recording import SnapshotWriter, record
 from actuators.testbed.parts import LiveOptions, make_load, make_nginx, make_server
-from rayjobs.cli.console import console_err
+from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.load import parse_target, topology_of
 from rayjobs.runs.folder import RunFolder
 
+_log = partial(log_line, "collect")
+
 
 class CollectRunOptions(PlanOptions):
-    """What is recorded, where it goes, and which load runs meanwhile."""
+    """What is recorded, where it is written, and which load runs meanwhile."""
 
     out: Path = Path("snapshots.json")
-    """File that the snapshots are appended to, one JSON object a line."""
+    """File that the snapshots are appended to, one JSON object per line."""
     status_url: str = ""
     """vts JSON of your NGINX, as http://HOST:PORT/status/format/json; an embedded testbed when not given."""
     target: str = ""
-    """http://HOST:PORT that receives the load plan; without it, your NGINX is only watched."""
+    """http://HOST:PORT that receives the load plan; without it, your NGINX is only read."""
     until_pid: int = Field(0, ge=0)
-    """Also end when this process, your own load generator, has ended."""
+    """Process, for example your load generator, whose end also ends the recording; 0 for none."""
     interval_s: float = Field(0.5, gt=0)
     """Time between two snapshots."""
     reading: CollectOptions = CollectOptions()
@@ -48,14 +51,14 @@ class CollectRunOptions(PlanOptions):
 
 @dataclass
 class Subject:
-    """What is watched, and the load on it, if any."""
+    """The NGINX that is recorded, and the engine that sends load to it."""
 
     status_url: str
     engine: LoadEngine | None = None
 
 
 def run(options: CollectRunOptions) -> int:
-    """Records until the load ends, the duration has passed, or Ctrl-C; 0 then."""
+    """Records until the load ends, the duration is over, or Ctrl-C; 0 then."""
     _check(options)
     with (
         SnapshotWriter(options.out) as writer,
@@ -63,20 +66,22 @@ def run(options: CollectRunOptions) -> int:
         StatusReader(subject.status_url, options.reading) as reader,
     ):
         _record(options, subject, reader, writer)
-    _say(f"{writer.written} snapshots and {writer.gaps} gaps in {options.out}")
+    _log(f"{writer.written} snapshots and {writer.gaps} gaps in {options.out}")
     return 0
 
 
 def _check(options: CollectRunOptions) -> None:
     if options.target and not options.status_url:
-        raise ConfigError("--target without --status-url", remedy="say where that NGINX shows its statistics")
+        raise ConfigError("--target without --status-url", remedy="give the URL of that NGINX's statistics")
     if options.status_url and not options.status_url.startswith(("http://", "https://")):
-        raise ConfigError(f"'{options.status_url}' is not a URL", where="--status-url", remedy="begin with http://")
+        raise ConfigError(
+            f"'{options.status_url}' is not a URL", where="--status-url", remedy="write it as http://HOST:PORT/PATH"
+        )
 
 
 @contextlib.contextmanager
 def _subject(options: CollectRunOptions) -> Iterator[Subject]:
-    """The user's NGINX or an embedded one; the load has begun when there is one."""
+    """The user's NGINX or an embedded one; the load has started."""
     with contextlib.ExitStack() as stack:
         if options.status_url and not options.target:
             yield Subject(options.status_url)
@@ -90,12 +95,12 @@ def _subject(options: CollectRunOptions) -> Iterator[Subject]:
         engine = make_load(options.live, folder.path / "load")
         stack.callback(engine.close)
         engine.start(address, topology, streams, seed=options.seed, duration_s=options.duration_s)
-        _say(f"load plan '{options.plan}' on http://{address} for {options.duration_s:g} s, statistics at {url}")
+        _log(f"load plan '{options.plan}' on http://{address} for {options.duration_s:g} s, statistics at {url}")
         yield Subject(url, engine)
 
 
 def _embedded(options: CollectRunOptions, folder: Path, stack: contextlib.ExitStack) -> tuple[str, Topology, str]:
-    """Address, topology and status URL of servers and an NGINX of our own."""
+    """Address, topology and status URL of servers and an NGINX started here."""
     servers = []
     for index in range(len(social_network().servers)):
         servers.append(make_server(options.live, folder, index, options.seed))
@@ -108,11 +113,11 @@ def _embedded(options: CollectRunOptions, folder: Path, stack: contextlib.ExitSt
 
 def _record(options: CollectRunOptions, subject: Subject, reader: StatusReader, writer: SnapshotWriter) -> None:
     try:
-        record(reader, writer, options.interval_s, _pause(options, subject), _say)
+        record(reader, writer, options.interval_s, _pause(options, subject), _log)
     except Terminated:
         raise
     except KeyboardInterrupt:
-        return  # Ctrl-C is how a recording is meant to end
+        return  # Ctrl-C is the usual end of a recording
 
 
 def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bool]:
@@ -126,10 +131,6 @@ def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bo
         return gone or time.monotonic() >= end_s
 
     return pause
-
-
-def _say(line: str) -> None:
-    console_err().print(f"deepsched collect: {line}", markup=False)
 
 
 VERB = Verb(

@@ -1,4 +1,4 @@
-"""`deepsched compare RUN RUN…`: the evaluations of several runs side by side; with `--markdown`, for a README."""
+"""`deepsched compare RUN RUN…`: the evaluations of several runs side by side, or each as Markdown."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class CompareOptions(Options):
     metric: tuple[str, ...] = ("mean_ms", "p99_ms", "art_per_request")
     """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, miss_ratio, errors."""
     markdown: bool = False
-    """A Markdown table per metric for each run by itself, with its command, commit and machine."""
+    """Print a Markdown table per metric for each run, with its command, commit and machine."""
 
 
 def run(options: CompareOptions) -> int:
-    """Prints a row per scenario and policy, a column per run: values, ratios to each run's own reference."""
+    """Prints a row per scenario and policy and a column per run: values, and ratios to the run's reference."""
     from rayjobs.cli.console import console_out
     from tuning.judging.agreement import comparison_rows, load_evaluations
     from tuning.judging.statistics import METRICS
@@ -45,20 +45,20 @@ def run(options: CompareOptions) -> int:
 
 
 def _markdown(path: Path, metrics: tuple[str, ...]) -> str:
-    """Tables and the paragraph below them; what the run's folder does not say is "unknown"."""
+    """Tables and the paragraph below them; "unknown" for what is not in the run folder."""
     from tuning.judging.agreement import load_evaluations
     from tuning.judging.markdown import account, results_markdown
 
     evaluations = list(load_evaluations(path).values())
     command, versions = (path / name for name in ("command.txt", "versions.txt"))
-    said = dict(line.split(": ", 1) for line in versions.read_text().splitlines()) if versions.exists() else {}
+    recorded = dict(line.split(": ", 1) for line in versions.read_text().splitlines()) if versions.exists() else {}
     typed = command.read_text().strip() if command.exists() else "unknown"
-    closing = account(evaluations, typed, said.get("commit", "unknown"), said.get("machine", "unknown machine"))
+    closing = account(evaluations, typed, recorded.get("commit", "unknown"), recorded.get("machine", "unknown machine"))
     return f"{results_markdown(evaluations, metrics)}\n\n{closing}\n"
 
 
 def _names(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """The folders' own names, or whole paths where two have the same."""
+    """The names of the folders, or their paths where two names are equal."""
     names = [path.resolve().name for path in paths]
     return dict(zip(names if len(set(names)) == len(names) else map(str, paths), paths, strict=True))
 

@@ -1,4 +1,4 @@
-"""`deepsched dashboards`: Prometheus' configuration and a provisioned Grafana dashboard for what Ray exports of us."""
+"""`deepsched dashboards`: a Prometheus configuration and a Grafana dashboard for the metrics that Ray exports."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PROMETHEUS_URL = "http://127.0.0.1:9090"
 
 
 class DashboardsOptions(Options):
-    """Where the files go, and where they will look."""
+    """Where the files are written, and which addresses they name."""
 
     out: Path = Path("dashboards")
     """Folder that receives `prometheus.yml` and `grafana/`."""
     ray_temp_dir: Path = Path("/tmp/ray")
-    """Temporary folder of the Ray head; it holds the file that lists every node's metrics port."""
+    """Temporary folder of the Ray head, with the file that lists the metrics port of every node."""
     prometheus_url: str = PROMETHEUS_URL
-    """Where Grafana finds Prometheus."""
+    """URL of Prometheus for Grafana."""
     scrape_every_s: float = 5.0
-    """Seconds between two readings."""
+    """Time between two scrapes."""
 
 
 def run(options: DashboardsOptions) -> int:
-    """Writes the files; says how to start both programs with them."""
+    """Writes the files; prints the commands that start both programs with them."""
     from rayjobs.cli.console import console_out
 
     folder = writable_folder(options.out).absolute()

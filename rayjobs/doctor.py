@@ -1,7 +1,4 @@
-"""`deepsched doctor`: what this machine has and lacks, with remedies. The demo asks it first.
-
-What this machine has and lacks, one check a function; each finding carries its remedy. Changes nothing.
-"""
+"""`deepsched doctor`: what this machine has and lacks, one check per function, with remedies. It changes nothing."""
 
 from __future__ import annotations
 
@@ -43,12 +40,12 @@ _SETUP = "run: make setup"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        level: `poor` works with a restriction, `missing` keeps the demo from running.
-        found: what is there.
-        remedy: what to do; empty when all is well.
+        level: `poor` works with a restriction; with `missing` the demo cannot run.
+        found: what is installed or available.
+        remedy: what to do; empty for `ok`.
     """
 
     name: str
@@ -58,12 +55,12 @@ class Finding:
 
 
 def python() -> Finding:
-    """Which Python; older ones than 3.11 do not get as far as this."""
+    """The Python version; the packages need 3.11 or newer."""
     return Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
 
 
 def packages() -> Finding:
-    """The packages of pyproject.toml, in the versions it pins."""
+    """The packages that pyproject.toml pins, and their versions."""
     wrong = []
     pins = pinned_versions()
     for name, wanted in pins.items():
@@ -92,7 +89,7 @@ def ray() -> Finding:
 
 
 def compiler() -> Finding:
-    """A C compiler with the headers that the load engine needs; it builds and runs a program."""
+    """A C compiler with the headers of the load engine; it must build a program that runs."""
     name, remedy = "C compiler", "run: apt-get install gcc libc6-dev"
     source = "#include <sys/epoll.h>\n#include <netinet/tcp.h>\n#include <math.h>\nint main(void) { return 0; }\n"
     try:
@@ -110,18 +107,18 @@ def compiler() -> Finding:
 
 
 def engine_cache() -> Finding:
-    """The folder where the built load engine is kept can be written."""
+    """The folder of the compiled load engine can be written."""
     try:
         folder = writable_folder(cache_dir())
     except DeepSchedError as error:
         return Finding(
-            "engine cache", "missing", f"{error.what} ({error.where})", "set XDG_CACHE_HOME to a folder of yours"
+            "engine cache", "missing", f"{error.what} ({error.where})", "set XDG_CACHE_HOME to a writable folder"
         )
     return Finding("engine cache", "ok", str(folder))
 
 
 def nginx(binary: str = "nginx") -> list[Finding]:
-    """NGINX, and what its modules allow: statistics, weights in memory. It loads them in a private folder."""
+    """NGINX and its modules for statistics and for weights in memory; it loads them in a temporary folder."""
     try:
         build = detect(binary)
     except MissingToolError as error:
@@ -146,7 +143,7 @@ def nginx(binary: str = "nginx") -> list[Finding]:
 
 
 def ports() -> Finding:
-    """Enough free ports on 127.0.0.1 at once."""
+    """Enough free ports on 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         try:
             for _ in range(_PORTS):
@@ -161,12 +158,12 @@ def ports() -> Finding:
 def cores() -> Finding:
     """Processor cores that this process may use."""
     count = len(os.sched_getaffinity(0))
-    remedy = "" if count >= 2 else "with one core, load and service disturb each other: expect noisy figures"
+    remedy = "" if count >= 2 else "use two or more: with one, load and servers disturb each other"
     return Finding("cores", "poor" if remedy else "ok", str(count), remedy)
 
 
 def memory(root: Path = Path("/")) -> Finding:
-    """Memory that is available now, within the container's limit if there is one."""
+    """Available memory, within the limit of the container."""
     lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     with contextlib.suppress(OSError, ValueError):
@@ -180,14 +177,14 @@ def memory(root: Path = Path("/")) -> Finding:
 
 
 def shared_memory(root: Path = Path("/")) -> Finding:
-    """Room for Ray's object store; without it Ray uses files, slowly."""
+    """Space for Ray's object store; without it Ray uses files, which is slow."""
     folder = root / "dev/shm"
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     return _amount("shared memory", free, least=0, good=_GB // 2, remedy="in a container: --shm-size=1g")
 
 
 def disk() -> Finding:
-    """Room for run folders here and for temporary files."""
+    """Space for run folders here and for temporary files."""
     places = {Path.cwd(), Path(tempfile.gettempdir())}
     place = min(places, key=lambda path: shutil.disk_usage(path).free)
     remedy = f"free some space under {place}"
@@ -195,7 +192,7 @@ def disk() -> Finding:
 
 
 def open_files() -> Finding:
-    """How many connections one process may hold."""
+    """Maximum number of open connections of one process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     remedy = "" if soft >= 4096 or soft == resource.RLIM_INFINITY else "run: ulimit -n 65536"
     return Finding("open files", "poor" if remedy else "ok", f"{soft} per process", remedy)
@@ -210,7 +207,7 @@ def _statistics(vts_fault: str, lua_fault: str) -> Finding:
 
 
 def _fault(build: NginxBuild, modules: Sequence[Path], directives: str) -> str:
-    """Why this NGINX cannot load the modules and use the directives, by its own `nginx -t`; empty when it can."""
+    """The error of `nginx -t` with these modules and directives; empty when it accepts them."""
     loads = "".join(f"load_module {path};\n" for path in modules if path != Path())
     config = f"{loads}pid probe.pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; {directives} }}\n"
     with tempfile.TemporaryDirectory(prefix="deepsched-") as folder:
@@ -227,7 +224,7 @@ def _run(command: Sequence[str], text: str = "") -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line that the program wrote, without NGINX's time, level and process."""
+    """The first line that the program printed, without NGINX's time, level and process."""
     lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
     return re.sub(r"^.*\[emerg\] (\d+#\d+: )?", "", lines[0]) if lines else type(error).__name__
 
@@ -235,7 +232,10 @@ def _reason(error: Exception) -> str:
 def _amount(name: str, free: int, *, least: int, good: int, remedy: str) -> Finding:
     level: Level = "ok" if free >= good else "poor" if free >= least else "missing"
     return Finding(
-        name, level, f"{free / _GB:.1f} GB free", "" if level == "ok" else f"{good / _GB:g} GB are advised; {remedy}"
+        name,
+        level,
+        f"{free / _GB:.1f} GB free",
+        "" if level == "ok" else f"{good / _GB:g} GB are recommended; {remedy}",
     )
 
 
@@ -243,14 +243,14 @@ _MARKS = {"ok": ("✓", "green"), "poor": ("!", "yellow"), "missing": ("✗", "b
 
 
 class DoctorOptions(Options):
-    """What is examined."""
+    """What is checked."""
 
     nginx: str = "nginx"
     """NGINX program, by name or path."""
 
 
 def diagnose(binary: str = "nginx") -> list[Finding]:
-    """All findings, in about 3 s; nothing on the machine is changed."""
+    """All findings, in about 3 s."""
     return [
         python(),
         packages(),
@@ -268,7 +268,7 @@ def diagnose(binary: str = "nginx") -> list[Finding]:
 
 
 def require(findings: Sequence[Finding]) -> None:
-    """Raises MissingToolError, with every remedy, when something keeps the demo from running."""
+    """Raises MissingToolError, with every remedy, when the demo cannot run."""
     missing = [finding for finding in findings if finding.level == "missing"]
     if missing:
         what = "; ".join(f"{finding.name}: {finding.found}" for finding in missing)
@@ -277,7 +277,7 @@ def require(findings: Sequence[Finding]) -> None:
 
 
 def table(findings: Sequence[Finding]) -> Table:
-    """The findings as people read them."""
+    """The findings as a table."""
     drawn = Table(title="deepsched doctor", title_justify="left")
     for column in ("", "part", "found", "remedy"):
         drawn.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""`deepsched export`: a bundle's network for other runtimes: ONNX, checked against the original before it is kept."""
+"""`deepsched export`: a bundle's network as ONNX for other runtimes, compared with the original before it is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, run_verb
 
 TOLERANCE = 1e-5
-"""Largest difference of any output that is still called equal: float32 sums in another order."""
+"""Largest accepted difference of an output; float32 sums depend on their order."""
 
 
 class ExportOptions(Options):
@@ -29,11 +29,11 @@ class ExportOptions(Options):
     out: Path | None = None
     """The file; policy.onnx beside the bundle's folder when not given."""
     checks: int = Field(100, ge=1)
-    """Random inputs on which both must agree."""
+    """Random inputs on which both networks must agree."""
 
 
 def run(options: ExportOptions) -> int:
-    """Writes the file and says how far it is from the original."""
+    """Writes the file and prints its largest difference from the original."""
     out = options.out or options.bundle.absolute().parent / "policy.onnx"
     difference = export_onnx(options.bundle, out, options.checks)
     console_out().print(
@@ -48,7 +48,7 @@ def export_onnx(folder: Path, out: Path, checks: int = 100) -> float:
     Returns the largest difference from torch over random inputs of 2 to 12 servers.
 
     Raises:
-        BundleError: the bundle is none, its policy chooses among ratio vectors, or the outputs differ.
+        BundleError: not a bundle, a policy over ratio vectors, or outputs that differ.
         MissingToolError: onnx or onnxruntime is not installed.
     """
     import torch

@@ -1,6 +1,6 @@
-"""`deepsched load`: sends a load plan and reports every request, from its intended send time.
+"""`deepsched load`: sends a load plan and reports every request from its intended send time.
 
-What `deepsched load` shows and keeps of a run: live line, JSON lines, table, HdrHistogram files.
+The report of a run: a live line, JSON lines, tables, and HdrHistogram files.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class LoadReport:
     """Follows one run; a context manager that closes its files.
 
     Args:
-        folder: receives windows.jsonl and latency.hlog while it runs, the summary's files at its end.
-        json_lines: stdout gets the JSON lines; else a table at the end.
-        live: stderr is a terminal and gets a line that is rewritten with every window.
+        folder: receives windows.jsonl and latency.hlog during the run, and the files of the summary at its end.
+        json_lines: print JSON lines on stdout; else a table at the end.
+        live: rewrite a line on stderr with every window.
 
     Attributes:
         has_results: `end` was called.
@@ -101,7 +101,7 @@ class LoadReport:
 
 
 def live_line(window: LoadSummary, duration_s: float) -> str:
-    """One window for a person, with the time remaining."""
+    """One window in words, with the remaining time."""
     left_s = max(round(duration_s - window.end_s), 0)
     length_s = max(window.end_s - window.start_s, 1e-9)
     p99_ms = histogram.percentile_ms(window.latency_counts.sum(axis=0), 99)
@@ -114,7 +114,7 @@ def live_line(window: LoadSummary, duration_s: float) -> str:
 
 
 def counts_table(summary: LoadSummary) -> Table:
-    """What became of the requests, a row per type."""
+    """Outcomes of the requests, a row per type."""
     drawn = _table("requests", "type", "offered/s", "answered/s", "sent", "answered", "late", "retried", "errors")
     for i, name in enumerate(summary.request_types):
         counts = [str(getattr(summary, field)[i]) for field in ("sent", "answered", "late", "retried")]
@@ -151,7 +151,7 @@ def errors_text(summary: LoadSummary, i: int) -> str:
 
 
 def footer(summary: LoadSummary) -> str:
-    """How long, and whether the engine itself can be trusted."""
+    """Duration, and the state of the engine itself."""
     line = (
         f"{summary.end_s:.1f} s; engine: {summary.cpu_share:.0%} of a core, "
         f"send delay p99 {summary.send_delay_p99_ms:.2f} ms, "
@@ -178,7 +178,7 @@ _ANY_SERVER = ("server:80",)
 
 
 class LoadRunOptions(PlanOptions):
-    """Where the load goes, what sends it, and what is kept."""
+    """Target, engine and output."""
 
     target: str = "http://127.0.0.1:8080"
     """http://HOST:PORT of the NGINX."""
@@ -187,19 +187,19 @@ class LoadRunOptions(PlanOptions):
     window_s: float = Field(1.0, gt=0)
     """Length of a reported window."""
     engine: Literal["native", "wrk2"] = "native"
-    """native: gen_load of this project; wrk2: your binary and Lua scripts, constant plans only."""
+    """native: the engine of this project; wrk2: your binary and Lua scripts, constant plans only."""
     output: Literal["auto", "json", "text"] = "auto"
     """stdout: JSON lines (actuators/load/load.schema.json), or a table; auto: a table on a terminal."""
     out: Path | None = None
-    """Folder for the run's files; `runs` by default."""
+    """Folder for the run's folder; `runs` when not given."""
     sending: LoadOptions = LoadOptions()
     """How the native engine sends."""
     wrk2: Wrk2Options = Wrk2Options()
-    """The second engine."""
+    """The engine wrk2."""
 
 
 def run(options: LoadRunOptions) -> int:
-    """Sends the plan; 0 when it ran to its end."""
+    """Sends the plan; 0 when it has ended."""
     address = parse_target(options.target)
     streams = make_streams(options)
     topology = topology_of(streams, options.requests)
@@ -234,9 +234,9 @@ def parse_target(url: str) -> str:
 
 
 def topology_of(streams: Sequence[Stream], requests: dict[str, str]) -> Topology:
-    """The groups that the streams need: the social network's, and the user's own.
+    """The groups of the streams: those of the social network and of `requests`.
 
-    Raises ConfigError for a type that is neither.
+    Raises ConfigError for a type in neither.
     """
     groups = {group.request_type: group for group in social_network(_ANY_SERVER).groups}
     for name, text in requests.items():
@@ -278,7 +278,7 @@ def _follow(engine: LoadEngine, report: LoadReport) -> None:
 
 
 def _finish(engine: LoadEngine, options: LoadRunOptions, report: LoadReport) -> LoadSummary:
-    """The summary; when the engine died, what is known without it is reported before the error goes on."""
+    """The summary; when the engine has died, reports what is known before the error is passed on."""
     try:
         summary = engine.finish(options.sending.timeout_s + options.sending.connect_timeout_s + 5.0)
         for window in engine.poll_summaries():

@@ -1,4 +1,4 @@
-"""`deepsched park`: the project's first experiment again: Park's load balancing, learned beside four heuristics."""
+"""`deepsched park`: Park's load balancing task (docs/studies.md#park), a learned scorer and four heuristics."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rayjobs.cli.main import Verb, run_verb
 
 
 class ParkTrainOptions(Options):
-    """How the learned scorer is searched (`envs.study.park`), and how all are judged."""
+    """How the scorer is learned (`envs.study.park`), and how all policies are judged."""
 
     seed: int = Field(default=1, ge=0)
-    """Fixes the search; the judged episodes are the same for every policy and every seed."""
+    """Fixes the search; the judged episodes do not depend on it."""
     generations: int = Field(default=120, ge=0)
-    """Steps of the evolution strategy; 0 shows the start, least drain time with the job."""
+    """Steps of the evolution strategy; with 0 the scorer is its start, the least drain time including the job."""
     episodes: int = Field(default=400, ge=2)
-    """Episodes of 1000 jobs to judge on, as many as the study's; the search never sees them."""
+    """Episodes of 1000 jobs to judge on; the search does not use them."""
     scorer: Path | None = None
-    """Parameters that an earlier run kept (`scorer.npy`), instead of a search."""
+    """`scorer.npy` of an earlier run; the scorer is searched when not given."""
     out: Path | None = None
     """Folder for the run's folder; `runs` when not given."""
 
 
 def run(options: ParkTrainOptions) -> int:
-    """Prints the table; keeps `scorer.npy` and `park.json`."""
+    """Prints the table; writes `scorer.npy` and `park.json`."""
     import numpy as np
 
     from actuators.files import write_json
@@ -45,9 +45,9 @@ def run(options: ParkTrainOptions) -> int:
             np.save(folder.path / "scorer.npy", scorer, allow_pickle=False)
         with progress.stage("judge"):
             times = {policy: mean_job_times(policy, range(options.episodes), None, scorer) for policy in POLICIES}
-    found = {p: (float(t.mean()), float(t.std(ddof=1) / len(t) ** 0.5)) for p, t in times.items()}
-    write_json(folder.path / "park.json", {p: {"mean": m, "standard_error": e} for p, (m, e) in found.items()})
-    console_out().print(_table(found, options.episodes))
+    scores = {p: (float(t.mean()), float(t.std(ddof=1) / len(t) ** 0.5)) for p, t in times.items()}
+    write_json(folder.path / "park.json", {p: {"mean": m, "standard_error": e} for p, (m, e) in scores.items()})
+    console_out().print(_table(scores, options.episodes))
     console_out().print(f"kept: {folder.path}", soft_wrap=True)
     return 0
 
@@ -56,19 +56,19 @@ def _searched(options: ParkTrainOptions, stage: Any) -> Any:
     from envs.study.park import EvolutionOptions, evolve
 
     def report(generation: int, time: float) -> None:
-        told = f"generation {generation + 1} of {options.generations}, mean job time of the tries {time:.0f}"
-        stage.update(told, (generation + 1) / options.generations)
+        text = f"generation {generation + 1} of {options.generations}, mean job time of the candidates {time:.0f}"
+        stage.update(text, (generation + 1) / options.generations)
 
     return evolve(EvolutionOptions(generations=options.generations), options.seed, report=report)
 
 
 def _loaded(path: Path) -> Any:
-    """Raises DataError for a file that holds no scorer."""
+    """The scorer in a file. Raises DataError for another file."""
     import numpy as np
 
     from envs.study.park import SCORER_SIZE
 
-    remedy = "give a scorer.npy that deepsched park kept"
+    remedy = "give the scorer.npy of a run of deepsched park"
     try:
         scorer = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -78,19 +78,21 @@ def _loaded(path: Path) -> Any:
     return scorer
 
 
-def _table(found: dict[str, tuple[float, float]], episodes: int) -> Any:
+def _table(scores: dict[str, tuple[float, float]], episodes: int) -> Any:
     from rich.table import Table
 
     from envs.study.park import STUDY_MEAN_JOB_TIME
 
-    title = f"Park: ten servers, Pareto sizes, 1000 jobs; mean job time over {episodes} episodes, the same for all"
+    title = f"Park: ten servers, Pareto sizes, 1000 jobs; mean job time over the same {episodes} episodes"
     table = Table(title=title, title_justify="left")
-    for column in ("policy", "mean job time", "standard error", "× least work", "the study's"):
+    for column in ("policy", "mean job time", "standard error", "× least work", "published"):
         table.add_column(column, justify="left" if column == "policy" else "right")
-    least = found["least_work"][0]
-    for policy, (mean, error) in found.items():
-        told, told_error = STUDY_MEAN_JOB_TIME[policy]
-        table.add_row(policy, f"{mean:.0f}", f"{error:.0f}", f"{mean / least:.2f}", f"{told:.0f} ± {told_error:.0f}")
+    least = scores["least_work"][0]
+    for policy, (mean, error) in scores.items():
+        published, published_error = STUDY_MEAN_JOB_TIME[policy]
+        table.add_row(
+            policy, f"{mean:.0f}", f"{error:.0f}", f"{mean / least:.2f}", f"{published:.0f} ± {published_error:.0f}"
+        )
     return table
 
 

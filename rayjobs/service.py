@@ -1,4 +1,4 @@
-"""`deepsched service`: the stand-in social network by itself, for experiments by hand."""
+"""`deepsched service`: the stand-in social network alone, for manual experiments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SpeedsOfServer = float | tuple[float, float, float]
 
 
 class ServiceOptions(Options):
-    """Servers, their capacity and what happens to them."""
+    """Servers, their capacity and their disturbances."""
 
     servers: int = Field(3, ge=1, le=1024)
     """Number of server processes; all share one database."""
@@ -73,13 +73,13 @@ class ServiceOptions(Options):
 
 
 def run(options: ServiceOptions) -> int:
-    """Serves until Ctrl-C or the end of the duration, then says what was served; 0."""
+    """Serves until Ctrl-C or the end of the duration, then prints what was answered; 0."""
     from actuators.contract.topology import social_network
 
     topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     script = make_script(options, topology)
     if options.port + options.servers > _LAST_PORT + 1:
-        raise ConfigError(f"port {options.port + options.servers - 1} does not exist", remedy="begin with a lower one")
+        raise ConfigError(f"port {options.port + options.servers - 1} does not exist", remedy="give a lower --port")
     with tempfile.TemporaryDirectory(prefix="deepsched-service-") as folder, contextlib.ExitStack() as stack:
         servers = _start(options, Path(folder), stack)
         live = topology.with_servers(tuple(server.address for server in servers))
@@ -97,7 +97,7 @@ def run(options: ServiceOptions) -> int:
 
 
 def make_script(options: ServiceOptions, topology: Topology) -> Script:
-    """What the servers play: the file's, the scenario's, or a steady one from the options. Raises ConfigError."""
+    """The script of the servers: of the file, of the scenario, or steady from the options. Raises ConfigError."""
     from actuators.contract.script import Script, ServerProfile
 
     if options.script is not None:
@@ -125,7 +125,9 @@ def _read_script(path: Path) -> Script:
     except OSError as error:
         raise ConfigError(f"cannot read the script: {error.strerror}", where=str(path)) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"not a script: {error}", where=str(path), remedy="write it with Script.to_json") from error
+        raise DataError(
+            f"not a script: {error}", where=str(path), remedy="write it with deepsched scenarios show --json-out"
+        ) from error
 
 
 def _start(options: ServiceOptions, folder: Path, stack: contextlib.ExitStack) -> list[SocialNetworkServer]:
@@ -151,7 +153,7 @@ def _start(options: ServiceOptions, folder: Path, stack: contextlib.ExitStack) -
 
 
 def _overview(servers: list[SocialNetworkServer], script: Script) -> Table:
-    """One row per server: where it is, and its mean service times."""
+    """A row per server: its addresses and mean service times."""
     drawn = Table(title=f"stand-in social network, script {script.name!r}, seed {script.seed}", title_justify="left")
     for column in ("server", "address", "admin", "workers", "compose", "home read", "user read"):
         drawn.add_column(column, justify="left" if column in ("address", "admin") else "right")
@@ -164,7 +166,7 @@ def _overview(servers: list[SocialNetworkServer], script: Script) -> Table:
 
 
 def _explain(server: SocialNetworkServer) -> None:
-    """Commands that can be pasted, on stderr."""
+    """Prints example commands on stderr."""
     aside = console_err()
     for line in (
         f"try:      curl 'http://{server.address}/wrk2-api/home-timeline/read?user_id=3&start=0&stop=2'",
@@ -179,7 +181,7 @@ def _explain(server: SocialNetworkServer) -> None:
 
 
 def _watch(servers: list[SocialNetworkServer], duration_s: float) -> None:
-    """Returns at the end of the duration; says when a server dies, fails when none is left."""
+    """Returns at the end of the duration; reports each server that dies, raises ServiceError when all have."""
     end_s = time.monotonic() + duration_s if duration_s else float("inf")
     alive = set(range(len(servers)))
     while time.monotonic() < end_s:

@@ -1,4 +1,4 @@
-"""Opens the testbed that a verb asks for; and `deepsched testbeds` lists what runs where."""
+"""`deepsched testbeds`: the live testbeds that run on this machine or cluster."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from rayjobs.cli.main import Verb, run_verb
 
 
 class TestbedsOptions(Options):
-    """What to look at."""
+    """Which Ray."""
 
     address: str | None = None
-    """Ray to ask, HOST:PORT or `auto`; all heads of ours on this machine when not given, and the cluster's own
-    in a submitted job."""
+    """Address of Ray, HOST:PORT or `auto`; when not given, all heads that `deepsched` started on this machine, and in
+    a submitted job its cluster."""
 
 
 def run(options: TestbedsOptions) -> int:
-    """Prints a table of testbeds with what they do, their faults and the nodes of their parts."""
+    """Prints a table of testbeds: their state, faults, and the nodes of their parts."""
     from rayjobs.cli.console import console_out
 
     rows = []
     for ray, found in _everywhere(options.address):
         rows += [(ray, row) for row in found]
     if not rows:
-        console_out().print("no testbed of ours runs here")
+        console_out().print("no testbed is running")
         return 0
     from rich.table import Table
 
     table = Table()
-    for column in ("Ray", "testbed", "does", "method", "windows", "faults", "builds", "where"):
+    for column in ("Ray", "testbed", "state", "method", "windows", "faults", "builds", "where"):
         table.add_column(column)
     for ray, row in rows:
         places = "\n".join(f"{part}: {node}" for part, node in row["places"].items())
@@ -42,7 +42,7 @@ def run(options: TestbedsOptions) -> int:
 
 
 def _everywhere(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Ray's address and its testbeds, one Ray after the other."""
+    """The address and the testbeds of each Ray."""
     from rayjobs.runs.local_ray import connected, in_job, joined, running_heads
     from tuning.live.testbeds import running_testbeds
 

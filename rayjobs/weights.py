@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from actuators.nginx.config import NginxOptions, render_snippet
 from actuators.nginx.detect import detect
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
+
+_log = partial(log_line, "weights")
 
 
 class SetOptions(ActuatorOptions):
@@ -132,10 +135,6 @@ def snippet(options: SnippetOptions) -> int:
     _log(f"written: {out}; include it in the http block instead of the upstreams {replaced}")
     _log(f"then: deepsched weights get --control-url http://127.0.0.1:{options.port}/control --token-file {token_file}")
     return 0
-
-
-def _log(line: str) -> None:
-    log_line("weights", line)
 
 
 GET = Verb(

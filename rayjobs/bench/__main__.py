@@ -1,4 +1,4 @@
-"""Runs benches by name: a JSON file of each, one of all, one table; nothing in them is typed by hand."""
+"""`deepsched bench`: runs benches by name and writes a JSON file of each and one of all."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ EXIT_NOT_MEASURED = 2
 
 
 class BenchOptions(Options):
-    """Which benches run, and how long."""
+    """Which benches run, and for how long."""
 
     names: tuple[str, ...] = ()
-    """Benches to run; all there are when none is given."""
+    """Benches to run (docs/results.md#bars); all when none is given."""
     seed: int = 1
-    """Seed of everything random in a bench."""
+    """Fixes everything random in a bench."""
     quick: bool = False
-    """Fewer repeats: each bench ends within 60 s, and its figures are rougher."""
+    """Fewer repeats: each bench ends within 60 s, with less precise figures."""
     out: Path = Path("runs/bench")
-    """Folder that receives NAME.json; what several say together is beside it, in a file of its name: OUT.json."""
+    """Folder that receives NAME.json; OUT.json beside it holds all benches of a run with several."""
 
 
 def names() -> tuple[str, ...]:
-    """The benches there are: the modules of rayjobs/bench/."""
+    """The names of all benches: the modules of rayjobs/bench/."""
     modules = pkgutil.iter_modules(rayjobs.bench.__path__)
     return tuple(sorted(module.name for module in modules if not module.ispkg and module.name != "__main__"))
 
@@ -50,11 +50,11 @@ def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> t
     """Measures one bench and writes its JSON; its bars.
 
     Raises:
-        ConfigError: no such bench, or a folder that cannot be written.
-        DeepSchedError: what the bench itself could not do.
+        ConfigError: unknown bench, or a folder that cannot be written.
+        DeepSchedError: the bench could not be measured.
     """
     if name not in names():
-        raise ConfigError(f"there is no bench '{name}'", remedy=closest(name, names()) if names() else "")
+        raise ConfigError(f"unknown bench '{name}'", remedy=closest(name, names()) if names() else "")
     folder = writable_folder(options.out)
     measure = importlib.import_module(f"rayjobs.bench.{name}").measure
     with tempfile.TemporaryDirectory(prefix=f"deepsched-bench-{name}-") as work_dir:
@@ -64,7 +64,7 @@ def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> t
 
 
 def document(name: str, seed: int, bars: Sequence[Bar]) -> dict[str, Any]:
-    """What NAME.json holds."""
+    """The content of NAME.json."""
     return {
         "bench": name,
         "commit": commit(),
@@ -75,7 +75,7 @@ def document(name: str, seed: int, bars: Sequence[Bar]) -> dict[str, Any]:
 
 
 def table(title: str, measured: Mapping[str, tuple[Bar, ...] | str]) -> Table:
-    """The bars of benches as people read them; a text in the place of bars says why there are none."""
+    """The bars of benches as a table; a text in place of bars tells why they were not measured."""
     drawn = Table(title=f"bench {title}", title_justify="left")
     for column, justify in (("bench", "left"), ("bar", "left"), ("value", "right"), ("limit", "right")):
         drawn.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -94,11 +94,11 @@ def table(title: str, measured: Mapping[str, tuple[Bar, ...] | str]) -> Table:
 
 
 def run(options: BenchOptions) -> int:
-    """Runs the benches; 0 when every bar holds, 1 when one does not, 2 when one could not be measured."""
+    """Runs the benches; 0 when all bars hold, 1 when one does not, 2 when one could not be measured."""
     wanted = options.names or names()
     unknown = [name for name in wanted if name not in names()]
     if unknown:
-        raise ConfigError(f"there is no bench '{unknown[0]}'", remedy=closest(unknown[0], names()))
+        raise ConfigError(f"unknown bench '{unknown[0]}'", remedy=closest(unknown[0], names()))
     measured: dict[str, tuple[Bar, ...] | str] = {}
     for name in wanted:
         measured[name] = _run_one(name, options)
@@ -111,7 +111,7 @@ def run(options: BenchOptions) -> int:
 
 
 def together(measured: Mapping[str, tuple[Bar, ...] | str], seed: int) -> dict[str, Any]:
-    """What several benches say in one document: bars of each, or why it was not measured."""
+    """Several benches in one document: the bars of each, or why they were not measured."""
     return {
         "commit": commit(),
         "machine": machine(),
@@ -124,12 +124,12 @@ def together(measured: Mapping[str, tuple[Bar, ...] | str], seed: int) -> dict[s
 
 
 def _run_one(name: str, options: BenchOptions) -> tuple[Bar, ...] | str:
-    """The bars, or why there are none."""
-    aside = console_err()
+    """The bars, or why they were not measured."""
+    err = console_err()
     try:
-        bars = run_bench(name, options, lambda line: aside.print(f"bench {name}: {line}", markup=False))
+        bars = run_bench(name, options, lambda line: err.print(f"bench {name}: {line}", markup=False))
     except DeepSchedError as error:
-        aside.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
+        err.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
         return str(error)
     out = console_out()
     out.print(table(name, {name: bars}))
@@ -146,7 +146,7 @@ def _code(found: tuple[Bar, ...] | str) -> int:
 def _limit(bar: Bar) -> str:
     if bar.limit is None:
         return ""
-    # A bar that holds lies on the right side of its limit; one that does not, on the wrong side.
+    # Whether the limit is an upper or a lower one follows from the value and whether the bar holds.
     below = bar.value <= bar.limit
     return f"{'≤' if below == bar.holds else '≥'} {_short(bar.limit)}"
 

@@ -31,6 +31,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
+@pytest.mark.nginx
 def test_this_machine_can_run_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.run(DoctorOptions()) == 0
     text = capsys.readouterr().out
@@ -100,6 +101,7 @@ def test_an_nginx_without_statistics(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found["weights in memory"].level == "poor"
 
 
+@pytest.mark.nginx
 def test_vts_without_lua_is_enough_with_reloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
     found = by_name(checks.nginx(fake_nginx(tmp_path, arguments="--add-module=/src/nginx-module-vts")))
@@ -107,6 +109,7 @@ def test_vts_without_lua_is_enough_with_reloads(monkeypatch: pytest.MonkeyPatch,
     assert "change by reload" in found["weights in memory"].found
 
 
+@pytest.mark.nginx
 def test_a_module_of_another_nginx_version_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
     (tmp_path / "ngx_http_vhost_traffic_status_module.so").write_text("")
@@ -138,7 +141,7 @@ def test_a_container_limit_counts_more_than_the_machine(tmp_path: Path) -> None:
     assert checks.memory(tmp_path).level == "missing"
     (group / "memory.stat").write_text(f"inactive_file {2 * 2**30}\n")
     assert checks.memory(tmp_path) == Finding(
-        "memory", "poor", "3.0 GB free", "4 GB are advised; close other programs or use a larger machine"
+        "memory", "poor", "3.0 GB free", "4 GB are recommended; close other programs or use a larger machine"
     )
     (group / "memory.max").write_text("max\n")
     assert checks.memory(tmp_path).level == "ok"

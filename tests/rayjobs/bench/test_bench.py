@@ -142,7 +142,7 @@ def test_bars_hold_on_their_limit() -> None:
 
 def test_an_unknown_bench_gets_the_closest_and_starts_nothing(install: Any, tmp_path: Path) -> None:
     install(load=two_bars, service=two_bars)
-    with pytest.raises(ConfigError, match="there is no bench 'laod'; did you mean 'load'"):
+    with pytest.raises(ConfigError, match="unknown bench 'laod'; did you mean 'load'"):
         bench.run(BenchOptions(names=("service", "laod"), out=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
