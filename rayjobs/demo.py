@@ -25,10 +25,10 @@ from tuning.options import ONLINE, AlgorithmOptions, LearningOptions, TrainingOp
 
 if TYPE_CHECKING:
     from envs.environment.problem import DecisionProblem
+    from envs.heuristics.controllers import Controller
     from envs.heuristics.weights import Policy
     from envs.observation.observer import Observation
     from tuning.judging.evaluation import Evaluation
-    from tuning.judging.plan import Controller
     from tuning.learning.trainer import Trainer
 
 CLEAN_UP_S = 9.0

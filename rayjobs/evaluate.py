@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from actuators.contract.testbed import Testbed
     from actuators.testbed.peers import PeerPrograms
     from envs.environment.problem import DecisionProblem
+    from envs.heuristics.controllers import Controller
     from envs.scenarios.catalogue import StudyScenario
     from rayjobs.runs.steps import Steps
     from tuning.judging.contenders import Spec
     from tuning.judging.evaluation import Evaluation
-    from tuning.judging.plan import Controller
 
 START_S, BLOCK_OVERHEAD_S, SIMULATED_S = 20.0, 1.2, 10.0
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rayjobs.runs.usage import CpuUsage
-    from tuning.search.sweep import Tally
+    from tuning.search.sweep import SweepStatus
     from tuning.search.trial import Shared
 
 TRIAL_STEPS_PER_S = 900
@@ -127,7 +127,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
             with CpuUsage(session_name()) as usage:
                 usage.phase("start")
 
-                def tell(tally: Tally) -> None:
+                def tell(tally: SweepStatus) -> None:
                     usage.phase("tail" if _count(options) - tally.ended - tally.failed < at_once else "full")
                     _say(stage, tally, options)
 
@@ -210,7 +210,7 @@ def _best(table: pd.DataFrame, count: int) -> list[str]:
     return list(table[table["bundle"] != ""]["trial"].head(max(count, 1)))
 
 
-def _say(stage: StageProgress, tally: Tally, options: SweepOptions) -> None:
+def _say(stage: StageProgress, tally: SweepStatus, options: SweepOptions) -> None:
     failed = f", {tally.failed} failed" if tally.failed else ""
     best = f"; best {tally.best:+.3f} (trial-{tally.best_trial})" if tally.best_trial else ""
     stage.update(

@@ -1,10 +1,6 @@
-"""A policy together with its observer, steering one testbed: windows in, controls out.
+"""Controllers steer one testbed: windows in, controls out. A policy with its observer, an estimator, outlier ejection.
 
-Controllers of `expected_delay`: an estimator's service times in force after every window; and the oracle.
-
-They are Controllers, not Policies: what an estimator remembers is more than an Observation carries.
-
-Outlier ejection around any controller of weights: a server that fails too often rests for a while.
+An estimator of service times is a controller and not a policy: it remembers more than an Observation carries.
 """
 
 from __future__ import annotations
@@ -30,14 +26,19 @@ from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
 
 
-class Steered(Protocol):
-    """What steers a testbed: `tuning.judging.judge.Controller`, as wrappers in this layer see it."""
+class Controller(Protocol):
+    """What steers a testbed: it observes windows and decides on controls; it may remember more than one window."""
 
     name: str
     method: BalancingMethod
 
-    def begin(self, topology: Topology) -> Control: ...
-    def decide(self, window: Window) -> Control | None: ...
+    def begin(self, topology: Topology) -> Control:
+        """The control to start with; an adaptive controller may return its last one."""
+        ...
+
+    def decide(self, window: Window) -> Control | None:
+        """The next control, or None to leave the present one."""
+        ...
 
 
 class FixedController:
@@ -184,7 +185,7 @@ class OutlierEjection:
         ConfigError: the inner controller balances by `expected_delay`.
     """
 
-    def __init__(self, inner: Steered, options: EjectionOptions | None = None) -> None:
+    def __init__(self, inner: Controller, options: EjectionOptions | None = None) -> None:
         if inner.method == "expected_delay":
             raise ConfigError(
                 "outlier ejection around expected_delay", remedy="leave it away: the method scores errors itself"

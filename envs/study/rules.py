@@ -20,7 +20,7 @@ from envs.environment.problem import DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
 from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named
 from envs.estimators.workers import WorkersLearner
-from envs.heuristics.controllers import Steered
+from envs.heuristics.controllers import Controller
 from envs.heuristics.names import policy_name
 from envs.observation.features import inverse_latency_shares
 from envs.observation.observer import Observation, Observer
@@ -208,11 +208,11 @@ def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> Steerin
     return steer
 
 
-def controlled(name: str, make: Callable[[], Steered], options: SimulationOptions | None = None) -> Rule:
+def controlled(name: str, make: Callable[[], Controller], options: SimulationOptions | None = None) -> Rule:
     """A controller of weights as a rule: one of its own for every environment, fed with whole windows."""
 
     def start() -> Steering:
-        controllers: list[Steered] = []
+        controllers: list[Controller] = []
         present: list[Weights] = []
 
         def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:

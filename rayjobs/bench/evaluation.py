@@ -22,7 +22,8 @@ from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figur
 from tuning.judging.agreement import agreement
 from tuning.judging.blocks import Journal
 from tuning.judging.evaluation import Evaluation
-from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
 
 
 class FreshDraws(SimulatedTestbed):

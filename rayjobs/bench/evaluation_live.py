@@ -16,15 +16,16 @@ from actuators.contract.topology import social_network
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.parts import LiveOptions, start_local_testbed
 from actuators.testbed.peers import NoStatistics, Peer
-from envs.heuristics.controllers import EstimatorController, FixedController
+from envs.heuristics.controllers import Controller, EstimatorController, FixedController
 from envs.heuristics.names import ESTIMATED
 from envs.observation.deadlines import derive_deadlines
 from envs.scenarios.catalogue import LIVE_WORK_SCALE, StudyScenario
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from tuning.judging.evaluation import Evaluation, describe_machine
-from tuning.judging.judge import Controller, Judge, JudgeOptions
-from tuning.judging.statistics import Ratio
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
+from tuning.judging.statistics import PairedRatio
 from tuning.judging.verdicts import describe_ratio
 from tuning.observing.phase import ObserveOptions, watch
 
@@ -92,7 +93,7 @@ def _judge(context: BenchContext, testbed: LiveTestbed, played: StudyScenario, o
     with _peers(names, testbed, context) as peers:
         judge = Judge(
             testbed, controllers, played, deadlines_s, options, machine=describe_machine(), peers=peers, kind="live",
-            progress=lambda now: context.log(f"{played.name} {now.index + 1}/{now.total}: {now.place.policy}")
+            progress=lambda now: context.log(f"{played.name} {now.index + 1}/{now.total}: {now.planned.policy}")
             if now.phase == "measure" else None,
         )  # fmt: skip
         return judge.run()
@@ -135,7 +136,7 @@ def _bars(name: str, evaluation: Evaluation, *, judged: bool) -> Iterator[Bar]:
             yield figure(text, value, "×", how=how, reference=reference)
 
 
-def _ratio(evaluation: Evaluation, claim: Claim) -> tuple[Ratio, str]:
+def _ratio(evaluation: Evaluation, claim: Claim) -> tuple[PairedRatio, str]:
     """The claim's ratio and the arm that it is to."""
     if claim.other != BEST_NATIVE:
         return evaluation.ratios(LEARNED, claim.other)[claim.metric], claim.other

@@ -35,7 +35,7 @@ from rayjobs.bench.parts.serve import make_bundle
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.folder import commit, machine
-from rayjobs.steer.controller import Controller, Step, starting_steering
+from rayjobs.steer.controller import SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
 from tuning.policy.adviser import Advice, Adviser
@@ -171,7 +171,7 @@ def _traffic(duration_s: float) -> StudyScenario:
     return replace(base, work_scale=base.work_scale * present_rps / RATE_RPS)
 
 
-def _controller(site: Site, bundle: Path, where: Path) -> Controller:
+def _controller(site: Site, bundle: Path, where: Path) -> SiteController:
     folder = SteerFolder(where)
     folder.make()
     adviser = Restless(load_bundle(bundle, site.topology))
@@ -182,7 +182,7 @@ def _controller(site: Site, bundle: Path, where: Path) -> Controller:
     steering = starting_steering(site, folder, lambda first: Steering(deadlines_s, first, options, now_s))
     log = audit.AuditLog(folder.audit, audit.header(steering, deadlines_s, now_s, {}))
     site.collector.begin()
-    return Controller(site, steering, adviser, adviser.frames, folder, log.write)
+    return SiteController(site, steering, adviser, adviser.frames, folder, log.write)
 
 
 def _ends(series: list[float]) -> dict[str, float]:

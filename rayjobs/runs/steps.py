@@ -20,6 +20,7 @@ from actuators.errors import DataError
 from actuators.files import write_json
 from actuators.statistics.recording import SnapshotWriter
 from actuators.testbed.live import LiveTestbed
+from envs.heuristics.controllers import Controller
 from envs.mixture.fit import Candidate, candidates, window_samples
 from envs.mixture.refit import SAMPLES, save_samples
 from envs.observation.encoder import EncoderOptions
@@ -32,9 +33,9 @@ from rayjobs.runs.report import provenance
 from rayjobs.runs.testbed import TestbedKind
 from tuning.judging.blocks import REMEDY, Journal
 from tuning.judging.evaluation import Evaluation, describe_machine
-from tuning.judging.judge import Controller, Judge, JudgeOptions, Remake
-from tuning.judging.judge import Progress as JudgeProgress
+from tuning.judging.judge import Judge, JudgeProgress, Remake
 from tuning.judging.parquet import write_results, write_windows
+from tuning.judging.plan import JudgeOptions
 from tuning.observing.clusters import meaning
 from tuning.observing.phase import Observed, ObserveOptions, fit_problem, watch
 from tuning.options import AlgorithmOptions, TrainingOptions
@@ -236,7 +237,7 @@ def _reporter(stage: StageProgress) -> Callable[[CurveRow, int], None]:
 
 
 def _block(now: JudgeProgress) -> str:
-    return f"round {now.place.round + 1}, {now.place.policy}: {now.phase} for {now.phase_s:g} s"
+    return f"round {now.planned.round + 1}, {now.planned.policy}: {now.phase} for {now.phase_s:g} s"
 
 
 PAGE = "clusters.html"

@@ -39,7 +39,7 @@ class Step:
     applied: bool
 
 
-class Controller:
+class SiteController:
     """Steers one site.
 
     Args:
@@ -225,7 +225,7 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
 
         first_asked = serve_first(options, site, adviser, stack)
         site.collector.begin()
-        controller = Controller(
+        controller = SiteController(
             site, steering, first_asked, adviser.frames, folder, log.write, load=load, log=report, stopped=stopped
         )
         where = site.address or options.status_url
@@ -235,7 +235,7 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         report(f"ended; the weights in force stay{lost}")
 
 
-def _run_until_ended(controller: Controller, options: SteerOptions) -> None:
+def _run_until_ended(controller: SiteController, options: SteerOptions) -> None:
     try:
         controller.run(options.interval_s, options.duration_s)
     except Terminated:

@@ -14,7 +14,8 @@ from actuators.testbed.parts import LiveOptions
 from envs.heuristics.controllers import FixedController, PolicyController
 from envs.scenarios.lookup import scenario
 from tests.support.problems import TOPOLOGY, problem
-from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
 from tuning.live.conductor import ConductedTestbed
 from tuning.live.testbeds import Testbeds, running_testbeds
 from tuning.live.training import ParallelTraining

@@ -8,9 +8,11 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 from actuators.contract.script import Behaviour
+from envs.heuristics.controllers import Controller
 from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 from tuning.judging.evaluation import Evaluation, describe_machine
-from tuning.judging.judge import Controller, Judge, JudgeOptions
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
 from tuning.report.learning import EncoderSummary, StateVisit, TrainingPoint
 from tuning.report.page import Provenance
 from tuning.report.run import RunData
@@ -36,7 +38,7 @@ def evaluate(
 
 def encoder_summary(evaluation: Evaluation) -> EncoderSummary:
     """A mixture over the servers of every window: their mean response times and shares of the requests."""
-    learned = [block for block in evaluation.blocks if block.place.policy == "learned"]
+    learned = [block for block in evaluation.blocks if block.planned.policy == "learned"]
     windows = [w for block in learned for w in block.windows if not w["drain"]]
     means = np.array([w["mean_ms"] for w in windows], dtype=float)
     rates = np.array([w["requests"] for w in windows], dtype=float)

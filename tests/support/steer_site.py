@@ -17,7 +17,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.testbed.parts import LiveOptions
-from rayjobs.steer.controller import Controller, Step, starting_steering
+from rayjobs.steer.controller import SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
 from tuning.policy.adviser import Adviser
@@ -50,7 +50,7 @@ class Drill:
         self.lines: list[dict[str, Any]] = []
         self.controller = self.start()
 
-    def start(self) -> Controller:
+    def start(self) -> SiteController:
         """A controller, as after a restart: only the folder and NGINX remember."""
         now_s = time.monotonic()
         steering = starting_steering(
@@ -59,7 +59,7 @@ class Drill:
         header = audit.header(steering, self.deadlines_s, now_s, {})
         log = audit.AuditLog(self.folder.audit, header)
         self.site.collector.begin()
-        self.controller = Controller(
+        self.controller = SiteController(
             self.site, steering, self.adviser, self.adviser.frames, self.folder, log.write, load=self._load
         )
         return self.controller

@@ -11,7 +11,7 @@ from typing import Any
 
 from actuators.errors import DataError
 from tuning.judging.evaluation import with_present_names
-from tuning.judging.statistics import Ratio
+from tuning.judging.statistics import PairedRatio
 from tuning.judging.verdicts import METRIC_NAMES, ratio_of
 
 FILE = "evaluation.json"
@@ -96,7 +96,7 @@ def agreement(title: str, old: dict[str, Any], new: dict[str, Any]) -> Agreement
 _LIVE = ("mean_ms", "p99_ms")
 
 
-def within(one: Ratio, other: Ratio) -> bool:
+def within(one: PairedRatio, other: PairedRatio) -> bool:
     """Whether two ratios differ by no more than both intervals together allow; True when one has no interval."""
     ends = (one.value, one.low, one.high, other.value, other.low, other.high)
     if any(end is None or end <= 0 for end in ends):

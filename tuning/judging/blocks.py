@@ -1,6 +1,6 @@
-"""One block of an evaluation: one policy on one testbed for a few seconds, and the record of it.
+"""The record of one block (one policy on one testbed for a few seconds), and finished blocks as JSON lines.
 
-Finished blocks as JSON lines: each is kept as it ends, so that an interrupted evaluation can go on.
+A block is appended as it ends, so that an interrupted evaluation can be resumed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract import histogram
-from actuators.contract.control import BalancingMethod, Control, Weights
+from actuators.contract.control import Control, Weights
 from actuators.contract.script import Behaviour, Script
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, Window
 from actuators.errors import DataError
 from envs.heuristics.names import policy_name
 from envs.scenarios.timeline import server_speeds
-from tuning.judging.tally import Tally
+from tuning.judging.plan import PlannedBlock
+from tuning.judging.tally import BlockTally
 
 # A fault of the measuring itself. What a scenario does to its servers is part of what is judged.
 _SPOILS = frozenset(
@@ -52,32 +53,12 @@ class WindowRecord(TypedDict):
     faults: list[str]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a block stands in the plan of an evaluation.
-
-    Attributes:
-        round: rounds have the same arrivals for every policy.
-        position: place in the round's order.
-        seed, warm_up_seed: script seeds of the measured part and of the warm-up.
-        run_seed: the evaluation's seed that it belongs to; policies start anew with each.
-    """
-
-    round: int
-    position: int
-    policy: str
-    method: BalancingMethod
-    seed: int
-    warm_up_seed: int
-    run_seed: int = 0
-
-
 @dataclass(frozen=True, eq=False)
 class Block:
     """A finished block.
 
     Attributes:
-        place: which policy, when, with which seeds.
+        planned: which policy, when, with which seeds.
         created: ISO time of its measured part.
         duration_s: of the measured part, the drain included.
         tally: sums over the measured part.
@@ -90,10 +71,10 @@ class Block:
         core_wait_ms: how long the machine let a thread wait for a core on average (live); None when not looked at.
     """
 
-    place: Place
+    planned: PlannedBlock
     created: str
     duration_s: float
-    tally: Tally
+    tally: BlockTally
     windows: tuple[WindowRecord, ...]
     changes: int
     flags: tuple[str, ...] = ()
@@ -108,7 +89,7 @@ class Block:
     def to_json(self) -> dict[str, Any]:
         """Plain values without the windows, which have a list of their own."""
         return {
-            **self.place.__dict__,
+            **self.planned.__dict__,
             "created": self.created,
             "duration_s": self.duration_s,
             "usable": self.usable,
@@ -124,12 +105,12 @@ class Block:
     @classmethod
     def from_json(cls, data: dict[str, Any], windows: tuple[WindowRecord, ...]) -> Block:
         """Inverse of `to_json`, also with a policy's former name; raises KeyError or TypeError for another shape."""
-        place = {name: data[name] for name in Place.__dataclass_fields__ if name in data}
+        planned = {name: data[name] for name in PlannedBlock.__dataclass_fields__ if name in data}
         return cls(
-            place=Place(**{**place, "policy": policy_name(place["policy"])}),
+            planned=PlannedBlock(**{**planned, "policy": policy_name(planned["policy"])}),
             created=data["created"],
             duration_s=data["duration_s"],
-            tally=Tally.from_json(data["tally"]),
+            tally=BlockTally.from_json(data["tally"]),
             windows=windows,
             changes=data["changes"],
             flags=tuple(data["flags"]),

@@ -21,14 +21,13 @@ from actuators.errors import ConfigError, closest
 from actuators.testbed.peers import EXTERNAL, PEERS
 from envs.environment.problem import DecisionProblem
 from envs.estimators.registry import ESTIMATORS
-from envs.heuristics.controllers import EstimatorController, FixedController, PolicyController
+from envs.heuristics.controllers import Controller, EstimatorController, FixedController, PolicyController
 from envs.heuristics.knapsack import Knapsack
 from envs.heuristics.names import ESTIMATED, FORMER_NAMES, policy_name
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
 from envs.scenarios.timeline import true_tau_s
 from envs.study.split import optimal_shares
-from tuning.judging.plan import Controller
 
 Knowledge = Callable[[Topology, Script, float], Control]
 """The best control at a moment of a script, seconds since reset."""

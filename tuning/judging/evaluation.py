@@ -20,8 +20,8 @@ from actuators.errors import DataError
 from actuators.files import write_atomic
 from envs.heuristics.names import policy_name
 from tuning.judging.blocks import Block, WindowRecord, jain_index
-from tuning.judging.statistics import METRICS, Ratio, Sample, compare
-from tuning.judging.tally import Tally
+from tuning.judging.statistics import METRICS, PairedRatio, Sample, compare
+from tuning.judging.tally import BlockTally
 
 FORMAT_VERSION = 1
 SCHEMA_PATH = Path(__file__).with_name("evaluation.schema.json")
@@ -59,17 +59,17 @@ class Evaluation:
     @property
     def policies(self) -> tuple[str, ...]:
         """Names in the order they are shown: the reference first, the learned policy last."""
-        names = {block.place.policy for block in self.blocks}
+        names = {block.planned.policy for block in self.blocks}
         return tuple(sorted(names, key=lambda name: (name == self.learned, name != self.reference, name)))
 
-    def ratios(self, policy: str, reference: str, group: int | None = None) -> dict[str, Ratio]:
+    def ratios(self, policy: str, reference: str, group: int | None = None) -> dict[str, PairedRatio]:
         """Paired ratios of every metric over the rounds in which both have a usable block."""
         ours, theirs = self._usable(policy), self._usable(reference)
         rounds = sorted(ours.keys() & theirs.keys())
         if not rounds:
-            return {name: Ratio(None, None, None, None, 0) for name in METRICS}
+            return {name: PairedRatio(None, None, None, None, 0) for name in METRICS}
         sample, other = self._sample(policy, rounds, group), self._sample(reference, rounds, group)
-        run_seeds = [ours[r].place.run_seed for r in rounds]
+        run_seeds = [ours[r].planned.run_seed for r in rounds]
         return compare(sample, other, rounds=len(rounds), seed=self.seed, run_seeds=run_seeds)
 
     def best_heuristic(self) -> str | None:
@@ -156,7 +156,7 @@ class Evaluation:
         return {}
 
     def _usable(self, policy: str) -> dict[int, Block]:
-        return {b.place.round: b for b in self.blocks if b.place.policy == policy and b.usable}
+        return {b.planned.round: b for b in self.blocks if b.planned.policy == policy and b.usable}
 
     def _values(self, policy: str, group: int | None) -> dict[str, Any]:
         tallies = [block.tally for block in self._usable(policy).values()]
@@ -171,12 +171,12 @@ class Evaluation:
         return Sample(tallies, self.deadlines_s, group).cdf() if tallies else empty
 
     def _policy(self, policy: str) -> dict[str, Any]:
-        blocks = [block for block in self.blocks if block.place.policy == policy]
+        blocks = [block for block in self.blocks if block.planned.policy == policy]
         usable = self._usable(policy)
         measured_s = sum(block.duration_s for block in usable.values())
-        judged = Tally.total([b.tally for b in usable.values()]) if usable else None
+        judged = BlockTally.total([b.tally for b in usable.values()]) if usable else None
         return {
-            "method": blocks[0].place.method,
+            "method": blocks[0].planned.method,
             "requests": sum(int(block.tally.sent.sum()) for block in blocks),
             "judged_requests": int(judged.sent.sum()) if judged else 0,
             "blocks": len(blocks),
@@ -206,7 +206,7 @@ class Evaluation:
         flags = [flag for block in blocks for flag in block.flags]
         return {
             "requests": sum(int(block.tally.sent.sum()) for block in blocks),
-            **Tally.total([block.tally for block in blocks]).accounting(),
+            **BlockTally.total([block.tally for block in blocks]).accounting(),
             "discarded_blocks": sum(not block.usable for block in blocks),
             "discarded_because": sorted(set(flags)),
         }
@@ -251,7 +251,7 @@ def _mean_jain(blocks: Sequence[Block]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _published(ratios: dict[str, Ratio]) -> dict[str, Any]:
+def _published(ratios: dict[str, PairedRatio]) -> dict[str, Any]:
     columns = {name: ratio.to_json() for name, ratio in ratios.items()}
     return {
         "ratios": {name: column["value"] for name, column in columns.items()},

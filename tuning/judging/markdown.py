@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tuning.judging.statistics import Ratio
+from tuning.judging.statistics import PairedRatio
 from tuning.judging.verdicts import METRIC_NAMES, format_interval, format_ratio, format_value, ratio_of
 
 LEGEND = (
@@ -59,7 +59,7 @@ def _table(evaluations: Sequence[dict[str, Any]], metric: str, reference: str, n
     return "\n".join(lines)
 
 
-def _cell(ratio: Ratio) -> str:
+def _cell(ratio: PairedRatio) -> str:
     text = format_ratio(ratio.value)
     if ratio.low is None or ratio.high is None:
         return text
@@ -67,15 +67,15 @@ def _cell(ratio: Ratio) -> str:
     return f"{mark}{text}{mark} ({format_interval(ratio, '–')})"
 
 
-def _geometric(evaluations: Sequence[dict[str, Any]], name: str, metric: str) -> Ratio:
+def _geometric(evaluations: Sequence[dict[str, Any]], name: str, metric: str) -> PairedRatio:
     """Geometric mean of a policy's ratios; scenarios are independent, so that half widths add as squares do."""
     ratios = [ratio_of(e["policies"][name], metric) for e in evaluations if name in e["policies"]]
     values = [ratio.value for ratio in ratios if ratio.value]
     if len(values) < len(evaluations):
-        return Ratio(None, None, None, None, 0)
+        return PairedRatio(None, None, None, None, 0)
     value = math.exp(sum(map(math.log, values)) / len(values))
     halves = [math.log(r.high / r.low) / 2 for r in ratios if r.low and r.high]
     if len(halves) < len(values):
-        return Ratio(value, None, None, None, 0)
+        return PairedRatio(value, None, None, None, 0)
     factor = math.exp(math.hypot(*halves) / len(halves))
-    return Ratio(value, value / factor, value * factor, None, min(ratio.rounds for ratio in ratios))
+    return PairedRatio(value, value / factor, value * factor, None, min(ratio.rounds for ratio in ratios))

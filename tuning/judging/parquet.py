@@ -73,7 +73,7 @@ def _block_rows(evaluation: Evaluation, index: int) -> list[dict[str, Any]]:
         client = window["client"]
         for g, group in enumerate(topology.groups):
             shared = {
-                "block": index, "round": block.place.round, "policy": block.place.policy, "usable": block.usable,
+                "block": index, "round": block.planned.round, "policy": block.planned.policy, "usable": block.usable,
                 "window": number, "drain": window["drain"], "start_s": window["start_s"], "end_s": window["end_s"],
                 "group": group.name, "request_type": group.request_type,
                 "client_p50_ms": client["per_type"]["p50_ms"][g] if client else None,

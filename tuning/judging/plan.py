@@ -1,80 +1,102 @@
-"""In which order an evaluation runs its blocks, with which seeds: balanced, paired, the same for equal options.
-
-A scenario from a moment of its own on: short blocks must also see what happens late in it.
-"""
+"""The plan of an evaluation: order and seeds of its blocks (balanced, paired, equal for equal options), excerpts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from actuators.contract.control import BalancingMethod, Control
+from actuators.contract.control import BalancingMethod
 from actuators.contract.script import Behaviour, Scenario, Script, Stream
 from actuators.contract.topology import Topology
-from actuators.contract.window import Window
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
+from envs.heuristics.controllers import Controller
 from envs.heuristics.names import policy_name
-from tuning.judging.blocks import Place
 
 PolicyName = Annotated[str, AfterValidator(policy_name)]
 """A policy's name; a former one becomes the present one."""
 
 
-class Controller(Protocol):
-    """A policy as the judge sees it: an observer of windows that decides on controls."""
-
-    name: str
-    method: BalancingMethod
-
-    def begin(self, topology: Topology) -> Control:
-        """The control to start a block with; adaptive ones may return what they last had."""
-        ...
-
-    def decide(self, window: Window) -> Control | None:
-        """The next control, or None to leave it as it is."""
-        ...
-
-
 class BlockOptions(Options):
-    """How long and how often policies are judged; with which seeds and at which interval, the command says."""
+    """How long and how often policies are judged. The verb sets seeds and control interval."""
 
     rounds: int = Field(default=8, ge=1)
-    """How often every policy has its turn, per seed; intervals need at least 2."""
+    """Blocks per policy and seed; intervals need at least 2."""
     warm_up_s: float = Field(default=3.0, ge=0)
-    """Seconds of load before each measured part, with a script of its own; not counted."""
+    """Seconds of load before each measured part, not counted; the load follows a separate script."""
     measure_s: float = Field(default=10.0, gt=0)
     """Seconds of measured load per block."""
     repeats: int = Field(default=2, ge=0)
-    """How many spoiled blocks (stalled machine, saturated client or NGINX), in all, are run again at once."""
+    """Spoiled blocks (stalled machine, saturated client or NGINX) that are repeated at once, in all."""
     max_core_wait_ms: float = Field(default=3.0, gt=0)
-    """Live: a block is spoiled when the machine let a thread that only sleeps wait longer than this for a core,
-    on average; 0.1 to 0.3 is normal."""
+    """Live: a block is spoiled when the mean scheduling delay of a sleeping thread exceeds this; 0.1 to 0.3 is
+    normal."""
     reference: PolicyName = "least_conn"
     """The policy that ratios are to."""
 
 
 class JudgeOptions(BlockOptions):
-    """One judgement: its blocks, seeds and control interval, and which policy is on trial."""
+    """One evaluation: its blocks, seeds and control interval, and the policy on trial."""
 
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval in seconds."""
     seed: int = Field(default=1, ge=0)
     """Fixes arrivals, service times, the order of the blocks and the bootstrap."""
     seeds: int = Field(default=1, ge=1)
-    """How many seeds: `seed` and those after it. Policies start anew with each; intervals are over both."""
+    """Number of seeds, counted from `seed`. Policies start anew with each; intervals are over seeds and rounds."""
     learned: PolicyName | None = None
     """The policy on trial; the table shows where it does not win. The verb chooses it when not given."""
 
 
-def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tuple[Place, ...]:
-    """All blocks in the order they are run: the same for equal names and options.
+@dataclass(frozen=True)
+class PlannedBlock:
+    """A block of the plan of an evaluation: which policy, when, with which seeds.
 
-    Rounds are numbered through: round 0 of the second seed comes after the last round of the first.
+    Attributes:
+        round: rounds have the same arrivals for every policy.
+        position: place in the round's order.
+        seed, warm_up_seed: script seeds of the measured part and of the warm-up.
+        run_seed: the evaluation's seed that it belongs to; policies start anew with each.
+    """
+
+    round: int
+    position: int
+    policy: str
+    method: BalancingMethod
+    seed: int
+    warm_up_seed: int
+    run_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The scenario from a random moment that leaves `length_s` of it, so that short blocks meet its late events.
+
+    Equal seeds draw the same moment.
+    """
+
+    scenario: Scenario
+    length_s: float
+
+    @property
+    def name(self) -> str:
+        return self.scenario.name
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The rest of the scenario's script; all of it when it is no longer than `length_s`."""
+        script = self.scenario.script(topology, seed)
+        latest_s = max(script.duration_s - self.length_s, 0.0)
+        return from_moment(script, float(np.random.default_rng([seed, 1]).uniform(0.0, latest_s)))
+
+
+def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tuple[PlannedBlock, ...]:
+    """All blocks in their order; equal names and options give equal plans.
+
+    Round numbers continue over the seeds.
     """
     plan = []
     for turn in range(options.seeds):
@@ -82,7 +104,7 @@ def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tup
         for number, order in enumerate(balanced_orders(len(controllers), options.rounds, run_seed)):
             seed, warm_up_seed = (int(s) for s in np.random.SeedSequence([run_seed, number]).generate_state(2))
             plan += [
-                Place(
+                PlannedBlock(
                     turn * options.rounds + number,
                     position,
                     controllers[index].name,
@@ -97,7 +119,7 @@ def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tup
 
 
 def balanced_orders(count: int, rounds: int, seed: int) -> list[list[int]]:
-    """One order per round: in every `count` rounds each policy has each position once.
+    """One order per round, as indices of policies; in every `count` rounds each policy has each position once.
 
     The squares are Williams' (1949, doi 10.1071/CH9490149): over a square and its mirror image each policy
     follows each other one equally often. Names and rows are shuffled by the seed.
@@ -123,26 +145,8 @@ def check_names(controllers: Sequence[Controller], options: JudgeOptions) -> Non
             raise ConfigError(f"unknown policy '{name}'", where=f"evaluation.{field}", remedy=closest(name, names))
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """The scenario from a moment that the seed draws, so that `length_s` of it are left; the same for equal seeds."""
-
-    scenario: Scenario
-    length_s: float
-
-    @property
-    def name(self) -> str:
-        return self.scenario.name
-
-    def script(self, topology: Topology, seed: int) -> Script:
-        """The rest of the scenario's script; all of it when it is no longer than `length_s`."""
-        script = self.scenario.script(topology, seed)
-        latest_s = max(script.duration_s - self.length_s, 0.0)
-        return from_moment(script, float(np.random.default_rng([seed, 1]).uniform(0.0, latest_s)))
-
-
 def from_moment(script: Script, at_s: float) -> Script:
-    """The script as it goes on at a moment: load and servers are in the state that they have then."""
+    """The rest of a script from a moment on; load and servers begin in their state of that moment."""
     states: dict[int, Behaviour] = {}
     for change in script.behaviours:
         if change.at_s <= at_s:

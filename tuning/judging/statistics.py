@@ -17,7 +17,7 @@ from scipy import stats
 
 from actuators.contract import histogram
 from actuators.contract.arrays import FloatArray
-from tuning.judging.tally import Tally
+from tuning.judging.tally import BlockTally
 
 RESAMPLES = 1000
 """Only their spread is used: 1000 tell it to 2 %."""
@@ -108,7 +108,7 @@ Verdict = Literal["better", "worse", "no measurable difference", "inconclusive"]
 
 
 @dataclass(frozen=True)
-class Ratio:
+class PairedRatio:
     """A paired ratio of two policies; below 1 the first one is better.
 
     Attributes:
@@ -138,7 +138,7 @@ class Ratio:
         return {"value": self.value, "interval": interval, "median": self.median, "rounds": self.rounds}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Ratio:
+    def from_json(cls, data: dict[str, Any]) -> PairedRatio:
         low, high = data["interval"] or (None, None)
         return cls(data["value"], low, high, data["median"], data["rounds"])
 
@@ -152,7 +152,7 @@ class Sample:
         group: one request type, or None for all of them.
     """
 
-    def __init__(self, tallies: Sequence[Tally], deadlines_s: FloatArray, group: int | None = None) -> None:
+    def __init__(self, tallies: Sequence[BlockTally], deadlines_s: FloatArray, group: int | None = None) -> None:
         self._drawn: dict[SpreadPart, dict[str, FloatArray]] = {}
         groups = slice(None) if group is None else slice(group, group + 1)
         tardiness = [tally.tardiness(deadlines_s) for tally in tallies]
@@ -205,7 +205,7 @@ class Sample:
 
 def compare(
     sample: Sample, reference: Sample, rounds: int, seed: int, run_seeds: Sequence[int] | None = None
-) -> dict[str, Ratio]:
+) -> dict[str, PairedRatio]:
     """Paired ratios of every metric; both samples hold the same `rounds` rounds in the same order.
 
     Args:
@@ -213,7 +213,7 @@ def compare(
         run_seeds: the evaluation's seed of each round; one for all when None.
     """
     if rounds == 0:
-        return {name: Ratio(None, None, None, None, 0) for name in METRICS}
+        return {name: PairedRatio(None, None, None, None, 0) for name in METRICS}
     pooled = _ratios(sample, reference, np.ones((1, rounds)))
     single = _ratios(sample, reference, np.eye(rounds))
     parts = spread_parts(tuple(run_seeds or [0] * rounds), seed)
@@ -232,13 +232,13 @@ def _divide(above: dict[str, FloatArray], below: dict[str, FloatArray]) -> dict[
 
 def _ratio(
     pooled: FloatArray, single: FloatArray, draws: Sequence[FloatArray], parts: Sequence[SpreadPart], rounds: int
-) -> Ratio:
+) -> PairedRatio:
     value = _finite(float(pooled[0]))
     if value is None:
-        return Ratio(None, None, None, None, rounds)
+        return PairedRatio(None, None, None, None, rounds)
     median = _finite(float(np.median(single)))
     low, high = interval(value, draws, parts) if draws else (None, None)
-    return Ratio(value, low, high, median, rounds)
+    return PairedRatio(value, low, high, median, rounds)
 
 
 def _percentile_ms(cumulative: FloatArray, percentile: float) -> FloatArray:

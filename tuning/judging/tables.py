@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuning.judging.statistics import Ratio
+from tuning.judging.statistics import PairedRatio
 from tuning.judging.verdicts import METRIC_NAMES, digits, format_ratio, format_value, ratio_of, verdicts
 
 _STYLES = {"better": "green", "worse": "red", "no measurable difference": "dim", "inconclusive": "dim"}
@@ -69,7 +69,7 @@ def _cell(metric: str, policy: dict[str, Any], *, is_reference: bool) -> Text:
     return text
 
 
-def _interval(ratio: Ratio) -> str:
+def _interval(ratio: PairedRatio) -> str:
     if ratio.low is None or ratio.high is None:
         return ""
     return f"\n{digits(ratio.low)}–{digits(ratio.high) if ratio.high < 1000 else '…'}"

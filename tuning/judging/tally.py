@@ -20,7 +20,7 @@ _COUNTS = ("planned", "sent", "answered", "late", "retried", "nginx_requests", "
 
 
 @dataclass(frozen=True, eq=False)
-class Tally:
+class BlockTally:
     """Sums over the windows of one block. Arrays are ``[groups]`` unless said otherwise.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tally:
     uncounted: IntArray
 
     @classmethod
-    def of(cls, windows: Sequence[Window], *, counted: bool = True) -> Tally:
+    def of(cls, windows: Sequence[Window], *, counted: bool = True) -> BlockTally:
         """Sums the windows of one block, the drain included. Raises DataError without a load engine's view."""
         clients = [window.client for window in windows if window.client is not None]
         if not clients:
@@ -73,7 +73,7 @@ class Tally:
         )
 
     @classmethod
-    def total(cls, tallies: Sequence[Tally]) -> Tally:
+    def total(cls, tallies: Sequence[BlockTally]) -> BlockTally:
         """Sum of at least one tally."""
         names = {name for tally in tallies for name in tally.errors}
         zero = np.zeros_like(tallies[0].sent)
@@ -154,7 +154,7 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Tally:
+    def from_json(cls, data: dict[str, Any]) -> BlockTally:
         """Inverse of `to_json`; raises KeyError or TypeError for a dict of another shape."""
         counts = np.zeros((len(data["latency_counts"]), histogram.SIZE), dtype=np.int64)
         for row, pairs in zip(counts, data["latency_counts"], strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.judging.statistics import Ratio, Verdict
+from tuning.judging.statistics import PairedRatio, Verdict
 
 METRIC_NAMES: dict[str, str] = {
     "mean_ms": "mean",
@@ -19,7 +19,7 @@ METRIC_NAMES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MetricComparison:
     """The learned policy against one other policy in one metric.
 
     Attributes:
@@ -32,7 +32,7 @@ class Comparison:
     learned: str
     other: str
     values: tuple[float | None, float | None]
-    ratio: Ratio
+    ratio: PairedRatio
 
     @property
     def verdict(self) -> Verdict:
@@ -56,7 +56,7 @@ class Comparison:
         return f"{self.verdict}, {describe_ratio(self.ratio)}"
 
 
-def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[Comparison]:
+def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[MetricComparison]:
     """The learned policy row by row against `other`: the reference by default, or the best heuristic.
 
     Args:
@@ -76,14 +76,14 @@ def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[Co
     else:
         return []
     return [
-        Comparison(
+        MetricComparison(
             metric, learned, other, (policies[learned][metric], policies[other][metric]), ratio_of(source, metric)
         )
         for metric in METRIC_NAMES
     ]
 
 
-def verdicts(evaluation: dict[str, Any]) -> dict[str, list[Comparison]]:
+def verdicts(evaluation: dict[str, Any]) -> dict[str, list[MetricComparison]]:
     """A heading and all rows for each opponent of the learned policy: the reference and the best heuristic."""
     learned, reference, best = evaluation["learned"], evaluation["reference"], evaluation["best_heuristic"]
     found = {f"{learned} against {reference}": comparisons(evaluation)}
@@ -93,13 +93,13 @@ def verdicts(evaluation: dict[str, Any]) -> dict[str, list[Comparison]]:
     return {heading: rows for heading, rows in found.items() if rows}
 
 
-def ratio_of(source: dict[str, Any], metric: str) -> Ratio:
+def ratio_of(source: dict[str, Any], metric: str) -> PairedRatio:
     """The ratio of one metric out of a policy of `evaluation.json`."""
     low, high = source["intervals"][metric] or (None, None)
-    return Ratio(source["ratios"][metric], low, high, source["median_ratios"][metric], source["paired_rounds"])
+    return PairedRatio(source["ratios"][metric], low, high, source["median_ratios"][metric], source["paired_rounds"])
 
 
-def describe_ratio(ratio: Ratio) -> str:
+def describe_ratio(ratio: PairedRatio) -> str:
     """``0.85× (95 % interval 0.80 to 0.90)``."""
     if ratio.value is None:
         return "no ratio"
@@ -108,7 +108,7 @@ def describe_ratio(ratio: Ratio) -> str:
     return f"{format_ratio(ratio.value)} (95 % interval {format_interval(ratio, ' to ')})"
 
 
-def format_interval(ratio: Ratio, between: str = " – ") -> str:
+def format_interval(ratio: PairedRatio, between: str = " – ") -> str:
     """``0.80 – 0.90``; empty when there is no interval."""
     if ratio.low is None or ratio.high is None:
         return ""

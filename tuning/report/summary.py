@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuning.judging.statistics import Verdict
-from tuning.judging.verdicts import METRIC_NAMES, Comparison, comparisons, format_ratio, verdicts
+from tuning.judging.verdicts import METRIC_NAMES, MetricComparison, comparisons, format_ratio, verdicts
 
 _HEADLINE_METRICS = ("mean_ms", "p99_ms")
 
@@ -150,7 +150,7 @@ def strip_percent(ratio: float, reach: float) -> float:
     return 50 + 50 * max(-1.0, min(1.0, math.log2(ratio) / reach))
 
 
-def _named(rows: list[Comparison], verdict: Verdict) -> str:
+def _named(rows: list[MetricComparison], verdict: Verdict) -> str:
     """The metrics of that verdict in words; a ratio beside each that is better or worse."""
     with_ratio = verdict in ("better", "worse")
     return in_words(

@@ -13,9 +13,9 @@ from actuators.contract.topology import social_network
 from actuators.errors import DeepSchedError
 from actuators.testbed.parts import LiveOptions
 from actuators.testbed.placement import check_capacity, start_remote_testbed
-from envs.heuristics.controllers import FixedController
+from envs.heuristics.controllers import Controller, FixedController
 from tuning.judging.contenders import baseline_of, learned_controller
-from tuning.judging.judge import Controller, Judge
+from tuning.judging.judge import Judge
 from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.policy.bundle import load_bundle
 

@@ -36,7 +36,7 @@ Tune stores the whole experiment with every checkpoint (ray 2.60): a trial that 
 
 
 @dataclass(frozen=True)
-class Tally:
+class SweepStatus:
     """How far a sweep is."""
 
     ended: int
@@ -52,7 +52,7 @@ class SweepCallback(tune.Callback):
     The listener belongs to the class: Tune pickles its callbacks, and a listener holds on to the terminal.
     """
 
-    listener: ClassVar[Callable[[Tally], None]] = staticmethod(lambda tally: None)
+    listener: ClassVar[Callable[[SweepStatus], None]] = staticmethod(lambda tally: None)
 
     def __init__(self) -> None:
         self._best, self._best_trial = -math.inf, ""
@@ -73,7 +73,7 @@ class SweepCallback(tune.Callback):
     def _tell(self, trials: list[Any]) -> None:
         states = [trial.status for trial in trials]
         ended, running, failed = (states.count(name) for name in ("TERMINATED", "RUNNING", "ERROR"))
-        type(self).listener(Tally(ended, running, failed, self._best, self._best_trial))
+        type(self).listener(SweepStatus(ended, running, failed, self._best, self._best_trial))
 
 
 def preflight(options: SearchOptions) -> int:
@@ -119,7 +119,7 @@ def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
 
 
 def run_sweep(
-    options: SearchOptions, shared: Shared, storage: str, at_once: int, report: Callable[[Tally], None]
+    options: SearchOptions, shared: Shared, storage: str, at_once: int, report: Callable[[SweepStatus], None]
 ) -> ResultGrid:
     """Runs (or, when `storage` already holds this sweep, goes on with) all trials.
 

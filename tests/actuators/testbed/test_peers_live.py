@@ -16,7 +16,8 @@ from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.lookup import scenario
 from tuning.judging.blocks import Journal
-from tuning.judging.judge import Judge, JudgeOptions, Progress
+from tuning.judging.judge import Judge, JudgeProgress
+from tuning.judging.plan import JudgeOptions
 
 pytestmark = pytest.mark.nginx
 
@@ -80,7 +81,7 @@ def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again
             collector=testbed._collector, load=load, close=lambda: None,
         )  # fmt: skip
 
-        def change(now: Progress) -> None:
+        def change(now: JudgeProgress) -> None:
             judged._load = later if now.index >= 2 else load
 
         return Judge(

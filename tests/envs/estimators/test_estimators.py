@@ -22,7 +22,8 @@ from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 from envs.study.judge import judge
 from envs.study.rules import RULES, Learning
 from tests.support.windows import window as plain_window
-from tuning.judging.judge import judge as judge_blocks
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
 
 TOPOLOGY = social_network()
 SPECIAL = scenario("S3", duration_s=120.0)
@@ -186,10 +187,8 @@ def test_the_controller_wins_where_judged_like_any_other_policy() -> None:
         EstimatorController(TOPOLOGY, "type_means", workers=4.0),
     ]
     with SimulatedTestbed(TOPOLOGY) as testbed:
-        result = judge_blocks(
-            testbed, controllers, SPECIAL, deadlines_s=np.array([0.06, 0.02, 0.015]), rounds=3, warm_up_s=15.0,
-            measure_s=20.0, interval_s=1.0, seed=1,
-        )  # fmt: skip
+        options = JudgeOptions(rounds=3, warm_up_s=15.0, measure_s=20.0)
+        result = Judge(testbed, controllers, SPECIAL, np.array([0.06, 0.02, 0.015]), options).run()
     ratio = result.ratios("expected_delay", "least_conn")["mean_ms"].value
     assert ratio is not None
     assert ratio < 0.8

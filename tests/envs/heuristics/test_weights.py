@@ -14,7 +14,13 @@ from actuators.contract.topology import social_network
 from actuators.contract.window import Window
 from actuators.errors import ConfigError
 from envs.environment.actions import ActionCodec, ActionOptions
-from envs.heuristics.controllers import EstimatorController, FixedController, OutlierEjection, PolicyController, Steered
+from envs.heuristics.controllers import (
+    Controller,
+    EstimatorController,
+    FixedController,
+    OutlierEjection,
+    PolicyController,
+)
 from envs.heuristics.knapsack import Knapsack, best_split
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid, number_in_system, offered_load
 from envs.heuristics.weights import (
@@ -49,13 +55,13 @@ def controller_of(policy: Policy, method: str = "least_conn") -> PolicyControlle
     return PolicyController(policy.name, method, policy, Observer(TOPOLOGY, DEADLINES_S, None))  # type: ignore[arg-type]
 
 
-def decided(controller: Steered, seen: Window) -> Weights:
+def decided(controller: Controller, seen: Window) -> Weights:
     control = controller.decide(seen)
     assert isinstance(control, Weights)
     return control
 
 
-CONTROLLERS: dict[str, Callable[[], Steered]] = {
+CONTROLLERS: dict[str, Callable[[], Controller]] = {
     **{policy.name: (lambda policy=policy: controller_of(policy)) for policy in POLICIES},  # type: ignore[misc]
     "pid": lambda: UtilisationPid("least_conn", CODEC, Observer(TOPOLOGY, DEADLINES_S, None), 4.0),
     "knapsack": lambda: Knapsack("least_conn", CODEC),

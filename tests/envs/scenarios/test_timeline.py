@@ -12,8 +12,8 @@ from envs.scenarios.catalogue import STUDY
 from envs.scenarios.lookup import scenario
 from envs.scenarios.timeline import rates_rps, server_speeds
 from envs.simulator.testbed import SimulatedTestbed
-from tuning.judging.judge import judge
-from tuning.judging.plan import Excerpt, from_moment
+from tuning.judging.judge import Judge
+from tuning.judging.plan import Excerpt, JudgeOptions, from_moment
 
 TOPOLOGY = social_network()
 
@@ -43,10 +43,9 @@ def test_seeds_choose_moments_and_short_blocks_see_what_happens_late() -> None:
 def test_a_block_that_begins_while_a_server_is_down_is_judged_like_any_other() -> None:
     excerpt = Excerpt(scenario("S7", work_scale=4.0), 3.0)
     down = (s for s in range(100) if any(b.at_s == 0 and b.refused for b in _played(excerpt, s).behaviours))
-    evaluation = judge(
-        SimulatedTestbed(TOPOLOGY), [FixedController("least_conn", "least_conn")], excerpt,
-        deadlines_s=np.array([0.2, 0.1, 0.1]), rounds=1, warm_up_s=0, measure_s=3.0, interval_s=1.0, seed=next(down),
-    )  # fmt: skip
+    options = JudgeOptions(rounds=1, warm_up_s=0, measure_s=3.0, seed=next(down))
+    policies = [FixedController("least_conn", "least_conn")]
+    evaluation = Judge(SimulatedTestbed(TOPOLOGY), policies, excerpt, np.array([0.2, 0.1, 0.1]), options).run()
     (block,) = evaluation.blocks
     assert block.usable
     assert np.isfinite(block.utilisation).all()

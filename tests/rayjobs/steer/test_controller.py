@@ -14,7 +14,7 @@ from actuators.contract.control import Control
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Window
 from actuators.errors import ActuationError
-from rayjobs.steer.controller import Controller
+from rayjobs.steer.controller import SiteController
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site
 from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options
@@ -65,7 +65,7 @@ class Always:
 @dataclass
 class Loop:
     site: Nowhere
-    controller: Controller
+    controller: SiteController
     folder: SteerFolder
     lines: list[dict[str, Any]]
     said: list[str]
@@ -85,7 +85,7 @@ def loop(tmp_path: Path, settings: SteeringOptions) -> Loop:
     said: list[str] = []
     folder.adopt(EQUAL, None)
     steering = Steering(DEADLINES_S, EQUAL, settings, time.monotonic())
-    controller = Controller(cast(Site, site), steering, Always(), 1, folder, lines.append, log=said.append)
+    controller = SiteController(cast(Site, site), steering, Always(), 1, folder, lines.append, log=said.append)
     return Loop(site, controller, folder, lines, said)
 
 

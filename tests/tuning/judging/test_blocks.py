@@ -15,9 +15,10 @@ from tests.support.queue_testbed import Fixed, QueueTestbed, SteadyScenario
 from tuning.judging.agreement import agreement, within
 from tuning.judging.blocks import Journal
 from tuning.judging.evaluation import Evaluation
-from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.judge import Judge
 from tuning.judging.parquet import result_rows, write_results
-from tuning.judging.statistics import Ratio
+from tuning.judging.plan import JudgeOptions
+from tuning.judging.statistics import PairedRatio
 
 OPTIONS = JudgeOptions(rounds=2, warm_up_s=0.2, measure_s=0.6, interval_s=0.2, seed=3, seeds=2)
 
@@ -53,7 +54,7 @@ def test_what_is_missing_is_run_again_and_nothing_else(whole: tuple[Path, Evalua
     broken = tmp_path / "blocks.jsonl"
     broken.write_text("".join(lines[:5]) + lines[5][:300])
     resumed = judge(Journal(broken)).run()
-    assert [block.place for block in resumed.blocks] == [block.place for block in evaluation.blocks]
+    assert [block.planned for block in resumed.blocks] == [block.planned for block in evaluation.blocks]
     assert [b.to_json() for b in resumed.blocks[:5]] == [b.to_json() for b in evaluation.blocks[:5]]
     assert [b.tally.sent.tolist() for b in resumed.blocks] == [b.tally.sent.tolist() for b in evaluation.blocks]
     assert len(broken.read_text().splitlines()) == len(lines) == 8
@@ -76,7 +77,7 @@ def test_policies_start_anew_with_each_seed_and_rounds_are_numbered_through(tmp_
     seen: list[int] = []
     evaluation = judge(Journal(tmp_path / "blocks.jsonl"), seen).run()
     assert seen == [3, 4]
-    assert [(b.place.round, b.place.run_seed) for b in evaluation.blocks[::2]] == [(0, 3), (1, 3), (2, 4), (3, 4)]
+    assert [(b.planned.round, b.planned.run_seed) for b in evaluation.blocks[::2]] == [(0, 3), (1, 3), (2, 4), (3, 4)]
     content = evaluation.to_json()
     assert (content["rounds"], content["seeds"], content["testbed"]) == (4, 2, "simulated")
     assert content["policies"]["round_robin"]["paired_rounds"] == 4
@@ -104,18 +105,18 @@ def test_another_number_is_found_and_live_ratios_may_differ_within_their_interva
     assert "round_robin.p99_ms" in found.sentence
     live = [{**one, "testbed": "live"} for one in (content, changed)]
     assert agreement("steady", *live).differences == ()
-    assert not within(Ratio(0.8, 0.78, 0.82, 0.8, 8), Ratio(0.9, 0.88, 0.92, 0.9, 8))
-    assert within(Ratio(0.8, 0.7, 0.9, 0.8, 8), Ratio(0.9, 0.8, 1.0, 0.9, 8))
+    assert not within(PairedRatio(0.8, 0.78, 0.82, 0.8, 8), PairedRatio(0.9, 0.88, 0.92, 0.9, 8))
+    assert within(PairedRatio(0.8, 0.7, 0.9, 0.8, 8), PairedRatio(0.9, 0.8, 1.0, 0.9, 8))
 
 
-def test_a_block_is_spoiled_when_the_machine_lets_everyone_wait_for_a_core() -> None:
-    """The load engine runs ahead of everyone else and would not notice."""
+def test_a_block_is_spoiled_by_a_large_scheduling_delay() -> None:
+    """The load engine runs ahead of everything else and would not notice."""
     strict = OPTIONS.model_copy(update={"max_core_wait_ms": 1e-9, "rounds": 1, "seeds": 1, "repeats": 1})
     policies = [Fixed("round_robin", "round_robin"), Fixed("least_conn", "least_conn")]
     for kind, spoiled in (("live", 3), ("simulated", 0)):
         testbed = SlowQueues()
         blocks = Judge(testbed, policies, SteadyScenario(), np.full(3, 0.05), strict, kind=kind).run().blocks
-        assert sum("for a core" in flag for block in blocks for flag in block.flags) == spoiled
+        assert sum("scheduling delay" in flag for block in blocks for flag in block.flags) == spoiled
         assert all((block.core_wait_ms is None) == (kind == "simulated") for block in blocks)
 
 

@@ -19,7 +19,8 @@ from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
 from tuning.judging.contenders import BASELINES, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
-from tuning.judging.judge import Informed, Judge, JudgeOptions
+from tuning.judging.judge import Informed, Judge
+from tuning.judging.plan import JudgeOptions
 from tuning.observing.phase import ObserveOptions, watch
 
 DEADLINES_S = np.array([0.06, 0.025, 0.02])

@@ -16,11 +16,12 @@ from rich.console import Console
 from actuators.errors import DataError
 from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
 from tuning.judging.evaluation import SCHEMA_PATH, Evaluation, describe_machine
-from tuning.judging.judge import Judge, JudgeOptions
+from tuning.judging.judge import Judge
 from tuning.judging.parquet import write_windows
-from tuning.judging.statistics import Ratio
+from tuning.judging.plan import JudgeOptions
+from tuning.judging.statistics import PairedRatio
 from tuning.judging.tables import print_evaluation
-from tuning.judging.verdicts import Comparison, digits, format_interval, verdicts
+from tuning.judging.verdicts import MetricComparison, digits, format_interval, verdicts
 
 
 def evaluate(rounds: int = 4, learned: str = "learned", **testbed: Any) -> Evaluation:
@@ -160,22 +161,22 @@ def test_one_round_claims_nothing() -> None:
     assert "inconclusive" in text
 
 
-def comparison(ratio: Ratio, values: tuple[float, float] = (1.0, 1.0)) -> Comparison:
-    return Comparison("p99_ms", "learned", "least_conn", values, ratio)
+def comparison(ratio: PairedRatio, values: tuple[float, float] = (1.0, 1.0)) -> MetricComparison:
+    return MetricComparison("p99_ms", "learned", "least_conn", values, ratio)
 
 
 def test_sentences_say_no_more_than_the_interval() -> None:
-    assert comparison(Ratio(0.8, 0.7, 0.9, 0.8, 8)).sentence == "p99: better, 0.80× (95 % interval 0.70 to 0.90)."
-    equal = comparison(Ratio(0.8, 0.7, 1.01, 0.8, 8)).sentence
+    assert comparison(PairedRatio(0.8, 0.7, 0.9, 0.8, 8)).sentence == "p99: better, 0.80× (95 % interval 0.70 to 0.90)."
+    equal = comparison(PairedRatio(0.8, 0.7, 1.01, 0.8, 8)).sentence
     assert equal == "p99: no measurable difference, 0.80× (95 % interval 0.70 to 1.01)."
-    assert comparison(Ratio(1.2, 1.1, 1.3, 1.2, 8)).sentence.startswith("p99: worse, 1.20×")
-    assert comparison(Ratio(0.5, None, None, 0.5, 1)).sentence == "p99: inconclusive; 0.50× from one round."
-    assert "1.00 ms against 1.00 ms" in comparison(Ratio(None, None, None, None, 8)).sentence
-    neither = Comparison("errors", "learned", "least_conn", (0, 0), Ratio(None, None, None, None, 8))
+    assert comparison(PairedRatio(1.2, 1.1, 1.3, 1.2, 8)).sentence.startswith("p99: worse, 1.20×")
+    assert comparison(PairedRatio(0.5, None, None, 0.5, 1)).sentence == "p99: inconclusive; 0.50× from one round."
+    assert "1.00 ms against 1.00 ms" in comparison(PairedRatio(None, None, None, None, 8)).sentence
+    neither = MetricComparison("errors", "learned", "least_conn", (0, 0), PairedRatio(None, None, None, None, 8))
     assert neither.sentence == "errors: none with either policy."
 
 
 def test_an_interval_end_is_never_rounded_onto_one() -> None:
-    assert format_interval(Ratio(0.97, 0.95, 0.9987, 0.97, 8)) == "0.950 – 0.999"
-    assert format_interval(Ratio(0.97, 0.95, 1.0012, 0.97, 8)) == "0.950 – 1.001"
-    assert format_interval(Ratio(0.85, 0.8, 0.9, 0.85, 8)) == "0.80 – 0.90"
+    assert format_interval(PairedRatio(0.97, 0.95, 0.9987, 0.97, 8)) == "0.950 – 0.999"
+    assert format_interval(PairedRatio(0.97, 0.95, 1.0012, 0.97, 8)) == "0.950 – 1.001"
+    assert format_interval(PairedRatio(0.85, 0.8, 0.9, 0.85, 8)) == "0.80 – 0.90"

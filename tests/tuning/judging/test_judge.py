@@ -16,8 +16,10 @@ from actuators.contract.script import Behaviour, RateStep
 from actuators.contract.topology import social_network
 from actuators.contract.window import Fault
 from actuators.errors import ConfigError, TestbedError
+from envs.heuristics.controllers import Controller
 from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
-from tuning.judging.judge import Controller, EndingArrivals, Judge, JudgeOptions, Progress, balanced_orders, judge
+from tuning.judging.judge import EndingArrivals, Judge, JudgeProgress
+from tuning.judging.plan import JudgeOptions, balanced_orders
 
 DEADLINES_S = np.array([0.05, 0.02, 0.02])
 STEADY = SteadyScenario()
@@ -75,12 +77,12 @@ def test_orders_depend_on_the_seed_only() -> None:
 
 def test_policies_of_a_round_meet_the_same_arrivals_and_rounds_do_not() -> None:
     evaluation = judged().run()
-    by_round = {r: [b for b in evaluation.blocks if b.place.round == r] for r in (0, 1)}
+    by_round = {r: [b for b in evaluation.blocks if b.planned.round == r] for r in (0, 1)}
     for blocks in by_round.values():
         assert len(blocks) == 3
         assert len({tuple(block.tally.sent) for block in blocks}) == 1
-    assert by_round[0][0].place.seed != by_round[1][0].place.seed
-    assert all(b.place.seed != b.place.warm_up_seed for b in evaluation.blocks)
+    assert by_round[0][0].planned.seed != by_round[1][0].planned.seed
+    assert all(b.planned.seed != b.planned.warm_up_seed for b in evaluation.blocks)
 
 
 def test_a_block_sets_the_method_then_warms_up_drains_and_measures_with_the_control_it_has_learned() -> None:
@@ -116,15 +118,15 @@ def test_a_spoiled_block_is_counted_kept_and_left_out_of_the_ratios() -> None:
     evaluation = judged(QueueTestbed(faults={1: fault}), rounds=3).run()
     spoiled = [b for b in evaluation.blocks if not b.usable]
     assert len(spoiled) == 1
-    assert spoiled[0].place.round == 0
+    assert spoiled[0].planned.round == 0
     content = evaluation.to_json()
-    policy = content["policies"][spoiled[0].place.policy]
+    policy = content["policies"][spoiled[0].planned.policy]
     assert policy["discarded_blocks"] == 1
     assert policy["blocks"] == 3
     assert policy["judged_requests"] == policy["requests"] - int(spoiled[0].tally.sent.sum())
-    reference_spoiled = spoiled[0].place.policy == "least_conn"
+    reference_spoiled = spoiled[0].planned.policy == "least_conn"
     paired = {name: p["paired_rounds"] for name, p in content["policies"].items()}
-    assert paired[spoiled[0].place.policy] == 2
+    assert paired[spoiled[0].planned.policy] == 2
     assert reference_spoiled or sorted(paired.values()) == [2, 3, 3]
     assert content["accounting"]["discarded_because"] == ["saturated_client: 99 % of a core"]
 
@@ -134,7 +136,7 @@ def test_a_spoiled_block_is_run_again_on_the_same_arrivals_as_often_as_allowed()
     evaluation = judged(QueueTestbed(faults={1: fault}), repeats=1).run()
     spoiled, again = evaluation.blocks[:2]
     assert (spoiled.usable, again.usable) == (False, True)
-    assert spoiled.place == again.place
+    assert spoiled.planned == again.planned
     assert tuple(spoiled.tally.sent) == tuple(again.tally.sent)
     content = evaluation.to_json()
     assert [p["paired_rounds"] for p in content["policies"].values()] == [2, 2, 2]
@@ -156,8 +158,8 @@ def test_a_control_that_was_refused_spoils_its_block_and_nothing_else() -> None:
     assert evaluation.blocks[0].flags
 
 
-def interrupt_at(index: int) -> Callable[[Progress], None]:
-    def progress(step: Progress) -> None:
+def interrupt_at(index: int) -> Callable[[JudgeProgress], None]:
+    def progress(step: JudgeProgress) -> None:
         if step.index == index and step.phase == "measure":
             raise KeyboardInterrupt
 
@@ -204,14 +206,13 @@ def test_a_wrong_name_gets_the_closest_match() -> None:
     with pytest.raises(ConfigError, match="did you mean 'least_conn'"):
         judged(reference="least_con")
     with pytest.raises(ConfigError, match="name each policy once"):
-        judge(QueueTestbed(), [*controllers(), *controllers()], SteadyScenario(), deadlines_s=DEADLINES_S,
-              rounds=1, warm_up_s=0, measure_s=1, interval_s=1, seed=1)  # fmt: skip
+        Judge(QueueTestbed(), [*controllers(), *controllers()], SteadyScenario(), DEADLINES_S, options(rounds=1))
 
 
 def test_progress_says_what_is_next_and_for_how_long() -> None:
-    steps: list[Progress] = []
-    judge(QueueTestbed(), controllers(), SteadyScenario(), deadlines_s=DEADLINES_S, rounds=1, warm_up_s=0.2,
-          measure_s=0.4, interval_s=0.2, seed=1, progress=steps.append)  # fmt: skip
+    steps: list[JudgeProgress] = []
+    short = JudgeOptions(rounds=1, warm_up_s=0.2, measure_s=0.4, interval_s=0.2)
+    Judge(QueueTestbed(), controllers(), SteadyScenario(), DEADLINES_S, short, progress=steps.append).run()
     assert [(s.phase, s.phase_s) for s in steps] == [("warm-up", 0.2), ("measure", 0.4)] * 3
     assert [s.index for s in steps] == [0, 0, 1, 1, 2, 2]
     assert {s.total for s in steps} == {3}

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from actuators.contract import histogram
 from tests.support.queue_testbed import Fixed, QueueTestbed, SteadyScenario
-from tuning.judging.judge import judge
-from tuning.judging.statistics import METRICS, Ratio, Sample, compare
-from tuning.judging.tally import Tally
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
+from tuning.judging.statistics import METRICS, PairedRatio, Sample, compare
+from tuning.judging.tally import BlockTally
 
 DEADLINE_S = np.array([0.020])
 
+DEADLINES_S = np.array([0.05, 0.02, 0.02])
 
-def tally(latencies_ms: NDArray[np.float64], *, sent: int | None = None, **errors: int) -> Tally:
+
+def tally(latencies_ms: NDArray[np.float64], *, sent: int | None = None, **errors: int) -> BlockTally:
     counts = np.zeros((1, histogram.SIZE), dtype=np.int64)
     buckets = np.searchsorted(histogram.bounds_us()[0], latencies_ms * 1e3, side="right") - 1
     np.add.at(counts[0], buckets, 1)
@@ -25,7 +28,7 @@ def tally(latencies_ms: NDArray[np.float64], *, sent: int | None = None, **error
     number = np.array([good + failed if sent is None else sent])
     zero = np.zeros(1, dtype=np.int64)
     classes = {name: np.array([count]) for name, count in errors.items()}
-    return Tally(
+    return BlockTally(
         number, number, number, zero, zero, classes, counts, np.array([sum(latencies_ms) / 1e3]), number, zero, zero
     )
 
@@ -91,7 +94,7 @@ def test_one_round_gives_no_interval_and_no_verdict() -> None:
 def test_a_ratio_without_meaning_is_none_not_a_number() -> None:
     clean = Sample([tally(np.full(10, 2.0))] * 2, DEADLINE_S)
     ratios = compare(clean, clean, rounds=2, seed=1)
-    assert ratios["errors"] == Ratio(None, None, None, None, 2)
+    assert ratios["errors"] == PairedRatio(None, None, None, None, 2)
     assert ratios["art_per_request"].value is None
     empty = Sample([tally(np.array([]), status_5xx=5)] * 2, DEADLINE_S)
     assert empty.pooled()["mean_ms"] is None
@@ -100,9 +103,9 @@ def test_a_ratio_without_meaning_is_none_not_a_number() -> None:
 
 
 def test_the_verdict_follows_the_interval_not_the_value() -> None:
-    assert Ratio(0.9, 0.85, 0.97, 0.9, 8).verdict == "better"
-    assert Ratio(0.9, 0.80, 1.01, 0.9, 8).verdict == "no measurable difference"
-    assert Ratio(1.1, 1.02, 1.2, 1.1, 8).verdict == "worse"
+    assert PairedRatio(0.9, 0.85, 0.97, 0.9, 8).verdict == "better"
+    assert PairedRatio(0.9, 0.80, 1.01, 0.9, 8).verdict == "no measurable difference"
+    assert PairedRatio(1.1, 1.02, 1.2, 1.1, 8).verdict == "worse"
 
 
 @pytest.mark.parametrize("rounds", [3, 8])
@@ -124,11 +127,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(rounds: int) -> No
 def test_a_policy_against_itself_shows_no_difference_in_17_of_20_evaluations() -> None:
     shown = dict.fromkeys(METRICS, 0)
     for seed in range(20):
-        evaluation = judge(
-            QueueTestbed(), [Fixed("least_conn", "least_conn"), Fixed("again", "least_conn")],
-            SteadyScenario(), deadlines_s=np.array([0.05, 0.02, 0.02]), rounds=6, warm_up_s=0, measure_s=0.5,
-            interval_s=0.5, seed=seed,
-        )  # fmt: skip
+        options = JudgeOptions(rounds=6, warm_up_s=0, measure_s=0.5, interval_s=0.5, seed=seed)
+        policies = [Fixed("least_conn", "least_conn"), Fixed("again", "least_conn")]
+        evaluation = Judge(QueueTestbed(), policies, SteadyScenario(), DEADLINES_S, options).run()
         ratios = evaluation.ratios("again", "least_conn")
         for name, ratio in ratios.items():
             shown[name] += ratio.verdict in ("better", "worse")
@@ -136,12 +137,11 @@ def test_a_policy_against_itself_shows_no_difference_in_17_of_20_evaluations() -
 
 
 def test_a_planted_slowdown_of_five_percent_is_found_in_16_blocks() -> None:
-    evaluation = judge(
-        QueueTestbed(slower={"random_two": 1.05}),
-        [Fixed("round_robin", "round_robin"), Fixed("slower", "random_two")],
-        SteadyScenario("S1", rate_rps=250, speeds=(1.0, 1.0, 1.0)), deadlines_s=np.array([0.05, 0.02, 0.02]),
-        rounds=8, warm_up_s=0, measure_s=4, interval_s=4, seed=3, reference="round_robin",
-    )  # fmt: skip
+    options = JudgeOptions(rounds=8, warm_up_s=0, measure_s=4, interval_s=4, seed=3, reference="round_robin")
+    policies = [Fixed("round_robin", "round_robin"), Fixed("slower", "random_two")]
+    scenario = SteadyScenario("S1", rate_rps=250, speeds=(1.0, 1.0, 1.0))
+    testbed = QueueTestbed(slower={"random_two": 1.05})
+    evaluation = Judge(testbed, policies, scenario, DEADLINES_S, options).run()
     ratio = evaluation.ratios("slower", "round_robin")["mean_ms"]
     assert ratio.verdict == "worse", ratio
     assert evaluation.ratios("round_robin", "slower")["mean_ms"].verdict == "better"
