@@ -1,7 +1,7 @@
 """One stand-in server: `python -m actuators.social_network --database FILE --index N --ready-file FILE`.
 
-The public listener answers the three wrk2-api endpoints; a second one, on loopback, is for its
-owner: POST /play, POST /behaviours, GET /counters. Ends on SIGTERM.
+The public listener has the three wrk2-api endpoints; the admin listener, on loopback, has POST /play, POST /behaviours
+and GET /counters. Ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await public.open()
     await private.open()
     write_json(arguments.ready_file, {"address": public.address, "admin": private.address})
-    # What exists now stays; looking through it again and again would stall the loop for milliseconds.
+    # Collections that visit these permanent objects would stop the loop for milliseconds.
     gc.collect()
     gc.freeze()
     stopped = asyncio.Event()

@@ -1,9 +1,6 @@
-"""The owner's side door of one stand-in server: plays plans, changes behaviour over time, tells counters.
+"""The admin endpoint of one stand-in server: plays plans, changes behaviour over time, reports counters.
 
-Behaviour of one server over time: interference steps, telegraph, periodic slowdown, slow start, crash.
-
-For hand-made experiments through the admin endpoint and for scripts; scenarios (`envs.scenarios.catalogue`)
-compose their own. Every function returns behaviours that ascend in time and end undisturbed.
+Also the patterns of behaviour for experiments by hand; scenarios (`envs.scenarios.catalogue`) have their own.
 """
 
 from __future__ import annotations
@@ -28,103 +25,12 @@ from actuators.social_network.service import SocialService
 Behaviours = tuple[Behaviour, ...]
 
 
-def steps(speeds: list[float], step_s: float, server: int = 0) -> Behaviours:
-    """Interference in steps: each speed holds for `step_s` seconds."""
-    changes = [Behaviour(number * step_s, server, speed) for number, speed in enumerate(speeds)]
-    return (*changes, Behaviour(len(speeds) * step_s, server))
-
-
-def telegraph(
-    speed: float, duration_s: float, good_s: float = 10.0, bad_s: float = 5.0, seed: int = 0, server: int = 0
-) -> Behaviours:
-    """Random telegraph: good and bad (`speed`) stretches of exponential length with the given means."""
-    generator, at_s, bad, changes = random.Random(seed), 0.0, False, []
-    while at_s < duration_s:
-        changes.append(Behaviour(at_s, server, speed if bad else 1.0))
-        at_s += generator.expovariate(1 / (bad_s if bad else good_s))
-        bad = not bad
-    return (*changes, Behaviour(duration_s, server))
-
-
-def periodic(
-    speed: float, duration_s: float, period_s: float = 20.0, slow_s: float = 6.67, phase_s: float = 0.0, server: int = 0
-) -> Behaviours:
-    """Slow for the first `slow_s` of every period; the first period begins at `phase_s`."""
-    changes = []
-    for number in range(math.ceil(max(duration_s - phase_s, 0) / period_s)):
-        begin_s = phase_s + number * period_s
-        changes += [Behaviour(begin_s, server, speed), Behaviour(begin_s + slow_s, server)]
-    return (*(change for change in changes if change.at_s < duration_s), Behaviour(duration_s, server))
-
-
-def slow_start(speed: float = 0.2, steps: int = 9, step_s: float = 5.0, server: int = 0) -> Behaviours:
-    """From `speed` to 1 in equal steps, as caches warm up."""
-    rise = (1.0 - speed) / max(steps - 1, 1)
-    return tuple(Behaviour(number * step_s, server, speed + number * rise) for number in range(steps))
-
-
-def crash(down_s: float, slow_start_speed: float = 1.0, server: int = 0) -> Behaviours:
-    """Refuses connections for `down_s` seconds, then starts slowly when a speed below 1 is given."""
-    recovery = slow_start(slow_start_speed, server=server) if slow_start_speed < 1 else (Behaviour(0.0, server),)
-    return Behaviour(0.0, server, refused=True), *(replace(b, at_s=b.at_s + down_s) for b in recovery)
-
-
-def errors(ratio: float, duration_s: float, error_service_s: float = 0.0005, server: int = 0) -> Behaviours:
-    """A share of requests fails fast with a 500."""
-    failing = Behaviour(0.0, server, error_ratio=ratio, error_service_s=error_service_s)
-    return failing, Behaviour(duration_s, server)
-
-
-PATTERNS: Mapping[str, Callable[..., Behaviours]] = {
-    function.__name__: function for function in (steps, telegraph, periodic, slow_start, crash, errors)
-}
-
-
-def behaviours_from_json(data: Any) -> Behaviours:
-    """Behaviours from what a person or a program posts.
-
-    ``{"speed": 0.5}`` holds from now on; a list of such objects with ``at_s``; or a pattern with its
-    arguments, ``{"pattern": "telegraph", "speed": 0.5, "duration_s": 600}``. Raises ConfigError.
-    """
-    try:
-        if isinstance(data, dict) and "pattern" in data:
-            return check(_pattern(data))
-        entries = data if isinstance(data, list) else [data]
-        return check(tuple(Behaviour(**{"at_s": 0.0, "server": 0, **entry}) for entry in entries))
-    except TypeError as error:
-        raise ConfigError(f"not a behaviour: {error}", remedy=closest("", Behaviour.__dataclass_fields__)) from error
-
-
-def check(behaviours: Behaviours) -> Behaviours:
-    """Returns the behaviours. Raises ConfigError for a value that no server can play."""
-    for behaviour in behaviours:
-        if not (behaviour.speed > 0 and math.isfinite(behaviour.speed) and behaviour.at_s >= 0):
-            raise ConfigError(f"speed {behaviour.speed} at {behaviour.at_s} s", remedy="speed > 0, time >= 0")
-        if not (0 <= behaviour.error_ratio <= 1 and behaviour.error_service_s >= 0):
-            raise ConfigError(f"error ratio {behaviour.error_ratio}", remedy="give 0…1 and a service time >= 0")
-    if any(later.at_s < earlier.at_s for earlier, later in itertools.pairwise(behaviours)):
-        raise ConfigError("behaviours are not in the order of their at_s", remedy="sort them")
-    return behaviours
-
-
-def _pattern(data: dict[str, Any]) -> Behaviours:
-    arguments = dict(data)
-    name = str(arguments.pop("pattern"))
-    if name not in PATTERNS:
-        raise ConfigError(f"unknown pattern '{name}'", remedy=closest(name, PATTERNS))
-    known = inspect.signature(PATTERNS[name]).parameters
-    for argument in arguments:
-        if argument not in known:
-            raise ConfigError(f"pattern {name} has no '{argument}'", remedy=closest(argument, known))
-    return PATTERNS[name](**arguments)
-
-
 class Admin:
     """Handles the exchanges of the admin listener.
 
     POST /play: ``{"plan": ServerPlan, "start_s": time.monotonic() of its time 0}``.
     POST /behaviours: see `behaviours_from_json`; seconds count from now, the plan's own are dropped.
-    GET /counters: what `SocialService.status` says.
+    GET /counters: see `SocialService.status`.
     """
 
     def __init__(self, service: SocialService, public: Listener) -> None:
@@ -133,7 +39,7 @@ class Admin:
         self._routes = {"/play": self._play, "/behaviours": self._behave, "/counters": self._counters}
 
     def handle(self, exchange: Exchange) -> None:
-        """Answers 200, or 400 and 404 with a JSON error."""
+        """Responds with 200, or with 400 or 404 and a JSON error."""
         route = self._routes.get(exchange.path)
         if route is None:
             exchange.fail(404, f"unknown path '{exchange.path}'; {closest(exchange.path, self._routes)}")
@@ -165,7 +71,7 @@ class Admin:
         self._script = asyncio.get_running_loop().create_task(self._follow(exchange, behaviours, start_s))
 
     async def _follow(self, exchange: Exchange, behaviours: Sequence[Behaviour], start_s: float) -> None:
-        """Answers when what holds from now on is in force, then brings the later changes."""
+        """Responds when the present behaviour is in force, then applies the later ones."""
         answered = False
         for behaviour in behaviours:
             wait_s = start_s + behaviour.at_s - time.monotonic()
@@ -189,3 +95,94 @@ class Admin:
 def to_message(plan: ServerPlan, start_s: float) -> dict[str, Any]:
     """Body of POST /play."""
     return {"plan": plan.to_json(), "start_s": start_s}
+
+
+def steps(speeds: list[float], step_s: float, server: int = 0) -> Behaviours:
+    """Interference in steps: each speed holds for `step_s` seconds."""
+    changes = [Behaviour(number * step_s, server, speed) for number, speed in enumerate(speeds)]
+    return (*changes, Behaviour(len(speeds) * step_s, server))
+
+
+def telegraph(
+    speed: float, duration_s: float, good_s: float = 10.0, bad_s: float = 5.0, seed: int = 0, server: int = 0
+) -> Behaviours:
+    """Random telegraph: good and bad (`speed`) periods of exponential length with the given means."""
+    generator, at_s, bad, changes = random.Random(seed), 0.0, False, []
+    while at_s < duration_s:
+        changes.append(Behaviour(at_s, server, speed if bad else 1.0))
+        at_s += generator.expovariate(1 / (bad_s if bad else good_s))
+        bad = not bad
+    return (*changes, Behaviour(duration_s, server))
+
+
+def periodic(
+    speed: float, duration_s: float, period_s: float = 20.0, slow_s: float = 6.67, phase_s: float = 0.0, server: int = 0
+) -> Behaviours:
+    """Speed `speed` for the first `slow_s` of every period; the first period begins at `phase_s`."""
+    changes = []
+    for number in range(math.ceil(max(duration_s - phase_s, 0) / period_s)):
+        begin_s = phase_s + number * period_s
+        changes += [Behaviour(begin_s, server, speed), Behaviour(begin_s + slow_s, server)]
+    return (*(change for change in changes if change.at_s < duration_s), Behaviour(duration_s, server))
+
+
+def slow_start(speed: float = 0.2, steps: int = 9, step_s: float = 5.0, server: int = 0) -> Behaviours:
+    """From `speed` to 1 in equal steps, as caches warm up."""
+    rise = (1.0 - speed) / max(steps - 1, 1)
+    return tuple(Behaviour(number * step_s, server, speed + number * rise) for number in range(steps))
+
+
+def crash(down_s: float, slow_start_speed: float = 1.0, server: int = 0) -> Behaviours:
+    """Refuses connections for `down_s` seconds, then starts slowly when a speed below 1 is given."""
+    recovery = slow_start(slow_start_speed, server=server) if slow_start_speed < 1 else (Behaviour(0.0, server),)
+    return Behaviour(0.0, server, refused=True), *(replace(b, at_s=b.at_s + down_s) for b in recovery)
+
+
+def errors(ratio: float, duration_s: float, error_service_s: float = 0.0005, server: int = 0) -> Behaviours:
+    """A share of the requests fails at once with a 500."""
+    failing = Behaviour(0.0, server, error_ratio=ratio, error_service_s=error_service_s)
+    return failing, Behaviour(duration_s, server)
+
+
+PATTERNS: Mapping[str, Callable[..., Behaviours]] = {
+    function.__name__: function for function in (steps, telegraph, periodic, slow_start, crash, errors)
+}
+
+
+def behaviours_from_json(data: Any) -> Behaviours:
+    """Behaviours from the JSON that a user or a program posts.
+
+    ``{"speed": 0.5}`` holds from now on; a list of such objects with ``at_s``; or a pattern with its
+    arguments, ``{"pattern": "telegraph", "speed": 0.5, "duration_s": 600}``. Raises ConfigError.
+    """
+    try:
+        if isinstance(data, dict) and "pattern" in data:
+            return check(_pattern(data))
+        entries = data if isinstance(data, list) else [data]
+        return check(tuple(Behaviour(**{"at_s": 0.0, "server": 0, **entry}) for entry in entries))
+    except TypeError as error:
+        raise ConfigError(f"invalid behaviour: {error}", remedy=closest("", Behaviour.__dataclass_fields__)) from error
+
+
+def check(behaviours: Behaviours) -> Behaviours:
+    """Returns the behaviours. Raises ConfigError for a value that no server can play."""
+    for behaviour in behaviours:
+        if not (behaviour.speed > 0 and math.isfinite(behaviour.speed) and behaviour.at_s >= 0):
+            raise ConfigError(f"speed {behaviour.speed} at {behaviour.at_s} s", remedy="speed > 0, time >= 0")
+        if not (0 <= behaviour.error_ratio <= 1 and behaviour.error_service_s >= 0):
+            raise ConfigError(f"error ratio {behaviour.error_ratio}", remedy="give 0…1 and a service time >= 0")
+    if any(later.at_s < earlier.at_s for earlier, later in itertools.pairwise(behaviours)):
+        raise ConfigError("behaviours are not in the order of their at_s", remedy="sort them")
+    return behaviours
+
+
+def _pattern(data: dict[str, Any]) -> Behaviours:
+    arguments = dict(data)
+    name = str(arguments.pop("pattern"))
+    if name not in PATTERNS:
+        raise ConfigError(f"unknown pattern '{name}'", remedy=closest(name, PATTERNS))
+    known = inspect.signature(PATTERNS[name]).parameters
+    for argument in arguments:
+        if argument not in known:
+            raise ConfigError(f"pattern {name} has no '{argument}'", remedy=closest(argument, known))
+    return PATTERNS[name](**arguments)

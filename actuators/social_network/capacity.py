@@ -1,13 +1,7 @@
-"""Emulated capacity of one server: a FIFO queue before c workers, computed in virtual time.
+"""Emulated capacity of one server: its plan, a FIFO queue before c workers in virtual time, draws of work, counters.
 
-Finish times follow from arrival times alone (start = max(now, earliest free worker)), so a lagging
-event loop delays answers a little but never occupies a worker. Knows neither sockets nor storage.
-
-What one stand-in server counts by itself, to be compared with what NGINX and the client saw.
-
-The work that a request brings, drawn by a counter-based hash of (seed, request name).
-
-The same request has the same work whichever server answers it, and in every paired run.
+Finish times follow from arrival times alone (start = max(now, earliest free worker)), so that a late event loop delays
+responses a little but never occupies a worker. Knows neither sockets nor storage.
 """
 
 from __future__ import annotations
@@ -37,10 +31,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What one server plays: its own part of a Script.
+    """The part of a Script that one server plays.
 
     Attributes:
-        service_s: request type → mean service time of this server in seconds, interference apart; 0 is none.
+        service_s: request type → mean service time of this server in seconds, without interference; 0 for none.
         behaviours: ascending in `at_s`, of this server only.
     """
 
@@ -72,8 +66,8 @@ class ServerPlan:
 def plan_of(script: Script, topology: Topology, index: int) -> ServerPlan:
     """The part of a script that server `index` of the topology plays.
 
-    An endpoint that no group uses has no emulated service time. Raises ConfigError for a path that
-    is none of ours, or a script of another shape.
+    An endpoint that no group uses has no emulated service time. Raises ConfigError for an unknown path, or a script of
+    another shape.
     """
     if not index < len(script.servers) or len(script.mean_service_s) != len(topology.groups):
         raise ConfigError(f"script {script.name!r} does not fit server {index}", remedy="make it for this topology")
@@ -97,7 +91,7 @@ def plan_of(script: Script, topology: Topology, index: int) -> ServerPlan:
 
 
 class VirtualQueue(Generic[Item]):
-    """FIFO queue with a bound before `workers` workers. All times are seconds of one monotonic clock."""
+    """A bounded FIFO queue before `workers` workers. All times are seconds of one monotonic clock."""
 
     def __init__(self, workers: int, queue_limit: int) -> None:
         self._queue_limit = queue_limit
@@ -107,7 +101,7 @@ class VirtualQueue(Generic[Item]):
         self._order = 0
 
     def offer(self, now_s: float, service_s: float, item: Item) -> float | None:
-        """Time at which the item will be finished; None when the queue is full (it is not taken)."""
+        """Finish time of the item; None when the queue is full and the item is not taken."""
         start_s = now_s
         if self._free_s[0] > now_s:
             if self.waiting(now_s) >= self._queue_limit:
@@ -122,25 +116,25 @@ class VirtualQueue(Generic[Item]):
 
     @property
     def next_finish_s(self) -> float | None:
-        """When the next item will be finished; None when there is none."""
+        """Finish time of the next item; None when there is none."""
         return self._due[0][0] if self._due else None
 
     def pop_finished(self, now_s: float) -> tuple[float, Item] | None:
-        """The earliest finished item with its finish time, or None. Each item comes once."""
+        """The earliest finished item with its finish time, or None. Each item is returned once."""
         if not self._due or self._due[0][0] > now_s:
             return None
         finish_s, _, _, item = heappop(self._due)
         return finish_s, item
 
     def waiting(self, now_s: float) -> int:
-        """Items that wait for a worker."""
+        """Number of items that wait for a worker."""
         starts = self._starts_s
         while starts and starts[0] <= now_s:
             starts.popleft()
         return len(starts)
 
     def busy(self, now_s: float) -> int:
-        """Workers at work."""
+        """Number of busy workers."""
         return sum(free_s > now_s for free_s in self._free_s)
 
     def clear(self) -> None:
@@ -150,7 +144,7 @@ class VirtualQueue(Generic[Item]):
         self._due.clear()
 
     def delay(self, since_s: float, until_s: float) -> None:
-        """Nothing progressed between the two: what was unfinished then ends so much later."""
+        """No work was done between the two times: unfinished items end later by that much."""
         lost_s = until_s - since_s
         self._free_s = [end_s + lost_s if end_s > since_s else end_s for end_s in self._free_s]
         self._starts_s = deque(start_s + lost_s for start_s in self._starts_s if start_s > since_s)
@@ -164,7 +158,7 @@ class VirtualQueue(Generic[Item]):
         heapify(self._due)
 
     def stretch(self, now_s: float, factor: float) -> None:
-        """Multiplies the work that is left, in progress and waiting, by `factor`: the speed has changed."""
+        """Multiplies the remaining work, in progress and waiting, by `factor`, after a change of speed."""
         jobs = sorted(self._due, key=lambda job: job[1])
         self._starts_s.clear()
         running = [
@@ -190,14 +184,14 @@ class ServiceCounters:
     """Counts since the plan began.
 
     Attributes:
-        answered: (request type, status) → answers.
-        rejected: refused for a full queue (503), also in `answered`.
-        hung: requests that came during a hang.
+        answered: (request type, status) → responses.
+        rejected: refused because of a full queue (503), also in `answered`.
+        hung: requests during a hang.
         reset: connections that a crash reset.
-        write_retries: attempts to write while another server wrote.
-        store_errors: requests that the database failed (500), also in `answered`.
-        service_s: sum of the emulated service times, at the speed of their arrival.
-        late_s: sum of the delays between a finish time and its answer.
+        write_retries: attempts to write while another server was writing.
+        store_errors: requests that failed in the database (500), also in `answered`.
+        service_s: sum of the emulated service times, at the speed at arrival.
+        late_s: sum of the delays from a finish time to its response.
     """
 
     def __init__(self) -> None:
@@ -210,7 +204,7 @@ class ServiceCounters:
         self.answered[request_type, status] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """`requests` is request type → status → answers; the rest as above, with age and CPU seconds."""
+        """`requests` is request type → status → responses; the rest as above, with age and CPU seconds."""
         requests: dict[str, dict[str, int]] = {}
         for (request_type, status), count in sorted(self.answered.items()):
             requests.setdefault(request_type, {})[str(int(status))] = count
@@ -234,10 +228,10 @@ _NORMAL = NormalDist()
 
 
 class WorkDraws:
-    """Draws of mean 1 for one seed.
+    """Draws of work with mean 1, by a hash of (seed, request name): equal on every server and in every paired run.
 
     Args:
-        cv: coefficient of variation of the lognormal; the others have their own.
+        cv: coefficient of variation of the lognormal distribution.
     """
 
     def __init__(self, seed: int, distribution: ServiceDistribution, cv: float) -> None:
@@ -255,9 +249,9 @@ class WorkDraws:
 
 
 def uniforms(state: int, sequence: str) -> tuple[float, float]:
-    """Two independent uniforms of the open interval (0, 1): outputs 2N and 2N + 1 of TYPE's own splitmix64.
+    """Two independent uniforms of the open interval (0, 1): outputs 2N and 2N + 1 of the splitmix64 of TYPE.
 
-    A sequence that is not TYPE-N counts as a type of its own.
+    A sequence that is not TYPE-N counts as a separate type.
     """
     name, _, number = sequence.rpartition("-")
     if number.isdecimal() and len(number) < 20:
@@ -271,7 +265,7 @@ def uniforms(state: int, sequence: str) -> tuple[float, float]:
 
 
 def mix(value: int) -> int:
-    """splitmix64's output function (Steele, Lea, Flood 2014): a bijection of 64-bit integers."""
+    """Output function of splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2714064.2660195), a bijection of 64 bits."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)

@@ -1,6 +1,7 @@
-"""HTTP/1.1 for the stand-in servers: parses requests, answers in order, resets. Knows no endpoint.
+"""HTTP/1.1 for the stand-in servers: listener, connections, responses in order, resets. Knows no endpoint.
 
-A listening socket that can be closed and opened again on the same port, as a crash and a recovery do.
+Own code on httptools: server frameworks cannot defer a response, reset connections, or close and reopen a port as a
+crash and a recovery do.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from actuators.errors import ServiceError
 MAX_BODY_BYTES = 1 << 20
 _MAX_TARGET_BYTES = 8192
 _MAX_PIPELINED = 128
+_BACKLOG = 4096
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _HEADS = {
     (int(status), keep_alive): (
@@ -34,14 +36,14 @@ _HEADS = {
 
 
 class Exchange:
-    """One request and, later, its answer.
+    """One request and, later, its response.
 
     Attributes:
-        sequence: value of the header X-Request-Sequence, empty when there is none.
-        request_type: for the handler's use.
-        prepared: the answer is known.
-        due: for the handler's use: the answer may be sent as soon as it is known.
-        status: of the answer.
+        sequence: value of the header X-Request-Sequence; empty without one.
+        request_type: for the handler.
+        prepared: the response is known.
+        due: for the handler: the response may be sent as soon as it is known.
+        status: of the response.
     """
 
     __slots__ = (
@@ -62,15 +64,15 @@ class Exchange:
         self.prepared = self.due = self.sent = False
 
     def complete(self, method: str, *, keep_alive: bool) -> None:
-        """The whole request is here."""
+        """The whole request has arrived."""
         self.method, self._keep_alive = method, keep_alive
 
     def prepare(self, status: int, body: bytes) -> None:
-        """Keeps a JSON answer until `send`."""
+        """Keeps a JSON response until `send`."""
         self.status, self._body, self.prepared = status, body, True
 
     def send(self) -> None:
-        """Sends the answer after all earlier ones of the connection; nothing when the client has gone."""
+        """Sends the response after all earlier ones of the connection; no effect when the client has gone."""
         self.sent = True
         self._connection.flush()
 
@@ -80,12 +82,12 @@ class Exchange:
         self.send()
 
     def fail(self, status: int, error: str) -> None:
-        """Answers with a JSON object whose `error` says what is wrong."""
+        """Responds with a JSON object whose `error` says what is wrong."""
         self.answer(status, json.dumps({"error": error}).encode())
 
     @property
     def gone(self) -> bool:
-        """Nobody waits for the answer any more."""
+        """Whether the client has closed the connection."""
         return not self._connection.is_open
 
     def encoded(self) -> bytes:
@@ -94,7 +96,7 @@ class Exchange:
 
     @property
     def last(self) -> bool:
-        """The connection ends with this answer."""
+        """Whether the connection ends with this response."""
         return not self._keep_alive
 
 
@@ -139,7 +141,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            self.reset()  # a bug of ours, not the client's
+            self.reset()  # an error here, not of the client
             raise
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse(400, f"not a request: {error}")
@@ -174,7 +176,7 @@ class HttpConnection(asyncio.Protocol):
             self._handle(exchange)
 
     def flush(self) -> None:
-        """Sends what is ready, in the order of the requests."""
+        """Sends the responses that are ready, in the order of the requests."""
         exchanges, parts, last = self._exchanges, [], False
         while exchanges and exchanges[0].sent and not last:
             exchange = exchanges.popleft()
@@ -196,7 +198,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport.abort()
 
     def _refuse(self, status: int, error: str) -> None:
-        """Answers what the parser does not understand, after which the connection is of no use."""
+        """Responds to bytes that are not a request, and ends the connection."""
         exchange = self._current or Exchange(self, b"/")
         self._current = None
         if self._transport is not None and not self._transport.is_closing():
@@ -205,14 +207,11 @@ class HttpConnection(asyncio.Protocol):
             exchange.fail(status, error)
 
 
-_BACKLOG = 4096
-
-
 class Listener:
     """Accepts connections for `handle` between `open` and `close`.
 
-    While it is closed, a bound socket that does not listen keeps the port: the kernel refuses connections.
-    Binds at once; raises ServiceError when the port is taken.
+    While it is closed, a bound socket that does not listen keeps the port, and the kernel refuses connections.
+    The constructor binds the port; raises ServiceError when it is taken.
     """
 
     def __init__(self, handle: Callable[[Exchange], None], host: str, port: int) -> None:
@@ -220,7 +219,7 @@ class Listener:
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
         if port:
-            # Sharing a port is for our own two sockets only; another program's listener is an error.
+            # Only the two sockets of this listener may share the port; the listener of another program is an error.
             _bind(host, port, shared=False).close()
         self._anchor = _bind(host, port)
         self._host, self.port = self._anchor.getsockname()[:2]
@@ -230,7 +229,7 @@ class Listener:
         return f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
 
     async def open(self) -> None:
-        """Listens; nothing when it already does."""
+        """Starts listening; no effect when it does already."""
         if self._server is None:
             loop, listener = asyncio.get_running_loop(), _bind(self._host, self.port)
             self._server = await loop.create_server(
@@ -238,7 +237,7 @@ class Listener:
             )
 
     def close(self) -> int:
-        """Refuses connections from now on and resets the open ones; how many it reset."""
+        """Refuses new connections and resets the open ones; returns the number of these."""
         if self._server is not None:
             self._server.close()
             self._server = None

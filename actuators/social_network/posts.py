@@ -18,16 +18,16 @@ _URL = re.compile(r"https?://\S+")
 
 
 class BadRequestError(ValueError):
-    """The request's parameters are missing or wrong; the text is for the client (status 400)."""
+    """A parameter of the request is missing or wrong; the text is for the client (status 400)."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A checked compose request that has no id yet.
+    """A validated compose request without an id.
 
     Attributes:
         mentions: user id → name of the known users that the text mentions, in order.
-        urls: short URL → the URL it stands for.
+        urls: short URL → expanded URL.
         media: (id, type) pairs.
     """
 
@@ -55,9 +55,9 @@ class Draft:
 
 
 def parse_form(data: bytes) -> dict[str, str]:
-    """Fields of a form or query. Accepts what DeathStarBench's scripts send: values that nobody encoded.
+    """Fields of a form or query; accepts values without percent-encoding, as DeathStarBench's scripts send them.
 
-    Raises BadRequestError for text that is not UTF-8 or a field that comes twice.
+    Raises BadRequestError for text that is not UTF-8 or a repeated field.
     """
     fields: dict[str, str] = {}
     try:
@@ -73,7 +73,7 @@ def parse_form(data: bytes) -> dict[str, str]:
 
 
 def draft(fields: Mapping[str, str], users: Mapping[int, str], ids: Mapping[str, int]) -> Draft:
-    """Checks a compose form. Raises BadRequestError."""
+    """The draft of a compose form. Raises BadRequestError."""
     user_id = whole_number(fields, "user_id")
     username = required(fields, "username")
     if users.get(user_id) != username:

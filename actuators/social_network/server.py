@@ -1,4 +1,4 @@
-"""Owner's side of one stand-in server: starts its process, plays a script's part on it, reads its counters."""
+"""Runs one stand-in server as a process: starts it, plays its part of a script, reads its counters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SocialNetworkServer:
         work_dir: receives `server-INDEX.log` and `server-INDEX.json` (both addresses).
         database: made by `create_database`; shared by all servers of a testbed.
         index: of the server in its topology, 0…1023; unique among the database's servers.
-        port: 0 takes a free one at the first start and keeps it for later ones.
+        port: 0 takes a free port at the first start and keeps it for later ones.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class SocialNetworkServer:
 
     @property
     def admin(self) -> str:
-        """``127.0.0.1:PORT`` of the admin listener; another one after each start."""
+        """``127.0.0.1:PORT`` of the admin listener; it changes with each start."""
         return self._admin
 
     @property
     def pid(self) -> int:
-        """Of the server process. Raises ServiceError when it was not started."""
+        """Process id of the server. Raises ServiceError when it was not started."""
         if self._process is None:
             raise self._error("is not running")
         return self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL to the process, to try what a crash costs; returns when it is gone."""
+        """Sends SIGKILL to the process, for tests of a crash; returns when it has ended."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(_CALL_TIMEOUT_S)
@@ -77,7 +77,7 @@ class SocialNetworkServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Returns when /healthz answers. After a death it starts anew on the same address, without a plan.
+        """Returns when /healthz responds. A server that died starts again on the same address, without a plan.
 
         Raises ServiceError or ProcessError.
         """
@@ -104,22 +104,22 @@ class SocialNetworkServer:
         self._process.wait_ready(self.healthy, self._options.start_timeout_s)
 
     def healthy(self) -> bool:
-        """Whether /healthz answers 200 within a second."""
+        """Whether /healthz responds within a second."""
         return responds(f"http://{self._address}/healthz", 1.0)
 
     def play(self, script: Script, topology: Topology) -> None:
-        """Plays this server's part of a script; its times count from this call. Counters and queue start anew.
+        """Plays this server's part of a script, from this call on, with zero counters and an empty queue.
 
-        A server that has died is started again first.
+        Starts a server that has died first.
 
-        Raises ConfigError for a script of another shape, ServiceError when the server does not answer.
+        Raises ConfigError for a script of another shape, ServiceError when the server does not respond.
         """
         plan = plan_of(script, topology, self._index)
         self.start()
         self.play_plan(plan)
 
     def play_plan(self, plan: ServerPlan) -> None:
-        """Like `play`, without a script."""
+        """As `play`, for a plan."""
         self._admin_call("POST", "/play", to_message(plan, time.monotonic()))
 
     def behave(self, *behaviours: Behaviour) -> None:
@@ -127,14 +127,14 @@ class SocialNetworkServer:
         self._admin_call("POST", "/behaviours", [vars(behaviour) for behaviour in behaviours])
 
     def counters(self) -> dict[str, Any]:
-        """What the server counted since `play`: see `actuators.social_network.capacity`, and `waiting` and `busy` now.
+        """Counts since `play` (see `ServiceCounters`), with `waiting` and `busy` now.
 
-        Raises ServiceError when the server does not answer.
+        Raises ServiceError when the server does not respond.
         """
         return self._admin_call("GET", "/counters")
 
     def close(self) -> None:
-        """Ends the process; may be called twice."""
+        """Ends the process; idempotent."""
         if self._process is not None:
             self._process.close()
             self._process = None

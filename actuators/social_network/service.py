@@ -1,4 +1,4 @@
-"""What one stand-in server does with a request: emulated capacity, real storage, behaviour over time."""
+"""Handles the requests of one stand-in server: emulated capacity, real storage, behaviour over time."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class SocialService:
         self.play(ServerPlan())
 
     def play(self, plan: ServerPlan) -> None:
-        """Starts a plan with empty queue, zero counters and undisturbed behaviour.
+        """Starts a plan with an empty queue, zero counters and undisturbed behaviour.
 
-        What is still in progress is answered at once, what a hang holds with a 503.
+        Requests in progress get their responses at once, requests in a hang get a 503.
         """
         self._finish_everything()
         self._queue = VirtualQueue(plan.workers, plan.queue_limit)
@@ -58,8 +58,8 @@ class SocialService:
     def behave(self, behaviour: Behaviour) -> None:
         """Changes the behaviour now; a new speed holds for the work in progress too.
 
-        During a hang nothing progresses and nothing is answered; after it the server goes on with what
-        it had, and with what came meanwhile from clients that are still there.
+        During a hang no work is done and no response sent. After it the server continues with the requests that it had,
+        and with those that came during the hang from clients that are still connected.
         """
         before, now_s = self.behaviour, self._now_s()
         if behaviour.speed != before.speed:
@@ -78,7 +78,7 @@ class SocialService:
         self._answer_finished()
 
     def crash(self, connections: int) -> None:
-        """Loses what is in progress, as the process would; `connections` were reset."""
+        """Drops the requests in progress, as a dead process does; `connections` is the number that was reset."""
         self._unwritten.clear()
         self._held.clear()
         self._queue.clear()
@@ -92,7 +92,7 @@ class SocialService:
         return self.counters.to_json() | {"waiting": waiting, "busy": self._queue.busy(now_s)}
 
     def handle(self, exchange: Exchange) -> None:
-        """Takes one request; its real work is done now and counts inside its service time."""
+        """Takes one request. Its real work is done now, as a part of its service time."""
         now_s = self._arrival_s()
         if self.behaviour.hang:
             self.counters.hung += 1
@@ -112,7 +112,7 @@ class SocialService:
         self._write_timer.close()
 
     def _arrival_s(self) -> float:
-        """When the event loop woke up: everything that it then finds readable had arrived by that time."""
+        """When the event loop woke up: all data that it then reads had arrived by that time."""
         if self._woken_s is None:
             self._woken_s = time.monotonic()
             self._loop.call_soon(self._forget_waking)
@@ -122,7 +122,7 @@ class SocialService:
         self._woken_s = None
 
     def _now_s(self) -> float:
-        """The clock of the queue, which stands still during a hang."""
+        """The clock of the queue, which stops during a hang."""
         return self._frozen_s if self.behaviour.hang else time.monotonic()
 
     def _serve(self, request_type: str, exchange: Exchange, now_s: float) -> None:
@@ -172,7 +172,7 @@ class SocialService:
             self._store_error(exchange, error)
 
     def _write(self) -> None:
-        """Stores all posts that wait, together; while another server writes, tries again in a moment."""
+        """Stores all waiting posts together; tries again later while another server writes."""
         now_s = time.monotonic()
         while self._unwritten and self._unwritten[0][0] < now_s:
             exchange = self._unwritten.popleft()[2]
@@ -203,7 +203,7 @@ class SocialService:
             self._send(exchange)
 
     def _answer_finished(self) -> None:
-        """Sends what is finished by now and sets the timer for what comes next."""
+        """Sends the responses of finished requests and sets the timer for the next one."""
         if self.behaviour.hang:
             return
         now_s = time.monotonic()

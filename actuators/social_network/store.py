@@ -1,6 +1,6 @@
-"""One server's view of the shared database: reads timelines, writes posts, never waits for another writer.
+"""The database of the social network: how it is created, and one server's reads and writes.
 
-Creates the database that all stand-in servers of a testbed share: users, followers, first posts.
+A writer never waits for another one. All stand-in servers of a testbed share one database.
 """
 
 from __future__ import annotations
@@ -23,16 +23,85 @@ from actuators.files import replacing
 from actuators.options import Options
 from actuators.social_network.posts import Draft, draft
 
+SCHEMA = """
+CREATE TABLE users (user_id INTEGER PRIMARY KEY, username TEXT NOT NULL UNIQUE);
+CREATE TABLE followers (user_id INTEGER, follower_id INTEGER, PRIMARY KEY (user_id, follower_id)) WITHOUT ROWID;
+CREATE TABLE posts (post_id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX user_timeline ON posts (user_id, post_id);
+CREATE TABLE home_timeline (user_id INTEGER, post_id INTEGER, PRIMARY KEY (user_id, post_id)) WITHOUT ROWID;
+CREATE TABLE urls (short TEXT PRIMARY KEY, url TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+_FIRST_POST_MS = 1_767_225_600_000
+"""2026-01-01; first posts are one second apart from here, so that equal seeds give equal databases."""
 _HOME = "SELECT post_id FROM home_timeline WHERE user_id = ? ORDER BY post_id DESC LIMIT ? OFFSET ?"
 _USER = "SELECT post_id FROM posts WHERE user_id = ? ORDER BY post_id DESC LIMIT ? OFFSET ?"
 _CHECKPOINT_PAGES = 512
-"""1 MB: about one commit in twenty copies the log into the database, which takes 1.5 ms."""
+"""1 MiB: about one commit in twenty copies the log to the database, which takes 1.5 ms."""
 _BODIES_KEPT = 8192
-"""Posts kept in memory, about 1.4 kB each. Another server's commit empties SQLite's own cache; posts never change."""
+"""Posts in memory, about 1.4 kB each: the commit of another server empties SQLite's cache, but posts never change."""
+
+
+class SocialNetworkOptions(Options):
+    """The users of the stand-in social network."""
+
+    users: int = Field(962, ge=2, le=20_000)
+    """Number of users, from `username_0` on; DeathStarBench's scripts use 962."""
+    follows_per_user: float = Field(20.0, ge=1)
+    """Mean number of users that a user follows."""
+    popularity_exponent: float = Field(2.5, gt=2)
+    """Exponent of the power law of the number of followers: P(more than k) is proportional to k^(1 - exponent)."""
+    posts_per_user: int = Field(5, ge=0)
+    """Posts per user in a new database."""
+    start_timeout_s: float = Field(15.0, gt=0)
+    """Seconds within which a server must respond to /healthz after a start."""
+
+
+def create_database(path: Path, options: SocialNetworkOptions, seed: int) -> None:
+    """Writes a new database to `path`, in WAL mode; equal seeds give equal contents.
+
+    Replaces an existing one, which no server may have open. Raises ServiceError when the folder cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+                # A post changes a page per follower: small pages halve the bytes of a commit.
+                database.execute("PRAGMA page_size = 2048")
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = OFF")
+                database.executescript("BEGIN;" + SCHEMA)
+                _fill(database, options, seed)
+                database.execute("COMMIT")
+            # The log of the old database must not be replayed into the new one.
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except (OSError, sqlite3.Error) as error:
+        raise ServiceError(
+            f"cannot write the database: {error}", where=str(path), remedy="give another folder"
+        ) from error
+
+
+def follower_graph(options: SocialNetworkOptions, seed: int) -> list[NDArray[np.int64]]:
+    """For each user, the distinct other users whom it follows.
+
+    User r's popularity is proportional to (r + 1)^(-1 / (exponent - 1)), in a shuffled order, which
+    gives the number of followers a power law (Chung and Lu 2002). The number followed is geometric.
+    """
+    generator = np.random.default_rng([seed, 1])
+    ranks = np.arange(1, options.users + 1, dtype=float)
+    log_popularity = generator.permutation(-np.log(ranks) / (options.popularity_exponent - 1))
+    counts = np.clip(generator.geometric(1 / options.follows_per_user, options.users), 1, options.users - 1)
+    graph = []
+    for user, count in enumerate(counts):
+        # The largest sums of log-weight and Gumbel noise are a weighted sample without replacement.
+        keys = log_popularity + generator.gumbel(size=options.users)
+        keys[user] = -np.inf
+        graph.append(np.argpartition(-keys, count - 1)[:count])
+    return graph
 
 
 class SocialStore:
-    """Reading and writing connections to a database that `create_database` made.
+    """Connections for reading and writing to a database of `create_database`.
 
     synchronous = OFF: a commit survives the death of any process, but not a power cut.
 
@@ -46,7 +115,7 @@ class SocialStore:
     def __init__(self, path: Path, server: int) -> None:
         self._server, self._last_us = server, 0
         try:
-            # Readers wait for a recovering neighbour only; writers do not wait at all.
+            # Readers wait only for a recovery by another server; writers do not wait.
             self._reader = _connect(path, timeout_s=1.0)
             self._writer = _connect(path, timeout_s=0.0)
             self.users: dict[int, str] = dict(self._reader.execute("SELECT user_id, username FROM users"))
@@ -56,7 +125,7 @@ class SocialStore:
         self.ids = {name: number for number, name in self.users.items()}
 
     def home_timeline(self, user_id: int, start: int, stop: int) -> bytes:
-        """JSON list of posts `start`…`stop` - 1, newest first."""
+        """JSON list of posts `start`…`stop` - 1 of the home timeline, newest first."""
         return self._posts(_HOME, (user_id, stop - start, start))
 
     def user_timeline(self, user_id: int, start: int, stop: int) -> bytes:
@@ -64,7 +133,7 @@ class SocialStore:
         return self._posts(_USER, (user_id, stop - start, start))
 
     def write(self, posts: Sequence[Draft]) -> list[int] | None:
-        """Stores all posts in one transaction; their ids. None, with nothing stored, while another server writes."""
+        """Stores all posts in one transaction; returns their ids, or None while another server writes."""
         try:
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -99,7 +168,7 @@ class SocialStore:
 
 
 def post_id_of(time_us: int, server: int) -> int:
-    """Ids ascend with time; servers 0…1023 never make the same one."""
+    """Ids ascend with time; the servers 0…1023 never make equal ones."""
     return (time_us << 10) | server
 
 
@@ -119,77 +188,6 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     for pragma in ("synchronous = OFF", "mmap_size = 268435456", f"wal_autocheckpoint = {_CHECKPOINT_PAGES}"):
         database.execute(f"PRAGMA {pragma}")
     return database
-
-
-SCHEMA = """
-CREATE TABLE users (user_id INTEGER PRIMARY KEY, username TEXT NOT NULL UNIQUE);
-CREATE TABLE followers (user_id INTEGER, follower_id INTEGER, PRIMARY KEY (user_id, follower_id)) WITHOUT ROWID;
-CREATE TABLE posts (post_id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE INDEX user_timeline ON posts (user_id, post_id);
-CREATE TABLE home_timeline (user_id INTEGER, post_id INTEGER, PRIMARY KEY (user_id, post_id)) WITHOUT ROWID;
-CREATE TABLE urls (short TEXT PRIMARY KEY, url TEXT NOT NULL) WITHOUT ROWID;
-"""
-
-_FIRST_POST_MS = 1_767_225_600_000
-"""2026-01-01; first posts are one second apart from here, so that equal seeds give equal databases."""
-
-
-class SocialNetworkOptions(Options):
-    """The stand-in social network's people."""
-
-    users: int = Field(962, ge=2, le=20_000)
-    """Number of users, `username_0` and up. 962 is what DeathStarBench's scripts address."""
-    follows_per_user: float = Field(20.0, ge=1)
-    """Mean number of users that a user follows."""
-    popularity_exponent: float = Field(2.5, gt=2)
-    """Exponent of the power law of the number of followers: P(more than k) falls as k^(1 - exponent)."""
-    posts_per_user: int = Field(5, ge=0)
-    """Posts per user in the fresh database."""
-    start_timeout_s: float = Field(15.0, gt=0)
-    """Seconds that a server may take to answer /healthz."""
-
-
-def create_database(path: Path, options: SocialNetworkOptions, seed: int) -> None:
-    """Writes a fresh database to `path`, in WAL mode; equal seeds, equal contents.
-
-    It replaces what was there, which no server may have open. Raises ServiceError when the folder cannot be written.
-    """
-    try:
-        with replacing(path) as temporary:
-            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
-                # A post touches a page per follower: small pages halve what a commit writes.
-                database.execute("PRAGMA page_size = 2048")
-                database.execute("PRAGMA journal_mode = WAL")
-                database.execute("PRAGMA synchronous = OFF")
-                database.executescript("BEGIN;" + SCHEMA)
-                _fill(database, options, seed)
-                database.execute("COMMIT")
-            # The old database's log must not be replayed into the new one.
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-    except (OSError, sqlite3.Error) as error:
-        raise ServiceError(
-            f"cannot write the database: {error}", where=str(path), remedy="give another folder"
-        ) from error
-
-
-def follower_graph(options: SocialNetworkOptions, seed: int) -> list[NDArray[np.int64]]:
-    """Per user, the users whom it follows: distinct, never itself.
-
-    User r's popularity is proportional to (r + 1)^(-1 / (exponent - 1)), in a shuffled order, which
-    gives the number of followers a power law (Chung and Lu 2002). The number followed is geometric.
-    """
-    generator = np.random.default_rng([seed, 1])
-    ranks = np.arange(1, options.users + 1, dtype=float)
-    log_popularity = generator.permutation(-np.log(ranks) / (options.popularity_exponent - 1))
-    counts = np.clip(generator.geometric(1 / options.follows_per_user, options.users), 1, options.users - 1)
-    graph = []
-    for user, count in enumerate(counts):
-        # The largest of log-weights plus Gumbel noise are a weighted sample without replacement.
-        keys = log_popularity + generator.gumbel(size=options.users)
-        keys[user] = -np.inf
-        graph.append(np.argpartition(-keys, count - 1)[:count])
-    return graph
 
 
 def _fill(database: sqlite3.Connection, options: SocialNetworkOptions, seed: int) -> None:

@@ -1,6 +1,6 @@
-"""One timer of an event loop with nanosecond resolution (timerfd_create(2)).
+"""A timer with nanosecond resolution for an event loop (timerfd_create(2)).
 
-uvloop's own timers are whole milliseconds, which is too coarse for emulated service times.
+The timers of uvloop have whole milliseconds, which is too coarse for emulated service times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class PreciseTimer:
-    """Calls `callback` once, soon after the time that was last `set`."""
+    """Calls `callback` once, at the time that was last `set`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop, self._callback = loop, callback
@@ -39,7 +39,7 @@ class PreciseTimer:
         loop.add_reader(self._fd, self._fire)
 
     def set(self, at_s: float | None) -> None:
-        """Fires at `at_s` of time.monotonic() instead of what was set before; None: not at all."""
+        """Fires at `at_s` of time.monotonic(), in place of an earlier setting; None disarms the timer."""
         if at_s == self._at_s:
             return
         self._at_s = at_s
@@ -57,6 +57,6 @@ class PreciseTimer:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
-            return  # set anew since it became readable
+            return  # set again since it became readable
         self._at_s = None
         self._callback()

@@ -1,3 +1,1 @@
-"""Live testbeds assembled from the parts in the sibling packages, local or as Ray actors, and peers to compare
-with.
-"""
+"""Live testbeds, made of the parts in the sibling packages, local or as Ray actors; other load balancers to compare."""

@@ -1,6 +1,6 @@
 """The live testbed: real servers, a real NGINX and a real load engine behind the Testbed protocol.
 
-Its parts may be local objects (tests) or proxies of Ray actors (`actuators.testbed.remote`); it cannot tell.
+Its parts are local objects or proxies of Ray actors (`actuators.testbed.remote`) with the same methods.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ProxyPart(Protocol):
 
 
 class CollectorPart(Protocol):
-    """A reader of the NGINX's counters, see `actuators.statistics.reader.Collector`."""
+    """A reader of NGINX's counters, see `actuators.statistics.reader.Collector`."""
 
     def begin(self) -> Any: ...
 
@@ -77,15 +77,15 @@ class LoadPart(Protocol):
 
 
 Reading = tuple[Window, LoadWindow | LoadError, dict[int, float]]
-"""NGINX's view, the load engine's, and CPU seconds by process of NGINX."""
+"""The window of NGINX, that of the load engine or its error, and CPU seconds by process of NGINX."""
 
 
 class LiveTestbed:
-    """Testbed over parts that already run.
+    """A testbed of parts that already run.
 
     Args:
-        topology: with the servers' real addresses.
-        address: HOST:PORT that the load engine sends to.
+        topology: with the real addresses of the servers.
+        address: HOST:PORT to which the load engine sends.
         close: ends every part; called once.
     """
 
@@ -116,11 +116,11 @@ class LiveTestbed:
 
     @property
     def due_s(self) -> float:
-        """`time.monotonic()` at which the last window was due to end; what is later is our own work."""
+        """`time.monotonic()` at which the last window was due to end; any later time is work of the control path."""
         return self._tick_s
 
     def behind(self, address: str, proxy: ProxyPart, collector: CollectorPart) -> LiveTestbed:
-        """The same servers and load engine behind another balancer; its close leaves them to this testbed."""
+        """The same servers and load engine behind another load balancer; its `close` does not end them."""
         return LiveTestbed(
             self._topology, address, servers=self._servers, proxy=proxy, collector=collector, load=self._load,
             close=lambda: None,
@@ -139,9 +139,9 @@ class LiveTestbed:
         self._end_load()
         if self._method is None:
             self._proxy.apply(Weights.equal(self._topology))
-        else:  # `expected_delay` takes no weights; to begin anew it must forget its service times
+        else:  # `expected_delay` takes no weights, and must forget its service times
             self._proxy.set_method(self._method)
-        # A server that failed under the last script would be avoided under this one, for seconds.
+        # A server that failed in the last script would be avoided in this one for seconds.
         self._proxy.forget_failures()
         script = scenario.script(self._topology, seed)
         for server in self._servers:
@@ -161,7 +161,7 @@ class LiveTestbed:
         self._end_s = self._tick_s + script.duration_s
 
     def apply(self, control: Control) -> Applied:
-        """Puts a control in force; service times under a method that takes weights are read as weights 1/τ."""
+        """Puts a control in force; where the method takes weights, service times become weights 1/τ."""
         self._require_open()
         if isinstance(control, ServiceTimes) and self._method != "expected_delay":
             control = control.as_weights()
@@ -172,7 +172,7 @@ class LiveTestbed:
         self._tick_s += interval_s
         now_s = time.monotonic()
         if now_s > self._tick_s + interval_s:
-            # A stall longer than an interval must not be caught up by a burst of short windows.
+            # After a pause of more than an interval there must be no burst of short windows.
             self._tick_s = now_s
         with realtime_priority():
             time.sleep(max(self._tick_s - now_s, 0.0))
@@ -218,7 +218,7 @@ class LiveTestbed:
         return replace(window, client=client)
 
     def _read(self) -> Reading:
-        """What the parts say of the time since the last reading; a load engine that died says so instead."""
+        """Reads all parts; a LoadError in place of the window of a load engine that died."""
         window = self._collector.window()
         try:
             client: LoadWindow | LoadError = self._load.window()
@@ -233,7 +233,7 @@ class LiveTestbed:
         return busiest_share(before, cpu_s, self._proxy_cpu[0] - before_s)
 
     def _settle(self, window: Window) -> Window:
-        """NGINX counts a request after it has answered it: reads until nothing more comes in."""
+        """Reads until no more requests are counted: NGINX counts a request after it has responded."""
         deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
         while time.monotonic() < deadline_s:
             time.sleep(SETTLE_INTERVAL_S)
@@ -247,7 +247,7 @@ class LiveTestbed:
         if self._running:
             self._running = False
             self._load.stop()
-            # An engine that died has ended, too, and one that hangs is replaced by the next start.
+            # An engine that died has ended, and the next start replaces one that hangs.
             with contextlib.suppress(LoadError):
                 self._load.finish(DRAIN_TIMEOUT_S)
 

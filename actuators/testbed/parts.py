@@ -1,4 +1,4 @@
-"""Options of a live testbed, and how each part is made: locally, or in Ray actors (`actuators.testbed.placement`)."""
+"""Options of a live testbed, and functions that make its parts, here or in Ray actors (`testbed.placement`)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LiveOptions(Options):
 def make_server(
     options: LiveOptions, work_dir: Path, index: int, seed: int, host: str = "127.0.0.1"
 ) -> SocialNetworkServer:
-    """A running stand-in server; the first one in a folder makes the database that all share."""
+    """A running stand-in server; the first one in a folder creates the shared database."""
     work_dir.mkdir(parents=True, exist_ok=True)
     database = work_dir / "social_network.sqlite"
     with open(work_dir / "database.lock", "w") as lock:
@@ -56,18 +56,18 @@ def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: s
 
 
 def make_load(options: LiveOptions, work_dir: Path) -> LoadEngine:
-    """A load engine that is ready to start a plan."""
+    """A load engine that can start a plan."""
     work_dir.mkdir(parents=True, exist_ok=True)
     return LoadEngine(options.load, work_dir)
 
 
 def make_collector(options: LiveOptions, topology: Topology, status_url: str) -> Collector:
-    """A reader of that NGINX's counters."""
+    """A reader of the counters at that URL."""
     return Collector(status_url, topology, options.collect)
 
 
 def dead_process(part: object) -> str:
-    """Which process that a part needs all the time has died; empty when none. A load engine comes and goes."""
+    """What has died of a part that must run all the time, in words; empty when nothing has."""
     if isinstance(part, SocialNetworkServer) and not part.running:
         return f"the server at {part.address} died"
     if isinstance(part, Nginx) and not psutil.pid_exists(part.master_pid):
@@ -76,9 +76,9 @@ def dead_process(part: object) -> str:
 
 
 def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:
-    """A live testbed whose parts are objects of this process; topology's servers are placeholders.
+    """A live testbed whose parts are objects of this process; real addresses replace the servers of `topology`.
 
-    Raises MissingToolError or ProcessError; everything started by then is ended again.
+    Raises MissingToolError or ProcessError; then it ends the parts that it has started.
     """
     with contextlib.ExitStack() as parts:
         servers = []

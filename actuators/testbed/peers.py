@@ -1,8 +1,6 @@
-"""Balancers that a user would otherwise put in front of the same servers: their configs, and running one of them.
+"""Other load balancers before the same servers, as their users configure them: configurations, and one running peer.
 
-A peer keeps no statistics for us: what it did is judged by the load engine alone.
-
-Configs of the balancers that `actuators.testbed.peers` runs: as their users write them, before a testbed's servers.
+A peer has no statistics for us; it is judged by the load engine alone.
 """
 
 from __future__ import annotations
@@ -28,9 +26,159 @@ from actuators.processes.process import ManagedProcess
 from actuators.processes.system import family_cpu_s, free_port
 from actuators.statistics.vts import Snapshot
 
+EXTERNAL = "nginx:"
+"""Prefix of the path of a user's NGINX configuration: ``nginx:/path/to/file.conf``."""
+
+PEERS: dict[str, str] = {
+    "shared_least_conn": "one NGINX upstream for all request types, least_conn",
+    "nginx_fair": "Debian's fair module (libnginx-mod-http-upstream-fair)",
+    "haproxy_leastconn": "HAProxy, balance leastconn",
+    "haproxy_random": "HAProxy, balance random(2)",
+}
+"""Name → description."""
+
+_FAIR_MODULES = ("/usr/lib/nginx/modules", "/usr/share/nginx/modules")
+_START_TIMEOUT_S = 10.0
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class PeerPrograms:
+    """Paths of the programs; by default searched on the PATH and in the folders of Debian."""
+
+    nginx: str = "nginx"
+    haproxy: str = "haproxy"
+    fair_module: str = ""
+
+
+class Peer:
+    """One running peer; a context manager. It replaces our NGINX before the same servers.
+
+    Args:
+        name: of `PEERS`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for HOST:PORT,
+            ``{servers}`` for the `server` lines, and ``{prefix}`` for a private folder.
+
+    Raises:
+        MissingToolError: the program or module is not installed.
+        ConfigError: an unknown name, or a configuration without the placeholders.
+        ProcessError: it did not start; the error has the end of its log.
+    """
+
+    def __init__(self, name: str, topology: Topology, work_dir: Path, programs: PeerPrograms | None = None) -> None:
+        self.name, self.topology = name, topology
+        self._programs = programs or PeerPrograms()
+        self._prefix = (work_dir / "".join(c if c.isalnum() else "-" for c in name)).absolute()
+        self._prefix.mkdir(parents=True, exist_ok=True)
+        self.address = ""
+        self._process = self._start()
+
+    def set_method(self, method: BalancingMethod) -> None:
+        """No effect: the method of a peer is fixed."""
+
+    def apply(self, control: Control) -> Applied:
+        """No effect: a peer has no control."""
+        return Applied(False, 0.0)
+
+    def forget_failures(self) -> None:
+        """Reloads an NGINX, which then forgets failures; HAProxy tracks none in this configuration."""
+        if not self.name.startswith("haproxy"):
+            reloader = Reloader(self._process.pid, load_ms=None)
+            reloader.wait_for_few_generations()
+            reloader.reload()
+
+    def cpu_s(self) -> dict[int, float]:
+        """Process id → CPU seconds so far of the peer and its workers."""
+        return family_cpu_s(self._process.pid)
+
+    def close(self) -> None:
+        """Ends the peer; idempotent."""
+        self._process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> ManagedProcess:
+        for attempt in range(_ATTEMPTS):
+            self.address = f"127.0.0.1:{free_port()}"
+            process = ManagedProcess(self._command(), name=self.name, log_path=self._prefix / "error.log")
+            try:
+                process.wait_ready(self._answers, _START_TIMEOUT_S)
+            except ProcessError:
+                process.close()
+                # Another program may have taken the port before the peer did.
+                if attempt + 1 == _ATTEMPTS or not _is_taken(self.address):
+                    raise
+            else:
+                return process
+        raise AssertionError("unreachable")
+
+    def _command(self) -> list[str]:
+        config = self._prefix / "peer.conf"
+        if self.name.startswith("haproxy"):
+            program = _find(self._programs.haproxy, "haproxy")
+            balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
+            config.write_text(render_haproxy(self.topology, self.address, balance))
+            return [program, "-W", "-db", "-f", str(config)]
+        program = str(detect(self._programs.nginx).binary)
+        config.write_text(self._nginx_config())
+        return [program, "-p", str(self._prefix), "-e", str(self._prefix / "error.log"), "-c", str(config)]
+
+    def _nginx_config(self) -> str:
+        if self.name.startswith(EXTERNAL):
+            return fill_in(Path(self.name.removeprefix(EXTERNAL)), self.topology, self.address, self._prefix)
+        module = _fair_module(self._programs) if self.name == "nginx_fair" else ""
+        return render_nginx(self.topology, self.address, self._prefix, shared=self.name == "shared_least_conn",
+                            fair_module=module)  # fmt: skip
+
+    def _answers(self) -> bool:
+        return _is_taken(self.address)
+
+
+class NoStatistics:
+    """Replaces the collector of a peer: windows with times and without counts."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology, self._last_s = topology, time.time()
+
+    def begin(self) -> None:
+        self._last_s = time.time()
+
+    def latest(self) -> Snapshot | None:
+        return None
+
+    def window(self) -> Window:
+        start_s, self._last_s = self._last_s, time.time()
+        shape = self._topology.shape
+        zeros = np.zeros(shape, np.int64)
+        equal = Weights.equal(self._topology)
+        return Window(
+            self._topology, start_s, self._last_s, zeros, zeros, zeros, np.zeros((*shape, 5), np.int64), zeros,
+            DEFAULT_BOUNDS_MS, np.zeros((*shape, len(DEFAULT_BOUNDS_MS) + 1), np.int64), equal.values, equal.down,
+        )  # fmt: skip
+
+
+def why_missing(name: str, programs: PeerPrograms | None = None) -> str:
+    """Why a peer cannot run here, in one line; empty when it can. Raises ConfigError for an invalid configuration."""
+    programs = programs or PeerPrograms()
+    try:
+        if name.startswith("haproxy"):
+            _find(programs.haproxy, "haproxy")
+        elif name == "nginx_fair":
+            _fair_module(programs)
+        elif name.startswith(EXTERNAL):
+            fill_in(Path(name.removeprefix(EXTERNAL)), None, "", Path())
+    except MissingToolError as error:
+        return str(error)
+    return ""
+
 
 def render_haproxy(topology: Topology, address: str, balance: str) -> str:
-    """HAProxy before all servers: one backend, as its users write it; idle connections are reused."""
+    """The configuration of HAProxy: one backend with all servers; idle connections are reused."""
     servers = "".join(f"  server s{number} {server}\n" for number, server in enumerate(topology.servers, 1))
     return f"""global
   maxconn 8192
@@ -52,7 +200,7 @@ backend servers
 
 
 def render_nginx(topology: Topology, address: str, prefix: Path, *, shared: bool = False, fair_module: str = "") -> str:
-    """An NGINX as shipped: least_conn or `fair`; one upstream per request type, or one `shared` by all."""
+    """The configuration of an NGINX without Lua: least_conn or `fair`; an upstream per request type, or one for all."""
     method = "fair" if fair_module else "least_conn"
     names = ["all_types"] if shared else [group.name for group in topology.groups]
     members = [topology.servers] if shared else [group.servers for group in topology.groups]
@@ -90,7 +238,7 @@ http {{
 
 
 def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -> str:
-    """A user's config with its placeholders filled. Raises ConfigError when it is unreadable or lacks one."""
+    """A user's configuration with its placeholders replaced. Raises ConfigError when it is unreadable or lacks one."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -100,7 +248,7 @@ def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -
         raise ConfigError(
             f"the config has no {' and no '.join(missing)}",
             where=str(path),
-            remedy="write `listen {listen};` and `{servers}` where they belong; `{prefix}` is a private folder",
+            remedy="add `listen {listen};` and `{servers}`; `{prefix}` is a private folder",
         )
     servers = _server_lines(topology.servers) if topology else ""
     return text.replace("{listen}", address).replace("{servers}", servers).replace("{prefix}", str(prefix))
@@ -115,176 +263,25 @@ def _temp_paths(prefix: Path) -> str:
     return "".join(f"  {kind}_temp_path {prefix}/temp_{kind};\n" for kind in kinds)
 
 
-EXTERNAL = "nginx:"
-"""Prefix of a user's own NGINX config: ``nginx:/path/to/file.conf``."""
-
-PEERS: dict[str, str] = {
-    "shared_least_conn": "one NGINX upstream for all request types, least_conn",
-    "nginx_fair": "Debian's fair module (libnginx-mod-http-upstream-fair)",
-    "haproxy_leastconn": "HAProxy, balance leastconn",
-    "haproxy_random": "HAProxy, balance random(2)",
-}
-"""Peers by name and what they are."""
-
-_FAIR_MODULES = ("/usr/lib/nginx/modules", "/usr/share/nginx/modules")
-_START_TIMEOUT_S = 10.0
-_ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class PeerPrograms:
-    """Where the programs are; found on the PATH and where Debian puts them when not given."""
-
-    nginx: str = "nginx"
-    haproxy: str = "haproxy"
-    fair_module: str = ""
-
-
-class Peer:
-    """One running peer; a context manager. It takes the place of an NGINX of ours before the same servers.
-
-    Args:
-        name: of `PEERS`, or ``nginx:PATH`` of a config with ``{listen}`` where HOST:PORT belongs, ``{servers}``
-            where the `server` lines belong, and ``{prefix}`` for a private folder.
-
-    Raises:
-        MissingToolError: the program or module is not installed.
-        ConfigError: unknown name, or a config without the placeholders.
-        ProcessError: it did not start; its log is in the error.
-    """
-
-    def __init__(self, name: str, topology: Topology, work_dir: Path, programs: PeerPrograms | None = None) -> None:
-        self.name, self.topology = name, topology
-        self._programs = programs or PeerPrograms()
-        self._prefix = (work_dir / "".join(c if c.isalnum() else "-" for c in name)).absolute()
-        self._prefix.mkdir(parents=True, exist_ok=True)
-        self.address = ""
-        self._process = self._start()
-
-    def set_method(self, method: BalancingMethod) -> None:
-        """A peer balances as it does."""
-
-    def apply(self, control: Control) -> Applied:
-        """A peer takes no control."""
-        return Applied(False, 0.0)
-
-    def forget_failures(self) -> None:
-        """An NGINX forgets by a reload which servers failed; HAProxy, as it is configured here, remembers none."""
-        if not self.name.startswith("haproxy"):
-            reloader = Reloader(self._process.pid, load_ms=None)
-            reloader.wait_for_few_generations()
-            reloader.reload()
-
-    def cpu_s(self) -> dict[int, float]:
-        """Process id → CPU seconds so far of it and its workers."""
-        return family_cpu_s(self._process.pid)
-
-    def close(self) -> None:
-        """Ends it; may be called twice."""
-        self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _start(self) -> ManagedProcess:
-        for attempt in range(_ATTEMPTS):
-            self.address = f"127.0.0.1:{free_port()}"
-            process = ManagedProcess(self._command(), name=self.name, log_path=self._prefix / "error.log")
-            try:
-                process.wait_ready(self._answers, _START_TIMEOUT_S)
-            except ProcessError:
-                process.close()
-                # Another program may have taken the port between our look and the bind.
-                if attempt + 1 == _ATTEMPTS or not _is_taken(self.address):
-                    raise
-            else:
-                return process
-        raise AssertionError("unreachable")
-
-    def _command(self) -> list[str]:
-        config = self._prefix / "peer.conf"
-        if self.name.startswith("haproxy"):
-            program = _find(self._programs.haproxy, "haproxy")
-            balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
-            config.write_text(render_haproxy(self.topology, self.address, balance))
-            return [program, "-W", "-db", "-f", str(config)]
-        program = str(detect(self._programs.nginx).binary)
-        config.write_text(self._nginx_config())
-        return [program, "-p", str(self._prefix), "-e", str(self._prefix / "error.log"), "-c", str(config)]
-
-    def _nginx_config(self) -> str:
-        if self.name.startswith(EXTERNAL):
-            return fill_in(Path(self.name.removeprefix(EXTERNAL)), self.topology, self.address, self._prefix)
-        module = _fair_module(self._programs) if self.name == "nginx_fair" else ""
-        return render_nginx(self.topology, self.address, self._prefix, shared=self.name == "shared_least_conn",
-                            fair_module=module)  # fmt: skip
-
-    def _answers(self) -> bool:
-        return _is_taken(self.address)
-
-
-class NoStatistics:
-    """In the collector's place: windows with a clock and without counts."""
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology, self._last_s = topology, time.time()
-
-    def begin(self) -> None:
-        self._last_s = time.time()
-
-    def latest(self) -> Snapshot | None:
-        return None
-
-    def window(self) -> Window:
-        start_s, self._last_s = self._last_s, time.time()
-        shape = self._topology.shape
-        zeros = np.zeros(shape, np.int64)
-        equal = Weights.equal(self._topology)
-        return Window(
-            self._topology, start_s, self._last_s, zeros, zeros, zeros, np.zeros((*shape, 5), np.int64), zeros,
-            DEFAULT_BOUNDS_MS, np.zeros((*shape, len(DEFAULT_BOUNDS_MS) + 1), np.int64), equal.values, equal.down,
-        )  # fmt: skip
-
-
-def why_missing(name: str, programs: PeerPrograms | None = None) -> str:
-    """Why a peer cannot run here, in a line; empty when it can. Raises ConfigError for a bad external config."""
-    programs = programs or PeerPrograms()
-    try:
-        if name.startswith("haproxy"):
-            _find(programs.haproxy, "haproxy")
-        elif name == "nginx_fair":
-            _fair_module(programs)
-        elif name.startswith(EXTERNAL):
-            fill_in(Path(name.removeprefix(EXTERNAL)), None, "", Path())
-    except MissingToolError as error:
-        return str(error)
-    return ""
-
-
 def _find(program: str, package: str) -> str:
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
-    if found is None:
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
         raise MissingToolError(f"'{program}' is not installed", remedy=f"apt-get install {package}")
-    return found
+    return path
 
 
 def _fair_module(programs: PeerPrograms) -> str:
     places = [Path(folder, "ngx_http_upstream_fair_module.so") for folder in _FAIR_MODULES]
-    found = [Path(programs.fair_module)] if programs.fair_module else [path for path in places if path.exists()]
-    if not found:
+    modules = [Path(programs.fair_module)] if programs.fair_module else [path for path in places if path.exists()]
+    if not modules:
         raise MissingToolError(
             "NGINX's fair module is not installed", remedy="apt-get install libnginx-mod-http-upstream-fair"
         )
-    return str(found[0])
+    return str(modules[0])
 
 
 def _is_taken(address: str) -> bool:
-    """Whether something accepts connections there."""
+    """Whether a program accepts connections at the address."""
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         probe.settimeout(1.0)

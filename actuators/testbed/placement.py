@@ -1,9 +1,8 @@
 """Places a live testbed on the nodes of a Ray cluster, by custom resources.
 
-A testbed claims `client: 1` (load generator and collector), `proxy: 1` (NGINX and its actuator) and
-`server: N` in one placement group; addresses come from where the actors landed. NGINX serves its
-statistics on its own node only, so on a cluster of several machines the collector is placed beside it.
-An actor on the proxy node may hold NGINX and the collector itself: each call saved is 3 ms of every interval.
+A testbed takes `client: 1` (load engine, collector), `proxy: 1` (NGINX) and `server: N` in one placement group; servers
+get the addresses of their nodes. NGINX serves its statistics only on its own node, so on several machines the collector
+runs beside it. A process on the proxy node may hold NGINX and the collector itself, which saves 3 ms per call.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from actuators.testbed.remote import (
 
 CLOSE_TIMEOUT_S = 4.0
 PROXY_BUNDLE = 1
-"""Place of NGINX in `testbed_bundles`."""
+"""Index of NGINX in `testbed_bundles`."""
 
 
 def testbed_bundles(servers: int) -> list[dict[str, float]]:
@@ -42,7 +41,7 @@ def testbed_bundles(servers: int) -> list[dict[str, float]]:
 
 
 def check_capacity(testbeds: int, servers: int) -> None:
-    """Raises CapacityError, in words, when the cluster cannot hold that many testbeds at once."""
+    """Raises CapacityError when the cluster lacks the resources for that many testbeds at once."""
     total = ray.cluster_resources()
     needed = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
     lacking = [f"{name} {total.get(name, 0):g}/{count}" for name, count in needed.items() if total.get(name, 0) < count]
@@ -64,18 +63,18 @@ def start_remote_testbed(
     first_bundle: int = 0,
     hold_proxy: bool = False,
 ) -> RemoteTestbed:
-    """Places and starts a live testbed on the running Ray; its close frees the resources.
+    """Places and starts a live testbed on the running Ray; its `close` releases the resources.
 
     Args:
-        topology: groups over placeholder servers; the real addresses replace them.
-        work_dir: logs and the database; made on the nodes when missing. Servers on different machines have
-            a database each (of equal content at the start), unless this is a folder that they share.
-        group: of somebody else, with `testbed_bundles` from `first_bundle` on; it is left alone on close.
-        hold_proxy: NGINX and its collector are begun in this process, which must be in the group's proxy bundle.
+        topology: groups and servers; the real addresses replace those of the servers.
+        work_dir: for logs and the database; created on the nodes. Servers on different machines each have a database,
+            equal at the start, unless they share this folder.
+        group: of the caller, with `testbed_bundles` from `first_bundle` on; `close` does not remove it.
+        hold_proxy: starts NGINX and its collector in this process, which must be in the proxy bundle of the group.
 
     Raises:
         CapacityError: the cluster lacks the resources.
-        MissingToolError, ProcessError: a part did not start; everything started is ended again.
+        MissingToolError, ProcessError: a part did not start; the others are ended.
     """
     own = group is None
     if group is None:
@@ -91,7 +90,7 @@ def start_remote_testbed(
 
 
 class _Placer:
-    """Starts actors in the bundles of one placement group and remembers them."""
+    """Starts actors in the bundles of one placement group and keeps track of them."""
 
     def __init__(self, group: PlacementGroup, first_bundle: int, *, spread: bool) -> None:
         self.group, self.first_bundle, self.spread = group, first_bundle, spread
@@ -141,7 +140,7 @@ def _start(
 
 
 def _place(placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any]) -> tuple[Any, Any, str]:
-    """NGINX, its collector and its address, in actors of their own."""
+    """NGINX and its collector in separate actors, and the address of NGINX."""
     proxy = placer.start(NginxActuator, PROXY_BUNDLE, {"proxy": 0.5 if placer.spread else 1}, make)
     status_url, address = proxy.read("status_url"), proxy.read("address")
     beside = (PROXY_BUNDLE, {"proxy": 0.5}) if placer.spread else (0, {"client": 0.5})
@@ -168,7 +167,7 @@ def _machines() -> int:
 
 
 def _close_all(placer: _Placer, group: PlacementGroup | None) -> None:
-    """Closes all parts at once, then ends their actors, whatever became of the closing."""
+    """Closes all parts at once, then ends their actors, also those that did not close in time."""
     closing = [part.begin_close() for part in placer.started]
     with contextlib.ExitStack() as held:
         for part in placer.held.values():

@@ -1,7 +1,4 @@
-"""A live testbed whose parts are Ray actors, but for those that the calling process holds itself.
-
-Ray actors that each hold one part of a live testbed, and what calls a part in its actor as if it were here.
-"""
+"""A live testbed whose parts are Ray actors, or held by the calling process; the actors, and calls to them."""
 
 from __future__ import annotations
 
@@ -19,10 +16,11 @@ from actuators.testbed.parts import dead_process
 
 START_TIMEOUT_S = 90.0
 CALL_TIMEOUT_S = 60.0
+HEALTH_TIMEOUT_S = 5.0
 
 
 class _Host:
-    """Holds one part in its actor; every actor class below is this one under a telling name."""
+    """Holds one part in its actor; the actor classes below differ only in their names, which Ray shows."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._part = make()
@@ -37,7 +35,7 @@ class _Host:
         return getattr(self._part, attribute)
 
     def health(self) -> str:
-        """Which process of the part has died; empty when all is well."""
+        """What has died of the part, in words; empty when nothing has."""
         return dead_process(self._part)
 
     def where(self) -> str:
@@ -55,7 +53,7 @@ class LoadGenerator(_Host):
 
 @ray.remote
 class StatisticsCollector(_Host):
-    """The reader of NGINX's counters, on the load generator's client node."""
+    """The reader of NGINX's counters, on a client node or beside NGINX."""
 
 
 @ray.remote
@@ -69,7 +67,7 @@ class SocialNetworkNode(_Host):
 
 
 class RemotePart:
-    """Calls a part in its actor as if it were here; errors of our family arrive as themselves."""
+    """Calls a part in its actor as a local object; its errors are raised here unchanged."""
 
     def __init__(self, actor: Any, name: str) -> None:
         self._actor, self._name = actor, name
@@ -81,12 +79,12 @@ class RemotePart:
         return lambda *args, **kwargs: self.begin_call(method, *args, **kwargs)()
 
     def begin_call(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
-        """Calls a method of the part; what waits for its answer."""
+        """Calls a method of the part; returns a function that waits for the result."""
         reference = self._actor.call.remote(method, *args, **kwargs)
         return lambda: self._wait(reference, method, CALL_TIMEOUT_S)
 
     def read(self, attribute: str) -> Any:
-        """An attribute of the part; waits for the actor's start."""
+        """An attribute of the part; waits for the start of the actor."""
         return self._wait(self._actor.get.remote(attribute), attribute, START_TIMEOUT_S)
 
     @property
@@ -94,15 +92,15 @@ class RemotePart:
         return self._name
 
     def ask(self, method: str) -> Any:
-        """Calls a method of the actor itself (`health`, `where`); a reference to wait on."""
+        """Calls a method of the actor itself (`health`, `where`); returns a reference."""
         return getattr(self._actor, method).remote()
 
     def begin_close(self) -> Any:
-        """Asks the part to close; a reference to wait on."""
+        """Starts to close the part; returns a reference."""
         return self._actor.call.remote("close")
 
     def kill(self) -> None:
-        """Ends the actor; the guardians of its processes cover a part that did not close."""
+        """Ends the actor; guardians end the processes of a part that did not close."""
         ray.kill(self._actor)
 
     def _wait(self, reference: Any, what: str, timeout_s: float) -> Any:
@@ -118,22 +116,19 @@ class RemotePart:
             ) from error
 
 
-HEALTH_TIMEOUT_S = 5.0
-
-
 class RemoteTestbed(LiveTestbed):
-    """A live testbed that can say which of its actors and processes have died, and where they run.
+    """A live testbed that knows which of its actors and processes have died, and where they run.
 
     Attributes:
-        parts: actors of its own.
-        held: name → part that the calling process holds.
+        parts: its actors.
+        held: name → part in the calling process.
     """
 
     parts: Sequence[RemotePart] = ()
     held: Mapping[str, Any] = MappingProxyType({})
 
     def _read(self) -> Reading:
-        # All are asked at once: a call takes about 2 ms, and at an interval's end every one counts.
+        # All calls at once: one takes about 2 ms, and at the end of an interval each one counts.
         client, window, cpu_s = (
             _begin_call(part, method)
             for part, method in ((self._load, "window"), (self._collector, "window"), (self._proxy, "cpu_s"))
@@ -145,27 +140,27 @@ class RemoteTestbed(LiveTestbed):
             return read, error, cpu_s()
 
     def begin_checks(self) -> list[Any]:
-        """Asks every part whether it lives; the answers are for `dead_parts`, and come while an interval passes."""
+        """Starts a health check of every part, for `dead_parts`; the results arrive during an interval."""
         return [part.ask("health") for part in self.parts]
 
     def answered(self, checks: list[Any], within_s: float) -> bool:
-        """Whether all of them are answered within that time."""
+        """Whether all checks have a result within that time."""
         ready, _ = ray.wait(checks, num_returns=len(checks), timeout=within_s)
         return len(ready) == len(checks)
 
     def dead_parts(self, checks: list[Any] | None = None) -> list[str]:
-        """What had died when `checks` were made (now, when None), in words; empty when all was well."""
+        """What had died at the time of `checks` (now when None), in words; empty when nothing had."""
         here = [f"{name}: {found}" for name, part in self.held.items() if (found := dead_process(part))]
         answers = checks or self.begin_checks()
         with contextlib.suppress(ray.exceptions.RayError):
-            # All at once is several times quicker than one by one, and nearly always all is well.
+            # All at once is several times faster than one by one, and nearly always nothing has died.
             if not any(ray.get(answers, timeout=HEALTH_TIMEOUT_S)):
                 return here
         actors = zip(self.parts, answers, strict=True)
         return here + [found for part, answer in actors if (found := _dead(part, answer))]
 
     def places(self) -> dict[str, str]:
-        """Part → address of its node; a part that does not answer is left out."""
+        """Part → address of its node, without parts that do not respond."""
         references = {part.ask("where"): part.name for part in self.parts}
         ready, _ = ray.wait(list(references), num_returns=len(references), timeout=HEALTH_TIMEOUT_S)
         found = {name: str(ray.util.get_node_ip_address()) for name in self.held}
@@ -176,7 +171,7 @@ class RemoteTestbed(LiveTestbed):
 
 
 def _begin_call(part: Any, method: str) -> Callable[[], Any]:
-    """Asks an actor at once, a part that is held when its answer is wanted."""
+    """Calls an actor now, a held part when the result is read."""
     if isinstance(part, RemotePart):
         return part.begin_call(method)
     answer: Callable[[], Any] = getattr(part, method)
