@@ -32,7 +32,7 @@ OFFLINE = ("bc", "marwil", "cql")
 
 
 class AlgorithmOptions(Options):
-    """The algorithm and its hyperparameters (`tuning.learning.algorithm`); defaults from the study, section 4."""
+    """The algorithm and its hyperparameters (`tuning.learning.algorithm`); defaults: docs/studies.md#reinforcement-learning-on-weights."""
 
     name: AlgorithmName = "ppo"
     """`ppo`, `appo`, `sac`; `dqn` for joint ratio actions; `bc`, `marwil`, `cql` from recorded `transitions`."""

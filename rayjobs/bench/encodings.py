@@ -1,4 +1,4 @@
-"""Bench `encodings`: what a policy loses that sees clusters of the Gaussian mixture in place of plain features."""
+"""Bench `encodings`: the loss of a policy that sees clusters of the Gaussian mixture instead of features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DURATION_S = 100.0
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bar 7 of issue 5: J over all scenarios of policies that differ in what they see only."""
+    """J over all scenarios of policies that differ only in their observation: docs/results.md#bench-encodings."""
     study = Study(context, DURATION_S, drawn_seeds=2)
     with local_ray():
         return list(_bars(study))

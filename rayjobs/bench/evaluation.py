@@ -66,12 +66,12 @@ REPEATS = 20
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bars 2 to 5 of issue 6; bar 1 is bench `evaluation_live`."""
+    """The bars of docs/results.md#bench-evaluation; those of live testbeds are bench `evaluation_live`."""
     return [*_same(context), *_planted(context), *_again(context), *_interrupted(context)]
 
 
 def options(seed: int, rounds: int = 8, measure_s: float = 20.0) -> JudgeOptions:
-    """Short simulated blocks at the study's control interval."""
+    """Short simulated blocks at the control interval of docs/studies.md#interval."""
     return JudgeOptions(rounds=rounds, warm_up_s=2.0, measure_s=measure_s, interval_s=1.0, seed=seed)
 
 

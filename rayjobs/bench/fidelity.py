@@ -45,7 +45,7 @@ QUICK = _Length(
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The live part of bar 2 of issue 5."""
+    """The bars of docs/results.md#bench-fidelity."""
     return list(_measure(context))
 
 

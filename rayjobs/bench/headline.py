@@ -33,14 +33,14 @@ STUDY_ROWS = {
     "ratio": (0.870, 0.801),
     "inverse_latency": (0.872, 0.820),
 }
-"""../shared/study.md, P2.3: geometric means over S1-S10 of mean and p99 over least_conn."""
+"""Geometric means over S1 to S10 of mean and p99, relative to least_conn (docs/studies.md#learned-service-times)."""
 
 
 class Bench:
     """Judges rules on S1-S10; least_conn's scores are measured once.
 
     Args:
-        seeds: the study's and one that is drawn from the bench's seed, so that nothing can be tuned to it.
+        seeds: 101 to 104, as in docs/studies.md, and one drawn from the bench's seed, which nothing can be tuned to.
     """
 
     def __init__(self, context: BenchContext) -> None:
@@ -76,7 +76,7 @@ class Bench:
 
 
 def headline(context: BenchContext) -> Sequence[Bar]:
-    """The bars of issue 5 on `expected_delay` without a policy: bar 5 and part 2 of bar 3."""
+    """The bars of docs/results.md#bench-headline, on `expected_delay` without a learned policy."""
     bench = Bench(context)
     learned = {name: bench.over_least_conn(Learning(name).rule()) for name in STUDY_ROWS}
     truth = bench.over_least_conn(RULES["true_times"])
@@ -153,5 +153,5 @@ def _ratio_bar(bench: Bench, ratios: Ratios, metric: Metric, limit: float, names
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bar 5 of issue 5, and part 2 of its bar 3."""
+    """The bars of docs/results.md#bench-headline."""
     return headline(context)

@@ -129,7 +129,7 @@ class Block:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bars 1, 2, 3, 6 and the engine's part of 7 of issue 3."""
+    """The bars of docs/results.md#bench-load."""
     bars: list[Bar] = []
     with TrivialServer(context.work_dir / "server") as server:
         for part in (_schedule, _cost, _stall, _random_plan, _kill):

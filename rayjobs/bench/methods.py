@@ -28,7 +28,7 @@ TWO, NATIVE_TWO = "learned, 2 workers", "least_conn, 2 workers"
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of issue 4 that concern the methods (its bar 4), and the exactness of shares."""
+    """The bars of docs/results.md#bench-methods, and the exactness of shares."""
     pairs_wanted, block_s = (1, 5.0) if context.quick else (5, 14.0)
     seeds = [context.seed * 100 + index for index in range(pairs_wanted)]
     bars: list[Bar] = []

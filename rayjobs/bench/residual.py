@@ -51,7 +51,8 @@ SPECIALISTS = (
     residual("residual, S9", ("S9",), 16_800, 1, AlgorithmOptions(learning_rate=1e-3, discount=0.3)),
     residual("residual, S3", ("S3",), 16_800, 1, AlgorithmOptions(learning_rate=1e-3, discount=0.3)),
 )
-"""Trained and judged on one scenario: where the shared study saw anything left to win, and specialised servers."""
+"""Trained and judged on one scenario each: those with something left to gain (docs/studies.md#a-residual-on-expected-delay)
+and specialised servers."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Outcome:
 
 
 def residuals(context: BenchContext) -> Iterator[Bar]:
-    """The last sentence of bar 5 of issue 5; a quick run only shows that it works."""
+    """The bars of docs/results.md#bench-residual; a quick run only shows that it works."""
     study = Study(context)
     with local_ray():
         for arm in SPECIALISTS[-1:] if context.quick else (GENERALIST, *SPECIALISTS):
@@ -107,5 +108,5 @@ def _bars(arm: Arm, outcome: Outcome, study: Study) -> Iterator[Bar]:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The last sentence of bar 5 of issue 5."""
+    """The bars of docs/results.md#bench-residual."""
     return list(residuals(context))

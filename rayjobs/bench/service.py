@@ -72,7 +72,7 @@ class Blocks:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of issue 3 that concern the stand-in servers: 4, 5, and 7 for a server and its database."""
+    """The bars of docs/results.md#bench-service."""
     with _servers(context, 3) as servers:
         bars = [*_emulation(context, servers[0]), *_one_core(context, servers[0])]
         bars += _three_writers(context, servers)

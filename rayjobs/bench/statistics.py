@@ -31,7 +31,7 @@ _RECORDED = Path("tests/data/vts")
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bar 1 of issue 4, and figures about cost."""
+    """The bars of docs/results.md#bench-statistics, and figures about cost."""
     ways = ("reload", "memory")
     arms = [Arm(way, NginxOptions(method="round_robin", actuation=way)) for way in ways]
     bars: list[Bar] = []

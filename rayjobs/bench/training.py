@@ -41,7 +41,7 @@ class Study:
 
     Attributes:
         training_seeds: three, drawn from the bench's seed, so that no setting was chosen by looking at them.
-        seeds: of the evaluation, those of the study and drawn ones.
+        seeds: of the evaluation: 101 to 104, as in docs/studies.md, and drawn ones.
         played: S1-S10, `duration_s` each (S6 2.5 times that); three of them and 60 s when quick.
     """
 
@@ -87,7 +87,7 @@ class Study:
 
 
 def learning(context: BenchContext) -> Iterator[Bar]:
-    """Bars 1 (training), 4, 6 and 8 of issue 5."""
+    """The bars of docs/results.md#bench-training."""
     study = Study(context)
     with local_ray():
         yield _speed(context)
@@ -213,5 +213,5 @@ def _repeats(study: Study) -> Bar:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bars 1 (end to end), 4, 6 and 8 of issue 5."""
+    """The bars of docs/results.md#bench-training."""
     return list(learning(context))

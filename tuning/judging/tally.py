@@ -14,7 +14,7 @@ from actuators.contract.window import Window
 from actuators.errors import DataError
 
 ERROR_ANSWER_S = 1.0
-"""An error costs at least what an answer of this many seconds costs (study.md, section 1)."""
+"""An error costs at least what an answer of this many seconds costs (docs/studies.md#cost-of-an-error)."""
 
 _COUNTS = ("planned", "sent", "answered", "late", "retried", "nginx_requests", "nginx_errors", "uncounted")
 
