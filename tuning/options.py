@@ -32,7 +32,10 @@ OFFLINE = ("bc", "marwil", "cql")
 
 
 class AlgorithmOptions(Options):
-    """The algorithm and its hyperparameters (`tuning.learning.algorithm`); defaults: docs/studies.md#reinforcement-learning-on-weights."""
+    """The algorithm and its hyperparameters (`tuning.learning.algorithm`).
+
+    Defaults: docs/studies.md#reinforcement-learning-on-weights.
+    """
 
     name: AlgorithmName = "ppo"
     """`ppo`, `appo`, `sac`; `dqn` for joint ratio actions; `bc`, `marwil`, `cql` from recorded `transitions`."""

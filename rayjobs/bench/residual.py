@@ -51,8 +51,8 @@ SPECIALISTS = (
     residual("residual, S9", ("S9",), 16_800, 1, AlgorithmOptions(learning_rate=1e-3, discount=0.3)),
     residual("residual, S3", ("S3",), 16_800, 1, AlgorithmOptions(learning_rate=1e-3, discount=0.3)),
 )
-"""Trained and judged on one scenario each: those with something left to gain (docs/studies.md#a-residual-on-expected-delay)
-and specialised servers."""
+"""Trained and judged on one scenario each: those with something left to gain and specialised servers
+(docs/studies.md#a-residual-on-expected-delay)."""
 
 
 @dataclass(frozen=True)
