@@ -12,10 +12,10 @@ import pytest
 from actuators.contract.topology import social_network
 from actuators.options import Options
 from envs.simulator.testbed import SimulatedTestbed
-from rayjobs import evaluate, train
+from rayjobs import demo, evaluate, sweep, train
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
-from tests.support import stand_in_rllib
+from tests.support import stand_in_rllib, stand_in_tune
 from tests.support.option_reads import OptionReads
 from tests.support.problems import problem
 from tuning.options import ModelOptions
@@ -53,6 +53,7 @@ def reads_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
         monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", no_ray)
         monkeypatch.setattr("rayjobs.runs.local_ray.local_ray", no_ray)
         stand_in_rllib.install(monkeypatch)
+        stand_in_tune.install(monkeypatch, reads, PARTS)
         with reads:
             assert verb.run(reads.options) == 0
         return reads.unread()
@@ -112,3 +113,50 @@ def test_train_on_simulated_testbeds(
 ) -> None:
     chosen = f"training.algorithm.name={algorithm}"
     assert reads_of(train.VERB, chosen, *BLOCKS, *WATCH, *LEARN, *settings) == []
+
+
+@pytest.fixture
+def plain_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that calls itself an NGINX without Lua."""
+    program = tmp_path / "nginx"
+    program.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("rayjobs.doctor.diagnose", lambda nginx: [])
+    return program
+
+
+def test_demo(reads_of: Callable[..., list[str]], plain_nginx: Path) -> None:
+    # What --quick means is read when the options are resolved, before the run.
+    assert reads_of(demo.VERB, "testbed=simulated", *BLOCKS, *WATCH, *LEARN, *LOOK) == []
+    nginx = f"live.nginx.binary={plain_nginx}"
+    assert (
+        reads_of(
+            demo.VERB, nginx, "live_training.steps=0", "judge.max_core_wait_ms=1e6", *BLOCKS, *WATCH, *LEARN, *LOOK
+        )
+        == []
+    )
+
+
+BASE = tuple(
+    f"search.base.{text}"
+    for text in (
+        "encoder.clusters=[2]", "encoder.restarts=1", "training.steps=1000", "training.episode_steps=5",
+    )
+)  # fmt: skip
+CONFIRM = ("confirm.testbeds=1", "confirm.judge.rounds=1", "confirm.judge.warm_up_s=1", "confirm.judge.measure_s=3")
+SPACE = "search.space={training.algorithm.learning_rate: [0.001]}"
+WATCH_ALONE = ("observe.duration_s=12", "observe.explore_s=4")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("search.scheduler=asha", "search.validation_s=4", "search.validation_episodes=2", *CONFIRM),
+        ("search.scheduler=pbt", "search.validation_s=4", "search.validation_episodes=2", "confirm.best=0"),
+        ("search.testbed=live", "search.scheduler=none", "search.search=random", "confirm.best=0"),
+    ],
+    ids=["asha", "pbt", "live"],
+)
+def test_sweep(reads_of: Callable[..., list[str]], settings: tuple[str, ...]) -> None:
+    assert reads_of(sweep.VERB, SPACE, *WATCH_ALONE, *BASE, *settings) == []

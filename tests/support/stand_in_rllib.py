@@ -1,4 +1,5 @@
-"""A stand-in for RLlib's algorithms: configured by the real options, it steps nothing and learns nothing."""
+"""A stand-in for RLlib's algorithms: configured by the real options, it takes one step in place of all, and learns
+nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from envs.environment.problem import DecisionProblem
+from envs.environment.actions import ActionOptions
 from tuning.options import ModelOptions
-from tuning.policy.learned import net_for
 from tuning.policy.model import EquivariantNet
 
 STEPS_PER_ITERATION = 500
@@ -23,10 +24,12 @@ class _StandIn:
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config = config
-        problem: DecisionProblem = config.env_config["problem"]
         spec: Any = config.rl_module_spec
-        net = net_for(problem, ModelOptions.model_validate(spec.model_config["net"]))
-        module = _Module(net)
+        options = ModelOptions.model_validate(spec.model_config["net"])
+        action = ActionOptions.model_validate(spec.model_config["action"])
+        self._env = None if "leaser" in config.env_config else _environment(config)
+        space = config.env_config["problem"].observation_space if self._env is None else self._env.observation_space
+        module = _Module(EquivariantNet(space.shape[-1], spec.model_config["groups"], options, action))
         learner = SimpleNamespace(module={"default_policy": module})
         self.learner_group = SimpleNamespace(foreach_learner=lambda call: [_Result(call(learner))], _learner=learner)
         self.env_runner_group = SimpleNamespace(sync_weights=lambda **arguments: None)
@@ -34,6 +37,9 @@ class _StandIn:
         self._steps = 0
 
     def train(self) -> dict[str, Any]:
+        if self._steps == 0 and self._env is not None and self.config.input_ == "sampler":
+            self._env.reset(seed=1)
+            self._env.step(self._env.action_space.sample())
         self._steps += STEPS_PER_ITERATION
         return {"num_env_steps_sampled_lifetime": self._steps}
 
@@ -45,6 +51,11 @@ class _StandIn:
 
     def stop(self) -> None:
         pass
+
+
+def _environment(config: AlgorithmConfig) -> Any:
+    make = _global_registry.get(ENV_CREATOR, config.env)
+    return make({**config.env_config, "num_envs": config.num_envs_per_env_runner})
 
 
 class _Result:
