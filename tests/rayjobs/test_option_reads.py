@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from actuators.contract.topology import social_network
 from actuators.options import Options
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs import demo, evaluate, sweep, train
@@ -17,7 +16,7 @@ from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from tests.support import stand_in_rllib, stand_in_tune
 from tests.support.option_reads import OptionReads
-from tests.support.problems import problem
+from tests.support.problems import TOPOLOGY, problem
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
 from tuning.policy.learned import net_for
@@ -45,9 +44,25 @@ def reads_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
             if kind == "live":
                 assert live is not None
                 reads.hand_over(live, PARTS)
-            with SimulatedTestbed(social_network()) as simulated:
+            with SimulatedTestbed(TOPOLOGY) as simulated:
                 yield simulated
 
+        class Testbeds(contextlib.nullcontext[Any]):
+            """One testbed, simulated, in place of several live ones."""
+
+            conductors: ClassVar = {"testbed-1": None}
+            leaser = None
+
+            @classmethod
+            def live(cls, count: int, topology: object, live: Options, *arguments: object) -> Testbeds:
+                reads.hand_over(live, PARTS)
+                return cls()
+
+            def news(self) -> list[object]:
+                return []
+
+        monkeypatch.setattr("tuning.live.testbeds.Testbeds", Testbeds)
+        monkeypatch.setattr("tuning.live.conductor.ConductedTestbed", lambda *arguments: SimulatedTestbed(TOPOLOGY))
         for module in (verb.run.__module__, "rayjobs.runs.testbed"):
             monkeypatch.setattr(f"{module}.open_testbed", testbed, raising=False)
         monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", no_ray)
@@ -115,6 +130,11 @@ def test_train_on_simulated_testbeds(
     assert reads_of(train.VERB, chosen, *BLOCKS, *WATCH, *LEARN, *settings) == []
 
 
+def test_train_on_live_testbeds(reads_of: Callable[..., list[str]]) -> None:
+    parallel = ("parallel.testbeds=1", "parallel.algorithm.batch_steps=8", "judge.max_core_wait_ms=1e6")
+    assert reads_of(train.VERB, "testbed=live", *parallel, *BLOCKS, *WATCH, *LEARN) == []
+
+
 @pytest.fixture
 def plain_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program that calls itself an NGINX without Lua."""
@@ -129,13 +149,8 @@ def plain_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_demo(reads_of: Callable[..., list[str]], plain_nginx: Path) -> None:
     # What --quick means is read when the options are resolved, before the run.
     assert reads_of(demo.VERB, "testbed=simulated", *BLOCKS, *WATCH, *LEARN, *LOOK) == []
-    nginx = f"live.nginx.binary={plain_nginx}"
-    assert (
-        reads_of(
-            demo.VERB, nginx, "live_training.steps=0", "judge.max_core_wait_ms=1e6", *BLOCKS, *WATCH, *LEARN, *LOOK
-        )
-        == []
-    )
+    live = (f"live.nginx.binary={plain_nginx}", "live_training.steps=0", "judge.max_core_wait_ms=1e6")
+    assert reads_of(demo.VERB, *live, *BLOCKS, *WATCH, *LEARN) == []
 
 
 BASE = tuple(
