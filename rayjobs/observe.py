@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from actuators.options import Only, Options
+from actuators.options import Never, Only, Options, Retired
 from actuators.testbed.parts import LiveOptions
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, main
@@ -21,6 +21,20 @@ from tuning.observing.phase import ObserveOptions
 
 class ObserveVerbOptions(Options):
     """One observation phase."""
+
+    only: ClassVar = {"live.nginx.method": Never("the observation balances by least_conn")}
+    moved: ClassVar = {
+        name: Retired(f"use `deepsched encoder {instead}`", default=default)
+        for name, instead, default in (
+            ("check", "check", None),
+            ("recalibrate", "recalibrate", None),
+            ("rollback", "rollback", None),
+            ("snapshots", "check", None),
+            ("novel_share", "check", 0.2),
+            ("retrain_steps", "recalibrate", 0),
+            ("work_scale", "recalibrate", 2.0),
+        )
+    }
 
     seed: int = Field(default=1, ge=0)
     """Fixes arrivals, service times, exploring weights and the mixture's start."""

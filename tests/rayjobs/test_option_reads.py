@@ -11,7 +11,7 @@ import pytest
 
 from actuators.options import Options
 from envs.simulator.testbed import SimulatedTestbed
-from rayjobs import demo, evaluate, sweep, train
+from rayjobs import compare, demo, evaluate, observe, reproduce, scenarios, simulate, sweep, train
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from tests.support import stand_in_rllib, stand_in_tune
@@ -36,7 +36,8 @@ def reads_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
     """Runs a verb with assignments; the options in force that nothing has read."""
 
     def run(verb: Verb, *assignments: str, **flags: Any) -> list[str]:
-        flags = flags if "resume" in flags else {"out": tmp_path / "runs"} | flags
+        if "out" in verb.options.model_fields and "resume" not in flags:
+            flags = {"out": tmp_path / "runs"} | flags
         reads = OptionReads(load_options(verb.options, assignments=assignments, flags=flags))
 
         @contextlib.contextmanager
@@ -175,3 +176,21 @@ WATCH_ALONE = ("observe.duration_s=12", "observe.explore_s=4")
 )
 def test_sweep(reads_of: Callable[..., list[str]], settings: tuple[str, ...]) -> None:
     assert reads_of(sweep.VERB, SPACE, *WATCH_ALONE, *BASE, *settings) == []
+
+
+def test_observe(reads_of: Callable[..., list[str]]) -> None:
+    assert reads_of(observe.VERB, *WATCH, "observe.encoder.least_stability=0.1") == []
+    assert reads_of(observe.VERB, "testbed=live", *WATCH) == []
+
+
+def test_reproduce_and_compare(reads_of: Callable[..., list[str]], tmp_path: Path) -> None:
+    reads_of(evaluate.VERB, "policies=least_conn,round_robin", *BLOCKS, *WATCH)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert reads_of(reproduce.VERB, run=run, out=tmp_path / "again") == []
+    assert reads_of(compare.VERB, "markdown=yes", runs=(run,)) == []
+    assert reads_of(compare.VERB, runs=(run, run)) == []
+
+
+def test_simulate_and_scenarios(reads_of: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert reads_of(simulate.VERB, "seeds=101", "duration_s=15", "rules=least_conn,round_robin") == []
+    assert reads_of(scenarios.SHOW, json_out=tmp_path / "s3.json", page=tmp_path / "s3.html") == []
