@@ -1,7 +1,7 @@
 """Base of every option class: frozen, typed, typo-proof; the docstring under a field is its help text.
 
-An option that has an effect only together with others says so: `Annotated[float, Only(plan="constant")]`. The command
-line refuses it where it has none, and leaves it out of the configuration that is printed and saved.
+An option that has an effect only together with others declares it: `Annotated[float, Only(plan="constant")]`. The
+command line refuses it where it has none, and leaves it out of the configuration that is printed and saved.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True)
-class Idle:
+class IdleOption:
     """An option or a group of options without effect: why, and what would give it one."""
 
     path: str
@@ -160,7 +160,7 @@ class Idle:
     remedy: str
 
 
-def idle_options(options: Options, prefix: str = "") -> Iterator[Idle]:
+def idle_options(options: Options, prefix: str = "") -> Iterator[IdleOption]:
     """What has no effect in these options; a group is told once and not option by option."""
     kind = type(options)
     idle: set[str] = set()
@@ -170,11 +170,11 @@ def idle_options(options: Options, prefix: str = "") -> Iterator[Idle]:
         known = any(is_within(path, group) for group in idle)
         if alternatives and not known and not any(each.holds(options) for each in alternatives):
             idle.add(path)
-            yield Idle(prefix + path, *alternatives[0].describe(options, prefix))
+            yield IdleOption(prefix + path, *alternatives[0].describe(options, prefix))
     for path, reason in options.replaced().items():
         if not any(is_within(path, group) for group in idle):
             idle.add(path)
-            yield Idle(prefix + path, *reason)
+            yield IdleOption(prefix + path, *reason)
     for name in kind.model_fields:
         value = getattr(options, name)
         if isinstance(value, Options) and name not in idle:

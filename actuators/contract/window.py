@@ -64,7 +64,7 @@ class LoadWindow:
         start_s, end_s: seconds since the plan began.
         planned: requests that the plan asked for.
         sent: requests that were written to a connection.
-        answered: responses received, whatever their status.
+        answered: responses received, of any status.
         errors: mapping of class (``connect``, ``timeout``, ``closed``, ``status_4xx``, ``status_5xx``,
             ``not_sent``) to counts; the status classes are a part of `answered`.
         late: requests sent more than 1 ms after their intended time.

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from actuators.errors import ConfigError, closest
-from actuators.options import Idle, Moved, Never, Options, Retired, idle_options, in_words, is_within, value_at
+from actuators.options import IdleOption, Moved, Never, Options, Retired, idle_options, in_words, is_within, value_at
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -288,7 +288,7 @@ def _filled(options: type[OptionsT], layers: Sequence[Layer]) -> OptionsT:
         raise _explain(error, options, layers) from error
 
 
-def _idle_values(options: Options, layers: Sequence[Layer]) -> Iterator[tuple[str, Layer, Idle]]:
+def _idle_values(options: Options, layers: Sequence[Layer]) -> Iterator[tuple[str, Layer, IdleOption]]:
     """The values that were given and have no effect, and why."""
     defaults = {field.path: field.default for field in fields_of(type(options), every=True)}
     for idle in idle_options(options):

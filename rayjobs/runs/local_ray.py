@@ -1,7 +1,7 @@
-"""A Ray of our own on this machine: its ports, temporary folder and token; it joins and stops no other.
+"""A private Ray on this machine, with its own ports, temporary folder and token; it neither joins nor stops another.
 
 The head runs under a guardian (`actuators.processes.process`), not as a child of `ray.init`: when the driver is
-killed, ray 2.60 leaves its dashboard and runtime-env agents behind for ever; a guardian leaves nothing.
+killed, ray 2.60 leaves its dashboard and runtime-env agents running (docs/ray-facts.md#child-processes).
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ _PATIENCE = {
     "RAY_worker_niceness": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
-"""Ray gives its own node 30 s to start, and Serve kills a proxy that needs more than 5 s, which a busy machine may
-not give them. Ray starts its workers at nice 15: an NGINX and a load engine below them would wait for every other
-program of the machine. Two hops between threads cost a served policy more than its answer takes; what takes longer
-leaves the event loop by itself."""
+"""Ray gives its node 30 s to start, and Serve kills a proxy that needs more than 5 s; on a busy machine both take
+longer. Ray starts its workers at nice 15: an NGINX and a load engine below them would wait for every other program.
+Two changes of threads cost a served policy more than its decision; longer work leaves the event loop explicitly."""
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the environment of a submitted job's entrypoint."""
+"""Ray sets it in the environment of the entrypoint of a submitted job."""
 
 
 class LocalRay:
@@ -49,7 +48,7 @@ class LocalRay:
 
     Args:
         cpus: logical CPUs; this machine's cores when None.
-        dashboard_port: of the dashboard on 127.0.0.1, which takes submitted jobs; none when None.
+        dashboard_port: of the dashboard on 127.0.0.1, which takes submitted jobs; None for no dashboard.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class LocalRay:
         (self.folder / "owner").write_text(str(os.getpid()))
         self.environment = _environment(self.folder)
         resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
-        # `python` in a submitted job's command is looked up on the head's PATH: it must be this one.
+        # `python` in the command of a submitted job is looked up on the PATH of the head, and must be this one.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._head = ManagedProcess(
             [
@@ -73,12 +72,12 @@ class LocalRay:
             name="Ray",
             log_path=self.folder / "head.log",
             env={**os.environ, **self.environment, **_PATIENCE, "PATH": path},
-            # A graceful end drains for up to 30 s; whoever closes this has closed its actors already.
+            # A graceful end drains for up to 30 s, but the caller has closed its actors already.
             stop_signal=signal.SIGKILL,
         )  # fmt: skip
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
-        """Returns when the condition holds. Raises ProcessError when the head ends or it does not come in time."""
+        """Returns when the condition holds. Raises ProcessError when the head ends, or after `timeout_s`."""
         self._head.wait_ready(ready, timeout_s)
 
     def connect(self) -> None:
@@ -102,7 +101,7 @@ class LocalRay:
 
 @contextlib.contextmanager
 def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
-    """The Ray that this process is connected to or was submitted to as a job, or else a `LocalRay` for the block."""
+    """The Ray of this process: connected already, that of its job, or a `LocalRay` for the block."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
@@ -111,13 +110,13 @@ def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
 
 
 def in_job() -> bool:
-    """Whether this process was submitted to a cluster with `ray job submit`."""
+    """Whether `ray job submit` started this process."""
     return _SUBMITTED in os.environ
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """This process as a driver of the Ray at that address, with the authentication of its environment."""
+    """Makes this process a driver of the Ray at that address, with the authentication of the environment."""
     _connect(address)
     try:
         yield
@@ -127,7 +126,7 @@ def connected(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> Iterator[LocalRay]:
-    """A connected `LocalRay` for the block; the environment is as before afterwards."""
+    """A connected `LocalRay` for the block; restores the environment afterwards."""
     before = dict(os.environ)
     ray = LocalRay(testbeds, servers, cpus)
     try:
@@ -141,13 +140,13 @@ def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> I
 
 
 def running_heads() -> list[Path]:
-    """Folders of the heads of ours that run on this machine now, of whatever process."""
+    """Folders of all private heads that run on this machine now."""
     return [folder for folder in sorted(Path(tempfile.gettempdir()).glob(PREFIX + "*")) if _address(folder)]
 
 
 @contextlib.contextmanager
 def joined(folder: Path) -> Iterator[None]:
-    """This process as one more driver of the head in that folder, for the block."""
+    """Makes this process another driver of the head in that folder for the block."""
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
@@ -162,7 +161,7 @@ def joined(folder: Path) -> Iterator[None]:
 
 
 def _address(folder: Path) -> str:
-    """Where that head listens; empty when it is not up or its owner has gone."""
+    """Address of that head; empty when it is not ready or its owner has ended."""
     try:
         return (folder / "ray_current_cluster").read_text().strip() if _is_owned(folder) else ""
     except OSError:
@@ -182,7 +181,7 @@ def _connect(address: str) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     # RLlib explains its new API stack at every start.
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    # ray.init takes SIGTERM for itself and would leave without letting anything end.
+    # ray.init handles SIGTERM and would exit without any cleanup.
     claim_signals()
 
 
@@ -194,20 +193,20 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # More threads than cores make tiny networks many times slower (measured: shared/ray.md).
+        # More threads than cores make small networks many times slower (docs/ray-facts.md#threads).
         "OMP_NUM_THREADS": "1",
     }
 
 
 def _sweep_stale_folders() -> None:
-    """Removes the temporary folders of owners that were killed."""
+    """Removes the temporary folders of killed owners."""
     for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
         if not _is_owned(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_owned(folder: Path) -> bool:
-    """False when the process that made the folder has ended; a folder without its number is being made."""
+    """False when the process that created the folder has ended; a folder without a process id is being created."""
     try:
         return psutil.pid_exists(int((folder / "owner").read_text()))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How busy a run keeps the cores of this machine: CPU time of one Ray's processes and of their driver."""
+"""How busy a run keeps the cores of this machine: CPU time of the processes of one Ray and of their driver."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _ATTRIBUTES = ["ppid", "create_time", "cpu_times", "cmdline"]
 
 
 def session_name() -> str:
-    """Of the Ray that this process is connected to; every process of it has this in its command line or ancestors'."""
+    """Session name of the connected Ray; every process of it, or an ancestor, has this name in its command line."""
     import ray
 
     return str(ray.get_runtime_context().get_session_name())
 
 
 class CpuUsage:
-    """CPU seconds of this process and of every process of a Ray on this machine while the block runs.
+    """CPU seconds of this process and of all processes of a Ray on this machine while the block runs.
 
-    Processes are found by a word in their command line, with all their descendants, every 0.5 s; one that
-    ends loses what it used since the last look. Beside them stands where the cores' other time went.
+    Processes are found every 0.5 s by a word in their command line, with all their descendants; the CPU time of a
+    process after the last sample before its end is not counted. `summary` also has the rest of the cores' time.
 
     Args:
-        word: what only this Ray's processes have in their command line: its session's name.
+        word: that only processes of this Ray have in their command line: its session name.
     """
 
     def __init__(self, word: str) -> None:
@@ -57,7 +57,7 @@ class CpuUsage:
         self.idle_s, self.stolen_s = (now - before for now, before in zip(_unused_s(), self._before_s, strict=True))
 
     def phase(self, name: str) -> None:
-        """From now on, time counts for this phase, too: `summary` says how long each was and what idled in it."""
+        """Begins a phase: `summary` has the seconds and the idle CPU seconds of each phase."""
         if name == self._phase:
             return
         now_s, idle_s = time.monotonic(), _unused_s()[0]
@@ -79,19 +79,19 @@ class CpuUsage:
 
     @property
     def share_of_free(self) -> float:
-        """CPU seconds over what other programs left of this machine's cores, 0…1.
+        """CPU seconds divided by CPU and idle seconds, 0…1.
 
-        No more than an upper bound beside many others: while they have a core, a gap of ours costs nothing.
+        Only an upper bound beside many other programs: while they use a core, a pause of this run costs nothing.
         """
         return self.cpu_s / (self.cpu_s + self.idle_s) if self.cpu_s > 0 else 0.0
 
     @property
     def others_s(self) -> float:
-        """CPU seconds of all other programs and of the system's own work."""
+        """CPU seconds of all other programs and of the system."""
         return max(self.elapsed_s * (os.cpu_count() or 1) - self.cpu_s - self.idle_s - self.stolen_s, 0.0)
 
     def summary(self) -> dict[str, Any]:
-        """For a file of results; its four kinds of CPU seconds are all that the cores had."""
+        """Values for a file of results; the four kinds of CPU seconds add up to the time of all cores."""
         return {
             "seconds": self.elapsed_s,
             "cores": os.cpu_count(),
@@ -133,6 +133,6 @@ class CpuUsage:
 
 
 def _unused_s() -> tuple[float, float]:
-    """Seconds that all cores together have been idle or waited for a disk; that the host gave to other machines."""
+    """Seconds of all cores since boot: idle or waiting for a disk; given to other machines by the host."""
     times = psutil.cpu_times()
     return times.idle + times.iowait, times.steal

@@ -5,7 +5,9 @@
  *         ./gen_load --help
  *
  * It sends every request at its intended time, however long responses take, counts latency from that time, and prints a
- * JSON line per window. actuators/load/engine.py runs it with a plan. Linux only (epoll, timerfd). */
+ * JSON line per window. actuators/load/engine.py runs it with a plan. Linux only (epoll, timerfd).
+ *
+ * Own code, because wrk2 pipelines requests and counts latency from the actual send time (docs/nginx-facts.md#wrk2). */
 #include "engine.h"
 
 static struct arrivals *begin_arrivals(const struct plan *plan, const struct options *options) {
