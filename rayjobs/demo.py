@@ -274,20 +274,10 @@ VERB = Verb(
     options=DemoOptions,
     run=run,
     common=(
-        "quick",
-        "testbed",
-        "method",
-        "scenario",
-        "seed",
-        "out",
-        "interval_s",
-        "observe.duration_s",
-        "training.steps",
-        "live_training.steps",
-        "judge.rounds",
-        "judge.measure_s",
+        "quick", "testbed", "method", "scenario", "seed", "out", "interval_s", "observe.duration_s",
+        "training.steps", "live_training.steps", "judge.rounds", "judge.measure_s",
     ),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -318,19 +318,10 @@ VERB = Verb(
     options=LoadRunOptions,
     run=run,
     common=(
-        "target",
-        "plan",
-        "rate_rps",
-        "duration_s",
-        "mix",
-        "distribution",
-        "seed",
-        "engine",
-        "output",
-        "window_s",
-        "out",
+        "target", "plan", "rate_rps", "duration_s", "mix", "distribution", "seed", "engine", "output",
+        "window_s", "out",
     ),
-)
+)  # fmt: skip
 
 
 if __name__ == "__main__":

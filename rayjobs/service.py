@@ -219,20 +219,10 @@ VERB = Verb(
     options=ServiceOptions,
     run=run,
     common=(
-        "servers",
-        "port",
-        "workers",
-        "speeds",
-        "scenario",
-        "script",
-        "seed",
-        "duration_s",
-        "compose_ms",
-        "home_read_ms",
-        "user_read_ms",
-        "database",
+        "servers", "port", "workers", "speeds", "scenario", "script", "seed", "duration_s", "compose_ms",
+        "home_read_ms", "user_read_ms", "database",
     ),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

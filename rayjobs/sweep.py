@@ -255,19 +255,10 @@ VERB = Verb(
     options=SweepOptions,
     run=run,
     common=(
-        "scenario",
-        "seed",
-        "out",
-        "resume",
-        "storage",
-        "search.trials",
-        "search.concurrent",
-        "search.search",
-        "search.scheduler",
-        "search.space",
-        "confirm.best",
+        "scenario", "seed", "out", "resume", "storage", "search.trials", "search.concurrent", "search.search",
+        "search.scheduler", "search.space", "confirm.best",
     ),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -284,20 +284,10 @@ VERB = Verb(
     options=TrainOptions,
     run=run,
     common=(
-        "scenario",
-        "testbed",
-        "seed",
-        "out",
-        "resume",
-        "records",
-        "training.steps",
-        "training.scenarios",
-        "training.algorithm.name",
-        "training.algorithm.learning_rate",
-        "judge.rounds",
-        "parallel.testbeds",
+        "scenario", "testbed", "seed", "out", "resume", "records", "training.steps", "training.scenarios",
+        "training.algorithm.name", "training.algorithm.learning_rate", "judge.rounds", "parallel.testbeds",
     ),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -153,18 +153,10 @@ VERB = Verb(
     positional=("bundle",),
     render=serve_yaml,
     common=(
-        "host",
-        "port",
-        "front",
-        "replicas",
-        "max_replicas",
-        "batch_size",
-        "bundles",
-        "folder",
-        "steer_folder",
+        "host", "port", "front", "replicas", "max_replicas", "batch_size", "bundles", "folder", "steer_folder",
         "token_file",
     ),
-)
+)  # fmt: skip
 
 
 if __name__ == "__main__":
