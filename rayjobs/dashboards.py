@@ -109,12 +109,7 @@ def _panel(title: str, text: str, query: str, label: str = "testbed") -> dict[st
     }
 
 
-VERB = Verb(
-    name="dashboards",
-    example="deepsched dashboards --out dashboards",
-    options=DashboardsOptions,
-    run=run,
-)
+VERB = Verb("dashboards", "deepsched dashboards --out dashboards", DashboardsOptions, run)
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -251,20 +251,8 @@ class DoctorOptions(Options):
 
 def diagnose(binary: str = "nginx") -> list[Finding]:
     """All findings, in about 3 s."""
-    return [
-        python(),
-        packages(),
-        ray(),
-        compiler(),
-        engine_cache(),
-        *nginx(binary),
-        ports(),
-        cores(),
-        memory(),
-        shared_memory(),
-        disk(),
-        open_files(),
-    ]
+    first = [python(), packages(), ray(), compiler(), engine_cache(), *nginx(binary)]
+    return [*first, ports(), cores(), memory(), shared_memory(), disk(), open_files()]
 
 
 def require(findings: Sequence[Finding]) -> None:
@@ -297,12 +285,7 @@ def run(options: DoctorOptions) -> int:
     return EXIT_USER_ERROR if missing else 0
 
 
-VERB = Verb(
-    name="doctor",
-    example="deepsched doctor --nginx /usr/sbin/nginx",
-    options=DoctorOptions,
-    run=run,
-)
+VERB = Verb("doctor", "deepsched doctor --nginx /usr/sbin/nginx", DoctorOptions, run)
 
 
 if __name__ == "__main__":

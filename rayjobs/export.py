@@ -114,13 +114,7 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-VERB = Verb(
-    name="export",
-    example="deepsched export runs/demo/bundle --out policy.onnx",
-    options=ExportOptions,
-    run=run,
-    positional=("bundle",),
-)
+VERB = Verb("export", "deepsched export runs/demo/bundle --out policy.onnx", ExportOptions, run, ("bundle",))
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -96,12 +96,7 @@ def _table(scores: dict[str, tuple[float, float]], episodes: int) -> Any:
     return table
 
 
-VERB = Verb(
-    name="park",
-    example="deepsched park --seed 1",
-    options=ParkTrainOptions,
-    run=run,
-)
+VERB = Verb("park", "deepsched park --seed 1", ParkTrainOptions, run)
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

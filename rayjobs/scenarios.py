@@ -102,11 +102,7 @@ def _bars(values: list[float], top: float) -> str:
 
 LIST = Verb("scenarios list", "deepsched scenarios list", ListOptions, list_all)
 SHOW = Verb(
-    name="scenarios show",
-    example="deepsched scenarios show S7 --seed 101 --page /tmp/s7.html",
-    options=ShowOptions,
-    run=show,
-    positional=("scenario",),
+    "scenarios show", "deepsched scenarios show S7 --seed 101 --page /tmp/s7.html", ShowOptions, show, ("scenario",)
 )
 
 if __name__ == "__main__":

@@ -57,12 +57,7 @@ def _everywhere(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]
             yield folder.name, running_testbeds()
 
 
-VERB = Verb(
-    name="testbeds",
-    example="deepsched testbeds",
-    options=TestbedsOptions,
-    run=run,
-)
+VERB = Verb("testbeds", "deepsched testbeds", TestbedsOptions, run)
 
 
 if __name__ == "__main__":

@@ -155,13 +155,7 @@ def _short(value: float | str | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:.4g}" if value % 1 else f"{value:.0f}"
 
 
-VERB = Verb(
-    name="bench",
-    example="deepsched bench load --quick",
-    options=BenchOptions,
-    run=run,
-    positional=("names",),
-)
+VERB = Verb("bench", "deepsched bench load --quick", BenchOptions, run, ("names",))
 
 
 if __name__ == "__main__":
