@@ -192,7 +192,7 @@ _SLOW_S = 3.0
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-actuation."""
+    """Cost and effect of reloads and of weights in memory (docs/results.md#bench-actuation)."""
     raise_priority(os.getpid())
     with constant_servers(context.work_dir / "servers") as topology:
         return [

@@ -19,7 +19,7 @@ DURATION_S = 100.0
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """J over all scenarios of policies that differ only in their observation: docs/results.md#bench-encodings."""
+    """J over all scenarios of policies that differ only in their observation (docs/results.md#bench-encodings)."""
     study = Study(context, DURATION_S, drawn_seeds=2)
     with local_ray():
         return list(_bars(study))

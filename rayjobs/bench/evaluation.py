@@ -66,7 +66,7 @@ REPEATS = 20
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-evaluation; those of live testbeds are bench `evaluation_live`."""
+    """Judging on simulated testbeds (docs/results.md#bench-evaluation); for live ones see `evaluation_live`."""
     return [*_same(context), *_planted(context), *_again(context), *_interrupted(context)]
 
 

@@ -58,7 +58,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     "S1": (Claim("least_conn", "mean_ms", 1.03), Claim("least_conn", "p99_ms", 1.03)),
     "S2": (Claim("round_robin", "mean_ms", 0.50), Claim("round_robin", "p99_ms", 0.42)),
 }
-"""Scenario → its bars (docs/results.md#bench-evaluation_live)."""
+"""Scenario → limits (docs/results.md#bench-evaluation_live)."""
 
 SECONDS = {"S2": (6.0, 24.0)}
 """Scenario → warm-up and measured part of a block. Under round robin S2's slow server is busy for 93 % of its time:

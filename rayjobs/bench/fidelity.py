@@ -45,7 +45,7 @@ QUICK = _Length(
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-fidelity."""
+    """Latencies of the simulator against a live testbed (docs/results.md#bench-fidelity)."""
     return list(_measure(context))
 
 

@@ -1,24 +1,19 @@
-"""The headline of `expected_delay`: service times learned from statistics alone, against plain least_conn.
-
-Bench `headline`: `expected_delay` with service times that are learned, against plain least_conn.
-"""
+"""Bench `headline`: `expected_delay` with service times learned from statistics alone, against plain least_conn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 
-from actuators.contract.topology import Topology, social_network
+from actuators.contract.topology import social_network
 from envs.estimators.workers import CAUTION
 from envs.scenarios.catalogue import STUDY, StudyScenario, falling_speeds
 from envs.scenarios.lookup import scenario
-from envs.study.judge import Score, judge
 from envs.study.rules import RULES, Learning, Rule
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Metric, Ratios
+from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Judged, Metric, Ratios
 
 TOPOLOGY = social_network()
 TEN_SERVERS = social_network(tuple(f"server-{number}:80" for number in range(1, 11)))
@@ -33,7 +28,7 @@ STUDY_ROWS = {
     "ratio": (0.870, 0.801),
     "inverse_latency": (0.872, 0.820),
 }
-"""Geometric means over S1 to S10 of mean and p99, relative to least_conn (docs/studies.md#learned-service-times)."""
+"""Geometric means over S1-S10 of mean and p99 over least_conn (docs/studies.md#learned-service-times)."""
 
 
 class Bench:
@@ -48,35 +43,17 @@ class Bench:
         drawn = 100_000 + int(np.random.default_rng([context.seed, 5]).integers(900_000))
         self.seeds = PUBLISHED_SEEDS[:1] if context.quick else (*PUBLISHED_SEEDS, drawn)
         self.scenarios = [scenario(name) for name in STUDY]
+        self._judged = Judged(TOPOLOGY, self.seeds)
         self.how = f"S1-S10, seeds {', '.join(map(str, self.seeds))}, 600 s (S6 1500 s)"
 
     def over_least_conn(self, rule: Rule) -> Ratios:
         """The rule on every scenario."""
         self._context.log(f"{rule.name} on {len(self.scenarios)} scenarios, {len(self.seeds)} seeds")
-        return Ratios(
-            {
-                s.name: [own.over(base) for own, base in zip(self._scores(rule, s), self._plain[s.name], strict=True)]
-                for s in self.scenarios
-            }
-        )
-
-    def on(self, rule: Rule, played: StudyScenario, topology: Topology) -> Ratios:
-        """The rule on one scenario of another topology."""
-        base = self._scores(RULES["least_conn"], played, topology)
-        own = self._scores(rule, played, topology)
-        return Ratios({played.name: [a.over(b) for a, b in zip(own, base, strict=True)]})
-
-    @cached_property
-    def _plain(self) -> dict[str, list[Score]]:
-        self._context.log("least_conn")
-        return {s.name: self._scores(RULES["least_conn"], s) for s in self.scenarios}
-
-    def _scores(self, rule: Rule, played: StudyScenario, topology: Topology = TOPOLOGY) -> list[Score]:
-        return [judge(rule, played, topology, (seed,)) for seed in self.seeds]
+        return self._judged.over(rule, RULES["least_conn"], self.scenarios)
 
 
-def headline(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-headline, on `expected_delay` without a learned policy."""
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """`expected_delay` without a learned policy on all scenarios (docs/results.md#bench-headline)."""
     bench = Bench(context)
     learned = {name: bench.over_least_conn(Learning(name).rule()) for name in STUDY_ROWS}
     truth = bench.over_least_conn(RULES["true_times"])
@@ -91,7 +68,7 @@ def _goals(bench: Bench, default: Ratios, truth: Ratios) -> Iterator[Bar]:
     for name, mean, p99 in (("S3", 0.75, 0.62), ("S1", 1.02, 1.02), ("S8", 1.02, 1.02)):
         yield _ratio_bar(bench, default, "mean_ms", mean, (name,))
         yield _ratio_bar(bench, default, "p99_ms", p99, (name,))
-    ten = bench.on(DEFAULT.rule(), TEN_UNEQUAL, TEN_SERVERS)
+    ten = Judged(TEN_SERVERS, bench.seeds).over(DEFAULT.rule(), RULES["least_conn"], [TEN_UNEQUAL])
     yield _ratio_bar(bench, ten, "mean_ms", 0.80, ("ten",))
     yield _ratio_bar(bench, ten, "p99_ms", 0.68, ("ten",))
     best = truth.geometric("mean_ms")
@@ -150,8 +127,3 @@ def _ratio_bar(bench: Bench, ratios: Ratios, metric: Metric, limit: float, names
         f"expected_delay, learned, over least_conn: {_WORDS[metric]} on {where}", ratios.geometric(metric, names),
         limit, "×", how=bench.how, reference=ratios.interval(metric, names),
     )  # fmt: skip
-
-
-def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-headline."""
-    return headline(context)

@@ -30,7 +30,7 @@ BATCH_STEPS = 1200
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Issue 6: env steps, training step, policy inference."""
+    """Environment steps, training step, policy inference (docs/results.md#bench-learner)."""
     problem = study_problem(ARM, TOPOLOGY, context.seed)
     return [*_environment(context, problem), *_training(context), *_inference(context, problem)]
 

@@ -129,7 +129,7 @@ class Block:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-load."""
+    """Accuracy, capacity and cost of the load engine (docs/results.md#bench-load)."""
     bars: list[Bar] = []
     with TrivialServer(context.work_dir / "server") as server:
         for part in (_schedule, _cost, _stall, _random_plan, _kill):

@@ -14,11 +14,12 @@ from actuators.contract.script import Script
 from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
 from actuators.statistics.reader import StatusReader
-from envs.heuristics.controllers import EstimatorController, TrueServiceTimes
+from envs.heuristics.controllers import Controller, EstimatorController
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.blocks import Arm, Bed, Block, bed, pairs, ratio
+from rayjobs.bench.parts.blocks import Bed, MethodArm, MethodBlock, bed, pairs, ratio
 from rayjobs.bench.parts.site import constant_servers, front, raise_priority
+from tuning.judging.contenders import Oracle, oracle
 
 WORKERS = 4.0
 WORK_SCALE = 2.0
@@ -28,7 +29,7 @@ TWO, NATIVE_TWO = "learned, 2 workers", "least_conn, 2 workers"
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-methods, and the exactness of shares."""
+    """Latency and cost of the methods, and the exactness of shares (docs/results.md#bench-methods)."""
     pairs_wanted, block_s = (1, 5.0) if context.quick else (5, 14.0)
     seeds = [context.seed * 100 + index for index in range(pairs_wanted)]
     bars: list[Bar] = []
@@ -42,25 +43,32 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     return [*bars, _shares(context)]
 
 
-def _arms(*, quick: bool) -> list[Arm]:
+def _arms(*, quick: bool) -> list[MethodArm]:
     native = NginxOptions(method="least_conn", actuation="reload")
     memory = NginxOptions(method="least_conn", actuation="memory")
     delay = NginxOptions(method="expected_delay", actuation="memory")
     arms = [
-        Arm(NATIVE, native),
-        Arm(CLONE, memory),
-        Arm(LEARNED, delay, lambda _, topology: EstimatorController(topology, "idle", WORKERS)),
-        Arm(TRUE, delay, lambda script, _: TrueServiceTimes(script)),
+        MethodArm(NATIVE, native),
+        MethodArm(CLONE, memory),
+        MethodArm(LEARNED, delay, lambda _, topology: EstimatorController(topology, "idle", WORKERS)),
+        MethodArm(TRUE, delay, lambda script, _: _true_times(script)),
     ]
     if quick:
         return arms
     two = delay.model_copy(update={"worker_processes": 2})
     return [
         *arms,
-        Arm(MEANS, delay, lambda _, topology: EstimatorController(topology, "type_means", WORKERS)),
-        Arm(NATIVE_TWO, native.model_copy(update={"worker_processes": 2})),
-        Arm(TWO, two, lambda _, topology: EstimatorController(topology, "idle", WORKERS)),
+        MethodArm(MEANS, delay, lambda _, topology: EstimatorController(topology, "type_means", WORKERS)),
+        MethodArm(NATIVE_TWO, native.model_copy(update={"worker_processes": 2})),
+        MethodArm(TWO, two, lambda _, topology: EstimatorController(topology, "idle", WORKERS)),
     ]
+
+
+def _true_times(script: Script) -> Controller:
+    controller = oracle("true_times")
+    assert isinstance(controller, Oracle)
+    controller.inform(script)
+    return controller
 
 
 def _script(name: str, block_s: float, site: Bed) -> Callable[[int], Script]:
@@ -68,7 +76,7 @@ def _script(name: str, block_s: float, site: Bed) -> Callable[[int], Script]:
     return lambda seed: replace(base.script(site.topology, seed), duration_s=block_s)
 
 
-def _bars(name: str, blocks: dict[str, list[Block]], note: str) -> list[Bar]:
+def _bars(name: str, blocks: dict[str, list[MethodBlock]], note: str) -> list[Bar]:
     native, learned, true, clone = blocks[NATIVE], blocks[LEARNED], blocks[TRUE], blocks[CLONE]
     how = f"{_how(blocks)}, {note}"
     mean, p99 = _ratios(learned, native)
@@ -137,23 +145,23 @@ def _requests(status_url: str, servers: Sequence[str]) -> np.ndarray[tuple[int],
     return np.array([group[server].request_counter for server in servers])
 
 
-def _ratios(blocks: Sequence[Block], reference: Sequence[Block]) -> tuple[float, float]:
+def _ratios(blocks: Sequence[MethodBlock], reference: Sequence[MethodBlock]) -> tuple[float, float]:
     return ratio(blocks, reference, lambda b: b.mean_ms), ratio(blocks, reference, lambda b: b.p99_ms)
 
 
-def _cpu(blocks: Sequence[Block]) -> float:
+def _cpu(blocks: Sequence[MethodBlock]) -> float:
     return float(np.median([block.cpu_us for block in blocks]))
 
 
-def _mean(blocks: Sequence[Block]) -> str:
+def _mean(blocks: Sequence[MethodBlock]) -> str:
     return f"{np.mean([block.mean_ms for block in blocks]):.2f} ms"
 
 
-def _p99(blocks: Sequence[Block]) -> str:
+def _p99(blocks: Sequence[MethodBlock]) -> str:
     return f"{np.mean([block.p99_ms for block in blocks]):.1f} ms"
 
 
-def _how(blocks: dict[str, list[Block]]) -> str:
+def _how(blocks: dict[str, list[MethodBlock]]) -> str:
     each = [block for arm in blocks.values() for block in arm]
     worst = max(block.send_delay_ms for block in each)
     return (

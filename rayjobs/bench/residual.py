@@ -1,9 +1,7 @@
-"""What reinforcement learning adds to `expected_delay` with learned service times: it may never do harm.
+"""Bench `residual`: what a learned residual adds to `expected_delay` with learned service times; it must do no harm.
 
-A residual stands on the `idle` estimator and is 0 unless it has proven, on fresh episodes, that it does good
-(`tuning.learning.proof`). Settings were chosen on separate training and evaluation seeds, never on those judged here.
-
-Bench `residual`: what a learned residual adds to `expected_delay` with learned service times; it may do no harm.
+A residual multiplies the service times of the `idle` estimator and is 0 unless fresh episodes have proven a gain
+(`tuning.learning.proof`). Settings were chosen on other training and evaluation seeds than those judged here.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ SPECIALISTS = (
     residual("residual, S9", ("S9",), 16_800, 1, AlgorithmOptions(learning_rate=1e-3, discount=0.3)),
     residual("residual, S3", ("S3",), 16_800, 1, AlgorithmOptions(learning_rate=1e-3, discount=0.3)),
 )
-"""Trained and judged on one scenario each: those with something left to gain and specialised servers
+"""Trained and judged on one scenario: where the study saw room for a gain, and specialised servers
 (docs/studies.md#a-residual-on-expected-delay)."""
 
 
@@ -63,12 +61,12 @@ class Outcome:
     proofs: str
 
 
-def residuals(context: BenchContext) -> Iterator[Bar]:
-    """The bars of docs/results.md#bench-residual; a quick run only shows that it works."""
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """Harm and gain of learned residuals (docs/results.md#bench-residual); a quick run only shows that it works."""
     study = Study(context)
     with local_ray():
-        for arm in SPECIALISTS[-1:] if context.quick else (GENERALIST, *SPECIALISTS):
-            yield from _bars(arm, _outcome(study, arm), study)
+        arms = SPECIALISTS[-1:] if context.quick else (GENERALIST, *SPECIALISTS)
+        return [bar for arm in arms for bar in _bars(arm, _outcome(study, arm), study)]
 
 
 def _outcome(study: Study, arm: Arm) -> Outcome:
@@ -105,8 +103,3 @@ def _bars(arm: Arm, outcome: Outcome, study: Study) -> Iterator[Bar]:
         yield figure(
             f"{name}: {word}", together.geometric(metric), "×", how=study.how, reference=together.interval(metric)
         )
-
-
-def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-residual."""
-    return list(residuals(context))

@@ -72,7 +72,7 @@ class Blocks:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-service."""
+    """Service times, disturbances and cost of the stand-in servers (docs/results.md#bench-service)."""
     with _servers(context, 3) as servers:
         bars = [*_emulation(context, servers[0]), *_one_core(context, servers[0])]
         bars += _three_writers(context, servers)

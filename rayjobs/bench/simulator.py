@@ -121,18 +121,18 @@ STUDY_GEOMETRIC = {
     "random_two": (1.037, None), "inverse_latency": (0.948, 0.935), "true_speeds": (0.946, 0.933),
     "shortest_delay": (0.865, 0.786), "true_times": (0.867, 0.799), "expected_delay_static": (0.977, 0.988),
 }  # fmt: skip
-"""Geometric mean over S1 to S10 of mean and p99, relative to least_conn (docs/studies.md#reference-figures)."""
+"""Geometric mean over S1-S10 of mean and p99 over least_conn (docs/studies.md#reference-figures)."""
 
 STUDY_MEAN_MS = {
     "least_conn": {"S1": 5.98, "S2": 5.94, "S2b": 6.56, "S3": 5.80, "S10": 7.26},
     "round_robin": {"S1": 6.81, "S2": 13.53, "S3": 8.71},
     "shortest_delay": {"S1": 5.82, "S2": 5.33, "S2b": 4.87, "S3": 4.10, "S10": 6.34},
 }
-"""Mean latency in ms of rows that hardly depend on the seeds (docs/studies.md#reference-figures)."""
+"""Mean latency of the rows that hardly depend on the seeds (docs/studies.md#reference-figures)."""
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-simulator."""
+    """Speed, queueing theory and the study's figures (docs/results.md#bench-simulator)."""
     bars = [*_speed(context), *_theory(context), *_picks(context)]
     return [*bars, *_study(context)]
 

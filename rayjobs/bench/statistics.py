@@ -22,7 +22,7 @@ from actuators.statistics.reader import Collector
 from actuators.statistics.vts import parse
 from actuators.statistics.windows import difference
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.blocks import Arm, Bed, bed
+from rayjobs.bench.parts.blocks import Bed, MethodArm, bed
 from rayjobs.bench.parts.site import WorkerCpu, constant_servers, front, load_engine, streams
 
 _RATE_RPS = 200.0
@@ -31,9 +31,9 @@ _RECORDED = Path("tests/data/vts")
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-statistics, and figures about cost."""
+    """Exactness and cost of the statistics (docs/results.md#bench-statistics)."""
     ways = ("reload", "memory")
-    arms = [Arm(way, NginxOptions(method="round_robin", actuation=way)) for way in ways]
+    arms = [MethodArm(way, NginxOptions(method="round_robin", actuation=way)) for way in ways]
     bars: list[Bar] = []
     # The client gives up on a server that hangs: those are its aborts.
     with bed(context.work_dir, arms, context.seed, LoadOptions(timeout_s=0.5)) as site:

@@ -1,7 +1,4 @@
-"""What reinforcement learning wins in simulation: on least_conn, on round robin, with more servers than it knew.
-
-Bench `training`: what policies learn by PPO in simulation, how fast, and that it repeats.
-"""
+"""Bench `training`: what PPO learns in simulation on least_conn, on round robin and with more servers; its pace."""
 
 from __future__ import annotations
 
@@ -86,21 +83,22 @@ class Study:
         return self.judged.over(own, base, played)
 
 
-def learning(context: BenchContext) -> Iterator[Bar]:
-    """The bars of docs/results.md#bench-training."""
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """Pace, gain and repeatability of training (docs/results.md#bench-training)."""
     study = Study(context)
     with local_ray():
-        yield _speed(context)
+        bars = [_speed(context)]
         if context.quick:
-            yield from map(_unjudged, _generalist(study))
+            bars += map(_unjudged, _generalist(study))
         else:
-            yield from (*_generalist(study), *_round_robin(study))
-        yield _repeats(study)
+            bars += [*_generalist(study), *_round_robin(study)]
+        bars.append(_repeats(study))
     longest = max(study.costs, key=lambda cost: cost.wall_s)
-    yield at_most(
+    bar = at_most(
         "longest training", longest.wall_s / 60, 30, "min", how="wall time, observation and held-out episodes included",
         reference=f"{longest.name}: {longest.cpu_s / 60:.1f} min of CPU, {len(study.costs)} trainings",
     )  # fmt: skip
+    return [*bars, bar]
 
 
 def _unjudged(bar: Bar) -> Bar:
@@ -210,8 +208,3 @@ def _repeats(study: Study) -> Bar:
         "two trainings with one seed: largest difference of a weight", apart, 0.0, "",
         how=f"{arm.name}, 2400 steps; tests/integration/test_training.py does it from a saved config.yaml",
     )  # fmt: skip
-
-
-def measure(context: BenchContext) -> Sequence[Bar]:
-    """The bars of docs/results.md#bench-training."""
-    return list(learning(context))

@@ -143,7 +143,7 @@ def record_window(
 
 
 def control_shares(control: Control) -> NDArray[np.float64]:
-    """``[groups, servers]``, each row sums to 1: weights, or 1/tau for service times (design.md, section 2)."""
+    """``[groups, servers]``, each row sums to 1: weights, or 1/tau for service times (docs/glossary.md#control)."""
     if isinstance(control, Weights):
         return control.shares()
     rates = np.where(control.topology.mask, 1.0 / control.tau_s, 0.0)

@@ -6,38 +6,30 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from actuators.contract.control import Control
 from actuators.contract.histogram import percentile_ms
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology, social_network
-from actuators.contract.window import LoadWindow, Window
+from actuators.contract.window import LoadWindow
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
 from actuators.social_network.store import SocialNetworkOptions, create_database
 from actuators.statistics.reader import Collector
+from envs.heuristics.controllers import Controller
 from rayjobs.bench.parts.site import WorkerCpu, front, load_engine, raise_priority
 
 UNDISTURBED_MS = 1.2
-"""Largest send delay p99 of a block that is trusted (nginx.md E9)."""
+"""Largest send delay p99 of a block that is trusted (docs/nginx-facts.md#blocks-to-discard)."""
 _ATTEMPTS = 3
 
 
-class Steered(Protocol):
-    """What steers an arm: a control to begin with, and one after every window (None keeps it)."""
-
-    def begin(self, topology: Topology) -> Control: ...
-    def decide(self, window: Window) -> Control | None: ...
-
-
 @dataclass
-class Arm:
-    """One way to balance, with an NGINX of its own.
+class MethodArm:
+    """One way to balance, in a separate NGINX.
 
     Attributes:
         controller: makes what steers it over a scenario; None for a fixed control.
@@ -45,13 +37,13 @@ class Arm:
 
     name: str
     options: NginxOptions
-    controller: Callable[[Script, Topology], Steered] | None = None
+    controller: Callable[[Script, Topology], Controller] | None = None
     nginx: Nginx = field(init=False)
     collector: Collector = field(init=False)
 
 
 @dataclass(frozen=True)
-class Block:
+class MethodBlock:
     """What one arm did in one block, its first seconds left out."""
 
     mean_ms: float
@@ -70,11 +62,11 @@ class Bed:
     servers: Sequence[SocialNetworkServer]
     topology: Topology
     engine: LoadEngine
-    arms: dict[str, Arm]
+    arms: dict[str, MethodArm]
 
 
 @contextlib.contextmanager
-def bed(folder: Path, arms: Sequence[Arm], seed: int, load: LoadOptions | None = None) -> Iterator[Bed]:
+def bed(folder: Path, arms: Sequence[MethodArm], seed: int, load: LoadOptions | None = None) -> Iterator[Bed]:
     """Everything running; ends it."""
     folder.chmod(0o755)
     options = SocialNetworkOptions()
@@ -96,7 +88,7 @@ def bed(folder: Path, arms: Sequence[Arm], seed: int, load: LoadOptions | None =
 
 def pairs(
     bed: Bed, script: Callable[[int], Script], seeds: Sequence[int], skip_s: float, log: Callable[[str], None]
-) -> dict[str, list[Block]]:
+) -> dict[str, list[MethodBlock]]:
     """One block per arm and seed; arms in rotating order, a disturbed block is repeated up to twice.
 
     Each arm's controller is made anew and keeps what it learned from block to block. A first short block of
@@ -105,7 +97,7 @@ def pairs(
     names = list(bed.arms)
     first = script(seeds[0])
     steered = {name: a.controller(first, bed.topology) if a.controller else None for name, a in bed.arms.items()}
-    blocks: dict[str, list[Block]] = {name: [] for name in names}
+    blocks: dict[str, list[MethodBlock]] = {name: [] for name in names}
     for name in names:
         run_block(bed, bed.arms[name], None, replace(script(0), duration_s=1.5), 0, 0.0)
     for index, seed in enumerate(seeds):
@@ -124,12 +116,14 @@ def pairs(
     return blocks
 
 
-def run_block(bed: Bed, arm: Arm, steered: Steered | None, script: Script, seed: int, skip_s: float) -> Block:
+def run_block(
+    bed: Bed, arm: MethodArm, steered: Controller | None, script: Script, seed: int, skip_s: float
+) -> MethodBlock:
     """Plays the script for its duration through one arm, steering it once a second, then drains."""
     for server in bed.servers:
         server.play(script, bed.topology)
     if steered is not None:
-        _apply(arm, steered.begin(bed.topology))
+        arm.nginx.apply(steered.begin(bed.topology))
     cpu, engine = WorkerCpu(arm.nginx), bed.engine
     arm.nginx.check()
     arm.collector.begin()
@@ -142,28 +136,24 @@ def run_block(bed: Bed, arm: Arm, steered: Steered | None, script: Script, seed:
         if fresh and steered is not None:
             control = steered.decide(arm.collector.window())
             if control is not None:
-                _apply(arm, control)
+                arm.nginx.apply(control)
     summary = engine.finish(30.0)
     windows += engine.poll()
     cpu_us = (cpu.seconds() - before_s) / max(int(summary.answered.sum()), 1) * 1e6
     return _block([window for window in windows if window.start_s >= skip_s - 1e-6], cpu_us, summary.send_delay_p99_ms)
 
 
-def ratio(blocks: Sequence[Block], reference: Sequence[Block], of: Callable[[Block], float]) -> float:
+def ratio(blocks: Sequence[MethodBlock], reference: Sequence[MethodBlock], of: Callable[[MethodBlock], float]) -> float:
     """Geometric mean of the paired ratios."""
     logs = [np.log(of(a) / of(b)) for a, b in zip(blocks, reference, strict=True)]
     return float(np.exp(np.mean(logs)))
 
 
-def _apply(arm: Arm, control: Control) -> None:
-    arm.nginx.apply(control)
-
-
-def _block(windows: Sequence[LoadWindow], cpu_us: float, send_delay_ms: float) -> Block:
+def _block(windows: Sequence[LoadWindow], cpu_us: float, send_delay_ms: float) -> MethodBlock:
     counts = sum(window.latency_counts.sum(axis=0) for window in windows)
     assert not isinstance(counts, int)
     good = int(counts.sum())
-    return Block(
+    return MethodBlock(
         mean_ms=sum(float(window.latency_s_sum.sum()) for window in windows) / max(good, 1) * 1e3,
         p99_ms=percentile_ms(counts, 99.0),
         requests=good,
