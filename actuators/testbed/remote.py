@@ -150,24 +150,24 @@ class RemoteTestbed(LiveTestbed):
 
     def dead_parts(self, checks: list[Any] | None = None) -> list[str]:
         """What had died at the time of `checks` (now when None), in words; empty when nothing had."""
-        here = [f"{name}: {found}" for name, part in self.held.items() if (found := dead_process(part))]
+        here = [f"{name}: {death}" for name, part in self.held.items() if (death := dead_process(part))]
         answers = checks or self.begin_checks()
         with contextlib.suppress(ray.exceptions.RayError):
             # All at once is several times faster than one by one, and nearly always nothing has died.
             if not any(ray.get(answers, timeout=HEALTH_TIMEOUT_S)):
                 return here
         actors = zip(self.parts, answers, strict=True)
-        return here + [found for part, answer in actors if (found := _dead(part, answer))]
+        return here + [death for part, answer in actors if (death := _dead(part, answer))]
 
     def places(self) -> dict[str, str]:
         """Part → address of its node, without parts that do not respond."""
         references = {part.ask("where"): part.name for part in self.parts}
         ready, _ = ray.wait(list(references), num_returns=len(references), timeout=HEALTH_TIMEOUT_S)
-        found = {name: str(ray.util.get_node_ip_address()) for name in self.held}
+        nodes = {name: str(ray.util.get_node_ip_address()) for name in self.held}
         for number, reference in enumerate(ready):
             with contextlib.suppress(ray.exceptions.RayError):
-                found[f"{references[reference]} {number}"] = ray.get(reference)
-        return found
+                nodes[f"{references[reference]} {number}"] = ray.get(reference)
+        return nodes
 
 
 def _begin_call(part: Any, method: str) -> Callable[[], Any]:
@@ -180,9 +180,9 @@ def _begin_call(part: Any, method: str) -> Callable[[], Any]:
 
 def _dead(part: RemotePart, answer: Any) -> str:
     try:
-        found = ray.get(answer, timeout=HEALTH_TIMEOUT_S)
+        death = ray.get(answer, timeout=HEALTH_TIMEOUT_S)
     except ray.exceptions.RayActorError:
         return f"the actor of {part.name} died"
     except ray.exceptions.GetTimeoutError:
         return f"{part.name} has not answered for {HEALTH_TIMEOUT_S:g} s"
-    return f"{part.name}: {found}" if found else ""
+    return f"{part.name}: {death}" if death else ""
