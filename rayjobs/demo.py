@@ -217,7 +217,7 @@ def _stages(options: DemoOptions) -> list[Stage]:
 
 def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
     """The judgement, the training, and what the learned policy observed while it was judged."""
-    from envs.heuristics.controllers import Recorded
+    from envs.heuristics.controllers import RecordingPolicy
     from envs.scenarios.lookup import scenario
     from rayjobs.runs.local_ray import local_ray
     from rayjobs.runs.steps import Steps
@@ -239,7 +239,7 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
         if options.live_training.steps:
             steps.train_live(trainer, testbed, watched, options.live_training.steps, options.live_training.algorithm)
         bundle = steps.export(trainer)
-        learned = Recorded(bundle.policy())
+        learned = RecordingPolicy(bundle.policy())
         policies = judged(options, observed.problem, learned)
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging, kind=options.testbed)
         with progress.stage("end"):

@@ -24,7 +24,7 @@ from rayjobs.runs.recordings import read_windows, windows_of
 
 if TYPE_CHECKING:
     from actuators.contract.arrays import FloatArray
-    from envs.mixture.refit import Proof
+    from envs.mixture.refit import RefitProof
     from envs.observation.encoder import Encoder
     from tuning.policy.bundle import Bundle
     from tuning.policy.model import EquivariantNet
@@ -153,7 +153,7 @@ def _known(folder: Path, encoder: Encoder, seed: int) -> FloatArray:
     return drawn_samples(encoder, seed)
 
 
-def _print_proof(old: Encoder, fresh: Encoder, proof: Proof) -> None:
+def _print_proof(old: Encoder, fresh: Encoder, proof: RefitProof) -> None:
     for line in (
         f"clusters: {old.clusters} before, {fresh.clusters} now",
         f"held-out new windows: {proof.novel_before:.0%} novel before, {proof.novel:.0%} now; "

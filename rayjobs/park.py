@@ -44,7 +44,7 @@ def run(options: ParkTrainOptions) -> int:
             scorer = _searched(options, stage) if options.scorer is None else _loaded(options.scorer)
             np.save(folder.path / "scorer.npy", scorer, allow_pickle=False)
         with progress.stage("judge"):
-            times = {policy: mean_job_times(policy, range(options.episodes), None, scorer) for policy in POLICIES}
+            times = {policy: mean_job_times(policy, range(options.episodes), scorer) for policy in POLICIES}
     scores = {p: (float(t.mean()), float(t.std(ddof=1) / len(t) ** 0.5)) for p, t in times.items()}
     write_json(folder.path / "park.json", {p: {"mean": m, "standard_error": e} for p, (m, e) in scores.items()})
     console_out().print(_table(scores, options.episodes))

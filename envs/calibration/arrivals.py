@@ -65,6 +65,6 @@ def rate_steps(counts: FloatArray, durations_s: FloatArray, spread: float = 1.0)
 
 
 def counts_of(windows: Sequence[Window]) -> tuple[FloatArray, FloatArray]:
-    """Answers per window and group ``[windows, groups]``, and the windows' lengths in seconds ``[windows]``."""
+    """ReplayCounts per window and group ``[windows, groups]``, and the windows' lengths in seconds ``[windows]``."""
     counts = np.array([window.requests.sum(axis=1) for window in windows], float)
     return counts, np.array([window.duration_s for window in windows])

@@ -13,8 +13,8 @@ from actuators.errors import DataError
 from actuators.statistics.vts import Snapshot
 from envs.calibration.fit import LEAST_REQUESTS, bootstrap, fit
 from envs.calibration.options import CalibrateOptions
-from envs.calibration.replay import Answers, Evidence, Replay, gather
-from envs.calibration.result import Calibration, Comparison, Observed
+from envs.calibration.replay import Evidence, Replay, ReplayCounts, gather
+from envs.calibration.result import Calibration, HeldOutComparison, RecordingSummary
 from envs.observation.features import quantile_s
 
 BLOCK_WINDOWS = 5
@@ -62,7 +62,7 @@ def calibrate(
     )
 
 
-def compare(evidence: Evidence, answers: Answers, weights: FloatArray) -> tuple[Comparison, ...]:
+def compare(evidence: Evidence, answers: ReplayCounts, weights: FloatArray) -> tuple[HeldOutComparison, ...]:
     """Compares simulated with live answers in the weighted windows: a row per group, each followed by its servers.
 
     Rows with fewer than 20 live requests are left out. p50 and p99 are interpolated linearly inside a bucket.
@@ -77,7 +77,9 @@ def compare(evidence: Evidence, answers: Answers, weights: FloatArray) -> tuple[
             requests = int(live[1][g, chosen].sum())
             if requests >= LEAST_REQUESTS:
                 rows.append(
-                    Comparison(group=group.name, server=name, requests=requests, live_ms=ours, simulated_ms=theirs)
+                    HeldOutComparison(
+                        group=group.name, server=name, requests=requests, live_ms=ours, simulated_ms=theirs
+                    )
                 )
     return tuple(rows)
 
@@ -138,10 +140,10 @@ def _held_out(windows: int, share: float) -> np.ndarray[tuple[int], np.dtype[np.
     return held
 
 
-def _observed(evidence: Evidence, source: str) -> Observed:
+def _observed(evidence: Evidence, source: str) -> RecordingSummary:
     requests = float(evidence.requests.sum())
     errors = sum(float(window.server_errors.sum()) for window in evidence.windows)
-    return Observed(
+    return RecordingSummary(
         source=source,
         windows=len(evidence.windows),
         left_out=evidence.left_out,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
 from envs.calibration.options import FitOptions
-from envs.calibration.replay import Answers, Evidence, Replay
+from envs.calibration.replay import Evidence, Replay, ReplayCounts
 from envs.calibration.result import Parameters
 from envs.observation.features import quantile_s
 
@@ -36,10 +36,10 @@ class Trial:
 
     log_likelihood: float
     parameters: Parameters
-    answers: Answers
+    answers: ReplayCounts
 
 
-class Place(NamedTuple):
+class SearchPoint(NamedTuple):
     """A point of the search space: the parameters that mean response times do not determine."""
 
     workers: int
@@ -63,7 +63,7 @@ def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int)
     target = _Target(evidence, weights)
     workers = [options.workers] if options.workers else target.first_workers()
     start_ms = np.maximum(0.6 * target.mean_ms, LEAST_SERVICE_MS)
-    starts = [Place(count, 1.0, 0.5 * target.fastest_ms) for count in workers]
+    starts = [SearchPoint(count, 1.0, 0.5 * target.fastest_ms) for count in workers]
     coarse = _Search(evidence, options, target, options.replicas, seed)
     best = coarse.best_of(starts, start_ms)
     for step in (1.0, 0.5):
@@ -80,11 +80,11 @@ class _Search:
     """Trials by place; each is simulated once."""
 
     def __init__(self, evidence: Evidence, options: FitOptions, target: _Target, replicas: int, seed: int) -> None:
-        self.tried: dict[Place, Trial] = {}
+        self.tried: dict[SearchPoint, Trial] = {}
         self._options, self._target = options, target
         self._replay = Replay(evidence, options.method, options.load_balancers, replicas, seed)
 
-    def best_of(self, places: Sequence[Place], service_ms: FloatArray) -> Trial:
+    def best_of(self, places: Sequence[SearchPoint], service_ms: FloatArray) -> Trial:
         """The most likely of the places; new ones start from these service times."""
         for place in places:
             if place not in self.tried:
@@ -150,20 +150,20 @@ class _Target:
         least = max(math.ceil(0.7 * self._in_flight), 1)
         return sorted({min(least * factor, MAX_WORKERS) for factor in (1, 2, 4)})
 
-    def missed_ms(self, answers: Answers) -> FloatArray:
+    def missed_ms(self, answers: ReplayCounts) -> FloatArray:
         """Observed minus simulated mean response time, ``[groups, servers]``; 0 where one is unknown."""
         simulated = np.tensordot(self.weights, answers.requests, 1)
         mean_ms = np.tensordot(self.weights, answers.response_ms, 1) / np.maximum(simulated, 1)
         return np.where(self.mask & (simulated > 0), self.mean_ms - mean_ms, 0.0)
 
-    def log_likelihood(self, answers: Answers) -> float:
+    def log_likelihood(self, answers: ReplayCounts) -> float:
         """Of the observed histograms under the simulated ones, with half an answer added to every bucket."""
         simulated = np.tensordot(self.weights, answers.histogram, 1) + 0.5
         share = simulated / simulated.sum(axis=-1, keepdims=True)
         return float((self.histogram * np.log(share))[self.seen].sum())
 
 
-def _settle(replay: Replay, target: _Target, place: Place, service_ms: FloatArray, rounds: int) -> Trial:
+def _settle(replay: Replay, target: _Target, place: SearchPoint, service_ms: FloatArray, rounds: int) -> Trial:
     """The service times that give the observed mean response times at this place."""
     best: Trial | None = None
     for _ in range(rounds):
@@ -182,26 +182,26 @@ def _settle(replay: Replay, target: _Target, place: Place, service_ms: FloatArra
     return best
 
 
-def _around(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[Place]:
+def _around(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[SearchPoint]:
     move_ms, factor = step * max(0.25 * fastest_ms, 0.2), _CV_STEP**step
-    places = [Place(at.workers, cv, at.overhead_ms) for cv in (at.service_cv / factor, at.service_cv * factor)]
-    places += [Place(at.workers, at.service_cv, max(at.overhead_ms + move, 0.0)) for move in (-move_ms, move_ms)]
+    places = [SearchPoint(at.workers, cv, at.overhead_ms) for cv in (at.service_cv / factor, at.service_cv * factor)]
+    places += [SearchPoint(at.workers, at.service_cv, max(at.overhead_ms + move, 0.0)) for move in (-move_ms, move_ms)]
     if any_workers:
         jump = max(round(step * at.workers / 3), 1)
-        places += [Place(at.workers + move, at.service_cv, at.overhead_ms) for move in (-jump, jump)]
+        places += [SearchPoint(at.workers + move, at.service_cv, at.overhead_ms) for move in (-jump, jump)]
         # Fewer workers with more overhead look much alike: a ridge that straight steps do not follow.
         places += [
-            Place(at.workers + jump * sign, at.service_cv, max(at.overhead_ms - move_ms / 2 * sign, 0.0))
+            SearchPoint(at.workers + jump * sign, at.service_cv, max(at.overhead_ms - move_ms / 2 * sign, 0.0))
             for sign in (-1, 1)
         ]
-    return [Place(w, min(max(cv, 0.05), 10.0), o) for w, cv, o in places if 1 <= w <= MAX_WORKERS]
+    return [SearchPoint(w, min(max(cv, 0.05), 10.0), o) for w, cv, o in places if 1 <= w <= MAX_WORKERS]
 
 
-def _place(parameters: Parameters) -> Place:
-    return Place(parameters.workers, parameters.service_cv, parameters.overhead_ms)
+def _place(parameters: Parameters) -> SearchPoint:
+    return SearchPoint(parameters.workers, parameters.service_cv, parameters.overhead_ms)
 
 
-def _parameters(place: Place, service_ms: FloatArray, mask: NDArray[np.bool_]) -> Parameters:
+def _parameters(place: SearchPoint, service_ms: FloatArray, mask: NDArray[np.bool_]) -> Parameters:
     mean = np.where(mask, service_ms, 0.0).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
     table = np.where(mask, service_ms, mean)
     rows = tuple(tuple(map(float, row)) for row in table)

@@ -46,7 +46,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReplayCounts:
     """Counters of the simulated windows, summed over the replicas; axes as in `Evidence`."""
 
     histogram: FloatArray
@@ -135,7 +135,7 @@ class Replay:
         self._seeds = [seed * 1000 + replica for replica in range(replicas)]
         self.runs = 0
 
-    def play(self, parameters: Parameters) -> Answers:
+    def play(self, parameters: Parameters) -> ReplayCounts:
         """The simulated answers in every window."""
         evidence, self.runs = self._evidence, self.runs + 1
         batch = SimulatedBatch(evidence.topology, len(self._seeds), self._method, evidence.bounds_ms)
@@ -152,7 +152,7 @@ class Replay:
         for window in evidence.windows:
             self._weigh(batch, window)
             seen.append(batch.advance(window.duration_s))
-        return Answers(
+        return ReplayCounts(
             np.array([w.latency_histogram.sum(axis=0) for w in seen], float),
             np.array([w.requests.sum(axis=0) for w in seen], float),
             np.array([w.response_ms_sum.sum(axis=0) for w in seen], float),

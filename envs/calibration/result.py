@@ -65,13 +65,8 @@ class Arrivals(Options):
     steps: tuple[tuple[float, float], ...] = Field(min_length=1)
     """(start in seconds from 0, requests per second), ascending."""
 
-    @property
-    def mean_rps(self) -> float:
-        """Mean of the steps, each counted once."""
-        return float(np.mean([rate for _, rate in self.steps]))
 
-
-class Comparison(Options):
+class HeldOutComparison(Options):
     """Simulated and live held-out windows of one group, or of one of its servers."""
 
     group: str
@@ -98,7 +93,7 @@ class Comparison(Options):
         return abs(mean) <= MEAN_BAR and abs(p99) <= P99_BAR
 
 
-class Observed(Options):
+class RecordingSummary(Options):
     """The recording behind the calibration."""
 
     source: str
@@ -130,7 +125,7 @@ class Calibration(Options):
     """Balancing method during the recording."""
     load_balancers: int = Field(default=1, ge=1)
     """Number of NGINX workers that share no balancing state."""
-    observed: Observed
+    observed: RecordingSummary
     """The recording."""
     parameters: Parameters
     """Best fit."""
@@ -138,7 +133,7 @@ class Calibration(Options):
     """Fits to bootstrap resamples of the windows."""
     arrivals: tuple[Arrivals, ...]
     """One per group."""
-    held_out: tuple[Comparison, ...]
+    held_out: tuple[HeldOutComparison, ...]
     """Per group and server, and per group."""
 
     def interval(self, share: float = 0.95) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:

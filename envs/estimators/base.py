@@ -155,7 +155,7 @@ def _arrays(owner: object) -> Iterator[tuple[str, object, str]]:
             yield from ((f"{name}_{inner}", at, part) for inner, at, part in _arrays(value))
 
 
-class TypeMeansOnly:
+class TypeMeansEstimator:
     """Assumes that every server is as fast as its type's mean: the reference for estimators that learn speeds."""
 
     name = "type_means"
@@ -170,7 +170,7 @@ class TypeMeansOnly:
         self._means.forget(row)
 
 
-class InverseLatency:
+class InverseLatencyEstimator:
     """τ = EWMA (0.5 per second) of the mean response time per group and server. Works on any NGINX.
 
     Without traffic, log τ moves 5 %/s towards the type's geometric mean over its servers

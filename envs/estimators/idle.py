@@ -13,7 +13,7 @@ _SERVER_PRIOR = 5.0
 _CELL_PRIOR = 20.0
 
 
-class Idle:
+class IdleEstimator:
     """τ from response times of requests that did not wait, shrunk towards the type's mean × the server's factor.
 
     A request that finds an idle worker shows the service time without a queue. So the measurement does not depend on

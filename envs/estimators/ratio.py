@@ -18,7 +18,7 @@ _MOST_SERVER_LOG = 4.0
 _MOST_CELL_LOG = 3.0
 
 
-class Ratio:
+class RatioEstimator:
     """τ = type mean × exp(server's log slowness + its deviation for the type), the last two filtered.
 
     Responses that waited count as well, because the wait was predicted with the same τ. The observation is absolute:

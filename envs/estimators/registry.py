@@ -10,16 +10,17 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import ServiceTimes
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
-from envs.estimators.base import FIRST_GUESS_S, Estimator, InverseLatency, TypeMeansOnly
-from envs.estimators.idle import Idle
-from envs.estimators.ratio import Ratio
+from envs.estimators.base import FIRST_GUESS_S, Estimator, InverseLatencyEstimator, TypeMeansEstimator
+from envs.estimators.idle import IdleEstimator
+from envs.estimators.ratio import RatioEstimator
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    estimator.name: estimator for estimator in (Idle, InverseLatency, Ratio, TypeMeansOnly)
+    estimator.name: estimator
+    for estimator in (IdleEstimator, InverseLatencyEstimator, RatioEstimator, TypeMeansEstimator)
 }
 """Estimators by name; each is made with (topology, batch=())."""
 
-DEFAULT_ESTIMATOR = Idle.name
+DEFAULT_ESTIMATOR = IdleEstimator.name
 
 
 def estimator_named(name: str) -> Callable[..., Estimator]:

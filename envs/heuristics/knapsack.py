@@ -7,34 +7,25 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
-from actuators.options import Options
 from envs.environment.actions import ActionCodec
 from envs.estimators.base import MOST_ERRORS
 
 _TERMS = 3
-
-
-class KnapsackOptions(Options):
-    """How curves are learned and searched."""
-
-    forget: float = Field(default=0.9, gt=0, lt=1)
-    """Share of the old measurements that a new window keeps."""
-    ridge: float = Field(default=1.0, gt=0)
-    """Weight of the prior that latency does not depend on the rate, in windows."""
-    explore: float = Field(default=0.4, ge=0, lt=1)
-    """Relative change of one server's weight in each exploring window."""
-    dither: float = Field(default=0.1, ge=0, lt=1)
-    """The same afterwards, so that the curves stay known."""
-    units: int = Field(default=60, ge=10)
-    """Parts into which a group's traffic is cut for the optimiser."""
-    reach: float = Field(default=1.5, gt=1)
-    """Largest factor by which one decision may change a server's share: a curve is not trusted far away."""
+FORGET = 0.9
+"""Share of the old measurements that a new window keeps."""
+RIDGE = 1.0
+"""Weight, in windows, of the prior that latency does not depend on the rate."""
+EXPLORE, DITHER = 0.4, 0.1
+"""Relative change of one server's weight in each exploring window, and afterwards, to keep the curves known."""
+UNITS = 60
+"""Parts into which a group's traffic is cut for the optimiser."""
+REACH = 1.5
+"""Largest factor by which one decision may change a server's share: a curve is not trusted far away."""
 
 
 class Knapsack:
@@ -44,11 +35,10 @@ class Knapsack:
     programme; we use the traffic's own response times, and solve the same knapsack exactly by dynamic programming.
     """
 
-    def __init__(self, method: BalancingMethod, codec: ActionCodec, options: KnapsackOptions | None = None) -> None:
+    def __init__(self, method: BalancingMethod, codec: ActionCodec) -> None:
         self.name, self.method = "knapsack", method
         # Small steps are the method; a dead band would swallow its dithering.
         self._codec = ActionCodec(codec.topology, codec.options.model_copy(update={"dead_band": 0.0}))
-        self._options = options or KnapsackOptions()
         groups, servers = codec.topology.shape
         self._normal = np.zeros((groups, servers, _TERMS, _TERMS))
         self._moment = np.zeros((groups, servers, _TERMS))
@@ -67,7 +57,7 @@ class Knapsack:
         self._learn(rates, window.mean_response_s(), np.where(telling, window.requests, 0))
         exploring = self._ticks < 2 * window.topology.shape[1]
         shares = np.ones(window.topology.shape) if exploring else self._optimise(rates, window.weight)
-        shares = shares * self._excitation(self._options.explore if exploring else self._options.dither)
+        shares = shares * self._excitation(EXPLORE if exploring else DITHER)
         self._ticks += 1
         zeros = np.zeros(self._codec.size)
         self._control = Weights(window.topology, self._codec.weights(zeros, shares, window.weight))
@@ -80,8 +70,8 @@ class Knapsack:
         # The mean of n times has a variance of 1/n of one: measurements count by their requests.
         weight = np.where(requests > 0, requests / np.maximum(requests.mean(), 1.0), 0.0)[..., None]
         y = np.nan_to_num(latency_s)[..., None]
-        self._normal = self._options.forget * self._normal + weight[..., None] * x[..., :, None] * x[..., None, :]
-        self._moment = self._options.forget * self._moment + weight * x * y
+        self._normal = FORGET * self._normal + weight[..., None] * x[..., :, None] * x[..., None, :]
+        self._moment = FORGET * self._moment + weight * x * y
 
     def _optimise(self, rates: FloatArray, weight: NDArray[np.int64]) -> FloatArray:
         """Shares in proportion to which the weights in force must change, times those weights."""
@@ -89,9 +79,9 @@ class Knapsack:
         present = rates / np.maximum(total, 1e-9)[:, None]
         wanted = present.copy()
         for g in np.flatnonzero(total > 0).tolist():
-            parts = np.arange(self._options.units + 1) / self._options.units
+            parts = np.arange(UNITS + 1) / UNITS
             latency_s = self._curve(g, parts * total[g] / self._scale_rps[g])
-            low, high = present[g] / self._options.reach, np.maximum(present[g] * self._options.reach, 2 * parts[1])
+            low, high = present[g] / REACH, np.maximum(present[g] * REACH, 2 * parts[1])
             inside = (parts >= low[:, None] - 1e-9) & (parts <= high[:, None])
             usable = (
                 self._codec.topology.mask[g][:, None] & inside | (parts == 0) & ~self._codec.topology.mask[g][:, None]
@@ -100,13 +90,13 @@ class Knapsack:
             wanted[g] = parts[chosen] if chosen is not None else present[g]
         # A server that got nothing is dead or just starved: its weight must not run away meanwhile.
         wanted = np.where(rates > 0, wanted, np.maximum(present, 1e-3))
-        factor = np.clip(wanted / np.maximum(present, 1e-3), 1 / self._options.reach, self._options.reach)
+        factor = np.clip(wanted / np.maximum(present, 1e-3), 1 / REACH, REACH)
         shares: FloatArray = np.maximum(weight, 1) * factor
         return shares
 
     def _curve(self, group: int, x: FloatArray) -> FloatArray:
         """Latency in seconds ``[servers, points]`` at relative rates ``[points]``, never falling with the rate."""
-        ridge = np.diag([1e-6, self._options.ridge, self._options.ridge])
+        ridge = np.diag([1e-6, RIDGE, RIDGE])
         coefficients = np.linalg.solve(self._normal[group] + ridge, self._moment[group][..., None])[..., 0]
         curve: FloatArray = np.maximum.accumulate(np.maximum(coefficients @ _powers(x).T, 1e-5), axis=-1)
         return curve

@@ -12,7 +12,6 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
-from actuators.options import Options
 from envs.environment.actions import ActionCodec
 from envs.estimators.base import MOST_ERRORS
 from envs.heuristics.weights import WeightPolicy, rates_rps
@@ -97,17 +96,10 @@ def busy_workers(observation: Observation, workers: float | FloatArray) -> Float
     return offered_load(there, np.asarray(workers, float))
 
 
-class PidOptions(Options):
-    """Gains of the PID controller on the logarithm of a server's weight, per control interval."""
-
-    proportional: float = 0.4
-    """Per unit of relative utilisation error."""
-    integral: float = 0.15
-    """Per unit of error and interval."""
-    derivative: float = 0.1
-    """Per change of the error from interval to interval."""
-    most_log: float = 2.0
-    """Largest |log weight| that the integral may build up."""
+PROPORTIONAL, INTEGRAL, DERIVATIVE = 0.4, 0.15, 0.1
+"""Gains on the logarithm of a server's weight, per control interval and unit of relative utilisation error."""
+MOST_LOG = 2.0
+"""Largest |log weight| that the integral may build up."""
 
 
 class UtilisationPid:
@@ -126,11 +118,9 @@ class UtilisationPid:
         codec: ActionCodec,
         observer: Observer,
         workers: float | FloatArray,
-        options: PidOptions | None = None,
     ) -> None:
         self.name, self.method = "utilisation_pid", method
         self._codec, self._observer, self._workers = codec, observer, workers
-        self._options = options or PidOptions()
         servers = codec.topology.shape[1]
         self._sum, self._last = np.zeros(servers), np.zeros(servers)
         self._control: Control | None = None
@@ -152,9 +142,8 @@ class UtilisationPid:
         return self._control
 
     def _step(self, error: FloatArray) -> FloatArray:
-        o = self._options
         # Without the limit a server that is down for long would come back with an absurd weight.
-        self._sum = np.clip(self._sum + o.integral * error, -o.most_log, o.most_log)
-        step: FloatArray = o.proportional * error + self._sum + o.derivative * (error - self._last)
+        self._sum = np.clip(self._sum + INTEGRAL * error, -MOST_LOG, MOST_LOG)
+        step: FloatArray = PROPORTIONAL * error + self._sum + DERIVATIVE * (error - self._last)
         self._last = error
         return step

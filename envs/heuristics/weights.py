@@ -64,16 +64,6 @@ class Equal:
         return Weights.equal(observation.topology)
 
 
-class Static:
-    """The same weights for ever, for example the best that `envs.study.judge` found."""
-
-    def __init__(self, weights: Weights, name: str = "static") -> None:
-        self.name, self._weights = name, weights
-
-    def act(self, observation: Observation) -> Control:
-        return self._weights
-
-
 class InverseLatency(WeightPolicy):
     """Weight ∝ 1 / EWMA(0.5) of the mean response time, per group and server, errors charged ten times.
 

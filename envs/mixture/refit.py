@@ -38,7 +38,7 @@ DRAWN_SAMPLES = 600
 
 
 @dataclass(frozen=True)
-class Proof:
+class RefitProof:
     """Comparison of a refitted mixture with the old one on held-out samples.
 
     Attributes:
@@ -79,7 +79,7 @@ def refit(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> Encode
 
 def recalibrate(
     old: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, seed: int
-) -> tuple[Encoder, Proof]:
+) -> tuple[Encoder, RefitProof]:
     """The mixture refitted to all samples, and the proof: a refit to three quarters of them, judged on the rest.
 
     Args:
@@ -103,7 +103,7 @@ def recalibrate(
 
 def prove(
     old: Encoder, candidate: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, stability: float
-) -> Proof:
+) -> RefitProof:
     """Compares a candidate with the old mixture on held-out samples ``[n, D]`` and ``[windows, rows, D]``."""
     novel, before = (float((e.encode(new)[1].max(axis=1) > 1.0).mean()) for e in (candidate, old))
     gained = float((candidate.log_likelihood(new) - old.log_likelihood(new)).mean())
@@ -119,7 +119,7 @@ def prove(
         reasons.append(f"old samples are less likely by {forgotten:.2f} per sample, the limit is {MOST_FORGOTTEN:g}")
     if stability < LEAST_STABILITY:
         reasons.append(f"refits disagree: adjusted Rand index {stability:.2f}, at least {LEAST_STABILITY:g} is needed")
-    return Proof(novel, before, gained, forgotten, stability, tuple(reasons))
+    return RefitProof(novel, before, gained, forgotten, stability, tuple(reasons))
 
 
 def drawn_samples(encoder: Encoder, seed: int) -> FloatArray:

@@ -16,7 +16,7 @@ from actuators.contract.script import ArrivalDistribution, RateStep, Script, Ser
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 from envs.scenarios import disturbances as happen
-from envs.scenarios.disturbances import Disturbance, LoadShape, Span, Stage
+from envs.scenarios.disturbances import Disturbance, LoadShape, ScriptExtent, Span
 
 TYPES = {"compose": (0.018, 0.10), "home_read": (0.0044, 0.60), "user_read": (0.0033, 0.30)}
 """Request type → mean work in seconds at speed 1 and share of the requests."""
@@ -82,7 +82,7 @@ class StudyScenario:
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed; equal seeds give equal scripts."""
         generator = np.random.default_rng([seed, zlib.crc32(self.name.encode()), self.randomised])
-        speeds, load, stage = self._resolve(topology, generator)
+        speeds, load, extent = self._resolve(topology, generator)
         work = [TYPES.get(t, _OTHER_TYPE) for t in topology.request_types]
         shares = np.array([share for _, share in work]) / sum(share for _, share in work)
         mean_s = np.array([mean for mean, _ in work]) * self.work_scale
@@ -93,35 +93,35 @@ class StudyScenario:
             name=self.name,
             seed=seed,
             duration_s=self.duration_s,
-            streams=self._streams(topology, rate_rps * shares, stage, generator),
+            streams=self._streams(topology, rate_rps * shares, extent, generator),
             servers=tuple(ServerProfile(tuple(map(float, row)), self.workers, self.queue_limit) for row in speeds),
             mean_service_s=tuple(map(float, mean_s)),
             service_distribution=self.service,
             service_cv=self.service_cv,
-            behaviours=self.disturbance(stage, generator),
+            behaviours=self.disturbance(extent, generator),
             load_balancers=self.load_balancers,
         )
 
     def _resolve(
         self, topology: Topology, generator: np.random.Generator
-    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], float, Stage]:
+    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], float, ScriptExtent]:
         servers = len(topology.servers)
         speeds = np.array([self.speeds(servers, t) for t in topology.request_types]).T
         if not self.randomised:
-            return speeds, self.load, Stage(servers, self.duration_s)
+            return speeds, self.load, ScriptExtent(servers, self.duration_s)
         load = max(self.load + generator.uniform(-0.12, 0.06), 0.1)
         jitter = generator.uniform(0.9, 1.1, speeds.shape if self.speeds is special_speeds else (servers, 1))
         stretch = float(generator.uniform(0.8, 1.25))
-        return generator.permutation(speeds * jitter), load, Stage(servers, self.duration_s, stretch)
+        return generator.permutation(speeds * jitter), load, ScriptExtent(servers, self.duration_s, stretch)
 
     def _streams(
         self,
         topology: Topology,
         rates_rps: np.ndarray[tuple[int], np.dtype[np.float64]],
-        stage: Stage,
+        extent: ScriptExtent,
         generator: np.random.Generator,
     ) -> tuple[Stream, ...]:
-        shape, shaped = self.load_shape(stage, generator), self.shaped_type
+        shape, shaped = self.load_shape(extent, generator), self.shaped_type
         if shaped and shaped not in topology.request_types and shaped not in TYPES:
             remedy = closest(shaped, topology.request_types)
             raise ConfigError(f"no request type '{shaped}'", where=f"scenario {self.name}", remedy=remedy)

@@ -27,7 +27,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ScriptExtent:
     """Input of a generator: number of servers, duration, and a factor on every period."""
 
     servers: int
@@ -35,16 +35,16 @@ class Stage:
     stretch: float = 1.0
 
 
-Disturbance = Callable[[Stage, Generator], Behaviours]
-LoadShape = Callable[[Stage, Generator], LoadSteps]
+Disturbance = Callable[[ScriptExtent, Generator], Behaviours]
+LoadShape = Callable[[ScriptExtent, Generator], LoadSteps]
 
 
-def none(stage: Stage, generator: Generator) -> Behaviours:
+def none(extent: ScriptExtent, generator: Generator) -> Behaviours:
     """Nothing happens to the servers."""
     return ()
 
 
-def steady(stage: Stage, generator: Generator) -> LoadSteps:
+def steady(extent: ScriptExtent, generator: Generator) -> LoadSteps:
     """Constant load."""
     return ((0.0, 1.0),)
 
@@ -52,15 +52,15 @@ def steady(stage: Stage, generator: Generator) -> LoadSteps:
 def antagonist(speed: Span, length_s: Span = Span(20, 60), pause_s: Span = Span(5, 20)) -> Disturbance:
     """A noisy neighbour slows one random server at a time, with pauses between."""
 
-    def generate(stage: Stage, generator: Generator) -> Behaviours:
+    def generate(extent: ScriptExtent, generator: Generator) -> Behaviours:
         changes: list[Behaviour] = []
-        at_s = pause_s.draw(generator) * stage.stretch
-        while at_s < stage.duration_s:
-            server = int(generator.integers(stage.servers))
+        at_s = pause_s.draw(generator) * extent.stretch
+        while at_s < extent.duration_s:
+            server = int(generator.integers(extent.servers))
             changes.append(Behaviour(at_s, server, speed.draw(generator)))
-            at_s += length_s.draw(generator) * stage.stretch
+            at_s += length_s.draw(generator) * extent.stretch
             changes.append(Behaviour(at_s, server))
-            at_s += pause_s.draw(generator) * stage.stretch
+            at_s += pause_s.draw(generator) * extent.stretch
         return tuple(changes)
 
     return generate
@@ -69,13 +69,13 @@ def antagonist(speed: Span, length_s: Span = Span(20, 60), pause_s: Span = Span(
 def telegraph(speed: float = 0.5, good_s: float = 10.0, bad_s: float = 5.0) -> Disturbance:
     """Each server alternates independently between fast and slow periods of exponential length."""
 
-    def generate(stage: Stage, generator: Generator) -> Behaviours:
+    def generate(extent: ScriptExtent, generator: Generator) -> Behaviours:
         changes: list[Behaviour] = []
-        for server in range(stage.servers):
+        for server in range(extent.servers):
             at_s, bad = 0.0, False
             while True:
-                at_s += generator.exponential(bad_s if bad else good_s) * stage.stretch
-                if at_s >= stage.duration_s:
+                at_s += generator.exponential(bad_s if bad else good_s) * extent.stretch
+                if at_s >= extent.duration_s:
                     break
                 bad = not bad
                 changes.append(Behaviour(at_s, server, speed if bad else 1.0))
@@ -87,11 +87,11 @@ def telegraph(speed: float = 0.5, good_s: float = 10.0, bad_s: float = 5.0) -> D
 def periodic(speed: float = 0.5, period_s: float = 20.0) -> Disturbance:
     """Servers are slowed in turn, each for an equal part of every period."""
 
-    def generate(stage: Stage, generator: Generator) -> Behaviours:
-        turn_s = period_s * stage.stretch / stage.servers
+    def generate(extent: ScriptExtent, generator: Generator) -> Behaviours:
+        turn_s = period_s * extent.stretch / extent.servers
         changes: list[Behaviour] = []
-        for turn in range(int(np.ceil(stage.duration_s / turn_s))):
-            server = turn % stage.servers
+        for turn in range(int(np.ceil(extent.duration_s / turn_s))):
+            server = turn % extent.servers
             changes += [Behaviour(turn * turn_s, server, speed), Behaviour((turn + 1) * turn_s, server)]
         return in_order(changes)
 
@@ -101,14 +101,14 @@ def periodic(speed: float = 0.5, period_s: float = 20.0) -> Disturbance:
 def degraded(pause_s: Span = Span(20, 50), crash_ratio: float = 0.6) -> Disturbance:
     """After each pause a random server either crashes and warms up again, or fails fast for a while."""
 
-    def generate(stage: Stage, generator: Generator) -> Behaviours:
+    def generate(extent: ScriptExtent, generator: Generator) -> Behaviours:
         changes: list[Behaviour] = []
-        at_s = pause_s.draw(generator) * stage.stretch
-        while at_s < stage.duration_s:
-            server = int(generator.integers(stage.servers))
+        at_s = pause_s.draw(generator) * extent.stretch
+        while at_s < extent.duration_s:
+            server = int(generator.integers(extent.servers))
             crash = generator.random() < crash_ratio
             changes += _crash(at_s, server, generator) if crash else _fast_failing(at_s, server, generator)
-            at_s = changes[-1].at_s + pause_s.draw(generator) * stage.stretch
+            at_s = changes[-1].at_s + pause_s.draw(generator) * extent.stretch
         return tuple(changes)
 
     return generate
@@ -135,14 +135,14 @@ def _fast_failing(at_s: float, server: int, generator: Generator) -> list[Behavi
 def surges(peak: float, low: float, on_s: Span = Span(30, 600), idle_s: Span = Span(10, 100)) -> LoadShape:
     """Alternates between load at a random level between `low` and `peak`, and silence."""
 
-    def generate(stage: Stage, generator: Generator) -> LoadSteps:
+    def generate(extent: ScriptExtent, generator: Generator) -> LoadSteps:
         steps: list[tuple[float, float]] = []
         at_s = 0.0
-        while at_s < stage.duration_s:
+        while at_s < extent.duration_s:
             steps.append((at_s, float(generator.uniform(low, peak))))
-            at_s += on_s.draw(generator) * stage.stretch
+            at_s += on_s.draw(generator) * extent.stretch
             steps.append((at_s, 0.0))
-            at_s += idle_s.draw(generator) * stage.stretch
+            at_s += idle_s.draw(generator) * extent.stretch
         return tuple(steps)
 
     return generate
@@ -151,14 +151,14 @@ def surges(peak: float, low: float, on_s: Span = Span(30, 600), idle_s: Span = S
 def overloads(factor: float = 2.6, length_s: Span = Span(20, 40), every_s: Span = Span(40, 90)) -> LoadShape:
     """Repeated periods with a multiplied rate; `every_s` is the pause between them."""
 
-    def generate(stage: Stage, generator: Generator) -> LoadSteps:
+    def generate(extent: ScriptExtent, generator: Generator) -> LoadSteps:
         steps: list[tuple[float, float]] = [(0.0, 1.0)]
-        at_s = every_s.draw(generator) * stage.stretch
-        while at_s < stage.duration_s:
+        at_s = every_s.draw(generator) * extent.stretch
+        while at_s < extent.duration_s:
             steps.append((at_s, factor))
-            at_s += length_s.draw(generator) * stage.stretch
+            at_s += length_s.draw(generator) * extent.stretch
             steps.append((at_s, 1.0))
-            at_s += every_s.draw(generator) * stage.stretch
+            at_s += every_s.draw(generator) * extent.stretch
         return tuple(steps)
 
     return generate

@@ -12,7 +12,7 @@ from actuators.contract.script import ArrivalDistribution, Behaviour, ServiceDis
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
 from envs.scenarios import disturbances as happen
-from envs.scenarios.disturbances import Span, Stage
+from envs.scenarios.disturbances import ScriptExtent, Span
 
 
 class DisturbanceOptions(Options):
@@ -87,7 +87,7 @@ class ScenarioFile(Options):
         given = self.speeds.get(request_type, (1.0,)) if isinstance(self.speeds, dict) else self.speeds
         return [given[server % len(given)] for server in range(servers)]
 
-    def disturb(self, stage: Stage, generator: happen.Generator) -> happen.Behaviours:
+    def disturb(self, extent: ScriptExtent, generator: happen.Generator) -> happen.Behaviours:
         """Random changes of the servers."""
         if self.behaviours:
             return happen.in_order([Behaviour(**entry.model_dump()) for entry in self.behaviours])
@@ -99,9 +99,9 @@ class ScenarioFile(Options):
             "periodic": happen.periodic(d.speed[0], d.period_s),
             "degraded": happen.degraded(),
         }
-        return kinds[d.kind](stage, generator)
+        return kinds[d.kind](extent, generator)
 
-    def shape_load(self, stage: Stage, generator: happen.Generator) -> happen.LoadSteps:
+    def shape_load(self, extent: ScriptExtent, generator: happen.Generator) -> happen.LoadSteps:
         """The load's factor over time."""
         return tuple((float(start_s), float(factor)) for start_s, factor in self.load_steps)
 

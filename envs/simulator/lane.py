@@ -21,7 +21,8 @@ IN_FLIGHT_BINS, IN_FLIGHT_SUMS = 25, 6
 MAX_SERVERS = 62
 """Servers that a request has tried are kept as bits of one integer, as NGINX does for small groups."""
 
-_NON_IDEMPOTENT = ("POST", "LOCK", "PATCH")
+NON_IDEMPOTENT = ("POST", "LOCK", "PATCH")
+"""Methods that NGINX does not repeat once they were sent (`proxy_next_upstream` without `non_idempotent`)."""
 
 IDLE, IDLE_S, WAIT_S, TAU_S = range(4)
 """Columns of `Tally.delay`: arrivals that found an idle worker, their response seconds, and for all
@@ -173,9 +174,7 @@ def _sizes(script: Script, sharing: bool) -> tuple[int, int]:
 def _groups(topology: Topology) -> NDArray[np.void]:
     groups = np.zeros(len(topology.groups), GROUP)
     groups["servers"] = topology.mask.sum(axis=1)
-    groups["post"] = [
-        group.method.upper() not in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS") for group in topology.groups
-    ]
+    groups["post"] = [group.method.upper() in NON_IDEMPOTENT for group in topology.groups]
     return groups
 
 

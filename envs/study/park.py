@@ -11,13 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numba import njit
-from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
 from actuators.options import Options
@@ -32,31 +28,15 @@ _ROUND_ROBIN, _SHORTEST_QUEUE, _LEAST_WORK, _LEARNED = 1, 2, 3, 4
 POLICIES = ("random", "round_robin", "shortest_queue", "least_work", "learned")
 SCORER_INPUTS, SCORER_HIDDEN = 5, 8
 SCORER_SIZE = SCORER_HIDDEN * (SCORER_INPUTS + 2)
-_TIME_UNIT = 1000.0
 
-
-class ParkOptions(Options):
-    """The rules; defaults are Park's."""
-
-    jobs: int = 1000
-    """Jobs per episode."""
-    servers: int = 10
-    """Servers, with rates evenly spaced from `slowest` to `fastest`."""
-    slowest: float = 0.15
-    """Size units per time unit that the slowest server does."""
-    fastest: float = 1.05
-    """The same of the fastest."""
-    pareto_shape: float = 1.5
-    """Tail of the job sizes."""
-    pareto_scale: float = 100.0
-    """Smallest job size."""
-    mean_gap: float = 55.0
-    """Mean time between two jobs, exponential, rounded down."""
-
-    @property
-    def rates(self) -> FloatArray:
-        """``[servers]``."""
-        return np.linspace(self.slowest, self.fastest, self.servers)
+JOBS, SERVERS = 1000, 10
+"""Jobs per episode, and servers."""
+RATES = np.linspace(0.15, 1.05, SERVERS)
+"""``[servers]``: size units per time unit."""
+PARETO_SHAPE, PARETO_SCALE = 1.5, 100.0
+"""Tail of the job sizes, and the smallest size."""
+MEAN_GAP = 55.0
+"""Mean time between two jobs; exponential, rounded down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,82 +47,27 @@ class Jobs:
     sizes: FloatArray
 
     @classmethod
-    def draw(cls, options: ParkOptions, seed: int) -> Jobs:
+    def draw(cls, seed: int) -> Jobs:
         """Equal seeds give equal jobs, whatever the policy."""
         generator = np.random.default_rng(seed)
-        gaps = np.floor(generator.exponential(options.mean_gap, options.jobs))
-        sizes = np.floor((generator.pareto(options.pareto_shape, options.jobs) + 1) * options.pareto_scale)
+        gaps = np.floor(generator.exponential(MEAN_GAP, JOBS))
+        sizes = np.floor((generator.pareto(PARETO_SHAPE, JOBS) + 1) * PARETO_SCALE)
         return cls(gaps.cumsum(), sizes)
 
 
-class ParkEnv(gym.Env[NDArray[np.float32], int]):
-    """One decision per job: `action` is the server that gets it.
-
-    Observation float32 ``[servers + 1]``: per server the sizes that wait there and the rest of the one in
-    service, not divided by its rate, then the size of the job to place; all ≥ 0. Reward: minus the
-    integral of the jobs in the system until the next arrival, in thousands; after the last job until all
-    are done, so that an episode's return is minus the sum of the job times / 1000. Ends by termination.
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-
-    def __init__(self, options: ParkOptions | None = None) -> None:
-        self.options = options or ParkOptions()
-        self.action_space = spaces.Discrete(self.options.servers)
-        self.observation_space = spaces.Box(0.0, np.inf, (self.options.servers + 1,), np.float32)
-        self._rates = self.options.rates
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """A new episode; `info["seed"]` draws the same jobs again."""
-        super().reset(seed=seed)
-        episode_seed = int(self.np_random.integers(2**31))
-        self._jobs = Jobs.draw(self.options, episode_seed)
-        self._next = 0
-        self._finishing: list[list[tuple[float, float]]] = [[] for _ in self._rates]
-        return self._see(), {"seed": episode_seed}
-
-    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Places the job and waits for the next one."""
-        now, size = self._jobs.arrivals[self._next], self._jobs.sizes[self._next]
-        line = self._finishing[int(action)]
-        starts = max(now, line[-1][0] if line else now)
-        line.append((starts + np.floor(size / self._rates[int(action)]), size))
-        self._next += 1
-        over = self._next == self.options.jobs
-        until = np.inf if over else self._jobs.arrivals[self._next]
-        inside = sum(min(done, until) - now for line in self._finishing for done, _ in line)
-        self._finishing = [[job for job in line if job[0] > until] for line in self._finishing]
-        return self._see(), -float(inside) / _TIME_UNIT, over, False, {}
-
-    def _see(self) -> NDArray[np.float32]:
-        if self._next == self.options.jobs:
-            return np.zeros(self.options.servers + 1, dtype=np.float32)
-        now, size = self._jobs.arrivals[self._next], self._jobs.sizes[self._next]
-        loads = [_load(line, now, rate) for line, rate in zip(self._finishing, self._rates, strict=True)]
-        return np.array([*loads, size], dtype=np.float32)
-
-
-def _load(line: list[tuple[float, float]], now: float, rate: float) -> float:
-    return (line[0][0] - now) * rate + sum(size for _, size in line[1:]) if line else 0.0
-
-
-def mean_job_times(
-    policy: str, seeds: range, options: ParkOptions | None = None, scorer: FloatArray | None = None
-) -> FloatArray:
+def mean_job_times(policy: str, seeds: range, scorer: FloatArray | None = None) -> FloatArray:
     """Mean job time of one episode per seed, ``[seeds]``; all policies get the same jobs.
 
     Args:
         policy: one of `POLICIES`; ties go to a random server.
         scorer: parameters ``[SCORER_SIZE]`` of the learned policy, see `envs.study.park`.
     """
-    rules, parameters = options or ParkOptions(), np.zeros(SCORER_SIZE) if scorer is None else scorer
+    parameters = np.zeros(SCORER_SIZE) if scorer is None else scorer
     code = POLICIES.index(policy)
     times = []
     for seed in seeds:
-        jobs = Jobs.draw(rules, seed)
-        times.append(_play(jobs.arrivals, jobs.sizes, rules.rates, code, parameters, seed))
+        jobs = Jobs.draw(seed)
+        times.append(_play(jobs.arrivals, jobs.sizes, RATES, code, parameters, seed))
     return np.array(times)
 
 
@@ -230,7 +155,6 @@ class EvolutionOptions(Options):
 def evolve(
     options: EvolutionOptions,
     seed: int,
-    rules: ParkOptions | None = None,
     report: Callable[[int, float], None] = lambda generation, time: None,
 ) -> FloatArray:
     """Parameters ``[SCORER_SIZE]`` of a scorer; starts as "least drain time with the job" plus small noise.
@@ -246,7 +170,7 @@ def evolve(
         seeds = range(first, first + options.episodes)
         noise = generator.normal(0.0, 1.0, (options.pairs, SCORER_SIZE))
         tries = centre + options.deviation * np.concatenate([noise, -noise])
-        times = np.array([np.log(mean_job_times("learned", seeds, rules, t)).mean() for t in tries])
+        times = np.array([np.log(mean_job_times("learned", seeds, t)).mean() for t in tries])
         ranks = times.argsort().argsort() / (len(times) - 1) - 0.5
         gradient = (ranks[: options.pairs] - ranks[options.pairs :]) @ noise / options.pairs
         centre = (

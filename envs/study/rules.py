@@ -13,14 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
-from actuators.contract.control import MAX_WEIGHT, BalancingMethod, ServiceTimes, Weights
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
 from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named
 from envs.estimators.workers import WorkersLearner
-from envs.heuristics.controllers import Controller
 from envs.heuristics.names import policy_name
 from envs.observation.features import inverse_latency_shares
 from envs.observation.observer import Observation, Observer
@@ -29,7 +28,7 @@ from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
 from envs.study.split import optimal_shares
 
-Steering = Callable[[SimulatedBatch, Sequence[Script], WindowBatch | None], None]
+BatchController = Callable[[SimulatedBatch, Sequence[Script], WindowBatch | None], None]
 """Called before every interval with the window before it (None at first); sets the batch's control."""
 
 
@@ -39,11 +38,11 @@ class Rule:
 
     name: str
     method: BalancingMethod | OracleMethod
-    steering: Callable[[], Steering] | None = None
+    steering: Callable[[], BatchController] | None = None
     options: SimulationOptions = field(default_factory=lambda: SimulationOptions(retry_post=True))
 
 
-def inverse_latency() -> Steering:
+def inverse_latency() -> BatchController:
     """Weight ∝ 1 / EWMA(0.5) of the mean response time per group and server; an error counts ten times."""
     smooth: FloatArray | None = None
 
@@ -62,7 +61,7 @@ def inverse_latency() -> Steering:
     return steer
 
 
-def type_means() -> Steering:
+def type_means() -> BatchController:
     """`expected_delay` with nothing learned: every server is believed to be as fast as the type's mean."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
@@ -73,7 +72,7 @@ def type_means() -> Steering:
     return steer
 
 
-def true_service_times() -> Steering:
+def true_service_times() -> BatchController:
     """`expected_delay` with each server's true service times, read anew before every interval."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
@@ -83,7 +82,7 @@ def true_service_times() -> Steering:
     return steer
 
 
-def optimal_split() -> Steering:
+def optimal_split() -> BatchController:
     """Weights in proportion to the best split at the true speeds and rates, anew before every interval."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
@@ -93,7 +92,7 @@ def optimal_split() -> Steering:
     return steer
 
 
-def true_speeds() -> Steering:
+def true_speeds() -> BatchController:
     """Weights in proportion to each server's true speed at each type, anew before every interval."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
@@ -147,10 +146,10 @@ class Learning:
         return f"{self.estimator}{late}{learned}{workers}"
 
 
-def steering(learning: Learning) -> Callable[[], Steering]:
+def steering(learning: Learning) -> Callable[[], BatchController]:
     """Starts from equal service times; one estimator for all environments and, in each, for all its contexts."""
 
-    def start() -> Steering:
+    def start() -> BatchController:
         waiting: deque[WindowBatch] = deque()
         estimator: Estimator | None = None
         learner: WorkersLearner | None = None
@@ -186,7 +185,7 @@ class SteeringPolicy(Protocol):
     def service_times(self, observation: Observation) -> FloatArray: ...
 
 
-def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> Steering:
+def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> BatchController:
     """Windows in, the policy's weights or service times out."""
     observer: Observer | None = None
 
@@ -206,32 +205,6 @@ def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> Steerin
             batch.set_service_times(policy.service_times(seen), workers_of(scripts))
 
     return steer
-
-
-def controlled(name: str, make: Callable[[], Controller], options: SimulationOptions | None = None) -> Rule:
-    """A controller of weights as a rule: one of its own for every environment, fed with whole windows."""
-
-    def start() -> Steering:
-        controllers: list[Controller] = []
-        present: list[Weights] = []
-
-        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
-            if window is None:
-                controllers[:] = [make() for _ in scripts]
-                present[:] = [_weights(c.begin(batch.topology)) for c in controllers]
-            else:
-                for index, controller in enumerate(controllers):
-                    decision = controller.decide(window.window(index))
-                    present[index] = present[index] if decision is None else _weights(decision)
-            batch.set_weights(np.stack([w.values for w in present]), np.stack([w.down for w in present]))
-
-        return steer
-
-    return Rule(name, make().method, start, options or SimulationOptions(retry_post=True))
-
-
-def _weights(control: Weights | ServiceTimes) -> Weights:
-    return control.as_weights() if isinstance(control, ServiceTimes) else control
 
 
 RULES = {

@@ -10,7 +10,7 @@ from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.ratios import Ratios, seeing
 from rayjobs.bench.training import PLAIN, Study
 from rayjobs.runs.local_ray import local_ray
-from tuning.learning.study import Arm
+from tuning.learning.study import TrainingArm
 
 CLUSTERS = (4, 8, 16, 27, 64)
 OBSERVATIONS: tuple[ObservationName, ...] = ("posterior", "label", "fisher")
@@ -52,7 +52,7 @@ def _bars(study: Study) -> Iterator[Bar]:
             yield figure(name, value, "×", how=told, reference=reference)
 
 
-def _judged(study: Study, arm: Arm, seed: int) -> Ratios:
+def _judged(study: Study, arm: TrainingArm, seed: int) -> Ratios:
     """Over least_conn; the last network of a training, so that no arm is lucky in what is held out."""
     trained = study.train(arm, seed, held_out=False)
     return study.over(replace(trained.rule, name=f"{arm.name} {seed}"), PLAIN, study.played)

@@ -14,7 +14,7 @@ from actuators.contract.window import Window
 from actuators.testbed.parts import LiveOptions, start_local_testbed
 from envs.calibration.calibrate import calibrate
 from envs.calibration.options import CalibrateOptions
-from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration, Comparison
+from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration, HeldOutComparison
 from envs.scenarios.catalogue import LIVE_WORK_SCALE
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
@@ -86,7 +86,7 @@ def _bars(name: str, found: Calibration, windows: Sequence[Window]) -> Iterator[
                  reference=reference)  # fmt: skip
 
 
-def _bar(text: str, error: float, limit: float, row: Comparison, place: int, how: str) -> Bar:
+def _bar(text: str, error: float, limit: float, row: HeldOutComparison, place: int, how: str) -> Bar:
     reference = f"live {row.live_ms[place]:.1f} ms, simulated {row.simulated_ms[place]:.1f} ms ({error:+.1%})"
     return at_most(text, 100 * abs(error), 100 * limit, "%", how=f"{row.requests} requests, {how}", reference=reference)
 

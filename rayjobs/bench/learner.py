@@ -18,12 +18,12 @@ from envs.simulator.batch import SimulatedBatch
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.serve import some_windows
 from tuning.learning.scripts import ScriptSource
-from tuning.learning.study import Arm, study_problem, train
+from tuning.learning.study import TrainingArm, study_problem, train
 from tuning.options import AlgorithmOptions, ModelOptions
 from tuning.policy.learned import LearnedPolicy, net_for
 
 TOPOLOGY = social_network()
-ARM = Arm("learner", DecisionOptions(), "least_conn", ("S2",))
+ARM = TrainingArm("learner", DecisionOptions(), "least_conn", ("S2",))
 """S2 randomised asks for about 1300 requests a second."""
 ENVIRONMENTS = 24
 BATCH_STEPS = 1200
@@ -88,7 +88,7 @@ def _training(context: BenchContext) -> Iterator[Bar]:
 def _iteration_s(context: BenchContext, array_runner: bool) -> float:
     marks: list[float] = []
     iterations = 3 if context.quick else 8
-    arm = Arm(
+    arm = TrainingArm(
         ARM.name, ARM.decision, ARM.method, ARM.scenarios, iterations * BATCH_STEPS,
         algorithm=AlgorithmOptions(batch_steps=BATCH_STEPS, array_runner=array_runner),
     )  # fmt: skip

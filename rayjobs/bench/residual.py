@@ -17,7 +17,7 @@ from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.ratios import Ratios
 from rayjobs.bench.training import Study
 from rayjobs.runs.local_ray import local_ray
-from tuning.learning.study import Arm, Trained
+from tuning.learning.study import Trained, TrainingArm
 from tuning.options import AlgorithmOptions
 
 BASE = Learning("idle")
@@ -26,9 +26,11 @@ _ACTION = ActionOptions(baseline="idle")
 _EPISODES_PER_SCENARIO = 24
 
 
-def residual(name: str, scenarios: tuple[str, ...], steps: int, frames: int, algorithm: AlgorithmOptions) -> Arm:
+def residual(
+    name: str, scenarios: tuple[str, ...], steps: int, frames: int, algorithm: AlgorithmOptions
+) -> TrainingArm:
     """A residual on `idle`, paid for what it changes on the same arrivals, and put to the proof."""
-    return Arm(
+    return TrainingArm(
         name,
         DecisionOptions(observation="posterior+features" if frames == 1 else "features", frames=frames, action=_ACTION),
         "expected_delay",
@@ -69,7 +71,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
         return [bar for arm in arms for bar in _bars(arm, _outcome(study, arm), study)]
 
 
-def _outcome(study: Study, arm: Arm) -> Outcome:
+def _outcome(study: Study, arm: TrainingArm) -> Outcome:
     played = [one for one in study.played if one.name in arm.scenarios]
     rule, trained = BASE.rule(), study.trained(arm)
     found = [
@@ -86,7 +88,7 @@ def _told(trained: Sequence[Trained]) -> str:
     return f"{kept} of {len(trained)} residuals kept, proof's gains in J {gains}"
 
 
-def _bars(arm: Arm, outcome: Outcome, study: Study) -> Iterator[Bar]:
+def _bars(arm: TrainingArm, outcome: Outcome, study: Study) -> Iterator[Bar]:
     together = Ratios.mean(outcome.trainings)
     worst, where = max(one.worst("index") for one in outcome.trainings)
     name = f"{arm.name}, over expected_delay without"

@@ -16,7 +16,7 @@ from envs.study.rules import RULES, Rule
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 from rayjobs.bench.parts.ratios import ANTICIPATING, GENERALIST, SPECIALIST, SPEED, Judged, Ratios, evaluation_seeds
 from rayjobs.runs.local_ray import local_ray
-from tuning.learning.study import Arm, Trained, train
+from tuning.learning.study import Trained, TrainingArm, train
 
 TOPOLOGY = social_network()
 PLAIN, SIMPLE = RULES["least_conn"], RULES["inverse_latency"]
@@ -63,7 +63,7 @@ class Study:
         """As long as this run plays it."""
         return scenario(name, self._duration_s * (2.5 if name == "S6" else 1.0))
 
-    def train(self, arm: Arm, seed: int, *, held_out: bool = True) -> Trained:
+    def train(self, arm: TrainingArm, seed: int, *, held_out: bool = True) -> Trained:
         """The trained arm; quick runs train for two iterations, which teaches nothing but shows that it works."""
         chosen = replace(arm, steps=2 * arm.algorithm.batch_steps) if self.quick else arm
         self._context.log(f"training {arm.name}: {chosen.steps} steps, seed {seed}")
@@ -73,7 +73,7 @@ class Study:
         self.costs.append(Cost(arm.name, time.perf_counter() - wall_s, time.process_time() - cpu_s))
         return trained
 
-    def trained(self, arm: Arm) -> list[Trained]:
+    def trained(self, arm: TrainingArm) -> list[Trained]:
         """The arm, once per training seed."""
         return [self.train(arm, seed) for seed in self.training_seeds]
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from actuators.contract.control import Weights
 from actuators.contract.script import ArrivalDistribution, Behaviour, RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Group, Topology
-from envs.simulator.testbed import SimulatedBatch, SimulationOptions, WindowBatch
+from envs.heuristics.controllers import Controller
+from envs.simulator.batch import SimulatedBatch, SimulationOptions
+from envs.simulator.window_batch import WindowBatch
+from envs.study.rules import BatchController, Rule
 
 
 def line_of(servers: int, method: str = "GET") -> Topology:
@@ -50,3 +56,25 @@ def run(
 def mean_s(window: WindowBatch) -> float:
     """Mean client latency in seconds."""
     return float(window.latency_s_sum.sum() / window.latency_counts.sum())
+
+
+def controller_rule(name: str, make: Callable[[], Controller], options: SimulationOptions | None = None) -> Rule:
+    """A controller of weights as a rule that `envs.study.judge` plays: one for every environment."""
+
+    def start() -> BatchController:
+        controllers: list[Controller] = []
+        present: list[Weights] = []
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            if window is None:
+                controllers[:] = [make() for _ in scripts]
+                present[:] = [controller.begin(batch.topology).as_weights() for controller in controllers]
+            else:
+                for index, controller in enumerate(controllers):
+                    control = controller.decide(window.window(index))
+                    present[index] = present[index] if control is None else control.as_weights()
+            batch.set_weights(np.stack([w.values for w in present]), np.stack([w.down for w in present]))
+
+        return steer
+
+    return Rule(name, make().method, start, options or SimulationOptions(retry_post=True))

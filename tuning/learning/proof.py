@@ -52,7 +52,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Proof:
+class ResidualProof:
     """What the episodes say: over all scenarios, each counting alike, and of every one.
 
     Attributes:
@@ -87,7 +87,7 @@ def prove_some(
     scenario: Scenario,
     options: TrainingOptions,
     simulation: SimulationOptions | None = None,
-) -> tuple[EquivariantNet, Proof]:
+) -> tuple[EquivariantNet, ResidualProof]:
     """The largest part of a residual (`REACHES`) that proves itself, and its proof; else one at rest, and the last.
 
     Plays `options.proof_episodes` scripts with a residual of 0 and with each part of the network's.
@@ -105,7 +105,7 @@ def prove_some(
         for script, gain in zip(scripts, gains.tolist(), strict=True):
             found.setdefault(script.name, []).append(gain)
         parts = {name: _overall([gains]) for name, gains in found.items()}
-        proof = Proof(_overall(list(found.values())), parts, reach)
+        proof = ResidualProof(_overall(list(found.values())), parts, reach)
         if proof.holds:
             return some, proof
     return _scaled(net, 0.0), proof

@@ -1,9 +1,9 @@
-"""Recorded transitions → batches for RLlib's offline learners, in this process instead of through Ray Data.
+"""RecordedEpisode transitions → batches for RLlib's offline learners, in this process instead of through Ray Data.
 
 RLlib's own pipeline starts an actor (10 CPU seconds of imports) for every pass over the records, hands on 2-D
 observations as objects, and computes MARWIL's value targets with the network of the first iteration for ever.
 
-Recorded transitions as parquet, one row each, in the columns that RLlib reads; and back, as whole episodes.
+RecordedEpisode transitions as parquet, one row each, in the columns that RLlib reads; and back, as whole episodes.
 
 Observations have two dimensions here, lists of lists in a file. RLlib 2.60's own reader (Ray Data) hands these on as
 arrays of objects, of which no learner connector that evaluates a network (MARWIL's advantages) can make a tensor.
@@ -59,7 +59,7 @@ class Transition:
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class RecordedEpisode:
     """Consecutive transitions of one episode.
 
     Attributes:
@@ -102,7 +102,9 @@ def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
     return len(found)
 
 
-def read_transitions(paths: Sequence[Path], observations: gym.Space[Any], actions: gym.Space[Any]) -> list[Recorded]:
+def read_transitions(
+    paths: Sequence[Path], observations: gym.Space[Any], actions: gym.Space[Any]
+) -> list[RecordedEpisode]:
     """All episodes of the parquet files, or of the folders of them; one is split where its rows do not follow
     each other.
 
@@ -114,7 +116,7 @@ def read_transitions(paths: Sequence[Path], observations: gym.Space[Any], action
     return [episode for file in files for episode in _episodes(file, observations, actions)]
 
 
-def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any]) -> Iterator[Recorded]:
+def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any]) -> Iterator[RecordedEpisode]:
     try:
         table = pq.read_table(file).combine_chunks()
         names = np.array(table["eps_id"].to_pylist())
@@ -136,7 +138,7 @@ def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any])
     starts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(names)]
     for start, stop in pairwise(starts):
         seen = np.concatenate([before[start:stop], after[stop - 1 : stop]])
-        yield Recorded(seen, done[start:stop], rewards[start:stop], bool(over[0, stop - 1]))
+        yield RecordedEpisode(seen, done[start:stop], rewards[start:stop], bool(over[0, stop - 1]))
 
 
 def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
@@ -221,7 +223,7 @@ class _Batches:
                 yield {f"{DEFAULT_MODULE_ID}/{name}": values[chosen] for name, values in columns.items()}
 
 
-def _episode(recorded: Recorded, name: str) -> SingleAgentEpisode:
+def _episode(recorded: RecordedEpisode, name: str) -> SingleAgentEpisode:
     def buffer(values: Any) -> InfiniteLookbackBuffer:
         return InfiniteLookbackBuffer(values, lookback=0)
 

@@ -19,7 +19,7 @@ from envs.scenarios.lookup import scenario, training_mixture
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
 from envs.study.judge import deadlines_s
 from envs.study.rules import SHARED_MEMORY, Rule, policy_steering
-from tuning.learning.proof import Proof
+from tuning.learning.proof import ResidualProof
 from tuning.learning.scripts import HELD_OUT_SEED
 from tuning.learning.trainer import CurveRow, Trainer
 from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, TrainingOptions
@@ -33,7 +33,7 @@ _ROWS_PER_SCENARIO = 2
 
 
 @dataclass(frozen=True)
-class Arm:
+class TrainingArm:
     """One policy to train: what it sees and does, on which method and scenarios, for how long."""
 
     name: str
@@ -57,11 +57,11 @@ class Arm:
 class Trained:
     """A trained arm, as a rule of the study."""
 
-    arm: Arm
+    arm: TrainingArm
     problem: DecisionProblem
     net: EquivariantNet
     curve: Sequence[CurveRow]
-    proof: Proof | None = None
+    proof: ResidualProof | None = None
 
     @property
     def rule(self) -> Rule:
@@ -76,7 +76,7 @@ class Trained:
 
 
 def train(
-    arm: Arm,
+    arm: TrainingArm,
     topology: Topology,
     seed: int,
     folder: Path,
@@ -110,7 +110,7 @@ def train(
     return Trained(arm, problem, trainer.net(), trainer.curve, trainer.proof)
 
 
-def study_problem(arm: Arm, topology: Topology, seed: int) -> DecisionProblem:
+def study_problem(arm: TrainingArm, topology: Topology, seed: int) -> DecisionProblem:
     """Deadlines of S1 in nominal conditions; a mixture of `arm.clusters`, fitted under weights from {1, 3, 5}."""
     deadline_s = deadlines_s(scenario("S1"), topology)
     scripts = [

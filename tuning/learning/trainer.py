@@ -29,7 +29,7 @@ from envs.simulator.testbed import SimulationOptions
 from tuning.learning.algorithm import UPDATES_PER_ITERATION, Setting, algorithm_config, check, module_path
 from tuning.learning.curve import EPISODES, CurveRow, as_csv, read_csv, row_of
 from tuning.learning.imitation import imitate
-from tuning.learning.proof import Proof, prove_some
+from tuning.learning.proof import ResidualProof, prove_some
 from tuning.learning.scoring import Best, HeldOut
 from tuning.learning.scripts import ScriptSource
 from tuning.options import AlgorithmOptions, TrainingOptions
@@ -136,7 +136,7 @@ class Trainer:
         self.problem, self.folder, self.seed = problem, folder, seed
         self.curve: list[CurveRow] = []
         self.checkpoint: Path | None = None
-        self.proof: Proof | None = None
+        self.proof: ResidualProof | None = None
         self.report = report
         self._simulation = simulation
         self._checkpoints = Checkpoints(folder / "checkpoints")

@@ -107,7 +107,7 @@ class NotANumberError(DeepSchedError):
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _Encoded:
     """What was made of some windows, before the policy acts on it."""
 
     observation: Observation
@@ -159,7 +159,7 @@ class Adviser:
     ) -> list[Advice | DeepSchedError]:
         """`advise` for many at once, with one call of the network; where it would raise, the error stands instead."""
         found: list[Advice | DeepSchedError] = []
-        seen: list[_Seen] = []
+        seen: list[_Encoded] = []
         for windows, memory in cases:
             try:
                 seen.append(self._see(windows, memory))
@@ -169,7 +169,7 @@ class Adviser:
         decided = iter(self._decided(seen))
         return [one if isinstance(one, DeepSchedError) else next(decided) for one in found]
 
-    def _see(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Seen:
+    def _see(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Encoded:
         if not windows:
             raise DataError("no window to act on", where="advice", remedy="give at least two readings")
         observer = self.bundle.problem.observer()
@@ -181,9 +181,9 @@ class Adviser:
             after_first = after_first or observer.remembered()
         assert after_first is not None
         state = State(observation.posterior.argmax(axis=-1), observation.posterior, observation.novelty)
-        return _Seen(observation, Advice(None, self._standing_on(observation), state, after_first))
+        return _Encoded(observation, Advice(None, self._standing_on(observation), state, after_first))
 
-    def _decided(self, seen: Sequence[_Seen]) -> list[Advice]:
+    def _decided(self, seen: Sequence[_Encoded]) -> list[Advice]:
         """With the policy's part, or with what kept it from acting."""
         if not seen:
             return []

@@ -23,7 +23,7 @@ from envs.observation.observer import ObservationName
 from envs.scenarios.catalogue import STUDY, StudyScenario
 from envs.study.judge import Score, judge_each
 from envs.study.rules import Rule
-from tuning.learning.study import Arm
+from tuning.learning.study import TrainingArm
 from tuning.options import AlgorithmOptions
 
 Metric = str
@@ -125,7 +125,7 @@ DEVELOPMENT_SEEDS = (201, 202, 203, 204)
 FULL = ActionOptions(floor=1, dead_band=0.0)
 """The study's baselines know no floor and no dead band; the learned policies here have none either."""
 
-GENERALIST = Arm(
+GENERALIST = TrainingArm(
     "generalist",
     DecisionOptions(action=FULL),
     "least_conn",
@@ -135,7 +135,7 @@ GENERALIST = Arm(
     # Over a good balancing method weights work at once: what they do later is noise in the credit they get.
     algorithm=AlgorithmOptions(learning_rate=1.5e-3, discount=0.3, batch_steps=2400, minibatch_steps=600),
 )
-SPECIALIST = Arm(
+SPECIALIST = TrainingArm(
     "S3 on round robin",
     DecisionOptions(action=FULL.model_copy(update={"kind": "increments"})),
     "round_robin",
@@ -143,7 +143,7 @@ SPECIALIST = Arm(
     20_000,
     algorithm=AlgorithmOptions(learning_rate=1e-3, discount=0.7),
 )
-ANTICIPATING = Arm(
+ANTICIPATING = TrainingArm(
     "S10 on round robin",
     DecisionOptions(observation="features", frames=8, action=FULL.model_copy(update={"kind": "continuous"})),
     "round_robin",
@@ -151,12 +151,12 @@ ANTICIPATING = Arm(
     60_000,
     algorithm=AlgorithmOptions(learning_rate=1e-3, discount=0.8),
 )
-SPEED = Arm("speed", DecisionOptions(action=FULL), "least_conn", ("S2",), 24_000)
+SPEED = TrainingArm("speed", DecisionOptions(action=FULL), "least_conn", ("S2",), 24_000)
 """For timing: S2 randomised asks for about 1300 requests/s."""
 
 
-def seeing(observation: ObservationName, clusters: int) -> Arm:
+def seeing(observation: ObservationName, clusters: int) -> TrainingArm:
     """A generalist on round robin, where weights matter most, that sees this; all else is equal for all."""
     decision = DecisionOptions(observation=observation, action=FULL.model_copy(update={"kind": "continuous"}))
     name = observation if observation == "features" else f"{observation}, K = {clusters}"
-    return Arm(name, decision, "round_robin", STUDY, 24_000, clusters, algorithm=SPECIALIST.algorithm)
+    return TrainingArm(name, decision, "round_robin", STUDY, 24_000, clusters, algorithm=SPECIALIST.algorithm)

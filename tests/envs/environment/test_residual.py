@@ -27,7 +27,7 @@ from rayjobs.train import TrainOptions
 from tests.support.problems import TOPOLOGY, demo_scenario, observed
 from tuning.judging.contenders import Arena, contender, learned_controller, parse_policies
 from tuning.learning.proof import REACHES, prove_some
-from tuning.learning.study import Arm, Trained
+from tuning.learning.study import Trained, TrainingArm
 from tuning.options import ModelOptions, TrainingOptions
 from tuning.policy.bundle import Bundle
 from tuning.policy.learned import net_for
@@ -76,7 +76,7 @@ def test_an_untrained_policy_is_its_estimator(name: str, tmp_path: Path) -> None
 
 def test_in_the_study_an_untrained_policy_scores_as_its_estimator() -> None:
     own = problem()
-    arm = Arm("nothing", own.options, "expected_delay")
+    arm = TrainingArm("nothing", own.options, "expected_delay")
     rule = Trained(arm, own, net_for(own, ModelOptions()), ()).rule
     for name in ("S3", "S9"):
         played = scenario(name, 30.0)

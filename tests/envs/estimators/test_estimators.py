@@ -13,7 +13,7 @@ from actuators.contract.topology import social_network
 from actuators.contract.window import DelayWindow, Fault, Window
 from actuators.errors import ConfigError, DataError
 from envs.estimators.base import ServiceSamples
-from envs.estimators.registry import ESTIMATORS, estimator_named
+from envs.estimators.registry import ESTIMATORS, estimator_named, first_control
 from envs.estimators.workers import CAUTION, WorkersLearner
 from envs.heuristics.controllers import EstimatorController, FixedController, TrueServiceTimes
 from envs.scenarios.lookup import scenario
@@ -224,16 +224,15 @@ def test_an_unknown_estimator_is_one_line_with_the_closest_match() -> None:
 
 @pytest.mark.parametrize("name", ["S1", "S3"])
 def test_workers_are_learned_from_how_response_times_grow_with_requests_in_flight(name: str) -> None:
-    controller = EstimatorController(TOPOLOGY, learner=WorkersLearner(TOPOLOGY))
-    first = controller.begin(TOPOLOGY)
+    estimator, learner = estimator_named("idle")(TOPOLOGY), WorkersLearner(TOPOLOGY)
+    first = control = first_control(TOPOLOGY, learner.update(None, 0.0))
     with SimulatedTestbed(TOPOLOGY, "expected_delay", options=SimulationOptions(count_by_in_flight=True)) as testbed:
         testbed.reset(scenario(name), 5)
-        testbed.apply(first)
         for _ in range(40):
-            control = controller.decide(testbed.advance(1.0))
-            assert isinstance(control, ServiceTimes)
             testbed.apply(control)
-    assert isinstance(first, ServiceTimes)
+            samples = ServiceSamples.of(testbed.advance(1.0))
+            workers = learner.update(samples.seen().by_in_flight, samples.duration_s)
+            control = ServiceTimes(TOPOLOGY, estimator.update(samples), workers)
     assert first.workers.tolist() == [1.0, 1.0, 1.0]
     assert control.workers.tolist() == [4.0, 4.0, 4.0]
 

@@ -12,15 +12,8 @@ import pytest
 from actuators.contract.control import Weights
 from actuators.contract.topology import social_network
 from actuators.contract.window import Window
-from actuators.errors import ConfigError
 from envs.environment.actions import ActionCodec, ActionOptions
-from envs.heuristics.controllers import (
-    Controller,
-    EstimatorController,
-    FixedController,
-    OutlierEjection,
-    PolicyController,
-)
+from envs.heuristics.controllers import Controller, PolicyController
 from envs.heuristics.knapsack import Knapsack, best_split
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid, number_in_system, offered_load
 from envs.heuristics.weights import (
@@ -30,21 +23,21 @@ from envs.heuristics.weights import (
     InverseLatency,
     Little,
     Policy,
-    Static,
     WeightPolicy,
     rates_rps,
 )
 from envs.observation.observer import Observer
 from envs.scenarios.lookup import scenario
-from envs.study.judge import SearchOptions, judge, search_static
-from envs.study.rules import RULES, controlled
+from envs.study.judge import judge
+from envs.study.rules import RULES
+from tests.support.simulated import controller_rule
 from tests.support.windows import window
 
 TOPOLOGY = social_network()
 DEADLINES_S = np.array([0.06, 0.02, 0.015])
 CODEC = ActionCodec(TOPOLOGY, ActionOptions())
 POLICIES: tuple[Policy, ...] = (
-    Equal(), Static(Weights.equal(TOPOLOGY, 7)), InverseLatency(CODEC), Little(CODEC), Equaliser(CODEC), Aimd(CODEC),
+    Equal(), InverseLatency(CODEC), Little(CODEC), Equaliser(CODEC), Aimd(CODEC),
     ModelBased(CODEC, 4.0),
 )  # fmt: skip
 FEEDBACK = [policy for policy in POLICIES if isinstance(policy, WeightPolicy)]
@@ -156,71 +149,4 @@ def test_a_dead_server_does_not_wind_up_the_pid() -> None:
 def test_they_beat_plain_least_conn_where_servers_differ(name: str, where: str, limit: float) -> None:
     played = scenario(where, duration_s=150.0)
     plain = judge(RULES["least_conn"], played, TOPOLOGY, (11,))
-    assert judge(controlled(name, CONTROLLERS[name]), played, TOPOLOGY, (11,)).over(plain).mean_ms < limit
-
-
-def test_the_searched_static_weights_beat_equal_ones_on_arrivals_they_were_not_searched_on() -> None:
-    played = scenario("S2b", duration_s=100.0)
-    options = SearchOptions(candidates=16, generations=6, duration_s=20.0)
-    weights = search_static(played, TOPOLOGY, "least_conn", DEADLINES_S, (201, 202), options)
-    assert (weights.values[:, 0] > weights.values[:, 2]).all(), "the fast server gets more"
-    rule = controlled("static", lambda: controller_of(Static(weights)))
-    plain = judge(RULES["least_conn"], played, TOPOLOGY, (11,))
-    assert judge(rule, played, TOPOLOGY, (11,)).over(plain).mean_ms < 0.93
-
-
-class TestOutlierEjection:
-    """A server that fails too often rests; never two at once, never the last."""
-
-    @staticmethod
-    def at(end_s: float, failing: int | None, **more: object) -> Window:
-        errors = np.zeros(TOPOLOGY.shape, np.int64)
-        if failing is not None:
-            errors[:, failing] = 50
-        return replace(window(5.0, 100, errors=errors, start_s=end_s - 1.0), **more)  # type: ignore[arg-type]
-
-    def out(self, ejection: OutlierEjection, seen: Window, before: set[int]) -> set[int]:
-        control = ejection.decide(seen)
-        if control is None:
-            return before
-        assert isinstance(control, Weights)
-        return set(np.flatnonzero(control.down.all(axis=0)).tolist())
-
-    def test_each_ejection_is_twice_as_long(self) -> None:
-        ejection = OutlierEjection(FixedController("plain", "least_conn"))
-        ejection.begin(TOPOLOGY)
-        rested, out = [], set[int]()
-        for second in range(1, 40):
-            out = self.out(ejection, self.at(float(second), 1 if not out else None), out)
-            rested.append(1 in out)
-        lengths = [len(list(run)) for is_out, run in itertools.groupby(rested) if is_out]
-        assert lengths[:3] == [4, 8, 16]
-
-    def test_only_one_server_rests_at_a_time(self) -> None:
-        ejection = OutlierEjection(controller_of(InverseLatency(CODEC)))
-        ejection.begin(TOPOLOGY)
-        out = self.out(ejection, self.at(1.0, 0), set())
-        assert out == {0}
-        assert self.out(ejection, self.at(2.0, 1), out) == {0}
-
-    def test_the_last_usable_server_stays(self) -> None:
-        down = np.zeros(TOPOLOGY.shape, bool)
-        down[1, :2] = True
-        ejection = OutlierEjection(FixedController("plain", "least_conn"))
-        ejection.begin(TOPOLOGY)
-        assert ejection.decide(self.at(1.0, 2, down=down)) is None
-
-    def test_a_few_failures_of_a_few_requests_say_nothing(self) -> None:
-        ejection = OutlierEjection(FixedController("plain", "least_conn"))
-        ejection.begin(TOPOLOGY)
-        assert ejection.decide(window(5.0, 2, errors=1)) is None
-
-    def test_it_is_refused_where_the_method_scores_errors_itself(self) -> None:
-        with pytest.raises(ConfigError, match="scores errors itself"):
-            OutlierEjection(EstimatorController(TOPOLOGY))
-
-    def test_it_saves_most_of_what_failures_cost(self) -> None:
-        played = scenario("S7", duration_s=200.0)
-        plain = judge(RULES["least_conn"], played, TOPOLOGY, (101,))
-        rule = controlled("ejection", lambda: OutlierEjection(FixedController("plain", "least_conn")))
-        assert judge(rule, played, TOPOLOGY, (101,)).over(plain).index < 0.5
+    assert judge(controller_rule(name, CONTROLLERS[name]), played, TOPOLOGY, (11,)).over(plain).mean_ms < limit

@@ -21,7 +21,7 @@ from rayjobs.runs.local_ray import local_ray
 from tests.support.problems import observed
 from tuning.learning.recordings import from_simulation, from_windows, write_transitions
 from tuning.learning.scripts import ScriptSource
-from tuning.learning.study import Arm, train
+from tuning.learning.study import TrainingArm, train
 from tuning.learning.trainer import Trainer
 from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
 from tuning.policy.bundle import Bundle, load_bundle
@@ -139,7 +139,9 @@ def test_early_stopping_keeps_the_best_network(tmp_path: Path) -> None:
 
 def test_a_policy_trained_with_three_servers_serves_five_and_twelve(tmp_path: Path) -> None:
     """Not worse than the baseline there, on the same arrivals."""
-    arm = Arm("small", DecisionOptions(action=ActionOptions(floor=1, dead_band=0.0)), "least_conn", ("S2", "S3"), 3600)
+    arm = TrainingArm(
+        "small", DecisionOptions(action=ActionOptions(floor=1, dead_band=0.0)), "least_conn", ("S2", "S3"), 3600
+    )
     small = train(arm, observed().problem.topology, 1, tmp_path)
     for servers in (5, 12):
         topology = social_network(tuple(f"server-{number}:80" for number in range(servers)))
