@@ -1,6 +1,6 @@
-"""The policies that are judged beside each other, by name: NGINX as shipped, heuristics, bundles, oracles, peers.
+"""The policies that are judged side by side, by name: NGINX's methods, heuristics, bundles, oracles, other balancers.
 
-Reference policies that no one can have: they are told what the script does. For simulated testbeds only.
+Oracles receive the script and run on simulated testbeds only; they show what perfect knowledge would give.
 """
 
 from __future__ import annotations
@@ -29,65 +29,13 @@ from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Litt
 from envs.scenarios.timeline import true_tau_s
 from envs.study.split import optimal_shares
 
-Knowledge = Callable[[Topology, Script, float], Control]
-"""The best control at a moment of a script, seconds since reset."""
-
-
-class Oracle:
-    """A control from the script's own values, anew before every interval; `tuning.judging.judge.Informed`."""
-
-    def __init__(self, name: str, method: BalancingMethod, knowledge: Knowledge) -> None:
-        self.name, self.method, self._knowledge = name, method, knowledge
-        self._script: Script | None = None
-
-    def inform(self, script: Script) -> None:
-        """Takes the script of the next phase."""
-        self._script = script
-
-    def begin(self, topology: Topology) -> Control:
-        if self._script is None:
-            return Weights.equal(topology)
-        return self._knowledge(topology, self._script, 0.0)
-
-    def decide(self, window: Window) -> Control | None:
-        if self._script is None:
-            raise ConfigError("the oracle was not told the script", where=self.name)
-        return self._knowledge(window.topology, self._script, window.end_s)
-
-
-def oracle(name: str, shown: str | None = None) -> Controller:
-    """An oracle of `ORACLES` by name, `shown` under another one."""
-    found = ORACLES[name]
-    if isinstance(found, str):
-        return FixedController(shown or name, cast(BalancingMethod, found))
-    method, knowledge = found
-    return Oracle(shown or name, method, knowledge)
-
-
-def _true_times(topology: Topology, script: Script, at_s: float) -> Control:
-    workers = np.array([float(profile.workers) for profile in script.servers])
-    return ServiceTimes(topology, true_tau_s(script, at_s), workers)
-
-
-def _optimal_split(topology: Topology, script: Script, at_s: float) -> Control:
-    return Weights.from_shares(topology, optimal_shares(script, at_s))
-
-
-ORACLES: dict[str, str | tuple[BalancingMethod, Knowledge]] = {
-    "shortest_delay": "shortest_delay",
-    "join_shortest": "join_shortest",
-    "central_queue": "central_queue",
-    "true_times": ("expected_delay", _true_times),
-    "optimal_round_robin": ("round_robin", _optimal_split),
-    "optimal_least_conn": ("least_conn", _optimal_split),
-}
-"""Oracles by name: a method of the simulator, or a method and what is known."""
-
 REFERENCE = "least_conn"
 LEARNED = "learned"
 
 NATIVE = ("round_robin", "least_conn", "random_two")
 """NGINX as shipped, equal weights."""
+Knowledge = Callable[[Topology, Script, float], Control]
+"""The best control at a moment of a script, seconds since reset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,25 +51,6 @@ class Arena:
     problem: DecisionProblem
     method: BalancingMethod
     workers: FloatArray
-
-
-Make = Callable[[Arena], Controller]
-
-BASELINES: dict[str, Callable[[Arena], Policy]] = {
-    "equal": lambda arena: Equal(),
-    "inverse_latency": lambda arena: InverseLatency(arena.problem.codec),
-    "little": lambda arena: Little(arena.problem.codec),
-    "equaliser": lambda arena: Equaliser(arena.problem.codec),
-    "aimd": lambda arena: Aimd(arena.problem.codec),
-    "model_based": lambda arena: ModelBased(arena.problem.codec, arena.workers),
-}
-"""Heuristics that observe and set weights."""
-
-STEERED: dict[str, Make] = {
-    "utilisation_pid": lambda a: UtilisationPid(a.method, a.problem.codec, a.problem.observer(), a.workers),
-    "knapsack": lambda a: Knapsack(a.method, a.problem.codec),
-}
-"""Heuristics with a memory of their own."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +88,66 @@ class Spec:
     @property
     def is_bundle(self) -> bool:
         return _is_folder(self.base)
+
+
+class Oracle:
+    """Sets the best control for the script's true state before every interval; `tuning.judging.judge.Informed`."""
+
+    def __init__(self, name: str, method: BalancingMethod, knowledge: Knowledge) -> None:
+        self.name, self.method, self._knowledge = name, method, knowledge
+        self._script: Script | None = None
+
+    def inform(self, script: Script) -> None:
+        """Receives the script of the next phase."""
+        self._script = script
+
+    def begin(self, topology: Topology) -> Control:
+        if self._script is None:
+            return Weights.equal(topology)
+        return self._knowledge(topology, self._script, 0.0)
+
+    def decide(self, window: Window) -> Control | None:
+        if self._script is None:
+            raise ConfigError("the oracle has no script", where=self.name)
+        return self._knowledge(window.topology, self._script, window.end_s)
+
+
+def _true_times(topology: Topology, script: Script, at_s: float) -> Control:
+    workers = np.array([float(profile.workers) for profile in script.servers])
+    return ServiceTimes(topology, true_tau_s(script, at_s), workers)
+
+
+def _optimal_split(topology: Topology, script: Script, at_s: float) -> Control:
+    return Weights.from_shares(topology, optimal_shares(script, at_s))
+
+
+ORACLES: dict[str, str | tuple[BalancingMethod, Knowledge]] = {
+    "shortest_delay": "shortest_delay",
+    "join_shortest": "join_shortest",
+    "central_queue": "central_queue",
+    "true_times": ("expected_delay", _true_times),
+    "optimal_round_robin": ("round_robin", _optimal_split),
+    "optimal_least_conn": ("least_conn", _optimal_split),
+}
+"""Oracles by name: a method of the simulator, or a method and what is known."""
+
+Make = Callable[[Arena], Controller]
+
+BASELINES: dict[str, Callable[[Arena], Policy]] = {
+    "equal": lambda arena: Equal(),
+    "inverse_latency": lambda arena: InverseLatency(arena.problem.codec),
+    "little": lambda arena: Little(arena.problem.codec),
+    "equaliser": lambda arena: Equaliser(arena.problem.codec),
+    "aimd": lambda arena: Aimd(arena.problem.codec),
+    "model_based": lambda arena: ModelBased(arena.problem.codec, arena.workers),
+}
+"""Heuristics that observe and set weights."""
+
+STEERED: dict[str, Make] = {
+    "utilisation_pid": lambda a: UtilisationPid(a.method, a.problem.codec, a.problem.observer(), a.workers),
+    "knapsack": lambda a: Knapsack(a.method, a.problem.codec),
+}
+"""Heuristics that keep state between windows."""
 
 
 def parse_policies(texts: Sequence[str]) -> tuple[Spec, ...]:
@@ -222,6 +211,15 @@ def learned_controller(
     in_memory = problem.options.action.estimator is not None
     chosen: BalancingMethod = "expected_delay" if in_memory else method
     return PolicyController(name, chosen, policy, problem.observer(), problem.first_control())
+
+
+def oracle(name: str, shown: str | None = None) -> Controller:
+    """An oracle of `ORACLES` by name, `shown` under another one."""
+    found = ORACLES[name]
+    if isinstance(found, str):
+        return FixedController(shown or name, cast(BalancingMethod, found))
+    method, knowledge = found
+    return Oracle(shown or name, method, knowledge)
 
 
 def _of_weights(problem: DecisionProblem) -> DecisionProblem:

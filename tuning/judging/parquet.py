@@ -1,7 +1,4 @@
-"""Every published number of some evaluations as one parquet table: a row per policy, request type and metric.
-
-The windows behind an evaluation as one parquet table: a row per window, group and server.
-"""
+"""Parquet tables: the published numbers of evaluations (a row per policy, type and metric), and their windows."""
 
 from __future__ import annotations
 
