@@ -98,8 +98,8 @@ def _difference(net: Any, session: Any, row_size: int, checks: int) -> float:
         rows = generator.uniform(-10, 10, (servers, row_size)).astype(np.float32)
         with torch.inference_mode():
             wanted = net(torch.from_numpy(rows))[0].numpy()
-        found = session.run(["action"], {"rows": rows})[0]
-        largest = max(largest, float(np.abs(found - wanted).max()))
+        exported = session.run(["action"], {"rows": rows})[0]
+        largest = max(largest, float(np.abs(exported - wanted).max()))
     return largest
 
 

@@ -146,8 +146,8 @@ def _table(title: str, *headings: str) -> Table:
 
 def errors_text(summary: LoadSummary, i: int) -> str:
     """``timeout 3, status_5xx 1`` or ``none``."""
-    found = [f"{name} {int(summary.errors[name][i])}" for name in ERROR_CLASSES if summary.errors[name][i]]
-    return ", ".join(found) or "none"
+    counts = [f"{name} {int(summary.errors[name][i])}" for name in ERROR_CLASSES if summary.errors[name][i]]
+    return ", ".join(counts) or "none"
 
 
 def footer(summary: LoadSummary) -> str:

@@ -23,8 +23,8 @@ def run(options: TestbedsOptions) -> int:
     from rayjobs.cli.console import console_out
 
     rows = []
-    for ray, found in _everywhere(options.address):
-        rows += [(ray, row) for row in found]
+    for ray, testbeds in _testbeds_of_each_ray(options.address):
+        rows += [(ray, row) for row in testbeds]
     if not rows:
         console_out().print("no testbed is running")
         return 0
@@ -41,7 +41,7 @@ def run(options: TestbedsOptions) -> int:
     return 0
 
 
-def _everywhere(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _testbeds_of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The address and the testbeds of each Ray."""
     from rayjobs.runs.local_ray import connected, in_job, joined, running_heads
     from tuning.live.testbeds import running_testbeds

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PIPE_WIDTH = 160
-"""Columns where the output is no terminal, so that a pipe gets no wrapped cells."""
+"""Columns of output that is not a terminal: cells in a pipe are not wrapped."""
 
 
 def console_out() -> Console:

@@ -239,7 +239,7 @@ def _run_until_ended(controller: SiteController, options: SteerOptions) -> None:
     try:
         controller.run(options.interval_s, options.duration_s)
     except Terminated:
-        # A service is ended by SIGTERM: that is no failure, and the weights in force stay.
+        # A service is ended by SIGTERM: not a failure, and the weights in force stay.
         controller.end()
     except KeyboardInterrupt:
         controller.end()
