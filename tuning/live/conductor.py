@@ -1,9 +1,7 @@
-"""The Ray actor that drives one testbed: one call per control interval, so that one process can drive many.
+"""The Ray actor that drives one testbed, one call per control interval, and a Testbed over such an actor.
 
-It repairs what breaks: when a part of the testbed has died, the next `reset` builds the testbed anew in
-the same placement group. Ray restarts the actor itself when it dies; its parts die with it.
-
-A Testbed over a conductor, for who drives one of several by hand: to observe it, or to judge on it.
+When a part of the testbed has died, the next `reset` rebuilds the testbed in the same placement group. Ray restarts
+the actor when it dies; the parts of its testbed die with it. `tuning.live.vector_env` calls many conductors at once.
 """
 
 from __future__ import annotations
@@ -34,15 +32,15 @@ NEWS_KEPT = 100
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """What one call of a conductor gave.
+    """Result of one call of a conductor.
 
     Attributes:
-        window: of the interval; None when there is none, and `fault` says why.
-        fault: in words; empty when the window may be read as numbers.
-        changed: whether the control was another one than before.
-        waited_s: seconds in which nothing was done but to wait for the interval's end; the rest is our own work.
+        window: the interval's window; None when it was lost, then `fault` gives the reason.
+        fault: description of the fault; empty when the window is usable.
+        changed: whether the control differs from the previous one.
+        waited_s: seconds spent waiting for the end of the interval.
         apply_s: seconds until the control was in force.
-        collect_s: seconds from the interval's end until its window was read and the testbed looked over.
+        collect_s: seconds from the end of the interval until its window was read and the testbed checked.
     """
 
     window: Window | None
@@ -53,12 +51,12 @@ class Stepped:
     collect_s: float = 0.0
 
     def dump(self) -> bytes:
-        """For another process of this cluster."""
+        """Serialises the result for another process of this cluster."""
         return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def load(cls, data: bytes) -> Stepped:
-        """The inverse of `dump`; only for what came from an actor of our own."""
+        """The inverse of `dump`. Unpickles: use it only on bytes from an actor of this program."""
         stepped = pickle.loads(data)
         assert isinstance(stepped, cls)
         return stepped
@@ -66,12 +64,12 @@ class Stepped:
 
 @dataclass(frozen=True)
 class News:
-    """Something that a person should hear about: a fault, a repair.
+    """An event to report to the user: a fault or a repair.
 
     Attributes:
-        number: ascends within a testbed, from 1.
-        at: time in UTC.
-        lost: intervals that it cost, 0 or 1.
+        number: sequence number within a testbed, from 1.
+        at: time in UTC, ISO 8601.
+        lost: number of intervals lost, 0 or 1.
     """
 
     testbed: str
@@ -82,11 +80,11 @@ class News:
 
 
 class TestbedDriver:
-    """What a conductor does, apart from Ray.
+    """The logic of a conductor, without Ray.
 
     Args:
-        make: builds the testbed; gets the number of the build, from 0.
-        method: balancing method under the weights.
+        make: builds the testbed; receives the build number, from 0.
+        method: balancing method that the weights act on.
     """
 
     def __init__(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod) -> None:
@@ -98,9 +96,10 @@ class TestbedDriver:
         self._doing = "idle"
 
     def reset(self, scenario: Scenario, seed: int, interval_s: float) -> Stepped:
-        """Starts a script under equal weights and waits for its first window; builds or repairs the testbed first.
+        """Builds or repairs the testbed, starts a script under equal weights and waits for its first window.
 
-        Raises DeepSchedError when the testbed cannot be built; the next reset tries again.
+        Raises:
+            DeepSchedError: the testbed cannot be built; the next reset tries again.
         """
         self._doing = "resetting"
         testbed = self._sound()
@@ -112,13 +111,13 @@ class TestbedDriver:
             raise
 
     def step(self, control: Control, interval_s: float) -> Stepped:
-        """Puts a control of this testbed's shape in force and waits for the interval's end; never raises for faults."""
+        """Applies a control of this testbed's shape and waits for the end of the interval; returns faults as text."""
         if self._testbed is None:
             return self._note(Stepped(None, "the testbed was not running"))
         self._doing = "stepping"
         began_s = time.monotonic()
         try:
-            # Only this side knows the addresses that the servers have now.
+            # Only this process knows the current addresses of the servers.
             applied = self._testbed.apply(replace(control, topology=self._testbed.topology))
             apply_s = time.monotonic() - began_s
             return replace(self._advance(self._testbed, interval_s, changed=applied.changed), apply_s=apply_s)
@@ -129,16 +128,16 @@ class TestbedDriver:
             return self._note(Stepped(None, str(error)))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of the testbed, for those who drive it by hand (`tuning.live.conductor`)."""
+        """Calls a method of the testbed (for `ConductedTestbed`)."""
         self._doing = method
         return getattr(self._sound() if method in ("reset", "set_method") else self._running(), method)(*args, **kwargs)
 
     def topology(self) -> Any:
-        """The topology with real addresses; builds the testbed when there is none."""
+        """The topology with real addresses; builds the testbed if it is not running."""
         return self._sound().topology
 
     def describe(self) -> dict[str, Any]:
-        """State for a person: what it does, how often it was built, windows and faults so far, where its parts are."""
+        """State for display: activity, number of builds, windows and faults so far, placement of the parts."""
         places: dict[str, str] = self._testbed.places() if isinstance(self._testbed, RemoteTestbed) else {}
         return {
             "name": self.name,
@@ -151,11 +150,11 @@ class TestbedDriver:
         }
 
     def news(self, after: int) -> list[News]:
-        """What has happened since the news of that number."""
+        """Events with a number above `after`."""
         return [news for news in self._news if news.number > after]
 
     def close(self) -> None:
-        """Ends the testbed; a later reset builds another one."""
+        """Ends the testbed; a later reset builds a new one."""
         self._doing = "idle"
         testbed, self._testbed = self._testbed, None
         if testbed is not None:
@@ -165,10 +164,10 @@ class TestbedDriver:
         began_s = time.monotonic()
         remote = testbed if isinstance(testbed, RemoteTestbed) else None
         checks = remote.begin_checks() if remote else []
-        # Looked at before the interval's end, they cost nothing then.
+        # Checks that finish before the end of the interval do not delay the next control.
         told = remote.dead_parts(checks) if remote and remote.answered(checks, interval_s / 2) else None
         window = testbed.advance(interval_s)
-        # A testbed without a clock of its own, such as a simulated one, does not wait.
+        # A testbed without a clock (a simulated one) does not wait.
         waited_s = max(getattr(testbed, "due_s", began_s) - began_s, 0.0)
         self._windows += 1
         if told is None:
@@ -180,12 +179,12 @@ class TestbedDriver:
         return self._note(stepped) if told else stepped
 
     def _sound(self) -> Testbed:
-        """The testbed, all of whose parts live; built anew when there is none or something in it has died."""
+        """The running testbed; rebuilds it if it is not running or one of its parts has died."""
         if self._testbed is not None:
             dead = self._testbed.dead_parts() if isinstance(self._testbed, RemoteTestbed) else []
             if not dead:
                 return self._testbed
-            self._say(f"{', '.join(dead)}; building the testbed anew")
+            self._say(f"{', '.join(dead)}; rebuilding the testbed")
             self._break()
         began_s = time.monotonic()
         self._doing = "building"
@@ -203,11 +202,11 @@ class TestbedDriver:
 
     def _running(self) -> Testbed:
         if self._testbed is None:
-            raise TestbedError("nothing is running", where=self.name, remedy="call reset first")
+            raise TestbedError("the testbed is not running", where=self.name, remedy="call reset first")
         return self._testbed
 
     def _break(self) -> None:
-        # What is left of a broken testbed may be unable to close; a part that hangs is killed by its close.
+        # A broken testbed may fail to close; its close kills a part that hangs.
         with contextlib.suppress(DeepSchedError):
             self.close()
 
@@ -223,28 +222,28 @@ class TestbedDriver:
 
 
 class Conductor(TestbedDriver):
-    """A TestbedDriver as an actor; who only looks on does not wait for the running interval."""
+    """A TestbedDriver as an actor; `describe` and `news` answer while an interval is running."""
 
     def __init__(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod) -> None:
         super().__init__(name, make, method)
         set_realtime_priority()
 
     def reset(self, scenario: Scenario, seed: int, interval_s: float) -> bytes:  # type: ignore[override]
-        """As TestbedDriver's, for `Stepped.load`: Ray takes several times as long to pack thirty small arrays."""
+        """`TestbedDriver.reset`, dumped: Ray itself takes several times as long to serialise thirty small arrays."""
         return super().reset(scenario, seed, interval_s).dump()
 
     def step(self, control: Control, interval_s: float) -> bytes:  # type: ignore[override]
-        """As TestbedDriver's, for `Stepped.load`."""
+        """`TestbedDriver.step`, dumped for `Stepped.load`."""
         return super().step(control, interval_s).dump()
 
     @ray.method(concurrency_group="watch")
     def describe(self) -> dict[str, Any]:
-        """As TestbedDriver's."""
+        """See `TestbedDriver.describe`."""
         return super().describe()
 
     @ray.method(concurrency_group="watch")
     def news(self, after: int) -> list[News]:
-        """As TestbedDriver's."""
+        """See `TestbedDriver.news`."""
         return super().news(after)
 
     def __ray_shutdown__(self) -> None:
@@ -252,16 +251,18 @@ class Conductor(TestbedDriver):
 
 
 CONDUCTOR: Any = ray.remote(num_cpus=0, max_restarts=-1, concurrency_groups={"watch": 1})(Conductor)
-"""Conductor as Ray starts it."""
+"""The actor class of `Conductor`; Ray restarts it without limit."""
 
 START_TIMEOUT_S = 240.0
 ANSWER_SLACK_S = 60.0
 
 
 class ConductedTestbed:
-    """Testbed protocol; `close` leaves the testbed to whoever opened the conductor.
+    """Implements the Testbed protocol over a conductor, to observe or evaluate on one testbed of several.
 
-    Raises TestbedError at the start when the testbed does not come up within 240 s.
+    Raises:
+        TestbedError: from the constructor, when the testbed does not start within 240 s; from every method, when the
+            conductor dies or does not answer in time.
     """
 
     def __init__(self, conductor: Any, name: str) -> None:
@@ -291,7 +292,7 @@ class ConductedTestbed:
         return window
 
     def close(self) -> None:
-        """Nothing to do: the testbed goes on for others."""
+        """Does nothing: `Testbeds` owns the conductor and closes it."""
 
     def __enter__(self) -> Self:
         return self
@@ -312,4 +313,4 @@ class ConductedTestbed:
         except ray.exceptions.GetTimeoutError as error:
             raise TestbedError(f"{self._name} did not answer within {timeout_s:g} s") from error
         except ray.exceptions.RayActorError as error:
-            raise TestbedError(f"the conductor of {self._name} died", remedy="try again: it is restarted") from error
+            raise TestbedError(f"the conductor of {self._name} died", remedy="try again: Ray restarts it") from error

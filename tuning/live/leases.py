@@ -1,4 +1,4 @@
-"""Who has which testbed: a named actor that hands testbeds out and knows a restarted holder again."""
+"""Leases of testbeds: an actor that assigns testbeds to holders; a restarted holder gets the same ones again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from actuators.errors import CapacityError
 
 
 class LeaseBook:
-    """The bookkeeping, apart from Ray. Testbeds are known by name."""
+    """Assigns testbeds, by name, to holders; without Ray."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._holders: dict[str, str] = dict.fromkeys(names, "")
 
     def lease(self, holder: str, count: int) -> list[str]:
-        """Names of `count` testbeds for the holder; the same ones again for one that comes back.
+        """Names of `count` testbeds for the holder; a holder that calls again keeps those it has.
 
-        Raises CapacityError, in words, when too few are free.
+        Raises:
+            CapacityError: too few testbeds are free.
         """
         own = [name for name, by in self._holders.items() if by == holder]
         free = [name for name, by in self._holders.items() if not by]
         if len(own) + len(free) < count:
             held = ", ".join(f"{name} by {by}" for name, by in self._holders.items() if by and by != holder)
             raise CapacityError(
-                f"{holder} wants {count} testbed(s), {len(own) + len(free)} of {len(self._holders)} are free",
+                f"{holder} needs {count} testbed(s), {len(own) + len(free)} of {len(self._holders)} are free",
                 where=held,
                 remedy="use more testbeds or fewer env runners",
             )
@@ -38,7 +39,7 @@ class LeaseBook:
         return granted
 
     def release(self, holder: str) -> None:
-        """The holder needs its testbeds no more; nothing happens when it has none."""
+        """Frees the holder's testbeds, if it has any."""
         self._holders = {name: "" if by == holder else by for name, by in self._holders.items()}
 
     def table(self) -> dict[str, str]:
@@ -47,7 +48,7 @@ class LeaseBook:
 
 
 LEASE_DESK: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LeaseBook)
-"""A LeaseBook as an actor."""
+"""The actor class of `LeaseBook`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Leaser:
     conductors: dict[str, Any]
 
     def lease(self, count: int) -> dict[str, Any]:
-        """Name → conductor of `count` testbeds, for the actor (or driver) that calls. Raises CapacityError."""
+        """Name → conductor of `count` testbeds, leased to the calling actor or driver. Raises CapacityError."""
         try:
             names = ray.get(self.desk.lease.remote(_holder(), count))
         except ray.exceptions.RayTaskError as error:
@@ -71,12 +72,12 @@ class Leaser:
         return {name: self.conductors[name] for name in names}
 
     def release(self) -> None:
-        """Gives back what this actor holds; nothing is left to give back once the testbeds are closed."""
+        """Returns the testbeds of this actor; does nothing once the testbeds are closed."""
         with contextlib.suppress(ray.exceptions.ActorDiedError):
             ray.get(self.desk.release.remote(_holder()))
 
 
 def _holder() -> str:
-    """This actor's id, which survives its restarts; the driver's job id outside of actors."""
+    """This actor's id, which stays the same after a restart; outside actors the driver's job id."""
     context = ray.get_runtime_context()
     return context.get_actor_id() or f"driver of job {context.get_job_id()}"

@@ -1,4 +1,4 @@
-"""What Prometheus sees of testbeds and trials, through Ray: `ray_deepsched_…` on every node's metrics port."""
+"""Prometheus metrics of testbeds and trials, exported by Ray as `ray_deepsched_…` (docs/ray-facts.md#metrics)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from envs.observation.observer import Observation
 PREFIX = "deepsched_"
 
 COUNTERS = {
-    "windows": "Control intervals that gave a usable window",
-    "faults": "Control intervals that were lost to a fault",
-    "requests": "Requests that NGINX answered",
-    "weight_changes": "Controls that differed from the one before",
+    "windows": "Control intervals with a usable window",
+    "faults": "Control intervals lost to a fault",
+    "requests": "Requests answered by NGINX",
+    "weight_changes": "Controls that differed from the previous one",
 }
 GAUGES = {
     "art_per_request": "Accumulative relative tardiness per request of the last window",
-    "mean_ms": "Mean response time of the last window as NGINX saw it, milliseconds",
-    "client_p99_ms": "99th percentile of the clients' latency in the last window, milliseconds",
-    "novelty": "Distance of the last window to the nearest cluster; above 1 is outside of all",
+    "mean_ms": "Mean response time of the last window, measured by NGINX, milliseconds",
+    "client_p99_ms": "99th percentile of client latency in the last window, milliseconds",
+    "novelty": "Distance of the last window to the nearest cluster; above 1 it lies outside all clusters",
     "reward": "Reward of the last window",
 }
 TRIAL_GAUGES = {
     "trial_score": "Score of the trial's policy at its last iteration",
-    "trial_steps": "Environment steps that the trial has trained",
+    "trial_steps": "Environment steps trained so far",
 }
 
 
 def exported(name: str, counters: Mapping[str, str]) -> str:
-    """The metric's name as Prometheus reads it."""
+    """The metric's name in Prometheus; counters end in `_total`."""
     return f"ray_{PREFIX}{name}" + ("_total" if name in counters else "")
 
 
 class TestbedMetrics:
-    """The metrics of one testbed, tagged with its name."""
+    """The metrics of one testbed, with its name as the tag `testbed`."""
 
     def __init__(self, testbed: str) -> None:
         self._tags = {"testbed": testbed}
@@ -46,13 +46,13 @@ class TestbedMetrics:
         self._gauges = {name: Gauge(PREFIX + name, text, ("testbed",)) for name, text in GAUGES.items()}
 
     def fault(self) -> None:
-        """An interval was lost."""
+        """Counts an interval that was lost."""
         self._counters["faults"].inc(1.0, self._tags)
 
     def window(
         self, window: Window, observation: Observation, terms: Mapping[str, Any], reward: float, *, changed: bool
     ) -> None:
-        """A usable window with what the policy saw and earned."""
+        """Records a usable window, its observation, its reward and the terms of the reward."""
         requests = int(window.requests.sum())
         self._counters["windows"].inc(1.0, self._tags)
         if requests:
@@ -72,13 +72,13 @@ class TestbedMetrics:
 
 
 class TrialMetrics:
-    """The metrics of one trial of a sweep, tagged with its name."""
+    """The metrics of one trial of a sweep, with its name as the tag `trial`."""
 
     def __init__(self, trial: str) -> None:
         self._tags = {"trial": trial}
         self._gauges = {name: Gauge(PREFIX + name, text, ("trial",)) for name, text in TRIAL_GAUGES.items()}
 
     def report(self, score: float, steps: int) -> None:
-        """After a training iteration."""
+        """Sets the gauges after a training iteration."""
         self._gauges["trial_score"].set(score, self._tags)
         self._gauges["trial_steps"].set(float(steps), self._tags)

@@ -1,4 +1,4 @@
-"""Several testbeds at once on a Ray cluster: placed, conducted, leased, watched, and all ended together."""
+"""A set of testbeds on a Ray cluster: places them, starts a conductor for each, leases them and closes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WATCH_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class LiveRecipe:
-    """How a conductor builds its live testbed; every build gets a folder of its own."""
+    """Builds the live testbed of a conductor; every build writes to a new folder."""
 
     topology: Topology
     options: LiveOptions
@@ -46,13 +46,13 @@ class LiveRecipe:
 
 
 class Testbeds:
-    """Conductors over testbeds that run until this is closed; a context manager.
+    """Starts a conductor per testbed and ends them all in `close`; a context manager.
 
     Args:
-        makers: name → what builds that testbed (a number of build → Testbed), pickled to its conductor.
-        places: name → placement group, and the first of its bundles that the testbed has; its proxy bundle holds
-            the conductor. None places it anywhere.
-        owned: placement groups to remove at the end.
+        makers: name → function that builds the testbed from the build number; pickled to its conductor.
+        places: name → placement group and index of the testbed's first bundle; the conductor runs in its proxy
+            bundle. None lets Ray place the conductors.
+        owned: placement groups that `close` removes.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class Testbeds:
     def live(
         cls, count: int, topology: Topology, options: LiveOptions, work_dir: Path, seed: int, method: BalancingMethod
     ) -> Testbeds:
-        """`count` live testbeds, each in a placement group of its own; they start at their first reset.
+        """`count` live testbeds, each in its own placement group; they start at their first reset.
 
-        Raises CapacityError, in words, when they do not fit on the cluster at once.
+        Raises:
+            CapacityError: they do not fit on the cluster at once.
         """
         check_capacity(count, len(topology.servers))
         names = [f"testbed-{number + 1}" for number in range(count)]
@@ -96,7 +97,7 @@ class Testbeds:
             raise
 
     def news(self) -> list[News]:
-        """Faults and repairs since the last call, as far as the conductors can be asked now."""
+        """Faults and repairs since the last call, of the conductors that answer within 2 s."""
         asked = {c.news.remote(self._heard[name]): name for name, c in self.conductors.items()}
         found: list[News] = []
         for reference in ray.wait(list(asked), num_returns=len(asked), timeout=WATCH_TIMEOUT_S)[0]:
@@ -104,7 +105,7 @@ class Testbeds:
             try:
                 fresh = ray.get(reference)
             except ray.exceptions.RayActorError:
-                # It is being restarted, and then counts from 1 again.
+                # Ray is restarting it; its event numbers then start from 1 again.
                 self._heard[name] = 0
                 continue
             found += fresh
@@ -112,7 +113,7 @@ class Testbeds:
         return found
 
     def close(self) -> None:
-        """Ends all testbeds at once, their actors and placement groups; may be called twice."""
+        """Ends all testbeds in parallel and removes their actors and placement groups; idempotent."""
         conductors, self.conductors = self.conductors, {}
         if conductors:
             closing = [conductor.close.remote() for conductor in conductors.values()]
@@ -140,7 +141,7 @@ class Testbeds:
 
 
 def running_testbeds() -> list[dict[str, Any]]:
-    """What every testbed on the connected cluster says of itself (`Conductor.describe`), of all runs, by name."""
+    """The state (`Conductor.describe`) of every testbed on the connected cluster, of all runs, sorted by name."""
     named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
     asked = [ray.get_actor(actor["name"], namespace=NAMESPACE).describe.remote() for actor in named]
     if not asked:
@@ -150,21 +151,21 @@ def running_testbeds() -> list[dict[str, Any]]:
 
 
 def _await_placed(groups: dict[str, PlacementGroup]) -> None:
-    """Capacity was there in sum; raises CapacityError when others hold it or no single node has a bundle's share."""
+    """Waits for the placement; raises CapacityError when other jobs hold the resources or a bundle fits on no node."""
     ready = [group.ready() for group in groups.values()]
     placed, waiting = ray.wait(ready, num_returns=len(ready), timeout=PLACE_TIMEOUT_S)
     if waiting:
         free = ray.available_resources()
         shown = ", ".join(f"{name} {free.get(name, 0):g}" for name in ("proxy", "client", "server"))
         raise CapacityError(
-            f"only {len(placed)} of {len(ready)} testbeds got their place within {PLACE_TIMEOUT_S:g} s",
+            f"only {len(placed)} of {len(ready)} testbeds were placed within {PLACE_TIMEOUT_S:g} s",
             where=f"free now: {shown}",
-            remedy="wait for other work to end, ask for fewer testbeds or add nodes",
+            remedy="wait for other jobs to end, use fewer testbeds or add nodes",
         )
 
 
 def _free_name(name: str) -> str:
-    """A name that no other testbed on this cluster has: two runs may share a cluster."""
+    """The name, with a number appended if another run on this cluster uses it."""
     taken = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     number, candidate = 1, name
     while candidate in taken:

@@ -1,4 +1,4 @@
-"""Trains one policy on several live testbeds at once; goes on when testbeds, actors or env runners die."""
+"""Trains one policy on several live testbeds at once; continues when testbeds, actors or env runners die."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from tuning.policy.model import EquivariantNet
 
 _ENVIRONMENT = "deepsched-parallel"
 RUNNER_RESTART_S = 60.0
-"""An env runner that died is back after about 10 s on a quiet machine: that is what its imports take."""
+"""Allowance for the restart of an env runner, whose imports take about 10 s on an idle machine."""
 
 
 @dataclass(frozen=True)
 class ParallelRow:
-    """One training iteration; figures that RLlib did not give are nan.
+    """One training iteration; values that RLlib did not report are nan.
 
     Attributes:
         step: control intervals so far, over all testbeds.
-        seconds: wall clock since the first sample was asked for.
+        seconds: wall-clock time since training began.
         faults: intervals lost to faults so far.
     """
 
@@ -55,10 +55,10 @@ class ParallelTraining:
     """One training run on `Testbeds`.
 
     Args:
-        folder: gets `progress-live.csv`, TensorBoard events and `checkpoints/live`.
-        start: checkpoint folder of the RLModule to start from; a fresh network when None.
+        folder: receives `progress-live.csv`, TensorBoard events and `checkpoints/live`.
+        start: checkpoint folder of the RLModule to start from; None starts from an untrained network.
         report: called after every iteration.
-        say: gets every fault, repair and restart in words, as they become known.
+        say: called with a line of text for every fault, repair and restart.
     """
 
     problem: DecisionProblem
@@ -74,14 +74,14 @@ class ParallelTraining:
     _faults: int = 0
 
     def run(self, testbeds: Testbeds, scenario: Scenario) -> EquivariantNet:
-        """Trains for `options.steps` control intervals; the trained network.
+        """Trains for `options.steps` control intervals and returns the trained network.
 
         Args:
-            scenario: every episode plays it with a seed of its own.
+            scenario: played in every episode, each time with a new seed.
 
         Raises:
-            ConfigError: the testbeds cannot be shared evenly among the env runners.
-            TestbedError: no step came in for longer than repairs and restarts may take.
+            ConfigError: the testbeds cannot be divided evenly among the env runners.
+            TestbedError: no step arrived for longer than repairs and restarts may take.
         """
         config = self.config(testbeds, scenario)
         patience_s = float(config.sample_timeout_s) + RUNNER_RESTART_S
@@ -98,8 +98,8 @@ class ParallelTraining:
                         done, last_s = steps, time.monotonic()
                         self._note(_row(done, last_s - began_s, self._faults, result), events)
                     elif time.monotonic() - last_s > patience_s:
-                        what = f"no step came from the env runners for {patience_s:.0f} s"
-                        raise TestbedError(what, remedy="look into Ray's worker logs")
+                        what = f"no step arrived from the env runners for {patience_s:.0f} s"
+                        raise TestbedError(what, remedy="see Ray's worker logs")
             return self._keep(algo)
         finally:
             algo.stop()
@@ -128,7 +128,7 @@ class ParallelTraining:
             load_module=self.start,
         )
         config = algorithm_config(options.algorithm, self.training.model, setting)
-        # RLlib discards what comes later than this, in silence; the first sample includes the testbeds' start.
+        # RLlib silently discards samples that arrive later; the first sample includes the start of the testbeds.
         timeout_s = fragment * interval_s * 2 + REPAIR_TIMEOUT_S + RUNNER_RESTART_S
         return config.env_runners(
             num_env_runners=options.env_runners, rollout_fragment_length=fragment, sample_timeout_s=timeout_s
@@ -140,7 +140,7 @@ class ParallelTraining:
             self.say(f"{news.testbed}: {news.text}")
         restarts = int(result.get("fault_tolerance", {}).get("num_remote_worker_restarts", self._restarts))
         if restarts > self._restarts:
-            self.say(f"{restarts - self._restarts} env runner(s) died and were restarted; testbeds leased again")
+            self.say(f"{restarts - self._restarts} env runner(s) died and restarted; their testbeds are leased again")
         self._restarts = restarts
 
     def _note(self, row: ParallelRow, events: SummaryWriter) -> None:
@@ -169,7 +169,7 @@ def _share(testbeds: int, env_runners: int) -> int:
         raise ConfigError(
             f"{testbeds} testbeds for {runners} env runners",
             where="parallel.testbeds",
-            remedy="give every env runner the same number",
+            remedy="set a multiple of the number of env runners",
         )
     return testbeds // runners
 

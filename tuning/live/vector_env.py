@@ -1,7 +1,7 @@
-"""Many live testbeds as one native gymnasium vector environment: all intervals pass at the same time.
+"""Many live testbeds as one native gymnasium vector environment: the intervals of all testbeds run in parallel.
 
-One process drives them all over asynchronous actor calls; it owns its testbeds from its first reset to its
-close. Forked environments (`gym_env_vectorize_mode="async"`) would inherit Ray's connection and hang.
+One process drives them through asynchronous actor calls and holds its leases from the first reset to `close`.
+Forked environments (`gym_env_vectorize_mode="async"`) would inherit Ray's connection and hang.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tuning.live.leases import Leaser
 from tuning.live.metrics import TestbedMetrics
 
 REPAIR_TIMEOUT_S = 180.0
-"""How long a broken testbed may take to be whole again before the run is given up."""
+"""Time limit for the repair of a broken testbed; after it the run fails."""
 ANSWER_SLACK_S = 30.0
 RETRY_S = 0.5
 PARTS = ("collect", "encode", "apply", "record")
-"""Of a step: reading the window, what the policy sees of it, putting the control in force, metrics of the last window
-(while the interval passes)."""
+"""Timed parts of a step: reading the window, encoding the observation, applying the control, and recording the metrics
+of the previous window (during the interval)."""
 
 _Reset = tuple[NDArray[np.float32], dict[str, Any]]
 _Step = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
@@ -45,21 +45,23 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
 
     Observation ``[num_envs, servers, row_size]``. An episode ends by truncation only: after `episode_steps`,
     or at once, with reward 0 and ``infos["fault"]``, when its window is not usable, its control could not be
-    applied or its testbed broke; the others go on. The step after that resets this testbed, and repairs it
-    first if need be, while the others wait.
+    applied or its testbed broke; the other episodes continue. The next step resets this testbed, after a repair
+    if one is needed, while the others wait.
 
     Args:
-        leaser: hands out the testbeds; asked at the first reset, given back by `close`.
-        scenario: every episode plays it with a seed of its own.
+        leaser: leases the testbeds at the first reset; `close` returns them.
+        scenario: played in every episode, each time with a new seed.
         interval_s: control interval in real seconds.
+        episode_steps: control intervals per episode.
+        seed: seed of the episodes' seeds, until `reset` gets another one.
 
     Raises:
-        CapacityError: at the first reset, when too few testbeds are free.
-        TestbedError: when a broken testbed could not be repaired for 180 s.
+        CapacityError: from the first reset, when too few testbeds are free.
+        TestbedError: when a broken testbed could not be repaired within 180 s.
     """
 
     real_time: ClassVar[bool] = True
-    """Whoever steps it does not make a testbed wait for its policy (`tuning.learning.env_runner`)."""
+    """Tells `tuning.learning.env_runner` to run the policy at real-time priority: the testbeds do not wait for it."""
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
 
     def __init__(
@@ -83,13 +85,13 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         self._lanes: list[_Lane] = []
         self.ledger = Ledger()
         self.last_work_s = 0.0
-        """Seconds of the last step but for the wait for the interval's end: its parts, and calls between processes."""
+        """Duration of the last step without the wait for the end of the interval; includes calls between processes."""
         self.last_parts_s = dict.fromkeys(PARTS, 0.0)
-        """Those of them that each of `PARTS` took, on the testbed where it took longest."""
+        """Seconds of each of `PARTS` in the last step: the maximum over the testbeds."""
         self._generator = np.random.default_rng(seed)
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> _Reset:
-        """Starts every episode anew; leases (and starts) the testbeds at the first call."""
+        """Starts a new episode on every testbed; the first call leases and starts the testbeds."""
         if seed is not None:
             self._generator = np.random.default_rng(seed if isinstance(seed, int) else [s or 0 for s in seed])
         if not self._lanes:
@@ -100,7 +102,7 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         return np.stack([lane.finish_reset(self._interval_s) for lane in self._lanes]), {}
 
     def step(self, actions: Sequence[Any] | NDArray[Any]) -> _Step:
-        """One interval of every testbed: all controls are sent, then all windows are awaited."""
+        """Runs one interval on every testbed: sends all controls, then waits for all windows."""
         if not self._lanes:
             raise gym.error.ResetNeeded("call reset before step")
         began_s = time.monotonic()
@@ -125,7 +127,7 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
         return np.stack([lane.row for lane in self._lanes]), rewards, np.zeros_like(done), done, self._infos()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Gives the testbeds back; whoever opened them closes them."""
+        """Returns the testbeds; `Testbeds` closes them."""
         leased, lanes, self._lanes = bool(self._lanes), self._lanes, []
         for lane in lanes:
             lane.publish()
@@ -143,13 +145,13 @@ class LiveVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDAr
 
 
 def make_environment(context: dict[str, Any]) -> LiveVectorEnv:
-    """For RLlib's registry: from its `env_config` with the number of testbeds that it adds."""
+    """Builds the environment for RLlib's registry from `env_config`, to which RLlib adds `num_envs`."""
     config = dict(context)
     return LiveVectorEnv(config.pop("problem"), config.pop("num_envs"), **config)
 
 
 class _Lane:
-    """One testbed of the vector, and what its policy sees."""
+    """One testbed of the vector and its current observation."""
 
     def __init__(self, name: str, conductor: Any, problem: DecisionProblem) -> None:
         self._conductor, self._problem = conductor, problem
@@ -190,11 +192,11 @@ class _Lane:
     def begin_step(self, action: Any, interval_s: float) -> None:
         assert self._observation is not None
         self._pending = self._conductor.step.remote(self._problem.control(action, self._observation), interval_s)
-        # While the interval passes there is time for it.
+        # The interval is running: this does not delay a control.
         self.publish()
 
     def publish(self) -> None:
-        """Gives the last window to the metrics, once."""
+        """Records the metrics of the last window, once."""
         publish, self._unpublished = self._unpublished, None
         if publish is not None:
             began_s = time.monotonic()
@@ -202,7 +204,7 @@ class _Lane:
             self.parts_s["record"] = time.monotonic() - began_s
 
     def finish_step(self, interval_s: float, episode_steps: int) -> tuple[float, dict[str, Any]]:
-        """Reward and its terms; 0 and none with a fault, which ends the episode."""
+        """Reward and its terms; a fault gives 0 and no terms and ends the episode."""
         stepped, trouble = _answer(self._pending, interval_s + ANSWER_SLACK_S)
         self._steps += 1
         answered = stepped or Stepped(None)
@@ -232,11 +234,11 @@ class _Lane:
 
 
 def _answer(reference: Any, timeout_s: float) -> tuple[Stepped | None, str]:
-    """What a conductor answered, or why it did not, in words."""
+    """The answer of a conductor, or None and the reason why there is none."""
     try:
         return Stepped.load(ray.get(reference, timeout=timeout_s)), ""
     except ray.exceptions.ActorDiedError as error:
-        # It would have been restarted; this one could not even be made.
+        # Ray restarts a conductor that dies later; this one failed in its constructor.
         raise TestbedError("a testbed's conductor could not be started", evidence=_last_line(error)) from error
     except ray.exceptions.RayActorError:
         return None, "the testbed's conductor died and is being restarted"

@@ -19,7 +19,7 @@ def test_a_restarted_holder_gets_its_own_testbeds_again() -> None:
 def test_released_testbeds_are_free_for_others() -> None:
     book = LeaseBook(["a", "b"])
     book.lease("one", 2)
-    with pytest.raises(CapacityError, match=r"two wants 1 testbed\(s\), 0 of 2 are free .*a by one, b by one"):
+    with pytest.raises(CapacityError, match=r"two needs 1 testbed\(s\), 0 of 2 are free .*a by one, b by one"):
         book.lease("two", 1)
     book.release("one")
     book.release("nobody")

@@ -78,7 +78,7 @@ def test_all_intervals_pass_at_the_same_time() -> None:
 def test_too_few_free_testbeds_are_said_in_words() -> None:
     with open_testbeds(1) as testbeds:
         env = environment(testbeds, 2)
-        with pytest.raises(CapacityError, match=r"wants 2 testbed\(s\), 1 of 1 are free"):
+        with pytest.raises(CapacityError, match=r"needs 2 testbed\(s\), 1 of 1 are free"):
             env.reset()
 
 
