@@ -1,4 +1,4 @@
-"""The best policies of a sweep judged on live testbeds, all at the same time, each on several testbeds."""
+"""Confirms the best policies of a sweep: evaluates each of them on several live testbeds in parallel."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ def confirm(
     work_dir: Path,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Evaluations (as `Evaluation.to_json`) of every bundle on each of `testbeds` testbeds.
+    """Evaluates every bundle on each of `testbeds` testbeds.
 
-    Bundles come one after the other, the testbeds of one at the same time; each testbed has a seed, and
-    with it arrivals, of its own. Policies decide at the interval they were trained with. Every result has the further
-    keys `bundle` and `testbed`.
+    Bundles are evaluated one after the other, each on all testbeds in parallel. Testbed n uses seed + n - 1, so
+    arrivals differ between testbeds. A policy decides at the interval that it was trained with.
+
+    Returns:
+        One `Evaluation.to_json` per bundle and testbed, with the additional keys `bundle` and `testbed` (from 1).
 
     Raises:
         CapacityError: the cluster cannot hold that many testbeds at once.
-        DeepSchedError: a testbed did not start or broke three times.
+        DeepSchedError: a testbed did not start or failed during an evaluation.
     """
     check_capacity(testbeds, len(social_network().servers))
     evaluations = []
@@ -66,7 +68,7 @@ def _judge_live(
     with start_remote_testbed(social_network(), live, work_dir, seed) as testbed:
         loaded = load_bundle(bundle, testbed.topology)
         problem, method = loaded.problem, loaded.provenance["method"]
-        # Bundles of earlier versions do not tell; they were judged at the default.
+        # Bundles of earlier versions do not hold the interval; those were judged at the default.
         interval_s = float(loaded.provenance.get("interval_s", JudgeOptions().interval_s))
         judge = blocks.extended(JudgeOptions, interval_s=interval_s, seed=seed, learned=LEARNED)
         controllers: list[Controller] = [

@@ -1,4 +1,4 @@
-"""The live testbeds of one trial of a sweep: its own from its start to its end, in its own placement group."""
+"""The live testbeds of one trial of a sweep; the trial holds them, in its placement group, from start to end."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ REFERENCE: BalancingMethod = "least_conn"
 
 @dataclass(frozen=True)
 class LiveShare:
-    """What the live testbeds of all trials have in common.
+    """Settings that the live testbeds of all trials share.
 
     Attributes:
-        work_dir: gets a folder per trial, on every node.
-        scenario: every episode plays it, with equal seeds in all trials.
-        testbeds: of each trial.
-        reference_s: real seconds for which least_conn is watched first on each of them.
+        work_dir: parent of a folder per testbed, on every node.
+        scenario: played in every episode, with the same seeds in all trials.
+        testbeds: number of testbeds per trial.
+        reference_s: real seconds of the run under least_conn on each testbed before training.
     """
 
     options: LiveOptions
@@ -47,15 +47,12 @@ class LiveShare:
 
 
 def trial_resources(cpus: float, testbeds: int, servers: int) -> PlacementGroupFactory:
-    """A trial's own process in the first bundle, then the bundles of its testbeds."""
+    """Placement group of a trial: the trial's process in the first bundle, then the bundles of its testbeds."""
     return PlacementGroupFactory([{"CPU": cpus}, *(testbed_bundles(servers) * testbeds)])
 
 
 class LiveTrial:
-    """Testbeds of the trial that calls, which must have been placed with `trial_resources`.
-
-    Raises TestbedError when they do not come up.
-    """
+    """Testbeds of the calling trial, whose placement group must come from `trial_resources`."""
 
     def __init__(self, share: LiveShare, trial: str, topology: Topology, method: BalancingMethod, seed: int) -> None:
         group = ray.util.get_current_placement_group()
@@ -70,7 +67,7 @@ class LiveTrial:
         self.testbeds = Testbeds(makers, method, {name: (group, 1 + n * size) for n, name in enumerate(names)})
 
     def environment(self, problem: DecisionProblem, interval_s: float, episode_steps: int) -> dict[str, Any]:
-        """Settings for `tuning.live.vector_env.make_environment`, but for the seed."""
+        """Configuration for `tuning.live.vector_env.make_environment`, without the seed."""
         return {
             "problem": problem,
             "leaser": self.testbeds.leaser,
@@ -80,7 +77,11 @@ class LiveTrial:
         }
 
     def watch_reference(self, problem: DecisionProblem, interval_s: float) -> None:
-        """Plays the scenario under least_conn first: what `validation` compares with. Raises TestbedError."""
+        """Plays the scenario under least_conn, the reference of `validation`.
+
+        Raises:
+            TestbedError: a testbed did not start, or no window was usable.
+        """
         terms: list[dict[str, float]] = []
         for name, conductor in self.testbeds.conductors.items():
             with ConductedTestbed(conductor, name) as testbed:
@@ -98,16 +99,16 @@ class LiveTrial:
         self._reference = _log_latency(float(np.mean([each["relative_latency"] for each in terms])))
 
     def validation(self, terms: Mapping[str, float]) -> Validation:
-        """Of the intervals of an iteration, exploration included.
+        """Scores the training intervals of an iteration, exploration included.
 
         Args:
-            terms: means of reward terms, see `tuning.learning.curve`.
+            terms: means of the reward terms (`tuning.learning.curve`).
 
         Raises:
-            TestbedError: none of them was usable.
+            TestbedError: no interval was usable.
         """
         if "relative_latency" not in terms:
-            raise TestbedError("no window of a whole iteration was usable", remedy="lower the load, or use more nodes")
+            raise TestbedError("no window of an iteration was usable", remedy="lower the load or use more nodes")
         score = _log_latency(terms["relative_latency"]) - self._reference
         return Validation(score, float(terms["art"]), float(terms["error_ratio"]))
 
@@ -117,5 +118,5 @@ class LiveTrial:
 
 
 def _log_latency(relative: float) -> float:
-    """As `Validation.score` has it, but of the mean and not the mean of it."""
+    """The term of `Validation.score`, but of the mean relative latency: only means are known here."""
     return -math.log(relative + 0.01)

@@ -1,8 +1,8 @@
-"""Population-based training by Tune's scheduler, made fit for our trials: within the ranges, in the same processes.
+"""Tune's scheduler for population-based training, changed to stay within the ranges and to reuse processes.
 
-Tune (ray 2.60) ends a trial's process for an exchange, whenever another trial happens to be in one, and when two
-trials end their turns at once, and gives up those that it has begun to start instead: four trials end up in one
-process. A new one costs ten to twenty seconds, far more than the training between two exchanges of a small sweep.
+Tune (ray 2.60) ends the process of a trial that copies another one while a third trial does the same, or when two
+trials pause at once, and cancels the replacements that it has begun to start: four trials end up in one process.
+A new process takes 10 to 20 s, far more than the training between two exchanges of a small sweep.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from tuning.search.space import Domain, Range, mutable
 
 EXCHANGES = "pbt_global.txt"
-"""In the experiment's folder: one line of JSON per exchange [who, copied whom, iteration of both, old config, new]."""
+"""File in the experiment's folder with a line of JSON per exchange: [trial, copied trial, their iterations, old config,
+new config]."""
 
 
 class Population(PopulationBasedTraining):
-    """Every `interval` the worst quarter copies networks and settings of the best quarter and varies the settings.
+    """Every `interval` the worst quarter copies networks and settings of the best quarter and perturbs the settings.
 
-    What `tuning.search.space.mutable` does not name is copied as it is: it shapes the network and its problem.
+    Settings outside `tuning.search.space.mutable` are copied unchanged: they shape the network and its problem.
 
     Args:
-        space: of the sweep.
-        distributions: the mutable part of it in Tune's terms.
-        time: the result that counts; interval: between two exchanges, in its unit.
-        room: how many trials can run at once.
+        space: the search space of the sweep.
+        distributions: its mutable part as Tune domains.
+        time: name of the result that measures progress.
+        interval: progress between two exchanges, in the unit of `time`.
+        room: number of trials that can run at once.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
         if not self._kept:
-            # Tune keeps one process for the next turn; two trials may well end theirs at the same time.
+            # Tune keeps one process for the next trial, but several trials may pause at the same time.
             tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._room)
             self._kept = True
 
@@ -54,24 +56,24 @@ class Population(PopulationBasedTraining):
         decision: str = super().on_trial_result(tune_controller, trial, result)
         unfinished = sum(not one.is_finished() for one in tune_controller.get_trials())
         if decision == TrialScheduler.PAUSE and unfinished <= self._room:
-            # Some trial is not running, but only because it starts or copies another: it needs no one's place.
+            # The trials that are not running are starting or copying another one: no trial waits for this place.
             decision = TrialScheduler.CONTINUE
         return decision
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
-        # Tune keeps a process only for a trial that waits, and in a population that runs all at once none does: so
-        # this trial waits for its own.
+        # Tune keeps a process only if a trial is waiting for one, and here all trials may be running. Therefore this
+        # trial is registered as waiting for its own process.
         controller, kind = tune_controller._tune_controller, trial.placement_group_factory
         controller._staged_trials.add(trial)
         controller._actor_cache.increase_max(kind)
         super()._exploit(tune_controller, trial, trial_to_clone)
         if not controller._actor_cache.has_cached_object(kind):
-            # It was not kept (it had just failed): then the trial gets a new one as any other does.
+            # The process was not kept (it had just failed): the trial gets a new one in the usual way.
             controller._staged_trials.remove(trial)
             controller._actor_cache.decrease_max(kind)
 
 
 def within(config: dict[str, Any], ranges: Mapping[str, Range]) -> dict[str, Any]:
-    """The settings with those that have left their range set to its end: Tune multiplies by 0.8 and 1.2, regardless."""
+    """The settings clipped to their ranges; Tune multiplies by 0.8 or 1.2 without regard to them."""
     clipped = {path: min(max(config[path], domain.low), domain.high) for path, domain in ranges.items()}
     return config | {path: int(value) if ranges[path].integer else value for path, value in clipped.items()}

@@ -1,6 +1,6 @@
-"""Options of a sweep and its search space: dotted option path → the values or the range to try, checked beforehand.
+"""Options of a sweep and its search space: dotted option path → values or range to try, checked before the start.
 
-Apart from `tuning.search.sweep`, which imports torch and Ray.
+Imports neither torch nor Ray, so that `--help` answers quickly; `tuning.search.sweep` runs the search.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tuning.options import ONLINE, TrainingOptions
 
 
 class Range(Options):
-    """A continuous or whole-numbered range."""
+    """A range of real or whole numbers, both ends included."""
 
     low: float
     """Smallest value."""
     high: float
     """Largest value."""
     log: bool = False
-    """Draw evenly on a logarithmic scale."""
+    """Draw uniformly on a logarithmic scale."""
     integer: bool = False
     """Whole numbers only."""
 
@@ -35,7 +35,7 @@ Domain = Range | tuple[Any, ...]
 
 
 class TrialOptions(Options):
-    """What one trial does; a search space names its fields by dotted paths."""
+    """Options of one trial; a search space names its fields by dotted paths."""
 
     only: ClassVar = {
         "training.threads": Never("a trial simulates with one thread, as its trial_cpus allow"),
@@ -68,7 +68,7 @@ MUTABLE = tuple(
     f"training.algorithm.{name}"
     for name in ("learning_rate", "entropy_coefficient", "clip", "discount", "gae_lambda", "epochs")
 )
-"""What population-based training may change in a running trial; everything else is part of its structure."""
+"""Options that population-based training may change in a running trial; all others are part of its structure."""
 
 
 Search = Literal["random", "grid", "optuna"]
@@ -76,7 +76,7 @@ Scheduler = Literal["asha", "pbt", "none"]
 
 
 class SearchOptions(Options):
-    """What is tried, how it is drawn, and what ends early."""
+    """Search space, search method and early stopping."""
 
     only: ClassVar = {
         "base.training.environments": Only(testbed="simulated"),
@@ -87,39 +87,38 @@ class SearchOptions(Options):
     space: dict[str, Domain] = DEFAULT_SPACE
     """Option → list or range, for example {encoder.clusters: [2, 4], training.interval_s: {low: 0.5, high: 2}}."""
     base: TrialOptions = TrialOptions()
-    """Options that all trials start from."""
+    """Base options of all trials."""
     testbed: Literal["simulated", "live"] = "simulated"
-    """What trials train on. A live one claims its testbeds with its first step and keeps them to its end."""
+    """Testbeds that trials train on. A trial on live testbeds holds them from its first step to its end."""
     testbeds: Annotated[int, Only(testbed="live")] = Field(default=1, ge=1)
     """Live testbeds of each trial, stepped together."""
     trials: int = Field(default=32, ge=1)
-    """Trials; with `grid`, repetitions of the whole grid."""
+    """Number of trials; with `grid`, repetitions of the whole grid."""
     search: Search = "optuna"
     """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator); with `pbt` the
     first settings are drawn, `random` or as a `grid`."""
     scheduler: Scheduler = "asha"
     """`asha` ends the worse trials early, `pbt` lets them copy better ones and vary, `none` trains all to the end."""
     grace_share: Annotated[float, Only(scheduler="asha")] = Field(default=0.25, gt=0, le=1)
-    """ASHA: share of the steps that every trial gets at least."""
+    """ASHA: minimum share of the steps that every trial runs."""
     reduction: Annotated[int, Only(scheduler="asha")] = Field(default=3, ge=2)
-    """ASHA: one in so many goes on at each rung."""
+    """ASHA: at each rung one trial of this many continues."""
     perturb_share: Annotated[float, Only(scheduler="pbt")] = Field(default=0.2, gt=0, le=1)
-    """PBT: share of the steps between two exchanges. Trials for which there is no room run in turn, one such share
-    each."""
+    """PBT: share of the steps between two exchanges. Trials that do not fit at once take turns of this length."""
     concurrent: int = Field(default=0, ge=0)
-    """Trials at once; 0 for as many as the cluster holds, and for one at a time on live testbeds of this machine. A
-    population always runs as many as there is room for."""
+    """Trials that run at once; 0 runs as many as fit on the cluster, or one at a time on live testbeds of this machine.
+    `pbt` always runs as many as fit."""
     trial_cpus: float = Field(default=1.0, gt=0)
-    """CPUs that each trial claims; with 0.5, four trials share two cores and none idles while one is replaced."""
+    """CPUs reserved per trial; with 0.5, four trials share two cores, and no core is idle while one is replaced."""
     retries: int = Field(default=3, ge=0)
-    """How often a trial whose process died is gone on with from its last checkpoint."""
+    """How often a trial whose process died is resumed from its last checkpoint."""
     checkpoint_every: int = Field(default=4, ge=1)
     """Training iterations between two checkpoints."""
     validation_episodes: Annotated[int, Only(testbed="simulated")] = Field(default=8, ge=1)
     """Simulated episodes on which every policy is validated after each iteration."""
     validation_s: float = Field(default=40.0, gt=0)
-    """Simulated seconds of each of them; on live testbeds, real seconds for which least_conn is watched first. Their
-    score is what their own intervals say, exploration included."""
+    """Simulated seconds per validation episode; on live testbeds, real seconds of the reference run under least_conn
+    before training. Live trials are scored on their training intervals, exploration included."""
 
     def replaced(self) -> Mapping[str, tuple[str, str]]:
         reason = "as search.space gives every trial its own value", "remove it from search.space"
@@ -127,22 +126,23 @@ class SearchOptions(Options):
 
 
 class ConfirmOptions(Options):
-    """The best trials judged on live testbeds at the end."""
+    """Evaluation of the best trials on live testbeds at the end."""
 
     only: ClassVar = {"judge.reference": Never("the page of a sweep compares with least_conn")}
 
     best: int = Field(default=1, ge=0)
-    """Number of the best trials that are judged; 0 leaves it out."""
+    """Number of trials to evaluate, best first; 0 skips the evaluation."""
     testbeds: Annotated[int, Only(best=GIVEN)] = Field(default=2, ge=1)
-    """Live testbeds, each with arrivals of its own, on which every one of them is judged at the same time."""
+    """Live testbeds, each with different arrivals, on which every trial is evaluated in parallel."""
     judge: Annotated[BlockOptions, Only(best=GIVEN)] = BlockOptions(rounds=3, warm_up_s=1.5, measure_s=5.0)
-    """Number and length of the blocks of the judgement."""
+    """Number and length of the evaluation's blocks."""
 
 
 def apply(base: TrialOptions, values: Mapping[str, Any]) -> TrialOptions:
-    """The options with values put in at their paths.
+    """The options with the values set at their dotted paths.
 
-    Raises ConfigError, with the closest match for an unknown path, or what pydantic refuses of a value.
+    Raises:
+        ConfigError: an unknown path (with the closest match), or a value that the option rejects.
     """
     tree = base.model_dump()
     for path, value in values.items():
@@ -156,7 +156,7 @@ def apply(base: TrialOptions, values: Mapping[str, Any]) -> TrialOptions:
 
 
 def check(options: SearchOptions) -> None:
-    """Raises ConfigError for paths and values that no trial could use, and for what search or scheduler cannot do."""
+    """Raises ConfigError for invalid paths and values and for what the search or the scheduler does not support."""
     space = options.space
     if not space:
         raise ConfigError("the search space is empty", where="space", remedy="give at least one option to try")
@@ -167,14 +167,14 @@ def check(options: SearchOptions) -> None:
             if options.search == "grid":
                 raise ConfigError("a grid needs a list of values", where=f"space, {path}", remedy="or use random")
         elif not domain:
-            raise ConfigError("an empty list of values", where=f"space, {path}")
+            raise ConfigError("the list of values is empty", where=f"space, {path}")
         for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
             _check_value(options, path, int(value) if isinstance(domain, Range) and domain.integer else value)
     if options.scheduler == "pbt" and not mutable(space):
         raise ConfigError(
             "population-based training has nothing to change",
             where="space",
-            remedy=f"add one of {', '.join(MUTABLE)}; what shapes the network or the problem stays as it is drawn",
+            remedy=f"add one of {', '.join(MUTABLE)}; it does not change options that shape the network or the problem",
         )
 
 
@@ -191,12 +191,12 @@ def _check_value(options: SearchOptions, path: str, value: Any) -> None:
 
 
 def mutable(space: Mapping[str, Domain]) -> dict[str, Domain]:
-    """The part that may change while a trial runs."""
+    """The part of a space that may change while a trial runs."""
     return {path: domain for path, domain in space.items() if path in MUTABLE}
 
 
 def structure(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a trial's values that a checkpoint is bound to: all but what may change while a trial runs."""
+    """The part of a trial's values that must equal those of a checkpoint: all but the mutable ones."""
     return {path: value for path, value in values.items() if path not in MUTABLE}
 
 
@@ -209,7 +209,7 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
             raise ConfigError(f"unknown option '{path}'", where="space", remedy=_nearest(path, before, level))
         if depth < len(parents):
             level = level[part]
-    # K is swept as a number, where the option is the list of counts to compare by BIC.
+    # A space gives K as a number; the option is a list of counts to compare by BIC.
     wants_list = isinstance(level[name], tuple | list) and not isinstance(value, tuple | list)
     level[name] = (value,) if wants_list else value
 

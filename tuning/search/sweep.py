@@ -1,4 +1,4 @@
-"""Runs a search space through Ray Tune: trials in parallel, ended early, restarted, resumed; one row per trial."""
+"""Runs a search with Ray Tune: trials in parallel, early stopping, restarts, resume; a table with a row per trial."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tuning.search.trial import BUNDLE, Shared, SweepTrial
 SCORE, TIME = "score", "steps_trained"
 EXPERIMENT = "sweep"
 POPULATION_KEEPS = 8
-"""Checkpoints per trial of a population: who copies one in an exchange must still find it. Elsewhere one is kept, and
-Tune stores the whole experiment with every checkpoint (ray 2.60): a trial that has finished is never repeated."""
+"""Checkpoints kept per trial of a population: an exchange may copy an earlier one. Otherwise one is kept. Tune saves
+the state of the experiment with every checkpoint (ray 2.60), so that a finished trial is never repeated."""
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """How far a sweep is."""
+    """Progress of a sweep: number of trials by state, and the best score so far with its trial."""
 
     ended: int
     running: int
@@ -47,9 +47,9 @@ class SweepStatus:
 
 
 class SweepCallback(tune.Callback):
-    """Tells `listener` how far the sweep is, after every result.
+    """Calls `listener` with the progress after every result.
 
-    The listener belongs to the class: Tune pickles its callbacks, and a listener holds on to the terminal.
+    The listener is an attribute of the class because Tune pickles its callbacks and a listener may hold the terminal.
     """
 
     listener: ClassVar[Callable[[SweepStatus], None]] = staticmethod(lambda tally: None)
@@ -77,7 +77,12 @@ class SweepCallback(tune.Callback):
 
 
 def preflight(options: SearchOptions) -> int:
-    """How many trials will run at once. Raises ConfigError for the space, CapacityError in words."""
+    """Number of trials that will run at once.
+
+    Raises:
+        ConfigError: the search space is invalid (`tuning.search.space.check`).
+        CapacityError: the cluster has too few CPUs or too few places for testbeds.
+    """
     check(options)
     cpus = ray.cluster_resources().get("CPU", 0.0)
     room = int(cpus / options.trial_cpus + 1e-9)
@@ -89,7 +94,7 @@ def preflight(options: SearchOptions) -> int:
         raise CapacityError(
             f"{max(wanted, 1)} trials at once need {needed:g} CPUs, the cluster has {cpus:g}",
             where="search.concurrent",
-            remedy="ask for fewer at once, lower search.trial_cpus or add nodes",
+            remedy="lower search.concurrent or search.trial_cpus, or add nodes",
         )
     if options.scheduler == "pbt":
         wanted = _population_at_once(options, room, cpus)
@@ -97,7 +102,7 @@ def preflight(options: SearchOptions) -> int:
 
 
 def _room_for_live(options: SearchOptions) -> int:
-    """Trials whose testbeds fit at once, one at least. Raises CapacityError, in words, when too few do."""
+    """Trials whose testbeds fit at once, at least one. Raises CapacityError when too few fit."""
     servers = len(social_network().servers)
     check_capacity(max(options.concurrent, 1) * options.testbeds, servers)
     total = ray.cluster_resources()
@@ -106,12 +111,12 @@ def _room_for_live(options: SearchOptions) -> int:
 
 
 def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
-    """Of a population as many run as there is room for; the others wait for their turn between two exchanges."""
+    """Trials of a population that fit at once; the others take turns between two exchanges."""
     at_once = min(room, options.trials)
     if 0 < options.concurrent < at_once:
-        # Tune counts a trial that waits for its turn as one that runs: the population would never be complete.
+        # Tune counts a paused trial as running, so with a limit the population would never be complete.
         raise CapacityError(
-            f"a population of {options.trials} shares {cpus:g} CPUs by what its trials claim, not by a limit",
+            f"with pbt, the number of trials at once follows from trial_cpus: {options.trials} trials on {cpus:g} CPUs",
             where="search.concurrent",
             remedy=f"set search.trial_cpus={cpus / options.concurrent:g} and leave search.concurrent at 0",
         )
@@ -121,21 +126,22 @@ def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
 def run_sweep(
     options: SearchOptions, shared: Shared, storage: str, at_once: int, report: Callable[[SweepStatus], None]
 ) -> ResultGrid:
-    """Runs (or, when `storage` already holds this sweep, goes on with) all trials.
+    """Runs all trials, or resumes the sweep that `storage` already holds.
 
     Args:
         storage: folder or pyarrow URL; the experiment is in `sweep` below it.
-        at_once: from `preflight`.
+        at_once: number of trials at once, from `preflight`.
+        report: called with the progress after every result.
 
     Raises:
-        DataError: no trial gave a result.
+        DataError: no trial returned a result.
     """
     resources: Any = {"CPU": options.trial_cpus}
     if shared.live is not None:
         resources = trial_resources(options.trial_cpus, shared.live.testbeds, len(shared.topology.servers))
     trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), resources)
     SweepCallback.listener = staticmethod(report)
-    # Tune draws tables of its own otherwise, whatever `verbose` says (ray 2.60).
+    # Without this, Tune prints its tables even with verbose=0 (ray 2.60).
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler == "pbt"
     if Tuner.can_restore(path):
@@ -171,7 +177,7 @@ def run_sweep(
     results = tuner.fit()
     if not any(SCORE in (result.metrics or {}) for result in results):
         raise DataError(
-            f"none of {len(results)} trials gave a result",
+            f"none of {len(results)} trials returned a result",
             where=path,
             remedy="see error.txt in the trials' folders",
             evidence=str(results.errors[0]).strip().splitlines()[-1] if results.errors else "",
@@ -180,7 +186,7 @@ def run_sweep(
 
 
 def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
-    """One row per trial, best first: what it tried (`space` paths), what came of it, where its bundle is."""
+    """One row per trial, best first: its values (columns named by the paths of `space`), its results, its bundle."""
     rows = []
     for result in results:
         metrics = result.metrics or {}
@@ -203,7 +209,7 @@ def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
 
 
 def fetch_bundle(results: ResultGrid, trial: str, folder: Path) -> Path:
-    """The bundle of a trial as a local folder, from whatever storage its checkpoint is on; replaces what is there."""
+    """Copies the bundle of a trial from the storage of its checkpoint to a local folder, which it replaces."""
     checkpoint = next(result.checkpoint for result in results if Path(result.path).name == trial)
     assert checkpoint is not None
     shutil.rmtree(folder, ignore_errors=True)
@@ -237,7 +243,7 @@ def _tune_domain(domain: Domain, search: str) -> Any:
 
 def _searcher(options: SearchOptions, seed: int) -> SearchAlgorithm | Any:
     if options.search != "optuna" or options.scheduler == "pbt":
-        # PBT itself decides what comes after the first draw.
+        # PBT decides on all changes after the first draw.
         return BasicVariantGenerator(random_state=seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(metric=SCORE, mode="max", seed=seed)

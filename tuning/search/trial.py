@@ -1,4 +1,4 @@
-"""One trial of a sweep: fits its own mixture, trains, is validated after every iteration, leaves a bundle."""
+"""One trial of a sweep: fits a mixture, trains, validates after every iteration and saves a bundle."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ CHECKPOINT, BUNDLE, STATE = "algorithm", "bundle", "trial.json"
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What all trials have in common; put into Ray's object store once.
+    """Settings that all trials share; stored once in Ray's object store.
 
     Attributes:
-        windows: of the observation phase; every trial fits its own mixture to them.
-        work_scale: factor on the work of the scenarios that are trained on.
-        validation: what every trial is validated on.
-        validation_episodes, validation_s: how many simulated episodes of how many seconds.
-        live: what trials on live testbeds need; None for simulated ones.
-        provenance: of the whole sweep, for the bundles.
+        windows: windows of the observation phase, to which every trial fits a mixture.
+        work_scale: factor on the work of the training scenarios.
+        validation: scenario on which every trial is validated.
+        validation_episodes: number of simulated validation episodes.
+        validation_s: simulated seconds per validation episode.
+        live: settings of live testbeds; None trains on simulated ones.
+        provenance: provenance of the sweep, stored in the bundles.
     """
 
     windows: Watched
@@ -64,7 +65,7 @@ class SweepTrial(tune.Trainable):
     """RLlib's algorithm under Tune's class interface; `config` maps dotted option paths to values."""
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
-        """Builds everything the configuration asks for. Tune calls it, with `shared` from the object store."""
+        """Builds the trial from the configuration. Tune calls it, with `shared` from the object store."""
         assert shared is not None
         self._shared = shared
         torch.set_num_threads(1)
@@ -88,7 +89,7 @@ class SweepTrial(tune.Trainable):
         self._build(None)
 
     def step(self) -> dict[str, Any]:
-        """One training iteration and its validation."""
+        """Runs one training iteration and validates the network."""
         result = self._algorithm.train()
         self._steps = self._before + int(result["num_env_steps_sampled_lifetime"])
         sampled = result.get("env_runners", {})
@@ -108,7 +109,7 @@ class SweepTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """RLlib's checkpoint, the bundle, and which configuration they are of."""
+        """Writes RLlib's checkpoint, the bundle and the configuration that they belong to."""
         folder = Path(checkpoint_dir).absolute()
         self._algorithm.save_to_path(str(folder / CHECKPOINT))
         training = self._options.training
@@ -124,16 +125,17 @@ class SweepTrial(tune.Trainable):
         write_json(folder / STATE, {"config": self.config, "steps": self._steps})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Goes on from a checkpoint; from that of other hyperparameters (PBT) only with its network.
+        """Resumes from a checkpoint; takes only the network if its hyperparameters differ (PBT).
 
-        Raises DataError for a checkpoint of another problem or network: it would load, and mean something else.
+        Raises:
+            DataError: the checkpoint belongs to another problem or network; it might load with another meaning.
         """
         folder = Path(checkpoint_dir).absolute()
         state = json.loads((folder / STATE).read_bytes())
         own = json.loads(json.dumps(self.config))
         if structure(state["config"]) != structure(own):
             raise DataError(
-                "a checkpoint of another structure",
+                "the checkpoint has another structure",
                 where=str(folder),
                 evidence=f"{structure(state['config'])} where this trial has {structure(own)}",
             )
@@ -142,20 +144,20 @@ class SweepTrial(tune.Trainable):
             self._algorithm.restore_from_path(str(folder / CHECKPOINT))
             self._before = 0
         else:
-            # A restored optimiser would bring its old learning rate along.
+            # A restored optimiser would keep its old learning rate.
             self._algorithm.stop()
             self._build(module_path(folder / CHECKPOINT))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Becomes another trial in the same process, which saves ten seconds of imports."""
+        """Starts another trial in the same process, which saves 10 s of imports."""
         self.cleanup()
         self.config = new_config
-        # `tune.with_parameters` hands `shared` over in a setup of its own, which takes no other.
+        # `tune.with_parameters` replaces `setup` by one that takes no `shared`.
         SweepTrial.setup(self, new_config, self._shared)
         return True
 
     def cleanup(self) -> None:
-        """Ends what the algorithm runs, and then the testbeds."""
+        """Stops the algorithm, then closes the testbeds."""
         self._algorithm.stop()
         if self._live is not None:
             self._live.close()
@@ -173,7 +175,7 @@ class SweepTrial(tune.Trainable):
 
     def _build(self, load_module: Path | None) -> None:
         options = self._options.training
-        # The environment's randomness must not repeat itself after a restart.
+        # After a restart the environment must not repeat its random numbers.
         seed = self._shared.seed + self._steps
         environment, env_config, testbeds = self._environment(seed)
         setting = Setting(
@@ -191,7 +193,7 @@ class SweepTrial(tune.Trainable):
         self._algorithm: Algorithm = algorithm_config(options.algorithm, options.network, setting).build_algo()
 
     def _environment(self, seed: int) -> tuple[str, dict[str, Any], int]:
-        """Name in RLlib's registry, settings, and how many testbeds it drives."""
+        """Name in RLlib's registry, configuration, and number of testbeds."""
         options, problem, shared = self._options.training, self._observed.problem, self._shared
         if self._live is not None:
             assert shared.live is not None
