@@ -1,4 +1,4 @@
-"""What the states of a fitted mixture mean: how often, how slow, and what follows what under which weights."""
+"""Describes the states of a fitted mixture: frequency, response times, and transitions by the weights in force."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from envs.observation.encoder import Encoder
 from envs.observation.observer import Observer, log_shares, samples_of
 
 MORE, LESS = np.log(1.25), -np.log(1.25)
-"""Log of a weight over its group's mean from which it is more, or less, than an equal share."""
+"""Thresholds on the log of a weight over its group's mean: above MORE (below LESS) it is more (less) than equal."""
 
 
 @dataclass(frozen=True, eq=False)
 class Meaning:
-    """The states of an encoder as the windows show them. A sample is a server in a window, or a whole window if joint.
+    """Statistics of an encoder's states. A sample is one server in one window, or a whole window for a joint encoder.
 
     Attributes:
-        share: ``[K]``, of the samples.
-        features: ``[K, D]``, mean over the state's samples, in the features' own units; nan without samples.
-        mean_ms, deviation_ms: ``[K, groups]``, response times of the requests answered in it; nan without requests.
-        slow: ``[K]``, the plan's rank: (mean + 3 deviations) / deadline, mean over the types; nan without requests.
-        transitions: action family → counts ``[K, K]`` from one window's state (rows) to the next one's, by the
-            weights that were in force in the next one.
-        labels: per row (server, or one if joint) what it was: time in s, posterior and novelty of every window.
+        windows: number of usable windows.
+        seconds: their total duration.
+        share: ``[K]``, share of the samples, 0 to 1.
+        features: ``[K, D]``, mean over the state's samples, in the units of the features; nan without samples.
+        mean_ms: ``[K, groups]``, mean response time of the state's requests; nan without requests.
+        deviation_ms: ``[K, groups]``, standard deviation of their response times; nan without requests.
+        slow: ``[K]``, rank value of docs/studies.md#reward: (mean + 3 deviations) / deadline, mean over the groups;
+            nan without requests.
+        transitions: action family → counts ``[K, K]`` from one window's state (row) to the next one's (column), by
+            the weights in force during the next window.
+        labels: per server (one row for a joint encoder) time in s, posterior ``[K]`` and novelty of every window.
     """
 
     encoder: Encoder
@@ -50,7 +54,7 @@ class Meaning:
 
     @property
     def places(self) -> list[int | None]:
-        """Place of every state by `slow`, 1 is the fastest; None for one that was not seen."""
+        """Rank of every state by `slow`, 1 is the fastest; None for a state without requests."""
         order = [int(k) for k in np.argsort(self.slow) if np.isfinite(self.slow[k])]
         return [order.index(k) + 1 if k in order else None for k in range(self.encoder.clusters)]
 
@@ -73,9 +77,10 @@ class _Seen:
 
 
 def meaning(windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, encoder: Encoder) -> Meaning:
-    """What the usable windows say of the encoder's states; they follow each other in time.
+    """Computes the statistics of the encoder's states from windows in the order of time; unusable ones are skipped.
 
-    Raises DataError when no window is usable.
+    Raises:
+        DataError: no window is usable.
     """
     seen = list(_walk(windows, topology, deadlines_s, encoder))
     if not seen:
@@ -121,14 +126,14 @@ def _walk(windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray
 
 
 def _family(log_share: float) -> str:
-    """Of a server: the mean over the groups of the log of its weight over its group's mean weight."""
+    """Action family of a server, from the mean over the groups of log(weight / mean weight of the group)."""
     if log_share > MORE:
         return "more than an equal share"
     return "less than an equal share" if log_share < LESS else "about an equal share"
 
 
 def _favoured(shares: FloatArray) -> str:
-    """Of a whole system."""
+    """Action family of all servers together, for a joint encoder."""
     return f"most to server {int(shares.argmax()) + 1}" if shares.max() > MORE else "about equal shares"
 
 

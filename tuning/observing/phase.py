@@ -24,16 +24,16 @@ MAX_STRETCH = 2
 
 
 class ObserveOptions(Options):
-    """How long the system is watched before anything is learned, and what is fitted to it."""
+    """Length of the observation phase before training, and the mixture that is fitted to it."""
 
     moved: ClassVar = {"interval_s": Moved("window_s")}
 
     duration_s: float = Field(default=15.0, gt=0)
-    """Seconds of observation under equal weights; deadlines come from these."""
+    """Seconds of observation under equal weights; deadlines are derived from them."""
     explore_s: float = Field(default=10.0, ge=0)
-    """Seconds under changing weights after that, so that the mixture has seen uneven traffic before it steers."""
+    """Seconds of observation under changing weights after that, so that the mixture also covers uneven traffic."""
     skip_s: float = Field(default=2.0, ge=0)
-    """Seconds at the start that are not used: queues are still filling."""
+    """Seconds at the start that are discarded while queues are still filling."""
     window_s: float = Field(default=0.5, gt=0)
     """Seconds per window."""
     encoder: EncoderOptions = EncoderOptions()
@@ -42,7 +42,7 @@ class ObserveOptions(Options):
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """Windows under equal weights, and under exploring ones."""
+    """Windows of an observation phase, under equal and under exploring weights."""
 
     equal: tuple[Window, ...]
     exploring: tuple[Window, ...]
@@ -50,7 +50,7 @@ class Watched:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What an observation phase gave: its windows, the deadlines, and the problem they define."""
+    """Result of an observation phase: its windows, the deadlines, and the decision problem that they define."""
 
     windows: Watched
     deadlines: Deadlines
@@ -65,14 +65,14 @@ def watch(
     seed: int,
     on_window: Callable[[Window, float], None] = lambda window, fraction: None,
 ) -> Watched:
-    """Windows of the scenario, the skipped start left out, the load drained after.
+    """Records windows of the scenario after the skipped start, then drains the load.
 
-    Exploring weights are drawn from {1, 3, 5} per group and server, as the project's first weight
-    changer did, anew for every window. Each part goes on until it has as many usable windows as fit into
-    its time, but not longer than twice its time: a machine with other work to do disturbs some.
+    Exploring weights are drawn from {1, 3, 5} per group and server, independently for every window. Each part lasts
+    until it has as many usable windows as fit into its time, but at most twice its time: other processes on the
+    machine may disturb some windows.
 
     Args:
-        on_window: called after every window with the share of the phase that is over, 0…1.
+        on_window: called after every window with the completed share of the phase, 0 to 1.
     """
     testbed.set_method(method)
     testbed.reset(scenario, seed)
@@ -101,14 +101,14 @@ def _explored(topology: Topology, method: BalancingMethod, generator: np.random.
 
 
 def _missing(windows: list[Window], wanted: int) -> bool:
-    """Whether to go on: until enough windows are usable, at most for MAX_STRETCH times as long."""
+    """Whether more windows are needed: too few are usable, and less than MAX_STRETCH times the planned number exist."""
     return sum(window.usable for window in windows) < wanted and len(windows) < MAX_STRETCH * wanted
 
 
 def fit_problem(
     windows: Watched, topology: Topology, decision: DecisionOptions, encoder: EncoderOptions, seed: int
 ) -> Observed:
-    """Deadlines and mixture from the windows. Raises DataError when the phase was too short or disturbed."""
+    """Derives deadlines and fits the mixture. Raises DataError when the phase was too short or too disturbed."""
     from envs.mixture.fit import fit_from_windows  # noqa: PLC0415 - `--help` reads the options above and must answer at once
 
     deadlines = derive_deadlines(windows.equal, topology)

@@ -43,7 +43,7 @@ def test_values_land_at_their_paths_and_nothing_else_changes() -> None:
         ({"training.steps.more": (2,)}, "'training.steps' has no options below it"),
         ({"encoder.covariance": ("round",)}, "encoder.covariance"),
         ({"training.algorithm.clip": (-0.1,)}, "greater than 0"),
-        ({"training.algorithm.clip": ()}, "empty list"),
+        ({"training.algorithm.clip": ()}, "list of values is empty"),
         ({"training.algorithm.clip": Range(low=0.3, high=0.1)}, "not a range"),
         ({"training.algorithm.clip": Range(low=0.0, high=0.1, log=True)}, "not a range"),
         ({"training.algorithm.replay_steps": (100,)}, "no effect with base.training.algorithm.name=ppo"),
