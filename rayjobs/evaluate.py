@@ -68,13 +68,8 @@ class EvaluateOptions(Options):
     """Folder of the policy bundle on trial, for example `runs/train-1-…/bundle`, which also gives the deadlines; they
     come from an observation phase when not given."""
     policies: tuple[str, ...] = (
-        "round_robin",
-        "least_conn",
-        "random_two",
-        "inverse_latency",
-        "expected_delay_static",
-        "expected_delay",
-    )
+        "round_robin", "least_conn", "random_two", "inverse_latency", "expected_delay_static", "expected_delay",
+    )  # fmt: skip
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
     puts one on another method. Rules with service times: expected_delay (learned by the `idle` estimator),

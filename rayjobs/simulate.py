@@ -18,13 +18,8 @@ class SimulateOptions(Options):
     scenario: str = "S3"
     """A scenario's name (`deepsched scenarios list`) or a YAML file that describes one."""
     rules: tuple[str, ...] = (
-        "round_robin",
-        "least_conn",
-        "inverse_latency",
-        "expected_delay_static",
-        "true_times",
-        "shortest_delay",
-    )
+        "round_robin", "least_conn", "inverse_latency", "expected_delay_static", "true_times", "shortest_delay",
+    )  # fmt: skip
     """Rules to compare: round_robin, least_conn, random_two, inverse_latency, expected_delay (learned service times),
     expected_delay_static (nothing learned); and oracles: true_times (expected_delay with true service times),
     optimal_round_robin (best split), true_speeds (weights on least_conn), shortest_delay, join_shortest,

@@ -11,7 +11,6 @@ import numpy as np
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
-from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from envs.estimators.base import ServiceSamples
@@ -19,7 +18,6 @@ from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named, first_c
 from envs.heuristics.names import estimator_policy
 from envs.heuristics.weights import Policy
 from envs.observation.observer import Observation, Observer
-from envs.scenarios.timeline import true_tau_s
 
 
 class Controller(Protocol):
@@ -123,26 +121,3 @@ class EstimatorController:
         tau_s = self._estimator.update(ServiceSamples.of(window))
         self._control = ServiceTimes(window.topology, tau_s, self._workers)
         return self._control
-
-
-class TrueServiceTimes:
-    """Oracle for simulations: each server's true service times at the start of every interval, and its true workers.
-
-    Args:
-        script: what the testbed plays; a judge's blocks need one controller per script.
-    """
-
-    name, method = "true service times", "expected_delay"
-
-    def __init__(self, script: Script) -> None:
-        self._script = script
-
-    def begin(self, topology: Topology) -> Control:
-        return self._at(topology, 0.0)
-
-    def decide(self, window: Window) -> Control | None:
-        return self._at(window.topology, window.end_s)
-
-    def _at(self, topology: Topology, now_s: float) -> ServiceTimes:
-        workers = np.array([float(profile.workers) for profile in self._script.servers])
-        return ServiceTimes(topology, true_tau_s(self._script, now_s), workers)

@@ -104,17 +104,10 @@ def plan_blocks(controllers: Sequence[Controller], options: JudgeOptions) -> tup
         for number, order in enumerate(balanced_orders(len(controllers), options.rounds, run_seed)):
             seed, warm_up_seed = (int(s) for s in np.random.SeedSequence([run_seed, number]).generate_state(2))
             plan += [
-                PlannedBlock(
-                    turn * options.rounds + number,
-                    position,
-                    controllers[index].name,
-                    controllers[index].method,
-                    seed,
-                    warm_up_seed,
-                    run_seed,
-                )
+                PlannedBlock(turn * options.rounds + number, position, controllers[index].name,
+                             controllers[index].method, seed, warm_up_seed, run_seed)
                 for position, index in enumerate(order)
-            ]
+            ]  # fmt: skip
     return tuple(plan)
 
 

@@ -91,12 +91,11 @@ def render_cluster_page(
     """The page as text."""
     encoder, types = found.encoder, found.topology.request_types
     subject = "of the whole system" if encoder.kind == "joint" else "of a server"
-    counts, stability = [candidate.clusters for candidate in tried], [candidate.stability for candidate in tried]
+    counts, less_is_better = [candidate.clusters for candidate in tried], {"title": {"text": "less is better"}}
     criteria = {"BIC": [c.bic for c in tried], "ICL": [c.icl for c in tried]}
-    stability_axis = {
-        "title": {"text": "mean adjusted Rand index"},
-        "range": [min([0.0, *stability]) - 0.05, 1.05],
-    }
+    stability = {"stability": [c.stability for c in tried]}
+    lowest = min([0.0, *stability["stability"]]) - 0.05
+    index_axis = {"title": {"text": "mean adjusted Rand index"}, "range": [lowest, 1.05]}
     return render(
         "clusters.html.j2",
         provenance,
@@ -113,10 +112,8 @@ def render_cluster_page(
             for number, (family, table) in enumerate(found.transitions.items())
         },
         choice={
-            "BIC and ICL": choice_figure(
-                "criteria", counts, criteria, encoder.clusters, {"title": {"text": "less is better"}}
-            ),
-            "Stability": choice_figure("stability", counts, {"stability": stability}, encoder.clusters, stability_axis),
+            "BIC and ICL": choice_figure("criteria", counts, criteria, encoder.clusters, less_is_better),
+            "Stability": choice_figure("stability", counts, stability, encoder.clusters, index_axis),
         },
     )
 

@@ -60,10 +60,7 @@ class EncoderSummary:
 
     @classmethod
     def of(
-        cls,
-        encoder: Encoder,
-        shares: FloatArray,
-        labels: Sequence[Sequence[tuple[float, FloatArray, float]]],
+        cls, encoder: Encoder, shares: FloatArray, labels: Sequence[Sequence[tuple[float, FloatArray, float]]]
     ) -> EncoderSummary:
         """The summary of a fitted encoder.
 

@@ -64,30 +64,17 @@ def render(template: str, provenance: Provenance | None = None, lead: str = "", 
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     # JSON has no NaN; a page that held one would not draw.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {
-        "describe": describe_ratio,
-        "interval": format_interval,
-        "part_name": summary.part_name,
-        "ratio": format_ratio,
-        "value": format_value,
-    }
+        "describe": describe_ratio, "interval": format_interval, "part_name": summary.part_name,
+        "ratio": format_ratio, "value": format_value,
+    }  # fmt: skip
     environment.globals |= {
-        "METRIC_NAMES": METRIC_NAMES,
-        "TERMS": TERMS,
-        "figures": figures,
-        "learning": learning,
-        "plotly": Markup(get_plotlyjs()),
-        "ratio_of": ratio_of,
-        "summary": summary,
-        "verdicts": verdicts,
-        "zip": zip,
-    }
+        "METRIC_NAMES": METRIC_NAMES, "TERMS": TERMS, "figures": figures, "learning": learning, "summary": summary,
+        "plotly": Markup(get_plotlyjs()), "ratio_of": ratio_of, "verdicts": verdicts, "zip": zip,
+    }  # fmt: skip
     return environment

@@ -98,12 +98,8 @@ def render_sweep_page(
         ),
         lead=f"{source.caution}; the comparison on live testbeds is not affected.",
         facts=[
-            f"best trial {best['trial']}",
-            f"{len(table)} trials",
-            f"{options.search} search",
-            f"scheduler {options.scheduler}",
-            f"{max(ended_early, 0)} ended early",
-            f"{failed} failed",
+            f"best trial {best['trial']}", f"{len(table)} trials", f"{options.search} search",
+            f"scheduler {options.scheduler}", f"{max(ended_early, 0)} ended early", f"{failed} failed",
         ],
         live_lines=_live_lines(evaluations),
         columns=["ART per request" if name == "art_per_request" else _short(name) for name in columns],
@@ -114,7 +110,7 @@ def render_sweep_page(
             "Importance of the settings": importance_figure(table, paths),
             "Score during training": history_figure(histories),
         },
-    )
+    )  # fmt: skip
 
 
 def print_best(table: pd.DataFrame, evaluations: Sequence[dict[str, Any]], console: Console) -> None:
@@ -136,11 +132,8 @@ def parallel_figure(table: pd.DataFrame, paths: Sequence[str]) -> Figure:
         return Figure("parallel", empty="No trial has a score.")
     scores = done["score"].tolist()
     dimensions = [{"label": _short(path), **_axis(done[path])} for path in paths]
-    trace = {
-        "type": "parcoords",
-        "line": {"color": scores, **_SCORE_COLOURS},
-        "dimensions": [*dimensions, {"label": "score", "values": scores}],
-    }
+    dimensions.append({"label": "score", "values": scores})
+    trace = {"type": "parcoords", "line": {"color": scores, **_SCORE_COLOURS}, "dimensions": dimensions}
     return Figure("parallel", [trace], {"margin": {"l": 70, "r": 20, "t": 60, "b": 30}}, 420)
 
 
@@ -149,21 +142,15 @@ def mixture_figure(table: pd.DataFrame) -> Figure:
     done = _scored(table).dropna(subset=["bic", "clusters"])
     if done.empty:
         return Figure("mixture", empty="No trial fitted a mixture.")
+    # Trials with the same K fit the same mixture: shifted, so that none hides another.
+    shifted = done["clusters"] + 0.06 * done.groupby("clusters").cumcount()
     trace = {
-        "type": "scatter",
-        "mode": "markers",
-        # Trials with the same K fit the same mixture: shifted, so that none hides another.
-        "x": (done["clusters"] + 0.06 * done.groupby("clusters").cumcount()).tolist(),
-        "y": done["bic"].tolist(),
-        "text": done["trial"].tolist(),
-        "hovertemplate": "%{text}: BIC %{y:.5g}<extra></extra>",
+        "type": "scatter", "mode": "markers", "x": shifted.tolist(), "y": done["bic"].tolist(),
+        "text": done["trial"].tolist(), "hovertemplate": "%{text}: BIC %{y:.5g}<extra></extra>",
         "marker": {"color": done["score"].tolist(), "size": 11, **_SCORE_COLOURS},
-    }
-    axes = {
-        "xaxis": {"title": {"text": "clusters K"}, "dtick": 1},
-        "yaxis": {"title": {"text": "BIC (less is better)"}},
-    }
-    return Figure("mixture", [trace], {**axes, "hovermode": "closest"}, 380)
+    }  # fmt: skip
+    x_axis, y_axis = {"title": {"text": "clusters K"}, "dtick": 1}, {"title": {"text": "BIC (less is better)"}}
+    return Figure("mixture", [trace], {"xaxis": x_axis, "yaxis": y_axis, "hovermode": "closest"}, 380)
 
 
 def importance_figure(table: pd.DataFrame, paths: Sequence[str]) -> Figure:
@@ -173,13 +160,10 @@ def importance_figure(table: pd.DataFrame, paths: Sequence[str]) -> Figure:
         return Figure("importance", empty=f"Needs at least {MIN_TRIALS} scored trials that differ.")
     ordered = sorted(shares.items(), key=lambda item: item[1])
     trace = {
-        "type": "bar",
-        "orientation": "h",
-        "x": [share for _, share in ordered],
-        "y": [_short(path) for path, _ in ordered],
-        "marker": {"color": "--learned"},
+        "type": "bar", "orientation": "h", "x": [share for _, share in ordered],
+        "y": [_short(path) for path, _ in ordered], "marker": {"color": "--learned"},
         "hovertemplate": "%{x:.1%}<extra></extra>",
-    }
+    }  # fmt: skip
     axis = {"title": {"text": "share of the importance"}, "tickformat": ".0%"}
     return Figure("importance", [trace], {"xaxis": axis, "hovermode": "closest"}, 110 + 40 * len(ordered))
 
@@ -201,17 +185,10 @@ def history_figure(histories: Mapping[str, Sequence[tuple[int, float]]]) -> Figu
     if not histories:
         return Figure("history", empty="No trial has a score.")
     traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": trial,
-            "x": [step for step, _ in rows],
-            "y": [score for _, score in rows],
-            "line": {"width": 1.6},
-            "marker": {"size": 4},
-        }
+        {"type": "scatter", "mode": "lines+markers", "name": trial, "x": [step for step, _ in rows],
+         "y": [score for _, score in rows], "line": {"width": 1.6}, "marker": {"size": 4}}
         for trial, rows in histories.items()
-    ]
+    ]  # fmt: skip
     axes = {"xaxis": {"title": {"text": "environment steps"}}, "yaxis": {"title": {"text": "score"}}}
     return Figure("history", traces, {**axes, "hovermode": "closest"}, 380)
 

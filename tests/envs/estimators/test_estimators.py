@@ -15,13 +15,14 @@ from actuators.errors import ConfigError, DataError
 from envs.estimators.base import ServiceSamples
 from envs.estimators.registry import ESTIMATORS, estimator_named, first_control
 from envs.estimators.workers import CAUTION, WorkersLearner
-from envs.heuristics.controllers import EstimatorController, FixedController, TrueServiceTimes
+from envs.heuristics.controllers import EstimatorController, FixedController
 from envs.scenarios.lookup import scenario
 from envs.scenarios.timeline import true_tau_s
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 from envs.study.judge import judge
 from envs.study.rules import RULES, Learning
 from tests.support.windows import window as plain_window
+from tuning.judging.contenders import Oracle, oracle
 from tuning.judging.judge import Judge
 from tuning.judging.plan import JudgeOptions
 
@@ -197,7 +198,9 @@ def test_the_controller_wins_where_judged_like_any_other_policy() -> None:
 
 def test_the_oracle_follows_what_happens_to_the_servers() -> None:
     script = scenario("S10", duration_s=40.0).script(TOPOLOGY, 1)
-    controller = TrueServiceTimes(script)
+    controller = oracle("true_times")
+    assert isinstance(controller, Oracle)
+    controller.inform(script)
     first = controller.begin(TOPOLOGY)
     later = controller.decide(replace(told_window(np.full(TOPOLOGY.shape, 0.01)), start_s=7.0, end_s=8.0))
     assert isinstance(first, ServiceTimes)
