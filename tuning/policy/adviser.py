@@ -1,6 +1,6 @@
-"""Windows → what a bundle would do: stateless, so that any copy of it anywhere answers alike. Torch, but not Ray.
+"""Windows → advice: the control that a bundle's policy would set, and its baseline's.
 
-What a bundle would do, as a value: handed from whoever asked the policy to the guards. Needs no torch.
+An Adviser is stateless: every copy of a bundle gives the same answer. Needs torch, not Ray.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tuning.policy.bundle import Bundle
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What the encoder says after the last window.
+    """Output of the encoder after the last window.
 
     Attributes:
-        cluster: ``[servers]``, the most likely one.
-        posterior: ``[servers, K]``.
-        novelty: ``[servers]``; above 1 lies outside every cluster.
+        cluster: ``[servers]``, index of the most likely cluster.
+        posterior: ``[servers, K]``, probability of every cluster.
+        novelty: ``[servers]``, docs/glossary.md#novelty; above 1 the server lies outside every cluster.
     """
 
     cluster: NDArray[np.int64]
@@ -40,14 +40,15 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What a bundle makes of some windows; the guards decide what becomes of it.
+    """Advice of a bundle on some windows; the guards decide whether it is applied.
 
     Attributes:
-        policy: what the learned policy would put in force; None when it failed, and `problem` says how.
-        baseline: what its residual stands on, on the same observation: inverse latency's weights, or the service
-            times that an estimator has learned.
-        memory: averages after the first of the windows, to be given when that one has fallen off.
-        by: who answered: ``serve``, ``local bundle``.
+        policy: control of the learned policy; None when the policy failed, then `problem` gives the reason.
+        baseline: control of the residual's baseline for the same observation: the weights of inverse latency, or the
+            service times that an estimator has learned.
+        memory: averages after the first of the windows; pass it to `advise` once that window is dropped.
+        problem: why the policy failed; empty otherwise.
+        by: source of the advice, ``serve`` or ``local bundle``.
     """
 
     policy: Control | None
@@ -59,18 +60,18 @@ class Advice:
 
 
 class Advises(Protocol):
-    """A bundle that can be asked, here or elsewhere."""
+    """A source of advice: a bundle in this process or a remote service."""
 
     def advise(self, windows: Sequence[Window], memory: LatencyMemory | None = None) -> Advice: ...
 
 
 def advisable(window: Window) -> bool:
-    """Whether advice can be given on a window: it is usable and not empty."""
+    """Whether a window is usable and not empty, so that advice is possible."""
     return window.usable and bool(window.requests.sum() > 0)
 
 
 class Recent:
-    """The windows that the next advice needs, and the averages from before them: all that a caller must remember.
+    """The state that a caller keeps between advices: the latest windows and the averages from before them.
 
     Args:
         frames: windows that one observation spans.
@@ -82,10 +83,10 @@ class Recent:
         self._after_first: LatencyMemory | None = None
 
     def moved(self, frames: int) -> Recent:
-        """For another bundle: its windows begin anew, the averages of response times go on.
+        """The state for another bundle: no windows, but the averages of response times are kept.
 
-        They take some ten windows to settle, which would all look like nothing that was observed. What an estimator
-        has learned is left behind: the other bundle may have another one.
+        New averages would take about ten windows to settle, all of them novel to the encoder. Learned service times
+        are dropped because the other bundle may use another estimator.
         """
         other, last = Recent(frames), self._after_first
         if last is not None:
@@ -93,7 +94,7 @@ class Recent:
         return other
 
     def ask(self, adviser: Advises, window: Window) -> Advice:
-        """Advice after one more window."""
+        """Adds a window and returns the advice on it."""
         if len(self._windows) == self._windows.maxlen:
             self._before = self._after_first
         self._windows.append(window)
@@ -108,20 +109,20 @@ class NotANumberError(DeepSchedError):
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """What was made of some windows, before the policy acts on it."""
+    """Observation and advice without the policy's part."""
 
     observation: Observation
     advice: Advice
 
 
 class Adviser:
-    """One bundle, ready to act.
+    """Gives the advice of one bundle.
 
     Args:
-        workers: requests that a server serves at once, for a bundle that sets service times; 1 is safe.
+        workers: requests that a server processes in parallel, for a bundle that sets service times; 1 is safe.
 
     Raises:
-        BundleError: the network holds numbers that are not finite.
+        BundleError: a parameter of the network is not finite.
     """
 
     def __init__(self, bundle: Bundle, workers: float = 1.0) -> None:
@@ -132,7 +133,7 @@ class Adviser:
         bad = [name for name, tensor in bundle.net.state_dict().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise BundleError(f"'{bad[0]}' of the network is not finite", where="policy.safetensors", remedy="train it")
-        # Inputs are within ±10 and parameters finite: what goes wrong between them is seen in the last layer, too.
+        # Inputs are within ±10 and parameters are finite, so an overflow in any layer shows in the last one.
         bundle.net.action[-1].register_forward_hook(_refuse_nan)
         self._policy = bundle.policy()
         self._baseline = InverseLatency(bundle.problem.codec)
@@ -143,21 +144,22 @@ class Adviser:
         return self.bundle.problem.options.frames
 
     def advise(self, windows: Sequence[Window], memory: LatencyMemory | None = None) -> Advice:
-        """What to do after the last of `windows` (oldest first, about this topology, all usable).
+        """Advice for the interval after the last of `windows`.
 
         Args:
-            memory: averages from before these windows, see `Advice.memory`; None begins anew. It is not changed.
+            windows: oldest first, all usable and of this topology.
+            memory: averages from before these windows (`Advice.memory`), not modified; None starts without averages.
 
         Raises:
-            DataError: no window at all, or one without the samples that the bundle's estimator needs: NGINX does
-                not balance in memory.
+            DataError: `windows` is empty, or a window lacks the samples that the bundle's estimator needs because
+                NGINX does not balance in memory.
         """
         return self._decided([self._see(windows, memory)])[0]
 
     def advise_each(
         self, cases: Sequence[tuple[Sequence[Window], LatencyMemory | None]]
     ) -> list[Advice | DeepSchedError]:
-        """`advise` for many at once, with one call of the network; where it would raise, the error stands instead."""
+        """`advise` for several cases with one call of the network; an error of a case is returned, not raised."""
         found: list[Advice | DeepSchedError] = []
         seen: list[_Encoded] = []
         for windows, memory in cases:
@@ -171,7 +173,7 @@ class Adviser:
 
     def _see(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Encoded:
         if not windows:
-            raise DataError("no window to act on", where="advice", remedy="give at least two readings")
+            raise DataError("no windows", where="advice", remedy="give at least two readings")
         observer = self.bundle.problem.observer()
         if memory is not None:
             observer.recall(memory)
@@ -184,12 +186,12 @@ class Adviser:
         return _Encoded(observation, Advice(None, self._standing_on(observation), state, after_first))
 
     def _decided(self, seen: Sequence[_Encoded]) -> list[Advice]:
-        """With the policy's part, or with what kept it from acting."""
+        """The advices with the policy's control, or with the reason why it failed."""
         if not seen:
             return []
         first, *others = seen
         try:
-            # A batch of one is no batch: the network sums in another order then.
+            # A single case does not form a batch: in a batch the network may sum in another order.
             policies = (
                 self._policy.act_each([one.observation for one in seen])
                 if others
@@ -197,14 +199,14 @@ class Adviser:
             )
         except (DeepSchedError, RuntimeError, ArithmeticError, ValueError) as error:
             if others:
-                # One of them spoils the call for all.
+                # One failing case fails the whole call: repeat them one by one.
                 return [advice for one in seen for advice in self._decided([one])]
-            # Whatever goes wrong inside a policy, the baseline stands in for it; the guards say so.
+            # When the policy fails, the baseline replaces it; the guards report the reason.
             return [replace(first.advice, problem=f"{type(error).__name__}: {error}"[:200])]
         return [replace(one.advice, policy=policy) for one, policy in zip(seen, policies, strict=True)]
 
     def _standing_on(self, observation: Observation) -> Control:
-        """What a residual of 0 does."""
+        """The control of a residual of 0."""
         if observation.tau_s is None:
             return self._baseline.act(observation)
         return ServiceTimes(self.topology, observation.tau_s, self.bundle.problem.believed_workers)

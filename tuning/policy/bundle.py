@@ -1,10 +1,7 @@
-"""A policy bundle: the folder that carries a trained policy from training to a live NGINX.
+"""A policy bundle: the folder that holds a trained policy (docs/file-formats.md#bundle); no pickle is ever loaded.
 
-`bundle.json` (problem and provenance), `encoder.npz`, `policy.safetensors`. No pickle is ever loaded.
-
-What a bundle folder may hold, checked before anything in it is read: plain files, nothing that could run.
-
-A new bundle in an old one's place in one step; the old one is kept in `previous/`, from where it can come back.
+Saves and loads bundles, checks that a folder holds plain data files only, replaces a bundle atomically and restores
+the one that was replaced.
 """
 
 from __future__ import annotations
@@ -40,11 +37,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A trained policy with all it needs.
+    """A trained policy with everything it needs to act.
 
     Attributes:
         net: the network.
         problem: topology, deadlines, encoder, observation, action codec.
+        model: options that the network was built with.
         provenance: seed, command, config, versions, training curve, evaluation; plain JSON.
     """
 
@@ -75,10 +73,13 @@ class Bundle:
 
 
 def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
-    """Reads a bundle; with a topology, for that one (other addresses, other number of servers).
+    """Reads a bundle.
+
+    Args:
+        topology: servers to act on instead of those of the bundle: other addresses, another number of servers.
 
     Raises:
-        BundleError: a file is missing, of another format, or does not fit the topology's request types.
+        BundleError: a file is missing or has another format, or the request types differ from the topology's.
     """
     path = folder / "bundle.json"
     try:
@@ -113,20 +114,20 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
 
 FILES = frozenset({"bundle.json", "encoder.npz", "policy.safetensors"})
 SAMPLES, PREVIOUS = "samples.npz", "previous"
-"""What a recalibration adds: what the mixture was fitted to, and the bundle as it was before."""
+"""Added by a recalibration: the samples that the mixture was fitted to, and the bundle before it."""
 MAX_BYTES = 256 * 2**20
 _REMEDY = "give the folder that train wrote"
 
 
 def check_bundle(folder: Path, root: Path | None = None) -> Path:
-    """The folder's real path, after every check.
+    """Checks a bundle folder without loading it and returns its real path.
 
     Args:
-        root: when given, the folder must lie inside it, links followed.
+        root: folder that must contain it, after links are resolved; None allows any place.
 
     Raises:
-        BundleError: outside `root`, a file too many or too few or too large, a link that leads out of the
-            folder, an array that only pickle could read.
+        BundleError: the folder is outside `root`; a file is missing, unexpected or larger than 256 MiB; a link points
+            outside the folder; an array needs pickle.
     """
     real = folder.resolve()
     if root is not None and not real.is_relative_to(root.resolve()):
@@ -137,14 +138,14 @@ def check_bundle(folder: Path, root: Path | None = None) -> Path:
         raise BundleError(f"not a bundle: {error.strerror}", where=str(folder), remedy=_REMEDY) from error
     previous = entries.pop(PREVIOUS, None)
     if previous is not None and (previous.is_symlink() or not previous.is_dir()):
-        raise BundleError(f"{PREVIOUS} is no folder", where=str(folder), remedy=_REMEDY)
+        raise BundleError(f"{PREVIOUS} is not a folder", where=str(folder), remedy=_REMEDY)
     if set(entries) - {SAMPLES} != FILES:
         odd = sorted((set(entries) - {SAMPLES}) ^ FILES)[0]
         what = "a file that does not belong there" if odd in entries else "a file is missing"
         raise BundleError(f"not a bundle: {what}: {odd}", where=str(folder), remedy=_REMEDY)
     for entry in entries.values():
         if not entry.resolve().is_relative_to(real) or not entry.is_file():
-            raise BundleError(f"{entry.name} leads out of the bundle", where=str(folder), remedy=_REMEDY)
+            raise BundleError(f"{entry.name} points outside the bundle", where=str(folder), remedy=_REMEDY)
         if entry.stat().st_size > MAX_BYTES:
             raise BundleError(f"{entry.name} is larger than {MAX_BYTES} bytes", where=str(folder), remedy=_REMEDY)
     for name in {"encoder.npz", SAMPLES} & set(entries):
@@ -158,9 +159,9 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if sum(member.file_size for member in members) > MAX_BYTES:
-                raise BundleError("unpacks to too much", where=str(path), remedy=_REMEDY)
+                raise BundleError("its unpacked contents are too large", where=str(path), remedy=_REMEDY)
             for member in members:
-                # Arrays of objects are pickles; their header says so before any is read.
+                # An array of objects is a pickle; its header shows this before anything is unpickled.
                 if not member.filename.endswith(".npy") or b"'|O'" in archive.open(member).read(256):
                     raise BundleError(f"{member.filename} is not a plain array", where=str(path), remedy=_REMEDY)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -180,16 +181,16 @@ def _check_tensors(path: Path) -> None:
 
 
 _EXCHANGE, _HERE = 2, -100
-"""RENAME_EXCHANGE and AT_FDCWD, see renameat2(2)."""
+"""RENAME_EXCHANGE and AT_FDCWD of renameat2(2)."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def swap_in(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Replaces a bundle by what `fill` writes into an empty folder; a reader sees the old one or the new one.
+    """Replaces a bundle atomically by the one that `fill` writes into an empty folder; `previous/` keeps the old one.
 
     Raises:
-        BundleError: `folder` or what was written is no bundle; the old one is untouched.
-        OSError: the disk is full, or the folder cannot be written.
+        BundleError: `folder` is not a bundle, or `fill` did not write one; the old bundle is unchanged.
+        OSError: the disk is full, or the folder is not writable; the old bundle is unchanged.
     """
     real = check_bundle(folder)
     with tempfile.TemporaryDirectory(prefix=f".{real.name}-", dir=real.parent) as place:
@@ -197,16 +198,17 @@ def swap_in(folder: Path, fill: Callable[[Path], None]) -> None:
         fresh.mkdir()
         fill(fresh)
         check_bundle(fresh)
-        # What is kept is one step back: the old bundle without what that one kept.
+        # Only one step back is kept: the old bundle is copied without its own previous/.
         shutil.copytree(real, fresh / PREVIOUS, ignore=lambda path, names: {PREVIOUS} & set(names))
         fresh.chmod(real.stat().st_mode)
         _exchange(fresh, real)
 
 
 def roll_back(folder: Path) -> None:
-    """The bundle that `swap_in` replaced comes back, and what replaced it becomes the one before.
+    """Restores the bundle that `swap_in` replaced; the current one becomes the previous one.
 
-    Raises BundleError when there is none to go back to.
+    Raises:
+        BundleError: there is no previous bundle.
     """
     kept = check_bundle(folder) / PREVIOUS
     if not kept.is_dir():

@@ -17,7 +17,7 @@ from tuning.policy.model import EquivariantNet
 
 
 class LearnedPolicy:
-    """Acts with the network's mean, or its likeliest ratio vectors: no exploration."""
+    """Acts without exploration: with the mean of the network's distribution, or the most likely ratio vectors."""
 
     name = "learned"
 
@@ -25,24 +25,24 @@ class LearnedPolicy:
         self._net, self._problem = net.eval(), problem
 
     def act(self, observation: Observation) -> Control:
-        """For one testbed; a network output that is not a number counts as 0, a residual's baseline."""
+        """Control for one testbed; an output that is nan counts as 0, which is the residual's baseline."""
         return self._problem.control(self.action(self._problem.array(observation)), observation)
 
     def act_each(self, observations: Sequence[Observation]) -> list[Control]:
-        """For several testbeds of this topology with one call of the network."""
+        """Controls for several testbeds of this topology with one call of the network."""
         actions = self.action(np.stack([self._problem.array(observation) for observation in observations]))
         return [self._problem.control(action, seen) for action, seen in zip(actions, observations, strict=True)]
 
     def weights(self, observation: Observation) -> NDArray[np.int64]:
-        """Integer weights ``[..., groups, servers]``, of a batch too."""
+        """Integer weights ``[..., groups, servers]``; leading axes of the observation are batch axes."""
         return self._problem.weights(self.action(self._problem.array(observation)), observation)
 
     def service_times(self, observation: Observation) -> NDArray[np.float64]:
-        """Service times ``[..., groups, servers]`` in seconds, of a batch too, for a residual on an estimator."""
+        """Service times ``[..., groups, servers]`` in seconds, for a residual on an estimator; batches as `weights`."""
         return self._problem.service_times(self.action(self._problem.array(observation)), observation)
 
     def action(self, rows: NDArray[np.float32]) -> NDArray[Any]:
-        """``[..., servers, row_size]`` → the action that the problem's codec takes."""
+        """Rows ``[..., servers, row_size]`` → action in the form of the problem's codec."""
         with torch.inference_mode():
             action: NDArray[Any] = self._net.act(torch.from_numpy(rows)).numpy()
         return self._problem.action_codec.of_vectors(action) if self._net.ratios else action

@@ -1,7 +1,7 @@
-"""The policy network: one encoder shared by all servers, so it fits any number of them in any order.
+"""The policy network: all servers share one encoder, so it takes any number of servers in any order.
 
-`EquivariantNet` is plain torch and all that a served policy needs; `tuning.learning.rl_module` wraps it for RLlib.
-Idea: Deep Sets (Zaheer et al., 2017): permuting the servers permutes the outputs.
+Plain torch; `tuning.learning.rl_module` wraps it for RLlib. Source: Deep Sets (Zaheer et al., 2017), permuting the
+servers permutes the outputs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from tuning.options import ModelOptions
 
 
 class EquivariantNet(nn.Module):
-    """Rows of servers → an action's distribution, and a value.
+    """Rows of servers → distribution of the action, and state value.
 
     Args:
-        row_size: features of a server's row.
-        groups: outputs per server (times the levels of a ratio).
-        action: kind of the action; `ratios` gives logits, the others a mean and a deviation.
+        row_size: number of features per server.
+        groups: number of groups; outputs per server (times the number of ratio levels).
+        options: size of the layers and initial deviation.
+        action: kind of the action; `ratios` gives logits, the others a mean and a log deviation.
     """
 
     def __init__(self, row_size: int, groups: int, options: ModelOptions, action: ActionOptions | None = None) -> None:
@@ -50,8 +51,8 @@ class EquivariantNet(nn.Module):
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """``[..., servers, row_size]`` → ``[..., groups, vectors]``, one logit per ratio vector.
 
-        A vector's logit is the sum over servers of a score for the level it gives to the server, so that
-        it, too, does not depend on the order of the servers.
+        A vector's logit is the sum over the servers of the score of the level that it assigns to the server. Permuting
+        the servers therefore permutes the logits in the same way.
         """
         return self.vector_scores(self._outputs(rows))
 
@@ -61,7 +62,7 @@ class EquivariantNet(nn.Module):
         return torch.einsum("...sgl,vsl->...gv", scores, _one_hot_levels(self.ratios, outputs.shape[-2]))
 
     def act(self, rows: torch.Tensor) -> torch.Tensor:
-        """The action without exploration: means ``[..., groups * servers]`` or chosen vectors ``[..., groups]``."""
+        """The action without exploration: means ``[..., groups * servers]`` or vector indices ``[..., groups]``."""
         if self.ratios:
             return self.logits(rows).nan_to_num(0.0).argmax(dim=-1)
         mean, _ = self(rows)
@@ -78,7 +79,7 @@ class EquivariantNet(nn.Module):
 
 
 def with_pooled(encoded: torch.Tensor) -> torch.Tensor:
-    """``[..., servers, hidden]`` → each server's encoding beside the mean of all, ``[..., servers, 2 * hidden]``."""
+    """``[..., servers, hidden]`` → each server's encoding and the mean of all, ``[..., servers, 2 * hidden]``."""
     return torch.cat([encoded, encoded.mean(dim=-2, keepdim=True).expand_as(encoded)], dim=-1)
 
 

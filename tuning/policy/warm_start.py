@@ -1,4 +1,4 @@
-"""A policy goes on with a refitted mixture: the network keeps what it has learned, new clusters begin unheard."""
+"""Adapts a trained network to a refitted mixture: keeps its parameters and gives new clusters a weight of 0."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ _FIRST = "encoder.0.weight"
 
 
 def widened(net: EquivariantNet, model: ModelOptions, old: DecisionProblem, new: DecisionProblem) -> EquivariantNet:
-    """The network for the new problem's rows; where the new clusters' columns are 0 it acts exactly as the old one.
+    """A network for the rows of the new problem; it ignores the new clusters until it is trained.
 
     Args:
-        old, new: differ in the encoder only, whose clusters begin with the old one's (`envs.mixture.refit`).
+        net: the trained network.
+        model: its options.
+        old: problem that the network was trained on.
+        new: the same problem with another encoder, whose first clusters are those of `old` (`envs.mixture.refit`).
 
     Raises:
-        BundleError: they differ in what is seen otherwise.
+        BundleError: the problems differ in their options or features.
     """
     if old.options != new.options or old.encoder.names != new.encoder.names:
-        raise BundleError("the problems differ in more than the mixture", remedy="train anew")
+        raise BundleError("the problems differ in more than the mixture", remedy="train a new policy")
     kept = list(_kept_columns(old, new))
     assert len(kept) == old.row_size
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -41,7 +44,7 @@ def widened(net: EquivariantNet, model: ModelOptions, old: DecisionProblem, new:
 
 
 def _kept_columns(old: DecisionProblem, new: DecisionProblem) -> Iterator[int]:
-    """For every column of the old row its place in the new one; a row is a frame, the context, earlier frames."""
+    """New index of every column of the old row; a row holds the current frame, the context and earlier frames."""
     groups, name = old.topology.shape[0], old.options.observation
     size = frame_size(new.topology, new.encoder, name)
     yield from _frame(old, new, 0)
