@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -18,6 +19,7 @@ from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError
 from actuators.load.engine import LoadEngine
 from actuators.load.plans import PlanOptions, make_streams
+from actuators.options import GIVEN, NOT_GIVEN, Never, Only
 from actuators.statistics.reader import CollectOptions, StatusReader
 from actuators.statistics.recording import SnapshotWriter, record
 from actuators.testbed.parts import LiveOptions, make_load, make_nginx, make_server
@@ -30,8 +32,20 @@ from rayjobs.runs.folder import RunFolder
 _log = partial(log_line, "collect")
 
 
+_LOADED = Only(status_url=NOT_GIVEN), Only(target=GIVEN)
+
+
 class CollectRunOptions(PlanOptions):
     """What is recorded, where it is written, and which load runs meanwhile."""
+
+    only: ClassVar = {
+        **dict.fromkeys(PlanOptions.model_fields.keys() - {"duration_s"}, _LOADED),
+        "until_pid": Only(status_url=GIVEN, target=NOT_GIVEN),
+        "live.load": _LOADED,
+        "live.service": Only(status_url=NOT_GIVEN),
+        "live.nginx": Only(status_url=NOT_GIVEN),
+        "live.collect": Never("set reading"),
+    }
 
     out: Path = Path("snapshots.json")
     """File that the snapshots are appended to, one JSON object per line."""

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,6 +27,7 @@ from actuators.load.hdr_files import log_header, log_lines, percentile_table
 from actuators.load.plans import PlanOptions, make_streams, plan_text
 from actuators.load.summary import ERROR_CLASSES, LoadSummary
 from actuators.load.wrk2 import Wrk2Engine, Wrk2Options
+from actuators.options import Only
 from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.folder import RunFolder
@@ -184,7 +185,7 @@ class LoadRunOptions(PlanOptions):
     """http://HOST:PORT of the NGINX."""
     requests: dict[str, str] = Field(default_factory=dict)
     """Further request types for --mix or a trace: name to 'METHOD /PATH'; only the built-in ones when not given."""
-    window_s: float = Field(1.0, gt=0)
+    window_s: Annotated[float, Only(engine="native")] = Field(1.0, gt=0)
     """Length of a reported window."""
     engine: Literal["native", "wrk2"] = "native"
     """native: the engine of this project; wrk2: your binary and Lua scripts, constant plans only."""
@@ -192,9 +193,9 @@ class LoadRunOptions(PlanOptions):
     """stdout: JSON lines (actuators/load/load.schema.json), or a table; auto: a table on a terminal."""
     out: Path | None = None
     """Folder for the run's folder; `runs` when not given."""
-    sending: LoadOptions = LoadOptions()
+    sending: Annotated[LoadOptions, Only(engine="native")] = LoadOptions()
     """How the native engine sends."""
-    wrk2: Wrk2Options = Wrk2Options()
+    wrk2: Annotated[Wrk2Options, Only(engine="wrk2")] = Wrk2Options()
     """The engine wrk2."""
 
 

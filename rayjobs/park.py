@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from actuators.errors import DataError
-from actuators.options import Options
+from actuators.options import Only, Options
 from rayjobs.cli.main import Verb, run_verb
 
 
@@ -18,7 +18,7 @@ class ParkTrainOptions(Options):
 
     seed: int = Field(default=1, ge=0)
     """Fixes the search; the judged episodes do not depend on it."""
-    generations: int = Field(default=120, ge=0)
+    generations: Annotated[int, Only(scorer=None)] = Field(default=120, ge=0)
     """Steps of the evolution strategy; with 0 the scorer is its start, the least drain time including the job."""
     episodes: int = Field(default=400, ge=2)
     """Episodes of 1000 jobs to judge on; the search does not use them."""

@@ -9,14 +9,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from rich.table import Table
 
 from actuators.contract.script import ServiceDistribution
 from actuators.errors import ConfigError, DataError, ServiceError
-from actuators.options import Options
+from actuators.options import NOT_GIVEN, Only, Options
 from actuators.social_network.store import SocialNetworkOptions
 from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
@@ -32,6 +32,9 @@ _LAST_PORT = 65535
 SpeedsOfServer = float | tuple[float, float, float]
 
 
+_STEADY = Only(scenario=NOT_GIVEN, script=NOT_GIVEN)
+
+
 class ServiceOptions(Options):
     """Servers, their capacity and their disturbances."""
 
@@ -41,24 +44,24 @@ class ServiceOptions(Options):
     """Address to listen on; the admin endpoints stay on 127.0.0.1."""
     port: int = Field(0, ge=0, le=_LAST_PORT)
     """Port of the first server, the others take the next ones; 0 takes free ones."""
-    workers: int = Field(4, ge=1)
+    workers: Annotated[int, _STEADY] = Field(4, ge=1)
     """Requests that a server serves at once."""
-    queue_limit: int = Field(512, ge=0)
+    queue_limit: Annotated[int, _STEADY] = Field(512, ge=0)
     """Requests waiting beyond which a server answers 503."""
-    compose_ms: float = Field(18.0, ge=0)
+    compose_ms: Annotated[float, _STEADY] = Field(18.0, ge=0)
     """Mean emulated service time of a compose."""
-    home_read_ms: float = Field(4.4, ge=0)
+    home_read_ms: Annotated[float, _STEADY] = Field(4.4, ge=0)
     """Mean emulated service time of a home timeline read."""
-    user_read_ms: float = Field(3.3, ge=0)
+    user_read_ms: Annotated[float, _STEADY] = Field(3.3, ge=0)
     """Mean emulated service time of a user timeline read."""
-    distribution: ServiceDistribution = "lognormal"
+    distribution: Annotated[ServiceDistribution, _STEADY] = "lognormal"
     """Distribution of the service times."""
-    cv: float = Field(1.0, ge=0)
+    cv: Annotated[float, Only(distribution="lognormal", scenario=NOT_GIVEN, script=NOT_GIVEN)] = Field(1.0, ge=0)
     """Coefficient of variation of the lognormal."""
-    speeds: tuple[SpeedsOfServer, ...] = ()
+    speeds: Annotated[tuple[SpeedsOfServer, ...], _STEADY] = ()
     """Per server, how many times faster than the mean: one number, or three for compose, home read, user read; 1 when
     not given."""
-    scenario: str = ""
+    scenario: Annotated[str, Only(script=NOT_GIVEN)] = ""
     """Scenario whose servers and disturbances are played, S1 to S10; a steady one from these options when not given."""
     script: Path | None = None
     """JSON file of a resolved script (`deepsched scenarios show --json-out`) that is played instead of a scenario."""

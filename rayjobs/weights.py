@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -21,13 +22,28 @@ from actuators.external.actuator import (
     parse_weights,
     ratio_vectors,
 )
+from actuators.external.nginx import ExternalNginxOptions
 from actuators.files import write_atomic
 from actuators.nginx.config import NginxOptions, render_snippet
 from actuators.nginx.detect import detect
+from actuators.options import Never
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
 
 _log = partial(log_line, "weights")
+
+
+_NOTHING_CHANGES = {
+    f"reload.{name}": Never("nothing is changed here")
+    for name in ExternalNginxOptions.model_fields
+    if name not in ("config", "groups", "binary")
+}
+
+
+class GetOptions(ActuatorOptions):
+    """Which NGINX."""
+
+    only: ClassVar = _NOTHING_CHANGES
 
 
 class SetOptions(ActuatorOptions):
@@ -53,6 +69,17 @@ class ExploreOptions(ActuatorOptions):
 class SnippetOptions(ActuatorOptions):
     """Which NGINX the snippet is for, and what is in it."""
 
+    only: ClassVar = {
+        **_NOTHING_CHANGES,
+        **{
+            f"memory.{name}": Never("it stands in the configuration that includes the snippet")
+            for name in (
+                "statistics", "actuation", "worker_processes", "worker_connections", "connect_timeout_s",
+                "read_timeout_s", "shutdown_timeout_s", "max_body_bytes", "start_timeout_s",
+            )
+        },
+    }  # fmt: skip
+
     out: Path = Path("deepsched.conf")
     """The file; FILE.token beside it receives the token for --token-file."""
     port: int = Field(8090, ge=1, le=65535)
@@ -61,7 +88,7 @@ class SnippetOptions(ActuatorOptions):
     """Balancing method, keep-alive, max_fails and so on."""
 
 
-def get(options: ActuatorOptions) -> int:
+def get(options: GetOptions) -> int:
     """Prints GROUP/SERVER=WEIGHT lines, or service times where NGINX balances by those."""
     actuator = open_actuator(options)
     control, topology = actuator.control(), actuator.topology
@@ -140,7 +167,7 @@ def snippet(options: SnippetOptions) -> int:
 GET = Verb(
     name="weights get",
     example="deepsched weights get --set reload.config=/etc/nginx/nginx.conf",
-    options=ActuatorOptions,
+    options=GetOptions,
     run=get,
     common=("control_url", "token_file", "reload.config", "reload.groups"),
 )

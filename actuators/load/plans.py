@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from actuators.contract.script import ArrivalDistribution, RateStep, Stream
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ConfigError, closest
 from actuators.load.build import engine_path
-from actuators.options import Options
+from actuators.options import Only, Options
 
 PlanKind = Literal["random", "constant", "steps", "diurnal", "trace"]
 _STEPS_PER_PERIOD = 120
@@ -32,34 +32,36 @@ class PlanOptions(Options):
     """Length of the plan, in seconds."""
     seed: int = Field(1, ge=0)
     """Seed of the plan, the arrivals and the requests."""
-    distribution: ArrivalDistribution = "exponential"
+    distribution: Annotated[ArrivalDistribution, Only(plan=("constant", "steps", "diurnal", "trace"))] = "exponential"
     """Distribution of the gaps between requests, mean 1/rate; `normal` has a standard deviation of half its mean."""
-    mix: dict[str, float] = Field({"compose": 0.1, "home_read": 0.6, "user_read": 0.3})
+    mix: Annotated[dict[str, float], Only(plan=("constant", "steps", "diurnal"))] = Field(
+        {"compose": 0.1, "home_read": 0.6, "user_read": 0.3}
+    )
     """Request type to its share of the rate; the shares need not add up to 1."""
-    rate_rps: float = Field(300.0, gt=0)
+    rate_rps: Annotated[float, Only(plan="constant")] = Field(300.0, gt=0)
     """constant: the rate, in requests per second."""
-    steps: tuple[str, ...] = ("0:100", "20:500", "40:100")
+    steps: Annotated[tuple[str, ...], Only(plan="steps")] = ("0:100", "20:500", "40:100")
     """steps: START_S:RATE_RPS, each until the next; rate 0 means no requests."""
-    low_rps: float = Field(50.0, ge=0)
+    low_rps: Annotated[float, Only(plan="diurnal")] = Field(50.0, ge=0)
     """diurnal: rate at the start, the lowest."""
-    high_rps: float = Field(500.0, gt=0)
+    high_rps: Annotated[float, Only(plan="diurnal")] = Field(500.0, gt=0)
     """diurnal: rate half a period later, the highest."""
-    period_s: float = Field(120.0, gt=0)
+    period_s: Annotated[float, Only(plan="diurnal")] = Field(120.0, gt=0)
     """diurnal: length of one period, in seconds."""
-    trace: Path | None = None
+    trace: Annotated[Path | None, Only(plan="trace")] = None
     """trace: CSV file with the header time_s,TYPE,TYPE…; a row holds the rates per type until the next row.
     The plan cannot run without it."""
-    min_rate_rps: float = Field(100.0, gt=0)
+    min_rate_rps: Annotated[float, Only(plan="random")] = Field(100.0, gt=0)
     """random: lowest rate of a burst of one type."""
-    max_rate_rps: float = Field(2000.0, gt=0)
+    max_rate_rps: Annotated[float, Only(plan="random")] = Field(2000.0, gt=0)
     """random: highest rate of a burst of one type."""
-    min_burst_s: float = Field(30.0, gt=0)
+    min_burst_s: Annotated[float, Only(plan="random")] = Field(30.0, gt=0)
     """random: shortest burst, in seconds."""
-    max_burst_s: float = Field(600.0, gt=0)
+    max_burst_s: Annotated[float, Only(plan="random")] = Field(600.0, gt=0)
     """random: longest burst, in seconds."""
-    min_backoff_s: float = Field(10.0, gt=0)
+    min_backoff_s: Annotated[float, Only(plan="random")] = Field(10.0, gt=0)
     """random: shortest pause after a burst, in seconds."""
-    max_backoff_s: float = Field(100.0, gt=0)
+    max_backoff_s: Annotated[float, Only(plan="random")] = Field(100.0, gt=0)
     """random: longest pause after a burst, in seconds."""
 
 

@@ -6,13 +6,13 @@ import ipaddress
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from actuators.errors import ConfigError
 from actuators.files import writable_folder
-from actuators.options import Options
+from actuators.options import GIVEN, Never, Only, OnlyIf, Options
 from tuning.steering.options import GuardOptions
 
 if TYPE_CHECKING:
@@ -23,8 +23,24 @@ SERVES_TARGET = 2.0
 """Concurrent requests per replica that Ray Serve aims at by default."""
 
 
+_GUARDS_OF_ONE_ANSWER = {
+    "floor", "cap_share", "min_requests", "novel_above", "novel_share", "overload_ratio", "overload_pull",
+}  # fmt: skip
+"""The guards of `tuning.steering.decide.decide_alone`."""
+
+
 class ServeOptions(Options):
     """Options of `deepsched serve`."""
+
+    only: ClassVar = {
+        "batch_wait_ms": OnlyIf(
+            lambda options: options.batch_size > 1, "with batch_size=1", "set batch_size=2 or more"
+        ),
+        **{
+            f"guards.{name}": Never("an answer knows no earlier windows: set it for `deepsched steer run`")
+            for name in GuardOptions.model_fields.keys() - _GUARDS_OF_ONE_ANSWER
+        },
+    }
 
     bundle: Path
     """Folder of the trained policy."""
@@ -34,22 +50,22 @@ class ServeOptions(Options):
     """Port to listen on; 0 takes a free one."""
     front: Literal["ray", "uvicorn"] = "ray"
     """ray: Ray Serve with replicas; uvicorn: one process without Ray, several times faster per request."""
-    haproxy: bool = True
+    haproxy: Annotated[bool, Only(front="ray")] = True
     """ray: HAProxy instead of Ray's own proxy, four times faster; its statistics stay on loopback."""
-    replicas: int = Field(1, ge=1, le=64)
+    replicas: Annotated[int, Only(front="ray")] = Field(1, ge=1, le=64)
     """ray: number of replicas; the minimum when `max_replicas` is given."""
-    max_replicas: int | None = Field(None, ge=1, le=64)
+    max_replicas: Annotated[int | None, Only(front="ray")] = Field(None, ge=1, le=64)
     """ray: maximum number of replicas; Serve adds replicas while requests wait. Fixed number when not given."""
-    target_ongoing_requests: float | None = Field(None, gt=0)
+    target_ongoing_requests: Annotated[float | None, Only(front="ray", max_replicas=GIVEN)] = Field(None, gt=0)
     """ray, with `max_replicas`: concurrent requests per replica above which a replica is added; 2 or the batch size,
     the larger, when not given."""
-    batch_size: int = Field(1, ge=1, le=256)
+    batch_size: Annotated[int, Only(front="ray")] = Field(1, ge=1, le=256)
     """ray: maximum number of requests that one call of the network decides; 1 is fastest for a single client."""
-    batch_wait_ms: float = Field(0.0, ge=0, le=1000)
+    batch_wait_ms: Annotated[float, Only(front="ray")] = Field(0.0, ge=0, le=1000)
     """ray: how long the first request of a batch waits for others; 0 takes only those that wait already."""
-    max_ongoing_requests: int = Field(64, ge=1)
+    max_ongoing_requests: Annotated[int, Only(front="ray")] = Field(64, ge=1)
     """ray: maximum number of concurrent requests per replica."""
-    cpus: float = Field(0.5, ge=0)
+    cpus: Annotated[float, Only(front="ray")] = Field(0.5, ge=0)
     """ray: CPUs that a replica claims."""
     bundles: Path | None = None
     """Folder of bundles that may be served instead; the parent folder of `bundle` when not given."""
