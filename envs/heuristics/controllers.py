@@ -91,7 +91,7 @@ class EstimatorController:
     Args:
         estimator: a name of `envs.estimators.registry.ESTIMATORS`.
         workers: requests that a server serves at once, one number for all or ``[servers]``. Take it from
-            the servers' configuration; when in doubt too low, never too high (the shared study, P2.4).
+            the servers' configuration; when in doubt too low, never too high (docs/studies.md#workers-per-server).
         name: as it is shown in tables; by default that of `estimator_policy`.
 
     Raises:

@@ -3,7 +3,7 @@
 Heuristics that move the weights in force by what they observe: Little's law, an equaliser, AIMD.
 
 The weights in force are their memory. On round robin all three are unstable near saturation, over
-least_conn they are harmless (shared study, sections 0.6 and 3).
+least_conn they are harmless (docs/studies.md#where-feedback-is-dangerous).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Equal:
 class InverseLatency(WeightPolicy):
     """Weight ∝ 1 / EWMA(0.5) of the mean response time, per group and server, errors charged ten times.
 
-    The best simple heuristic on least_conn (shared study, section 3).
+    The best simple heuristic on least_conn (docs/studies.md#heuristics-on-weights).
     """
 
     name = "inverse_latency"

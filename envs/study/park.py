@@ -22,7 +22,7 @@ STUDY_MEAN_JOB_TIME = {
     "random": (15121.0, 296.0), "round_robin": (14622.0, 406.0), "shortest_queue": (1137.0, 36.0),
     "least_work": (862.0, 26.0), "learned": (644.0, 12.0),
 }  # fmt: skip
-"""Mean job time and its standard error over 400 episodes: ../shared/study.md, section 5."""
+"""Mean job time and its standard error over 400 episodes: docs/studies.md#park."""
 
 _ROUND_ROBIN, _SHORTEST_QUEUE, _LEAST_WORK, _LEARNED = 1, 2, 3, 4
 POLICIES = ("random", "round_robin", "shortest_queue", "least_work", "learned")

@@ -86,6 +86,21 @@ def test_what_the_code_cites_stands_in_docs() -> None:
     assert not wrong
 
 
+def test_code_cites_no_source_that_a_reader_cannot_open() -> None:
+    closed = re.compile(
+        r"\bissue \d|\b(study|(?<!your-)nginx|ray|design)\.md|\bP\d\.\d|\bshared/\w+\.md|shared study", re.IGNORECASE
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for package in ("actuators", "envs", "tuning", "rayjobs")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in {".py", ".lua", ".c", ".h", ".yaml", ".sh", ".js", ".css", ".html", ".json"}
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if closed.search(line)
+    ]
+    assert not found
+
+
 def test_headings_of_a_page_are_unique_so_that_anchors_stay() -> None:
     for path in PAGES:
         twice = [slug for slug, count in Counter(slugs(path)).items() if count > 1]
