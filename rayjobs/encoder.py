@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from actuators.contract.arrays import FloatArray
     from envs.mixture.refit import RefitProof
     from envs.observation.encoder import Encoder
+    from tuning.options import TrainingOptions
     from tuning.policy.bundle import Bundle
     from tuning.policy.model import EquivariantNet
 
@@ -202,24 +203,12 @@ def _swap_bundle(options: RecalibrateOptions, folder: Path, fresh: Encoder, samp
 
 
 def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNet, Path]:
-    """The network after further training with the bundle's own options, and the folder of that run.
-
-    Raises ConfigError for a policy that was learned from records, whose observations the new mixture changes.
-    """
+    """The network after further training with the bundle's own options, and the folder of that run."""
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import training_scenarios
     from tuning.learning.trainer import Trainer
-    from tuning.options import AlgorithmOptions, TrainingOptions
 
-    saved: dict[str, Any] = dict((warm.provenance.get("config") or {}).get("training") or {})
-    if (algorithm := AlgorithmOptions.model_validate(saved.get("algorithm", {}))).offline:
-        what = f"{algorithm.name} learned this policy from records, not on simulated testbeds"
-        remedy = "leave it out, or train from newer records: deepsched train --records"
-        raise ConfigError(what, where="--retrain-steps", remedy=remedy)
-    training = TrainingOptions.model_validate({
-        **{name: saved[name] for name in _KEPT_OPTIONS if name in saved},
-        "decision": warm.problem.options.model_dump(), "model": warm.model.model_dump(), "steps": options.retrain_steps,
-    })  # fmt: skip
+    training = training_of(warm, options.retrain_steps)
     folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
     with ray_session():
         trainer = Trainer(warm.problem, training, folder.path, options.seed, start=warm.net)
@@ -228,6 +217,26 @@ def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNe
     if trainer.proof is not None:
         console_err().print(trainer.proof.told(), markup=False, soft_wrap=True)
     return trainer.net(), folder.path
+
+
+def training_of(bundle: Bundle, steps: int) -> TrainingOptions:
+    """The options that a bundle was trained with, for other steps.
+
+    Raises ConfigError for a policy that was learned from records, whose observations a new mixture changes.
+    """
+    from tuning.options import AlgorithmOptions, TrainingOptions
+
+    config: dict[str, Any] = bundle.provenance.get("config") or {}
+    # The method and the interval stand beside the training; bundles of 0.1 have them in it.
+    saved: dict[str, Any] = {**config, **(config.get("training") or {})}
+    if (algorithm := AlgorithmOptions.model_validate(saved.get("algorithm", {}))).offline:
+        what = f"{algorithm.name} learned this policy from records, not on simulated testbeds"
+        remedy = "leave it out, or train from newer records: deepsched train --records"
+        raise ConfigError(what, where="--retrain-steps", remedy=remedy)
+    return TrainingOptions.model_validate({
+        **{name: saved[name] for name in _KEPT_OPTIONS if name in saved},
+        "decision": bundle.problem.options.model_dump(), "model": bundle.model.model_dump(), "steps": steps,
+    })  # fmt: skip
 
 
 _KEPT_OPTIONS = (

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from actuators.errors import ConfigError
 from actuators.options import Options
+from envs.environment.actions import ActionOptions
+from envs.environment.problem import DecisionOptions
 from rayjobs.cli.config import dump_yaml, load_options
 from rayjobs.cli.main import load_verb
+from rayjobs.encoder import training_of
 from tests.support.paths import DATA
+from tests.support.problems import problem
+from tuning.options import ModelOptions
+from tuning.policy.bundle import Bundle
+from tuning.policy.learned import net_for
 
 SAVED = DATA / "saved"
 """config.yaml of runs of version 0.1, which saved every option, also those without effect."""
@@ -86,3 +95,17 @@ def test_what_is_saved_is_read_as_the_same_options(verb: str, words: list[str], 
     again = options_of(verb, file=file)
     assert dump_yaml(again) == dump_yaml(options)
     assert again == options
+
+
+@pytest.mark.parametrize("version", ["present", "0.1"])
+def test_further_training_keeps_the_method_and_interval_of_the_bundle(version: str, tmp_path: Path) -> None:
+    saved = saved_by_a_run(tmp_path, "train")
+    if version == "present":
+        saved.write_text(dump_yaml(options_of("train", file=saved)))
+    config = yaml.safe_load(saved.read_text())
+    assert ("method" in config["training"]) == (version == "0.1")
+    residual = DecisionOptions(action=ActionOptions(baseline="idle"))
+    own = replace(problem(), options=residual)
+    bundle = Bundle(net_for(own, ModelOptions()), own, ModelOptions(), {"config": config})
+    training = training_of(bundle, steps=96)
+    assert (training.method, training.interval_s, training.paired, training.steps) == ("expected_delay", 1.0, True, 96)
