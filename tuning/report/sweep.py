@@ -207,11 +207,7 @@ def _axis(column: pd.Series) -> dict[str, Any]:
         return {"values": values.tolist()}
     names = sorted({str(value) for value in column})
     places = {name: index for index, name in enumerate(names)}
-    return {
-        "values": [places[str(value)] for value in column],
-        "tickvals": list(range(len(names))),
-        "ticktext": names,
-    }
+    return {"values": [places[str(value)] for value in column], "tickvals": list(range(len(names))), "ticktext": names}
 
 
 def _numbers(column: pd.Series) -> FloatArray:
