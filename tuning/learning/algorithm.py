@@ -1,10 +1,4 @@
-"""Options → RLlib's configuration of the algorithm, with timeouts derived from the control interval.
-
-RLlib's CQL learner with a count of gradient steps that outlives a training iteration.
-
-RLlib 2.60 keeps what `bc_iters` is compared with as a metric that starts again in every iteration of 20 gradient
-steps: with more to imitate than that, its CQL imitates for ever and never heeds a value.
-"""
+"""Options → RLlib's configuration of the algorithm, with timeouts derived from the control interval."""
 
 from __future__ import annotations
 
@@ -43,11 +37,15 @@ from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions
 
 
 class ConservativeLearner(CQLTorchLearner):
-    """Imitates for `bc_iters` gradient steps, in however many iterations, and then heeds values."""
+    """CQL that imitates for `bc_iters` gradient steps, counted over all training iterations.
+
+    RLlib 2.60 compares `bc_iters` with a metric that restarts from 0 in every iteration of 20 gradient steps: with
+    more steps to imitate than that, its CQL never stops imitating.
+    """
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().before_gradient_based_update(timesteps=timesteps)
-        # The number of updates is in the learner's checkpoints, too.
+        # Checkpoints of the learner contain the number of updates.
         done = self._weights_seq_no * self.config.dataset_num_iters_per_learner
         self.metrics.log_value((ALL_MODULES, TRAINING_ITERATION), done, reduce="sum")
 
@@ -58,14 +56,15 @@ REPLAY_BATCH = 256
 
 @dataclass(frozen=True)
 class Setting:
-    """Where an algorithm learns.
+    """The environment that an algorithm learns in, and its network's starting point.
 
     Attributes:
-        environment: name registered with `ray.tune.register_env`; env_config goes with it.
-        interval_s: real seconds per step, 0 for simulated testbeds; sample timeouts follow from it,
-            because RLlib discards late samples in silence.
+        environment: name registered with `ray.tune.register_env`.
+        env_config: configuration of that environment.
+        interval_s: real seconds per step, 0 for simulated testbeds; the sample timeout is derived from it,
+            because RLlib silently discards late samples.
         load_module: checkpoint folder of an RLModule to start from.
-        problem: what is decided; offline algorithms need it, for they look at no environment.
+        problem: the decision problem; offline algorithms take their spaces from it, as they have no environment.
     """
 
     environment: str
@@ -81,7 +80,7 @@ class Setting:
 
 
 def check(options: AlgorithmOptions, action: ActionOptions) -> None:
-    """Raises ConfigError when the algorithm cannot take this action kind or lacks its records."""
+    """Raises ConfigError when the algorithm does not support this action kind or has no recorded transitions."""
     box, joint = action.kind != "ratios", action.kind == "ratios" and action.joint
     if options.name == "dqn" and not joint:
         raise ConfigError(
@@ -103,14 +102,15 @@ def check(options: AlgorithmOptions, action: ActionOptions) -> None:
         raise ConfigError(
             f"{options.name} needs recorded transitions",
             where="training.algorithm.transitions",
-            remedy="give a folder that tuning.learning.recordings wrote",
+            remedy="give a folder written by tuning.learning.recordings",
         )
 
 
 def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Setting) -> AlgorithmConfig:
-    """An algorithm that samples in the calling process (no env runner of its own: start-up costs 10 s each).
+    """Configuration of an algorithm that samples in the calling process: starting an env runner takes 10 s.
 
-    Raises ConfigError as `check` does.
+    Raises:
+        ConfigError: see `check`.
     """
     check(options, setting.action)
     make, module = _BUILDERS[options.name]
@@ -151,12 +151,12 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
 
 
 def module_path(checkpoint: Path) -> Path:
-    """Where RLlib keeps the policy's RLModule inside an Algorithm checkpoint."""
+    """Folder of the policy's RLModule inside a checkpoint of an Algorithm."""
     return checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy"
 
 
 def _auto_includes(config_class: Any) -> dict[str, Any]:
-    # A model_config of our own takes the place of what RLlib would tell its default modules.
+    # A custom model_config replaces the entries that RLlib passes to its default modules.
     return dict(config_class._model_config_auto_includes)
 
 
@@ -233,8 +233,8 @@ def _bc(options: AlgorithmOptions) -> AlgorithmConfig:
 
 def _marwil(options: AlgorithmOptions) -> AlgorithmConfig:
     config = _recorded(MARWILConfig(), options).training(lr=options.learning_rate, gamma=options.discount)
-    config.lambda_ = options.gae_lambda  # MARWIL's own, but no argument of its `training`
-    # RLlib's own start (100, as good as never updated) makes every advantage 0 for rewards of our size: plain BC.
+    config.lambda_ = options.gae_lambda  # not an argument of MARWIL's `training`
+    # RLlib's default (100, updated very slowly) scales advantages of our rewards to almost 0: that is plain BC.
     return config.training(
         beta=options.advantage_exponent,
         moving_average_sqd_adv_norm_start=1.0,
@@ -244,8 +244,8 @@ def _marwil(options: AlgorithmOptions) -> AlgorithmConfig:
 
 def _cql(options: AlgorithmOptions) -> AlgorithmConfig:
     config = _recorded(CQLConfig(), options).training(**_three_rates(options), gamma=options.discount)
-    # RLlib's own 20 000 gradient steps of imitation would be all that our trainings do. It moves the target networks
-    # once per iteration of offline training instead of after every gradient step.
+    # RLlib's default of 20 000 imitated gradient steps exceeds a whole training here. RLlib updates the target networks
+    # once per offline training iteration instead of after every gradient step, so tau covers a whole iteration.
     return (
         config.training(
             bc_iters=options.imitated_updates,
@@ -268,7 +268,7 @@ def _recorded(config: Any, options: AlgorithmOptions) -> Any:
 UPDATES_PER_ITERATION = 20
 """Offline algorithms: gradient steps per training iteration."""
 _TARGET_STEP = 5e-3
-"""CQL: part of the way that its target networks go after the others in a gradient step; RLlib's own for SAC."""
+"""CQL: share of the difference that a target network moves per gradient step; RLlib's default of SAC."""
 
 _BUILDERS: dict[AlgorithmName, tuple[Callable[[AlgorithmOptions], Any], type]] = {
     "ppo": (_ppo, EquivariantModule),

@@ -1,6 +1,6 @@
-"""The training curve: a row per iteration, as `progress.csv` and TensorBoard show it.
+"""The training curve: a row per iteration (`progress.csv`, TensorBoard), and the callback that logs its terms.
 
-What RLlib must log about our environments: every reward term, and which episodes were played with which seed.
+The callback logs the means of the reward terms and writes the scenario and seed of every episode to a file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from envs.environment.rewards import Ledger
 TERMS = "terms"
 """Key of the means in RLlib's results: `result["env_runners"]["terms"][NAME]`."""
 EPISODES = "episodes_file"
-"""Key in env_config: JSON-lines file that gets a line per started episode; none is written without it."""
+"""Key in env_config: JSON-lines file that receives a line per started episode; without it no file is written."""
 
 
 class LedgerCallback(RLlibCallback):
-    """Empties the environments' ledgers after every sampling."""
+    """Logs and clears the environments' ledgers after every sampling."""
 
     def on_sample_end(self, *, env_runner: Any = None, metrics_logger: Any = None, **kwargs: Any) -> None:
         if env_runner is None or env_runner.env is None:
@@ -56,12 +56,12 @@ _NUMBERS = ("episode_return", "policy_loss", "value_loss", "entropy", "held_out"
 
 @dataclass(frozen=True)
 class CurveRow:
-    """One training iteration; what is not known is nan.
+    """One training iteration; unknown values are nan.
 
     Attributes:
-        step: environment steps so far; for offline algorithms recorded steps that were learned from.
+        step: environment steps so far; for offline algorithms the number of recorded steps used.
         episode_return: mean over the last finished episodes.
-        held_out: mean reward per step on the held-out episodes, of the network after this iteration.
+        held_out: mean reward per step on the held-out episodes with the network after this iteration.
         terms: mean of every reward term over the iteration's steps.
     """
 
@@ -75,7 +75,7 @@ class CurveRow:
     terms: Mapping[str, float] = field(default_factory=dict)
 
     def numbers(self) -> Iterator[tuple[str, float]]:
-        """Names and values of everything that is a figure."""
+        """Names and values of all numbers of the row, without the step."""
         yield from ((name, getattr(self, name)) for name in _NUMBERS)
         yield from ((f"term_{name}", value) for name, value in sorted(self.terms.items()))
 
@@ -97,7 +97,7 @@ def row_of(phase: str, step: int, result: Mapping[str, Any], held_out: float) ->
 
 
 def as_csv(rows: Sequence[CurveRow]) -> bytes:
-    """`progress.csv`: phase, step and a column per figure; empty where a phase does not have it."""
+    """The contents of `progress.csv`: phase, step and a column per number, empty where it is unknown."""
     text = io.StringIO()
     columns = dict.fromkeys(name for row in rows for name, _ in row.numbers())
     writer = csv.DictWriter(text, fieldnames=["phase", "step", *columns], restval="")
@@ -109,7 +109,7 @@ def as_csv(rows: Sequence[CurveRow]) -> bytes:
 
 
 def read_csv(path: Path) -> list[CurveRow]:
-    """The rows of a `progress.csv`; none when there is no file."""
+    """The rows of a `progress.csv`; empty when the file does not exist."""
     if not path.exists():
         return []
     rows = []

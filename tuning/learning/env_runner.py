@@ -1,8 +1,7 @@
-"""An env runner that builds episodes from arrays, where RLlib's default one loops over environments in Python.
+"""An env runner that builds episodes from arrays; RLlib's default runner loops over the environments in Python.
 
-For native vector environments with NEXT_STEP autoreset. It calls neither connectors nor the callbacks of
-single steps; `on_sample_end` is called as always. That the same is learned, step by step, is tested
-(tests/integration/test_algorithms.py).
+For native vector environments with NEXT_STEP autoreset. It calls `on_sample_end`, but neither connectors nor the
+callbacks of single steps. tests/tuning/learning/test_algorithms.py compares the two runners step by step.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Array = NDArray[Any]
 
 @dataclass
 class _Rollout:
-    """What was collected, each list one entry per step and each entry ``[envs, …]``; one more observation."""
+    """Collected steps: lists with an array ``[envs, …]`` per step; `observations` has one more entry."""
 
     observations: list[Array]
     actions: list[Array] = field(default_factory=list)
@@ -39,7 +38,7 @@ class _Rollout:
 
 
 class ArrayEnvRunner(SingleAgentEnvRunner):
-    """Collects whole steps of all environments at once; Box, Discrete and MultiDiscrete actions."""
+    """Collects the steps of all environments as arrays; supports Box, Discrete and MultiDiscrete actions."""
 
     _needs_initial_reset: bool
     _now: Array
@@ -78,7 +77,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
         return episodes
 
     def _begin(self) -> None:
-        # RLlib seeds an environment on its first reset only, with a seed of this runner.
+        # As in RLlib, only the first reset of an environment gets the seed of this runner.
         seed = self._seed if self._needs_initial_reset else None
         self._now, _ = self.env.reset(seed=seed)
         self._over = np.zeros(self.num_envs, dtype=bool)
@@ -86,8 +85,8 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = False
 
     def _step(self, rollout: _Rollout, explore: bool) -> int:
-        """One step of all environments; how many were steps and not resets."""
-        # Between an interval's end and the next control every millisecond is one of the old control.
+        """Steps all environments; returns how many of them did not reset in this step."""
+        # Until the next control is applied, the old one stays in force.
         real_time = getattr(self.env.unwrapped, "real_time", False)
         with realtime_priority() if real_time else contextlib.nullcontext():
             action, extras = self._act(self._now, explore)
@@ -146,13 +145,13 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
             for row in range(self.num_envs)
             for start, stop in _stretches(counted[:, row], done[:, row])
         ]
-        # In the order of RLlib's own runner, finished ones first, so that equal seeds give equal minibatches.
+        # In the order of RLlib's runner, finished episodes first, so that equal seeds give equal minibatches.
         stretches.sort(key=lambda s: (not s[0], s[3] if s[0] else 0, s[1]))
         return [_episode(stacked, extras, *stretch) for stretch in stretches]
 
 
 def _stretches(counted: Array, done: Array) -> list[tuple[int, int]]:
-    """Half-open step ranges of one environment that belong to one episode each."""
+    """Half-open step ranges [start, stop) of one environment, one per episode."""
     found, start = [], None
     for step in range(len(counted)):
         if counted[step] and start is None:

@@ -1,6 +1,6 @@
-"""The first lesson: learn to do what the inverse-latency baseline does, before improving on it.
+"""Imitation before reinforcement learning: fits the network to the actions of the inverse-latency baseline.
 
-Plain torch on recorded steps, a few seconds; RLlib's BC (`training.algorithm.name=bc`) does the same from files.
+Plain torch on simulated steps; takes a few seconds. RLlib's BC (`training.algorithm.name=bc`) imitates recorded files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuning.policy.model import EquivariantNet
 _LEARNING_RATE = 3e-3
 _BATCH = 256
 _DEVIATION = 0.3
-"""Standard deviation of the log weights around the baseline's, so that the rows include the effects of mistakes."""
+"""Standard deviation of the log weights around the baseline's, so that the rows include the effects of bad weights."""
 
 
 def imitate(
@@ -27,7 +27,7 @@ def imitate(
     options: TrainingOptions,
     seed: int,
 ) -> float:
-    """Fits the network to the baseline's actions; the mean loss of the last pass."""
+    """Fits the network to the baseline's actions and returns the mean loss of the last epoch."""
     rows, actions = lessons(problem, next_script, options, seed)
     optimiser = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def imitate(
 def lessons(
     problem: DecisionProblem, next_script: NextScript, options: TrainingOptions, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Observed rows ``[n, servers, row_size]`` and the baseline's actions there, n >= `options.imitation.steps`."""
+    """Observed rows ``[n, servers, row_size]`` and the baseline's actions on them; n >= `options.imitation.steps`."""
     steps = list(
         explore_baseline(
             problem, next_script, options.environments, options.imitation.steps, deviation=_DEVIATION,

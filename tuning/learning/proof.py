@@ -1,7 +1,7 @@
-"""Whether a trained residual does good and nowhere harm, on episodes that neither training nor early stopping saw.
+"""The proof of a residual: it must improve on its baseline overall and must not be worse on any scenario.
 
-A residual may never do harm: one that cannot prove this is tried with smaller actions, and set back to its baseline
-when these cannot either (`prove_some`).
+It is played on episodes that neither training nor early stopping used. A residual without proof is tried with
+smaller actions and, without proof for these, set to 0 (`prove_some`; docs/studies.md#a-residual-on-expected-delay).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import EquivariantNet
 
 MOST_HARM = 0.002
-"""Share by which the study's index J may be worse on any scenario, at the upper end of its interval.
+"""Share by which J (docs/glossary.md#j) may be worse on any scenario, at the upper end of its confidence interval.
 
-Less than the 0.5 % that is promised: the episodes of a proof are fewer than those that a user will see.
+Less than the promised 0.5 %, because a proof plays fewer episodes than a deployed policy will see.
 """
 LENGTH = 2.0
-"""Episodes are so much longer than those of training: what helps while service times are still being learned can do
-harm afterwards. As in an evaluation, the first 10 s do not count."""
+"""Length of a proof's episodes relative to those of training: a residual that helps while service times are being
+learned may do harm afterwards. As in an evaluation, the first 10 s do not count."""
 REACHES = (1.0, 0.5, 0.25)
-"""Parts of a residual's actions that are tried in turn: harm that grows faster than the gain is got rid of."""
+"""Factors on a residual's actions, tried in this order: a smaller action may keep gain and avoid harm."""
 _CONFIDENCE = 0.95
 _EPISODES_AT_ONCE = 48
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Share by which J is lower than the baseline's (logarithms), with the lower end of its one-sided 95 % interval."""
+    """Mean of log(J of the baseline / J), and the lower end of its one-sided 95 % confidence interval."""
 
     mean: float
     low: float
@@ -53,10 +53,12 @@ class Gain:
 
 @dataclass(frozen=True)
 class ResidualProof:
-    """What the episodes say: over all scenarios, each counting alike, and of every one.
+    """Result of a proof.
 
     Attributes:
-        reach: part of the trained actions that was played, 0…1.
+        overall: gain over all scenarios, with equal weight.
+        scenarios: scenario → gain.
+        reach: factor on the trained actions that was played, 0 to 1.
     """
 
     overall: Gain
@@ -65,13 +67,13 @@ class ResidualProof:
 
     @property
     def holds(self) -> bool:
-        """Better than the baseline beyond chance, and on no scenario possibly worse by more than `MOST_HARM`."""
+        """Whether the overall gain is significant and no scenario may be worse by more than `MOST_HARM`."""
         return self.overall.low > 0 and all(gain.low >= -MOST_HARM for gain in self.scenarios.values())
 
     def told(self) -> str:
-        """In one line, for people."""
+        """The result as one line of text."""
         kept = "the residual is kept" if self.reach == 1 else f"{self.reach:.0%} of the residual is kept"
-        verdict = kept if self.holds else "not proven, so the residual is set back to 0"
+        verdict = kept if self.holds else "not proven, so the residual is set to 0"
         worst = min(self.scenarios, key=lambda name: self.scenarios[name].low)
         parts = (f"{gain.mean:+.2%} (at least {gain.low:+.2%})" for gain in (self.overall, self.scenarios[worst]))
         overall, least = parts
@@ -88,13 +90,14 @@ def prove_some(
     options: TrainingOptions,
     simulation: SimulationOptions | None = None,
 ) -> tuple[EquivariantNet, ResidualProof]:
-    """The largest part of a residual (`REACHES`) that proves itself, and its proof; else one at rest, and the last.
+    """Returns the network scaled by the largest factor of `REACHES` that is proven, and the proof.
 
-    Plays `options.proof_episodes` scripts with a residual of 0 and with each part of the network's.
+    Without a proof it returns the network with a residual of 0, and the last result. Plays `options.proof_episodes`
+    scripts with a residual of 0 and with the residual scaled by each factor.
 
     Args:
-        scenario: a mixture's scenarios are played by turns, every other one of a study's as it is judged and not as
-            it is varied in training.
+        scenario: the scenarios of a mixture are played in turn; every second script of a study scenario is played as
+            in an evaluation, the others randomised as in training.
     """
     scripts = _scripts(problem, scenario, options)
     base = _log_indices(None, problem, scripts, options, simulation)
@@ -112,7 +115,7 @@ def prove_some(
 
 
 def _scaled(net: EquivariantNet, reach: float) -> EquivariantNet:
-    """A copy whose mean actions are so much of the network's."""
+    """A copy whose mean actions are those of the network times `reach` (squashed networks: before tanh)."""
     scaled = deepcopy(net)
     last = scaled.action[-1]
     assert isinstance(last, nn.Linear)
@@ -147,7 +150,7 @@ def _log_indices(
     options: TrainingOptions,
     simulation: SimulationOptions | None,
 ) -> FloatArray:
-    """Logarithm of every episode's J, ``[scripts]``."""
+    """Natural logarithm of every episode's J, ``[scripts]``."""
     starts = range(0, len(scripts), _EPISODES_AT_ONCE)
     parts = (scripts[start : start + _EPISODES_AT_ONCE] for start in starts)
     logs: FloatArray = np.log(np.concatenate([_index(policy, problem, part, options, simulation) for part in parts]))
@@ -161,7 +164,7 @@ def _index(
     options: TrainingOptions,
     simulation: SimulationOptions | None,
 ) -> FloatArray:
-    """J of every episode, ``[scripts]``: latency / deadline per request plus relative tardiness."""
+    """J of every episode, ``[scripts]``: latency / deadline plus relative tardiness per request."""
     terms = rollout(
         problem,
         scripts,
@@ -182,7 +185,7 @@ def _index(
 
 
 def _overall(groups: list[list[float]]) -> Gain:
-    """Of the groups' means, each counting alike; from single episodes nothing is known of the spread."""
+    """Gain over groups of episodes with equal weight; a group of one episode has no variance, so `low` is −inf then."""
     means = [float(np.mean(group)) for group in groups]
     count, fewest = sum(map(len, groups)), min(map(len, groups))
     if fewest < 2:

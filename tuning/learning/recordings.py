@@ -1,16 +1,7 @@
-"""RecordedEpisode transitions → batches for RLlib's offline learners, in this process instead of through Ray Data.
+"""Recorded transitions for offline learning: from windows or simulation, to parquet and back, to RLlib's learners.
 
-RLlib's own pipeline starts an actor (10 CPU seconds of imports) for every pass over the records, hands on 2-D
-observations as objects, and computes MARWIL's value targets with the network of the first iteration for ever.
-
-RecordedEpisode transitions as parquet, one row each, in the columns that RLlib reads; and back, as whole episodes.
-
-Observations have two dimensions here, lists of lists in a file. RLlib 2.60's own reader (Ray Data) hands these on as
-arrays of objects, of which no learner connector that evaluates a network (MARWIL's advantages) can make a tensor.
-
-Transitions for offline algorithms from windows that were seen live or from simulation.
-
-An action is recovered from the weights that were in force: the one of the problem's codec that comes nearest to them.
+Replaces RLlib 2.60's pipeline (Ray Data), which starts an actor for every pass over the records (10 CPU seconds of
+imports), reads 2-D observations as arrays of objects and computes MARWIL's value targets with the first network only.
 """
 
 from __future__ import annotations
@@ -43,12 +34,12 @@ from envs.environment.vector_env import NextScript
 from tuning.options import TrainingOptions
 
 FILE = "transitions.parquet"
-_REMEDY = "give a folder that `tuning.learning.recordings` wrote, of a problem with the same observations and actions"
+_REMEDY = "give a folder written by `tuning.learning.recordings` for a problem with the same observations and actions"
 
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """What was seen, done and gained between two decisions; the last of an episode is cut, not terminal."""
+    """One step between two decisions; the last step of an episode is truncated, not terminal."""
 
     episode: str
     observation: NDArray[np.float32]
@@ -63,10 +54,10 @@ class RecordedEpisode:
     """Consecutive transitions of one episode.
 
     Attributes:
-        observations: ``[steps + 1, …]``; the last one is where the last action led.
+        observations: ``[steps + 1, …]``; the last one follows the last action.
         actions: ``[steps, …]``, of the action space's type.
         rewards: ``[steps]``.
-        terminated: whether nothing comes after; otherwise the recording was only cut there.
+        terminated: whether the episode ended in a terminal state; otherwise it was truncated.
     """
 
     observations: NDArray[np.float32]
@@ -79,7 +70,11 @@ class RecordedEpisode:
 
 
 def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
-    """Writes `transitions.parquet`; how many there are. Raises DataError when there are none."""
+    """Writes `transitions.parquet`, a row per transition in RLlib's columns, and returns the number of rows.
+
+    Raises:
+        DataError: there are no transitions.
+    """
     found = list(transitions)
     if not found:
         raise DataError("no transitions", where=str(folder), remedy="record more windows without faults")
@@ -105,10 +100,11 @@ def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
 def read_transitions(
     paths: Sequence[Path], observations: gym.Space[Any], actions: gym.Space[Any]
 ) -> list[RecordedEpisode]:
-    """All episodes of the parquet files, or of the folders of them; one is split where its rows do not follow
-    each other.
+    """Reads all episodes of parquet files, or of folders of them; splits an episode where rows are not consecutive.
 
-    Raises DataError for a missing file or column, other shapes than the spaces', no rows, or numbers that are none.
+    Raises:
+        DataError: a file or column is missing, a shape differs from the spaces', there are no rows, or a value is
+            not finite.
     """
     files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
     if not files:
@@ -127,8 +123,8 @@ def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any])
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise DataError(f"no transitions: {error}", where=str(file), remedy=_REMEDY) from error
     if not len(names) or not all(np.isfinite(values).all() for values in (before, after, done, rewards)):
-        raise DataError("no transitions, or some without numbers", where=str(file), remedy="record anew")
-    # Of environments that were stepped together the rows alternate.
+        raise DataError("no transitions, or values that are not finite", where=str(file), remedy="record it again")
+    # Rows of environments that were stepped together alternate.
     order = np.argsort(names, kind="stable")
     names, before, after, done, rewards, over = (
         names[order], before[order], after[order], done[order], rewards[order], over[:, order],
@@ -142,7 +138,7 @@ def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any])
 
 
 def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
-    """Lists of any depth → ``[rows, *space.shape]``. Raises ValueError when they do not fit."""
+    """Nested lists → ``[rows, *space.shape]``. Raises ValueError when the sizes differ."""
     rows = len(column)
     values = column.combine_chunks()
     while hasattr(values.type, "value_type"):
@@ -154,15 +150,16 @@ def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
 
 
 class RecordedData(OfflineData):
-    """All records in memory, for one local learner; RLlib sets `learner_handles` before it asks for samples.
+    """All records in memory, for one local learner; RLlib sets `learner_handles` before it samples.
 
-    Raises DataError when the configured files are not of the configured spaces.
+    Raises:
+        DataError: the configured files do not match the configured spaces.
     """
 
     learner_handles: list[Any]
 
     def __init__(self, config: Any) -> None:
-        # Not the parent's, which opens a Ray dataset.
+        # Does not call the parent's constructor, which opens a Ray dataset.
         self.config = config
         self.iter_batches_kwargs: dict[str, Any] = {}
         paths = [Path(path) for path in config.input_]
@@ -171,12 +168,12 @@ class RecordedData(OfflineData):
         self._generator = np.random.default_rng(config.seed)
 
     def sample(self, num_samples: int, return_iterator: bool = True, **kwargs: Any) -> list[_Passes]:
-        """What RLlib's learner takes for a shard of a Ray dataset; it keeps the first one for good."""
+        """An object that RLlib's learner uses as a shard of a Ray dataset; the learner keeps the first one."""
         return [_Passes(self)]
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """Learner columns of the valid steps of all episodes, or of some that make up one iteration; mapped by
-        RLlib's own connector pieces with the network as it is now."""
+        """Learner columns of the valid steps of all episodes, or of as many random ones as an iteration needs; RLlib's
+        connector computes them with the current network."""
         most = self.config.train_batch_size_per_learner * self.config.dataset_num_iters_per_learner
         chosen, steps = [], 0
         for index in self._generator.permutation(len(self._episodes)):
@@ -189,18 +186,18 @@ class RecordedData(OfflineData):
                 rl_module=self.learner_handles[0].module, batch={}, episodes=chosen, shared_data={}, metrics=None
             )
         columns = {name: values for name, values in batch[DEFAULT_MODULE_ID].items() if torch.is_tensor(values)}
-        # MARWIL's connector adds a step to every episode, to value what comes after; it is nothing to learn from.
+        # MARWIL's connector adds a step to every episode for its final value; that step is not training data.
         valid = columns.get(Columns.LOSS_MASK)
         return columns if valid is None else {name: values[valid] for name, values in columns.items()}
 
     def shuffled(self, rows: int, batch: int) -> torch.Tensor:
-        """Every row once in random order; more than once when all are fewer than a batch."""
+        """Indices of all rows in random order, each once; repeated when there are fewer rows than a batch."""
         rounds = max(1, -(-batch // rows))
         return torch.from_numpy(np.concatenate([self._generator.permutation(rows) for _ in range(rounds)]))
 
 
 class _Passes:
-    """Stands in for a `ray.data.DataIterator` as far as RLlib's learner uses one."""
+    """The part of `ray.data.DataIterator` that RLlib's learner uses."""
 
     def __init__(self, data: RecordedData) -> None:
         self._data = data
@@ -210,7 +207,7 @@ class _Passes:
 
 
 class _Batches:
-    """One pass over the records per iteration over it: full batches of rows, in random order."""
+    """An iterable of full batches of rows in random order; each iteration is one pass over the records."""
 
     def __init__(self, data: RecordedData, batch_size: int) -> None:
         self._data, self._batch_size = data, batch_size
@@ -227,7 +224,7 @@ def _episode(recorded: RecordedEpisode, name: str) -> SingleAgentEpisode:
     def buffer(values: Any) -> InfiniteLookbackBuffer:
         return InfiniteLookbackBuffer(values, lookback=0)
 
-    # Copies: MARWIL's connector makes an episode longer.
+    # Copies, because MARWIL's connector appends to the episode.
     return SingleAgentEpisode(
         id_=name,
         observations=buffer(recorded.observations.copy()),
@@ -242,11 +239,14 @@ def _episode(recorded: RecordedEpisode, name: str) -> SingleAgentEpisode:
 
 
 _DEVIATION = 0.3
-"""Standard deviation of the recorded log weights around the baseline's: offline learning needs variety."""
+"""Standard deviation of the recorded log weights around the baseline's: offline learning needs varied actions."""
 
 
 def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: str) -> Iterator[Transition]:
-    """Transitions of consecutive windows of one testbed; a faulty or silent window ends an episode."""
+    """Transitions of consecutive windows of one testbed; an unusable or empty window ends an episode.
+
+    The action of a transition is the one of the problem's codec that is nearest to the weights in force.
+    """
     observer = problem.observer()
     before, part = None, 0
     for index, window in enumerate(windows):
@@ -269,7 +269,7 @@ def from_windows(windows: Sequence[Window], problem: DecisionProblem, episode: s
 def from_simulation(
     problem: DecisionProblem, next_script: NextScript, options: TrainingOptions, seed: int
 ) -> Iterator[Transition]:
-    """At least `recorded_steps` steps of the inverse-latency baseline with scattered weights."""
+    """At least `recorded_steps` steps of the inverse-latency baseline with random noise on its weights."""
     episode = 0
     for step in explore_baseline(
         problem, next_script, options.environments, options.algorithm.recorded_steps, deviation=_DEVIATION,

@@ -1,8 +1,5 @@
-"""RLlib's views of the policy network for algorithms that learn a policy and a value: PPO, APPO, BC, MARWIL.
-
-RLlib's views of the policy network for algorithms that learn action values: SAC, CQL and DQN.
-
-They take the place of RLlib's default networks, whose losses they keep; the policy stays equivariant.
+"""RLModules of RLlib around `EquivariantNet`: for policy and value (PPO, APPO, BC, MARWIL) and for action values
+(SAC, CQL, DQN). They replace RLlib's default networks and keep its losses.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from tuning.policy.model import EquivariantNet, with_pooled
 
 
 def net_of(module: Any) -> EquivariantNet:
-    """The network that `model_config` describes: `groups`, and the options `net` and `action` as dicts."""
+    """Builds the network from the module's `model_config`: `groups`, and the options `net` and `action` as dicts."""
     options = ModelOptions.model_validate(module.model_config["net"])
     action = ActionOptions.model_validate(module.model_config["action"])
     row_size = module.observation_space.shape[-1]
@@ -37,13 +34,13 @@ def net_of(module: Any) -> EquivariantNet:
 
 
 def distribution_inputs(net: EquivariantNet, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of all groups side by side for ratios, else means and log deviations."""
-    rows = rows.float()  # records come as doubles
+    """Logits of all groups, concatenated, for ratios; otherwise means and log deviations."""
+    rows = rows.float()  # recorded rows are float64
     return net.logits(rows).flatten(-2) if net.ratios else torch.cat(net(rows), dim=-1)
 
 
 class EquivariantModule(TorchRLModule, ValueFunctionAPI):
-    """Takes 2-D Box observations as they are; see `net_of` for its configuration."""
+    """Takes 2-D Box observations without flattening; see `net_of` for its configuration."""
 
     def setup(self) -> None:
         self.net = net_of(self)
@@ -64,7 +61,7 @@ class EquivariantModule(TorchRLModule, ValueFunctionAPI):
 
 
 class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):
-    """With the slowly following copy that APPO compares the policy with."""
+    """With the target network that APPO compares the policy with."""
 
     def make_target_networks(self) -> None:
         self._old_net = make_target_network(self.net)
@@ -77,14 +74,14 @@ class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):
 
 
 class _Encoder(nn.Module):
-    """Rows, and for a Q network the action's entries of each server beside them → encodings with their mean."""
+    """Rows (for a Q network with each server's entries of the action appended) → encodings and their mean."""
 
     def __init__(self, layers: nn.Module, groups: int = 0) -> None:
         super().__init__()
         self.layers, self._groups = layers, groups
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        rows = batch[Columns.OBS].float()  # records come as doubles
+        rows = batch[Columns.OBS].float()  # recorded rows are float64
         if self._groups:
             action = batch[Columns.ACTIONS].float().unflatten(-1, (self._groups, rows.shape[-2])).transpose(-1, -2)
             rows = torch.cat([rows, action], dim=-1)
@@ -92,7 +89,7 @@ class _Encoder(nn.Module):
 
 
 class _Policy(nn.Module):
-    """Encodings → means and log deviations, group by group; deviations depend on the state here."""
+    """Encodings → means and log deviations, group by group; here the deviations depend on the state."""
 
     def __init__(self, mean: nn.Sequential, size: int, groups: int, initial_log_std: float) -> None:
         super().__init__()
@@ -107,7 +104,7 @@ class _Policy(nn.Module):
 
 
 class _Value(nn.Module):
-    """Encodings → one value: of the mean over servers."""
+    """Encodings → one value, computed from their mean over servers."""
 
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
@@ -119,13 +116,13 @@ class _Value(nn.Module):
 
 
 class _SACNetworks:
-    """Builds SAC's networks around one `EquivariantNet`, whose encoder and action layers are the policy."""
+    """Builds SAC's networks; encoder and action layers of an `EquivariantNet` form the policy."""
 
     def setup(self: Any) -> None:
         self.action_dist_cls = TorchSquashedGaussian.get_partial_dist_cls(low=-1.0, high=1.0)
         self.twin_q = self.model_config["twin_q"]
         net = net_of(self)
-        self._nets = [net]  # in a list: its parameters belong to the parts below
+        self._nets = [net]  # in a list, so that torch does not register its parameters twice
         hidden, groups = self.model_config["net"]["hidden"], net.groups
         row_size = self.observation_space.shape[-1] + groups
         self.pi_encoder = _Encoder(net.encoder)
@@ -136,7 +133,7 @@ class _SACNetworks:
             setattr(self, name, _Value(2 * hidden, hidden))
 
     def policy_net(self: Any) -> EquivariantNet:
-        """The network to export; its mean goes through tanh."""
+        """The network to export; tanh is applied to its mean."""
         net: EquivariantNet = self._nets[0]
         return net
 
@@ -145,7 +142,7 @@ class EquivariantSAC(_SACNetworks, DefaultSACTorchRLModule):
     """SAC; Box actions."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Not the parent's: its catalog knows no 2-D observations.
+        # Skips the parent's constructor: its catalog does not support 2-D observations.
         TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
 
 
@@ -157,9 +154,9 @@ class EquivariantCQL(_SACNetworks, DefaultCQLTorchRLModule):
 
 
 class _JointValues(nn.Module):
-    """Encodings → one value per combination of the groups' ratio vectors: the sum of what the groups' parts are worth.
+    """Encodings → one value per combination of the groups' ratio vectors: the sum of the groups' values.
 
-    The best combination is then the best vector of every group, which the exported network chooses.
+    The best combination therefore consists of the best vector of every group, which the exported network chooses.
     """
 
     def __init__(self, net: EquivariantNet) -> None:
@@ -188,7 +185,7 @@ class EquivariantDQN(DefaultDQNTorchRLModule):
         )
         net = net_of(self)
         self._nets = [net]
-        # RLlib explores only among actions whose value is not exactly 0.
+        # RLlib excludes actions whose value is exactly 0 from exploration.
         for parameter in net.action[-1].parameters():
             nn.init.normal_(parameter, std=0.01)
         self.encoder, self.af = _Encoder(net.encoder), _JointValues(net)

@@ -1,4 +1,4 @@
-"""Scores of a network on simulated episodes that are never trained on: for early stopping, and to compare trials."""
+"""Scores of a network on simulated episodes that are never trained on, for early stopping and to compare trials."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tuning.policy.model import EquivariantNet
 
 
 class HeldOut:
-    """Plays the same held-out episodes with any network, without exploration.
+    """Plays the same held-out episodes with every network, without exploration.
 
     Args:
-        scenario: what the episodes are drawn from.
+        scenario: scenario that the episodes are drawn from.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Best:
 
     Attributes:
         score: its mean reward per step.
-        looks_since: looks at later networks, none of which was better.
-        state: its tensors by name; empty before the first look.
+        looks_since: number of scores since then, none of them better.
+        state: its tensors by name; empty before the first score.
     """
 
     score: float = -math.inf
@@ -72,7 +72,7 @@ class Best:
     state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def offer(self, score: float, net: EquivariantNet) -> None:
-        """Keeps a copy of the network when its score is better."""
+        """Keeps a copy of the network if its score is better than the best so far."""
         if score > self.score:
             self.score, self.looks_since = score, 0
             self.state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
@@ -82,13 +82,13 @@ class Best:
 
 @dataclass(frozen=True)
 class Validation:
-    """Results over all validation episodes, each from its start.
+    """Results over all validation episodes.
 
     Attributes:
         score: mean over intervals of −log(relative latency + 0.01), minus that of least_conn with equal weights on
-            the same scripts: 0.05 means about 5 % less latency over deadline.
-        art_per_request: mean over intervals of relative tardiness per request.
-        error_ratio: share of failed requests.
+            the same scripts: 0.05 means about 5 % less latency / deadline.
+        art_per_request: mean over intervals of the ART per request (docs/glossary.md#art).
+        error_ratio: share of failed requests, 0 to 1.
     """
 
     score: float
@@ -99,9 +99,10 @@ class Validation:
 class Validator:
     """Plays the same simulated scripts with every network, and once with least_conn.
 
-    The measure is the same for every trial, whatever reward the trial was trained with.
+    The score does not depend on the reward that a trial is trained with, so trials are comparable.
 
     Args:
+        episodes: number of scripts.
         seconds: simulated seconds per episode.
     """
 
@@ -115,7 +116,7 @@ class Validator:
         self._reference = self._least_conn()
 
     def judge(self, net: EquivariantNet) -> Validation:
-        """The network without exploration."""
+        """Validates the network, without exploration."""
         policy, options = LearnedPolicy(net, self._problem), self._options
         played = rollout(
             self._problem, self._scripts, policy, self._steps, method=options.method, interval_s=options.interval_s

@@ -1,4 +1,4 @@
-"""Scripts of training episodes, and the seeds that are kept for everything else."""
+"""Scripts of training episodes, and the seeds reserved for other purposes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from actuators.contract.topology import Topology
 
 HELD_OUT_SEED, PROOF_SEED, VALIDATION_SEED = 2**31, 2**31 + 2**29, 2**31 + 2**30
 """First seeds of early stopping, of the proof of a residual and of a sweep's validation. Training draws seeds below
-all of them, so that none of their scripts is ever trained on."""
+all of them and therefore never uses their scripts."""
 
 
 class ScriptSource:
-    """Draws the script of a training episode from a scenario; travels with RLlib's configuration."""
+    """Draws the script of a training episode from a scenario; picklable, for RLlib's configuration."""
 
     def __init__(self, scenario: Scenario, topology: Topology) -> None:
         self.scenario, self._topology = scenario, topology

@@ -1,4 +1,4 @@
-"""Trains policies on the study's scenarios; `envs.study.judge` judges them as rules beside its baselines."""
+"""Trains policies on the scenarios of docs/studies.md#scenarios; `envs.study.judge` compares them with baselines."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import EquivariantNet
 
 SIMULATION = SimulationOptions(retry_post=True)
-"""The study's own choice, which its baselines have too."""
+"""Setting of the studies (docs/studies.md#how-the-studies-simulate), shared by policies and baselines."""
 _OBSERVED_STEPS = 60
 _ROWS_PER_SCENARIO = 2
 
 
 @dataclass(frozen=True)
 class TrainingArm:
-    """One policy to train: what it sees and does, on which method and scenarios, for how long."""
+    """One policy to train: its observation and action, balancing method, scenarios and training length."""
 
     name: str
     decision: DecisionOptions
@@ -49,13 +49,13 @@ class TrainingArm:
 
     @property
     def simulation(self) -> SimulationOptions:
-        """As the study sets NGINX up for this method."""
+        """Simulated NGINX settings for this method (docs/studies.md#how-the-studies-simulate)."""
         return SHARED_MEMORY if self.method == "expected_delay" else SIMULATION
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained arm, as a rule of the study."""
+    """A trained arm and the rules made of it."""
 
     arm: TrainingArm
     problem: DecisionProblem
@@ -65,11 +65,11 @@ class Trained:
 
     @property
     def rule(self) -> Rule:
-        """For the topology it was trained on."""
+        """The rule for the topology that the arm was trained on."""
         return self.rule_on(self.problem.topology)
 
     def rule_on(self, topology: Topology) -> Rule:
-        """The same network on any number of servers."""
+        """The rule for another topology, with any number of servers."""
         problem = replace(self.problem, topology=topology)
         policy = LearnedPolicy(self.net, problem)
         return Rule(self.arm.name, self.arm.method, lambda: policy_steering(policy, problem), self.arm.simulation)
@@ -84,7 +84,7 @@ def train(
     report: Callable[[CurveRow, int], None] = lambda row, steps: None,
     held_out: bool = True,
 ) -> Trained:
-    """Observes the arm's scenarios, fits the mixture and trains; seeds are never those of the evaluation."""
+    """Observes the arm's scenarios, fits the mixture and trains; never uses the seeds of the evaluation."""
     problem = study_problem(arm, topology, seed)
     options = TrainingOptions(
         steps=arm.steps,
@@ -111,7 +111,7 @@ def train(
 
 
 def study_problem(arm: TrainingArm, topology: Topology, seed: int) -> DecisionProblem:
-    """Deadlines of S1 in nominal conditions; a mixture of `arm.clusters`, fitted under weights from {1, 3, 5}."""
+    """Problem with the deadlines of nominal S1 and a mixture of `arm.clusters`, fitted under weights from {1, 3, 5}."""
     deadline_s = deadlines_s(scenario("S1"), topology)
     scripts = [
         randomised(scenario(name), _OBSERVED_STEPS + 1.0).script(topology, 10_000 * (seed + 1) + row)

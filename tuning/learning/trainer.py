@@ -1,7 +1,4 @@
-"""The training loop: an algorithm on simulated testbeds, then on a live one; curve, checkpoints, network.
-
-Checkpoints of a training run: the newest of each phase is always whole, and says where to go on.
-"""
+"""The training loop, on simulated testbeds and then on a live one: curve, checkpoints, network."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ from tuning.policy.model import EquivariantNet
 
 @dataclass(frozen=True)
 class Saved:
-    """Where a run stands: its phase, the steps done in it, RLlib's folder, the best network so far."""
+    """A checkpoint of a run: its phase, the steps done in it, RLlib's folder, the best network so far."""
 
     phase: str
     step: int
@@ -49,13 +46,13 @@ class Saved:
 
 
 class Checkpoints:
-    """Writes under `folder`; `PHASE.json` names the newest checkpoint and is replaced after that is complete."""
+    """Checkpoints in `folder`; `PHASE.json` names the newest one and is replaced only when that is complete."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
 
     def save(self, algo: Algorithm, phase: str, step: int, best: Best, *, finished: bool) -> Path:
-        """Saves and forgets the phase's older checkpoints; the folder that RLlib can restore from."""
+        """Saves a checkpoint, deletes older ones of the phase and returns the folder that RLlib restores from."""
         target = self._folder / (phase if finished else f"{phase}-{step}")
         target.mkdir(parents=True, exist_ok=True)
         algo.save_to_path(str(target))
@@ -70,7 +67,7 @@ class Checkpoints:
         return target
 
     def latest(self, phase: str) -> Saved | None:
-        """The newest checkpoint of a phase, None when there is none yet."""
+        """The newest checkpoint of a phase, or None."""
         path = self._folder / f"{phase}.json"
         if not path.exists():
             return None
@@ -90,10 +87,11 @@ _live_environments: dict[str, Callable[[], gym.Env[Any, Any]]] = {}
 
 @dataclass(frozen=True)
 class _Phase:
-    """One training run in an environment; it starts from the last phase's checkpoint.
+    """One training run in an environment, starting from the checkpoint of the previous phase.
 
     Attributes:
-        environment: registered name; env_config goes with it.
+        environment: name in RLlib's registry.
+        env_config: configuration of that environment.
         interval_s: real seconds per step, 0 when simulated.
     """
 
@@ -107,16 +105,16 @@ class _Phase:
 
 
 class Trainer:
-    """Trains one network, phase after phase; every phase starts from the last one's checkpoint.
+    """Trains one network in phases; every phase starts from the checkpoint of the previous one.
 
     Args:
-        folder: run folder; gets `checkpoints/`, `episodes.jsonl`, `progress.csv` and TensorBoard events.
+        folder: run folder; receives `checkpoints/`, `episodes.jsonl`, `progress.csv` and TensorBoard events.
         report: called after every iteration with the row and the steps of the phase.
-        simulation: how simulated testbeds differ from the defaults.
-        start: a network of this problem to begin with instead of an untrained one.
+        simulation: options of the simulated testbeds; None for the defaults.
+        start: network of this problem to start from; None starts from an untrained one.
 
     Raises:
-        ConfigError: the algorithm does not take the problem's action kind.
+        ConfigError: the algorithm does not support the problem's action kind.
     """
 
     def __init__(
@@ -141,7 +139,7 @@ class Trainer:
         self._simulation = simulation
         self._checkpoints = Checkpoints(folder / "checkpoints")
         with torch.random.fork_rng(devices=[]):
-            # Imitation starts from these weights: they must come from the run's seed.
+            # Imitation starts from these parameters, so they must depend on the run's seed only.
             torch.manual_seed(seed)
             self._net = net_for(problem, model)
         self._begun = start is not None
@@ -149,12 +147,13 @@ class Trainer:
             self._net.load_state_dict(start.state_dict())
 
     def train_simulated(self, scenario: Scenario, held_out: Scenario | None = None) -> None:
-        """Trains on `options.environments` simulated testbeds for `options.steps` steps; each episode a new script.
+        """Trains on `options.environments` simulated testbeds for `options.steps` steps, a new script per episode.
 
-        Goes on from the newest checkpoint in `folder`, if there is one, on episodes not seen before.
+        Resumes from the newest checkpoint in `folder`, if there is one, on new episodes.
 
         Args:
-            held_out: what early stopping looks at, `scenario` when None; its seeds are never trained on.
+            scenario: scenario that the scripts are drawn from.
+            held_out: scenario of the early-stopping episodes, `scenario` when None; their seeds are never trained on.
         """
         options, saved = self.options, self._checkpoints.latest("simulated")
         register_env(_SIMULATED, _make_simulated)
@@ -175,7 +174,7 @@ class Trainer:
         self._run(phase, judge if options.held_out.every_steps else None, saved)
 
     def train_live(self, make_env: Callable[[], gym.Env[Any, Any]], steps: int, algorithm: AlgorithmOptions) -> None:
-        """Trains on one live testbed, from the last checkpoint; whoever made the testbed closes it."""
+        """Trains on one live testbed from the last checkpoint; the caller closes the testbed."""
         register_env(_LIVE, _make_live)
         key = str(self.folder)
         _live_environments[key] = make_env
@@ -185,7 +184,7 @@ class Trainer:
             del _live_environments[key]
 
     def net(self) -> EquivariantNet:
-        """The network as trained so far: the best one on the held-out episodes where these were looked at."""
+        """The trained network: the best one on the held-out episodes if early stopping is on, else the last one."""
         return self._net
 
     def _run(self, phase: _Phase, judge: HeldOut | None = None, saved: Saved | None = None) -> None:
@@ -228,7 +227,7 @@ class Trainer:
             _write(algo, self._net)
 
     def _prove(self, algo: Algorithm) -> None:
-        """Of a residual stays what does no harm."""
+        """Keeps the largest part of the residual that is proven."""
         scenario = algo.config.env_config["next_script"].scenario
         proven, self.proof = prove_some(self._net, self.problem, scenario, self.options, self._simulation)
         write_json(self.folder / "proof.json", self.proof.to_json())
@@ -257,13 +256,13 @@ class Trainer:
             num_envs=phase.num_envs,
             native_vector=phase.environment == _SIMULATED,
             interval_s=phase.interval_s,
-            # A resumed run must not repeat the episodes it has seen.
+            # A resumed run must not repeat earlier episodes.
             seed=self.seed + (0 if saved is None else saved.step),
             action=self.problem.options.action,
             problem=self.problem,
             load_module=None if self.checkpoint is None else module_path(self.checkpoint),
         )
-        # The network is tiny: a second thread never pays, and on a busy machine it costs tenfold.
+        # The network is tiny: a second thread does not help, and on a busy machine it is ten times slower.
         torch.set_num_threads(1)
         algo = algorithm_config(phase.algorithm, self.options.model, setting).build_algo()
         try:
@@ -286,7 +285,7 @@ def _passed(before: int, now: int, every: int) -> bool:
 
 
 def _read(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
-    """Sets `net` to what the learner has learned so far."""
+    """Copies the learner's current parameters to `net`."""
     (state,) = (
         result.get()
         for result in algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).state_dict())
@@ -296,7 +295,7 @@ def _read(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
 
 
 def _write(algo: Algorithm, net: EquivariantNet) -> None:
-    """Sets the learner's network, and with it what is trained on and saved."""
+    """Copies the parameters of `net` to the learner and the env runners."""
     state = net.state_dict()
     algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).load_state_dict(state))
     algo.env_runner_group.sync_weights(from_worker_or_learner_group=algo.learner_group)
@@ -314,5 +313,5 @@ def _make_simulated(context: dict[str, Any]) -> SimulatedVectorEnv:
 
 
 def _make_live(context: dict[str, Any]) -> gym.Env[Any, Any]:
-    # The environment holds a testbed of this very process, so it cannot travel in the config.
+    # The environment holds a testbed of this process, so it cannot be pickled into the config.
     return _live_environments[context["key"]]()

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path: Path) -> None:
         read_transitions([tmp_path / "less.parquet"], OBSERVATIONS, ACTIONS)
     nan = table.set_column(table.column_names.index("rewards"), "rewards", pa.array([np.nan, 1.0]))
     pq.write_table(nan, tmp_path / "nan.parquet")
-    with pytest.raises(DataError, match="without numbers"):
+    with pytest.raises(DataError, match="values that are not finite"):
         read_transitions([tmp_path / "nan.parquet"], OBSERVATIONS, ACTIONS)
     (tmp_path / "text.parquet").write_text("no parquet")
     with pytest.raises(DataError, match="no transitions"):
