@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.simulator import balancers as b
 from envs.simulator.arrivals import NOWHERE, new_request, release_slot
-from envs.simulator.compiling import compiled, inlined
+from envs.simulator.compiling import compiled, inlined, leaf
 from envs.simulator.counting import count_answer, count_attempt, count_failure
 from envs.simulator.draws import uniform
 from envs.simulator.queues import (
@@ -31,14 +31,8 @@ def advance(lane: Any, until_s: float) -> None:
     """Plays everything that happens before `until_s`."""
     state, streams, servers, behaviours = lane.state[0], lane.streams, lane.servers, lane.behaviours
     while True:
-        group, arrival_s = 0, streams[0].next_s
-        for g in range(1, len(streams)):
-            if streams[g].next_s < arrival_s:
-                group, arrival_s = g, streams[g].next_s
-        server, finish_s = 0, servers[0].next_s
-        for s in range(1, len(servers)):
-            if servers[s].next_s < finish_s:
-                server, finish_s = s, servers[s].next_s
+        group, server = earliest(streams), earliest(servers)
+        arrival_s, finish_s = streams[group].next_s, servers[server].next_s
         change_s, come_s = behaviours[state.behaviour].at_s, state.next_come_s
         now_s = min(arrival_s, finish_s, change_s, come_s)
         if now_s >= until_s:
@@ -58,6 +52,16 @@ def advance(lane: Any, until_s: float) -> None:
             state.resend -= 1
             send(lane, lane.resend[state.resend], now_s)
     state.now_s = until_s
+
+
+@leaf
+def earliest(records: Any) -> Any:
+    """Index of the stream or server whose next event comes first; the lowest index among equals."""
+    first, first_s = 0, records[0].next_s
+    for index in range(1, len(records)):
+        if records[index].next_s < first_s:
+            first, first_s = index, records[index].next_s
+    return first
 
 
 @inlined
