@@ -215,7 +215,7 @@ def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNe
         held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)
         trainer.train_simulated(training_scenarios(training, options.work_scale), held_out)
     if trainer.proof is not None:
-        console_err().print(trainer.proof.told(), markup=False, soft_wrap=True)
+        console_err().print(trainer.proof.summary(), markup=False, soft_wrap=True)
     return trainer.net(), folder.path
 
 

@@ -143,7 +143,7 @@ def run(options: TrainOptions) -> int:
             _train_live(trainer, testbeds, watched, options.parallel, progress)
         bundle = steps.export(trainer)
         if trainer.proof is not None:
-            console_err().print(trainer.proof.told(), markup=False, soft_wrap=True)
+            console_err().print(trainer.proof.summary(), markup=False, soft_wrap=True)
         policies = contenders(observed.problem, options.method, bundle.policy())
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging, kind=options.testbed)
     print_evaluation(evaluation.to_json(), console_out())

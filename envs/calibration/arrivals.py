@@ -36,9 +36,9 @@ def dispersion(counts: FloatArray, durations_s: FloatArray) -> float:
     return float(squares[squares <= _CUT * np.median(squares)].mean() / _MEAN_BELOW_CUT)
 
 
-def nearest_distribution(found: float) -> ArrivalDistribution:
+def nearest_distribution(dispersion: float) -> ArrivalDistribution:
     """The distribution of gaps whose dispersion is nearest on a logarithmic scale."""
-    return min(DISPERSIONS, key=lambda kind: abs(np.log(DISPERSIONS[kind] / max(found, 1e-3))))
+    return min(DISPERSIONS, key=lambda kind: abs(np.log(DISPERSIONS[kind] / max(dispersion, 1e-3))))
 
 
 def rate_steps(counts: FloatArray, durations_s: FloatArray, spread: float = 1.0) -> tuple[tuple[float, float], ...]:

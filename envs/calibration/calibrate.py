@@ -100,11 +100,11 @@ def windows_topology(snapshots: Sequence[Snapshot]) -> Topology:
                 most = max(servers.setdefault(name, {}).get(address, 0), counters.request_counter)
                 servers[name][address] = most
     groups = []
-    for name, found in servers.items():
-        if sum(found.values()) == 0 or name.startswith("::"):
+    for name, requests in servers.items():
+        if sum(requests.values()) == 0 or name.startswith("::"):
             continue
         like = known.get(name) or Group(name, name.removesuffix("_backend"), "GET", "/", 2.0, ("any:80",))
-        groups.append(Group(name, like.request_type, like.method, like.path, like.priority, tuple(found)))
+        groups.append(Group(name, like.request_type, like.method, like.path, like.priority, tuple(requests)))
     if not groups:
         remedy = "record under load"
         raise DataError("no upstream group had a request", where="snapshots", remedy=remedy)

@@ -158,15 +158,15 @@ class Calibration(Options):
         """Reads `calibration.json`. Raises ConfigError for a file that is unreadable or not a calibration."""
         remedy = "make one with: deepsched calibrate SNAPSHOTS"
         try:
-            found = cls.model_validate_json(path.read_bytes())
+            calibration = cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=remedy) from error
         except ValidationError as error:
             first = error.errors()[0]
             where = f"{path}: {'.'.join(map(str, first['loc']))}"
             raise ConfigError(f"not a calibration: {first['msg']}", where=where, remedy=remedy) from error
-        shape = len(found.groups), len(found.servers)
-        tables = [member.service_array_ms.shape for member in (found.parameters, *found.ensemble)]
-        if any(table != shape for table in tables) or len(found.arrivals) != shape[0]:
+        shape = len(calibration.groups), len(calibration.servers)
+        tables = [member.service_array_ms.shape for member in (calibration.parameters, *calibration.ensemble)]
+        if any(table != shape for table in tables) or len(calibration.arrivals) != shape[0]:
             raise ConfigError("tables do not fit the groups and servers", where=str(path), remedy=remedy)
-        return found
+        return calibration

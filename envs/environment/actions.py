@@ -71,11 +71,11 @@ def ratio_levels(ratios: tuple[int, ...], servers: int) -> IntArray:
         raise ConfigError(
             f"ratios {ratios} for {servers} servers", where="action", remedy="use fewer levels or another action kind"
         )
-    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    vectors: dict[tuple[int, ...], tuple[int, ...]] = {}
     for levels in itertools.product(range(len(ratios)), repeat=servers):
         vector = [ratios[level] for level in levels]
-        found.setdefault(tuple(value // math.gcd(*vector) for value in vector), levels)
-    return np.array(list(found.values()), dtype=np.int64)
+        vectors.setdefault(tuple(value // math.gcd(*vector) for value in vector), levels)
+    return np.array(list(vectors.values()), dtype=np.int64)
 
 
 class ActionCodec:

@@ -91,23 +91,23 @@ def held_out_novelty(samples: FloatArray, names: Sequence[str], options: Encoder
     """
     samples, _ = _usable(samples, options)
     part = np.arange(len(samples)) * HELD_OUT_PARTS // len(samples)
-    found = [
+    novelties = [
         fit_encoder(samples[part != held_out], names, options, seed).encode(samples[part == held_out])[1]
         for held_out in range(HELD_OUT_PARTS)
     ]
-    return float(np.quantile(np.concatenate(found), SIGMA_RULE))
+    return float(np.quantile(np.concatenate(novelties), SIGMA_RULE))
 
 
 def candidates(samples: FloatArray, options: EncoderOptions, seed: int) -> tuple[Candidate, ...]:
     """BIC, ICL and stability of every K that the samples ``[n, D]`` allow. Raises DataError like `fit_encoder`."""
     samples, allowed = _usable(samples, options)
     scaled = _scaled(samples, *scaler(samples))
-    found = []
+    tried = []
     for k in allowed:
         mixture = fit_mixture(scaled, k, options, seed)
         bic = float(mixture.bic(scaled))
-        found.append(Candidate(k, bic, bic + 2 * _entropy(mixture, scaled), stability(scaled, k, options, seed)))
-    return tuple(found)
+        tried.append(Candidate(k, bic, bic + 2 * _entropy(mixture, scaled), stability(scaled, k, options, seed)))
+    return tuple(tried)
 
 
 def stability(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int) -> float:
@@ -171,9 +171,9 @@ def _stable(scaled: FloatArray, allowed: list[int], options: EncoderOptions, see
     """The cluster counts among which the criterion decides."""
     if options.least_stability <= 0 or len(allowed) == 1:
         return allowed
-    found = {k: stability(scaled, k, options, seed) for k in allowed}
-    enough = [k for k in allowed if found[k] >= options.least_stability]
-    return enough or [max(allowed, key=lambda k: found[k])]
+    stabilities = {k: stability(scaled, k, options, seed) for k in allowed}
+    enough = [k for k in allowed if stabilities[k] >= options.least_stability]
+    return enough or [max(allowed, key=lambda k: stabilities[k])]
 
 
 def _entropy(mixture: GaussianMixture, scaled: FloatArray) -> float:

@@ -46,10 +46,10 @@ class Novelty:
 def check(windows: Sequence[Window], topology: Topology, encoder: Encoder, deadlines_s: FloatArray) -> Novelty:
     """The share of novel windows among the usable ones after the first 10. Raises DataError when none is left."""
     observer = Observer(topology, deadlines_s, encoder)
-    found = [float(observer.observe_window(w).novelty.max()) for w in windows if w.usable and w.requests.any()]
-    judged = np.array(found[FIRST_WINDOWS:])
+    novelties = [float(observer.observe_window(w).novelty.max()) for w in windows if w.usable and w.requests.any()]
+    judged = np.array(novelties[FIRST_WINDOWS:])
     if not len(judged):
-        what = f"{len(found)} usable windows with requests"
+        what = f"{len(novelties)} usable windows with requests"
         raise DataError(what, where="check", remedy=f"record more than {FIRST_WINDOWS}")
     return Novelty(len(judged), int((judged > 1.0).sum()), float(np.median(judged)))
 

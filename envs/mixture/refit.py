@@ -146,12 +146,12 @@ def load_samples(path: Path, names: Sequence[str]) -> FloatArray:
     try:
         with np.load(path, allow_pickle=False) as data:
             samples: FloatArray = np.asarray(data["samples"], float)
-            found = tuple(str(name) for name in data["names"])
+            saved_names = tuple(str(name) for name in data["names"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise BundleError(
             f"no samples: {error}", where=str(path), remedy="remove the file to continue without it"
         ) from error
-    if found != tuple(names) or samples.ndim != 2 or samples.shape[1] != len(names):
+    if saved_names != tuple(names) or samples.ndim != 2 or samples.shape[1] != len(names):
         raise BundleError("samples of other features", where=str(path), remedy="remove the file to continue without it")
     return samples
 

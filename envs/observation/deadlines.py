@@ -84,11 +84,11 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
     deviation_s = response_deviation_s(counts, usable[0].bounds_ms, mean_s)
     priority = np.array([group.priority for group in topology.groups])
     seconds = np.maximum(mean_s + (1 + 1 / priority) * deviation_s, 1e-3)
-    found = _warnings(usable, topology, requests, mean_s, deviation_s)
+    warnings = _warnings(usable, topology, requests, mean_s, deviation_s)
     left_out = len(windows) - len(usable)
     if left_out > FAULTY_SHARE_WARNED * len(windows):
-        found += (f"{left_out} of {len(windows)} windows were left out: {_commonest_fault(windows)}",)
-    return Deadlines(seconds, mean_s, deviation_s, requests, found)
+        warnings += (f"{left_out} of {len(windows)} windows were left out: {_commonest_fault(windows)}",)
+    return Deadlines(seconds, mean_s, deviation_s, requests, warnings)
 
 
 def response_deviation_s(counts: NDArray[Any], bounds_ms: Sequence[int], mean_s: FloatArray) -> FloatArray:
@@ -116,23 +116,23 @@ def _warnings(
     deviation_s: FloatArray,
 ) -> tuple[str, ...]:
     errors = np.sum([w.server_errors.sum(axis=1) for w in windows], axis=0)
-    found = []
+    warnings = []
     for index, group in enumerate(topology.groups):
         ratio = errors[index] / requests[index]
         if ratio > MAX_ERROR_RATIO:
-            found.append(f"{group.request_type}: {ratio:.1%} of the requests failed during the observation phase")
+            warnings.append(f"{group.request_type}: {ratio:.1%} of the requests failed during the observation phase")
         if deviation_s[index] > MAX_RELATIVE_SPREAD * mean_s[index]:
-            found.append(
+            warnings.append(
                 f"{group.request_type}: response times spread over {deviation_s[index] / mean_s[index]:.1f} times "
                 "their mean; a server was probably overloaded, so the deadline says little"
             )
         low_ms, high_ms = _drift_ms(windows, index)
         if high_ms > MAX_DRIFT * low_ms:
-            found.append(
+            warnings.append(
                 f"{group.request_type}: the mean response time went from {low_ms:.1f} to {high_ms:.1f} ms within the "
                 "observation phase; something disturbed the servers, so the deadline says little"
             )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _drift_ms(windows: Sequence[Window], group: int) -> tuple[float, float]:

@@ -31,24 +31,25 @@ class CalibratedScenario(StudyScenario):
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed. Raises ConfigError for another number of groups or servers than calibrated."""
         assert self.calibration is not None
-        found = self.calibration
-        if topology.shape != (len(found.groups), len(found.servers)):
+        calibration = self.calibration
+        if topology.shape != (len(calibration.groups), len(calibration.servers)):
             shape = f"{topology.shape[0]} groups and {topology.shape[1]} servers"
-            known = f"calibrated for {len(found.groups)} and {len(found.servers)}"
+            known = f"calibrated for {len(calibration.groups)} and {len(calibration.servers)}"
             raise ConfigError(f"{shape}, {known}", where=self.name, remedy="calibrate this system")
         generator = np.random.default_rng([seed, 0xCA11])
-        parameters, factor, shift_s = found.parameters, 1.0, 0.0
+        parameters, factor, shift_s = calibration.parameters, 1.0, 0.0
         if self.randomised:
-            parameters = found.ensemble[int(generator.integers(len(found.ensemble)))]
+            parameters = calibration.ensemble[int(generator.integers(len(calibration.ensemble)))]
             parameters = _reordered(parameters, generator.permutation(topology.shape[1]))
             factor = float(generator.uniform(*LOAD_FACTOR))
-            shift_s = float(generator.uniform(0, found.observed.seconds))
+            shift_s = float(generator.uniform(0, calibration.observed.seconds))
         arrivals = [
-            _played(entry, found.observed.seconds, self.duration_s, shift_s, factor) for entry in found.arrivals
+            _played(entry, calibration.observed.seconds, self.duration_s, shift_s, factor)
+            for entry in calibration.arrivals
         ]
         return script_of(
             parameters, arrivals, topology, seed=seed, duration_s=self.duration_s,
-            load_balancers=found.load_balancers, name=self.name,
+            load_balancers=calibration.load_balancers, name=self.name,
         )  # fmt: skip
 
 

@@ -117,11 +117,11 @@ def read_scenario_file(path: Path) -> ScenarioFile:
     if not isinstance(content, dict):
         raise ConfigError("a scenario must be a mapping", where=str(path), remedy="see `deepsched scenarios show S3`")
     try:
-        found = ScenarioFile.model_validate(content)
+        scenario = ScenarioFile.model_validate(content)
     except ValidationError as error:
         raise _explain(error.errors()[0], path) from error
-    _check(found, path)
-    return found
+    _check(scenario, path)
+    return scenario
 
 
 def _explain(first: Any, path: Path) -> ConfigError:
@@ -132,10 +132,10 @@ def _explain(first: Any, path: Path) -> ConfigError:
     return ConfigError(str(first["msg"]), where=where, remedy="repair the file")
 
 
-def _check(found: ScenarioFile, path: Path) -> None:
-    lists = list(found.speeds.values()) if isinstance(found.speeds, dict) else [found.speeds]
+def _check(scenario: ScenarioFile, path: Path) -> None:
+    lists = list(scenario.speeds.values()) if isinstance(scenario.speeds, dict) else [scenario.speeds]
     if not all(speeds and min(speeds) > 0 for speeds in lists):
         raise ConfigError("a list of speeds is empty or a speed is not positive", where=str(path))
-    starts = [start_s for start_s, _ in found.load_steps]
-    if starts != sorted(starts) or starts[:1] != [0.0] or min(factor for _, factor in found.load_steps) < 0:
+    starts = [start_s for start_s, _ in scenario.load_steps]
+    if starts != sorted(starts) or starts[:1] != [0.0] or min(factor for _, factor in scenario.load_steps) < 0:
         raise ConfigError("load steps must ascend from 0 s with factors of at least 0", where=str(path))

@@ -17,11 +17,11 @@ def scenario(name: str, duration_s: float | None = None, work_scale: float | Non
 
     Raises ConfigError, with the closest match for an unknown name.
     """
-    found = _from_file(Path(name)) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
+    base = _from_file(Path(name)) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
     return replace(
-        found,
-        duration_s=found.duration_s if duration_s is None else duration_s,
-        work_scale=found.work_scale if work_scale is None else work_scale,
+        base,
+        duration_s=base.duration_s if duration_s is None else duration_s,
+        work_scale=base.work_scale if work_scale is None else work_scale,
     )
 
 

@@ -31,7 +31,7 @@ from envs.simulator.lane import IN_FLIGHT_BINS, IN_FLIGHT_SUMS, Lane, Tally, bui
 from envs.simulator.window_batch import WindowBatch
 
 
-def side_by_side(play: Callable[[int], None], count: int, threads: int) -> None:
+def parallel_for(play: Callable[[int], None], count: int, threads: int) -> None:
     """Calls `play` with 0 … `count` - 1, each once, in the calling thread and `threads` - 1 others.
 
     It pays where `play` runs without the interpreter's lock, as the compiled simulator does. What it raises
@@ -52,7 +52,7 @@ def side_by_side(play: Callable[[int], None], count: int, threads: int) -> None:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "side-by-side")
+    return ThreadPoolExecutor(os.cpu_count(), "parallel-for")
 
 
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
@@ -215,7 +215,7 @@ class SimulatedBatch:
 
     def _play(self, until_s: FloatArray) -> None:
         lanes = [self._lane(index) for index in range(self.size)]
-        side_by_side(lambda index: engine.advance(lanes[index], until_s[index]), self.size, self._threads)
+        parallel_for(lambda index: engine.advance(lanes[index], until_s[index]), self.size, self._threads)
         self._start_s = until_s
 
     def _enforce(self, weight: IntArray, down: NDArray[np.bool_]) -> None:

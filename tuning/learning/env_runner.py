@@ -152,14 +152,14 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
 
 def _stretches(counted: Array, done: Array) -> list[tuple[int, int]]:
     """Half-open step ranges [start, stop) of one environment, one per episode."""
-    found, start = [], None
+    stretches, start = [], None
     for step in range(len(counted)):
         if counted[step] and start is None:
             start = step
         if start is not None and (done[step] or step == len(counted) - 1):
-            found.append((start, step + 1))
+            stretches.append((start, step + 1))
             start = None
-    return found
+    return stretches
 
 
 def _episode(

@@ -70,7 +70,7 @@ class ResidualProof:
         """Whether the overall gain is significant and no scenario may be worse by more than `MOST_HARM`."""
         return self.overall.low > 0 and all(gain.low >= -MOST_HARM for gain in self.scenarios.values())
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The result as one line of text."""
         kept = "the residual is kept" if self.reach == 1 else f"{self.reach:.0%} of the residual is kept"
         verdict = kept if self.holds else "not proven, so the residual is set to 0"
@@ -104,11 +104,11 @@ def prove_some(
     for reach in REACHES:
         some = _scaled(net, reach)
         gains = base - _log_indices(LearnedPolicy(some, problem), problem, scripts, options, simulation)
-        found: dict[str, list[float]] = {}
+        by_scenario: dict[str, list[float]] = {}
         for script, gain in zip(scripts, gains.tolist(), strict=True):
-            found.setdefault(script.name, []).append(gain)
-        parts = {name: _overall([gains]) for name, gains in found.items()}
-        proof = ResidualProof(_overall(list(found.values())), parts, reach)
+            by_scenario.setdefault(script.name, []).append(gain)
+        parts = {name: _overall([gains]) for name, gains in by_scenario.items()}
+        proof = ResidualProof(_overall(list(by_scenario.values())), parts, reach)
         if proof.holds:
             return some, proof
     return _scaled(net, 0.0), proof

@@ -75,26 +75,26 @@ def write_transitions(transitions: Iterator[Transition], folder: Path) -> int:
     Raises:
         DataError: there are no transitions.
     """
-    found = list(transitions)
-    if not found:
+    recorded = list(transitions)
+    if not recorded:
         raise DataError("no transitions", where=str(folder), remedy="record more windows without faults")
-    rows = pa.list_(pa.list_(pa.float32()))
+    nested_lists = pa.list_(pa.list_(pa.float32()))
     table = pa.table(
         {
-            "eps_id": [one.episode for one in found],
-            "obs": pa.array([one.observation.tolist() for one in found], rows),
-            "actions": [one.action.tolist() for one in found],
-            "rewards": np.array([one.reward for one in found], dtype=np.float32),
-            "new_obs": pa.array([one.after.tolist() for one in found], rows),
-            "terminateds": [False] * len(found),
-            "truncateds": [one.last for one in found],
+            "eps_id": [one.episode for one in recorded],
+            "obs": pa.array([one.observation.tolist() for one in recorded], nested_lists),
+            "actions": [one.action.tolist() for one in recorded],
+            "rewards": np.array([one.reward for one in recorded], dtype=np.float32),
+            "new_obs": pa.array([one.after.tolist() for one in recorded], nested_lists),
+            "terminateds": [False] * len(recorded),
+            "truncateds": [one.last for one in recorded],
         }
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / FILE, buffer.getvalue())
-    return len(found)
+    return len(recorded)
 
 
 def read_transitions(
@@ -143,10 +143,10 @@ def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
     values = column.combine_chunks()
     while hasattr(values.type, "value_type"):
         values = values.flatten()
-    found: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(space.dtype)
-    if space.shape is None or len(found) != rows * int(np.prod(space.shape)):
-        raise ValueError(f"{len(found)} numbers in {rows} rows, the space has shape {space.shape}")
-    return found.reshape(rows, *space.shape)
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(space.dtype)
+    if space.shape is None or len(numbers) != rows * int(np.prod(space.shape)):
+        raise ValueError(f"{len(numbers)} numbers in {rows} rows, the space has shape {space.shape}")
+    return numbers.reshape(rows, *space.shape)
 
 
 class RecordedData(OfflineData):

@@ -160,16 +160,16 @@ class Adviser:
         self, cases: Sequence[tuple[Sequence[Window], LatencyMemory | None]]
     ) -> list[Advice | DeepSchedError]:
         """`advise` for several cases with one call of the network; an error of a case is returned, not raised."""
-        found: list[Advice | DeepSchedError] = []
+        results: list[Advice | DeepSchedError] = []
         seen: list[_Encoded] = []
         for windows, memory in cases:
             try:
                 seen.append(self._see(windows, memory))
-                found.append(seen[-1].advice)
+                results.append(seen[-1].advice)
             except DeepSchedError as error:
-                found.append(error)
+                results.append(error)
         decided = iter(self._decided(seen))
-        return [one if isinstance(one, DeepSchedError) else next(decided) for one in found]
+        return [one if isinstance(one, DeepSchedError) else next(decided) for one in results]
 
     def _see(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Encoded:
         if not windows:

@@ -225,8 +225,8 @@ def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
         return None
     exact = line.get("exact")
     if exact is not None:
-        told = {name: control_json.from_json(control, topology) for name, control in exact.items()}
-        policy, baseline = told.get("policy"), told["advised"]
+        controls = {name: control_json.from_json(control, topology) for name, control in exact.items()}
+        policy, baseline = controls.get("policy"), controls["advised"]
     else:
         policy = Weights(topology, np.array(line["policy"])) if line["policy"] is not None else None
         baseline = Weights(topology, np.array(line["baseline"]))
