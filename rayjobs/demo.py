@@ -162,7 +162,7 @@ def best_method(options: DemoOptions) -> BalancingMethod:
 
 
 def run(options: DemoOptions) -> int:
-    """Prints the table and the report's path; everything started is ended, whatever happens."""
+    """Prints the table and the path of the report; ends everything that it started, also after an error."""
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_err, console_out
     from rayjobs.doctor import diagnose, require

@@ -101,7 +101,7 @@ class EvaluateOptions(Options):
     workers: Annotated[
         float | None, OnlyIf(_takes_workers, "as no policy uses it", "judge a policy on expected_delay")
     ] = Field(default=None, ge=0.25)
-    """Requests that a server serves at once, as `expected_delay` is told; the scenario's own when not given."""
+    """Requests that a server serves at once, for `expected_delay`; the scenario's own when not given."""
     observe: Annotated[ObserveOptions, Only(bundle=None)] = ObserveOptions()
     """Without a bundle: the observation phase that deadlines come from."""
     judge: BlockOptions = BlockOptions()

@@ -44,8 +44,8 @@ def run(options: ReproduceOptions) -> int:
         return code
     (fresh,) = [path for path in folder.path.iterdir() if path.is_dir()]
     new = load_evaluations(fresh)
-    found = [agreement(title, content, new[title]) for title, content in old.items() if title in new]
-    for part in found:
+    agreements = [agreement(title, content, new[title]) for title, content in old.items() if title in new]
+    for part in agreements:
         console_out().print(part.sentence, markup=False, soft_wrap=True)
     missing = [title for title in old if title not in new]
     for title in missing:
@@ -53,9 +53,9 @@ def run(options: ReproduceOptions) -> int:
     write_json(folder.path / "reproduce.json", {
         "run": str(options.run.absolute()), "again": str(fresh),
         "parts": [{"part": p.title, "exact": p.exact, "differences": list(p.differences), "compared": p.compared}
-                  for p in found],
+                  for p in agreements],
     })  # fmt: skip
-    return EXIT_DIFFERS if missing or any(part.differences for part in found) else 0
+    return EXIT_DIFFERS if missing or any(part.differences for part in agreements) else 0
 
 
 def saved_verb(folder: Path) -> str:
@@ -67,11 +67,15 @@ def saved_verb(folder: Path) -> str:
             "not the folder of a run", where=str(folder), remedy="give the one that holds command.txt"
         ) from error
     # `deepsched VERB …` or `python -m rayjobs.VERB …`; run folders are named VERB-SEED-TIME.
-    said = [*words[1:2], *(word.removeprefix("rayjobs.") for word in words), folder.resolve().name.partition("-")[0]]
-    found = next((word for word in said if word in VERBS), None)
-    if found is None:
+    candidates = [
+        *words[1:2],
+        *(word.removeprefix("rayjobs.") for word in words),
+        folder.resolve().name.partition("-")[0],
+    ]
+    verb = next((word for word in candidates if word in VERBS), None)
+    if verb is None:
         raise ConfigError("the saved command names no verb", where=str(folder / "command.txt"))
-    return found
+    return verb
 
 
 VERB = Verb(

@@ -69,17 +69,17 @@ def load_options(
     layers += [_assignment_layer(options, text) for text in assignments]
     layers += [Layer(f"--{name.replace('_', '-')}", {name: value}) for name, value in (flags or {}).items()]
     layers = [_modernised(layer, options) for layer in layers]
-    found = _filled(options, layers)
-    if file is not None and (superseded := _superseded(found, layers)):
+    filled = _filled(options, layers)
+    if file is not None and (superseded := _superseded(filled, layers)):
         for path in superseded:
             _taken(layers[0].values, path)
         print(f"without effect beside the other options: {', '.join(superseded)} ({layers[0].source})", file=sys.stderr)
-        found = _filled(options, layers)
-    for path, layer, idle in _idle_values(found, layers):
+        filled = _filled(options, layers)
+    for path, layer, idle in _idle_values(filled, layers):
         raise ConfigError(
             f"option '{path}' has no effect {idle.reason}", where=layer.source, remedy=f"{idle.remedy}, or leave it out"
         )
-    return found
+    return filled
 
 
 def resumed(options: OptionsT, folder: Path, may_differ: Sequence[str] = ()) -> OptionsT:
@@ -116,7 +116,7 @@ def dump_yaml(options: Options) -> str:
 
 
 def read_yaml(file: Path) -> Layer:
-    """The mapping in a YAML file; a bare name (`quick`) means one of ours in rayjobs/configs/.
+    """The mapping in a YAML file; a bare name (`quick`) means a file in rayjobs/configs/.
 
     Raises:
         ConfigError: missing, unreadable, not YAML, a key twice, or not a mapping.
@@ -151,11 +151,11 @@ def fields_of(options: type[Options], default: Options | None = None, *, every: 
         value = info.get_default(call_default_factory=True) if default is None else getattr(default, name)
         nested = nested_options(info.annotation)
         if nested is None:
-            found = [Field(name, info, value)]
+            fields = [Field(name, info, value)]
         else:
             inner = fields_of(nested, value if isinstance(value, Options) else None, every=every)
-            found = [replace(field, path=f"{name}.{field.path}") for field in inner]
-        yield from (field for field in found if not any(is_within(field.path, path) for path in hidden))
+            fields = [replace(field, path=f"{name}.{field.path}") for field in inner]
+        yield from (field for field in fields if not any(is_within(field.path, path) for path in hidden))
 
 
 def nested_options(annotation: object) -> type[Options] | None:
@@ -246,24 +246,24 @@ def _moved(options: type[Options], prefix: str = "") -> Iterator[tuple[str, Move
 
 def _completed(options: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
     """The given values and, in groups that are given in part, the defaults that the outer class has for the rest."""
-    found = dict(given)
+    values = dict(given)
     for name, info in options.model_fields.items():
         default = info.get_default(call_default_factory=True)
         if isinstance(default, Options) and isinstance(given.get(name), Mapping):
-            found[name] = _values_of(default)
-            _merge(found[name], _completed(type(default), given[name]))
-    return found
+            values[name] = _values_of(default)
+            _merge(values[name], _completed(type(default), given[name]))
+    return values
 
 
 def _values_of(options: Options) -> dict[str, Any]:
     """What an instance says beyond the defaults of its classes."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in type(options).model_fields:
         value = getattr(options, name)
         inner = _values_of(value) if isinstance(value, Options) else None
         if inner or (name in options.model_fields_set and inner is None):
-            found[name] = value if inner is None else inner
-    return found
+            values[name] = value if inner is None else inner
+    return values
 
 
 def _mark_given(options: Options, given: Mapping[str, Any]) -> None:
@@ -281,9 +281,9 @@ def _filled(options: type[OptionsT], layers: Sequence[Layer]) -> OptionsT:
     for layer in layers:
         _merge(given, layer.values)
     try:
-        found = options.model_validate(_completed(options, given))
-        _mark_given(found, given)
-        return found.resolved()
+        filled = options.model_validate(_completed(options, given))
+        _mark_given(filled, given)
+        return filled.resolved()
     except ValidationError as error:
         raise _explain(error, options, layers) from error
 
@@ -363,7 +363,7 @@ def _explain(error: ValidationError, options: type[Options], layers: Sequence[La
         return ConfigError(
             f"option '{path}' is missing{more}", where=where, remedy="it has no default; give it a value"
         )
-    # What options refuse together is told by them; their values would only hide it.
+    # Options that contradict each other explain it themselves; their values would only hide it.
     if first["type"] == "value_error" and (info is None or nested_options(info.annotation)):
         return ConfigError(first["msg"].removeprefix("Value error, ") + more, where=where)
     choices = choices_of(info.annotation) if info else ()

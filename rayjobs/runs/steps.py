@@ -74,7 +74,7 @@ class Steps:
 
             windows = watch(testbed, watched, training.method, options, self.seed, on_window)
             observed = fit_problem(windows, testbed.topology, training.decision, options.encoder, self.seed)
-            # Told to whoever sets service times, as an operator would from the servers' configuration.
+            # Policies that set service times get the number of workers, as an operator would configure it.
             profiles = watched.script(testbed.topology, self.seed).servers
             workers = np.array([float(profile.workers) for profile in profiles])
             observed = replace(observed, problem=replace(observed.problem, workers=workers))
@@ -194,15 +194,15 @@ class Steps:
         samples = window_samples(watched, problem.topology, problem.deadlines_s, problem.encoder.kind)
         save_samples(self.folder.path / SAMPLES, samples, problem.encoder.names)
         types = problem.topology.request_types
-        found = observed.deadlines
+        deadlines = observed.deadlines
         write_json(
             self.folder.path / "deadlines.json",
             {
-                "deadlines_ms": dict(zip(types, (found.seconds * 1e3).tolist(), strict=True)),
-                "mean_ms": dict(zip(types, (found.mean_s * 1e3).tolist(), strict=True)),
-                "deviation_ms": dict(zip(types, (found.deviation_s * 1e3).tolist(), strict=True)),
-                "requests": dict(zip(types, found.requests.tolist(), strict=True)),
-                "warnings": list(found.warnings),
+                "deadlines_ms": dict(zip(types, (deadlines.seconds * 1e3).tolist(), strict=True)),
+                "mean_ms": dict(zip(types, (deadlines.mean_s * 1e3).tolist(), strict=True)),
+                "deviation_ms": dict(zip(types, (deadlines.deviation_s * 1e3).tolist(), strict=True)),
+                "requests": dict(zip(types, deadlines.requests.tolist(), strict=True)),
+                "warnings": list(deadlines.warnings),
                 "bic": observed.problem.encoder.bic,
                 "clusters": observed.problem.encoder.clusters,
             },
@@ -252,7 +252,7 @@ def keep_states(folder: RunFolder, observed: Observed, options: EncoderOptions, 
     problem, windows = observed.problem, [*observed.windows.equal, *observed.windows.exploring]
     topology, deadlines_s, encoder = problem.topology, problem.deadlines_s, problem.encoder
     samples = window_samples(windows, topology, deadlines_s, encoder.kind)
-    found = candidates(samples, options, seed)
-    said = meaning(windows, topology, deadlines_s, encoder)
-    write_cluster_page(folder.path / PAGE, said, found, provenance(folder), observed.deadlines.warnings)
-    return found
+    tried = candidates(samples, options, seed)
+    meanings = meaning(windows, topology, deadlines_s, encoder)
+    write_cluster_page(folder.path / PAGE, meanings, tried, provenance(folder), observed.deadlines.warnings)
+    return tried

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
+import yaml
 
 from actuators.options import Options
 from envs.simulator.testbed import SimulatedTestbed
@@ -36,9 +39,10 @@ def reads_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
     """Runs a verb with assignments; the options in force that nothing has read."""
 
     def run(verb: Verb, *assignments: str, **flags: Any) -> list[str]:
+        file = flags.pop("config", None)
         if "out" in verb.options.model_fields and "resume" not in flags:
             flags = {"out": tmp_path / "runs"} | flags
-        reads = OptionReads(load_options(verb.options, assignments=assignments, flags=flags))
+        reads = OptionReads(load_options(verb.options, file=file, assignments=assignments, flags=flags))
 
         @contextlib.contextmanager
         def testbed(kind: str, work_dir: Path, seed: int, live: Options | None = None) -> Iterator[SimulatedTestbed]:
@@ -194,3 +198,34 @@ def test_reproduce_and_compare(reads_of: Callable[..., list[str]], tmp_path: Pat
 def test_simulate_and_scenarios(reads_of: Callable[..., list[str]], tmp_path: Path) -> None:
     assert reads_of(simulate.VERB, "seeds=101", "duration_s=15", "rules=least_conn,round_robin") == []
     assert reads_of(scenarios.SHOW, json_out=tmp_path / "s3.json", page=tmp_path / "s3.html") == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "result", "settings"),
+    [
+        (evaluate.VERB, "evaluation.json", ("policies=least_conn,round_robin", *BLOCKS, *WATCH)),
+        (train.VERB, "evaluation.json", (*BLOCKS, *WATCH, *LEARN)),
+        (demo.VERB, "evaluation.json", ("testbed=simulated", "quick=yes", *BLOCKS, *WATCH, *LEARN)),
+        (observe.VERB, "deadlines.json", WATCH),
+        (sweep.VERB, "sweep.parquet", (SPACE, *WATCH_ALONE, *BASE, "search.validation_s=4", "confirm.best=0")),
+    ],
+    ids=lambda value: value.name if isinstance(value, Verb) else "",
+)
+def test_the_saved_config_repeats_the_run(
+    reads_of: Callable[..., list[str]], tmp_path: Path, verb: Verb, result: str, settings: tuple[str, ...]
+) -> None:
+    reads_of(verb, *settings, seed=3, out=tmp_path / "first")
+    (first,) = (tmp_path / "first").iterdir()
+    reads_of(verb, config=first / "config.yaml", out=tmp_path / "second")
+    (second,) = (tmp_path / "second").iterdir()
+    assert _numbers(first / result) == _numbers(second / result)
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
+    assert [config.pop("out") for config in configs] == [str(first.parent), str(second.parent)]
+    assert configs[0] == configs[1]
+
+
+def _numbers(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path).drop(columns=["bundle", "seconds"]).to_json()
+    content = json.loads(path.read_text())
+    return content.get("policies", content)

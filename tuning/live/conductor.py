@@ -165,18 +165,18 @@ class TestbedDriver:
         remote = testbed if isinstance(testbed, RemoteTestbed) else None
         checks = remote.begin_checks() if remote else []
         # Checks that finish before the end of the interval do not delay the next control.
-        told = remote.dead_parts(checks) if remote and remote.answered(checks, interval_s / 2) else None
+        dead = remote.dead_parts(checks) if remote and remote.answered(checks, interval_s / 2) else None
         window = testbed.advance(interval_s)
         # A testbed without a clock (a simulated one) does not wait.
         waited_s = max(getattr(testbed, "due_s", began_s) - began_s, 0.0)
         self._windows += 1
-        if told is None:
-            told = remote.dead_parts(checks) if remote else []
-        if not told and not window.usable:
-            told = [f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload"]
+        if dead is None:
+            dead = remote.dead_parts(checks) if remote else []
+        if not dead and not window.usable:
+            dead = [f"{fault.kind}: {fault.detail}" for fault in window.faults if fault.kind != "reload"]
         collect_s = time.monotonic() - began_s - waited_s
-        stepped = Stepped(window, "; ".join(told), changed, waited_s, collect_s=collect_s)
-        return self._note(stepped) if told else stepped
+        stepped = Stepped(window, "; ".join(dead), changed, waited_s, collect_s=collect_s)
+        return self._note(stepped) if dead else stepped
 
     def _sound(self) -> Testbed:
         """The running testbed; rebuilds it if it is not running or one of its parts has died."""

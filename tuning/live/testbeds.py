@@ -98,19 +98,19 @@ class Testbeds:
 
     def news(self) -> list[News]:
         """Faults and repairs since the last call, of the conductors that answer within 2 s."""
-        asked = {c.news.remote(self._heard[name]): name for name, c in self.conductors.items()}
-        found: list[News] = []
-        for reference in ray.wait(list(asked), num_returns=len(asked), timeout=WATCH_TIMEOUT_S)[0]:
-            name = asked[reference]
+        requests = {c.news.remote(self._heard[name]): name for name, c in self.conductors.items()}
+        news: list[News] = []
+        for reference in ray.wait(list(requests), num_returns=len(requests), timeout=WATCH_TIMEOUT_S)[0]:
+            name = requests[reference]
             try:
                 fresh = ray.get(reference)
             except ray.exceptions.RayActorError:
                 # Ray is restarting it; its event numbers then start from 1 again.
                 self._heard[name] = 0
                 continue
-            found += fresh
+            news += fresh
             self._heard[name] = max([self._heard[name], *(news.number for news in fresh)])
-        return found
+        return news
 
     def close(self) -> None:
         """Ends all testbeds in parallel and removes their actors and placement groups; idempotent."""
@@ -143,11 +143,11 @@ class Testbeds:
 def running_testbeds() -> list[dict[str, Any]]:
     """The state (`Conductor.describe`) of every testbed on the connected cluster, of all runs, sorted by name."""
     named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
-    asked = [ray.get_actor(actor["name"], namespace=NAMESPACE).describe.remote() for actor in named]
-    if not asked:
+    requests = [ray.get_actor(actor["name"], namespace=NAMESPACE).describe.remote() for actor in named]
+    if not requests:
         return []
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=2 * WATCH_TIMEOUT_S)
-    return sorted(ray.get(answered), key=lambda row: str(row["name"]))
+    answers, _ = ray.wait(requests, num_returns=len(requests), timeout=2 * WATCH_TIMEOUT_S)
+    return sorted(ray.get(answers), key=lambda row: str(row["name"]))
 
 
 def _await_placed(groups: dict[str, PlacementGroup]) -> None:
