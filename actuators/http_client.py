@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, LocationParseError, TimeoutError
 from urllib3.util import Timeout, make_headers, parse_url
 
 from actuators.errors import ConfigError
+
+if TYPE_CHECKING:
+    import requests
 
 MAX_BODY_BYTES = 64 * 2**20
 """Longest response body that is read by default."""
@@ -31,11 +33,12 @@ def http_session(timeout_s: float, *, connect_timeout_s: float | None = None) ->
         timeout_s: longest wait for each part of a response.
         connect_timeout_s: longest wait for a connection; `timeout_s` when None.
     """
+    import requests  # noqa: PLC0415 - `--help` imports this module for the options of its users and must answer at once
+
     session = requests.Session()
     session.trust_env = False
     timeout = (timeout_s if connect_timeout_s is None else connect_timeout_s, timeout_s)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _TimeoutAdapter(timeout))
+    session.request = functools.partial(session.request, timeout=timeout)  # type: ignore[method-assign]
     return session
 
 
@@ -44,7 +47,7 @@ def responds(url: str, timeout_s: float = 5.0) -> bool:
     with http_session(timeout_s) as session:
         try:
             return session.get(url).ok
-        except requests.RequestException:
+        except OSError:  # requests.RequestException is one
             return False
 
 
@@ -141,17 +144,6 @@ class KeptConnection:
             if time.monotonic() > deadline_s:
                 raise NoResponseError(f"took more than {self._read_timeout_s:g} s")
         return bytes(body)
-
-
-class _TimeoutAdapter(HTTPAdapter):
-    def __init__(self, timeout: tuple[float, float]) -> None:
-        super().__init__()
-        self._timeout = timeout
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        if kwargs.get("timeout") is None:
-            kwargs["timeout"] = self._timeout
-        return super().send(request, *args, **kwargs)
 
 
 def _not_http(url: str, where: str) -> ConfigError:

@@ -22,7 +22,8 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only
 from actuators.statistics.reader import CollectOptions, StatusReader
 from actuators.statistics.recording import SnapshotWriter, record
-from actuators.testbed.parts import LiveOptions, make_load, make_nginx, make_server
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import make_load, make_nginx, make_server
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.cli.main import Verb, run_verb

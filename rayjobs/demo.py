@@ -13,7 +13,7 @@ from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError
 from actuators.nginx.detect import detect, need_lua
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.cli.interrupts import exit_within
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage

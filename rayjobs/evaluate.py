@@ -19,7 +19,7 @@ from pydantic import Field
 from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
 from actuators.options import Moved, Never, Only, OnlyIf, Options
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.cli.config import resumed
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb

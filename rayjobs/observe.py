@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from actuators.options import Never, Only, Options, Retired
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, main
 from rayjobs.cli.progress import Progress, Stage

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from actuators.errors import ConfigError
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.cli.config import resumed
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from actuators.contract.control import BalancingMethod
 from actuators.errors import DataError
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options, Retired
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.cli.config import dump_yaml, resumed
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage

@@ -1,4 +1,4 @@
-"""Options of a live testbed, and functions that make its parts, here or in Ray actors (`testbed.placement`)."""
+"""Functions that make the parts of a live testbed, here or in Ray actors (`testbed.placement`)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,13 @@ from pathlib import Path
 import psutil
 
 from actuators.contract.topology import Topology
-from actuators.load.engine import LoadEngine, LoadOptions
-from actuators.nginx.config import NginxOptions
+from actuators.load.engine import LoadEngine
 from actuators.nginx.instance import Nginx
-from actuators.options import Options
 from actuators.social_network.server import SocialNetworkServer
-from actuators.social_network.store import SocialNetworkOptions, create_database
-from actuators.statistics.reader import CollectOptions, Collector
+from actuators.social_network.store import create_database
+from actuators.statistics.reader import Collector
 from actuators.testbed.live import LiveTestbed
-
-
-class LiveOptions(Options):
-    """Options of every part of a live testbed."""
-
-    load: LoadOptions = LoadOptions()
-    """The load engine."""
-    service: SocialNetworkOptions = SocialNetworkOptions()
-    """The stand-in servers and their database."""
-    nginx: NginxOptions = NginxOptions()
-    """The NGINX in front."""
-    collect: CollectOptions = CollectOptions()
-    """The reader of its statistics."""
+from actuators.testbed.options import LiveOptions
 
 
 def make_server(

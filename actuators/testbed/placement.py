@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actuators.contract.topology import Topology
 from actuators.errors import CapacityError
 from actuators.testbed.live import CollectorPart, LoadPart, ProxyPart, ServerPart
-from actuators.testbed.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
 from actuators.testbed.remote import (
     LoadGenerator,
     NginxActuator,

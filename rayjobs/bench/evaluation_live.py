@@ -14,7 +14,8 @@ import numpy as np
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import social_network
 from actuators.testbed.live import LiveTestbed
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from actuators.testbed.peers import NoStatistics, Peer
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController
 from envs.heuristics.names import ESTIMATED

@@ -11,7 +11,8 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod
 from actuators.contract.topology import social_network
 from actuators.contract.window import Window
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from envs.calibration.calibrate import calibrate
 from envs.calibration.options import CalibrateOptions
 from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration, HeldOutComparison

@@ -27,7 +27,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.options import Options
 from actuators.processes.system import family_cpu_s, resident_mb
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure

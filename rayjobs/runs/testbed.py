@@ -9,7 +9,7 @@ from typing import Literal
 
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import social_network
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 
 TestbedKind = Literal["simulated", "live"]
 

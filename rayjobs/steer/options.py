@@ -11,7 +11,7 @@ from actuators.external.actuator import ActuatorOptions
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options
 from actuators.statistics.reader import CollectOptions
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from tuning.steering.options import AuditOptions, Mode, SteeringOptions
 
 _EMBEDDED = Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)

@@ -21,7 +21,8 @@ from actuators.load.engine import LoadEngine
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
 from actuators.statistics.reader import CollectOptions, Collector
-from actuators.testbed.parts import LiveOptions, make_collector, make_load, make_nginx, make_server
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
 from rayjobs.steer.advisers import ServeAdviser, handle_post, http_post
 from tuning.policy.adviser import Adviser, Advises
 from tuning.policy.bundle import check_bundle, load_bundle

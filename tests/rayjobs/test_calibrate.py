@@ -11,7 +11,8 @@ import pytest
 from actuators.contract.topology import social_network
 from actuators.contract.window import Window
 from actuators.statistics.recording import SnapshotWriter
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from envs.calibration.result import Calibration
 from envs.scenarios.lookup import scenario
 from rayjobs.cli.main import main

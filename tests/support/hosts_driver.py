@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from envs.heuristics.controllers import FixedController, PolicyController
 from envs.scenarios.lookup import scenario
 from tests.support.problems import TOPOLOGY, problem

@@ -16,7 +16,7 @@ from actuators.contract.topology import Topology
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.steer.controller import SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site

@@ -16,7 +16,7 @@ from actuators.contract.control import BalancingMethod
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Topology
 from actuators.errors import CapacityError
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import PROXY_BUNDLE, check_capacity, start_remote_testbed, testbed_bundles
 from tuning.live.conductor import CONDUCTOR, News
 from tuning.live.leases import LEASE_DESK, Leaser

@@ -11,7 +11,7 @@ import ray
 from actuators.contract.script import Scenario
 from actuators.contract.topology import social_network
 from actuators.errors import DeepSchedError
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import check_capacity, start_remote_testbed
 from envs.heuristics.controllers import Controller, FixedController
 from tuning.judging.contenders import baseline_of, learned_controller

@@ -17,7 +17,7 @@ from actuators.contract.script import Scenario
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Topology
 from actuators.errors import TestbedError
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import testbed_bundles
 from envs.environment.problem import DecisionProblem
 from envs.environment.rewards import reward_terms

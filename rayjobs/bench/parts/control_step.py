@@ -30,7 +30,8 @@ from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
 from actuators.errors import TestbedError
 from actuators.processes.system import realtime_priority
 from actuators.statistics.recording import SnapshotWriter
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario

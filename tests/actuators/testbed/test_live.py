@@ -12,7 +12,8 @@ import pytest
 
 from actuators.contract.topology import social_network
 from actuators.testbed.live import LiveTestbed
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from envs.environment.env import BalancingEnv
 from tests.support.contracts import CONTRACT, ContractScenario, Factory
 from tests.support.problems import demo_scenario, problem

@@ -8,7 +8,8 @@ import pytest
 
 from actuators.contract.control import Weights
 from actuators.contract.topology import social_network
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from tests.support.contracts import ContractScenario
 from tests.support.option_reads import OptionReads
 

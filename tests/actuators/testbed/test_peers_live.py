@@ -11,7 +11,8 @@ import pytest
 from actuators.contract.topology import social_network
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.testbed.live import LiveTestbed
-from actuators.testbed.parts import LiveOptions, start_local_testbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
 from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.lookup import scenario

@@ -11,7 +11,7 @@ import pytest
 
 from actuators.contract.topology import social_network
 from actuators.errors import CapacityError, ConfigError, DeepSchedError, TestbedError
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import check_capacity, start_remote_testbed
 from rayjobs.runs.local_ray import local_ray
 from tests.support.contracts import ContractScenario

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from actuators.nginx.config import NginxOptions
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.site import Site, embedded_site

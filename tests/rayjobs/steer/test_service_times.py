@@ -12,7 +12,7 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.nginx.config import NginxOptions
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from rayjobs.cli.main import main
 from rayjobs.steer.site import Site
 from tests.support.steer_site import (

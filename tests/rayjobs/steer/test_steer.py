@@ -207,7 +207,7 @@ def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
     """Somebody else's configuration: edited in place, byte for byte the same after a revert."""
     from actuators.external.actuator import ActuatorOptions
     from actuators.nginx.config import NginxOptions
-    from actuators.testbed.parts import LiveOptions
+    from actuators.testbed.options import LiveOptions
     from rayjobs.steer.site import external_site
 
     live = LiveOptions(nginx=NginxOptions(actuation="reload"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from envs.scenarios.lookup import scenario
 from rayjobs.runs.local_ray import local_ray
 from tests.support.orphans import SESSION, processes_with, wait_gone

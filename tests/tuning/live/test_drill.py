@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.testbed.parts import LiveOptions
+from actuators.testbed.options import LiveOptions
 from envs.scenarios.lookup import scenario
 from rayjobs.runs.local_ray import local_ray
 from tests.support.orphans import SESSION, processes_with, wait_gone
