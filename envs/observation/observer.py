@@ -138,16 +138,9 @@ class Observer:
             samples = ServiceSamples.of(counters)
             tau_s, weights = self._estimator.update(samples), _in_force(samples.seen().tau_s)
         observation = Observation(
-            self.topology,
-            features,
-            group_features(counters, duration_s),
-            posterior,
-            novelty,
-            self.memory.fast_s.copy(),
-            weights,
-            in_flight=getattr(counters, "active", None),
-            tau_s=tau_s,
-        )
+            self.topology, features, group_features(counters, duration_s), posterior, novelty,
+            self.memory.fast_s.copy(), weights, in_flight=getattr(counters, "active", None), tau_s=tau_s,
+        )  # fmt: skip
         if self._stack is None or self._row is None:
             return observation
         return replace(observation, past=self._stack.push(self._row(observation)))

@@ -53,14 +53,9 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
 
     log_to_stderr()
     config = uvicorn.Config(
-        create_app(settings),
-        host=options.host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-    )
+        create_app(settings), host=options.host, port=port, log_level="warning", access_log=False,
+        server_header=False, lifespan="off",
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
     thread.start()
