@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from actuators.errors import BundleError, MissingToolError
 from actuators.files import replacing
-from actuators.options import Options
+from actuators.options import Options, Retired
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, run_verb
 
@@ -22,12 +22,12 @@ TOLERANCE = 1e-5
 class ExportOptions(Options):
     """Which bundle, to which file."""
 
+    moved: ClassVar = {"format": Retired("the file is always ONNX", default="onnx")}
+
     bundle: Path
     """Folder of the trained policy."""
-    format: Literal["onnx"] = "onnx"
-    """ONNX: rows of servers in, actions out; any number of servers."""
     out: Path | None = None
-    """The file; policy.onnx beside the bundle's folder when not given."""
+    """The ONNX file (rows of any number of servers in, actions out); policy.onnx beside the bundle when not given."""
     checks: int = Field(100, ge=1)
     """Random inputs on which both networks must agree."""
 

@@ -6,11 +6,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from actuators.contract.control import Weights
 from actuators.errors import ConfigError
-from envs.simulator.testbed import SimulatedTestbed
-from rayjobs import collect, load, park, service, weights
+from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
+from rayjobs import calibrate, collect, dashboards, encoder, export, load, park, service, weights
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from rayjobs.serve.__main__ import serving
@@ -18,6 +20,7 @@ from rayjobs.serve.options import ServeOptions, make_settings
 from tests.support.http_server import ScriptedServer
 from tests.support.option_reads import OptionReads
 from tests.support.problems import TOPOLOGY, demo_scenario, problem
+from tests.support.recordings import record
 from tests.support.steering_cases import DEADLINES_S, advice
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
@@ -28,10 +31,17 @@ NOWHERE = "http://127.0.0.1:9"
 """Nothing listens there; the statistics cannot be read, which is recorded as gaps."""
 
 
-def unread(verb: Verb, *assignments: str, **flags: Any) -> list[str]:
+def unread(verb: Verb, *assignments: str, code: int = 0, **flags: Any) -> list[str]:
     with OptionReads(load_options(verb.options, assignments=assignments, flags=flags)) as reads:
-        assert verb.run(reads.options) == 0
+        assert verb.run(reads.options) == code
     return reads.unread()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    Bundle(net_for(problem(), ModelOptions()), problem(), ModelOptions(), {}).save(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -92,14 +102,26 @@ def test_a_single_answer_reads_its_guards() -> None:
     assert [path for path in reads.unread() if path.startswith("guards.")] == []
 
 
+def test_dashboards_and_export(bundle: Path, tmp_path: Path) -> None:
+    assert unread(dashboards.VERB, out=tmp_path / "dashboards") == []
+    assert unread(export.VERB, "checks=1", bundle=bundle, out=tmp_path / "policy.onnx") == []
+
+
+def test_calibrate_and_encoder(bundle: Path, tmp_path: Path) -> None:
+    snapshots = tmp_path / "recording.json"
+    equal = Weights.from_shares(TOPOLOGY, np.ones(TOPOLOGY.shape))
+    record(snapshots, demo_scenario(), 5, lambda window: equal, 60, "least_conn", SimulationOptions())
+    fit = ("calibrate.bootstraps=2", "calibrate.replicas=1", "calibrate.rounds=1")
+    assert unread(calibrate.VERB, *fit, snapshots=snapshots, out=tmp_path / "runs") == []
+    assert unread(encoder.CHECK, "novel_share=0.9", bundle=bundle, snapshots=snapshots) == []
+
+
 @pytest.mark.parametrize("front", ["ray", "uvicorn"])
-def test_serve(front: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve(front: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", contextlib.nullcontext)
     monkeypatch.setattr("rayjobs.serve.__main__.haproxy_environment", lambda folder: {})
     for name in ("rayjobs.serve.ray_app.start", "rayjobs.serve.ray_app.deployed", "ray.serve.run"):
         monkeypatch.setattr(name, lambda *arguments, **more: None)
-    bundle = tmp_path / "bundle"
-    Bundle(net_for(problem(), ModelOptions()), problem(), ModelOptions(), {}).save(bundle)
     scaled = ("max_replicas=2", "batch_size=2") if front == "ray" else ()
     options = load_options(
         ServeOptions, assignments=(*scaled, f"folder={tmp_path}", "port=0"), flags={"bundle": bundle, "front": front}
