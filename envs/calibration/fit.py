@@ -76,31 +76,6 @@ def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int)
     return Fit(best, tuple(fine.tried.values()))
 
 
-class _Search:
-    """Trials by place; each is simulated once."""
-
-    def __init__(self, evidence: Evidence, options: FitOptions, target: _Target, replicas: int, seed: int) -> None:
-        self.tried: dict[SearchPoint, Trial] = {}
-        self._options, self._target = options, target
-        self._replay = Replay(evidence, options.method, options.load_balancers, replicas, seed)
-
-    def best_of(self, places: Sequence[SearchPoint], service_ms: FloatArray) -> Trial:
-        """The most likely of the places; new ones start from these service times."""
-        for place in places:
-            if place not in self.tried:
-                self.tried[place] = _settle(self._replay, self._target, place, service_ms, self._options.rounds)
-        return max((self.tried[place] for place in places), key=lambda trial: trial.log_likelihood)
-
-    def climb(self, best: Trial, step: float) -> Trial:
-        """Moves to a more likely neighbour at this distance until there is none."""
-        while True:
-            around = _around(best.parameters, step, self._target.fastest_ms, self._options.workers is None)
-            better = self.best_of(around, best.parameters.service_array_ms)
-            if better.log_likelihood <= best.log_likelihood:
-                return best
-            best = better
-
-
 def bootstrap(
     evidence: Evidence,
     options: FitOptions,
@@ -125,6 +100,31 @@ def bootstrap(
         members.append(_settle(replay, target, _place(near), near.service_array_ms, options.rounds).parameters)
         on_member(number + 1)
     return tuple(members)
+
+
+class _Search:
+    """Trials by place; each is simulated once."""
+
+    def __init__(self, evidence: Evidence, options: FitOptions, target: _Target, replicas: int, seed: int) -> None:
+        self.tried: dict[SearchPoint, Trial] = {}
+        self._options, self._target = options, target
+        self._replay = Replay(evidence, options.method, options.load_balancers, replicas, seed)
+
+    def best_of(self, places: Sequence[SearchPoint], service_ms: FloatArray) -> Trial:
+        """The most likely of the places; new ones start from these service times."""
+        for place in places:
+            if place not in self.tried:
+                self.tried[place] = _settle(self._replay, self._target, place, service_ms, self._options.rounds)
+        return max((self.tried[place] for place in places), key=lambda trial: trial.log_likelihood)
+
+    def climb(self, best: Trial, step: float) -> Trial:
+        """Moves to a more likely neighbour at this distance until there is none."""
+        while True:
+            around = _around(best.parameters, step, self._target.fastest_ms, self._options.workers is None)
+            better = self.best_of(around, best.parameters.service_array_ms)
+            if better.log_likelihood <= best.log_likelihood:
+                return best
+            best = better
 
 
 class _Target:

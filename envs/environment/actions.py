@@ -1,4 +1,4 @@
-"""Policy output ↔ integer weights or service times: residual on a baseline, absolute, step by step, a finite set.
+"""Policy output ↔ integer weights or service times: residual, absolute, incremental, or one of a finite set.
 
 Weights of every kind pass through the same floor and dead band, so that kinds can be compared.
 """

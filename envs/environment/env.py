@@ -96,7 +96,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         return array, float(value), False, self._step >= self._episode_steps, info
 
     def close(self) -> None:
-        """Lets go of the testbed, closing it if it is ours; may be called twice."""
+        """Releases the testbed, and closes it if `closes_testbed`; idempotent."""
         if self._testbed is not None and self._closes_testbed:
             self._testbed.close()
         self._testbed = None

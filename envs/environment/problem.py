@@ -1,7 +1,6 @@
-"""The decision problem in one value: what is seen, how an action becomes weights, what is rewarded.
+"""The decision problem in one value: what is observed, how an action becomes a control, what is rewarded.
 
-Environments, controllers and bundles share it, so that a policy acts in front of a live NGINX
-exactly as it did in training.
+Environments, controllers and bundles share it, so that a policy acts on a live NGINX exactly as in training.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class DecisionProblem:
 
     Attributes:
         deadlines_s: ``[groups]``.
-        workers: ``[servers]``, requests that each server serves at once; where it is not told, service times
-            go with 1, which is safe and costs some of the gain.
+        workers: ``[servers]``, requests that each server serves at once; None means 1 each, which is safe and costs
+            some of the gain.
     """
 
     topology: Topology
@@ -63,7 +62,7 @@ class DecisionProblem:
 
     @cached_property
     def codec(self) -> ActionCodec:
-        """How shares become weights: what heuristics use, with the floor and dead band that a policy has, too."""
+        """How shares become weights, for heuristics: with the floor and dead band of the policy."""
         return ActionCodec(self.topology, self.options.action.model_copy(update={"kind": "residual", "joint": False}))
 
     @cached_property

@@ -1,6 +1,6 @@
-"""Window → scalar with named terms. A failure is never rewarded: it costs at least the worst answer, 1 s at least.
+"""Window → reward with named terms, and the ledger of episodes and terms that an environment keeps for the log.
 
-What an environment keeps for the training log: the episodes it started, and the mean of every reward term.
+A failed request costs at least as much as the slowest answer of its type, and at least 1 s: failing never pays.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def rank_term(posterior: FloatArray, ranks: FloatArray, error_ratio: FloatArray)
 def reward(mix: Mapping[RewardName, float], terms: Mapping[str, FloatArray]) -> FloatArray:
     """The scalar to maximise, ``[...]``: the weighted sum of rewards by name; 0 in windows without requests.
 
-    ``log_latency``: −log(relative latency + 0.01), the study's choice (section 6.4): one overloaded
-    step does not outweigh a thousand good ones. ``p99``: the same of the relative p99. ``art``: −ART
+    ``log_latency``: −log(relative latency + 0.01), so that one overloaded step does not outweigh a thousand good ones
+    (docs/studies.md#reward). ``p99``: the same of the relative p99. ``art``: −ART
     per request. ``cluster_rank``: minus the term of that name (`rank_term`).
     """
     total = sum(weight * _REWARDS[name](terms) for name, weight in mix.items())
@@ -79,12 +79,6 @@ _REWARDS: dict[RewardName, Callable[[Mapping[str, FloatArray]], FloatArray]] = {
 }
 
 
-def _failure_s(counts: NDArray[np.int64], bounds_ms: tuple[int, ...]) -> FloatArray:
-    _, upper = bucket_values_s(bounds_ms)
-    worst: FloatArray = np.where(counts > 0, upper, 0.0).max(axis=-1)
-    return np.maximum(worst, ERROR_LATENCY_S)
-
-
 @dataclass(frozen=True)
 class Episode:
     """One started episode: the environment's row, the scenario's name and the seed that repeats its script."""
@@ -96,7 +90,7 @@ class Episode:
 
 @dataclass
 class Ledger:
-    """Filled by an environment, emptied by whoever logs."""
+    """Filled by an environment, emptied by the callback that logs it."""
 
     _episodes: list[Episode] = field(default_factory=list)
     _sums: dict[str, float] = field(default_factory=dict)
@@ -123,3 +117,9 @@ class Ledger:
         means = {name: total / self._steps for name, total in self._sums.items()} if self._steps else {}
         self._sums, self._steps = {}, 0
         return means
+
+
+def _failure_s(counts: NDArray[np.int64], bounds_ms: tuple[int, ...]) -> FloatArray:
+    _, upper = bucket_values_s(bounds_ms)
+    worst: FloatArray = np.where(counts > 0, upper, 0.0).max(axis=-1)
+    return np.maximum(worst, ERROR_LATENCY_S)

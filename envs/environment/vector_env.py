@@ -1,6 +1,6 @@
-"""Many simulated testbeds as one native gymnasium vector environment: training happens here.
+"""Many simulated testbeds as one native gymnasium vector environment for training.
 
-A batch of simulated testbeds that the actions of one decision problem steer: what training steps.
+`SteeredBatch` is the part without gymnasium's interface; `envs.environment.rollout` plays it as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from envs.simulator.batch import SimulatedBatch, SimulationOptions
 
 
 class SteeredBatch:
-    """`size` testbeds, each with a script of its own; all are restarted before the first `advance`.
+    """`size` simulated testbeds steered by one problem's actions; each plays its script from `restart` on.
 
     Attributes:
         observation: of the last interval, None before the first.
@@ -51,7 +51,7 @@ class SteeredBatch:
         self._workers = np.ones((size, problem.topology.shape[1]))
 
     def restart(self, index: int, script: Script) -> None:
-        """One testbed begins a script under equal weights or service times, and nothing is known of it."""
+        """Starts a script on one testbed under equal weights or service times and forgets what was observed there."""
         self._batch.reset(index, script)
         self._observer.reset(index)
         self._weights[index] = equal_weights(self.problem.topology)
@@ -59,7 +59,7 @@ class SteeredBatch:
         self._workers[index] = [float(profile.workers) for profile in script.servers]
 
     def act(self, actions: NDArray[Any], observation: Observation) -> None:
-        """What the actions on this observation ask for is in force from the next `advance` on."""
+        """Puts the actions on this observation in force from the next `advance` on."""
         if observation.tau_s is None:
             self._weights = self.problem.weights(actions, observation)
         else:
@@ -88,9 +88,9 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
     Args:
         next_script: draws the script of an episode, for example a randomised scenario.
         interval_s: simulated seconds per step.
-        paired: every script is also played by the baseline, a residual of 0, and its reward is taken off. What
-            is left is what the actions changed: chance, which both share, drowns it no longer.
-        threads: how many simulate side by side; nothing but the time it takes depends on it.
+        paired: the baseline, a residual of 0, plays every script as well, and its reward is subtracted: the difference
+            is due to the actions, because both share the random draws.
+        threads: threads that simulate; the results do not depend on it.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
@@ -124,7 +124,7 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts every episode anew; a seed restarts the whole sequence of scripts."""
+        """Restarts every episode; a seed restarts the sequence of scripts."""
         if seed is not None:
             self._generator = np.random.default_rng(seed if isinstance(seed, int) else [s or 0 for s in seed])
         for index in range(self.num_envs):
@@ -149,7 +149,7 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
 
     def baseline_shares(self) -> NDArray[np.float64]:
-        """What the baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
+        """Shares that the baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
         return self.problem.base_shares(self._seen())
 
     def action_for(self, shares: NDArray[np.float64]) -> NDArray[Any]:

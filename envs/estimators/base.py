@@ -146,15 +146,6 @@ def recall(estimator: Estimator, known: Mapping[str, FloatArray]) -> None:
         setattr(owner, key, np.array(value, dtype=float))
 
 
-def _arrays(owner: object) -> Iterator[tuple[str, object, str]]:
-    for key, value in vars(owner).items():
-        name = key.removeprefix("_")
-        if isinstance(value, np.ndarray):
-            yield name, owner, key
-        elif isinstance(value, TypeMeans):
-            yield from ((f"{name}_{inner}", at, part) for inner, at, part in _arrays(value))
-
-
 class TypeMeansEstimator:
     """Assumes that every server is as fast as its type's mean: the reference for estimators that learn speeds."""
 
@@ -210,6 +201,15 @@ def within_guards(tau_s: FloatArray, means_s: FloatArray) -> FloatArray:
     mean = means_s[..., None]
     guarded: FloatArray = np.clip(np.where(np.isfinite(tau_s), tau_s, mean), mean / _FARTHEST, mean * _FARTHEST)
     return guarded
+
+
+def _arrays(owner: object) -> Iterator[tuple[str, object, str]]:
+    for key, value in vars(owner).items():
+        name = key.removeprefix("_")
+        if isinstance(value, np.ndarray):
+            yield name, owner, key
+        elif isinstance(value, TypeMeans):
+            yield from ((f"{name}_{inner}", at, part) for inner, at, part in _arrays(value))
 
 
 def _mean(values: FloatArray, known: NDArray[np.bool_]) -> FloatArray:

@@ -1,7 +1,4 @@
-"""Heuristics with a queueing model of a server: inversion to speeds, and a PID controller on utilisation.
-
-M/G/c queues, approximately: mean number in the system from the offered load, and back.
-"""
+"""Heuristics with an approximate M/G/c queue of each server: weights from inferred speeds, and a PID controller."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ def number_in_system(offered: FloatArray, workers: FloatArray, service_cv: float
 
 
 def offered_load(in_system: FloatArray, workers: FloatArray, service_cv: float = 1.0) -> FloatArray:
-    """Inverse of `number_in_system`: busy workers on average when so many requests are there. At most 0.999 c."""
+    """Inverse of `number_in_system`: busy workers on average with that many requests in the system, at most 0.999 c."""
     in_system, workers = np.broadcast_arrays(np.asarray(in_system, float), np.maximum(np.rint(workers), 1.0))
     low, high = np.zeros_like(in_system), _MOST_LOAD * workers
     for _ in range(_BISECTIONS):
@@ -56,8 +53,8 @@ class ModelBased(WeightPolicy):
     """Weight ∝ speed of the server, found by inverting an M/G/c queue.
 
     Little's law gives the mean number of requests at a server (rate × response time, over all groups);
-    the queueing model tells how many workers were busy; work asked for / work done at the type's mean is
-    the speed. One speed per server: it cannot see specialised servers (S3), and it is not misled by queues.
+    the queueing model gives the number of busy workers; offered work at the type's mean per busy worker is the
+    speed. One speed per server: it misses specialised servers (S3), and queues do not mislead it.
 
     Args:
         workers: requests that a server serves at once, one number or ``[servers]``.
@@ -82,13 +79,6 @@ class ModelBased(WeightPolicy):
         return np.broadcast_to(speed[..., None, :], rates.shape).copy()
 
 
-def _working(window: Window) -> NDArray[np.bool_]:
-    """``[servers]``: those whose utilisation means something; one that is dead or failing would wind the sum up."""
-    requests, errors = window.requests.sum(axis=0), window.server_errors.sum(axis=0)
-    working: NDArray[np.bool_] = (requests > 0) & (errors <= MOST_ERRORS * requests)
-    return working
-
-
 def busy_workers(observation: Observation, workers: float | FloatArray) -> FloatArray:
     """``[..., servers]``: workers busy on average in the window, from NGINX's statistics alone."""
     latency_s = np.where(np.isfinite(observation.latency_s), observation.latency_s, 0.0)
@@ -105,9 +95,8 @@ MOST_LOG = 2.0
 class UtilisationPid:
     """One PID controller per server holds its utilisation at the fleet's average (Dropbox's Robinhood does this).
 
-    Dropbox's servers report their own load; ours are not asked, so the utilisation is what a queueing model
-    infers from NGINX's statistics. One weight per server for all groups. A Controller and not a Policy:
-    integral and last error are more memory than an Observation carries.
+    Dropbox's servers report their load; here a queueing model infers the utilisation from NGINX's statistics. One
+    weight per server for all groups. A Controller and not a Policy: it remembers the integral and the last error.
 
     Source: Dropbox's engineering blog, "Robinhood: How we load balance services at scale" (2024).
     """
@@ -142,8 +131,15 @@ class UtilisationPid:
         return self._control
 
     def _step(self, error: FloatArray) -> FloatArray:
-        # Without the limit a server that is down for long would come back with an absurd weight.
+        # Without the limit a server would return from a long outage with an extreme weight.
         self._sum = np.clip(self._sum + INTEGRAL * error, -MOST_LOG, MOST_LOG)
         step: FloatArray = PROPORTIONAL * error + self._sum + DERIVATIVE * (error - self._last)
         self._last = error
         return step
+
+
+def _working(window: Window) -> NDArray[np.bool_]:
+    """Bool ``[servers]``: has a meaningful utilisation; a dead or failing server would wind up the integral."""
+    requests, errors = window.requests.sum(axis=0), window.server_errors.sum(axis=0)
+    working: NDArray[np.bool_] = (requests > 0) & (errors <= MOST_ERRORS * requests)
+    return working

@@ -1,9 +1,7 @@
-"""Heuristic policies with the same `act` as a learned one: what a person would write without learning.
+"""Heuristic policies on weights, with the same `act` as a learned policy.
 
-Heuristics that move the weights in force by what they observe: Little's law, an equaliser, AIMD.
-
-The weights in force are their memory. On round robin all three are unstable near saturation, over
-least_conn they are harmless (docs/studies.md#where-feedback-is-dangerous).
+`little`, `equaliser` and `aimd` move the weights in force and are unstable near saturation on round robin, harmless on
+least_conn (docs/studies.md#where-feedback-is-dangerous).
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ class Policy(Protocol):
 
 
 class WeightPolicy(ABC):
-    """A heuristic that only has to say its shares; floor and dead band are those of a learned policy.
+    """A heuristic that defines shares only; floor and dead band are those of a learned policy.
 
     Args:
         codec: turns shares into integer weights, with a residual of 0.
@@ -91,8 +89,8 @@ AIMD_FACTOR, AIMD_STEP, AIMD_TOLERANCE = 0.7, 0.04, 1.25
 class Little(WeightPolicy):
     """Weight ∝ throughput / requests in flight, which is 1 / time in the server by Little's law.
 
-    In flight is what the balancer counts at the tick, so noisy that the study warns of it; where nobody
-    counts, Little's law itself gives it from the response times, and the policy is 1/latency.
+    Requests in flight are a snapshot at the end of the window and therefore noisy
+    (docs/studies.md#heuristics-on-weights). Without that count the policy is 1/latency, which Little's law gives.
     """
 
     name = "little"
@@ -101,7 +99,7 @@ class Little(WeightPolicy):
         rates = rates_rps(observation)
         if observation.in_flight is None:
             return inverse_latency_shares(observation.latency_s)
-        # One request is added on both sides: a server that happens to be empty is not infinitely fast.
+        # One request is added on both sides, so that an empty server is not infinitely fast.
         in_server_s = (observation.in_flight + 1.0) / (rates + 1.0)
         return inverse_latency_shares(in_server_s)
 
@@ -121,7 +119,7 @@ class _Incremental(WeightPolicy):
 
 
 class Equaliser(_Incremental):
-    """Weight × (mean latency of the group / own latency)^0.3: all servers of a group shall answer equally fast."""
+    """Weight × (mean latency of the group / own latency)^0.3: drives all servers of a group to equal latency."""
 
     name = "equaliser"
 

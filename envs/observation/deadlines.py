@@ -1,7 +1,7 @@
-"""Deadlines from the observation phase, and how late a window's requests were (ART).
+"""Deadlines from the observation phase (docs/glossary.md#deadline), and the tardiness of a window's requests.
 
-Deadline of request type j (the project's plan, equations 1 and 2): d = μ + (1 + 1/p) σ with the mean
-μ and standard deviation σ = √(E[t²] − μ²) of its response times under equal weights.
+d = μ + (1 + 1/p) σ per request type, with the mean μ and the standard deviation σ = √(E[t²] − μ²) of its response
+times under equal weights and its priority p.
 """
 
 from __future__ import annotations
@@ -103,6 +103,38 @@ def response_deviation_s(counts: NDArray[Any], bounds_ms: Sequence[int], mean_s:
     return deviation_s
 
 
+def tardiness(
+    latency_histogram: NDArray[np.int64],
+    errors: NDArray[np.int64],
+    bounds_ms: Sequence[int],
+    deadlines_s: FloatArray,
+) -> FloatArray:
+    """Sum of relative tardiness max(0, (t − d)/d) per group, from NGINX's histograms.
+
+    Args:
+        latency_histogram: ``[..., groups, servers, bounds + 1]``.
+        errors: ``[..., groups, servers]`` failed requests; each is charged at least the worst
+            tardiness of the window and at least that of a 1 s answer.
+        bounds_ms: upper bounds of the histogram's columns.
+        deadlines_s: ``[groups]``.
+
+    Returns:
+        ``[..., groups]``; inside a bucket the times are taken as spread evenly.
+    """
+    lower, upper = bucket_values_s(bounds_ms)
+    d = deadlines_s[:, None]
+    late_part = np.maximum(upper - np.maximum(lower, d), 0.0) / (upper - lower)
+    mean_lateness = (np.maximum(lower, d) + upper) / 2 - d
+    cost = np.where(late_part > 0, late_part * mean_lateness, 0.0) / d
+    counts = latency_histogram.sum(axis=-2)
+    of_answers: FloatArray = (counts * cost).sum(axis=-1)
+    worst_s = np.where(counts > 0, upper, 0.0).max(axis=-1)
+    of_error = (np.maximum(worst_s, ERROR_LATENCY_S) - deadlines_s) / deadlines_s
+    failed = errors.sum(axis=-1)
+    total: FloatArray = of_answers + failed * np.maximum(of_error, 0.0)
+    return total
+
+
 def _commonest_fault(windows: Sequence[Window]) -> str:
     faults = [f"{fault.kind} ({fault.detail})" for window in windows for fault in window.faults if not window.usable]
     return max(set(faults), key=faults.count) if faults else "there are none"
@@ -143,35 +175,3 @@ def _drift_ms(windows: Sequence[Window], group: int) -> tuple[float, float]:
         if requests >= MIN_PART_REQUESTS:
             means.append(sum(int(windows[i].response_ms_sum[group].sum()) for i in part) / requests)
     return (min(means), max(means)) if means else (1.0, 1.0)
-
-
-def tardiness(
-    latency_histogram: NDArray[np.int64],
-    errors: NDArray[np.int64],
-    bounds_ms: Sequence[int],
-    deadlines_s: FloatArray,
-) -> FloatArray:
-    """Sum of relative tardiness max(0, (t − d)/d) per group, from NGINX's histograms.
-
-    Args:
-        latency_histogram: ``[..., groups, servers, bounds + 1]``.
-        errors: ``[..., groups, servers]`` failed requests; each is charged at least the worst
-            tardiness of the window and at least that of a 1 s answer.
-        bounds_ms: upper bounds of the histogram's columns.
-        deadlines_s: ``[groups]``.
-
-    Returns:
-        ``[..., groups]``; inside a bucket the times are taken as spread evenly.
-    """
-    lower, upper = bucket_values_s(bounds_ms)
-    d = deadlines_s[:, None]
-    late_part = np.maximum(upper - np.maximum(lower, d), 0.0) / (upper - lower)
-    mean_lateness = (np.maximum(lower, d) + upper) / 2 - d
-    cost = np.where(late_part > 0, late_part * mean_lateness, 0.0) / d
-    counts = latency_histogram.sum(axis=-2)
-    of_answers: FloatArray = (counts * cost).sum(axis=-1)
-    worst_s = np.where(counts > 0, upper, 0.0).max(axis=-1)
-    of_error = (np.maximum(worst_s, ERROR_LATENCY_S) - deadlines_s) / deadlines_s
-    failed = errors.sum(axis=-1)
-    total: FloatArray = of_answers + failed * np.maximum(of_error, 0.0)
-    return total

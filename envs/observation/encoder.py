@@ -1,8 +1,7 @@
-"""Features → Gaussian mixture → posterior over clusters and novelty. Saved and loaded without pickle.
+"""Features → Gaussian mixture → posterior over clusters and novelty; saved and loaded without pickle.
 
-One mixture is shared by all servers (a sample is one server's features over all groups), or one
-joint mixture describes the whole system. `envs.mixture.fit` fits with scikit-learn; the posterior is
-evaluated here, so that a bundle needs only numpy.
+One mixture describes each server by its features over all groups, or a joint mixture describes the whole system.
+Needs numpy only, for bundles; `envs.mixture.fit` fits with scikit-learn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Window → named features per group and server, and per group. Pure functions of counters.
 
-Everything works on arrays with any leading axes, so that one window and a batch of simulated ones
-go through the same code. The current weights are not here: they are context, never state.
+Arrays may have any leading axes, for one window or a batch. The weights in force are context, not features.
 """
 
 from __future__ import annotations
@@ -88,18 +87,6 @@ def server_features(counters: Counters, deadlines_s: FloatArray, memory: Latency
     return np.stack([requests / total, log_mean, log_p90, errors / safe, slow_log], axis=-1)
 
 
-def _remember(memory: LatencyMemory, mean_s: FloatArray, error_ratio: FloatArray, seen: NDArray[np.bool_]) -> None:
-    charged = mean_s * (1 + (ERROR_CHARGE - 1) * error_ratio)
-    # A fast failure must not look like a fast server: charge at least a share of the error latency.
-    charged = np.maximum(charged, error_ratio * ERROR_LATENCY_S * 0.1)
-    first = np.isnan(memory.fast_s)
-    blended = np.where(first, charged, memory.fast_s + FAST_EWMA * (charged - memory.fast_s))
-    log_mean = np.log(mean_s)
-    slow = np.where(first, log_mean, memory.slow_log + SLOW_EWMA * (log_mean - memory.slow_log))
-    memory.fast_s[...] = np.where(seen, blended, memory.fast_s)
-    memory.slow_log[...] = np.where(seen, slow, memory.slow_log)
-
-
 def quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile: float) -> FloatArray:
     """Quantile in seconds along the last axis, linear inside a bucket; 0 where the histogram is empty."""
     lower, upper = bucket_values_s(bounds_ms)
@@ -132,3 +119,15 @@ def inverse_latency_shares(latency_s: FloatArray) -> FloatArray:
     rate = np.where(known, rate, np.where(mean > 0, mean, 1.0))
     shares: FloatArray = rate / rate.max(axis=-1, keepdims=True)
     return shares
+
+
+def _remember(memory: LatencyMemory, mean_s: FloatArray, error_ratio: FloatArray, seen: NDArray[np.bool_]) -> None:
+    charged = mean_s * (1 + (ERROR_CHARGE - 1) * error_ratio)
+    # A fast failure must not look like a fast server: charge at least a share of the error latency.
+    charged = np.maximum(charged, error_ratio * ERROR_LATENCY_S * 0.1)
+    first = np.isnan(memory.fast_s)
+    blended = np.where(first, charged, memory.fast_s + FAST_EWMA * (charged - memory.fast_s))
+    log_mean = np.log(mean_s)
+    slow = np.where(first, log_mean, memory.slow_log + SLOW_EWMA * (log_mean - memory.slow_log))
+    memory.fast_s[...] = np.where(seen, blended, memory.fast_s)
+    memory.slow_log[...] = np.where(seen, slow, memory.slow_log)

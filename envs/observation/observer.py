@@ -1,7 +1,4 @@
-"""Windows → what a policy sees. The observer remembers, so that policies need not.
-
-Remembers the rows of earlier intervals, so that a policy without memory can see what comes and goes.
-"""
+"""Windows → what a policy observes. The observer remembers earlier windows, so that policies need no memory."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ Rows = NDArray[np.float32]
 class FrameStack:
     """The last `frames - 1` rows of a testbed or of a batch, newest first.
 
-    An episode's first interval counts as having lasted for ever: missing frames are copies of it.
+    Missing frames at the start of an episode are copies of its first interval.
 
     Args:
         batch: leading axes, ``()`` or ``(n,)``.
@@ -62,7 +59,7 @@ _LIMIT = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What is known after a window. Leading axes ``...`` are empty for one testbed, ``[n]`` for a batch.
+    """What a policy observes after a window. Leading axes ``...`` are empty for one testbed, ``[n]`` for a batch.
 
     Attributes:
         features: ``[..., groups, servers, len(SERVER_FEATURES)]``.
@@ -71,7 +68,7 @@ class Observation:
         novelty: ``[..., servers]``; above 1 is outside every cluster.
         latency_s: ``[..., groups, servers]`` EWMA(0.5) of response times, errors charged; nan if unknown.
         weights: ``[..., groups, servers]`` in force, 1/τ of service times; context, never part of the mixture.
-        in_flight: ``[..., groups, servers]`` at the window's end, None when nobody counts them.
+        in_flight: ``[..., groups, servers]`` at the window's end, None when they are not counted.
         tau_s: ``[..., groups, servers]`` service times in seconds as an estimator sees them, None without one.
         past: ``[..., servers, (frames - 1) * size]`` rows of earlier intervals, newest first (`frame_row`).
     """
@@ -115,7 +112,7 @@ class Observer:
         self.reset()
 
     def reset(self, index: int | None = None) -> None:
-        """Forgets everything, or one row of a batch."""
+        """Forgets all earlier windows, or those of one row of a batch."""
         if index is None:
             self.memory = LatencyMemory.empty((*self._batch, *self.topology.shape))
         else:
@@ -146,12 +143,12 @@ class Observer:
         return replace(observation, past=self._stack.push(self._row(observation)))
 
     def remembered(self) -> LatencyMemory:
-        """A copy of all that it knows beside the windows of `frames`; `recall` goes on from there."""
+        """A copy of the averages and of what the estimator has learned; `recall` restores it."""
         known = {} if self._estimator is None else learned(self._estimator)
         return LatencyMemory(self.memory.fast_s.copy(), self.memory.slow_log.copy(), known)
 
     def recall(self, memory: LatencyMemory) -> None:
-        """Raises DataError when an estimator is to go on from what another one has learned."""
+        """Restores a memory. Raises DataError when another estimator learned it."""
         self.memory = LatencyMemory(memory.fast_s.copy(), memory.slow_log.copy())
         if self._estimator is not None and memory.learned:
             recall(self._estimator, memory.learned)
@@ -169,11 +166,6 @@ class Observer:
             posterior = np.repeat(posterior[..., None, :], servers, axis=-2)
             novelty = np.repeat(novelty[..., None], servers, axis=-1)
         return posterior, novelty
-
-
-def _in_force(tau_s: FloatArray) -> FloatArray:
-    """Service times as shares; equal while none are in force, where the balancer counts connections."""
-    return np.where(tau_s > 0, 1.0 / np.where(tau_s > 0, tau_s, 1.0), 1.0)
 
 
 def samples_of(features: FloatArray, kind: str) -> FloatArray:
@@ -246,6 +238,16 @@ def as_array(observation: Observation, encoder: Encoder, base_shares: FloatArray
     return np.concatenate([frame_row(observation, encoder, name), now, *past], axis=-1)
 
 
+def equal_weights(topology: Topology, batch: tuple[int, ...] = ()) -> NDArray[np.int64]:
+    """Integer weights ``[..., groups, servers]`` as at the start of every episode."""
+    return np.broadcast_to(Weights.equal(topology).values, (*batch, *topology.shape)).copy()
+
+
+def _in_force(tau_s: FloatArray) -> FloatArray:
+    """Service times as shares; equal while none are in force, where the balancer counts connections."""
+    return np.where(tau_s > 0, 1.0 / np.where(tau_s > 0, tau_s, 1.0), 1.0)
+
+
 def _part(observation: Observation, encoder: Encoder, part: str) -> FloatArray:
     if part == "features":
         samples = samples_of(observation.features, "server")
@@ -264,8 +266,3 @@ def _fisher(observation: Observation, encoder: Encoder) -> FloatArray:
         return encoder.fisher(samples, observation.posterior)
     vector = encoder.fisher(samples, observation.posterior[..., 0, :])
     return np.repeat(vector[..., None, :], observation.topology.shape[1], axis=-2)
-
-
-def equal_weights(topology: Topology, batch: tuple[int, ...] = ()) -> NDArray[np.int64]:
-    """Integer weights ``[..., groups, servers]`` as at the start of every episode."""
-    return np.broadcast_to(Weights.equal(topology).values, (*batch, *topology.shape)).copy()

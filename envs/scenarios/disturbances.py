@@ -114,24 +114,6 @@ def degraded(pause_s: Span = Span(20, 50), crash_ratio: float = 0.6) -> Disturba
     return generate
 
 
-def _crash(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
-    """Refuses for 10-25 s; comes back with 20 % errors for 8 s and warms up from 0.2 in nine steps of 5 s."""
-    back_s = at_s + generator.uniform(10, 25)
-    changes = [Behaviour(at_s, server, refused=True)]
-    errors_end_s = back_s + 8.0
-    for step in range(9):
-        start_s, speed = back_s + 5.0 * step, 0.2 + 0.1 * step
-        changes.append(Behaviour(start_s, server, speed, error_ratio=0.2 if start_s < errors_end_s else 0.0))
-        if start_s < errors_end_s < start_s + 5.0:
-            changes.append(Behaviour(errors_end_s, server, speed))
-    return changes
-
-
-def _fast_failing(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
-    """Answers half of the requests with a fast 500 for 15-30 s."""
-    return [Behaviour(at_s, server, error_ratio=0.5), Behaviour(at_s + generator.uniform(15, 30), server)]
-
-
 def surges(peak: float, low: float, on_s: Span = Span(30, 600), idle_s: Span = Span(10, 100)) -> LoadShape:
     """Alternates between load at a random level between `low` and `peak`, and silence."""
 
@@ -167,3 +149,21 @@ def overloads(factor: float = 2.6, length_s: Span = Span(20, 40), every_s: Span 
 def in_order(changes: list[Behaviour]) -> Behaviours:
     """Sorted by time; simultaneous changes keep their order, so that the last one takes effect."""
     return tuple(sorted(changes, key=lambda change: change.at_s))
+
+
+def _crash(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
+    """Refuses for 10-25 s; comes back with 20 % errors for 8 s and warms up from 0.2 in nine steps of 5 s."""
+    back_s = at_s + generator.uniform(10, 25)
+    changes = [Behaviour(at_s, server, refused=True)]
+    errors_end_s = back_s + 8.0
+    for step in range(9):
+        start_s, speed = back_s + 5.0 * step, 0.2 + 0.1 * step
+        changes.append(Behaviour(start_s, server, speed, error_ratio=0.2 if start_s < errors_end_s else 0.0))
+        if start_s < errors_end_s < start_s + 5.0:
+            changes.append(Behaviour(errors_end_s, server, speed))
+    return changes
+
+
+def _fast_failing(at_s: float, server: int, generator: Generator) -> list[Behaviour]:
+    """Answers half of the requests with a fast 500 for 15-30 s."""
+    return [Behaviour(at_s, server, error_ratio=0.5), Behaviour(at_s + generator.uniform(15, 30), server)]

@@ -1,4 +1,4 @@
-"""Arrivals of one request type: piecewise constant rates, one gap draw per request, whatever the rate does."""
+"""Arrivals of one request type: piecewise constant rates, one gap draw per request at any rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from envs.simulator.compiling import compiled, inlined, leaf
 from envs.simulator.draws import below, unit_gap, unit_work
 
 NOWHERE = -1
-"""`REQUEST.server` of a request for which none is chosen yet."""
+"""`REQUEST.server` before a server is chosen."""
 
 
 @leaf

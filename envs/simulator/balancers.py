@@ -1,7 +1,7 @@
-"""NGINX's balancing methods, exactly, and our `expected_delay`: which server gets this request.
+"""NGINX's balancing methods, exactly, and `expected_delay`: which server gets a request.
 
-Sources: ngx_http_upstream_round_robin.c, ngx_http_upstream_least_conn_module.c and
-ngx_http_upstream_random_module.c of NGINX 1.22. `peers` is one group of one context, `[servers]`.
+Sources: ngx_http_upstream_round_robin.c, ngx_http_upstream_least_conn_module.c and ngx_http_upstream_random_module.c of
+NGINX 1.22. `peers` is one group of one context, ``[servers]``.
 """
 
 from __future__ import annotations

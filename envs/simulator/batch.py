@@ -1,7 +1,4 @@
-"""A batch of simulated testbeds that step together, in one thread or several, and emit what vts would show.
-
-Does one thing for each of many environments, in several threads.
-"""
+"""A batch of simulated testbeds that step together, in one or several threads, and emit what vts would show."""
 
 from __future__ import annotations
 
@@ -29,31 +26,6 @@ from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
 from envs.simulator.lane import IN_FLIGHT_BINS, IN_FLIGHT_SUMS, Lane, Tally, build_lane
 from envs.simulator.window_batch import WindowBatch
-
-
-def parallel_for(play: Callable[[int], None], count: int, threads: int) -> None:
-    """Calls `play` with 0 … `count` - 1, each once, in the calling thread and `threads` - 1 others.
-
-    It pays where `play` runs without the interpreter's lock, as the compiled simulator does. What it raises
-    is raised here.
-    """
-    waiting = iter(range(count))
-
-    def work() -> None:
-        # Whoever is free takes the next: some environments have much more traffic than others.
-        for index in waiting:
-            play(index)
-
-    helpers = [_pool().submit(work) for _ in range(min(threads, count) - 1)]
-    work()
-    for helper in helpers:
-        helper.result()
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "parallel-for")
-
 
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
 """Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
@@ -105,7 +77,7 @@ class SimulatedBatch:
     Args:
         method: balancing method of all environments, or an oracle for reference.
         bounds_ms: histogram bounds of the windows, ascending.
-        threads: how many advance environments side by side; what is simulated does not depend on it.
+        threads: threads that advance environments; the results do not depend on it.
 
     Raises:
         ConfigError: unknown method or bad bounds.
@@ -154,8 +126,8 @@ class SimulatedBatch:
     def set_weights(self, weights: IntArray, down: NDArray[np.bool_] | None = None) -> None:
         """Integer weights 1…100 ``[size, groups, servers]`` from now on; `down` takes servers out of rotation.
 
-        Connections in flight keep counting; round robin starts anew in groups whose weights changed.
-        `expected_delay` forgets its service times: it balances by least_conn until it is given new ones.
+        Connections in flight keep counting; round robin restarts in groups whose weights changed.
+        `expected_delay` forgets its service times: it balances by least_conn until new ones are set.
         """
         mask = self.topology.mask
         wanted = np.where(mask, weights, 0).astype(np.int64)
@@ -276,6 +248,29 @@ def warm_up(topology: Topology) -> None:
     batch.set_weights(np.full((1, *topology.shape), 2))
     batch.advance(0.1)
     batch.drain(0.1)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "parallel-for")
+
+
+def parallel_for(play: Callable[[int], None], count: int, threads: int) -> None:
+    """Calls `play` once with each of 0 … `count` - 1, in the calling thread and `threads` - 1 others.
+
+    Pays off when `play` releases the interpreter's lock, as the compiled simulator does. Raises what `play` raises.
+    """
+    waiting = iter(range(count))
+
+    def work() -> None:
+        # A free thread takes the next one: some environments have much more traffic than others.
+        for index in waiting:
+            play(index)
+
+    helpers = [_pool().submit(work) for _ in range(min(threads, count) - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
 
 
 def _method_code(method: str) -> int:

@@ -1,7 +1,7 @@
 """How the simulator's functions are compiled: three decorators, and a cache that notices every change.
 
-Nothing in the event loop allocates, so arrays need no reference counts (`_nrt=False`): they cost
-about twenty times the simulation itself.
+Nothing in the event loop allocates, so arrays need no reference counts (`_nrt=False`), which would take about twenty
+times as long as the simulation.
 """
 
 from __future__ import annotations

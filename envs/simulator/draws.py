@@ -1,7 +1,7 @@
-"""Counter-based random draws for the simulator: a draw is a function of (stream key, request number) only.
+"""Counter-based random draws: a draw is a function of the stream key and the request number only.
 
-So every policy meets the same arrivals and the same work (common random numbers), whatever it routes.
-The generator is SplitMix64 (Steele, Lea, Flood 2014), used as a hash of the counter.
+Every policy therefore gets the same arrivals and the same work (common random numbers). The generator is SplitMix64
+(Steele, Lea, Flood 2014), used as a hash of the counter.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One simulated testbed's memory: flat record arrays that the numba event loop (`envs.simulator.engine`) works on.
+"""Memory of one simulated testbed: flat record arrays for the numba event loop (`envs.simulator.engine`).
 
-Built from a Script; knows nothing of time passing.
+Built from a Script; time passes in the engine.
 """
 
 from __future__ import annotations

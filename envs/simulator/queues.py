@@ -1,7 +1,7 @@
 """Servers as queues: c workers with a FIFO line, or processor sharing, on a virtual clock per server.
 
-The virtual clock of a server runs at its present speed, so interference reaches the work in progress
-and a virtual finish time never changes once a request is in service.
+The virtual clock runs at the server's present speed, so that interference affects work in progress while the virtual
+finish time of a request in service stays the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Judges balancing rules on simulated scenarios, with the study's indices and common random numbers."""
+"""Judges balancing rules on simulated scenarios, with the indices of the studies and common random numbers.
+
+Source: docs/studies.md#how-the-studies-measure.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ _OBSERVED_LOAD = {"S2b": 0.325, "S6": 0.5}
 
 @dataclass(frozen=True)
 class Score:
-    """What clients got, over all seeds.
+    """Results of the clients, over all seeds.
 
     Attributes:
         art: relative tardiness per request, a failure counted as a 1 s answer.
-        index: the study's J: latency / deadline per request + `art`.
+        index: J (docs/glossary.md#j): latency / deadline per request + `art`.
     """
 
     mean_ms: float
@@ -62,8 +65,21 @@ def judge(
 def judge_each(
     rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
 ) -> tuple[Score, ...]:
-    """The same with a score per seed."""
+    """As `judge`, with a score per seed."""
     return _play(rule, scenario, topology, seeds, interval_s).scores(deadlines_s(scenario, topology))
+
+
+def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
+    """``[groups]`` from 300 s of equal round robin in nominal conditions: no disturbance, no surge, no overload."""
+    nominal = replace(
+        scenario,
+        disturbance=disturbances.none,
+        load_shape=disturbances.steady,
+        load=_OBSERVED_LOAD.get(scenario.name, scenario.load),
+        duration_s=_OBSERVED_S,
+        load_balancers=1,
+    )
+    return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)
 
 
 def _play(rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float) -> _Totals:
@@ -128,16 +144,3 @@ def _deadlines(nominal: Script, topology: Topology) -> FloatArray:
     batch.reset(0, nominal)
     batch.advance(WARM_UP_S)
     return derive_deadlines([batch.advance(_OBSERVED_S - WARM_UP_S).window(0)], topology).seconds
-
-
-def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
-    """``[groups]`` from 300 s of equal round robin in nominal conditions: no disturbance, no surge, no overload."""
-    nominal = replace(
-        scenario,
-        disturbance=disturbances.none,
-        load_shape=disturbances.steady,
-        load=_OBSERVED_LOAD.get(scenario.name, scenario.load),
-        duration_s=_OBSERVED_S,
-        load_balancers=1,
-    )
-    return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)

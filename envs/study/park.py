@@ -1,10 +1,7 @@
 """Park's `load_balance` problem: which of ten unequal servers gets the next job, whose size is known.
 
-A second, small environment for research, with the rules of Mao et al., "Park: An Open Platform for
-Learning-Augmented Computer Systems" (2019): the project's first experiments can be repeated on it. Nothing
-else here uses it. Jobs are served one at a time and in order; the load is heavy-tailed, 91 % by default.
-
-Learns Park's per-server scorer with an evolution strategy: search in 56 parameters, jobs the same for all tries.
+Rules: Mao et al., "Park: An Open Platform for Learning-Augmented Computer Systems" (2019), with heavy-tailed jobs in
+order at a load of 91 %. An evolution strategy searches the scorer's 56 parameters (docs/studies.md#park).
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ class Jobs:
 
     @classmethod
     def draw(cls, seed: int) -> Jobs:
-        """Equal seeds give equal jobs, whatever the policy."""
+        """Equal seeds give equal jobs for every policy."""
         generator = np.random.default_rng(seed)
         gaps = np.floor(generator.exponential(MEAN_GAP, JOBS))
         sizes = np.floor((generator.pareto(PARETO_SHAPE, JOBS) + 1) * PARETO_SCALE)
@@ -69,6 +66,50 @@ def mean_job_times(policy: str, seeds: range, scorer: FloatArray | None = None) 
         jobs = Jobs.draw(seed)
         times.append(_play(jobs.arrivals, jobs.sizes, RATES, code, parameters, seed))
     return np.array(times)
+
+
+class EvolutionOptions(Options):
+    """How the scorer is searched; defaults take about a minute on one core."""
+
+    generations: int = 120
+    """Steps of the search."""
+    pairs: int = 12
+    """Directions per step, each tried forwards and backwards."""
+    episodes: int = 8
+    """Episodes per try."""
+    deviation: float = 0.1
+    """Standard deviation of the tries."""
+    step: float = 0.1
+    """Length of a step."""
+
+
+def evolve(
+    options: EvolutionOptions,
+    seed: int,
+    report: Callable[[int, float], None] = lambda generation, time: None,
+) -> FloatArray:
+    """Parameters ``[SCORER_SIZE]`` of a scorer; starts as "least drain time with the job" plus small noise.
+
+    Antithetic evolution strategy with ranked fitness (Salimans et al., 2017). Training seeds lie above 10⁶.
+    """
+    generator = np.random.default_rng(seed)
+    centre = generator.normal(0.0, 0.3, SCORER_SIZE)
+    centre[6::7] *= 0.1  # the output weights: the correction starts small
+    average = centre.copy()
+    for generation in range(options.generations):
+        first = int(generator.integers(10**6, 2**31 - options.episodes))
+        seeds = range(first, first + options.episodes)
+        noise = generator.normal(0.0, 1.0, (options.pairs, SCORER_SIZE))
+        tries = centre + options.deviation * np.concatenate([noise, -noise])
+        times = np.array([np.log(mean_job_times("learned", seeds, t)).mean() for t in tries])
+        ranks = times.argsort().argsort() / (len(times) - 1) - 0.5
+        gradient = (ranks[: options.pairs] - ranks[options.pairs :]) @ noise / options.pairs
+        centre = (
+            centre - options.step * gradient / max(float(np.linalg.norm(gradient)), 1e-9) * np.sqrt(SCORER_SIZE) * 0.3
+        )
+        average = 0.9 * average + 0.1 * centre
+        report(generation, float(np.exp(times.mean())))
+    return average
 
 
 @njit(cache=True)
@@ -135,47 +176,3 @@ def _score(scorer: FloatArray, load: float, count: int, size: float, rate: float
             inner += scorer[base + index] * inputs[index]
         cost += scorer[base + SCORER_INPUTS + 1] * np.tanh(inner)
     return float(cost)
-
-
-class EvolutionOptions(Options):
-    """How the scorer is searched; defaults take about a minute on one core."""
-
-    generations: int = 120
-    """Steps of the search."""
-    pairs: int = 12
-    """Directions per step, each tried forwards and backwards."""
-    episodes: int = 8
-    """Episodes per try."""
-    deviation: float = 0.1
-    """Standard deviation of the tries."""
-    step: float = 0.1
-    """Length of a step."""
-
-
-def evolve(
-    options: EvolutionOptions,
-    seed: int,
-    report: Callable[[int, float], None] = lambda generation, time: None,
-) -> FloatArray:
-    """Parameters ``[SCORER_SIZE]`` of a scorer; starts as "least drain time with the job" plus small noise.
-
-    Antithetic evolution strategy with ranked fitness (Salimans et al., 2017). Training seeds lie above 10⁶.
-    """
-    generator = np.random.default_rng(seed)
-    centre = generator.normal(0.0, 0.3, SCORER_SIZE)
-    centre[6::7] *= 0.1  # the output weights: the correction starts small
-    average = centre.copy()
-    for generation in range(options.generations):
-        first = int(generator.integers(10**6, 2**31 - options.episodes))
-        seeds = range(first, first + options.episodes)
-        noise = generator.normal(0.0, 1.0, (options.pairs, SCORER_SIZE))
-        tries = centre + options.deviation * np.concatenate([noise, -noise])
-        times = np.array([np.log(mean_job_times("learned", seeds, t)).mean() for t in tries])
-        ranks = times.argsort().argsort() / (len(times) - 1) - 0.5
-        gradient = (ranks[: options.pairs] - ranks[options.pairs :]) @ noise / options.pairs
-        centre = (
-            centre - options.step * gradient / max(float(np.linalg.norm(gradient)), 1e-9) * np.sqrt(SCORER_SIZE) * 0.3
-        )
-        average = 0.9 * average + 0.1 * centre
-        report(generation, float(np.exp(times.mean())))
-    return average

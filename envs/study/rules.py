@@ -1,6 +1,6 @@
-"""Ways to balance that the study compares: a method, what steers it, and how NGINX is set up for it.
+"""Rules that the studies compare: a balancing method, what steers the simulated batch, and how NGINX is set up.
 
-Estimators and controllers steering a whole simulated batch: rules for `envs.study.judge.judge`.
+`envs.study.judge` plays them (docs/studies.md#how-the-studies-simulate).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def type_means() -> BatchController:
 
 
 def true_service_times() -> BatchController:
-    """`expected_delay` with each server's true service times, read anew before every interval."""
+    """`expected_delay` with each server's true service times, read before every interval."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
         now_s = window.end_s[0] if window is not None else 0.0
@@ -83,7 +83,7 @@ def true_service_times() -> BatchController:
 
 
 def optimal_split() -> BatchController:
-    """Weights in proportion to the best split at the true speeds and rates, anew before every interval."""
+    """Weights in proportion to the best split at the true speeds and rates, computed before every interval."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
         now_s = window.end_s[0] if window is not None else 0.0
@@ -93,7 +93,7 @@ def optimal_split() -> BatchController:
 
 
 def true_speeds() -> BatchController:
-    """Weights in proportion to each server's true speed at each type, anew before every interval."""
+    """Weights in proportion to each server's true speed at each type, computed before every interval."""
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
         now_s = window.end_s[0] if window is not None else 0.0
@@ -102,20 +102,15 @@ def true_speeds() -> BatchController:
     return steer
 
 
-def _set_shares(batch: SimulatedBatch, shares: FloatArray) -> None:
-    weights = np.rint(MAX_WEIGHT * shares / shares.max(axis=2, keepdims=True)).clip(1, MAX_WEIGHT)
-    batch.set_weights(np.where(batch.topology.mask, weights, 0).astype(np.int64))
-
-
 def workers_of(scripts: Sequence[Script]) -> FloatArray:
     """Workers of every server, ``[scripts, servers]``."""
     return np.array([[float(profile.workers) for profile in script.servers] for script in scripts])
 
 
 PLAIN = SimulationOptions(retry_post=True)
-"""The study's simulator also sends lost POSTs to another server."""
+"""As in the studies, lost POSTs are sent to another server as well."""
 SHARED_MEMORY = SimulationOptions(retry_post=True, workers_sharing_memory=2)
-"""As the study sets NGINX up: the two workers of each load balancer share their counters (S9: 4 contexts)."""
+"""As in the studies: the two workers of each load balancer share their counters (S9: 4 contexts)."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ class Learning:
         estimator: a name of `envs.estimators.registry.ESTIMATORS`.
         delay_windows: windows by which what was observed comes too late.
         worker_factor: believed workers over true ones, or over learned ones.
-        first_workers: None to be told the workers, else they are learned from this start.
+        first_workers: the workers are learned from this start; None when they are known.
     """
 
     estimator: str
@@ -224,7 +219,7 @@ RULES = {
         Rule("central_queue", "central_queue", None, PLAIN),
     )
 }
-"""The study's rules by name; `inverse_latency` is on least_conn."""
+"""Rules by name; `inverse_latency` is on least_conn."""
 
 
 def rule_named(name: str) -> Rule:
@@ -233,3 +228,8 @@ def rule_named(name: str) -> Rule:
     if present not in RULES:
         raise ConfigError(f"unknown rule '{name}'", remedy=closest(name, RULES))
     return RULES[present]
+
+
+def _set_shares(batch: SimulatedBatch, shares: FloatArray) -> None:
+    weights = np.rint(MAX_WEIGHT * shares / shares.max(axis=2, keepdims=True)).clip(1, MAX_WEIGHT)
+    batch.set_weights(np.where(batch.topology.mask, weights, 0).astype(np.int64))

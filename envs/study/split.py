@@ -1,6 +1,6 @@
-"""The best split of the traffic among separate queues when speeds and rates are known: an oracle for round robin.
+"""The best split of the traffic among separate queues with known speeds and rates: an oracle for round robin.
 
-It likes partitions by request type; under least_conn those lose what pooling gains, so it is no oracle there.
+It prefers to partition by request type, which loses the gain from pooling under least_conn: no oracle there.
 """
 
 from __future__ import annotations

@@ -155,11 +155,6 @@ def module_path(checkpoint: Path) -> Path:
     return checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy"
 
 
-def _auto_includes(config_class: Any) -> dict[str, Any]:
-    # A custom model_config replaces the entries that RLlib passes to its default modules.
-    return dict(config_class._model_config_auto_includes)
-
-
 def _ppo(options: AlgorithmOptions) -> AlgorithmConfig:
     return PPOConfig().training(
         lr=options.learning_rate,
@@ -214,19 +209,6 @@ def _dqn(options: AlgorithmOptions) -> AlgorithmConfig:
     )
 
 
-def _replay(options: AlgorithmOptions) -> dict[str, Any]:
-    return {
-        "train_batch_size_per_learner": REPLAY_BATCH,
-        "training_intensity": REPLAY_BATCH * options.updates_per_step,
-        "num_steps_sampled_before_learning_starts": options.learning_starts_steps,
-    }
-
-
-def _three_rates(options: AlgorithmOptions) -> dict[str, Any]:
-    rate = options.learning_rate
-    return {"lr": None, "actor_lr": rate, "critic_lr": rate, "alpha_lr": rate}
-
-
 def _bc(options: AlgorithmOptions) -> AlgorithmConfig:
     return _recorded(BCConfig(), options).training(lr=options.learning_rate)
 
@@ -257,14 +239,6 @@ def _cql(options: AlgorithmOptions) -> AlgorithmConfig:
     )
 
 
-def _recorded(config: Any, options: AlgorithmOptions) -> Any:
-    return config.training(train_batch_size_per_learner=options.batch_steps).offline_data(
-        input_=[str(options.transitions)],
-        offline_data_class=RecordedData,
-        dataset_num_iters_per_learner=UPDATES_PER_ITERATION,
-    )
-
-
 UPDATES_PER_ITERATION = 20
 """Offline algorithms: gradient steps per training iteration."""
 _TARGET_STEP = 5e-3
@@ -279,3 +253,29 @@ _BUILDERS: dict[AlgorithmName, tuple[Callable[[AlgorithmOptions], Any], type]] =
     "marwil": (_marwil, EquivariantModule),
     "cql": (_cql, EquivariantCQL),
 }
+
+
+def _auto_includes(config_class: Any) -> dict[str, Any]:
+    # A custom model_config replaces the entries that RLlib passes to its default modules.
+    return dict(config_class._model_config_auto_includes)
+
+
+def _replay(options: AlgorithmOptions) -> dict[str, Any]:
+    return {
+        "train_batch_size_per_learner": REPLAY_BATCH,
+        "training_intensity": REPLAY_BATCH * options.updates_per_step,
+        "num_steps_sampled_before_learning_starts": options.learning_starts_steps,
+    }
+
+
+def _three_rates(options: AlgorithmOptions) -> dict[str, Any]:
+    rate = options.learning_rate
+    return {"lr": None, "actor_lr": rate, "critic_lr": rate, "alpha_lr": rate}
+
+
+def _recorded(config: Any, options: AlgorithmOptions) -> Any:
+    return config.training(train_batch_size_per_learner=options.batch_steps).offline_data(
+        input_=[str(options.transitions)],
+        offline_data_class=RecordedData,
+        dataset_num_iters_per_learner=UPDATES_PER_ITERATION,
+    )

@@ -42,15 +42,6 @@ class LedgerCallback(RLlibCallback):
                     file.write(lines)
 
 
-def _ledgers(env: Any) -> Iterator[Ledger]:
-    unwrapped = env.unwrapped
-    if hasattr(unwrapped, "ledger"):
-        yield unwrapped.ledger
-    else:
-        for single in getattr(unwrapped, "envs", ()):
-            yield single.unwrapped.ledger
-
-
 _NUMBERS = ("episode_return", "policy_loss", "value_loss", "entropy", "held_out")
 
 
@@ -120,3 +111,12 @@ def read_csv(path: Path) -> list[CurveRow]:
             figures = {name: known.get(name, math.nan) for name in _NUMBERS}
             rows.append(CurveRow(line["phase"], int(line["step"]), terms=terms, **figures))
     return rows
+
+
+def _ledgers(env: Any) -> Iterator[Ledger]:
+    unwrapped = env.unwrapped
+    if hasattr(unwrapped, "ledger"):
+        yield unwrapped.ledger
+    else:
+        for single in getattr(unwrapped, "envs", ()):
+            yield single.unwrapped.ledger

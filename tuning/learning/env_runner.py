@@ -24,19 +24,6 @@ from actuators.processes.system import realtime_priority
 Array = NDArray[Any]
 
 
-@dataclass
-class _Rollout:
-    """Collected steps: lists with an array ``[envs, …]`` per step; `observations` has one more entry."""
-
-    observations: list[Array]
-    actions: list[Array] = field(default_factory=list)
-    rewards: list[Array] = field(default_factory=list)
-    done: list[Array] = field(default_factory=list)
-    terminated: list[Array] = field(default_factory=list)
-    counted: list[Array] = field(default_factory=list)
-    extras: dict[str, list[Array]] = field(default_factory=dict)
-
-
 class ArrayEnvRunner(SingleAgentEnvRunner):
     """Collects the steps of all environments as arrays; supports Box, Discrete and MultiDiscrete actions."""
 
@@ -148,6 +135,19 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
         # In the order of RLlib's runner, finished episodes first, so that equal seeds give equal minibatches.
         stretches.sort(key=lambda s: (not s[0], s[3] if s[0] else 0, s[1]))
         return [_episode(stacked, extras, *stretch) for stretch in stretches]
+
+
+@dataclass
+class _Rollout:
+    """Collected steps: lists with an array ``[envs, …]`` per step; `observations` has one more entry."""
+
+    observations: list[Array]
+    actions: list[Array] = field(default_factory=list)
+    rewards: list[Array] = field(default_factory=list)
+    done: list[Array] = field(default_factory=list)
+    terminated: list[Array] = field(default_factory=list)
+    counted: list[Array] = field(default_factory=list)
+    extras: dict[str, list[Array]] = field(default_factory=dict)
 
 
 def _stretches(counted: Array, done: Array) -> list[tuple[int, int]]:

@@ -112,43 +112,6 @@ def read_transitions(
     return [episode for file in files for episode in _episodes(file, observations, actions)]
 
 
-def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any]) -> Iterator[RecordedEpisode]:
-    try:
-        table = pq.read_table(file).combine_chunks()
-        names = np.array(table["eps_id"].to_pylist())
-        before, after = (_array(table[name], observations) for name in ("obs", "new_obs"))
-        done = _array(table["actions"], actions)
-        rewards = table["rewards"].to_numpy().astype(np.float32)
-        over = np.array([table[name].to_pylist() for name in ("terminateds", "truncateds")], dtype=bool)
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"no transitions: {error}", where=str(file), remedy=_REMEDY) from error
-    if not len(names) or not all(np.isfinite(values).all() for values in (before, after, done, rewards)):
-        raise DataError("no transitions, or values that are not finite", where=str(file), remedy="record it again")
-    # Rows of environments that were stepped together alternate.
-    order = np.argsort(names, kind="stable")
-    names, before, after, done, rewards, over = (
-        names[order], before[order], after[order], done[order], rewards[order], over[:, order],
-    )  # fmt: skip
-    follows = (names[1:] == names[:-1]) & ~over[:, :-1].any(axis=0)
-    follows &= (after[:-1] == before[1:]).all(axis=tuple(range(1, before.ndim)))
-    starts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(names)]
-    for start, stop in pairwise(starts):
-        seen = np.concatenate([before[start:stop], after[stop - 1 : stop]])
-        yield RecordedEpisode(seen, done[start:stop], rewards[start:stop], bool(over[0, stop - 1]))
-
-
-def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
-    """Nested lists → ``[rows, *space.shape]``. Raises ValueError when the sizes differ."""
-    rows = len(column)
-    values = column.combine_chunks()
-    while hasattr(values.type, "value_type"):
-        values = values.flatten()
-    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(space.dtype)
-    if space.shape is None or len(numbers) != rows * int(np.prod(space.shape)):
-        raise ValueError(f"{len(numbers)} numbers in {rows} rows, the space has shape {space.shape}")
-    return numbers.reshape(rows, *space.shape)
-
-
 class RecordedData(OfflineData):
     """All records in memory, for one local learner; RLlib sets `learner_handles` before it samples.
 
@@ -196,48 +159,6 @@ class RecordedData(OfflineData):
         return torch.from_numpy(np.concatenate([self._generator.permutation(rows) for _ in range(rounds)]))
 
 
-class _Passes:
-    """The part of `ray.data.DataIterator` that RLlib's learner uses."""
-
-    def __init__(self, data: RecordedData) -> None:
-        self._data = data
-
-    def iter_torch_batches(self, *, batch_size: int, **kwargs: Any) -> _Batches:
-        return _Batches(self._data, batch_size)
-
-
-class _Batches:
-    """An iterable of full batches of rows in random order; each iteration is one pass over the records."""
-
-    def __init__(self, data: RecordedData, batch_size: int) -> None:
-        self._data, self._batch_size = data, batch_size
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        columns = self._data.rows()
-        order = self._data.shuffled(len(columns[Columns.REWARDS]), self._batch_size)
-        for chosen in order.split(self._batch_size):
-            if len(chosen) == self._batch_size:
-                yield {f"{DEFAULT_MODULE_ID}/{name}": values[chosen] for name, values in columns.items()}
-
-
-def _episode(recorded: RecordedEpisode, name: str) -> SingleAgentEpisode:
-    def buffer(values: Any) -> InfiniteLookbackBuffer:
-        return InfiniteLookbackBuffer(values, lookback=0)
-
-    # Copies, because MARWIL's connector appends to the episode.
-    return SingleAgentEpisode(
-        id_=name,
-        observations=buffer(recorded.observations.copy()),
-        infos=buffer([{} for _ in range(len(recorded) + 1)]),
-        actions=buffer(recorded.actions.copy()),
-        rewards=buffer(recorded.rewards.copy()),
-        terminated=recorded.terminated,
-        truncated=not recorded.terminated,
-        t_started=0,
-        len_lookback_buffer=0,
-    )
-
-
 _DEVIATION = 0.3
 """Standard deviation of the recorded log weights around the baseline's: offline learning needs varied actions."""
 
@@ -281,3 +202,82 @@ def from_simulation(
                 step.after[row], bool(step.truncated[row]),
             )  # fmt: skip
         episode += bool(step.reset.any())
+
+
+def _episodes(file: Path, observations: gym.Space[Any], actions: gym.Space[Any]) -> Iterator[RecordedEpisode]:
+    try:
+        table = pq.read_table(file).combine_chunks()
+        names = np.array(table["eps_id"].to_pylist())
+        before, after = (_array(table[name], observations) for name in ("obs", "new_obs"))
+        done = _array(table["actions"], actions)
+        rewards = table["rewards"].to_numpy().astype(np.float32)
+        over = np.array([table[name].to_pylist() for name in ("terminateds", "truncateds")], dtype=bool)
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"no transitions: {error}", where=str(file), remedy=_REMEDY) from error
+    if not len(names) or not all(np.isfinite(values).all() for values in (before, after, done, rewards)):
+        raise DataError("no transitions, or values that are not finite", where=str(file), remedy="record it again")
+    # Rows of environments that were stepped together alternate.
+    order = np.argsort(names, kind="stable")
+    names, before, after, done, rewards, over = (
+        names[order], before[order], after[order], done[order], rewards[order], over[:, order],
+    )  # fmt: skip
+    follows = (names[1:] == names[:-1]) & ~over[:, :-1].any(axis=0)
+    follows &= (after[:-1] == before[1:]).all(axis=tuple(range(1, before.ndim)))
+    starts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(names)]
+    for start, stop in pairwise(starts):
+        seen = np.concatenate([before[start:stop], after[stop - 1 : stop]])
+        yield RecordedEpisode(seen, done[start:stop], rewards[start:stop], bool(over[0, stop - 1]))
+
+
+def _array(column: Any, space: gym.Space[Any]) -> NDArray[Any]:
+    """Nested lists → ``[rows, *space.shape]``. Raises ValueError when the sizes differ."""
+    rows = len(column)
+    values = column.combine_chunks()
+    while hasattr(values.type, "value_type"):
+        values = values.flatten()
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(space.dtype)
+    if space.shape is None or len(numbers) != rows * int(np.prod(space.shape)):
+        raise ValueError(f"{len(numbers)} numbers in {rows} rows, the space has shape {space.shape}")
+    return numbers.reshape(rows, *space.shape)
+
+
+class _Passes:
+    """The part of `ray.data.DataIterator` that RLlib's learner uses."""
+
+    def __init__(self, data: RecordedData) -> None:
+        self._data = data
+
+    def iter_torch_batches(self, *, batch_size: int, **kwargs: Any) -> _Batches:
+        return _Batches(self._data, batch_size)
+
+
+class _Batches:
+    """An iterable of full batches of rows in random order; each iteration is one pass over the records."""
+
+    def __init__(self, data: RecordedData, batch_size: int) -> None:
+        self._data, self._batch_size = data, batch_size
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        columns = self._data.rows()
+        order = self._data.shuffled(len(columns[Columns.REWARDS]), self._batch_size)
+        for chosen in order.split(self._batch_size):
+            if len(chosen) == self._batch_size:
+                yield {f"{DEFAULT_MODULE_ID}/{name}": values[chosen] for name, values in columns.items()}
+
+
+def _episode(recorded: RecordedEpisode, name: str) -> SingleAgentEpisode:
+    def buffer(values: Any) -> InfiniteLookbackBuffer:
+        return InfiniteLookbackBuffer(values, lookback=0)
+
+    # Copies, because MARWIL's connector appends to the episode.
+    return SingleAgentEpisode(
+        id_=name,
+        observations=buffer(recorded.observations.copy()),
+        infos=buffer([{} for _ in range(len(recorded) + 1)]),
+        actions=buffer(recorded.actions.copy()),
+        rewards=buffer(recorded.rewards.copy()),
+        terminated=recorded.terminated,
+        truncated=not recorded.terminated,
+        t_started=0,
+        len_lookback_buffer=0,
+    )

@@ -73,6 +73,67 @@ class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):
         return {TARGET_NETWORK_ACTION_DIST_INPUTS: distribution_inputs(self._old_net, batch[Columns.OBS])}
 
 
+class _SACNetworks:
+    """Builds SAC's networks; encoder and action layers of an `EquivariantNet` form the policy."""
+
+    def setup(self: Any) -> None:
+        self.action_dist_cls = TorchSquashedGaussian.get_partial_dist_cls(low=-1.0, high=1.0)
+        self.twin_q = self.model_config["twin_q"]
+        net = net_of(self)
+        self._nets = [net]  # in a list, so that torch does not register its parameters twice
+        hidden, groups = self.model_config["net"]["hidden"], net.groups
+        row_size = self.observation_space.shape[-1] + groups
+        self.pi_encoder = _Encoder(net.encoder)
+        self.pi = _Policy(net.action, 2 * hidden, groups, self.model_config["net"]["initial_log_std"])
+        for name in ("qf", "qf_twin") if self.twin_q else ("qf",):
+            layers = nn.Sequential(nn.Linear(row_size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+            setattr(self, f"{name}_encoder", _Encoder(layers, groups))
+            setattr(self, name, _Value(2 * hidden, hidden))
+
+    def policy_net(self: Any) -> EquivariantNet:
+        """The network to export; tanh is applied to its mean."""
+        net: EquivariantNet = self._nets[0]
+        return net
+
+
+class EquivariantSAC(_SACNetworks, DefaultSACTorchRLModule):
+    """SAC; Box actions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Skips the parent's constructor: its catalog does not support 2-D observations.
+        TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
+
+
+class EquivariantCQL(_SACNetworks, DefaultCQLTorchRLModule):
+    """CQL; Box actions, offline."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
+
+
+class EquivariantDQN(DefaultDQNTorchRLModule):
+    """DQN with additive values over groups; joint ratio actions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
+
+    def setup(self) -> None:
+        self.uses_dueling, self.uses_double_q, self.num_atoms = False, True, 1
+        self.epsilon_schedule = Scheduler(
+            fixed_value_or_schedule=self.model_config["epsilon"], framework=self.framework
+        )
+        net = net_of(self)
+        self._nets = [net]
+        # RLlib excludes actions whose value is exactly 0 from exploration.
+        for parameter in net.action[-1].parameters():
+            nn.init.normal_(parameter, std=0.01)
+        self.encoder, self.af = _Encoder(net.encoder), _JointValues(net)
+
+    def policy_net(self) -> EquivariantNet:
+        """The network to export."""
+        return self._nets[0]
+
+
 class _Encoder(nn.Module):
     """Rows (for a Q network with each server's entries of the action appended) → encodings and their mean."""
 
@@ -115,44 +176,6 @@ class _Value(nn.Module):
         return value
 
 
-class _SACNetworks:
-    """Builds SAC's networks; encoder and action layers of an `EquivariantNet` form the policy."""
-
-    def setup(self: Any) -> None:
-        self.action_dist_cls = TorchSquashedGaussian.get_partial_dist_cls(low=-1.0, high=1.0)
-        self.twin_q = self.model_config["twin_q"]
-        net = net_of(self)
-        self._nets = [net]  # in a list, so that torch does not register its parameters twice
-        hidden, groups = self.model_config["net"]["hidden"], net.groups
-        row_size = self.observation_space.shape[-1] + groups
-        self.pi_encoder = _Encoder(net.encoder)
-        self.pi = _Policy(net.action, 2 * hidden, groups, self.model_config["net"]["initial_log_std"])
-        for name in ("qf", "qf_twin") if self.twin_q else ("qf",):
-            layers = nn.Sequential(nn.Linear(row_size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
-            setattr(self, f"{name}_encoder", _Encoder(layers, groups))
-            setattr(self, name, _Value(2 * hidden, hidden))
-
-    def policy_net(self: Any) -> EquivariantNet:
-        """The network to export; tanh is applied to its mean."""
-        net: EquivariantNet = self._nets[0]
-        return net
-
-
-class EquivariantSAC(_SACNetworks, DefaultSACTorchRLModule):
-    """SAC; Box actions."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Skips the parent's constructor: its catalog does not support 2-D observations.
-        TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
-
-
-class EquivariantCQL(_SACNetworks, DefaultCQLTorchRLModule):
-    """CQL; Box actions, offline."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
-
-
 class _JointValues(nn.Module):
     """Encodings → one value per combination of the groups' ratio vectors: the sum of the groups' values.
 
@@ -170,26 +193,3 @@ class _JointValues(nn.Module):
         for group in range(1, parts.shape[-2]):
             total = (total[..., :, None] + parts[..., group, None, :]).flatten(-2)
         return total
-
-
-class EquivariantDQN(DefaultDQNTorchRLModule):
-    """DQN with additive values over groups; joint ratio actions."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        TorchRLModule.__init__(self, *args, **{**kwargs, "catalog_class": None})
-
-    def setup(self) -> None:
-        self.uses_dueling, self.uses_double_q, self.num_atoms = False, True, 1
-        self.epsilon_schedule = Scheduler(
-            fixed_value_or_schedule=self.model_config["epsilon"], framework=self.framework
-        )
-        net = net_of(self)
-        self._nets = [net]
-        # RLlib excludes actions whose value is exactly 0 from exploration.
-        for parameter in net.action[-1].parameters():
-            nn.init.normal_(parameter, std=0.01)
-        self.encoder, self.af = _Encoder(net.encoder), _JointValues(net)
-
-    def policy_net(self) -> EquivariantNet:
-        """The network to export."""
-        return self._nets[0]

@@ -85,25 +85,6 @@ _SIMULATED, _LIVE = "deepsched-simulated", "deepsched-live"
 _live_environments: dict[str, Callable[[], gym.Env[Any, Any]]] = {}
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """One training run in an environment, starting from the checkpoint of the previous phase.
-
-    Attributes:
-        environment: name in RLlib's registry.
-        env_config: configuration of that environment.
-        interval_s: real seconds per step, 0 when simulated.
-    """
-
-    name: str
-    environment: str
-    env_config: dict[str, Any]
-    algorithm: AlgorithmOptions
-    num_envs: int
-    steps: int
-    interval_s: float
-
-
 class Trainer:
     """Trains one network in phases; every phase starts from the checkpoint of the previous one.
 
@@ -272,6 +253,25 @@ class Trainer:
             yield algo
         finally:
             algo.stop()
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One training run in an environment, starting from the checkpoint of the previous phase.
+
+    Attributes:
+        environment: name in RLlib's registry.
+        env_config: configuration of that environment.
+        interval_s: real seconds per step, 0 when simulated.
+    """
+
+    name: str
+    environment: str
+    env_config: dict[str, Any]
+    algorithm: AlgorithmOptions
+    num_envs: int
+    steps: int
+    interval_s: float
 
 
 @dataclass

@@ -107,14 +107,6 @@ class NotANumberError(DeepSchedError):
     """The network's output is not finite. A retry cannot help."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """Observation and advice without the policy's part."""
-
-    observation: Observation
-    advice: Advice
-
-
 class Adviser:
     """Gives the advice of one bundle.
 
@@ -210,6 +202,14 @@ class Adviser:
         if observation.tau_s is None:
             return self._baseline.act(observation)
         return ServiceTimes(self.topology, observation.tau_s, self.bundle.problem.believed_workers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """Observation and advice without the policy's part."""
+
+    observation: Observation
+    advice: Advice
 
 
 def _refuse_nan(layer: Any, inputs: Any, output: torch.Tensor) -> None:

@@ -154,32 +154,6 @@ def check_bundle(folder: Path, root: Path | None = None) -> Path:
     return real
 
 
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > MAX_BYTES:
-                raise BundleError("its unpacked contents are too large", where=str(path), remedy=_REMEDY)
-            for member in members:
-                # An array of objects is a pickle; its header shows this before anything is unpickled.
-                if not member.filename.endswith(".npy") or b"'|O'" in archive.open(member).read(256):
-                    raise BundleError(f"{member.filename} is not a plain array", where=str(path), remedy=_REMEDY)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise BundleError(f"not an encoder: {error}", where=str(path), remedy=_REMEDY) from error
-
-
-def _check_tensors(path: Path) -> None:
-    """A safetensors file begins with the length of its JSON header; a pickle does not."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            described = json.loads(file.read(length)) if 0 < length < 2**20 else None
-        except ValueError:
-            described = None
-    if not isinstance(described, dict):
-        raise BundleError("not safetensors", where=str(path), remedy=_REMEDY)
-
-
 _EXCHANGE, _HERE = 2, -100
 """RENAME_EXCHANGE and AT_FDCWD of renameat2(2)."""
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -215,6 +189,32 @@ def roll_back(folder: Path) -> None:
         raise BundleError("no earlier bundle is kept", where=str(kept), remedy="there is nothing to roll back to")
     check_bundle(kept)
     swap_in(folder, lambda fresh: _copy(kept, fresh))
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MAX_BYTES:
+                raise BundleError("its unpacked contents are too large", where=str(path), remedy=_REMEDY)
+            for member in members:
+                # An array of objects is a pickle; its header shows this before anything is unpickled.
+                if not member.filename.endswith(".npy") or b"'|O'" in archive.open(member).read(256):
+                    raise BundleError(f"{member.filename} is not a plain array", where=str(path), remedy=_REMEDY)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"not an encoder: {error}", where=str(path), remedy=_REMEDY) from error
+
+
+def _check_tensors(path: Path) -> None:
+    """A safetensors file begins with the length of its JSON header; a pickle does not."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            described = json.loads(file.read(length)) if 0 < length < 2**20 else None
+        except ValueError:
+            described = None
+    if not isinstance(described, dict):
+        raise BundleError("not safetensors", where=str(path), remedy=_REMEDY)
 
 
 def _copy(source: Path, target: Path) -> None:

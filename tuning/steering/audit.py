@@ -1,4 +1,4 @@
-"""The record of every decision: JSON lines that rotate, and deciding a record again with the same or another bundle."""
+"""The audit log: every decision as a JSON line in rotated files, and the replay of a log with any bundle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMAT_VERSION = 1
 class AuditLog:
     """Appends lines, each with one write; a full disk or a missing folder is counted, never raised.
 
-    Every file begins with the line that `header` gives: each can be read without the others.
+    Every file begins with the line of `header`, so that each can be read alone.
 
     Attributes:
         lost: lines that could not be written; problem: why, the last time.
@@ -75,7 +75,7 @@ class AuditLog:
 
 
 def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: dict[str, Any]) -> dict[str, Any]:
-    """The first line of a file: what a decision depends on besides windows; `bundle` says which one acts."""
+    """The first line of a file: what decisions depend on besides windows; `bundle` identifies the one that acts."""
     original = steering.original
     return {
         "kind": "start",
@@ -101,10 +101,10 @@ def decision_line(
     decision: Decision,
     now_s: float,
 ) -> dict[str, Any]:
-    """One decision as a line, without the times that its making took; `before` was in force.
+    """One decision as a line, without latencies; `before` was in force during the window.
 
-    Tables of weights are there of service times, too, for readers who know nothing of those: 1/τ. The
-    controls themselves are then under `exact`.
+    Service times are written as tables of weights, 1/τ, for readers that expect weights; the exact controls are then
+    under `exact`.
     """
     seen = window_json.to_json(window)
     policy = advice.policy if advice else None
@@ -166,7 +166,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class Redecided:
-    """A recorded decision beside the one that is made of the same window now.
+    """A recorded decision and the one that is made of the same window now.
 
     `intact` is False when the recorded window does not fit its recorded hash.
     """
@@ -189,10 +189,10 @@ class Redecided:
 
 
 def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Iterator[Redecided]:
-    """Decides every recorded window again, in order.
+    """Decides every recorded window again, in order (docs/file-formats.md#audit-log).
 
     Without an adviser the recorded policy's weights are used: what differs then is the guards' doing.
-    Raises DataError when the log does not say where it begins, or its lines are not ours.
+    Raises DataError for a log without a start line or with lines of another format.
     """
     steering: Steering | None = None
     recent = Recent(frames)
@@ -211,7 +211,7 @@ def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Itera
                 advice = recent.ask(adviser, window)
             decision = steering.decide(window, advice, line["now_s"])
         except (KeyError, ValueError, TypeError, ValidationError) as error:
-            raise DataError(f"not a line of ours: {error}", where=str(path), remedy="give a log of steer") from error
+            raise DataError(f"unknown line format: {error}", where=str(path), remedy="give a log of steer") from error
         if decision.change and line.get("applied", True):
             steering.applied(decision, line["now_s"])
         yield Redecided(line, decision, window_json.digest(line["window"]) == line["hash"])
@@ -220,7 +220,7 @@ def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Itera
 
 
 def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
-    """What was advised then, as far as the line tells."""
+    """The recorded advice, as far as the line holds it."""
     if line["novelty"] is None:
         return None
     exact = line.get("exact")
@@ -234,6 +234,11 @@ def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
     return Advice(policy, baseline, state, LatencyMemory.empty(topology.shape), line["problem"], line["by"])
 
 
+def recorded_percent(line: dict[str, Any]) -> float:
+    """`canary_percent` of a decision line, which was `blend_percent` up to version 0.1."""
+    return float(line["canary_percent"] if "canary_percent" in line else line["blend_percent"])
+
+
 def _steering(line: dict[str, Any]) -> Steering:
     groups = tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in line["topology"])
     topology = Topology(groups)
@@ -243,7 +248,7 @@ def _steering(line: dict[str, Any]) -> Steering:
 
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
-    """Mode, orders and weights in force as they were: what another bundle would have done at that moment."""
+    """Restores mode, orders and control in force as recorded, for the decision at that moment."""
     present: Control = Weights(steering.topology, window.weight, down_in(steering.original))
     known = np.array_equal(window.weight, steering.in_force.as_weights().values)
     if "exact" in line:
@@ -254,11 +259,6 @@ def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     steering.override = line["override"]
     update = {"mode": current_mode(line["mode"]), "canary_percent": recorded_percent(line)}
     steering.options = steering.options.model_copy(update=update)
-
-
-def recorded_percent(line: dict[str, Any]) -> float:
-    """`canary_percent` of a decision line, which was `blend_percent` up to version 0.1."""
-    return float(line["canary_percent"] if "canary_percent" in line else line["blend_percent"])
 
 
 def _numbered(path: Path, index: int) -> Path:
