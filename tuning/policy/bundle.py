@@ -13,10 +13,11 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -62,7 +63,7 @@ class Bundle:
         write_atomic(folder / "policy.safetensors", save(tensors))
         description = {
             "format_version": FORMAT_VERSION,
-            "topology": [asdict(group) for group in self.problem.topology.groups],
+            "topology": msgspec.to_builtins(self.problem.topology.groups),
             "features": list(self.problem.encoder.names),
             "deadlines_s": self.problem.deadlines_s.tolist(),
             "decision": self.problem.options.model_dump(),
@@ -86,7 +87,7 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
         data = json.loads(path.read_bytes())
         if data["format_version"] != FORMAT_VERSION:
             raise BundleError(f"bundle format {data['format_version']}", where=str(path), remedy="export it again")
-        own = Topology(tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in data["topology"]))
+        own = Topology(msgspec.convert(data["topology"], tuple[Group, ...]))
         options = DecisionOptions.model_validate(data["decision"])
         model = ModelOptions.model_validate(data["model"])
         deadlines_s = np.array(data["deadlines_s"], dtype=float)

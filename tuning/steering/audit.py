@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from pydantic import ValidationError
 
@@ -80,17 +81,13 @@ def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: di
     return {
         "kind": "start",
         "format_version": FORMAT_VERSION,
-        "topology": [
-            {"name": g.name, "request_type": g.request_type, "method": g.method, "path": g.path,
-             "priority": g.priority, "servers": list(g.servers)}
-            for g in steering.topology.groups
-        ],
+        "topology": msgspec.to_builtins(steering.topology.groups),
         "original": control_json.to_json(original),
         "options": steering.options.model_dump(mode="json", include=set(SteeringOptions.model_fields)),
         "deadlines_s": deadlines_s.tolist(),
         "now_s": now_s,
         "bundle": bundle,
-    }  # fmt: skip
+    }
 
 
 def decision_line(
@@ -240,8 +237,7 @@ def recorded_percent(line: dict[str, Any]) -> float:
 
 
 def _steering(line: dict[str, Any]) -> Steering:
-    groups = tuple(Group(**{**g, "servers": tuple(g["servers"])}) for g in line["topology"])
-    topology = Topology(groups)
+    topology = Topology(msgspec.convert(line["topology"], tuple[Group, ...]))
     original = control_json.from_json(line["original"], topology)
     deadlines_s = np.array(line["deadlines_s"], dtype=float)
     return Steering(deadlines_s, original, SteeringOptions.model_validate(line["options"]), line["now_s"])
