@@ -11,6 +11,9 @@ RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 # Without a connection and without a warning; MkDocs' announcement of its own next version is not one.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs/mkdocs.yml
 
+# Two at once; tests/conftest.py says which tests may run beside each other.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo lint check test drills bench docs run doctor clean
@@ -33,12 +36,12 @@ lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/mypy
 
 check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser; at most two minutes
-	@exec $(BIN)/pytest -m "not nginx and not ray and not browser and not slow" $(ARGS)
+	@exec $(PYTEST) -m "not nginx and not ray and not browser and not slow" $(ARGS)
 
 test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests
 	@$(MKDOCS)
-	@exec $(BIN)/pytest $(ARGS)
+	@exec $(PYTEST) $(ARGS)
 
 drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
 	@./rayjobs/setup.sh tests

@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 from tests.support import needs
 from tests.support.arithmetic import pin
 from tests.support.orphans import SESSION, processes_with, wait_gone
+from tests.support.ray_head import ray, ray_head
+
+__all__ = ["ray", "ray_head"]
 
 # Speed is for benches: on a machine with other work an example may take its time.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,6 +30,23 @@ needs.prepare_environment()
 def pytest_itemcollected(item: pytest.Item) -> None:
     if "root_only" in getattr(item, "fixturenames", ()):
         item.add_marker("root")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What two processes of pytest-xdist may run beside each other: one Ray, one NGINX under load, and files of others.
+
+    The long groups come first, so that the files fill up what is left of the time.
+    """
+    order = []
+    for item in items:
+        markers = {mark.name for mark in item.iter_markers()}
+        rank, group = next(
+            ((rank, name) for rank, name in enumerate(("ray", "nginx", "browser")) if name in markers),
+            (3, str(item.path)),
+        )
+        item.add_marker(pytest.mark.xdist_group("nginx" if group == "browser" else group))
+        order.append(rank)
+    items[:] = [item for _, item in sorted(zip(order, items, strict=True), key=lambda pair: pair[0])]
 
 
 @pytest.hookimpl(tryfirst=True)

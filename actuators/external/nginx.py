@@ -76,11 +76,11 @@ class ExternalNginx:
     def __init__(self, options: ExternalNginxOptions, *, on_step: Callable[[str], None] = lambda _: None) -> None:
         self.options, self._on_step = options, on_step
         self._build = detect(options.binary)
-        self.topology = _topology(read_config(options.config), options.groups)
+        self.topology = config_topology(read_config(options.config), options.groups)
 
     def control(self) -> Weights:
         """The weights in the files. Raises ConfigError."""
-        return _weights(read_config(self.options.config), self.topology)
+        return config_weights(read_config(self.options.config), self.topology)
 
     def apply(self, control: Control) -> Applied:
         """Edits, tests, reloads, and returns when the weights are in force; the same weights do nothing.
@@ -93,7 +93,7 @@ class ExternalNginx:
         try:
             with self._locked():
                 config = read_config(self.options.config)
-                changes = _changes(config, control)
+                changes = config_changes(config, control)
                 # An actuator that was killed may have left new files that were never loaded.
                 needed = bool(changes) or self._lock_path.read_text() == _PENDING
                 if needed:
@@ -128,7 +128,7 @@ class ExternalNginx:
             main = _copy(config.main, config, changes, copies)
             command = self.options.test_command or (str(self._build.binary), "-t", "-q", "-c")
             test_config([*command, str(main)])
-            if _weights(read_config(main), self.topology) != control:
+            if config_weights(read_config(main), self.topology) != control:
                 remedy = "write the server lines in a simpler form"
                 raise ActuationError(
                     "the edited files do not hold these weights", where=str(config.main), remedy=remedy
@@ -223,7 +223,11 @@ def confirm_weights(control: Weights, groups: Mapping[str, Mapping[str, ServerCo
                     raise ActuationError(f"{name} has weight {counters.weight} in {group.name}", where=where)
 
 
-def _topology(config: ParsedConfig, wanted: tuple[str, ...]) -> Topology:
+def config_topology(config: ParsedConfig, wanted: tuple[str, ...]) -> Topology:
+    """The groups of those names, or all groups.
+
+    Raises ConfigError when there is none, or a server is listed twice in one.
+    """
     names = tuple(dict.fromkeys(line.group for line in config.servers))
     if not names:
         raise ConfigError("no upstream with a server", where=str(config.main), remedy="name the right configuration")
@@ -246,7 +250,8 @@ def _topology(config: ParsedConfig, wanted: tuple[str, ...]) -> Topology:
     )
 
 
-def _weights(config: ParsedConfig, topology: Topology) -> Weights:
+def config_weights(config: ParsedConfig, topology: Topology) -> Weights:
+    """The weights in the files, at most MAX_WEIGHT. Raises ConfigError when the servers have changed."""
     _check_servers(config, topology)
     values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
     for g, group in enumerate(topology.groups):
@@ -263,7 +268,7 @@ def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(largest > MAX_WEIGHT, scaled, values).astype(np.int64)
 
 
-def _changes(config: ParsedConfig, control: Weights) -> dict[Path, Change]:
+def config_changes(config: ParsedConfig, control: Weights) -> dict[Path, Change]:
     """The files that must change, old and new bytes. Raises ActuationError, ConfigError."""
     topology = control.topology
     _check_servers(config, topology)

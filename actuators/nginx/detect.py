@@ -11,7 +11,7 @@ from pathlib import Path
 from actuators.errors import MissingToolError
 
 INSTALL = "apt-get install -y nginx libnginx-mod-http-lua"
-_MODULE_DIRS = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules", "/usr/local/nginx/modules")
+MODULE_DIRS = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules", "/usr/local/nginx/modules")
 _LUA_LIBRARIES = ("/usr/share/lua/5.1", "/usr/local/share/lua/5.1", "/usr/local/openresty/lualib")
 
 
@@ -53,7 +53,7 @@ def detect(binary: str = "nginx") -> NginxBuild:
         ) from error
     version = re.search(r"nginx version: \S+?/([\d.]+)", about)
     modules = re.search(r"--modules-path=(\S+)", about)
-    directories = [Path(d) for d in (modules.group(1) if modules else "", *_MODULE_DIRS) if d]
+    directories = [Path(d) for d in (modules.group(1) if modules else "", *MODULE_DIRS) if d]
     return NginxBuild(
         binary=Path(program),
         version=version.group(1) if version else "unknown",

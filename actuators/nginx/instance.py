@@ -45,6 +45,9 @@ class Nginx:
         work_dir: gets a private prefix ``nginx``; nothing outside it is changed.
         host: numeric address of the public listener; statistics are on 127.0.0.1 only.
 
+    Attributes:
+        token: what a request to `control_url` must carry.
+
     Raises:
         ConfigError: the topology cannot be served by one NGINX.
         MissingToolError: there is no NGINX, or it lacks a module that the options need.
@@ -59,7 +62,7 @@ class Nginx:
         self._method: BalancingMethod = options.method
         self._control: Control = Weights.equal(topology)
         self._memory = in_memory(self._method, options, self._build)
-        self._token = secrets.token_hex(16)
+        self.token = secrets.token_hex(16)
         self._endpoint: MemoryControl | None = None
         self._site = NginxSite(self._prefix, host, 0, 0)
         self._process: ManagedProcess | None = None
@@ -73,6 +76,11 @@ class Nginx:
     def status_url(self) -> str:
         """URL of the statistics, on a separate loopback port."""
         return f"http://127.0.0.1:{self._site.status_port}{status_path(vts=self._vts)}"
+
+    @property
+    def control_url(self) -> str:
+        """Where another process can read and change the balancing in memory, with `token`."""
+        return f"http://127.0.0.1:{self._site.status_port}/control"
 
     @property
     def method(self) -> BalancingMethod:
@@ -98,9 +106,7 @@ class Nginx:
                     raise
             else:
                 self._process = process
-                self._endpoint = MemoryControl(
-                    f"http://127.0.0.1:{self._site.status_port}/control", self._token, self.topology
-                )
+                self._endpoint = MemoryControl(self.control_url, self.token, self.topology)
                 if self._memory:
                     self._endpoint.get()  # opens the connection, so that the first change is as fast as the next ones
                 return
@@ -212,7 +218,7 @@ class Nginx:
 
     def _main(self, upstreams: Path, *, memory: bool) -> str:
         return render_main(
-            self._site, self.topology, self.options, self._build, upstreams=upstreams, token=self._token, memory=memory
+            self._site, self.topology, self.options, self._build, upstreams=upstreams, token=self.token, memory=memory
         )
 
     def _put(self, method: BalancingMethod, control: Control) -> None:

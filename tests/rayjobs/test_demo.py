@@ -41,7 +41,7 @@ class Demo:
                 env={**os.environ, "DEEPSCHED_DEMO_TEST": self.marker},
             )
 
-    def wait_for(self, text: str, timeout_s: float) -> None:
+    def wait_until(self, text: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while text not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
@@ -132,7 +132,7 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
     tmp_path: Path, number: signal.Signals, stage: str, code: int
 ) -> None:
     demo = Demo(tmp_path / "runs")
-    demo.wait_for(stage, 120)
+    demo.wait_until(stage, 120)
     demo.process.send_signal(number)
     assert demo.process.wait(GONE_S) == code, demo.log.read_text()
     assert demo.left() == {}
@@ -146,7 +146,7 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
 
 def test_a_killed_parent_takes_everything_along(tmp_path: Path) -> None:
     demo = Demo(tmp_path / "runs")
-    demo.wait_for("observe: started", 120)
+    demo.wait_until("observe: started", 120)
     assert any("nginx" in command for command in processes_with(f"{demo.out}/").values())
     demo.process.kill()
     demo.process.wait()

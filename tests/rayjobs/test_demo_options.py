@@ -33,7 +33,7 @@ def test_without_lua_it_is_least_conn(monkeypatch: pytest.MonkeyPatch, tmp_path:
     plain = tmp_path / "nginx"
     plain.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
     plain.chmod(0o755)
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     assert given(f"live.nginx.binary={plain}").method == "least_conn"
 
 

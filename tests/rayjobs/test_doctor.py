@@ -94,7 +94,7 @@ def test_an_old_nginx(tmp_path: Path) -> None:
 
 
 def test_an_nginx_without_statistics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     found = by_name(checks.nginx(fake_nginx(tmp_path)))
     assert found["NGINX"].level == "ok"
     assert found["statistics"].level == "missing"
@@ -103,7 +103,7 @@ def test_an_nginx_without_statistics(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.nginx
 def test_vts_without_lua_is_enough_with_reloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     found = by_name(checks.nginx(fake_nginx(tmp_path, arguments="--add-module=/src/nginx-module-vts")))
     assert found["statistics"] == Finding("statistics", "ok", "nginx-module-vts")
     assert "change by reload" in found["weights in memory"].found
@@ -111,7 +111,7 @@ def test_vts_without_lua_is_enough_with_reloads(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.nginx
 def test_a_module_of_another_nginx_version_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     (tmp_path / "ngx_http_vhost_traffic_status_module.so").write_text("")
     refusal = 'echo "nginx: [emerg] module is not binary compatible" >&2; exit 1'
     found = by_name(checks.nginx(fake_nginx(tmp_path, check=refusal)))
@@ -123,7 +123,7 @@ def test_a_module_of_another_nginx_version_is_not_believed(monkeypatch: pytest.M
 def test_a_broken_vts_module_leaves_lua_in_charge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The real NGINX is asked, and refuses a module that is none."""
     (tmp_path / "ngx_http_vhost_traffic_status_module.so").write_text("not a library")
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", (str(tmp_path), "/usr/lib/nginx/modules"))
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", (str(tmp_path), "/usr/lib/nginx/modules"))
     found = by_name(checks.nginx())
     assert found["statistics"].found.startswith("by Lua, in vts' format (nginx-module-vts: dlopen()")
     assert found["statistics"].level == "ok"

@@ -20,8 +20,6 @@ from tuning.options import HeldOutOptions, ModelOptions, TrainingOptions
 from tuning.policy.bundle import Bundle, check_bundle, load_bundle
 from tuning.policy.learned import net_for
 
-pytestmark = pytest.mark.ray
-
 MODEL = ModelOptions(hidden=8)
 
 
@@ -59,6 +57,7 @@ def recalibrate(folder: Path, snapshots: Path, out: Path) -> int:
     ])  # fmt: skip
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_the_policy_goes_on_learning_with_the_new_mixture_and_comes_back(tmp_path: Path) -> None:
     folder, snapshots = trained_bundle(tmp_path, "ppo"), tmp_path / "slower.json"

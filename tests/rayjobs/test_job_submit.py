@@ -43,7 +43,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             return False
 
     try:
-        ray._head.wait_ready(answers, 90)
+        ray.wait_ready(answers, 90)
         yield url, {**os.environ, **ray.environment}
     finally:
         ray.close()

@@ -19,6 +19,7 @@ from actuators.load.summary import LoadSummary
 from rayjobs.cli.main import run_verb
 from rayjobs.load import VERB
 from tests.support.http_server import HANG, OK, ScriptedServer
+from tests.support.waiting import PATIENCE_S
 
 SCHEMA = json.loads(Path(actuators.__file__).with_name("load").joinpath("load.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -26,7 +27,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 def deepsched(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "rayjobs.load", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -46,8 +47,12 @@ def test_gen_load_alone_sends_the_random_plan() -> None:
     pauses = ["--min-backoff-s=0.05", "--max-backoff-s=0.1"]
     with ScriptedServer() as server:
         command = [str(engine_path()), f"--target=http://{server.address}", "--duration-s=1", *bounds, *pauses]
-        result = subprocess.run([*command, "--window-s=0.25"], capture_output=True, text=True, timeout=30, check=True)
-        text = subprocess.run([*command, "--output=text"], capture_output=True, text=True, timeout=30, check=True)
+        result = subprocess.run(
+            [*command, "--window-s=0.25"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        )
+        text = subprocess.run(
+            [*command, "--output=text"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        )
     lines = lines_of(result.stdout)
     assert [line["kind"] for line in lines[:5]] == ["start", "window", "window", "window", "window"]
     summary = LoadSummary.from_json(lines[-1])
@@ -91,7 +96,7 @@ def test_ctrl_c_still_gives_the_summary(tmp_path: Path) -> None:
         process = subprocess.Popen([*command, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for_window(tmp_path)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
     assert "interrupted" in out
     assert "home_read" in out
@@ -108,7 +113,7 @@ def test_a_killed_engine_leaves_the_loss_counted(tmp_path: Path) -> None:
         process = subprocess.Popen([*command, *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for_window(tmp_path)
         os.kill(command_of(process.pid), signal.SIGKILL)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "the load engine died with code 137" in err
     assert "Traceback" not in err

@@ -19,6 +19,7 @@ from rayjobs.bench.service import mmc_response_s
 from rayjobs.cli.main import main
 from rayjobs.service import ServiceOptions, make_script
 from tests.support.orphans import alive
+from tests.support.waiting import PATIENCE_S
 
 COMMAND = [sys.executable, "-m", "rayjobs.service"]
 SMALL = ["--set", "network.users=20", "--set", "network.posts_per_user=1"]
@@ -38,7 +39,7 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing() -> None:
         started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         assert len(started) == 4, "two servers, each under its guardian"
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0
     assert "0.825 ms" in output, "user reads at speed 4"
     assert "home_read 1 × 200" in output

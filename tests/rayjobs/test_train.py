@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from envs.environment.env import BalancingEnv
 from envs.scenarios.lookup import training_mixture
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.cli.main import main
-from rayjobs.runs.local_ray import local_ray
 from rayjobs.train import TrainOptions, run
 from tests.support.problems import demo_scenario, observed
 from tests.support.witness import TRAINING, training_numbers, unequal
@@ -22,16 +20,10 @@ from tuning.learning.trainer import Trainer
 from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, LearningOptions, TrainingOptions
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 SMALL = LearningOptions(
     steps=96, environments=4, episode_steps=6, algorithm=AlgorithmOptions(batch_steps=48, minibatch_steps=24, epochs=2)
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with local_ray():
-        yield
 
 
 def train(folder: Path, seed: int) -> Trainer:

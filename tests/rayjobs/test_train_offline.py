@@ -3,7 +3,7 @@ did, what turned out well of it, and what would have turned out better."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from actuators.contract.window import Window
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.cli.main import main
-from rayjobs.runs.local_ray import local_ray
 from tests.support.recordings import record
 from tuning.policy.bundle import Bundle, load_bundle
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray")]
 
 TOPOLOGY = social_network()
 SECONDS = 120
@@ -28,12 +27,6 @@ SPEEDS = np.array([1.3, 1.0, 0.7])
 """Of S2; on round robin, equal weights nearly overload the slowest server."""
 
 Choose = Callable[[np.random.Generator], np.ndarray]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with local_ray():
-        yield
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actuators.errors import ConfigError
 from rayjobs.cli.config import load_options
-from rayjobs.runs.local_ray import local_ray
 from rayjobs.train import TrainOptions, run
 from tuning.judging.plan import BlockOptions
 from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, LearningOptions
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with local_ray():
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 
 
 def options(folder: Path, **algorithm: object) -> TrainOptions:

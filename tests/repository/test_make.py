@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 PROGRAM = f"""#!{sys.executable}
 import signal, sys
@@ -70,7 +71,7 @@ def test_a_signal_to_make_lets_the_program_clean_up(
     demo: "subprocess.Popen[str]", number: signal.Signals, to_group: bool, code: int
 ) -> None:
     (os.killpg if to_group else os.kill)(demo.pid, number)
-    output, _ = demo.communicate(timeout=10)
+    output, _ = demo.communicate(timeout=PATIENCE_S)
     assert output.count("cleaned up") == 1
     assert f"Error {code}" in output
     assert "Traceback" not in output
@@ -79,7 +80,7 @@ def test_a_signal_to_make_lets_the_program_clean_up(
 
 def test_killing_make_ends_the_program_cleanly(demo: "subprocess.Popen[str]") -> None:
     demo.kill()
-    output, _ = demo.communicate(timeout=10)
+    output, _ = demo.communicate(timeout=PATIENCE_S)
     assert "cleaned up" in output
 
 

@@ -2,6 +2,9 @@
 
 Each clause takes a factory of fresh testbeds with at least two servers in every group. Times are short
 and rates modest, because a live testbed spends them for real.
+
+Arrivals are drawn with fixed seeds, so that a simulated testbed repeats every number (error rate 0). On a live one
+chance is left in which requests a window ends between; the bounds on counts say how often that breaks them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from actuators.errors import ActuationError, TestbedError
 Factory = Callable[[], Testbed]
 
 INTERVAL_S = 0.4
+SLACK_S = 0.05
+"""Between the clocks and counters of a live testbed's parts."""
 RATE_RPS = 300.0
 
 
@@ -64,9 +69,13 @@ def windows_are_whole(make: Factory) -> None:
         for window in (first, second):
             _check_shape(window, testbed.topology)
             assert window.usable, window.faults
-            assert window.duration_s == pytest.approx(INTERVAL_S, abs=0.5 * INTERVAL_S)
-            assert RATE_RPS * INTERVAL_S / 3 < window.requests.sum() < RATE_RPS * INTERVAL_S * 3
-        assert second.start_s == pytest.approx(first.end_s, abs=0.05)
+            assert window.duration_s > 0
+            # A Poisson number with mean 120 in an interval; by 6 deviations less or more once in 10^8.
+            expected = RATE_RPS * window.duration_s
+            assert abs(window.requests.sum() - expected) < 6 * np.sqrt(expected) + RATE_RPS * SLACK_S
+        assert second.start_s == pytest.approx(first.end_s, abs=SLACK_S)
+        # Never early; how much later is the machine's business on a live testbed.
+        assert second.end_s - first.start_s > 2 * INTERVAL_S - SLACK_S
 
 
 def drain_accounts_for_every_request(make: Factory) -> None:
@@ -182,7 +191,8 @@ def reset_forgets_which_servers_failed(make: Factory) -> None:
                 windows = [testbed.advance(INTERVAL_S), testbed.advance(INTERVAL_S)]
                 errors = np.sum([window.server_errors for window in windows], axis=0)
                 requests = np.sum([window.requests for window in windows], axis=0)
-                # Shunned it has next to none, else a third: 70 of 220, give or take 7.
+                # Shunned it has next to none, else a third: 73 of 220 with a deviation of 7 at most, which is 33 or
+                # less once in 10^8.
                 if behaviours:
                     assert errors[:, 0].sum() > 0
                     assert requests[:, 0].sum() < 0.15 * requests.sum()

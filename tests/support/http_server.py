@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from tests.support.waiting import PATIENCE_S
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HANG = b"hang"
 """Answer that never comes."""
@@ -50,10 +52,14 @@ class ScriptedServer:
         """Stops the whole server, once, for a while."""
         self._loop.call_soon_threadsafe(lambda: threading.Event().wait(duration_s))
 
+    def refuse(self) -> None:
+        """Takes no more connections from now on."""
+        self._loop.call_soon_threadsafe(self._server.close)
+
     def __enter__(self) -> Self:
         self._thread.start()
         start = asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(5)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(PATIENCE_S)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -67,9 +73,9 @@ class ScriptedServer:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(PATIENCE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE_S)
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

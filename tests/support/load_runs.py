@@ -15,7 +15,10 @@ def constant(rate_rps: float, *types: str) -> list[Stream]:
     return [Stream(name, (RateStep(0.0, rate_rps, "fixed"),)) for name in types or TOPOLOGY.request_types]
 
 
-def run(engine: LoadEngine, server: ScriptedServer, streams: list[Stream], **options: Any) -> LoadSummary:
+def run(
+    engine: LoadEngine, server: ScriptedServer, streams: list[Stream], *, within_s: float = 10.0, **options: Any
+) -> LoadSummary:
+    """Runs to the end; the last answers must come within that time."""
     options = {"seed": 1, "duration_s": 0.5, "window_s": 0.1, **options}
     engine.start(server.address, TOPOLOGY, streams, **options)
-    return engine.finish(10.0)
+    return engine.finish(within_s)

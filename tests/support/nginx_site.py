@@ -7,7 +7,6 @@ import http.client
 import os
 import signal
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from actuators.statistics.reader import Collector
 from tests.support.http_server import HANG, Received, ScriptedServer
+from tests.support.waiting import PATIENCE_S, wait_until
 
 COMPOSE, HOME, USER = "/wrk2-api/post/compose", "/wrk2-api/home-timeline/read", "/wrk2-api/user-timeline/read"
 
@@ -33,9 +33,10 @@ def answer(status: int, body: str = "ok") -> bytes:
 
 @dataclass
 class Site:
-    """What a test has in its hands."""
+    """What a test has in its hands; `upstreams_file` is what NGINX reads at its next start or reload."""
 
     nginx: Nginx
+    upstreams_file: Path
     topology: Topology
     servers: list[ScriptedServer]
     script: dict[int, Callable[[Received], bytes]]
@@ -56,7 +57,7 @@ class Site:
     def pending(self, path: str = HOME) -> http.client.HTTPConnection:
         """A request that a server has and will not answer (call `hang` before)."""
         before = sum(len(server.requests) for server in self.servers)
-        connection = http.client.HTTPConnection(self.nginx.address, timeout=10)
+        connection = http.client.HTTPConnection(self.nginx.address, timeout=PATIENCE_S)
         connection.request("GET", path)
         wait_until(lambda: sum(len(server.requests) for server in self.servers) > before)
         return connection
@@ -82,9 +83,8 @@ class Site:
 
     def refuse(self, index: int) -> None:
         """The server takes no more connections."""
-        server = self.servers[index]
-        server._loop.call_soon_threadsafe(server._server.close)
-        host, port = server.address.split(":")
+        self.servers[index].refuse()
+        host, port = self.servers[index].address.split(":")
         wait_until(lambda: socket.socket().connect_ex((host, int(port))) != 0)
 
     def kill_workers(self) -> None:
@@ -92,13 +92,6 @@ class Site:
         for pid in old:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(set(children(self.nginx.master_pid)) - set(old)) == len(old))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "not reached in time"
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -112,9 +105,22 @@ def running_site(folder: Path, options: NginxOptions) -> Iterator[Site]:
         nginx = stack.enter_context(Nginx(options, topology, work_dir=folder))
         nginx.start()
         collector = stack.enter_context(Collector(nginx.status_url, topology))
-        site = Site(nginx, topology, servers, script, collector)
+        site = Site(nginx, folder / "nginx" / "upstreams.conf", topology, servers, script, collector)
         site.heal()
         yield site
+
+
+def fake_nginx(folder: Path, arguments: str, *modules: str) -> str:
+    """A program that answers `nginx -V` with these arguments of `configure`, and module files beside it."""
+    binary = folder / "nginx"
+    binary.write_text(
+        f"#!/bin/sh\necho 'nginx version: nginx/1.29.1' >&2\necho 'configure arguments: {arguments}' >&2\n"
+    )
+    binary.chmod(0o755)
+    (folder / "modules").mkdir()
+    for name in modules:
+        (folder / "modules" / name).touch()
+    return str(binary)
 
 
 def add_locations(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

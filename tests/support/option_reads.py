@@ -83,7 +83,7 @@ class OptionReads:
         def read(options: Options, name: str) -> Any:
             value = original(options, name)
             if id(options) in self._paths and name in original(options, "__class__").model_fields:
-                frame = sys._getframe(1)
+                frame = sys._getframe(1)  # noqa: SLF001 - documented, for such uses
                 if self._counts(frame):
                     self.read.add(self._paths[id(options)][1] + name)
             return value

@@ -13,6 +13,7 @@ import requests
 from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass
@@ -24,11 +25,11 @@ class Served:
     def post(self, path: str, body: Any, token: str | None = None, **more: Any) -> requests.Response:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
         data = body if isinstance(body, (bytes, str)) else json.dumps(body)
-        return requests.post(self.url + path, data=data, headers=headers, timeout=20, **more)
+        return requests.post(self.url + path, data=data, headers=headers, timeout=PATIENCE_S, **more)
 
     def get(self, path: str, token: str | None = None, **more: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {token}", **more.pop("headers", {})} if token else more.pop("headers", {})
-        return requests.get(self.url + path, headers=headers, timeout=20, **more)
+        return requests.get(self.url + path, headers=headers, timeout=PATIENCE_S, **more)
 
 
 def served_bundles(folder: Path, front: str, host: str = "127.0.0.1") -> Iterator[Served]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +12,7 @@ from actuators.http_client import http_session
 from actuators.social_network.capacity import ServerPlan
 from actuators.social_network.server import SocialNetworkServer
 from actuators.social_network.store import SocialNetworkOptions, create_database
+from tests.support.waiting import PATIENCE_S
 
 OPTIONS = SocialNetworkOptions(users=50, follows_per_user=5, posts_per_user=3)
 COMPOSE = 'username=username_5&user_id=5&text={} @username_7 http://abc&media_ids=["1"]&media_types=["png"]&post_type=0'
@@ -41,7 +41,7 @@ def server(servers: Servers) -> SocialNetworkServer:
 
 
 def call(
-    address: str, path: str, body: str | None = None, *, sequence: str = "", timeout_s: float = 5.0
+    address: str, path: str, body: str | None = None, *, sequence: str = "", timeout_s: float = PATIENCE_S
 ) -> tuple[int, object]:
     headers = {"X-Request-Sequence": sequence} if sequence else {}
     with http_session(timeout_s) as session:
@@ -62,16 +62,9 @@ def timeline(server: SocialNetworkServer, path: str, user: int, start: int = 0, 
     return [post["text"] for post in posts]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
-
-
 def raw(server: SocialNetworkServer, request: bytes) -> bytes:
     host, port = server.address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         received = b""
         while chunk := connection.recv(65536):

@@ -20,7 +20,7 @@ from actuators.testbed.options import LiveOptions
 from rayjobs.steer.controller import SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
-from tuning.policy.adviser import Adviser
+from tuning.policy.adviser import Adviser, Advises
 from tuning.policy.bundle import Bundle, load_bundle
 from tuning.steering import audit
 from tuning.steering.decide import Steering
@@ -38,15 +38,32 @@ def options(mode: str = "active", **guards: Any) -> SteeringOptions:
 
 
 class Drill:
-    """A controller in this process, stepping a running site."""
+    """A controller in this process, stepping a running site.
 
-    def __init__(self, site: Site, bundle: Bundle, folder: Path, settings: SteeringOptions) -> None:
+    Args:
+        asked: makes what the controller asks for advice from the adviser of the bundle's copy.
+
+    Attributes:
+        said: alarms of the controllers, in order.
+        log: the record of the latest controller.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        bundle: Bundle,
+        folder: Path,
+        settings: SteeringOptions,
+        asked: Callable[[Adviser], Advises] = lambda own: own,
+    ) -> None:
         self.site, self.folder = site, SteerFolder(folder)
         self.folder.make()
         bundle.save(folder / "bundle")
         self.adviser = Adviser(load_bundle(folder / "bundle", site.topology))
         self.deadlines_s = self.adviser.bundle.problem.deadlines_s
+        self.asked = asked(self.adviser)
         self.settings = settings
+        self.said: list[str] = []
         self.lines: list[dict[str, Any]] = []
         self.controller = self.start()
 
@@ -57,11 +74,12 @@ class Drill:
             self.site, self.folder, lambda first: Steering(self.deadlines_s, first, self.settings, now_s)
         )
         header = audit.header(steering, self.deadlines_s, now_s, {})
-        log = audit.AuditLog(self.folder.audit, header)
+        self.log = audit.AuditLog(self.folder.audit, header)
         self.site.collector.begin()
         self.controller = SiteController(
-            self.site, steering, self.adviser, self.adviser.frames, self.folder, log.write, load=self._load
-        )
+            self.site, steering, self.asked, self.adviser.frames, self.folder, self.log.write, load=self._load,
+            log=self.said.append,
+        )  # fmt: skip
         return self.controller
 
     def _load(self, path: str) -> tuple[Adviser, int]:
@@ -137,18 +155,10 @@ def steer_process(folder: Path, site: Site, subcommand: str, *more: str) -> Mana
     """A subcommand of `deepsched steer` that reaches the site's NGINX through its control endpoint."""
     nginx = site.actuator
     assert isinstance(nginx, Nginx)
-    (folder / "token").write_text(nginx._token)
-    port = nginx.status_url.rpartition(":")[2].partition("/")[0]
+    (folder / "token").write_text(nginx.token)
     command = [
         sys.executable, "-m", "rayjobs.steer", subcommand, "--bundle", str(folder / "bundle"),
-        "--control-url", f"http://127.0.0.1:{port}/control", "--token-file", str(folder / "token"),
+        "--control-url", nginx.control_url, "--token-file", str(folder / "token"),
         "--status-url", nginx.status_url, "--folder", str(folder), *more,
     ]  # fmt: skip
     return ManagedProcess(command, name="steer", log_path=folder / "steer.log")
-
-
-def wait_for(met: Callable[[], bool], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not met():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)

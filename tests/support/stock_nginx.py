@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.support.waiting import PATIENCE_S
+
 MAIN = """load_module /usr/lib/nginx/modules/ndk_http_module.so;
 load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;
 daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -20,4 +22,4 @@ http {{
 
 def deepsched(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rayjobs.weights", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

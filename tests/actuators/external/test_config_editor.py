@@ -13,7 +13,7 @@ from actuators.contract.control import Weights
 from actuators.errors import ActuationError, ConfigError, DeepSchedError
 from actuators.external.config_editor import ServerEdit, edit_file
 from actuators.external.config_reader import read_config
-from actuators.external.nginx import _changes, _topology, _weights
+from actuators.external.nginx import config_changes, config_topology, config_weights
 
 MAIN = b"""# upstream a { server 9.9.9.9; }  (a comment)
 user  www-data ;
@@ -51,9 +51,9 @@ def weights_of(main: Path) -> dict[str, list[tuple[str, int, bool]]]:
 
 def apply(main: Path, values: list[list[int]], down: list[list[bool]] | None = None) -> None:
     config = read_config(main)
-    topology = _topology(config, ())
+    topology = config_topology(config, ())
     flags = np.array(down) if down else np.zeros(topology.shape, bool)
-    for path, change in _changes(config, Weights(topology, np.array(values), flags)).items():
+    for path, change in config_changes(config, Weights(topology, np.array(values), flags)).items():
         path.write_bytes(change.new)
 
 
@@ -83,18 +83,18 @@ def test_only_weights_and_down_change(main: Path) -> None:
 def test_weights_of_the_files_are_read_and_scaled(main: Path) -> None:
     (main.parent / "servers.inc").write_bytes(b"server [::1]:81 weight=700;")
     config = read_config(main)
-    weights = _weights(config, _topology(config, ("three",)))
+    weights = config_weights(config, config_topology(config, ("three",)))
     assert weights.values.tolist() == [[1, 100]]
 
 
 def test_unknown_groups_and_moved_servers_are_named(main: Path) -> None:
     config = read_config(main)
     with pytest.raises(ConfigError, match="did you mean 'three'"):
-        _topology(config, ("thre",))
-    topology = _topology(config, ())
+        config_topology(config, ("thre",))
+    topology = config_topology(config, ())
     main.write_bytes(MAIN.replace(b"10.0.0.2", b"10.0.0.3"))
     with pytest.raises(ConfigError, match="have changed"):
-        _changes(read_config(main), Weights.equal(topology))
+        config_changes(read_config(main), Weights.equal(topology))
     with pytest.raises(ActuationError, match="no longer at this place"):
         edit_file(b"\n\n\n", [ServerEdit(config.servers[0], 3, down=False)])
 
@@ -105,8 +105,8 @@ def test_a_server_that_is_listed_twice_is_named(tmp_path: Path) -> None:
     )
     config = read_config(tmp_path / "nginx.conf")
     with pytest.raises(ConfigError, match=r"a:1 is listed twice in h \(.*nginx.conf:2\).*reload.groups"):
-        _topology(config, ())
-    assert _topology(config, ("g",)).servers == ("a:1", "b:1")
+        config_topology(config, ())
+    assert config_topology(config, ("g",)).servers == ("a:1", "b:1")
 
 
 def test_a_text_that_is_read_in_two_ways_is_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_line_that_two_groups_share_cannot_have_two_weights(tmp_path: Path) ->
 def test_what_is_not_a_configuration_is_an_error_of_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / "nginx.conf").write_text(text)
     with pytest.raises(DeepSchedError):
-        _topology(read_config(tmp_path / "nginx.conf"), ())
+        config_topology(read_config(tmp_path / "nginx.conf"), ())
     with pytest.raises(ConfigError):
         read_config(tmp_path / "missing.conf")
 

@@ -13,6 +13,7 @@ from actuators.contract.window import DEFAULT_BOUNDS_MS
 from actuators.errors import ActuationError, ConfigError, MissingToolError
 from actuators.nginx.config import NginxOptions, NginxSite, in_memory, render_main, render_upstreams, uses_vts
 from actuators.nginx.detect import NginxBuild, detect
+from tests.support.nginx_site import fake_nginx
 
 LUA = (Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so"))
 STOCK = NginxBuild(Path("/usr/sbin/nginx"), "1.22.1", lua=LUA, vts=None)
@@ -23,20 +24,8 @@ TOPOLOGY = social_network(("127.0.0.1:1", "[::1]:2", "unix:/run/a.sock"))
 SITE = NginxSite(Path("/p"), "127.0.0.1", 80, 81)
 
 
-def fake_nginx(folder: Path, arguments: str, *modules: str) -> str:
-    binary = folder / "nginx"
-    binary.write_text(
-        f"#!/bin/sh\necho 'nginx version: nginx/1.29.1' >&2\necho 'configure arguments: {arguments}' >&2\n"
-    )
-    binary.chmod(0o755)
-    (folder / "modules").mkdir()
-    for name in modules:
-        (folder / "modules" / name).touch()
-    return str(binary)
-
-
 def test_modules_are_found_where_nginx_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     modules = ("ndk_http_module.so", "ngx_http_lua_module.so", "ngx_http_vhost_traffic_status_module.so")
     build = detect(fake_nginx(tmp_path, f"--modules-path={tmp_path}/modules", *modules))
     assert build.version == "1.29.1"
@@ -45,7 +34,7 @@ def test_modules_are_found_where_nginx_says(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_compiled_in_modules_need_no_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     build = detect(fake_nginx(tmp_path, "--add-module=/src/lua-nginx-module --add-module=/src/nginx-module-vts"))
     assert (build.lua, build.vts) == ((), Path())
     assert "load_module" not in main(build, NginxOptions(method="least_conn"), memory=True)

@@ -12,7 +12,8 @@ import pytest
 from actuators.contract.control import ServiceTimes
 from actuators.nginx.config import NginxOptions
 from tests.support.http_server import CLOSE
-from tests.support.nginx_site import USER, Site, answer, running_site, wait_until
+from tests.support.nginx_site import USER, Site, answer, running_site
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.nginx
 
@@ -55,7 +56,7 @@ def test_after_its_pause_one_request_tries_the_server_again(short_dir: Path) -> 
         def back() -> bool:
             return "0" in site.who(3)
 
-        wait_until(back, timeout_s=10)
+        wait_until(back)
         assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
 
 
@@ -67,7 +68,7 @@ def test_whatever_it_answers_a_server_on_trial_is_back(short_dir: Path, status: 
         site.script[0] = lambda _: CLOSE
         site.who(9)
         site.script[0] = lambda _: answer(status, "0")
-        wait_until(lambda: "0" in site.who(3), timeout_s=10)
+        wait_until(lambda: "0" in site.who(3))
         assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
 
 

@@ -26,9 +26,11 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from actuators.statistics.reader import Collector
+from actuators.statistics.windows import difference
 from tests.support.http_server import CLOSE
-from tests.support.nginx_site import COMPOSE, HOME, USER, Site, answer, running_site, wait_until
+from tests.support.nginx_site import COMPOSE, HOME, USER, Site, answer, fake_nginx, running_site
 from tests.support.paths import VTS
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.nginx
 
@@ -54,7 +56,7 @@ def site(short_dir: Path) -> Iterator[Site]:
 def test_every_counter_equals_what_clients_and_servers_counted(short_dir: Path, actuation: str) -> None:
     options = NginxOptions(method="round_robin", actuation=actuation, max_fails=0)
     with running_site(short_dir, options) as site:
-        site.collector.begin()
+        first = site.collector.begin()
         site.script[1] = lambda request: CLOSE if "fail" in request.line else answer(200, "1")
         site.script[2] = lambda request: answer(503 if "fail" in request.line else 200, "2")
         for index in range(300):
@@ -69,27 +71,26 @@ def test_every_counter_equals_what_clients_and_servers_counted(short_dir: Path, 
             site.abort()
 
         def counted() -> int:
-            return int(difference().requests.sum())
+            return int(window().requests.sum())
 
-        def difference() -> Window:
-            collector = Collector(site.nginx.status_url, site.topology)
-            collector._last = site.collector.latest()
-            return collector.window()
+        def window() -> Window:
+            with Collector(site.nginx.status_url, site.topology) as collector:
+                return difference(first, collector.snapshot(), site.topology)
 
         received = [len(server.requests) for server in site.servers]
         wait_until(lambda: counted() == sum(received))
-        window = difference()
-        assert window.faults == ()
-        assert window.requests.sum(axis=0).tolist() == received
+        seen = window()
+        assert seen.faults == ()
+        assert seen.requests.sum(axis=0).tolist() == received
         by_path = [Counter(r.line.split()[1].split("?")[0] for r in server.requests) for server in site.servers]
-        assert window.requests.tolist() == [[c[path] for c in by_path] for path in (COMPOSE, HOME, USER)]
+        assert seen.requests.tolist() == [[c[path] for c in by_path] for path in (COMPOSE, HOME, USER)]
         retried = sum("fail" in r.line for r in site.servers[1].requests)
         assert retried > 0
-        assert window.responses[:, 1, 4].sum() == retried
-        assert window.responses[:, 2, 4].sum() == site.answers[503]
-        assert window.responses[:, :, 3].sum() == 9
-        assert window.responses[:, :, 1].sum() == site.answers[200]
-        assert (window.latency_histogram.sum(axis=2) == window.requests).all()
+        assert seen.responses[:, 1, 4].sum() == retried
+        assert seen.responses[:, 2, 4].sum() == site.answers[503]
+        assert seen.responses[:, :, 3].sum() == 9
+        assert seen.responses[:, :, 1].sum() == site.answers[200]
+        assert (seen.latency_histogram.sum(axis=2) == seen.requests).all()
         # Client side: retries do not count, requests that no group took do.
         zones = site.collector.snapshot().client_requests
         assert zones["*"] == sum(site.answers.values()) + 9
@@ -119,7 +120,7 @@ def test_no_counter_is_lost_with_a_killed_worker_nor_by_a_reload(short_dir: Path
 def test_a_client_that_goes_away_costs_no_response_time(site: Site) -> None:
     site.collector.begin()
     site.hang()
-    connection = http.client.HTTPConnection(site.nginx.address, timeout=10)
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
     connection.request("GET", HOME)
     wait_until(lambda: sum(len(server.requests) for server in site.servers) == 1)
     socket.create_connection(site.nginx.address.split(":")).close()
@@ -183,13 +184,13 @@ def test_failures_are_forgotten_by_a_reload_where_nginx_itself_balances(site: Si
 def test_a_refused_configuration_leaves_the_old_one_in_force(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = Weights(site.topology, np.tile([5, 3, 2], (3, 1)))
     site.nginx.apply(weights)
-    before = site.nginx._site.upstreams.read_text()
+    before = site.upstreams_file.read_text()
     loaded = site.collector.begin().load_ms
     with monkeypatch.context() as patch:
         patch.setattr(nginx_module, "render_upstreams", lambda *_, **__: before + "nonsense;\n")
         with pytest.raises(ActuationError, match='unknown directive "nonsense"'):
             site.nginx.apply(Weights.equal(site.topology, 7))
-    assert site.nginx._site.upstreams.read_text() == before
+    assert site.upstreams_file.read_text() == before
     assert site.nginx.control() == weights
     assert site.collector.snapshot().load_ms == loaded
 
@@ -197,12 +198,12 @@ def test_a_refused_configuration_leaves_the_old_one_in_force(site: Site, monkeyp
 def test_a_configuration_that_shows_other_weights_is_rolled_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = Weights(site.topology, np.tile([5, 3, 2], (3, 1)))
     site.nginx.apply(weights)
-    before = site.nginx._site.upstreams.read_text()
+    before = site.upstreams_file.read_text()
     with monkeypatch.context() as patch:
         patch.setattr(nginx_module, "render_upstreams", lambda *_, **__: before.replace("weight=5", "weight=9"))
         with pytest.raises(ActuationError, match="weights that differ"):
             site.nginx.apply(Weights.equal(site.topology, 7))
-    assert site.nginx._site.upstreams.read_text() == before
+    assert site.upstreams_file.read_text() == before
     assert site.nginx.control() == weights
 
 
@@ -224,9 +225,10 @@ def test_what_is_missing_is_named(short_dir: Path, monkeypatch: pytest.MonkeyPat
     topology = social_network(("127.0.0.1:1",))
     with pytest.raises(MissingToolError, match="apt-get install -y nginx libnginx-mod-http-lua"):
         Nginx(NginxOptions(binary="no-such-nginx"), topology, work_dir=short_dir)
-    monkeypatch.setattr(nginx_detect, "_find", lambda *_: None)
+    monkeypatch.setattr(nginx_detect, "MODULE_DIRS", ())
+    without_modules = fake_nginx(short_dir, "--modules-path=/nowhere")
     with pytest.raises(MissingToolError, match="no Lua module"):
-        Nginx(NginxOptions(), topology, work_dir=short_dir)
+        Nginx(NginxOptions(binary=without_modules), topology, work_dir=short_dir)
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a;", "/{", "nope", '/"', "/a\n"])
@@ -244,10 +246,18 @@ def test_host_names_and_shared_paths_are_refused(short_dir: Path) -> None:
         Nginx(NginxOptions(), Topology(twice), work_dir=short_dir)
 
 
+def ended(nginx: Nginx) -> bool:
+    try:
+        nginx.check()
+    except ProcessError:
+        return True
+    return False
+
+
 def test_a_dead_nginx_is_a_gap_and_an_actuation_error(site: Site) -> None:
     site.collector.begin()
     os.kill(site.nginx.master_pid, signal.SIGKILL)
-    wait_until(lambda: site.nginx._running().poll() is not None)
+    wait_until(lambda: ended(site.nginx))
     window = site.collector.window()
     assert [fault.kind for fault in window.faults] == ["gap"]
     with pytest.raises(StatusError, match="is NGINX running"):

@@ -15,7 +15,8 @@ from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
-from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site, wait_until
+from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.nginx
 
@@ -160,7 +161,7 @@ def test_a_reload_and_a_killed_worker_leave_no_count_behind(short_dir: Path) -> 
     options = NginxOptions(method="least_conn", worker_processes=2)
     with running_site(short_dir, options) as site:
         site.hang()
-        pending = [http.client.HTTPConnection(site.nginx.address, timeout=10) for _ in range(6)]
+        pending = [http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S) for _ in range(6)]
         for connection in pending:
             connection.request("GET", HOME)
         wait_until(lambda: site.in_flight() == 6)
@@ -168,7 +169,7 @@ def test_a_reload_and_a_killed_worker_leave_no_count_behind(short_dir: Path) -> 
         wait_until(lambda: site.in_flight() == 0)
         for connection in pending:
             connection.close()
-        connection = http.client.HTTPConnection(site.nginx.address, timeout=10)
+        connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
         connection.request("GET", HOME)
         wait_until(lambda: site.in_flight() == 1)
         site.nginx.set_method("random_two")
@@ -199,7 +200,7 @@ def test_the_control_is_whole_or_refused(site: Site) -> None:
         "method round_robin\n" + "".join(f"down {group} {s.address}\n" for s in site.servers),
         f"method expected_delay\ntau {group} {server} -1\n", f"method expected_delay\nworkers {server} 0\n",
     ):  # fmt: skip
-        assert post(text, site.nginx._token) == 400, text
+        assert post(text, site.nginx.token) == 400, text
     assert site.nginx.control() == weights
     with pytest.raises(ActuationError, match="takes weights"):
         site.nginx.apply(service_times(site, 1, 1, 1))

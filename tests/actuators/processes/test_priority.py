@@ -51,7 +51,7 @@ late.join()
 log = Path(sys.argv[1])
 command = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
 with ManagedProcess(command, name="child", log_path=log) as child:
-    child.wait(20)
+    child.wait(120)
 print(log.read_text())
 """
 

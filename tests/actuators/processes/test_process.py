@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actuators.errors import ProcessError
 from actuators.processes.process import ManagedProcess
 from tests.support.orphans import alive
+from tests.support.waiting import PATIENCE_S, wait_until
 
 # A command that leaves a grandchild in a session of its own and ignores SIGTERM.
 STUBBORN = (
@@ -26,11 +27,8 @@ STUBBORN = (
 )
 
 
-def wait_gone(*pids: int, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still alive: {[pid for pid in pids if alive(pid)]}"
-        time.sleep(0.02)
+def wait_gone(*pids: int) -> None:
+    wait_until(lambda: not any(map(alive, pids)), lambda: f"still alive: {[pid for pid in pids if alive(pid)]}")
 
 
 def test_close_ends_a_stubborn_command_and_its_grandchild(tmp_path: Path) -> None:
@@ -48,10 +46,11 @@ def test_close_ends_a_stubborn_command_and_its_grandchild(tmp_path: Path) -> Non
 @pytest.mark.parametrize("victim", ["owner", "command"])
 def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
     owner_code = (
-        "import sys, time\nfrom pathlib import Path\nfrom actuators.processes.process import ManagedProcess\n"
+        "import psutil, sys, time\nfrom pathlib import Path\nfrom actuators.processes.process import ManagedProcess\n"
         f"p = ManagedProcess([sys.executable, '-c', {STUBBORN!r}], name='x', log_path=Path({str(tmp_path / 'log')!r}),"
         " pipe_stdout=True, grace_s=0.2)\n"
-        "print(p.pid, p.stdout.readline().decode().strip(), p._guardian.pid, flush=True)\ntime.sleep(600)\n"
+        "print(p.pid, p.stdout.readline().decode().strip(), psutil.Process(p.pid).ppid(), flush=True)\n"
+        "time.sleep(600)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
@@ -67,7 +66,7 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
 
 def test_killed_guardian_takes_the_command_along(tmp_path: Path) -> None:
     with ManagedProcess(["sleep", "600"], name="sleep", log_path=tmp_path / "log") as process:
-        os.kill(process._guardian.pid, signal.SIGKILL)
+        psutil.Process(process.pid).parent().kill()
         wait_gone(process.pid)
 
 
@@ -99,4 +98,4 @@ def test_an_early_end_carries_the_log_tail(tmp_path: Path) -> None:
 def test_exit_code_of_a_signal(tmp_path: Path) -> None:
     with ManagedProcess(["sleep", "600"], name="sleep", log_path=tmp_path / "log") as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(5.0) == 128 + signal.SIGINT
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGINT

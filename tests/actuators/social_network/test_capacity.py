@@ -1,4 +1,7 @@
-"""Emulated capacity: the virtual queue against a plain reference, draws against their distribution."""
+"""Emulated capacity: the virtual queue against a plain reference, draws against their distribution.
+
+Seeds are fixed and the clock plays no part: a comparison with a threshold repeats exactly, its error rate is 0.
+"""
 
 from __future__ import annotations
 

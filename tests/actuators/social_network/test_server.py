@@ -11,7 +11,8 @@ from actuators.contract.script import Behaviour, Script, ServerProfile
 from actuators.contract.topology import social_network
 from actuators.social_network.capacity import ServerPlan
 from actuators.social_network.server import SocialNetworkServer
-from tests.support.social_site import HOME, READ, USER, Servers, call, compose, raw, timeline, wait_until
+from tests.support.social_site import HOME, READ, USER, Servers, call, compose, raw, timeline
+from tests.support.waiting import wait_until
 
 
 def test_a_post_is_read_from_the_other_server_newest_first_and_paged(servers: Servers) -> None:
@@ -68,7 +69,7 @@ def test_absolute_form_pipelining_and_bad_syntax(server: SocialNetworkServer) ->
 
 
 def test_answers_come_after_their_service_time_and_in_fifo_order(server: SocialNetworkServer) -> None:
-    server.play_plan(ServerPlan(workers=1, service_s=(("home_read", 0.1),)))
+    server.play_plan(ServerPlan(workers=1, service_s=(("home_read", 0.3),)))
     begin_s, ends = time.monotonic(), []
 
     def read() -> None:
@@ -78,23 +79,35 @@ def test_answers_come_after_their_service_time_and_in_fifo_order(server: SocialN
     threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: server.counters()["waiting"] == 2)
-    assert server.counters()["busy"] == 1
     for thread in threads:
         thread.join()
-    assert all(end >= number * 0.1 for number, end in enumerate(sorted(ends), 1))
+    assert all(end >= number * 0.3 for number, end in enumerate(sorted(ends), 1))
     counters = server.counters()
     assert counters["requests"] == {"home_read": {"200": 3}}
-    assert counters["service_s"] == pytest.approx(0.3)
+    assert counters["service_s"] == pytest.approx(0.9)
+
+
+def test_busy_workers_and_waiting_requests_are_counted(server: SocialNetworkServer) -> None:
+    server.play_plan(ServerPlan(workers=1, service_s=(("home_read", 30.0),)))
+    threads = [threading.Thread(target=call, args=(server.address, READ)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: server.counters()["waiting"] == 2)
+    assert server.counters()["busy"] == 1
+    server.behave(Behaviour(0.0, 0, speed=1000.0))
+    for thread in threads:
+        thread.join()
+    assert (server.counters()["waiting"], server.counters()["busy"]) == (0, 0)
 
 
 def test_a_full_queue_answers_503_and_stores_nothing(server: SocialNetworkServer) -> None:
-    server.play_plan(ServerPlan(workers=1, queue_limit=0, service_s=(("compose", 0.5),)))
+    server.play_plan(ServerPlan(workers=1, queue_limit=0, service_s=(("compose", 30.0),)))
     first = threading.Thread(target=compose, args=(server, "kept"))
     first.start()
     wait_until(lambda: server.counters()["busy"] == 1)
     status, answer = compose(server, "rejected")
     assert (status, answer) == (503, {"error": "the queue is full"})
+    server.behave(Behaviour(0.0, 0, speed=1000.0))
     first.join()
     assert timeline(server, USER, 5)[0].startswith("kept")
     counters = server.counters()
@@ -122,7 +135,7 @@ def test_play_takes_the_servers_own_part_of_a_script(servers: Servers) -> None:
     profiles = ServerProfile((1.0, 1.0, 1.0)), ServerProfile((1.0, 1.0, 0.5))
     script = Script(
         "s", 1, 10, (), profiles, (0.0, 0.0, 0.05), service_distribution="constant",
-        behaviours=(Behaviour(0.0, 1, error_ratio=1.0), Behaviour(0.3, 1)),
+        behaviours=(Behaviour(0.0, 1, error_ratio=1.0), Behaviour(1.0, 1)),
     )  # fmt: skip
     for server in servers:
         server.play(script, topology)

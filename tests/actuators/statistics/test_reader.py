@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from actuators.statistics.reader import CollectOptions, Collector, StatusReader
 from actuators.statistics.recording import SnapshotWriter, read_snapshots, record
 from tests.support.http_server import CLOSE, HANG, Received, ScriptedServer
 from tests.support.paths import VTS
+from tests.support.waiting import PATIENCE_S, wait_until
 
 BEFORE, AFTER = ((VTS / f"{name}.json").read_bytes() for name in ("before_load", "after_load"))
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
@@ -116,13 +116,10 @@ def test_the_verb_keeps_what_it_has_whatever_ends_it(tmp_path: Path, number: int
         process = subprocess.Popen(
             [*command, "--status-url", f"http://{server.address}/status"], stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 20
-        while len(server.requests) < 3:
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        wait_until(lambda: len(server.requests) >= 3 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
         os.kill(process.pid, number)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, said
     recording = read_snapshots(out)
     assert len(recording.snapshots) >= 2
@@ -138,7 +135,7 @@ def test_wrong_options_are_one_line(tmp_path: Path) -> None:
         (["--status-url", "http://127.0.0.1:1/", "--duration-s", "0.01"], "0 snapshots and 2 gaps"),
     ):
         command = [sys.executable, "-m", "rayjobs.collect", str(tmp_path / "x.json"), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert match in result.stderr
         assert "Traceback" not in result.stderr
     assert json.loads((tmp_path / "x.json").read_text().splitlines()[0])["gap"].startswith("no answer")

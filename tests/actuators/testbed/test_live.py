@@ -11,47 +11,34 @@ import numpy as np
 import pytest
 
 from actuators.contract.topology import social_network
-from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
 from envs.environment.env import BalancingEnv
 from tests.support.contracts import CONTRACT, ContractScenario, Factory
+from tests.support.live_parts import LiveParts, running_parts
+from tests.support.orphans import SESSION, processes_with
 from tests.support.problems import demo_scenario, problem
 
 pytestmark = pytest.mark.nginx
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveTestbed]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveParts]:
     """One set of running parts for the whole module."""
-    folder = tmp_path_factory.mktemp("live")
-    with start_local_testbed(social_network(), LiveOptions(), folder, seed=1) as testbed:
-        yield testbed
-
-
-def view(parts: LiveTestbed) -> LiveTestbed:
-    """A fresh testbed over the running parts; closing it leaves them running for the next test."""
-    return LiveTestbed(
-        parts.topology,
-        parts._address,
-        servers=parts._servers,
-        proxy=parts._proxy,
-        collector=parts._collector,
-        load=parts._load,
-        close=parts._load.close,
-    )
+    with running_parts(tmp_path_factory.mktemp("live")) as parts:
+        yield parts
 
 
 @pytest.mark.parametrize("clause", CONTRACT, ids=lambda clause: clause.__name__)
-def test_live_testbed(clause: Callable[[Factory], None], parts: LiveTestbed) -> None:
+def test_live_testbed(clause: Callable[[Factory], None], parts: LiveParts) -> None:
     try:
-        clause(lambda: view(parts))
+        clause(parts.testbed)
     finally:
-        parts.set_method("least_conn")  # a clause that fails must not take the next ones along
+        parts.nginx.set_method("least_conn")  # a clause that fails must not take the next ones along
 
 
-def test_equal_seeds_send_equal_requests(parts: LiveTestbed) -> None:
-    with view(parts) as testbed:
+def test_equal_seeds_send_equal_requests(parts: LiveParts) -> None:
+    with parts.testbed() as testbed:
         sent = []
         for _ in range(2):
             testbed.reset(ContractScenario(duration_s=1.0), 11)
@@ -60,10 +47,10 @@ def test_equal_seeds_send_equal_requests(parts: LiveTestbed) -> None:
         assert np.sum(sent[0], axis=0).tolist() == np.sum(sent[1], axis=0).tolist()
 
 
-def test_a_policy_may_act_on_it(parts: LiveTestbed) -> None:
+def test_a_policy_may_act_on_it(parts: LiveParts) -> None:
     env = BalancingEnv(
         problem(),
-        lambda: view(parts),
+        parts.testbed,
         lambda seed: demo_scenario(),
         interval_s=0.4,
         episode_steps=3,
@@ -80,18 +67,25 @@ def test_a_policy_may_act_on_it(parts: LiveTestbed) -> None:
     env.close()
 
 
-def test_the_script_ending_is_said(parts: LiveTestbed) -> None:
-    with view(parts) as testbed:
+def test_the_script_ending_is_said(parts: LiveParts) -> None:
+    with parts.testbed() as testbed:
         testbed.reset(ContractScenario(duration_s=0.5), 1)
         window = testbed.advance(1.0)
         assert [fault.kind for fault in window.faults] == ["load_ended"]
 
 
-def test_a_killed_load_engine_is_a_fault_and_not_a_number(parts: LiveTestbed) -> None:
-    with view(parts) as testbed:
+def load_engines() -> list[int]:
+    """Process ids of this session's load engines, without their guardians."""
+    running = processes_with(SESSION).items()
+    return [pid for pid, command in running if "gen_load" in command and "guardian" not in command]
+
+
+def test_a_killed_load_engine_is_a_fault_and_not_a_number(parts: LiveParts) -> None:
+    with parts.testbed() as testbed:
         testbed.reset(ContractScenario(), 1)
         testbed.advance(0.3)
-        os.kill(parts._load._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        (engine,) = load_engines()
+        os.kill(engine, signal.SIGKILL)
         kinds = [fault.kind for _ in range(3) for fault in testbed.advance(0.3).faults]
         assert "load_ended" in kinds
         testbed.reset(ContractScenario(), 1)
@@ -101,7 +95,6 @@ def test_a_killed_load_engine_is_a_fault_and_not_a_number(parts: LiveTestbed) ->
 def test_closing_ends_every_process(tmp_path: Path) -> None:
     testbed = start_local_testbed(social_network(), LiveOptions(), tmp_path, seed=1)
     testbed.reset(ContractScenario(), 1)
-    pids = [server.pid for server in testbed._servers]  # type: ignore[attr-defined]
+    assert len(processes_with(f"{tmp_path}/")) >= len(testbed.topology.servers)
     testbed.close()
-    for pid in pids:
-        assert not Path(f"/proc/{pid}").exists()
+    assert processes_with(f"{tmp_path}/") == {}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from actuators.contract.topology import social_network
+from actuators.contract.window import LoadWindow
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.testbed.live import LiveTestbed
-from actuators.testbed.options import LiveOptions
-from actuators.testbed.parts import start_local_testbed
 from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.lookup import scenario
+from tests.support.live_parts import LiveParts, running_parts
 from tuning.judging.blocks import Journal
 from tuning.judging.judge import Judge, JudgeProgress
 from tuning.judging.plan import JudgeOptions
@@ -28,9 +28,33 @@ LIGHT = scenario("S1", work_scale=8.0)
 
 
 @pytest.fixture(scope="module")
-def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveTestbed]:
-    with start_local_testbed(social_network(), LiveOptions(), tmp_path_factory.mktemp("peers"), 1) as testbed:
-        yield testbed
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveParts]:
+    with running_parts(tmp_path_factory.mktemp("peers")) as parts:
+        yield parts
+
+
+@pytest.fixture(scope="module")
+def testbed(parts: LiveParts) -> LiveTestbed:
+    return parts.testbed()
+
+
+class SwitchedLoad:
+    """A load part that passes everything on to the engine which is switched in."""
+
+    def __init__(self, engine: LoadEngine) -> None:
+        self.engine = engine
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self.engine.start(*args, **kwargs)
+
+    def window(self) -> LoadWindow:
+        return self.engine.window()
+
+    def stop(self) -> None:
+        self.engine.stop()
+
+    def finish(self, timeout_s: float) -> Any:
+        return self.engine.finish(timeout_s)
 
 
 @pytest.mark.parametrize("name", [*PEERS, "nginx:mine.conf"])
@@ -69,7 +93,7 @@ def test_a_busy_worker_spoils_the_block(testbed: LiveTestbed, monkeypatch: pytes
 
 
 def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again(
-    testbed: LiveTestbed, tmp_path: Path
+    parts: LiveParts, tmp_path: Path
 ) -> None:
     policies = [FixedController("least_conn", "least_conn"), FixedController("round_robin", "round_robin")]
     options = OPTIONS.model_copy(update={"rounds": 2, "interval_s": OPTIONS.measure_s})
@@ -77,13 +101,11 @@ def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again
 
     def judge(load: LoadEngine, later: LoadEngine) -> Judge:
         """From the third block on the load comes from `later`."""
-        judged = LiveTestbed(
-            testbed.topology, testbed._address, servers=testbed._servers, proxy=testbed._proxy,
-            collector=testbed._collector, load=load, close=lambda: None,
-        )  # fmt: skip
+        switched = SwitchedLoad(load)
+        judged = parts.testbed(switched, close=lambda: None)
 
         def change(now: JudgeProgress) -> None:
-            judged._load = later if now.index >= 2 else load
+            switched.engine = later if now.index >= 2 else load
 
         return Judge(
             judged, policies, LIGHT, DEADLINES_S, options, progress=change, finished=journal.read(), keep=journal.append

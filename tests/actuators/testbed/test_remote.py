@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,10 @@ from actuators.contract.topology import social_network
 from actuators.errors import CapacityError, ConfigError, DeepSchedError, TestbedError
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import check_capacity, start_remote_testbed
-from rayjobs.runs.local_ray import local_ray
 from tests.support.contracts import ContractScenario
 from tests.support.orphans import SESSION, processes_with
 
-pytestmark = [pytest.mark.ray, pytest.mark.nginx]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with local_ray(testbeds=1):
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("ray")]
 
 
 def test_it_claims_its_nodes_runs_and_frees_them(tmp_path: Path) -> None:
@@ -44,7 +36,7 @@ def test_it_claims_its_nodes_runs_and_frees_them(tmp_path: Path) -> None:
 def test_errors_of_ours_cross_the_actor_border_as_themselves(tmp_path: Path) -> None:
     with start_remote_testbed(social_network(), LiveOptions(), tmp_path, seed=1) as testbed:
         with pytest.raises(ConfigError) as caught:
-            testbed._load.start("127.0.0.1:1", testbed.topology, (), seed=1, duration_s=-1.0)
+            testbed.reset(ContractScenario(duration_s=-1.0), 1)
         assert isinstance(caught.value, DeepSchedError)
         assert "duration" in str(caught.value)
 

@@ -1,3 +1,5 @@
+"""The simulated testbed passes the contract of every testbed, and its intervals are exact."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,6 +28,14 @@ def test_simulated_testbed(clause: Callable[[Factory], None], topology: Topology
         return SimulatedTestbed(topology)
 
     clause(make)
+
+
+def test_intervals_are_exact() -> None:
+    with SimulatedTestbed(UNEVEN) as testbed:
+        testbed.reset(ContractScenario(), 1)
+        windows = [testbed.advance(interval_s) for interval_s in (0.4, 0.4, 1.3)]
+    assert [window.duration_s for window in windows] == pytest.approx([0.4, 0.4, 1.3])
+    assert [window.start_s for window in windows[1:]] == pytest.approx([window.end_s for window in windows[:-1]])
 
 
 def test_service_times_of_servers_that_a_group_lacks_do_not_matter() -> None:

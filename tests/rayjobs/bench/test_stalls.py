@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import psutil
+
 from rayjobs.bench.parts.control_step import undisturbed
 from rayjobs.bench.parts.stalls import StallWatch
 from tests.support.orphans import wait_gone
@@ -22,14 +24,21 @@ def test_a_stall_counts_for_whatever_overlaps_it() -> None:
     assert undisturbed(spans, watch).tolist() == [False, True]
 
 
+def watchers() -> list[psutil.Process]:
+    """The children of this process that watch a core."""
+    return [child for child in psutil.Process().children() if "rayjobs.bench.parts.stalls" in child.cmdline()]
+
+
 def test_it_sees_a_core_that_stands_still() -> None:
     with StallWatch() as watch:
         # A watcher that gets no time for a while is all that a stall is, for it.
-        victim = watch._watchers[0]
+        victim = watchers()[0]
+        victim.suspend()
+        while victim.status() != psutil.STATUS_STOPPED:
+            pass
         began_s = time.monotonic()
-        victim.send_signal(19)
         time.sleep(0.1)
-        victim.send_signal(18)
+        victim.resume()
         ended_s = time.monotonic()
     assert watch.stalled(began_s, ended_s)
     assert any(end_s - start_s > 0.05 for start_s, end_s in watch.stalls)
@@ -37,8 +46,9 @@ def test_it_sees_a_core_that_stands_still() -> None:
 
 def test_a_watcher_ends_with_whoever_began_it() -> None:
     program = (
-        "import os\nfrom rayjobs.bench.parts.stalls import StallWatch\n"
-        "watch = StallWatch().__enter__()\nprint(*[w.pid for w in watch._watchers], flush=True)\nos._exit(0)\n"
+        "import os, psutil\nfrom rayjobs.bench.parts.stalls import StallWatch\n"
+        "watch = StallWatch().__enter__()\nprint(*[w.pid for w in psutil.Process().children()], flush=True)\n"
+        "os._exit(0)\n"
     )
     marker = f"DEEPSCHED_STALLS_{os.getpid()}"
     said = subprocess.run(

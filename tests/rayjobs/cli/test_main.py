@@ -18,6 +18,7 @@ from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.spellings import current_spelling
 from rayjobs.cli.verbs import SUBCOMMANDS
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 
 class GreetOptions(Options):
@@ -244,7 +245,7 @@ def test_a_clean_up_that_hangs_is_cut_short() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert b"took too long" in said
     assert b"kept all" in said

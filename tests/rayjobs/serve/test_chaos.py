@@ -17,13 +17,15 @@ import pytest
 
 from actuators.contract.control import MAX_WEIGHT
 from actuators.http_client import responds
+from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.advisers import ServeAdviser, http_post
 from rayjobs.steer.folder import SteerFolder
-from tests.support.steer_site import Drill, failures, options, running_site, wait_for
+from tests.support.steer_site import Drill, failures, options, running_site
 from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import wait_until
 from tuning.steering.audit import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.slow]
@@ -53,9 +55,10 @@ def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> N
     record: dict[str, object] = {}
     # Ray first: while it starts it takes the whole machine, and that is not what is drilled.
     with served(short_dir / "serve") as (process, url), running_site(short_dir / "site") as site:
-        drill = Drill(site, trained_bundle(), short_dir / "steer", options(**UNHURT))
-        asked = ServeAdviser(http_post(url, "", 2.0), drill.adviser, site.topology, 0.3)
-        drill.controller._adviser = asked
+        drill = Drill(
+            site, trained_bundle(), short_dir / "steer", options(**UNHURT),
+            asked=lambda own: ServeAdviser(http_post(url, "", 2.0), own, site.topology, 0.3),
+        )  # fmt: skip
         drill.until(lambda step: step.applied and step.line["by"] == "serve", 100)
         os.kill(_pid(process, "ServeReplica:"), signal.SIGKILL)
         record["steps until the local bundle"] = drill.until(
@@ -73,7 +76,8 @@ def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> N
             values = site.control().as_weights().values
             assert ((values >= 1) & (values <= MAX_WEIGHT)).all()
         record["failed requests"] = failures(site)
-        asked.close()
+        assert isinstance(drill.asked, ServeAdviser)
+        drill.asked.close()
     print(json.dumps(record))
     assert record["failed requests"] == {}, _alarms(drill)
 
@@ -97,10 +101,11 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
         start("127.0.0.1", free_port("127.0.0.1"))
         serve.run(deployed(settings_args(settings), {}), name=NAME, route_prefix="/")
         site = stack.enter_context(running_site(short_dir / "site"))
-        port = site.actuator.status_url.rpartition(":")[2].partition("/")[0]  # type: ignore[attr-defined]
-        (short_dir / "token").write_text(site.actuator._token)  # type: ignore[attr-defined]
+        nginx = site.actuator
+        assert isinstance(nginx, Nginx)
+        (short_dir / "token").write_text(nginx.token)
         given = SteerOptions.model_validate(
-            {"bundle": short_dir / "bundles" / "first", "control_url": f"http://127.0.0.1:{port}/control",
+            {"bundle": short_dir / "bundles" / "first", "control_url": nginx.control_url,
              "token_file": short_dir / "token", "folder": folder.path, "interval_s": 2.0, "mode": "active",
              "serve_app": NAME, "actor": True,
              "guards": {"novel_above": 1e9, "reference_windows": 2, "min_between_changes_s": 0.1, **UNHURT}}
@@ -113,7 +118,7 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
         os.kill(first, signal.SIGKILL)
         killed_s = time.time()
         assert site.control() == left
-        wait_for(lambda: ray.get(actor.ping.remote()) != first, PATIENCE_S, "not started again")
+        wait_until(lambda: ray.get(actor.ping.remote()) != first, "not started again")
         _wait_for_line(folder, lambda line: line["time"] > killed_s and line["source"] == "policy")
         ray.get(actor.stop.remote())
         ray.get(running, timeout=PATIENCE_S)
@@ -132,7 +137,7 @@ def _wait_for_line(folder: SteerFolder, met: Callable[[dict[str, object]], bool]
         lines = read_lines(folder.audit) if folder.audit.exists() else ()
         return any(line.get("kind") == "decision" and met(line) for line in lines)
 
-    wait_for(seen, PATIENCE_S, f"no such decision in {folder.audit}")
+    wait_until(seen, f"no such decision in {folder.audit}")
 
 
 def _pid(process: ManagedProcess, name: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,10 +19,13 @@ from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.site import Site, embedded_site
 from tests.support.chromium import EXECUTABLE, Chromium
-from tests.support.steer_site import Uneven, controller_process, wait_for
+from tests.support.steer_site import Uneven, controller_process
 from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import wait_until
 from tuning.steering.options import GUARDS
 
+DECISIONS_UNTIL_SHOWN = 8
+"""Three seconds of the controller's intervals."""
 pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
 
 
@@ -43,14 +45,14 @@ class Page:
 
     def open(self) -> None:
         self.browser.open(self.url)
-        self.until(lambda: self.browser.evaluate("document.querySelectorAll('tr[data-server]').length") == 9, 20)
+        self.until(lambda: self.browser.evaluate("document.querySelectorAll('tr[data-server]').length") == 9)
 
-    def until(self, met: Callable[[], bool], timeout_s: float) -> float:
-        began_s = time.monotonic()
-        while not met():
-            assert time.monotonic() - began_s < timeout_s, (self.text("main")[:600], self.browser.complaints)
-            time.sleep(0.1)
-        return time.monotonic() - began_s
+    def until(self, met: Callable[[], bool]) -> None:
+        wait_until(met, lambda: f"{self.text('main')[:600]} {self.browser.complaints}")
+
+    def version(self) -> int:
+        """Number of the decision that the page shows."""
+        return int(self.browser.evaluate("document.body.dataset.version"))
 
     def complaints(self) -> list[str]:
         return [c for c in self.browser.complaints if not c.startswith(f"asked the network for {self.url}")]
@@ -74,7 +76,7 @@ def page() -> Iterator[Page]:
             Chromium() as browser,
         ):
             url = f"http://{address}"
-            wait_for(lambda: bool(requests.get(f"{url}/v1/live", timeout=5).json()["alive"]), 60, "no controller")
+            wait_until(lambda: bool(requests.get(f"{url}/v1/live", timeout=5).json()["alive"]), "no controller")
             yield Page(browser, url, settings.rules.token, site)
 
 
@@ -82,16 +84,18 @@ def test_its_numbers_are_the_apis(page: Page) -> None:
     page.browser.look(1280, 900, "light")
     page.open()
     # Page and API are two readings: they are compared when both show the same decision.
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        shown = page.browser.evaluate(
+    shown: dict[str, Any] = {}
+    api: dict[str, Any] = {}
+
+    def both_show_the_same_decision() -> bool:
+        shown.update(page.browser.evaluate(
             """({version: document.body.dataset.version, rows: [...document.querySelectorAll('tr[data-server]')]
               .map(row => [...row.cells].map(cell => cell.textContent))})"""
-        )
-        api = page.api()
-        if int(shown["version"]) == api["version"]:
-            break
-    assert int(shown["version"]) == api["version"]
+        ))  # fmt: skip
+        api.update(page.api())
+        return int(shown["version"]) == api["version"]
+
+    page.until(both_show_the_same_decision)
     servers = [server for group in api["groups"] for server in group["servers"]]
     for row, server in zip(shown["rows"], servers, strict=True):
         assert row[0].startswith(server["name"])
@@ -110,7 +114,7 @@ def test_it_fits_every_screen_and_scheme(page: Page, width_px: int, scheme: str,
     assert page.browser.evaluate("document.documentElement.scrollWidth") <= width_px
     dark = page.browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 28)"
     assert dark == (scheme == "dark")
-    page.until(lambda: page.browser.evaluate("document.querySelectorAll('polyline').length") == 9, 10)
+    page.until(lambda: page.browser.evaluate("document.querySelectorAll('polyline').length") == 9)
     target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"live-{width_px}-{scheme}.png"
     page.browser.screenshot(target)
     assert target.stat().st_size > 10_000
@@ -155,8 +159,8 @@ def test_a_screen_reader_finds_tables_and_what_stays_is_not_written_anew(page: P
                          "changes and alarms, 15 minutes"]  # fmt: skip
     assert page.browser.evaluate("[...document.querySelectorAll('#guards li')].length") == len(GUARDS)
     page.browser.evaluate("window.kept = [...document.querySelectorAll('tr, #guards li, #states li, #facts dd')]")
-    version = page.browser.evaluate("document.body.dataset.version")
-    page.until(lambda: page.browser.evaluate("document.body.dataset.version") != version, 10)
+    version = page.version()
+    page.until(lambda: page.version() != version)
     assert page.browser.evaluate("kept.every(element => element.isConnected)")
 
 
@@ -164,30 +168,37 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     page.browser.look(1280, 900, "light")
     page.open()
     page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
-    page.until(lambda: "token" in page.text("#answer"), 5)
+    page.until(lambda: "token" in page.text("#answer"))
     page.browser.evaluate(f"document.getElementById('token').value = {page.token!r}")
     page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
-    page.until(lambda: "paused by the operator" in page.text("#reason"), 5)
+    page.until(lambda: "paused by the operator" in page.text("#reason"))
     assert page.browser.evaluate("document.querySelector('[data-override=paused]').ariaPressed") == "true"
     page.browser.evaluate("document.querySelector('[data-override=\"\"]').click()")
-    page.until(lambda: "paused" not in page.text("#reason"), 5)
+    page.until(lambda: "paused" not in page.text("#reason"))
     page.browser.evaluate("document.getElementById('percent').value = '25'")
     page.browser.evaluate("document.querySelector('[data-mode=canary]').focus()")
     page.browser.press("Enter")
-    page.until(lambda: "canary 25 %" in page.text("#facts"), 5)
+    page.until(lambda: "canary 25 %" in page.text("#facts"))
     page.browser.evaluate("document.querySelector('[data-mode=active]').click()")
-    page.until(lambda: "canary" not in page.text("#facts"), 5)
+    page.until(lambda: "canary" not in page.text("#facts"))
 
 
-def test_a_killed_server_shows_within_three_seconds(page: Page) -> None:
+def test_a_killed_server_shows_within_a_few_decisions(page: Page) -> None:
     page.browser.look(1280, 900, "light")
     page.open()
     page.browser.complaints.clear()
-    victim = page.site.servers[-1]
     name = page.site.topology.servers[-1]
-    victim.close()
-    took_s = page.until(lambda: bool(page.browser.evaluate(
-        f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
-        " || r.cells[5].textContent !== '0')")), 10)  # fmt: skip
-    assert took_s < 3, f"shown after {took_s:.1f} s"
+    page.site.servers[-1].close()
+    before, shown = page.api()["version"], []
+
+    def silent() -> bool:
+        """Keeps the number of the decision whose page shows it."""
+        shown[:] = page.browser.evaluate(
+            f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
+            " || r.cells[5].textContent !== '0') ? [+document.body.dataset.version] : []"
+        )
+        return bool(shown)
+
+    page.until(silent)
+    assert shown[0] - before <= DECISIONS_UNTIL_SHOWN
     assert page.complaints() == []

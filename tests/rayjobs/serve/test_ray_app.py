@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from rayjobs.serve.haproxy_loopback import on_loopback
+from tests.support.orphans import SESSION, processes_with
 from tests.support.served import served_bundles
+from tests.support.waiting import PATIENCE_S
 from tests.support.windows import window
 from tuning.steering import window_json
-
-LISTENING = "0A"
-LOOPBACK = "0100007F"
 
 
 def test_haproxys_listeners_move_to_loopback() -> None:
@@ -24,14 +23,15 @@ def test_haproxys_listeners_move_to_loopback() -> None:
 
 
 def haproxy_listeners() -> list[str]:
-    """Addresses as /proc/net/tcp and tcp6 print them, in hexadecimal, that a process called haproxy listens on."""
-    inodes = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            if (process / "comm").read_text().strip() == "haproxy":
-                inodes |= {os.readlink(file).strip("socket:[]") for file in (process / "fd").iterdir()}
-    rows = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]]
-    return [row[1].partition(":")[0] for row in rows if row[3] == LISTENING and row[9] in inodes]
+    """IP addresses that the HAProxies of this session listen on; one that ends meanwhile has none."""
+    found: list[str] = []
+    for pid in processes_with(SESSION):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.name() == "haproxy":
+                sockets = process.net_connections("tcp")
+                found += [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+    return found
 
 
 @pytest.mark.ray
@@ -44,11 +44,11 @@ def test_under_ray_serve_bundles_swap_without_a_dropped_request(short_dir: Path)
                 if index in (20, 40):
                     change = {"path": "second"} if index == 20 else {"rollback": True}
                     assert on_ray.post("/v1/bundles", change, on_ray.token).status_code == 200
-                answer = session.post(on_ray.url + "/v1/weights", json=body, timeout=20)
+                answer = session.post(on_ray.url + "/v1/weights", json=body, timeout=PATIENCE_S)
                 assert answer.status_code == 200
                 seen.add(answer.json()["bundle"])
         assert len(seen) == 2
         assert "event: " not in on_ray.get("/v1/live").text
         listening = haproxy_listeners()
         assert listening
-        assert set(listening) == {LOOPBACK}
+        assert set(listening) == {"127.0.0.1"}

@@ -16,8 +16,9 @@ from rayjobs.cli.main import main
 from rayjobs.steer.site import Site
 from tests.support.disasters import Clock, full, jumping_clock, small_disk
 from tests.support.served import Served, served_bundles
-from tests.support.steer_site import Drill, controller_process, failed_requests, options, running_site, wait_for
+from tests.support.steer_site import Drill, controller_process, failed_requests, options, running_site
 from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import wait_until
 from tests.support.windows import window
 from tuning.steering import window_json
 from tuning.steering.audit import read_lines, replay
@@ -46,7 +47,7 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def site(world: World) -> Site:
     world.site.apply(Weights.equal(world.site.topology))
-    wait_for(lambda: bool(world.site.load and world.site.load.poll()), 10, "no load")
+    wait_until(lambda: bool(world.site.load and world.site.load.poll()), "no load")
     return world.site
 
 
@@ -54,11 +55,14 @@ def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site:
     """A day forth, two back, and right again: for NGINX, the servers, the load engine and the controller at once."""
     trained_bundle().save(short_dir / "bundle")
     with controller_process(short_dir, site):
-        wait_for(lambda: site.control() != Weights.equal(site.topology), 120, "the controller did not act")
+        wait_until(lambda: site.control() != Weights.equal(site.topology), "the controller did not act")
         for offset_s in (DAY_S, -DAY_S, 0):
             known = len(_decisions(short_dir))
             world.clock.put(offset_s)
-            wait_for(lambda known=known: _acted(short_dir, known) >= 5, 60, f"{offset_s}: {_last(short_dir)}")
+            wait_until(
+                lambda known=known: _acted(short_dir, known) >= 5,
+                lambda offset_s=offset_s: f"{offset_s}: {_last(short_dir)}",
+            )
             told_s = _decisions(short_dir)[-1]["time"] - time.time()
             assert told_s == pytest.approx(offset_s, abs=60), "the controller reads the clock that jumped"
             values = site.control().as_weights().values
@@ -74,15 +78,14 @@ def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site:
 def test_a_full_disk_does_not_stop_the_steering(site: Site, short_dir: Path, root_only: None) -> None:
     """Nothing can be recorded meanwhile, which is counted; afterwards the record goes on and can be replayed."""
     with small_disk(short_dir / "disk") as disk:
-        drill, said = Drill(site, trained_bundle(), disk / "steer", options()), []
-        drill.controller._say = said.append
+        drill = Drill(site, trained_bundle(), disk / "steer", options())
         drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
         known = len(_decisions(drill.folder.path))
         with full(disk):
             for _ in range(6):
                 drill.step()
-            assert drill.controller._log.__self__.lost >= 5  # type: ignore[attr-defined]
-            assert any("no heartbeat: No space left" in line for line in said)
+            assert drill.log.lost >= 5
+            assert any("no heartbeat: No space left" in line for line in drill.said)
             assert len(_decisions(drill.folder.path)) <= known + 1
         for _ in range(3):
             drill.step()

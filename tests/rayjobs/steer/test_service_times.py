@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.nginx.config import NginxOptions
+from actuators.nginx.control_endpoint import MemoryControl
+from actuators.nginx.instance import Nginx
 from actuators.testbed.options import LiveOptions
 from rayjobs.cli.main import main
 from rayjobs.steer.site import Site
@@ -23,9 +26,9 @@ from tests.support.steer_site import (
     options,
     running_site,
     steer_process,
-    wait_for,
 )
 from tests.support.steering_cases import times_bundle
+from tests.support.waiting import PATIENCE_S, wait_until
 from tuning.steering.audit import read_lines, replay
 from tuning.steering.limits import differ
 
@@ -44,7 +47,7 @@ def site(running: Site) -> Site:
     """The one testbed of these tests, on least_conn with equal weights again."""
     running.first_method = "least_conn"
     running.apply(Weights.equal(running.topology))
-    wait_for(lambda: bool(running.load and running.load.poll()), 10, "no load")
+    wait_until(lambda: bool(running.load and running.load.poll()), "no load")
     return running
 
 
@@ -87,13 +90,13 @@ def test_what_was_in_force_before_are_times_they_come_back(site: Site, short_dir
 def test_killed_its_times_stay_and_the_watchdog_puts_method_and_weights_back(site: Site, short_dir: Path) -> None:
     times_bundle(trained=False).save(short_dir / "bundle")
     with controller_process(short_dir, site) as controller:
-        wait_for(lambda: told(site) == "expected_delay", 60, controller.log_tail(20))
+        wait_until(lambda: told(site) == "expected_delay", lambda: controller.log_tail(20))
         controller.send_signal(signal.SIGKILL)
-        controller.wait(10)
+        controller.wait(PATIENCE_S)
     assert isinstance(site.control(), ServiceTimes)
     with steer_process(short_dir, site, "watchdog", "--watchdog-after-s", str(4 * INTERVAL_S)) as watchdog:
-        wait_for(lambda: told(site) == "least_conn", 60, watchdog.log_tail(20))
-        wait_for(lambda: any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl")), 5, "line")
+        wait_until(lambda: told(site) == "least_conn", lambda: watchdog.log_tail(20))
+        wait_until(lambda: any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl")), "line")
     assert site.control() == Weights.equal(site.topology)
     assert failed_requests(site) == 0
 
@@ -113,8 +116,10 @@ def test_a_bundle_of_service_times_needs_an_nginx_in_memory(
 
 def told(site: Site) -> str:
     """The method that NGINX says is in force: the site itself knows only of its own changes."""
-    endpoint = site.actuator._endpoint  # type: ignore[attr-defined]
-    return str(endpoint.get()[0])
+    nginx = site.actuator
+    assert isinstance(nginx, Nginx)
+    with contextlib.closing(MemoryControl(nginx.control_url, nginx.token, site.topology)) as endpoint:
+        return endpoint.get()[0]
 
 
 def _slowness(site: Site) -> np.ndarray:

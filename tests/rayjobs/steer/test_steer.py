@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 
 from actuators.contract.control import Weights
 from actuators.contract.window import Fault
+from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.statistics.reader import Collector
 from rayjobs.cli.main import main
@@ -21,7 +23,7 @@ from rayjobs.steer.controller import CHANGED
 from rayjobs.steer.replay import recalibrated
 from rayjobs.steer.site import Site
 from tests.support.bad_bundle import bad_bundle
-from tests.support.http_server import ScriptedServer
+from tests.support.http_server import CLOSE, Received, ScriptedServer
 from tests.support.steer_site import (
     INTERVAL_S,
     Drill,
@@ -30,9 +32,9 @@ from tests.support.steer_site import (
     options,
     running_site,
     steer_process,
-    wait_for,
 )
 from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import PATIENCE_S, wait_until
 from tuning.policy.bundle import load_bundle
 from tuning.steering.audit import read_lines, replay
 
@@ -49,7 +51,7 @@ def running() -> Iterator[Site]:
 def site(running: Site) -> Site:
     """The one testbed of these tests, with equal weights and no failed request so far."""
     running.apply(Weights.equal(running.topology))
-    wait_for(lambda: bool(running.load and running.load.poll()), 10, "no load")
+    wait_until(lambda: bool(running.load and running.load.poll()), "no load")
     return running
 
 
@@ -91,21 +93,21 @@ def test_killed_without_warning_its_weights_stay_and_the_watchdog_puts_the_first
     trained_bundle().save(short_dir / "bundle")
     equal = Weights.equal(site.topology)
     with controller_process(short_dir, site) as controller:
-        wait_for(lambda: site.control() != equal, 40, controller.log_tail(20))
+        wait_until(lambda: site.control() != equal, lambda: controller.log_tail(20))
         controller.send_signal(signal.SIGKILL)
-        controller.wait(10)
+        controller.wait(PATIENCE_S)
     left = site.control()
     assert left != equal
     with _watchdog(short_dir, site) as watchdog:
-        wait_for(lambda: site.control() == equal, 30, watchdog.log_tail(20))
-        wait_for(lambda: any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl")), 5, "line")
+        wait_until(lambda: site.control() == equal, lambda: watchdog.log_tail(20))
+        wait_until(lambda: any(line["kind"] == "watchdog" for line in read_lines(short_dir / "audit.jsonl")), "line")
     # Started again, it knows the first weights, and goes on.
     with controller_process(short_dir, site) as controller:
-        wait_for(lambda: site.control() != equal, 40, controller.log_tail(20))
+        wait_until(lambda: site.control() != equal, lambda: controller.log_tail(20))
         assert main(["steer", "revert", "--folder", str(short_dir)]) == 0
-        wait_for(lambda: site.control() == equal, 5, controller.log_tail(20))
+        wait_until(lambda: site.control() == equal, lambda: controller.log_tail(20))
         controller.send_signal(signal.SIGTERM)
-        assert controller.wait(10) == 0, controller.log_tail(20)
+        assert controller.wait(PATIENCE_S) == 0, controller.log_tail(20)
     assert json.loads((short_dir / "status.json").read_text())["ended"]
     assert main(["steer", "status", "--folder", str(short_dir)]) == 0
     assert failed_requests(site) == 0
@@ -113,34 +115,46 @@ def test_killed_without_warning_its_weights_stay_and_the_watchdog_puts_the_first
 
 def test_faults_of_the_world_are_survived(site: Site, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Status cut and garbage, full disk, jumping clock, bundle swapped: weights are legal, no request fails."""
-    drill = Drill(site, trained_bundle(), short_dir / "steer", options(stale_after_s=1.0))
-    drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
-    good = site.collector
-    with ScriptedServer(lambda _: b'HTTP/1.1 200 X\r\nContent-Length: 15\r\n\r\n{"nowMsec": "x"}'[:-1]) as garbage:
-        for url in ("http://127.0.0.1:9/status", f"http://{garbage.address}/status"):
-            broken = Collector(url, site.topology)
-            broken._last, broken._last_end_s = good._last, good._last_end_s
-            site.collector = broken
+    nginx = site.actuator
+    assert isinstance(nginx, Nginx)
+    broken: list[bytes] = []
+
+    def status(_: Received) -> bytes:
+        if broken:
+            return broken[0]
+        body = requests.get(nginx.status_url, timeout=PATIENCE_S).content
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+    with (
+        ScriptedServer(status) as front,
+        Collector(f"http://{front.address}/status", site.topology) as collector,
+        monkeypatch.context() as behind_front,
+    ):
+        behind_front.setattr(site, "collector", collector)
+        drill = Drill(site, trained_bundle(), short_dir / "steer", options(stale_after_s=1.0))
+        drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
+        for answer in (CLOSE, b'HTTP/1.1 200 X\r\nContent-Length: 15\r\n\r\n{"nowMsec": "x"'):
+            broken.append(answer)
             assert drill.step().decision.source == "hold"
             drill.until(lambda step: step.decision.source == "baseline", 10)
             assert site.control() == Weights.equal(site.topology)
-            site.collector = good
+            broken.clear()
             drill.until(lambda step: step.applied and step.decision.source == "policy", 20)
-    monkeypatch.setattr("time.time", lambda: 4e9)
-    assert drill.step().decision.source == "policy"
-    monkeypatch.undo()
-    drill.folder.audit.rename(short_dir / "elsewhere.jsonl")
-    drill.folder.audit.mkdir()
-    assert drill.step().decision.source == "policy"
-    drill.folder.audit.rmdir()
-    trained_bundle(seed=7).save(short_dir / "other")
-    drill.folder.order(bundle=str(short_dir / "other"))
-    assert "bundle swapped" in drill.step().line["alarms"]
-    drill.folder.order(bundle=str(short_dir / "nowhere"))
-    step = drill.step()
-    assert any("not swapped" in alarm for alarm in step.line["alarms"])
-    assert step.decision.source == "policy"
-    assert drill.failed_requests() == 0
+        monkeypatch.setattr("time.time", lambda: 4e9)
+        assert drill.step().decision.source == "policy"
+        monkeypatch.undo()
+        drill.folder.audit.rename(short_dir / "elsewhere.jsonl")
+        drill.folder.audit.mkdir()
+        assert drill.step().decision.source == "policy"
+        drill.folder.audit.rmdir()
+        trained_bundle(seed=7).save(short_dir / "other")
+        drill.folder.order(bundle=str(short_dir / "other"))
+        assert "bundle swapped" in drill.step().line["alarms"]
+        drill.folder.order(bundle=str(short_dir / "nowhere"))
+        step = drill.step()
+        assert any("not swapped" in alarm for alarm in step.line["alarms"])
+        assert step.decision.source == "policy"
+        assert drill.failed_requests() == 0
 
 
 def test_someone_elses_change_is_noticed(site: Site, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +233,7 @@ def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
         actuator = ActuatorOptions.model_validate({"reload": {"config": config, "status_url": status_url}})
         with external_site(embedded.topology, actuator, status_url, LiveOptions().collect) as site:
             site.load = embedded.load
-            wait_for(lambda: bool(site.load and site.load.poll()), 10, "no load")
+            wait_until(lambda: bool(site.load and site.load.poll()), "no load")
             drill = Drill(site, trained_bundle(), short_dir / "steer", options(min_between_changes_s=1.0))
             drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
             assert (config.parent / "upstreams.conf").read_bytes() != before

@@ -18,9 +18,9 @@ from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
 from rayjobs.cli.main import main
 from tests.support.http_server import ScriptedServer
-from tests.support.steer_site import wait_for
 from tests.support.steering_cases import trained_bundle
 from tests.support.stock_nginx import MAIN, deepsched
+from tests.support.waiting import wait_until
 from tuning.steering.audit import read_lines
 
 pytestmark = pytest.mark.nginx
@@ -85,9 +85,9 @@ def test_it_is_steered_in_memory_and_put_back(short_dir: Path) -> None:
             "--set", "guards.min_requests=1", "--set", "guards.art_margin=1e9",
         ]  # fmt: skip
         with ManagedProcess(command, name="steer", log_path=short_dir / "steer.log"):
-            wait_for(lambda: _uneven(folder), 120, "the controller did not act")
+            wait_until(lambda: _uneven(folder), "the controller did not act")
             assert main(["steer", "revert", "--folder", str(folder)]) == 0
-            wait_for(lambda: bool(_lines(folder)) and not _uneven(folder), 20, "not reverted")
+            wait_until(lambda: bool(_lines(folder)) and not _uneven(folder), "not reverted")
         asked = ["--control-url", f"http://127.0.0.1:{own}/control"]
         told = deepsched("get", *asked, "--token-file", f"{short_dir}/deepsched.conf.token")
         assert {line.rpartition("=")[2] for line in told.stdout.splitlines()} == {"1"}

@@ -35,8 +35,16 @@ def check(event: str, values: tuple[object, ...]) -> None:
         return
     for index, text in enumerate(texts):
         folder, _, name = text.rpartition("/")
-        if name in PROGRAMS and (os.access(text, os.X_OK) and not os.path.isdir(text) if folder else index == 0):
+        if name in PROGRAMS and (is_program(text) if folder else index == 0):
             refuse_unless_marked(PROGRAMS[name], text)
+
+
+def is_program(path: str) -> bool:
+    """Whether it is executable and not a script, with which tests replace programs."""
+    if os.path.isdir(path) or not os.access(path, os.X_OK):
+        return False
+    with open(path, "rb") as file:
+        return file.read(2) != b"#!"
 
 
 def refuse_unless_marked(marker: str, program: str) -> None:

@@ -1,4 +1,7 @@
-"""Policies by name: every name makes a controller, a typo gets the closest match, oracles know the script."""
+"""Policies by name: every name makes a controller, a typo gets the closest match, oracles know the script.
+
+Seeds are fixed and the clock plays no part: a comparison with a threshold repeats exactly, its error rate is 0.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from envs.scenarios.catalogue import Mixture
 from envs.scenarios.lookup import scenario, training_mixture
 from envs.study.judge import judge
 from envs.study.rules import RULES
-from rayjobs.runs.local_ray import local_ray
 from tests.support.problems import observed
 from tuning.learning.recordings import from_simulation, from_windows, write_transitions
 from tuning.learning.scripts import ScriptSource
@@ -26,13 +24,7 @@ from tuning.learning.trainer import Trainer
 from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
 from tuning.policy.bundle import Bundle, load_bundle
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    with local_ray():
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 
 
 def problem_with(**action: object) -> DecisionProblem:
