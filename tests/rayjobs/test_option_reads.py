@@ -146,7 +146,7 @@ def plain_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "nginx"
     program.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
     program.chmod(0o755)
-    monkeypatch.setattr("actuators.nginx.detect._MODULE_DIRS", ())
+    monkeypatch.setattr("actuators.nginx.detect.MODULE_DIRS", ())
     monkeypatch.setattr("rayjobs.doctor.diagnose", lambda nginx: [])
     return program
 

@@ -25,7 +25,8 @@ from tuning.search.trial import Shared, SweepTrial
 
 NETWORK = "tests/tuning/policy/test_model.py::test_the_network_reads_all_of_its_options"
 RESOURCES = {"CPU": 4.0, "proxy": 2.0, "client": 2.0, "server": 6.0}
-_APPLY, _CONFIGURE, _JUDGE = trial.apply, trial.algorithm_config, confirm._judge_live._function
+_APPLY, _CONFIGURE = trial.apply, trial.algorithm_config
+_JUDGE = confirm.judge_live._function  # noqa: SLF001 - Ray's own attribute (pinned in pyproject.toml): no Ray runs here
 
 
 def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str) -> None:
@@ -56,7 +57,7 @@ def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str
     monkeypatch.setattr(trial, "LiveTrial", _LiveTrial)
     monkeypatch.setattr(trial, "TrialMetrics", lambda name: SimpleNamespace(report=lambda score, steps: None))
     monkeypatch.setattr(confirm, "start_remote_testbed", testbed)
-    monkeypatch.setattr(confirm, "_judge_live", SimpleNamespace(remote=_JUDGE))
+    monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(remote=_JUDGE))
     monkeypatch.setattr(sweep, "Tuner", _Tuner)
     monkeypatch.setattr(tune, "with_parameters", lambda trainable, shared: shared)
     monkeypatch.setattr(tune, "with_resources", lambda shared, resources: shared)

@@ -47,7 +47,7 @@ def confirm(
     evaluations = []
     for bundle in bundles:
         running = [
-            _judge_live.remote(
+            judge_live.remote(
                 bundle, scenario, blocks, live, work_dir / bundle.name / f"testbed-{number + 1}", seed + number
             )
             for number in range(testbeds)
@@ -62,9 +62,10 @@ def confirm(
 
 
 @ray.remote(num_cpus=0, max_retries=3)
-def _judge_live(
+def judge_live(
     bundle: Path, scenario: Scenario, blocks: BlockOptions, live: LiveOptions, work_dir: Path, seed: int
 ) -> dict[str, Any]:
+    """The evaluation of a bundle on a live testbed that starts for it, as `Evaluation.to_json`; a Ray task."""
     with start_remote_testbed(social_network(), live, work_dir, seed) as testbed:
         loaded = load_bundle(bundle, testbed.topology)
         problem, method = loaded.problem, loaded.provenance["method"]
