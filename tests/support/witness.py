@@ -22,8 +22,9 @@ from tests.support.arithmetic import digest, pin, probe
 from tests.support.paths import DATA
 
 WITNESS = DATA / "witness"
-TOLERANCE = 0.05
-"""Largest relative difference where the processor computes otherwise than the recording one."""
+TOLERANCE = 1e-4
+"""Largest relative difference where this machine computes otherwise than the recording one. Measured with each library
+set to other kernels in turn: at most 7e-6, in the training; nothing in the evaluation beyond 1e-13."""
 
 SHOWN = 5
 
@@ -111,7 +112,7 @@ def _equal(old: Any, new: Any, exact: bool) -> bool:
         return True
     if exact or not (isinstance(old, int | float) and isinstance(new, int | float)):
         return bool(old == new)
-    return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=1e-9)
 
 
 def main(words: Sequence[str]) -> None:
