@@ -32,6 +32,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("root")
 
 
+# First, because pytest-xdist reads the groups in the same hook, and its plugin is registered after this file.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What two processes of pytest-xdist may run beside each other: one Ray, one NGINX under load, and files of others.
 
