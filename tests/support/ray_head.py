@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from ray.tune.registry import _global_registry
 
 from rayjobs.runs.local_ray import LocalRay, joined, running_heads
 
@@ -24,4 +25,6 @@ def ray_head() -> Iterator[LocalRay]:
 def ray(ray_head: LocalRay) -> Iterator[None]:
     """This process as a driver of that Ray; what a module started ends with it."""
     with joined(ray_head.folder):
+        # Ray registers environments under the id of a process's first job; this is a further job of the process.
+        _global_registry._prefix = None  # noqa: SLF001
         yield
