@@ -35,7 +35,7 @@ lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
 
-check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser; at most two minutes
+check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser
 	@exec $(PYTEST) -m "not nginx and not ray and not browser and not slow" $(ARGS)
 
 test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
