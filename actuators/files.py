@@ -23,24 +23,37 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def write_private(path: Path, text: str) -> None:
+    """`write_atomic` of a secret: from its first byte only this user can read it, whatever was at `path` before.
+
+    A symbolic link at `path` is replaced, not followed. Raises OSError.
+    """
+    with replacing(path, private=True) as temporary:
+        temporary.write_bytes(text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomically writes indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary path in the same folder that becomes `path` when the block succeeds and is removed when it fails.
 
     For writers that need a file name (parquet, npz). The name keeps the suffix of `path`.
+
+    Args:
+        private: only this user may read the file; otherwise it has the user's usual permissions.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; these shall have the user's usual permissions.
-        temporary.chmod(0o666 & ~_umask())
+        # mkstemp makes private files (mode 0600).
+        if not private:
+            temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
-from actuators.files import replacing, writable_folder, write_atomic, write_json
+from actuators.files import replacing, writable_folder, write_atomic, write_json, write_private
 
 
 def test_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -43,6 +43,24 @@ def test_is_as_readable_as_other_files(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_secret_is_private_from_its_first_byte(tmp_path: Path) -> None:
+    path, other = tmp_path / "token", tmp_path / "other"
+    other.write_text("of somebody")
+    other.chmod(0o644)
+    path.symlink_to(other)
+    before = os.umask(0)
+    try:
+        with replacing(path, private=True) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        write_private(path, "secret")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert path.read_text() == "secret"
+    assert other.read_text() == "of somebody"
+    assert stat.S_IMODE(other.stat().st_mode) == 0o644
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
