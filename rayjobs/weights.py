@@ -12,11 +12,12 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.external.actuator import (
     EXPLORED_VALUES,
     ActuatorOptions,
+    MemoryActuator,
     exploration,
     open_actuator,
     parse_weights,
@@ -89,9 +90,21 @@ class SnippetOptions(ActuatorOptions):
 
 
 def get(options: GetOptions) -> int:
-    """Prints GROUP/SERVER=WEIGHT lines, or service times where NGINX balances by those."""
+    """Prints GROUP/SERVER=WEIGHT lines, or service times where NGINX balances by those; of a canary, both controls."""
     actuator = open_actuator(options)
-    control, topology = actuator.control(), actuator.topology
+    split = actuator.split_in_force() if isinstance(actuator, MemoryActuator) else None
+    if split is None:
+        _print_control(actuator.control())
+        return 0
+    console_out().print(f"canary: {split.percent:g} % of the requests by {split.method}", markup=False)
+    _print_control(split.control)
+    console_out().print(f"the other requests by {split.base_method}", markup=False)
+    _print_control(split.base_control)
+    return 0
+
+
+def _print_control(control: Control) -> None:
+    topology = control.topology
     for g, group in enumerate(topology.groups):
         for server in group.servers:
             s = topology.server_index(server)
@@ -100,7 +113,6 @@ def get(options: GetOptions) -> int:
             else:
                 value = "down" if control.down[g, s] else str(control.values[g, s])
             console_out().print(f"{group.name}/{server}={value}", markup=False)
-    return 0
 
 
 def set_weights(options: SetOptions) -> int:

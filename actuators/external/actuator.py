@@ -18,7 +18,7 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
-from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
+from actuators.nginx.control_endpoint import MemoryControl, Split, topology_from_text
 from actuators.options import GIVEN, NOT_GIVEN, Only, Options
 
 EXPLORED_VALUES = (1, 3, 5)
@@ -76,6 +76,17 @@ class MemoryActuator:
     def balance(self, method: BalancingMethod, control: Control) -> None:
         """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
         self.endpoint.put(method, control)
+
+    def split(
+        self, percent: float, method: BalancingMethod, control: Control, base_method: BalancingMethod,
+        base_control: Control,
+    ) -> None:  # fmt: skip
+        """Sets a method and control for `percent` of the requests, and those of the others. Errors as `balance`."""
+        self.endpoint.put_split(percent, method, control, base_method, base_control)
+
+    def split_in_force(self) -> Split | None:
+        """None when one method and control balance all requests. Raises ActuationError."""
+        return self.endpoint.get_split()
 
 
 def open_actuator(options: ActuatorOptions) -> Actuator:

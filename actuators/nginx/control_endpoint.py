@@ -4,19 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
-from actuators.errors import ActuationError
+from actuators.errors import ActuationError, ConfigError
 from actuators.http_client import KeptConnection, NoResponseError
 
 _METHODS: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "expected_delay")
 
+_BASE = "\nbase\n"
+"""The line between a new control and its base, in a text."""
 _TIMEOUT_S = 2.0
 _UNKNOWN = Group("unknown", "unknown", "GET", "/", 2.0, ("unknown:1",))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A share of the requests is balanced by a new method and control, the others by those that were there before.
+
+    All servers' requests in flight count for both. Raises ConfigError for a percentage out of range.
+
+    Attributes:
+        percent: 0 … 100, of the requests that go by `method` and `control`.
+        base_method, base_control: for the other requests.
+    """
+
+    percent: float
+    method: BalancingMethod
+    control: Control
+    base_method: BalancingMethod
+    base_control: Control
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.percent <= 100:
+            raise ConfigError(f"{self.percent:g} percent of the requests", where="canary", remedy="give 0 to 100")
+
+    @property
+    def whole(self) -> tuple[BalancingMethod, Control] | None:
+        """What balances all requests, at 0 and 100 percent; else None."""
+        if self.percent == 0:
+            return self.base_method, self.base_control
+        return (self.method, self.control) if self.percent == 100 else None
 
 
 class MemoryControl:
@@ -48,8 +80,25 @@ class MemoryControl:
 
         Raises ActuationError when it is refused or reads back differently; then the old one is in force.
         """
+        self._put(to_text(method, control))
+
+    def put_split(
+        self, percent: float, method: BalancingMethod, control: Control, base_method: BalancingMethod,
+        base_control: Control,
+    ) -> None:  # fmt: skip
+        """As `put`, for `percent` of the requests; the others go by the base. At 0 and 100 one of them is alone.
+
+        Raises ActuationError, or ConfigError for a percentage out of range.
+        """
+        split = Split(percent, method, control, base_method, base_control)
+        if split.whole:
+            self.put(*split.whole)
+        else:
+            new, base = to_text(method, control), to_text(base_method, base_control)
+            self._put(f"{new}canary {float(percent)!r}{_BASE}{base}")
+
+    def _put(self, text: str) -> None:
         before = self._shown or self._request("GET")
-        text = to_text(method, control)
         # A refused text changes nothing; the response to an accepted one is what the worker's tables now hold.
         shown = self._request("POST", text)
         if not _shows(shown, text):
@@ -58,21 +107,33 @@ class MemoryControl:
         self._shown = shown
 
     def apply(self, control: Control) -> Applied:
-        """As `put`, under the method in force; does nothing when the control is in force. Raises ActuationError."""
+        """As `put`, under the method in force (of a split, the new one); does nothing when the control is in force alone.
+
+        Raises ActuationError.
+        """
         began_s = time.monotonic()
         method, old = self.get()
         if isinstance(control, ServiceTimes) != (method == "expected_delay"):
             wanted = "service times" if method == "expected_delay" else "weights"
             raise ActuationError(f"{method} takes {wanted}", where=self.url)
-        changed = isinstance(control, ServiceTimes) or control != old
+        changed = isinstance(control, ServiceTimes) or control != old or _is_split(self._shown)
         if changed:
             self.put(method, control)
         return Applied(changed, time.monotonic() - began_s)
 
     def get(self) -> tuple[BalancingMethod, Control]:
-        """The method and control in force, from the tables of a worker. Raises ActuationError."""
+        """The method and control in force, from the tables of a worker; of a split, the new ones. Raises ActuationError."""
         self._shown = self._request("GET")
         return from_text(self._shown, self.topology)
+
+    def get_split(self) -> Split | None:
+        """The split in force; None when one method and control balance all requests. Raises ActuationError."""
+        self._shown = self._request("GET")
+        if not _is_split(self._shown):
+            return None
+        new, base = _arms(self._shown)
+        percent = float(_lines(new)["canary",])
+        return Split(percent, *from_text(new, self.topology), *from_text(base, self.topology))
 
     def forget_failures(self) -> None:
         """Puts all servers back in rotation and clears their error scores. Raises ActuationError."""
@@ -114,8 +175,8 @@ def to_text(method: BalancingMethod, control: Control) -> str:
 
 
 def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
-    """The method and control of a text. Raises ActuationError for a text without a method."""
-    lines = _lines(text)
+    """The method and control of a text, of a split the new ones. Raises ActuationError for a text without a method."""
+    lines = _lines(_arms(text)[0])
     method = next((name for name in _METHODS if ("method", name) in lines), None)
     if method is None:
         raise ActuationError("the control has no known method", where="control in memory", evidence=text[:80])
@@ -136,12 +197,22 @@ def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
 def topology_from_text(text: str) -> Topology:
     """Groups and servers of a control text, in its order. Raises ActuationError when it has none."""
     groups: dict[str, list[str]] = {}
-    for words in _lines(text):
+    for words in _lines(_arms(text)[0]):
         if words[0] == "weight" and len(words) == 3:
             groups.setdefault(words[1], []).append(words[2])
     if not groups:
         raise ActuationError("not a control text", where="control in memory", evidence=text[:80])
     return Topology(tuple(Group(name, name, "GET", "/", 2.0, tuple(servers)) for name, servers in groups.items()))
+
+
+def _arms(text: str) -> tuple[str, str]:
+    """The lines of the new control and those of its base; the latter is empty without a split."""
+    new, _, base = text.partition(_BASE)
+    return new, base
+
+
+def _is_split(text: str) -> bool:
+    return bool(_arms(text)[1])
 
 
 def _lines(text: str) -> dict[tuple[str, ...], str]:
@@ -155,7 +226,12 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
 
 
 def _shows(shown: str, wanted: str) -> bool:
-    """Whether all of the wanted text is in force, and no server is down that should be up."""
+    """Whether all of the wanted text is in force, and nothing of another one."""
+    return _is_split(shown) == _is_split(wanted) and all(map(_arm_shows, _arms(shown), _arms(wanted)))
+
+
+def _arm_shows(shown: str, wanted: str) -> bool:
+    """Whether all of the wanted lines are in force, and no server is down that should be up."""
     present, expected = _lines(shown), _lines(wanted)
     extra = {words for words in present if words[:1] == ("down",)} - set(expected)
     same = all(words in present and _equal(present[words], value) for words, value in expected.items())

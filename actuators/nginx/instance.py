@@ -26,7 +26,7 @@ from actuators.nginx.config import (
     status_path,
     uses_vts,
 )
-from actuators.nginx.control_endpoint import MemoryControl
+from actuators.nginx.control_endpoint import MemoryControl, Split
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.processes.process import ManagedProcess
@@ -61,6 +61,7 @@ class Nginx:
         self._prefix = (work_dir / "nginx").absolute()
         self._method: BalancingMethod = options.method
         self._control: Control = Weights.equal(topology)
+        self._is_split = False
         self._memory = in_memory(self._method, options, self._build)
         self.token = secrets.token_hex(16)
         self._endpoint: MemoryControl | None = None
@@ -117,12 +118,36 @@ class Nginx:
         Raises ActuationError; then the old method and control are in force.
         """
         control = Weights.equal(self.topology)
-        if method != self._method or control != self._control:
+        if method != self._method or control != self._control or self._is_split:
             self._put(method, control)
 
     def balance(self, method: BalancingMethod, control: Control) -> None:
         """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
         self._put(method, control)
+
+    def split(
+        self, percent: float, method: BalancingMethod, control: Control, base_method: BalancingMethod,
+        base_control: Control,
+    ) -> None:  # fmt: skip
+        """Sets a method and control for `percent` of the requests, and those of the others; in memory only.
+
+        Raises ActuationError, then the old ones are in force; ConfigError for a percentage out of range.
+        """
+        split = Split(percent, method, control, base_method, base_control)
+        if split.whole:
+            self._put(*split.whole)
+            return
+        if not all(in_memory(each, self.options, self._build) for each in (method, base_method)):
+            remedy = "choose round_robin, least_conn or expected_delay for both"
+            raise ActuationError(f"{method} beside {base_method} is not possible in memory", remedy=remedy)
+        if not self._memory:
+            self._put(base_method, base_control)
+        self._memory_control().put_split(percent, method, control, base_method, base_control)
+        self._method, self._control, self._is_split = method, control, True
+
+    def split_in_force(self) -> Split | None:
+        """None when one method and control balance all requests. Raises ActuationError."""
+        return self._memory_control().get_split() if self._memory else None
 
     def apply(self, control: Control) -> Applied:
         """Puts a control in force and reads it back; does nothing when it is in force.
@@ -136,7 +161,7 @@ class Nginx:
             raise ActuationError(f"{self._method} takes {wanted}", remedy="call set_method first")
         if control.topology != self.topology:
             raise ActuationError("the control is for a different topology", remedy="use the topology of this NGINX")
-        changed = control != self._control
+        changed = control != self._control or self._is_split
         if changed:
             self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)
@@ -227,7 +252,7 @@ class Nginx:
             self._memory_control().put(method, control)
         else:
             self._reload(method, control, memory=memory)
-        self._method, self._control, self._memory = method, control, memory
+        self._method, self._control, self._memory, self._is_split = method, control, memory, False
 
     def _reload(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
         """Applies a change through files: of a native method, or from files to memory and back."""

@@ -67,6 +67,7 @@ end
 
 function M.init_worker()
     math.randomseed(ngx.worker.pid() + ngx.now())
+    control.seed(ngx.worker.id() * 7919)
 end
 
 M.serve = control.serve
@@ -104,9 +105,20 @@ local function settle_previous(record)
     end
 end
 
+-- The new control or its base: one of them for all attempts of a request.
+local function arm_of(current, record)
+    if record.is_new == nil then
+        record.is_new = control.draws_new(current)
+    end
+    return record.is_new and current or current.base
+end
+
 -- balancer_by_lua of a group.
 function M.pick(group_name)
     local current, record = control.current(), records.get()
+    if current.base then
+        current = arm_of(current, record)
+    end
     local group = current.by_name[group_name]
     if record.attempts > 0 then
         settle_previous(record)

@@ -1,6 +1,8 @@
 -- The control in force: method, weights, service times. A text in shared memory, read again when its version changes.
 -- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
 -- `workers SERVER N`, `balancers N`. A text is put in force completely or not at all.
+-- With `canary PERCENT` that share of the requests is balanced by the lines above the line `base`, the rest by those
+-- below it.
 local M = {}
 
 local cold = require "cold"
@@ -98,13 +100,22 @@ function readers.balancers(parsed, value)
     return true
 end
 
-local function empty()
+function readers.canary(parsed, value)
+    value = tonumber(value)
+    if not value or not (value > 0 and value < 100) then
+        return false
+    end
+    parsed.percent = value
+    return true
+end
+
+local function empty(arm)
     local parsed = { groups = {}, workers = {}, balancers = default_balancers }
     for index, group in ipairs(layout.groups) do
         local own = {
             index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = group.choices, up = {},
             choices_of = layout.choices_of, current = {}, orders = {}, workers = parsed.workers,
-            position_key = "position " .. group.name,
+            position_key = "position " .. arm .. group.name,
         }
         for _, server in ipairs(group.servers) do
             own.weight[server] = 1
@@ -143,9 +154,8 @@ local function complete(parsed)
     return parsed.method
 end
 
--- The control of a text; nil and the wrong line when it is invalid.
-function M.parse(text)
-    local parsed = empty()
+local function parse_arm(text, arm)
+    local parsed = empty(arm)
     for line in text:gmatch("[^\n]+") do
         local word, rest = line:match("^(%S+) (.+)$")
         local arguments = {}
@@ -162,6 +172,25 @@ function M.parse(text)
     return parsed
 end
 
+-- The control of a text, whose `base` is another control under `canary`; nil and the wrong line when it is invalid.
+function M.parse(text)
+    local new, base_text = text:match("^(.-\n)base\n(.*)$")
+    local parsed, problem = parse_arm(new or text, "")
+    if not parsed then
+        return nil, problem
+    end
+    if base_text then
+        parsed.base, problem = parse_arm(base_text, "base ")
+        if not parsed.base then
+            return nil, problem
+        end
+    end
+    if (parsed.percent ~= nil) ~= (parsed.base ~= nil) or parsed.base and parsed.base.percent then
+        return nil, "canary and base need each other"
+    end
+    return parsed
+end
+
 -- The control in force; cheap when nothing has changed.
 function M.current()
     local now = newest[0]
@@ -172,13 +201,27 @@ function M.current()
     return control
 end
 
+-- Whether the next request goes by the new control, which has a base: true in `percent` of 100 calls. MINSTD, so that
+-- the worker's math.random, which others use too, changes nothing here.
+local draw = 1
+function M.draws_new(current)
+    draw = draw * 48271 % 2147483647
+    return draw * 100 < current.percent * 2147483647
+end
+
+-- init_worker: each worker has a sequence of its own. The first numbers of small seeds are small, so they are passed over.
+function M.seed(number)
+    draw = number % 2147483646 + 1
+    for _ = 1, 8 do
+        draw = draw * 48271 % 2147483647
+    end
+end
+
 function M.version()
     return dict:get("version")
 end
 
--- The control that this worker uses, as a text, from its tables.
-function M.text()
-    local current = M.current()
+local function arm_text(current)
     local lines = { "method " .. current.method, "balancers " .. current.balancers }
     for index, group in ipairs(current.groups) do
         for _, server in ipairs(layout.groups[index].servers) do
@@ -196,6 +239,15 @@ function M.text()
         lines[#lines + 1] = format("workers %s %.17g", layout.names[server], workers)
     end
     return table.concat(lines, "\n") .. "\n"
+end
+
+-- The control that this worker uses, as a text, from its tables.
+function M.text()
+    local current = M.current()
+    if not current.base then
+        return arm_text(current)
+    end
+    return format("%scanary %.17g\nbase\n%s", arm_text(current), current.percent, arm_text(current.base))
 end
 
 local function refuse(status, reason)
