@@ -107,7 +107,7 @@ class MemoryControl:
         self._shown = shown
 
     def apply(self, control: Control) -> Applied:
-        """As `put`, under the method in force (of a split, the new one); does nothing when the control is in force alone.
+        """As `put`, under the method in force, of a split the new one; does nothing when that is so already.
 
         Raises ActuationError.
         """
@@ -122,7 +122,7 @@ class MemoryControl:
         return Applied(changed, time.monotonic() - began_s)
 
     def get(self) -> tuple[BalancingMethod, Control]:
-        """The method and control in force, from the tables of a worker; of a split, the new ones. Raises ActuationError."""
+        """The method and control in force, of a split the new ones, from a worker's tables. Raises ActuationError."""
         self._shown = self._request("GET")
         return from_text(self._shown, self.topology)
 

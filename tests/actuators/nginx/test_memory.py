@@ -199,7 +199,8 @@ def test_the_control_is_whole_or_refused(site: Site) -> None:
         "method round_robin\nnonsense 1\n", "method round_robin\nparse x\n",
         "method round_robin\n" + "".join(f"down {group} {s.address}\n" for s in site.servers),
         "method round_robin\ncanary 10\n", "method round_robin\nbase\nmethod round_robin\n",
-        "method round_robin\ncanary 101\nbase\nmethod round_robin\n", "method round_robin\ncanary 5\nbase\nmethod none\n",
+        "method round_robin\ncanary 101\nbase\nmethod round_robin\n",
+        "method round_robin\ncanary 5\nbase\nmethod none\n",
         f"method expected_delay\ntau {group} {server} -1\n", f"method expected_delay\nworkers {server} 0\n",
     ):  # fmt: skip
         assert post(text, site.nginx.token) == 400, text
