@@ -111,7 +111,7 @@ SPIN_US = 60.0
 
 
 @dataclass(frozen=True)
-class Block:
+class TimedRun:
     """One run at a constant rate; times in seconds, in the order of the requests."""
 
     priority: str
@@ -141,7 +141,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
 def _schedule(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
     count, seconds = (3, 1.0) if context.quick else (10, 4.0)
 
-    def blocks(distribution: ArrivalDistribution, spin_us: float) -> list[Block]:
+    def blocks(distribution: ArrivalDistribution, spin_us: float) -> list[TimedRun]:
         return [_block(context, server, distribution, seconds, context.seed + i, spin_us) for i in range(count)]
 
     plain, spinning = blocks("exponential", 0.0), blocks("exponential", SPIN_US)
@@ -278,7 +278,7 @@ def _kill(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
 def _block(
     context: BenchContext, server: TrivialServer, distribution: ArrivalDistribution, seconds: float, seed: int,
     spin_us: float,
-) -> Block:  # fmt: skip
+) -> TimedRun:  # fmt: skip
     path = context.work_dir / "requests.csv"
     with LoadEngine(LoadOptions(spin_us=spin_us), context.work_dir / "engine") as engine:
         engine.start(
@@ -290,7 +290,7 @@ def _block(
     with open(path, newline="", encoding="utf-8") as file:
         rows = [(int(row["ordinal"]), int(row["due_ns"]), int(row["sent_ns"])) for row in csv.DictReader(file)]
     table = np.array(sorted(row for row in rows if row[2] >= 0), dtype=float)
-    return Block(priority, table[:, 1] / 1e9, table[:, 2] / 1e9)
+    return TimedRun(priority, table[:, 1] / 1e9, table[:, 2] / 1e9)
 
 
 def _run(context: BenchContext, server: TrivialServer, rate: float, seconds: float, seed: int) -> LoadSummary:

@@ -2,117 +2,174 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from actuators.contract.control import Weights
-from actuators.contract.script import Script
+from actuators.contract.topology import Topology, social_network
 from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
-from actuators.statistics.reader import StatusReader
-from envs.heuristics.controllers import Controller, EstimatorController
+from actuators.nginx.instance import Nginx
+from actuators.statistics.reader import Collector, StatusReader
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
+from envs.heuristics.controllers import Controller, EstimatorController, FixedController
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.blocks import Bed, MethodArm, MethodBlock, bed, pairs, ratio
-from rayjobs.bench.parts.site import constant_servers, front, raise_priority
-from tuning.judging.contenders import Oracle, oracle
+from rayjobs.bench.parts.site import WorkerCpu, constant_servers, front, raise_priority
+from tuning.judging.blocks import Block
+from tuning.judging.contenders import oracle
+from tuning.judging.evaluation import Evaluation
+from tuning.judging.judge import Judge, JudgeProgress
+from tuning.judging.plan import JudgeOptions
 
 WORKERS = 4.0
 WORK_SCALE = 2.0
 """Services of 36, 8.8 and 6.6 ms: what one machine can emulate and serve beside the load."""
 NATIVE, CLONE, LEARNED, TRUE, MEANS = "least_conn", "least_conn in memory", "learned", "true times", "type means"
+DEADLINES_S = np.array([0.12, 0.05, 0.04])
+"""Nothing here is judged by deadlines."""
 TWO, NATIVE_TWO = "learned, 2 workers", "least_conn, 2 workers"
+
+
+@dataclass
+class _Arm:
+    """One policy before the same servers as all others, in an NGINX of its own.
+
+    Attributes:
+        cpu_us: NGINX's CPU time per request of each measured block, in microseconds.
+    """
+
+    controller: Controller
+    nginx: Nginx
+    collector: Collector
+    cpu_us: list[float] = field(default_factory=list)
+    _began_s: float = 0.0
+
+    def begin(self) -> None:
+        """A measured part begins."""
+        self._began_s = WorkerCpu(self.nginx).seconds()
+
+    def end(self, block: Block) -> None:
+        """The measured part has ended."""
+        used_s = WorkerCpu(self.nginx).seconds() - self._began_s
+        self.cpu_us.append(used_s / max(int(block.tally.answered.sum()), 1) * 1e6)
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """Latency and cost of the methods, and the exactness of shares (docs/results.md#bench-methods)."""
-    pairs_wanted, block_s = (1, 5.0) if context.quick else (5, 14.0)
-    seeds = [context.seed * 100 + index for index in range(pairs_wanted)]
+    quick = context.quick
+    options = JudgeOptions(
+        rounds=1 if quick else 6, warm_up_s=1.0 if quick else 3.0, measure_s=3.0 if quick else 11.0, repeats=12,
+        seed=context.seed, reference=NATIVE, learned=LEARNED,
+    )  # fmt: skip
     bars: list[Bar] = []
-    skip_s = 2.0 if context.quick else 3.0
-    with bed(context.work_dir, _arms(quick=context.quick), context.seed) as site:
-        note = raise_priority(os.getpid())
+    note = raise_priority(os.getpid())
+    with contextlib.ExitStack() as stack:
+        testbed = stack.enter_context(
+            start_local_testbed(social_network(), LiveOptions(), context.work_dir / "servers", context.seed)
+        )
+        arms = stack.enter_context(_arms(context, testbed.topology))
+        behind = {name: testbed.behind(arm.nginx.address, arm.nginx, arm.collector) for name, arm in arms.items()}
         for name in ("S2b", "S3"):
-            blocks = pairs(site, _script(name, block_s, site), seeds, skip_s, context.log)
-            bars += _bars(name, blocks, note)
-        bars.append(_drift(site))
+
+            def begin(now: JudgeProgress, name: str = name) -> None:
+                if now.phase == "measure":
+                    context.log(f"{name} {now.index + 1}/{now.total}: {now.planned.policy}")
+                    arms[now.planned.policy].begin()
+
+            evaluation = Judge(
+                testbed, [arm.controller for arm in arms.values()], scenario(name, work_scale=WORK_SCALE), DEADLINES_S,
+                options, arms=behind, kind="live", progress=begin,
+                keep=lambda block: arms[block.planned.policy].end(block),
+            ).run()  # fmt: skip
+            bars += _bars(name, evaluation, arms, note)
+        bars.append(_drift(arms))
     return [*bars, _shares(context)]
 
 
-def _arms(*, quick: bool) -> list[MethodArm]:
+@contextlib.contextmanager
+def _arms(context: BenchContext, topology: Topology) -> Iterator[dict[str, _Arm]]:
     native = NginxOptions(method="least_conn", actuation="reload")
     memory = NginxOptions(method="least_conn", actuation="memory")
     delay = NginxOptions(method="expected_delay", actuation="memory")
-    arms = [
-        MethodArm(NATIVE, native),
-        MethodArm(CLONE, memory),
-        MethodArm(LEARNED, delay, lambda _, topology: EstimatorController(topology, "idle", WORKERS)),
-        MethodArm(TRUE, delay, lambda script, _: _true_times(script)),
+    wanted: list[tuple[Controller, NginxOptions]] = [
+        (FixedController(NATIVE, "least_conn"), native),
+        (FixedController(CLONE, "least_conn"), memory),
+        (EstimatorController(topology, "idle", WORKERS, LEARNED), delay),
+        (oracle("true_times", TRUE), delay),
     ]
-    if quick:
-        return arms
-    two = delay.model_copy(update={"worker_processes": 2})
-    return [
-        *arms,
-        MethodArm(MEANS, delay, lambda _, topology: EstimatorController(topology, "type_means", WORKERS)),
-        MethodArm(NATIVE_TWO, native.model_copy(update={"worker_processes": 2})),
-        MethodArm(TWO, two, lambda _, topology: EstimatorController(topology, "idle", WORKERS)),
-    ]
+    if not context.quick:
+        wanted += [
+            (EstimatorController(topology, "type_means", WORKERS, MEANS), delay),
+            (FixedController(NATIVE_TWO, "least_conn"), native.model_copy(update={"worker_processes": 2})),
+            (EstimatorController(topology, "idle", WORKERS, TWO), delay.model_copy(update={"worker_processes": 2})),
+        ]
+    with contextlib.ExitStack() as stack:
+        arms = {}
+        for index, (controller, options) in enumerate(wanted):
+            nginx = stack.enter_context(front(topology, options, context.work_dir / f"arm-{index}"))
+            collector = stack.enter_context(Collector(nginx.status_url, topology))
+            arms[controller.name] = _Arm(controller, nginx, collector)
+        yield arms
 
 
-def _true_times(script: Script) -> Controller:
-    controller = oracle("true_times")
-    assert isinstance(controller, Oracle)
-    controller.inform(script)
-    return controller
+def _bars(name: str, evaluation: Evaluation, arms: dict[str, _Arm], note: str) -> list[Bar]:
+    ratios = {arm: evaluation.ratios(arm, NATIVE) for arm in arms if arm != NATIVE}
+    discarded = sum(not block.usable for block in evaluation.blocks)
+    answers = sum(int(block.tally.answered.sum()) for block in evaluation.blocks if block.usable)
+    rounds = ratios[LEARNED]["mean_ms"].rounds
+    how = f"median of {rounds} paired rounds, {answers} answers, {discarded} blocks discarded, {note}"
 
+    def ratio(arm: str, metric: str) -> float:
+        return _known(ratios[arm][metric].median)
 
-def _script(name: str, block_s: float, site: Bed) -> Callable[[int], Script]:
-    base = scenario(name, duration_s=block_s, work_scale=WORK_SCALE)
-    return lambda seed: replace(base.script(site.topology, seed), duration_s=block_s)
+    def shown(arm: str, metric: str) -> str:
+        return f"{_known(evaluation.values[arm][metric]):.2f} ms"
 
+    def cpu_us(arm: str) -> float:
+        return float(np.median(arms[arm].cpu_us))
 
-def _bars(name: str, blocks: dict[str, list[MethodBlock]], note: str) -> list[Bar]:
-    native, learned, true, clone = blocks[NATIVE], blocks[LEARNED], blocks[TRUE], blocks[CLONE]
-    how = f"{_how(blocks)}, {note}"
-    mean, p99 = _ratios(learned, native)
+    to_true = _known(evaluation.ratios(LEARNED, TRUE)["mean_ms"].median)
     bars = [
-        at_most(f"{name}: learned to native least_conn, mean", mean, 0.80, "×", how=how, reference=_mean(native)),
-        at_most(f"{name}: its p99", p99, 0.65, "×", how=how, reference=_p99(native)),
-        at_most(
-            f"{name}: learned to true service times, mean", _ratios(learned, true)[0], 1.03, "×", how=how,
-            reference=_mean(true),
-        ),
-        at_most(
-            f"{name}: nothing learned yet (least_conn in memory) to native, mean", _ratios(clone, native)[0], 1.02, "×",
-            how=how, reference=_mean(native),
-        ),
-        at_most(
-            f"{name}: CPU per request beyond least_conn in memory", _cpu(learned) - _cpu(clone), 20.0, "us", how=how,
-            reference=f"native {_cpu(native):.0f} us, in memory {_cpu(clone):.0f} us, learned {_cpu(learned):.0f} us",
-        ),
-        figure(f"{name}: errors of all arms", sum(b.errors for each in blocks.values() for b in each), "", how=how),
+        at_most(f"{name}: learned to native least_conn, mean", ratio(LEARNED, "mean_ms"), 0.80, "×", how=how,
+                reference=shown(NATIVE, "mean_ms")),
+        at_most(f"{name}: its p99", ratio(LEARNED, "p99_ms"), 0.65, "×", how=how, reference=shown(NATIVE, "p99_ms")),
+        at_most(f"{name}: learned to true service times, mean", to_true, 1.03, "×", how=how,
+                reference=shown(TRUE, "mean_ms")),
+        at_most(f"{name}: nothing learned yet (least_conn in memory) to native, mean", ratio(CLONE, "mean_ms"), 1.02,
+                "×", how=how, reference=shown(NATIVE, "mean_ms")),
+        at_most(f"{name}: CPU per request beyond least_conn in memory", cpu_us(LEARNED) - cpu_us(CLONE), 20.0, "us",
+                how=how, reference=", ".join(f"{arm} {cpu_us(arm):.0f} us" for arm in (NATIVE, CLONE, LEARNED))),
+        figure(f"{name}: errors of all arms", sum(int(b.tally.error_count.sum()) for b in evaluation.blocks), "",
+               how=how),
     ]  # fmt: skip
-    if MEANS in blocks:
-        means = _ratios(blocks[MEANS], native)
-        text = f"p99 {means[1]:.3f}×"
-        bars.append(figure(f"{name}: type means only, mean to native", means[0], "×", how=how, reference=text))
-    if TWO in blocks:
-        two = _ratios(blocks[TWO], blocks[NATIVE_TWO])
-        for kind, value, one in (("mean", two[0], mean), ("p99", two[1], p99)):
+    if MEANS in arms:
+        text = f"p99 {ratio(MEANS, 'p99_ms'):.3f}×"
+        bars.append(
+            figure(f"{name}: type means only, mean to native", ratio(MEANS, "mean_ms"), "×", how=how, reference=text)
+        )
+    if TWO in arms:
+        for metric, kind in (("mean_ms", "mean"), ("p99_ms", "p99")):
+            value, one = _known(evaluation.ratios(TWO, NATIVE_TWO)[metric].median), ratio(LEARNED, metric)
             bar = f"{name}: with 2 workers the ratio's {kind} beyond that with 1"
             bars.append(at_most(bar, value - one, 0.03, "×", how=how, reference=f"{value:.3f}× and {one:.3f}×"))
     return bars
 
 
-def _drift(site: Bed) -> Bar:
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _drift(arms: dict[str, _Arm]) -> Bar:
     """All counts of requests in flight after everything has drained."""
     left = 0
-    for arm in site.arms.values():
+    for arm in arms.values():
         balancer = arm.collector.snapshot().balancer
         left += sum(abs(entry.in_flight) for entry in balancer.servers) if balancer else 0
     return at_most(
@@ -143,28 +200,3 @@ def _requests(status_url: str, servers: Sequence[str]) -> np.ndarray[tuple[int],
     with StatusReader(status_url) as reader:
         group = reader.snapshot().groups["home_read_backend"]
     return np.array([group[server].request_counter for server in servers])
-
-
-def _ratios(blocks: Sequence[MethodBlock], reference: Sequence[MethodBlock]) -> tuple[float, float]:
-    return ratio(blocks, reference, lambda b: b.mean_ms), ratio(blocks, reference, lambda b: b.p99_ms)
-
-
-def _cpu(blocks: Sequence[MethodBlock]) -> float:
-    return float(np.median([block.cpu_us for block in blocks]))
-
-
-def _mean(blocks: Sequence[MethodBlock]) -> str:
-    return f"{np.mean([block.mean_ms for block in blocks]):.2f} ms"
-
-
-def _p99(blocks: Sequence[MethodBlock]) -> str:
-    return f"{np.mean([block.p99_ms for block in blocks]):.1f} ms"
-
-
-def _how(blocks: dict[str, list[MethodBlock]]) -> str:
-    each = [block for arm in blocks.values() for block in arm]
-    worst = max(block.send_delay_ms for block in each)
-    return (
-        f"{len(blocks[NATIVE])} paired blocks per arm, {sum(b.requests for b in each)} answers, geometric mean of "
-        f"paired ratios; send delay p99 up to {worst:.2f} ms"
-    )

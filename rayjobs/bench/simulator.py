@@ -69,10 +69,16 @@ def nginx_over(
     )
     command = [str(detect().binary), "-p", str(folder), "-c", str(config)]
     with ManagedProcess(command, name="nginx", log_path=folder / "log") as process:
-        process.wait_ready((folder / "front").exists)
+        process.wait_ready(lambda: _accepts(folder / "front"))
         connection = UnixConnection(folder / "front")
         yield connection
         connection.close()
+
+
+def _accepts(path: Path) -> bool:
+    """Whether a program listens on the socket; the file exists some time before that."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def real_picks(connection: UnixConnection, count: int = PICKS) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from actuators.social_network.capacity import ServerPlan
 from actuators.statistics.reader import Collector
 from actuators.statistics.vts import parse
 from actuators.statistics.windows import difference
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.blocks import Bed, MethodArm, bed
 from rayjobs.bench.parts.site import WorkerCpu, constant_servers, front, load_engine, streams
 
+_WAYS: tuple[Literal["reload", "memory"], ...] = ("reload", "memory")
 _RATE_RPS = 200.0
 _DURATION_S = 10.0
 _RECORDED = Path("tests/data/vts")
@@ -32,43 +35,53 @@ _RECORDED = Path("tests/data/vts")
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """Exactness and cost of the statistics (docs/results.md#bench-statistics)."""
-    ways = ("reload", "memory")
-    arms = [MethodArm(way, NginxOptions(method="round_robin", actuation=way)) for way in ways]
     bars: list[Bar] = []
-    # The client gives up on a server that hangs: those are its aborts.
-    with bed(context.work_dir, arms, context.seed, LoadOptions(timeout_s=0.5)) as site:
-        for way in ways:
-            context.log(f"{_RATE_RPS * _DURATION_S:.0f} requests with errors, a crash and a hang, {way}")
-            bars.append(_counters(site, way, context.seed))
+    for way in _WAYS:
+        context.log(f"{_RATE_RPS * _DURATION_S:.0f} requests with errors, a crash and a hang, {way}")
+        bars.append(_counters(context, way))
     bars.append(_scrape(context))
     bars.append(_many_servers())
     bars.append(_agreement())
     return bars
 
 
-def _counters(site: Bed, way: str, seed: int) -> Bar:
+def _counters(context: BenchContext, way: Literal["reload", "memory"]) -> Bar:
     """The largest difference between any counter and its counterpart; all must be equal."""
-    arm = site.arms[way]
-    trouble = {
-        0: (Behaviour(2.0, 0, error_ratio=0.2), Behaviour(4.0, 0)),
-        1: (Behaviour(4.5, 1, refused=True), Behaviour(6.0, 1)),
-        2: (Behaviour(7.0, 2, hang=True), Behaviour(8.5, 2)),
-    }
-    for index, server in enumerate(site.servers):
-        server.play_plan(ServerPlan(seed=seed, behaviours=trouble[index]))
-    before = arm.collector.begin()
-    site.engine.start(arm.nginx.address, site.topology, streams(_RATE_RPS), seed=seed, duration_s=_DURATION_S)
-    client = site.engine.finish(_DURATION_S + 20.0)
-    # Counters move in the log phase, after the answer: wait until the client's count is reached.
-    deadline = time.monotonic() + 2.0
-    while True:
-        after = arm.collector.snapshot()
-        window = difference(before, after, site.topology)
-        front_side = after.client_requests["*"] - before.client_requests.get("*", 0)
-        pairs = _counterparts(window, front_side, client, [server.counters() for server in site.servers])
-        worst = max(pairs, key=lambda name: abs(pairs[name][0] - pairs[name][1]))
-        if pairs[worst][0] == pairs[worst][1] or time.monotonic() > deadline:
-            break
+    options = LiveOptions(
+        # The client gives up on a server that hangs: those are its aborts.
+        load=LoadOptions(timeout_s=0.5),
+        nginx=NginxOptions(method="round_robin", actuation=way),
+    )
+    folder, seed, placeholders = context.work_dir / way, context.seed, social_network()
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for index in range(len(placeholders.servers)):
+            servers.append(make_server(options, folder, index, seed))
+            stack.callback(servers[-1].close)
+        topology = placeholders.with_servers(tuple(server.address for server in servers))
+        nginx = stack.enter_context(make_nginx(options, topology, folder))
+        collector = stack.enter_context(make_collector(options, topology, nginx.status_url))
+        engine = stack.enter_context(make_load(options, folder))
+        trouble = {
+            0: (Behaviour(2.0, 0, error_ratio=0.2), Behaviour(4.0, 0)),
+            1: (Behaviour(4.5, 1, refused=True), Behaviour(6.0, 1)),
+            2: (Behaviour(7.0, 2, hang=True), Behaviour(8.5, 2)),
+        }
+        for index, server in enumerate(servers):
+            server.play_plan(ServerPlan(seed=seed, behaviours=trouble[index]))
+        before = collector.begin()
+        engine.start(nginx.address, topology, streams(_RATE_RPS), seed=seed, duration_s=_DURATION_S)
+        client = engine.finish(_DURATION_S + 20.0)
+        # Counters move in the log phase, after the answer: wait until the client's count is reached.
+        deadline = time.monotonic() + 2.0
+        while True:
+            after = collector.snapshot()
+            window = difference(before, after, topology)
+            front_side = after.client_requests["*"] - before.client_requests.get("*", 0)
+            pairs = _counterparts(window, front_side, client, [server.counters() for server in servers])
+            worst = max(pairs, key=lambda name: abs(pairs[name][0] - pairs[name][1]))
+            if pairs[worst][0] == pairs[worst][1] or time.monotonic() > deadline:
+                break
     retries = int(window.requests.sum()) - front_side
     how = (
         f"{len(pairs)} counters of {front_side} requests with {retries} retries,"
@@ -164,5 +177,5 @@ def _agreement() -> Bar:
                 ("responseMsecCounter", window.response_ms_sum),
             ):  # fmt: skip
                 wrong += int(new[key] - old[key] != value[g, s])
-    how = "tests/data/vts, before and after 2632 requests; more in tests/test_vts.py"
+    how = "tests/data/vts, before and after 2632 requests; more in tests/actuators/statistics"
     return at_most("windows from documents of the real module: wrong counters", wrong, 0, "", how=how)

@@ -21,7 +21,7 @@ START_TRIES = 3
 """Ray Serve waits 60 s for its proxy to start, which a busy machine can exceed."""
 
 
-class Policy:
+class PolicyReplica:
     """One replica. Its state is a file (`BundleStore`), so replicas can be replaced at any time."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def build(args: dict[str, Any]) -> Any:
 
 def deployed(args: dict[str, Any], options: dict[str, Any]) -> Any:
     """The application with options of its deployment, such as the number of replicas."""
-    return serve.deployment(serve.ingress()(Policy), name="Policy").options(**options).bind(args)
+    return serve.deployment(serve.ingress()(PolicyReplica), name="Policy").options(**options).bind(args)
 
 
 def settings_args(settings: ServeSettings) -> dict[str, Any]:

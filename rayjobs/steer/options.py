@@ -115,7 +115,7 @@ class ReplayOptions(Options):
     differ."""
 
 
-class RecalibrateOptions(FolderOptions):
+class RefitOptions(FolderOptions):
     """Which bundle is refitted to the audit log of which controller."""
 
     out: Path

@@ -15,7 +15,7 @@ from actuators.contract.window import Window
 from actuators.errors import DataError
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb
-from rayjobs.steer.options import RecalibrateOptions, ReplayOptions
+from rayjobs.steer.options import RefitOptions, ReplayOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def run_replay(options: ReplayOptions) -> int:
     return report(replay(options.log, adviser, adviser.frames if adviser else 1), console_out())
 
 
-def run_recalibration(options: RecalibrateOptions) -> int:
+def run_recalibration(options: RefitOptions) -> int:
     """Writes the new bundle and names the next command."""
     used = recalibrated(options.bundle, options.folder / "audit.jsonl", options.out, options.seed)
     log_line("steer", f"the encoder of {options.bundle} was refitted to {used} windows: {options.out}")
@@ -149,7 +149,7 @@ REPLAY = Verb(
 RECALIBRATE = Verb(
     name="steer recalibrate",
     example="deepsched steer recalibrate runs/new-bundle --bundle runs/demo/bundle --folder runs/steer",
-    options=RecalibrateOptions,
+    options=RefitOptions,
     run=run_recalibration,
     positional=("out",),
 )

@@ -99,6 +99,7 @@ class Judge:
         finished: blocks of an interrupted run with the same options; usable ones are not run again.
         keep: called with every block as it ends.
         remake: returns the controllers of a further seed; None keeps the same ones.
+        arms: policy → testbed of another NGINX of ours before the same servers; other policies use `testbed`.
         peers: policy → testbed of an external balancer, which does not count requests.
         kind: ``live`` or ``simulated``.
 
@@ -119,6 +120,7 @@ class Judge:
         finished: Sequence[Block] = (),
         keep: Callable[[Block], None] | None = None,
         remake: Remake | None = None,
+        arms: Mapping[str, Testbed] | None = None,
         peers: Mapping[str, Testbed] | None = None,
         kind: str = "",
     ) -> None:
@@ -128,6 +130,7 @@ class Judge:
         self._progress, self._keep = progress or (lambda _: None), keep or (lambda _: None)
         self._remake, self._run_seed = remake, options.seed
         self._peers, self._kind = dict(peers or {}), kind
+        self._testbeds = {**(arms or {}), **self._peers}
         self.blocks: list[Block] = list(finished)
         check_names(controllers, options)
         self.plan = plan_blocks(controllers, options)
@@ -199,7 +202,7 @@ class Judge:
 
     def _run_block(self, index: int, planned: PlannedBlock) -> Block:
         controller, options = self._controllers[planned.policy], self._options
-        testbed = self._peers.get(planned.policy, self._testbed)
+        testbed = self._testbeds.get(planned.policy, self._testbed)
         testbed.set_method(controller.method)
         run = _BlockRun(testbed, controller, options.interval_s)
         if options.warm_up_s > 0:
