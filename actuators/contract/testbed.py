@@ -29,6 +29,21 @@ class Applied:
     duration_s: float
 
 
+@dataclass(frozen=True)
+class Restored(Applied):
+    """Confirmation that an earlier control is in force again, as far as its servers still exist.
+
+    Attributes:
+        restored: GROUP/SERVER that have their earlier control again.
+        missing: those of the earlier control that NGINX does not have any more.
+        added: those of its groups that NGINX has now and the earlier control does not know; they keep what they had.
+    """
+
+    restored: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+
 class Testbed(Protocol):
     """One NGINX, its servers and one load generator; a context manager."""
 

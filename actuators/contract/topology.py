@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from actuators.errors import ConfigError, closest
 
-# Addresses that an NGINX `server` line may hold; none of them can end a directive or open a block.
-_SERVER = re.compile(r"^(unix:/[\w./-]+|\[[0-9A-Fa-f:.]+\](:\d{1,5})?|[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?(:\d{1,5})?)\Z")
-_NAME = re.compile(r"^[A-Za-z][\w.-]*\Z")
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What no message and no file of ours can show: control characters, and bytes that are not UTF-8."""
+# Names and addresses without a character that could end a directive or a word.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_PLAIN_SERVER = re.compile(
+    r"(unix:/[A-Za-z0-9_./@:+,~=%-]+|\[[0-9A-Fa-f:.]+\](:\d{1,5})?|[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?(:\d{1,5})?)\Z"
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,12 @@ class Group:
     """One NGINX `upstream` block and the request type it serves.
 
     Attributes:
-        name: upstream name, for example ``compose_backend``.
+        name: upstream name as NGINX shows it, for example ``compose_backend``; any that NGINX accepts.
         request_type: ``compose``, ``home_read``, ``user_read`` or a name that the user chose.
         method: HTTP method of the type's requests.
         path: URL path of the type's requests.
         priority: p > 1; the deadline is mean + (1 + 1/p) standard deviations.
-        servers: addresses as NGINX shows them (``HOST:PORT``, ``[v6]:PORT``, ``unix:/path``).
+        servers: addresses of its server lines or of the statistics (``HOST:PORT``, ``[v6]:PORT``, ``unix:/path``).
 
     Raises:
         ConfigError: a name, address or priority is invalid, or a server is listed twice.
@@ -41,14 +45,17 @@ class Group:
 
     def __post_init__(self) -> None:
         where = f"group {self.name!r}"
-        if not _NAME.match(self.name):
-            raise ConfigError("not a valid upstream name", where=where, remedy="use letters, digits, '_', '-' and '.'")
+        if not self.name or _UNREADABLE.search(self.name):
+            raise ConfigError("not a readable upstream name", where=where, remedy="use printable characters")
         if not self.priority > 1:
             raise ConfigError(f"priority is {self.priority}", where=where, remedy="it must be greater than 1")
         if not self.servers:
             raise ConfigError("no servers", where=where, remedy="list at least one server")
         for server in self.servers:
-            check_server(server, where)
+            if not server or _UNREADABLE.search(server):
+                raise ConfigError(
+                    f"{server!r} is not a server address", where=where, remedy="use HOST:PORT or unix:/path"
+                )
         if len(set(self.servers)) != len(self.servers):
             raise ConfigError("a server is listed twice", where=where, remedy="list each server once per group")
 
@@ -76,7 +83,10 @@ class Topology:
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """``[groups, servers]``: True where the group has the server."""
-        return np.array([[server in group.servers for server in self.servers] for group in self.groups])
+        mask = np.zeros(self.shape, dtype=bool)
+        for g, group in enumerate(self.groups):
+            mask[g, [self._indices[server] for server in group.servers]] = True
+        return mask
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,10 +120,23 @@ class Topology:
         return Topology(tuple(replace(g, servers=tuple(new[s] for s in g.servers)) for g in self.groups))
 
 
-def check_server(server: str, where: str) -> None:
-    """Raises ConfigError unless a `server` line can hold the address without injecting configuration."""
-    if not _SERVER.match(server):
-        raise ConfigError(f"'{server}' is not a server address", where=where, remedy="use HOST:PORT or unix:/path")
+def check_plain(topology: Topology) -> None:
+    """Raises ConfigError for a name or address that a configuration or control text of ours cannot carry.
+
+    Such groups can be observed, and their weights can be changed by reload.
+    """
+    for group in topology.groups:
+        if not _PLAIN_NAME.match(group.name):
+            raise ConfigError(
+                f"group '{group.name}' cannot be balanced in memory", where="its name",
+                remedy="rename the upstream to ASCII letters, digits, '_', '-' and '.', or change weights by reload",
+            )  # fmt: skip
+        for server in group.servers:
+            if not _PLAIN_SERVER.match(server):
+                raise ConfigError(
+                    f"server '{server}' cannot be balanced in memory", where=f"group {group.name}",
+                    remedy="use HOST:PORT, or unix:/path without blanks and quotes, or change weights by reload",
+                )  # fmt: skip
 
 
 def social_network(servers: tuple[str, ...] = ("server-1:80", "server-2:80", "server-3:80")) -> Topology:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,12 +14,13 @@ from typing import Annotated, Protocol
 import numpy as np
 from pydantic import Field
 
-from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Control, Weights
-from actuators.contract.testbed import Applied
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
-from actuators.nginx.control_endpoint import MemoryControl, Split, topology_from_text
+from actuators.external.restoring import restoration
+from actuators.nginx.control_endpoint import MemoryControl, Split, from_text, is_split, topology_from_text
 from actuators.options import GIVEN, NOT_GIVEN, Only, Options
 
 EXPLORED_VALUES = (1, 3, 5)
@@ -51,6 +53,16 @@ class Actuator(Protocol):
         """Returns when the control is in force. Raises ActuationError; then the old one is in force."""
         ...
 
+    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+        """Puts an earlier control in force on the servers that still exist, and names the others.
+
+        Args:
+            method: the balancing method to go back to with it, where that can change without a reload.
+
+        Raises ActuationError; then the old one is in force.
+        """
+        ...
+
 
 @dataclass
 class MemoryActuator:
@@ -72,6 +84,21 @@ class MemoryActuator:
 
     def apply(self, control: Control) -> Applied:
         return self.endpoint.apply(control)
+
+    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+        """As `Actuator.restore`; without a method, the present one stays where it takes the control."""
+        began_s = time.monotonic()
+        text = MemoryControl.read(self.endpoint.url)
+        now, present = from_text(text, topology_from_text(text))
+        found = restoration(first, present)
+        if isinstance(found.control, ServiceTimes):
+            method = "expected_delay"
+        elif method is None or method == "expected_delay":
+            method = now if now != "expected_delay" else "least_conn"
+        changed = method != now or found.control != present or is_split(text)
+        if changed:
+            self.endpoint.put(method, found.control)
+        return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
 
     def balance(self, method: BalancingMethod, control: Control) -> None:
         """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
@@ -152,17 +179,23 @@ def exploration(topology: Topology, seed: int, values: Sequence[int] = EXPLORED_
 
 
 def _cells(name: str, topology: Topology) -> list[tuple[int, int]]:
+    """Where the weight of GROUP/SERVER or SERVER is. Raises ConfigError with the closest match."""
+    found = [
+        (g, topology.server_index(server))
+        for g, group in enumerate(topology.groups)
+        for server in group.servers
+        if name in (server, f"{group.name}/{server}")
+    ]
+    if found:
+        return found
     group, slash, server = name.partition("/")
     # The address of a Unix socket contains slashes.
-    if not slash or name in topology.servers:
-        s = topology.server_index(name)
-        return [(g, s) for g in range(len(topology.groups)) if topology.mask[g, s]]
-    g, s = topology.group_index(group), topology.server_index(server)
-    if not topology.mask[g, s]:
-        raise ConfigError(
-            f"{server} is not in {group}", where="weights", remedy="list them with: deepsched weights get"
-        )
-    return [(g, s)]
+    if slash and not name.startswith("unix:"):
+        topology.group_index(group)
+        topology.server_index(server)
+    else:
+        topology.server_index(name)
+    raise ConfigError(f"{server} is not in {group}", where="weights", remedy="list them with: deepsched weights get")
 
 
 def _number(value: str, text: str) -> int:

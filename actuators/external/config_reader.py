@@ -1,17 +1,20 @@
-"""Finds the `server` lines of upstream groups in the configuration of an external NGINX; crossplane parses it."""
+"""Finds the upstream groups and their `server` lines in the configuration of an external NGINX, as NGINX reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import crossplane
 
 from actuators.errors import ConfigError
+from actuators.external.config_lexer import Directive, directives
 
-_MOST_INCLUDES = 20_000
+_MOST_INCLUDES, _DEEPEST = 20_000, 64
+_NOT_DIRECTIVES = (["split_clients"], ["charset_map"])
+"""Blocks whose content is a table, in which NGINX does not look for `include`."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class ServerLine:
     Attributes:
         file: the file that holds it, links resolved.
         line: 1-based line on which the directive begins.
-        position: number of `server` directives that begin on that line before it.
+        start: offset of its first byte in the file.
         parameters: words after the address.
     """
 
@@ -29,14 +32,16 @@ class ServerLine:
     server: str
     file: Path
     line: int
-    position: int
+    start: int
     parameters: tuple[str, ...]
 
     @property
     def weight(self) -> int:
-        value = next((p.removeprefix("weight=") for p in self.parameters if p.startswith("weight=")), "1")
-        if not value.isdecimal():
-            raise ConfigError(f"weight '{value}' is not a number", where=f"{self.file}:{self.line}")
+        """As in NGINX, the last `weight=` counts. Raises ConfigError when it is not a number above 0."""
+        value = next((p.removeprefix("weight=") for p in self.parameters[::-1] if p.startswith("weight=")), "1")
+        if not re.fullmatch("0*[1-9][0-9]{0,9}", value):
+            where = f"{self.file}:{self.line}"
+            raise ConfigError(f"weight '{value}' is not a number above 0", where=where, remedy="correct it")
         return int(value)
 
     @property
@@ -50,89 +55,100 @@ class ParsedConfig:
 
     Attributes:
         main: the main file.
-        servers: every server line of every upstream block, in NGINX's order.
-        includers: file → its include directives (line, position, included files).
+        groups: names of the upstreams of `http`, in NGINX's order, and where each begins (file:line). Those of `stream`
+            balance connections, not requests, and are left out.
+        servers: every server line of these upstreams, in NGINX's order.
+        includers: file → the files of its first, second, … include directive.
         pid_file: of the `pid` directive; None without one.
     """
 
     main: Path
+    groups: dict[str, str] = field(default_factory=dict)
     servers: list[ServerLine] = field(default_factory=list)
-    includers: dict[Path, list[tuple[int, int, tuple[Path, ...]]]] = field(default_factory=dict)
+    includers: dict[Path, dict[int, tuple[Path, ...]]] = field(default_factory=dict)
     pid_file: Path | None = None
 
     def group(self, name: str) -> list[ServerLine]:
         return [line for line in self.servers if line.group == name]
 
 
-def read_config(main: Path) -> ParsedConfig:
-    """Parses the main file and everything it includes.
+def read_config(main: Path, *, instead: Mapping[Path, bytes] | None = None) -> ParsedConfig:
+    """Reads the main file and everything it includes.
 
-    Raises ConfigError when a file cannot be read or is not NGINX configuration.
+    Args:
+        instead: content of files, links resolved, in place of what is on disk.
+
+    Raises:
+        ConfigError: a file cannot be read or is not NGINX configuration.
     """
     main = main.absolute()
-    config = ParsedConfig(main)
-    _Walk(_parse(main), config).file(0, "", depth=0)
-    return config
-
-
-def read_directives(path: Path) -> list[dict[str, Any]]:
-    """The directives of one file as crossplane returns them, with comments; includes are not followed.
-
-    Raises ConfigError as `read_config` does.
-    """
-    parsed: list[dict[str, Any]] = _parse(path, single=True, comments=True)[0]["parsed"]
-    return parsed
-
-
-def _parse(path: Path, **how: bool) -> Sequence[dict[str, Any]]:
-    """The files that crossplane has parsed; the first one is `path`."""
-    try:
-        payload = crossplane.parse(str(path), check_ctx=False, check_args=False, strict=False, **how)
-    except (OSError, RecursionError, ValueError, crossplane.errors.NgxParserBaseException) as error:
-        raise ConfigError(
-            f"cannot be parsed: {error}"[:300], where=str(path), remedy="does nginx -t accept it?"
-        ) from error
-    if payload["errors"]:
-        first = payload["errors"][0]
-        raise ConfigError(str(first["error"])[:300], where=str(first["file"]), remedy="does nginx -t accept it?")
-    files: list[dict[str, Any]] = payload["config"]
-    return files
+    reading = _Reading(ParsedConfig(main), instead or {})
+    reading.file(main, (), depth=0)
+    return reading.config
 
 
 @dataclass
-class _Walk:
+class _Reading:
     """Visits blocks and includes in the order in which NGINX reads them."""
 
-    payload: Sequence[dict[str, Any]]
     config: ParsedConfig
+    instead: Mapping[Path, bytes]
     visits: int = 0
+    group: str = ""
+    files: dict[Path, list[Directive]] = field(default_factory=dict)
 
-    def file(self, index: int, group: str, *, depth: int) -> None:
+    def file(self, path: Path, outer: tuple[str, ...], *, depth: int) -> None:
+        """`outer`: names of the blocks around the file's content."""
         self.visits += 1
-        if depth > 64 or self.visits > _MOST_INCLUDES:
-            raise ConfigError("files include each other in a loop", where=self.payload[index]["file"])
-        self._block(index, self.payload[index]["parsed"], group, {}, depth=depth)
+        if depth > _DEEPEST or self.visits > _MOST_INCLUDES:
+            raise ConfigError("files include each other in a loop", where=str(path), remedy="see its include lines")
+        blocks, included = list(outer), 0
+        for directive in self._directives(path):
+            if directive.mark == "}":
+                if len(blocks) == len(outer):
+                    raise ConfigError('unexpected "}"', where=f"{path}:{directive.line}", remedy="remove it")
+                blocks.pop()
+            elif directive.mark == "{":
+                blocks.append(directive.name)
+                if blocks == ["http", "upstream"]:
+                    self.group = next(iter(directive.arguments), "")
+                    self.config.groups.setdefault(self.group, f"{path}:{directive.line}")
+            elif directive.name == "include":
+                if blocks[-1:] not in _NOT_DIRECTIVES:
+                    self._include(path, included, directive, tuple(blocks), depth)
+                included += 1
+            else:
+                self._directive(path, directive, blocks)
+        if len(blocks) > len(outer):
+            raise ConfigError(
+                'unexpected end of file, expecting "}"', where=str(path), remedy="does nginx -t accept it?"
+            )
 
-    def _block(
-        self, index: int, block: list[dict[str, Any]], group: str, seen: dict[tuple[str, int], int], *, depth: int
-    ) -> None:
-        path = Path(self.payload[index]["file"])
-        for directive in block:
-            name, arguments, line = directive["directive"], directive["args"], directive["line"]
-            if "block" in directive:
-                inner = arguments[0] if name == "upstream" and arguments else ""
-                self._block(index, directive["block"], inner, seen, depth=depth)
-                continue
-            position = seen.get((name, line), 0)
-            seen[name, line] = position + 1
-            if name == "server" and group and arguments:
-                words = tuple(arguments)
-                self.config.servers.append(ServerLine(group, words[0], path.resolve(), line, position, words[1:]))
-            elif name == "pid" and arguments:
-                self.config.pid_file = Path(arguments[0])
-            elif name == "include":
-                included = directive.get("includes", [])
-                files = tuple(Path(self.payload[each]["file"]) for each in included)
-                self.config.includers.setdefault(path, []).append((line, position, files))
-                for each in included:
-                    self.file(each, group, depth=depth + 1)
+    def _directive(self, path: Path, directive: Directive, blocks: list[str]) -> None:
+        words = directive.arguments
+        if not words:
+            return
+        if directive.name == "server" and blocks == ["http", "upstream"]:
+            line = ServerLine(self.group, words[0], path.resolve(), directive.line, directive.start, words[1:])
+            self.config.servers.append(line)
+        elif directive.name == "pid" and not blocks:
+            self.config.pid_file = Path(words[0])
+
+    def _include(self, path: Path, index: int, directive: Directive, blocks: tuple[str, ...], depth: int) -> None:
+        # Relative paths begin at the folder of the main file, in every file.
+        pattern = os.path.join(self.config.main.parent, *directive.arguments[:1])
+        names = sorted(glob.glob(pattern), key=os.fsencode) if glob.has_magic(pattern) else [pattern]
+        files = tuple(map(Path, names))
+        self.config.includers.setdefault(path, {})[index] = files
+        for each in files:
+            self.file(each, blocks, depth=depth + 1)
+
+    def _directives(self, path: Path) -> list[Directive]:
+        if path not in self.files:
+            try:
+                text = self.instead.get(path.resolve()) or path.read_bytes()
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise ConfigError(f"cannot be read: {reason}", where=str(path), remedy="see who may read it") from error
+            self.files[path] = list(directives(text, str(path)))
+        return self.files[path]

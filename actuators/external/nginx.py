@@ -11,20 +11,27 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 from pydantic import Field
 
-from actuators.contract.control import MAX_WEIGHT, Control, Weights
-from actuators.contract.testbed import Applied
-from actuators.contract.topology import Group, Topology
-from actuators.errors import ActuationError, ConfigError, StatusError, closest
-from actuators.external.config_editor import ServerEdit, edit_file, find_directive
+from actuators.contract.control import BalancingMethod, Control, Weights
+from actuators.contract.testbed import Applied, Restored
+from actuators.errors import ActuationError, StatusError
+from actuators.external.config_control import (
+    changed_files,
+    config_edits,
+    config_topology,
+    config_weights,
+    says,
+    unusable,
+)
+from actuators.external.config_editor import ServerEdit
+from actuators.external.config_lexer import directives
 from actuators.external.config_reader import ParsedConfig, read_config
+from actuators.external.restoring import names_of, restoration
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.options import Options
@@ -68,15 +75,20 @@ class ExternalNginx:
     Args:
         on_step: called with the name of each step before it.
 
+    Attributes:
+        left_out: groups whose weights cannot be set, and why; only without `groups`, which name what must be usable.
+
     Raises:
-        ConfigError: the configuration cannot be read, or has no such group.
+        ConfigError: the configuration cannot be read, or has no such group, or its weights cannot be set.
         MissingToolError: there is no NGINX program to test a configuration.
     """
 
     def __init__(self, options: ExternalNginxOptions, *, on_step: Callable[[str], None] = lambda _: None) -> None:
         self.options, self._on_step = options, on_step
         self._build = detect(options.binary)
-        self.topology = config_topology(read_config(options.config), options.groups)
+        config = read_config(options.config)
+        self.topology = config_topology(config, options.groups)
+        self.left_out = {} if options.groups else {name: str(error) for name, error in unusable(config).items()}
 
     def control(self) -> Weights:
         """The weights in the files. Raises ConfigError."""
@@ -90,23 +102,47 @@ class ExternalNginx:
         began_s = time.monotonic()
         if not isinstance(control, Weights) or control.topology != self.topology:
             raise ActuationError("this NGINX takes weights of its own groups only", remedy="use its topology")
-        try:
-            with self._locked():
-                config = read_config(self.options.config)
-                changes = config_changes(config, control)
-                # An actuator that was killed may have left new files that were never loaded.
-                needed = bool(changes) or self._lock_path.read_text() == _PENDING
-                if needed:
-                    self._put_in_force(config, changes, control)
-        except OSError as error:
-            remedy = "run as root, or as the owner of the configuration"
-            raise ActuationError(f"{error.strerror}", where=str(error.filename), remedy=remedy) from error
-        return Applied(needed, time.monotonic() - began_s)
+        with self._changing():
+            changed = self._set(read_config(self.options.config), control)
+        return Applied(changed, time.monotonic() - began_s)
 
-    def _put_in_force(self, config: ParsedConfig, changes: Mapping[Path, Change], control: Weights) -> None:
+    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+        """Puts earlier weights in force again, also when servers or groups came, went or were renamed meanwhile.
+
+        Servers that are not in the files any more are `missing`; servers that the earlier weights do not know are
+        `added` and keep what the files say. Raises ActuationError; the old files are then on disk and in force.
+        """
+        began_s = time.monotonic()
+        if not isinstance(first, Weights):
+            raise ActuationError("this NGINX takes weights, not service times", remedy="give its first weights")
+        with self._changing():
+            config = read_config(self.options.config)
+            reasons = unusable(config)
+            groups = {group.name for group in first.topology.groups}
+            usable = [name for name in config.groups if name in groups and name not in reasons]
+            if not usable:
+                return Restored(False, time.monotonic() - began_s, missing=tuple(names_of(first.topology)))
+            found = restoration(first, config_weights(config, config_topology(config, usable)))
+            assert isinstance(found.control, Weights)
+            changed = self._set(config, found.control)
+        return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
+
+    def _set(self, config: ParsedConfig, control: Weights) -> bool:
+        """Whether the files had to change. The lock is held."""
+        edits = config_edits(config, control)
+        changes = changed_files(edits)
+        # An actuator that was killed may have left new files that were never loaded.
+        needed = bool(changes) or self._lock_path.read_text() == _PENDING
+        if needed:
+            self._put_in_force(config, changes, edits, control)
+        return needed
+
+    def _put_in_force(
+        self, config: ParsedConfig, changes: Mapping[Path, Change], edits: Sequence[ServerEdit], control: Weights
+    ) -> None:
         self._remove_leftovers(changes)
         self._on_step("test")
-        self._test(config, changes, control)
+        self._test(config, changes, edits, control)
         self._on_step("keep originals")
         self._keep_originals(changes)
         self._await_turn()
@@ -121,14 +157,16 @@ class ExternalNginx:
                 for leftover in folder.glob(pattern):
                     leftover.unlink(missing_ok=True)
 
-    def _test(self, config: ParsedConfig, changes: Mapping[Path, Change], control: Weights) -> None:
+    def _test(
+        self, config: ParsedConfig, changes: Mapping[Path, Change], edits: Sequence[ServerEdit], control: Weights
+    ) -> None:
         """Runs `nginx -t` on copies beside the originals, and checks that the copies hold the wanted weights."""
         copies: dict[Path, Path] = {}
         try:
             main = _copy(config.main, config, changes, copies)
             command = self.options.test_command or (str(self._build.binary), "-t", "-q", "-c")
             test_config([*command, str(main)])
-            if config_weights(read_config(main), self.topology) != control:
+            if not says(read_config(main), control, edits):
                 remedy = "write the server lines in a simpler form"
                 raise ActuationError(
                     "the edited files do not hold these weights", where=str(config.main), remedy=remedy
@@ -163,6 +201,16 @@ class ExternalNginx:
             return
         with StatusReader(self.options.status_url) as reader:
             confirm_weights(control, reader.snapshot().groups, where=self.options.status_url)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds the lock; raises ActuationError for files that cannot be read or written."""
+        try:
+            with self._locked():
+                yield
+        except OSError as error:
+            remedy = "run as root, or as the owner of the configuration"
+            raise ActuationError(f"{error.strerror}", where=str(error.filename), remedy=remedy) from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -223,80 +271,6 @@ def confirm_weights(control: Weights, groups: Mapping[str, Mapping[str, ServerCo
                     raise ActuationError(f"{name} has weight {counters.weight} in {group.name}", where=where)
 
 
-def config_topology(config: ParsedConfig, wanted: tuple[str, ...]) -> Topology:
-    """The groups of those names, or all groups.
-
-    Raises ConfigError when there is none, or a server is listed twice in one.
-    """
-    names = tuple(dict.fromkeys(line.group for line in config.servers))
-    if not names:
-        raise ConfigError("no upstream with a server", where=str(config.main), remedy="name the right configuration")
-    for name in wanted:
-        if name not in names:
-            raise ConfigError(f"unknown group '{name}'", where=str(config.main), remedy=closest(name, names))
-    for name in wanted or names:
-        servers = [line.server for line in config.group(name)]
-        twice = next((line for line in config.group(name) if servers.count(line.server) > 1), None)
-        if twice is not None:
-            remedy = "list it once, or name the groups to change: --set reload.groups=A,B"
-            raise ConfigError(
-                f"{twice.server} is listed twice in {name}", where=f"{twice.file}:{twice.line}", remedy=remedy
-            )
-    return Topology(
-        tuple(
-            Group(name, name, "GET", "/", 2.0, tuple(line.server for line in config.group(name)))
-            for name in wanted or names
-        )
-    )
-
-
-def config_weights(config: ParsedConfig, topology: Topology) -> Weights:
-    """The weights in the files, at most MAX_WEIGHT. Raises ConfigError when the servers have changed."""
-    _check_servers(config, topology)
-    values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
-    for g, group in enumerate(topology.groups):
-        for line in config.group(group.name):
-            s = topology.server_index(line.server)
-            values[g, s], down[g, s] = line.weight, line.down
-    return Weights(topology, _scaled(values), down)
-
-
-def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Scales groups with a weight above 100 down to it."""
-    largest = values.max(axis=1, keepdims=True)
-    scaled = np.maximum(np.rint(values * MAX_WEIGHT / np.maximum(largest, 1)), 1)
-    return np.where(largest > MAX_WEIGHT, scaled, values).astype(np.int64)
-
-
-def config_changes(config: ParsedConfig, control: Weights) -> dict[Path, Change]:
-    """The files that must change, old and new bytes. Raises ActuationError, ConfigError."""
-    topology = control.topology
-    _check_servers(config, topology)
-    wanted: dict[tuple[Path, int, int], ServerEdit] = {}
-    for g, group in enumerate(topology.groups):
-        for line in config.group(group.name):
-            s = topology.server_index(line.server)
-            place = (line.file, line.line, line.position)
-            edit = ServerEdit(line, int(control.values[g, s]), bool(control.down[g, s]))
-            same = wanted.setdefault(place, edit)
-            if (same.weight, same.down) != (edit.weight, edit.down):
-                remedy = "give both the same weight, or each group its own lines"
-                raise ActuationError("two groups share this line", where=f"{line.file}:{line.line}", remedy=remedy)
-    changes: dict[Path, Change] = {}
-    for path in dict.fromkeys(edit.line.file for edit in wanted.values()):
-        old = path.read_bytes()
-        new = edit_file(old, [edit for edit in wanted.values() if edit.line.file == path])
-        if new != old:
-            changes[path] = Change(old, new)
-    return changes
-
-
-def _check_servers(config: ParsedConfig, topology: Topology) -> None:
-    for group in topology.groups:
-        if tuple(line.server for line in config.group(group.name)) != group.servers:
-            raise ConfigError(f"the servers of {group.name} have changed", where=str(config.main), remedy="start again")
-
-
 def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copies: dict[Path, Path]) -> Path:
     """The path itself when neither the file nor its includes change, else that of a copy that includes copies."""
     if path in copies:
@@ -304,10 +278,11 @@ def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copi
     change = changes.get(path.resolve())
     text = change.new if change else path.read_bytes()
     edited = change is not None or path == config.main
-    for line, position, files in sorted(config.includers.get(path, []), reverse=True):
+    includes = [each for each in directives(text, str(path)) if each.name == "include"]
+    for index, files in sorted(config.includers.get(path, {}).items(), reverse=True):
         replaced = [_copy(file, config, changes, copies) for file in files]
         if replaced != list(files):
-            words = find_directive(text, line, position, b"include", where=str(path))
+            words = includes[index].words
             new = " ".join(f'include "{file}";' for file in replaced).encode(errors="surrogateescape")
             text = text[: words[0].start] + new.removesuffix(b";") + text[words[-1].end :]
             edited = True

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from actuators.contract.control import BalancingMethod, Weights
-from actuators.contract.topology import Topology
+from actuators.contract.topology import Topology, check_plain
 from actuators.contract.window import DEFAULT_BOUNDS_MS
 from actuators.errors import ActuationError, ConfigError
 from actuators.nginx.detect import NginxBuild, need_lua
@@ -208,7 +208,8 @@ def check_topology(topology: Topology) -> None:
 
 
 def check_servers(topology: Topology) -> None:
-    """Raises ConfigError for host names, because the statistics show servers by address."""
+    """Raises ConfigError for host names, as the statistics show servers by address, and for names we cannot write."""
+    check_plain(topology)
     for server in topology.servers:
         if not re.match(r"^(unix:|\[|\d+\.\d+\.\d+\.\d+)", server):
             remedy = "give its numeric address: the statistics show servers by address"

@@ -116,7 +116,7 @@ class MemoryControl:
         if isinstance(control, ServiceTimes) != (method == "expected_delay"):
             wanted = "service times" if method == "expected_delay" else "weights"
             raise ActuationError(f"{method} takes {wanted}", where=self.url)
-        changed = isinstance(control, ServiceTimes) or control != old or _is_split(self._shown)
+        changed = isinstance(control, ServiceTimes) or control != old or is_split(self._shown)
         if changed:
             self.put(method, control)
         return Applied(changed, time.monotonic() - began_s)
@@ -129,7 +129,7 @@ class MemoryControl:
     def get_split(self) -> Split | None:
         """The split in force; None when one method and control balance all requests. Raises ActuationError."""
         self._shown = self._request("GET")
-        if not _is_split(self._shown):
+        if not is_split(self._shown):
             return None
         new, base = _arms(self._shown)
         percent = float(_lines(new)["canary",])
@@ -211,7 +211,8 @@ def _arms(text: str) -> tuple[str, str]:
     return new, base
 
 
-def _is_split(text: str) -> bool:
+def is_split(text: str) -> bool:
+    """Whether a text has a base beside the new control."""
     return bool(_arms(text)[1])
 
 
@@ -227,7 +228,7 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
 
 def _shows(shown: str, wanted: str) -> bool:
     """Whether all of the wanted text is in force, and nothing of another one."""
-    return _is_split(shown) == _is_split(wanted) and all(map(_arm_shows, _arms(shown), _arms(wanted)))
+    return is_split(shown) == is_split(wanted) and all(map(_arm_shows, _arms(shown), _arms(wanted)))
 
 
 def _arm_shows(shown: str, wanted: str) -> bool:

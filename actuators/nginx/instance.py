@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
-from actuators.contract.testbed import Applied
+from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
 from actuators.nginx.config import (
@@ -165,6 +165,16 @@ class Nginx:
         if changed:
             self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)
+
+    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+        """As `apply`, under a method: the servers of this NGINX never change."""
+        began_s, names = time.monotonic(), []
+        for group in self.topology.groups:
+            names += [f"{group.name}/{server}" for server in group.servers]
+        changed = first != self._control or self._is_split or method not in (None, self._method)
+        if changed:
+            self._put(method or self._method, first)
+        return Restored(changed, time.monotonic() - began_s, tuple(names))
 
     def forget_failures(self) -> None:
         """Forgets which servers failed, as a start does; by a reload where NGINX itself balances.

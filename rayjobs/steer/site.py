@@ -13,7 +13,7 @@ import numpy as np
 
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.script import Scenario
-from actuators.contract.testbed import Applied
+from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
@@ -86,6 +86,14 @@ class Site:
         self.actuator.balance("expected_delay" if times else self.first_method or "least_conn", wanted)
         self._times = times
         return Applied(True, time.monotonic() - began_s)
+
+    def restore(self, first: Control) -> Restored:
+        """Puts the control and method from before any controller in force on the servers that NGINX still has.
+
+        Raises ActuationError; then the old control is in force.
+        """
+        self._times = None
+        return self.actuator.restore(first, self.first_method)
 
     def _whole(self, control: Control) -> Control:
         """The control of all groups of the NGINX."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.external.actuator import ActuatorOptions, MemoryActuator, open_actuator
 from actuators.http_client import http_session
+from actuators.nginx.control_endpoint import MemoryControl
+from actuators.nginx.reload import accepts
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import free_port
+from actuators.processes.system import children, free_port
 from actuators.statistics.reader import StatusReader
 from tests.support.http_server import ScriptedServer
 from tests.support.nginx_site import answer
 from tests.support.stock_nginx import MAIN, deepsched
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.nginx
 
@@ -106,3 +113,32 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: Site) -
             snapshot = reader.snapshot()
         assert [snapshot.groups["app"][server].request_counter for server in site.servers] == [11, 5, 3]
         assert snapshot.client_requests["*"] == 19
+
+
+def test_the_first_control_comes_back_in_memory_on_the_servers_that_still_exist(site: Site) -> None:
+    port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
+    arguments = ["--out", str(snippet), "--port", str(port), "--set", f"reload.config={site.folder}/nginx.conf"]
+    assert deepsched("snippet", *arguments, "--set", "memory.method=round_robin").returncode == 0
+    site.write(f"include {snippet};")
+    url = f"http://127.0.0.1:{port}/control"
+    with site.start() as process:
+        nginx = open_actuator(ActuatorOptions(control_url=url, token_file=Path(f"{snippet}.token")))
+        assert isinstance(nginx, MemoryActuator)
+        first = Weights(nginx.topology, np.array([[5, 3, 2]]), np.array([[False, True, False]]))
+        snippet.write_text(snippet.read_text().replace(f"server {site.servers[0]} ", "server 127.0.0.1:9 "))
+        workers = children(process.pid)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not any(map(accepts, workers)))
+        restored = nginx.restore(first)
+        assert restored.restored == (f"app/{site.servers[1]}", f"app/{site.servers[2]}")
+        assert restored.missing == (f"app/{site.servers[0]}",)
+        assert restored.added == ("app/127.0.0.1:9",)
+        now = MemoryControl.read(url)
+        assert f"weight app {site.servers[2]} 2\n" in now
+        assert f"down app {site.servers[1]}\n" in now
+        assert not nginx.restore(first).changed
+        times = ServiceTimes(nginx.topology, np.array([[0.1, 0.2, 0.3]]), np.full(3, 2.0))
+        assert nginx.restore(times).changed
+        assert "method expected_delay" in MemoryControl.read(url)
+        assert nginx.restore(first, "round_robin").changed
+        assert "method round_robin" in MemoryControl.read(url)

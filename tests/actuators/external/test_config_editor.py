@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from actuators.contract.control import Weights
 from actuators.errors import ActuationError, ConfigError, DeepSchedError
+from actuators.external.config_control import changed_files, config_edits, config_topology, config_weights, unusable
 from actuators.external.config_editor import ServerEdit, edit_file
 from actuators.external.config_reader import read_config
-from actuators.external.nginx import config_changes, config_topology, config_weights
 
 MAIN = b"""# upstream a { server 9.9.9.9; }  (a comment)
 user  www-data ;
@@ -53,7 +53,7 @@ def apply(main: Path, values: list[list[int]], down: list[list[bool]] | None = N
     config = read_config(main)
     topology = config_topology(config, ())
     flags = np.array(down) if down else np.zeros(topology.shape, bool)
-    for path, change in config_changes(config, Weights(topology, np.array(values), flags)).items():
+    for path, change in changed_files(config_edits(config, Weights(topology, np.array(values), flags))).items():
         path.write_bytes(change.new)
 
 
@@ -94,28 +94,30 @@ def test_unknown_groups_and_moved_servers_are_named(main: Path) -> None:
     topology = config_topology(config, ())
     main.write_bytes(MAIN.replace(b"10.0.0.2", b"10.0.0.3"))
     with pytest.raises(ConfigError, match="have changed"):
-        config_changes(read_config(main), Weights.equal(topology))
+        config_edits(read_config(main), Weights.equal(topology))
     with pytest.raises(ActuationError, match="no longer at this place"):
         edit_file(b"\n\n\n", [ServerEdit(config.servers[0], 3, down=False)])
 
 
-def test_a_server_that_is_listed_twice_is_named(tmp_path: Path) -> None:
+def test_a_server_that_is_listed_twice_disturbs_only_its_own_group(tmp_path: Path) -> None:
     (tmp_path / "nginx.conf").write_text(
         "http { upstream g { server a:1; server b:1; }\nupstream h { server a:1; server a:1; } }"
     )
     config = read_config(tmp_path / "nginx.conf")
-    with pytest.raises(ConfigError, match=r"a:1 is listed twice in h \(.*nginx.conf:2\).*reload.groups"):
-        config_topology(config, ())
+    assert [group.name for group in config_topology(config, ()).groups] == ["g"]
+    assert list(unusable(config)) == ["h"]
+    for wanted in (("h",), ("g", "h")):
+        with pytest.raises(ConfigError, match=r"a:1 is listed twice in h \(.*nginx.conf:2\).*--groups"):
+            config_topology(config, wanted)
     assert config_topology(config, ("g",)).servers == ("a:1", "b:1")
 
 
-def test_a_text_that_is_read_in_two_ways_is_refused(tmp_path: Path) -> None:
-    """A carriage return alone ends a line for crossplane, not for NGINX: the edit would hit the other group."""
+def test_a_carriage_return_alone_does_not_end_a_line(tmp_path: Path) -> None:
     main = tmp_path / "nginx.conf"
     main.write_bytes(b"http { upstream g {\rserver a:1; } upstream h {\nserver a:1; } }")
-    server = read_config(main).group("g")[0]
-    with pytest.raises(ActuationError, match="change more than weights"):
-        edit_file(main.read_bytes(), [ServerEdit(server, 2, down=False)])
+    apply(main, [[2], [3]])
+    expected = b"http { upstream g {\rserver a:1 weight=2; } upstream h {\nserver a:1 weight=3; } }"
+    assert main.read_bytes() == expected
 
 
 def test_a_line_that_two_groups_share_cannot_have_two_weights(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
-from actuators.errors import ActuationError
-from actuators.external import nginx as external_nginx
+from actuators.errors import ActuationError, ConfigError
+from actuators.external import config_control
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
@@ -130,7 +130,7 @@ def test_an_edit_that_does_not_say_what_was_wanted_is_refused(
     nginx = ExternalNginx(external.options)
     before = external.site.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(external_nginx, "edit_file", lambda text, _: text + b"# nothing\n")
+        patch.setattr(config_control, "edit_file", lambda text, _: text + b"# nothing\n")
         with pytest.raises(ActuationError, match="do not hold these weights"):
             nginx.apply(weights(nginx, 9, 8, 7, 6))
     assert external.site.read_bytes() == before
@@ -193,6 +193,32 @@ def test_the_reload_budget_is_kept(external: External) -> None:
     nginx.apply(weights(nginx, 6, 1, 1, 1))
     # A bound from below: no delay of this test can break it.
     assert swaps[-1] - began_s > 2.0 - FILE_CLOCK_S
+
+
+def test_first_weights_come_back_on_the_servers_that_still_exist(external: External) -> None:
+    nginx = ExternalNginx(external.options)
+    first = nginx.control()
+    servers = nginx.topology.servers
+    nginx.apply(weights(nginx, 5, 3, 2, 4))
+    # The administrator removes the second server, renames the group of the fourth, and adds one.
+    text = external.site.read_text()
+    removed = text[text.index(f"server {servers[1]}") : text.index(f"server {servers[2]}")]
+    external.site.write_text(text.replace(removed, "server 127.0.0.1:9 weight=7 down; "))
+    (external.folder / "more.inc").write_text("\n")
+    with pytest.raises(ConfigError, match="have changed"):
+        nginx.apply(first)
+    restored = nginx.restore(first)
+    assert restored.changed
+    assert restored.restored == (f"app/{servers[0]}", f"app/{servers[2]}")
+    assert restored.missing == (f"app/{servers[1]}", f"app/{servers[3]}")
+    assert restored.added == ("app/127.0.0.1:9",)
+    assert f"server {servers[2]} weight=1 down;" in external.site.read_text()
+    assert "server 127.0.0.1:9 weight=7 down;" in external.site.read_text()
+    assert set(external.who(8)) == {"0"}
+    assert not nginx.restore(first).changed
+    other = ExternalNginx(external.options)
+    external.site.write_text(external.site.read_text().replace("upstream app", "upstream other"))
+    assert other.restore(first).missing == tuple(f"app/{server}" for server in servers)
 
 
 STEPS = ["test", "keep originals", "swap app", "swap more.inc", "reload", "confirm", "done"]

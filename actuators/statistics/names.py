@@ -1,0 +1,173 @@
+"""Which entries of the statistics belong to a server line of the configuration.
+
+NGINX's statistics show addresses: `localhost:9001` is shown as `127.0.0.1:9001` and `[::1]:9001`, an address without a
+port with port 80. Used wherever configuration and statistics meet: windows, confirmation of weights, steering.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from actuators.contract.arrays import IntArray
+from actuators.contract.topology import Group, Topology
+from actuators.errors import ConfigError
+from actuators.statistics.vts import Snapshot
+
+_V4 = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})(?::(\d+))?\Z")
+_V6 = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(\d+))?\Z")
+
+Resolver = Callable[[str], Collection[str]]
+"""The addresses of a host name, IPv6 without brackets; none when it does not resolve."""
+
+
+@dataclass(frozen=True)
+class ServerNames:
+    """The entries of every server line.
+
+    Attributes:
+        groups: name of a group in the configuration → its name in the statistics.
+        entries: (group, server) in the configuration → its entries, in the order of the statistics.
+        problems: what is not one to one, in words.
+    """
+
+    topology: Topology
+    groups: Mapping[str, str]
+    entries: Mapping[tuple[str, str], tuple[str, ...]]
+    problems: tuple[str, ...]
+
+    @functools.cached_property
+    def counts(self) -> IntArray:
+        """Int ``[groups, servers]``: entries of each line, at least 1; every one has the weight of the line."""
+        counts = np.ones(self.topology.shape, np.int64)
+        for g, group in enumerate(self.topology.groups):
+            for server in group.servers:
+                counts[g, self.topology.server_index(server)] = max(len(self.entries[group.name, server]), 1)
+        return counts
+
+    def check(self) -> None:
+        """Raises ConfigError when a line has no entry, or shares one with another line."""
+        if self.problems:
+            raise ConfigError(
+                self.problems[0], where="names of servers",
+                remedy="write addresses in the server lines, or reload NGINX when names have new addresses",
+            )  # fmt: skip
+
+
+def server_names(topology: Topology, snapshot: Snapshot, resolve: Resolver | None = None) -> ServerNames:
+    """Finds the entries by address; names are resolved only where the statistics leave a choice."""
+    resolver = functools.cache(resolve or addresses_of)
+    groups: dict[str, str] = {}
+    entries: dict[tuple[str, str], tuple[str, ...]] = {}
+    problems: list[str] = []
+    for group in topology.groups:
+        shown = groups[group.name] = _shown_group(group.name, snapshot.groups)
+        own = _entries(group, snapshot.groups.get(shown, {}), resolver)
+        entries |= {(group.name, server): names for server, names in own.items()}
+        if shown in snapshot.groups:
+            problems += _problems(group, own, {server for name, server in snapshot.duplicates if name == shown})
+    return ServerNames(topology, groups, entries, tuple(problems))
+
+
+def addresses_of(host: str) -> Collection[str]:
+    """The addresses that this machine finds for a host name now; none when it does not resolve."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()  # NGINX resolved it when it started; it has no address now
+    return {str(address[0]) for *_, address in found}
+
+
+def _shown_group(name: str, shown: Mapping[str, object]) -> str:
+    """NGINX compares names of upstreams without regard to case, and shows the spelling that it met first."""
+    if name in shown:
+        return name
+    return next((each for each in shown if each.lower() == name.lower()), name)
+
+
+def _entries(group: Group, shown: Iterable[str], resolve: Resolver) -> dict[str, tuple[str, ...]]:
+    """Server → its entries."""
+    left = dict.fromkeys(shown)
+    found: dict[str, tuple[str, ...]] = {}
+    unknown = []
+    for server in group.servers:
+        if server in left:
+            found[server] = (server,)
+        else:
+            unknown.append(server)
+    if not unknown:
+        return found
+    for own in found.values():
+        left.pop(own[0])
+    by_address = {address_of(name): name for name in left}
+    hosts: dict[str, list[str]] = {}
+    for server in unknown:
+        address = address_of(server)
+        if address is None:
+            hosts.setdefault(server.rpartition(":")[2] if _has_port(server) else "80", []).append(server)
+        elif (entry := by_address.get(address)) is not None:
+            found[server] = (entry,)
+            left.pop(entry, None)
+        else:
+            found[server] = ()
+    for port, servers in hosts.items():
+        found |= _of_hosts(servers, port, [name for name in left if _port(name) == port], resolve)
+    return found
+
+
+def _of_hosts(servers: list[str], port: str, left: list[str], resolve: Resolver) -> dict[str, tuple[str, ...]]:
+    """Host names with one port, and the entries with that port that belong to no address in the configuration."""
+    if len(servers) == 1:
+        return {servers[0]: tuple(left)}
+    found = {}
+    for server in servers:
+        host = server[: -len(port) - 1] if _has_port(server) else server
+        own = {address_of(f"[{each}]:{port}" if ":" in each else f"{each}:{port}") for each in resolve(host)}
+        found[server] = tuple(name for name in left if address_of(name) in own)
+    rest = [name for name in left if not any(name in names for names in found.values())]
+    without = [server for server in servers if not found[server]]
+    if rest and len(without) == 1:
+        found[without[0]] = tuple(rest)
+    return found
+
+
+def _problems(group: Group, own: Mapping[str, tuple[str, ...]], twice: Collection[str]) -> Iterable[str]:
+    owners: dict[str, list[str]] = {}
+    for server in group.servers:
+        if not own[server]:
+            yield f"the statistics of {group.name} show no entry that is {server}"
+        for name in own[server]:
+            owners.setdefault(name, []).append(server)
+    for name, servers in owners.items():
+        if len(servers) > 1 or name in twice:
+            yield f"two lines of {group.name} are the same server {name}: {' and '.join(servers)}"
+
+
+@functools.lru_cache(maxsize=65536)
+def address_of(server: str) -> tuple[object, ...] | None:
+    """A value that is equal for the spellings of one address; None for a host name."""
+    if server[:5].lower() == "unix:":
+        return ("unix", server[5:])
+    if found := _V4.match(server):
+        return ("v4", tuple(map(int, found[1].split("."))), int(found[2] or 80))
+    if found := _V6.match(server):
+        try:
+            return ("v6", ipaddress.IPv6Address(found[1]), int(found[2] or 80))
+        except ValueError:
+            return None
+    return None
+
+
+def _has_port(server: str) -> bool:
+    return bool(re.search(r":\d+\Z", server)) and not server.endswith("]")
+
+
+def _port(entry: str) -> str:
+    address = address_of(entry)
+    return str(address[2]) if address and len(address) == 3 else ""
