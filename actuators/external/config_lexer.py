@@ -25,9 +25,7 @@ _TOKEN = re.compile(
 _ESCAPE = re.compile(rb"""\\(["'\\trn])""")
 _MARKS: dict[bytes, Mark] = {b";": ";", b"{": "{", b"}": "}"}
 _CONTROLS = {b"t": b"\t", b"r": b"\r", b"n": b"\n"}
-_LUAMark = Literal[";", "{", "}"]
-
-_TOKEN = re.compile(
+_LUA_TOKEN = re.compile(
     rb"""--\[(?P<comment>=*)\[ | --[^\n]* | \[(?P<string>=*)\[ | (?P<brace>[{}])
     | "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*'""",
     re.DOTALL | re.VERBOSE,

@@ -94,8 +94,8 @@ class RandomConfig:
         number = self._random.randrange(10**9)
         return self._pick(
             f"map $uri $m{number} {{ default '{{'; ~^/a}}b $host; '}}' \";\"; }}",
-            f"log_format f{number} '{{\"a\": \"$uri\", ' '\"}}\": \"${{uri}}\"}}';",
-            f"geo $g{number} {{ default 0; 10.0.0.0/8 \"a;{{\"; }}",
+            f'log_format f{number} \'{{"a": "$uri", \' \'"}}": "${{uri}}"}}\';',
+            f'geo $g{number} {{ default 0; 10.0.0.0/8 "a;{{"; }}',
             f"split_clients $uri $s{number} {{ 50% include; * '}}'; }}",
         )
 
