@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ from actuators.nginx.detect import INSTALL, NginxBuild, detect
 from actuators.options import Options
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import EXIT_USER_ERROR, Verb, run_verb
-from rayjobs.runs.folder import pinned_versions
+from rayjobs.runs.folder import TRAIN, pinned_versions
 
 Level = Literal["ok", "poor", "missing"]
 OLDEST_NGINX = (1, 18)
@@ -62,7 +63,7 @@ def python() -> Finding:
 def packages() -> Finding:
     """The packages that pyproject.toml pins, and their versions."""
     wrong = []
-    pins = pinned_versions()
+    pins = pinned_versions() if is_small() else pinned_versions() | pinned_versions(TRAIN)
     for name, wanted in pins.items():
         try:
             installed = importlib.metadata.version(name)
@@ -77,6 +78,11 @@ def packages() -> Finding:
         if wrong
         else Finding("packages", "ok", f"{len(pins)} as pinned")
     )
+
+
+def is_small() -> bool:
+    """Whether this is the small installation, which records and steers but does not learn."""
+    return importlib.util.find_spec("torch") is None and importlib.util.find_spec("ray") is None
 
 
 def ray() -> Finding:
@@ -249,10 +255,22 @@ class DoctorOptions(Options):
     """NGINX program, by name or path."""
 
 
+_FOR_LEARNING = ("Ray", "C compiler", "engine cache")
+_LEARN = f"for training and the demo: pip install 'deep-scheduling[{TRAIN}]'"
+
+
 def diagnose(binary: str = "nginx") -> list[Finding]:
-    """All findings, in about 3 s."""
+    """All findings, in about 3 s. What only learning needs is not missing from the small installation."""
     first = [python(), packages(), ray(), compiler(), engine_cache(), *nginx(binary)]
-    return [*first, ports(), cores(), memory(), shared_memory(), disk(), open_files()]
+    findings = [*first, ports(), cores(), memory(), shared_memory(), disk(), open_files()]
+    if not is_small():
+        return findings
+    return [
+        replace(found, level="poor", remedy=_LEARN)
+        if found.name in _FOR_LEARNING and found.level == "missing"
+        else found
+        for found in findings
+    ]
 
 
 def require(findings: Sequence[Finding]) -> None:
@@ -276,12 +294,13 @@ def table(findings: Sequence[Finding]) -> Table:
 
 
 def run(options: DoctorOptions) -> int:
-    """Prints the table; 0 when the demo can run, 2 when it cannot."""
+    """Prints the table; 0 when the demo (in the small installation: steering) can run, 2 when it cannot."""
     findings = diagnose(options.nginx)
     out = console_out()
     out.print(table(findings))
     missing = [finding.name for finding in findings if finding.level == "missing"]
-    out.print("The demo can run: make demo" if not missing else f"The demo cannot run yet: {', '.join(missing)}.")
+    what, command = ("Steering", "deepsched steer run --help") if is_small() else ("The demo", "make demo")
+    out.print(f"{what} can run: {command}" if not missing else f"{what} cannot run yet: {', '.join(missing)}.")
     return EXIT_USER_ERROR if missing else 0
 
 

@@ -207,11 +207,13 @@ def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNe
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import training_scenarios
     from tuning.learning.trainer import Trainer
+    from tuning.policy.model import learning_net
 
     training = training_of(warm, options.retrain_steps)
     folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
     with ray_session():
-        trainer = Trainer(warm.problem, training, folder.path, options.seed, start=warm.net)
+        start = learning_net(warm.net, warm.problem, warm.model)
+        trainer = Trainer(warm.problem, training, folder.path, options.seed, start=start)
         held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)
         trainer.train_simulated(training_scenarios(training, options.work_scale), held_out)
     if trainer.proof is not None:

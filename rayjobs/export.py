@@ -54,20 +54,22 @@ def export_onnx(folder: Path, out: Path, checks: int = 100) -> float:
     import torch
 
     from tuning.policy.bundle import check_bundle, load_bundle
+    from tuning.policy.model import learning_net
 
     bundle = load_bundle(check_bundle(folder))
     runtime = _runtime()
-    if getattr(bundle.net, "ratios", None):
+    if bundle.net.ratios:
         raise BundleError("a policy over ratio vectors is for one number of servers", where=str(folder))
+    net = learning_net(bundle.net, bundle.problem, bundle.model)
     row_size = bundle.problem.row_size
     rows = torch.zeros((bundle.problem.topology.shape[1], row_size))
     with replacing(out) as temporary:
         torch.onnx.export(
-            _Act(bundle.net).eval(), (rows,), temporary, input_names=["rows"], output_names=["action"],
+            _Act(net).eval(), (rows,), temporary, input_names=["rows"], output_names=["action"],
             dynamic_shapes=({0: torch.export.Dim("servers", min=2, max=10_000)},), external_data=False, verbose=False,
         )  # fmt: skip
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        difference = _difference(bundle.net, session, row_size, checks)
+        difference = _difference(net, session, row_size, checks)
         if not difference <= TOLERANCE:
             raise BundleError(f"the exported network differs by {difference:.1e}", where=str(out))
     return difference

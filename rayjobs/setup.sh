@@ -119,7 +119,7 @@ echo "setup: installing the Python packages of pyproject.toml (some minutes the 
 # torch comes first and alone: pip then keeps its CPU build wherever an index or wheel folder of the user offers one.
 torch=$(sed -nE 's/^ *"(torch==[^"]+)",$/\1/p' pyproject.toml)
 .venv/bin/python -m pip install $quiet --disable-pip-version-check "$torch" </dev/null || fail "pip could not install $torch; see above"
-.venv/bin/python -m pip install $quiet --disable-pip-version-check -e '.[dev,docs]' </dev/null || fail "pip could not install the packages; see above"
+.venv/bin/python -m pip install $quiet --disable-pip-version-check -e '.[train,dev,docs]' </dev/null || fail "pip could not install the packages; see above"
 echo "setup: compiling the simulator (once)"
 .venv/bin/python -c 'from actuators.contract.topology import social_network; from envs.simulator.testbed import warm_up; warm_up(social_network())' \
     || fail "the simulator does not compile; see above"

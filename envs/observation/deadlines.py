@@ -135,6 +135,19 @@ def tardiness(
     return total
 
 
+def late_requests(
+    latency_histogram: NDArray[np.int64], bounds_ms: Sequence[int], deadlines_s: FloatArray
+) -> FloatArray:
+    """Answers after the deadline, ``[..., groups, servers]``, from histograms ``[..., groups, servers, bounds + 1]``.
+
+    An estimate: inside a bucket the times are taken as spread evenly. ``deadlines_s``: ``[groups]``.
+    """
+    lower, upper = bucket_values_s(bounds_ms)
+    late_part = np.clip((upper - deadlines_s[:, None]) / (upper - lower), 0.0, 1.0)
+    late: FloatArray = (latency_histogram * late_part[:, None]).sum(axis=-1)
+    return late
+
+
 def _commonest_fault(windows: Sequence[Window]) -> str:
     faults = [f"{fault.kind} ({fault.detail})" for window in windows for fault in window.faults if not window.usable]
     return max(set(faults), key=faults.count) if faults else "there are none"

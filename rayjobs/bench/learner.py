@@ -20,7 +20,8 @@ from rayjobs.bench.parts.serve import some_windows
 from tuning.learning.scripts import ScriptSource
 from tuning.learning.study import TrainingArm, study_problem, train
 from tuning.options import AlgorithmOptions, ModelOptions
-from tuning.policy.learned import LearnedPolicy, net_for
+from tuning.policy.learned import LearnedPolicy
+from tuning.policy.model import net_for
 
 TOPOLOGY = social_network()
 ARM = TrainingArm("learner", DecisionOptions(), "least_conn", ("S2",))

@@ -13,6 +13,7 @@ from typing import Any
 from actuators.errors import DeepSchedError
 from actuators.options import Options
 from rayjobs.cli.config import dump_yaml, load_options
+from rayjobs.cli.extras import missing_extra
 from rayjobs.cli.flags import Parser
 from rayjobs.cli.interrupts import Terminated, claim_signals, follow_parent, release_signals
 from rayjobs.cli.spellings import current_spelling
@@ -117,6 +118,11 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
         return action()
     except DeepSchedError as error:
         return _exit_with(f"deepsched {name}: {error}", EXIT_USER_ERROR)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        return _exit_with(f"deepsched {name}: {missing}", EXIT_USER_ERROR)
     except Terminated:
         return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
     except KeyboardInterrupt:

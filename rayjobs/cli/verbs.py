@@ -29,7 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "scenarios": ("rayjobs.scenarios", "list the scenarios, or show one over time"),
     "park": ("rayjobs.park", "run Park's load balancing task: a learned scorer beside four heuristics"),
     "testbeds": ("rayjobs.testbeds", "list the testbeds that run on this machine or cluster"),
-    "dashboards": ("rayjobs.dashboards", "write a Prometheus configuration and a Grafana dashboard"),
+    "dashboards": ("rayjobs.dashboards.__main__", "write Grafana dashboards, Prometheus' configuration and alerts"),
 }
 """Verb → (the module that holds it, one line for `deepsched --help`), in the order of the help text."""
 

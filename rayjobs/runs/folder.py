@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tuning.learning.trainer import CurveRow
 
 _DISTRIBUTION = "deep-scheduling"
+TRAIN = "train"
+"""The extra with all that a host that only steers does not need."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +124,25 @@ def machine() -> str:
 
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that pyproject.toml pins."""
-    return {name: _installed(name) for name in pinned_versions()}
+    return {name: _installed(name) for name in pinned_versions() | pinned_versions(TRAIN)}
 
 
-def pinned_versions() -> dict[str, str]:
-    """Package → version as pyproject.toml pins it, without extras; empty when this project is not installed."""
+def pinned_versions(extra: str = "") -> dict[str, str]:
+    """Package → version as pyproject.toml pins it, for the small installation or in addition for an extra.
+
+    Empty when this project is not installed.
+    """
     try:
         required = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
-    pins = (text.split("==") for text in required if "extra ==" not in text and "==" in text)
-    return {name.partition("[")[0]: version for name, version in pins}
+    pins = {}
+    for text in required:
+        package, _, marker = (part.strip() for part in text.partition(";"))
+        if marker == (f'extra == "{extra}"' if extra else ""):
+            name, _, version = package.partition("==")
+            pins[name.partition("[")[0]] = version
+    return pins
 
 
 def _new_folder(parent: Path, name: str) -> Path:

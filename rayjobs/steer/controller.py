@@ -18,6 +18,7 @@ from actuators.errors import DeepSchedError
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.metrics import publishing
 from rayjobs.steer.site import Site, load_adviser, open_site, serve_first
 from tuning.policy.adviser import Advice, Adviser, Advises, Recent, advisable
 from tuning.steering import audit
@@ -218,6 +219,7 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         steering = starting_steering(site, folder, lambda first: Steering(deadlines_s, first, options, now_s))
         origin = {"folder": str(options.bundle.absolute()), **_origin(adviser)}
         log = audit.AuditLog(folder.audit, audit.header(steering, deadlines_s, now_s, origin), options.audit)
+        published = stack.enter_context(publishing(options.metrics_host, options.metrics_port))
 
         def load(path: str) -> tuple[Adviser, int]:
             new = load_adviser(Path(path), site, options.workers)
@@ -226,8 +228,9 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         first_asked = serve_first(options, site, adviser, stack)
         site.collector.begin()
         controller = SiteController(
-            site, steering, first_asked, adviser.frames, folder, log.write, load=load, log=report, stopped=stopped
-        )
+            site, steering, first_asked, adviser.frames, folder, published.recording(log.header, log.write),
+            load=load, log=report, stopped=stopped,
+        )  # fmt: skip
         where = site.address or options.status_url
         report(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
         _run_until_ended(controller, options)

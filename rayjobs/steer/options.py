@@ -80,6 +80,10 @@ class SteerOptions(SteeringOptions, SiteOptions):
     """Parts of the embedded testbed."""
     audit: AuditOptions = AuditOptions()
     """Size of the audit log."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Port on which Prometheus reads the controller's metrics, at /metrics; none when not given."""
+    metrics_host: Annotated[str, Only(metrics_port=GIVEN)] = "127.0.0.1"
+    """Address of that port. The metrics need no token: beyond loopback let a firewall decide who reads them."""
 
 
 class WatchdogOptions(SiteOptions):

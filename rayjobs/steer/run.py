@@ -27,6 +27,6 @@ RUN = Verb(
     run=run,
     common=(
         "bundle", "mode", "canary_percent", "nginx_conf", "status_url", "control_url", "token_file", "folder",
-        "interval_s", "duration_s", "workers", "serve_url",
+        "interval_s", "duration_s", "workers", "serve_url", "metrics_port",
     ),
 )  # fmt: skip

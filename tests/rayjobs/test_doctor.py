@@ -162,11 +162,11 @@ def test_one_core_is_called_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packages_are_compared_with_their_pins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "pinned_versions", lambda: {"numpy": "0.1"})
+    monkeypatch.setattr(checks, "pinned_versions", lambda extra="": {"numpy": "0.1"})
     assert checks.packages().level == "poor"
-    monkeypatch.setattr(checks, "pinned_versions", lambda: {"no-such-package": "1"})
+    monkeypatch.setattr(checks, "pinned_versions", lambda extra="": {"no-such-package": "1"})
     assert checks.packages() == Finding("packages", "missing", "no-such-package is not installed", "run: make setup")
-    monkeypatch.setattr(checks, "pinned_versions", lambda: {"torch": "2.13.0"})
+    monkeypatch.setattr(checks, "pinned_versions", lambda extra="": {"torch": "2.13.0"})
     assert checks.packages().level == "ok", "+cpu is the same version"
 
 

@@ -18,7 +18,7 @@ from tests.support.problems import TOPOLOGY, demo_scenario, observed, problem
 from tests.support.recordings import record
 from tuning.options import HeldOutOptions, ModelOptions, TrainingOptions
 from tuning.policy.bundle import Bundle, check_bundle, load_bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 
 MODEL = ModelOptions(hidden=8)
 
@@ -69,9 +69,9 @@ def test_the_policy_goes_on_learning_with_the_new_mixture_and_comes_back(tmp_pat
     after = load_bundle(check_bundle(folder))
     assert after.problem.encoder.clusters > before.problem.encoder.clusters
     # Of another width where the observation enters; everywhere else trained, not only widened or begun anew.
-    old, new = before.net.state_dict(), after.net.state_dict()
+    old, new = before.net.arrays(), after.net.arrays()
     for name in ("encoder.2.weight", "action.0.weight", "action.2.weight", "value.0.weight", "log_std"):
-        moved = (new[name] - old[name]).abs().max()
+        moved = np.abs(new[name] - old[name]).max()
         assert 0 < moved < 0.1, name
     assert np.isfinite(acts(after, windows)).all()
     (told,) = after.provenance["recalibrations"]

@@ -22,7 +22,7 @@ from tests.support.option_reads import OptionReads
 from tests.support.problems import TOPOLOGY, problem
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 
 PARTS = "tests/actuators/testbed/test_parts.py::test_every_option_of_the_parts_is_read"
 BLOCKS = ("judge.rounds=1", "judge.warm_up_s=1", "judge.measure_s=4")

@@ -12,9 +12,10 @@ import pytest
 from actuators.contract.control import Weights
 from actuators.errors import ConfigError
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
-from rayjobs import calibrate, collect, dashboards, encoder, export, load, park, service, weights
+from rayjobs import calibrate, collect, encoder, export, load, park, service, weights
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
+from rayjobs.dashboards.__main__ import VERB as DASHBOARDS
 from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from tests.support.http_server import ScriptedServer
@@ -24,7 +25,7 @@ from tests.support.recordings import record
 from tests.support.steering_cases import DEADLINES_S, advice
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 from tuning.steering.decide import decide_alone
 
 NOWHERE = "http://127.0.0.1:9"
@@ -103,7 +104,7 @@ def test_a_single_answer_reads_its_guards() -> None:
 
 
 def test_dashboards_and_export(bundle: Path, tmp_path: Path) -> None:
-    assert unread(dashboards.VERB, out=tmp_path / "dashboards") == []
+    assert unread(DASHBOARDS, out=tmp_path / "dashboards") == []
     assert unread(export.VERB, "checks=1", bundle=bundle, out=tmp_path / "policy.onnx") == []
 
 

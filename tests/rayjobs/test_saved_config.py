@@ -21,7 +21,7 @@ from tests.support.paths import DATA
 from tests.support.problems import problem
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 
 SAVED = DATA / "saved"
 """config.yaml of runs of version 0.1, which saved every option, also those without effect."""

@@ -20,8 +20,7 @@ from tests.support.problems import TOPOLOGY, demo_scenario, observed, problem
 from tuning.options import ModelOptions
 from tuning.policy.adviser import Advice, Adviser, Recent, State
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
-from tuning.policy.model import EquivariantNet
+from tuning.policy.model import EquivariantNet, net_for
 from tuning.steering import audit
 from tuning.steering.audit import AuditLog
 from tuning.steering.decide import Decision, Steering

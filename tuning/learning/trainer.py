@@ -30,8 +30,7 @@ from tuning.learning.proof import ResidualProof, prove_some
 from tuning.learning.scoring import Best, HeldOut
 from tuning.learning.scripts import ScriptSource
 from tuning.options import AlgorithmOptions, TrainingOptions
-from tuning.policy.learned import net_for
-from tuning.policy.model import EquivariantNet
+from tuning.policy.model import EquivariantNet, net_for
 
 
 @dataclass(frozen=True)

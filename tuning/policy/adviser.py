@@ -1,6 +1,6 @@
 """Windows → advice: the control that a bundle's policy would set, and its baseline's.
 
-An Adviser is stateless: every copy of a bundle gives the same answer. Needs torch, not Ray.
+An Adviser is stateless: every copy of a bundle gives the same answer. Needs neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actuators.contract.control import Control, ServiceTimes
@@ -21,6 +20,7 @@ from envs.heuristics.weights import InverseLatency
 from envs.observation.features import LatencyMemory
 from envs.observation.observer import Observation
 from tuning.policy.bundle import Bundle
+from tuning.policy.learned import LearnedPolicy
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +103,6 @@ class Recent:
         return advice
 
 
-class NotANumberError(DeepSchedError):
-    """The network's output is not finite. A retry cannot help."""
-
-
 class Adviser:
     """Gives the advice of one bundle.
 
@@ -122,12 +118,11 @@ class Adviser:
             each = np.full(bundle.problem.topology.shape[1], float(workers))
             bundle = replace(bundle, problem=replace(bundle.problem, workers=each))
         self.bundle, self.topology = bundle, bundle.problem.topology
-        bad = [name for name, tensor in bundle.net.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+        bad = [name for name, array in bundle.net.arrays().items() if not np.isfinite(array).all()]
         if bad:
             raise BundleError(f"'{bad[0]}' of the network is not finite", where="policy.safetensors", remedy="train it")
         # Inputs are within ±10 and parameters are finite, so an overflow in any layer shows in the last one.
-        bundle.net.action[-1].register_forward_hook(_refuse_nan)
-        self._policy = bundle.policy()
+        self._policy = LearnedPolicy(bundle.net, bundle.problem, finite=True)
         self._baseline = InverseLatency(bundle.problem.codec)
 
     @property
@@ -210,8 +205,3 @@ class _Encoded:
 
     observation: Observation
     advice: Advice
-
-
-def _refuse_nan(layer: Any, inputs: Any, output: torch.Tensor) -> None:
-    if not bool(torch.isfinite(output).all()):
-        raise NotANumberError("the network's output is not finite", where="policy")

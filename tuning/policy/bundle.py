@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.numpy import load_file, save
 
 from actuators.contract.topology import Group, Topology
 from actuators.errors import BundleError
@@ -30,8 +30,8 @@ from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.observation.encoder import Encoder
 from envs.observation.observer import sample_names
 from tuning.options import ModelOptions
-from tuning.policy.learned import LearnedPolicy, net_for
-from tuning.policy.model import EquivariantNet
+from tuning.policy.learned import LearnedPolicy
+from tuning.policy.network import ArrayNet, Network, expected_shapes
 
 FORMAT_VERSION = 1
 
@@ -41,13 +41,13 @@ class Bundle:
     """A trained policy with everything it needs to act.
 
     Attributes:
-        net: the network.
+        net: the network; of plain arrays when the bundle was loaded (`tuning.policy.model.learning_net` learns on).
         problem: topology, deadlines, encoder, observation, action codec.
         model: options that the network was built with.
         provenance: seed, command, config, versions, training curve, evaluation; plain JSON.
     """
 
-    net: EquivariantNet
+    net: Network
     problem: DecisionProblem
     model: ModelOptions
     provenance: dict[str, Any]
@@ -59,8 +59,7 @@ class Bundle:
         """Writes the three files, `bundle.json` last: a folder without it is not a bundle."""
         folder.mkdir(parents=True, exist_ok=True)
         self.problem.encoder.save(folder / "encoder.npz")
-        tensors = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
-        write_atomic(folder / "policy.safetensors", save(tensors))
+        write_atomic(folder / "policy.safetensors", save(self.net.arrays()))
         description = {
             "format_version": FORMAT_VERSION,
             "topology": msgspec.to_builtins(self.problem.topology.groups),
@@ -105,12 +104,30 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
             remedy="use it with groups of the same types in the same order",
         )
     problem = DecisionProblem(target, deadlines_s, encoder, options)
-    net = net_for(problem, model)
+    return Bundle(_network(folder, problem, model), problem, model, provenance)
+
+
+def _network(folder: Path, problem: DecisionProblem, model: ModelOptions) -> ArrayNet:
+    """Raises BundleError when a parameter is missing, unknown or of another shape."""
+    groups, action = problem.topology.shape[0], problem.options.action
+    wanted = expected_shapes(problem.row_size, groups, model.hidden, action)
     try:
-        net.load_state_dict(load_file(folder / "policy.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        arrays = load_file(folder / "policy.safetensors")
+        found = {name: array.shape for name, array in arrays.items()}
+        if found != wanted:
+            odd = sorted(name for name in found.keys() | wanted if found.get(name) != wanted.get(name))[0]
+            raise ValueError(f"'{odd}' has shape {found.get(odd)} instead of {wanted.get(odd)}")
+    except (OSError, ValueError, SafetensorError) as error:
         raise BundleError(f"network does not load: {error}", where=str(folder), remedy="export it again") from error
-    return Bundle(net, problem, model, provenance)
+    return ArrayNet(arrays, groups, model.squashed, action)
+
+
+def note_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
+    """Adds to a bundle's provenance what an evaluation of it found; plain JSON. Raises OSError."""
+    path = folder / "bundle.json"
+    data = json.loads(path.read_bytes())
+    data["provenance"]["evaluation"] = evaluation
+    write_atomic(path, json.dumps(data, indent=1).encode())
 
 
 FILES = frozenset({"bundle.json", "encoder.npz", "policy.safetensors"})

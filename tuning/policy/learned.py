@@ -1,4 +1,4 @@
-"""A trained network as a policy: observation → weights or service times. Needs torch, not Ray."""
+"""A trained network as a policy: observation → weights or service times. Needs neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actuators.contract.control import Control
+from actuators.errors import DeepSchedError
 from envs.environment.problem import DecisionProblem
 from envs.observation.observer import Observation
-from tuning.options import ModelOptions
-from tuning.policy.model import EquivariantNet
+from tuning.policy.network import Network, best_action
+
+
+class NotANumberError(DeepSchedError):
+    """The network's output is not finite. A retry cannot help."""
 
 
 class LearnedPolicy:
-    """Acts without exploration: with the mean of the network's distribution, or the most likely ratio vectors."""
+    """Acts without exploration: with the mean of the network's distribution, or the most likely ratio vectors.
+
+    Args:
+        finite: raise NotANumberError for an output that is not finite, instead of taking nan as 0.
+    """
 
     name = "learned"
 
-    def __init__(self, net: EquivariantNet, problem: DecisionProblem) -> None:
-        self._net, self._problem = net.eval(), problem
+    def __init__(self, net: Network, problem: DecisionProblem, *, finite: bool = False) -> None:
+        self._net, self._problem, self._finite = net, problem, finite
 
     def act(self, observation: Observation) -> Control:
         """Control for one testbed; an output that is nan counts as 0, which is the residual's baseline."""
@@ -43,11 +50,8 @@ class LearnedPolicy:
 
     def action(self, rows: NDArray[np.float32]) -> NDArray[Any]:
         """Rows ``[..., servers, row_size]`` → action in the form of the problem's codec."""
-        with torch.inference_mode():
-            action: NDArray[Any] = self._net.act(torch.from_numpy(rows)).numpy()
+        outputs = self._net.outputs(rows)
+        if self._finite and not np.isfinite(outputs).all():
+            raise NotANumberError("the network's output is not finite", where="policy")
+        action = best_action(self._net, outputs)
         return self._problem.action_codec.of_vectors(action) if self._net.ratios else action
-
-
-def net_for(problem: DecisionProblem, options: ModelOptions) -> EquivariantNet:
-    """An untrained network for this problem."""
-    return EquivariantNet(problem.row_size, problem.topology.shape[0], options, problem.options.action)

@@ -1,6 +1,7 @@
 """The policy network: all servers share one encoder, so it takes any number of servers in any order.
 
-Plain torch; `tuning.learning.rl_module` wraps it for RLlib. Source: Deep Sets (Zaheer et al., 2017), permuting the
+Plain torch, for learning; `tuning.learning.rl_module` wraps it for RLlib. `tuning.policy.network.ArrayNet` acts with
+its parameters where there is no torch. Source: Deep Sets (Zaheer et al., 2017), permuting the
 servers permutes the outputs.
 """
 
@@ -8,11 +9,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from envs.environment.actions import ActionOptions, ratio_levels
+from envs.environment.problem import DecisionProblem
 from tuning.options import ModelOptions
+from tuning.policy.network import Network
 
 
 class EquivariantNet(nn.Module):
@@ -61,12 +66,15 @@ class EquivariantNet(nn.Module):
         scores = outputs.unflatten(-1, (self.groups, len(self.ratios)))
         return torch.einsum("...sgl,vsl->...gv", scores, _one_hot_levels(self.ratios, outputs.shape[-2]))
 
-    def act(self, rows: torch.Tensor) -> torch.Tensor:
-        """The action without exploration: means ``[..., groups * servers]`` or vector indices ``[..., groups]``."""
-        if self.ratios:
-            return self.logits(rows).nan_to_num(0.0).argmax(dim=-1)
-        mean, _ = self(rows)
-        return torch.tanh(mean) if self.squashed else mean
+    def outputs(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs of the last layer without exploration (`tuning.policy.network.Network`)."""
+        with torch.inference_mode():
+            outputs: NDArray[np.float32] = self._outputs(torch.from_numpy(rows)).numpy()
+        return outputs
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of all parameters by name."""
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
 
     def values(self, rows: torch.Tensor) -> torch.Tensor:
         """``[..., servers, row_size]`` → state values ``[...]``."""
@@ -76,6 +84,18 @@ class EquivariantNet(nn.Module):
     def _outputs(self, rows: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.action(with_pooled(self.encoder(rows)))
         return outputs
+
+
+def net_for(problem: DecisionProblem, options: ModelOptions) -> EquivariantNet:
+    """An untrained network for this problem."""
+    return EquivariantNet(problem.row_size, problem.topology.shape[0], options, problem.options.action)
+
+
+def learning_net(network: Network, problem: DecisionProblem, options: ModelOptions) -> EquivariantNet:
+    """A torch network with copies of the parameters of a bundle's network, for this problem."""
+    net = net_for(problem, options)
+    net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in network.arrays().items()})
+    return net
 
 
 def with_pooled(encoded: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 
 from actuators.errors import BundleError
 from envs.environment.problem import DecisionProblem
@@ -12,13 +12,12 @@ from envs.observation.encoder import Encoder
 from envs.observation.features import SERVER_FEATURES
 from envs.observation.observer import frame_size
 from tuning.options import ModelOptions
-from tuning.policy.learned import net_for
-from tuning.policy.model import EquivariantNet
+from tuning.policy.network import ArrayNet, Network
 
 _FIRST = "encoder.0.weight"
 
 
-def widened(net: EquivariantNet, model: ModelOptions, old: DecisionProblem, new: DecisionProblem) -> EquivariantNet:
+def widened(net: Network, model: ModelOptions, old: DecisionProblem, new: DecisionProblem) -> ArrayNet:
     """A network for the rows of the new problem; it ignores the new clusters until it is trained.
 
     Args:
@@ -34,13 +33,10 @@ def widened(net: EquivariantNet, model: ModelOptions, old: DecisionProblem, new:
         raise BundleError("the problems differ in more than the mixture", remedy="train a new policy")
     kept = list(_kept_columns(old, new))
     assert len(kept) == old.row_size
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    first = torch.zeros((state[_FIRST].shape[0], new.row_size))
-    first[:, kept] = state[_FIRST]
-    state[_FIRST] = first
-    wide = net_for(new, model)
-    wide.load_state_dict(state)
-    return wide
+    arrays = net.arrays()
+    first = np.zeros((len(arrays[_FIRST]), new.row_size), np.float32)
+    first[:, kept] = arrays[_FIRST]
+    return ArrayNet({**arrays, _FIRST: first}, net.groups, model.squashed, new.options.action)
 
 
 def _kept_columns(old: DecisionProblem, new: DecisionProblem) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -118,6 +119,16 @@ def from_json(data: WindowModel, topology: Topology) -> Window:
         faults=tuple(Fault(f.kind, f.detail, f.group, f.server) for f in data.faults),
         delay=None if data.delay is None else _delay(data.delay, topology),
     )  # fmt: skip
+
+
+def histogram_of(window: Mapping[str, Any]) -> IntArray:
+    """``[groups, servers, bounds + 1]`` of a window's JSON that `to_json` wrote; zeros where it was left out."""
+    columns = len(window["bounds_ms"]) + 1
+    table = np.zeros((len(window["groups"]), len(window["servers"]), columns), np.int64)
+    for g, rows in enumerate(window.get("histogram", ())):
+        for s, row in enumerate(rows):
+            table[g, s, : len(row)] = row
+    return table
 
 
 def topology_of(model: Topology, groups: dict[str, list[str]]) -> Topology:

@@ -41,7 +41,8 @@ from tuning.live.testbeds import Testbeds
 from tuning.live.vector_env import LiveVectorEnv
 from tuning.observing.phase import ObserveOptions, fit_problem, watch
 from tuning.options import ModelOptions
-from tuning.policy.learned import LearnedPolicy, net_for
+from tuning.policy.learned import LearnedPolicy
+from tuning.policy.model import net_for
 
 PARTS = ("collect", "encode", "act", "apply", "record")
 SWING = 0.3

@@ -33,7 +33,7 @@ from tuning.learning.proof import REACHES, prove_some
 from tuning.learning.study import Trained, TrainingArm
 from tuning.options import ModelOptions, TrainingOptions
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 
 WORKERS = np.full(3, 4.0)
 
@@ -191,5 +191,5 @@ def test_a_residual_that_does_nothing_or_harm_proves_nothing(harmful: bool) -> N
     assert (proof.overall.mean < -0.01) if harmful else (proof.overall.mean == 0.0)
     array = np.ones((1, 3, own.row_size), dtype=np.float32)
     assert proof.reach == REACHES[-1]
-    assert not left.act(torch.from_numpy(array)).any()
+    assert not left.outputs(array).any()
     assert json.loads(json.dumps(proof.to_json()))["holds"] is False

@@ -27,7 +27,8 @@ from tests.support.problems import TOPOLOGY, demo_scenario, observed, problem
 from tests.support.windows import window
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle, check_bundle, load_bundle
-from tuning.policy.learned import LearnedPolicy, net_for
+from tuning.policy.learned import LearnedPolicy
+from tuning.policy.model import net_for
 from tuning.policy.warm_start import widened
 
 

@@ -21,7 +21,7 @@ from tests.support.windows import window
 from tuning.options import ModelOptions
 from tuning.policy import learned as policy
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 from tuning.steering import window_json
 
 

@@ -21,8 +21,8 @@ from tuning.learning.imitation import imitate
 from tuning.learning.scripts import ScriptSource
 from tuning.learning.trainer import Trainer
 from tuning.options import ImitationOptions, ModelOptions, TrainingOptions
-from tuning.policy.learned import LearnedPolicy, net_for
-from tuning.policy.model import EquivariantNet
+from tuning.policy.learned import LearnedPolicy
+from tuning.policy.model import EquivariantNet, net_for
 
 OPTIONS = TrainingOptions(environments=8, episode_steps=25, imitation=ImitationOptions(steps=1200, epochs=25))
 SOURCE = ScriptSource(training_mixture(("S2b", "S3"), 30.0), TOPOLOGY)

@@ -19,7 +19,7 @@ from rayjobs.bench.parts.control_step import WaitingTestbed, make_waiting
 from tests.support.orphans import SESSION, processes_with
 from tests.support.problems import problem
 from tests.support.waiting import PATIENCE_S, wait_until
-from tuning.live.metrics import COUNTERS, exported
+from tuning.live.metric_names import COUNTERS, exported
 from tuning.live.testbeds import Testbeds
 from tuning.live.training import ParallelTraining
 from tuning.live.vector_env import LiveVectorEnv

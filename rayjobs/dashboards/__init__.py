@@ -1,0 +1,1 @@
+"""`deepsched dashboards`: files for Prometheus and Grafana that show and watch what the commands export."""
