@@ -25,7 +25,7 @@ from tests.support.problems import TOPOLOGY, demo_scenario, observed, problem
 from tests.support.recordings import record
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
-from tuning.policy.learned import net_for
+from tuning.policy.model import net_for
 
 
 def unread(verb: Verb, *assignments: str, code: int = 0, **flags: Any) -> list[str]:
