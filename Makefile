@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 
 # More torch threads than cores make everything slower on a shared machine.
 export OMP_NUM_THREADS := 1
+# Compiled bytecode is kept: Ray and the tests start hundreds of processes, and each would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
 # exec: signals to make reach the program itself. Following: a make that is killed outright takes it along.
 RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 
