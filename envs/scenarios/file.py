@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from actuators.contract.script import ArrivalDistribution, Behaviour, ServiceDistribution
 from actuators.errors import ConfigError, closest
@@ -15,7 +15,13 @@ from envs.scenarios import disturbances as happen
 from envs.scenarios.disturbances import ScriptExtent, Span
 
 
-class DisturbanceOptions(Options):
+class Part(Options):
+    """A part of a scenario's file; every number in it is finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class DisturbanceOptions(Part):
     """Random changes of the servers."""
 
     kind: Literal["none", "antagonist", "telegraph", "periodic", "degraded"] = "none"
@@ -23,11 +29,11 @@ class DisturbanceOptions(Options):
     periodic: servers are slowed in turn; degraded: crashes with slow start, and fast failures."""
     speed: tuple[float, float] = (0.5, 0.5)
     """Range of the factor on a disturbed server's speed; telegraph and periodic use the first value."""
-    period_s: float = Field(default=20.0, gt=0)
+    period_s: float = Field(default=20.0, ge=0.1)
     """periodic: seconds of one round over all servers."""
 
 
-class BehaviourOptions(Options):
+class BehaviourOptions(Part):
     """One change of one server; fields as `actuators.contract.script.Behaviour`."""
 
     at_s: float = Field(ge=0)
@@ -46,14 +52,14 @@ class BehaviourOptions(Options):
     """Requests are never answered."""
 
 
-class ScenarioFile(Options):
+class ScenarioFile(Part):
     """The keys of a scenario's YAML file."""
 
     name: str
     """Name in tables."""
     summary: str = ""
     """One line for lists of scenarios."""
-    load: float = Field(gt=0)
+    load: float = Field(gt=0, le=100)
     """Offered load, as a share of the capacity of all workers at their mean speed."""
     speeds: tuple[float, ...] | dict[str, tuple[float, ...]] = (1.0,)
     """Speed of each server, or a list per request type; a shorter list is repeated over the servers."""
@@ -65,7 +71,7 @@ class ScenarioFile(Options):
     """What happens to the servers at random."""
     behaviours: tuple[BehaviourOptions, ...] = ()
     """Changes of servers at fixed times, in place of a disturbance."""
-    duration_s: float = Field(default=600.0, gt=0)
+    duration_s: float = Field(default=600.0, gt=0, le=1e7)
     """Length of the script."""
     work_scale: float = Field(default=1.0, gt=0)
     """Factor on the work of every request; 2 suits a live testbed on a small machine."""
@@ -89,6 +95,11 @@ class ScenarioFile(Options):
 
     def disturb(self, extent: ScriptExtent, generator: happen.Generator) -> happen.Behaviours:
         """Random changes of the servers."""
+        for number, entry in enumerate(self.behaviours):
+            if entry.server >= extent.servers:
+                where = f"scenario {self.name}: behaviours.{number}.server"
+                remedy = f"servers are numbered from 0 to {extent.servers - 1}"
+                raise ConfigError(f"there is no server {entry.server}", where=where, remedy=remedy)
         if self.behaviours:
             return happen.in_order([Behaviour(**entry.model_dump()) for entry in self.behaviours])
         d = self.disturbance

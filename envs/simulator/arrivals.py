@@ -52,12 +52,14 @@ def stop(lane: Any) -> None:
 
 @inlined
 def new_request(lane: Any, group: Any, now_s: float) -> Any:
-    """Takes a slot for the arrival that is due, draws its work and context, and schedules the one after it."""
+    """Takes a free slot for the arrival that is due, draws its work and context, and schedules the one after it."""
     state, stream, rules = lane.state[0], lane.streams[group], lane.rules[0]
     state.free -= 1
     slot = lane.free[state.free]
     request = lane.requests[slot]
-    request.number, request.group, request.server, request.tried = stream.drawn, group, NOWHERE, 0
+    request.number, request.group, request.server = stream.drawn, group, NOWHERE
+    for word in range(lane.tried.shape[1]):
+        lane.tried[slot, word] = 0
     request.arrival_s = now_s
     request.unit = unit_work(rules.work_kind, lane.work_table, rules.sigma, stream.work_key, stream.drawn)
     request.context = 0

@@ -35,9 +35,15 @@ def clock_s(now_s: float) -> Any:
 
 
 @leaf
+def has_tried(tried: Any, server: Any) -> bool:
+    """Whether the request has tried the server; `tried` holds a bit per server in words of 64."""
+    return (tried[server >> 6] >> (server & 63)) & 1 != 0
+
+
+@leaf
 def usable(peer: Any, server: Any, tried: Any, clock: Any, rules: Any) -> bool:
     """False when NGINX passes over the peer: down, tried by this request, or failed and not yet forgiven."""
-    if peer.down or (tried >> server) & 1:
+    if peer.down or has_tried(tried, server):
         return False
     failed = rules.max_fails > 0 and peer.fails >= rules.max_fails
     return not (failed and clock - peer.checked <= rules.fail_timeout_s)
@@ -178,7 +184,7 @@ def pick_expected_delay(
     """Least predicted wait + beta x service time + cost of errors; exact ties at random; -1 for none."""
     best, lowest, ties = -1, 0.0, 1
     for server in range(len(health)):
-        if peers[group, server].down or (tried >> server) & 1 or health[server].out_until > clock_s(now_s):
+        if peers[group, server].down or has_tried(tried, server) or health[server].out_until > clock_s(now_s):
             continue
         score = predicted_wait_s(peers, server, tau_s, workers[server], rules.balancers)
         score += rules.beta * tau_s[group, server]
@@ -207,7 +213,7 @@ def pick_oracle(
     """
     best, lowest, ties, alive = -1, 0.0, 1, False
     for server in range(len(servers)):
-        if peers[0, group, server].down or (tried >> server) & 1 or servers[server].refused:
+        if peers[0, group, server].down or has_tried(tried, server) or servers[server].refused:
             continue
         alive = True
         workers = servers[server].workers

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from actuators.contract import histogram
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
@@ -24,7 +23,7 @@ from envs.simulator import arrivals, engine
 from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
-from envs.simulator.lane import IN_FLIGHT_BINS, IN_FLIGHT_SUMS, Lane, Tally, build_lane
+from envs.simulator.lane import Lane, Tally, build_lane, grown, new_tally
 from envs.simulator.window_batch import WindowBatch
 
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
@@ -39,11 +38,11 @@ class SimulationOptions(Options):
 
     discipline: Literal["fifo", "processor_sharing"] = "fifo"
     """How a server's workers serve: one request each and a line, or all requests at once."""
-    max_fails: int = 1
+    max_fails: int = Field(default=1, ge=0)
     """Failed attempts after which NGINX passes over a server; 0 for never."""
-    fail_timeout_s: int = 10
+    fail_timeout_s: int = Field(default=10, ge=0)
     """Seconds for which it is passed over."""
-    read_timeout_s: float = 60.0
+    read_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that NGINX waits for a server that hangs."""
     overhead_ms: float = Field(default=0.0, ge=0)
     """Milliseconds that every request takes on its way to a worker: network, proxy, the server's own code. A script's
@@ -52,12 +51,12 @@ class SimulationOptions(Options):
     """`proxy_next_upstream http_500`: a 500 is a failed attempt, and another server is tried."""
     retry_post: bool = False
     """`non_idempotent`: also POSTs that were already sent are tried elsewhere."""
-    workers_sharing_memory: int = 1
+    workers_sharing_memory: int = Field(default=1, ge=1)
     """How many of the script's contexts (`load_balancers`) share their counters: the workers of one
     NGINX do with `zone` and with `expected_delay`."""
     actuation: Literal["memory", "reload"] = "memory"
     """How weights are changed: a reload also forgets connections, failures and positions."""
-    actuation_delay_s: float = 0.0
+    actuation_delay_s: float = Field(default=0.0, ge=0)
     """Seconds from `set_weights` until the weights are in force; a reload takes about 0.11."""
     beta: float = 0.7
     """`expected_delay`: weight of the request's own service time beside the predicted wait."""
@@ -65,7 +64,7 @@ class SimulationOptions(Options):
     """`expected_delay`: seconds that a certain error costs."""
     error_gain: float = 0.1
     """`expected_delay`: share of the error score that one answer replaces."""
-    error_memory_s: float = 5.0
+    error_memory_s: float = Field(default=5.0, gt=0)
     """`expected_delay`: time constant after which the error score is forgotten."""
     count_by_in_flight: bool = False
     """`expected_delay`: windows also tell response times by requests in flight, from which workers are learned."""
@@ -92,15 +91,15 @@ class SimulatedBatch:
         options: SimulationOptions | None = None,
         threads: int = 1,
     ) -> None:
-        if size < 1 or list(bounds_ms) != sorted(set(bounds_ms)) or not bounds_ms:
+        if size < 1 or list(bounds_ms) != sorted(set(bounds_ms)) or not bounds_ms or bounds_ms[0] < 0:
             raise ConfigError(
                 f"size {size}, bounds {bounds_ms}", where="simulated batch", remedy="size >= 1, bounds ascend"
             )
         self.topology, self.size, self.bounds_ms = topology, size, tuple(bounds_ms)
         self.options, self._threads = options or SimulationOptions(), threads
         self._method = _method_code(method)
-        self._bucket_of_ms = bucket_table(self.bounds_ms)
-        self._tally = _new_tally(topology, size, len(bounds_ms))
+        self._bucket_table = bucket_table(self.bounds_ms)
+        self._tally = new_tally(topology, size, len(bounds_ms))
         self._lanes: list[Lane | None] = [None] * size
         self._start_s = np.zeros(size)
         self._pending: list[tuple[float, IntArray, NDArray[np.bool_]]] = []
@@ -112,9 +111,8 @@ class SimulatedBatch:
 
         Raises ConfigError when the script does not fit the topology.
         """
-        lane = build_lane(
-            self.topology, script, Tally(*(array[index] for array in self._tally)), self._bucket_of_ms, self._rules()
-        )
+        tally = Tally(*(array[index] for array in self._tally))
+        lane = build_lane(self.topology, script, tally, self.bounds_ms, self._bucket_table, self._rules())
         for array in lane.tally:
             array[...] = 0
         arrivals.start(lane)
@@ -141,7 +139,8 @@ class SimulatedBatch:
 
     def set_service_times(self, tau_s: FloatArray, workers: FloatArray) -> None:
         """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
-        if (tau_s[:, self.topology.mask] <= 0).any() or (workers < 0.25).any():
+        known = tau_s[:, self.topology.mask]
+        if not (np.isfinite(known).all() and (known > 0).all() and np.isfinite(workers).all() and workers.min() > 0.2):
             raise ConfigError("a service time or worker count is not positive", where="simulated batch")
         for index, lane in enumerate(self._lanes):
             if lane is None:
@@ -182,13 +181,18 @@ class SimulatedBatch:
             arrivals.stop(lane)
             while lane.state["free"][0] < len(lane.free) and self._start_s[index] < start_s[index] + timeout_s:
                 self._start_s[index] += _DRAIN_STEP_S
-                engine.advance(lane, self._start_s[index])
+                self._advance(index, self._start_s[index])
         return self._window(start_s)
 
     def _play(self, until_s: FloatArray) -> None:
-        lanes = [self._lane(index) for index in range(self.size)]
-        parallel_for(lambda index: engine.advance(lanes[index], until_s[index]), self.size, self._threads)
+        parallel_for(lambda index: self._advance(index, until_s[index]), self.size, self._threads)
         self._start_s = until_s
+
+    def _advance(self, index: int, until_s: float) -> None:
+        lane = self._lane(index)
+        while (ended := engine.advance(lane, until_s)) != engine.DONE:
+            if ended == engine.FULL:
+                lane = self._lanes[index] = grown(lane)
 
     def _enforce(self, weight: IntArray, down: NDArray[np.bool_]) -> None:
         changed = ((weight != self._weight) | (down != self._down)).any(axis=(1, 2))
@@ -277,24 +281,6 @@ def _method_code(method: str) -> int:
     if method not in METHOD_CODES:
         raise ConfigError(f"unknown balancing method '{method}'", remedy=closest(method, METHOD_CODES))
     return METHOD_CODES[method]
-
-
-def _new_tally(topology: Topology, size: int, bounds: int) -> Tally:
-    groups, servers = topology.shape
-    cells, totals = (size, groups, servers), (size, groups)
-    return Tally(
-        requests=np.zeros(cells, np.int64),
-        responses=np.zeros((*cells, 5), np.int64),
-        response_ms_sum=np.zeros(cells, np.int64),
-        latency_histogram=np.zeros((*cells, bounds + 1), np.int64),
-        delay=np.zeros((*cells, 4)),
-        by_in_flight=np.zeros((size, servers, IN_FLIGHT_BINS, IN_FLIGHT_SUMS)),
-        planned=np.zeros(totals, np.int64),
-        answered=np.zeros(totals, np.int64),
-        failed=np.zeros(totals, np.int64),
-        latency_counts=np.zeros((*totals, histogram.SIZE), np.int64),
-        latency_s_sum=np.zeros(totals),
-    )
 
 
 @compiled

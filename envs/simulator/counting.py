@@ -12,6 +12,7 @@ from envs.simulator.balancers import EXPECTED_DELAY
 from envs.simulator.compiling import inlined, leaf
 
 _LAST_BUCKET = SIZE - 1
+_TABLE_MS = 60_000
 
 
 @leaf
@@ -30,6 +31,17 @@ def latency_bucket(latency_s: float) -> Any:
     return min(shift * SUB_BUCKETS + (value >> shift), _LAST_BUCKET)
 
 
+@leaf
+def bucket_of_ms(elapsed_ms: Any, table: Any, bounds_ms: Any) -> Any:
+    """Histogram column of a response time; bounds are inclusive. The table covers the usual times."""
+    if elapsed_ms < len(table):
+        return table[elapsed_ms]
+    column = len(bounds_ms)
+    while column > 0 and elapsed_ms <= bounds_ms[column - 1]:
+        column -= 1
+    return column
+
+
 @inlined
 def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
     """One finished attempt at one server."""
@@ -38,7 +50,7 @@ def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
     tally.requests[group, s] += 1
     tally.responses[group, s, status // 100 - 1] += 1
     tally.response_ms_sum[group, s] += elapsed_ms
-    bucket = lane.bucket_of_ms[min(elapsed_ms, len(lane.bucket_of_ms) - 1)]
+    bucket = bucket_of_ms(elapsed_ms, lane.bucket_table, lane.bounds_ms)
     tally.latency_histogram[group, s, bucket] += 1
     if lane.rules[0].method == EXPECTED_DELAY and status < 500:  # a failure says nothing of service times
         sums = tally.delay[group, s]
@@ -75,5 +87,6 @@ def count_failure(tally: Any, request: Any) -> None:
 
 
 def bucket_table(bounds_ms: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Histogram column of every whole number of ms up to one above the last bound; bounds are inclusive."""
-    return np.searchsorted(np.asarray(bounds_ms), np.arange(bounds_ms[-1] + 2), side="left").astype(np.int64)
+    """Histogram column of every number of ms to one above the last bound or to a minute; bounds are inclusive."""
+    times_ms = np.arange(min(bounds_ms[-1] + 2, _TABLE_MS))
+    return np.searchsorted(np.asarray(bounds_ms), times_ms, side="left").astype(np.int64)

@@ -23,12 +23,19 @@ from envs.simulator.queues import (
     take_from_way,
 )
 
+DONE, FULL, PAUSED = range(3)
+"""How `advance` ends: everything is played, no slot is free for the next arrival, or a pause for signals is due."""
+
+_EVENTS = 5_000_000
+"""Events, a few seconds, after which `advance` returns to Python, where signals are obeyed."""
+
 OK, ERROR, UNAVAILABLE, LOST, REJECTED, TIMED_OUT = 200, 500, 502, 502, 503, 504
 
 
 @compiled
-def advance(lane: Any, until_s: float) -> None:
-    """Plays everything that happens before `until_s`."""
+def advance(lane: Any, until_s: float) -> int:
+    """Plays what happens before `until_s`; returns DONE, or FULL or PAUSED when it must be called again to go on."""
+    events = 0
     state, streams, servers, behaviours = lane.state[0], lane.streams, lane.servers, lane.behaviours
     while True:
         group, server = earliest(streams), earliest(servers)
@@ -37,7 +44,12 @@ def advance(lane: Any, until_s: float) -> None:
         now_s = min(arrival_s, finish_s, change_s, come_s)
         if now_s >= until_s:
             break
+        if events == _EVENTS:
+            return PAUSED
+        events += 1
         if arrival_s == now_s:
+            if state.free == 0:
+                return FULL
             queue_to_send(lane, new_request(lane, group, now_s))
         elif finish_s == now_s and not servers[server].hanging:
             finish(lane, server, now_s)
@@ -52,6 +64,7 @@ def advance(lane: Any, until_s: float) -> None:
             state.resend -= 1
             send(lane, lane.resend[state.resend], now_s)
     state.now_s = until_s
+    return DONE
 
 
 @leaf
@@ -79,8 +92,8 @@ def finish(lane: Any, s: Any, now_s: float) -> None:
     request, rules = lane.requests[slot], lane.rules[0]
     status = request.status
     failed = status >= 500 and rules.retry_500
-    retry = failed and may_retry(lane, request)
-    end_attempt(lane, request, status, now_s, failed)
+    retry = failed and may_retry(lane, slot)
+    end_attempt(lane, slot, status, now_s, failed)
     if retry:
         queue_to_send(lane, slot)
     else:
@@ -95,7 +108,7 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
     request = lane.requests[slot]
     there = request.server != NOWHERE
     if not there:
-        s = pick(lane, request, now_s)
+        s = pick(lane, slot, now_s)
         if s >= 0:
             begin_attempt(lane, request, s, now_s)
             there = lane.rules[0].overhead_s <= 0.0
@@ -110,36 +123,35 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
 @inlined
 def reach(lane: Any, slot: Any, now_s: float) -> None:
     """The request has reached its server: it is refused, accepted or rejected."""
-    request = lane.requests[slot]
-    s = request.server
+    s = lane.requests[slot].server
     if lane.servers[s].refused:
-        end_attempt(lane, request, UNAVAILABLE, now_s, True)
+        end_attempt(lane, slot, UNAVAILABLE, now_s, True)
         queue_to_send(lane, slot)  # nothing was sent, so that NGINX tries the next one for any method
     elif not accept(lane, s, slot, now_s):
-        end_attempt(lane, request, REJECTED, now_s, False)
+        end_attempt(lane, slot, REJECTED, now_s, False)
         conclude(lane, slot, REJECTED, now_s)
 
 
 @inlined
-def pick(lane: Any, request: Any, now_s: float) -> Any:
+def pick(lane: Any, slot: Any, now_s: float) -> Any:
     """The server that the balancing method chooses for the request, -1 when none is usable."""
-    rules, state = lane.rules[0], lane.state[0]
+    rules, state, request, tried = lane.rules[0], lane.state[0], lane.requests[slot], lane.tried[slot]
     peers = lane.peers[request.context]
     method, clock = rules.method, b.clock_s(now_s)
     if method == b.EXPECTED_DELAY and not rules.learned:
         method = b.LEAST_CONN  # nothing learned yet is worse than least_conn
     if method == b.ROUND_ROBIN:
-        return b.pick_round_robin(peers[request.group], request.tried, clock, rules)
+        return b.pick_round_robin(peers[request.group], tried, clock, rules)
     if method == b.LEAST_CONN:
-        return b.pick_least_conn(peers[request.group], request.tried, clock, rules)
+        return b.pick_least_conn(peers[request.group], tried, clock, rules)
     if method == b.RANDOM_TWO:
-        return b.pick_random_two(peers[request.group], request.tried, clock, rules, state)
+        return b.pick_random_two(peers[request.group], tried, clock, rules, state)
     if method == b.EXPECTED_DELAY:
         health = lane.health[request.context]
         return b.pick_expected_delay(
-            peers, request.group, request.tried, now_s, rules, state, lane.tau_s, lane.believed_workers, health
+            peers, request.group, tried, now_s, rules, state, lane.tau_s, lane.believed_workers, health
         )
-    return b.pick_oracle(method, lane.peers, request.group, rules, state, lane.service_s, lane.servers, request.tried)
+    return b.pick_oracle(method, lane.peers, request.group, rules, state, lane.service_s, lane.servers, tried)
 
 
 @inlined
@@ -167,9 +179,9 @@ def begin_attempt(lane: Any, request: Any, s: Any, now_s: float) -> None:
 
 
 @inlined
-def end_attempt(lane: Any, request: Any, status: Any, now_s: float, failed: Any) -> None:
+def end_attempt(lane: Any, slot: Any, status: Any, now_s: float, failed: Any) -> None:
     """Counts an attempt as NGINX's statistics do and gives its connection back to the balancer."""
-    rules = lane.rules[0]
+    rules, request = lane.rules[0], lane.requests[slot]
     s, group = request.server, request.group
     count_attempt(lane, request, status, now_s)
     if request.generation == lane.state[0].generation:
@@ -178,7 +190,7 @@ def end_attempt(lane: Any, request: Any, status: Any, now_s: float, failed: Any)
     if rules.method == b.EXPECTED_DELAY:
         b.note_health(lane.health[request.context, s], status >= 500, failed, now_s, rules)
     if failed:
-        request.tried |= np.int64(1) << s
+        lane.tried[slot, s >> 6] |= np.int64(1) << (s & 63)
         request.server = NOWHERE
 
 
@@ -226,9 +238,8 @@ def time_out(lane: Any, s: Any, now_s: float) -> None:
 @inlined
 def fail(lane: Any, slot: Any, status: Any, now_s: float) -> None:
     """An attempt ended without an answer: NGINX tries the next server, unless the method forbids it."""
-    request = lane.requests[slot]
-    retry = may_retry(lane, request)
-    end_attempt(lane, request, status, now_s, True)
+    retry = may_retry(lane, slot)
+    end_attempt(lane, slot, status, now_s, True)
     if retry:
         queue_to_send(lane, slot)
     else:
@@ -236,10 +247,10 @@ def fail(lane: Any, slot: Any, status: Any, now_s: float) -> None:
 
 
 @inlined
-def may_retry(lane: Any, request: Any) -> bool:
+def may_retry(lane: Any, slot: Any) -> bool:
     """True when a request that was already sent may be tried on another server."""
-    tries = 0
+    tries, request, tried = 0, lane.requests[slot], lane.tried[slot]
     for s in range(len(lane.servers)):
-        if not lane.peers[request.context, request.group, s].down and not (request.tried >> s) & 1:
+        if not lane.peers[request.context, request.group, s].down and not b.has_tried(tried, s):
             tries += 1
     return tries > 1 and (lane.rules[0].retry_post or not lane.groups[request.group].post)

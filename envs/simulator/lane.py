@@ -10,16 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.contract import histogram
 from actuators.contract.script import Script
+from actuators.contract.script_check import check_script
 from actuators.contract.topology import Topology
-from actuators.errors import ConfigError, closest
+from actuators.errors import ConfigError, TestbedError
 from envs.simulator.draws import ARRIVAL_CODES, SERVICE_CODES, lognormal_sigma, lognormal_table, stream_keys
 
 IN_FLIGHT_BINS, IN_FLIGHT_SUMS = 25, 6
 """Rows and columns of `Tally.by_in_flight`, see `actuators.contract.window.DelayWindow`."""
 
-MAX_SERVERS = 62
-"""Servers that a request has tried are kept as bits of one integer, as NGINX does for small groups."""
+MAX_CELLS = 1_000_000
+"""Contexts × groups × servers, and servers × places in line, that one testbed may have: about a gigabyte."""
+LEAST_AT_FIRST, MOST_AT_FIRST, MAX_SLOTS = 64, 4096, 1 << 22
+"""Requests in flight for which there is memory at first, at least and at most, and after all growth."""
 
 NON_IDEMPOTENT = ("POST", "LOCK", "PATCH")
 """Methods that NGINX does not repeat once they were sent (`proxy_next_upstream` without `non_idempotent`)."""
@@ -40,7 +44,7 @@ SERVER = _record(
     "workers limit busy waiting head refused hanging", "speed rate clock_v clock_s next_s error_ratio error_service_s"
 )
 REQUEST = _record(
-    "number group context server tried status generation idle in_flight",
+    "number group context server status generation idle in_flight",
     "arrival_s attempt_s unit wait_s tau_s ahead_s",
 )
 PEER = _record("weight effective current conns fails accessed checked down")
@@ -48,7 +52,7 @@ HEALTH = _record("out_until", "errors error_s")
 BEHAVIOUR = _record("server refused hanging", "at_s speed error_ratio error_service_s")
 GROUP = _record("servers post")
 STATE = _record(
-    "free behaviour generation picks resend central central_head on_way way_head",
+    "free behaviour generation picks resend central central_head central_room on_way way_head",
     "now_s duration_s next_come_s",
     "pick_key",
 )
@@ -77,6 +81,8 @@ class Tally(NamedTuple):
 class Lane(NamedTuple):
     """Everything that the event loop of one environment reads and writes.
 
+    `requests`, `tried` [slots, words of 64 servers], `free`, `resend`, `held`, `central` and `on_way` have room for as
+    many requests in flight as there are slots; `grown` makes more.
     Shapes: `peers` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service
     time at behaviour speed 1) and `tau_s` [groups, servers]; per server a heap of requests in service
     (`heap_v`: virtual finish times, `heap_request`) and a ring of waiting ones (`queue`).
@@ -98,31 +104,61 @@ class Lane(NamedTuple):
     central: Any
     on_way: Any
     requests: Any
+    tried: Any
     free: Any
     peers: Any
     health: Any
     tau_s: Any
     believed_workers: Any
     work_table: Any
-    bucket_of_ms: Any
+    bucket_table: Any
+    bounds_ms: Any
     tally: Tally
 
 
+def new_tally(topology: Topology, size: int, bounds: int) -> Tally:
+    """Empty counters of a batch of `size` environments with `bounds` histogram bounds."""
+    groups, servers = topology.shape
+    cells, totals = (size, groups, servers), (size, groups)
+    return Tally(
+        requests=np.zeros(cells, np.int64),
+        responses=np.zeros((*cells, 5), np.int64),
+        response_ms_sum=np.zeros(cells, np.int64),
+        latency_histogram=np.zeros((*cells, bounds + 1), np.int64),
+        delay=np.zeros((*cells, 4)),
+        by_in_flight=np.zeros((size, servers, IN_FLIGHT_BINS, IN_FLIGHT_SUMS)),
+        planned=np.zeros(totals, np.int64),
+        answered=np.zeros(totals, np.int64),
+        failed=np.zeros(totals, np.int64),
+        latency_counts=np.zeros((*totals, histogram.SIZE), np.int64),
+        latency_s_sum=np.zeros(totals),
+    )
+
+
 def build_lane(
-    topology: Topology, script: Script, tally: Tally, bucket_of_ms: NDArray[np.int64], rules: dict[str, Any]
+    topology: Topology,
+    script: Script,
+    tally: Tally,
+    bounds_ms: tuple[int, ...],
+    bucket_table: NDArray[np.int64],
+    rules: dict[str, Any],
 ) -> Lane:
-    """A lane at time 0 with equal weights. Raises ConfigError when the script does not fit the topology."""
-    _check(topology, script)
+    """A lane at time 0 with equal weights.
+
+    Raises ConfigError when the script does not fit the topology (`actuators.contract.script_check`), or is too large.
+    """
+    check_script(script, topology)
     groups, servers = topology.shape
     keys = stream_keys(script.seed, 3 * groups + 1)
     streams, steps = _streams(topology, script, keys)
     heap, queue = _sizes(script, bool(rules["sharing"]))
-    slots = servers * (heap + queue) + 1
-    state = np.zeros(1, STATE)
-    state["free"], state["duration_s"], state["pick_key"] = slots, script.duration_s, keys[-1]
-    state["next_come_s"] = np.inf
     table, rule = _rules(script, rules)
     contexts = int(rule["contexts"][0])
+    _check_size(topology, script, contexts, heap + queue)
+    slots = _first_slots(script, float(rule["overhead_s"][0]))
+    state = np.zeros(1, STATE)
+    state["free"], state["duration_s"], state["pick_key"] = slots, script.duration_s, keys[-1]
+    state["next_come_s"], state["central_room"] = np.inf, servers * (heap + queue) + 1
     return Lane(
         state=state, rules=rule, groups=_groups(topology), streams=streams, steps=steps,
         behaviours=_behaviours(script), servers=_servers(script),
@@ -130,10 +166,10 @@ def build_lane(
         heap_v=np.zeros((servers, heap)), heap_request=np.zeros((servers, heap), np.int64),
         queue=np.zeros((servers, queue), np.int64), resend=np.zeros(slots, np.int64), held=np.zeros(slots, np.int64),
         central=np.zeros(slots, np.int64), on_way=np.zeros(slots, np.int64), requests=np.zeros(slots, REQUEST),
-        free=np.arange(slots)[::-1].copy(),
+        tried=np.zeros((slots, (servers + 63) // 64), np.int64), free=np.arange(slots)[::-1].copy(),
         peers=equal_peers(topology, contexts), health=np.zeros((contexts, servers), HEALTH),
         tau_s=np.ones((groups, servers)), believed_workers=np.array([float(p.workers) for p in script.servers]),
-        work_table=table, bucket_of_ms=bucket_of_ms, tally=tally,
+        work_table=table, bucket_table=bucket_table, bounds_ms=np.array(bounds_ms, np.int64), tally=tally,
     )  # fmt: skip
 
 
@@ -145,24 +181,54 @@ def equal_peers(topology: Topology, contexts: int) -> NDArray[np.void]:
     return peers
 
 
-def _check(topology: Topology, script: Script) -> None:
-    where = f"script '{script.name}'"
+def _check_size(topology: Topology, script: Script, contexts: int, places: int) -> None:
     groups, servers = topology.shape
-    if servers > MAX_SERVERS:
-        raise ConfigError(f"{servers} servers", where=where, remedy=f"the simulator takes at most {MAX_SERVERS}")
-    if len(script.servers) != servers or any(len(p.speeds) != groups for p in script.servers):
-        raise ConfigError("server profiles do not fit the topology", where=where, remedy=f"expected {topology.shape}")
-    if len(script.mean_service_s) != groups:
-        raise ConfigError(f"{len(script.mean_service_s)} mean service times", where=where, remedy=f"give {groups}")
-    for stream in script.streams:
-        if stream.request_type not in topology.request_types:
-            remedy = closest(stream.request_type, topology.request_types)
-            raise ConfigError(f"no group serves '{stream.request_type}'", where=where, remedy=remedy)
-        if not stream.steps or stream.steps[0].start_s != 0:
-            raise ConfigError("a stream does not begin at 0 s", where=where, remedy="add a first rate step at 0")
-    speeds = [b.speed for b in script.behaviours] + [s for p in script.servers for s in p.speeds]
-    if min(speeds, default=1.0) <= 0:
-        raise ConfigError("a speed is not positive", where=where, remedy="use `hang` for a server that stands still")
+    if max(contexts * groups * servers, servers * places) > MAX_CELLS:
+        what = f"{groups} groups × {servers} servers with {contexts} balancers and {places} places at a server"
+        remedy = "choose fewer groups (--groups), balancers, workers or places in line"
+        raise ConfigError(f"{what} are too many to simulate", where=f"script '{script.name}'", remedy=remedy)
+
+
+def _first_slots(script: Script, overhead_s: float) -> int:
+    """Little's law with room, for the highest rates and a server that is three times as slow."""
+    rate_rps = sum(max(step.rate_rps for step in stream.steps) for stream in script.streams)
+    expected = 2 * rate_rps * (overhead_s + 3 * max(script.mean_service_s))
+    return int(min(max(expected, LEAST_AT_FIRST), MOST_AT_FIRST))
+
+
+def grown(lane: Lane) -> Lane:
+    """The same lane with memory for twice as many requests in flight. Raises TestbedError beyond `MAX_SLOTS`."""
+    old = len(lane.free)
+    slots = min(2 * old, MAX_SLOTS)
+    if slots <= old:
+        what, remedy = f"more than {old} requests are in flight", "lower the rate or the overhead"
+        raise TestbedError(what, where="simulated testbed", remedy=remedy)
+    state = lane.state[0]
+    free = np.zeros(slots, np.int64)
+    free[: state["free"]] = lane.free[: state["free"]]
+    free[state["free"] : state["free"] + slots - old] = np.arange(old, slots)
+    lane = lane._replace(
+        free=free,
+        central=_unrolled(lane.central, state["central_head"], state["central"], slots),
+        on_way=_unrolled(lane.on_way, state["way_head"], state["on_way"], slots),
+        held=np.zeros(slots, np.int64),
+        **{name: _longer(getattr(lane, name), slots) for name in ("resend", "requests", "tried")},
+    )
+    state["free"] += slots - old
+    state["central_head"] = state["way_head"] = 0
+    return lane
+
+
+def _unrolled(ring: Any, head: int, count: int, slots: int) -> Any:
+    longer = np.zeros(slots, ring.dtype)
+    longer[:count] = ring[(head + np.arange(count)) % len(ring)]
+    return longer
+
+
+def _longer(array: Any, slots: int) -> Any:
+    longer = np.zeros((slots, *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
 def _sizes(script: Script, sharing: bool) -> tuple[int, int]:

@@ -164,7 +164,7 @@ def put_central(lane: Any, slot: Any) -> bool:
     busy = 0
     for s in range(len(lane.servers)):
         busy += lane.servers[s].workers
-    if state.central + busy >= room:
+    if state.central + busy >= state.central_room:
         return False
     lane.central[(state.central_head + state.central) % room] = slot
     state.central += 1

@@ -1,0 +1,84 @@
+"""What a script must be like before a testbed plays it; compiled code relies on every line of it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import get_args
+
+from actuators.contract.script import ArrivalDistribution, Script, ServiceDistribution
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError, closest
+
+MAX_RATE_RPS, MAX_DURATION_S, MAX_SERVICE_S = 1e6, 1e10, 1e6
+MAX_WORKERS, MAX_QUEUE, MAX_BALANCERS, MAX_CV = 4096, 1_000_000, 1024, 100.0
+
+
+def check_script(script: Script, topology: Topology) -> None:
+    """Raises ConfigError, naming what is wrong, when the script does not fit the topology or a number is no time,
+    rate, speed or count that can be played."""
+    where = f"script '{script.name}'"
+    _number(script.duration_s, 0.0, MAX_DURATION_S, "duration_s", where)
+    _number(script.overhead_s, 0.0, 3600.0, "overhead_s", where)
+    _number(script.service_cv, 0.0, MAX_CV, "service_cv", where)
+    _number(script.load_balancers, 1, MAX_BALANCERS, "load_balancers", where)
+    if script.service_distribution not in get_args(ServiceDistribution):
+        raise ConfigError(f"unknown service distribution '{script.service_distribution}'", where=where)
+    _check_servers(script, topology, where)
+    _check_streams(script, topology, where)
+    _check_behaviours(script, topology, where)
+
+
+def _number(value: float, least: float, most: float, name: str, where: str) -> None:
+    if not (math.isfinite(value) and least <= value <= most):
+        raise ConfigError(f"{name} is {value:g}", where=where, remedy=f"give a number from {least:g} to {most:g}")
+
+
+def _positive(value: float, most: float, name: str, where: str, remedy: str = "") -> None:
+    if not (math.isfinite(value) and 0 < value <= most):
+        raise ConfigError(
+            f"{name} is {value:g}", where=where, remedy=remedy or f"give a positive number up to {most:g}"
+        )
+
+
+def _check_servers(script: Script, topology: Topology, where: str) -> None:
+    groups, servers = topology.shape
+    if len(script.servers) != servers or any(len(p.speeds) != groups for p in script.servers):
+        raise ConfigError("server profiles do not fit the topology", where=where, remedy=f"expected {topology.shape}")
+    if len(script.mean_service_s) != groups:
+        raise ConfigError(f"{len(script.mean_service_s)} mean service times", where=where, remedy=f"give {groups}")
+    for mean_s in script.mean_service_s:
+        _positive(mean_s, MAX_SERVICE_S, "a mean service time", where)
+    for profile in script.servers:
+        _number(profile.workers, 1, MAX_WORKERS, "workers", where)
+        _number(profile.queue_limit, 0, MAX_QUEUE, "queue_limit", where)
+        for speed in profile.speeds:
+            _positive(speed, 1e9, "a speed", where)
+
+
+def _check_streams(script: Script, topology: Topology, where: str) -> None:
+    for stream in script.streams:
+        if stream.request_type not in topology.request_types:
+            remedy = closest(stream.request_type, topology.request_types)
+            raise ConfigError(f"no group serves '{stream.request_type}'", where=where, remedy=remedy)
+        starts_s = [step.start_s for step in stream.steps]
+        if starts_s[:1] != [0.0]:
+            raise ConfigError("a stream does not begin at 0 s", where=where, remedy="add a first rate step at 0")
+        if not all(math.isfinite(later) and earlier <= later for earlier, later in pairwise(starts_s)):
+            raise ConfigError("rate steps do not ascend", where=where, remedy="sort them by their start")
+        for step in stream.steps:
+            _number(step.rate_rps, 0.0, MAX_RATE_RPS, f"the rate of '{stream.request_type}'", where)
+            if step.distribution not in get_args(ArrivalDistribution):
+                raise ConfigError(f"unknown arrival distribution '{step.distribution}'", where=where)
+
+
+def _check_behaviours(script: Script, topology: Topology, where: str) -> None:
+    servers = topology.shape[1]
+    for change in script.behaviours:
+        if not 0 <= change.server < servers:
+            what = f"a behaviour names server {change.server} of {servers}"
+            raise ConfigError(what, where=where, remedy=f"servers are numbered from 0 to {servers - 1}")
+        _number(change.at_s, 0.0, MAX_DURATION_S, "at_s of a behaviour", where)
+        _number(change.error_ratio, 0.0, 1.0, "error_ratio of a behaviour", where)
+        _number(change.error_service_s, 0.0, MAX_SERVICE_S, "error_service_s of a behaviour", where)
+        _positive(change.speed, 1e9, "a speed", where, "use `hang` for a server that stands still")
