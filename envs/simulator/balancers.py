@@ -35,7 +35,7 @@ def clock_s(now_s: float) -> Any:
 
 
 @leaf
-def has_tried(tried: Any, server: Any) -> bool:
+def has_tried(tried: Any, server: Any) -> Any:
     """Whether the request has tried the server; `tried` holds a bit per server in words of 64."""
     return (tried[server >> 6] >> (server & 63)) & 1 != 0
 
