@@ -23,11 +23,13 @@ from actuators.external.actuator import (
     parse_weights,
     ratio_vectors,
 )
+from actuators.external.config_reader import read_config
 from actuators.external.nginx import ExternalNginxOptions
-from actuators.files import write_atomic
-from actuators.nginx.config import NginxOptions, render_snippet
+from actuators.external.snippet import changes, memory_groups, notes, render_snippet, unified_diff
+from actuators.files import write_private
+from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
-from actuators.options import Never
+from actuators.options import Never, Options
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
 
@@ -67,26 +69,30 @@ class ExploreOptions(ActuatorOptions):
     """How often all ratios are applied, each time in another order."""
 
 
-class SnippetOptions(ActuatorOptions):
+class SnippetOptions(Options):
     """Which NGINX the snippet is for, and what is in it."""
 
     only: ClassVar = {
         **_NOTHING_CHANGES,
+        "reload.binary": Never("give memory.binary"),
         **{
             f"memory.{name}": Never("it stands in the configuration that includes the snippet")
             for name in (
-                "statistics", "actuation", "worker_processes", "worker_connections", "connect_timeout_s",
-                "read_timeout_s", "shutdown_timeout_s", "max_body_bytes", "start_timeout_s",
+                "statistics", "actuation", "worker_processes", "worker_connections", "upstream_keepalive", "max_fails",
+                "fail_timeout_s", "connect_timeout_s", "read_timeout_s", "shutdown_timeout_s", "max_body_bytes",
+                "start_timeout_s",
             )
         },
     }  # fmt: skip
 
+    reload: ExternalNginxOptions = ExternalNginxOptions()
+    """The configuration, and the groups that are to be balanced in memory."""
     out: Path = Path("deepsched.conf")
     """The file; FILE.token beside it receives the token for --token-file."""
     port: int = Field(8090, ge=1, le=65535)
     """Loopback port of the statistics and the control endpoint."""
     memory: NginxOptions = NginxOptions()
-    """Balancing method, keep-alive, max_fails and so on."""
+    """How the balancer in memory works; every upstream keeps its method unless memory.method is given."""
 
 
 def get(options: GetOptions) -> int:
@@ -161,18 +167,24 @@ def _shown(weights: Weights) -> str:
 
 
 def snippet(options: SnippetOptions) -> int:
-    """Writes the snippet and its token, readable by this user only."""
-    actuator = open_actuator(options)
-    token, out = secrets.token_hex(16), options.out.absolute()
-    topology = actuator.topology
-    text = render_snippet(out, topology, options.memory, detect(options.memory.binary), port=options.port, token=token)
+    """Writes the snippet and its token, readable by this user only, and prints the change of the configuration."""
+    config, build = read_config(options.reload.config), detect(options.memory.binary)
+    groups = memory_groups(config, options.reload.groups)
+    out, token = options.out.absolute(), secrets.token_hex(16)
+    text = render_snippet(out, groups, options.memory, build, port=options.port, token=token)
+    diff = unified_diff(changes(config, groups, out, build))
     token_file = out.with_name(out.name + ".token")
-    for path, content in ((out, text), (token_file, token + "\n")):
-        write_atomic(path, content)
-        path.chmod(0o600)
-    replaced = ", ".join(group.name for group in topology.groups)
-    _log(f"written: {out}; include it in the http block instead of the upstreams {replaced}")
-    _log(f"then: deepsched weights get --control-url http://127.0.0.1:{options.port}/control --token-file {token_file}")
+    for path, content in ((token_file, token + "\n"), (out, text)):
+        write_private(path, content)
+    for note in notes(groups):
+        _log(note)
+    _log(f"written: {out} and {token_file}, for this user only; NGINX must start as root or as this user")
+    _log("change the configuration as follows (deepsched weights snippet … | patch -d / -p1), test and reload it")
+    sys.stdout.buffer.write(diff.encode(errors="surrogateescape"))
+    sys.stdout.flush()
+    url = f"http://127.0.0.1:{options.port}"
+    _log(f"then statistics are on {url}/status, the control is on {url}/control, for example:")
+    _log(f"deepsched weights get --control-url {url}/control --token-file {token_file}")
     return 0
 
 

@@ -15,6 +15,8 @@ MAX_WEIGHT = 100
 
 BalancingMethod = Literal["round_robin", "least_conn", "random_two", "expected_delay"]
 """How NGINX chooses a server. The first three exist in NGINX itself and take Weights, the last takes ServiceTimes."""
+MemoryMethod = BalancingMethod | Literal["configured"]
+"""In memory also `configured`: each group by the method that its upstream block had."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Annotated, Protocol
 import numpy as np
 from pydantic import Field
 
-from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
@@ -53,7 +53,7 @@ class Actuator(Protocol):
         """Returns when the control is in force. Raises ActuationError; then the old one is in force."""
         ...
 
-    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+    def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """Puts an earlier control in force on the servers that still exist, and names the others.
 
         Args:
@@ -78,14 +78,14 @@ class MemoryActuator:
         return self.endpoint.get()[1]
 
     @property
-    def method(self) -> BalancingMethod:
+    def method(self) -> MemoryMethod:
         """The method in force. Raises ActuationError."""
         return self.endpoint.get()[0]
 
     def apply(self, control: Control) -> Applied:
         return self.endpoint.apply(control)
 
-    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+    def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """As `Actuator.restore`; without a method, the present one stays where it takes the control."""
         began_s = time.monotonic()
         text = MemoryControl.read(self.endpoint.url)
@@ -100,14 +100,13 @@ class MemoryActuator:
             self.endpoint.put(method, found.control)
         return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
 
-    def balance(self, method: BalancingMethod, control: Control) -> None:
+    def balance(self, method: MemoryMethod, control: Control) -> None:
         """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
         self.endpoint.put(method, control)
 
     def split(
-        self, percent: float, method: BalancingMethod, control: Control, base_method: BalancingMethod,
-        base_control: Control,
-    ) -> None:  # fmt: skip
+        self, percent: float, method: MemoryMethod, control: Control, base_method: MemoryMethod, base_control: Control
+    ) -> None:
         """Sets a method and control for `percent` of the requests, and those of the others. Errors as `balance`."""
         self.endpoint.put_split(percent, method, control, base_method, base_control)
 

@@ -49,11 +49,13 @@ class Directive:
     Attributes:
         mark: what ends it; a Lua block is ended by a semicolon, because nothing of NGINX is inside.
         line: 1-based line on which it begins.
+        end: offset after the mark, or after the body of a Lua block.
     """
 
     words: tuple[Word, ...]
     mark: Mark
     line: int
+    end: int
 
     @property
     def name(self) -> str:
@@ -93,7 +95,7 @@ def directives(text: bytes, where: str, position: int = 0) -> Iterator[Directive
             line, counted = line + text.count(b"\n", counted, begin), begin
             if mark == "{" and words[0].text.endswith("_by_lua_block"):
                 mark, position = ";", _lua_end(text, position, where)
-            yield Directive(tuple(words), mark, line)
+            yield Directive(tuple(words), mark, line, position)
             words = []
         elif token.lastgroup:
             words.append(_word(token, text, where))

@@ -17,6 +17,10 @@ _NOT_DIRECTIVES = (["split_clients"], ["charset_map"])
 """Blocks whose content is a table, in which NGINX does not look for `include`."""
 
 
+_UPSTREAM = ["http", "upstream"]
+_LUA = re.compile("lua|^log_subrequest$")
+
+
 @dataclass(frozen=True)
 class ServerLine:
     """One `server` directive of an upstream block.
@@ -50,6 +54,24 @@ class ServerLine:
 
 
 @dataclass
+class UpstreamBlock:
+    """One `upstream` block of `http`.
+
+    Attributes:
+        line: 1-based line on which it begins.
+        start, end: offsets of its first byte and after its last one.
+        settings: its directives but for `server`.
+    """
+
+    name: str
+    file: Path
+    line: int
+    start: int
+    end: int = 0
+    settings: list[Directive] = field(default_factory=list)
+
+
+@dataclass
 class ParsedConfig:
     """A parsed configuration.
 
@@ -60,6 +82,8 @@ class ParsedConfig:
         servers: every server line of these upstreams, in NGINX's order.
         includers: file → the files of its first, second, … include directive.
         pid_file: of the `pid` directive; None without one.
+        blocks: name → upstream block.
+        lua: directives that load modules or run Lua outside of upstream blocks, and their files.
     """
 
     main: Path
@@ -67,6 +91,8 @@ class ParsedConfig:
     servers: list[ServerLine] = field(default_factory=list)
     includers: dict[Path, dict[int, tuple[Path, ...]]] = field(default_factory=dict)
     pid_file: Path | None = None
+    blocks: dict[str, UpstreamBlock] = field(default_factory=dict)
+    lua: list[tuple[Directive, Path]] = field(default_factory=list)
 
     def group(self, name: str) -> list[ServerLine]:
         return [line for line in self.servers if line.group == name]
@@ -107,12 +133,9 @@ class _Reading:
             if directive.mark == "}":
                 if len(blocks) == len(outer):
                     raise ConfigError('unexpected "}"', where=f"{path}:{directive.line}", remedy="remove it")
-                blocks.pop()
+                self._close(directive, blocks)
             elif directive.mark == "{":
-                blocks.append(directive.name)
-                if blocks == ["http", "upstream"]:
-                    self.group = next(iter(directive.arguments), "")
-                    self.config.groups.setdefault(self.group, f"{path}:{directive.line}")
+                self._open(path, directive, blocks)
             elif directive.name == "include":
                 if blocks[-1:] not in _NOT_DIRECTIVES:
                     self._include(path, included, directive, tuple(blocks), depth)
@@ -124,11 +147,28 @@ class _Reading:
                 'unexpected end of file, expecting "}"', where=str(path), remedy="does nginx -t accept it?"
             )
 
+    def _open(self, path: Path, directive: Directive, blocks: list[str]) -> None:
+        blocks.append(directive.name)
+        if blocks == _UPSTREAM:
+            self.group = next(iter(directive.arguments), "")
+            block = UpstreamBlock(self.group, path.resolve(), directive.line, directive.start)
+            self.config.blocks.setdefault(self.group, block)
+            self.config.groups.setdefault(self.group, f"{path}:{directive.line}")
+
+    def _close(self, directive: Directive, blocks: list[str]) -> None:
+        if blocks == _UPSTREAM:
+            self.config.blocks[self.group].end = directive.end
+        blocks.pop()
+
     def _directive(self, path: Path, directive: Directive, blocks: list[str]) -> None:
         words = directive.arguments
-        if not words:
+        if blocks == _UPSTREAM and directive.name != "server":
+            self.config.blocks[self.group].settings.append(directive)
+        elif directive.name == "load_module" or (blocks[:1] == ["http"] and _LUA.search(directive.name)):
+            self.config.lua.append((directive, path))
+        elif not words:
             return
-        if directive.name == "server" and blocks == ["http", "upstream"]:
+        elif directive.name == "server" and blocks == _UPSTREAM:
             line = ServerLine(self.group, words[0], path.resolve(), directive.line, directive.start, words[1:])
             self.config.servers.append(line)
         elif directive.name == "pid" and not blocks:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from pydantic import Field
 
-from actuators.contract.control import BalancingMethod, Control, Weights
+from actuators.contract.control import Control, MemoryMethod, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.errors import ActuationError, StatusError
 from actuators.external.config_control import (
@@ -106,7 +106,7 @@ class ExternalNginx:
             changed = self._set(read_config(self.options.config), control)
         return Applied(changed, time.monotonic() - began_s)
 
-    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+    def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """Puts earlier weights in force again, also when servers or groups came, went or were renamed meanwhile.
 
         Servers that are not in the files any more are `missing`; servers that the earlier weights do not know are

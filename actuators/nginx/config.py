@@ -1,4 +1,4 @@
-"""The text of NGINX configurations, from options and a topology: of the NGINX that we run, and the snippet for others.
+"""The text of the configuration of an NGINX that we run, from options and a topology, and parts for other NGINX.
 
 Two files: the main one, and `upstreams.conf`, which alone changes when weights or methods change. Pure functions.
 """
@@ -36,6 +36,9 @@ class NginxOptions(Options):
     """Balancing method after the start."""
     statistics: Literal["auto", "vts", "lua"] = "auto"
     """Source of the statistics: nginx-module-vts, our status.lua, or vts where it is installed."""
+    attempts: Annotated[Literal["all", "final"], Only(statistics=("auto", "lua"))] = "all"
+    """What status.lua counts of a request that was retried: all attempts, as the newest source of vts, or the final
+    one, as its releases."""
     actuation: Literal["auto", "memory", "reload"] = "auto"
     """How controls are applied: in memory (Lua, no reload), by reload, or in memory where the method allows it."""
     worker_processes: int = Field(default=1, ge=1, le=64)
@@ -104,7 +107,8 @@ def render_main(
         memory: requests are balanced in memory.
     """
     vts = uses_vts(options, build)
-    lua = "" if vts else lua_block(topology, upstreams, options, token=token, memory=memory)
+    balancer = f'method = "{options.method}", methods = {{}}, zones = {{}}, shared_health = true' if memory else ""
+    lua = "" if vts else lua_block(cell_count(topology), upstreams, options, token=token, balancer=balancer)
     return f"""# Written by deepsched; changes are lost.
 {_load_modules(build, vts=vts)}{_user()}daemon off;
 pid {site.prefix}/nginx.pid;
@@ -155,40 +159,6 @@ def render_upstreams(weights: Weights, method: BalancingMethod, options: NginxOp
         keepalive = f"  keepalive {options.upstream_keepalive};\n  keepalive_requests 1000000000;\n"
         blocks.append(f"upstream {group.name} {{\n{zone}{servers}{balancer}{keepalive}}}\n")
     return "".join(blocks)
-
-
-def render_snippet(
-    path: Path, topology: Topology, options: NginxOptions, build: NginxBuild, *, port: int, token: str
-) -> str:
-    """A file for the `http` block of somebody's configuration: these groups, balanced in memory, and their statistics.
-
-    It replaces the upstream blocks of the groups; statistics and control are on 127.0.0.1:`port`. The configuration
-    must load the Lua module and must not use log_by_lua in the locations of these groups.
-
-    Args:
-        path: of the file, for its comment.
-        token: that a change of the control needs.
-
-    Raises:
-        MissingToolError: this NGINX has no Lua module.
-        ConfigError: a server is a host name.
-    """
-    need_lua(build)
-    # Paths are not checked: the locations are in that configuration.
-    check_servers(topology)
-    memory = options.model_copy(update={"actuation": "memory"})
-    in_memory(memory.method, memory, build)
-    return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
-{lua_block(topology, path, memory, token=token, memory=True)}
-  log_by_lua_block {{ STATUS.log_any() }}
-{render_upstreams(Weights.equal(topology), memory.method, memory, memory=True)}server {{
-  listen 127.0.0.1:{port};
-  server_name localhost;
-  access_log off;
-  log_by_lua_block {{ STATUS.log_nothing() }}
-  client_body_buffer_size {memory.max_body_bytes};
-{status_locations(vts=False, memory=True)}}}
-"""
 
 
 def status_path(*, vts: bool) -> str:
@@ -249,20 +219,25 @@ def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
     return True
 
 
-def lua_block(topology: Topology, upstreams: Path, options: NginxOptions, *, token: str, memory: bool) -> str:
-    """Shared memory, Lua modules and their settings for the http block."""
-    bounds, cells = ", ".join(map(str, DEFAULT_BOUNDS_MS)), cell_count(topology)
-    balancer = f"""
+def lua_block(cells: int, upstreams: Path, options: NginxOptions, *, token: str, balancer: str) -> str:
+    """Shared memory, Lua modules and their settings for the http block.
+
+    Args:
+        cells: number of (group, server) pairs.
+        upstreams: the file with the upstream blocks, as `render_upstreams` writes them.
+        balancer: settings of lua/balancer.lua; empty when NGINX itself balances.
+    """
+    bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
+    memory = f"""
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
-      groups = STATUS.groups, token = "{token}", method = "{options.method}", workers = {options.workers_per_server},
-      balancers = {options.load_balancers},
-      max_fails = {options.max_fails}, fail_timeout_s = {options.fail_timeout_s},
+      groups = STATUS.groups, token = "{token}", workers = {options.workers_per_server},
+      balancers = {options.load_balancers}, {balancer},
     }})
     STATUS.balancer = BALANCER"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
-  lua_shared_dict deepsched_status {2 + cells // 4096}m;
-  lua_shared_dict deepsched_balancer {2 + cells // 64}m;
+  lua_shared_dict deepsched_status {2 + cells // 1024}m;
+  lua_shared_dict deepsched_balancer {2 + cells // 512}m;
   log_subrequest on;
   # Two maps: one that Lua can set, one that has its own place in a request.
   map $request_method $deepsched_subrequests {{ default ""; }}
@@ -270,8 +245,10 @@ def lua_block(topology: Topology, upstreams: Path, options: NginxOptions, *, tok
   init_by_lua_block {{
     COLD = require "cold"
     STATUS = require "status"
-    COLD(STATUS.init, {{ upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }} }})\
-{balancer if memory else ""}
+    COLD(STATUS.init, {{
+      upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }}, attempts = "{options.attempts}",
+    }})\
+{memory if balancer else ""}
   }}
   init_worker_by_lua_block {{ STATUS.init_worker() }}"""
 

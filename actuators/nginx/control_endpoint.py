@@ -7,14 +7,15 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError
 from actuators.http_client import KeptConnection, NoResponseError
 
-_METHODS: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "expected_delay")
+_METHODS: tuple[MemoryMethod, ...] = ("round_robin", "least_conn", "random_two", "expected_delay", "configured")
 
 _BASE = "\nbase\n"
 """The line between a new control and its base, in a text."""
@@ -34,9 +35,9 @@ class Split:
     """
 
     percent: float
-    method: BalancingMethod
+    method: MemoryMethod
     control: Control
-    base_method: BalancingMethod
+    base_method: MemoryMethod
     base_control: Control
 
     def __post_init__(self) -> None:
@@ -44,7 +45,7 @@ class Split:
             raise ConfigError(f"{self.percent:g} percent of the requests", where="canary", remedy="give 0 to 100")
 
     @property
-    def whole(self) -> tuple[BalancingMethod, Control] | None:
+    def whole(self) -> tuple[MemoryMethod, Control] | None:
         """What balances all requests, at 0 and 100 percent; else None."""
         if self.percent == 0:
             return self.base_method, self.base_control
@@ -75,7 +76,7 @@ class MemoryControl:
         with contextlib.closing(cls(url, "", Topology((_UNKNOWN,)))) as endpoint:
             return endpoint._request("GET")
 
-    def put(self, method: BalancingMethod, control: Control) -> None:
+    def put(self, method: MemoryMethod, control: Control) -> None:
         """Returns when every worker uses the control: no later request is balanced by the old one.
 
         Raises ActuationError when it is refused or reads back differently; then the old one is in force.
@@ -83,9 +84,8 @@ class MemoryControl:
         self._put(to_text(method, control))
 
     def put_split(
-        self, percent: float, method: BalancingMethod, control: Control, base_method: BalancingMethod,
-        base_control: Control,
-    ) -> None:  # fmt: skip
+        self, percent: float, method: MemoryMethod, control: Control, base_method: MemoryMethod, base_control: Control
+    ) -> None:
         """As `put`, for `percent` of the requests; the others go by the base. At 0 and 100 one of them is alone.
 
         Raises ActuationError, or ConfigError for a percentage out of range.
@@ -121,7 +121,7 @@ class MemoryControl:
             self.put(method, control)
         return Applied(changed, time.monotonic() - began_s)
 
-    def get(self) -> tuple[BalancingMethod, Control]:
+    def get(self) -> tuple[MemoryMethod, Control]:
         """The method and control in force, of a split the new ones, from a worker's tables. Raises ActuationError."""
         self._shown = self._request("GET")
         return from_text(self._shown, self.topology)
@@ -155,7 +155,7 @@ class MemoryControl:
         return text
 
 
-def to_text(method: BalancingMethod, control: Control) -> str:
+def to_text(method: MemoryMethod, control: Control) -> str:
     """The control as lua/control.lua reads it; a text is complete, nothing of an earlier one remains."""
     lines = [f"method {method}"]
     topology = control.topology
@@ -174,14 +174,14 @@ def to_text(method: BalancingMethod, control: Control) -> str:
     return "\n".join(lines) + "\n"
 
 
-def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
+def from_text(text: str, topology: Topology) -> tuple[MemoryMethod, Control]:
     """The method and control of a text, of a split the new ones. Raises ActuationError for a text without a method."""
     lines = _lines(_arms(text)[0])
     method = next((name for name in _METHODS if ("method", name) in lines), None)
     if method is None:
         raise ActuationError("the control has no known method", where="control in memory", evidence=text[:80])
     tau_s, workers = np.zeros(topology.shape), np.ones(topology.shape[1])
-    values, down = np.ones(topology.shape, np.int64), np.zeros(topology.shape, bool)
+    values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
     for g, group in enumerate(topology.groups):
         for server in group.servers:
             s = topology.server_index(server)
@@ -191,7 +191,16 @@ def from_text(text: str, topology: Topology) -> tuple[BalancingMethod, Control]:
             workers[s] = float(lines.get(("workers", server), "1"))
     if method == "expected_delay" and (tau_s[topology.mask] > 0).all():
         return method, ServiceTimes(topology, tau_s, workers)
-    return method, Weights(topology, values, down)
+    return method, Weights(topology, _scaled(values), down)
+
+
+def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Weights in lowest terms where one of the group exceeds MAX_WEIGHT; if it still does, nearest to their ratios."""
+    largest = values.max(axis=1, keepdims=True)
+    lowest = values // np.where(largest > MAX_WEIGHT, np.gcd.reduce(values, axis=1, keepdims=True), 1)
+    largest = lowest.max(axis=1, keepdims=True)
+    scaled = np.maximum(np.rint(lowest * MAX_WEIGHT / largest), 1).astype(np.int64)
+    return np.where(largest > MAX_WEIGHT, scaled, lowest)
 
 
 def topology_from_text(text: str) -> Topology:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import BalancingMethod, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
@@ -121,29 +121,28 @@ class Nginx:
         if method != self._method or control != self._control or self._is_split:
             self._put(method, control)
 
-    def balance(self, method: BalancingMethod, control: Control) -> None:
+    def balance(self, method: MemoryMethod, control: Control) -> None:
         """Sets a method together with its control. Raises ActuationError; then the old ones are in force."""
-        self._put(method, control)
+        self._put(_own(method), control)
 
     def split(
-        self, percent: float, method: BalancingMethod, control: Control, base_method: BalancingMethod,
-        base_control: Control,
-    ) -> None:  # fmt: skip
+        self, percent: float, method: MemoryMethod, control: Control, base_method: MemoryMethod, base_control: Control
+    ) -> None:
         """Sets a method and control for `percent` of the requests, and those of the others; in memory only.
 
         Raises ActuationError, then the old ones are in force; ConfigError for a percentage out of range.
         """
         split = Split(percent, method, control, base_method, base_control)
         if split.whole:
-            self._put(*split.whole)
+            self.balance(*split.whole)
             return
-        if not all(in_memory(each, self.options, self._build) for each in (method, base_method)):
+        if not all(in_memory(_own(each), self.options, self._build) for each in (method, base_method)):
             remedy = "choose round_robin, least_conn or expected_delay for both"
             raise ActuationError(f"{method} beside {base_method} is not possible in memory", remedy=remedy)
         if not self._memory:
-            self._put(base_method, base_control)
+            self.balance(base_method, base_control)
         self._memory_control().put_split(percent, method, control, base_method, base_control)
-        self._method, self._control, self._is_split = method, control, True
+        self._method, self._control, self._is_split = _own(method), control, True
 
     def split_in_force(self) -> Split | None:
         """None when one method and control balance all requests. Raises ActuationError."""
@@ -166,14 +165,14 @@ class Nginx:
             self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)
 
-    def restore(self, first: Control, method: BalancingMethod | None = None) -> Restored:
+    def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """As `apply`, under a method: the servers of this NGINX never change."""
         began_s, names = time.monotonic(), []
         for group in self.topology.groups:
             names += [f"{group.name}/{server}" for server in group.servers]
         changed = first != self._control or self._is_split or method not in (None, self._method)
         if changed:
-            self._put(method or self._method, first)
+            self._put(_own(method or self._method), first)
         return Restored(changed, time.monotonic() - began_s, tuple(names))
 
     def forget_failures(self) -> None:
@@ -325,3 +324,10 @@ class Nginx:
     def _address_taken(self) -> bool:
         log = self._prefix / "error.log"
         return log.exists() and b"Address already in use" in log.read_bytes()
+
+
+def _own(method: MemoryMethod) -> BalancingMethod:
+    """Raises ActuationError for `configured`, which an NGINX of ours does not have."""
+    if method == "configured":
+        raise ActuationError("'configured' is not possible here", remedy="choose one method for all groups")
+    return method

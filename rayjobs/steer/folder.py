@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from actuators.contract.control import BalancingMethod, Control
+from actuators.contract.control import Control, MemoryMethod
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, DataError
 from actuators.files import writable_folder, write_atomic
 from tuning.steering import control_json
 from tuning.steering.options import Mode, Override
 
-Original = tuple[Control, BalancingMethod | None]
+Original = tuple[Control, MemoryMethod | None]
 """A control and its balancing method; None where only a reload could change the method."""
 
 
@@ -94,7 +94,7 @@ class SteerFolder:
         if not (self.path / "original.json").exists():
             raise ConfigError("no controller has run here", where=str(self.path), remedy="give its --folder")
 
-    def original(self, present: Control, method: BalancingMethod | None) -> Original:
+    def original(self, present: Control, method: MemoryMethod | None) -> Original:
         """The control from before the first controller in this folder; `present` and `method` when there was none."""
         kept = self.kept_original(present.topology)
         if kept is not None:
@@ -102,7 +102,7 @@ class SteerFolder:
         self.adopt(present, method)
         return present, method
 
-    def adopt(self, present: Control, method: BalancingMethod | None) -> None:
+    def adopt(self, present: Control, method: MemoryMethod | None) -> None:
         """Keeps these as what a revert restores. Raises OSError."""
         groups = {group.name: list(group.servers) for group in present.topology.groups}
         data = {"groups": groups, "method": method, **control_json.to_json(present)}

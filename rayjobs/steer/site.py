@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Group, Topology, social_network
@@ -53,7 +53,7 @@ class Site:
     address: str = ""
     load: LoadEngine | None = None
     servers: Sequence[SocialNetworkServer] = ()
-    first_method: BalancingMethod | None = None
+    first_method: MemoryMethod | None = None
     _times: bool | None = None
 
     def control(self) -> Control:
@@ -68,7 +68,7 @@ class Site:
         down = _between(theirs, self.topology, control.down, np.zeros(self.topology.shape, bool))
         return Weights(self.topology, values, down)
 
-    def method(self) -> BalancingMethod | None:
+    def method(self) -> MemoryMethod | None:
         """The balancing method; None where only a reload could change it. Raises ActuationError."""
         return self.actuator.method if isinstance(self.actuator, _SWITCHING) else None
 

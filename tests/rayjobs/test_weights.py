@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,58 +11,29 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.external.actuator import ActuatorOptions, MemoryActuator, open_actuator
-from actuators.http_client import http_session
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.reload import accepts
-from actuators.processes.process import ManagedProcess
 from actuators.processes.system import children, free_port
 from actuators.statistics.reader import StatusReader
 from tests.support.http_server import ScriptedServer
 from tests.support.nginx_site import answer
-from tests.support.stock_nginx import MAIN, deepsched
+from tests.support.stock_nginx import StockSite, deepsched
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.nginx
 
 
-class Site:
-    """A foreign NGINX before three servers."""
-
-    def __init__(self, folder: Path, servers: list[str]) -> None:
-        self.folder, self.port, self.servers = folder, free_port("127.0.0.1"), servers
-        self.write("upstream app { " + " ".join(f"server {server};" for server in servers) + " }")
-
-    def write(self, upstreams: str) -> None:
-        text = MAIN.format(folder=self.folder, port=self.port, upstreams=upstreams)
-        (self.folder / "nginx.conf").write_text(text)
-
-    def start(self) -> ManagedProcess:
-        pid = self.folder / "nginx.pid"
-        pid.unlink(missing_ok=True)
-        command = ["/usr/sbin/nginx", "-e", str(self.folder / "error.log"), "-c", str(self.folder / "nginx.conf")]
-        process = ManagedProcess(command, name="nginx", log_path=self.folder / "error.log")
-        process.wait_ready(lambda: pid.exists() and pid.read_text() != "")
-        return process
-
-    def who(self, count: int) -> Counter[str]:
-        seen: Counter[str] = Counter()
-        for _ in range(count):
-            with http_session(10.0) as session:
-                seen[session.get(f"http://127.0.0.1:{self.port}/x").text] += 1
-        return seen
-
-
 @pytest.fixture
-def site(short_dir: Path) -> Iterator[Site]:
+def site(short_dir: Path) -> Iterator[StockSite]:
     servers = [ScriptedServer(lambda _, i=i: answer(200, str(i))) for i in range(3)]
     for server in servers:
         server.__enter__()
-    yield Site(short_dir, [server.address for server in servers])
+    yield StockSite(short_dir, [server.address for server in servers])
     for server in servers:
         server.__exit__(None, None, None)
 
 
-def test_get_set_and_explore_by_reload(site: Site) -> None:
+def test_get_set_and_explore_by_reload(site: StockSite) -> None:
     config = f"reload.config={site.folder}/nginx.conf"
     with site.start():
         result = deepsched("get", "--set", config)
@@ -85,7 +55,7 @@ def test_get_set_and_explore_by_reload(site: Site) -> None:
         assert "Traceback" not in result.stderr
 
 
-def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: Site) -> None:
+def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: StockSite) -> None:
     port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
     config = f"reload.config={site.folder}/nginx.conf"
     arguments = ["--out", str(snippet), "--port", str(port), "--set", config, "--set", "memory.method=round_robin"]
@@ -115,7 +85,7 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: Site) -
         assert snapshot.client_requests["*"] == 19
 
 
-def test_the_first_control_comes_back_in_memory_on_the_servers_that_still_exist(site: Site) -> None:
+def test_the_first_control_comes_back_in_memory_on_the_servers_that_still_exist(site: StockSite) -> None:
     port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
     arguments = ["--out", str(snippet), "--port", str(port), "--set", f"reload.config={site.folder}/nginx.conf"]
     assert deepsched("snippet", *arguments, "--set", "memory.method=round_robin").returncode == 0

@@ -21,6 +21,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from actuators.statistics.reader import Collector
+from actuators.statistics.vts import Balancer
 from tests.support.http_server import HANG, Received, ScriptedServer
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -66,10 +67,15 @@ class Site:
         """A request whose client goes away once a server has it."""
         self.pending(path).close()
 
-    def in_flight(self) -> int:
-        """All requests in flight that the balancer knows of; fails when a count is negative."""
+    def balancer(self) -> Balancer:
+        """What the balancer in memory tells of itself."""
         balancer = self.collector.snapshot().balancer
         assert balancer is not None
+        return balancer
+
+    def in_flight(self) -> int:
+        """All requests in flight that the balancer knows of; fails when a count is negative."""
+        balancer = self.balancer()
         assert all(entry.in_flight >= 0 for entry in balancer.servers), balancer
         return sum(entry.in_flight for entry in balancer.servers)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
+from actuators.http_client import http_session
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
 from tests.support.waiting import PATIENCE_S
 
 MAIN = """load_module /usr/lib/nginx/modules/ndk_http_module.so;
@@ -23,3 +28,30 @@ http {{
 def deepsched(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rayjobs.weights", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+class StockSite:
+    """A foreign NGINX before three servers."""
+
+    def __init__(self, folder: Path, servers: list[str]) -> None:
+        self.folder, self.port, self.servers = folder, free_port("127.0.0.1"), servers
+        self.write("upstream app { " + " ".join(f"server {server};" for server in servers) + " }")
+
+    def write(self, upstreams: str) -> None:
+        text = MAIN.format(folder=self.folder, port=self.port, upstreams=upstreams)
+        (self.folder / "nginx.conf").write_text(text)
+
+    def start(self) -> ManagedProcess:
+        pid = self.folder / "nginx.pid"
+        pid.unlink(missing_ok=True)
+        command = ["/usr/sbin/nginx", "-e", str(self.folder / "error.log"), "-c", str(self.folder / "nginx.conf")]
+        process = ManagedProcess(command, name="nginx", log_path=self.folder / "error.log")
+        process.wait_ready(lambda: pid.exists() and pid.read_text() != "")
+        return process
+
+    def who(self, count: int) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        for _ in range(count):
+            with http_session(10.0) as session:
+                seen[session.get(f"http://127.0.0.1:{self.port}/x").text] += 1
+        return seen

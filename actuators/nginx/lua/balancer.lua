@@ -21,7 +21,7 @@ local NO_LIVE_SERVER = -3   -- NGX_BUSY: NGINX answers 502
 local IN_FLIGHT, ANSWERS, IDLE, IDLE_MS = counters.IN_FLIGHT, counters.ANSWERS, counters.IDLE, counters.IDLE_MS
 local WAIT, SERVICE = counters.WAIT, counters.SERVICE
 
-local layout
+local layout, zones
 local index_of         -- address -> server
 local addresses = {}   -- server -> { host, port }
 
@@ -55,12 +55,14 @@ local function read_addresses()
     end
 end
 
--- options: groups (of counters.lua), token, method, workers, max_fails, fail_timeout_s.
+-- options: groups (of counters.lua), token, method, methods (group -> method of `configured`), zones (group -> whether
+-- max_conns counts the requests of all workers, not only of this one), workers, balancers, shared_health (health.lua).
 function M.init(options)
     local dict = ngx.shared.deepsched_balancer
     read_layout(options.groups)
     read_addresses()
-    health.init(dict, layout.names, options)
+    zones = options.zones
+    health.init(dict, layout, options)
     methods.init(dict)
     control.init(dict, layout, options)
 end
@@ -72,19 +74,50 @@ end
 
 M.serve = control.serve
 
--- Servers for the request: up, not tried by it, not out of rotation; those out of rotation when there are no others.
-local function candidates(group, tried, now, troubled)
-    local healthy, left = {}, {}
-    for index = 1, #group.up do
-        local server = group.up[index]
-        if not (tried and tried[server]) then
-            left[#left + 1] = server
-            if not (troubled and health.is_out(server, now)) then
+local function has_room(group, choice)
+    local most = choice.max_conns
+    if most == 0 then
+        return true
+    end
+    return (zones[group.name] and inflight.of_group(choice) or choice.own[IN_FLIGHT]) < most
+end
+
+-- Of these servers those that may be used: not tried by the request and not full. First the ones in rotation, second
+-- all of them, third one whose pause is over.
+local function usable(group, servers, tried, now, troubled)
+    local healthy, others, due = {}, {}, nil
+    for index = 1, #servers do
+        local server = servers[index]
+        local choice = group.choices[server]
+        if not (tried and tried[server]) and has_room(group, choice) then
+            others[#others + 1] = server
+            if not troubled or not health.is_out(choice, now) then
                 healthy[#healthy + 1] = server
+                if troubled and not due and health.is_due(choice, now) then
+                    due = server
+                end
             end
         end
     end
-    return #healthy > 0 and healthy or left
+    return healthy, others, due
+end
+
+-- Servers for the request: its first attempt tries a server whose pause is over; else those in rotation, `backup` ones
+-- when there are no others; those out of rotation when there is none.
+local function candidates(group, tried, now, troubled)
+    local healthy, others, due = usable(group, group.up, tried, now, troubled)
+    if #healthy > 0 and #healthy == #group.up and not due then
+        return group.up
+    end
+    if #healthy == 0 and #group.backup > 0 then
+        local spare, spare_others, spare_due = usable(group, group.backup, tried, now, troubled)
+        healthy, due = spare, spare_due
+        others = #others > 0 and others or spare_others
+    end
+    if due and not tried then
+        return { due }
+    end
+    return #healthy > 0 and healthy or others
 end
 
 -- Accounts for the server that this request used before: a retry, or an error_page that is balanced too.
@@ -100,7 +133,7 @@ local function settle_previous(record)
         record.tried = record.tried or {}
         record.tried[choice.index] = true
         if kind ~= "next" then
-            health.failed(choice.index, now_s())
+            health.failed(choice, now_s())
         end
     end
 end
@@ -126,21 +159,21 @@ function M.pick(group_name)
     local troubled = health.trouble()
     local now = troubled and now_s() or 0
     local open = group.up
-    if troubled or record.tried then
+    if troubled or record.tried or group.limited or #open == 0 then
         open = candidates(group, record.tried, now, troubled)
         if #open == 0 then
             record.attempts = record.attempts + 1
             return ngx.exit(NO_LIVE_SERVER)
         end
     end
-    local server, wait_s, service_s = methods[current.rule](group, open, now, troubled)
+    local server, wait_s, service_s = methods[group.rule](group, open, now, troubled)
     local choice, address = group.choices[server], addresses[server]
     record.attempts, record.choice = record.attempts + 1, choice
     record.wait_s, record.service_s = wait_s, service_s
     record.idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
     inflight.add(choice, 1)
     if troubled then
-        health.picked(server, now)
+        health.picked(choice, now)
     end
     local ok, problem = peer.set_current_peer(address.host, address.port)
     if not ok then
@@ -153,11 +186,11 @@ local function no_answer(status)
     return (status == 502 or status == 504) and (var.upstream_bytes_received or "0"):match("[^%s,]+$") == "0"
 end
 
-local function note_error(server, status)
+local function note_error(choice, status)
     if no_answer(status) then
-        health.failed(server, now_s())
+        health.failed(choice, now_s())
     else
-        health.answered(server, now_s(), 1)
+        health.answered(choice, now_s(), 1)
     end
 end
 
@@ -179,7 +212,7 @@ function M.finish(record, status, response_ms)
         local own = choice.own
         own[IN_FLIGHT] = own[IN_FLIGHT] - 1
         if status >= 500 then
-            note_error(choice.index, status)
+            note_error(choice, status)
         elseif status ~= CLIENT_GONE then
             own[ANSWERS] = own[ANSWERS] + 1
             if record.idle then
@@ -189,7 +222,7 @@ function M.finish(record, status, response_ms)
                 own[WAIT], own[SERVICE] = own[WAIT] + record.wait_s, own[SERVICE] + record.service_s
             end
             if health.trouble() then
-                health.answered(choice.index, now_s(), 0)
+                health.answered(choice, now_s(), 0)
             end
         end
     end
@@ -217,7 +250,7 @@ local function entry_json(group, server, current)
         .. '"predictedServiceS":%.17g,"inFlight":%d,"tauS":%.17g,"workers":%.17g,"out":%s}',
         group.name, layout.names[server], total(choice, ANSWERS), total(choice, IDLE), total(choice, IDLE_MS),
         total(choice, WAIT), total(choice, SERVICE), total(choice, IN_FLIGHT), group.tau_s[server] or 0,
-        current.workers[server], tostring(health.trouble() and health.is_out(server, now_s()))
+        current.workers[server], tostring(health.trouble() and health.is_out(choice, now_s()))
     )
 end
 

@@ -2,31 +2,46 @@
 -- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
 -- `workers SERVER N`, `balancers N`. A text is put in force completely or not at all.
 -- With `canary PERCENT` that share of the requests is balanced by the lines above the line `base`, the rest by those
--- below it.
+-- below it. The method `configured` balances each group as its upstream block did.
 local M = {}
 
 local cold = require "cold"
 local health = require "health"
 local rows = require "rows"
-local tonumber, format = tonumber, string.format
+local tonumber, format, concat = tonumber, string.format, table.concat
 
-local METHODS = { round_robin = true, least_conn = true, expected_delay = true }
+local LARGEST_WEIGHT = 2147483647
+local METHODS = { round_robin = true, least_conn = true, random_two = true, expected_delay = true, configured = true }
 
-local dict, layout, token, default_workers, default_balancers
+local dict, layout, token, default_workers, default_balancers, configured_methods
 local version, control = -1, nil
 local newest          -- newest[0]: the version in the dict, which costs less to read here
+
+-- The control of a configuration in which nothing was set yet: the weights and `down` of its server lines.
+local function initial_text(method)
+    local lines = { "method " .. method }
+    for _, group in ipairs(layout.groups) do
+        for _, server in ipairs(group.servers) do
+            local choice, name = group.choices[server], group.name .. " " .. layout.names[server]
+            lines[#lines + 1] = format("weight %s %d", name, choice.weight)
+            lines[#lines + 1] = choice.down and "down " .. name or nil
+        end
+    end
+    return concat(lines, "\n") .. "\n"
+end
 
 -- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {
 -- name = …, servers = { global indices }, choices = { [server] = choice } }, … } }
 function M.init(shared_dict, new_layout, options)
     dict, layout, token = shared_dict, new_layout, options.token
-    default_workers, default_balancers = options.workers, options.balancers
+    default_workers, default_balancers, configured_methods = options.workers, options.balancers, options.methods
     newest = rows.numbers("version")
     dict:safe_add("version", 0)
-    dict:safe_add("control", "method " .. options.method .. "\n")
+    local initial = initial_text(options.method)
+    dict:safe_add("control", initial)
     if not M.parse(dict:get("control")) then
         -- The servers have changed with this configuration: the control in force does not fit any more.
-        dict:set("control", "method " .. options.method .. "\n")
+        dict:set("control", initial)
         dict:incr("version", 1)
     end
     newest[0] = dict:get("version")
@@ -56,7 +71,7 @@ end
 function readers.weight(parsed, group_name, server_name, value)
     local group, server = cell(parsed, group_name, server_name)
     value = tonumber(value)
-    if not group or not value or value < 1 or value > 1000 or value % 1 ~= 0 then
+    if not group or not value or value < 1 or value > LARGEST_WEIGHT or value % 1 ~= 0 then
         return false
     end
     group.weight[server] = value
@@ -114,7 +129,7 @@ local function empty(arm)
     for index, group in ipairs(layout.groups) do
         local own = {
             index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = group.choices, up = {},
-            choices_of = layout.choices_of, current = {}, orders = {}, workers = parsed.workers,
+            backup = {}, limited = false, choices_of = layout.choices_of, current = {}, workers = parsed.workers,
             position_key = "position " .. arm .. group.name,
         }
         for _, server in ipairs(group.servers) do
@@ -128,6 +143,27 @@ local function empty(arm)
     return parsed
 end
 
+-- Without service times the rule is worse than least_conn, so it works as least_conn until it has them.
+local function rule_of(parsed, group)
+    if parsed.method == "configured" then
+        return configured_methods[group.name]
+    end
+    return parsed.method == "expected_delay" and not parsed.learned and "least_conn" or parsed.method
+end
+
+-- Fills group.up and group.backup, the servers that are not down; false when there are none.
+local function divide(group, servers)
+    for _, server in ipairs(servers) do
+        local choice = group.choices[server]
+        if not group.down[server] then
+            local members = choice.backup and group.backup or group.up
+            members[#members + 1] = server
+        end
+        group.limited = group.limited or choice.max_conns > 0
+    end
+    return #group.up + #group.backup > 0
+end
+
 -- Adds what the methods need; false when a group has no server or the text has no method.
 local function complete(parsed)
     parsed.learned, parsed.by_name = parsed.method == "expected_delay", {}
@@ -136,21 +172,20 @@ local function complete(parsed)
         tau_of[server] = {}
     end
     for index, group in ipairs(parsed.groups) do
+        local servers = layout.groups[index].servers
         parsed.by_name[group.name], group.balancers, group.tau_of = group, parsed.balancers, tau_of
-        for _, server in ipairs(layout.groups[index].servers) do
-            if not group.down[server] then
-                group.up[#group.up + 1] = server
-            end
+        for _, server in ipairs(servers) do
             -- In the order of layout.choices_of.
             table.insert(tau_of[server], group.tau_s[server] or 0)
             parsed.learned = parsed.learned and group.tau_s[server] ~= nil
         end
-        if #group.up == 0 then
+        if not divide(group, servers) then
             return false
         end
     end
-    -- Without service times the rule is worse than least_conn, so it works as least_conn until it has them.
-    parsed.rule = parsed.method == "expected_delay" and not parsed.learned and "least_conn" or parsed.method
+    for _, group in ipairs(parsed.groups) do
+        group.rule = rule_of(parsed, group)
+    end
     return parsed.method
 end
 
@@ -238,7 +273,7 @@ local function arm_text(current)
     for server, workers in ipairs(current.workers) do
         lines[#lines + 1] = format("workers %s %.17g", layout.names[server], workers)
     end
-    return table.concat(lines, "\n") .. "\n"
+    return concat(lines, "\n") .. "\n"
 end
 
 -- The control that this worker uses, as a text, from its tables.

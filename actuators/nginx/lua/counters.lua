@@ -1,6 +1,7 @@
 -- The counters of status.lua and of the balancer: a block of shared numbers for each group and server (rows.lua).
 local M = {}
 
+local addresses = require "addresses"
 local rows = require "rows"
 
 local floor, tonumber = math.floor, tonumber
@@ -12,6 +13,31 @@ M.CLASSES, M.REQUEST_BUCKETS = 9, 14
 
 local function new_cell(group, server)
     return rows.add({ server = server }, group .. "@" .. server, M.RESPONSE_BUCKETS + #M.bounds + 2)
+end
+
+local function number(parameters, name, default)
+    return tonumber(parameters:match(" " .. name .. "=(%d+)")) or default
+end
+
+local function has(parameters, word)
+    return (parameters .. " "):find(" " .. word .. " ", 1, true) ~= nil
+end
+
+-- Two lines for the same address are one server here, with the weight and the room of both.
+local function add_server(group, name, parameters)
+    local weight, room = number(parameters, "weight", 1), number(parameters, "max_conns", 0)
+    local cell = group.cells[name]
+    if cell then
+        cell.weight = cell.weight + weight
+        cell.max_conns = cell.max_conns > 0 and room > 0 and cell.max_conns + room or 0
+        return
+    end
+    cell = new_cell(group.name, name)
+    cell.weight, cell.max_conns = weight, room
+    cell.max_fails, cell.fail_timeout = number(parameters, "max_fails", 1), number(parameters, "fail_timeout", 10)
+    cell.down, cell.backup = has(parameters, "down"), has(parameters, "backup")
+    group.cells[name] = cell
+    group.order[#group.order + 1] = cell
 end
 
 -- Reads groups and servers from the rendered upstreams file, which is what NGINX has parsed.
@@ -27,13 +53,9 @@ local function read_upstreams(path)
         end
         local server, parameters = line:match("^%s+server (%S+)([^;]*);")
         if group and server then
-            local cell = new_cell(group.name, server)
-            cell.weight = tonumber(parameters:match("weight=(%d+)")) or 1
-            cell.max_fails = tonumber(parameters:match("max_fails=(%d+)")) or 1
-            cell.fail_timeout = tonumber(parameters:match("fail_timeout=(%d+)")) or 10
-            cell.down = parameters:find(" down", 1, true) ~= nil
-            group.cells[server] = cell
-            group.order[#group.order + 1] = cell
+            for _, address in ipairs(addresses(server)) do
+                add_server(group, address, parameters)
+            end
         end
     end
     return by_name, order
@@ -41,7 +63,7 @@ end
 
 -- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load; existing counters are kept.
 -- Fields: dict, bounds, server_name, loaded_ms, groups (by name), order (groups in the file's order), other.
--- A group: name, cells (by address), order (cells), extra (a cell: attempts that were retried).
+-- A group: name, cells (by address), order (cells with the parameters of their server lines), extra (a cell: attempts that were retried).
 function M.init(options)
     M.dict, M.bounds, M.server_name = ngx.shared.deepsched_status, options.bounds_ms, options.server_name
     M.RESPONSE_BUCKETS = M.REQUEST_BUCKETS + #M.bounds + 1

@@ -1,22 +1,43 @@
--- Passive health of servers, shared by all groups and workers: max_fails and fail_timeout as in NGINX (out of rotation
--- for a while, then one request tries), and an error score that expected_delay adds to its estimate.
+-- Passive health of servers, shared by all workers: max_fails and fail_timeout of each server line as in NGINX (out of
+-- rotation for a while, then one request tries), and an error score that expected_delay adds to its estimate.
+-- NGINX tries when the server's turn comes; here the first request after the pause does, so that a server with a small
+-- share is not forgotten. No pause is longer than LONGEST_PAUSE_S.
 local M = {}
 
 local rows = require "rows"
-local exp, now_s = math.exp, ngx.now
+local exp, min, now_s = math.exp, math.min, ngx.now
 local SCORE_GAIN, SCORE_DECAY_S, SCORE_LASTS_S = 0.1, 5, 60
+local LONGEST_PAUSE_S = 30
+local OUT_UNTIL, SCORE, SCORE_AT = 0, 1, 2   -- columns of a cell's row 0, which all workers may write (rows.lua)
 
-local dict, max_fails, fail_timeout_s
-local keys = {}       -- per server: fails, out_until, score, score_at
+local dict
+local states = {}     -- states[n]: shared (row 0 of a cell), fails (a key), max_fails, window_s, pause_s
+local scores = {}     -- server -> row 0 of a cell
 local trouble_until   -- trouble_until[0]: seconds; 0 until the first failure
 
-function M.init(shared_dict, names, options)
-    dict, max_fails, fail_timeout_s = shared_dict, options.max_fails, options.fail_timeout_s
-    trouble_until = rows.numbers("trouble until")
-    for server, name in ipairs(names) do
-        keys[server] = {
-            fails = "fails " .. name, out_until = "out_until " .. name, score = "score " .. name, score_at = "score_at " .. name,
-        }
+local function new_state(choice, name, alone)
+    local window_s = choice.fail_timeout
+    local state = {
+        shared = choice.base, fails = "fails " .. name, window_s = window_s, pause_s = min(window_s, LONGEST_PAUSE_S),
+        -- As in NGINX, the only server of a group never goes out.
+        max_fails = (alone or window_s == 0) and 0 or choice.max_fails,
+    }
+    states[#states + 1] = state
+    return state
+end
+
+-- layout: of control.lua. With options.shared_health a failure in one group counts in all groups of the server, which
+-- then have the same parameters; otherwise each group notes its own, as in NGINX.
+function M.init(shared_dict, layout, options)
+    dict, trouble_until = shared_dict, rows.numbers("trouble until")
+    for server, name in ipairs(layout.names) do
+        local choices, common = layout.choices_of[server], nil
+        scores[server] = choices[1].base
+        for _, choice in ipairs(choices) do
+            local own = options.shared_health and name or choice.group.name .. " " .. name
+            choice.health = options.shared_health and common or new_state(choice, own, #choice.group.servers == 1)
+            common = choice.health
+        end
     end
 end
 
@@ -31,49 +52,61 @@ local function lengthen_trouble(now, seconds)
     end
 end
 
--- Out of rotation. After fail_timeout one request may try (see `picked`).
-function M.is_out(server, now)
-    return (dict:get(keys[server].out_until) or 0) > now
+-- Out of rotation.
+function M.is_out(choice, now)
+    return choice.health.shared[OUT_UNTIL] > now
+end
+
+-- Its pause is over, and no request has tried it since.
+function M.is_due(choice, now)
+    local out_until = choice.health.shared[OUT_UNTIL]
+    return out_until > 0 and out_until <= now
 end
 
 -- The server was chosen. When its pause has just ended, this request tries it and the others wait for the outcome.
-function M.picked(server, now)
-    local out_until = dict:get(keys[server].out_until)
-    if out_until and out_until > 0 then
-        dict:set(keys[server].out_until, now + fail_timeout_s)
-        lengthen_trouble(now, 2 * fail_timeout_s)
+function M.picked(choice, now)
+    local state = choice.health
+    if state.shared[OUT_UNTIL] > 0 then
+        state.shared[OUT_UNTIL] = now + state.pause_s
+        lengthen_trouble(now, 2 * state.pause_s)
     end
 end
 
 -- No connection, no response in time, or a response that proxy_next_upstream retries.
-function M.failed(server, now)
-    M.scored(server, now, 1)
-    if max_fails == 0 then
+function M.failed(choice, now)
+    local state = choice.health
+    M.scored(choice.index, now, 1)
+    if state.max_fails == 0 then
         return
     end
-    local fails = dict:incr(keys[server].fails, 1, 0, fail_timeout_s)
-    if fails and fails >= max_fails then
-        dict:set(keys[server].out_until, now + fail_timeout_s)
+    local fails = dict:incr(state.fails, 1, 0, state.window_s)
+    if fails and fails >= state.max_fails then
+        state.shared[OUT_UNTIL] = now + state.pause_s
         -- The end of a pause must be noticed, however late the next request comes.
         lengthen_trouble(now, 1e9)
     end
 end
 
 local function any_out()
-    for server = 1, #keys do
-        if (dict:get(keys[server].out_until) or 0) > 0 then
+    for index = 1, #states do
+        if states[index].shared[OUT_UNTIL] > 0 then
             return true
         end
     end
     return false
 end
 
--- A response; is_error is 1 from status 500 on. A server on trial is back in rotation, as in NGINX.
-function M.answered(server, now, is_error)
-    M.scored(server, now, is_error)
-    if (dict:get(keys[server].out_until) or 0) > 0 then
-        dict:set(keys[server].out_until, 0)
-        dict:delete(keys[server].fails)
+-- A response; is_error is 1 from status 500 on. A server on trial is back in rotation, as in NGINX, and one that answers
+-- well has its whole share at once.
+function M.answered(choice, now, is_error)
+    local state = choice.health
+    M.scored(choice.index, now, is_error)
+    if state.shared[OUT_UNTIL] > 0 then
+        state.shared[OUT_UNTIL] = 0
+        dict:delete(state.fails)
+        if is_error == 0 then
+            scores[choice.index][SCORE] = 0
+        end
         if not any_out() then
             trouble_until[0] = now + SCORE_LASTS_S
         end
@@ -82,10 +115,9 @@ end
 
 -- Moves the error score by one response: is_error is 1 or 0.
 function M.scored(server, now, is_error)
-    local score = M.score(server, now)
+    local score, shared = M.score(server, now), scores[server]
     if score > 0 or is_error > 0 then
-        dict:set(keys[server].score, score + SCORE_GAIN * (is_error - score))
-        dict:set(keys[server].score_at, now)
+        shared[SCORE], shared[SCORE_AT] = score + SCORE_GAIN * (is_error - score), now
         if is_error > 0 then
             lengthen_trouble(now, SCORE_LASTS_S)
         end
@@ -94,21 +126,21 @@ end
 
 -- Forgets all failures, as a start does: servers that begin anew must not be avoided for earlier failures.
 function M.forget()
-    for server = 1, #keys do
-        for _, key in pairs(keys[server]) do
-            dict:delete(key)
-        end
+    for index = 1, #states do
+        states[index].shared[OUT_UNTIL] = 0
+        dict:delete(states[index].fails)
+    end
+    for server = 1, #scores do
+        scores[server][SCORE] = 0
     end
     trouble_until[0] = 0
 end
 
 -- Recent share of errors, 0 … 1; it decays within seconds.
 function M.score(server, now)
-    local score = dict:get(keys[server].score)
-    if not score then
-        return 0
-    end
-    return score * exp((dict:get(keys[server].score_at) - now) / SCORE_DECAY_S)
+    local shared = scores[server]
+    local score = shared[SCORE]
+    return score > 0 and score * exp((shared[SCORE_AT] - now) / SCORE_DECAY_S) or 0
 end
 
 return M

@@ -1,4 +1,4 @@
--- The balancing methods: round_robin (smooth weighted), least_conn, expected_delay.
+-- The balancing methods: round_robin (smooth weighted), least_conn, random, random_two, expected_delay.
 -- Each takes (group, candidates, now, troubled) and returns a server; expected_delay also returns the predicted wait and
 -- service time in seconds. `group` comes from control.lua.
 local M = {}
@@ -7,10 +7,11 @@ local cold = require "cold"
 local inflight = require "inflight"
 local health = require "health"
 
-local random, huge, concat = math.random, math.huge, table.concat
+local random, huge = math.random, math.huge
 
 local BETA = 0.7           -- share of the service time that is added to the wait (docs/studies.md#the-rule)
 local ERROR_COST_S = 1     -- cost of an error, in seconds
+local LONGEST_WORK = 2e5   -- steps times servers of a period that is computed at once, which stops a worker for some ms
 
 local dict
 function M.init(shared_dict)
@@ -24,11 +25,14 @@ local function gcd(a, b)
     return a
 end
 
--- One period of NGINX's smooth weighted round robin.
+-- One period of NGINX's smooth weighted round robin; false when it is so long that each worker counts for itself.
 local function sequence(group, candidates)
     local total, divisor, current, order = 0, 0, {}, {}
     for index, server in ipairs(candidates) do
         total, divisor, current[index] = total + group.weight[server], gcd(divisor, group.weight[server]), 0
+    end
+    if total / divisor * #candidates > LONGEST_WORK then
+        return false
     end
     for step = 1, total / divisor do
         local best = 1
@@ -44,19 +48,69 @@ local function sequence(group, candidates)
     return order
 end
 
+-- One step of smooth weighted round robin, by the numbers of this worker.
+local function smooth(group, candidates)
+    local weight, current, total, chosen = group.weight, group.current, 0, candidates[1]
+    for index = 1, #candidates do
+        local server = candidates[index]
+        current[server] = (current[server] or 0) + weight[server]
+        total = total + weight[server]
+        if current[server] > current[chosen] then
+            chosen = server
+        end
+    end
+    current[chosen] = current[chosen] - total
+    return chosen
+end
+
 -- The position in the period is shared, so that the shares are exact over all workers together.
 function M.round_robin(group, candidates)
-    local order
-    if candidates == group.up then
-        group.order = group.order or cold(sequence, group, candidates)
-        order = group.order
-    else
-        local name = concat(candidates, " ")
-        group.orders[name] = group.orders[name] or cold(sequence, group, candidates)
-        order = group.orders[name]
+    if candidates ~= group.up then
+        return smooth(group, candidates)
+    end
+    if group.order == nil then
+        group.order = cold(sequence, group, candidates)
+    end
+    local order = group.order
+    if not order then
+        return smooth(group, candidates)
     end
     local position = dict:incr(group.position_key, 1, 0)
     return order[(position - 1) % #order + 1]
+end
+
+-- A server at random in proportion to the weights, not `other`.
+local function draw(group, candidates, other)
+    local weight, total, last = group.weight, 0, nil
+    for index = 1, #candidates do
+        total = total + weight[candidates[index]]
+    end
+    local rest = random() * (total - (other and weight[other] or 0))
+    for index = 1, #candidates do
+        local server = candidates[index]
+        if server ~= other then
+            rest, last = rest - weight[server], server
+            if rest < 0 then
+                return server
+            end
+        end
+    end
+    return last
+end
+
+function M.random(group, candidates)
+    return draw(group, candidates)
+end
+
+-- Of two servers drawn by weight, the one with less in_flight / weight; the second one when they are equal, as in NGINX.
+function M.random_two(group, candidates)
+    local first = draw(group, candidates)
+    if #candidates == 1 then
+        return first
+    end
+    local second, weight, choices = draw(group, candidates, first), group.weight, group.choices
+    local busier = inflight.of_group(choices[second]) * weight[first] > inflight.of_group(choices[first]) * weight[second]
+    return busier and first or second
 end
 
 -- Least in_flight / weight; ties by smooth weighted round robin, as in NGINX.

@@ -1,6 +1,7 @@
 -- Numbers in memory that all workers share. A block has a row per worker: a worker writes only its own row, and readers
 -- add up all rows. So no locks are needed and no update is lost. Blocks survive reloads, rows survive their workers.
--- Column 0 of a block ends with its worker (requests in flight); the other columns are kept.
+-- Column 0 of a block ends with its worker (requests in flight); the other columns are kept. Row 0 has no worker: any
+-- worker may write it, and it is in no sum.
 local M = {}
 
 local ffi = require "ffi"
@@ -64,7 +65,7 @@ function M.numbers(name)
     return at(find_or_map(name, 1))
 end
 
--- init: adds to `block` its name's numbers: size (columns), base (all rows), own (this worker's row, see init_worker).
+-- init: adds to `block` its name's numbers: size (columns), base (all rows, from row 0 on), own (this worker's row, see init_worker).
 function M.add(block, name, columns)
     block.size, block.base = columns, at(find_or_map(name, columns))
     blocks[#blocks + 1] = block
@@ -108,7 +109,7 @@ function M.init_worker()
     free_dead_rows()
     local row = take_row()
     if dict:add("taken " .. row, true) then
-        dict:incr("taken", 1, 1)   -- row 0 has no worker
+        dict:incr("taken", 1, 1)   -- after row 0
     end
     -- Another worker may write an older number at the same moment: the last one to write has read the newest.
     repeat used[0] = dict:get("taken") until used[0] >= dict:get("taken")

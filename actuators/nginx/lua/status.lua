@@ -17,7 +17,7 @@ local CLIENT_GONE = 499
 local IN_BYTES, OUT_BYTES, REQUEST_MS = counters.IN_BYTES, counters.OUT_BYTES, counters.REQUEST_MS
 local RESPONSE_MS, CLASSES, REQUEST_BUCKETS = counters.RESPONSE_MS, counters.CLASSES, counters.REQUEST_BUCKETS
 
-local groups, other, response_buckets
+local groups, other, response_buckets, only_final
 local bucket_of = {}   -- ms -> bucket, up to the last bound
 
 local function read_bounds(bounds)
@@ -31,13 +31,13 @@ local function read_bounds(bounds)
     setmetatable(bucket_of, { __index = function() return #bounds + 1 end })
 end
 
--- See counters.lua. Leaves `M.groups` for the balancer, which sets `M.balancer` when requests are balanced in memory.
+-- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count. Leaves `M.groups` for the balancer, which sets `M.balancer` when requests are balanced in memory.
 function M.init(options)
     counters.init(options)
     document.init()
     read_bounds(options.bounds_ms)
     groups, other, response_buckets = counters.groups, counters.other, counters.RESPONSE_BUCKETS
-    M.groups = counters.order
+    M.groups, only_final = counters.order, options.attempts == "final"
 end
 
 -- init_worker_by_lua.
@@ -93,10 +93,9 @@ local function split(text)
     return parts, count
 end
 
--- Every attempt counts for its server, as in current versions of vts; bytes and request time only for the last one.
-local function count_attempts(group, addresses)
-    local servers, count = split(addresses)
-    local statuses, times = split(variable(nil, "upstream_status")), split(variable(nil, "upstream_response_time"))
+-- Every attempt counts for its server, as in the newest source of vts; bytes and request time only for the last one.
+local function count_every(group, servers, count, times)
+    local statuses = split(variable(nil, "upstream_status"))
     for index = 1, count do
         local cell = group.cells[servers[index]]
         local last = index == count
@@ -111,6 +110,26 @@ local function count_attempts(group, addresses)
             end
         end
     end
+end
+
+-- The request counts for the server of the last attempt, with the time of all attempts, as in all releases of vts.
+local function count_final(group, servers, count, times)
+    local cell, response_ms = group.cells[servers[count]], 0
+    for index = 1, ngx.status == CLIENT_GONE and count - 1 or count do
+        response_ms = response_ms + (milliseconds(times[index]) or 0)
+    end
+    if cell then
+        count_attempt(cell.own, ngx.status, response_ms)
+        count_request(cell.own)
+    end
+end
+
+-- Counts a request that was retried or reached no server; returns the time of its last attempt in ms.
+local function count_attempts(group, addresses)
+    local servers, count = split(addresses)
+    local times = split(variable(nil, "upstream_response_time"))
+    local count_them = only_final and count_final or count_every
+    count_them(group, servers, count, times)
     return milliseconds(times[count]) or 0
 end
 

@@ -65,11 +65,11 @@ local function cell_json(cell, weight, down)
         '{"server":%s,"requestCounter":%.0f,"inBytes":%.0f,"outBytes":%.0f,"responses":%s,'
         .. '"requestMsecCounter":%.0f,"requestMsec":%.0f,"requestMsecs":{"times":[],"msecs":[]},"requestBuckets":%s,'
         .. '"responseMsecCounter":%.0f,"responseMsec":%.0f,"responseMsecs":{"times":[],"msecs":[]},"responseBuckets":%s,'
-        .. '"weight":%d,"maxFails":%d,"failTimeout":%d,"backup":false,"down":%s}',
+        .. '"weight":%d,"maxFails":%d,"failTimeout":%d,"backup":%s,"down":%s}',
         quoted(cell.server), requests, get(cell, counters.IN_BYTES), get(cell, counters.OUT_BYTES), responses_json(classes),
         request_ms, mean(request_ms, requests), buckets_json(cell, counters.REQUEST_BUCKETS, used),
         response_ms, mean(response_ms, requests), buckets_json(cell, counters.RESPONSE_BUCKETS, used),
-        weight, cell.max_fails or 0, cell.fail_timeout or 0, tostring(down)
+        weight, cell.max_fails or 0, cell.fail_timeout or 0, tostring(cell.backup == true), tostring(down)
     )
 end
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.contract.control import ServiceTimes
+from actuators.contract.control import ServiceTimes, Weights
 from actuators.nginx.config import NginxOptions
 from tests.support.http_server import CLOSE
 from tests.support.nginx_site import USER, Site, answer, running_site
@@ -36,9 +36,7 @@ def test_a_dead_server_is_passed_over_and_left_alone_for_a_while(site: Site) -> 
     window = site.collector.window()
     assert window.responses[1, :, 4].tolist() == [1, 0, 0]
     assert window.requests[1].sum() == 31
-    balancer = site.collector.snapshot().balancer
-    assert balancer is not None
-    assert {entry.server for entry in balancer.servers if entry.out} == {site.servers[0].address}
+    assert {entry.server for entry in site.balancer().servers if entry.out} == {site.servers[0].address}
     assert Counter(site.who(10, USER)).keys() == {"1", "2"}
     assert site.collector.window().requests[2, 0] == 0
     assert site.in_flight() == 0
@@ -72,6 +70,43 @@ def test_whatever_it_answers_a_server_on_trial_is_back(short_dir: Path, status: 
         assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
 
 
+def test_a_server_that_gets_little_is_tried_as_soon_as_its_pause_ends(short_dir: Path) -> None:
+    """Its share is 1 of 199, its service time the longest: by their methods alone few requests would find it again."""
+    options = NginxOptions(method="round_robin", actuation="memory", fail_timeout_s=1)
+    with running_site(short_dir, options) as site:
+        controls = (
+            ("round_robin", Weights(site.topology, np.tile([1, 99, 99], (3, 1)))),
+            ("expected_delay", service_times(site, 0.9, 0.001, 0.001)),
+        )
+        for method, control in controls:
+            site.nginx.forget_failures()
+            site.script[0] = lambda _: CLOSE
+            site.nginx.balance("round_robin", Weights.equal(site.topology))
+            assert set(site.who(9)) == {"1", "2"}
+            site.heal()
+            site.nginx.balance(method, control)
+            answers = ""
+            while "0" not in answers:
+                answers += site.who(1)
+            assert {entry.out for entry in site.balancer().servers} == {False}
+            assert "0" not in site.who(20), "one trial, then its own small share"
+        assert set(site.answers) == {200}
+
+
+def test_after_a_good_trial_a_server_has_its_whole_share(short_dir: Path) -> None:
+    options = NginxOptions(method="expected_delay", actuation="memory", fail_timeout_s=1)
+    with running_site(short_dir, options) as site:
+        site.nginx.apply(service_times(site, 0.001, 0.010, 0.010))
+        site.script[0] = lambda _: CLOSE
+        assert "0" not in site.who(9)
+        site.heal()
+        answers = ""
+        while "0" not in answers:
+            answers += site.who(1)
+        assert site.who(20) == 20 * "0"
+        assert set(site.answers) == {200}
+
+
 def test_failures_can_be_forgotten(site: Site) -> None:
     site.nginx.set_method("expected_delay")
     site.nginx.apply(service_times(site, 0.001, 0.010, 0.010))
@@ -81,9 +116,7 @@ def test_failures_can_be_forgotten(site: Site) -> None:
     assert "0" not in site.who(20), "out for 10 s"
     site.nginx.forget_failures()
     assert site.who(20) == 20 * "0", "neither out nor suspect"
-    balancer = site.collector.snapshot().balancer
-    assert balancer is not None
-    assert not any(entry.out for entry in balancer.servers)
+    assert not any(entry.out for entry in site.balancer().servers)
     shown = site.nginx.control()
     assert isinstance(shown, ServiceTimes), "the control stays"
     site.script[0] = lambda _: answer(500)

@@ -97,6 +97,27 @@ def test_every_counter_equals_what_clients_and_servers_counted(short_dir: Path, 
         assert site.answers[404] == 3
 
 
+@pytest.mark.parametrize("actuation", ["memory", "reload"])
+def test_as_in_releases_of_vts_a_retried_request_counts_for_its_last_server(short_dir: Path, actuation: str) -> None:
+    options = NginxOptions(method="round_robin", actuation=actuation, attempts="final", max_fails=0)
+    with running_site(short_dir, options) as site:
+        site.collector.begin()
+        site.script[0] = lambda _: CLOSE
+        answers = Counter(site.who(12))
+        window = site.collector.window()
+        assert len(site.servers[0].requests) > 0
+        assert window.requests[1].tolist() == [0, answers["1"], answers["2"]]
+        assert window.responses[1, :, 1].tolist() == [0, answers["1"], answers["2"]]
+        assert window.responses[1].sum() == 12
+        assert site.collector.snapshot().client_requests["*"] == 12
+        site.script[1] = site.script[2] = site.script[0]
+        assert site.get()[0] == 502
+        failed = site.collector.window().responses[1, :, 4].sum()
+        # A kept connection that was closed allows one attempt more, for which no server is left.
+        assert failed + site.collector.snapshot().unserved["home_read_backend"] == 1, "several attempts, one answer"
+        assert site.collector.snapshot().client_requests["*"] == 13
+
+
 def test_no_counter_is_lost_with_a_killed_worker_nor_by_a_reload(short_dir: Path) -> None:
     with running_site(short_dir, NginxOptions(method="least_conn", worker_processes=2)) as site:
         before = site.collector.begin()

@@ -1,0 +1,303 @@
+"""The file that an NGINX includes in place of its upstream blocks, to balance and count in memory.
+
+What those blocks said is carried over, or refused by name. Host names are resolved to show what NGINX will do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actuators.errors import ConfigError, closest
+from actuators.external.config_lexer import Directive
+from actuators.external.config_reader import ParsedConfig, ServerLine, UpstreamBlock
+from actuators.nginx.config import NginxOptions, lua_block, status_locations
+from actuators.nginx.detect import NginxBuild, need_lua
+
+_KEPT = ("keepalive", "keepalive_requests", "keepalive_timeout", "keepalive_time")
+_PLAIN = re.compile(r"[^\s;{}\"'\\$#]+\Z")
+"""A word that needs no quotes, in NGINX and in the lines that lua/counters.lua and lua/control.lua read."""
+_TIME = re.compile(r"(\d+)([yMwdhms]?)")
+_SECONDS = {"y": 365 * 86400, "M": 30 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
+_COLLIDING = ("init_by_lua", "init_worker_by_lua", "log_by_lua", "lua_package_path", "log_subrequest")
+_REMEDY = "leave the group out with --set reload.groups=A,B, or change its weights by reload (--nginx-conf)"
+
+
+@dataclass(frozen=True)
+class MemoryServer:
+    """One server line as the balancer in memory keeps it; `addresses` are those that its host name has now."""
+
+    address: str
+    weight: int
+    max_fails: int
+    fail_timeout_s: int
+    max_conns: int
+    backup: bool
+    down: bool
+    addresses: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        room = f" max_conns={self.max_conns}" if self.max_conns else ""
+        flags = " backup" * self.backup + " down" * self.down
+        return (
+            f"  server {self.address} weight={self.weight} max_fails={self.max_fails}"
+            f" fail_timeout={self.fail_timeout_s}s{room}{flags};\n"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryGroup:
+    """One upstream as the balancer in memory keeps it.
+
+    Attributes:
+        method: round_robin, least_conn, random or random_two.
+        zone: its servers' connections are counted over all workers.
+        keepalive: its keepalive directives, as they stand.
+    """
+
+    name: str
+    method: str
+    zone: bool
+    servers: tuple[MemoryServer, ...]
+    keepalive: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The upstream block. NGINX wants keepalive after the balancer."""
+        lines = "".join(server.line for server in self.servers)
+        keepalive = "".join(f"  {each};\n" for each in self.keepalive)
+        balancer = f'  balancer_by_lua_block {{ BALANCER.pick("{self.name}") }}\n'
+        return f"upstream {self.name} {{\n{lines}{balancer}{keepalive}}}\n"
+
+
+def memory_groups(config: ParsedConfig, wanted: Sequence[str]) -> tuple[MemoryGroup, ...]:
+    """These upstreams of a configuration, or all of them.
+
+    Raises ConfigError, which names the line, for what the balancer in memory cannot keep.
+    """
+    for name in wanted:
+        if name not in config.blocks:
+            raise ConfigError(f"unknown group '{name}'", where=str(config.main), remedy=closest(name, config.blocks))
+    if not config.blocks:
+        raise ConfigError("no upstream block", where=str(config.main), remedy="name the right configuration")
+    groups = tuple(_group(config, config.blocks[name]) for name in wanted or config.blocks)
+    for directive, file in config.lua:
+        if _collides(directive):
+            remedy = "remove it, or change weights by reload (--nginx-conf)"
+            raise ConfigError(
+                f"'{directive.name}' cannot be kept beside the snippet, which needs its own",
+                where=f"{file}:{directive.line}", remedy=remedy,
+            )  # fmt: skip
+    return groups
+
+
+def notes(groups: Sequence[MemoryGroup]) -> list[str]:
+    """What is different in memory, or decided at another time, one line each."""
+    lines = []
+    for group in groups:
+        for server in group.servers:
+            if _is_host_name(server.address):
+                found = " and ".join(server.addresses)
+                lines.append(
+                    f"{group.name}: {server.address} is resolved when NGINX starts or reloads, as before; now it is"
+                    f" {found}, and weights and statistics name that"
+                )
+        if group.zone:
+            lines.append(f"{group.name}: 'zone' is left out: counts in memory are those of all workers")
+    return lines
+
+
+def render_snippet(
+    path: Path, groups: Sequence[MemoryGroup], options: NginxOptions, build: NginxBuild, *, port: int, token: str
+) -> str:
+    """The text of the snippet; statistics and control are on 127.0.0.1:`port`.
+
+    Args:
+        path: where it will stand, because the balancer reads it.
+        options: `method` is in force where it was given; otherwise every group keeps its own.
+        token: that a change of the control needs.
+
+    Raises:
+        MissingToolError: this NGINX has no Lua module.
+        ConfigError: the path needs quotes.
+    """
+    need_lua(build)
+    if not _PLAIN.match(str(path)):
+        raise ConfigError("the path has a blank or a quote", where=str(path), remedy="choose another with --out")
+    cells = 2 * sum(len(server.addresses) for group in groups for server in group.servers)
+    lua = lua_block(cells, path, options, token=token, balancer=_settings(groups, options))
+    return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
+# The balancer reads this file there: write it again to have it elsewhere.
+{lua}
+  log_by_lua_block {{ STATUS.log_any() }}
+{"".join(group.text for group in groups)}server {{
+  listen 127.0.0.1:{port};
+  server_name localhost;
+  access_log off;
+  log_by_lua_block {{ STATUS.log_nothing() }}
+  client_max_body_size {1024 + cells}k;
+  client_body_buffer_size {1024 + cells}k;
+{status_locations(vts=False, memory=True)}}}
+"""
+
+
+def changes(
+    config: ParsedConfig, groups: Sequence[MemoryGroup], snippet: Path, build: NginxBuild
+) -> dict[Path, tuple[str, str]]:
+    """The files of the configuration that change: old and new text. Raises ConfigError when one cannot be read."""
+    new: dict[Path, bytes] = {}
+    blocks = [config.blocks[group.name] for group in groups]
+    include = f"include {snippet};".encode()
+    for block in sorted(blocks, key=lambda block: block.start, reverse=True):
+        text = new.get(block.file) or block.file.read_bytes()
+        new[block.file] = _replaced(text, block, include if block == blocks[0] else b"")
+    missing = [] if _loads_lua(config) else [f"load_module {path};\n" for path in need_lua(build)]
+    if missing:
+        main = config.main.resolve()
+        new[main] = "".join(missing).encode() + new.get(main, main.read_bytes())
+    return {path: (_text(path.read_bytes()), _text(text)) for path, text in new.items()}
+
+
+def _replaced(text: bytes, block: UpstreamBlock, new: bytes) -> bytes:
+    """The text with `new` in place of the block; without `new`, lines that held nothing else go, too."""
+    before, after = text[: block.start], text[block.end :]
+    if not new and before.rstrip(b" \t")[-1:] in (b"", b"\n") and after.lstrip(b" \t\r")[:1] == b"\n":
+        before, after = before.rstrip(b" \t"), after.partition(b"\n")[2]
+    return before + new + after
+
+
+def unified_diff(changed: dict[Path, tuple[str, str]]) -> str:
+    """As `diff -u`, for `patch -d / -p1`."""
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+        for path, (old, new) in changed.items()
+        for line in difflib.unified_diff(_lines(old), _lines(new), str(path), str(path))
+    )
+
+
+def _settings(groups: Sequence[MemoryGroup], options: NginxOptions) -> str:
+    """Settings of lua/balancer.lua."""
+    own = {group.method for group in groups}
+    method = options.method if options.given("method") else next(iter(own)) if len(own) == 1 else "configured"
+    if method == "random":
+        method = "configured"
+    methods = ", ".join(f'["{group.name}"] = "{group.method}"' for group in groups)
+    zones = ", ".join(f'["{group.name}"] = true' for group in groups if group.zone)
+    return f'method = "{method}", methods = {{ {methods} }}, zones = {{ {zones} }}, shared_health = false'
+
+
+def _group(config: ParsedConfig, block: UpstreamBlock) -> MemoryGroup:
+    where = f"{block.file}:{block.line}"
+    if not _PLAIN.match(block.name):
+        raise ConfigError(f"the name '{block.name}' needs quotes", where=where, remedy=_REMEDY)
+    servers = [_server(line) for line in config.group(block.name)]
+    if not servers:
+        raise ConfigError(f"no servers in {block.name}", where=where, remedy=_REMEDY)
+    method, zone, keepalive = "round_robin", False, []
+    for directive in block.settings:
+        words = (directive.name, *directive.arguments)
+        if directive.name in _KEPT and all(map(_PLAIN.match, words)):
+            keepalive.append(" ".join(words))
+        elif directive.name == "zone":
+            zone = True
+        else:
+            method = _method(words, f"{block.file}:{directive.line}")
+    _check_twice(servers, where)
+    return MemoryGroup(block.name, method, zone, tuple(servers), tuple(keepalive))
+
+
+def _method(words: tuple[str, ...], where: str) -> str:
+    if words == ("least_conn",):
+        return "least_conn"
+    if words == ("random",):
+        return "random"
+    if words in (("random", "two"), ("random", "two", "least_conn")):
+        return "random_two"
+    raise ConfigError(f"'{' '.join(words)}' cannot be kept in memory", where=where, remedy=_REMEDY)
+
+
+def _server(line: ServerLine) -> MemoryServer:
+    where = f"{line.file}:{line.line}"
+    values = {"max_fails": "1", "fail_timeout": "10", "max_conns": "0"}
+    for word in line.parameters:
+        name, equals, value = word.partition("=")
+        if equals and name in values:
+            values[name] = value
+        elif word not in ("backup", "down") and not word.startswith("weight="):
+            raise ConfigError(f"'{word}' cannot be kept in memory", where=where, remedy=_REMEDY)
+    if not _PLAIN.match(line.server):
+        raise ConfigError(f"the address '{line.server}' needs quotes", where=where, remedy=_REMEDY)
+    return MemoryServer(
+        address=line.server,
+        weight=line.weight,
+        max_fails=_whole(values["max_fails"], "max_fails", where),
+        fail_timeout_s=_seconds(values["fail_timeout"], where),
+        max_conns=_whole(values["max_conns"], "max_conns", where),
+        backup="backup" in line.parameters,
+        down=line.down,
+        addresses=_addresses(line.server, where),
+    )
+
+
+def _check_twice(servers: Sequence[MemoryServer], where: str) -> None:
+    """Raises ConfigError when lines of one address differ in more than the weight; in memory they are one server."""
+    seen: dict[str, MemoryServer] = {}
+    for server in servers:
+        for address in server.addresses:
+            own = replace(server, address=address, addresses=(), weight=1)
+            if seen.setdefault(address, own) != own:
+                raise ConfigError(f"two different lines for {address}", where=where, remedy="give it one server line")
+
+
+def _whole(value: str, name: str, where: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", value):
+        raise ConfigError(f"{name} '{value}' is not a whole number", where=where, remedy="does nginx -t accept it?")
+    return int(value)
+
+
+def _seconds(value: str, where: str) -> int:
+    parts = _TIME.findall(value)
+    if not parts or "".join(map("".join, parts)) != value:
+        raise ConfigError(f"fail_timeout '{value}' is not a time", where=where, remedy="does nginx -t accept it?")
+    return sum(int(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def _addresses(server: str, where: str) -> tuple[str, ...]:
+    """The addresses of a server line under the names of NGINX, as lua/addresses.lua finds them at its start."""
+    if server.startswith("unix:"):
+        return (server,)
+    host, colon, port = server.rpartition(":")
+    if not colon or server.endswith("]"):
+        host, port = server, "80"
+    flags = socket.AI_ADDRCONFIG if _is_host_name(server) else 0
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"host not found: {server}", where=where, remedy="does nginx -t accept it?") from error
+    hosts = [str(address[0]) for *_, address in found]
+    return tuple(f"[{host}]:{int(port)}" if ":" in host else f"{host}:{int(port)}" for host in hosts)
+
+
+def _is_host_name(server: str) -> bool:
+    return not re.match(r"unix:|\[|[\d.]+(:\d+)?\Z", server)
+
+
+def _collides(directive: Directive) -> bool:
+    return directive.name.removesuffix("_block").removesuffix("_file") in _COLLIDING
+
+
+def _loads_lua(config: ParsedConfig) -> bool:
+    return any("ngx_http_lua_module" in "".join(directive.arguments) for directive, _ in config.lua)
+
+
+def _lines(text: str) -> list[str]:
+    return re.findall(r".*\n|.+", text)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")

@@ -1,0 +1,132 @@
+"""What the snippet carries over, what it refuses by name, and the change of the configuration that it needs."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from actuators.errors import ConfigError
+from actuators.external.config_reader import read_config
+from actuators.external.snippet import MemoryGroup, changes, memory_groups, notes, render_snippet, unified_diff
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.detect import NginxBuild
+
+LUA = NginxBuild(
+    Path("/usr/sbin/nginx"), "1.22.1", lua=(Path("/m/ndk.so"), Path("/m/ngx_http_lua_module.so")), vts=None
+)
+FRAME = "events {{}}\nhttp {{\n{}\n  server {{ location / {{ proxy_pass http://app; }} }}\n}}\n"
+
+
+def groups(folder: Path, http: str, *wanted: str) -> tuple[MemoryGroup, ...]:
+    (folder / "nginx.conf").write_text(FRAME.format(http))
+    return memory_groups(read_config(folder / "nginx.conf"), wanted)
+
+
+def test_every_parameter_that_nginx_has_is_carried_over(tmp_path: Path) -> None:
+    (group,) = groups(
+        tmp_path,
+        "upstream 1c.back-end { zone z 64k; least_conn; server 127.0.0.1:1 weight=2 weight=7 max_fails=3"
+        " fail_timeout=1m30s max_conns=10; server [::1]:2 backup; server unix:/run/app@1.sock down;"
+        " keepalive 8; keepalive_timeout 20s; keepalive_requests 50; }",
+    )
+    assert (group.name, group.method, group.zone) == ("1c.back-end", "least_conn", True)
+    assert group.text.splitlines() == [
+        "upstream 1c.back-end {",
+        "  server 127.0.0.1:1 weight=7 max_fails=3 fail_timeout=90s max_conns=10;",
+        "  server [::1]:2 weight=1 max_fails=1 fail_timeout=10s backup;",
+        "  server unix:/run/app@1.sock weight=1 max_fails=1 fail_timeout=10s down;",
+        '  balancer_by_lua_block { BALANCER.pick("1c.back-end") }',
+        "  keepalive 8;",
+        "  keepalive_timeout 20s;",
+        "  keepalive_requests 50;",
+        "}",
+    ]
+    assert any("'zone' is left out" in note for note in notes([group]))
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("hash $request_uri consistent;", "'hash $request_uri consistent'"), ("ip_hash;", "'ip_hash'"),
+        ("sticky cookie a;", "'sticky cookie a'"), ("ntlm;", "'ntlm'"), ("random two least_time=header;", "least_time"),
+        ("least_time header;", "'least_time header'"), ("queue 10;", "'queue 10'"), ("keepalive $n;", "'keepalive $n'"),
+        ('balancer_by_lua_block { return "}" }', "'balancer_by_lua_block'"),
+        ("server 127.0.0.1:2 slow_start=30s;", "'slow_start=30s'"), ("server 127.0.0.1:2 resolve;", "'resolve'"),
+        ("server 127.0.0.1:2 route=a;", "'route=a'"), ("server 127.0.0.1:2 max_fails=x;", "max_fails 'x'"),
+        ("server 127.0.0.1:2 fail_timeout=1q;", "fail_timeout '1q'"),
+        ("server no.such.host.invalid;", "host not found"),
+        ("server 127.0.0.1:1 backup;", "two different lines for 127.0.0.1:1"),
+        ('server "unix:/run/a b.sock";', "unix:/run/a b.sock"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept_is_named_with_its_line(tmp_path: Path, line: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=r"nginx\.conf:[34]") as caught:
+        groups(tmp_path, f"upstream app {{ server 127.0.0.1:1;\n{line} }}")
+    assert named in str(caught.value)
+    (other,) = groups(tmp_path, f"upstream app {{ server 127.0.0.1:1;\n{line} }}\nupstream b {{ server [::1]; }}", "b")
+    assert other.name == "b", "another group does not suffer"
+
+
+@pytest.mark.parametrize("line", ["init_by_lua_block { x = 1 }", "log_by_lua_file a.lua;", "lua_package_path a;",
+                                  "server { location / { log_by_lua_block { f() } } }"])  # fmt: skip
+def test_lua_that_the_snippet_needs_for_itself_is_named(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be kept beside .*nginx\.conf:3"):
+        groups(tmp_path, f"{line} upstream app {{ server 127.0.0.1:1; }}")
+    assert groups(tmp_path, "server { location / { content_by_lua_block { f() } } } upstream app { server [::1]; }")
+
+
+def test_a_group_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown group 'ap'"):
+        groups(tmp_path, "upstream app { server 127.0.0.1:1; }", "ap")
+
+
+def test_host_names_are_told_with_the_addresses_that_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, port: str, **_: object) -> list[tuple[object, ...]]:
+        addresses = ("10.0.0.1", "10.0.0.2", "::1") if host == "three" else (host,)
+        return [(0, 0, 0, "", (address, int(port))) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    (group,) = groups(tmp_path, "upstream app { server three:81 weight=2; server 10.0.0.9; server 10.0.0.3:80; }")
+    assert group.servers[0].addresses == ("10.0.0.1:81", "10.0.0.2:81", "[::1]:81")
+    (note,) = notes([group])
+    assert "three:81 is resolved when NGINX starts" in note
+    assert "10.0.0.1:81 and 10.0.0.2:81 and [::1]:81" in note
+    with pytest.raises(ConfigError, match=r"two different lines for 10\.0\.0\.2:81"):
+        groups(tmp_path, "upstream app { server three:81; server 10.0.0.2:81 max_fails=3; }")
+
+
+def test_the_method_is_kept_until_one_is_given(tmp_path: Path) -> None:
+    found = groups(tmp_path, "upstream a { server [::1]; }\nupstream b { random; server [::1]; }")
+
+    def text(chosen: tuple[MemoryGroup, ...], options: NginxOptions) -> str:
+        return render_snippet(tmp_path / "s.conf", chosen, options, LUA, port=8090, token="t")
+
+    assert 'method = "configured", methods = { ["a"] = "round_robin", ["b"] = "random" }' in text(found, NginxOptions())
+    assert 'method = "round_robin"' in text(found[:1], NginxOptions())
+    assert 'method = "configured"' in text(found[1:], NginxOptions())
+    assert 'method = "least_conn"' in text(found, NginxOptions(method="least_conn"))
+    with pytest.raises(ConfigError, match="choose another with --out"):
+        render_snippet(tmp_path / "a b.conf", found, NginxOptions(), LUA, port=8090, token="t")
+
+
+def test_the_change_replaces_the_blocks_and_loads_lua_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "more.conf").write_bytes(b"# first\r\nupstream b {\r\n  server [::1]; # }\r\n}\r\n# last")
+    http = "  upstream a { server [::1]; }   # mine\n  upstream other { ip_hash; }\n  include more.conf;"
+    found = groups(tmp_path, http, "a", "b")
+    config, path = read_config(tmp_path / "nginx.conf"), Path("/etc/deepsched.conf")
+    changed = changes(config, found, path, LUA)
+    main = changed[tmp_path / "nginx.conf"][1]
+    assert main.splitlines()[:2] == ["load_module /m/ndk.so;", "load_module /m/ngx_http_lua_module.so;"]
+    assert "  include /etc/deepsched.conf;   # mine\n  upstream other { ip_hash; }\n  include more.conf;\n" in main
+    assert changed[tmp_path / "more.conf"][1] == "# first\r\n# last"
+    diff = unified_diff(changed)
+    assert f"--- {tmp_path}/more.conf\n+++ {tmp_path}/more.conf\n@@" in diff
+    assert "-  upstream a { server [::1]; }   # mine\n+  include /etc/deepsched.conf;   # mine\n" in diff
+    (tmp_path / "nginx.conf").write_text(
+        "load_module x/ngx_http_lua_module.so;\n" + FRAME.format("upstream a { server [::1]; }")
+    )
+    config = read_config(tmp_path / "nginx.conf")
+    (main,) = (new for _, new in changes(config, memory_groups(config, ()), path, LUA).values())
+    assert main.count("load_module") == 1

@@ -1,0 +1,191 @@
+"""`deepsched weights snippet`: a real NGINX whose configuration is changed as it says treats the servers as before."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.processes.system import free_port
+from actuators.statistics.reader import StatusReader
+from tests.support.http_server import CLOSE, HANG, Received, ScriptedServer
+from tests.support.nginx_site import answer
+from tests.support.stock_nginx import StockSite, deepsched
+from tests.support.waiting import PATIENCE_S, wait_until
+
+pytestmark = pytest.mark.nginx
+
+A, B, C, D = range(4)
+
+
+@dataclass
+class Servers:
+    """Four servers behind a stock NGINX; `script` says what each answers."""
+
+    site: StockSite
+    servers: list[ScriptedServer]
+    script: dict[int, Callable[[Received], bytes]]
+
+    def heal(self) -> None:
+        for index in range(len(self.servers)):
+            self.script[index] = lambda _, i=index: answer(200, str(i))
+
+    def received(self) -> list[int]:
+        return [len(server.requests) for server in self.servers]
+
+    def pending(self) -> http.client.HTTPConnection:
+        """A request that some server has and does not answer."""
+        before = sum(self.received())
+        connection = http.client.HTTPConnection(f"127.0.0.1:{self.site.port}", timeout=PATIENCE_S)
+        connection.request("GET", "/x")
+        wait_until(lambda: sum(self.received()) > before)
+        return connection
+
+    def counted(self, count: int) -> tuple[Counter[str], list[int]]:
+        """The answers to so many requests, and how many attempts each server saw."""
+        before = self.received()
+        answers = self.site.who(count)
+        return answers, [after - first for first, after in zip(before, self.received(), strict=True)]
+
+
+@pytest.fixture
+def servers(short_dir: Path) -> Iterator[Servers]:
+    script: dict[int, Callable[[Received], bytes]] = {}
+    scripted = [ScriptedServer(lambda request, i=i: script[i](request)) for i in range(4)]
+    for server in scripted:
+        server.__enter__()
+    found = Servers(StockSite(short_dir, [server.address for server in scripted]), scripted, script)
+    found.heal()
+    yield found
+    for server in scripted:
+        server.__exit__(None, None, None)
+
+
+def change(site: StockSite, *arguments: str) -> int:
+    """Writes the snippet and applies the printed change: the port of statistics and control."""
+    port = free_port("127.0.0.1")
+    out = ["--out", f"{site.folder}/deepsched.conf", "--port", str(port)]
+    result = deepsched("snippet", *out, "--set", f"reload.config={site.folder}/nginx.conf", *arguments)
+    assert result.returncode == 0, result.stderr
+    subprocess.run(["patch", "-s", "-d", "/", "-p1"], input=result.stdout, text=True, check=True)
+    return port
+
+
+def write(servers: Servers, lines: str) -> None:
+    names = dict(zip("ABCD", servers.site.servers, strict=True))
+    servers.site.write(f"upstream app {{ {lines.format(**names)} }}")
+
+
+def before_and_after(servers: Servers, lines: str, measure: Callable[[], object]) -> list[object]:
+    """What `measure` returns under the stock NGINX, and with the snippet in place of its upstreams."""
+    write(servers, lines)
+    seen = []
+    for _ in range(2):
+        servers.heal()
+        with servers.site.start():
+            seen.append(measure())
+        if len(seen) == 1:
+            change(servers.site)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["", "least_conn;"])
+def test_unequal_weights_a_backup_and_a_down_server_get_what_they_got(servers: Servers, method: str) -> None:
+    lines = (
+        method + "server {A} weight=5; server {B} weight=3; server {C} weight=9 down; server {D} backup; keepalive 4;"
+    )
+    stock, memory = before_and_after(servers, lines, lambda: servers.counted(80))
+    assert stock == memory == (Counter({"0": 50, "1": 30}), [50, 30, 0, 0])
+
+
+@pytest.mark.parametrize("method", ["random;", "random two;", "random two least_conn;"])
+def test_random_methods_have_the_same_shares(servers: Servers, method: str) -> None:
+    lines = method + "server {A} weight=5; server {B} weight=2; server {C} down; server {D} weight=1;"
+    count = 400
+    stock, memory = before_and_after(servers, lines, lambda: np.array(servers.counted(count)[1]) / count)
+    assert isinstance(stock, np.ndarray)
+    assert isinstance(memory, np.ndarray)
+    errors = np.sqrt((stock * (1 - stock) + memory * (1 - memory)) / count) + 1 / count
+    assert (np.abs(stock - memory) <= 3 * errors).all(), (stock, memory)
+
+
+def test_a_backup_serves_when_all_others_fail_and_each_is_tried_as_often_as_before(servers: Servers) -> None:
+    def measure() -> object:
+        for index in (A, B):
+            servers.script[index] = lambda _: CLOSE
+        return servers.counted(20)
+
+    lines = "server {A} max_fails=3 fail_timeout=60s; server {B} fail_timeout=60s; server {C} down; server {D} backup;"
+    stock, memory = before_and_after(servers, lines, measure)
+    assert stock == memory == (Counter({"3": 20}), [3, 1, 0, 20])
+
+
+def test_max_fails_zero_keeps_a_failing_server_in_rotation(servers: Servers) -> None:
+    def measure() -> object:
+        servers.script[A] = lambda _: CLOSE
+        return servers.counted(12)
+
+    stock, memory = before_and_after(servers, "server {A} max_fails=0; server {B};", measure)
+    assert stock == memory == (Counter({"1": 12}), [6, 12, 0, 0])
+
+
+def test_max_conns_limits_the_requests_of_a_server(servers: Servers) -> None:
+    def measure() -> object:
+        for index in range(4):
+            servers.script[index] = lambda _: HANG
+        before = servers.received()
+        pending = [servers.pending() for _ in range(4)]
+        full = servers.site.who(1)
+        seen = [after - first for first, after in zip(before, servers.received(), strict=True)]
+        for connection in pending:
+            connection.close()
+        servers.heal()
+        # The places are free again as soon as NGINX has seen that the clients are gone.
+        wait_until(lambda: "0" in servers.site.who(1))
+        return seen, "502 Bad Gateway" in next(iter(full))
+
+    lines = "server {A} weight=9 max_conns=2; server {B} max_conns=1; server {C} backup max_conns=1; server {D} down;"
+    stock, memory = before_and_after(servers, lines, measure)
+    assert stock == memory == ([2, 1, 1, 0], True)
+
+
+def test_a_host_name_is_each_of_its_addresses_and_a_group_keeps_its_method(servers: Servers) -> None:
+    ports = [address.rpartition(":")[2] for address in servers.site.servers]
+    servers.site.write(
+        f"upstream app {{ server localhost:{ports[0]} weight=300; server 127.0.0.1:{ports[1]} weight=200; }}"
+        f" upstream 2nd.one {{ least_conn; server 127.0.0.1:{ports[2]}; server 127.0.0.1:{ports[3]}; }}"
+    )
+    port = change(servers.site)
+    memory = ["--control-url", f"http://127.0.0.1:{port}/control"]
+    memory += ["--token-file", f"{servers.site.folder}/deepsched.conf.token"]
+    with servers.site.start():
+        answers = servers.site.who(50)
+        assert answers["1"] == 20
+        with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
+            snapshot = reader.snapshot()
+        assert snapshot.groups["app"][f"127.0.0.1:{ports[1]}"].request_counter == 20
+        assert f"127.0.0.1:{ports[0]}" in snapshot.groups["app"]
+        assert snapshot.balancer is not None
+        assert snapshot.balancer.method == "configured"
+        shown = deepsched("get", *memory).stdout.splitlines()
+        assert f"app/127.0.0.1:{ports[1]}=2" in shown, "in lowest terms"
+
+
+def test_the_statistics_show_what_the_server_lines_say(servers: Servers) -> None:
+    write(
+        servers, "least_conn; server {A} weight=5 max_fails=3 fail_timeout=1m30s; server {B} down; server {C} backup;"
+    )
+    port = change(servers.site)
+    with servers.site.start():
+        assert servers.counted(20)[1] == [20, 0, 0, 0]
+        with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
+            entries = reader.snapshot().groups["app"]
+        first, second, third = (entries[server] for server in servers.site.servers[:3])
+        assert (first.weight, first.max_fails, first.fail_timeout) == (5, 3, 90)
+        assert (second.down, third.backup, first.backup) == (True, True, False)
