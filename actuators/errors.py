@@ -78,6 +78,10 @@ class BundleError(DeepSchedError):
     """A policy bundle is incomplete, or made for another format or topology."""
 
 
+class ConflictError(DeepSchedError):
+    """Another process changed a shared state first; this change was not made. Look at it, then retry."""
+
+
 class CapacityError(DeepSchedError):
     """The cluster or machine lacks resources that are needed. Add them or use fewer."""
 

@@ -1,16 +1,24 @@
-"""Atomic writes: a file is written under a temporary name in the same folder, then renamed."""
+"""Files that are whole or absent, locked while one process changes them, and private where they must be.
+
+A file is written under a temporary name in the same folder, then renamed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import select
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, ConflictError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -60,15 +68,76 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def writable_folder(path: Path) -> Path:
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file; a FIFO, on which a reader would wait for ever, a device or a folder is refused.
+
+    Raises OSError, also for a file that is larger than `max_bytes`.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+        return file.read(max_bytes)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
+    """Holds the lock file for the block; no other process or thread holds it meanwhile. It ends with its process.
+
+    Raises:
+        ConflictError: another one holds it for longer than `timeout_s`.
+        OSError: the file cannot be made.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        give_to_owner(lock, path.parent)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise ConflictError(
+                        "another process is changing this", where=str(path), remedy="wait for it, or end it"
+                    ) from None
+                select.select([], [], [], 0.01)
+        yield
+    finally:
+        os.close(lock)
+
+
+def give_to_owner(descriptor: int, folder: Path) -> None:
+    """Root's new file in a folder of a user becomes the user's, who could not use it otherwise. Raises OSError."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether it is a folder, no link to one, that this user owns and nobody else may write in."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def writable_folder(path: Path, *, private: bool = False) -> Path:
     """Makes the folder and its parents, checks that files can be written in it, and returns the absolute path.
+
+    Args:
+        private: a folder that is made now is open to this user only; one that is there keeps its mode.
 
     Raises:
         ConfigError: it is a file, or cannot be made or written.
     """
     folder = path.expanduser().absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700 if private else 0o777, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -52,6 +52,18 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def boot_id() -> str:
+    """Names the present boot of this machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def process_start_s() -> float:
+    """When this process began: seconds since the boot, on the clock CLOCK_BOOTTIME, to a hundredth."""
+    # The second field is the program's name in brackets, which may contain spaces and brackets.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now; another program may take it before the caller does. Raises ProcessError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

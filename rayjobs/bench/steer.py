@@ -35,7 +35,7 @@ from rayjobs.bench.parts.serve import make_bundle
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.folder import commit, machine
-from rayjobs.steer.controller import SiteController, Step, starting_steering
+from rayjobs.steer.controller import Match, SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
 from tuning.policy.adviser import Advice, Adviser
@@ -182,7 +182,7 @@ def _controller(site: Site, bundle: Path, where: Path) -> SiteController:
     steering = starting_steering(site, folder, lambda first: Steering(deadlines_s, first, options, now_s))
     log = audit.AuditLog(folder.audit, audit.header(steering, deadlines_s, now_s, {}))
     site.collector.begin()
-    return SiteController(site, steering, adviser, adviser.frames, folder, log.write)
+    return SiteController(Match(site, steering, adviser, adviser.frames, log.write), folder)
 
 
 def _ends(series: list[float]) -> dict[str, float]:

@@ -42,7 +42,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "steer": {
         "run": ("rayjobs.steer.run:RUN", "steer an NGINX in shadow, canary or active mode until it is ended"),
         "mode": ("rayjobs.steer.orders:MODE", "switch the running controller to shadow, canary or active"),
-        "status": ("rayjobs.steer.orders:STATUS", "show whether a controller runs, its orders and its last decision"),
+        "status": ("rayjobs.steer.status:STATUS", "show mode, weights in force, guards, alarms and the last changes"),
         "pause": ("rayjobs.steer.orders:PAUSE", "keep the weights as they are until `resume`"),
         "resume": ("rayjobs.steer.orders:RESUME", "end a pause or a revert"),
         "revert": (

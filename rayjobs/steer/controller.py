@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,22 +13,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actuators.contract.control import Control
+from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import DeepSchedError
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
+from rayjobs.steer import heartbeat
 from rayjobs.steer.folder import SteerFolder
-from rayjobs.steer.metrics import publishing
-from rayjobs.steer.site import Site, load_adviser, open_site, serve_first
+from rayjobs.steer.metrics import Publication, publishing
+from rayjobs.steer.order_store import Orders
+from rayjobs.steer.site import Site, access, load_adviser, open_site, serve_first
 from tuning.policy.adviser import Advice, Adviser, Advises, Recent, advisable
-from tuning.steering import audit
+from tuning.steering import audit, control_json
 from tuning.steering.decide import Decision, Steering
 from tuning.steering.limits import differ
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
 
-CHANGED = "weights were changed outside the controller: a revert now restores those"
+CHANGED = "weights were changed outside the controller"
+KEPT = "a revert restores the weights from before the controller, not these"
+RECHECK_S = 5.0
+"""Least time between two looks at which servers NGINX has, while something is wrong."""
+_SUSPECT = {"restart", "reset", "reload", "missing_server", "missing_group", "duplicate_server"}
+"""Faults after which NGINX may have other servers."""
+KEPT_CHANGES = 10
+"""Changes that the heartbeat carries."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A site, and what was made for its servers.
+
+    Attributes:
+        record: receives each decision as a line of the audit log.
+        load: returns the adviser of another bundle folder, and its frames; raises DeepSchedError.
+        expected: what the bundle's evaluation says of its gain; empty when unknown.
+    """
+
+    site: Site
+    steering: Steering
+    adviser: Advises
+    frames: int
+    record: Callable[[dict[str, Any]], None]
+    load: Callable[[str], tuple[Advises, int]] | None = None
+    expected: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,37 +73,43 @@ class SiteController:
     """Steers one site.
 
     Args:
-        frames: windows that the adviser needs.
-        record: receives each decision as a line of the audit log.
-        load: returns the adviser of another bundle folder, and its frames; raises DeepSchedError.
+        match: the site, with what was made for it.
+        rematch: the same for the servers that NGINX has now, with the bundle of a swap; raises DeepSchedError when the
+            bundle cannot steer them. Without it the servers stay as they are.
         log: receives each alarm when it begins.
         stopped: ends `run` when set.
     """
 
     def __init__(
         self,
-        site: Site,
-        steering: Steering,
-        adviser: Advises,
-        frames: int,
+        match: Match,
         folder: SteerFolder,
-        record: Callable[[dict[str, Any]], None],
         *,
-        load: Callable[[str], tuple[Advises, int]] | None = None,
+        rematch: Callable[[str | None], Match] | None = None,
         log: Callable[[str], None] = lambda line: None,
         stopped: threading.Event | None = None,
     ) -> None:
-        self._site, self.steering, self._adviser, self._recent = site, steering, adviser, Recent(frames)
-        self._folder, self._record, self._load, self._log = folder, record, load, log
-        self._initial_options = steering.options
+        self._folder, self._rematch, self._log = folder, rematch, log
+        self._take(match)
+        self._initial_options = match.steering.options
         self._bundle: str | None = None
         self._present_alarms: tuple[str, ...] = ()
+        self._orders_version = 0
+        self._suspect, self._checked_s = False, float("-inf")
+        self._interval_s = 0.0
+        self._changes: deque[dict[str, Any]] = deque(folder.status().get("changes", ()), KEPT_CHANGES)
         self._status: dict[str, Any] = {"now_s": time.monotonic()}
         self.guards: Counter[str] = Counter()
         self.stopped = stopped or threading.Event()
 
+    def _take(self, match: Match) -> None:
+        self._site, self.steering, self._adviser = match.site, match.steering, match.adviser
+        self._record, self._load, self._recent = match.record, match.load, Recent(match.frames)
+        self._expected = match.expected
+
     def run(self, interval_s: float, duration_s: float | None = None) -> None:
         """Steps at an even pace until `stopped` is set or the time is over; a late step is not made up for."""
+        self._interval_s = interval_s
         begin_s = next_s = time.monotonic()
         while duration_s is None or time.monotonic() - begin_s < duration_s:
             next_s = max(next_s + interval_s, time.monotonic())
@@ -90,8 +125,9 @@ class SiteController:
     def step(self) -> Step:
         """One interval. Every DeepSchedError and OSError in it becomes an alarm."""
         began_s = time.monotonic()
-        notes = self._apply_orders()
-        window = self._site.collector.window()
+        window, notes = self._window(began_s)
+        notes += self._apply_orders()
+        original = self.steering.original
         notes += self._reread_control(window)
         before = self.steering.in_force
         window = replace(window, weight=before.as_weights().values)
@@ -104,6 +140,8 @@ class SiteController:
         line = audit.decision_line(self.steering, before, window, advice, decision, began_s)
         line["applied"] = applied
         line["theirs"] = CHANGED in notes
+        if self.steering.original is not original:
+            line["original"] = control_json.to_json(self.steering.original)
         line["in_force"] = self.steering.in_force.as_weights().values.tolist()
         line["alarms"] += [*notes, *filter(None, (no_advice, problem))]
         line["guards"] += ["actuation"] if problem else []
@@ -113,10 +151,50 @@ class SiteController:
             "apply": (ended_s - advised_s) * 1e3, "total": (ended_s - began_s) * 1e3,
         }  # fmt: skip
         self._record(line)
-        self._status = {"now_s": began_s, "guards": dict(self.guards), "reason": decision.reason}
+        self._answer_revert(line["alarms"])
+        if applied:
+            self._changes.append(heartbeat.change(before, self.steering.in_force, decision))
+        self._status = {
+            **heartbeat.of(self.steering, window, advice, decision, line["alarms"]),
+            "now_s": began_s, "interval_s": self._interval_s, "guards": dict(self.guards),
+            "orders_version": self._orders_version, "reverted": self._is_reverted(), "changes": list(self._changes),
+            "expected": self._expected,
+        }  # fmt: skip
         self._write_status(self._status)
         self._log_new(line["alarms"])
         return Step(decision, line, applied)
+
+    def _is_reverted(self) -> bool:
+        steering = self.steering
+        return steering.override == "reverted" and not differ(steering.in_force, steering.original)
+
+    def _answer_revert(self, alarms: list[str]) -> None:
+        """When the first weights are in force again: tells so, and takes others as the first that are set from now."""
+        if not self._is_reverted():
+            return
+        try:
+            self._folder.orders.answer(self._orders_version)
+            self._folder.first.seal(False)
+        except (DeepSchedError, OSError) as error:
+            alarms.append(f"the revert is in force and not recorded: {error}"[:300])
+
+    def _window(self, now_s: float) -> tuple[Window, list[str]]:
+        """The window of this interval, from the servers that NGINX has now when those have changed."""
+        window = self._site.collector.window()
+        self._suspect = self._suspect or bool(_SUSPECT & {fault.kind for fault in window.faults})
+        if self._rematch is None or not self._suspect or now_s < self._checked_s + RECHECK_S:
+            return window, []
+        self._checked_s, self._suspect = now_s, False
+        try:
+            difference = self._site.changed()
+            if not difference:
+                return window, []
+            self._take(self._rematch(self._bundle))
+        except (DeepSchedError, OSError) as error:
+            self._suspect = True
+            return window, [f"the servers of this NGINX have changed, holding: {error}"[:300]]
+        note = f"the servers have changed: {difference}; going on with those that are there"
+        return self._site.collector.window(), [note[:300]]
 
     def _advice(self, window: Window) -> tuple[Advice | None, str]:
         """The advice, or why there is none although the window is usable."""
@@ -132,9 +210,13 @@ class SiteController:
         if not decision.change:
             return False, ""
         try:
+            self._folder.first.seal()
             self._site.apply(decision.control)
         except DeepSchedError as error:
+            self._suspect = True
             return False, f"not applied: {error}"[:300]
+        except OSError as error:
+            return False, f"not applied, as the first weights could not be marked as such: {error.strerror}"[:300]
         self.steering.applied(decision, now_s)
         return True, ""
 
@@ -144,25 +226,35 @@ class SiteController:
         if not kinds:
             return []
         try:
-            present = self._site.control()
+            present, kept = self._site.control(), self._folder.first.read()
         except DeepSchedError as error:
             return [f"weights in force unknown: {error}"[:300]]
         if not differ(present, self.steering.in_force):
             return []
-        theirs = "restart" not in kinds or self.steering.options.mode == "shadow"
-        self.steering.adopt(present, external=theirs)
-        if not theirs:
+        if "restart" in kinds and (kept is None or kept.sealed):
+            self.steering.adopt(present, external=False)
             return ["NGINX was restarted and has other weights"]
-        self._site.first_method = self._site.method()
-        self._folder.adopt(present, self._site.first_method)
-        return [CHANGED]
+        return self._adopt_theirs(present)
+
+    def _adopt_theirs(self, present: Control) -> list[str]:
+        """Somebody else's change: what a revert restores, as long as this controller has set nothing."""
+        try:
+            first = self._folder.first.keep(present, self._site.method())
+        except (DeepSchedError, OSError) as error:
+            self.steering.adopt(present, external=False)
+            return [CHANGED, f"not recorded: {error}"[:300]]
+        self._site.first_method = first.method
+        self.steering.adopt(present, external=True, original=first.onto(present))
+        return [CHANGED, *([KEPT] if first.sealed else [])]
 
     def _apply_orders(self) -> list[str]:
         """Applies the operator's orders; alarms when they cannot be read or applied."""
         try:
-            orders = self._folder.orders()
+            stored = self._folder.orders.read()
         except DeepSchedError as error:
             return [str(error)]
+        orders, self._orders_version = stored.value or Orders(), stored.version
+        notes = [stored.problem] if stored.problem else []
         self.steering.override = orders.override
         initial, percent = self._initial_options, orders.canary_percent
         update = {
@@ -171,14 +263,15 @@ class SiteController:
         }
         self.steering.options = self.steering.options.model_copy(update=update)
         if orders.bundle is None or orders.bundle == self._bundle or self._load is None:
-            return []
+            return notes
         self._bundle = orders.bundle
         try:
             self._adviser, frames = self._load(orders.bundle)
         except DeepSchedError as error:
-            return [f"bundle not swapped: {error}"[:300]]
+            return [*notes, f"bundle not swapped: {error}"[:300]]
         self._recent = self._recent.moved(frames)
-        return ["bundle swapped"]
+        self._expected = heartbeat.expectation(Path(orders.bundle))
+        return [*notes, "bundle swapped"]
 
     def _write_status(self, status: dict[str, Any]) -> None:
         try:
@@ -192,17 +285,18 @@ class SiteController:
         new = tuple(alarm for alarm in alarms if alarm not in self._present_alarms)
         self._present_alarms = tuple(alarms)
         for alarm in new:
-            self._log(f"ALARM {alarm}")
+            self._log(f"ALARM {heartbeat.with_answer(alarm, self._folder.path)}")
 
 
 def starting_steering(site: Site, folder: SteerFolder, steering: Callable[[Control], Steering]) -> Steering:
     """A steering that knows the control in force and the one from before any controller.
 
-    Raises DeepSchedError when NGINX cannot be read.
+    Raises DeepSchedError when NGINX or the first weights cannot be read, OSError when they cannot be kept.
     """
-    present, method = site.control(), site.method()
-    original, site.first_method = folder.original(present, method)
-    made = steering(original)
+    present = site.control()
+    first = folder.first.keep(present, site.method())
+    site.first_method = first.method
+    made = steering(first.onto(present))
     made.adopt(present, external=False)
     return made
 
@@ -212,30 +306,68 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
     folder, report = SteerFolder(options.folder), partial(log_line, "steer")
     model = load_adviser(options.bundle)
     folder.make()
-    with folder.locked(), open_site(options, model.topology) as site, contextlib.ExitStack() as stack:
-        adviser = load_adviser(options.bundle, site, options.workers)
-        deadlines_s = adviser.bundle.problem.deadlines_s
-        now_s = time.monotonic()
-        steering = starting_steering(site, folder, lambda first: Steering(deadlines_s, first, options, now_s))
-        origin = {"folder": str(options.bundle.absolute()), **_origin(adviser)}
-        log = audit.AuditLog(folder.audit, audit.header(steering, deadlines_s, now_s, origin), options.audit)
+    with folder.locked(), contextlib.ExitStack() as stack:
         published = stack.enter_context(publishing(options.metrics_host, options.metrics_port))
+        matching = stack.enter_context(contextlib.closing(_Matching(options, model.topology, folder, published)))
+        match = matching.match(None)
+        folder.record_access(access(options))
+        rematch = None if access(options) is None else matching.match
+        controller = SiteController(match, folder, rematch=rematch, log=report, stopped=stopped)
+        where = match.site.address or options.status_url or options.control_url
+        report(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
+        _report_orders(folder, report)
+        _run_until_ended(controller, options)
+        report(f"ended; the weights in force stay{matching.lost()}")
+
+
+class _Matching:
+    """Opens the NGINX and makes what steers its present servers; the one before is closed when that succeeds."""
+
+    def __init__(self, options: SteerOptions, model: Topology, folder: SteerFolder, published: Publication) -> None:
+        self._options, self._model, self._folder, self._published = options, model, folder, published
+        self._open = contextlib.ExitStack()
+        self._logs: list[audit.AuditLog] = []
+
+    def match(self, swapped: str | None) -> Match:
+        """Raises DeepSchedError; what was open then stays open."""
+        options = self._options
+        bundle = Path(swapped) if swapped else options.bundle
+        with contextlib.ExitStack() as stack:
+            site = stack.enter_context(open_site(options, self._model))
+            adviser = load_adviser(bundle, site, options.workers)
+            deadlines_s = adviser.bundle.problem.deadlines_s
+            now_s = time.monotonic()
+            steering = starting_steering(site, self._folder, lambda first: Steering(deadlines_s, first, options, now_s))
+            asked = serve_first(options, site, adviser, stack)
+            site.collector.begin()
+            origin = {"folder": str(bundle.absolute()), **_origin(adviser)}
+            start = audit.header(steering, deadlines_s, now_s, origin)
+            log = audit.AuditLog(self._folder.audit, start, options.audit)
+            self._open.close()
+            self._open = stack.pop_all()
+        self._logs.append(log)
 
         def load(path: str) -> tuple[Adviser, int]:
             new = load_adviser(Path(path), site, options.workers)
             return new, new.frames
 
-        first_asked = serve_first(options, site, adviser, stack)
-        site.collector.begin()
-        controller = SiteController(
-            site, steering, first_asked, adviser.frames, folder, published.recording(log.header, log.write),
-            load=load, log=report, stopped=stopped,
-        )  # fmt: skip
-        where = site.address or options.status_url
-        report(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
-        _run_until_ended(controller, options)
-        lost = f"; {log.lost} lines of the audit log were lost" if log.lost else ""
-        report(f"ended; the weights in force stay{lost}")
+        record = self._published.recording(log.header, log.write)
+        return Match(site, steering, asked, adviser.frames, record, load, heartbeat.expectation(bundle))
+
+    def lost(self) -> str:
+        """A remark on lines that the audit log lacks; empty when it has all."""
+        lost = sum(log.lost for log in self._logs)
+        return f"; {lost} lines of the audit log were lost" if lost else ""
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def _report_orders(folder: SteerFolder, report: Callable[[str], None]) -> None:
+    """Orders of an earlier time that are still in force."""
+    orders = folder.orders.read().value
+    if orders is not None and orders.override:
+        report(f"still {orders.override} by an earlier order; end it: deepsched steer resume --folder {folder.path}")
 
 
 def _run_until_ended(controller: SiteController, options: SteerOptions) -> None:

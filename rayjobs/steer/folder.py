@@ -1,43 +1,27 @@
-"""The folder of a controller: lock, orders, heartbeat and the first weights; shared with other processes."""
+"""The folder of a controller: lock, orders, heartbeat, first weights and the way to its NGINX; others read it too."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from actuators.errors import ConfigError, ConflictError
+from actuators.files import exclusive, read_regular, writable_folder, write_private
+from actuators.processes.system import boot_id
+from rayjobs.steer.first import FirstStore
+from rayjobs.steer.order_store import Moment, Orders, OrderStore
 
-from actuators.contract.control import Control, MemoryMethod
-from actuators.contract.topology import Topology
-from actuators.errors import ConfigError, DataError
-from actuators.files import writable_folder, write_atomic
-from tuning.steering import control_json
-from tuning.steering.options import Mode, Override
-
-Original = tuple[Control, MemoryMethod | None]
-"""A control and its balancing method; None where only a reload could change the method."""
-
-
-class Orders(BaseModel):
-    """An operator's orders; None leaves the value that the controller was started with."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    override: Override = ""
-    mode: Mode | None = None
-    canary_percent: float | None = Field(
-        default=None, ge=0, le=100, validation_alias=AliasChoices("canary_percent", "blend_percent")
-    )
-    bundle: str | None = None
+_MAX_BYTES = 2**26
+_PROBE_S = 0.5
+"""Whoever asks whether a controller runs holds its lock for a moment."""
 
 
 class SteerFolder:
-    """Files under `path`: `audit.jsonl`, `status.json`, `orders.json`, `original.json`, `lock`."""
+    """Files under `path`: `audit.jsonl`, `status.json`, `orders.json`, `original.json`, `access.json`, `lock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,93 +30,84 @@ class SteerFolder:
     def audit(self) -> Path:
         return self.path / "audit.jsonl"
 
+    @property
+    def orders(self) -> OrderStore:
+        return OrderStore(self.path / "orders.json")
+
+    @property
+    def first(self) -> FirstStore:
+        return FirstStore(self.path / "original.json")
+
     def make(self) -> None:
         """Raises ConfigError when files cannot be written there."""
-        self.path = writable_folder(self.path)
+        self.path = writable_folder(self.path, private=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One controller per folder. Raises ConfigError when there is another."""
-        with open(self.path / "lock", "w") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    "another controller is running", where=str(self.path), remedy="end it, or give another --folder"
-                ) from None
+                stack.enter_context(exclusive(self.path / "lock", _PROBE_S))
+            except ConflictError:
+                remedy = "end it, or give another --folder"
+                raise ConfigError("another controller is running", where=str(self.path), remedy=remedy) from None
             yield
 
     def is_locked(self) -> bool:
         """Whether a controller is running."""
         try:
-            with self.locked():
+            with exclusive(self.path / "lock", 0.0):
                 return False
-        except ConfigError:
+        except ConflictError:
             return True
 
-    def orders(self) -> Orders:
-        """The orders in force. Raises DataError for a file of another format."""
-        try:
-            return Orders.model_validate_json((self.path / "orders.json").read_bytes())
-        except FileNotFoundError:
-            return Orders()
-        except (OSError, ValidationError) as error:
-            raise DataError("not an orders file", where=str(self.path / "orders.json"), remedy="remove it") from error
-
-    def order(self, **changes: Any) -> Orders:
-        """Changes the orders; the controller applies them within one interval. Raises ConfigError for a wrong value."""
+    def order(self, given: Moment | None = None, **changes: Any) -> Orders:
+        """Changes the orders (`OrderStore.give`). Raises ConfigError when no controller has used this folder."""
         self.require()
-        try:
-            new = Orders.model_validate({**self.orders().model_dump(), **changes})
-        except ValidationError as error:
-            raise ConfigError(f"invalid order: {error.errors()[0]['msg']}", where="orders") from error
-        write_atomic(self.path / "orders.json", new.model_dump_json())
-        return new
+        return self.orders.give(changes, given or Moment.now()).value or Orders()
 
     def require(self) -> None:
         """Raises ConfigError when no controller has used this folder."""
         if not (self.path / "original.json").exists():
             raise ConfigError("no controller has run here", where=str(self.path), remedy="give its --folder")
 
-    def original(self, present: Control, method: MemoryMethod | None) -> Original:
-        """The control from before the first controller in this folder; `present` and `method` when there was none."""
-        kept = self.kept_original(present.topology)
-        if kept is not None:
-            return kept
-        self.adopt(present, method)
-        return present, method
+    def record_access(self, access: dict[str, Any] | None) -> None:
+        """Keeps how to reach the NGINX, so that a revert needs no controller; None when it ends with the controller.
 
-    def adopt(self, present: Control, method: MemoryMethod | None) -> None:
-        """Keeps these as what a revert restores. Raises OSError."""
-        groups = {group.name: list(group.servers) for group in present.topology.groups}
-        data = {"groups": groups, "method": method, **control_json.to_json(present)}
-        write_atomic(self.path / "original.json", json.dumps(data))
+        Raises OSError.
+        """
+        write_private(self.path / "access.json", json.dumps(access))
 
-    def kept_original(self, topology: Topology) -> Original | None:
-        """What a revert restores; None when nothing is kept, or it is of other groups or servers."""
+    def access(self) -> dict[str, Any]:
+        """What `record_access` kept. Raises ConfigError when there is none, or when another user may have written it:
+        it names programs that are run.
+        """
+        path = self.path / "access.json"
         try:
-            data = json.loads((self.path / "original.json").read_bytes())
-            if data["groups"] != {group.name: list(group.servers) for group in topology.groups}:
-                return None
-            return control_json.from_json(data, topology), data.get("method")
-        except (OSError, ValueError, KeyError, TypeError, ConfigError):
-            return None
+            owner, access = path.stat(), json.loads(read_regular(path, _MAX_BYTES))
+        except (OSError, ValueError) as error:
+            raise ConfigError("how to reach its NGINX is not known", where=str(path), remedy=_START) from error
+        if owner.st_uid not in (0, os.geteuid()) or owner.st_mode & 0o022:
+            remedy = f"run this as its owner: sudo -u '#{owner.st_uid}' …"
+            raise ConfigError("written by another user, so its commands are not run", where=str(path), remedy=remedy)
+        if not isinstance(access, dict):
+            raise ConfigError("its NGINX has ended with the controller", where=str(path), remedy=_START)
+        return access
 
     def write_status(self, status: dict[str, Any]) -> None:
         """The heartbeat, with the last decision. Raises OSError."""
         # Not synced to disk: it is written in every interval and has no use after a reboot.
         temporary = self.path / ".status.json.tmp"
-        temporary.write_text(json.dumps({**status, "boot": _boot(), "pid": os.getpid()}))
+        temporary.write_text(json.dumps({**status, "boot": boot_id(), "pid": os.getpid()}))
         temporary.replace(self.path / "status.json")
 
     def status(self) -> dict[str, Any]:
         """The last heartbeat; empty when there is none since the last boot."""
         try:
-            status = json.loads((self.path / "status.json").read_bytes())
-        except (OSError, ValueError):
+            status = json.loads(read_regular(self.path / "status.json", _MAX_BYTES))
+        except (OSError, ValueError, RecursionError):
             return {}
-        return status if isinstance(status, dict) and status.get("boot") == _boot() else {}
+        return status if isinstance(status, dict) and status.get("boot") == boot_id() else {}
 
 
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+_START = "start a controller on it: deepsched steer run"

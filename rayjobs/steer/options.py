@@ -24,6 +24,13 @@ class FolderOptions(Options):
     """Audit log, orders and state of the controller; one folder per NGINX."""
 
 
+class OrderOptions(FolderOptions):
+    """Which controller, and how long its answer is waited for."""
+
+    wait_s: float | None = Field(None, gt=0)
+    """Longest wait for the controller to obey, in seconds; three of its intervals and at least 5 s when not given."""
+
+
 class SiteOptions(FolderOptions, ActuatorOptions):
     """Which bundle acts on which NGINX."""
 
@@ -95,14 +102,14 @@ class WatchdogOptions(SiteOptions):
     """Time after which the watchdog ends; it runs until it is stopped when not given."""
 
 
-class ModeOptions(FolderOptions):
+class ModeOptions(OrderOptions):
     """Which mode."""
 
     mode: Mode
     """`shadow` decides and records only; `canary` goes part of the way to the policy's weights, `active` all of it."""
 
 
-class SwapOptions(FolderOptions):
+class SwapOptions(OrderOptions):
     """Which bundle."""
 
     bundle: Path

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actuators.contract.control import Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.script import Scenario
-from actuators.contract.testbed import Applied, Restored
+from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
@@ -45,6 +45,7 @@ class Site:
         load: sends the traffic of an embedded testbed.
         servers: the servers of an embedded testbed.
         first_method: the balancing method before any controller; restored together with weights.
+        present: reads the bundle's groups over the servers that NGINX has now; None where they cannot change.
     """
 
     topology: Topology
@@ -54,6 +55,7 @@ class Site:
     load: LoadEngine | None = None
     servers: Sequence[SocialNetworkServer] = ()
     first_method: MemoryMethod | None = None
+    present: Callable[[], Topology] | None = None
     _times: bool | None = None
 
     def control(self) -> Control:
@@ -67,6 +69,18 @@ class Site:
         values = _between(theirs, self.topology, control.values, np.ones(self.topology.shape, np.int64))
         down = _between(theirs, self.topology, control.down, np.zeros(self.topology.shape, bool))
         return Weights(self.topology, values, down)
+
+    def changed(self) -> str:
+        """How the servers of NGINX differ from those of this site; empty when they are the same.
+
+        Raises ConfigError when one of the bundle's groups is gone, ActuationError when NGINX cannot be read.
+        """
+        if self.present is None:
+            return ""
+        now = self.present()
+        before, there = _names(self.topology), _names(now)
+        words = [f"+{name}" for name in there if name not in before] + [f"-{n}" for n in before if n not in there]
+        return " ".join(words) or ("another order" if now != self.topology else "")
 
     def method(self) -> MemoryMethod | None:
         """The balancing method; None where only a reload could change it. Raises ActuationError."""
@@ -86,14 +100,6 @@ class Site:
         self.actuator.balance("expected_delay" if times else self.first_method or "least_conn", wanted)
         self._times = times
         return Applied(True, time.monotonic() - began_s)
-
-    def restore(self, first: Control) -> Restored:
-        """Puts the control and method from before any controller in force on the servers that NGINX still has.
-
-        Raises ActuationError; then the old control is in force.
-        """
-        self._times = None
-        return self.actuator.restore(first, self.first_method)
 
     def _whole(self, control: Control) -> Control:
         """The control of all groups of the NGINX."""
@@ -123,6 +129,10 @@ def _between(of: Topology, to: Topology, table: np.ndarray, base: np.ndarray) ->
     return result
 
 
+def _names(topology: Topology) -> list[str]:
+    return [f"{group.name}/{server}" for group in topology.groups for server in group.servers]
+
+
 def matched(model: Topology, theirs: Topology) -> Topology:
     """The bundle's groups, found by name in an NGINX, over the servers they have there.
 
@@ -149,7 +159,7 @@ def external_site(
     actuator = open_actuator(options)
     topology = matched(model, actuator.topology)
     with Collector(status_url, topology, reading) as collector:
-        yield Site(topology, collector, actuator)
+        yield Site(topology, collector, actuator, present=lambda: matched(model, open_actuator(options).topology))
 
 
 @contextlib.contextmanager
@@ -201,21 +211,30 @@ def open_site(options: SteerOptions, topology: Topology) -> Iterator[Site]:
 @contextlib.contextmanager
 def open_external_site(options: SiteOptions, topology: Topology) -> Iterator[Site]:
     """The NGINX that the options name. Raises ConfigError for options that do not fit."""
-    if options.nginx_conf is None and not options.control_url:
-        raise ConfigError("no NGINX is given", where="steer", remedy=_WAYS)
+    actuator = actuator_options(options, tuple(group.name for group in topology.groups))
     status_url = options.status_url or options.control_url.replace("/control", "/status")
-    if not status_url:
-        raise ConfigError("no statistics", where="steer", remedy="give --status-url")
-    if options.nginx_conf is not None:
-        names = tuple(group.name for group in topology.groups)
-        reload = options.reload.model_copy(
-            update={"config": options.nginx_conf, "status_url": status_url, "groups": names}
-        )
-        actuator = ActuatorOptions(reload=reload)
-    else:
-        actuator = ActuatorOptions(control_url=options.control_url, token_file=options.token_file)
     with external_site(topology, actuator, status_url, options.reading) as site:
         yield site
+
+
+def actuator_options(options: SiteOptions, groups: tuple[str, ...] = ()) -> ActuatorOptions:
+    """How to reach the NGINX that the options name, by default all its groups. Raises ConfigError for none."""
+    if options.nginx_conf is not None:
+        if not options.status_url:
+            raise ConfigError("no statistics", where="steer", remedy="give --status-url")
+        given = {"config": options.nginx_conf.absolute(), "status_url": options.status_url, "groups": groups}
+        return ActuatorOptions(reload=options.reload.model_copy(update=given))
+    if not options.control_url:
+        raise ConfigError("no NGINX is given", where="steer", remedy=_WAYS)
+    token_file = options.token_file.absolute() if options.token_file is not None else None
+    return ActuatorOptions(control_url=options.control_url, token_file=token_file)
+
+
+def access(options: SteerOptions) -> dict[str, Any] | None:
+    """`actuator_options` as JSON, for a later revert; None for an embedded testbed, which ends with its controller."""
+    if options.nginx_conf is None and not options.control_url:
+        return None
+    return actuator_options(options).model_dump(mode="json", exclude_defaults=True)
 
 
 _WAYS = "give --nginx-conf to change weights by reload, or --control-url to change them in memory"

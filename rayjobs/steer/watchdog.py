@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actuators.errors import DeepSchedError
 from rayjobs.cli.console import log_line
 from rayjobs.cli.main import Verb
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import WatchdogOptions
+from rayjobs.steer.orders import missing_in_words
 
 if TYPE_CHECKING:
-    from rayjobs.steer.site import Site
+    from actuators.external.actuator import Actuator
 
 POLL_S = 0.2
 
 
 def run(options: WatchdogOptions) -> int:
     """0 when the time is over or the watchdog is interrupted."""
-    from rayjobs.steer.site import load_adviser, open_external_site
+    from actuators.external.actuator import open_actuator
+    from rayjobs.steer.site import actuator_options, load_adviser, open_external_site
 
     folder = SteerFolder(options.folder)
     folder.require()
@@ -32,20 +33,23 @@ def run(options: WatchdogOptions) -> int:
     def log(line: str) -> None:
         log_line("steer watchdog", line)
 
-    with contextlib.suppress(KeyboardInterrupt), open_external_site(options, topology) as site:
-        watch(folder, site, options.watchdog_after_s, log, options.duration_s)
+    with contextlib.suppress(KeyboardInterrupt):
+        with open_external_site(options, topology):
+            # Proves that the options reach the NGINX of this bundle.
+            every = actuator_options(options)
+        watch(folder, lambda: open_actuator(every), options.watchdog_after_s, log, options.duration_s)
     return 0
 
 
 def watch(
     folder: SteerFolder,
-    site: Site,
+    opened: Callable[[], Actuator],
     after_s: float,
     log: Callable[[str], None],
     duration_s: float | None = None,
     stopped: threading.Event | None = None,
 ) -> None:
-    """Watches the heartbeat until `stopped` is set or `duration_s` is over.
+    """Watches the heartbeat until `stopped` is set or `duration_s` is over; `opened` reaches NGINX as it is then.
 
     When a controller has ended regularly, its last weights stay. When it is silent for `after_s` (killed, hung), the
     weights from before it are restored once; a failed attempt is repeated.
@@ -62,28 +66,32 @@ def watch(
         if status.get("ended") or silent_s < after_s:
             reverted = False
         elif not reverted:
-            reverted = _revert(folder, site, silent_s, log)
+            reverted = _revert(folder, opened, silent_s, log)
 
 
-def _revert(folder: SteerFolder, site: Site, silent_s: float, log: Callable[[str], None]) -> bool:
-    kept = folder.kept_original(site.topology)
-    if kept is None:
-        log("the weights from before the controller are unknown or belong to other servers")
-        return True
-    original, site.first_method = kept
-    line: dict[str, Any] = {"kind": "watchdog", "time": time.time(), "silent_s": silent_s}
+def _revert(folder: SteerFolder, opened: Callable[[], Actuator], silent_s: float, log: Callable[[str], None]) -> bool:
+    from rayjobs.steer.first import restore
+    from tuning.steering.audit import append_line
+
     try:
-        changed = site.apply(original).changed
+        first = folder.first.read()
+        if first is None:
+            log("the weights from before the controller are unknown")
+            return True
+        restored = restore(first, opened())
     except DeepSchedError as error:
         log(f"not reverted: {error}")
         return False
-    line |= {"changed": changed, "weights": original.as_weights().values.tolist()}
+    line = {
+        "kind": "watchdog", "time": time.time(), "silent_s": silent_s, "changed": restored.changed,
+        "missing": list(restored.missing),
+    }  # fmt: skip
     try:
-        with open(folder.audit, "ab", buffering=0) as file:
-            file.write(json.dumps(line).encode() + b"\n")
+        append_line(folder.audit, line)
     except OSError as error:
         log(f"not recorded: {error.strerror}")
-    log(f"the controller was silent for {silent_s:.0f} s; the weights from before it are restored")
+    missing = missing_in_words(restored.missing)
+    log(f"the controller was silent for {silent_s:.0f} s; the weights from before it are restored{missing}")
     return True
 
 

@@ -17,7 +17,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.testbed.options import LiveOptions
-from rayjobs.steer.controller import SiteController, Step, starting_steering
+from rayjobs.steer.controller import Match, SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
 from tuning.policy.adviser import Adviser, Advises
@@ -76,10 +76,8 @@ class Drill:
         header = audit.header(steering, self.deadlines_s, now_s, {})
         self.log = audit.AuditLog(self.folder.audit, header)
         self.site.collector.begin()
-        self.controller = SiteController(
-            self.site, steering, self.asked, self.adviser.frames, self.folder, self.log.write, load=self._load,
-            log=self.said.append,
-        )  # fmt: skip
+        match = Match(self.site, steering, self.asked, self.adviser.frames, self.log.write, self._load)
+        self.controller = SiteController(match, self.folder, log=self.said.append)
         return self.controller
 
     def _load(self, path: str) -> tuple[Adviser, int]:

@@ -18,7 +18,8 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.contract.topology import Group, Topology
 from actuators.contract.window import Window
-from actuators.errors import DataError
+from actuators.errors import ConflictError, DataError
+from actuators.files import exclusive
 from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
@@ -47,32 +48,44 @@ class AuditLog:
     def write(self, line: dict[str, Any]) -> None:
         """One line; NaN becomes null."""
         try:
-            if self.path.exists() and self.path.stat().st_size > self._options.max_bytes:
-                self._rotate()
-                self._write({**self.header, "time": time.time(), "rotated": True})
-        except OSError as error:
+            if self._is_full():
+                # Who does not get the lock at once writes on: another process rotates already.
+                with exclusive(self.path.with_name(f".{self.path.name}.lock"), 0.0):
+                    self._rotate()
+        except (ConflictError, OSError) as error:
             self.problem = str(error)
         self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(_plain(line), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
-            with open(self.path, "ab+", buffering=0) as file:
-                if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                    # A writer that was killed, or a disk that was full, left a torn line.
-                    text = b"\n" + text
-                written = file.write(text)
-                if written != len(text):
-                    raise OSError(28, "no space left for a whole line")
+            append_line(self.path, line)
         except OSError as error:
             self.lost += 1
             self.problem = str(error)
 
+    def _is_full(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > self._options.max_bytes
+
     def _rotate(self) -> None:
+        """The lock is held; another process may have rotated since this one saw that the file is full."""
+        if not self._is_full():
+            return
         for index in range(self._options.keep, 0, -1):
             older = self.path if index == 1 else _numbered(self.path, index - 1)
             if older.exists():
                 older.replace(_numbered(self.path, index))
+        self._write({**self.header, "time": time.time(), "rotated": True})
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Adds one line in one write, so that lines of several processes do not mix; NaN becomes null. Raises OSError."""
+    text = json.dumps(_plain(line), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    with open(path, "ab+", buffering=0) as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            # A writer that was killed, or a disk that was full, left a torn line.
+            text = b"\n" + text
+        if file.write(text) != len(text):
+            raise OSError(28, "no space left for a whole line")
 
 
 def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +264,9 @@ def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
         present = control_json.from_json(line["exact"]["before"], steering.topology)
         known = not differ(present, steering.in_force)
     if not known:
-        steering.adopt(present, external=bool(line.get("theirs")))
+        # Up to version 0.1 somebody else's change was what a revert restored from then on.
+        original = control_json.from_json(line["original"], steering.topology) if "original" in line else None
+        steering.adopt(present, external=bool(line.get("theirs")), original=original)
     steering.override = line["override"]
     update = {"mode": current_mode(line["mode"]), "canary_percent": recorded_percent(line)}
     steering.options = steering.options.model_copy(update=update)

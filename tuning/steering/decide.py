@@ -251,16 +251,16 @@ class Steering:
         self.in_force = decision.control
         self._memory.applied(policy=decision.source == "policy", now_s=now_s)
 
-    def adopt(self, present: Control, *, external: bool) -> None:
+    def adopt(self, present: Control, *, external: bool, original: Control | None = None) -> None:
         """This control is in force, although this controller did not apply it just now.
 
         Args:
-            external: somebody else's change, which a revert restores from now on; otherwise left behind by an earlier
-                controller or a restart of NGINX.
+            external: somebody else's change; otherwise left behind by an earlier controller or a restart of NGINX.
+            original: what a revert restores after somebody else's change; that change when None.
         """
         self.in_force = present
         if external:
-            self.original = present
+            self.original = present if original is None else original
             self.harm.reference.restart()
         self._memory.own(policy=differ(present, self.original))
 

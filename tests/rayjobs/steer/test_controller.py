@@ -14,7 +14,7 @@ from actuators.contract.control import Control
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Window
 from actuators.errors import ActuationError
-from rayjobs.steer.controller import SiteController
+from rayjobs.steer.controller import Match, SiteController
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site
 from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options
@@ -83,9 +83,10 @@ def loop(tmp_path: Path, settings: SteeringOptions) -> Loop:
     site, folder = Nowhere(), SteerFolder(tmp_path)
     lines: list[dict[str, Any]] = []
     said: list[str] = []
-    folder.adopt(EQUAL, None)
+    folder.first.keep(EQUAL, None)
     steering = Steering(DEADLINES_S, EQUAL, settings, time.monotonic())
-    controller = SiteController(cast(Site, site), steering, Always(), 1, folder, lines.append, log=said.append)
+    match = Match(cast(Site, site), steering, Always(), 1, lines.append)
+    controller = SiteController(match, folder, log=said.append)
     return Loop(site, controller, folder, lines, said)
 
 
@@ -147,6 +148,7 @@ def test_orders_that_nobody_can_read_are_an_alarm_and_change_nothing(tmp_path: P
     run = loop(tmp_path, quick())
     (tmp_path / "orders.json").write_text("{")
     run.steps(4)
-    assert "not an orders file" in run.said[0]
+    assert "ALARM not an orders file" in run.said[0]
+    assert "answer: deepsched steer resume" in run.said[0]
     assert len(run.said) == 1
     assert run.site.in_force == UNEVEN

@@ -169,7 +169,9 @@ def test_someone_elses_change_is_noticed(site: Site, short_dir: Path, monkeypatc
     assert CHANGED in step.line["alarms"]
     assert not step.applied
     assert site.control() == drill.controller.steering.original == others
-    assert drill.folder.kept_original(site.topology) == (others, site.method())
+    kept = drill.folder.first.read()
+    assert kept is not None
+    assert (kept.onto(site.control()), kept.method, kept.sealed) == (others, site.method(), False)
 
 
 def test_another_controller_in_the_same_folder_is_refused(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,95 @@
+"""What a controller tells of itself in every interval (`status.json`), and the command that answers an alarm."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from actuators.contract.control import Control
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
+from tuning.policy.adviser import Advice
+from tuning.steering.decide import Decision, Steering
+
+_ANSWERS = (
+    ("recalibrate", "deepsched steer recalibrate NEW --bundle BUNDLE --folder {folder}, then steer swap NEW"),
+    ("policy failed", "deepsched steer swap BUNDLE --folder {folder}"),
+    ("bundle not swapped", "deepsched steer swap BUNDLE --folder {folder}"),
+    ("statistics missing", "deepsched steer revert --folder {folder}, until they are back"),
+    ("overload", "deepsched steer pause --folder {folder}, or add servers"),
+    ("weights were changed", "deepsched steer pause --folder {folder}, to keep them"),
+    ("not an orders file", "deepsched steer resume --folder {folder}"),
+    ("the servers of this NGINX", "deepsched steer revert --folder {folder}"),
+)
+"""How an alarm begins → the command that answers it; harm needs none: the baseline is in force already."""
+
+
+def of(
+    steering: Steering, window: Window, advice: Advice | None, decision: Decision, alarms: Sequence[str]
+) -> dict[str, Any]:
+    """The part of the heartbeat that tells what is in force and why, what shadow would do, what the policy wants."""
+    policy = advice.policy if advice is not None else None
+    return {
+        "time": time.time(),
+        "mode": steering.options.mode,
+        "canary_percent": steering.options.canary_percent,
+        "override": steering.override,
+        "source": decision.source,
+        "reason": decision.reason,
+        "alarms": list(alarms),
+        "data_end_s": window.end_s,
+        "usable": window.usable,
+        "groups": {group.name: list(group.servers) for group in steering.topology.groups},
+        "weights": _rows(steering.topology, steering.in_force.as_weights().values),
+        "shares": _rows(steering.topology, steering.in_force.as_weights().shares()),
+        "would": _rows(steering.topology, decision.control.as_weights().shares()),
+        "policy": None if policy is None else _rows(steering.topology, policy.as_weights().shares()),
+    }
+
+
+def change(before: Control, now: Control, decision: Decision) -> dict[str, Any]:
+    """One change of the control, for the list of the last ones."""
+    moved = abs(now.as_weights().shares() - before.as_weights().shares())
+    g, s = divmod(int(moved.argmax()), moved.shape[1])
+    topology = now.topology
+    return {
+        "time": time.time(),
+        "source": decision.source,
+        "reason": decision.reason,
+        "most": f"{topology.groups[g].name}/{topology.servers[s]}",
+        "share_before": float(before.as_weights().shares()[g, s]),
+        "share_now": float(now.as_weights().shares()[g, s]),
+    }
+
+
+def expectation(bundle: Path) -> str:
+    """What the evaluation in the run of a bundle measured; empty where there is none."""
+    from tuning.judging.verdicts import describe_ratio, ratio_of
+
+    try:
+        evaluation = json.loads((bundle.absolute().parent / "evaluation.json").read_bytes())
+        ratio = describe_ratio(ratio_of(evaluation["policies"][evaluation["learned"]], "mean_ms"))
+        against = f"{evaluation['reference']} in {evaluation['scenario']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    where = f"on a {evaluation['testbed']} testbed" if "testbed" in evaluation else "of its run"
+    return f"mean response time {ratio} that of {against}, as the evaluation {where} measured"
+
+
+def with_answer(alarm: str, folder: Path) -> str:
+    """The alarm with the command that answers it, if one does."""
+    answer = next((command for begin, command in _ANSWERS if alarm.startswith(begin)), "")
+    return f"{alarm}; answer: {answer.format(folder=folder)}" if answer else alarm
+
+
+def _rows(topology: Topology, table: NDArray[Any]) -> list[list[float]]:
+    """Rows per group, columns per server of that group."""
+    return [
+        [round(table[g, topology.server_index(server)].item(), 4) for server in group.servers]
+        for g, group in enumerate(topology.groups)
+    ]

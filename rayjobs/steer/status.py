@@ -1,0 +1,85 @@
+"""`deepsched steer status`: mode, weights in force, what shadow would do, guards, age of the data, last changes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rayjobs.cli.console import console_out
+from rayjobs.cli.main import Verb
+from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.heartbeat import with_answer
+from rayjobs.steer.options import FolderOptions
+from rayjobs.steer.order_store import Orders
+from rayjobs.steer.orders import in_force
+
+
+def run(options: FolderOptions) -> int:
+    """Prints what an operator on call needs; 0 also when no controller runs."""
+    folder = SteerFolder(options.folder)
+    folder.require()
+    status, running = folder.status(), folder.is_locked()
+    lines = [f"controller: {'running' if running else 'not running'}", *_orders(folder)]
+    if "weights" in status:
+        lines += [*_now(status), *_table(status), *_expected(status), *_alarms(folder.path, status), *_past(status)]
+    for line in lines:
+        console_out().print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _orders(folder: SteerFolder) -> list[str]:
+    stored = folder.orders.read()
+    orders = stored.value or Orders()
+    waits = "; the revert is not in force yet" if orders.pending else ""
+    line = f"orders: {orders.override or 'none'}; mode: {orders.mode or 'as started'}{waits}"
+    return [line, *([f"  {stored.problem}"] if stored.problem else [])]
+
+
+def _now(status: dict[str, Any]) -> list[str]:
+    age_s = time.monotonic() - float(status["now_s"])
+    usable = "" if status["usable"] else ", which cannot be used"
+    return [
+        f"in force: {in_force(status)}",
+        f"last decision {age_s:.1f} s ago, on data of {max(time.time() - status['data_end_s'], 0.0):.1f} s ago{usable}",
+    ]
+
+
+def _table(status: dict[str, Any]) -> list[str]:
+    """A line per server: weight and share in force, and the share that would be set where that is another."""
+    lines = []
+    would = "would set" if status["mode"] == "shadow" else "decided"
+    for g, (group, servers) in enumerate(status["groups"].items()):
+        width = max(map(len, servers))
+        lines.append(f"{group}:")
+        for s, server in enumerate(servers):
+            share, other = status["shares"][g][s], status["would"][g][s]
+            differs = f", {would} {other:.1%}" if abs(other - share) >= 0.0005 else ""
+            lines.append(f"  {server:<{width}}  weight {status['weights'][g][s]:3d}, {share:.1%} of requests{differs}")
+    return lines
+
+
+def _expected(status: dict[str, Any]) -> list[str]:
+    """What the bundle's own evaluation says of its gain; nothing where it has none."""
+    return [f"expected: {status['expected']}"] if status.get("expected") else []
+
+
+def _alarms(folder: Path, status: dict[str, Any]) -> list[str]:
+    alarms = [f"ALARM {with_answer(alarm, folder)}" for alarm in status["alarms"]]
+    guards = [f"  {guard}: {count}" for guard, count in sorted(status.get("guards", {}).items())]
+    return [*alarms, *(["guards that acted, in intervals:"] if guards else []), *guards]
+
+
+def _past(status: dict[str, Any]) -> list[str]:
+    changes = status.get("changes", [])
+    return [
+        *(["last changes:"] if changes else []),
+        *(
+            f"  {time.strftime('%F %T', time.localtime(each['time']))} {each['source']} ({each['reason']}): most,"
+            f" {each['most']} from {each['share_before']:.1%} to {each['share_now']:.1%}"
+            for each in reversed(changes)
+        ),
+    ]
+
+
+STATUS = Verb("steer status", "deepsched steer status --folder runs/steer", FolderOptions, run)
