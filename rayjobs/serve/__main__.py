@@ -37,7 +37,13 @@ def run(options: ServeOptions) -> int:
 
 @contextlib.contextmanager
 def serving(options: ServeOptions, settings: ServeSettings) -> Iterator[str]:
-    """Serves while the context is open; its HOST:PORT. Raises ProcessError or ConfigError."""
+    """Serves the bundle of the settings while the context is open, whatever an earlier start left; its HOST:PORT.
+
+    Raises ProcessError or ConfigError.
+    """
+    from rayjobs.serve.bundles import serve_anew
+
+    serve_anew(settings.state)
     port = options.port or free_port(options.host)
     address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
     with _on_uvicorn(options, settings, port) if options.front == "uvicorn" else _on_ray(options, settings, port):

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Scope
 
-from actuators.errors import DeepSchedError
+from actuators.errors import ConflictError, DeepSchedError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.bundles import BundleStore
 from rayjobs.serve.gate import CHANGES, Gate, GateRules, Refused
@@ -152,7 +152,7 @@ def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> Non
     def orders(request: OrdersRequest) -> dict[str, Any]:
         """Pauses, resumes or reverts the controller, or changes its mode."""
         changes = request.model_dump(exclude_none=True)
-        result = folder.order(**changes).model_dump()
+        result = folder.order(**changes).model_dump(exclude={"answered"})
         event("orders", **result)
         return result
 
@@ -183,6 +183,8 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
         return JSONResponse({"detail": detail}, status)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, ConflictError):
+            return answered(409, str(error)[:1000])
         if isinstance(error, (ValidationError, RequestValidationError)):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])[:200]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from actuators.contract.topology import Topology
-from actuators.errors import BundleError
-from actuators.files import write_atomic
+from actuators.errors import BundleError, DataError
+from actuators.store import Store, Stored
 from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import FILES, check_bundle, load_bundle
 
@@ -18,11 +19,31 @@ KEPT_TOPOLOGIES = 16
 """Sets of servers for which a policy is kept in memory."""
 
 
+class Served(BaseModel):
+    """Which bundle is served.
+
+    Attributes:
+        given: bundle of the start that this belongs to; another start begins with its own.
+        previous: what a rollback would serve; None when nothing was swapped.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    current: Path
+    previous: Path | None = None
+    given: Path | None = None
+
+
+def serve_anew(state: Path) -> None:
+    """Forgets the swaps of an earlier start; call once before the replicas of a new one begin. Raises OSError."""
+    (state / "served.json").unlink(missing_ok=True)
+
+
 class BundleStore:
     """The served bundle: a pointer file that every replica follows.
 
     Args:
-        first: bundle that is served when there is no pointer yet.
+        first: bundle that is served until another is swapped in.
         root: folder that bundles must lie below.
         state: folder of the pointer, `served.json`.
 
@@ -31,32 +52,41 @@ class BundleStore:
     """
 
     def __init__(self, first: Path, root: Path, state: Path) -> None:
-        self.root, self._pointer = root, state / "served.json"
+        self.root, self._first = root, first
         state.mkdir(parents=True, exist_ok=True)
+        self._pointer = Store(state / "served.json", Served, "a pointer to a bundle")
         self._lock = threading.Lock()
-        if not self._pointer.exists():
-            self.point(check_bundle(first, root), None)
-        self._seen_ns = 0
+        try:
+            self._pointer.change(self._begun)
+        except DataError:
+            # Torn, and without a good copy: nobody can say any more what was swapped in.
+            serve_anew(state)
+            self._pointer.change(self._begun)
+        self._seen = (0, 0)
         self._loaded = self._load()
 
     def current(self) -> LoadedBundle:
         """The bundle that the pointer names; loaded again when the pointer has changed."""
         try:
-            changed = self._pointer.stat().st_mtime_ns != self._seen_ns
-        except OSError:
+            if self._stamp() != self._seen:
+                with self._lock:
+                    self._loaded = self._load()
+        except (OSError, DataError):
+            # Gone or torn: the bundle in use stays in use.
             return self._loaded
-        if changed:
-            with self._lock:
-                self._loaded = self._load()
         return self._loaded
 
     def swap(self, folder: Path) -> None:
-        """Serves another bundle from now on and remembers the present one for a rollback. Raises BundleError."""
+        """Serves another bundle from now on and remembers the present one for a rollback.
+
+        Raises BundleError, or ConflictError when somebody else has swapped at the same time.
+        """
+        version = self._pointer.read().version
         folder = folder if folder.is_absolute() else self.root / folder
         real = check_bundle(folder, self.root)
         LoadedBundle(real)  # proves that it loads before the pointer names it
-        with self._lock:
-            self.point(real, self._loaded.folder)
+        present = self._loaded.folder
+        self._pointer.change(lambda _: Served(current=real, previous=present, given=self._first), expected=version)
 
     def rollback(self) -> None:
         """Serves the previous bundle again. Raises BundleError when there is none."""
@@ -67,18 +97,24 @@ class BundleStore:
 
     def previous(self) -> Path | None:
         """The bundle that a rollback would serve; None when nothing was swapped."""
-        named = json.loads(self._pointer.read_bytes())["previous"]
-        return Path(named) if named else None
+        served = self._pointer.read().value
+        return served.previous if served is not None else None
 
-    def point(self, folder: Path, previous: Path | None) -> None:
-        """Writes the pointer. Raises OSError."""
-        write_atomic(
-            self._pointer, json.dumps({"current": str(folder), "previous": str(previous) if previous else None})
-        )
+    def _begun(self, stored: Stored[Served]) -> Served:
+        """The pointer of this start: what was swapped in since it began, or its own bundle."""
+        served = stored.value
+        if served is not None and served.given == self._first:
+            return served
+        return Served(current=check_bundle(self._first, self.root), given=self._first)
+
+    def _stamp(self) -> tuple[int, int]:
+        status = self._pointer.path.stat()
+        return status.st_mtime_ns, status.st_ino
 
     def _load(self) -> LoadedBundle:
-        self._seen_ns = self._pointer.stat().st_mtime_ns
-        return LoadedBundle(check_bundle(Path(json.loads(self._pointer.read_bytes())["current"]), self.root))
+        self._seen = self._stamp()
+        served = self._pointer.read().value
+        return LoadedBundle(check_bundle(served.current if served is not None else self._first, self.root))
 
 
 class LoadedBundle:

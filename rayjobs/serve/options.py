@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from actuators.errors import ConfigError
-from actuators.files import writable_folder
+from actuators.files import writable_folder, write_private
 from actuators.options import GIVEN, Never, Only, OnlyIf, Options
 from tuning.steering.options import GuardOptions
 
@@ -90,7 +89,7 @@ def make_settings(options: ServeOptions) -> ServeSettings:
 
     _check_scale(options)
     bundle = check_bundle(options.bundle)
-    state = writable_folder(options.folder)
+    state = writable_folder(options.folder, private=True)
     rules = GateRules(_token(options), not _is_loopback(options.host), options.max_body_bytes)
     root = (options.bundles or bundle.parent).absolute()
     batching = Batching(options.batch_size, options.batch_wait_ms / 1e3)
@@ -149,8 +148,7 @@ def _is_loopback(host: str) -> bool:
 def _token(options: ServeOptions) -> str:
     path = token_file(options)
     if options.token_file is None and not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(24))
+        write_private(path, secrets.token_urlsafe(24))
     try:
         token = path.read_text().strip()
     except OSError as error:

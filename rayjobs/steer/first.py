@@ -84,8 +84,8 @@ class FirstWeights(BaseModel):
             workers = np.array([self.workers.get(server, np.nan) for server in topology.servers])
             known = present.workers if isinstance(present, ServiceTimes) else np.full(len(workers), 1.0)
             return ServiceTimes(topology, tau_s, np.where(np.isfinite(workers), workers, known))
-        base = present.values if isinstance(present, Weights) else None
-        values = np.rint(_table(topology, self.weights, base)).clip(1, MAX_WEIGHT).astype(np.int64)
+        shown = present.values if isinstance(present, Weights) else None
+        values = np.rint(_table(topology, self.weights, shown)).clip(1, MAX_WEIGHT).astype(np.int64)
         return Weights(topology, values, present.down) if isinstance(present, Weights) else Weights(topology, values)
 
     def missing(self, topology: Topology) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def test_it_rotates_and_reads_back_in_order(tmp_path: Path) -> None:
 
 def test_only_so_many_files_are_kept(tmp_path: Path) -> None:
     recorded(tmp_path / "audit.jsonl", 25, AuditOptions(max_bytes=5_000, keep=2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
+    assert sorted(p.name for p in tmp_path.glob("audit.*")) == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
 
 
 def test_a_torn_line_costs_itself_only(tmp_path: Path) -> None:
