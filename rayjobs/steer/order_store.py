@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-import rayjobs
 from actuators.errors import ConfigError, ConflictError
 from actuators.processes.system import boot_id, process_start_s
 from actuators.store import Store, Stored
@@ -34,7 +33,7 @@ class Moment(BaseModel):
         than a controller to obey; now, when a program calls it.
         """
         main = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
-        ours = main.name == "deepsched" or Path(rayjobs.__file__).parent in main.parents
+        ours = main.name == "deepsched" or Path(__file__).parents[1] in main.parents
         return cls(boot=boot_id(), seconds=process_start_s()) if ours else cls.now()
 
     def is_after(self, other: Moment) -> bool:
