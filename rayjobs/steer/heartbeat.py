@@ -6,15 +6,16 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-from actuators.contract.control import Control
-from actuators.contract.topology import Topology
-from actuators.contract.window import Window
-from tuning.policy.adviser import Advice
-from tuning.steering.decide import Decision, Steering
+    from actuators.contract.control import Control
+    from actuators.contract.topology import Topology
+    from actuators.contract.window import Window
+    from tuning.policy.adviser import Advice
+    from tuning.steering.decide import Decision, Steering
 
 _ANSWERS = (
     ("recalibrate", "deepsched steer recalibrate NEW --bundle BUNDLE --folder {folder}, then steer swap NEW"),
