@@ -33,7 +33,7 @@ from tuning.steering.options import GuardOptions
 
 PAGE = Path(__file__).with_name("page")
 _FILES = {
-    "/": "page.html", "/page.js": "page.js", "/charts.js": "charts.js", "/page.css": "page.css",
+    "/": "page.html", "/page.js": "page.js", "/charts.js": "charts.js", "/parts.js": "parts.js", "/page.css": "page.css",
     "/docs": "api.html", "/api.js": "api.js",
 }  # fmt: skip
 _REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -12,18 +12,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from actuators.contract.arrays import IntArray
-from envs.observation.features import quantile_s
+from rayjobs.serve.figures import Measured, Regime, folded, group_figures, moves, point, predicted, regime_after
 from rayjobs.steer.folder import SteerFolder
-from tuning.steering.audit import recorded_percent
-from tuning.steering.options import GUARDS, current_mode
+from tuning.steering.audit import has_data, recorded_percent
+from tuning.steering.meanings import GUARD_MEANINGS, MODE_MEANINGS, SOURCE_MEANINGS, answer
+from tuning.steering.options import current_mode
 
 HISTORY_S = 900.0
 STALE_AFTER_S = 5.0
-_POINTS = 300
-"""Maximum number of points in the history: one per three seconds of 15 minutes."""
+_POINTS, _FEWEST_POINTS, _SHARES = 300, 30, 60_000
+"""Points in the history: one per three seconds of 15 minutes; fewer for very many servers, by the shares in it."""
 
 
 class LiveView:
@@ -39,6 +37,10 @@ class LiveView:
         self._deadlines_ms: list[float] = []
         self._types: dict[str, str] = {}
         self._lines: deque[dict[str, Any]] = deque()
+        self._points: deque[dict[str, Any]] = deque()
+        self._topology: list[dict[str, Any]] = []
+        self._bundle, self._data_time = "", 0.0
+        self._regime: Regime = "baseline"
         self.version = 0
 
     def now(self) -> dict[str, Any]:
@@ -48,14 +50,17 @@ class LiveView:
             return self._now()
 
     def history(self) -> dict[str, Any]:
-        """Weights, states and decisions of the last 15 minutes, at most 300 points."""
+        """Response times, shares and states of the last 15 minutes, at most 300 points; changes and alarms, folded."""
         with self._lock:
             self._refresh()
-            lines = list(self._lines)
-        every = max(len(lines) // _POINTS, 1)
+            lines, points = list(self._lines), list(self._points)
+        pairs = sum(map(len, points[-1]["in_force"])) if points else 1
+        most = max(min(_POINTS, _SHARES // pairs), _FEWEST_POINTS)
+        every = max(-(-len(points) // most), 1)
         return {
-            "points": [_point(line) for line in lines[::every]],
-            "decisions": [_entry(line) for line in lines if line["change"] or line["alarms"]][-100:],
+            "points": points[::-every][::-1],
+            "events": [{**event, "alarms": self._answered(event["alarms"])} for event in folded(lines)],
+            "gain": self._gain(lines),
         }
 
     def _refresh(self) -> None:
@@ -80,12 +85,13 @@ class LiveView:
         for text in whole:
             try:
                 self._take(json.loads(text))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, LookupError, TypeError):
                 continue
         now = time.time()
         # Lines from the future were written before the clock was set back; they would block the removal of later ones.
         while self._lines and not now - HISTORY_S <= self._lines[0]["time"] <= now + STALE_AFTER_S:
             self._lines.popleft()
+            self._points.popleft()
 
     def _now(self) -> dict[str, Any]:
         status = self._folder.status()
@@ -96,23 +102,30 @@ class LiveView:
             return base
         line = self._lines[-1]
         counts = status.get("guards", {})
+        groups = group_figures(line, self._deadlines_ms, self._types)
         return {
             **base,
             "decided": line["time"],
+            "data_time": self._data_time or None,
             "mode": current_mode(line["mode"]),
             "canary_percent": recorded_percent(line),
             "override": line["override"],
             "source": line["source"],
+            "meaning": f"{MODE_MEANINGS[current_mode(line['mode'])]} {SOURCE_MEANINGS[line['source']]}",
             "reason": line["reason"],
             "by": line["by"],
             "change": line["change"],
-            "alarms": line["alarms"],
+            "alarms": self._answered(line["alarms"]),
             "art": line["art"],
             "errors": line["errors"],
             "reference": line["reference"],
             "latency_ms": line.get("latency_ms", {}),
-            "guards": [{"name": g, "speaks": g in line["guards"], "count": counts.get(g, 0)} for g in GUARDS],
-            "groups": self._groups(line),
+            "guards": [
+                {"name": name, "speaks": name in line["guards"], "count": counts.get(name, 0), "meaning": meaning}
+                for name, meaning in GUARD_MEANINGS.items()
+            ],
+            "groups": groups,
+            "moves": moves(groups),
             "states": self._states(line),
         }
 
@@ -120,49 +133,41 @@ class LiveView:
         if line.get("kind") == "start":
             self._deadlines_ms = [1e3 * value for value in line["deadlines_s"]]
             self._types = {group["name"]: group["request_type"] for group in line["topology"]}
+            self._bundle = str(line.get("bundle", {}).get("folder", ""))
+            if line["topology"] != self._topology:
+                # Other groups or servers: their tables have another size.
+                self._topology = line["topology"]
+                self._lines.clear()
+                self._points.clear()
         elif line.get("kind") == "decision" and self._deadlines_ms:
+            line.setdefault("in_force", line["weights"])
+            shown = point(line, self._deadlines_ms)
+            line["regime"], self._regime = self._regime, regime_after(line, self._regime)
+            measured = Measured()
+            if has_data(line):
+                measured.add(line["window"], self._deadlines_ms)
+                self._data_time = line["time"]
+            line["measured"] = measured
             # Histograms are large, and only the latest one is shown.
             if self._lines:
                 self._lines[-1]["window"].pop("histogram", None)
             self._lines.append(line)
+            self._points.append(shown)
             self.version += 1
 
-    def _groups(self, line: dict[str, Any]) -> list[dict[str, Any]]:
-        window = line["window"]
-        duration_s = max(window["end_s"] - window["start_s"], 1e-3)
-        counts = _histogram(window)
-        bounds = tuple(window["bounds_ms"])
-        p50, p99 = (1e3 * quantile_s(counts, bounds, q) for q in (0.5, 0.99))
-        whole = counts.sum(axis=1)
-        all50, all99 = (1e3 * quantile_s(whole, bounds, q) for q in (0.5, 0.99))
-        in_force, baseline = line.get("in_force", line["weights"]), line["baseline"]
-        return [
-            {
-                "name": name,
-                "request_type": self._types.get(name, name),
-                "deadline_ms": self._deadlines_ms[g],
-                "rate_rps": sum(window["requests"][g]) / duration_s,
-                "p50_ms": float(all50[g]),
-                "p99_ms": float(all99[g]),
-                "servers": [
-                    {
-                        "name": server,
-                        "rate_rps": window["requests"][g][s] / duration_s,
-                        "p50_ms": float(p50[g, s]),
-                        "p99_ms": float(p99[g, s]),
-                        "errors": window["errors"][g][s],
-                        "weight": in_force[g][s],
-                        "decided": line["weights"][g][s],
-                        "baseline": baseline[g][s],
-                        "policy": line["policy"][g][s] if line["policy"] else None,
-                        "down": window["down"][g][s],
-                    }
-                    for s, server in enumerate(window["servers"])
-                    if in_force[g][s] > 0
-                ],
-            }
-            for g, name in enumerate(window["groups"])
-        ]
+    def _gain(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the policy is worth: what its bundle predicts, and what was measured here in the last 15 minutes."""
+        sums = {"policy": Measured(), "baseline": Measured()}
+        for line in lines:
+            sums[line["regime"]].join(line["measured"])
+        return {
+            "predicted": predicted(Path(self._bundle)) if self._bundle else None,
+            "bundle": self._bundle,
+            "measured": {name: total.to_json() for name, total in sums.items()},
+        }
+
+    def _answered(self, alarms: list[str]) -> list[dict[str, str]]:
+        return [{"text": alarm, "command": answer(alarm, str(self._folder.path))} for alarm in alarms]
 
     def _states(self, line: dict[str, Any]) -> list[dict[str, Any]]:
         if line["novelty"] is None:
@@ -181,33 +186,3 @@ async def events(view: LiveView, every_s: float = 1.0, most_s: float = 3600.0) -
         now = await asyncio.to_thread(view.now)
         yield b"data: " + json.dumps(now, allow_nan=False).encode() + b"\n\n"
         await asyncio.sleep(every_s)
-
-
-def _histogram(window: dict[str, Any]) -> IntArray:
-    columns = len(window["bounds_ms"]) + 1
-    rows = window.get("histogram", [])
-    table = np.zeros((len(window["groups"]), len(window["servers"]), columns), np.int64)
-    for g, servers in enumerate(rows):
-        for s, row in enumerate(servers):
-            table[g, s, : len(row)] = row
-    return table
-
-
-def _point(line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "time": line["time"],
-        "source": line["source"],
-        "in_force": line.get("in_force", line["weights"]),
-        "cluster": line["cluster"],
-    }
-
-
-def _entry(line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "time": line["time"],
-        "source": line["source"],
-        "reason": line["reason"],
-        "guards": line["guards"],
-        "alarms": line["alarms"],
-        "applied": line.get("applied", False),
-    }

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from actuators.contract.arrays import FloatArray
 from actuators.errors import ConfigError
 from envs.observation.deadlines import late_requests
-from tuning.steering.audit import recorded_percent
+from tuning.steering.audit import has_data, recorded_percent
 from tuning.steering.options import GUARDS, current_mode
 from tuning.steering.window_json import histogram_of
 
@@ -113,7 +113,7 @@ class SteerMetrics(Collector):
             for part, duration_ms in line.get("latency_ms", {}).items():
                 self._steps[part][np.searchsorted(_STEPS_S, duration_ms / 1e3)] += 1
                 self._steps_s[part] += duration_ms / 1e3
-            if line["art"] is not None:
+            if has_data(line):
                 self._data_time = line["time"]
                 self._add(line["window"])
 

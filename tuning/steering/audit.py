@@ -249,6 +249,11 @@ def recorded_percent(line: dict[str, Any]) -> float:
     return float(line["canary_percent"] if "canary_percent" in line else line["blend_percent"])
 
 
+def has_data(line: dict[str, Any]) -> bool:
+    """Whether a decision line's window could be used; `art` alone does not tell while an operator's order holds."""
+    return line["art"] is not None or line["novelty"] is not None
+
+
 def _steering(line: dict[str, Any]) -> Steering:
     topology = Topology(msgspec.convert(line["topology"], tuple[Group, ...]))
     original = control_json.from_json(line["original"], topology)

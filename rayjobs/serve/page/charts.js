@@ -1,70 +1,95 @@
-// Charts of the live page as SVG: share and cluster of each server over time. Called by page.js.
+// Charts of the live page as SVG, drawn in pixels so that their text is never stretched. Called by parts.js.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 6;
+const HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
 
-function shape(tag, attributes) {
+function shape(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  if (text !== undefined) made.textContent = text;
   return made;
 }
 
-// A chart with a caption that names its axes.
+// A chart under a heading that names what it shows and in which unit.
 function figure(id) {
-  const made = element("figure");
-  made.append(chart(id), element("figcaption", "", { id: `${id}-scale` }));
-  return made;
-}
-
-function chart(id) {
-  const made = shape("svg", { id, viewBox: "0 0 900 100", preserveAspectRatio: "none", role: "img" });
-  const title = shape("title", {});
+  const made = element("figure"), svg = shape("svg", { id, class: "chart", role: "img" });
   // Before the history arrives: screen readers announce an image without a name as its file.
-  title.textContent = "Chart, waiting for its history";
-  made.append(title);
+  svg.append(shape("title", {}, "Chart, waiting for its history"));
+  made.append(element("figcaption", "", { id: `${id}-scale` }), svg, element("p", "", { class: "legend", id: `${id}-legend` }));
   return made;
 }
 
+const clockShort = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const span_s = (points) => Math.max(points[points.length - 1].time - points[0].time, 60);
-const across = (points) => {
-  const end = points[points.length - 1].time, span = span_s(points);
-  return (time) => 900 - (900 * (end - time)) / span;
-};
-const past = (points) => `the last ${number(span_s(points) / 60, 0)} min`;
+const past = (points) => `last ${number(span_s(points) / 60, 0)} min`;
 
-function weights(svg, points, g, group) {
-  const x = across(points);
-  const shares = points.map((point) => {
-    const sum = point.in_force[g].reduce((a, b) => a + b, 0);
-    return point.in_force[g].map((weight) => weight / sum);
-  });
-  // The axis ends at the next tenth above the largest share, so that three servers near a third can be told apart.
-  const top = Math.min(Math.ceil(10 * Math.max(...shares.flat()) + 0.01), 10) / 10;
-  svg.querySelectorAll("polyline").forEach((line) => line.remove());
-  for (let s = 0; s < shares[0].length; s += 1) {
-    const steps = points.map((point, index) =>
-      `${x(point.time).toFixed(1)},${(97 - (94 * shares[index][s]) / top).toFixed(1)}`);
-    svg.append(shape("polyline", { points: steps.join(" "), class: `c${s % COLOURS}` }));
-  }
-  write(at(`${svg.id}-scale`), `Share of each server, 0 to ${number(100 * top, 0)} %, ${past(points)}`);
-  write(svg.querySelector("title"), `Shares of ${group.name} over ${past(points)}, now ` +
-    group.servers.map((server) => `${server.name} weight ${server.weight}`).join(", "));
+// Round numbers from 0 to at least `top`, three to five of them.
+function ticks(top) {
+  const rough = Math.max(top, 1e-9) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  return Array.from({ length: Math.ceil(top / step - 1e-9) + 1 }, (_, index) => index * step);
 }
 
-function timeline(points) {
-  const x = across(points);
-  const rows = points.find((point) => point.cluster)?.cluster.length ?? 0;
-  if (!at("states-chart")) at("timeline").append(figure("states-chart"));
-  const svg = at("states-chart");
-  svg.querySelectorAll("rect").forEach((rect) => rect.remove());
-  for (let s = 0; s < rows; s += 1)
-    for (const [from, to, cluster] of runs(points, s)) svg.append(shape("rect", {
-      x: x(from).toFixed(1), width: Math.max(x(to) - x(from), 0.5).toFixed(1),
-      y: (100 * s) / rows + 2, height: 100 / rows - 4, class: `c${cluster % COLOURS}`, "stroke-width": 0,
+// Full minutes (or 5, 15) within the time that is shown.
+function times(points) {
+  const end = points[points.length - 1].time, span = span_s(points);
+  const step = span > 600 ? 300 : span > 150 ? 60 : 30, found = [];
+  for (let at = Math.ceil((end - span) / step) * step; at <= end; at += step) found.push(at);
+  return found.length > 6 ? found.filter((_, index) => index % 2 === 0) : found;
+}
+
+// Draws `series`, each {values, class}: one value per point, null where it is unknown.
+function plot(svg, points, { series, unit, top, limit, title, caption, legend }) {
+  const width = Math.max(svg.clientWidth || svg.parentNode.clientWidth, 220);
+  const end = points[points.length - 1].time, span = span_s(points);
+  const marks = ticks(top), highest = marks[marks.length - 1] || 1;
+  const x = (time) => LEFT + (width - LEFT - RIGHT) * (1 - (end - time) / span);
+  const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - Math.min(value, highest) / highest);
+  svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+  [...svg.children].forEach((child) => child.tagName === "title" || child.remove());
+  for (const mark of marks) {
+    svg.append(shape("line", { x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark), class: "grid" }));
+    svg.append(shape("text", { x: LEFT - 5, y: y(mark) + 4, "text-anchor": "end" },
+      `${parseFloat(mark.toPrecision(6))}${mark === highest ? ` ${unit}` : ""}`));
+  }
+  for (const time of times(points)) {
+    svg.append(shape("line", { x1: x(time), x2: x(time), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4, class: "grid" }));
+    svg.append(shape("text", { x: Math.min(x(time), width - 18), y: HEIGHT - 4, "text-anchor": "middle" }, clockShort(time)));
+  }
+  if (limit !== undefined && limit <= highest)
+    svg.append(shape("line", { x1: LEFT, x2: width - RIGHT, y1: y(limit), y2: y(limit), class: "limit" }));
+  for (const { values, name } of series)
+    for (const steps of pieces(values)) svg.append(shape("polyline", {
+      points: steps.map((index) => `${x(points[index].time).toFixed(1)},${y(values[index]).toFixed(1)}`).join(" "), class: name,
     }));
-  write(at("states-chart-scale"), `A row per server, as below, ${past(points)}`);
-  write(svg.querySelector("title"), `Cluster of each server over ${past(points)}, a row per server`);
+  write(at(`${svg.id}-scale`), `${caption}, ${past(points)}`);
+  write(at(`${svg.id}-legend`), legend);
+  write(svg.querySelector("title"), title);
+}
+
+// Runs of indices whose values are known.
+function pieces(values) {
+  const found = [];
+  values.forEach((value, index) => {
+    if (value === null || value === undefined) return;
+    const last = found[found.length - 1];
+    if (last && last[last.length - 1] === index - 1) last.push(index);
+    else found.push([index]);
+  });
+  return found;
+}
+
+// Which state a server was in over time, as a strip.
+function strip(svg, points, s) {
+  const end = points[points.length - 1].time, span = span_s(points);
+  const x = (time) => 1000 * (1 - (end - time) / span);
+  [...svg.children].forEach((child) => child.remove());
+  for (const [from, to, cluster] of runs(points, s)) svg.append(shape("rect", {
+    x: x(from).toFixed(1), width: Math.max(x(to) - x(from), 1).toFixed(1), y: 0, height: 10,
+    class: `c${cluster % COLOURS}`, "stroke-width": 0,
+  }));
 }
 
 // Spans of time in which a server stayed in one cluster; none where the cluster is unknown.

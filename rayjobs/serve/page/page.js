@@ -12,7 +12,7 @@ function element(tag, text, attributes = {}) {
 }
 
 const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hourCycle: "h23" });
 
 function authorization() {
   const token = at("token").value.trim();
@@ -43,130 +43,60 @@ function show(now) {
   link(now.alive ? "ok" : "lost", now.alive ? "live" : now.version ? "the controller is silent" : "no controller has run yet");
   if (!now.version) return;
   write(at("source"), now.source);
-  dress(at("source"), `tag ${now.source}`);
+  // In shadow nothing of it is in force: grey.
+  dress(at("source"), `tag ${now.mode === "shadow" ? "hold" : now.source}`);
   write(at("reason"), now.reason);
   facts(now);
-  write(at("alarms"), now.alarms.join(" · "));
+  write(at("meaning"), now.meaning);
+  each(at("alarms"), now.alarms, () => {
+    const item = element("li");
+    item.append(element("span"), element("code"));
+    return item;
+  }, (item, alarm) => {
+    write(item.firstElementChild, alarm.text);
+    write(item.lastElementChild, alarm.command);
+  });
   for (const button of document.querySelectorAll("[data-mode]"))
     button.setAttribute("aria-pressed", button.dataset.mode === now.mode);
   for (const button of document.querySelectorAll("[data-override]"))
     button.setAttribute("aria-pressed", button.dataset.override === now.override);
   at("percent").placeholder = number(now.canary_percent, 0);
   each(at("guards"), now.guards, () => element("li"), light);
-  each(at("states"), now.states, () => keyed("li"), (item, state) => {
-    item.querySelector("rect").setAttribute("class", `c${state.cluster % COLOURS}`);
-    write(item.lastElementChild, `${state.server}: cluster ${state.cluster}, novelty ${number(state.novelty, 2)}` +
-      (state.novelty > 1 ? " (novel)" : ""));
-  });
+  states(now.states);
   now.groups.forEach(group);
 }
 
 function facts(now) {
+  const before = now.reference.windows ? `; ${number(now.reference.art, 3)} under the baseline` : "";
+  const data_s = now.data_time === null ? null : Math.max(now.time - now.data_time, 0);
   const rows = [
     ["Mode", now.mode + (now.mode === "canary" ? ` ${now.canary_percent} %` : "")],
-    ["Requested by", now.by || "–"],
-    ["Tardiness", `${number(now.art, 3)} per request (baseline ${number(now.reference.art, 3)})`],
-    ["Errors", now.errors === null ? "–" : `${number(100 * now.errors, 2)} %`],
-    ["Decided", `${clock(now.decided)}, in ${number(now.latency_ms.total)} ms`],
+    ["Lateness (ART)", `${number(now.art, 3)} per request${before}`],
+    ["Failed requests", percent(now.errors, 2)],
+    ["Age of the data", data_s === null ? "no usable statistics yet" : `${number(data_s, 0)} s`],
+    ["Last decision", `${clock(now.decided)}, took ${number(now.latency_ms.total)} ms`],
+    ["Advice from", now.by || "–"],
   ];
   const cells = rows.flatMap(([name, value]) => [["dt", name], ["dd", value]]);
   each(at("facts"), cells, ([tag]) => element(tag), (node, [, text]) => write(node, text));
 }
 
 function light(item, guard) {
-  dress(item, guard.speaks ? "on" : "");
-  write(item, `${guard.name} ${guard.count}`);
-  if (guard.speaks) item.append(element("span", " active", { class: "aloud" }));
-}
-
-// An element with a colour key before its text.
-function keyed(tag, attributes = {}) {
-  const made = element(tag, undefined, attributes);
-  const patch = element("span", undefined, { class: "key", "aria-hidden": "true" });
-  const key = shape("svg", { viewBox: "0 0 1 1" });
-  key.append(shape("rect", { width: 1, height: 1 }));
-  patch.append(key);
-  made.append(patch, element("span"));
-  return made;
-}
-
-function group(now) {
-  let box = at(`group-${now.name}`);
-  if (!box) {
-    box = element("div", undefined, { class: "group", id: `group-${now.name}` });
-    const scroll = element("div", undefined,
-      { class: "scroll", tabindex: 0, role: "region", "aria-label": `Servers of ${now.request_type}` });
-    scroll.append(table());
-    box.append(scroll, figure(`weights-${now.name}`));
-    at("groups").append(box);
-  }
-  write(box.querySelector("caption strong"), now.request_type);
-  write(box.querySelector("caption span"),
-    ` ${number(now.rate_rps, 0)} requests/s, p50 ${number(now.p50_ms)} ms, p99 ${number(now.p99_ms)} ms,` +
-    ` deadline ${number(now.deadline_ms)} ms`);
-  each(box.querySelector("tbody"), now.servers, row, (made, server) => fill(made, server, now.deadline_ms));
-}
-
-// Explicit roles: the phone layout shows rows as grids, which would hide the table from screen readers.
-function table() {
-  const made = element("table", undefined, { role: "table" });
-  const caption = element("caption");
-  caption.append(element("strong"), element("span"));
-  const head = element("tr", undefined, { role: "row" });
-  for (const name of ["Server", "weight", "req/s", "p50 ms", "p99 ms", "errors", "policy", "baseline"])
-    head.append(element("th", name, { scope: "col", role: "columnheader" }));
-  const top = element("thead", undefined, { role: "rowgroup" });
-  top.append(head);
-  made.append(caption, top, element("tbody", undefined, { role: "rowgroup" }));
-  return made;
-}
-
-function row(server, index) {
-  const made = element("tr", undefined, { role: "row" });
-  const name = keyed("th", { scope: "row", role: "rowheader" });
-  name.querySelector("rect").setAttribute("class", `c${index % COLOURS}`);
-  made.append(name);
-  for (let cell = 0; cell < 7; cell += 1) made.append(element("td", "", { role: "cell" }));
-  return made;
-}
-
-function fill(made, server, deadline_ms) {
-  const silent = server.down || server.rate_rps === 0;
-  made.dataset.server = server.name;
-  dress(made, silent ? "silent" : "");
-  write(made.cells[0].lastElementChild, server.name + (server.down ? " (down)" : silent ? " (silent)" : ""));
-  const late = server.p99_ms > deadline_ms;
-  const cells = [
-    [server.weight], [number(server.rate_rps, 0)], [number(server.p50_ms)], [number(server.p99_ms), late],
-    [server.errors, server.errors > 0], [server.policy ?? "–"], [server.baseline],
-  ];
-  cells.forEach(([text, bad], index) => {
-    const cell = made.cells[index + 1];
-    dress(cell, bad ? "late" : "");
-    write(cell, index === 3 && late ? `${text} late` : text);
-  });
+  if (!item.firstChild) item.append(element("strong"), element("span"));
+  dress(item, guard.speaks ? "on" : guard.count ? "" : "idle");
+  write(item.firstChild, `${guard.name} ${guard.count}`);
+  write(item.lastChild, (guard.speaks ? " acts now. " : " ") + guard.meaning);
 }
 
 function history(data) {
   const points = data.points;
   if (last && last.groups && points.length > 1) {
-    last.groups.forEach((group, g) => weights(at(`weights-${group.name}`), points, g, group));
-    timeline(points);
+    last.groups.forEach((group, g) => charts(points, group, g));
+    document.querySelectorAll("#states .strip").forEach((svg, s) => strip(svg, points, s));
+    if (last.states.length) write(at("states-note"), `Strips: the state over the ${past(points)}, a colour per state.`);
   }
-  each(at("log"), data.decisions.reverse(), () => {
-    const item = element("li");
-    item.append(element("time"), element("span"));
-    return item;
-  }, (item, entry) => {
-    write(item.firstElementChild, clock(entry.time));
-    write(item.lastElementChild, `${entry.source}: ${entry.reason} (${words(entry)})`);
-  });
-}
-
-function words(entry) {
-  const more = entry.alarms.filter((alarm) => alarm !== entry.reason);
-  const done = entry.applied ? "changed" : last && last.mode !== "shadow" ? "not changed" : "would change";
-  return entry.alarms.length ? ["ALARM", ...more].join(" ") + (entry.applied ? ", changed" : "") : done;
+  if (last && last.groups) gain(last, data.gain);
+  log(data.events);
 }
 
 function link(kind, text) {

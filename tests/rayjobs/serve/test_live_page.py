@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -99,22 +100,37 @@ def test_its_numbers_are_the_apis(page: Page) -> None:
     servers = [server for group in api["groups"] for server in group["servers"]]
     for row, server in zip(shown["rows"], servers, strict=True):
         assert row[0].startswith(server["name"])
-        assert float(row[2]) == pytest.approx(server["rate_rps"], abs=0.51)
-        assert float(row[3]) == pytest.approx(server["p50_ms"], abs=0.051)
-        assert float(row[4].removesuffix(" late")) == pytest.approx(server["p99_ms"], abs=0.051)
-        assert (row[1], row[7]) == (str(server["weight"]), str(server["baseline"]))
+        shares = [float(text.removesuffix(" %")) for text in row[1:4]]
+        wanted = [100 * server[name] for name in ("share", "policy_share", "baseline_share")]
+        assert shares == pytest.approx(wanted, abs=0.051)
+        assert float(row[4]) == pytest.approx(server["rate_rps"], abs=0.51)
+        assert float(row[5]) == pytest.approx(server["p50_ms"], abs=0.051)
+        assert float(row[6]) == pytest.approx(server["p99_ms"], abs=0.051)
+        assert float(row[7].removesuffix(" %")) == pytest.approx(100 * server["late_share"], abs=0.051)
     assert page.text("#source") in ("policy", "baseline", "hold")
     assert page.complaints() == []
 
 
-@pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width_px", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])
 def test_it_fits_every_screen_and_scheme(page: Page, width_px: int, scheme: str, tmp_path: Path) -> None:
     page.browser.look(width_px, 844, scheme)
     page.open()
     assert page.browser.evaluate("document.documentElement.scrollWidth") <= width_px
     dark = page.browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 28)"
     assert dark == (scheme == "dark")
-    page.until(lambda: page.browser.evaluate("document.querySelectorAll('polyline').length") == 9)
+    page.until(lambda: page.browser.evaluate("document.querySelectorAll('polyline').length") >= 9)
+    # Every chart says what it shows, in which unit and over which time, and has axes with numbers.
+    captions = page.browser.evaluate("[...document.querySelectorAll('figcaption')].map(e => e.textContent)")
+    assert len(captions) == 9
+    assert all(re.search(r", (%|ms), last \d+ min$", caption) for caption in captions), captions
+    assert page.browser.evaluate(
+        "[...document.querySelectorAll('.chart')].every(c => c.querySelectorAll('text').length > 3)"
+    )
+    assert page.browser.evaluate(
+        "[...document.querySelectorAll('.chart text')].every(text => { const box = text.getBBox();"
+        " return box.x >= 0 && box.x + box.width <= text.ownerSVGElement.viewBox.baseVal.width; })"
+    )
+    assert "The bundle holds no evaluation" in page.text("#gain")
     target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"live-{width_px}-{scheme}.png"
     page.browser.screenshot(target)
     assert target.stat().st_size > 10_000
@@ -155,10 +171,13 @@ def test_a_screen_reader_finds_tables_and_what_stays_is_not_written_anew(page: P
     must = ("button", "textbox", "spinbutton", "link", "image", "table")
     assert [role for role, name in spoken if role in must and not name] == []
     names = [name.lower() for role, name in spoken if role == "heading"]
-    assert names[1:] == ["now", "mode and orders", "traffic and weights", "guards", "state of each server",
-                         "changes and alarms, 15 minutes"]  # fmt: skip
+    assert names[1:] == ["now", "mode and orders", "traffic and shares", "what the policy is worth",
+                         "state of each server", "changes and alarms, 15 minutes", "guards",
+                         "what the words mean"]  # fmt: skip
     assert page.browser.evaluate("[...document.querySelectorAll('#guards li')].length") == len(GUARDS)
-    page.browser.evaluate("window.kept = [...document.querySelectorAll('tr, #guards li, #states li, #facts dd')]")
+    page.browser.evaluate(
+        "window.kept = [...document.querySelectorAll('tr, #guards li, #states li, #facts dd, #gain dd')]"
+    )
     version = page.version()
     page.until(lambda: page.version() != version)
     assert page.browser.evaluate("kept.every(element => element.isConnected)")
@@ -195,7 +214,7 @@ def test_a_killed_server_shows_within_a_few_decisions(page: Page) -> None:
         """Keeps the number of the decision whose page shows it."""
         shown[:] = page.browser.evaluate(
             f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
-            " || r.cells[5].textContent !== '0') ? [+document.body.dataset.version] : []"
+            " || r.cells[8].textContent !== '0') ? [+document.body.dataset.version] : []"
         )
         return bool(shown)
 

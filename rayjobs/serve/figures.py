@@ -1,0 +1,232 @@
+"""Decision lines of the audit log → the figures of the live page: per group and server, over time, and the gain."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray, IntArray
+from envs.observation.deadlines import late_requests
+from envs.observation.features import quantile_s
+from tuning.steering.options import current_mode
+from tuning.steering.window_json import histogram_of
+
+Regime = Literal["policy", "baseline"]
+_DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
+SHOWN_EVENTS = 60
+
+
+def group_figures(
+    line: Mapping[str, Any], deadlines_ms: Sequence[float], types: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Per group: rate, response times, late share, and the same per server with its shares.
+
+    Response times and late shares are None where the statistics have no histogram.
+    """
+    window = line["window"]
+    duration_s = max(window["end_s"] - window["start_s"], 1e-3)
+    seen = _Seen.of(window, deadlines_ms)
+    in_force, policy, baseline = (_shares(line[name]) for name in ("in_force", "policy", "baseline"))
+    assert in_force is not None
+    assert baseline is not None
+    requests = np.array(window["requests"])
+    return [
+        {
+            "name": name,
+            "request_type": types.get(name, name),
+            "deadline_ms": deadlines_ms[g],
+            "rate_rps": float(requests[g].sum() / duration_s),
+            **seen.group(g),
+            "servers": [
+                {
+                    "name": server,
+                    "index": s,
+                    "rate_rps": window["requests"][g][s] / duration_s,
+                    **seen.server(g, s),
+                    "errors": window["errors"][g][s],
+                    "weight": line["in_force"][g][s],
+                    "baseline": line["baseline"][g][s],
+                    "share": in_force[g][s],
+                    "policy_share": policy[g][s] if policy else None,
+                    "baseline_share": baseline[g][s],
+                    "down": window["down"][g][s],
+                }
+                for s, server in enumerate(window["servers"])
+                if line["in_force"][g][s] > 0
+            ],
+        }
+        for g, name in enumerate(window["groups"])
+    ]
+
+
+def point(line: Mapping[str, Any], deadlines_ms: Sequence[float]) -> dict[str, Any]:
+    """What the charts show of one decision, without per-server response times."""
+    window, seen = line["window"], _Seen.of(line["window"], deadlines_ms)
+    return {
+        "time": line["time"],
+        "source": line["source"],
+        "groups": [seen.group(g) for g in range(len(window["groups"]))],
+        "in_force": _shares(line["in_force"]),
+        "policy": _shares(line["policy"]),
+        "cluster": line["cluster"],
+    }
+
+
+@dataclass
+class Measured:
+    """Sums over the windows in which one control was in force.
+
+    Attributes:
+        late: requests after their deadline; known only for `timed` of the requests, those in a histogram.
+    """
+
+    windows: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+    timed: int = 0
+    late: float = 0.0
+
+    def add(self, window: Mapping[str, Any], deadlines_ms: Sequence[float]) -> None:
+        self.windows += 1
+        self.requests += int(np.sum(window["requests"]))
+        self.seconds += float(np.sum(window["response_ms_sum"])) / 1e3
+        counts = histogram_of(window)
+        if window["bounds_ms"]:
+            self.timed += int(counts.sum())
+            self.late += float(late_requests(counts, window["bounds_ms"], np.array(deadlines_ms) / 1e3).sum())
+
+    def join(self, other: Measured) -> None:
+        for name in ("windows", "requests", "seconds", "timed", "late"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "windows": self.windows,
+            "requests": self.requests,
+            "mean_ms": 1e3 * self.seconds / self.requests if self.requests else None,
+            "late_share": self.late / self.timed if self.timed else None,
+        }
+
+
+def regime_after(line: Mapping[str, Any], before: Regime) -> Regime:
+    """Whose control is in force after a decision; `before` was until then."""
+    if current_mode(line["mode"]) == "shadow" or line["source"] == "baseline":
+        return "baseline"
+    return "policy" if line["source"] == "policy" else before
+
+
+@dataclass
+class Event:
+    """Decisions of one kind: with a change or an alarm, alike but for their numbers."""
+
+    line: dict[str, Any]
+    first: float
+    count: int = 1
+    changes: int = 0
+    guards: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        line = self.line
+        return {
+            "time": line["time"], "first": self.first, "count": self.count, "changes": self.changes,
+            "source": line["source"], "reason": line["reason"], "alarms": line["alarms"],
+            "guards": list(self.guards), "mode": current_mode(line["mode"]),
+        }  # fmt: skip
+
+
+def folded(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Changes and alarms, repeats folded into one with a count, latest first."""
+    events: dict[tuple[str, ...], Event] = {}
+    for line in lines:
+        if not (line["change"] or line["alarms"]):
+            continue
+        key = (line["source"], *(_DIGITS.sub("#", text) for text in (line["reason"], *line["alarms"])))
+        event = events.setdefault(key, Event(dict(line), line["time"], 0))
+        event.line, event.count = dict(line), event.count + 1
+        event.changes += bool(line.get("applied", False))
+        event.guards.update(line["guards"])
+    latest = sorted(events.values(), key=lambda event: -event.line["time"])
+    return [event.to_json() for event in latest[:SHOWN_EVENTS]]
+
+
+def moves(groups: Sequence[Mapping[str, Any]], most: int = 6) -> list[dict[str, Any]]:
+    """The servers whose share the policy would change most, largest change first."""
+    found = [
+        {"group": group["name"], "server": server["name"], "from": server["share"], "to": server["policy_share"]}
+        for group in groups
+        for server in group["servers"]
+        if server["policy_share"] is not None
+    ]
+    found.sort(key=lambda move: -abs(move["to"] - move["from"]))
+    return [move for move in found[:most] if abs(move["to"] - move["from"]) >= 0.005]
+
+
+def predicted(bundle: Path) -> dict[str, Any] | None:
+    """The evaluation that the bundle's maker noted in it (`tuning.policy.bundle.note_evaluation`); None without one."""
+    try:
+        evaluation = json.loads((bundle / "bundle.json").read_bytes())["provenance"]["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return evaluation if isinstance(evaluation, dict) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Response times of a window, each ``[groups, servers]`` and ``[groups]``; None without a histogram."""
+
+    p50_ms: FloatArray
+    p99_ms: FloatArray
+    late: FloatArray
+    counts: IntArray
+    group_p50_ms: FloatArray
+    group_p99_ms: FloatArray
+
+    @classmethod
+    def of(cls, window: Mapping[str, Any], deadlines_ms: Sequence[float]) -> _Seen | _Nothing:
+        bounds = window["bounds_ms"]
+        counts = histogram_of(window)
+        if not bounds:
+            return _Nothing()
+        p50_ms, p99_ms = (1e3 * quantile_s(counts, bounds, q) for q in (0.5, 0.99))
+        group_p50_ms, group_p99_ms = (1e3 * quantile_s(counts.sum(axis=1), bounds, q) for q in (0.5, 0.99))
+        late = late_requests(counts, bounds, np.array(deadlines_ms) / 1e3)
+        return cls(p50_ms, p99_ms, late, counts.sum(axis=-1), group_p50_ms, group_p99_ms)
+
+    def group(self, g: int) -> dict[str, float | None]:
+        return _times(self.group_p50_ms[g], self.group_p99_ms[g], self.late[g].sum(), self.counts[g].sum())
+
+    def server(self, g: int, s: int) -> dict[str, float | None]:
+        return _times(self.p50_ms[g, s], self.p99_ms[g, s], self.late[g, s], self.counts[g, s])
+
+
+class _Nothing:
+    """Of a window whose statistics have no histogram."""
+
+    def group(self, g: int) -> dict[str, float | None]:
+        return _times(0.0, 0.0, 0.0, 0)
+
+    def server(self, g: int, s: int) -> dict[str, float | None]:
+        return self.group(g)
+
+
+def _times(p50_ms: float, p99_ms: float, late: float, count: int) -> dict[str, float | None]:
+    """Response times of `count` answers; unknown for none."""
+    if not count:
+        return {"p50_ms": None, "p99_ms": None, "late_share": None}
+    return {"p50_ms": float(p50_ms), "p99_ms": float(p99_ms), "late_share": round(float(late / count), 5)}
+
+
+def _shares(table: Any) -> list[list[float]] | None:
+    """Weights → shares of their group, with four digits; None for None."""
+    if table is None:
+        return None
+    weights = np.array(table, dtype=float)
+    shares: list[list[float]] = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)).round(4).tolist()
+    return shares

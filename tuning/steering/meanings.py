@@ -1,0 +1,52 @@
+"""What guards and decisions mean, in words for a person on call; the live page shows them."""
+
+from __future__ import annotations
+
+from tuning.steering.options import GuardName
+
+GUARD_MEANINGS: dict[GuardName, str] = {
+    "floor": "A weight was raised to the smallest one allowed, so that every server stays seen.",
+    "cap": "A server's share was cut to the largest one allowed.",
+    "step": "A change was larger than one step may be; it is made in several.",
+    "rate": "The last change is too recent; this one waits.",
+    "traffic": "Too few requests to decide by; the weights stay.",
+    "stale": "The statistics cannot be read; the weights stay, then the baseline takes over.",
+    "novel": "Traffic or servers unlike anything observed; the baseline is in force.",
+    "policy": "The policy gave no answer; the baseline is in force.",
+    "errors": "More requests failed than under the baseline, which is back in force.",
+    "art": "Requests were later than under the baseline, which is back in force.",
+    "overload": "Every server of a group is late; its shares are drawn towards the baseline.",
+    "measuring": "The baseline is in force and is being measured, to compare the policy with it.",
+    "operator": "An operator's order is in force.",
+    "actuation": "NGINX did not take a change; the former control is in force.",
+}
+SOURCE_MEANINGS = {
+    "policy": "The learned policy decides.",
+    "baseline": "The baseline decides: the control that was there before, or a simple rule.",
+    "hold": "Nothing changes until there is something to decide by.",
+}
+MODE_MEANINGS = {
+    "shadow": "Shadow: decides and records; nothing in NGINX changes.",
+    "canary": "Canary: goes a stated share of the way from the baseline to the policy.",
+    "active": "Active: the policy's control is in force, within the guards.",
+}
+
+_ANSWERS = (
+    (
+        "recalibrate",
+        "deepsched steer recalibrate NEW --bundle BUNDLE --folder {folder}; deepsched steer swap NEW --folder {folder}",
+    ),
+    ("policy failed", "deepsched steer swap BUNDLE --folder {folder}"),
+    ("bundle not swapped", "deepsched steer swap BUNDLE --folder {folder}"),
+    ("statistics missing", "deepsched doctor; is NGINX's status page there?"),
+    ("overload", "add servers, or deepsched steer revert --folder {folder}"),
+    ("weights were changed", "deepsched steer pause --folder {folder}, to keep them"),
+    ("not applied", "nginx -t; then deepsched steer status --folder {folder}"),
+    ("no heartbeat", "df -h {folder}"),
+)
+
+
+def answer(alarm: str, folder: str) -> str:
+    """The command that answers an alarm."""
+    found = next((command for begin, command in _ANSWERS if alarm.startswith(begin)), None)
+    return (found or "deepsched steer status --folder {folder}").format(folder=folder)
