@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from tuning.judging.plan import JudgeOptions
 from tuning.observing.clusters import meaning
 from tuning.observing.phase import Observed, ObserveOptions, fit_problem, watch
 from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.policy.worth import note_worth
 from tuning.report.clusters import write_cluster_page
 
 if TYPE_CHECKING:
@@ -169,24 +170,13 @@ class Steps:
         path = self.folder.path / "evaluation.json"
         try:
             content = evaluation.write(path)
-            self._note(content)
+            if (self.folder.path / "bundle" / "bundle.json").exists():
+                note_worth(self.folder.path / "bundle", content)
             write_windows(evaluation, self.folder.path / "windows.parquet")
             write_results([content], self.folder.path / "evaluation.parquet")
         except OSError as error:
             what = f"the evaluation cannot be kept: {error.strerror}"
             raise DataError(what, where=str(path), remedy=REMEDY) from error
-
-    def _note(self, content: dict[str, Any]) -> None:
-        """The bundle of this run says what it was found to be worth, wherever it is copied to."""
-        from tuning.policy.bundle import note_evaluation
-
-        bundle, learned = self.folder.path / "bundle", content["learned"]
-        if not (bundle / "bundle.json").exists() or learned not in content["policies"]:
-            return
-        found = content["policies"][learned]
-        names = ("scenario", "testbed", "reference", "rounds", "created")
-        ratios = {name: {"ratio": found["ratios"][name], "interval": found["intervals"][name]} for name in NOTED}
-        note_evaluation(bundle, {**{name: content[name] for name in names}, "requests": found["requests"], **ratios})
 
     def _recorder(self, testbed: Testbed, stack: contextlib.ExitStack) -> Callable[[], None]:
         if not isinstance(testbed, LiveTestbed):
@@ -252,9 +242,6 @@ def _reporter(stage: StageProgress) -> Callable[[CurveRow, int], None]:
 def _block(now: JudgeProgress) -> str:
     return f"round {now.planned.round + 1}, {now.planned.policy}: {now.phase} for {now.phase_s:g} s"
 
-
-NOTED = ("mean_ms", "p99_ms", "miss_ratio", "art_per_request")
-"""Ratios of the learned policy to the reference that its bundle keeps."""
 
 PAGE = "clusters.html"
 

@@ -33,8 +33,8 @@ from tuning.steering.options import GuardOptions
 
 PAGE = Path(__file__).with_name("page")
 _FILES = {
-    "/": "page.html", "/page.js": "page.js", "/charts.js": "charts.js", "/parts.js": "parts.js", "/page.css": "page.css",
-    "/docs": "api.html", "/api.js": "api.js",
+    "/": "page.html", "/page.js": "page.js", "/charts.js": "charts.js", "/parts.js": "parts.js",
+    "/page.css": "page.css", "/docs": "api.html", "/api.js": "api.js",
 }  # fmt: skip
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 421, 422, 503)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -166,15 +164,6 @@ def moves(groups: Sequence[Mapping[str, Any]], most: int = 6) -> list[dict[str, 
     ]
     found.sort(key=lambda move: -abs(move["to"] - move["from"]))
     return [move for move in found[:most] if abs(move["to"] - move["from"]) >= 0.005]
-
-
-def predicted(bundle: Path) -> dict[str, Any] | None:
-    """The evaluation that the bundle's maker noted in it (`tuning.policy.bundle.note_evaluation`); None without one."""
-    try:
-        evaluation = json.loads((bundle / "bundle.json").read_bytes())["provenance"]["evaluation"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return evaluation if isinstance(evaluation, dict) else None
 
 
 @dataclass(frozen=True, eq=False)

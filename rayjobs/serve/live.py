@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from rayjobs.serve.figures import Measured, Regime, folded, group_figures, moves, point, predicted, regime_after
+from rayjobs.serve.figures import Measured, Regime, folded, group_figures, moves, point, regime_after
 from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.heartbeat import answer
+from tuning.policy.worth import noted_worth
 from tuning.steering.audit import has_data, recorded_percent
-from tuning.steering.meanings import GUARD_MEANINGS, MODE_MEANINGS, SOURCE_MEANINGS, answer
+from tuning.steering.meanings import GUARD_MEANINGS, MODE_MEANINGS, SOURCE_MEANINGS
 from tuning.steering.options import current_mode
 
 HISTORY_S = 900.0
@@ -161,13 +163,13 @@ class LiveView:
         for line in lines:
             sums[line["regime"]].join(line["measured"])
         return {
-            "predicted": predicted(Path(self._bundle)) if self._bundle else None,
+            "predicted": noted_worth(Path(self._bundle)) if self._bundle else None,
             "bundle": self._bundle,
             "measured": {name: total.to_json() for name, total in sums.items()},
         }
 
     def _answered(self, alarms: list[str]) -> list[dict[str, str]]:
-        return [{"text": alarm, "command": answer(alarm, str(self._folder.path))} for alarm in alarms]
+        return [{"text": alarm, "command": answer(alarm, self._folder.path)} for alarm in alarms]
 
     def _states(self, line: dict[str, Any]) -> list[dict[str, Any]]:
         if line["novelty"] is None:

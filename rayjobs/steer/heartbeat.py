@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ _ANSWERS = (
     ("weights were changed", "deepsched steer pause --folder {folder}, to keep them"),
     ("not an orders file", "deepsched steer resume --folder {folder}"),
     ("the servers of this NGINX", "deepsched steer revert --folder {folder}"),
+    ("not applied", "nginx -t, then deepsched steer status --folder {folder}"),
+    ("no heartbeat", "df -h {folder}"),
 )
 """How an alarm begins → the command that answers it; harm needs none: the baseline is in force already."""
 
@@ -69,23 +70,22 @@ def change(before: Control, now: Control, decision: Decision) -> dict[str, Any]:
 
 
 def expectation(bundle: Path) -> str:
-    """What the evaluation in the run of a bundle measured; empty where there is none."""
-    from tuning.judging.verdicts import describe_ratio, ratio_of
+    """What an evaluation found the bundle to be worth; empty where there is none."""
+    from tuning.policy.worth import describe_worth, noted_worth
 
-    try:
-        evaluation = json.loads((bundle.absolute().parent / "evaluation.json").read_bytes())
-        ratio = describe_ratio(ratio_of(evaluation["policies"][evaluation["learned"]], "mean_ms"))
-        against = f"{evaluation['reference']} in {evaluation['scenario']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    where = f"on a {evaluation['testbed']} testbed" if "testbed" in evaluation else "of its run"
-    return f"mean response time {ratio} that of {against}, as the evaluation {where} measured"
+    worth = noted_worth(bundle)
+    return "" if worth is None else describe_worth(worth)
+
+
+def answer(alarm: str, folder: Path) -> str:
+    """The command that answers an alarm; empty where none is needed."""
+    return next((command for begin, command in _ANSWERS if alarm.startswith(begin)), "").format(folder=folder)
 
 
 def with_answer(alarm: str, folder: Path) -> str:
     """The alarm with the command that answers it, if one does."""
-    answer = next((command for begin, command in _ANSWERS if alarm.startswith(begin)), "")
-    return f"{alarm}; answer: {answer.format(folder=folder)}" if answer else alarm
+    command = answer(alarm, folder)
+    return f"{alarm}; answer: {command}" if command else alarm
 
 
 def _rows(topology: Topology, table: NDArray[Any]) -> list[list[float]]:

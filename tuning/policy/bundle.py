@@ -122,14 +122,6 @@ def _network(folder: Path, problem: DecisionProblem, model: ModelOptions) -> Arr
     return ArrayNet(arrays, groups, model.squashed, action)
 
 
-def note_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
-    """Adds to a bundle's provenance what an evaluation of it found; plain JSON. Raises OSError."""
-    path = folder / "bundle.json"
-    data = json.loads(path.read_bytes())
-    data["provenance"]["evaluation"] = evaluation
-    write_atomic(path, json.dumps(data, indent=1).encode())
-
-
 FILES = frozenset({"bundle.json", "encoder.npz", "policy.safetensors"})
 SAMPLES, PREVIOUS = "samples.npz", "previous"
 """Added by a recalibration: the samples that the mixture was fitted to, and the bundle before it."""

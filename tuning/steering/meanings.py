@@ -30,23 +30,3 @@ MODE_MEANINGS = {
     "canary": "Canary: goes a stated share of the way from the baseline to the policy.",
     "active": "Active: the policy's control is in force, within the guards.",
 }
-
-_ANSWERS = (
-    (
-        "recalibrate",
-        "deepsched steer recalibrate NEW --bundle BUNDLE --folder {folder}; deepsched steer swap NEW --folder {folder}",
-    ),
-    ("policy failed", "deepsched steer swap BUNDLE --folder {folder}"),
-    ("bundle not swapped", "deepsched steer swap BUNDLE --folder {folder}"),
-    ("statistics missing", "deepsched doctor; is NGINX's status page there?"),
-    ("overload", "add servers, or deepsched steer revert --folder {folder}"),
-    ("weights were changed", "deepsched steer pause --folder {folder}, to keep them"),
-    ("not applied", "nginx -t; then deepsched steer status --folder {folder}"),
-    ("no heartbeat", "df -h {folder}"),
-)
-
-
-def answer(alarm: str, folder: str) -> str:
-    """The command that answers an alarm."""
-    found = next((command for begin, command in _ANSWERS if alarm.startswith(begin)), None)
-    return (found or "deepsched steer status --folder {folder}").format(folder=folder)

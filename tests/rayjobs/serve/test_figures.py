@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayjobs.serve.figures import Measured, folded, group_figures, moves, point, predicted, regime_after
+from rayjobs.serve.figures import Measured, folded, group_figures, moves, point, regime_after
 from rayjobs.serve.live import LiveView
-from tests.support.steering_cases import DEADLINES_S, recorded, trained_bundle
-from tuning.policy.bundle import note_evaluation
+from tests.support.steering_cases import DEADLINES_S, recorded
 from tuning.steering.audit import read_lines
 
 DEADLINES_MS = [1e3 * value for value in DEADLINES_S]
@@ -92,17 +90,6 @@ def test_what_was_measured_adds_up_to_the_record(tmp_path: Path) -> None:
     )
     assert measured["policy"]["mean_ms"] > 0
     assert gain["predicted"] is None
-
-
-def test_only_what_the_bundle_holds_is_predicted(tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    assert predicted(bundle) is None
-    trained_bundle().save(bundle)
-    assert predicted(bundle) is None
-    note_evaluation(bundle, {"reference": "least_conn"})
-    assert predicted(bundle) == {"reference": "least_conn"}
-    (bundle / "bundle.json").write_text(json.dumps({"provenance": []}))
-    assert predicted(bundle) is None
 
 
 def test_moves_are_the_largest_first(lines: list[dict[str, Any]]) -> None:

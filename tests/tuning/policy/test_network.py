@@ -14,7 +14,7 @@ from actuators.errors import BundleError
 from envs.environment.actions import ActionOptions
 from tests.support.steering_cases import trained_bundle
 from tuning.options import ModelOptions
-from tuning.policy.bundle import load_bundle, note_evaluation
+from tuning.policy.bundle import load_bundle
 from tuning.policy.model import EquivariantNet, learning_net
 from tuning.policy.network import ArrayNet, best_action, expected_shapes
 
@@ -81,11 +81,3 @@ def test_other_tensors_are_refused_by_name(change: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "policy.safetensors")
     with pytest.raises(BundleError, match=r"network does not load: 'action\.2\."):
         load_bundle(tmp_path)
-
-
-def test_an_evaluation_is_noted_in_the_bundle(tmp_path: Path) -> None:
-    trained_bundle().save(tmp_path)
-    note_evaluation(tmp_path, {"reference": "least_conn"})
-    loaded = load_bundle(tmp_path)
-    assert loaded.provenance["evaluation"] == {"reference": "least_conn"}
-    assert loaded.provenance["command"] == "a test"
