@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from hdrh.histogram import HdrHistogram
 
 from actuators.contract import histogram
 from actuators.contract.arrays import IntArray
@@ -63,6 +62,8 @@ def log_lines(window: LoadSummary) -> Iterator[str]:
 
 def encode(counts: IntArray) -> bytes:
     """Base64 of the compressed V2 encoding of counts ``[histogram.SIZE]``: nanoseconds, two significant digits."""
+    from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - `collect` imports this module and works without it
+
     encoded = HdrHistogram(_LOWEST_NS, _HIGHEST_NS, _DIGITS)
     values_ns = np.rint(histogram.midpoints_s() * 1e9).astype(np.int64)
     for bucket in np.flatnonzero(counts):

@@ -92,11 +92,6 @@ class Admin:
             await self._public.open()
 
 
-def to_message(plan: ServerPlan, start_s: float) -> dict[str, Any]:
-    """Body of POST /play."""
-    return {"plan": plan.to_json(), "start_s": start_s}
-
-
 def steps(speeds: list[float], step_s: float, server: int = 0) -> Behaviours:
     """Interference in steps: each speed holds for `step_s` seconds."""
     changes = [Behaviour(number * step_s, server, speed) for number, speed in enumerate(speeds)]

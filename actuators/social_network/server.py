@@ -17,7 +17,6 @@ from actuators.contract.topology import Topology
 from actuators.errors import ServiceError
 from actuators.http_client import http_session, responds
 from actuators.processes.process import ManagedProcess
-from actuators.social_network.admin import to_message
 from actuators.social_network.capacity import ServerPlan, plan_of
 from actuators.social_network.store import SocialNetworkOptions
 
@@ -120,7 +119,7 @@ class SocialNetworkServer:
 
     def play_plan(self, plan: ServerPlan) -> None:
         """As `play`, for a plan."""
-        self._admin_call("POST", "/play", to_message(plan, time.monotonic()))
+        self._admin_call("POST", "/play", {"plan": plan.to_json(), "start_s": time.monotonic()})
 
     def behave(self, *behaviours: Behaviour) -> None:
         """Replaces the plan's behaviours; seconds count from this call. Raises ServiceError."""

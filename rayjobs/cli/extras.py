@@ -10,7 +10,7 @@ MODULES: dict[str, dict[str, str]] = {
     "serve": {"fastapi": "fastapi", "starlette": "fastapi", "uvicorn": "uvicorn"},
     "train": {
         "torch": "torch", "ray": "ray", "gymnasium": "gymnasium", "sklearn": "scikit-learn", "numba": "numba",
-        "scipy": "scipy", "pandas": "pandas", "pyarrow": "pyarrow", "plotly": "plotly", "jinja2": "jinja2",
+        "pandas": "pandas", "pyarrow": "pyarrow", "plotly": "plotly", "jinja2": "jinja2",
         "tensorboard": "tensorboard", "uvloop": "uvloop", "httptools": "httptools", "hdrh": "hdrhistogram",
         "optuna": "optuna",
     },

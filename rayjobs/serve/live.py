@@ -18,7 +18,7 @@ from rayjobs.steer.heartbeat import answer
 from tuning.policy.worth import noted_worth
 from tuning.steering.audit import has_data, recorded_percent
 from tuning.steering.meanings import GUARD_MEANINGS, MODE_MEANINGS, SOURCE_MEANINGS
-from tuning.steering.options import current_mode
+from tuning.steering.options import GUARDS, current_mode
 
 HISTORY_S = 900.0
 STALE_AFTER_S = 5.0
@@ -123,8 +123,13 @@ class LiveView:
             "reference": line["reference"],
             "latency_ms": line.get("latency_ms", {}),
             "guards": [
-                {"name": name, "speaks": name in line["guards"], "count": counts.get(name, 0), "meaning": meaning}
-                for name, meaning in GUARD_MEANINGS.items()
+                {
+                    "name": name,
+                    "speaks": name in line["guards"],
+                    "count": counts.get(name, 0),
+                    "meaning": GUARD_MEANINGS[name],
+                }
+                for name in GUARDS
             ],
             "groups": groups,
             "moves": moves(groups),

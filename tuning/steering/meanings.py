@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from tuning.steering.options import GuardName
-
-GUARD_MEANINGS: dict[GuardName, str] = {
+GUARD_MEANINGS: dict[str, str] = {
     "floor": "A weight was raised to the smallest one allowed, so that every server stays seen.",
     "cap": "A server's share was cut to the largest one allowed.",
     "step": "A change was larger than one step may be; it is made in several.",
@@ -19,6 +17,7 @@ GUARD_MEANINGS: dict[GuardName, str] = {
     "measuring": "The baseline is in force and is being measured, to compare the policy with it.",
     "operator": "An operator's order is in force.",
     "actuation": "NGINX did not take a change; the former control is in force.",
+    "silent": "A server is dead or answers nothing; it keeps a share for probing only.",
 }
 SOURCE_MEANINGS = {
     "policy": "The learned policy decides.",

@@ -10,8 +10,11 @@ import pytest
 
 from rayjobs.serve.figures import Measured, folded, group_figures, moves, point, regime_after
 from rayjobs.serve.live import LiveView
+from rayjobs.steer.metrics import MODES, SOURCES
 from tests.support.steering_cases import DEADLINES_S, recorded
 from tuning.steering.audit import read_lines
+from tuning.steering.meanings import GUARD_MEANINGS, MODE_MEANINGS, SOURCE_MEANINGS
+from tuning.steering.options import GUARDS
 
 DEADLINES_MS = [1e3 * value for value in DEADLINES_S]
 
@@ -100,3 +103,9 @@ def test_moves_are_the_largest_first(lines: list[dict[str, Any]]) -> None:
     assert 0 < len(found) <= 6
     same = {**lines[-1], "in_force": lines[-1]["policy"]}
     assert moves(group_figures(same, DEADLINES_MS, {})) == []
+
+
+def test_every_guard_mode_and_source_is_explained() -> None:
+    assert set(GUARDS) <= set(GUARD_MEANINGS)
+    assert set(MODE_MEANINGS) == set(MODES)
+    assert set(SOURCE_MEANINGS) == set(SOURCES)
