@@ -100,9 +100,8 @@ def test_the_wheel_alone_records_and_steers_in_a_fresh_environment(tmp_path: Pat
     subprocess.run([*pip, "--python", str(python), "install", str(wheel)], check=True, timeout=TIMEOUT_S)
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
     variables = {name: value for name, value in os.environ.items() if name not in hidden}
-    packages = subprocess.run(
-        [*pip, "--python", str(python), "list", "--format=freeze"], capture_output=True, text=True, check=True
-    ).stdout
+    freeze = [*pip[:4], "--python", str(python), "list", "--format=freeze"]
+    packages = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
     installed = {line.partition("==")[0].lower().replace("_", "-") for line in packages.splitlines()}
     assert pinned(PROJECT["dependencies"]) <= installed
     assert installed & {name for modules in MODULES.values() for name in modules.values()} == set()
