@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from actuators.credentials import without_credentials
+
 
 class DeepSchedError(Exception):
-    """Base class of all of them.
+    """Base class of all of them. Credentials of URLs are taken out of all texts.
 
     Args:
         what: what happened, without a full stop.
@@ -20,8 +22,9 @@ class DeepSchedError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", evidence: str = "") -> None:
-        self.what, self.where, self.remedy, self.evidence = what, where, remedy, evidence
-        super().__init__(what, where, remedy, evidence)
+        self.what, self.where = without_credentials(what), without_credentials(where)
+        self.remedy, self.evidence = without_credentials(remedy), without_credentials(evidence)
+        super().__init__(self.what, self.where, self.remedy, self.evidence)
 
     def __str__(self) -> str:
         line = self.what

@@ -1,27 +1,32 @@
-"""`deepsched collect`: records NGINX's statistics as JSON lines, with or without load from here."""
+"""`deepsched collect`: records NGINX's statistics as JSON lines, live or from the history that Prometheus kept."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from actuators.contract.topology import Topology, social_network
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, closest
 from actuators.load.engine import LoadEngine
 from actuators.load.plans import PlanOptions, make_streams
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only
+from actuators.statistics.history import History
+from actuators.statistics.lacks import lacks, named_groups
 from actuators.statistics.reader import CollectOptions, StatusReader
 from actuators.statistics.recording import SnapshotWriter, record
+from actuators.statistics.vts import Snapshot
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import make_load, make_nginx, make_server
 from rayjobs.cli.console import log_line
@@ -33,7 +38,10 @@ from rayjobs.runs.folder import RunFolder
 _log = partial(log_line, "collect")
 
 
-_LOADED = Only(status_url=NOT_GIVEN), Only(target=GIVEN)
+_LIVE = Only(prometheus=NOT_GIVEN)
+_LOADED = Only(status_url=NOT_GIVEN, prometheus=NOT_GIVEN), Only(target=GIVEN)
+_EMBEDDED = Only(status_url=NOT_GIVEN, prometheus=NOT_GIVEN)
+_AGO_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class CollectRunOptions(PlanOptions):
@@ -41,24 +49,40 @@ class CollectRunOptions(PlanOptions):
 
     only: ClassVar = {
         **dict.fromkeys(PlanOptions.model_fields.keys() - {"duration_s"}, _LOADED),
+        "duration_s": _LIVE,
         "until_pid": Only(status_url=GIVEN, target=NOT_GIVEN),
+        "status_url": _LIVE,
+        "target": _LIVE,
         "live.load": _LOADED,
-        "live.service": Only(status_url=NOT_GIVEN),
-        "live.nginx": Only(status_url=NOT_GIVEN),
+        "live.service": _EMBEDDED,
+        "live.nginx": _EMBEDDED,
         "live.collect": Never("set reading"),
     }
 
     out: Path = Path("snapshots.json")
     """File that the snapshots are appended to, one JSON object per line."""
     status_url: str = ""
-    """vts JSON of your NGINX, as http://HOST:PORT/status/format/json; an embedded testbed when not given."""
+    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json, or its Prometheus text, which
+    lacks weights; an embedded testbed when not given."""
+    groups: tuple[str, ...] = ()
+    """Upstreams that are recorded; all when empty."""
+    prometheus: str = ""
+    """Prometheus server whose history is recorded in place of live readings, as http://HOST:9090; none when empty."""
+    match: Annotated[str, Only(prometheus=GIVEN)] = ""
+    """Selector of one NGINX in Prometheus, as {instance="10.0.0.1:80"}; may be left out when it watches only one."""
+    start: Annotated[str, Only(prometheus=GIVEN)] = "1d"
+    """Begin of the history: a time as 2026-11-01T00:00:00Z, or how long ago, as 90m, 6h, 14d or 2w."""
+    end: Annotated[str, Only(prometheus=GIVEN)] = "0s"
+    """End of the history, written as `start`."""
+    step_s: Annotated[float, Only(prometheus=GIVEN)] = Field(15.0, gt=0)
+    """Least time between two snapshots of the history; a scrape is taken once."""
     target: str = ""
     """http://HOST:PORT that receives the load plan; without it, your NGINX is only read."""
     until_pid: int = Field(0, ge=0)
     """Process, for example your load generator, whose end also ends the recording; 0 for none."""
-    interval_s: float = Field(0.5, gt=0)
+    interval_s: Annotated[float, _LIVE] = Field(0.5, gt=0)
     """Time between two snapshots."""
-    reading: CollectOptions = CollectOptions()
+    reading: Annotated[CollectOptions, _LIVE] = CollectOptions()
     """How the statistics are read."""
     live: LiveOptions = LiveOptions()
     """Parts of the embedded testbed, and the load engine."""
@@ -72,26 +96,81 @@ class Subject:
     engine: LoadEngine | None = None
 
 
+@dataclass
+class Chosen:
+    """Restricts snapshots to the wanted groups, and says once what they do not show."""
+
+    groups: tuple[str, ...]
+    _said: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)
+
+    def __call__(self, snapshot: Snapshot) -> Snapshot:
+        """The wanted part. Raises ConfigError for a group that NGINX does not have."""
+        known = named_groups(snapshot)
+        for name in () if self._seen or snapshot.source == "prometheus" else self.groups:
+            if name not in known:
+                raise ConfigError(f"NGINX has no upstream '{name}'", where="--groups", remedy=closest(name, known))
+        wanted = {name: snapshot.groups[name] for name in self.groups or snapshot.groups if name in snapshot.groups}
+        self._seen |= set(wanted)
+        chosen = replace(snapshot, groups=wanted)
+        for lack in lacks(chosen):
+            if lack.name not in self._said:
+                self._said.add(lack.name)
+                _log(f"{lack.what}; {lack.remedy}")
+        return chosen
+
+    def unseen(self) -> list[str]:
+        """Wanted groups that no snapshot had."""
+        return sorted(set(self.groups) - self._seen)
+
+
 def run(options: CollectRunOptions) -> int:
-    """Records until the load ends, the duration is over, or Ctrl-C; 0 then."""
+    """Records until the load ends, the duration is over, or Ctrl-C; 0 then, and 1 when nothing was recorded."""
     _check(options)
-    with (
-        SnapshotWriter(options.out) as writer,
-        _subject(options) as subject,
-        StatusReader(subject.status_url, options.reading) as reader,
-    ):
-        _record(options, subject, reader, writer)
+    chosen = Chosen(options.groups)
+    with SnapshotWriter(options.out) as writer:
+        if options.prometheus:
+            _record_history(options, chosen, writer)
+        else:
+            with (
+                _subject(options) as subject,
+                StatusReader(subject.status_url, options.reading, takes_text=True) as reader,
+            ):
+                _record(options, subject, lambda: chosen(reader.snapshot()), writer)
+    for name in chosen.unseen():
+        _log(f"upstream '{name}' had no request")
     _log(f"{writer.written} snapshots and {writer.gaps} gaps in {options.out}")
-    return 0
+    return 0 if writer.written else 1
 
 
 def _check(options: CollectRunOptions) -> None:
     if options.target and not options.status_url:
         raise ConfigError("--target without --status-url", remedy="give the URL of that NGINX's statistics")
-    if options.status_url and not options.status_url.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"'{options.status_url}' is not a URL", where="--status-url", remedy="write it as http://HOST:PORT/PATH"
-        )
+    for flag, url in (("--status-url", options.status_url), ("--prometheus", options.prometheus)):
+        if url and not url.startswith(("http://", "https://")):
+            raise ConfigError(f"'{url}' is not a URL", where=flag, remedy="write it as http://HOST:PORT/PATH")
+
+
+def _record_history(options: CollectRunOptions, chosen: Chosen, writer: SnapshotWriter) -> None:
+    start_s, end_s = time_of(options.start, "--start"), time_of(options.end, "--end")
+    if start_s >= end_s:
+        raise ConfigError(f"the history begins at '{options.start}', after its end", where="--start")
+    with History(options.prometheus, options.match, options.groups) as history:
+        for snapshot in history.snapshots(start_s, end_s, options.step_s):
+            writer.write(chosen(snapshot))
+
+
+def time_of(text: str, flag: str) -> float:
+    """Seconds since the epoch of a time, or of how long ago. Raises ConfigError."""
+    ago = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    if ago:
+        return time.time() - int(ago[1]) * _AGO_S[ago[2]]
+    try:
+        when = datetime.fromisoformat(text)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        remedy = "write 2026-11-01T00:00:00Z, or how long ago: 90m, 6h, 14d"
+        raise ConfigError(f"'{text}' is not a time", where=flag, remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -126,9 +205,9 @@ def _embedded(options: CollectRunOptions, folder: Path, stack: contextlib.ExitSt
     return nginx.address, topology, nginx.status_url
 
 
-def _record(options: CollectRunOptions, subject: Subject, reader: StatusReader, writer: SnapshotWriter) -> None:
+def _record(options: CollectRunOptions, subject: Subject, read: Callable[[], Snapshot], writer: SnapshotWriter) -> None:
     try:
-        record(reader, writer, options.interval_s, _pause(options, subject), _log)
+        record(read, writer, options.interval_s, _pause(options, subject), _log)
     except Terminated:
         raise
     except KeyboardInterrupt:
@@ -154,8 +233,11 @@ VERB = Verb(
     options=CollectRunOptions,
     run=run,
     positional=("out",),
-    common=("status_url", "target", "interval_s", "duration_s", "until_pid", "plan", "rate_rps", "mix", "seed"),
-)
+    common=(
+        "status_url", "groups", "target", "interval_s", "duration_s", "until_pid", "prometheus", "match", "start",
+        "end", "step_s", "plan", "rate_rps", "mix", "seed",
+    ),
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

@@ -1,4 +1,7 @@
-"""`deepsched doctor`: what this machine has and lacks, one check per function, with remedies. It changes nothing."""
+"""`deepsched doctor`: what this machine, or an NGINX that somebody runs, has and lacks, with remedies.
+
+One check per function; those of an NGINX are in `actuators.external.preflight`. It changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,12 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from actuators.credentials import without_credentials
 from actuators.errors import DeepSchedError, MissingToolError
+from actuators.external.preflight import PreflightOptions, preflight
 from actuators.files import writable_folder
 from actuators.load.build import cache_dir, find_compiler
 from actuators.nginx.detect import INSTALL, NginxBuild, detect
-from actuators.options import Options
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import EXIT_USER_ERROR, Verb, run_verb
 from rayjobs.runs.folder import TRAIN, pinned_versions
@@ -248,11 +252,8 @@ def _amount(name: str, free: int, *, least: int, good: int, remedy: str) -> Find
 _MARKS = {"ok": ("✓", "green"), "poor": ("!", "yellow"), "missing": ("✗", "bold red")}
 
 
-class DoctorOptions(Options):
-    """What is checked."""
-
-    nginx: str = "nginx"
-    """NGINX program, by name or path."""
+class DoctorOptions(PreflightOptions):
+    """What is checked: the NGINX of a status URL, or this machine."""
 
 
 _FOR_LEARNING = ("Ray", "C compiler", "engine cache")
@@ -282,9 +283,9 @@ def require(findings: Sequence[Finding]) -> None:
         raise MissingToolError(what, remedy=remedy)
 
 
-def table(findings: Sequence[Finding]) -> Table:
+def table(findings: Sequence[Finding], title: str = "deepsched doctor") -> Table:
     """The findings as a table."""
-    drawn = Table(title="deepsched doctor", title_justify="left")
+    drawn = Table(title=Text(title), title_justify="left")
     for column in ("", "part", "found", "remedy"):
         drawn.add_column(column, overflow="fold")
     for finding in findings:
@@ -294,7 +295,25 @@ def table(findings: Sequence[Finding]) -> Table:
 
 
 def run(options: DoctorOptions) -> int:
-    """Prints the table; 0 when the demo (in the small installation: steering) can run, 2 when it cannot."""
+    """Prints the table; the exit status.
+
+    For this machine 0 when the demo (in the small installation: steering) can run, else 2. For the NGINX of the status
+    URL 0 when it can be watched and, where a way is given, steered, else 1.
+    """
+    return _see_nginx(options) if options.status_url else _see_machine(options)
+
+
+def _see_nginx(options: DoctorOptions) -> int:
+    levels: dict[str, Level] = {"ok": "ok", "warn": "poor", "fail": "missing"}
+    findings = [Finding(each.name, levels[each.level], each.what, each.remedy) for each in preflight(options)]
+    out = console_out()
+    out.print(table(findings, without_credentials(f"deepsched doctor --status-url {options.status_url}")))
+    wrong = [finding.name for finding in findings if finding.level == "missing"]
+    out.print("Everything that is needed is there." if not wrong else f"To be corrected first: {', '.join(wrong)}.")
+    return 1 if wrong else 0
+
+
+def _see_machine(options: DoctorOptions) -> int:
     findings = diagnose(options.nginx)
     out = console_out()
     out.print(table(findings))
@@ -304,7 +323,13 @@ def run(options: DoctorOptions) -> int:
     return EXIT_USER_ERROR if missing else 0
 
 
-VERB = Verb("doctor", "deepsched doctor --nginx /usr/sbin/nginx", DoctorOptions, run)
+VERB = Verb(
+    "doctor",
+    "deepsched doctor --status-url http://127.0.0.1:8081/status/format/json --nginx-conf /etc/nginx/nginx.conf",
+    DoctorOptions,
+    run,
+    common=("status_url", "groups", "nginx_conf", "control_url", "token_file", "load_balancers", "nginx"),
+)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,18 @@ from typing import Any, Self
 
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
+from actuators.credentials import without_credentials
 from actuators.errors import StatusError
 from actuators.http_client import MAX_BODY_BYTES, KeptConnection, NoResponseError
 from actuators.options import Options
+from actuators.statistics.prometheus import LACKS, parse_text
 from actuators.statistics.vts import Snapshot, parse, parse_json
 from actuators.statistics.windows import difference, gap
+
+_REMEDIES = {
+    401: "put the right user and password before the host of the URL; they are sent and never recorded",
+    403: "allow this machine to read the status location",
+}
 
 
 class CollectOptions(Options):
@@ -23,9 +30,9 @@ class CollectOptions(Options):
     connect_timeout_s: float = 1.0
     """Longest wait for a connection to the status endpoint, in seconds."""
     read_timeout_s: float = 2.0
-    """Longest time for the whole document, in seconds."""
+    """Longest time for the whole document, in seconds, also when it comes byte by byte."""
     max_bytes: int = MAX_BODY_BYTES
-    """Longest document that is read, in bytes; 300 servers take about 1 MB."""
+    """Longest document that is read, in bytes, after decoding; 300 servers take about 1 MB."""
 
 
 class StatusReader:
@@ -33,13 +40,18 @@ class StatusReader:
 
     Args:
         status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``.
+        takes_text: whether vts' Prometheus text is read, too; it lacks weights and flags.
+
+    Attributes:
+        status_url: without credentials.
 
     Raises:
         ConfigError: `status_url` is not an HTTP address.
     """
 
-    def __init__(self, status_url: str, options: CollectOptions | None = None) -> None:
-        self.status_url, options = status_url, options or CollectOptions()
+    def __init__(self, status_url: str, options: CollectOptions | None = None, *, takes_text: bool = False) -> None:
+        self.status_url, options = without_credentials(status_url), options or CollectOptions()
+        self._takes_text = takes_text
         self._connection = KeptConnection(
             status_url,
             connect_timeout_s=options.connect_timeout_s,
@@ -51,11 +63,20 @@ class StatusReader:
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
         status, body = self._get()
+        if status == 200 and body.lstrip()[:1] == b"#":
+            return self._text(body)
         if status == 200:
             with contextlib.suppress(StatusError):
                 return parse_json(body)
         # The slower way names the error.
         return parse(self._document(status, body))
+
+    def _text(self, body: bytes) -> Snapshot:
+        if not self._takes_text:
+            raise StatusError(
+                f"Prometheus text: {LACKS}", where=self.status_url, remedy="give vts' JSON, /status/format/json"
+            )
+        return parse_text(body, round(time.time() * 1000))
 
     def document(self) -> dict[str, Any]:
         """The statistics as a JSON object. Raises StatusError."""
@@ -63,7 +84,7 @@ class StatusReader:
 
     def _document(self, status: int, body: bytes) -> dict[str, Any]:
         if status != 200:
-            remedy = "point it at vts' JSON, for example /status/format/json"
+            remedy = _REMEDIES.get(status, "point it at vts' JSON, for example /status/format/json")
             raise StatusError(f"HTTP status {status}", where=self.status_url, remedy=remedy)
         try:
             document = json.loads(body)

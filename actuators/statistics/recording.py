@@ -1,7 +1,8 @@
 """Recordings of snapshots as JSON lines (docs/file-formats.md#snapshots): record at an even pace, write, read.
 
-One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``. A killed
-writer tears at most its last line; files with the keys of the project's first data set can be read too.
+One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``. Groups with
+the name of one of the line's own keys are in ``"upstreamZones": {GROUP: {…}}``. A killed writer tears at most its last
+line; files with the keys of the project's first data set can be read too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,10 +19,13 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from actuators.errors import DataError, StatusError
-from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import Responses, ServerCounters, Snapshot, parse
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
+_SOURCE, _MORE_GROUPS = "source", "upstreamZones"
+_RESERVED = frozenset((*_SNAPSHOT_KEYS, _SOURCE, _MORE_GROUPS, "gap"))
+_NOT_SHOWN = ("weight", "maxFails", "failTimeout", "backup", "down")
+"""Keys of a server that are left out where the statistics do not show them."""
 _GAP = "gap"
 _BAD = "Non 2xx/3xx responses"
 OLD_INTERVAL_MS = 500
@@ -29,7 +34,7 @@ _LONGEST_BACKOFF_S = 5.0
 
 
 def record(
-    reader: StatusReader,
+    read: Callable[[], Snapshot],
     writer: SnapshotWriter,
     interval_s: float,
     pause: Callable[[float], bool],
@@ -40,6 +45,7 @@ def record(
     When the statistics cannot be read, writes a gap and tries again at growing intervals of up to 5 s.
 
     Args:
+        read: takes a reading; StatusError when the statistics cannot be read.
         pause: waits that many seconds, or less; True ends the recording.
         note: called with a line when NGINX becomes unreachable, and when it responds again.
 
@@ -50,7 +56,7 @@ def record(
     last = False
     while True:
         try:
-            writer.write(reader.snapshot())
+            writer.write(read())
             if silent:
                 note(f"NGINX responds again after {silent} attempts")
             silent = 0
@@ -82,7 +88,7 @@ class Recording(NamedTuple):
 
 
 class SnapshotWriter:
-    """Appends snapshots to a file, each with one write.
+    """Appends snapshots to a file, each with one write. A new file in which nothing was written is removed again.
 
     Raises DataError when the file cannot be opened or written.
     """
@@ -90,6 +96,7 @@ class SnapshotWriter:
     def __init__(self, path: Path) -> None:
         self.path, self.written, self.gaps = path, 0, 0
         try:
+            self._is_new = not path.exists()
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
             if _torn(path):
                 self._file.write(b"\n")
@@ -114,6 +121,8 @@ class SnapshotWriter:
 
     def close(self) -> None:
         self._file.close()
+        if self._is_new and self.written + self.gaps == 0:
+            self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -152,24 +161,25 @@ def read_snapshots(path: Path) -> Recording:
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """One line as an object. Raises DataError for a group with the name of one of the line's keys."""
-    taken = sorted(set(snapshot.groups) & set(_SNAPSHOT_KEYS))
-    if taken:
-        raise DataError(f"a group is called '{taken[0]}'", where="snapshots", remedy="rename the upstream")
+    """One line as an object."""
     line: dict[str, Any] = {
         "nowMsec": snapshot.now_ms,
         "loadMsec": snapshot.load_ms,
         "hostName": snapshot.host_name,
         "connections": msgspec.to_builtins(snapshot.connections),
     }
+    if snapshot.source != "vts":
+        line[_SOURCE] = snapshot.source
     if snapshot.zone is not None:
         line["sharedZones"] = _known(snapshot.zone)
     if snapshot.balancer is not None:
         line["deepsched"] = msgspec.to_builtins(snapshot.balancer)
+    without = () if snapshot.source == "vts" else _NOT_SHOWN
     for name, servers in snapshot.groups.items():
-        line[name] = {server: _server_to_json(counters) for server, counters in servers.items()}
+        group = {server: _server_to_json(counters, without) for server, counters in servers.items()}
         if snapshot.unserved.get(name) and name not in servers:
-            line[name][name] = _server_to_json(_unserved(name, snapshot.unserved[name]))
+            group[name] = _server_to_json(_unserved(name, snapshot.unserved[name]))
+        (line.setdefault(_MORE_GROUPS, {}) if name in _RESERVED else line)[name] = group
     return line
 
 
@@ -177,7 +187,11 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
     """The snapshot of one line with old or new keys. Raises StatusError for any other line."""
     if not isinstance(line, Mapping):
         raise StatusError("a line is not a JSON object", where="snapshots")
-    groups = {name: value for name, value in line.items() if name not in _SNAPSHOT_KEYS}
+    source = "prometheus" if line.get(_SOURCE) == "prometheus" else "vts"
+    own = {*_SNAPSHOT_KEYS, _MORE_GROUPS} | ({_SOURCE} if source != "vts" else set())
+    more = line.get(_MORE_GROUPS, {})
+    groups = {name: value for name, value in line.items() if name not in own}
+    groups |= more if isinstance(more, Mapping) else {_MORE_GROUPS: more}
     if not groups or not all(isinstance(servers, Mapping) for servers in groups.values()):
         raise StatusError("a line has no groups", where="snapshots", remedy="expected {GROUP: {SERVER: {…}}}")
     document = {key: line[key] for key in _SNAPSHOT_KEYS if key in line}
@@ -188,12 +202,13 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
         name: [_server_from_json(server, counters) for server, counters in servers.items()]
         for name, servers in groups.items()
     }
-    return parse(document)
+    return replace(parse(document), source=source)
 
 
-def _server_to_json(counters: ServerCounters) -> dict[str, Any]:
+def _server_to_json(counters: ServerCounters, without: Sequence[str] = ()) -> dict[str, Any]:
     entry = _known(counters)
-    del entry["server"]
+    for key in ("server", *without):
+        del entry[key]
     informational, _, _, client, server = counters.responses.counts()
     entry[_BAD] = informational + client + server
     return entry

@@ -7,10 +7,11 @@ Unknown keys are ignored, optional ones have defaults, anything else is a Status
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -19,7 +20,10 @@ from actuators.errors import StatusError
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 InFlight = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+Source = Literal["vts", "prometheus"]
 _MOST = 2**64 - 1
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What no message can show: control characters, and halves of surrogate pairs."""
 
 
 class _VtsStruct(msgspec.Struct, rename="camel", frozen=True, gc=False):
@@ -28,7 +32,12 @@ class _VtsStruct(msgspec.Struct, rename="camel", frozen=True, gc=False):
 
 def _bounded(*counts: int) -> None:
     if max(counts) > _MOST:
-        raise ValueError(f"a count of {max(counts):g} is above 2**64")
+        raise ValueError("a count is above 2**64")
+
+
+def _named(name: str) -> None:
+    if _NO_NAME.search(name):
+        raise ValueError("a name with a control character or half a surrogate pair")
 
 
 @lru_cache(maxsize=64)
@@ -122,9 +131,10 @@ class ServerCounters(_VtsStruct, frozen=True):
 
     def __post_init__(self) -> None:
         _bounded(
-            self.request_counter, self.in_bytes, self.out_bytes, self.request_msec_counter,
-            self.response_msec_counter or 0, self.weight,
+            self.request_counter, self.in_bytes, self.out_bytes, self.request_msec_counter, self.request_msec,
+            self.response_msec_counter or 0, self.response_msec, self.weight, self.max_fails, self.fail_timeout,
         )  # fmt: skip
+        _named(self.server)
 
     @property
     def removed(self) -> bool:
@@ -185,6 +195,10 @@ class Zone(_VtsStruct, frozen=True):
     used_node: Count = 0
     free_size: Count | None = None
 
+    def __post_init__(self) -> None:
+        _bounded(self.max_size, self.used_size, self.used_node, self.free_size or 0)
+        _named(self.name)
+
     @property
     def full(self) -> bool:
         """Whether there is no page for a new server, which takes 4 KiB."""
@@ -213,6 +227,8 @@ class BalancerEntry(_VtsStruct, frozen=True):
 
     def __post_init__(self) -> None:
         _bounded(self.requests, self.idle_requests, self.idle_response_msec)
+        _named(self.group)
+        _named(self.server)
 
     def sums(self) -> tuple[float, ...]:
         """requests, idle requests, their response time in ms, predicted wait and service time in s."""
@@ -232,9 +248,16 @@ class Balancer(_VtsStruct, frozen=True):
     version: Count = 0
     servers: tuple[BalancerEntry, ...] = ()
 
+    def __post_init__(self) -> None:
+        _bounded(self.start_msec, self.version)
+        _named(self.method)
+
 
 class _ServerZone(_VtsStruct, frozen=True):
     request_counter: Count = 0
+
+    def __post_init__(self) -> None:
+        _bounded(self.request_counter)
 
 
 class Document(_VtsStruct, frozen=True, kw_only=True):
@@ -252,6 +275,8 @@ class Document(_VtsStruct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _bounded(self.now_msec, self.load_msec)
+        for name in (self.host_name, self.module_version, *self.server_zones, *self.upstream_zones):
+            _named(name)
 
 
 class RecordedDocument(Document, frozen=True, kw_only=True):
@@ -270,6 +295,7 @@ class Snapshot:
         unserved: group → requests that met no live server (the pseudo-server of vts with the name of the group).
         duplicates: (group, server) pairs that the configuration lists more than once.
         client_requests: client-side count by server name, ``*`` for all.
+        source: "prometheus" shows no weights, and a server only once it had a request.
     """
 
     now_ms: int
@@ -283,6 +309,7 @@ class Snapshot:
     duplicates: frozenset[tuple[str, str]] = frozenset()
     client_requests: Mapping[str, int] = field(default_factory=dict)
     balancer: Balancer | None = None
+    source: Source = "vts"
 
 
 _DECODER = msgspec.json.Decoder(RecordedDocument)
@@ -295,7 +322,30 @@ def parse(document: Mapping[str, Any]) -> Snapshot:
     """
     if not isinstance(document, Mapping):
         raise StatusError(f"statistics are a {type(document).__name__}", remedy="expected a vts JSON object")
-    return snapshot(_checked(lambda: msgspec.convert(document, RecordedDocument)))
+    try:
+        return snapshot(_checked(lambda: msgspec.convert(document, RecordedDocument)))
+    except StatusError:
+        _name_the_server(document)
+        raise
+
+
+def _name_the_server(document: Mapping[str, Any]) -> None:
+    """Raises StatusError for the first group or server that is not of vts, with its name."""
+    zones = document.get("upstreamZones")
+    for group, entries in zones.items() if isinstance(zones, Mapping) else ():
+        for entry in entries if isinstance(entries, Sequence) else ():
+            try:
+                msgspec.convert(entry, RecordedCounters)
+            except msgspec.MsgspecError as error:
+                what, _, where = str(error).partition(" - at ")
+                name = entry.get("server") if isinstance(entry, Mapping) else None
+                place = f"{where.strip('`$.')} of server {_shown(name)} in group {_shown(group)}"
+                raise _not_vts(what, place.removeprefix(" of ")) from error
+
+
+def _shown(name: Any) -> str:
+    text = name if isinstance(name, str) else f"({type(name).__name__})"
+    return _NO_NAME.sub("?", text)[:80]
 
 
 def parse_json(text: bytes) -> Snapshot:
@@ -313,9 +363,13 @@ def _checked(read: Callable[[], Document]) -> Document:
 def not_vts(error: Exception) -> StatusError:
     """The error for a document that is not of vts: what is wrong, and where."""
     what, _, where = str(error).partition(" - at ")
+    return _not_vts(what, where.strip("`") or "document")
+
+
+def _not_vts(what: str, where: str) -> StatusError:
     return StatusError(
-        f"not vts statistics: {what[:200]}",
-        where=where.strip("`")[:200] or "document",
+        f"not vts statistics: {_NO_NAME.sub('?', what)[:200]}",
+        where=_NO_NAME.sub("?", where)[:300],
         remedy="expected the JSON of nginx-module-vts (/status/format/json) or of status.lua",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
 
 
 def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:
-    for group in topology.groups:
+    for group in topology.groups if after.source == "vts" else ():
         if group.name not in after.groups:
             yield Fault("missing_group", "not in NGINX's statistics", group.name)
 
@@ -115,14 +115,21 @@ def _cells(before: Snapshot, after: Snapshot, topology: Topology) -> list[_Cell]
     """Every server of every group, with its counters in both snapshots."""
     cells: list[_Cell] = []
     for g, group in enumerate(topology.groups):
-        old, new = before.groups.get(group.name, {}), after.groups.get(group.name, {})
-        cells += [_Cell(g, topology.server_index(s), s, _find(old, s), _find(new, s)) for s in group.servers]
+        cells += [
+            _Cell(g, topology.server_index(s), s, _find(before, group.name, s), _find(after, group.name, s))
+            for s in group.servers
+        ]
     return cells
 
 
-def _find(servers: Mapping[str, ServerCounters], server: str) -> ServerCounters | None:
-    """The server's counters; NGINX shows an address without a port with port 80."""
-    return servers.get(server) or servers.get(f"{server}:80")
+def _find(snapshot: Snapshot, group: str, server: str) -> ServerCounters | None:
+    """The server's counters; NGINX shows an address without a port with port 80.
+
+    Metrics do not show a server before its first request: it has counted nothing.
+    """
+    servers = snapshot.groups.get(group, {})
+    shown = servers.get(server) or servers.get(f"{server}:80")
+    return shown or (ServerCounters(server, 0) if snapshot.source == "prometheus" else None)
 
 
 def _cell_fault(cell: _Cell, before: Snapshot, after: Snapshot, topology: Topology) -> Fault | None:

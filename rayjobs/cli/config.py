@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from actuators.credentials import without_credentials
 from actuators.errors import ConfigError, closest
 from actuators.options import IdleOption, Moved, Never, Options, Retired, idle_options, in_words, is_within, value_at
 
@@ -104,7 +105,7 @@ def resumed(options: OptionsT, folder: Path, may_differ: Sequence[str] = ()) -> 
 
 
 def dump_yaml(options: Options) -> str:
-    """The options in force as YAML; loaded back, they give the same run."""
+    """The options in force as YAML, without credentials of URLs; loaded back, they give the same run."""
     tree = options.model_dump(mode="json")
     for idle in idle_options(options):
         *groups, name = idle.path.split(".")
@@ -112,7 +113,7 @@ def dump_yaml(options: Options) -> str:
         for group in groups:
             level = level[group]
         level.pop(name, None)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return without_credentials(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(file: Path) -> Layer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from actuators.credentials import without_credentials
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,8 +25,8 @@ def console_err() -> Console:
 
 
 def log_line(verb: str, line: str) -> None:
-    """One line on stderr that names the verb, not wrapped."""
-    console_err().print(f"deepsched {verb}: {line}", markup=False, soft_wrap=True)
+    """One line on stderr that names the verb, not wrapped, without credentials of URLs."""
+    console_err().print(without_credentials(f"deepsched {verb}: {line}"), markup=False, soft_wrap=True)
 
 
 def _console(file: TextIO) -> Console:

@@ -8,7 +8,7 @@ from actuators.errors import ConfigError, closest
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("rayjobs.demo", "run the end-to-end demo: observe, learn and judge on a local NGINX"),
-    "doctor": ("rayjobs.doctor", "check what this machine has and lacks, with remedies"),
+    "doctor": ("rayjobs.doctor", "check what this machine, or the NGINX of --status-url, has and lacks"),
     "observe": ("rayjobs.observe", "watch a testbed; derive deadlines and fit the Gaussian mixture"),
     "encoder": ("rayjobs.encoder", "check, recalibrate or roll back the state encoder of a bundle"),
     "train": ("rayjobs.train", "train a policy, judge it and export its bundle"),

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from actuators.credentials import without_credentials
 from actuators.errors import ConfigError
 from actuators.files import writable_folder, write_atomic
 from actuators.options import Options
@@ -79,16 +80,24 @@ class RunFolder:
 
 
 def command_line(verb: str, argv: Sequence[str] | None = None) -> str:
-    """The command as one would type it again; `argv` are the words after the verb (this process's when None)."""
+    """The command as one would type it again, without credentials of URLs.
+
+    Args:
+        argv: the words after the verb; this process's when None.
+    """
+    return without_credentials(shlex.join(_words(verb, argv)))
+
+
+def _words(verb: str, argv: Sequence[str] | None) -> list[str]:
     if argv is not None:
-        return shlex.join(["deepsched", verb, *argv])
+        return ["deepsched", verb, *argv]
     program, checkout = Path(sys.argv[0]), Path(__file__).parents[2]
     if program.is_relative_to(checkout / "rayjobs"):
         module = program.parent if program.stem == "__main__" else program.with_suffix("")
-        return shlex.join(["python", "-m", ".".join(module.relative_to(checkout).parts), *sys.argv[1:]])
+        return ["python", "-m", ".".join(module.relative_to(checkout).parts), *sys.argv[1:]]
     if program.suffix == ".py":
-        return shlex.join(["python", *sys.argv])
-    return shlex.join([program.name, *sys.argv[1:]])
+        return ["python", *sys.argv]
+    return [program.name, *sys.argv[1:]]
 
 
 def versions() -> dict[str, str]:

@@ -35,11 +35,12 @@ class ScriptedServer:
     Attributes:
         requests: everything received, in order.
         piece_bytes: writes answers in pieces of this size; 0 as a whole.
+        pause_s: seconds between two pieces.
     """
 
     def __init__(self, answer: Callable[[Received], bytes] = lambda _: OK) -> None:
         self.requests: list[Received] = []
-        self.piece_bytes = 0
+        self.piece_bytes, self.pause_s = 0, 0.0
         self._answer = answer
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -91,7 +92,7 @@ class ScriptedServer:
                 pieces = [answer] if self.piece_bytes == 0 else _cut(answer, self.piece_bytes)
                 for piece in pieces:
                     writer.write(piece)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(self.pause_s)
                 head = answer.lower()
                 if b"content-length" not in head and b"chunked" not in head and b" 204 " not in head:
                     break

@@ -98,7 +98,7 @@ def test_a_recording_goes_on_after_an_outage(tmp_path: Path) -> None:
         StatusReader(f"http://{server.address}/s", QUICK) as reader,
         SnapshotWriter(tmp_path / "x.json") as writer,
     ):
-        record(reader, writer, 0.5, pause, notes.append)
+        record(reader.snapshot, writer, 0.5, pause, notes.append)
     assert (writer.written, writer.gaps) == (4, 3)
     assert pauses[1:4] == [0.5, 1.0, 2.0]
     assert pauses[4] <= 0.5

@@ -1,0 +1,177 @@
+"""Checks of a way to change weights, by reload or in memory; they read and change nothing."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from actuators.errors import ActuationError, ConfigError, DeepSchedError, MissingToolError
+from actuators.external.config_reader import ParsedConfig
+from actuators.external.nginx import ExternalNginxOptions
+from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
+from actuators.nginx.detect import INSTALL, detect
+
+Level = Literal["ok", "warn", "fail"]
+_TEST_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        level: `warn` works with a restriction; `fail` must be corrected first.
+        what: one sentence without a full stop.
+        remedy: what to do about it; empty for `ok`.
+    """
+
+    name: str
+    level: Level
+    what: str
+    remedy: str = ""
+
+
+def failed(name: str, error: DeepSchedError) -> Check:
+    """The check that ended with this error."""
+    where = f" ({error.where})" if error.where else ""
+    return Check(name, "fail", error.what + where, error.remedy)
+
+
+def reload_checks(config: ParsedConfig, options: ExternalNginxOptions) -> list[Check]:
+    """Whether the weights of this configuration can be tested, written and reloaded by this user; and Lua."""
+    try:
+        build = detect(options.binary)
+    except MissingToolError as error:
+        return [failed("nginx -t", error)]
+    master = master_process(options.pid_file or config.pid_file or Path("/run/nginx.pid"))
+    lua = (
+        Check("weights in memory", "ok", "this NGINX has the Lua module: weights can change without a reload")
+        if build.has_lua
+        else Check(
+            "weights in memory", "warn", "no Lua module: weights change by reload", f"for changes in memory: {INSTALL}"
+        )
+    )
+    return [_files(config), _test(config, options, str(build.binary), master), _signal(options, master), lua]
+
+
+def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
+    """Whether the control endpoint answers, which groups it has, and whether the token can be read."""
+    try:
+        topology = topology_from_text(MemoryControl.read(control_url))
+    except (ActuationError, ConfigError) as error:
+        return [failed("control", error)]
+    names = ", ".join(group.name for group in topology.groups)
+    checks = [Check("control", "ok", f"answers, for the upstreams {names[:200]}")]
+    if token_file is None:
+        remedy = "give --token-file: the file beside the snippet"
+        return [*checks, Check("token", "warn", "without a token weights can be read and not changed", remedy)]
+    try:
+        return [*checks, _token(token_file.read_text().strip())]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        return [*checks, Check("token", "fail", f"{token_file} cannot be read: {reason}", "run as its owner")]
+
+
+def _token(token: str) -> Check:
+    if not token:
+        return Check("token", "fail", "the token file is empty", "name the file beside the snippet")
+    return Check("token", "ok", "can be read")
+
+
+def master_process(pid_file: Path) -> psutil.Process | None:
+    """The master process of a pid file; None when none runs."""
+    try:
+        process = psutil.Process(int(pid_file.read_text()))
+        return process if "nginx" in " ".join(process.cmdline()) else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _files(config: ParsedConfig) -> Check:
+    """Weights are written to a new file that takes the old one's place."""
+    files = list(dict.fromkeys(line.file for line in config.servers))
+    refused = [str(path) for path in files if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))]
+    if refused:
+        remedy = "run as root or as their owner; see docs/your-nginx.md#rights"
+        return Check("files", "fail", f"cannot be written, or their folder cannot: {', '.join(refused[:3])}", remedy)
+    return Check("files", "ok", f"{len(files)} with server lines can be written")
+
+
+def _test(config: ParsedConfig, options: ExternalNginxOptions, binary: str, master: psutil.Process | None) -> Check:
+    command = [*(options.test_command or (binary, "-t", "-q", "-c")), str(config.main)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TEST_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", None) or f"no end within {_TEST_TIMEOUT_S:g} s"
+        return Check("nginx -t", "fail", f"{shlex.join(command)}: {reason}", "set reload.test_command")
+    prefix = _argument(master.cmdline() if master else [], "-p")
+    wanted = ["-p", prefix] if prefix and "-p" not in command else []
+    if done.returncode != 0:
+        words = " ".join((done.stderr or done.stdout).split())[-300:] or f"exit status {done.returncode}"
+        return Check("nginx -t", "fail", f"{shlex.join(command)}: {words}", _test_remedy(options, binary, wanted))
+    if wanted:
+        what = f"NGINX runs with -p {prefix}, which the test lacks: relative paths may mean other files"
+        return Check("nginx -t", "warn", what, _test_remedy(options, binary, wanted))
+    return Check("nginx -t", "ok", f"accepts {config.main}")
+
+
+def _test_remedy(options: ExternalNginxOptions, binary: str, wanted: Sequence[str]) -> str:
+    if wanted:
+        words = ",".join(
+            (*options.test_command[:-1], *wanted, "-c") if options.test_command else (binary, *wanted, "-t", "-q", "-c")
+        )
+        return f"--set 'reload.test_command=[{words}]'"
+    if os.geteuid() != 0 and not options.test_command:
+        return (
+            f"as root, or by sudo: --set 'reload.test_command=[sudo,-n,{binary},-t,-q,-c]' (docs/your-nginx.md#rights)"
+        )
+    return "correct what it names"
+
+
+def _argument(words: Sequence[str], flag: str) -> str:
+    """The word after a flag in the title of a master process, which is one text or several words."""
+    flat = " ".join(words).split()
+    return next((value for name, value in itertools.pairwise(flat) if name == flag), "")
+
+
+def _signal(options: ExternalNginxOptions, master: psutil.Process | None) -> Check:
+    name = "reload"
+    command = list(options.reload_command)
+    if command and shutil.which(command[0]) is None:
+        return Check(name, "fail", f"'{command[0]}' is not a program", "correct reload.reload_command")
+    if command[:1] == ["sudo"]:
+        asked = ["sudo", "-n", "-l", *[word for word in command[1:] if word != "-n"]]
+        allowed = subprocess.run(asked, capture_output=True, timeout=_TEST_TIMEOUT_S, check=False).returncode == 0
+        remedy = f"in /etc/sudoers.d/deepsched: USER ALL=(root) NOPASSWD: {shlex.join(asked[3:])}"
+        return (
+            Check(name, "ok", "sudo allows it") if allowed
+            else Check(name, "fail", f"sudo does not allow {shlex.join(asked[3:])} without a password", remedy)
+        )  # fmt: skip
+    if command:
+        return Check(name, "ok", f"by {shlex.join(command)}")
+    if master is None:
+        return Check(name, "fail", "no NGINX runs under its pid file", "start it, or set reload.pid_file")
+    try:
+        os.kill(master.pid, 0)
+    except PermissionError:
+        remedy = "run as root, or --set 'reload.reload_command=[sudo,-n,/usr/sbin/nginx,-s,reload]'"
+        return Check(name, "fail", f"process {master.pid} of NGINX belongs to {_owner(master)}", remedy)
+    except ProcessLookupError:
+        return Check(name, "fail", f"process {master.pid} of NGINX has ended", "start it")
+    return Check(name, "ok", f"process {master.pid} takes signals of this user")
+
+
+def _owner(process: psutil.Process) -> str:
+    try:
+        return process.username()
+    except psutil.Error:
+        return "another user"

@@ -1,0 +1,115 @@
+"""What a snapshot cannot show, and what to do about it: histograms, a full zone, metrics instead of JSON. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from actuators.statistics.prometheus import LACKS
+from actuators.statistics.vts import ServerCounters, Snapshot, Zone
+
+LackName = Literal["source", "zone", "histogram"]
+
+_PAGE_BYTES = 4096
+_SPARE_PAGES = 8
+_MOST_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Lack:
+    """One thing that the statistics do not show.
+
+    Attributes:
+        serious: without it nothing can be judged; else the work goes on with less.
+        what: one sentence without a full stop.
+        remedy: what to do about it.
+    """
+
+    name: LackName
+    serious: bool
+    what: str
+    remedy: str
+
+
+def lacks(snapshot: Snapshot) -> list[Lack]:
+    """All that this snapshot does not show; empty when it shows everything."""
+    return [*_source(snapshot), *_zone(snapshot), *_histogram(snapshot)]
+
+
+def named_groups(snapshot: Snapshot) -> dict[str, Mapping[str, ServerCounters]]:
+    """The groups of upstream blocks; vts files addresses without one under `::nogroups`."""
+    return {name: servers for name, servers in snapshot.groups.items() if not name.startswith("::")}
+
+
+def _source(snapshot: Snapshot) -> Iterator[Lack]:
+    if snapshot.source == "prometheus":
+        yield Lack(
+            "source", False, f"the statistics are Prometheus text: {LACKS}", "read vts' JSON, /status/format/json"
+        )
+
+
+def _zone(snapshot: Snapshot) -> Iterator[Lack]:
+    zone = snapshot.zone
+    if zone is None or zone.max_size == 0:
+        return
+    remedy = f"vhost_traffic_status_zone shared:{zone.name or 'vhost_traffic_status'}:{_needed(snapshot)}m; and reload"
+    pages = zone.max_size // _PAGE_BYTES
+    if zone.full:
+        silent = [
+            f"{group}/{server}"
+            for group, servers in named_groups(snapshot).items()
+            for server, counters in servers.items()
+            if counters.request_counter == 0 and not counters.removed
+        ]
+        whom = f"; at 0 now: {_listed(silent)}" if silent else ""
+        what = f"the statistics zone is full ({_used(zone)}): NGINX counts nothing for servers that are new to it{whom}"
+        yield Lack("zone", bool(silent), what, f"{remedy} (all counters begin again at 0)")
+    elif zone.used_node + _SPARE_PAGES > 0.9 * pages:
+        yield Lack("zone", False, f"the statistics zone is almost full ({_used(zone)})", remedy)
+
+
+def _histogram(snapshot: Snapshot) -> Iterator[Lack]:
+    used = {
+        f"{group}/{server}": counters.response_buckets.msecs
+        for group, servers in named_groups(snapshot).items()
+        for server, counters in servers.items()
+        if counters.request_counter > 0 and not counters.removed
+    }
+    empty = [name for name, bounds in used.items() if not bounds]
+    if not empty:
+        if len(set(used.values())) > 1:
+            what = (
+                "servers have histograms of different bounds, from before and after a reload: only common bounds count"
+            )
+            yield Lack("histogram", False, what, _ANEW)
+    elif len(empty) == len(used):
+        what = "no server has a histogram of response times: percentiles and late shares are unknown, means are known"
+        yield Lack("histogram", False, what, f"{_DIRECTIVE} and reload; if it is there: {_ANEW}")
+    else:
+        what = f"servers without a histogram, because a reload added it later: {_listed(empty)}"
+        yield Lack("histogram", False, what, _ANEW)
+
+
+_DIRECTIVE = "add vhost_traffic_status_histogram_buckets 0.001 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 5; in http"
+_ANEW = (
+    "delete the old counters once (curl 'http://HOST/status/control?cmd=delete&group=upstream@group&zone=*'; a reset "
+    "does not help), or restart NGINX: servers that were counted before a reload keep the bounds that they had, or none"
+)
+
+
+def _needed(snapshot: Snapshot) -> int:
+    """Megabytes of a zone with room for every server and server name, twice over."""
+    assert snapshot.zone is not None
+    pages = sum(map(len, snapshot.groups.values())) + len(snapshot.client_requests) + _SPARE_PAGES
+    return math.ceil(2 * max(pages, snapshot.zone.used_node + _SPARE_PAGES) * _PAGE_BYTES / 2**20)
+
+
+def _used(zone: Zone) -> str:
+    return f"{zone.used_node} servers and names, {zone.used_size / 1e6:.2g} of {zone.max_size / 1e6:.2g} MB"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
