@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from actuators.errors import DataError, StatusError
-from actuators.statistics.vts import Responses, ServerCounters, Snapshot, parse
+from actuators.statistics.vts import Responses, ServerCounters, Snapshot, Source, parse
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
 _SOURCE, _MORE_GROUPS = "source", "upstreamZones"
@@ -187,7 +187,7 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
     """The snapshot of one line with old or new keys. Raises StatusError for any other line."""
     if not isinstance(line, Mapping):
         raise StatusError("a line is not a JSON object", where="snapshots")
-    source = "prometheus" if line.get(_SOURCE) == "prometheus" else "vts"
+    source: Source = "prometheus" if line.get(_SOURCE) == "prometheus" else "vts"
     own = {*_SNAPSHOT_KEYS, _MORE_GROUPS} | ({_SOURCE} if source != "vts" else set())
     more = line.get(_MORE_GROUPS, {})
     groups = {name: value for name, value in line.items() if name not in own}

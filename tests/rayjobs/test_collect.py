@@ -82,7 +82,7 @@ def test_history_becomes_a_recording(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert run_verb(VERB, [str(tmp_path / "x.json"), *words, *span]) == 0
         found = lines(tmp_path / "x.json")
         assert [line["nowMsec"] for line in found] == [100_250, 115_500]
-        assert run_verb(VERB, [str(tmp_path / "y.json"), *words, "--start=1d"]) == 1
+        assert run_verb(VERB, [str(tmp_path / "y.json"), *words, "--start=1h"]) == 1
         assert run_verb(VERB, [str(tmp_path / "z.json"), *words, *span, "--duration-s=9"]) == 2
     said = capsys.readouterr().err
     assert "weights, down, backup and max_fails are not in it" in said

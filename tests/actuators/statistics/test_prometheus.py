@@ -117,7 +117,7 @@ class StandIn:
             step += float(asked["step"])
         series: dict[str, list[Any]] = {}
         for step in steps:
-            scraped_s = max((at_s for at_s in self.scrapes if at_s <= step), default=None)
+            scraped_s = max((at_s for at_s in self.scrapes if 0 <= step - at_s < 300), default=None)
             if scraped_s is None:
                 continue
             for name, value in self.samples(asked["query"], scraped_s):
