@@ -67,9 +67,9 @@ class CollectRunOptions(PlanOptions):
     groups: tuple[str, ...] = ()
     """Upstreams that are recorded; all when empty."""
     prometheus: str = ""
-    """Prometheus server whose history is recorded in place of live readings, as http://HOST:9090; none when empty."""
+    """Prometheus server whose history is recorded, as http://HOST:9090; live readings are when not given."""
     match: Annotated[str, Only(prometheus=GIVEN)] = ""
-    """Selector of one NGINX in Prometheus, as {instance="10.0.0.1:80"}; may be left out when it watches only one."""
+    """Selector of one NGINX in Prometheus, as {instance="10.0.0.1:80"}; the only one that it watches when not given."""
     start: Annotated[str, Only(prometheus=GIVEN)] = "1d"
     """Begin of the history: a time as 2026-11-01T00:00:00Z, or how long ago, as 90m, 6h, 14d or 2w."""
     end: Annotated[str, Only(prometheus=GIVEN)] = "0s"
@@ -234,8 +234,8 @@ VERB = Verb(
     run=run,
     positional=("out",),
     common=(
-        "status_url", "groups", "target", "interval_s", "duration_s", "until_pid", "prometheus", "match", "start",
-        "end", "step_s", "plan", "rate_rps", "mix", "seed",
+        "status_url", "groups", "interval_s", "duration_s", "until_pid", "prometheus", "match", "start", "end",
+        "step_s", "target", "plan", "rate_rps",
     ),
 )  # fmt: skip
 

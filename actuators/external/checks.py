@@ -8,19 +8,24 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ConfigError, DeepSchedError, MissingToolError
 from actuators.external.config_reader import ParsedConfig
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.nginx.detect import INSTALL, detect
+from actuators.statistics.names import server_names
+from actuators.statistics.vts import Snapshot
 
 Level = Literal["ok", "warn", "fail"]
+_FIXED = frozenset(("hash", "ip_hash", "sticky", "sticky_route", "jvm_route"))
+_METHODS = frozenset((*_FIXED, "least_conn", "least_time", "random", "fair", "balancer_by_lua_block"))
 _TEST_TIMEOUT_S = 20.0
 
 
@@ -39,11 +44,56 @@ class Check:
     what: str
     remedy: str = ""
 
+    def softer(self) -> Check:
+        """The same as a warning."""
+        return replace(self, level="warn")
+
 
 def failed(name: str, error: DeepSchedError) -> Check:
     """The check that ended with this error."""
     where = f" ({error.where})" if error.where else ""
-    return Check(name, "fail", error.what + where, error.remedy)
+    return Check(name, "fail", error.what + where, error.remedy or "correct it, and check again")
+
+
+def method_check(config: ParsedConfig, topology: Topology, *, named: bool) -> Check:
+    """Whether weights decide in these groups: other methods tie a client or an address to a server.
+
+    Args:
+        named: whether the user chose these groups; else the others can be steered without them.
+    """
+    found = {
+        group.name: " ".join(setting.name for setting in config.blocks[group.name].settings if setting.name in _METHODS)
+        for group in topology.groups
+    }
+    fixed = [f"{name} ({method})" for name, method in found.items() if set(method.split()) & _FIXED]
+    if fixed:
+        steerable = [name for name, method in found.items() if not set(method.split()) & _FIXED]
+        remedy = f"leave them out: --groups {','.join(steerable)[:200]}" if steerable else "change their method"
+        what = f"weights cannot steer {', '.join(fixed)[:200]}: the method ties requests to servers"
+        return Check("methods", "warn" if steerable and not named else "fail", what, remedy)
+    flat = [name for name, method in found.items() if "random" in method]
+    if flat:
+        what = f"weights have little effect in {', '.join(flat)[:120]} while it is idle: random two"
+        return Check("methods", "warn", what, "use round robin or least_conn to steer it well")
+    words = sorted({method or "round robin" for method in found.values()})
+    return Check("methods", "ok", f"{', '.join(words)}: weights decide")
+
+
+def names_check(topology: Topology, snapshot: Snapshot) -> Check:
+    """Whether every server line has an entry of its own in the statistics."""
+    names = server_names(topology, snapshot)
+    missing = [group.name for group in topology.groups if names.groups[group.name] not in snapshot.groups]
+    if missing and snapshot.source == "vts":
+        remedy = "give the status URL and the configuration of the same NGINX, and reload it after changes"
+        return Check("names", "fail", f"the statistics do not show {', '.join(missing)[:200]}", remedy)
+    if names.problems and snapshot.source == "vts":
+        more = f" (and {len(names.problems) - 1} more)" if len(names.problems) > 1 else ""
+        return Check("names", "fail", names.problems[0] + more, "write the address in the configuration, once")
+    several = [server for (_, server), entries in names.entries.items() if len(entries) > 1]
+    if several:
+        what = f"{', '.join(several)[:200]}: several addresses behind one line, which share its weight"
+        return Check("names", "warn", what, "write one line for each address to weigh them apart")
+    return Check("names", "ok", "every server line has its entry in the statistics")
 
 
 def reload_checks(config: ParsedConfig, options: ExternalNginxOptions) -> list[Check]:
@@ -68,7 +118,8 @@ def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
     try:
         topology = topology_from_text(MemoryControl.read(control_url))
     except (ActuationError, ConfigError) as error:
-        return [failed("control", error)]
+        check = failed("control", error)
+        return [check if error.remedy else replace(check, remedy="give the URL that deepsched weights snippet printed")]
     names = ", ".join(group.name for group in topology.groups)
     checks = [Check("control", "ok", f"answers, for the upstreams {names[:200]}")]
     if token_file is None:
@@ -150,7 +201,7 @@ def _signal(options: ExternalNginxOptions, master: psutil.Process | None) -> Che
         return Check(name, "fail", f"'{command[0]}' is not a program", "correct reload.reload_command")
     if command[:1] == ["sudo"]:
         asked = ["sudo", "-n", "-l", *[word for word in command[1:] if word != "-n"]]
-        allowed = subprocess.run(asked, capture_output=True, timeout=_TEST_TIMEOUT_S, check=False).returncode == 0
+        allowed = _succeeds(asked)
         remedy = f"in /etc/sudoers.d/deepsched: USER ALL=(root) NOPASSWD: {shlex.join(asked[3:])}"
         return (
             Check(name, "ok", "sudo allows it") if allowed
@@ -168,6 +219,13 @@ def _signal(options: ExternalNginxOptions, master: psutil.Process | None) -> Che
     except ProcessLookupError:
         return Check(name, "fail", f"process {master.pid} of NGINX has ended", "start it")
     return Check(name, "ok", f"process {master.pid} takes signals of this user")
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=_TEST_TIMEOUT_S, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _owner(process: psutil.Process) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,7 +12,8 @@ import msgspec
 from pydantic import Field
 
 from actuators.errors import ConfigError, DeepSchedError, StatusError, closest
-from actuators.external.checks import Check, control_checks, failed, reload_checks
+from actuators.external.checks import Check, control_checks, failed, method_check, names_check, reload_checks
+from actuators.external.config_control import config_topology, unusable
 from actuators.external.config_reader import read_config
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.http_client import KeptConnection, NoResponseError
@@ -44,14 +45,14 @@ class PreflightOptions(Options):
     groups: Annotated[tuple[str, ...], Only(status_url=GIVEN)] = ()
     """Upstreams that matter; all when empty."""
     nginx_conf: Annotated[Path | None, Only(status_url=GIVEN, control_url=NOT_GIVEN)] = None
-    """Main configuration of that NGINX, when weights are to change by reload."""
+    """Main configuration of that NGINX, for weights that change by reload; not checked when not given."""
     control_url: Annotated[str, Only(status_url=GIVEN, nginx_conf=NOT_GIVEN)] = ""
-    """Control endpoint of that NGINX, when weights are to change in memory."""
+    """Control endpoint of that NGINX, for weights that change in memory; not checked when not given."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
-    """File with the token of the control endpoint."""
+    """File with the token of the control endpoint; weights can be read and not changed when not given."""
     load_balancers: Annotated[int, Only(status_url=GIVEN)] = Field(0, ge=0)
     """How many NGINX machines send requests to these servers, which no statistics show; 0 when unknown."""
-    nginx: str = "nginx"
+    nginx: Annotated[str, (Only(status_url=NOT_GIVEN), Only(nginx_conf=GIVEN))] = "nginx"
     """NGINX program, by name or path."""
     reading: Annotated[CollectOptions, Only(status_url=GIVEN)] = CollectOptions()
     """How the statistics are read."""
@@ -133,7 +134,9 @@ def _attempts(options: PreflightOptions, snapshot: Snapshot) -> Check:
         name, "warn", "are not counted: a server that does not answer looks as if it had no requests",
         "none is needed: steering takes a server that has weight and gets nothing as suspect",
     )  # fmt: skip
-    if snapshot.module_version == "deepsched" or any(snapshot.unserved.values()):
+    if snapshot.module_version == "deepsched":
+        return Check(name, "ok", "are counted, unless these statistics were told to count final answers only")
+    if any(snapshot.unserved.values()):
         return counted
     version = _version(snapshot.module_version)
     if version is not None and version != _LAST_RELEASE:
@@ -199,10 +202,14 @@ def _changing(options: PreflightOptions, snapshot: Snapshot | None) -> Iterator[
 def _configuration(options: PreflightOptions, main: Path, snapshot: Snapshot | None) -> Iterator[Check]:
     try:
         config = read_config(main)
+        topology = config_topology(config, options.groups)
     except DeepSchedError as error:
         yield failed("configuration", error)
         return
-    names: Sequence[str] = list(dict.fromkeys(line.group for line in config.servers))
-    yield Check("configuration", "ok", f"{len(names)} upstreams with {len(config.servers)} server lines")
-    changed = options.reload.model_copy(update={"binary": options.nginx})
-    yield from reload_checks(config, changed)
+    yield Check("configuration", "ok", f"{len(config.groups)} upstreams with {len(config.servers)} server lines")
+    if not options.groups:
+        yield from (failed("configuration", error).softer() for error in unusable(config).values())
+    yield method_check(config, topology, named=bool(options.groups))
+    if snapshot is not None:
+        yield names_check(topology, snapshot)
+    yield from reload_checks(config, options.reload.model_copy(update={"binary": options.nginx}))

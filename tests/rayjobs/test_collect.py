@@ -10,8 +10,8 @@ import pytest
 
 from rayjobs.cli.main import run_verb
 from rayjobs.collect import VERB, time_of
-from tests.actuators.statistics.test_prometheus import StandIn, scrapes
 from tests.support.http_server import ScriptedServer
+from tests.support.metrics import StandIn, scrapes
 from tests.support.vts_documents import document
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import pytest
 from actuators.contract.control import Weights
 from actuators.errors import ConfigError
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
-from rayjobs import calibrate, collect, encoder, export, load, park, service, weights
+from rayjobs import calibrate, collect, doctor, encoder, export, load, park, service, weights
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from rayjobs.dashboards.__main__ import VERB as DASHBOARDS
 from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from tests.support.http_server import ScriptedServer
+from tests.support.metrics import StandIn, scrapes
+from tests.support.nginx_site import fake_nginx
 from tests.support.option_reads import OptionReads
 from tests.support.problems import TOPOLOGY, demo_scenario, problem
 from tests.support.recordings import record
 from tests.support.steering_cases import DEADLINES_S, advice
+from tests.support.vts_documents import document
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
 from tuning.policy.model import net_for
@@ -67,7 +71,21 @@ def test_load(plan: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_collect(tmp_path: Path) -> None:
     watched = {"status_url": f"{NOWHERE}/status", "duration_s": 0.3, "interval_s": 0.1, "out": tmp_path / "one.json"}
-    assert unread(collect.VERB, "until_pid=1", **watched) == []
+    assert unread(collect.VERB, "until_pid=1", code=1, **watched) == []
+    with ScriptedServer(StandIn(scrapes())) as server:
+        asked = {"prometheus": f"http://{server.address}", "match": '{instance="a:80"}', "out": tmp_path / "two.json"}
+        assert unread(collect.VERB, start="1970-01-01", end="1970-01-01T00:02:30", step_s=9.0, **asked) == []
+
+
+def test_doctor(tmp_path: Path) -> None:
+    body = json.dumps(document("after_load")).encode()
+    with ScriptedServer(lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body) as server:
+        watched = {"status_url": f"http://{server.address}/status", "load_balancers": 2}
+        (tmp_path / "nginx.conf").write_text("http { upstream g { server 127.0.0.1:1; } }")
+        by_reload = {"nginx_conf": tmp_path / "nginx.conf", "nginx": fake_nginx(tmp_path, "")}
+        assert unread(doctor.VERB, code=1, **by_reload, **watched) == []
+        in_memory = {"control_url": f"{NOWHERE}/control", "token_file": tmp_path / "nginx.conf"}
+        assert unread(doctor.VERB, code=1, **in_memory, **watched) == []
 
 
 def test_park(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class ScriptedServer:
     async def _read(self, reader: asyncio.StreamReader, served: int) -> Received:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         line, *rest = head.strip().split("\r\n")
-        headers = dict(row.split(": ", 1) for row in rest)
+        headers = {name: value.strip() for name, _, value in (row.partition(":") for row in rest)}
         body = await reader.readexactly(int(headers.get("Content-Length", 0)))
         return Received(line, headers, body, served, self._loop.time())
 

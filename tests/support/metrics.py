@@ -1,13 +1,64 @@
-"""A vts document as the text that vts serves at /status/format/prometheus, for servers that had requests."""
+"""A vts document as vts' Prometheus text, and a stand-in for a Prometheus server that scraped such texts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.http_server import Received
+from tests.support.vts_documents import document
 
 
 def as_text(document: dict[str, Any]) -> str:
+    """What vts serves at /status/format/prometheus: only servers that had requests."""
     return "\n".join(_lines(document)) + "\n"
+
+
+class StandIn:
+    """Answers `query_range` as a Prometheus server that scraped some documents does."""
+
+    def __init__(self, scrapes: dict[float, str], instances: tuple[str, ...] = ("a:80",), tall: int = 10**9) -> None:
+        self.scrapes, self.instances, self.tall = scrapes, instances, tall
+        self.queries: list[dict[str, str]] = []
+
+    def __call__(self, request: Received) -> bytes:
+        asked = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
+        self.queries.append(asked)
+        body = json.dumps({"status": "success", "data": {"resultType": "matrix", "result": list(self.result(asked))}})
+        body = body if len(body) < self.tall else body + " " * (70 * 2**20)
+        return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def result(self, asked: dict[str, str]) -> Iterator[dict[str, Any]]:
+        steps, step = [], float(asked["start"])
+        while step <= float(asked["end"]):
+            steps.append(step)
+            step += float(asked["step"])
+        series: dict[str, list[Any]] = {}
+        for step in steps:
+            scraped_s = max((at_s for at_s in self.scrapes if 0 <= step - at_s < 300), default=None)
+            if scraped_s is None:
+                continue
+            for name, value in self.samples(asked["query"], scraped_s):
+                series.setdefault(name, []).append([step, value])
+        for labels, values in series.items():
+            for instance in self.instances:
+                yield {"metric": {**json.loads(labels), "instance": instance}, "values": values}
+
+    def samples(self, query: str, scraped_s: float) -> Iterator[tuple[str, str]]:
+        metric = query.removeprefix("timestamp(").partition("{")[0]
+        for family in text_string_to_metric_families(self.scrapes[scraped_s]):
+            for sample in family.samples:
+                if sample.name == metric:
+                    value = scraped_s if query.startswith("timestamp(") else sample.value
+                    yield json.dumps(sample.labels, sort_keys=True), str(value)
+
+
+def scrapes() -> dict[float, str]:
+    return {100.25: as_text(document("before_load")), 115.5: as_text(document("after_load"))}
 
 
 def _lines(document: dict[str, Any]) -> Iterator[str]:
