@@ -56,6 +56,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "refit a bundle's encoder to the audit log",
         ),
         "watchdog": ("rayjobs.steer.watchdog:WATCHDOG", "restore the first weights when the controller has failed"),
+        "units": ("rayjobs.steer.units:UNITS", "write systemd units for a controller and its watchdog"),
     },
     "weights": {
         "get": ("rayjobs.weights:GET", "print the weights in force, a line per group and server"),

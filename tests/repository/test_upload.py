@@ -34,4 +34,5 @@ def test_what_only_this_machine_needs_is_not(package: Path) -> None:
 
 
 def test_it_is_small(package: Path) -> None:
-    assert package.stat().st_size < 2 * 2**20
+    # Ray stores files uncompressed.
+    assert package.stat().st_size < 4 * 2**20
