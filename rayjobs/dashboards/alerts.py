@@ -1,4 +1,4 @@
-"""Alert rules of Prometheus for a controller. Each names the command that answers it."""
+"""Alert rules of Prometheus for a controller. Each names the command that answers it (docs/your-nginx.md#alarms)."""
 
 from __future__ import annotations
 

@@ -44,9 +44,14 @@ _ALWAYS = ("ProtectHome=read-only", "PrivateTmp=yes", "ProtectControlGroups=yes"
 _ALONE = (
     "NoNewPrivileges=yes", "PrivateDevices=yes", "ProtectKernelTunables=yes", "ProtectKernelModules=yes",
     "ProtectKernelLogs=yes", "ProtectClock=yes", "ProtectHostname=yes", "RestrictSUIDSGID=yes",
-    "RestrictNamespaces=yes", "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX", "LockPersonality=yes", "SystemCallArchitectures=native",
+    "RestrictNamespaces=yes", "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX", "LockPersonality=yes",
+    "SystemCallArchitectures=native",
 )  # fmt: skip
 """Every one of them also takes away what sudo needs."""
+
+
+OWN_USER = "deepsched"
+"""The user that is made for the services and removed with them; any other one is the administrator's."""
 
 
 class UnitsOptions(SteerOptions):
@@ -63,7 +68,7 @@ class UnitsOptions(SteerOptions):
 
     out: Path = Path("deepsched-units")
     """Folder for `deepsched-steer.service`, `deepsched-watchdog.service` and the options of both; it has to stay."""
-    user: str = Field("deepsched", pattern=r"^[a-z_][a-z0-9_-]*\$?$")
+    user: str = Field(OWN_USER, pattern=r"^[a-z_][a-z0-9_-]*\$?$")
     """User that both run as; it must be able to write the controller's folder and, to change weights by reload, the
     configuration."""
     watchdog_after_s: float = Field(30.0, gt=0)
@@ -109,12 +114,12 @@ def unit(subcommand: str, description: str, out: Path, steer: SteerOptions, user
 
 def commands(out: Path, steer: SteerOptions, user: str) -> list[str]:
     """What an administrator types, in this order; docs/your-nginx.md#as-a-service explains it."""
-    folder, conf = steer.folder, steer.nginx_conf
+    folder, conf, ours = steer.folder, steer.nginx_conf, user == OWN_USER
     names = ("deepsched-steer", "deepsched-watchdog")
     made = "" if _state_directory(folder) else f"sudo install -d -m 700 -o {user} {folder}"
     return [
         "# install and start",
-        f"sudo useradd --system --no-create-home --shell /usr/sbin/nologin {user}",
+        *([f"sudo useradd --system --no-create-home --shell /usr/sbin/nologin {user}"] if ours else []),
         *([made] if made else []),
         f"sudo systemctl enable --now {' '.join(str(out / f'{name}.service') for name in names)}",
         "# remove",
@@ -122,7 +127,7 @@ def commands(out: Path, steer: SteerOptions, user: str) -> list[str]:
         f"sudo systemctl disable --now {' '.join(names)}",
         *([] if conf is None else [f"sudo find {conf.parent} -name '.*.deepsched*' -delete"]),
         f"sudo rm -r {out} {folder}",
-        f"sudo userdel {user}",
+        *([f"sudo userdel {user}"] if ours else []),
     ]
 
 
