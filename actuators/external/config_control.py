@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def _problem(config: ParsedConfig, name: str) -> ConfigError | None:
     lines = config.group(name)
     if not lines:
         return ConfigError(f"{name} has no server lines", where=config.groups[name], remedy=_REMEDY)
-    servers = [line.server for line in lines]
-    twice = next((line for line in lines if servers.count(line.server) > 1), None)
+    counts = Counter(line.server for line in lines)
+    twice = next((line for line in lines if counts[line.server] > 1), None)
     if twice is not None:
         where, remedy = f"{twice.file}:{twice.line}", f"list it once, or {_REMEDY}"
         return ConfigError(f"{twice.server} is listed twice in {name}", where=where, remedy=remedy)

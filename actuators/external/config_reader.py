@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from actuators.errors import ConfigError
@@ -95,7 +96,14 @@ class ParsedConfig:
     lua: list[tuple[Directive, Path]] = field(default_factory=list)
 
     def group(self, name: str) -> list[ServerLine]:
-        return [line for line in self.servers if line.group == name]
+        return self._by_group.get(name, [])
+
+    @cached_property
+    def _by_group(self) -> dict[str, list[ServerLine]]:
+        lines: dict[str, list[ServerLine]] = {}
+        for line in self.servers:
+            lines.setdefault(line.group, []).append(line)
+        return lines
 
 
 def read_config(main: Path, *, instead: Mapping[Path, bytes] | None = None) -> ParsedConfig:
@@ -122,6 +130,7 @@ class _Reading:
     visits: int = 0
     group: str = ""
     files: dict[Path, list[Directive]] = field(default_factory=dict)
+    real: dict[Path, Path] = field(default_factory=dict)
 
     def file(self, path: Path, outer: tuple[str, ...], *, depth: int) -> None:
         """`outer`: names of the blocks around the file's content."""
@@ -169,7 +178,8 @@ class _Reading:
         elif not words:
             return
         elif directive.name == "server" and blocks == _UPSTREAM:
-            line = ServerLine(self.group, words[0], path.resolve(), directive.line, directive.start, words[1:])
+            real = self.real.get(path) or self.real.setdefault(path, path.resolve())
+            line = ServerLine(self.group, words[0], real, directive.line, directive.start, words[1:])
             self.config.servers.append(line)
         elif directive.name == "pid" and not blocks:
             self.config.pid_file = Path(words[0])

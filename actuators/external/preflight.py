@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -14,7 +15,7 @@ from pydantic import Field
 from actuators.errors import ConfigError, DeepSchedError, StatusError, closest
 from actuators.external.checks import Check, control_checks, failed, method_check, names_check, reload_checks
 from actuators.external.config_control import config_topology, unusable
-from actuators.external.config_reader import read_config
+from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.http_client import KeptConnection, NoResponseError
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
@@ -22,7 +23,8 @@ from actuators.statistics.lacks import lacks, named_groups
 from actuators.statistics.reader import CollectOptions, StatusReader
 from actuators.statistics.vts import Snapshot
 
-_READINGS = 3
+_READINGS, _READINGS_S = 3, 0.3
+"""Readings that are compared, unless the first ones take longer."""
 _LAST_RELEASE = (0, 2, 7)
 """The last version of nginx-module-vts that counts final answers only; its newer sources say the same version."""
 _NOT_READ = ("min_reload_interval_s", "lock_timeout_s", "reload_timeout_s", "drain_timeout_s")
@@ -62,24 +64,28 @@ class PreflightOptions(Options):
 
 def preflight(options: PreflightOptions) -> list[Check]:
     """All checks of an NGINX that somebody runs; changes nothing."""
-    checks, snapshot = _reachable(options)
+    with ThreadPoolExecutor(1) as pool:
+        # NGINX takes its time for a large document; meanwhile the configuration is read.
+        reading = pool.submit(_reachable, options)
+        config = _configuration(options)
+        checks, snapshot = reading.result()
     if snapshot is not None:
         checks += [
             *_groups(options, snapshot), *_lacks(snapshot), _attempts(options, snapshot), _machines(options, snapshot),
         ]  # fmt: skip
-    return [*checks, *_changing(options, snapshot)]
+    return [*checks, *_changing(options, config, snapshot)]
 
 
 def _reachable(options: PreflightOptions) -> tuple[list[Check], Snapshot | None]:
     """Several readings over connections of their own, which a balancer in front might send to different machines."""
     snapshots, began_s = list[Snapshot](), time.monotonic()
     try:
-        for _ in range(_READINGS):
+        while len(snapshots) < _READINGS and (not snapshots or time.monotonic() < began_s + _READINGS_S):
             with StatusReader(options.status_url, options.reading, takes_text=True) as reader:
                 snapshots.append(reader.snapshot())
     except (StatusError, ConfigError) as error:
         return [failed("statistics", error)], None
-    took_ms = 1000 * (time.monotonic() - began_s) / _READINGS
+    took_ms = 1000 * (time.monotonic() - began_s) / len(snapshots)
     last = snapshots[-1]
     version = (
         "the statistics of this project"
@@ -188,20 +194,31 @@ def _machines(options: PreflightOptions, snapshot: Snapshot) -> Check:
     return Check(name, "warn", what, "give each the same weights; train and judge with as many load balancers")
 
 
-def _changing(options: PreflightOptions, snapshot: Snapshot | None) -> Iterator[Check]:
+def _changing(
+    options: PreflightOptions, config: ParsedConfig | DeepSchedError | None, snapshot: Snapshot | None
+) -> Iterator[Check]:
     """Whether weights can be changed in the way that is given."""
-    if options.control_url:
+    if isinstance(config, DeepSchedError):
+        yield failed("configuration", config)
+    elif config is not None:
+        yield from _by_reload(options, config, snapshot)
+    elif options.control_url:
         yield from control_checks(options.control_url, options.token_file)
-    elif options.nginx_conf is None:
+    else:
         remedy = "give --nginx-conf FILE, or --control-url URL --token-file FILE"
         yield Check("weights", "warn", "no way to change weights is given: this NGINX can be watched only", remedy)
-    else:
-        yield from _configuration(options, options.nginx_conf, snapshot)
 
 
-def _configuration(options: PreflightOptions, main: Path, snapshot: Snapshot | None) -> Iterator[Check]:
+def _configuration(options: PreflightOptions) -> ParsedConfig | DeepSchedError | None:
+    """The configuration, or why it cannot be read; None when none is given."""
     try:
-        config = read_config(main)
+        return None if options.nginx_conf is None else read_config(options.nginx_conf)
+    except DeepSchedError as error:
+        return error
+
+
+def _by_reload(options: PreflightOptions, config: ParsedConfig, snapshot: Snapshot | None) -> Iterator[Check]:
+    try:
         topology = config_topology(config, options.groups)
     except DeepSchedError as error:
         yield failed("configuration", error)

@@ -109,12 +109,13 @@ class SnapshotWriter:
 
     def write_gap(self, reason: str, now_s: float) -> None:
         """Writes that the statistics could not be read at `now_s` (seconds since the epoch)."""
-        self._write({_GAP: reason[:300], "nowMsec": round(now_s * 1000)})
+        text = reason[:300].encode(errors="replace").decode()
+        self._write({_GAP: text, "nowMsec": round(now_s * 1000)})
         self.gaps += 1
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            self._file.write(msgspec.json.encode(line) + b"\n")
         except OSError as error:
             remedy = "free some space"
             raise DataError(f"cannot write: {error.strerror}", where=str(self.path), remedy=remedy) from error
@@ -206,11 +207,13 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
 
 
 def _server_to_json(counters: ServerCounters, without: Sequence[str] = ()) -> dict[str, Any]:
-    entry = _known(counters)
+    entry: dict[str, Any] = msgspec.to_builtins(counters)
+    if counters.response_msec_counter is None:
+        del entry["responseMsecCounter"]
     for key in ("server", *without):
         del entry[key]
     informational, _, _, client, server = counters.responses.counts()
-    entry[_BAD] = informational + client + server
+    entry[_BAD] = min(informational + client + server, 2**64 - 1)
     return entry
 
 

@@ -19,6 +19,7 @@ from actuators.errors import StatusError
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+Overflows = Annotated[int, msgspec.Meta(ge=0, le=2**32)]
 InFlight = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 Source = Literal["vts", "prometheus"]
 _MOST = 2**64 - 1
@@ -89,16 +90,16 @@ class Responses(_VtsStruct, frozen=True):
 class OverCounts(_VtsStruct, frozen=True, omit_defaults=True):
     """How often each 64-bit counter has overflowed; other keys, as `maxIntegerSize`, are ignored."""
 
-    request_counter: Any = 0
-    in_bytes: Any = 0
-    out_bytes: Any = 0
-    request_msec_counter: Any = 0
-    response_msec_counter: Any = 0
-    informational: Any = msgspec.field(default=0, name="1xx")
-    successful: Any = msgspec.field(default=0, name="2xx")
-    redirected: Any = msgspec.field(default=0, name="3xx")
-    client_errors: Any = msgspec.field(default=0, name="4xx")
-    server_errors: Any = msgspec.field(default=0, name="5xx")
+    request_counter: Overflows = 0
+    in_bytes: Overflows = 0
+    out_bytes: Overflows = 0
+    request_msec_counter: Overflows = 0
+    response_msec_counter: Overflows = 0
+    informational: Overflows = msgspec.field(default=0, name="1xx")
+    successful: Overflows = msgspec.field(default=0, name="2xx")
+    redirected: Overflows = msgspec.field(default=0, name="3xx")
+    client_errors: Overflows = msgspec.field(default=0, name="4xx")
+    server_errors: Overflows = msgspec.field(default=0, name="5xx")
 
 
 _NEVER = OverCounts()
@@ -158,17 +159,13 @@ class ServerCounters(_VtsStruct, frozen=True):
             over.request_msec_counter if upstream is None else over.response_msec_counter,
             over.informational, over.successful, over.redirected, over.client_errors, over.server_errors,
         )  # fmt: skip
-        return tuple(count + _wrapped(times) for count, times in zip(counts, wraps, strict=True))
+        return tuple(count + (times << 64) for count, times in zip(counts, wraps, strict=True))
 
 
 class RecordedCounters(ServerCounters, frozen=True):
     """The same with the counters that no decision reads, for recordings."""
 
     request_buckets: Buckets = Buckets()
-
-
-def _wrapped(times: Any) -> int:
-    return times << 64 if isinstance(times, int) and 0 < times < 2**32 else 0
 
 
 class ConnectionCounts(_VtsStruct, frozen=True):
