@@ -28,7 +28,7 @@ from actuators.load.plans import PlanOptions, make_streams, plan_text
 from actuators.load.summary import ERROR_CLASSES, LoadSummary
 from actuators.load.wrk2 import Wrk2Engine, Wrk2Options
 from actuators.options import Only
-from rayjobs.cli.console import console_err, console_out
+from rayjobs.cli.console import console_err, console_out, log_line
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.folder import RunFolder
 
@@ -301,8 +301,7 @@ def _start_line(options: LoadRunOptions, engine: LoadEngine) -> dict[str, object
 def _run_wrk2(options: LoadRunOptions, streams: Sequence[Stream], folder: RunFolder, report: LoadReport) -> None:
     with Wrk2Engine(options.wrk2, folder.path / "wrk2") as engine:
         engine.start(options.target, streams, duration_s=options.duration_s)
-        for warning in engine.warnings:
-            console_err().print(f"deepsched load: {warning}", markup=False)
+        told = _tell(engine.warnings)
         try:
             while not engine.wait(POLL_S):
                 pass
@@ -311,6 +310,14 @@ def _run_wrk2(options: LoadRunOptions, streams: Sequence[Stream], folder: RunFol
             report.end(engine.finish(10.0))
             raise
         report.end(engine.finish(10.0))
+        _tell(engine.warnings[told:])
+
+
+def _tell(warnings: Sequence[str]) -> int:
+    """Prints them; how many there are."""
+    for warning in warnings:
+        log_line("load", warning)
+    return len(warnings)
 
 
 VERB = Verb(

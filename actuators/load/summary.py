@@ -153,7 +153,7 @@ class LoadSummary:
     @property
     def achieved_rps(self) -> FloatArray:
         """``[types]``: responses with a status below 400, per second."""
-        return self._rate(self.latency_counts.sum(axis=1))
+        return self._rate(self.answered - self.errors["status_4xx"] - self.errors["status_5xx"])
 
     @property
     def unaccounted(self) -> IntArray:

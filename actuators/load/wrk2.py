@@ -1,6 +1,7 @@
 """DeathStarBench's wrk2 as a second load engine: the user's binary and Lua scripts, our summary.
 
-Where its counts differ from ours there are warnings; its behaviour is described in docs/nginx-facts.md#wrk2.
+Where its counts differ from ours there are warnings; its behaviour is described in docs/nginx-facts.md#wrk2. Neither
+wrk nor the original wrk2 can run such plans: they have no distribution of gaps (`-D`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import contextlib
 import re
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +28,13 @@ from actuators.options import Options
 from actuators.processes.process import ManagedProcess
 
 DISCARDED_S = 10.0
-"""wrk2 does not count the first ten seconds in its histogram."""
+"""wrk2 empties its histogram after ten seconds; a shorter run keeps everything in it."""
+_USAGE_TIMEOUT_S = 10.0
+_BUILD = "build wrk2 of https://github.com/delimitrou/DeathStarBench (folder wrk2) and give its path"
+_LUA_SOCKET = (
+    "install LuaSocket (apt-get install lua-socket) and set LUA_PATH='/usr/share/lua/5.1/?.lua;;' and "
+    "LUA_CPATH='/usr/lib/x86_64-linux-gnu/lua/5.1/?.so;;'"
+)
 _DISTRIBUTIONS = {"exponential": "exp", "fixed": "fixed", "zipf": "zipf"}
 
 
@@ -45,10 +53,10 @@ class Wrk2Options(Options):
 
 @dataclass(frozen=True)
 class Wrk2Plan:
-    """One process: a request type at a constant rate."""
+    """One process: a request type at a constant rate, which wrk2 takes in whole requests per thread and second."""
 
     request_type: str
-    rate_rps: float
+    rate_rps: int
     distribution: str
     script: Path
 
@@ -63,10 +71,12 @@ class Wrk2Engine:
     def __init__(self, options: Wrk2Options, work_dir: Path) -> None:
         self.options, self.work_dir = options, Path(work_dir)
         self.binary = _find(options.path)
+        usage = _usage(self.binary)
+        self._shows_sent = "-r, --requests" in usage
         self.warnings: list[str] = []
         self._plans: list[Wrk2Plan] = []
         self._processes: list[ManagedProcess] = []
-        self._duration_s = 0.0
+        self._duration_s = 0
 
     def start(self, url: str, streams: Sequence[Stream], *, duration_s: float) -> None:
         """Starts all processes.
@@ -76,23 +86,29 @@ class Wrk2Engine:
             ProcessError: a process did not start.
         """
         self.close()
-        self._plans = [_plan(stream, self.options.scripts) for stream in streams]
-        self._duration_s = duration_s
-        self.warnings = _warnings(self._plans, duration_s)
+        self._plans = [_plan(stream, self.options) for stream in streams]
+        self._duration_s = max(round(duration_s), 1)
+        self.warnings = _warnings(self._plans, self._duration_s)
+        if not self._shows_sent:
+            self.warnings.append(
+                "this wrk2 does not tell how many requests it sent: those without an answer are unknown"
+            )
         self.work_dir.mkdir(parents=True, exist_ok=True)
         for plan in self._plans:
             log = self.work_dir / f"wrk2-{plan.request_type}.txt"
             log.unlink(missing_ok=True)
             command = [
                 str(self.binary), "-D", _DISTRIBUTIONS[plan.distribution], f"-t{self.options.threads}",
-                f"-c{max(self.options.connections, self.options.threads)}", f"-d{max(round(duration_s), 1)}s",
-                f"-R{max(round(plan.rate_rps), 1)}", "-L", "-s", str(plan.script), url,
+                f"-c{max(self.options.connections, self.options.threads)}", f"-d{self._duration_s}s",
+                f"-R{plan.rate_rps}", "-L", *(["-r"] if self._shows_sent else []), "-s", str(plan.script), url,
             ]  # fmt: skip
             name = f"wrk2 of {plan.request_type}"
             self._processes.append(ManagedProcess(command, name=name, log_path=log, cwd=plan.script.parent))
 
     def wait(self, timeout_s: float) -> bool:
-        """True once all processes have ended."""
+        """True once all processes have ended. Raises LoadError for a script that does not load."""
+        for plan, process in zip(self._plans, self._processes, strict=True):
+            _check_script(plan, process)
         running = [process for process in self._processes if process.poll() is None]
         if running:
             with contextlib.suppress(ProcessError):  # it still runs
@@ -105,15 +121,25 @@ class Wrk2Engine:
             process.send_signal(signal.SIGINT)
 
     def finish(self, timeout_s: float) -> LoadSummary:
-        """All types' results as one summary. Raises LoadError for a process that failed or printed no results."""
+        """All types' results as one summary; warns of answers whose latency is not in it.
+
+        Raises LoadError for a process that failed or printed no results.
+        """
         parts = []
         for plan, process in zip(self._plans, self._processes, strict=True):
             code = process.wait(timeout_s)
+            _check_script(plan, process)
             if code != 0:
                 raise LoadError(f"{process.name} ended with code {code}", evidence=process.log_tail())
             text = process.log_path.read_text(encoding="utf-8", errors="replace")
-            parts.append(parse_output(text, plan.request_type, plan.rate_rps))
-        return _joined(parts)
+            parts.append(parse_output(text, plan.request_type, plan.rate_rps, self._duration_s))
+        summary = _joined(parts)
+        for name, answered, counts in zip(
+            summary.request_types, summary.answered.tolist(), summary.raw_counts, strict=True
+        ):
+            if counts.sum() < answered:
+                self.warnings.append(f"{name}: latencies are those of {counts.sum()} of {answered} answers")
+        return summary
 
     def close(self) -> None:
         for process in self._processes:
@@ -129,11 +155,16 @@ class Wrk2Engine:
         self.close()
 
 
-def parse_output(text: str, request_type: str, rate_rps: float) -> LoadSummary:
-    """The summary of the ``-L`` output of one process.
+def parse_output(text: str, request_type: str, rate_rps: int, duration_s: int) -> LoadSummary:
+    """The summary of the ``-L -r`` output of one process.
 
     wrk2 counts latency from the actual send time, as `raw_counts` does; `latency_counts` repeats them, because they are
-    equal for a sender that is on time. It does not tell statuses from 400 on apart: they count as status_5xx.
+    equal for a sender that is on time. It does not tell statuses from 400 on apart: they count as status_5xx. What it
+    calls timeouts are connections without a recent request, counted again every 2 s: they are not used. `timeout` are
+    the requests without an answer at the end.
+
+    `planned` is rate times duration, or times what an interrupted run had of it: wrk2 does not tell how many requests
+    its random gaps gave.
 
     Raises LoadError when there are no results in it.
     """
@@ -141,25 +172,26 @@ def parse_output(text: str, request_type: str, rate_rps: float) -> LoadSummary:
     if ended is None:
         last = " | ".join(text.strip().splitlines()[-3:])
         raise LoadError("wrk2 printed no results", where=f"type {request_type}", evidence=last)
-    answered, duration_s = int(ended[1]), float(ended[2]) * _SECONDS[ended[3]]
+    answered, end_s = int(ended[1]), float(ended[2]) * _SECONDS[ended[3]]
     sent_line = re.search(r"Sent (\d+) requests", text)
-    socket = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
-    connect, read, write, timeout = map(int, socket.groups()) if socket else (0, 0, 0, 0)
+    socket = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout \d+", text)
+    connect, read, write = map(int, socket.groups()) if socket else (0, 0, 0)
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     received = re.search(r"requests in [^,]+, ([\d.]+)([KMGT]?)B read", text)
     counts, sum_s = _spectrum(text)
-    sent = int(sent_line[1]) if sent_line else answered + read + write + timeout
+    sent = max(int(sent_line[1]) if sent_line else answered + read + write, answered)
+    closed = min(read + write, sent - answered)
     empty = LoadSummary.empty((request_type,))
     errors = {
         "connect": connect,
-        "timeout": timeout,
-        "closed": read + write,
+        "timeout": sent - answered - closed,
+        "closed": closed,
         "status_5xx": int(refused[1]) if refused else 0,
     }
     return replace(
         empty,
-        end_s=duration_s,
-        planned=_one(round(rate_rps * duration_s)),
+        end_s=end_s,
+        planned=_one(round(rate_rps * min(duration_s, end_s))),
         sent=_one(sent),
         answered=_one(answered),
         errors={**empty.errors, **{name: _one(count) for name, count in errors.items()}},
@@ -195,11 +227,36 @@ def _find(path: Path | None) -> Path:
         raise ConfigError("no wrk2 binary", where="engine wrk2", remedy="give its path")
     program = shutil.which(path)
     if program is None:
-        raise MissingToolError(f"'{path}' is not a program", where="engine wrk2", remedy="build wrk2 and give its path")
+        raise MissingToolError(f"'{path}' is not a program", where="engine wrk2", remedy=_BUILD)
     return Path(program).absolute()
 
 
-def _plan(stream: Stream, scripts: Mapping[str, Path]) -> Wrk2Plan:
+def _usage(binary: Path) -> str:
+    """What the program says of its options. Raises MissingToolError when it is not the wrk2 of DeathStarBench."""
+    try:
+        done = subprocess.run([binary, "-v"], capture_output=True, timeout=_USAGE_TIMEOUT_S, check=False)
+        text = (done.stdout + done.stderr).decode(errors="replace")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MissingToolError(f"does not run: {error}", where=str(binary), remedy=_BUILD) from error
+    if "-D, --dist" in text and "-R, --rate" in text:
+        return text
+    known = "wrk2, but not that of DeathStarBench" if "-R, --rate" in text else "wrk, not wrk2"
+    what = known if text.startswith("wrk ") else "not wrk2"
+    raise MissingToolError(f"it is {what}: it has no option -D", where=str(binary), remedy=_BUILD)
+
+
+def _check_script(plan: Wrk2Plan, process: ManagedProcess) -> None:
+    """Raises LoadError when wrk2 could not load the script: it then sends GET requests for the bare URL instead."""
+    text = process.log_path.read_text(encoding="utf-8", errors="replace")
+    said = next((line for line in text.splitlines() if line.startswith((f"{plan.script}: ", "PANIC: "))), "")
+    if not said:
+        return
+    what = said.removeprefix(f"{plan.script}: ")[-200:]
+    remedy = _LUA_SOCKET if "module 'socket' not found" in said else "correct the script"
+    raise LoadError(f"its Lua script fails: {what}", where=str(plan.script), remedy=remedy)
+
+
+def _plan(stream: Stream, options: Wrk2Options) -> Wrk2Plan:
     where = f"type {stream.request_type}"
     if len(stream.steps) != 1:
         raise ConfigError("wrk2 sends at a constant rate only", where=where, remedy="use the plan 'constant'")
@@ -209,22 +266,25 @@ def _plan(stream: Stream, scripts: Mapping[str, Path]) -> Wrk2Plan:
             f"wrk2 does not implement '{step.distribution}' gaps: it would send without a limit", where=where,
             remedy=f"use one of {', '.join(_DISTRIBUTIONS)}, or the native engine",
         )  # fmt: skip
-    script = scripts.get(stream.request_type)
+    script = options.scripts.get(stream.request_type)
     if script is None or not Path(script).is_file():
         raise ConfigError(
             f"no Lua script '{script}'" if script else "no Lua script", where=where,
             remedy="give one per request type of the mix, as DeathStarBench's wrk2/scripts/social-network/*.lua",
         )  # fmt: skip
-    return Wrk2Plan(stream.request_type, step.rate_rps, step.distribution, Path(script).absolute())
+    per_thread = max(round(step.rate_rps / options.threads), 1)
+    return Wrk2Plan(stream.request_type, per_thread * options.threads, step.distribution, Path(script).absolute())
 
 
-def _warnings(plans: Sequence[Wrk2Plan], duration_s: float) -> list[str]:
+def _warnings(plans: Sequence[Wrk2Plan], duration_s: int) -> list[str]:
     lines = [
-        f"wrk2 does not count the latencies of the first {DISCARDED_S:g} s",
         "wrk2 pipelines: NGINX does not see requests that wait in a connection, and answers a connection in order",
         "wrk2 counts latency from the actual send time and rounds its timers to milliseconds",
+        "wrk2's timeouts count idle connections: requests without an answer at the end are counted instead",
     ]
-    if duration_s < 3 * DISCARDED_S:
+    if duration_s > DISCARDED_S:
+        lines.append(f"wrk2 does not count the latencies of the first {DISCARDED_S:g} s")
+    if DISCARDED_S < duration_s < 3 * DISCARDED_S:
         lines.append(f"{duration_s:g} s leave little after that; run at least {3 * DISCARDED_S:g} s")
     distributions = {plan.distribution for plan in plans}
     if "fixed" in distributions:

@@ -12,6 +12,7 @@ from actuators.errors import ConfigError, LoadError, MissingToolError
 from actuators.load.wrk2 import Wrk2Engine, Wrk2Options, parse_output
 from rayjobs.cli.main import run_verb
 from rayjobs.load import VERB
+from tests.support.waiting import wait_until
 
 OUTPUT = """Running 12s test @ http://localhost:8080
   1 threads and 16 connections
@@ -40,6 +41,8 @@ OUTPUT = """Running 12s test @ http://localhost:8080
 #[Max     =        3.211, Total count    =         2000]
 #[Buckets =           27, SubBuckets     =         2048]
 ----------------------------------------------------------
+Sent 11911 requests
+
   11904 requests in 12.00s, 2.50MB read
   Socket errors: connect 3, read 4, write 1, timeout 7
   Non-2xx or 3xx responses: 9
@@ -48,9 +51,14 @@ Transfer/sec:    213.33KB
 """
 
 
-def fake_wrk2(folder: Path, body: str) -> Path:
+USAGE = "wrk 4.0.0 [epoll]\\n-D, --dist  fixed, exp, norm, zipf\\n-R, --rate  work rate\\n"
+SENT = "-r, --requests  Show the number of sent requests\\n"
+
+
+def fake_wrk2(folder: Path, body: str, usage: str = USAGE + SENT) -> Path:
     path = folder / "wrk2"
-    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/commands\n{body}\n')
+    about = f"if [ \"$1\" = -v ]; then printf '%b' '{usage}'; exit 1; fi"
+    path.write_text(f'#!/bin/sh\n{about}\necho "$@" >> {folder}/commands\n{body}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -67,13 +75,15 @@ def script(tmp_path: Path) -> Path:
 
 
 def test_its_output_becomes_our_summary() -> None:
-    summary = parse_output(OUTPUT, "compose", 1000.0)
+    summary = parse_output(OUTPUT, "compose", 1000, 12)
     assert summary.planned.tolist() == [12000]
     assert summary.answered.tolist() == [11904]
     assert {name: int(counts[0]) for name, counts in summary.errors.items()} == {
-        "connect": 3, "timeout": 7, "closed": 5, "status_4xx": 0, "status_5xx": 9, "not_sent": 0,
+        "connect": 3, "timeout": 2, "closed": 5, "status_4xx": 0, "status_5xx": 9, "not_sent": 0,
     }  # fmt: skip
-    assert (summary.sent == summary.answered + 7 + 5).all()
+    assert summary.sent.tolist() == [11911]
+    assert summary.achieved_rps.tolist() == [pytest.approx((11904 - 9) / 12)], "not those of the histogram"
+    assert parse_output(OUTPUT, "compose", 1000, 60).planned.tolist() == [12000], "an interrupted run"
     percentiles = summary.percentiles_ms(raw=True)["compose"]
     assert percentiles["p50"] == pytest.approx(1.132, rel=0.02)
     assert percentiles["p99"] == pytest.approx(2.307, rel=0.02)
@@ -91,10 +101,67 @@ def test_the_users_binary_and_scripts_are_run(tmp_path: Path, script: Path) -> N
         summary = engine.finish(10.0)
     assert summary.request_types == ("compose",)
     command = (tmp_path / "commands").read_text().split()
-    assert command == ["-D", "zipf", "-t1", "-c8", "-d12s", "-R1000", "-L", "-s", str(script), "http://127.0.0.1:8080"]
+    assert command == [
+        "-D",
+        "zipf",
+        "-t1",
+        "-c8",
+        "-d12s",
+        "-R1000",
+        "-L",
+        "-r",
+        "-s",
+        str(script),
+        "http://127.0.0.1:8080",
+    ]
     assert any("first 10 s" in line for line in engine.warnings)
     assert any("run at least 30 s" in line for line in engine.warnings)
     assert any("exponent 3" in line for line in engine.warnings)
+    assert any("compose: latencies are those of 2000 of 11904 answers" in line for line in engine.warnings)
+
+
+def test_one_that_does_not_tell_what_it_sent_is_not_asked(tmp_path: Path, script: Path) -> None:
+    text = OUTPUT.replace("Sent 11911 requests\n", "")
+    (tmp_path / "output.txt").write_text(text)
+    options = Wrk2Options(
+        path=fake_wrk2(tmp_path, f"cat {tmp_path}/output.txt", USAGE), scripts={"compose": script}, threads=4
+    )
+    with Wrk2Engine(options, tmp_path / "work") as engine:
+        engine.start("http://127.0.0.1:8080", constant(rate_rps=10), duration_s=9.0)
+        summary = engine.finish(10.0)
+    assert "-r" not in (tmp_path / "commands").read_text().split()
+    assert "-R8" in (tmp_path / "commands").read_text().split(), "whole requests per thread"
+    assert (summary.planned[0], summary.sent[0], summary.errors["timeout"][0]) == (72, 11909, 0)
+    assert any("does not tell how many" in line for line in engine.warnings)
+    assert not any("first 10 s" in line for line in engine.warnings), "a short run keeps its whole histogram"
+
+
+@pytest.mark.parametrize(
+    ("usage", "what"),
+    [
+        ("wrk 4.1.0 [epoll]\\n-c, --connections\\n", "it is wrk, not wrk2"),
+        ("wrk 4.0.0 [epoll]\\n-R, --rate\\n-U, --u_latency\\n", "it is wrk2, but not that of DeathStarBench"),
+        ("hello\\n", "it is not wrk2"),
+    ],
+)
+def test_another_program_is_recognised_before_anything_is_sent(tmp_path: Path, usage: str, what: str) -> None:
+    with pytest.raises(MissingToolError, match=f"{what}: it has no option -D.*DeathStarBench"):
+        Wrk2Engine(Wrk2Options(path=fake_wrk2(tmp_path, "", usage)), tmp_path)
+    assert not (tmp_path / "commands").exists()
+
+
+def test_a_script_that_does_not_load_ends_the_run_with_one_line(tmp_path: Path, script: Path) -> None:
+    """wrk2 itself goes on and sends GET requests for the bare URL."""
+    for said, match in (
+        (f"{script}: x.lua:1: module 'socket' not found:", "module 'socket' not found.*apt-get install lua-socket"),
+        ("PANIC: unprotected error in call to Lua API (x.lua:1: boom)", "boom.*correct the script"),
+    ):
+        wrk2 = fake_wrk2(tmp_path, f'echo "{said}" >&2; exec sleep 60')
+        with Wrk2Engine(Wrk2Options(path=wrk2, scripts={"compose": script}), tmp_path) as engine:
+            engine.start("http://127.0.0.1:1", constant(), duration_s=60.0)
+            wait_until(lambda: said.split(":")[0] in (tmp_path / "wrk2-compose.txt").read_text())  # noqa: B023
+            with pytest.raises(LoadError, match=match):
+                engine.wait(0.1)
 
 
 def test_a_failed_run_is_an_error_with_its_last_words(tmp_path: Path, script: Path) -> None:
@@ -104,7 +171,7 @@ def test_a_failed_run_is_an_error_with_its_last_words(tmp_path: Path, script: Pa
         with pytest.raises(LoadError, match=r"code 1.*unable to connect"):
             engine.finish(10.0)
     with pytest.raises(LoadError, match="printed no results"):
-        parse_output("Running 12s test", "compose", 1.0)
+        parse_output("Running 12s test", "compose", 1, 12)
 
 
 def test_what_wrk2_cannot_do_is_refused_with_the_reason(tmp_path: Path, script: Path) -> None:
