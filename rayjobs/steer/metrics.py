@@ -15,6 +15,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from actuators.contract.arrays import FloatArray
 from actuators.errors import ConfigError
@@ -276,4 +277,6 @@ def _shares(table: Any) -> FloatArray:
 def _buckets(bounds_s: Sequence[float], counts: np.ndarray) -> list[tuple[str, float]]:
     """Cumulative, as Prometheus wants them."""
     sums = np.cumsum(counts)
-    return [(str(float(bound)), float(count)) for bound, count in zip((*bounds_s, np.inf), sums, strict=True)]
+    return [
+        (floatToGoString(float(bound)), float(count)) for bound, count in zip((*bounds_s, np.inf), sums, strict=True)
+    ]
