@@ -46,7 +46,7 @@ def named_groups(snapshot: Snapshot) -> dict[str, Mapping[str, ServerCounters]]:
 def _source(snapshot: Snapshot) -> Iterator[Lack]:
     if snapshot.source == "prometheus":
         yield Lack(
-            "source", False, f"the statistics are Prometheus text: {LACKS}", "read vts' JSON, /status/format/json"
+            "source", False, f"the statistics are metrics: {LACKS}", "for steering, read vts' JSON, /status/format/json"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from actuators.contract.control import ServiceTimes
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import DataError, DeepSchedError, StatusError
-from actuators.statistics.vts import Document, Snapshot, not_vts, snapshot
+from actuators.statistics.vts import Document, Snapshot, not_vts, parse, snapshot
 from actuators.statistics.windows import difference
 from envs.observation.features import LatencyMemory
 from rayjobs.serve.bundles import BundleStore, LoadedBundle
@@ -112,13 +113,27 @@ def read_body(body: bytes) -> Parsed:
     try:
         parts = _BODIES.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise not_vts(error) if "documents" in str(error) else StatusError(f"not a request: {error}"[:300]) from error
+        raise _refusal(body, error) from error
     if parts.documents is None or bytes(parts.windows) != b"null":
         # Small; pydantic words the refusal.
         request = WeightsRequest.model_validate_json(body)
         return Parsed(None, request.windows, request.memory)
     memory = None if bytes(parts.memory) == b"null" else MemoryModel.model_validate_json(bytes(parts.memory))
     return Parsed([snapshot(document) for document in parts.documents], None, memory)
+
+
+def _refusal(body: bytes, error: Exception) -> StatusError:
+    """Why the body is refused; group and server are named where a document is wrong."""
+    if "documents" not in str(error):
+        return StatusError(f"not a request: {error}"[:300])
+    try:
+        for document in json.loads(body)["documents"]:
+            parse(document)
+    except StatusError as named:
+        return named
+    except (ValueError, RecursionError, TypeError):
+        pass  # the decoder's own words are all there is
+    return not_vts(error)
 
 
 def question(bundle: LoadedBundle, parsed: Parsed) -> Question:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from actuators.credentials import without_credentials
 from actuators.errors import ConfigError
 from actuators.files import writable_folder, write_atomic
 from actuators.options import Never
@@ -79,6 +80,7 @@ def run(options: UnitsOptions) -> int:
     """Writes the files and prints the commands that install, start and remove them. Raises ConfigError."""
     if options.nginx_conf is None and not options.control_url:
         raise ConfigError("no NGINX is given", where="steer units", remedy="give --nginx-conf or --control-url")
+    _check_no_password(options)
     out = writable_folder(options.out)
     steer, watchdog = _controller(options), _watchdog(options)
     for path in (out, steer.folder, Path(sys.executable)):
@@ -170,6 +172,14 @@ def _given(options: UnitsOptions, kind: type[SteerOptions | WatchdogOptions]) ->
         value = getattr(options, name)
         values[name] = value.expanduser().absolute() if isinstance(value, Path) else value
     return values
+
+
+def _check_no_password(options: UnitsOptions) -> None:
+    for name in ("status_url", "control_url", "serve_url"):
+        if without_credentials(getattr(options, name)) != getattr(options, name):
+            remedy = "let its location take this machine without one: satisfy any; allow 127.0.0.1; deny all;"
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError("files of a service keep no password of a URL", where=flag, remedy=remedy)
 
 
 def _check_word(path: Path) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from actuators.errors import DeepSchedError
+from actuators.errors import DeepSchedError, StatusError
 from rayjobs.serve.answers import advise, advise_each, read_body
 from rayjobs.serve.bundles import LoadedBundle
 from tests.support.problems import problem
 from tests.support.serve_requests import GUARDS, bodies, same
 from tests.support.steering_cases import times_bundle, trained_bundle
+from tests.support.vts_documents import document
 from tests.support.windows import window
 from tuning.options import ModelOptions
 from tuning.policy import learned as policy
@@ -89,6 +90,17 @@ def test_nonsense_in_a_batch_is_refused_by_itself(tmp_path: Path) -> None:
     found = advise_each(bundle, [good, *odd, good], GUARDS)
     assert [isinstance(one, dict) for one in found] == [True, False, False, False, False, True]
     assert [str(one) for one in found[1:-1]] == [alone(bundle, body) for body in odd]
+
+
+def test_a_wrong_document_is_refused_by_the_name_of_group_and_server() -> None:
+    documents = [document("before_load"), document("after_load")]
+    documents[1]["upstreamZones"]["home_read_backend"][1]["requestCounter"] = 10**400
+    server = documents[1]["upstreamZones"]["home_read_backend"][1]["server"]
+    with pytest.raises(StatusError, match=f"above 2.*server {server} in group home_read_backend"):
+        read_body(json.dumps({"documents": documents}).encode())
+    for odd in (b'{"documents": [' + b"9" * 5000, b'{"documents": 1}', b'{"documents": [1, 2]}', b"\xff"):
+        with pytest.raises(StatusError):
+            read_body(odd)
 
 
 def test_a_request_that_spoils_the_networks_output_costs_only_itself_the_policy(

@@ -82,6 +82,7 @@ def test_they_may_write_their_folder_and_what_a_reload_changes(tmp_path: Path) -
         (["--bundle", "b", "--control-url", STATUS, "--set", "duration_s=3"], "runs until it is stopped"),
         (["--bundle", "b", "--control-url", STATUS, "--user", "x;y"], "user"),
         (["--bundle", "b", "--nginx-conf", "n", "--control-url", STATUS], "has no effect"),
+        (["--bundle", "b", "--control-url", "http://me:secret@h/c"], "keep no password of a URL (--control-url)"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
