@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.external.actuator import (
     EXPLORED_VALUES,
+    Actuator,
     ActuatorOptions,
     MemoryActuator,
     exploration,
@@ -24,12 +26,12 @@ from actuators.external.actuator import (
     ratio_vectors,
 )
 from actuators.external.config_reader import read_config
-from actuators.external.nginx import ExternalNginxOptions
+from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.snippet import changes, memory_groups, notes, render_snippet, unified_diff
 from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
-from actuators.options import Never, Options
+from actuators.options import Moved, Never, Options
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
 
@@ -43,20 +45,30 @@ _NOTHING_CHANGES = {
 }
 
 
-class GetOptions(ActuatorOptions):
-    """Which NGINX."""
+class GroupOptions(ActuatorOptions):
+    """Which NGINX, and which of its groups."""
 
-    only: ClassVar = _NOTHING_CHANGES
+    only: ClassVar = {"reload.groups": Never("give --groups")}
+    moved: ClassVar = {"reload.groups": Moved("groups")}
+
+    groups: tuple[str, ...] = ()
+    """Upstreams that are read and set, others are left alone; all whose weights can be set when not given."""
 
 
-class SetOptions(ActuatorOptions):
+class GetOptions(GroupOptions):
+    """Which NGINX, and which of its groups."""
+
+    only: ClassVar = {**_NOTHING_CHANGES, **GroupOptions.only}
+
+
+class SetOptions(GroupOptions):
     """What is changed, and in which NGINX."""
 
     changes: tuple[str, ...] = Field(min_length=1)
     """[GROUP/]SERVER=WEIGHT, =down or =up; other servers keep their weights."""
 
 
-class ExploreOptions(ActuatorOptions):
+class ExploreOptions(GroupOptions):
     """Which ratios are applied, and in which NGINX."""
 
     interval_s: float = Field(2.0, gt=0)
@@ -74,6 +86,7 @@ class SnippetOptions(Options):
 
     only: ClassVar = {
         **_NOTHING_CHANGES,
+        **GroupOptions.only,
         "reload.binary": Never("give memory.binary"),
         **{
             f"memory.{name}": Never("it stands in the configuration that includes the snippet")
@@ -85,8 +98,12 @@ class SnippetOptions(Options):
         },
     }  # fmt: skip
 
+    moved: ClassVar = GroupOptions.moved
+
     reload: ExternalNginxOptions = ExternalNginxOptions()
-    """The configuration, and the groups that are to be balanced in memory."""
+    """The configuration."""
+    groups: tuple[str, ...] = ()
+    """Upstreams that are to be balanced in memory; all when not given."""
     out: Path = Path("deepsched.conf")
     """The file; FILE.token beside it receives the token for --token-file."""
     port: int = Field(8090, ge=1, le=65535)
@@ -97,22 +114,22 @@ class SnippetOptions(Options):
 
 def get(options: GetOptions) -> int:
     """Prints GROUP/SERVER=WEIGHT lines, or service times where NGINX balances by those; of a canary, both controls."""
-    actuator = open_actuator(options)
+    actuator = _opened(options)
     split = actuator.split_in_force() if isinstance(actuator, MemoryActuator) else None
     if split is None:
-        _print_control(actuator.control())
+        _print_control(actuator.control(), options.groups)
         return 0
     console_out().print(f"canary: {split.percent:g} % of the requests by {split.method}", markup=False)
-    _print_control(split.control)
+    _print_control(split.control, options.groups)
     console_out().print(f"the other requests by {split.base_method}", markup=False)
-    _print_control(split.base_control)
+    _print_control(split.base_control, options.groups)
     return 0
 
 
-def _print_control(control: Control) -> None:
+def _print_control(control: Control, groups: tuple[str, ...]) -> None:
     topology = control.topology
     for g, group in enumerate(topology.groups):
-        for server in group.servers:
+        for server in group.servers if group.name in groups or not groups else ():
             s = topology.server_index(server)
             if isinstance(control, ServiceTimes):
                 value = f"tau {control.tau_s[g, s] * 1e3:.3f} ms, {control.workers[s]:g} workers"
@@ -123,7 +140,7 @@ def _print_control(control: Control) -> None:
 
 def set_weights(options: SetOptions) -> int:
     """Applies the changes; a refused change raises and leaves the old weights in force."""
-    actuator = open_actuator(options)
+    actuator = _opened(options, options.changes)
     base = actuator.control()
     if not isinstance(base, Weights):
         raise ActuationError(
@@ -136,7 +153,7 @@ def set_weights(options: SetOptions) -> int:
 
 def explore(options: ExploreOptions) -> int:
     """Applies every distinct ratio for `interval_s`, then restores the first weights, also after an error."""
-    actuator = open_actuator(options)
+    actuator = _opened(options)
     topology = actuator.topology
     counts = ", ".join(f"{len(ratio_vectors(len(g.servers), options.values))} for {g.name}" for g in topology.groups)
     _log(f"distinct ratio vectors of {set(options.values)}: {counts}; one every {options.interval_s:g} s")
@@ -153,9 +170,20 @@ def explore(options: ExploreOptions) -> int:
                 due_s += options.interval_s
                 time.sleep(max(due_s - time.monotonic(), 0.0))
     finally:
-        actuator.apply(before)
-        _log("the first weights are restored")
+        restored = actuator.restore(before)
+        gone = f"; no longer there: {', '.join(restored.missing)}" if restored.missing else ""
+        _log(f"the first weights are restored{gone}")
     return 0
+
+
+def _opened(options: GroupOptions, changes: Sequence[str] = ()) -> Actuator:
+    """The NGINX; tells the groups whose weights cannot be set. Raises ConfigError when a change names one of them."""
+    actuator = open_actuator(options, options.groups)
+    for name, reason in actuator.left_out.items() if isinstance(actuator, ExternalNginx) else ():
+        if any(change.startswith(f"{name}/") for change in changes):
+            raise reason
+        _log(f"left out: {reason}")
+    return actuator
 
 
 def _shown(weights: Weights) -> str:
@@ -169,7 +197,7 @@ def _shown(weights: Weights) -> str:
 def snippet(options: SnippetOptions) -> int:
     """Writes the snippet and its token, readable by this user only, and prints the change of the configuration."""
     config, build = read_config(options.reload.config), detect(options.memory.binary)
-    groups = memory_groups(config, options.reload.groups)
+    groups = memory_groups(config, options.groups)
     out, token = options.out.absolute(), secrets.token_hex(16)
     text = render_snippet(out, groups, options.memory, build, port=options.port, token=token)
     diff = unified_diff(changes(config, groups, out, build))
@@ -193,7 +221,7 @@ GET = Verb(
     example="deepsched weights get --set reload.config=/etc/nginx/nginx.conf",
     options=GetOptions,
     run=get,
-    common=("control_url", "token_file", "reload.config", "reload.groups"),
+    common=("control_url", "token_file", "reload.config", "groups"),
 )
 SET = Verb(
     name="weights set",
@@ -201,21 +229,21 @@ SET = Verb(
     options=SetOptions,
     run=set_weights,
     positional=("changes",),
-    common=("control_url", "token_file", "reload.config", "reload.groups", "reload.status_url"),
+    common=("control_url", "token_file", "reload.config", "groups", "reload.status_url"),
 )
 EXPLORE = Verb(
     name="weights explore",
     example="deepsched weights explore --interval-s 2 --set reload.config=/etc/nginx/nginx.conf",
     options=ExploreOptions,
     run=explore,
-    common=("interval_s", "values", "rounds", "seed", "control_url", "token_file", "reload.config", "reload.groups"),
+    common=("interval_s", "values", "rounds", "seed", "control_url", "token_file", "reload.config", "groups"),
 )
 SNIPPET = Verb(
     name="weights snippet",
     example="deepsched weights snippet --set reload.config=/etc/nginx/nginx.conf --out deepsched.conf",
     options=SnippetOptions,
     run=snippet,
-    common=("out", "port", "reload.config", "reload.groups", "memory.method", "memory.workers_per_server"),
+    common=("out", "port", "reload.config", "groups", "memory.method", "memory.workers_per_server"),
 )
 
 if __name__ == "__main__":

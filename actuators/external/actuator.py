@@ -66,16 +66,25 @@ class Actuator(Protocol):
 
 @dataclass
 class MemoryActuator:
-    """An NGINX that balances in memory, reached only through its control endpoint."""
+    """An NGINX that balances in memory, reached only through its control endpoint.
+
+    Attributes:
+        groups: those that are read and set, others keep their control; all when empty. Raises ConfigError for a name
+            that NGINX does not have.
+    """
 
     endpoint: MemoryControl
+    groups: tuple[str, ...] = ()
     topology: Topology = field(init=False)
 
     def __post_init__(self) -> None:
-        self.topology = self.endpoint.topology
+        whole = self.endpoint.topology
+        chosen = tuple(whole.groups[whole.group_index(name)] for name in self.groups)
+        self.topology = Topology(chosen) if chosen else whole
 
     def control(self) -> Control:
-        return self.endpoint.get()[1]
+        present = self.endpoint.get()[1]
+        return restoration(present, Weights.equal(self.topology)).control if self.groups else present
 
     @property
     def method(self) -> MemoryMethod:
@@ -83,7 +92,7 @@ class MemoryActuator:
         return self.endpoint.get()[0]
 
     def apply(self, control: Control) -> Applied:
-        return self.endpoint.apply(control)
+        return self.endpoint.apply(restoration(control, self.endpoint.get()[1]).control if self.groups else control)
 
     def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """As `Actuator.restore`; without a method, the present one stays where it takes the control."""
@@ -115,13 +124,16 @@ class MemoryActuator:
         return self.endpoint.get_split()
 
 
-def open_actuator(options: ActuatorOptions) -> Actuator:
+def open_actuator(options: ActuatorOptions, groups: tuple[str, ...] = ()) -> Actuator:
     """Opens an NGINX in memory when there is a control URL, else by reload.
+
+    Args:
+        groups: those that are read and set; all when empty.
 
     Raises ConfigError, MissingToolError or ActuationError.
     """
     if not options.control_url:
-        return ExternalNginx(options.reload)
+        return ExternalNginx(options.reload.model_copy(update={"groups": groups}) if groups else options.reload)
     token = ""
     if options.token_file is not None:
         try:
@@ -129,7 +141,7 @@ def open_actuator(options: ActuatorOptions) -> Actuator:
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(options.token_file)) from error
     topology = topology_from_text(MemoryControl.read(options.control_url))
-    return MemoryActuator(MemoryControl(options.control_url, token, topology))
+    return MemoryActuator(MemoryControl(options.control_url, token, topology), groups)
 
 
 def parse_weights(texts: Sequence[str], base: Weights) -> Weights:

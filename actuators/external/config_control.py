@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from actuators.contract.control import MAX_WEIGHT, Weights
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.external.config_editor import ServerEdit, edit_file
-from actuators.external.config_reader import ParsedConfig
+from actuators.external.config_reader import ParsedConfig, ServerLine
 from actuators.nginx.reload import Change
 
 _REMEDY = "choose other groups with --groups A,B"
@@ -85,20 +85,44 @@ def check_servers(config: ParsedConfig, topology: Topology) -> None:
             raise ConfigError(f"the servers of {group.name} have changed", where=str(config.main), remedy="start again")
 
 
-def config_edits(config: ParsedConfig, control: Weights) -> list[ServerEdit]:
-    """What every server line of the control's groups must say. Raises ActuationError, ConfigError."""
+def config_edits(config: ParsedConfig, control: Weights, first: ParsedConfig | None = None) -> list[ServerEdit]:
+    """What every server line of the control's groups must say.
+
+    Args:
+        first: the configuration before any edit: weights that it has are written as they stood there.
+
+    Raises:
+        ActuationError, ConfigError: the lines cannot say it.
+    """
     topology = control.topology
     check_servers(config, topology)
+    edits: list[ServerEdit] = []
     wanted: dict[tuple[Path, int], ServerEdit] = {}
     for g, group in enumerate(topology.groups):
+        values = {server: int(control.values[g, topology.server_index(server)]) for server in group.servers}
+        wording = _wording(first.group(group.name) if first else [], values)
         for line in config.group(group.name):
-            s = topology.server_index(line.server)
-            edit = ServerEdit(line, int(control.values[g, s]), bool(control.down[g, s]))
+            s, weight, bare = topology.server_index(line.server), values[line.server], False
+            if (was := wording.get(line.server)) is not None:
+                weight, bare = was.weight, not any(word.startswith("weight=") for word in was.parameters)
+            edit = ServerEdit(line, weight, bool(control.down[g, s]), bare)
+            edits.append(edit)
             same = wanted.setdefault((line.file, line.start), edit)
             if (same.weight, same.down) != (edit.weight, edit.down):
                 remedy = "give both the same weight, or each group its own lines"
                 raise ActuationError("two groups share this line", where=f"{line.file}:{line.line}", remedy=remedy)
-    return list(wanted.values())
+    return edits
+
+
+def _wording(first: Sequence[ServerLine], values: Mapping[str, int]) -> dict[str, ServerLine]:
+    """Server → its first line, where that says the wanted weight; above 100 only a whole group can say it."""
+    weights = np.array([line.weight for line in first], np.int64)
+    found = {
+        line.server: line
+        for line, weight in zip(first, _scaled(weights[None])[0] if len(first) else (), strict=True)
+        if values.get(line.server) == weight
+    }
+    return found if weights.max(initial=0) <= MAX_WEIGHT or found.keys() == values.keys() else {}
 
 
 def changed_files(edits: Sequence[ServerEdit]) -> dict[Path, Change]:
@@ -106,7 +130,9 @@ def changed_files(edits: Sequence[ServerEdit]) -> dict[Path, Change]:
     changes: dict[Path, Change] = {}
     for path in dict.fromkeys(edit.line.file for edit in edits):
         old = path.read_bytes()
-        new = edit_file(old, [edit for edit in edits if edit.line.file == path])
+        # Groups that include one file share its lines.
+        own = {edit.line.start: edit for edit in edits if edit.line.file == path}
+        new = edit_file(old, list(own.values()))
         if new != old:
             changes[path] = Change(old, new)
     return changes

@@ -9,8 +9,8 @@ import contextlib
 import fcntl
 import os
 import select
-import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from pydantic import Field
 
 from actuators.contract.control import Control, MemoryMethod, Weights
 from actuators.contract.testbed import Applied, Restored
-from actuators.errors import ActuationError, StatusError
+from actuators.contract.topology import Topology
+from actuators.errors import ActuationError, ConfigError, StatusError
 from actuators.external.config_control import (
     changed_files,
     config_edits,
@@ -35,8 +36,9 @@ from actuators.external.restoring import names_of, restoration
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.options import Options
+from actuators.statistics.names import server_names
 from actuators.statistics.reader import StatusReader
-from actuators.statistics.vts import ServerCounters
+from actuators.statistics.vts import Snapshot
 
 _PENDING, _DONE = "files changed, not yet confirmed in force\n", "in force\n"
 """Contents of the lock file: the state of the last change."""
@@ -88,7 +90,7 @@ class ExternalNginx:
         self._build = detect(options.binary)
         config = read_config(options.config)
         self.topology = config_topology(config, options.groups)
-        self.left_out = {} if options.groups else {name: str(error) for name, error in unusable(config).items()}
+        self.left_out = {} if options.groups else unusable(config)
 
     def control(self) -> Weights:
         """The weights in the files. Raises ConfigError."""
@@ -129,7 +131,7 @@ class ExternalNginx:
 
     def _set(self, config: ParsedConfig, control: Weights) -> bool:
         """Whether the files had to change. The lock is held."""
-        edits = config_edits(config, control)
+        edits = config_edits(config, control, self._originals(config))
         changes = changed_files(edits)
         # An actuator that was killed may have left new files that were never loaded.
         needed = bool(changes) or self._lock_path.read_text() == _PENDING
@@ -146,7 +148,12 @@ class ExternalNginx:
         self._on_step("keep originals")
         self._keep_originals(changes)
         self._await_turn()
-        put_in_force(changes, self._reloader(config), confirm=lambda: self._confirm(control), on_step=self._on_step)
+        put_in_force(
+            changes,
+            self._reloader(config),
+            confirm=lambda: self._confirm(edits, control.topology),
+            on_step=self._on_step,
+        )
         self._on_step("done")
         self._lock_path.write_text(_DONE)
 
@@ -177,9 +184,20 @@ class ExternalNginx:
 
     def _keep_originals(self, changes: Mapping[Path, Change]) -> None:
         for path, change in changes.items():
-            backup = path.with_name(f".{path.name}.deepsched-original")
+            backup = _backup(path)
             if not backup.exists():
                 write_atomically(backup, change.old)
+
+    def _originals(self, config: ParsedConfig) -> ParsedConfig | None:
+        """The configuration with the files as they were before any edit; None where there was none."""
+        backups = {path: _backup(path) for path in dict.fromkeys(line.file for line in config.servers)}
+        kept = {path: backup.read_bytes() for path, backup in backups.items() if backup.exists()}
+        if not kept:
+            return None
+        try:
+            return read_config(config.main, instead=kept)
+        except ConfigError:
+            return None  # they include what is no longer there; weights are then written as numbers
 
     def _reloader(self, config: ParsedConfig) -> Reloader:
         options = self.options
@@ -195,12 +213,12 @@ class ExternalNginx:
         with StatusReader(self.options.status_url) as reader:
             return reader.snapshot().load_ms
 
-    def _confirm(self, control: Weights) -> None:
+    def _confirm(self, edits: Sequence[ServerEdit], topology: Topology) -> None:
         """Compares with the statistics, if there are any."""
         if not self.options.status_url:
             return
         with StatusReader(self.options.status_url) as reader:
-            confirm_weights(control, reader.snapshot().groups, where=self.options.status_url)
+            confirm_weights(edits, topology, reader.snapshot(), where=self.options.status_url)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -244,31 +262,30 @@ class ExternalNginx:
         self._lock_path.write_text(_PENDING)
 
 
-def confirm_weights(control: Weights, groups: Mapping[str, Mapping[str, ServerCounters]], *, where: str) -> None:
-    """Compares the weights of a control with those in the statistics of an NGINX.
+def confirm_weights(edits: Sequence[ServerEdit], topology: Topology, snapshot: Snapshot, *, where: str) -> None:
+    """Compares the weights that the files now have with those in the statistics of an NGINX.
 
     The statistics show a host name as each of its addresses; all of them are compared. Entries that two lines of a
     group share, and lines that the statistics do not show, are skipped.
 
     Args:
-        groups: group → server as the statistics show it → counters, as `Snapshot.groups`.
         where: of the statistics, for errors.
 
     Raises:
         StatusError: a group is missing.
         ActuationError: a weight is different.
     """
-    for g, group in enumerate(control.topology.groups):
-        if group.name not in groups:
-            raise StatusError(f"the statistics have no group {group.name}", where=where)
-        names = {server: _shown_as(server) for server in group.servers}
-        for server, own in names.items():
-            others = set[str]().union(*(shown for other, shown in names.items() if other != server))
-            wanted = control.values[g, control.topology.server_index(server)]
-            for name in sorted(own - others):
-                counters = groups[group.name].get(name)
-                if counters is not None and counters.weight != wanted:
-                    raise ActuationError(f"{name} has weight {counters.weight} in {group.name}", where=where)
+    names = server_names(topology, snapshot)
+    owners = Counter((group, entry) for (group, _), entries in names.entries.items() for entry in entries)
+    wanted = {(edit.line.group, edit.line.server): edit.weight for edit in edits}
+    for (name, server), entries in names.entries.items():
+        shown = names.groups[name]
+        if shown not in snapshot.groups:
+            raise StatusError(f"the statistics have no group {name}", where=where)
+        for entry in entries:
+            counters, alone = snapshot.groups[shown][entry], owners[name, entry] == 1
+            if alone and (shown, entry) not in snapshot.duplicates and counters.weight != wanted[name, server]:
+                raise ActuationError(f"{entry} has weight {counters.weight} in {name}", where=where)
 
 
 def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copies: dict[Path, Path]) -> Path:
@@ -294,6 +311,11 @@ def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copi
     return copy
 
 
+def _backup(path: Path) -> Path:
+    """Where a file is kept as it was before the first edit."""
+    return path.with_name(f".{path.name}.deepsched-original")
+
+
 def _master_pid(pid_file: Path) -> int:
     try:
         pid = int(pid_file.read_text())
@@ -303,18 +325,3 @@ def _master_pid(pid_file: Path) -> int:
     if "nginx" not in title:
         raise ActuationError(f"process {pid} is not an NGINX", where=str(pid_file), remedy="set pid_file")
     return pid
-
-
-def _shown_as(server: str) -> set[str]:
-    """The names under which vts may show a server line: as written, with its port, and by its addresses."""
-    if server.startswith("unix:"):
-        return {server}
-    host, colon, port = server.rpartition(":")
-    if not colon or server.endswith("]"):
-        host, port = server, "80"
-    try:
-        resolved = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        resolved = []  # NGINX resolved it when it started; it has no address now
-    addresses = {str(address[0]) for *_, address in resolved}
-    return {server, f"{host}:{port}", *(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)}

@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"[^\s;{}\"'\\$#]+\Z")
 _TIME = re.compile(r"(\d+)([yMwdhms]?)")
 _SECONDS = {"y": 365 * 86400, "M": 30 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
 _COLLIDING = ("init_by_lua", "init_worker_by_lua", "log_by_lua", "lua_package_path", "log_subrequest")
-_REMEDY = "leave the group out with --set reload.groups=A,B, or change its weights by reload (--nginx-conf)"
+_REMEDY = "leave the group out with --groups A,B, or change its weights by reload (--nginx-conf)"
 
 
 @dataclass(frozen=True)

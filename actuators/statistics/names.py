@@ -10,15 +10,16 @@ import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from actuators.contract.arrays import IntArray
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ConfigError
-from actuators.statistics.vts import Snapshot
+from actuators.statistics.vts import Buckets, OverCounts, Responses, ServerCounters, Snapshot
 
 _V4 = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})(?::(\d+))?\Z")
 _V6 = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(\d+))?\Z")
@@ -33,12 +34,14 @@ class ServerNames:
 
     Attributes:
         groups: name of a group in the configuration → its name in the statistics.
+        shown: name of a group in the statistics → the entries that they showed.
         entries: (group, server) in the configuration → its entries, in the order of the statistics.
         problems: what is not one to one, in words.
     """
 
     topology: Topology
     groups: Mapping[str, str]
+    shown: Mapping[str, tuple[str, ...]]
     entries: Mapping[tuple[str, str], tuple[str, ...]]
     problems: tuple[str, ...]
 
@@ -51,6 +54,16 @@ class ServerNames:
                 counts[g, self.topology.server_index(server)] = max(len(self.entries[group.name, server]), 1)
         return counts
 
+    @functools.cached_property
+    def exact(self) -> bool:
+        """Whether the statistics use the names of the configuration."""
+        same = all(entries in ((server,), ()) for (_, server), entries in self.entries.items())
+        return same and all(name == shown for name, shown in self.groups.items())
+
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Whether a later reading shows the same entries."""
+        return all(tuple(snapshot.groups.get(name, ())) == entries for name, entries in self.shown.items())
+
     def check(self) -> None:
         """Raises ConfigError when a line has no entry, or shares one with another line."""
         if self.problems:
@@ -59,20 +72,92 @@ class ServerNames:
                 remedy="write addresses in the server lines, or reload NGINX when names have new addresses",
             )  # fmt: skip
 
+    def renamed(self, snapshot: Snapshot) -> Snapshot:
+        """The reading with the names of the configuration; counters of a line with several entries are added up.
+
+        A line with an entry that this reading does not show is left out.
+        """
+        if self.exact:
+            return snapshot
+        groups = dict(snapshot.groups)
+        for group in self.topology.groups:
+            own = groups.pop(self.groups[group.name], None)
+            if own is None:
+                continue
+            lines = {server: self.entries[group.name, server] for server in group.servers}
+            groups[group.name] = {
+                server: added([own[name] for name in entries], server)
+                for server, entries in lines.items()
+                if entries and all(name in own for name in entries)
+            }
+        owners = {
+            (self.groups[group], name): (group, server)
+            for (group, server), entries in self.entries.items()
+            for name in entries
+        }
+        unserved = {name: snapshot.unserved.get(shown, 0) for name, shown in self.groups.items()}
+        twice = frozenset(owners.get(each, each) for each in snapshot.duplicates)
+        return replace(snapshot, groups=groups, unserved={**snapshot.unserved, **unserved}, duplicates=twice)
+
+
+class NameKeeper:
+    """The names of a topology's servers in readings that follow each other; found again when the entries change."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._names: ServerNames | None = None
+
+    def of(self, snapshot: Snapshot) -> ServerNames:
+        if self._names is None or not self._names.fits(snapshot):
+            self._names = server_names(self._topology, snapshot)
+        return self._names
+
 
 def server_names(topology: Topology, snapshot: Snapshot, resolve: Resolver | None = None) -> ServerNames:
     """Finds the entries by address; names are resolved only where the statistics leave a choice."""
     resolver = functools.cache(resolve or addresses_of)
     groups: dict[str, str] = {}
+    present: dict[str, tuple[str, ...]] = {}
     entries: dict[tuple[str, str], tuple[str, ...]] = {}
     problems: list[str] = []
     for group in topology.groups:
         shown = groups[group.name] = _shown_group(group.name, snapshot.groups)
-        own = _entries(group, snapshot.groups.get(shown, {}), resolver)
+        present[shown] = tuple(snapshot.groups.get(shown, ()))
+        own = _entries(group, present[shown], resolver)
         entries |= {(group.name, server): names for server, names in own.items()}
         if shown in snapshot.groups:
             problems += _problems(group, own, {server for name, server in snapshot.duplicates if name == shown})
-    return ServerNames(topology, groups, entries, tuple(problems))
+    return ServerNames(topology, groups, present, entries, tuple(problems))
+
+
+def added(entries: Sequence[ServerCounters], server: str) -> ServerCounters:
+    """The counters of several entries as those of one server: sums; its histogram has the bounds that all share."""
+    first = entries[0]
+    if len(entries) == 1:
+        return first if first.server == server else msgspec.structs.replace(first, server=server)
+    totals = [sum(counts) for counts in zip(*(entry.totals() for entry in entries), strict=True)]
+    requests, in_bytes, out_bytes, msecs, *classes = (total % 2**64 for total in totals)
+    wraps = [total >> 64 for total in totals]
+    own_ms = "request_msec_counter" if first.response_msec_counter is None else "response_msec_counter"
+    return msgspec.structs.replace(
+        first,
+        server=server,
+        request_counter=requests,
+        in_bytes=in_bytes,
+        out_bytes=out_bytes,
+        responses=Responses(*classes),
+        over_counts=OverCounts(*wraps[:3], *(wraps[3:4] * 2), *wraps[4:]),
+        response_buckets=_added_buckets([entry.response_buckets for entry in entries if entry.request_counter]),
+        weight=sum(entry.weight for entry in entries),
+        down=all(entry.down for entry in entries),
+        **{own_ms: msecs},
+    )
+
+
+def _added_buckets(used: Sequence[Buckets]) -> Buckets:
+    common = sorted(set(used[0].msecs).intersection(*(each.msecs for each in used))) if used else []
+    tables = [dict(zip(each.msecs, each.counters, strict=True)) for each in used]
+    return Buckets(tuple(common), tuple(sum(table[bound] for table in tables) for bound in common))
 
 
 def addresses_of(host: str) -> Collection[str]:
@@ -140,13 +225,15 @@ def _of_hosts(servers: list[str], port: str, left: list[str], resolve: Resolver)
 def _problems(group: Group, own: Mapping[str, tuple[str, ...]], twice: Collection[str]) -> Iterable[str]:
     owners: dict[str, list[str]] = {}
     for server in group.servers:
-        if not own[server]:
-            yield f"the statistics of {group.name} show no entry that is {server}"
         for name in own[server]:
             owners.setdefault(name, []).append(server)
     for name, servers in owners.items():
         if len(servers) > 1 or name in twice:
-            yield f"two lines of {group.name} are the same server {name}: {' and '.join(servers)}"
+            both = " and ".join(servers) if len(servers) > 1 else f"{servers[0]} and another"
+            yield f"two lines of {group.name} are the same server {name}: {both}"
+    for server in group.servers:
+        if not own[server]:
+            yield f"the statistics of {group.name} show no entry that is {server}"
 
 
 @functools.lru_cache(maxsize=65536)

@@ -14,6 +14,7 @@ from actuators.credentials import without_credentials
 from actuators.errors import StatusError
 from actuators.http_client import MAX_BODY_BYTES, KeptConnection, NoResponseError
 from actuators.options import Options
+from actuators.statistics.names import NameKeeper, ServerNames
 from actuators.statistics.prometheus import LACKS, parse_text
 from actuators.statistics.vts import Snapshot, parse, parse_json
 from actuators.statistics.windows import difference, gap
@@ -121,6 +122,7 @@ class Collector(StatusReader):
         super().__init__(status_url, options)
         self.topology = topology
         self._last: Snapshot | None = None
+        self._names = NameKeeper(topology)
         self._last_end_s = 0.0
 
     def begin(self) -> Snapshot:
@@ -128,6 +130,12 @@ class Collector(StatusReader):
         self._last = self.snapshot()
         self._last_end_s = self._last.now_ms / 1e3
         return self._last
+
+    def names(self) -> ServerNames:
+        """Which entries of the last reading belong to which server. Raises StatusError when `begin` was not called."""
+        if self._last is None:
+            raise StatusError("no first reading", where=self.status_url, remedy="call begin() before names()")
+        return self._names.of(self._last)
 
     def latest(self) -> Snapshot | None:
         """The last successful reading; None before `begin`."""
@@ -147,6 +155,6 @@ class Collector(StatusReader):
         except StatusError as error:
             start_s, self._last_end_s = self._last_end_s, time.time()
             return gap(self.topology, start_s, self._last_end_s, str(error))
-        window = difference(self._last, now, self.topology)
+        window = difference(self._last, now, self.topology, self._names.of(now))
         self._last, self._last_end_s = now, window.end_s
         return window

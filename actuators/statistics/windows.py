@@ -11,6 +11,7 @@ import numpy as np
 from actuators.contract.arrays import IntArray
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Connections, DelayWindow, Fault, Window
+from actuators.statistics.names import ServerNames, server_names
 from actuators.statistics.vts import Buckets, ServerCounters, Snapshot
 
 # A counter that grows by more than this between two readings is not a count.
@@ -27,13 +28,18 @@ class _Cell(NamedTuple):
     new: ServerCounters | None
 
 
-def difference(before: Snapshot, after: Snapshot, topology: Topology) -> Window:
+def difference(before: Snapshot, after: Snapshot, topology: Topology, names: ServerNames | None = None) -> Window:
     """The window between two snapshots of one NGINX; servers are matched by name.
+
+    Args:
+        names: which entries belong to which server, from `after` or a reading with the same entries; found when absent.
 
     A cell without a valid difference (restart, reset, missing, duplicate) is zero and has a fault. `response_ms_sum`
     holds request times where a document has no upstream times. Histogram bounds are those that all servers have in
     common; a window in which no server has a histogram has no bounds, and all counts are above them.
     """
+    names = names or server_names(topology, after)
+    before, after = names.renamed(before), names.renamed(after)
     faults = [*_whole(before, after), *_missing_groups(after, topology)]
     cells = _cells(before, after, topology)
     window = _zeros(topology, before.now_ms / 1e3, after.now_ms / 1e3, _common_bounds(cells))

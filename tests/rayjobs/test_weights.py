@@ -55,6 +55,40 @@ def test_get_set_and_explore_by_reload(site: StockSite) -> None:
         assert "Traceback" not in result.stderr
 
 
+def test_one_odd_group_disturbs_no_other(site: StockSite) -> None:
+    first, second, third = site.servers
+    site.write(
+        f"upstream app {{ server {first}; server {second} down; server {third} weight=2; }}\n"
+        f"upstream twice {{ server {first}; server {first}; }}\nupstream 'two words' {{ server {second}; }}"
+    )
+    config = f"reload.config={site.folder}/nginx.conf"
+    with site.start():
+        result = deepsched("get", "--set", config)
+        assert result.stdout.splitlines() == [
+            f"app/{first}=1", f"app/{second}=down", f"app/{third}=2", f"two words/{second}=1",
+        ]  # fmt: skip
+        assert f"left out: {first} is listed twice in twice" in result.stderr
+        assert "left out" not in deepsched("get", "--groups", "app", "--set", config).stderr
+        result = deepsched("set", f"twice/{first}=3", "--set", config)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "listed twice in twice" in result.stderr
+        assert "--groups" in result.stderr
+        before = (site.folder / "nginx.conf").read_text()
+        result = deepsched("set", f"{third}=4", "--groups", "two words", "--set", config)
+        assert result.returncode == 2
+        assert f"unknown server '{third}'" in result.stderr
+        result = deepsched("set", f"{third}=5", "--groups", "app", "--set", config)
+        assert result.returncode == 0, result.stderr
+        assert (site.folder / "nginx.conf").read_text() == before.replace(f"{third} weight=2", f"{third} weight=5")
+        assert site.who(12) == {"0": 2, "2": 10}
+        quick = ["--interval-s", "0.01", "--values", "1,2", "--set", "reload.min_reload_interval_s=0"]
+        result = deepsched("explore", *quick, "--groups", "two words,app", "--set", config)
+        assert "the first weights are restored" in result.stderr
+        assert (site.folder / "nginx.conf").read_text() == before.replace(f"{third} weight=2", f"{third} weight=5")
+        result = deepsched("get", "--set", config, "--set", "reload.groups=app")
+        assert "'reload.groups' is now 'groups'" in result.stderr
+
+
 def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: StockSite) -> None:
     port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
     config = f"reload.config={site.folder}/nginx.conf"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from actuators.contract.control import Weights
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, StatusError
+from actuators.external.config_editor import ServerEdit
+from actuators.external.config_reader import ServerLine
 from actuators.external.nginx import confirm_weights
 from actuators.statistics.vts import parse
 from tests.support.vts_documents import document
@@ -36,8 +37,11 @@ def confirm(shown: dict[str, int], servers: tuple[str, ...] = SERVERS, group: st
     statistics["upstreamZones"] = {
         "g": [{"server": name, "weight": weight, "requestCounter": 0} for name, weight in shown.items()]
     }
-    weights = Weights(topology, np.array([[5, 3, 2, 7, 4][: len(servers)]]))
-    confirm_weights(weights, parse(statistics).groups, where="http://here/status")
+    edits = [
+        ServerEdit(ServerLine(group, server, Path("a.conf"), 1, 0, ()), weight, down=False)
+        for server, weight in zip(servers, (5, 3, 2, 7, 4), strict=False)
+    ]
+    confirm_weights(edits, topology, parse(statistics), where="http://here/status")
 
 
 def test_every_address_of_a_host_name_has_the_weight_of_its_line() -> None:

@@ -212,13 +212,27 @@ def test_first_weights_come_back_on_the_servers_that_still_exist(external: Exter
     assert restored.restored == (f"app/{servers[0]}", f"app/{servers[2]}")
     assert restored.missing == (f"app/{servers[1]}", f"app/{servers[3]}")
     assert restored.added == ("app/127.0.0.1:9",)
-    assert f"server {servers[2]} weight=1 down;" in external.site.read_text()
+    assert f"server {servers[2]} down;" in external.site.read_text()
     assert "server 127.0.0.1:9 weight=7 down;" in external.site.read_text()
     assert set(external.who(8)) == {"0"}
     assert not nginx.restore(first).changed
     other = ExternalNginx(external.options)
     external.site.write_text(external.site.read_text().replace("upstream app", "upstream other"))
     assert other.restore(first).missing == tuple(f"app/{server}" for server in servers)
+
+
+@pytest.mark.parametrize("line", ["server {0};", "server {0}  weight=700 max_fails=3;", "server {0} weight=1; # one\n"])
+def test_first_weights_are_written_as_they_stood_there(external: External, line: str) -> None:
+    """Byte for byte: without `weight=` where there was none, above 100 where they were."""
+    external.site.write_text(external.site.read_text().replace("server ", line.format("127.0.0.1:9") + " server ", 1))
+    before = {path: path.read_bytes() for path in (external.site, external.folder / "more.inc")}
+    nginx = ExternalNginx(external.options)
+    first = nginx.control()
+    for values in ([5, 3, 2, 4, 9], [1, 1, 1, 1, 1]):
+        assert nginx.apply(Weights(nginx.topology, np.array([values]), first.down)).changed
+    assert nginx.apply(first).changed
+    assert {path: path.read_bytes() for path in before} == before
+    assert not nginx.restore(first).changed
 
 
 STEPS = ["test", "keep originals", "swap app", "swap more.inc", "reload", "confirm", "done"]
