@@ -98,7 +98,7 @@ def recalibrate_encoder(options: RecalibrateOptions) -> int:
     _, topology, _ = windows_of(snapshots)
     topology, old, deadlines_s = load_known(folder, topology)
     windows = [w for w in read_windows(snapshots, topology) if w.usable and w.requests.any()]
-    flat = window_samples(windows, topology, deadlines_s, old.kind)
+    flat = window_samples(windows, topology, deadlines_s, old.kind, old.features_version)
     rows = topology.shape[1] if old.kind == "server" else 1
     new = flat.reshape(-1, rows, flat.shape[1])[FIRST_WINDOWS:]
     known = _known(folder, old, options.seed)

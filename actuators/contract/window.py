@@ -136,6 +136,9 @@ class Window:
         faults: what is wrong with the window; empty when nothing is.
         client: the load engine's counts of the same interval; None without a load engine.
         delay: samples of a balancer in memory; None without one.
+        client_errors: 5xx that clients of this NGINX got, of all its virtual servers; None when the source does not
+            tell. Attempts that another server answered are in `responses` only, and not with every version of vts.
+        backup: ``True`` for servers that get requests only when no other server is up; None when none is known.
     """
 
     topology: Topology
@@ -155,6 +158,8 @@ class Window:
     faults: tuple[Fault, ...] = ()
     client: LoadWindow | None = None
     delay: DelayWindow | None = None
+    client_errors: int | None = None
+    backup: NDArray[np.bool_] | None = None
 
     @property
     def duration_s(self) -> float:
@@ -206,6 +211,7 @@ def merge_load_windows(windows: Sequence[LoadWindow], groups: int) -> LoadWindow
 def merge_windows(first: Window, second: Window) -> Window:
     """One window from the start of `first` to the end of `second`, which must follow it: sums, the state at the end."""
     clients = [w.client for w in (first, second) if w.client is not None]
+    failed = [w.client_errors for w in (first, second) if w.client_errors is not None]
     return replace(
         second,
         start_s=first.start_s,
@@ -217,4 +223,5 @@ def merge_windows(first: Window, second: Window) -> Window:
         latency_histogram=first.latency_histogram + second.latency_histogram,
         faults=first.faults + second.faults,
         client=merge_load_windows(clients, first.topology.shape[0]) if clients else None,
+        client_errors=sum(failed) if len(failed) == 2 else None,
     )

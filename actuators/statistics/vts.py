@@ -252,6 +252,7 @@ class Balancer(_VtsStruct, frozen=True):
 
 class _ServerZone(_VtsStruct, frozen=True):
     request_counter: Count = 0
+    responses: Responses | None = None
 
     def __post_init__(self) -> None:
         _bounded(self.request_counter)
@@ -293,6 +294,7 @@ class Snapshot:
         duplicates: (group, server) pairs that the configuration lists more than once.
         client_requests: client-side count by server name, ``*`` for all.
         source: "prometheus" shows no weights, and a server only once it had a request.
+        client_errors: 5xx that clients got, of all virtual servers; None when the document does not tell.
     """
 
     now_ms: int
@@ -305,6 +307,7 @@ class Snapshot:
     unserved: Mapping[str, int] = field(default_factory=dict)
     duplicates: frozenset[tuple[str, str]] = frozenset()
     client_requests: Mapping[str, int] = field(default_factory=dict)
+    client_errors: int | None = None
     balancer: Balancer | None = None
     source: Source = "vts"
 
@@ -390,8 +393,15 @@ def snapshot(checked: Document) -> Snapshot:
         unserved=unserved,
         duplicates=frozenset(duplicates),
         client_requests={name: zone.request_counter for name, zone in checked.server_zones.items()},
+        client_errors=_client_errors(checked.server_zones),
         balancer=checked.deepsched,
     )
+
+
+def _client_errors(zones: Mapping[str, _ServerZone]) -> int | None:
+    """5xx of the zone ``*``, which vts adds up from all; None without it."""
+    everything = zones.get("*")
+    return None if everything is None or everything.responses is None else everything.responses.server_errors
 
 
 def _group(name: str, entries: Sequence[ServerCounters]) -> tuple[dict[str, ServerCounters], int, set[str]]:

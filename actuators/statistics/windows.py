@@ -48,6 +48,8 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology, names: Ser
     rows, columns = [cell.g for cell in shown], [cell.s for cell in shown]
     window.weight[rows, columns] = [min(cell.new.weight, 2**31) for cell in shown if cell.new]
     window.down[rows, columns] = [cell.new.down for cell in shown if cell.new]
+    backup = np.zeros(topology.shape, bool)
+    backup[rows, columns] = [cell.new.backup for cell in shown if cell.new]
     checked = [(cell, _cell_fault(cell, before, after, topology)) for cell in cells]
     faults.extend(fault for _, fault in checked if fault is not None)
     if not dead:
@@ -56,7 +58,10 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology, names: Ser
     counts = after.connections
     connections = Connections(counts.active, counts.reading, counts.writing, counts.waiting)
     active, delay = _balancer(before, after, topology, dead=dead)
-    return replace(window, connections=connections, active=active, delay=delay, faults=tuple(faults))
+    return replace(
+        window, connections=connections, active=active, delay=delay, faults=tuple(faults),
+        client_errors=_client_errors(before, after), backup=backup if backup.any() else None,
+    )  # fmt: skip
 
 
 def gap(topology: Topology, start_s: float, end_s: float, detail: str) -> Window:
@@ -78,6 +83,12 @@ def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
         yield Fault("gap", f"NGINX's clock went from {before.now_ms} to {after.now_ms} ms")
     elif before.host_name != after.host_name and before.host_name and after.host_name:
         yield Fault("restart", f"answers came from two hosts: {before.host_name[:80]} and {after.host_name[:80]}")
+
+
+def _client_errors(before: Snapshot, after: Snapshot) -> int | None:
+    if before.client_errors is None or after.client_errors is None or after.client_errors < before.client_errors:
+        return None
+    return after.client_errors - before.client_errors
 
 
 def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:

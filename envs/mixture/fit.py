@@ -21,10 +21,13 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import DataError
 from envs.observation.encoder import SIGMA_RULE, Encoder, EncoderOptions
+from envs.observation.features import FEATURES_VERSION, LEAST_SPREAD, FeaturesVersion
 from envs.observation.observer import Observer, sample_names, samples_of
 
 MIN_SAMPLES_PER_CLUSTER = 5
 HELD_OUT_PARTS = 5
+FARTHEST = 5.0
+"""Robust deviations from the median beyond which a sample counts as this far away."""
 STABILITY_FITS = 6
 """Number of fits to compare pairwise, each with another seed and resample: 15 pairs."""
 
@@ -50,12 +53,19 @@ def fit_from_windows(
 ) -> Encoder:
     """Scaler and mixture from the usable windows of an observation phase. Raises DataError when too few."""
     names = sample_names(topology, options.kind)
-    return fit_encoder(window_samples(windows, topology, deadlines_s, options.kind), names, options, seed)
+    samples = window_samples(windows, topology, deadlines_s, options.kind, options.features_version)
+    return fit_encoder(samples, names, options, seed)
 
 
-def window_samples(windows: Sequence[Window], topology: Topology, deadlines_s: FloatArray, kind: str) -> FloatArray:
+def window_samples(
+    windows: Sequence[Window],
+    topology: Topology,
+    deadlines_s: FloatArray,
+    kind: str,
+    version: FeaturesVersion = FEATURES_VERSION,
+) -> FloatArray:
     """Samples ``[n, D]`` of the usable windows, from which a mixture is fitted (`samples_of`)."""
-    observer = Observer(topology, deadlines_s, None)
+    observer = Observer(topology, deadlines_s, None, features_version=version)
     features = np.array([observer.observe_window(window).features for window in windows if window.usable])
     size = len(sample_names(topology, kind))
     return samples_of(features, kind).reshape(-1, size) if len(features) else np.zeros((0, size))
@@ -65,13 +75,17 @@ def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptio
     """Fits scaler and mixture to samples ``[n, D]``; K is the one with the lowest criterion.
 
     Constant features get scale 1, so that they have no effect. Samples with a nan are left out. With
-    `least_stability`, K is chosen among those that reach it, or the most stable one when none does.
+    `least_stability`, K is chosen among those that reach it, or the most stable one when none does. With features of
+    version 2 no scale and no cluster is narrower than counting noise (`LEAST_SPREAD`), and single far samples count
+    as near ones.
 
     Raises:
         DataError: fewer than 5 usable samples per cluster of the smallest K.
     """
     samples, allowed = _usable(samples, options)
-    center, scale = scaler(samples)
+    least = least_spread(names, options.features_version)
+    samples = winsorised(samples, least)
+    center, scale = scaler(samples, least)
     scaled = _scaled(samples, center, scale)
     fits = {k: fit_mixture(scaled, k, options, seed) for k in allowed}
     bic = {k: float(mixture.bic(scaled)) for k, mixture in fits.items()}
@@ -79,8 +93,9 @@ def fit_encoder(samples: FloatArray, names: Sequence[str], options: EncoderOptio
     chosen = min(_stable(scaled, allowed, options, seed), key=lambda k: score[k])
     best = fits[chosen]
     return Encoder(
-        options.kind, tuple(names), center, scale, best.weights_, best.means_, precisions_cholesky(best), bic
-    )
+        options.kind, tuple(names), center, scale, best.weights_, best.means_,
+        precisions_cholesky(best, least / scale), bic, options.features_version,
+    )  # fmt: skip
 
 
 def held_out_novelty(samples: FloatArray, names: Sequence[str], options: EncoderOptions, seed: int) -> float:
@@ -98,10 +113,18 @@ def held_out_novelty(samples: FloatArray, names: Sequence[str], options: Encoder
     return float(np.quantile(np.concatenate(novelties), SIGMA_RULE))
 
 
-def candidates(samples: FloatArray, options: EncoderOptions, seed: int) -> tuple[Candidate, ...]:
-    """BIC, ICL and stability of every K that the samples ``[n, D]`` allow. Raises DataError like `fit_encoder`."""
+def candidates(
+    samples: FloatArray, options: EncoderOptions, seed: int, names: Sequence[str] = ()
+) -> tuple[Candidate, ...]:
+    """BIC, ICL and stability of every K that the samples ``[n, D]`` allow. Raises DataError like `fit_encoder`.
+
+    Args:
+        names: of the features, as `fit_encoder` gets them.
+    """
     samples, allowed = _usable(samples, options)
-    scaled = _scaled(samples, *scaler(samples))
+    least = least_spread(names or [""] * samples.shape[1], options.features_version)
+    samples = winsorised(samples, least)
+    scaled = _scaled(samples, *scaler(samples, least))
     tried = []
     for k in allowed:
         mixture = fit_mixture(scaled, k, options, seed)
@@ -125,14 +148,38 @@ def agreement(labels: Sequence[NDArray[np.int64]]) -> float:
     return float(np.mean([adjusted_rand_score(one, other) for one, other in itertools.combinations(labels, 2)]))
 
 
-def scaler(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Center and scale ``[D]`` of samples ``[n, D]``."""
-    spread = samples.std(axis=0)
+def least_spread(names: Sequence[str], version: FeaturesVersion) -> FloatArray:
+    """``[D]``: how far counting noise moves each feature; 0 for version 1 and for features that it does not know."""
+    known = LEAST_SPREAD if version > 1 else {}
+    return np.array([known.get(name.rpartition(".")[2], 0.0) for name in names])
+
+
+def winsorised(samples: FloatArray, least: FloatArray) -> FloatArray:
+    """Samples ``[n, D]`` within 5 robust deviations of the median where `least` is above 0, else unchanged.
+
+    A deviation is the interquartile range over 1.35, at least `least`.
+    """
+    if not least.any():
+        return samples
+    low, median, high = np.quantile(samples, (0.25, 0.5, 0.75), axis=0)
+    reach = np.where(least > 0, FARTHEST * np.maximum((high - low) / 1.349, least), np.inf)
+    return np.clip(samples, median - reach, median + reach)
+
+
+def scaler(samples: FloatArray, least: FloatArray | float = 0.0) -> tuple[FloatArray, FloatArray]:
+    """Center and scale ``[D]`` of samples ``[n, D]``; no scale is below `least`."""
+    spread = np.maximum(samples.std(axis=0), least)
     return samples.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
 
 
-def precisions_cholesky(mixture: GaussianMixture) -> FloatArray:
-    """``[K, D, D]`` for every covariance type."""
+def precisions_cholesky(mixture: GaussianMixture, noise: FloatArray | None = None) -> FloatArray:
+    """``[K, D, D]`` for every covariance type, each cluster widened by independent noise of deviation ``[D]``."""
+    if noise is not None and noise.any():
+        covariances = mixture.covariances_
+        if covariances.ndim == 2:
+            covariances = np.einsum("kd,de->kde", covariances, np.eye(covariances.shape[1]))
+        wide = np.linalg.cholesky(covariances + np.diag(noise**2))
+        return np.asarray(np.swapaxes(np.linalg.inv(wide), 1, 2))
     cholesky: FloatArray = mixture.precisions_cholesky_
     return np.einsum("kd,de->kde", cholesky, np.eye(cholesky.shape[1])) if cholesky.ndim == 2 else cholesky
 

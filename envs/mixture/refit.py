@@ -20,7 +20,9 @@ from sklearn.mixture import GaussianMixture
 from actuators.contract.arrays import FloatArray
 from actuators.errors import BundleError, DataError
 from actuators.files import write_atomic
-from envs.mixture.fit import MIN_SAMPLES_PER_CLUSTER, STABILITY_FITS, agreement, fit_mixture, precisions_cholesky
+from envs.mixture.fit import (
+    MIN_SAMPLES_PER_CLUSTER, STABILITY_FITS, agreement, fit_mixture, least_spread, precisions_cholesky,
+)  # fmt: skip
 from envs.observation.encoder import Encoder, EncoderOptions
 
 SAMPLES = "samples.npz"
@@ -72,8 +74,9 @@ def refit(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> Encode
     fits = [_grown(old, scaled, novel_samples, more, seed) for more in range(most + 1)]
     bic = {len(fit.weights_): float(fit.bic(scaled)) for fit in fits}
     best = min(fits, key=lambda fit: bic[len(fit.weights_)])
+    noise = least_spread(old.names, old.features_version) / old.scale
     return replace(
-        old, weights=best.weights_, means=best.means_, precisions_cholesky=precisions_cholesky(best), bic=bic
+        old, weights=best.weights_, means=best.means_, precisions_cholesky=precisions_cholesky(best, noise), bic=bic
     )
 
 

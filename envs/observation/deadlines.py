@@ -51,8 +51,10 @@ class Deadlines:
 def bucket_values_s(bounds_ms: Sequence[int]) -> tuple[FloatArray, FloatArray]:
     """Lower and upper edges in seconds of the histogram's columns, each ``[bounds + 1]``.
 
-    The column above the last bound gets an upper edge of twice that bound.
+    The column above the last bound gets an upper edge of twice that bound. Without bounds nothing is known: both are 0.
     """
+    if not bounds_ms:
+        return np.zeros(1), np.zeros(1)
     upper = np.array([*bounds_ms, 2 * bounds_ms[-1]], dtype=float) / 1e3
     return np.concatenate([[0.0], upper[:-1]]), upper
 
@@ -80,8 +82,8 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
                 remedy=f"observe longer or under more load: {MIN_REQUESTS} of each type are needed",
             )
     mean_s = np.sum([w.response_ms_sum.sum(axis=1) for w in usable], axis=0) / requests / 1e3
-    counts = np.sum([w.latency_histogram.sum(axis=1) for w in usable], axis=0)
-    deviation_s = response_deviation_s(counts, usable[0].bounds_ms, mean_s)
+    counts, bounds_ms = _histograms(usable)
+    deviation_s = response_deviation_s(counts, bounds_ms, mean_s)
     priority = np.array([group.priority for group in topology.groups])
     seconds = np.maximum(mean_s + (1 + 1 / priority) * deviation_s, 1e-3)
     warnings = _warnings(usable, topology, requests, mean_s, deviation_s)
@@ -94,8 +96,11 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
 def response_deviation_s(counts: NDArray[Any], bounds_ms: Sequence[int], mean_s: FloatArray) -> FloatArray:
     """Standard deviation ``[groups]`` of response times from histograms ``[groups, bounds + 1]`` and their means.
 
-    At least 5 % of the mean: a histogram does not tell what happens inside a column.
+    At least 5 % of the mean: a histogram does not tell what happens inside a column. Without bounds it is the mean, as
+    of an exponential distribution.
     """
+    if not bounds_ms:
+        return mean_s.copy()
     lower, upper = bucket_values_s(bounds_ms)
     # Second moment of a uniform density inside each bucket.
     second = counts @ ((lower**2 + lower * upper + upper**2) / 3) / np.maximum(counts.sum(axis=1), 1)
@@ -108,6 +113,7 @@ def tardiness(
     errors: NDArray[np.int64],
     bounds_ms: Sequence[int],
     deadlines_s: FloatArray,
+    most: float = np.inf,
 ) -> FloatArray:
     """Sum of relative tardiness max(0, (t − d)/d) per group, from NGINX's histograms.
 
@@ -117,21 +123,22 @@ def tardiness(
             tardiness of the window and at least that of a 1 s answer.
         bounds_ms: upper bounds of the histogram's columns.
         deadlines_s: ``[groups]``.
+        most: relative tardiness at which that of one request is cut.
 
     Returns:
-        ``[..., groups]``; inside a bucket the times are taken as spread evenly.
+        ``[..., groups]``; inside a bucket the times are taken as spread evenly. Without bounds no answer is late.
     """
     lower, upper = bucket_values_s(bounds_ms)
     d = deadlines_s[:, None]
-    late_part = np.maximum(upper - np.maximum(lower, d), 0.0) / (upper - lower)
+    late_part = np.maximum(upper - np.maximum(lower, d), 0.0) / np.maximum(upper - lower, 1e-9)
     mean_lateness = (np.maximum(lower, d) + upper) / 2 - d
-    cost = np.where(late_part > 0, late_part * mean_lateness, 0.0) / d
+    cost = np.minimum(np.where(late_part > 0, late_part * mean_lateness, 0.0) / d, most)
     counts = latency_histogram.sum(axis=-2)
     of_answers: FloatArray = (counts * cost).sum(axis=-1)
     worst_s = np.where(counts > 0, upper, 0.0).max(axis=-1)
     of_error = (np.maximum(worst_s, ERROR_LATENCY_S) - deadlines_s) / deadlines_s
     failed = errors.sum(axis=-1)
-    total: FloatArray = of_answers + failed * np.maximum(of_error, 0.0)
+    total: FloatArray = of_answers + failed * np.clip(of_error, 0.0, most)
     return total
 
 
@@ -143,9 +150,17 @@ def late_requests(
     An estimate: inside a bucket the times are taken as spread evenly. ``deadlines_s``: ``[groups]``.
     """
     lower, upper = bucket_values_s(bounds_ms)
-    late_part = np.clip((upper - deadlines_s[:, None]) / (upper - lower), 0.0, 1.0)
+    late_part = np.clip((upper - deadlines_s[:, None]) / np.maximum(upper - lower, 1e-9), 0.0, 1.0)
     late: FloatArray = (latency_histogram * late_part[:, None]).sum(axis=-1)
     return late
+
+
+def _histograms(windows: Sequence[Window]) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Histograms ``[groups, bounds + 1]`` over all windows with the bounds that most of them have, and those bounds."""
+    every = [window.bounds_ms for window in windows]
+    bounds_ms = max(set(every), key=every.count)
+    counts = [w.latency_histogram.sum(axis=1) for w in windows if w.bounds_ms == bounds_ms]
+    return np.sum(counts, axis=0), bounds_ms
 
 
 def _commonest_fault(windows: Sequence[Window]) -> str:

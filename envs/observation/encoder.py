@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
 
-from actuators.contract.arrays import FloatArray
+from actuators.contract.arrays import FloatArray, IntArray
 from actuators.errors import BundleError
 from actuators.files import write_atomic
 from actuators.options import Options
+from envs.observation.features import FEATURES_VERSION, MOVED_BY_WEIGHTS, FeaturesVersion
 
 FORMAT_VERSION = 1
 SIGMA_RULE = 0.9973
@@ -42,6 +43,8 @@ class EncoderOptions(Options):
     """Covariance type of each cluster."""
     restarts: int = 3
     """Initialisations per K; the most likely one is kept."""
+    features_version: FeaturesVersion = FEATURES_VERSION
+    """1: features and scales of version 0.1; 2: such that a single error or a single long response moves them little."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class Encoder:
         center, scale: ``[D]``, of the fitted samples.
         weights: ``[K]`` mixture weights; means: ``[K, D]``; precisions_cholesky: ``[K, D, D]``, scaled space.
         bic: BIC by cluster count, of every K that was tried.
+        features_version: of the features that it was fitted to.
     """
 
     kind: Literal["server", "joint"]
@@ -63,6 +67,7 @@ class Encoder:
     means: FloatArray
     precisions_cholesky: FloatArray
     bic: dict[int, float] = field(default_factory=dict)
+    features_version: FeaturesVersion = 1
 
     @property
     def clusters(self) -> int:
@@ -83,13 +88,29 @@ class Encoder:
         """Posterior ``[..., K]`` and novelty ``[...]`` of samples ``[..., D]``.
 
         Novelty is the Mahalanobis distance to the nearest cluster divided by the distance that holds
-        99.73 % of a Gaussian of this dimension (the project's 3σ rule); above 1 is novel.
+        99.73 % of a Gaussian of this dimension (the project's 3σ rule); above 1 is novel. With features of version 2
+        the distance leaves out traffic shares: weights move them, so that steering itself would be novel.
         """
         log_joint, squared = self._log_joint(samples)
         log_joint -= log_joint.max(axis=-1, keepdims=True)
         joint = np.exp(log_joint)
-        limit = _novelty_limit(len(self.names))
+        judged, precision = self._judged
+        if len(judged) < len(self.names):
+            offset = self.standardise(samples)[..., None, judged] - self.means[:, judged]
+            squared = (np.einsum("...kd,kde->...ke", offset, precision) ** 2).sum(axis=-1)
+        limit = _novelty_limit(len(judged))
         return joint / joint.sum(axis=-1, keepdims=True), np.sqrt(squared.min(axis=-1)) / limit
+
+    @cached_property
+    def _judged(self) -> tuple[IntArray, FloatArray]:
+        """Features that novelty is judged by, and each cluster's precision of these alone, as `precisions_cholesky`."""
+        moved = MOVED_BY_WEIGHTS if self.features_version > 1 else ()
+        kept = np.array([i for i, name in enumerate(self.names) if name.rpartition(".")[2] not in moved], dtype=np.int64)
+        if len(kept) in (0, len(self.names)):
+            return np.arange(len(self.names)), self.precisions_cholesky
+        covariance = np.linalg.inv(np.einsum("kde,kfe->kdf", self.precisions_cholesky, self.precisions_cholesky))
+        marginal = covariance[:, kept[:, None], kept[None, :]]
+        return kept, np.swapaxes(np.linalg.inv(np.linalg.cholesky(marginal)), -1, -2)
 
     def _log_joint(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Log of weight times density, and squared Mahalanobis distance, each ``[..., K]``."""
@@ -131,6 +152,7 @@ class Encoder:
             center=self.center, scale=self.scale, weights=self.weights, means=self.means,
             precisions_cholesky=self.precisions_cholesky,
             bic=np.array(sorted(self.bic.items()), dtype=float).reshape(-1, 2),
+            features_version=self.features_version,
         )  # fmt: skip
         write_atomic(path, buffer.getvalue())
 
@@ -145,14 +167,52 @@ class Encoder:
                     kind="joint" if str(data["kind"]) == "joint" else "server",
                     names=tuple(str(name) for name in data["names"]),
                     bic={int(k): float(v) for k, v in data["bic"]},
-                    **{key: data[key] for key in ("center", "scale", "weights", "means", "precisions_cholesky")},
+                    # Version 0.1 did not write it.
+                    features_version=_version(data["features_version"] if "features_version" in data else 1),
+                    **{key: data[key] for key in _ARRAYS},
                 )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            problem = encoder._problem()
+        except (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, BadZipFile) as error:
             raise BundleError(f"not an encoder: {error}", where=str(path), remedy="export the bundle again") from error
-        size = len(encoder.names)
-        if encoder.precisions_cholesky.shape != (encoder.clusters, size, size) or encoder.means.shape[1] != size:
-            raise BundleError("encoder arrays do not fit together", where=str(path), remedy="export the bundle again")
+        if problem:
+            raise BundleError(
+                f"encoder arrays do not fit together: {problem}", where=str(path), remedy="export the bundle again"
+            )
         return encoder
+
+    def _problem(self) -> str:
+        """The first array of another type, shape or range than it should have; empty when there is none."""
+        size, clusters = len(self.names), self.weights.size
+        shapes = {
+            "center": (size,), "scale": (size,), "weights": (clusters,), "means": (clusters, size),
+            "precisions_cholesky": (clusters, size, size),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.dtype.kind != "f":
+                return f"{name} holds {array.dtype.name}, not numbers"
+            if array.shape != shape or not array.size:
+                return f"{name} has shape {array.shape}, expected {shape}"
+            if not np.isfinite(array).all():
+                return f"{name} is not finite"
+        if not (self.scale > 0).all():
+            return "scale is not positive"
+        if not (self.weights > 0).all() or abs(float(self.weights.sum()) - 1.0) > 1e-3:
+            return "weights are not positive with a sum of 1"
+        if not (np.diagonal(self.precisions_cholesky, axis1=1, axis2=2) > 0).all():
+            return "precisions_cholesky is not positive on its diagonal"
+        return ""
+
+
+_ARRAYS = ("center", "scale", "weights", "means", "precisions_cholesky")
+
+
+def _version(stored: Any) -> FeaturesVersion:
+    """Raises ValueError for one that this release does not know."""
+    number = int(stored)
+    if number not in get_args(FeaturesVersion):
+        raise ValueError(f"features of version {number}, which this release does not know")
+    return cast("FeaturesVersion", number)
 
 
 @cache

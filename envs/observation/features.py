@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
+from envs.observation import robust
 from envs.observation.deadlines import ERROR_LATENCY_S, bucket_values_s
+
+FeaturesVersion = Literal[1, 2]
+"""1: plain means and ratios, as up to version 0.1. 2: a single error or a single very long response moves neither the
+features nor the average that baselines follow by more than a bounded amount (`robust`). A bundle keeps its version."""
+FEATURES_VERSION: FeaturesVersion = 2
+"""Of new bundles."""
 
 SERVER_FEATURES = ("traffic_share", "log_mean", "log_p90", "error_ratio", "slow_log_mean")
 """Per group and server; times are relative to the type's deadline."""
@@ -23,6 +30,12 @@ SLOW_EWMA = 0.1
 FAST_EWMA = 0.5
 ERROR_CHARGE = 10.0
 """A failed answer counts as this many times its response time in the latency that baselines follow."""
+EXPONENTIAL_P90 = 2.302585092994046
+"""90th percentile over mean of an exponential distribution."""
+LEAST_SPREAD = {"traffic_share": 0.02, "log_mean": 0.1, "log_p90": 0.15, "error_ratio": 0.02, "slow_log_mean": 0.05}
+"""Version 2: how far ordinary counting moves each feature, whatever an observation phase has shown."""
+MOVED_BY_WEIGHTS = ("traffic_share",)
+"""Version 2 does not judge novelty by these: they move whenever the weights do."""
 
 
 class Counters(Protocol):
@@ -65,30 +78,32 @@ class LatencyMemory:
         self.slow_log[index] = 0.0
 
 
-def server_features(counters: Counters, deadlines_s: FloatArray, memory: LatencyMemory) -> FloatArray:
+def server_features(
+    counters: Counters, deadlines_s: FloatArray, memory: LatencyMemory, version: FeaturesVersion = FEATURES_VERSION
+) -> FloatArray:
     """``[..., groups, servers, len(SERVER_FEATURES)]``; updates `memory` in place.
 
     Without traffic the two latency features hold their slow average, so that silence looks like
-    nothing rather than like a fast server.
+    nothing rather than like a fast server. Without a histogram log_p90 is that of an exponential distribution.
     """
     requests = counters.requests
     seen = requests > 0
-    safe = np.maximum(requests, 1)
-    errors = counters.responses[..., 4]
     deadline = deadlines_s[:, None]
-    mean_s = np.maximum(counters.response_ms_sum / safe / 1e3, 5e-4)
-    _remember(memory, mean_s, errors / safe, seen)
+    mean_s, p90_s, error_ratio = (_plain if version == 1 else _robust)(counters, memory)
+    _remember(memory, mean_s, error_ratio, seen, version)
     # Before any traffic a server looks as if it just met its deadline.
     slow_log = np.where(np.isnan(memory.fast_s), 0.0, memory.slow_log - np.log(deadline))
     log_mean = np.where(seen, np.log(mean_s / deadline), slow_log)
-    p90_s = quantile_s(counters.latency_histogram, counters.bounds_ms, 0.9)
     log_p90 = np.where(seen, np.log(np.maximum(p90_s, 5e-4) / deadline), slow_log)
     total = np.maximum(requests.sum(axis=-1, keepdims=True), 1)
-    return np.stack([requests / total, log_mean, log_p90, errors / safe, slow_log], axis=-1)
+    return np.stack([requests / total, log_mean, log_p90, error_ratio, slow_log], axis=-1)
 
 
 def quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile: float) -> FloatArray:
-    """Quantile in seconds along the last axis, linear inside a bucket; 0 where the histogram is empty."""
+    """Quantile in seconds along the last axis, linear inside a bucket; 0 where the histogram is empty or has no bounds.
+    """
+    if not bounds_ms:
+        return np.zeros(histogram.shape[:-1])
     lower, upper = bucket_values_s(bounds_ms)
     cumulative = np.cumsum(histogram, axis=-1)
     total = cumulative[..., -1:]
@@ -121,10 +136,44 @@ def inverse_latency_shares(latency_s: FloatArray) -> FloatArray:
     return shares
 
 
-def _remember(memory: LatencyMemory, mean_s: FloatArray, error_ratio: FloatArray, seen: NDArray[np.bool_]) -> None:
+def _plain(counters: Counters, memory: LatencyMemory) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Version 1: mean and 90th percentile of response times in seconds, and the error ratio."""
+    safe = np.maximum(counters.requests, 1)
+    mean_s = np.maximum(counters.response_ms_sum / safe / 1e3, 5e-4)
+    return mean_s, _p90_s(counters, mean_s), counters.responses[..., 4] / safe
+
+
+def _robust(counters: Counters, memory: LatencyMemory) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Version 2: the same, without what a single error or a single long response could do."""
+    known_s = np.where(np.isnan(memory.fast_s), np.nan, np.exp(memory.slow_log))
+    p90_s = _p90_s(counters, np.full(counters.requests.shape, np.nan))
+    of_group_s = quantile_s(counters.latency_histogram.sum(axis=-2), counters.bounds_ms, 0.9)
+    longest_s = robust.longest_s(counters.requests, known_s, p90_s, of_group_s)
+    mean_s = robust.mean_s(
+        counters.requests, counters.response_ms_sum, counters.latency_histogram, counters.bounds_ms, known_s, longest_s
+    )
+    mean_s = np.maximum(mean_s, 5e-4)
+    p90_s = np.where(np.isnan(p90_s), EXPONENTIAL_P90 * mean_s, np.minimum(p90_s, longest_s))
+    return mean_s, p90_s, robust.error_ratio(counters.responses[..., 4], counters.requests)
+
+
+def _p90_s(counters: Counters, without_histogram: FloatArray) -> FloatArray:
+    if counters.bounds_ms:
+        return quantile_s(counters.latency_histogram, counters.bounds_ms, 0.9)
+    return EXPONENTIAL_P90 * without_histogram
+
+
+def _remember(
+    memory: LatencyMemory,
+    mean_s: FloatArray,
+    error_ratio: FloatArray,
+    seen: NDArray[np.bool_],
+    version: FeaturesVersion,
+) -> None:
     charged = mean_s * (1 + (ERROR_CHARGE - 1) * error_ratio)
     # A fast failure must not look like a fast server: charge at least a share of the error latency.
-    charged = np.maximum(charged, error_ratio * ERROR_LATENCY_S * 0.1)
+    failing = error_ratio if version == 1 else np.maximum(error_ratio - robust.ONE_ERROR, 0.0)
+    charged = np.maximum(charged, failing * ERROR_LATENCY_S * 0.1)
     first = np.isnan(memory.fast_s)
     blended = np.where(first, charged, memory.fast_s + FAST_EWMA * (charged - memory.fast_s))
     log_mean = np.log(mean_s)

@@ -15,7 +15,9 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from envs.estimators.base import Estimator, ServiceSamples, learned, recall
 from envs.observation.encoder import Encoder
-from envs.observation.features import SERVER_FEATURES, Counters, LatencyMemory, group_features, server_features
+from envs.observation.features import (
+    FEATURES_VERSION, SERVER_FEATURES, Counters, FeaturesVersion, LatencyMemory, group_features, server_features,
+)  # fmt: skip
 from envs.simulator.window_batch import WindowBatch
 
 Rows = NDArray[np.float32]
@@ -94,6 +96,7 @@ class Observer:
         batch: leading axes, ``()`` or ``(n,)``.
         frames: how many intervals an observation spans; `row` says what is kept of each, needed above 1.
         estimator: learns the service times of `expected_delay`; its batch is this one's.
+        features_version: of the features without an encoder; an encoder has its own.
     """
 
     def __init__(
@@ -105,8 +108,10 @@ class Observer:
         frames: int = 1,
         row: Callable[[Observation], Rows] | None = None,
         estimator: Estimator | None = None,
+        features_version: FeaturesVersion = FEATURES_VERSION,
     ) -> None:
         self.topology, self.deadlines_s, self.encoder = topology, deadlines_s, encoder
+        self._version = features_version if encoder is None else encoder.features_version
         self._batch, self._row, self._estimator = batch, row, estimator
         self._stack = FrameStack(frames, batch) if frames > 1 else None
         self.reset()
@@ -127,7 +132,7 @@ class Observer:
 
         With an estimator, `counters` must be a Window or a WindowBatch of `expected_delay`; DataError otherwise.
         """
-        features = server_features(counters, self.deadlines_s, self.memory)
+        features = server_features(counters, self.deadlines_s, self.memory, self._version)
         posterior, novelty = self._encode(features)
         tau_s = None
         if self._estimator is not None:

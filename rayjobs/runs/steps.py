@@ -194,7 +194,10 @@ class Steps:
         problem = observed.problem
         problem.encoder.save(self.folder.path / "encoder.npz")
         watched = [*observed.windows.equal, *observed.windows.exploring]
-        samples = window_samples(watched, problem.topology, problem.deadlines_s, problem.encoder.kind)
+        encoder = problem.encoder
+        samples = window_samples(
+            watched, problem.topology, problem.deadlines_s, encoder.kind, encoder.features_version
+        )
         save_samples(self.folder.path / SAMPLES, samples, problem.encoder.names)
         types = problem.topology.request_types
         deadlines = observed.deadlines
@@ -254,8 +257,8 @@ def keep_states(folder: RunFolder, observed: Observed, options: EncoderOptions, 
     """
     problem, windows = observed.problem, [*observed.windows.equal, *observed.windows.exploring]
     topology, deadlines_s, encoder = problem.topology, problem.deadlines_s, problem.encoder
-    samples = window_samples(windows, topology, deadlines_s, encoder.kind)
-    tried = candidates(samples, options, seed)
+    samples = window_samples(windows, topology, deadlines_s, encoder.kind, encoder.features_version)
+    tried = candidates(samples, options, seed, encoder.names)
     meanings = meaning(windows, topology, deadlines_s, encoder)
     write_cluster_page(folder.path / PAGE, meanings, tried, provenance(folder), observed.deadlines.warnings)
     return tried

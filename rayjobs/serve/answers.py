@@ -276,7 +276,7 @@ def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | No
     fast = np.array([[np.nan if value is None else value for value in row] for row in given.fast_s], dtype=float)
     try:
         learned = {name: np.array(rows, dtype=float) for name, rows in given.learned.items()}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
             "not numbers", where="memory.learned", remedy="send `memory` of the last answer unchanged"
         ) from error

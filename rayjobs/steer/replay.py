@@ -103,8 +103,8 @@ def recalibrated(bundle_folder: Path, log: Path, out: Path, seed: int) -> int:
     bundle = load_bundle(bundle_folder, topology)
     windows = recorded_windows(log, topology)
     old = bundle.problem.encoder
-    options = EncoderOptions(kind=old.kind, clusters=(old.clusters,))
-    samples = window_samples(windows, topology, bundle.problem.deadlines_s, old.kind)
+    options = EncoderOptions(kind=old.kind, clusters=(old.clusters,), features_version=old.features_version)
+    samples = window_samples(windows, topology, bundle.problem.deadlines_s, old.kind, old.features_version)
     new = fit_encoder(samples, old.names, options, seed)
     widen = max(held_out_novelty(samples, old.names, options, seed), 1.0)
     there = old.means * old.scale + old.center

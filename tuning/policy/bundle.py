@@ -64,6 +64,7 @@ class Bundle:
             "format_version": FORMAT_VERSION,
             "topology": msgspec.to_builtins(self.problem.topology.groups),
             "features": list(self.problem.encoder.names),
+            "features_version": self.problem.encoder.features_version,
             "deadlines_s": self.problem.deadlines_s.tolist(),
             "decision": self.problem.options.model_dump(),
             "model": self.model.model_dump(),
@@ -90,12 +91,19 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
         options = DecisionOptions.model_validate(data["decision"])
         model = ModelOptions.model_validate(data["model"])
         deadlines_s = np.array(data["deadlines_s"], dtype=float)
-        provenance = data["provenance"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        features_version = int(data.get("features_version", 1))
+        provenance = dict(data["provenance"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError, ValidationError) as error:
         raise BundleError(
             f"not a bundle: {error}", where=str(path), remedy="give the folder that train wrote"
         ) from error
+    if deadlines_s.shape != (len(own.groups),) or not (np.isfinite(deadlines_s) & (deadlines_s > 0)).all():
+        remedy = "give a positive number of seconds for each group"
+        raise BundleError("deadlines_s are wrong", where=str(path), remedy=remedy)
     encoder = Encoder.load(folder / "encoder.npz")
+    if encoder.features_version != features_version:
+        what = f"bundle.json is for features of version {features_version}, encoder.npz of {encoder.features_version}"
+        raise BundleError(what, where=str(path), remedy="export it again")
     target = topology or own
     if target.request_types != own.request_types or encoder.names != sample_names(target, encoder.kind):
         raise BundleError(

@@ -25,10 +25,11 @@ from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
 from tuning.steering.decide import Decision, Steering
 from tuning.steering.limits import differ, down_in
-from tuning.steering.options import AuditOptions, SteeringOptions, current_mode
+from tuning.steering.options import FIRST_RULES, AuditOptions, SteeringOptions, current_mode
 from tuning.steering.window_json import WindowModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 lacks the guards of `FIRST_RULES`."""
 
 
 class AuditLog:
@@ -258,7 +259,10 @@ def _steering(line: dict[str, Any]) -> Steering:
     topology = Topology(msgspec.convert(line["topology"], tuple[Group, ...]))
     original = control_json.from_json(line["original"], topology)
     deadlines_s = np.array(line["deadlines_s"], dtype=float)
-    return Steering(deadlines_s, original, SteeringOptions.model_validate(line["options"]), line["now_s"])
+    options = line["options"]
+    if line["format_version"] == 1:
+        options = {**options, "guards": {**FIRST_RULES, **options["guards"]}}
+    return Steering(deadlines_s, original, SteeringOptions.model_validate(options), line["now_s"])
 
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:

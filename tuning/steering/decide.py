@@ -13,14 +13,17 @@ import numpy as np
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, Weights
+from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError
 from tuning.policy.adviser import Advice, State
-from tuning.steering.harm import Harm, HarmWatch, Streak, error_ratio, tardiness_per_request
+from tuning.steering.harm import BackOff, Harm, HarmWatch, Seen, Streak, seen_in
 from tuning.steering.limits import Limits, differ, down_in, limit, overloaded
 from tuning.steering.options import GuardName, GuardOptions, Override, SteeringOptions
+from tuning.steering.silence import SilenceWatch
 
 Source = Literal["policy", "baseline", "hold"]
+NO_BUCKETS = "no response-time buckets in the statistics: steering on means (add vhost_traffic_status_histogram_buckets)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +98,18 @@ class Case:
     @property
     def novel(self) -> bool:
         """Whether enough servers lie outside every cluster."""
+        return self._outside(self.options.guards.novel_above)
+
+    @property
+    def familiar(self) -> bool:
+        """Whether so few servers are near the border that the window counts against novelty."""
         guards = self.options.guards
-        return (
-            self.advice is not None
-            and float((self.advice.state.novelty > guards.novel_above).mean()) >= guards.novel_share
-        )
+        return not self._outside(guards.familiar_ratio * guards.novel_above)
+
+    def _outside(self, novelty: float) -> bool:
+        if self.advice is None:
+            return False
+        return float((self.advice.state.novelty > novelty).mean()) >= self.options.guards.novel_share
 
     def hold(self, guard: GuardName, reason: str) -> Verdict:
         return Verdict("hold", reason, self.in_force, (guard,))
@@ -108,21 +118,31 @@ class Case:
         return Verdict("baseline", reason, self.baseline, (guard,), (alarm,) if alarm else ())
 
 
+_WITHDRAWING: frozenset[GuardName] = frozenset({"novel", "stale", "policy"})
+"""Guards after which the baseline stays for a while; harm has a back-off of its own."""
+
+
 class Memory:
     """What the rules remember of earlier windows.
 
     Attributes:
         harm: the comparison of the policy with its baseline.
+        silence: which servers are dead.
+        dwell: how long the baseline stays after the policy was withdrawn for another reason than harm.
         policy_in_force: whose control was applied last.
         unknown_state: enough consecutive windows were novel.
         art, errors: of the latest window, per request; None when it could not be read.
     """
 
-    def __init__(self, guards: GuardOptions, now_s: float) -> None:
+    def __init__(self, topology: Topology, guards: GuardOptions, now_s: float) -> None:
         self.harm = HarmWatch(guards, now_s)
+        self.silence = SilenceWatch(topology, guards.silent_requests)
+        self.dwell = BackOff(guards.dwell_s, guards.max_back_off_s, now_s)
         self.policy_in_force = self.unknown_state = False
         self.art: float | None = None
         self.errors: float | None = None
+        self._seen: Seen | None = None
+        self._bounds_ms: tuple[int, ...] | None = None
         self._usable_s, self._changed_s = now_s, float("-inf")
         self._novel, self._familiar = Streak(), Streak()
 
@@ -138,27 +158,36 @@ class Memory:
     def read(self, case: Case) -> None:
         """Takes note of a usable window."""
         self._usable_s = case.now_s
-        self.art = tardiness_per_request(case.window, case.deadlines_s)
-        self.errors = 1.0 if case.unserved else error_ratio(case.window)
+        seen = seen_in(case.window, case.deadlines_s, case.options.guards.most_lateness)
+        self._seen = replace(seen, errors=1.0) if case.unserved else seen
+        self.art, self.errors = self._seen.art, self._seen.errors
+        if isinstance(case.in_force, Weights):
+            self.silence.see(case.window, case.in_force.down)
+        if case.window.bounds_ms != self._bounds_ms:
+            if self._bounds_ms is not None:
+                # Other buckets measure tardiness otherwise.
+                self.harm.reference.restart()
+            self._bounds_ms = case.window.bounds_ms
 
     def judge(self, case: Case) -> Harm | None:
         """Counts novelty, and measures the baseline or compares the policy with it."""
-        assert self.art is not None
-        assert self.errors is not None
+        assert self._seen is not None
         if case.advice is not None:
             guards = case.options.guards
             if self._novel.add(case.novel) >= guards.novel_windows:
                 self.unknown_state = True
-            if self._familiar.add(not case.novel) >= guards.familiar_windows:
+            if self._familiar.add(case.familiar) >= guards.familiar_windows:
                 self.unknown_state = False
         if self.policy_in_force:
-            return self.harm.see_policy(self.art, self.errors, case.now_s)
-        self.harm.see_baseline(self.art, self.errors, case.now_s)
+            return self.harm.see_policy(self._seen, case.now_s)
+        self.harm.see_baseline(self._seen, case.now_s)
         return None
 
-    def applied(self, *, policy: bool, now_s: float) -> None:
+    def applied(self, verdict: Verdict, now_s: float) -> None:
         self._changed_s = now_s
-        self.own(policy=policy)
+        if self.policy_in_force and _WITHDRAWING & {*verdict.guards}:
+            self.dwell.begin(now_s)
+        self.own(policy=verdict.source == "policy")
 
     def own(self, *, policy: bool) -> None:
         """From now on the policy's control is in force, or not."""
@@ -204,6 +233,7 @@ class Steering:
 
     Attributes:
         in_force: control that NGINX uses, as far as the controller knows.
+            Dead servers have less in it than was decided for them: `_intended` is what they come back to.
         override: the operator's order.
         options: may be replaced between decisions.
     """
@@ -212,7 +242,8 @@ class Steering:
         self.topology, self._deadlines_s, self.options = original.topology, deadlines_s, options
         self.original, self.in_force = original, original
         self.override: Override = ""
-        self._memory = Memory(options.guards, now_s)
+        self._memory = Memory(original.topology, options.guards, now_s)
+        self._intended, self._decided = original, original
 
     @property
     def harm(self) -> HarmWatch:
@@ -228,11 +259,14 @@ class Steering:
         memory = self._memory
         memory.art = memory.errors = None
         case = Case(
-            window, advice, self._deadlines_s, self.options, self.in_force, self._baseline(advice), self.original,
+            window, advice, self._deadlines_s, self.options, self._intended, self._baseline(advice), self.original,
             now_s, self.override,
         )  # fmt: skip
         verdict = decide(case, memory)
         assert verdict.control is not None, "what is in force is known"
+        self._decided = verdict.control
+        verdict = self._spare(verdict, window)
+        assert verdict.control is not None
         return Decision(
             source=verdict.source,
             reason=verdict.reason,
@@ -248,8 +282,8 @@ class Steering:
 
     def applied(self, decision: Decision, now_s: float) -> None:
         """The decision's control is in force now."""
-        self.in_force = decision.control
-        self._memory.applied(policy=decision.source == "policy", now_s=now_s)
+        self.in_force, self._intended = decision.control, self._decided
+        self._memory.applied(decision, now_s)
 
     def adopt(self, present: Control, *, external: bool, original: Control | None = None) -> None:
         """This control is in force, although this controller did not apply it just now.
@@ -258,11 +292,24 @@ class Steering:
             external: somebody else's change; otherwise left behind by an earlier controller or a restart of NGINX.
             original: what a revert restores after somebody else's change; that change when None.
         """
-        self.in_force = present
+        self.in_force = self._intended = self._decided = present
         if external:
             self.original = present if original is None else original
             self.harm.reference.restart()
         self._memory.own(policy=differ(present, self.original))
+
+    def _spare(self, verdict: Verdict, window: Window) -> Verdict:
+        """The verdict with a probing share for dead servers, except on an operator's order and in a canary, which moves a
+        part of the way only; and its alarms."""
+        silence = self._memory.silence
+        alarms = (*verdict.alarms, *silence.alarms(window), *(() if window.bounds_ms else (NO_BUCKETS,)))
+        if verdict.source == "hold":
+            return replace(verdict, control=self.in_force, alarms=alarms)
+        if self.options.mode == "canary" or "operator" in verdict.guards or not isinstance(verdict.control, Weights):
+            return replace(verdict, alarms=alarms)
+        spared = silence.spared(verdict.control)
+        guards: tuple[GuardName, ...] = () if spared is verdict.control else ("silent",)
+        return replace(verdict, control=spared, guards=(*verdict.guards, *guards), alarms=alarms)
 
     def _changes(self, control: Control, verdict: Verdict, case: Case) -> bool:
         """Whether the control is to be applied; in shadow mode only on an operator's order."""
@@ -332,6 +379,9 @@ def _require_policy(case: Case, memory: Memory | None) -> Verdict:
     left_s = 0.0 if memory is None else memory.harm.back_off_left_s(case.now_s)
     if left_s > 0:
         return case.to_baseline("measuring", f"backing off after harm, {left_s:.0f} s left")
+    left_s = 0.0 if memory is None else memory.dwell.left_s(case.now_s)
+    if left_s > 0:
+        return case.to_baseline("measuring", f"the policy was withdrawn and may act again in {left_s:.0f} s")
     if case.advice is None or case.advice.policy is None:
         problem = case.advice.problem if case.advice else "no advice"
         return case.to_baseline("policy", f"no answer from the policy: {problem}", "policy failed")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from actuators.contract.arrays import FloatArray
 from actuators.contract.window import Window
 from envs.observation.deadlines import tardiness
@@ -16,12 +18,25 @@ SMOOTHING = 0.5
 """Weight of the latest window in the average that is compared with the baseline; one quiet window hides no harm."""
 
 
+FOLLOWED_WINDOWS = 60
+"""Windows over which the tolerance follows what is seen under a higher load."""
+
+
 @dataclass(frozen=True)
 class Harm:
     """The guard that detected harm, and what was worse than under the baseline."""
 
     guard: GuardName
     reason: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a window tells about harm: `tardiness_per_request`, `error_ratio`, requests per second."""
+
+    art: float
+    errors: float
+    rate_rps: float
 
 
 @dataclass
@@ -32,6 +47,8 @@ class Reference:
         size: windows that a measurement takes.
         windows: windows measured since the last restart.
         art, errors: mean relative tardiness and failed requests, both per request.
+        spread: mean deviation of a window's tardiness from the mean.
+        rate_rps: mean request rate.
         measured_s: end of the last measured window, on the caller's monotonic clock.
     """
 
@@ -39,13 +56,17 @@ class Reference:
     windows: int = 0
     art: float = 0.0
     errors: float = 0.0
+    spread: float = 0.0
+    rate_rps: float = 0.0
     measured_s: float = float("-inf")
 
-    def add(self, art: float, errors: float, now_s: float) -> None:
+    def add(self, seen: Seen, now_s: float) -> None:
         self.windows += 1
         weight = 1.0 / min(self.windows, self.size)
-        self.art += weight * (art - self.art)
-        self.errors += weight * (errors - self.errors)
+        self.spread += weight * (abs(seen.art - self.art) * (self.windows > 1) - self.spread)
+        self.art += weight * (seen.art - self.art)
+        self.errors += weight * (seen.errors - self.errors)
+        self.rate_rps += weight * (seen.rate_rps - self.rate_rps)
         self.measured_s = now_s
 
     @property
@@ -68,6 +89,27 @@ class Streak:
         return self.length
 
 
+class BackOff:
+    """For how long the policy stays withdrawn: doubles each time, until a calm time of `most_s` has passed."""
+
+    def __init__(self, first_s: float, most_s: float, now_s: float) -> None:
+        self._first_s, self._most_s = first_s, most_s
+        self._next_s, self._until_s, self._calm_since_s = first_s, float("-inf"), now_s
+
+    def begin(self, now_s: float) -> float:
+        """Withdraws the policy from now on; returns for how many seconds."""
+        if now_s - self._calm_since_s > self._most_s:
+            self._next_s = self._first_s
+        length_s = self._next_s
+        self._until_s = self._calm_since_s = now_s + length_s
+        self._next_s = min(2 * length_s, self._most_s)
+        return length_s
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds that the policy must still wait; 0 when it may act."""
+        return max(self._until_s - now_s, 0.0)
+
+
 class HarmWatch:
     """Gets every usable window together with whose control was in force during it.
 
@@ -83,36 +125,37 @@ class HarmWatch:
         self.reference = Reference(guards.reference_windows)
         self._late, self._failing = Streak(), Streak()
         self._art: float | None = None
+        self._followed: float | None = None
         self._settling = 0
-        self._back_off_s, self._back_until_s, self._calm_since_s = guards.back_off_s, float("-inf"), now_s
+        self._back_off = BackOff(guards.back_off_s, guards.max_back_off_s, now_s)
 
-    def see_baseline(self, art: float, errors: float, now_s: float) -> None:
+    def see_baseline(self, seen: Seen, now_s: float) -> None:
         """Measures a window under the baseline's control."""
-        self._art = None
+        self._art = self._followed = None
         self._late.add(False)
         self._failing.add(False)
         if self._settling > 0:
             self._settling -= 1
         else:
-            self.reference.add(art, errors, now_s)
+            self.reference.add(seen, now_s)
 
-    def see_policy(self, art: float, errors: float, now_s: float) -> Harm | None:
+    def see_policy(self, seen: Seen, now_s: float) -> Harm | None:
         """Compares a window under the policy's control with the baseline; on harm the caller must revert."""
         guards, reference = self._guards, self.reference
         if reference.measured_s == float("-inf"):
             # Weights left by an earlier controller: the baseline is measured first in any case.
             return None
-        if now_s - self._calm_since_s > guards.max_back_off_s:
-            self._back_off_s = guards.back_off_s
-        failing = self._failing.add(errors > reference.errors + guards.error_rise_ratio)
-        self._art = art if self._art is None else self._art + SMOOTHING * (art - self._art)
-        late = self._late.add(self._art > reference.art * (1 + guards.art_worse_ratio) + guards.art_margin)
+        failing = self._failing.add(seen.errors > reference.errors + guards.error_rise_ratio)
+        self._art = seen.art if self._art is None else self._art + SMOOTHING * (seen.art - self._art)
+        expected = self._expected(seen)
+        tolerated = expected * (1 + guards.art_worse_ratio) + guards.art_margin + guards.art_spreads * reference.spread
+        late = self._late.add(self._art > tolerated)
         if failing >= guards.error_windows:
-            reason = f"{errors:.1%} of the requests fail, {reference.errors:.1%} under the baseline"
-            return self._back_off("errors", reason, now_s)
+            reason = f"{seen.errors:.1%} of the requests fail, {reference.errors:.1%} under the baseline"
+            return self._harm("errors", reason, now_s)
         if late >= guards.art_windows:
-            reason = f"relative tardiness {self._art:.2f} per request, {reference.art:.2f} under the baseline"
-            return self._back_off("art", reason, now_s)
+            reason = f"relative tardiness {self._art:.2f} per request, {expected:.2f} under the baseline"
+            return self._harm("art", reason, now_s)
         return None
 
     def returned(self) -> None:
@@ -121,34 +164,70 @@ class HarmWatch:
 
     def back_off_left_s(self, now_s: float) -> float:
         """Seconds that the policy must still wait; 0 when it may act."""
-        return max(self._back_until_s - now_s, 0.0)
+        return self._back_off.left_s(now_s)
 
     def expire(self, now_s: float) -> None:
         """Starts a new measurement of the baseline when the last one is too old."""
         if self.reference.ready and now_s - self.reference.measured_s > self._guards.reference_age_s:
             self.reference.restart()
 
-    def _back_off(self, guard: GuardName, reason: str, now_s: float) -> Harm:
+    def _expected(self, seen: Seen) -> float:
+        """Tardiness that the baseline would have; under a higher load than it was measured at, what was seen lately."""
+        reference = self.reference
+        if seen.rate_rps <= reference.rate_rps * (1 + self._guards.load_rise_ratio):
+            self._followed = None
+            return reference.art
+        before = reference.art if self._followed is None else self._followed
+        self._followed = max(reference.art, before + (seen.art - before) / FOLLOWED_WINDOWS)
+        return before
+
+    def _harm(self, guard: GuardName, reason: str, now_s: float) -> Harm:
         """Doubles the next back-off. The system may have changed as well, so the baseline is measured again."""
-        self._back_until_s = self._calm_since_s = now_s + self._back_off_s
-        reason = f"{reason}: back to the baseline for {self._back_off_s:g} s"
-        self._back_off_s = min(2 * self._back_off_s, self._guards.max_back_off_s)
+        reason = f"{reason}: back to the baseline for {self._back_off.begin(now_s):g} s"
         self.reference.restart()
         self._late.add(False)
         self._failing.add(False)
         return Harm(guard, reason)
 
 
-def tardiness_per_request(window: Window, deadlines_s: FloatArray) -> float:
-    """ART (docs/glossary.md#art): relative tardiness of a window's requests, per request; 0 for an empty window.
+def seen_in(window: Window, deadlines_s: FloatArray, most_lateness: float) -> Seen:
+    """What a window tells about harm.
 
     Args:
         deadlines_s: ``[groups]``.
+        most_lateness: relative tardiness at which that of a single answer is cut.
     """
-    total = tardiness(window.latency_histogram, window.server_errors, window.bounds_ms, deadlines_s).sum()
+    art, rate_rps = tardiness_per_request(window, deadlines_s, most_lateness), window.requests.sum()
+    return Seen(art, error_ratio(window), float(rate_rps / max(window.duration_s, 1e-3)))
+
+
+def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float = np.inf) -> float:
+    """ART (docs/glossary.md#art): relative tardiness of a window's requests, per request; 0 for an empty window.
+
+    Without a histogram, that of the servers' means.
+
+    Args:
+        deadlines_s: ``[groups]``.
+        most: relative tardiness at which that of a single answer is cut.
+    """
+    errors = window.server_errors * _unhidden(window)
+    if window.bounds_ms:
+        total = tardiness(window.latency_histogram, errors, window.bounds_ms, deadlines_s, most).sum()
+    else:
+        late = np.nan_to_num(window.mean_response_s() / deadlines_s[:, None] - 1.0).clip(0.0, most)
+        total = (window.requests * late).sum() + tardiness(window.latency_histogram, errors, (), deadlines_s, most).sum()
     return float(total / max(int(window.requests.sum()), 1))
 
 
 def error_ratio(window: Window) -> float:
-    """Failed requests per request, 0…1; 0 for an empty window."""
-    return float(window.server_errors.sum() / max(int(window.requests.sum()), 1))
+    """Requests whose client got a failure, per request, 0…1; 0 for an empty window."""
+    failed = window.server_errors.sum() * _unhidden(window)
+    return float(failed / max(int(window.requests.sum()), 1))
+
+
+def _unhidden(window: Window) -> float:
+    """Share of the failed attempts that clients can have seen: NGINX hides those that another server answers."""
+    attempts = int(window.server_errors.sum())
+    if window.client_errors is None or attempts <= window.client_errors:
+        return 1.0
+    return window.client_errors / attempts

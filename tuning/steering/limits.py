@@ -119,6 +119,32 @@ def blended(policy: FloatArray, base: FloatArray, percent: float) -> FloatArray:
     return base + (policy - base) * percent / 100.0
 
 
+GRAIN = 0.002
+"""Share that whole numbers may add where no whole numbers stay within the way."""
+
+
+def whole_within(shares: FloatArray, base: Weights, mask: BoolArray) -> Weights:
+    """Whole weights that take each server's share from that of `base` towards `shares` and not beyond.
+
+    Of those with a largest weight of 1…100 the nearest to `shares`, if it goes half of the way or more; where there is
+    none, one that goes at most `GRAIN` beyond; else `base`. Servers that are down keep their weight.
+    """
+    base_shares = _shares(base, mask)
+    top = np.maximum(shares.max(axis=1, keepdims=True), 1e-12)
+    levels = np.arange(1, MAX_WEIGHT + 1)[:, None, None] / top * shares
+    # Rounded towards the base.
+    tried = np.where(shares > base_shares, np.floor(levels + 1e-9), np.ceil(levels - 1e-9)).clip(1, MAX_WEIGHT)
+    tried = np.where(mask, tried, 0.0)
+    found = tried / np.maximum(tried.sum(axis=-1, keepdims=True), 1e-12)
+    beyond = np.maximum(found - np.maximum(shares, base_shares), np.minimum(shares, base_shares) - found).max(axis=-1)
+    left = np.abs(found - shares).sum(axis=-1)
+    worth = left <= 0.5 * np.abs(base_shares - shares).sum(axis=-1)
+    rank = np.where((beyond <= 1e-9) & worth, 0.0, np.where((beyond <= GRAIN) & worth, 10.0, np.inf)) + left
+    best, groups = rank.argmin(axis=0), np.arange(len(shares))
+    moves = np.isfinite(rank[best, groups])[:, None] & mask
+    return Weights(base.topology, np.where(moves, tried[best, groups], base.values).astype(np.int64), base.down)
+
+
 def as_weights(shares: FloatArray, like: Weights) -> Weights:
     """Integer weights of shares; servers that are down in `like` stay down with its weight."""
     usable = like.topology.mask & ~like.down
@@ -135,14 +161,19 @@ def _limit_weights(wanted: Weights, limits: Limits) -> LimitedControl:
     equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
     pulled = blended(equal, _shares(wanted, mask), 100 * guards.overload_pull)
     shares = np.where(limits.late[:, None], pulled, _shares(wanted, mask))
-    if limits.percent < 100:
-        shares = blended(shares, _shares(limits.baseline, mask), limits.percent)
+    within = limits.percent < 100 and guards.canary_within
+    base = _shares(limits.baseline, mask)
+    if limits.percent < 100 and not within:
+        shares = blended(shares, base, limits.percent)
     shares, high = capped(shares, mask, guards.cap_share)
     shares, low = floored(shares, mask, guards.floor)
+    if within:
+        shares = blended(shares, base, limits.percent)
     far = False
     if limits.in_force is not None:
         shares, far = stepped(shares, _shares(limits.in_force, mask), mask, guards.largest_step)
-    values = as_weights(shares, like).values
+    first = Weights(topology, limits.baseline.as_weights().values, down)
+    values = (whole_within(shares, first, mask) if within else as_weights(shares, like)).values
     if limits.in_force is not None:
         values = np.where(limits.quiet[:, None], limits.in_force.as_weights().values, values)
     return LimitedControl(Weights(topology, values, down), _active_guards(limits, high=high, low=low, far=far))

@@ -11,15 +11,15 @@ from actuators.options import Moved, Options
 
 GuardName = Literal[
     "floor", "cap", "step", "rate", "traffic", "stale", "novel", "policy", "errors", "art", "overload", "measuring",
-    "operator", "actuation",
+    "operator", "actuation", "silent",
 ]  # fmt: skip
 GUARDS: tuple[GuardName, ...] = (
     "floor", "cap", "step", "rate", "traffic", "stale", "novel", "policy", "errors", "art", "overload", "measuring",
-    "operator", "actuation",
+    "operator", "actuation", "silent",
 )  # fmt: skip
 """In this order: smallest weight, largest share, largest change, change rate, too little traffic, statistics missing,
 unknown state, policy failed, error surge, later than the baseline, every server late, baseline being measured,
-operator's order, change not applied."""
+operator's order, change not applied, dead server."""
 
 
 def current_mode(name: str) -> str:
@@ -41,6 +41,9 @@ class GuardOptions(Options):
     """Largest share of a group's traffic for one server; never below an equal share."""
     largest_step: float = Field(default=1.5, gt=1)
     """Largest factor by which one change may move a server's share, up or down."""
+    canary_within: bool = True
+    """In `canary` by weights no share moves beyond its part of the way, whatever floor, cap and whole numbers ask for;
+    False rounds to the nearest whole numbers, as version 0.1 did."""
     min_between_changes_s: float = Field(default=1.0, ge=0)
     """Shortest time between two changes in seconds; a revert never waits."""
     min_requests: int = Field(default=10, ge=0)
@@ -51,10 +54,16 @@ class GuardOptions(Options):
     """Share of the servers that must lie outside every cluster for a window to count as novel."""
     novel_above: float = Field(default=1.0, gt=0)
     """Novelty above which a server lies outside every cluster; 1 is the three-sigma rule."""
-    novel_windows: int = Field(default=2, ge=1)
+    novel_windows: int = Field(default=5, ge=1)
     """Consecutive novel windows after which the baseline is put in force and a recalibration is advised."""
-    familiar_windows: int = Field(default=3, ge=1)
+    familiar_ratio: float = Field(default=0.8, gt=0, le=1)
+    """A window is familiar again only when the servers are inside this share of `novel_above`; between the two nothing
+    changes."""
+    familiar_windows: int = Field(default=10, ge=1)
     """Consecutive familiar windows after which the policy acts again."""
+    dwell_s: float = Field(default=30.0, ge=0)
+    """Shortest time under the baseline in seconds after novelty, missing statistics or a failed policy; it doubles each
+    time, as `back_off_s` does after harm."""
     error_rise_ratio: float = Field(default=0.02, gt=0, le=1)
     """Share of failed requests above the baseline's share that counts as a surge."""
     error_windows: int = Field(default=2, ge=1)
@@ -65,6 +74,13 @@ class GuardOptions(Options):
     """Relative tardiness per request tolerated on top of that, for a baseline near zero."""
     art_windows: int = Field(default=4, ge=1)
     """Consecutive windows beyond this tolerance after which the baseline is put back."""
+    art_spreads: float = Field(default=4.0, ge=0)
+    """Mean deviations of single windows that are tolerated on top of both."""
+    most_lateness: float = Field(default=10.0, gt=0)
+    """Relative tardiness at which the tardiness of a single answer is cut, so that no single one makes harm."""
+    load_rise_ratio: float = Field(default=0.1, ge=0)
+    """Rise of the request rate above that of the measured baseline from which on the tolerance follows slowly what is
+    seen, because more load makes every control later."""
     back_off_s: float = Field(default=60.0, gt=0)
     """Time under the baseline after the first revert, in seconds; it doubles with every further revert."""
     max_back_off_s: float = Field(default=3600.0, gt=0)
@@ -73,11 +89,21 @@ class GuardOptions(Options):
     """Windows under the baseline that are measured before the policy may act."""
     reference_age_s: float = Field(default=3600.0, gt=0)
     """Age in seconds after which the baseline is measured again, for as many windows."""
+    silent_requests: float = Field(default=11.5, gt=0)
+    """Answers that were due from a server and did not come in three windows, after which it keeps a probing share only;
+    11.5 errs once in 100 000 times."""
     overload_ratio: float = Field(default=1.0, gt=0)
     """Mean response time relative to the deadline above which a server is late."""
     overload_pull: float = Field(default=0.5, ge=0, le=1)
     """How far a group whose servers are all late is pulled to equal weights, or to the measured service times;
     1 is all the way."""
+
+
+FIRST_RULES: dict[str, float | bool] = {
+    "familiar_ratio": 1.0, "dwell_s": 0.0, "art_spreads": 0.0, "most_lateness": 1e9, "load_rise_ratio": 1e9,
+    "silent_requests": 1e9, "canary_within": False,
+}  # fmt: skip
+"""Guards as they were in version 0.1, whose audit logs do not name them."""
 
 
 class SteeringOptions(Options):

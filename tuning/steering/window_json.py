@@ -61,7 +61,8 @@ class WindowModel(BaseModel):
     servers: list[Name] = Field(min_length=1, max_length=MAX_SERVERS)
     start_s: float = Field(ge=-1e12, le=1e12, allow_inf_nan=False)
     end_s: float = Field(ge=-1e12, le=1e12, allow_inf_nan=False)
-    bounds_ms: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1, max_length=64)
+    bounds_ms: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(max_length=64)
+    """Upper bounds of the buckets; empty for statistics without response-time buckets."""
     requests: list[list[Count]] = Field(max_length=100)
     response_ms_sum: list[list[Count]] = Field(max_length=100)
     errors: list[list[Count]] = Field(max_length=100)
@@ -71,11 +72,21 @@ class WindowModel(BaseModel):
     faults: list[FaultModel] = Field(default=[], max_length=10_000)
     delay: DelayModel | None = None
     """Samples of service times; null for an NGINX that does not balance in memory."""
+    client_errors: Count | None = None
+    """5xx that clients got, as `serverZones` shows them; null when the statistics do not tell."""
+    backup: list[list[bool]] | None = Field(default=None, max_length=100)
+    """Servers that get requests only when no other is up; null when there are none."""
 
 
 def to_json(window: Window) -> dict[str, Any]:
     """The window as plain JSON, as `WindowModel` describes it. Its load engine's view is left out."""
-    delay = {} if window.delay is None else {"delay": {name: getattr(window.delay, name).tolist() for name in _DELAY}}
+    more: dict[str, Any] = {}
+    if window.delay is not None:
+        more["delay"] = {name: getattr(window.delay, name).tolist() for name in _DELAY}
+    if window.client_errors is not None:
+        more["client_errors"] = window.client_errors
+    if window.backup is not None:
+        more["backup"] = window.backup.tolist()
     return {
         "groups": [group.name for group in window.topology.groups],
         "servers": list(window.topology.servers),
@@ -92,7 +103,7 @@ def to_json(window: Window) -> dict[str, Any]:
             {"kind": fault.kind, "detail": fault.detail[:1000], "group": fault.group, "server": fault.server}
             for fault in window.faults
         ],
-        **delay,
+        **more,
     }
 
 
@@ -118,6 +129,8 @@ def from_json(data: WindowModel, topology: Topology) -> Window:
         tuple(data.bounds_ms), _histogram(data, topology), tables["weight"], tables["down"].astype(bool),
         faults=tuple(Fault(f.kind, f.detail, f.group, f.server) for f in data.faults),
         delay=None if data.delay is None else _delay(data.delay, topology),
+        client_errors=data.client_errors,
+        backup=None if data.backup is None else _table("backup", data.backup, topology).astype(bool),
     )  # fmt: skip
 
 
