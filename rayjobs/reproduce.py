@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import yaml
 from pydantic import Field
 
 from actuators.errors import ConfigError
@@ -39,7 +40,8 @@ def run(options: ReproduceOptions) -> int:
     verb = load_verb(saved_verb(options.run))
     folder = RunFolder.create(options.out, "reproduce", options.seed or 0, options)
     changes = {"out": folder.path} | ({} if options.seed is None else {"seed": options.seed})
-    code = verb.run(load_options(verb.options, file=options.run / "config.yaml", flags=changes))
+    saved = options.run / "config.yaml"
+    code = verb.run(load_options(verb.options, file=saved, assignments=_as_then(saved), flags=changes))
     if code != 0:
         return code
     (fresh,) = [path for path in folder.path.iterdir() if path.is_dir()]
@@ -56,6 +58,17 @@ def run(options: ReproduceOptions) -> int:
                   for p in agreements],
     })  # fmt: skip
     return EXIT_DIFFERS if missing or any(part.differences for part in agreements) else 0
+
+
+def _as_then(saved: Path) -> list[str]:
+    """What a configuration of version 0.1 does not say because there was no choice."""
+    try:
+        observe = yaml.safe_load(saved.read_text())["observe"]
+        first = "features_version" not in observe["encoder"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        # `load_options` says what is wrong with the file; what does not observe has no features.
+        return []
+    return ["observe.encoder.features_version=1"] if first else []
 
 
 def saved_verb(folder: Path) -> str:

@@ -86,9 +86,10 @@ def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
 
 
 def _client_errors(before: Snapshot, after: Snapshot) -> int | None:
-    if before.client_errors is None or after.client_errors is None or after.client_errors < before.client_errors:
+    if before.client_errors is None or after.client_errors is None:
         return None
-    return after.client_errors - before.client_errors
+    count = after.client_errors - before.client_errors
+    return count if 0 <= count <= _MOST else None
 
 
 def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:

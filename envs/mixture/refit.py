@@ -21,7 +21,12 @@ from actuators.contract.arrays import FloatArray
 from actuators.errors import BundleError, DataError
 from actuators.files import write_atomic
 from envs.mixture.fit import (
-    MIN_SAMPLES_PER_CLUSTER, STABILITY_FITS, agreement, fit_mixture, least_spread, precisions_cholesky,
+    MIN_SAMPLES_PER_CLUSTER,
+    STABILITY_FITS,
+    agreement,
+    fit_mixture,
+    least_spread,
+    precisions_cholesky,
 )  # fmt: skip
 from envs.observation.encoder import Encoder, EncoderOptions
 

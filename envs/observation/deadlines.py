@@ -110,7 +110,7 @@ def response_deviation_s(counts: NDArray[Any], bounds_ms: Sequence[int], mean_s:
 
 def tardiness(
     latency_histogram: NDArray[np.int64],
-    errors: NDArray[np.int64],
+    errors: NDArray[np.int64] | FloatArray,
     bounds_ms: Sequence[int],
     deadlines_s: FloatArray,
     most: float = np.inf,

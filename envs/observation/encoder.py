@@ -10,11 +10,11 @@ import io
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.errors import BundleError
@@ -25,6 +25,11 @@ from envs.observation.features import FEATURES_VERSION, MOVED_BY_WEIGHTS, Featur
 FORMAT_VERSION = 1
 SIGMA_RULE = 0.9973
 """Coverage of μ ± 3σ in one dimension; the same coverage bounds the distance in many."""
+
+
+def _number(value: Any) -> Any:
+    """A version as a command line gives it."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class EncoderOptions(Options):
@@ -43,8 +48,8 @@ class EncoderOptions(Options):
     """Covariance type of each cluster."""
     restarts: int = 3
     """Initialisations per K; the most likely one is kept."""
-    features_version: FeaturesVersion = FEATURES_VERSION
-    """1: features and scales of version 0.1; 2: such that a single error or a single long response moves them little."""
+    features_version: Annotated[FeaturesVersion, BeforeValidator(_number)] = FEATURES_VERSION
+    """1: as in version 0.1; 2: features and scales that a single error or a single long response moves little."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +110,9 @@ class Encoder:
     def _judged(self) -> tuple[IntArray, FloatArray]:
         """Features that novelty is judged by, and each cluster's precision of these alone, as `precisions_cholesky`."""
         moved = MOVED_BY_WEIGHTS if self.features_version > 1 else ()
-        kept = np.array([i for i, name in enumerate(self.names) if name.rpartition(".")[2] not in moved], dtype=np.int64)
+        kept = np.array(
+            [i for i, name in enumerate(self.names) if name.rpartition(".")[2] not in moved], dtype=np.int64
+        )
         if len(kept) in (0, len(self.names)):
             return np.arange(len(self.names)), self.precisions_cholesky
         covariance = np.linalg.inv(np.einsum("kde,kfe->kdf", self.precisions_cholesky, self.precisions_cholesky))
@@ -168,7 +175,7 @@ class Encoder:
                     names=tuple(str(name) for name in data["names"]),
                     bic={int(k): float(v) for k, v in data["bic"]},
                     # Version 0.1 did not write it.
-                    features_version=_version(data["features_version"] if "features_version" in data else 1),
+                    features_version=_version(data.get("features_version", 1)),
                     **{key: data[key] for key in _ARRAYS},
                 )
             problem = encoder._problem()

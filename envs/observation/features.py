@@ -100,8 +100,7 @@ def server_features(
 
 
 def quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile: float) -> FloatArray:
-    """Quantile in seconds along the last axis, linear inside a bucket; 0 where the histogram is empty or has no bounds.
-    """
+    """Quantile in seconds along the last axis, linear inside a bucket; 0 for an empty histogram or no bounds."""
     if not bounds_ms:
         return np.zeros(histogram.shape[:-1])
     lower, upper = bucket_values_s(bounds_ms)

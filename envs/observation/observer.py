@@ -16,7 +16,13 @@ from actuators.contract.window import Window
 from envs.estimators.base import Estimator, ServiceSamples, learned, recall
 from envs.observation.encoder import Encoder
 from envs.observation.features import (
-    FEATURES_VERSION, SERVER_FEATURES, Counters, FeaturesVersion, LatencyMemory, group_features, server_features,
+    FEATURES_VERSION,
+    SERVER_FEATURES,
+    Counters,
+    FeaturesVersion,
+    LatencyMemory,
+    group_features,
+    server_features,
 )  # fmt: skip
 from envs.simulator.window_batch import WindowBatch
 

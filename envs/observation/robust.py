@@ -32,7 +32,9 @@ def error_ratio(errors: NDArray[np.int64], requests: NDArray[np.int64]) -> Float
     return ratio
 
 
-def longest_s(requests: NDArray[np.int64], known_s: FloatArray, p90_s: FloatArray, group_p90_s: FloatArray) -> FloatArray:
+def longest_s(
+    requests: NDArray[np.int64], known_s: FloatArray, p90_s: FloatArray, group_p90_s: FloatArray
+) -> FloatArray:
     """The longest response time in seconds that counts in full; 1e6 where nothing tells it.
 
     Args:

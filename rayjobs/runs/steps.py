@@ -195,9 +195,7 @@ class Steps:
         problem.encoder.save(self.folder.path / "encoder.npz")
         watched = [*observed.windows.equal, *observed.windows.exploring]
         encoder = problem.encoder
-        samples = window_samples(
-            watched, problem.topology, problem.deadlines_s, encoder.kind, encoder.features_version
-        )
+        samples = window_samples(watched, problem.topology, problem.deadlines_s, encoder.kind, encoder.features_version)
         save_samples(self.folder.path / SAMPLES, samples, problem.encoder.names)
         types = problem.topology.request_types
         deadlines = observed.deadlines

@@ -14,7 +14,7 @@ from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.cli.main import main
 from rayjobs.train import TrainOptions, run
 from tests.support.problems import demo_scenario, observed
-from tests.support.witness import TRAINING, training_numbers, unequal
+from tests.support.witness import TRAINING, TRAINING_2, training_numbers, unequal
 from tuning.judging.plan import BlockOptions
 from tuning.learning.trainer import Trainer
 from tuning.observing.phase import ObserveOptions
@@ -88,7 +88,8 @@ def test_the_verb_repeats_itself_to_the_last_digit(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_short_training_gives_the_recorded_numbers(tmp_path: Path) -> None:
-    assert main([*TRAINING, "--out", str(tmp_path)]) == 0
+@pytest.mark.parametrize(("part", "command"), [("training", TRAINING), ("training_2", TRAINING_2)])
+def test_a_short_training_gives_the_recorded_numbers(part: str, command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--out", str(tmp_path)]) == 0
     (run,) = tmp_path.iterdir()
-    assert unequal("training", training_numbers(run)) == []
+    assert unequal(part, training_numbers(run)) == []

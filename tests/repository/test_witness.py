@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from rayjobs.cli.main import main
-from tests.support.witness import EVALUATION, WITNESS, evaluation_numbers, unequal
+from tests.support.witness import EVALUATION, EVALUATION_2, WITNESS, evaluation_numbers, unequal
 from tuning.policy.adviser import Adviser, Recent
 from tuning.policy.bundle import load_bundle
 from tuning.steering import control_json, window_json
 from tuning.steering.window_json import WindowModel
 
 
-def test_a_short_evaluation_gives_the_recorded_numbers(tmp_path: Path) -> None:
-    assert main([*EVALUATION, "--out", str(tmp_path)]) == 0
+@pytest.mark.parametrize(("part", "command"), [("evaluation", EVALUATION), ("evaluation_2", EVALUATION_2)])
+def test_a_short_evaluation_gives_the_recorded_numbers(part: str, command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--out", str(tmp_path)]) == 0
     (run,) = tmp_path.iterdir()
-    assert unequal("evaluation", evaluation_numbers(run)) == []
+    assert unequal(part, evaluation_numbers(run)) == []
 
 
 @pytest.mark.parametrize("kind", ["weights", "service_times"])

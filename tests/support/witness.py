@@ -1,6 +1,6 @@
 """A short evaluation and a short training whose numbers are recorded, and how numbers are compared with the record.
 
-    .venv/bin/python -m tests.support.witness      records `tests/data/witness/numbers.json` anew
+    .venv/bin/python -m tests.support.witness [PART …]      records `tests/data/witness/numbers.json` anew
 
 Do that only when numbers are meant to change, and say in the commit why. `tests/data/witness/README.md` says what is
 compared, how exactly, and why other machines get the same.
@@ -39,10 +39,12 @@ _POLICIES = (
     "least_conn", "round_robin", "random_two", "inverse_latency", "little", "equaliser", "aimd", "model_based",
     "utilisation_pid", "knapsack", "nothing_learned=type_means", "times_learned=idle", "ratio", "shortest_delay",
 )  # fmt: skip
+_FIRST_FEATURES, _FEATURES = "observe.encoder.features_version=1", "observe.encoder.features_version=2"
 EVALUATION = [
     "evaluate", "--seed", "7", "--scenario", "S2", "--policies", ",".join(_POLICIES),
-    *assignments("observe.duration_s=20", *_JUDGE),
+    *assignments("observe.duration_s=20", _FIRST_FEATURES, *_JUDGE),
 ]  # fmt: skip
+EVALUATION_2 = [word.replace(_FIRST_FEATURES, _FEATURES) for word in EVALUATION]
 _TRAINING = (
     "steps=96", "environments=4", "episode_steps=6", "held_out.every_steps=48", "held_out.episodes=2",
     "algorithm.batch_steps=48", "algorithm.minibatch_steps=24", "algorithm.epochs=2", "algorithm.learning_rate=0.01",
@@ -50,8 +52,9 @@ _TRAINING = (
 TRAINING = [
     "train", "--seed", "4",
     *assignments("observe.duration_s=40", "observe.explore_s=20", "observe.interval_s=0.5", *_JUDGE),
-    *assignments(*(f"training.{value}" for value in _TRAINING)),
+    *assignments(*(f"training.{value}" for value in _TRAINING), _FIRST_FEATURES),
 ]  # fmt: skip
+TRAINING_2 = [word.replace(_FIRST_FEATURES, _FEATURES) for word in TRAINING]
 
 
 def evaluation_numbers(run: Path) -> dict[str, Any]:
@@ -116,21 +119,25 @@ def _equal(old: Any, new: Any, exact: bool) -> bool:
 
 
 def main(words: Sequence[str]) -> None:
-    """Writes what this checkout gives."""
+    """Writes what this checkout gives: all parts, or those that are named; the others stay as they are."""
     from rayjobs.cli.main import main as deepsched
 
-    numbers: dict[str, Any] = {"arithmetic": probe()}
+    target = WITNESS / "numbers.json"
+    numbers: dict[str, Any] = {**(json.loads(target.read_text()) if words else {}), "arithmetic": probe()}
     runs: tuple[tuple[str, list[str], Callable[[Path], dict[str, Any]]], ...] = (
         ("evaluation", EVALUATION, evaluation_numbers),
         ("training", TRAINING, training_numbers),
+        ("evaluation_2", EVALUATION_2, evaluation_numbers),
+        ("training_2", TRAINING_2, training_numbers),
     )
     for name, command, read in runs:
+        if words and name not in words:
+            continue
         with tempfile.TemporaryDirectory() as out:
             if deepsched([*command, "--out", out]) != 0:
                 sys.exit(f"{name} failed")
             (run,) = Path(out).iterdir()
             numbers[name] = read(run)
-    target = Path(words[0]) if words else WITNESS / "numbers.json"
     target.write_text(json.dumps(numbers, indent=1) + "\n")
 
 

@@ -161,6 +161,14 @@ class Adviser:
     def _see(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Encoded:
         if not windows:
             raise DataError("no windows", where="advice", remedy="give at least two readings")
+        try:
+            return self._observed(windows, memory)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A document that nobody thought of costs its own answer, not the controller or other requests.
+            what = f"the windows cannot be observed: {type(error).__name__}: {error}"
+            raise DataError(what[:300], where="advice", remedy="check what the statistics show") from error
+
+    def _observed(self, windows: Sequence[Window], memory: LatencyMemory | None) -> _Encoded:
         observer = self.bundle.problem.observer()
         if memory is not None:
             observer.recall(memory)

@@ -23,7 +23,9 @@ from tuning.steering.options import GuardName, GuardOptions, Override, SteeringO
 from tuning.steering.silence import SilenceWatch
 
 Source = Literal["policy", "baseline", "hold"]
-NO_BUCKETS = "no response-time buckets in the statistics: steering on means (add vhost_traffic_status_histogram_buckets)"
+NO_BUCKETS = (
+    "no response-time buckets in the statistics: steering on means (add vhost_traffic_status_histogram_buckets)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +222,8 @@ def decide_alone(window: Window, advice: Advice | None, deadlines_s: FloatArray,
     original = Weights(window.topology, window.weight.clip(1, 100), window.down & ~_groups_without_server(window))
     baseline = advice.baseline if advice is not None else original
     options = SteeringOptions(mode="active", guards=guards)
-    return decide(Case(window, advice, deadlines_s, options, _shown(window), baseline, original))
+    verdict = decide(Case(window, advice, deadlines_s, options, _shown(window), baseline, original))
+    return verdict if window.bounds_ms else replace(verdict, reason=f"{verdict.reason}; {NO_BUCKETS}")
 
 
 class Steering:
@@ -299,8 +302,10 @@ class Steering:
         self._memory.own(policy=differ(present, self.original))
 
     def _spare(self, verdict: Verdict, window: Window) -> Verdict:
-        """The verdict with a probing share for dead servers, except on an operator's order and in a canary, which moves a
-        part of the way only; and its alarms."""
+        """The verdict with a probing share for dead servers, and alarms about them.
+
+        Orders of the operator are carried out as given, and a canary moves only its part of the way.
+        """
         silence = self._memory.silence
         alarms = (*verdict.alarms, *silence.alarms(window), *(() if window.bounds_ms else (NO_BUCKETS,)))
         if verdict.source == "hold":

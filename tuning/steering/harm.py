@@ -215,7 +215,9 @@ def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float =
         total = tardiness(window.latency_histogram, errors, window.bounds_ms, deadlines_s, most).sum()
     else:
         late = np.nan_to_num(window.mean_response_s() / deadlines_s[:, None] - 1.0).clip(0.0, most)
-        total = (window.requests * late).sum() + tardiness(window.latency_histogram, errors, (), deadlines_s, most).sum()
+        total = (window.requests * late).sum() + tardiness(
+            window.latency_histogram, errors, (), deadlines_s, most
+        ).sum()
     return float(total / max(int(window.requests.sum()), 1))
 
 

@@ -63,7 +63,9 @@ class SilenceWatch:
         silent = usable & ~answered & (of_group > 0)
         self._windows = np.where(silent, self._windows + 1, np.where(answered | ~usable, 0, self._windows))
         self._due = np.where(silent, self._due + known * of_group, np.where(answered | ~usable, 0.0, self._due))
-        limit = np.where(window.down & ~self._answers_though_down, min(SHOWN_DOWN_DUE, self._due_limit), self._due_limit)
+        limit = np.where(
+            window.down & ~self._answers_though_down, min(SHOWN_DOWN_DUE, self._due_limit), self._due_limit
+        )
         self.dead = usable & ~answered & (self.dead | ((self._windows >= WINDOWS) & (self._due >= limit)))
         now = good / np.maximum(of_group, 1)
         mean = np.where(np.isnan(self._share), now, self._share + SHARE_EWMA * (now - self._share))
@@ -87,4 +89,3 @@ class SilenceWatch:
         """A line for every dead server."""
         groups, servers = window.topology.groups, window.topology.servers
         return tuple(f"{servers[s]} of {groups[g].name} answers nothing" for g, s in np.argwhere(self.dead).tolist())
-

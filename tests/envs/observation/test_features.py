@@ -30,7 +30,9 @@ def test_shares_means_and_errors() -> None:
     one = window(20.0, requests, errors=np.array([[0, 20, 0]] * 3))
     found = server_features(one, DEADLINES_S, LatencyMemory.empty(TOPOLOGY.shape))
     assert found[..., INDEX["traffic_share"]] == pytest.approx(np.array([[0.25, 0.5, 0.25]] * 3))
-    assert found[..., INDEX["error_ratio"]][0] == pytest.approx([0, 20 / 220, 0]), "as if 20 more had been answered well"
+    assert found[..., INDEX["error_ratio"]][0] == pytest.approx([0, 20 / 220, 0]), (
+        "as if 20 more had been answered well"
+    )
     plain = server_features(one, DEADLINES_S, LatencyMemory.empty(TOPOLOGY.shape), version=1)
     assert plain[..., INDEX["error_ratio"]][0] == pytest.approx([0, 0.1, 0])
     expected = np.log(one.mean_response_s() / DEADLINES_S[:, None])

@@ -132,9 +132,12 @@ def test_other_weights_are_not_novel() -> None:
     calm = [window(10.0, 100, seed=100 + seed) for seed in range(5)]
     assert novelty_of(observed(), *calm, uneven) < 1
     first = replace(observed(), features_version=1)
-    assert first.encode(samples_of(Observer(TOPOLOGY, DEADLINES_S, None).observe_window(uneven).features, "server"))[
-        1
-    ].max() > 1, "version 1 judges by shares too"
+    assert (
+        first.encode(samples_of(Observer(TOPOLOGY, DEADLINES_S, None).observe_window(uneven).features, "server"))[
+            1
+        ].max()
+        > 1
+    ), "version 1 judges by shares too"
 
 
 def test_the_version_is_kept_in_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from actuators.contract.control import Weights
 from actuators.contract.window import Fault
 from tests.support.steering_cases import EQUAL, UNEVEN, Run, advice, options
 from tests.support.windows import TOPOLOGY, window
+from tuning.steering.decide import NO_BUCKETS
 from tuning.steering.options import GUARDS
 
 GOOD, LATE, FAILING = window(10.0), window(400.0), window(10.0, errors=50)
@@ -103,23 +105,82 @@ def test_a_reload_alone_is_no_reason_to_hold() -> None:
     assert decision.source == "policy"
 
 
-def test_unknown_traffic_goes_to_the_baseline_within_three_windows_and_back() -> None:
-    run = Run(options(guards={"largest_step": 100.0}))
+def test_unknown_traffic_goes_to_the_baseline_and_comes_back_after_the_dwell_time() -> None:
+    run = Run(options(guards={"largest_step": 100.0, "dwell_s": 20.0}))
     run.until_steering(GOOD, advice())
-    decisions = run.steps([GOOD] * 3, advice(novelty=4.0))
-    assert "baseline" in [d.source for d in decisions]
+    decisions = run.steps([GOOD] * 5, advice(novelty=4.0))
+    assert [d.source for d in decisions] == ["policy"] * 4 + ["baseline"]
     assert decisions[-1].alarms == ("recalibrate",)
     assert run.steering.in_force == EQUAL
-    # A recalibrated encoder knows it.
-    again = run.steps([GOOD] * 3, advice(novelty=0.5))
-    assert [d.source for d in again] == ["baseline", "baseline", "policy"]
+    # Between 0.8 and 1 it is neither novel nor familiar.
+    assert {d.source for d in run.steps([GOOD] * 30, advice(novelty=0.9))} == {"baseline"}
+    again = run.steps([GOOD] * 10, advice(novelty=0.5))
+    assert [d.source for d in again] == ["baseline"] * 9 + ["policy"]
+    # The second time it stays for twice 20 s, however familiar the traffic is.
+    run.steps([GOOD] * 5, advice(novelty=4.0))
+    waiting = run.steps([GOOD] * 39, advice(novelty=0.5))
+    assert {d.source for d in waiting} == {"baseline"}
+    assert "may act again" in waiting[-1].reason
+    assert run.step(GOOD, advice(novelty=0.5)).source == "policy"
 
 
-def test_one_novel_window_is_no_unknown_state() -> None:
+def test_a_few_novel_windows_are_no_unknown_state() -> None:
     run = Run(options())
     run.until_steering(GOOD, advice())
-    assert run.step(GOOD, advice(novelty=4.0)).source == "policy"
+    assert {d.source for d in run.steps([GOOD] * 4, advice(novelty=4.0))} == {"policy"}
     assert run.step(GOOD, advice()).source == "policy"
+
+
+def test_a_policy_that_fails_now_and_then_does_not_flap() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    sources = [run.step(GOOD, None if index % 10 == 0 else advice()).source for index in range(100)]
+    assert sum(a != b for a, b in itertools.pairwise(["policy", *sources])) <= 4
+
+
+def test_more_load_is_no_harm_and_a_sudden_rise_is() -> None:
+    """The wave doubles requests and lateness over 400 windows; then the lateness alone doubles at once."""
+    run = Run(options(guards={"art_windows": 4}))
+    run.until_steering(window(30.0), advice())
+    wave = [window(30.0 * (1 + index / 400), 100 + index // 4, seed=index) for index in range(400)]
+    assert {d.source for d in run.steps(wave, advice())} == {"policy"}
+    then = run.steps([window(200.0, 200, seed=index) for index in range(8)], advice())
+    assert "art" in {guard for d in then for guard in d.guards}
+
+
+def test_the_same_lateness_without_more_load_is_harm() -> None:
+    run = Run(options(guards={"art_windows": 4}))
+    run.until_steering(window(30.0), advice())
+    rising = [window(30.0 * (1 + index / 50), 100, seed=index) for index in range(100)]
+    assert "art" in {guard for d in run.steps(rising, advice()) for guard in d.guards}
+
+
+def test_one_response_of_half_an_hour_is_no_harm() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    histogram, total = GOOD.latency_histogram.copy(), GOOD.response_ms_sum.copy()
+    histogram[0, 0, -1] += 1
+    total[0, 0] += 1_800_000
+    long = replace(GOOD, latency_histogram=histogram, response_ms_sum=total)
+    assert {d.source for d in run.steps([long, GOOD, GOOD, GOOD, GOOD, GOOD], advice())} == {"policy"}
+
+
+def test_attempts_that_another_server_answered_are_no_errors_of_clients() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    hidden = replace(FAILING, client_errors=0)
+    assert {d.source for d in run.steps([hidden] * 6, advice())} == {"policy"}
+    assert run.steps([replace(FAILING, client_errors=450)] * 2, advice())[-1].guards == ("errors",)
+
+
+def test_without_buckets_it_steers_on_means_and_says_so() -> None:
+    run = Run(options())
+    means = replace(GOOD, bounds_ms=(), latency_histogram=GOOD.requests[..., None])
+    run.steps([means] * 3, advice())
+    decision = run.step(means, advice())
+    assert (decision.source, decision.alarms) == ("policy", (NO_BUCKETS,))
+    late = replace(LATE, bounds_ms=(), latency_histogram=LATE.requests[..., None])
+    assert "art" in {guard for d in run.steps([late] * 4, advice()) for guard in d.guards}
 
 
 @pytest.mark.parametrize("given", [None, advice(None, problem="NotANumberError: nan")])

@@ -12,7 +12,8 @@ from actuators.contract.control import Weights
 from actuators.contract.topology import Group, Topology
 from tests.support.windows import TOPOLOGY, window
 from tuning.steering import limits
-from tuning.steering.harm import Reference, error_ratio, tardiness_per_request
+from tuning.steering.harm import Reference, Seen, error_ratio, tardiness_per_request
+from tuning.steering.options import GuardOptions
 
 RAGGED = Topology(
     (
@@ -120,13 +121,34 @@ def test_tardiness_and_errors_are_per_request() -> None:
 def test_a_reference_averages_its_latest_windows() -> None:
     reference = Reference(4)
     for art in (1.0, 2.0, 3.0):
-        reference.add(art, 0.0, 1.0)
+        reference.add(Seen(art, 0.0, 100.0), 1.0)
         assert not reference.ready
-    reference.add(2.0, 0.4, 5.0)
+    reference.add(Seen(2.0, 0.4, 100.0), 5.0)
     assert reference.ready
     assert reference.art == pytest.approx(2.0)
     assert reference.errors == pytest.approx(0.1)
     for _ in range(60):
-        reference.add(10.0, 0.0, 9.0)
+        reference.add(Seen(10.0, 0.0, 100.0), 9.0)
     assert reference.art == pytest.approx(10.0, rel=1e-3)
     assert reference.measured_s == 9.0
+
+
+@given(
+    st.lists(st.integers(1, 100), min_size=2, max_size=8),
+    st.lists(st.integers(1, 100), min_size=8, max_size=8),
+    st.sampled_from([5.0, 10.0, 50.0]),
+)
+def test_a_canary_moves_no_share_beyond_its_part_of_the_way(base: list[int], policy: list[int], percent: float) -> None:
+    """Whatever floor, cap and whole numbers ask for; the policy that counts is the one within floor and cap."""
+    servers = tuple(f"s{index}:1" for index in range(len(base)))
+    topology = Topology((Group("g", "t", "GET", "/", 2.0, servers),))
+    first, wanted = Weights(topology, np.array([base])), Weights(topology, np.array([policy[: len(base)]]))
+    guards = GuardOptions(largest_step=1e9)
+    nobody = np.zeros(1, bool)
+    whole = limits.limit(wanted, limits.Limits(guards, None, first, first, first, 100.0, nobody, nobody))
+    part = limits.limit(wanted, limits.Limits(guards, None, first, first, first, percent, nobody, nobody))
+    way = whole.control.as_weights().shares() - first.shares()
+    moved = part.control.as_weights().shares() - first.shares()
+    # The whole way is rounded to whole weights, up to half a hundredth of the largest.
+    most = percent / 100 * (np.abs(way) + 0.01) + limits.GRAIN
+    assert (np.abs(moved) <= most).all()
