@@ -210,7 +210,7 @@ def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float =
         deadlines_s: ``[groups]``.
         most: relative tardiness at which that of a single answer is cut.
     """
-    errors = window.server_errors * _unhidden(window)
+    errors: FloatArray = window.server_errors * np.float64(_unhidden(window))
     if window.bounds_ms:
         total = tardiness(window.latency_histogram, errors, window.bounds_ms, deadlines_s, most).sum()
     else:
