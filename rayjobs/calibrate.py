@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,8 @@ class CalibrateVerbOptions(Options):
     """Fixes simulated arrivals and service times, and the resamples."""
     out: Path | None = None
     """Folder for the run's folder; `runs` when not given."""
+    groups: tuple[str, ...] = ()
+    """Upstream groups to calibrate; all that had requests when not given."""
     calibrate: CalibrateOptions = CalibrateOptions()
     """Balancing method of the recording, the held-out share, and the fit."""
 
@@ -42,7 +43,7 @@ def run(options: CalibrateVerbOptions) -> int:
     from rayjobs.cli.progress import Progress, Stage
     from rayjobs.runs.folder import RunFolder
 
-    windows, topology, notes = windows_of(options.snapshots)
+    windows, topology, notes = windows_of(options.snapshots, options.groups)
     folder = RunFolder.create(options.out, "calibrate", options.seed, options)
     with Progress([Stage("calibrate", 60)]) as progress, progress.stage("calibrate") as stage:
         source = str(options.snapshots)
@@ -50,13 +51,12 @@ def run(options: CalibrateVerbOptions) -> int:
     calibration.save(folder.path / FILE)
     for note in (*notes, *warnings(calibration)):
         console_err().print(f"warning: {note}", markup=False)
-    for table in (parameters_table(calibration), arrivals_table(calibration), comparison_table(calibration)):
+    tables = (parameters_table, response_table, arrivals_table, comparison_table)
+    for table in (make(calibration) for make in tables):
         console_out().print(table)
     verdict = "the simulator passes" if calibration.faithful else "the simulator does not pass"
     console_out().print(f"{verdict}: mean within 10 % and p99 within 20 % per group on held-out windows")
-    console_out().print(
-        f"train on it: deepsched train --set 'training.scenarios=[{folder.path / FILE}]'", soft_wrap=True, markup=False
-    )
+    console_out().print(f"train on it: deepsched train --scenario {folder.path / FILE}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -77,7 +77,7 @@ def parameters_table(calibration: Calibration) -> Any:
     low, high = calibration.interval()
     best = calibration.parameters
     table = _table("fitted parameters", ("parameter", "group", "server", "value", "95 %", "speed"))
-    for g, s in itertools.product(range(len(calibration.groups)), range(len(calibration.servers))):
+    for g, s in np.argwhere(calibration.topology.mask):
         spread = _between(low["service_ms"][g, s], high["service_ms"][g, s])
         value, speed = f"{best.service_ms[g][s]:.2f}", f"{best.speeds[g, s]:.2f}"
         table.add_row("service ms", calibration.groups[g], calibration.servers[s], value, spread, speed)
@@ -85,6 +85,20 @@ def parameters_table(calibration: Calibration) -> Any:
         value = f"{getattr(best, name):.3g}"
         table.add_row(name.replace("_", " "), "", "", value, _between(low[name], high[name]), "")
     return table
+
+
+def response_table(calibration: Calibration) -> Any:
+    """Observed response times and deadlines, and the weights in force at the end."""
+    table = _table("observed", ("group", "requests", "mean ms", "deviation ms", "deadline ms", "weights"))
+    for g, (group, times) in enumerate(zip(calibration.topology.groups, calibration.response_times, strict=True)):
+        weights = calibration.today.values[g][calibration.topology.mask[g]]
+        figures = (f"{value:.1f}" for value in (times.mean_ms, times.deviation_ms, times.deadline_ms))
+        table.add_row(group.name, str(times.requests), *figures, _shortened([str(w) for w in weights]))
+    return table
+
+
+def _shortened(words: list[str], most: int = 12) -> str:
+    return " ".join(words if len(words) <= most else [*words[:most], "…"])
 
 
 def arrivals_table(calibration: Calibration) -> Any:

@@ -218,7 +218,7 @@ def _stages(options: DemoOptions) -> list[Stage]:
 def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[Evaluation, Trainer, list[Observation]]:
     """The judgement, the training, and what the learned policy observed while it was judged."""
     from envs.heuristics.controllers import RecordingPolicy
-    from envs.scenarios.lookup import scenario
+    from envs.scenarios.lookup import scenario, topology_of
     from rayjobs.runs.local_ray import local_ray
     from rayjobs.runs.steps import Steps
     from tuning.judging.contenders import LEARNED
@@ -233,7 +233,8 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
             stack.enter_context(local_ray())
             stage.update(f"a {options.testbed} testbed")
             work_dir = folder.path / "testbed"
-            testbed = stack.enter_context(open_testbed(options.testbed, work_dir, options.seed, options.live))
+            topology = topology_of([watched])
+            testbed = stack.enter_context(open_testbed(options.testbed, topology, work_dir, options.seed, options.live))
         observed = steps.observe(testbed, watched, options.observe, training)
         trainer = steps.train(observed, training, watched.work_scale)
         if options.live_training.steps:

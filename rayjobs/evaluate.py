@@ -20,17 +20,19 @@ from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
 from actuators.options import Moved, Never, Only, OnlyIf, Options
 from actuators.testbed.options import LiveOptions
+from envs.heuristics.names import TODAY
 from rayjobs.cli.config import resumed
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
-from rayjobs.runs.testbed import TestbedKind, open_testbed
+from rayjobs.runs.testbed import TestbedKind, check_live, open_testbed
 from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName
 from tuning.observing.phase import ObserveOptions
 
 if TYPE_CHECKING:
     from actuators.contract.testbed import Testbed
+    from actuators.contract.topology import Topology
     from actuators.testbed.peers import PeerPrograms
     from envs.environment.problem import DecisionProblem
     from envs.heuristics.controllers import Controller
@@ -76,9 +78,11 @@ class EvaluateOptions(Options):
     expected_delay_static (nothing learned), ratio, inverse_latency@expected_delay. Oracles (simulated):
     shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
     Others (live): shared_least_conn, nginx_fair, haproxy_leastconn, haproxy_random, nginx:FILE. Further
-    bundles by their folder. OTHER=NAME shows NAME as OTHER in the tables."""
+    bundles by their folder. today (on the `calibration.json` of a recorded system, where it comes first unless
+    policies are given): the weights and the method of the recording. OTHER=NAME shows NAME as OTHER in the tables."""
     scenario: tuple[str, ...] = ("demo",)
-    """What happens meanwhile, one or several: `deepsched scenarios list`. Rounds begin at random moments of it."""
+    """What happens meanwhile, one or several: `deepsched scenarios list`, YAML files, or the `calibration.json` of a
+    recorded system. Rounds begin at random moments of it."""
     testbed: tuple[TestbedKind, ...] = ("simulated",)
     """`simulated`, or `live` (starts servers, an NGINX and load on this machine), or both."""
     seed: int = Field(default=1, ge=0)
@@ -117,7 +121,10 @@ class EvaluateOptions(Options):
         return parse_policies(listed)
 
     def resolved(self) -> Self:
-        return self if self.resume is None else resumed(self, self.resume)
+        if self.resume is not None:
+            return resumed(self, self.resume)
+        own = any(name.endswith(".json") for name in self.scenario)
+        return self.changed({"policies": (TODAY, *self.policies)} if own and not self.given("policies") else {})
 
 
 def run(options: EvaluateOptions) -> int:
@@ -146,6 +153,18 @@ def run(options: EvaluateOptions) -> int:
     return 0
 
 
+def system(options: EvaluateOptions) -> Topology:
+    """The system that is judged: that of the calibrated scenarios, else that of the first bundle, else the demo's."""
+    from envs.scenarios.lookup import scenario, topology_of
+
+    bundle = next((Path(spec.base) for spec in options.specs() if spec.is_bundle), None)
+    if bundle is None or any(name.endswith(".json") for name in options.scenario):
+        return topology_of(scenario(name) for name in options.scenario)
+    from tuning.policy.bundle import load_bundle
+
+    return load_bundle(bundle).problem.topology
+
+
 def check(options: EvaluateOptions) -> None:
     """Raises ConfigError (BundleError) for names that do not exist, before anything is made or started."""
     from envs.scenarios.lookup import scenario
@@ -157,12 +176,23 @@ def check(options: EvaluateOptions) -> None:
             raise ConfigError(f"'{role}' is not judged", where=where, remedy=closest(role, names))
     for name in options.scenario:
         scenario(name)
+    topology = system(options)
+    if "live" in options.testbed:
+        check_live(topology)
+    _check_today(options, specs)
     bundles = [Path(spec.base) for spec in specs if spec.is_bundle]
     if bundles:
         from tuning.policy.bundle import load_bundle
 
         for bundle in bundles:
-            load_bundle(bundle)
+            load_bundle(bundle, topology)
+
+
+def _check_today(options: EvaluateOptions, specs: Sequence[Spec]) -> None:
+    others = [name for name in options.scenario if not name.endswith(".json")]
+    if others and any(spec.base == TODAY for spec in specs):
+        what = f"nothing balances the scenario {others[0]} today"
+        raise ConfigError(what, where=f"policy '{TODAY}'", remedy="judge on the calibration.json of a recorded system")
 
 
 @dataclass(frozen=True)
@@ -251,6 +281,7 @@ def _judge_parts(
     """Judges part after part; whatever has finished is in the part's folder, also when this raises."""
     from rayjobs.runs.local_ray import ray_session
 
+    topology = system(options)
     evaluations: list[Evaluation] = []
     for kind in options.testbed:
         with contextlib.ExitStack() as stack:
@@ -258,7 +289,7 @@ def _judge_parts(
                 if kind == "live":
                     stack.enter_context(ray_session())
                 work_dir = folder.path / "testbed"
-                testbed = stack.enter_context(open_testbed(kind, work_dir, options.seed, options.live))
+                testbed = stack.enter_context(open_testbed(kind, topology, work_dir, options.seed, options.live))
             own = [part for part in parts if part.kind == kind]
             evaluations += [_judge_part(part, options, testbed, progress) for part in own]
     return evaluations
@@ -267,7 +298,7 @@ def _judge_parts(
 def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress: Progress) -> Evaluation:
     import numpy as np
 
-    from rayjobs.runs.steps import Steps
+    from rayjobs.runs.steps import Steps, today_of
     from tuning.judging.contenders import Arena, contender
     from tuning.judging.plan import Excerpt
 
@@ -276,9 +307,8 @@ def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress
     problem = _problem(part, options, testbed, steps)
     script = part.scenario.script(testbed.topology, options.seed)
     workers = np.array([float(profile.workers) for profile in script.servers])
-    arena = Arena(
-        problem, options.method, workers if options.workers is None else np.full(len(workers), options.workers)
-    )
+    workers = workers if options.workers is None else np.full(len(workers), options.workers)
+    arena = Arena(problem, options.method, workers, today_of(part.scenario))
 
     def make(seed: int) -> list[Controller]:
         return [contender(spec, arena) for spec in part.specs]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from actuators.options import Never, Only, Options, Retired
+from actuators.options import Never, Only, OnlyIf, Options, Retired
 from actuators.testbed.options import LiveOptions
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, main
@@ -43,7 +44,13 @@ class ObserveVerbOptions(Options):
     testbed: TestbedKind = "simulated"
     """`live` starts servers, an NGINX and load on this machine."""
     scenario: str = "demo"
-    """Load and behaviour of the servers: `deepsched scenarios list`."""
+    """Load and behaviour of the servers: `deepsched scenarios list`, or a file: YAML, or the `calibration.json` of a
+    recorded system."""
+    groups: Annotated[
+        tuple[str, ...],
+        OnlyIf(lambda o: o.scenario.endswith(".json"), "without a recorded system", "set scenario to its calibration"),
+    ] = ()
+    """Groups of the recorded system that are observed; all when not given."""
     observe: ObserveOptions = ObserveOptions()
     """Durations and the mixture."""
     live: Annotated[LiveOptions, Only(testbed="live")] = LiveOptions()
@@ -52,11 +59,15 @@ class ObserveVerbOptions(Options):
 
 def run(options: ObserveVerbOptions) -> int:
     """Prints deadlines, clusters and the folder with `deadlines.json`, `encoder.npz` and, live, `snapshots.jsonl`."""
-    from envs.scenarios.lookup import scenario
+    from envs.scenarios.calibrated import CalibratedScenario
+    from envs.scenarios.lookup import scenario, topology_of
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import PAGE, Steps, keep_states
     from tuning.options import TrainingOptions
 
+    watched = scenario(options.scenario)
+    if options.groups and isinstance(watched, CalibratedScenario):
+        watched = replace(watched, calibration=watched.twin_of.of_groups(options.groups))
     folder = RunFolder.create(options.out, "observe", options.seed, options)
     live = options.testbed == "live"
     seconds = options.observe.skip_s + options.observe.duration_s + options.observe.explore_s
@@ -67,9 +78,11 @@ def run(options: ObserveVerbOptions) -> int:
             if live:
                 stack.enter_context(ray_session())
             work_dir = folder.path / "testbed"
-            testbed = stack.enter_context(open_testbed(options.testbed, work_dir, options.seed, options.live))
+            testbed = stack.enter_context(
+                open_testbed(options.testbed, topology_of([watched]), work_dir, options.seed, options.live)
+            )
         steps = Steps(folder, progress, options.seed)
-        observed = steps.observe(testbed, scenario(options.scenario), options.observe, TrainingOptions())
+        observed = steps.observe(testbed, watched, options.observe, TrainingOptions())
         candidates = keep_states(folder, observed, options.observe.encoder, options.seed)
     for group, seconds in zip(testbed.topology.groups, observed.deadlines.seconds, strict=True):
         console_out().print(f"{group.request_type}: deadline {1e3 * seconds:.1f} ms")

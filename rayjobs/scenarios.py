@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from actuators.options import Options
+from actuators.options import OnlyIf, Options
 from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, main
 
@@ -23,14 +23,21 @@ class ListOptions(Options):
     """None."""
 
 
+def _of_catalogue(options: ShowOptions) -> bool:
+    return not options.scenario.endswith(".json")
+
+
 class ShowOptions(Options):
     """Which scenario, and of which seed."""
 
     scenario: str = "S3"
-    """Name (`deepsched scenarios list`), or a YAML file (docs/file-formats.md)."""
+    """Name (`deepsched scenarios list`), a YAML file, or the `calibration.json` of a recorded system
+    (docs/file-formats.md)."""
     seed: int = Field(default=101, ge=0)
     """Equal seeds give equal scripts."""
-    servers: int = Field(default=3, ge=1, le=62)
+    servers: Annotated[
+        int, OnlyIf(_of_catalogue, "as the recorded system has its own", "name a scenario of the catalogue")
+    ] = Field(default=3, ge=1, le=300)
     """Servers in every group."""
     duration_s: float | None = Field(default=None, gt=0)
     """Length of the script; that of the scenario when not given."""
@@ -59,11 +66,12 @@ def show(options: ShowOptions) -> int:
     """Prints one scenario over time; writes its JSON and page."""
     from actuators.contract.topology import social_network
     from actuators.files import write_json
-    from envs.scenarios.lookup import scenario
+    from envs.scenarios.lookup import scenario, topology_of
     from tuning.report.scenario import write_scenario_page
 
-    topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     chosen = scenario(options.scenario, options.duration_s)
+    addresses = tuple(f"server-{number}:80" for number in range(1, options.servers + 1))
+    topology = social_network(addresses) if _of_catalogue(options) else topology_of([chosen])
     script = chosen.script(topology, options.seed)
     console_out().print(f"{script.name}: {chosen.summary}; seed {options.seed}, {script.duration_s:g} s", markup=False)
     for line in describe(script):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from actuators.options import Options
+from actuators.options import OnlyIf, Options
 from rayjobs.cli.main import Verb, run_verb
+
+
+def _of_catalogue(options: SimulateOptions) -> bool:
+    return not options.scenario.endswith(".json")
 
 
 class SimulateOptions(Options):
     """Which rules, where, how long."""
 
     scenario: str = "S3"
-    """A scenario's name (`deepsched scenarios list`) or a YAML file that describes one."""
+    """A scenario's name (`deepsched scenarios list`), a YAML file that describes one, or the `calibration.json` of a
+    recorded system."""
     rules: tuple[str, ...] = (
         "round_robin", "least_conn", "inverse_latency", "expected_delay_static", "true_times", "shortest_delay",
     )  # fmt: skip
@@ -26,24 +31,27 @@ class SimulateOptions(Options):
     central_queue."""
     seeds: tuple[int, ...] = (101, 102, 103, 104)
     """Every rule meets the same arrivals and the same work for each seed."""
-    duration_s: float | None = Field(default=None, gt=10)
+    duration_s: float | None = Field(default=None, gt=10, le=1e7)
     """Simulated time per seed; the scenario's own when not given. The first 10 s are not judged."""
-    interval_s: float = Field(default=1.0, gt=0)
+    interval_s: float = Field(default=1.0, ge=0.001, le=1e6)
     """Control interval."""
-    servers: int = Field(default=3, ge=1, le=62)
+    servers: Annotated[
+        int, OnlyIf(_of_catalogue, "as the recorded system has its own", "name a scenario of the catalogue")
+    ] = Field(default=3, ge=1, le=300)
     """Servers in every group; the scenario's speeds are spread over them."""
 
 
 def run(options: SimulateOptions) -> int:
     """Prints the table; ratios are to least_conn on the same seeds."""
     from actuators.contract.topology import social_network
-    from envs.scenarios.lookup import scenario
+    from envs.scenarios.lookup import scenario, topology_of
     from envs.study.judge import judge
     from envs.study.rules import RULES, rule_named
     from rayjobs.cli.console import console_err, console_out
 
-    topology = social_network(tuple(f"server-{number}:80" for number in range(1, options.servers + 1)))
     played = scenario(options.scenario, options.duration_s)
+    addresses = tuple(f"server-{number}:80" for number in range(1, options.servers + 1))
+    topology = social_network(addresses) if _of_catalogue(options) else topology_of([played])
     rules = [rule_named(name) for name in options.rules]
     start = time.perf_counter()
     base = judge(RULES["least_conn"], played, topology, options.seeds, options.interval_s)

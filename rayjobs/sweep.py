@@ -17,12 +17,14 @@ from rayjobs.cli.config import resumed
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.testbed import check_live, of_one_system
 from tuning.observing.phase import ObserveOptions
 from tuning.search.space import ConfirmOptions, SearchOptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from actuators.contract.topology import Topology
     from rayjobs.runs.usage import CpuUsage
     from tuning.search.sweep import SweepStatus
     from tuning.search.trial import Shared
@@ -58,7 +60,8 @@ class SweepOptions(Options):
     folder when not given, which does for one machine."""
     scenario: str = "demo"
     """What is observed first and confirmed on last, and what live trials train on; simulated ones train on
-    `search.base.training.scenarios`."""
+    `search.base.training.scenarios`. The `calibration.json` of a recorded system is also trained on, unless these are
+    given; nothing is then confirmed live."""
     observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, window_s=1.0)
     """The observation phase, on a testbed as trials have; its windows are shared by all of them."""
     search: SearchOptions = SearchOptions()
@@ -71,24 +74,30 @@ class SweepOptions(Options):
     def resolved(self) -> Self:
         if self.resume is not None:
             return resumed(self, self.resume)
+        own = self._of_one_system()
         if self.search.scheduler != "pbt" or self.search.search != "optuna":
-            return self
+            return own
         if self.given("search.search"):
             what = "optuna does not draw for population-based training"
             raise ConfigError(what, where="search.search", remedy="set search.search=random, or another scheduler")
-        return self.changed({"search.search": "random"})
+        return own.changed({"search.search": "random"})
+
+    def _of_one_system(self) -> Self:
+        own = of_one_system(self, "search.base.training.scenarios")
+        unconfirmed = {"confirm.best": 0} if own and not self.given("confirm.best") else {}
+        return self.changed({**own, **unconfirmed})
 
 
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
-    from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_err
     from tuning.search.space import check
 
     options = options.resolved()
     check(options.search)
-    for name in (options.scenario, *options.search.base.training.scenarios):
-        scenario(name)
+    topology = _system(options)
+    if options.confirm.best or options.search.testbed == "live":
+        check_live(topology)
     folder = (
         RunFolder(options.resume) if options.resume else RunFolder.create(options.out, "sweep", options.seed, options)
     )
@@ -98,6 +107,13 @@ def run(options: SweepOptions) -> int:
         console_err().print(f"go on with: deepsched sweep --resume {folder.path}", markup=False, soft_wrap=True)
         raise
     return 0
+
+
+def _system(options: SweepOptions) -> Topology:
+    """The system of all trials. Raises ConfigError for an unknown scenario or two different systems."""
+    from envs.scenarios.lookup import scenario, topology_of
+
+    return topology_of(scenario(name) for name in (options.scenario, *options.search.base.training.scenarios))
 
 
 def _work(options: SweepOptions, folder: RunFolder) -> None:
@@ -116,9 +132,9 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
         progress = stack.enter_context(Progress(_stages(options)))
         with progress.stage("start") as stage:
             stack.enter_context(ray_session(testbeds=_testbeds(options)))
-            at_once = preflight(options.search)
+            at_once = preflight(options.search, len(_system(options).servers))
             if confirm.best:
-                _room_to_confirm(confirm)
+                _room_to_confirm(confirm, len(_system(options).servers))
             stage.update(f"{at_once} trials at once")
         with progress.stage("observe"):
             shared = _shared(options, folder)
@@ -162,7 +178,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
 
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     """The windows of the observation phase, equal for equal seeds, and what else trials have in common."""
-    from actuators.contract.topology import social_network
+    from envs.scenarios.calibrated import CalibratedScenario
     from envs.scenarios.lookup import scenario, training_mixture
     from rayjobs.runs.folder import provenance
     from rayjobs.runs.testbed import open_testbed
@@ -175,11 +191,13 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     live = None
     if search.testbed == "live":
         live = LiveShare(options.live, work_dir, watched, search.testbeds, search.validation_s)
-    with open_testbed(search.testbed, work_dir / "observe", options.seed, options.live) as testbed:
+    topology = _system(options)
+    with open_testbed(search.testbed, topology, work_dir / "observe", options.seed, options.live) as testbed:
         windows = watch(testbed, watched, base.training.method, options.observe, options.seed)
     return Shared(
         windows=windows,
-        topology=social_network(),
+        topology=topology,
+        deadlines_s=watched.twin_of.deadlines_s if isinstance(watched, CalibratedScenario) else None,
         base=base,
         work_scale=watched.work_scale,
         validation=training_mixture(base.training.scenarios, base.training.script_s, watched.work_scale),
@@ -198,11 +216,10 @@ def _testbeds(options: SweepOptions) -> int:
     return max(at_once, confirm.testbeds if confirm.best else 1)
 
 
-def _room_to_confirm(confirm: ConfirmOptions) -> None:
-    from actuators.contract.topology import social_network
+def _room_to_confirm(confirm: ConfirmOptions, servers: int) -> None:
     from actuators.testbed.placement import check_capacity
 
-    check_capacity(confirm.testbeds, len(social_network().servers))
+    check_capacity(confirm.testbeds, servers)
 
 
 def _best(table: pd.DataFrame, count: int) -> list[str]:

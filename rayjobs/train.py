@@ -23,7 +23,7 @@ from rayjobs.cli.config import dump_yaml, resumed
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
-from rayjobs.runs.testbed import TestbedKind
+from rayjobs.runs.testbed import TestbedKind, check_live, of_one_system
 from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.observing.phase import Observed, ObserveOptions
 from tuning.options import (
@@ -39,6 +39,7 @@ from tuning.options import (
 if TYPE_CHECKING:
     from actuators.contract.script import Scenario
     from actuators.contract.testbed import Testbed
+    from actuators.contract.topology import Topology
     from envs.environment.problem import DecisionProblem
     from tuning.learning.recordings import Transition
     from tuning.learning.trainer import Trainer
@@ -75,7 +76,8 @@ class TrainOptions(Options):
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     scenario: str = "demo"
-    """Scenario that is observed first and judged on last; see `training.scenarios` for what is trained on."""
+    """Scenario that is observed first and judged on last; see `training.scenarios` for what is trained on. The
+    `calibration.json` of a recorded system is also trained on, unless `training.scenarios` is given."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
     method: BalancingMethod = "least_conn"
@@ -113,19 +115,26 @@ class TrainOptions(Options):
         return self
 
     def resolved(self) -> Self:
-        return self if self.resume is None else resumed(self, self.resume, may_differ=("training.steps",))
+        if self.resume is not None:
+            return resumed(self, self.resume, may_differ=("training.steps",))
+        return self.changed(of_one_system(self, "training.scenarios"))
 
 
 def run(options: TrainOptions) -> int:
     """Prints the table of the judgement and the bundle's folder."""
-    from envs.scenarios.lookup import scenario
+    from envs.scenarios.lookup import scenario, topology_of
     from rayjobs.cli.console import console_err, console_out
-    from rayjobs.runs.steps import Steps
+    from rayjobs.runs.steps import Steps, today_of
     from tuning.judging.contenders import LEARNED, contenders
     from tuning.judging.tables import print_evaluation
 
     options = options.resolved()
-    watched, *_ = [scenario(name) for name in (options.scenario, *options.training.scenarios)]
+    played = [
+        scenario(name) for name in (options.scenario, *options.training.scenarios, *options.training.held_out.scenarios)
+    ]
+    watched, topology = played[0], topology_of(played)
+    if options.testbed == "live":
+        check_live(topology)
     folder = _folder(options)
     training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
     judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
@@ -135,7 +144,7 @@ def run(options: TrainOptions) -> int:
         with progress.stage("start") as stage:
             if options.testbed == "live":
                 stage.update(f"{options.parallel.testbeds} live testbeds")
-            testbed, testbeds = _open(options, folder, stack)
+            testbed, testbeds = _open(options, topology, folder, stack)
         observed = steps.observe(testbed, watched, options.observe, training)
         training = _with_records(training, observed, watched.work_scale, options.seed, folder, options.records)
         trainer = steps.train(observed, training, watched.work_scale)
@@ -144,7 +153,7 @@ def run(options: TrainOptions) -> int:
         bundle = steps.export(trainer)
         if trainer.proof is not None:
             console_err().print(trainer.proof.summary(), markup=False, soft_wrap=True)
-        policies = contenders(observed.problem, options.method, bundle.policy())
+        policies = contenders(observed.problem, options.method, bundle.policy(), today_of(watched))
         evaluation = steps.judge(testbed, policies, watched, observed.deadlines.seconds, judging, kind=options.testbed)
     print_evaluation(evaluation.to_json(), console_out())
     console_out().print(f"bundle: {folder.path / 'bundle'}", soft_wrap=True)
@@ -162,21 +171,22 @@ def _folder(options: TrainOptions) -> RunFolder:
     return folder
 
 
-def _open(options: TrainOptions, folder: RunFolder, stack: contextlib.ExitStack) -> tuple[Testbed, Testbeds | None]:
+def _open(
+    options: TrainOptions, topology: Topology, folder: RunFolder, stack: contextlib.ExitStack
+) -> tuple[Testbed, Testbeds | None]:
     """The testbed to observe and judge on, and with `--testbed live` all of them, of which it is the first."""
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.testbed import open_testbed
 
     if options.testbed == "simulated":
         stack.enter_context(ray_session())
-        return stack.enter_context(open_testbed("simulated", folder.path, options.seed)), None
-    from actuators.contract.topology import social_network
+        return stack.enter_context(open_testbed("simulated", topology, folder.path, options.seed)), None
     from tuning.live.conductor import ConductedTestbed
     from tuning.live.testbeds import Testbeds
 
     count, work_dir = options.parallel.testbeds, folder.path / "testbeds"
     stack.enter_context(ray_session(testbeds=count))
-    testbeds = Testbeds.live(count, social_network(), options.live, work_dir, options.seed, options.method)
+    testbeds = Testbeds.live(count, topology, options.live, work_dir, options.seed, options.method)
     stack.enter_context(testbeds)
     first, conductor = next(iter(testbeds.conductors.items()))
     return ConductedTestbed(conductor, first), testbeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -110,6 +111,16 @@ class Topology:
             raise ConfigError(f"unknown server '{address}'", remedy=closest(address, self.servers))
         return index
 
+    def check_groups(self, names: Iterable[str]) -> None:
+        """Raises ConfigError, with the closest match, when a name is not that of a group."""
+        for name in names:
+            self.group_index(name)
+
+    def with_priorities(self, priorities: Mapping[str, float]) -> Topology:
+        """The same groups with other priorities, by name. Raises ConfigError for an unknown name or a bad priority."""
+        self.check_groups(priorities)
+        return Topology(tuple(replace(g, priority=priorities.get(g.name, g.priority)) for g in self.groups))
+
     def with_servers(self, addresses: tuple[str, ...]) -> Topology:
         """The same groups over other addresses, replaced position by position."""
         if len(addresses) != len(self.servers):
@@ -137,6 +148,18 @@ def check_plain(topology: Topology) -> None:
                     f"server '{server}' cannot be balanced in memory", where=f"group {group.name}",
                     remedy="use HOST:PORT, or unix:/path without blanks and quotes, or change weights by reload",
                 )  # fmt: skip
+
+
+def group_of(name: str, servers: tuple[str, ...], request_type: str = "", priority: float = 2.0) -> Group:
+    """A group of any system; a group with a name of the social network has that one's request type, method and path.
+
+    Args:
+        request_type: the group's name when empty.
+    """
+    known = {group.name: group for group in social_network().groups}.get(name)
+    if known is not None and request_type in ("", known.request_type):
+        return replace(known, servers=servers, priority=priority)
+    return Group(name, request_type or name, "GET", "/", priority, servers)
 
 
 def social_network(servers: tuple[str, ...] = ("server-1:80", "server-2:80", "server-3:80")) -> Topology:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.topology import Group, Topology, social_network
+from actuators.contract.topology import Topology, group_of
 from actuators.contract.window import Window
-from actuators.errors import DataError
+from actuators.errors import ConfigError, DataError, closest
 from actuators.statistics.vts import Snapshot
 from envs.calibration.fit import LEAST_REQUESTS, bootstrap, fit
 from envs.calibration.options import CalibrateOptions
-from envs.calibration.replay import Evidence, Replay, ReplayCounts, gather
-from envs.calibration.result import Calibration, HeldOutComparison, RecordingSummary
+from envs.calibration.replay import Evidence, Replay, ReplayCounts, gather, within_limits
+from envs.calibration.result import Calibration, HeldOutComparison, RecordingSummary, ResponseTimes
+from envs.observation.deadlines import response_deviation_s
 from envs.observation.features import quantile_s
 
 BLOCK_WINDOWS = 5
+
+
+class Recorded(NamedTuple):
+    """The system that a recording shows.
+
+    Attributes:
+        topology: the groups that can be used.
+        left_out: why others cannot, by name.
+    """
+
+    topology: Topology
+    left_out: dict[str, str]
 
 
 def calibrate(
@@ -35,7 +51,10 @@ def calibrate(
 
     Raises:
         DataError: too few usable windows, no histograms, or a group without requests.
+        ConfigError: a priority or deadline for a group that there is not.
     """
+    topology = topology.with_priorities(options.priorities)
+    topology.check_groups(options.deadlines_ms)
     evidence = gather(_spread(windows, options.most_windows), topology)
     held_out = _held_out(len(evidence.windows), options.held_out)
     weights = (~held_out).astype(float)
@@ -52,6 +71,11 @@ def calibrate(
         groups=tuple(group.name for group in topology.groups),
         request_types=topology.request_types,
         servers=topology.servers,
+        members=tuple(group.servers for group in topology.groups),
+        priorities=tuple(group.priority for group in topology.groups),
+        response_times=_response_times(evidence, options),
+        weights=tuple(tuple(map(int, row)) for row in within_limits(evidence.windows[-1].weight, topology)),
+        down=tuple(tuple(map(bool, row)) for row in _last_down(evidence)),
         method=options.method,
         load_balancers=options.load_balancers,
         observed=_observed(evidence, source),
@@ -84,31 +108,52 @@ def compare(evidence: Evidence, answers: ReplayCounts, weights: FloatArray) -> t
     return tuple(rows)
 
 
-def windows_topology(snapshots: Sequence[Snapshot]) -> Topology:
-    """The groups that had requests, with every server that appears in them.
+def windows_topology(snapshots: Sequence[Snapshot], chosen: Sequence[str] = ()) -> Recorded:
+    """The groups that had requests while the snapshots were taken, with every server that appears in them.
 
-    A group named as in the social network gets that request type; any other group is a request type by itself.
+    Each group is a request type by itself, with the names of the social network for its groups. Left out are groups
+    without requests and groups that list a server twice, whose lines vts counts together.
+
+    Args:
+        chosen: names of the groups that are wanted; all when empty.
 
     Raises:
         DataError: no group had requests.
+        ConfigError: a chosen group is not in the snapshots, or cannot be used.
     """
-    known = {group.name: group for group in social_network().groups}
-    servers: dict[str, dict[str, int]] = {}
-    for snapshot in snapshots:
-        for name, entries in snapshot.groups.items():
-            for address, counters in entries.items():
-                most = max(servers.setdefault(name, {}).get(address, 0), counters.request_counter)
-                servers[name][address] = most
-    groups = []
-    for name, requests in servers.items():
-        if sum(requests.values()) == 0 or name.startswith("::"):
-            continue
-        like = known.get(name) or Group(name, name.removesuffix("_backend"), "GET", "/", 2.0, ("any:80",))
-        groups.append(Group(name, like.request_type, like.method, like.path, like.priority, tuple(requests)))
-    if not groups:
-        remedy = "record under load"
-        raise DataError("no upstream group had a request", where="snapshots", remedy=remedy)
-    return Topology(tuple(groups))
+    shown = list(dict.fromkeys(name for snapshot in snapshots for name in snapshot.groups if not name.startswith("::")))
+    for name in chosen:
+        if name not in shown:
+            raise ConfigError(f"no group '{name}' in the recording", where="--groups", remedy=closest(name, shown))
+    left_out = {name: why for name in shown if (not chosen or name in chosen) and (why := _unfit(name, snapshots))}
+    for name in chosen:
+        if name in left_out:
+            raise ConfigError(f"group {name} {left_out[name]}", where="--groups", remedy="leave it out")
+    wanted = [name for name in shown if (not chosen or name in chosen) and name not in left_out]
+    if not wanted:
+        what = "; ".join(f"{name} {why}" for name, why in left_out.items()) or "there is no upstream group"
+        raise DataError(f"nothing to learn from: {what}", where="snapshots", remedy="record under load")
+    groups = [group_of(name, _servers(name, snapshots)) for name in wanted]
+    types = [group.request_type for group in groups]
+    groups = [
+        group if types.count(group.request_type) == 1 else group_of(group.name, group.servers, group.name)
+        for group in groups
+    ]
+    return Recorded(Topology(tuple(groups)), left_out)
+
+
+def _servers(name: str, snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(server for each in snapshots for server in each.groups.get(name, {})))
+
+
+def _unfit(name: str, snapshots: Sequence[Snapshot]) -> str:
+    """Why a group cannot be used, in words; empty when it can."""
+    twice = sorted({server for each in snapshots for group, server in each.duplicates if group == name})
+    if twice:
+        return f"lists {twice[0]} more than once"
+    counts = [sum(c.request_counter for c in each.groups.get(name, {}).values()) for each in snapshots]
+    grew = any(later > earlier for earlier, later in itertools.pairwise(counts))
+    return "" if grew else "had no requests"
 
 
 def _figures(
@@ -138,6 +183,32 @@ def _held_out(windows: int, share: float) -> np.ndarray[tuple[int], np.dtype[np.
         (number - 0.5) / period + 0.5
     )
     return held
+
+
+def _last_down(evidence: Evidence) -> NDArray[np.bool_]:
+    """Servers out of rotation at the end; none of a group whose servers are all out."""
+    down = evidence.windows[-1].down & evidence.topology.mask
+    whole = (down | ~evidence.topology.mask).all(axis=1, keepdims=True)
+    return np.asarray(down & ~whole)
+
+
+def _response_times(evidence: Evidence, options: CalibrateOptions) -> tuple[ResponseTimes, ...]:
+    """Of all usable windows; as `envs.observation.deadlines`, but also of few requests."""
+    requests = evidence.requests.sum(axis=(0, 2))
+    mean_s = evidence.response_ms.sum(axis=(0, 2)) / np.maximum(requests, 1) / 1e3
+    deviation_s = response_deviation_s(evidence.histogram.sum(axis=(0, 2)), evidence.bounds_ms, mean_s)
+    found = []
+    for g, group in enumerate(evidence.topology.groups):
+        deadline_s = max(mean_s[g] + (1 + 1 / group.priority) * deviation_s[g], 1e-3)
+        found.append(
+            ResponseTimes(
+                mean_ms=float(mean_s[g] * 1e3),
+                deviation_ms=float(deviation_s[g] * 1e3),
+                deadline_ms=options.deadlines_ms.get(group.name, float(deadline_s * 1e3)),
+                requests=int(requests[g]),
+            )
+        )
+    return tuple(found)
 
 
 def _observed(evidence: Evidence, source: str) -> RecordingSummary:

@@ -20,7 +20,7 @@ from envs.calibration.replay import Evidence, Replay, ReplayCounts
 from envs.calibration.result import Parameters
 from envs.observation.features import quantile_s
 
-MAX_WORKERS = 64
+MAX_WORKERS = 2048
 LEAST_SERVICE_MS = 0.05
 LEAST_REQUESTS = 20
 _GAIN = 0.5

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actuators.contract.arrays import FloatArray
+from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
@@ -89,6 +89,13 @@ def gather(windows: Sequence[Window], topology: Topology) -> Evidence:
     return Evidence(topology, tuple(kept), arrivals, common, histogram, requests, response_ms, left_out)
 
 
+def within_limits(weight: IntArray, topology: Topology) -> IntArray:
+    """Weights 1…100 in the same proportions ``[groups, servers]``, because NGINX allows larger ones."""
+    most = np.maximum(weight.max(axis=1, keepdims=True), 1)
+    scaled = np.where(most > MAX_WEIGHT, np.rint(weight * MAX_WEIGHT / most), weight)
+    return np.where(topology.mask, np.clip(scaled, 1, MAX_WEIGHT), 0).astype(np.int64)
+
+
 def script_of(
     parameters: Parameters,
     arrivals: Sequence[Arrivals],
@@ -101,6 +108,7 @@ def script_of(
     begins_s: float = 0.0,
 ) -> Script:
     """The script with these arrivals and servers. `begins_s`: the first rate lasts so many seconds longer."""
+    workers, queue = parameters.workers, max(512, 8 * parameters.workers)
     streams = tuple(
         Stream(
             group.request_type,
@@ -113,7 +121,7 @@ def script_of(
         seed=seed,
         duration_s=duration_s,
         streams=streams,
-        servers=tuple(ServerProfile(tuple(map(float, row)), parameters.workers) for row in parameters.speeds.T),
+        servers=tuple(ServerProfile(tuple(map(float, row)), workers, queue) for row in parameters.speeds.T),
         mean_service_s=tuple(map(float, parameters.mean_service_s)),
         service_cv=parameters.service_cv,
         load_balancers=load_balancers,
@@ -160,5 +168,5 @@ class Replay:
 
     def _weigh(self, batch: SimulatedBatch, window: Window) -> None:
         """A window holds the weights at its end, which were set at its beginning."""
-        weight = np.clip(window.weight, 1, MAX_WEIGHT)
+        weight = within_limits(window.weight, window.topology)
         batch.set_weights(np.broadcast_to(weight, (batch.size, *weight.shape)), window.down)

@@ -1,26 +1,32 @@
 """The result of a calibration, as values and as `calibration.json` (docs/file-formats.md).
 
-`calibration.json` is the JSON form of `Calibration`: ``{format_version, groups, request_types, servers, method,
-load_balancers, observed, parameters, ensemble, arrivals, held_out}``, tables ``[groups][servers]``, units in names.
+`calibration.json` is the JSON form of `Calibration`: ``{format_version, groups, request_types, servers,
+members, priorities, response_times, weights, down, method, load_balancers, observed, parameters, ensemble, arrivals,
+held_out}``, tables ``[groups][servers]``, units in names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.script import ArrivalDistribution
+from actuators.contract.topology import Topology, group_of
 from actuators.errors import ConfigError
 from actuators.files import write_atomic
 from actuators.options import Options
 
 MEAN_BAR, P99_BAR = 0.10, 0.20
 """Largest relative errors of mean and p99 per group with which a calibration counts as faithful."""
+
+_Cell = TypeVar("_Cell")
 
 PositiveMs = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -110,10 +116,26 @@ class RecordingSummary(Options):
     """Share of answers with a 5xx status; the simulator is fitted without failures."""
 
 
-class Calibration(Options):
-    """A fitted simulator with its uncertainty and its errors on held-out windows."""
+class ResponseTimes(Options):
+    """Response times of one group in the recording, and the deadline that follows from them."""
 
-    format_version: Literal[1] = 1
+    mean_ms: float = Field(ge=0)
+    """Mean."""
+    deviation_ms: float = Field(ge=0)
+    """Standard deviation."""
+    deadline_ms: PositiveMs
+    """Mean + (1 + 1 / priority) standard deviations, or the deadline that was given."""
+    requests: int = Field(ge=0)
+    """Number of requests that these figures rest on."""
+
+
+class Calibration(Options):
+    """A fitted simulator with its uncertainty and its errors on held-out windows.
+
+    Files of version 1 hold neither `members`, `priorities`, `response_times`, `weights` nor `down`.
+    """
+
+    format_version: Literal[1, 2] = 2
     """Version of the file format."""
     groups: tuple[str, ...]
     """Upstream names."""
@@ -121,6 +143,17 @@ class Calibration(Options):
     """One per group."""
     servers: tuple[str, ...]
     """Addresses."""
+    members: tuple[tuple[str, ...], ...] = ()
+    """Addresses of the servers of each group; all servers when empty."""
+    priorities: tuple[float, ...] = ()
+    """Priority of each group; 2 each when empty."""
+    response_times: tuple[ResponseTimes, ...] = ()
+    """What was observed of each group; empty when unknown."""
+    weights: tuple[tuple[int, ...], ...] = ()
+    """Weights in force at the end of the recording, at most 100, 0 where a group lacks the server; empty when
+    unknown."""
+    down: tuple[tuple[bool, ...], ...] = ()
+    """Servers out of rotation at the end of the recording."""
     method: BalancingMethod
     """Balancing method during the recording."""
     load_balancers: int = Field(default=1, ge=1)
@@ -144,10 +177,66 @@ class Calibration(Options):
         low, high = ({n: np.quantile(v, q, axis=0) for n, v in drawn.items()} for q in (tail, 1 - tail))
         return low, high
 
+    @cached_property
+    def topology(self) -> Topology:
+        """The system that was recorded. Raises ConfigError for names that no NGINX can have."""
+        members = self.members or (self.servers,) * len(self.groups)
+        priorities = self.priorities or (2.0,) * len(self.groups)
+        kinds = zip(self.groups, self.request_types, priorities, members, strict=True)
+        return Topology(tuple(group_of(name, servers, kind, priority) for name, kind, priority, servers in kinds))
+
+    @property
+    def deadlines_s(self) -> FloatArray | None:
+        """``[groups]`` seconds; None for a file of version 1."""
+        return np.array([t.deadline_ms for t in self.response_times]) / 1e3 if self.response_times else None
+
+    @property
+    def today(self) -> Weights:
+        """The weights in force at the end of the recording; equal ones for a file of version 1."""
+        if not self.weights:
+            return Weights.equal(self.topology)
+        return Weights(self.topology, np.array(self.weights), np.array(self.down, bool))
+
     @property
     def faithful(self) -> bool:
         """Whether mean (10 %) and p99 (20 %) of every group agree on held-out windows."""
         return all(row.within for row in self.held_out if not row.server)
+
+    def of_groups(self, names: Sequence[str]) -> Calibration:
+        """The part of the system that these groups and their servers are.
+
+        Raises ConfigError for an unknown group, or when another group shares a server with them.
+        """
+        topology = self.topology
+        kept = sorted({topology.group_index(name) for name in names})
+        inside = np.isin(np.arange(len(self.groups)), kept)
+        own = topology.mask[inside].any(axis=0)
+        shared = own & topology.mask[~inside].any(axis=0)
+        if shared.any():
+            server = int(np.argmax(shared))
+            other = self.groups[int(np.argmax(topology.mask[:, server] & ~inside))]
+            what = f"group {other} shares server {self.servers[server]} with the chosen ones"
+            raise ConfigError(what, where="--groups", remedy=f"name {other} as well")
+
+        def rows(table: tuple[tuple[_Cell, ...], ...]) -> tuple[tuple[_Cell, ...], ...]:
+            return tuple(tuple(np.array(table, object)[g][own]) for g in kept) if table else ()
+
+        def items(values: tuple[_Cell, ...]) -> tuple[_Cell, ...]:
+            return tuple(values[g] for g in kept) if values else ()
+
+        def part(member: Parameters) -> Parameters:
+            return member.model_copy(update={"service_ms": rows(member.service_ms)})
+
+        return self.changed(
+            {
+                "groups": items(self.groups), "request_types": items(self.request_types),
+                "servers": tuple(np.array(self.servers, object)[own]), "members": items(self.members),
+                "priorities": items(self.priorities), "response_times": items(self.response_times),
+                "weights": rows(self.weights), "down": rows(self.down), "arrivals": items(self.arrivals),
+                "parameters": part(self.parameters), "ensemble": tuple(map(part, self.ensemble)),
+                "held_out": tuple(row for row in self.held_out if row.group in names),
+            }
+        )  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Writes `calibration.json`, atomically."""
@@ -165,8 +254,20 @@ class Calibration(Options):
             first = error.errors()[0]
             where = f"{path}: {'.'.join(map(str, first['loc']))}"
             raise ConfigError(f"not a calibration: {first['msg']}", where=where, remedy=remedy) from error
-        shape = len(calibration.groups), len(calibration.servers)
-        tables = [member.service_array_ms.shape for member in (calibration.parameters, *calibration.ensemble)]
-        if any(table != shape for table in tables) or len(calibration.arrivals) != shape[0]:
+        if not calibration._fits():
             raise ConfigError("tables do not fit the groups and servers", where=str(path), remedy=remedy)
         return calibration
+
+    def _fits(self) -> bool:
+        groups, servers = len(self.groups), len(self.servers)
+        tables = [member.service_ms for member in (self.parameters, *self.ensemble)]
+        tables += [table for table in (self.weights, self.down) if table]
+        lists: list[tuple[object, ...]] = [self.arrivals, self.request_types]
+        lists += [each for each in (self.members, self.priorities, self.response_times) if each]
+        return (
+            bool(self.ensemble)
+            and all(len(each) == groups for each in (*tables, *lists))
+            and all(len(row) == servers for table in tables for row in table)
+            and self.topology.servers == self.servers
+            and bool(self.today.shares().any())
+        )

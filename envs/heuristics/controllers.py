@@ -36,13 +36,15 @@ class Controller(Protocol):
 
 
 class FixedController:
-    """Equal weights for ever: NGINX as shipped with this balancing method."""
+    """The same weights for ever, equal ones when none are given: NGINX as shipped with this balancing method."""
 
-    def __init__(self, name: str, method: BalancingMethod) -> None:
-        self.name, self.method = name, method
+    def __init__(self, name: str, method: BalancingMethod, weights: Weights | None = None) -> None:
+        self.name, self.method, self._weights = name, method, weights
 
     def begin(self, topology: Topology) -> Control:
-        return Weights.equal(topology)
+        if self._weights is None:
+            return Weights.equal(topology)
+        return Weights(topology, self._weights.values, self._weights.down)
 
     def decide(self, window: Window) -> Control | None:
         return None

@@ -5,6 +5,9 @@ from __future__ import annotations
 ESTIMATED = {"expected_delay": "idle", "expected_delay_static": "type_means", "ratio": "ratio"}
 """Policy → the service-time estimator that it follows; the static one learns nothing about the servers."""
 
+TODAY = "today"
+"""What balanced while a calibrated system was recorded: its method and its weights."""
+
 FORMER_NAMES = {"idle": "expected_delay", "type_means": "expected_delay_static"}
 """Former name → name."""
 

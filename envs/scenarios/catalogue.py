@@ -56,6 +56,7 @@ class StudyScenario:
     Attributes:
         load: offered load, as a share of the capacity of all workers at their mean speed.
         load_shape, shaped_type: how the rate changes over time, of one request type or of all ("").
+        named_types: request types that the speeds name; the topology must have them.
         randomised: the training variant: load +U(-.12, .06), servers permuted, speeds ×U(.9, 1.1),
             periods ×U(.8, 1.25).
         work_scale: factor on the work of every request; rates fall accordingly.
@@ -78,6 +79,7 @@ class StudyScenario:
     service: ServiceDistribution = "lognormal"
     service_cv: float = 1.0
     randomised: bool = False
+    named_types: tuple[str, ...] = ()
 
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed; equal seeds give equal scripts."""
@@ -105,6 +107,10 @@ class StudyScenario:
     def _resolve(
         self, topology: Topology, generator: np.random.Generator
     ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], float, ScriptExtent]:
+        for name in self.named_types:
+            if name not in topology.request_types:
+                remedy = closest(name, topology.request_types)
+                raise ConfigError(f"no request type '{name}'", where=f"scenario {self.name}: speeds", remedy=remedy)
         servers = len(topology.servers)
         speeds = np.array([self.speeds(servers, t) for t in topology.request_types]).T
         if not self.randomised:

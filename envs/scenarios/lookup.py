@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from actuators.contract.script import Scenario
+from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
-from envs.scenarios.calibrated import read_calibrated
+from envs.scenarios.calibrated import CalibratedScenario, read_calibrated
 from envs.scenarios.catalogue import SCENARIOS, STUDY, Mixture, StudyScenario, randomised
 from envs.scenarios.file import read_scenario_file
 
@@ -23,6 +25,19 @@ def scenario(name: str, duration_s: float | None = None, work_scale: float | Non
         duration_s=base.duration_s if duration_s is None else duration_s,
         work_scale=base.work_scale if work_scale is None else work_scale,
     )
+
+
+def topology_of(scenarios: Iterable[Scenario]) -> Topology:
+    """The system on which the scenarios of one run are played: that of the calibrated ones, or else the demo's.
+
+    Scenarios of the catalogue fit any system. Raises ConfigError when two are of different systems.
+    """
+    twins = [each for each in scenarios if isinstance(each, CalibratedScenario)]
+    for other in twins[1:]:
+        if other.twin_of.topology != twins[0].twin_of.topology:
+            names = f"{twins[0].name} and {other.name}"
+            raise ConfigError(f"{names} are of different systems", where="scenario", remedy="use one per run")
+    return twins[0].twin_of.topology if twins else social_network()
 
 
 def training_mixture(
@@ -52,4 +67,5 @@ def _from_file(path: Path) -> StudyScenario:
         disturbance=file.disturb,
         load_shape=file.shape_load,
         shaped_type=file.surging_type,
+        named_types=tuple(file.speeds) if isinstance(file.speeds, dict) else (),
     )

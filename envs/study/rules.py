@@ -87,7 +87,7 @@ def optimal_split() -> BatchController:
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
         now_s = window.end_s[0] if window is not None else 0.0
-        _set_shares(batch, np.array([optimal_shares(script, now_s) for script in scripts]))
+        _set_shares(batch, np.array([optimal_shares(script, batch.topology, now_s) for script in scripts]))
 
     return steer
 
@@ -231,5 +231,6 @@ def rule_named(name: str) -> Rule:
 
 
 def _set_shares(batch: SimulatedBatch, shares: FloatArray) -> None:
+    shares = np.where(batch.topology.mask, shares, 0.0)
     weights = np.rint(MAX_WEIGHT * shares / shares.max(axis=2, keepdims=True)).clip(1, MAX_WEIGHT)
-    batch.set_weights(np.where(batch.topology.mask, weights, 0).astype(np.int64))
+    batch.set_weights(weights.astype(np.int64))

@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
+from actuators.contract.topology import Topology
 from envs.scenarios.timeline import rates_rps, server_speeds
 
 _FULL = 0.995
@@ -21,16 +22,18 @@ _FULL = 0.995
 _LOWEST_SHARE = 1e-3
 
 
-def optimal_shares(script: Script, at_s: float) -> FloatArray:
+def optimal_shares(script: Script, topology: Topology, at_s: float) -> FloatArray:
     """Shares ``[groups, servers]`` that minimise the mean latency at a moment of a script.
 
-    Streams must be in the order of the groups. Servers that refuse or hang get (almost) nothing.
+    Streams must be in the order of the groups. Servers that refuse or hang get (almost) nothing, and so do servers
+    that a group lacks.
     """
     factors = server_speeds(script, at_s)
     speeds = np.array([profile.speeds for profile in script.servers]).T * np.maximum(factors, 1e-9)
     tau_s = np.array(script.mean_service_s)[:, None] / speeds
     second = 1.0 + script.service_cv**2 if script.service_distribution == "lognormal" else 2.0
     workers = tuple(profile.workers for profile in script.servers)
+    tau_s = np.where(topology.mask, tau_s, np.inf)
     key = tuple(map(tuple, tau_s.tolist())), tuple(rates_rps(script, at_s).tolist()), workers, second
     result: FloatArray = _shares(*key).copy()
     return result
@@ -41,12 +44,15 @@ def _shares(
     tau_s: tuple[tuple[float, ...], ...], rates: tuple[float, ...], workers: tuple[int, ...], second_moment: float
 ) -> FloatArray:
     tau, rate, c = np.array(tau_s), np.array(rates)[:, None], np.array(workers)
-    start: FloatArray = c / tau / (c / tau).sum(axis=1, keepdims=True)
+    mask = np.isfinite(tau)
+    tau = np.where(mask, tau, 1.0)
+    start: FloatArray = np.where(mask, c / tau, 0.0)
+    start = start / start.sum(axis=1, keepdims=True)
     if rate.sum() == 0:
         return start
 
     def shares(logits: FloatArray) -> FloatArray:
-        values = logits.reshape(tau.shape)
+        values = np.where(mask, logits.reshape(tau.shape), -np.inf)
         powers = np.exp(values - values.max(axis=1, keepdims=True))
         result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
         return result
@@ -54,7 +60,7 @@ def _shares(
     def cost(logits: FloatArray) -> float:
         return _mean_latency_s(rate * shares(logits), tau, c, second_moment)
 
-    best = minimize(cost, np.log(start).ravel(), method="L-BFGS-B")
+    best = minimize(cost, np.log(np.where(mask, start, 1.0)).ravel(), method="L-BFGS-B")
     result: FloatArray = np.maximum(shares(best.x), _LOWEST_SHARE)
     return result
 

@@ -91,9 +91,9 @@ def real_picks(connection: UnixConnection, count: int = PICKS) -> list[int]:
 
 
 @compiled
-def _play(peers: Any, rules: Any, alive: Any, picks: Any, least_conn: Any) -> None:
+def _play(peers: Any, rules: Any, alive: Any, picks: Any, least_conn: Any, tried: Any) -> None:
     for k in range(len(picks)):
-        tried = 0
+        tried[:] = 0
         while True:
             if least_conn:
                 server = pick_least_conn(peers, tried, clock_s(0.0), rules[0])
@@ -104,7 +104,7 @@ def _play(peers: Any, rules: Any, alive: Any, picks: Any, least_conn: Any) -> No
             note_result(peers[server], failed, clock_s(0.0), rules[0], False)
             if not failed:
                 break
-            tried |= 1 << server
+            tried[server >> 6] |= 1 << (server & 63)
         picks[k] = server
 
 
@@ -116,7 +116,7 @@ def simulated_picks(
     peers["weight"] = peers["effective"] = weights
     peers["down"][list(down)] = 1
     rules["max_fails"], rules["fail_timeout_s"] = max_fails, 100_000
-    _play(peers, rules, alive, picks, least_conn)
+    _play(peers, rules, alive, picks, least_conn, np.zeros(1, np.int64))
     return [int(pick) for pick in picks]
 
 

@@ -7,25 +7,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actuators.contract.topology import Topology
+
 if TYPE_CHECKING:
-    from actuators.contract.topology import Topology
     from actuators.contract.window import Window
     from actuators.statistics.vts import Snapshot
 
 SNAPSHOTS = "snapshots.jsonl"
 
 
-def windows_of(path: Path) -> tuple[list[Window], Topology, list[str]]:
-    """The windows between the snapshots of a file or of a run's folder, and what the file lacks, in words."""
+def windows_of(path: Path, groups: Sequence[str] = ()) -> tuple[list[Window], Topology, list[str]]:
+    """The windows between the snapshots of a file or of a run's folder, and what the file lacks, in words.
+
+    Args:
+        groups: names of the groups that are wanted; all that had requests when empty.
+    """
     from actuators.statistics.recording import read_snapshots
     from envs.calibration.calibrate import windows_topology
 
     recording = read_snapshots(path / SNAPSHOTS if path.is_dir() else path)
-    topology = windows_topology(recording.snapshots)
+    topology, left_out = windows_topology(recording.snapshots, groups)
     windows = windows_between(recording.snapshots, topology)
-    notes = [f"{recording.skipped} lines are torn or no snapshots"] if recording.skipped else []
+    unfit = {} if groups else _unfit(windows, topology)
+    if unfit and len(unfit) < len(topology.groups):
+        topology = Topology(tuple(group for group in topology.groups if group.name not in unfit))
+        windows, left_out = windows_between(recording.snapshots, topology), left_out | unfit
+    notes = [f"group {name} is left out: it {why}" for name, why in left_out.items()]
+    notes += [f"{recording.skipped} lines are torn or no snapshots"] if recording.skipped else []
     notes += [f"the statistics could not be read {recording.gaps} times"] if recording.gaps else []
     return windows, topology, notes
+
+
+def _unfit(windows: Sequence[Window], topology: Topology) -> dict[str, str]:
+    """Groups that would spoil the windows for the others: faults in most of them, or no requests in the good ones."""
+    unfit = {}
+    for g, group in enumerate(topology.groups):
+        faults = [
+            [fault.detail for fault in window.faults if fault.group == group.name and fault.kind != "reload"]
+            for window in windows
+        ]
+        if sum(map(bool, faults)) > len(windows) / 2:
+            unfit[group.name] = f"has faults in most windows: {next(filter(None, faults))[0]}"
+        elif not any(window.requests[g].any() for window in windows):
+            unfit[group.name] = "had no requests that can be counted"
+    return unfit
 
 
 def windows_between(snapshots: Sequence[Snapshot], topology: Topology) -> list[Window]:

@@ -24,6 +24,7 @@ from envs.heuristics.controllers import Controller
 from envs.mixture.fit import Candidate, candidates, window_samples
 from envs.mixture.refit import SAMPLES, save_samples
 from envs.observation.encoder import EncoderOptions
+from envs.scenarios.calibrated import CalibratedScenario, Today
 from envs.scenarios.catalogue import Mixture
 from envs.scenarios.lookup import training_mixture
 from rayjobs.cli.console import console_err
@@ -65,7 +66,7 @@ class Steps:
         name: str = "observe",
     ) -> Observed:
         """Watches the testbed under equal weights; writes `snapshots.jsonl` (live), `deadlines.json`, and the
-        mixture with what it was fitted to."""
+        mixture with what it was fitted to. The deadlines of a recorded system are those of its recording."""
         with self.progress.stage(name) as stage, contextlib.ExitStack() as stack:
             record = self._recorder(testbed, stack)
 
@@ -74,7 +75,8 @@ class Steps:
                 stage.update(_traffic(window), fraction)
 
             windows = watch(testbed, watched, training.method, options, self.seed, on_window)
-            observed = fit_problem(windows, testbed.topology, training.decision, options.encoder, self.seed)
+            known_s = watched.twin_of.deadlines_s if isinstance(watched, CalibratedScenario) else None
+            observed = fit_problem(windows, testbed.topology, training.decision, options.encoder, self.seed, known_s)
             # Policies that set service times get the number of workers, as an operator would configure it.
             profiles = watched.script(testbed.topology, self.seed).servers
             workers = np.array([float(profile.workers) for profile in profiles])
@@ -216,6 +218,11 @@ class Steps:
 def training_scenarios(options: TrainingOptions, work_scale: float, names: Sequence[str] = ()) -> Mixture:
     """Randomised variants of the named scenarios, or of those to train on; raises ConfigError for an unknown name."""
     return training_mixture(names or options.scenarios, options.script_s, work_scale)
+
+
+def today_of(scenario: Scenario) -> Today | None:
+    """What balances a recorded system today; None for a scenario of the catalogue."""
+    return scenario.today if isinstance(scenario, CalibratedScenario) else None
 
 
 def _traffic(window: Window) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from actuators.contract.topology import Topology
 from actuators.options import Options
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs import compare, demo, evaluate, observe, reproduce, scenarios, simulate, sweep, train
@@ -45,11 +46,13 @@ def reads_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
         reads = OptionReads(load_options(verb.options, file=file, assignments=assignments, flags=flags))
 
         @contextlib.contextmanager
-        def testbed(kind: str, work_dir: Path, seed: int, live: Options | None = None) -> Iterator[SimulatedTestbed]:
+        def testbed(
+            kind: str, topology: Topology, work_dir: Path, seed: int, live: Options | None = None
+        ) -> Iterator[SimulatedTestbed]:
             if kind == "live":
                 assert live is not None
                 reads.hand_over(live, PARTS)
-            with SimulatedTestbed(TOPOLOGY) as simulated:
+            with SimulatedTestbed(topology) as simulated:
                 yield simulated
 
         class Testbeds(contextlib.nullcontext[Any]):

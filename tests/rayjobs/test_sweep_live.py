@@ -52,5 +52,5 @@ def test_too_few_testbeds_are_said_before_anything_is_queued() -> None:
     with local_ray(testbeds=1):
         options = SearchOptions(testbed="live", concurrent=2, trial_cpus=0.5)
         with pytest.raises(CapacityError, match=r"room for 1: proxy 1/2, client 1/2, server 3/6"):
-            preflight(options)
-        assert preflight(options.model_copy(update={"concurrent": 0})) == 1
+            preflight(options, servers=3)
+        assert preflight(options.model_copy(update={"concurrent": 0}), servers=3) == 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.script import Scenario
-from actuators.contract.topology import social_network
+from actuators.contract.topology import Topology, social_network
 from actuators.contract.window import Window
 from actuators.statistics.recording import SnapshotWriter
 from actuators.statistics.vts import Buckets, Responses, ServerCounters, Snapshot
@@ -26,9 +26,11 @@ def record(
     seconds: int,
     method: BalancingMethod = "round_robin",
     simulation: SimulationOptions | None = None,
+    topology: Topology | None = None,
 ) -> list[Window]:
     """Writes a snapshot per simulated second; the windows between them, the first without a snapshot before it."""
-    with SimulatedTestbed(social_network(), method, options=simulation) as testbed, SnapshotWriter(path) as writer:
+    topology = topology or social_network()
+    with SimulatedTestbed(topology, method, options=simulation) as testbed, SnapshotWriter(path) as writer:
         testbed.reset(scenario, seed)
         windows = []
         for _ in range(seconds):
@@ -59,7 +61,7 @@ def _snapshots(windows: list[Window]) -> Iterator[Snapshot]:
                     response_buckets=Buckets(bounds_ms, tuple(histogram[g, s].tolist())),
                     weight=int(window.weight[g, s]),
                 )
-                for s, server in enumerate(topology.servers)
+                for s, server in ((topology.server_index(server), server) for server in group.servers)
             }
             for g, group in enumerate(topology.groups)
         }

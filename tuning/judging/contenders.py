@@ -23,9 +23,10 @@ from envs.environment.problem import DecisionProblem
 from envs.estimators.registry import ESTIMATORS
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController, PolicyController
 from envs.heuristics.knapsack import Knapsack
-from envs.heuristics.names import ESTIMATED, FORMER_NAMES, policy_name
+from envs.heuristics.names import ESTIMATED, FORMER_NAMES, TODAY, policy_name
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
+from envs.scenarios.calibrated import Today
 from envs.scenarios.timeline import true_tau_s
 from envs.study.split import optimal_shares
 
@@ -46,11 +47,13 @@ class Arena:
         problem: topology, deadlines and encoder that heuristics observe with.
         method: balancing method under heuristics and bundles that name none.
         workers: ``[servers]``, requests that each server serves at once, from its configuration.
+        today: method and weights of the recording of a calibrated system; None for any other.
     """
 
     problem: DecisionProblem
     method: BalancingMethod
     workers: FloatArray
+    today: Today | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _true_times(topology: Topology, script: Script, at_s: float) -> Control:
 
 
 def _optimal_split(topology: Topology, script: Script, at_s: float) -> Control:
-    return Weights.from_shares(topology, optimal_shares(script, at_s))
+    return Weights.from_shares(topology, optimal_shares(script, topology, at_s))
 
 
 ORACLES: dict[str, str | tuple[BalancingMethod, Knowledge]] = {
@@ -175,6 +178,8 @@ def contender(spec: Spec, arena: Arena) -> Controller:
         return EstimatorController(arena.problem.topology, estimator, arena.workers, spec.name)
     if spec.base in ORACLES:
         return oracle(spec.base, spec.name)
+    if spec.base == TODAY:
+        return _today(spec.name, arena.today)
     if spec.kind == "live":
         # The other balancer does as it likes; what we set is a formality.
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
@@ -190,9 +195,16 @@ def contender(spec: Spec, arena: Arena) -> Controller:
     return PolicyController(spec.name, method, BASELINES[spec.base](arena), arena.problem.observer())
 
 
-def contenders(problem: DecisionProblem, method: BalancingMethod, learned: Policy) -> list[Controller]:
-    """Equal round robin, equal least_conn, the policy's baseline and the learned policy, the last two on `method`."""
+def contenders(
+    problem: DecisionProblem, method: BalancingMethod, learned: Policy, today: Today | None = None
+) -> list[Controller]:
+    """Equal round robin, equal least_conn, the policy's baseline and the learned policy, the last two on `method`.
+
+    First what balances a calibrated system today.
+    """
     native = [FixedController("round_robin", "round_robin"), FixedController(REFERENCE, "least_conn")]
+    if today is not None:
+        native = [_today(TODAY, today), *native]
     return [*native, baseline_of(problem, method), learned_controller(LEARNED, method, learned, problem)]
 
 
@@ -220,6 +232,13 @@ def oracle(name: str, shown: str | None = None) -> Controller:
         return FixedController(shown or name, cast(BalancingMethod, found))
     method, knowledge = found
     return Oracle(shown or name, method, knowledge)
+
+
+def _today(name: str, today: Today | None) -> FixedController:
+    if today is None:
+        what, remedy = "the scenario is not that of a recorded system", "judge on a calibration.json"
+        raise ConfigError(what, where=f"policy '{name}'", remedy=remedy)
+    return FixedController(name, today.method, today.weights)
 
 
 def _of_weights(problem: DecisionProblem) -> DecisionProblem:
@@ -250,7 +269,7 @@ def _parse(text: str) -> Spec:
         raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
     if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
         raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
-    known = (*NATIVE, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, *PEERS)
+    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, *PEERS)
     if base not in known:
         raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
     return Spec(text, base, cast(BalancingMethod, method) or None)

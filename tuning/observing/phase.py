@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Testbed
@@ -106,12 +107,23 @@ def _missing(windows: list[Window], wanted: int) -> bool:
 
 
 def fit_problem(
-    windows: Watched, topology: Topology, decision: DecisionOptions, encoder: EncoderOptions, seed: int
+    windows: Watched,
+    topology: Topology,
+    decision: DecisionOptions,
+    encoder: EncoderOptions,
+    seed: int,
+    deadlines_s: FloatArray | None = None,
 ) -> Observed:
-    """Derives deadlines and fits the mixture. Raises DataError when the phase was too short or too disturbed."""
+    """Derives deadlines and fits the mixture. Raises DataError when the phase was too short or too disturbed.
+
+    Args:
+        deadlines_s: ``[groups]``, known ones of a recorded system, in place of those that are derived.
+    """
     from envs.mixture.fit import fit_from_windows  # noqa: PLC0415 - `--help` reads the options above and must answer at once
 
     deadlines = derive_deadlines(windows.equal, topology)
+    if deadlines_s is not None:
+        deadlines = replace(deadlines, seconds=deadlines_s)
     seen = [*windows.equal, *windows.exploring]
     mixture = fit_from_windows(seen, topology, deadlines.seconds, encoder, seed)
     return Observed(windows, deadlines, DecisionProblem(topology, deadlines.seconds, mixture, decision))

@@ -9,11 +9,11 @@ from typing import Any
 import ray
 
 from actuators.contract.script import Scenario
-from actuators.contract.topology import social_network
 from actuators.errors import DeepSchedError
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import check_capacity, start_remote_testbed
 from envs.heuristics.controllers import Controller, FixedController
+from envs.scenarios.lookup import topology_of
 from tuning.judging.contenders import baseline_of, learned_controller
 from tuning.judging.judge import Judge
 from tuning.judging.plan import BlockOptions, JudgeOptions
@@ -43,7 +43,7 @@ def confirm(
         CapacityError: the cluster cannot hold that many testbeds at once.
         DeepSchedError: a testbed did not start or failed during an evaluation.
     """
-    check_capacity(testbeds, len(social_network().servers))
+    check_capacity(testbeds, len(topology_of([scenario]).servers))
     evaluations = []
     for bundle in bundles:
         running = [
@@ -66,7 +66,7 @@ def judge_live(
     bundle: Path, scenario: Scenario, blocks: BlockOptions, live: LiveOptions, work_dir: Path, seed: int
 ) -> dict[str, Any]:
     """The evaluation of a bundle on a live testbed that starts for it, as `Evaluation.to_json`; a Ray task."""
-    with start_remote_testbed(social_network(), live, work_dir, seed) as testbed:
+    with start_remote_testbed(topology_of([scenario]), live, work_dir, seed) as testbed:
         loaded = load_bundle(bundle, testbed.topology)
         problem, method = loaded.problem, loaded.provenance["method"]
         # Bundles of earlier versions do not hold the interval; those were judged at the default.

@@ -20,7 +20,6 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
 from ray.tune.search.optuna import OptunaSearch
 
-from actuators.contract.topology import social_network
 from actuators.errors import CapacityError, DataError
 from actuators.testbed.placement import check_capacity
 from tuning.search.live_trial import trial_resources
@@ -76,8 +75,8 @@ class SweepCallback(tune.Callback):
         type(self).listener(SweepStatus(ended, running, failed, self._best, self._best_trial))
 
 
-def preflight(options: SearchOptions) -> int:
-    """Number of trials that will run at once.
+def preflight(options: SearchOptions, servers: int) -> int:
+    """Number of trials that will run at once, with this many servers in a live testbed.
 
     Raises:
         ConfigError: the search space is invalid (`tuning.search.space.check`).
@@ -87,7 +86,7 @@ def preflight(options: SearchOptions) -> int:
     cpus = ray.cluster_resources().get("CPU", 0.0)
     room = int(cpus / options.trial_cpus + 1e-9)
     if options.testbed == "live":
-        room = min(room, _room_for_live(options))
+        room = min(room, _room_for_live(options, servers))
     wanted = options.concurrent or room
     if wanted > room or room == 0:
         needed = max(wanted, 1) * options.trial_cpus
@@ -101,9 +100,8 @@ def preflight(options: SearchOptions) -> int:
     return wanted
 
 
-def _room_for_live(options: SearchOptions) -> int:
+def _room_for_live(options: SearchOptions, servers: int) -> int:
     """Trials whose testbeds fit at once, at least one. Raises CapacityError when too few fit."""
-    servers = len(social_network().servers)
     check_capacity(max(options.concurrent, 1) * options.testbeds, servers)
     total = ray.cluster_resources()
     places = (total.get("proxy", 0), total.get("client", 0), total.get("server", 0) / servers)

@@ -13,6 +13,7 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 
+from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Scenario
 from actuators.contract.topology import Topology
 from actuators.errors import DataError
@@ -46,6 +47,7 @@ class Shared:
         validation_episodes: number of simulated validation episodes.
         validation_s: simulated seconds per validation episode.
         live: settings of live testbeds; None trains on simulated ones.
+        deadlines_s: ``[groups]`` of a recorded system; None derives them from the windows.
         provenance: provenance of the sweep, stored in the bundles.
     """
 
@@ -59,6 +61,7 @@ class Shared:
     seed: int
     provenance: dict[str, Any]
     live: LiveShare | None = None
+    deadlines_s: FloatArray | None = None
 
 
 class SweepTrial(tune.Trainable):
@@ -171,7 +174,7 @@ class SweepTrial(tune.Trainable):
     def _fit(self) -> Observed:
         shared, options = self._shared, self._options
         decision = options.training.decision
-        return fit_problem(shared.windows, shared.topology, decision, options.encoder, shared.seed)
+        return fit_problem(shared.windows, shared.topology, decision, options.encoder, shared.seed, shared.deadlines_s)
 
     def _build(self, load_module: Path | None) -> None:
         options = self._options.training

@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 6;
-const HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const HEIGHT = 150, LEFT = 64, RIGHT = 8, TOP = 8, BOTTOM = 20;
 
 function shape(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
@@ -56,7 +56,7 @@ function plot(svg, points, { series, unit, top, limit, title, caption, legend })
   }
   for (const time of times(points)) {
     svg.append(shape("line", { x1: x(time), x2: x(time), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4, class: "grid" }));
-    svg.append(shape("text", { x: Math.min(x(time), width - 18), y: HEIGHT - 4, "text-anchor": "middle" }, clockShort(time)));
+    svg.append(shape("text", { x: Math.min(x(time), width - 20), y: HEIGHT - 4, "text-anchor": "middle" }, clockShort(time)));
   }
   if (limit !== undefined && limit <= highest)
     svg.append(shape("line", { x1: LEFT, x2: width - RIGHT, y1: y(limit), y2: y(limit), class: "limit" }));

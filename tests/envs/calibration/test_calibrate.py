@@ -13,19 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.contract.topology import social_network
+from actuators.contract.control import Weights
+from actuators.contract.topology import Topology, group_of, social_network
 from actuators.contract.window import Fault
 from actuators.errors import ConfigError, DataError
 from actuators.statistics.recording import from_json
 from envs.calibration.arrivals import dispersion, nearest_distribution, rate_steps
-from envs.calibration.calibrate import calibrate, windows_topology
+from envs.calibration.calibrate import Recorded, calibrate, windows_topology
 from envs.calibration.options import CalibrateOptions
-from envs.calibration.replay import gather
+from envs.calibration.replay import gather, within_limits
 from envs.calibration.result import Calibration
-from envs.scenarios.calibrated import calibrated, read_calibrated
+from envs.scenarios.calibrated import Today, calibrated, read_calibrated, server_order
 from envs.scenarios.catalogue import randomised
-from envs.scenarios.lookup import scenario
+from envs.scenarios.lookup import scenario, topology_of
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
+from tests.support.own_systems import SYSTEMS, OwnLoad
 from tests.support.windows import window
 
 TOPOLOGY = social_network()
@@ -167,19 +169,148 @@ def test_rates_change_where_counts_do() -> None:
     assert long == ((0.0, 100.0), (10.0, 100.0))
 
 
-def test_topology_comes_from_groups_with_traffic() -> None:
-    def server(requests: int) -> dict[str, object]:
-        return {"requestCounter": requests, "responses": {"2xx": requests}, "inBytes": 0, "outBytes": 0, "weight": 1}
+def server(requests: int, **more: object) -> dict[str, object]:
+    counts = {"requestCounter": requests, "responses": {"2xx": requests}, "inBytes": 0, "outBytes": 0, "weight": 1}
+    return counts | more
 
-    line = {
+
+def recorded(*lines: dict[str, object], chosen: tuple[str, ...] = ()) -> Recorded:
+    return windows_topology([from_json(line) for line in lines], chosen)
+
+
+def test_topology_comes_from_groups_with_traffic_while_recording() -> None:
+    first = {
         "home_read_backend": {"a:1": server(5), "b:1": server(0)},
-        "search": {"c:1": server(3)},
-        "idle": {"d:1": server(0)},
+        "2nd.search": {"c:1": server(3)},
+        "silent": {"d:1": server(9)},
+        "pseudo": {"pseudo": server(4, weight=0), "e:1": server(0)},
     }
-    found = windows_topology([from_json(line)])
-    assert [group.name for group in found.groups] == ["home_read_backend", "search"]
-    assert found.request_types == ("home_read", "search")
-    assert found.servers == ("a:1", "b:1", "c:1")
-    del line["search"], line["home_read_backend"]
-    with pytest.raises(DataError, match="no upstream group"):
-        windows_topology([from_json(line)])
+    later = {
+        "home_read_backend": {"a:1": server(7), "b:1": server(0), "z:1": server(0, weight=0)},
+        "2nd.search": {"c:1": server(4)},
+        "silent": {"d:1": server(9)},
+        "pseudo": {"pseudo": server(8, weight=0), "e:1": server(0)},
+    }
+    found = recorded(first, later)
+    assert [group.name for group in found.topology.groups] == ["home_read_backend", "2nd.search"]
+    assert found.topology.request_types == ("home_read", "2nd.search")
+    assert found.topology.servers == ("a:1", "b:1", "c:1")
+    assert found.left_out == {"silent": "had no requests", "pseudo": "had no requests"}
+    with pytest.raises(DataError, match=r"nothing to learn from: home_read_backend had no requests; 2nd.search had"):
+        recorded(later, later)
+
+
+def test_chosen_groups_only() -> None:
+    first, later = (
+        {"app": {"a:1": server(n)}, "other": {"b:1": server(n)}, "idle": {"c:1": server(1)}} for n in (1, 9)
+    )
+    assert [group.name for group in recorded(first, later, chosen=("other",)).topology.groups] == ["other"]
+    with pytest.raises(ConfigError, match=r"no group 'othr' in the recording.*did you mean 'other'"):
+        recorded(first, later, chosen=("othr",))
+    with pytest.raises(ConfigError, match="group idle had no requests"):
+        recorded(first, later, chosen=("app", "idle"))
+
+
+def test_every_request_type_is_of_one_group() -> None:
+    first, later = ({"compose": {"a:1": server(n)}, "compose_backend": {"b:1": server(n)}} for n in (1, 9))
+    assert recorded(first, later).topology.request_types == ("compose", "compose_backend")
+
+
+def test_weights_and_deadlines_of_the_recording_are_kept() -> None:
+    found = calibration()
+    assert found.topology == TOPOLOGY
+    assert found.today == Weights.equal(TOPOLOGY)
+    deadlines_s = found.deadlines_s
+    assert deadlines_s is not None
+    for times, deadline_s in zip(found.response_times, deadlines_s, strict=True):
+        assert deadline_s * 1e3 == pytest.approx(times.mean_ms + 1.5 * times.deviation_ms)
+        assert times.requests > 200
+    assert calibrated(found).today == Today("least_conn", Weights.equal(TOPOLOGY))
+
+
+def test_options_override_deadlines_and_priorities() -> None:
+    good = [window(start_s=float(i), seed=i) for i in range(20)]
+    given = {"priorities": {"compose_backend": 4.0}, "deadlines_ms": {"home_read_backend": 77.0}}
+    options = OPTIONS.model_copy(update={**given, "rounds": 1, "bootstraps": 2, "replicas": 1})
+    found = calibrate(good, TOPOLOGY, options, seed=1)
+    assert found.priorities == (4.0, 2.0, 2.0)
+    assert found.response_times[1].deadline_ms == 77.0
+    first = found.response_times[0]
+    assert first.deadline_ms == pytest.approx(first.mean_ms + 1.25 * first.deviation_ms)
+    wrong = options.model_copy(update={"deadlines_ms": {"home_red_backend": 77.0}})
+    with pytest.raises(ConfigError, match="did you mean 'home_read_backend'"):
+        calibrate(good, TOPOLOGY, wrong, seed=1)
+
+
+def test_weights_beyond_what_we_set_keep_their_proportions() -> None:
+    weight = np.array([[1000, 500, 1], [7, 100, 0], [1, 2, 3]])
+    found = within_limits(weight, TOPOLOGY)
+    assert found.tolist() == [[100, 50, 1], [7, 100, 1], [1, 2, 3]]
+
+
+def test_files_of_version_1_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration().save(path)
+    old = json.loads(path.read_text()) | {"format_version": 1}
+    for name in ("members", "priorities", "response_times", "weights", "down"):
+        del old[name]
+    path.write_text(json.dumps(old))
+    found = Calibration.load(path)
+    assert found.topology == TOPOLOGY
+    assert found.today == Weights.equal(TOPOLOGY)
+    assert found.deadlines_s is None
+
+
+def test_groups_that_share_no_server_can_be_taken_alone() -> None:
+    topology = SYSTEMS["2x5"]
+    with SimulatedTestbed(topology) as testbed:
+        testbed.reset(OwnLoad(), 3)
+        windows = [testbed.advance(0.5) for _ in range(20)]
+    quick = OPTIONS.model_copy(update={"workers": 2, "bootstraps": 2, "replicas": 1, "rounds": 1})
+    whole = calibrate(windows, topology, quick, seed=1)
+    part = whole.of_groups(("api",))
+    assert part.topology == Topology(topology.groups[1:])
+    assert part.parameters.service_array_ms.tolist() == whole.parameters.service_array_ms[1:, 5:].tolist()
+    assert len(calibrated(part).script(part.topology, 1).servers) == 5
+    with pytest.raises(ConfigError, match="group home_read_backend shares server server-1:80"):
+        calibration().of_groups(("compose_backend",))
+
+
+def test_servers_change_places_only_with_those_of_the_same_groups() -> None:
+    topology = SYSTEMS["4x3 shared"]
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        order = server_order(topology, generator)
+        assert sorted(order) == list(range(topology.shape[1]))
+        assert (topology.mask[:, order] == topology.mask).all()
+
+
+def test_one_run_is_of_one_system() -> None:
+    twin = calibrated(calibration())
+    assert topology_of([scenario("S4"), twin]) == TOPOLOGY
+    other = calibration().changed({"groups": ("a", "b", "c"), "request_types": ("a", "b", "c")})
+    with pytest.raises(ConfigError, match="calibrated and other are of different systems"):
+        topology_of([twin, calibrated(other, "other")])
+
+
+def test_more_traffic_is_more_traffic() -> None:
+    twin = calibrated(calibration())
+    first, more = (replace(twin, load_factor=f).script(TOPOLOGY, 1).streams[0].steps[0].rate_rps for f in (1.0, 1.5))
+    assert more == pytest.approx(1.5 * first)
+
+
+def test_a_busy_system_with_few_readings_is_calibrated() -> None:
+    """1000 requests/s of 0.9 s each: nine hundred of them are in flight."""
+    line = Topology((group_of("app", ("10.0.0.1:80",)),))
+    bounds_ms = (100, 250, 500, 1000)
+    one = np.full((1, 1), 1000)
+    windows = [
+        replace(
+            window(topology=line), start_s=float(i), end_s=i + 1.0, requests=one, response_ms_sum=900 * one,
+            bounds_ms=bounds_ms, latency_histogram=np.array([[[0, 0, 0, 1000, 0]]]), faults=(),
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    found = calibrate(windows, line, CalibrateOptions(replicas=1, bootstraps=2, rounds=1), seed=1)
+    assert found.observed.requests == 12_000
+    assert found.parameters.workers > 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -71,13 +71,14 @@ def shown_defaults(verb: Verb) -> dict[str, str | None]:
 
 def test_every_default_in_the_help_is_the_one_in_force(verb: Verb) -> None:
     shown, kinds = shown_defaults(verb), {field.path: field.info.annotation for field in fields_of(verb.options)}
+    validators = {field.path: field.info.metadata for field in fields_of(verb.options)}
     assert set(kinds) <= set(shown)
     for path, value in in_force(verb).items():
         text = shown[path]
         if text is None:
             assert value in (None, "", [], {}), f"{path} is {value!r}, and the help shows no default"
         else:
-            adapter: TypeAdapter[Any] = TypeAdapter(kinds[path])
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[kinds[path], path, *validators[path]])
             typed = adapter.validate_python(parse_value(kinds[path], text))
             assert typed == adapter.validate_python(value), f"{path}: the help shows {text}, in force is {value!r}"
 

@@ -77,10 +77,10 @@ def test_a_population_runs_as_many_as_there_is_room_for(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     options = SearchOptions(space=DEFAULT_SPACE, scheduler="pbt", trials=trials, trial_cpus=cpus_each)
-    assert preflight(options) == at_once
+    assert preflight(options, servers=3) == at_once
 
 
 def test_a_population_cannot_be_limited_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(CapacityError, match="trial_cpus=2 and leave"):
-        preflight(SearchOptions(scheduler="pbt", trials=4, concurrent=2))
+        preflight(SearchOptions(scheduler="pbt", trials=4, concurrent=2), servers=3)
