@@ -13,8 +13,8 @@ RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 # Without a connection and without a warning; MkDocs' announcement of its own next version is not one.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs/mkdocs.yml
 
-# Two at once; tests/conftest.py says which tests may run beside each other.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Two files at once, in the order of tests/conftest.py. pytest 9.2 ignores the groups of pytest-xdist 3.8.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -32,23 +32,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("root")
 
 
-# First, because pytest-xdist reads the groups in the same hook, and its plugin is registered after this file.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What two processes of pytest-xdist may run beside each other: one Ray, one NGINX under load, and files of others.
+    """The longest files come first, so that the short ones fill up what is left of the time of two processes."""
 
-    The long groups come first, so that the files fill up what is left of the time.
-    """
-    order = []
-    for item in items:
+    def rank(item: pytest.Item) -> int:
         markers = {mark.name for mark in item.iter_markers()}
-        rank, group = next(
-            ((rank, name) for rank, name in enumerate(("ray", "nginx", "browser")) if name in markers),
-            (3, str(item.path)),
-        )
-        item.add_marker(pytest.mark.xdist_group("nginx" if group == "browser" else group))
-        order.append(rank)
-    items[:] = [item for _, item in sorted(zip(order, items, strict=True), key=lambda pair: pair[0])]
+        return next((rank for rank, name in enumerate(("ray", "nginx", "browser")) if name in markers), 3)
+
+    rank_of_file: dict[str, int] = {}
+    for item in items:
+        path = str(item.path)
+        rank_of_file[path] = min(rank(item), rank_of_file.get(path, 3))
+    items.sort(key=lambda item: rank_of_file[str(item.path)])
 
 
 @pytest.hookimpl(tryfirst=True)
