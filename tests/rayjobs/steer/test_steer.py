@@ -70,7 +70,9 @@ def test_a_bad_bundle_is_reverted_within_ten_windows_without_an_error(site: Site
 def test_shadow_changes_nothing_and_unknown_traffic_is_recalibrated(site: Site, short_dir: Path) -> None:
     """The bundle was fitted to simulated traffic: live traffic is novel, until the encoder has seen it."""
     bundle = trained_bundle()
-    drill = Drill(site, bundle, short_dir / "steer", options("shadow", novel_above=1.0, novel_windows=2))
+    # What follows a return to familiar traffic is tested in tests/tuning/steering; here it may be short.
+    shadow = options("shadow", novel_above=1.0, novel_windows=2, familiar_windows=3, dwell_s=1.0)
+    drill = Drill(site, bundle, short_dir / "steer", shadow)
     took = drill.until(lambda step: "recalibrate" in step.line["alarms"], 3)
     assert took <= 3
     for _ in range(40):
@@ -131,7 +133,7 @@ def test_faults_of_the_world_are_survived(site: Site, short_dir: Path, monkeypat
         monkeypatch.context() as behind_front,
     ):
         behind_front.setattr(site, "collector", collector)
-        drill = Drill(site, trained_bundle(), short_dir / "steer", options(stale_after_s=1.0))
+        drill = Drill(site, trained_bundle(), short_dir / "steer", options(stale_after_s=1.0, dwell_s=1.0))
         drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
         for answer in (CLOSE, b'HTTP/1.1 200 X\r\nContent-Length: 15\r\n\r\n{"nowMsec": "x"'):
             broken.append(answer)
