@@ -25,6 +25,8 @@ PATHS = {
     "/wrk2-api/user-timeline/read": "user_read",
 }
 """URL path of each endpoint → its request type."""
+EMULATED = "/emulated/"
+"""A path below it takes the time that the plan says and does nothing else: the endpoint of any other request type."""
 
 Item = TypeVar("Item")
 
@@ -63,6 +65,11 @@ class ServerPlan:
         return cls(**{**data, "behaviours": behaviours, "service_s": service_s})
 
 
+def endpoint_of(path: str) -> str | None:
+    """The request type that a path serves, as plans name it; None when there is no such endpoint."""
+    return path if path.startswith(EMULATED) else PATHS.get(path)
+
+
 def plan_of(script: Script, topology: Topology, index: int) -> ServerPlan:
     """The part of a script that server `index` of the topology plays.
 
@@ -74,11 +81,12 @@ def plan_of(script: Script, topology: Topology, index: int) -> ServerPlan:
     profile = script.servers[index]
     service_s = []
     for group, mean_s, speed in zip(topology.groups, script.mean_service_s, profile.speeds, strict=True):
-        if group.path not in PATHS:
+        endpoint = endpoint_of(group.path)
+        if endpoint is None:
             raise ConfigError(
                 f"no endpoint {group.path}", where=f"group {group.name}", remedy=closest(group.path, PATHS)
             )
-        service_s.append((PATHS[group.path], mean_s / speed))
+        service_s.append((endpoint, mean_s / speed))
     return ServerPlan(
         seed=script.seed,
         workers=profile.workers,

@@ -10,7 +10,15 @@ import time
 from collections import deque
 
 from actuators.contract.script import Behaviour
-from actuators.social_network.capacity import PATHS, ServerPlan, ServiceCounters, VirtualQueue, WorkDraws
+from actuators.social_network.capacity import (
+    EMULATED,
+    PATHS,
+    ServerPlan,
+    ServiceCounters,
+    VirtualQueue,
+    WorkDraws,
+    endpoint_of,
+)
 from actuators.social_network.http_protocol import Exchange
 from actuators.social_network.posts import BadRequestError, Draft, draft, parse_form, whole_number
 from actuators.social_network.store import SocialStore
@@ -98,10 +106,10 @@ class SocialService:
             self.counters.hung += 1
             self._held.append(exchange)
             return
-        request_type = PATHS.get(exchange.path)
-        if request_type is None:
+        request_type = endpoint_of(exchange.path)
+        if request_type is None or request_type not in self._service_s:
             self._answer_others(exchange)
-        elif exchange.method != _METHODS[request_type]:
+        elif exchange.method != _METHODS.get(request_type, exchange.method):
             self._fail(request_type, exchange, 405, f"use {_METHODS[request_type]}")
         else:
             self._serve(request_type, exchange, now_s)
@@ -136,6 +144,8 @@ class SocialService:
             service_s = self.behaviour.error_service_s
         else:
             service_s = self._service_s[request_type] * work / self.behaviour.speed
+            if request_type.startswith(EMULATED):
+                exchange.prepare(200, b"{}")
         try:
             job = None if exchange.prepared else self._checked(request_type, exchange)
         except BadRequestError as error:

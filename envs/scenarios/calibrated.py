@@ -73,7 +73,7 @@ class CalibratedScenario(StudyScenario):
             factor *= float(generator.uniform(*LOAD_FACTOR))
             shift_s = float(generator.uniform(0, calibration.observed.seconds))
         arrivals = [
-            _played(entry, calibration.observed.seconds, self.duration_s, shift_s, factor)
+            played(entry, calibration.observed.seconds, self.duration_s, shift_s, factor)
             for entry in calibration.arrivals
         ]
         return script_of(
@@ -107,7 +107,7 @@ def _reordered(parameters: Parameters, order: IntArray) -> Parameters:
     return parameters.model_copy(update={"service_ms": tuple(tuple(map(float, row)) for row in table)})
 
 
-def _played(arrivals: Arrivals, length_s: float, duration_s: float, shift_s: float, factor: float) -> Arrivals:
+def played(arrivals: Arrivals, length_s: float, duration_s: float, shift_s: float, factor: float) -> Arrivals:
     """The steps from `shift_s` on, repeated until `duration_s`."""
     starts = np.array([at_s for at_s, _ in arrivals.steps])
     rates = [rate * factor for _, rate in arrivals.steps]

@@ -5,7 +5,7 @@ Source: docs/studies.md#how-the-studies-measure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -59,14 +59,15 @@ def judge(
     rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
 ) -> Score:
     """Plays the scenario once per seed, without its first 10 s; one score of all requests."""
-    return _play(rule, scenario, topology, seeds, interval_s).pooled().scores(deadlines_s(scenario, topology))[0]
+    totals = _play_seeds(rule, scenario, topology, seeds, interval_s)
+    return totals.pooled().scores(deadlines_s(scenario, topology))[0]
 
 
 def judge_each(
     rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
 ) -> tuple[Score, ...]:
     """As `judge`, with a score per seed."""
-    return _play(rule, scenario, topology, seeds, interval_s).scores(deadlines_s(scenario, topology))
+    return _play_seeds(rule, scenario, topology, seeds, interval_s).scores(deadlines_s(scenario, topology))
 
 
 def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
@@ -82,27 +83,56 @@ def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
     return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)
 
 
-def _play(rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float) -> _Totals:
-    scripts = [scenario.script(topology, seed) for seed in seeds]
-    batch = SimulatedBatch(topology, len(seeds), rule.method, options=rule.options)
+def play(
+    rule: Rule,
+    scripts: Sequence[Script],
+    topology: Topology,
+    duration_s: float,
+    *,
+    warm_up_s: float = WARM_UP_S,
+    interval_s: float = 1.0,
+    threads: int = 1,
+    report: Callable[[float], None] = lambda fraction: None,
+) -> Totals:
+    """Plays every script for `duration_s`, all at once; what came of it, without the first `warm_up_s`.
+
+    Args:
+        threads: threads that simulate; the result does not depend on it.
+        report: called after every interval with the share that is done, 0 to 1.
+    """
+    batch = SimulatedBatch(topology, len(scripts), rule.method, options=rule.options, threads=threads)
     for index, script in enumerate(scripts):
         batch.reset(index, script)
     steer = rule.steering() if rule.steering else None
-    cells = (len(seeds), len(topology.groups))
-    totals = _Totals(np.zeros((*cells, SIZE)), np.zeros(cells), np.zeros(cells))
+    cells = (len(scripts), len(topology.groups))
+    totals = Totals(np.zeros((*cells, SIZE)), np.zeros(cells), np.zeros(cells))
     window: WindowBatch | None = None
-    for tick in range(round(scenario.duration_s / interval_s)):
+    ticks = round(duration_s / interval_s)
+    for tick in range(ticks):
         if steer is not None:
             steer(batch, scripts, window)
         window = batch.advance(interval_s)
-        if (tick + 1) * interval_s > WARM_UP_S:
+        if (tick + 1) * interval_s > warm_up_s:
             totals.add(window)
+        report((tick + 1) / ticks)
     return totals
 
 
+def _play_seeds(
+    rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float
+) -> Totals:
+    scripts = [scenario.script(topology, seed) for seed in seeds]
+    return play(rule, scripts, topology, scenario.duration_s, interval_s=interval_s)
+
+
 @dataclass(frozen=True)
-class _Totals:
-    """Sums per play and group: ``[plays, groups, SIZE]``, and ``[plays, groups]`` twice."""
+class Totals:
+    """Sums per play and group.
+
+    Attributes:
+        counts: exact client latencies of good answers, ``[plays, groups, SIZE]``.
+        seconds, failed: the sum of these, and answers with an error status, ``[plays, groups]``.
+    """
 
     counts: FloatArray
     seconds: FloatArray
@@ -113,8 +143,8 @@ class _Totals:
         self.seconds[...] += window.latency_s_sum
         self.failed[...] += window.failed
 
-    def pooled(self) -> _Totals:
-        return _Totals(*(array.sum(axis=0, keepdims=True) for array in (self.counts, self.seconds, self.failed)))
+    def pooled(self) -> Totals:
+        return Totals(*(array.sum(axis=0, keepdims=True) for array in (self.counts, self.seconds, self.failed)))
 
     def scores(self, deadline_s: FloatArray) -> tuple[Score, ...]:
         plays = zip(self.counts, self.seconds, self.failed, strict=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
-from actuators.contract.control import MAX_WEIGHT, BalancingMethod
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Weights
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
@@ -180,9 +180,31 @@ class SteeringPolicy(Protocol):
     def service_times(self, observation: Observation) -> FloatArray: ...
 
 
-def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> BatchController:
-    """Windows in, the policy's weights or service times out."""
+class BaselinePolicy:
+    """A residual of 0: the heuristic that a learned policy of this problem stands on."""
+
+    def __init__(self, problem: DecisionProblem) -> None:
+        self._problem, self._action = problem, np.zeros(problem.action_codec.size)
+
+    def weights(self, observation: Observation) -> IntArray:
+        return self._problem.weights(self._action, observation)
+
+    def service_times(self, observation: Observation) -> FloatArray:
+        return self._problem.service_times(self._action, observation)
+
+
+def policy_steering(
+    policy: SteeringPolicy, problem: DecisionProblem, workers: FloatArray | None = None
+) -> BatchController:
+    """Windows in, the policy's weights or service times out.
+
+    Args:
+        workers: ``[servers]`` that are believed; the true ones when None.
+    """
     observer: Observer | None = None
+
+    def believed(scripts: Sequence[Script]) -> FloatArray:
+        return workers_of(scripts) if workers is None else np.tile(workers, (len(scripts), 1))
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
         nonlocal observer
@@ -190,14 +212,25 @@ def policy_steering(policy: SteeringPolicy, problem: DecisionProblem) -> BatchCo
             observer = problem.observer((len(scripts),))
             if problem.options.action.estimator is not None:
                 first_s = np.full((batch.size, *problem.topology.shape), FIRST_GUESS_S)
-                batch.set_service_times(first_s, workers_of(scripts))
+                batch.set_service_times(first_s, believed(scripts))
             return
         assert observer is not None
         seen = observer.observe(window, float(window.end_s[0] - window.start_s[0]), window.weight)
         if seen.tau_s is None:
             batch.set_weights(policy.weights(seen))
         else:
-            batch.set_service_times(policy.service_times(seen), workers_of(scripts))
+            batch.set_service_times(policy.service_times(seen), believed(scripts))
+
+    return steer
+
+
+def fixed_weights(weights: Weights) -> BatchController:
+    """The same weights for ever."""
+
+    def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+        if window is None:
+            shape = (batch.size, *weights.topology.shape)
+            batch.set_weights(np.broadcast_to(weights.values, shape), weights.down)
 
     return steer
 

@@ -58,7 +58,8 @@ def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> t
     folder = writable_folder(options.out)
     measure = importlib.import_module(f"rayjobs.bench.{name}").measure
     with tempfile.TemporaryDirectory(prefix=f"deepsched-bench-{name}-") as work_dir:
-        bars = tuple(measure(BenchContext(options.seed, options.quick, Path(work_dir), log)))
+        kept = folder / f"{name}-{options.seed}"
+        bars = tuple(measure(BenchContext(options.seed, options.quick, Path(work_dir), log, kept)))
     write_json(folder / f"{name}.json", document(name, options.seed, bars))
     return bars
 

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("rayjobs.compare", "show the evaluations of several runs side by side"),
     "reproduce": ("rayjobs.reproduce", "re-run a saved run and check that the results match"),
     "bench": ("rayjobs.bench.__main__", "measure what has a numeric bar and write runs/bench/NAME.json"),
+    "onboard": ("rayjobs.onboard.__main__", "watch your NGINX, say what would be gained, make a bundle to steer with"),
     "steer": ("rayjobs.steer", "steer a live NGINX with a bundle, guarded and recorded"),
     "serve": ("rayjobs.serve.__main__", "serve a bundle over HTTP: weights, live page, metrics"),
     "export": ("rayjobs.export", "write a bundle's network as ONNX, checked against the original"),

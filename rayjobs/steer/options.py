@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actuators.external.actuator import ActuatorOptions
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options
 from actuators.statistics.reader import CollectOptions
 from actuators.testbed.options import LiveOptions
+from rayjobs.steer.handover import Handover
 from tuning.steering.options import AuditOptions, Mode, SteeringOptions
 
 _EMBEDDED = Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)
@@ -49,7 +50,7 @@ class SiteOptions(FolderOptions, ActuatorOptions):
     }
 
     bundle: Path
-    """Folder of the trained policy."""
+    """Folder of the trained policy; in the folder of an onboarding it is known, as is all that follows here."""
     nginx_conf: Path | None = None
     """Main configuration of an NGINX whose weights are changed by reload; without it, weights change in memory
     through `control_url`."""
@@ -58,6 +59,15 @@ class SiteOptions(FolderOptions, ActuatorOptions):
     not given."""
     reading: Annotated[CollectOptions, (Only(nginx_conf=GIVEN), Only(control_url=GIVEN))] = CollectOptions()
     """How the statistics are read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _goes_on(cls, given: Any) -> Any:
+        """What `deepsched onboard` left in the folder stands in for what is not given."""
+        if not isinstance(given, dict):
+            return given
+        found = Handover.read(Path(given.get("folder", cls.model_fields["folder"].default)))
+        return given if found is None else found.completed(given, cls.model_fields)
 
 
 class SteerOptions(SteeringOptions, SiteOptions):

@@ -19,12 +19,14 @@ class BenchContext:
         quick: measure in under 60 s, with fewer repeats.
         work_dir: an empty folder that is removed afterwards.
         log: says one line on the way.
+        kept: a folder for what a bench of many parts goes on from when it is repeated; made by the bench.
     """
 
     seed: int
     quick: bool
     work_dir: Path
     log: Callable[[str], None]
+    kept: Path = Path("runs/bench/kept")
 
 
 @dataclass(frozen=True)

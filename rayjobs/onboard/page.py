@@ -1,0 +1,286 @@
+"""Writes `onboarding.html`, and in short for the terminal: what would be gained, what would change, how sure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actuators.files import write_atomic
+from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, Metric
+from rayjobs.onboard.fit import Fit
+from rayjobs.onboard.judge import Judged
+from rayjobs.onboard.options import OnboardOptions
+from rayjobs.onboard.system import Way
+
+PAGE = "onboarding.html"
+_NAMES: dict[Metric, str] = {"mean_ms": "mean", "p99_ms": "99th percentile", "late_per_hour": "late requests per hour"}
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+UNKNOWN = (
+    "Bottlenecks behind the servers, such as a shared database: moving requests between servers does not relieve them.",
+    "Other NGINX machines that send to the same servers: these statistics show one machine's share of the load.",
+    "Failures and retries: the simulated servers never fail.",
+    "Traffic of another kind than was watched: other hours, other mixes, other clients.",
+    "Sessions that must stay on a server, caches that warm up on one, limits on connections.",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that the page says."""
+
+    options: OnboardOptions
+    way: Way
+    fitted: Fit
+    judged: Judged
+    checks: Sequence[Mapping[str, str]]
+    watched: Mapping[str, Any]
+    proof: Mapping[str, Any] | None
+
+
+def headline(found: Found) -> str:
+    """The result in a sentence."""
+    conclusion, mean = found.judged.promise.conclusion, found.judged.promise.loads[0].figure("mean_ms")
+    if conclusion == "change":
+        return f"On your traffic of today: mean {_ms(mean.today.value)} → {_ms(mean.new.value)}"
+    if conclusion == "stay":
+        return "Stay with what you have: there is no gain to be had"
+    return "Nothing can be promised yet: watch longer"
+
+
+def lead(found: Found) -> str:
+    """The promise in a paragraph."""
+    promise = found.judged.promise
+    texts = [_sentence(each, found.judged.busiest) for each in promise.loads]
+    minutes = f"{promise.measure_s / 60:g} min"
+    note = f"Intervals hold 95 % of measurements of {minutes} under each of the two, one after the other."
+    return " ".join([*promise.reasons, *texts, note])
+
+
+def short(found: Found) -> Iterator[str]:
+    """The lines that are printed."""
+    yield headline(found)
+    yield from found.judged.promise.reasons
+    for load in found.judged.promise.loads:
+        yield _sentence(load, found.judged.busiest)
+    for verdict in found.fitted.verdicts:
+        yield f"{verdict.group}: {verdict.sentence} ({verdict.detail})"
+    following = next_command(found)
+    yield following["text"]
+    yield f"  {following['command']}"
+
+
+def write_page(path: Path, found: Found) -> None:
+    """Writes the page atomically. Raises OSError."""
+    from tuning.report.page import render
+
+    page = render(
+        "onboarding.html.j2",
+        title="Onboarding",
+        headline=headline(found),
+        lead=lead(found),
+        facts=_facts(found),
+        axis=_axis(found),
+        cards=_cards(found),
+        next=next_command(found),
+        change=_change(found),
+        sure=_sure(found),
+        others=[{"name": o.name, "ratio": _ratio(o.ratio)} for o in found.judged.alternatives],
+        unknown=UNKNOWN,
+        checks=[{**check, "class": {"ok": "good", "fail": "bad"}.get(check["level"], "")} for check in found.checks],
+    )
+    write_atomic(path, page)
+
+
+def next_command(found: Found) -> dict[str, str]:
+    """What to do now, and the command."""
+    folder, conclusion = shlex.quote(str(found.options.folder)), found.judged.promise.conclusion
+    steer = f"deepsched steer run --mode shadow --folder {folder}"
+    if conclusion == "watch_longer":
+        longer = f"deepsched onboard {found_again(found.options)} --watch-s {2 * found.watched['seconds']:.0f}"
+        return {"text": "Watch longer; what was recorded is kept:", "command": longer}
+    if not found.way.changeable:
+        text = (
+            "No way to change anything was given. Weights need --nginx-conf FILE, service times in memory need"
+            " --control-url URL --token-file FILE (deepsched weights snippet). With one of them, in a new folder:"
+        )
+        return {"text": text, "command": f"deepsched onboard --status-url {shlex.quote(found.options.status_url)} …"}
+    if conclusion == "stay":
+        text = "Nothing needs to be done. When traffic or servers change, onboard again in a new folder:"
+        return {"text": text, "command": f"deepsched onboard {found_again(found.options, 'NEW')}"}
+    return {"text": "Shadow first: it decides and records, and changes nothing.", "command": steer}
+
+
+def found_again(options: OnboardOptions, folder: str = "") -> str:
+    """The flags that name the system."""
+    words = ["--status-url", options.status_url]
+    words += ["--nginx-conf", str(options.nginx_conf)] if options.nginx_conf else []
+    words += ["--control-url", options.control_url] if options.control_url else []
+    words += ["--token-file", str(options.token_file)] if options.token_file else []
+    words += ["--groups", ",".join(options.groups)] if options.groups else []
+    words += ["--method", options.method] if options.method else []
+    return shlex.join([*words, "--folder", folder or str(options.folder)])
+
+
+def _sentence(load: LoadPromise, busiest: tuple[float, float]) -> str:
+    where = "On your traffic of today" if load.load == 1.0 else f"At {load.load:g} × your traffic"
+    parts = []
+    for metric in METRICS:
+        row = load.figure(metric)
+        parts.append(f"{_NAMES[metric]} {_value(metric, row.today)} → {_value(metric, row.new)} ({_ratio(row.ratio)})")
+    return f"{where}: {', '.join(parts)}. {_overload(load, busiest)}".rstrip()
+
+
+def _overload(load: LoadPromise, busiest: tuple[float, float]) -> str:
+    """A sentence about servers that get more work than they can do; empty when none does."""
+    today, then = (load.load * share for share in busiest)
+    if max(today, then) < 1.0:
+        return ""
+    return (
+        f"The busiest server would get {today:.0%} of the work that it can do as balanced today, {then:.0%} with the"
+        " proposal: above 100 % its queue grows without end."
+    )
+
+
+def _facts(found: Found) -> list[str]:
+    observed = found.fitted.calibration.observed
+    groups, servers = found.fitted.problem.topology.shape
+    return [
+        f"watched {found.watched['seconds'] / 60:.1f} min, {observed.requests} requests",
+        f"{groups} groups, {servers} servers",
+        f"balanced by {found.way.method} today ({found.way.source})",
+        f"proposal: {found.judged.promise.proposal}",
+    ]
+
+
+def _cards(found: Found) -> list[dict[str, Any]]:
+    cards = []
+    for load in found.judged.promise.loads:
+        title = "Today's traffic" if load.load == 1.0 else f"{load.load:g} × today's traffic"
+        rows = [_row(row, found) for row in load.all]
+        note = _overload(load, found.judged.busiest)
+        cards.append({"title": title, "rows": rows, "note": note})
+    return cards
+
+
+def _row(row: Comparison, found: Found) -> dict[str, Any]:
+    ratio = row.ratio
+    verdict = "" if ratio is None else "better" if ratio.high < 1 else "worse" if ratio.low > 1 else ""
+    place = None
+    if ratio is not None:
+        reach = _reach(found)
+        low, value, high = (_place(each, reach) for each in (ratio.low, ratio.value, ratio.high))
+        place = {"low": round(low, 2), "width": round(max(high - low, 0.8), 2), "value": round(value, 2)}
+    values = f"{_value(row.metric, row.today)} → {_value(row.metric, row.new)}"
+    return {"name": _NAMES[row.metric], "figures": values, "ratio": _ratio(ratio), "class": verdict, "place": place}
+
+
+def _reach(found: Found) -> tuple[float, float]:
+    """The ends of the axis."""
+    ratios = [row.ratio for load in found.judged.promise.loads for row in load.all if row.ratio is not None]
+    low = min([0.7, *(ratio.low for ratio in ratios)])
+    high = max([1.2, *(ratio.high for ratio in ratios)])
+    return max(0.9 * low, 0.05), min(1.1 * high, 20.0)
+
+
+def _place(ratio: float, reach: tuple[float, float]) -> float:
+    """Position on a logarithmic axis, 0 to 100."""
+    low, high = np.log(reach)
+    return float(100 * np.clip((np.log(max(ratio, 1e-6)) - low) / (high - low), 0, 1))
+
+
+def _axis(found: Found) -> dict[str, Any]:
+    reach = _reach(found)
+    inside = [tick for tick in _TICKS if reach[0] <= tick <= reach[1]]
+    ticks = [{"place": round(_place(tick, reach), 2), "text": f"{tick:g}×"} for tick in inside]
+    return {"one": round(_place(1.0, reach), 2), "ticks": ticks}
+
+
+def _change(found: Found) -> dict[str, Any]:
+    in_memory = found.way.in_memory
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in found.judged.changes:
+        groups.setdefault(row.group, []).append(
+            {
+                "server": row.server, "weight": row.weight,
+                "value": f"{row.value:.1f} ms" if in_memory else f"{row.value:.0f}",
+                "share": f"{row.share:.0%}", "new_share": f"{row.new_share:.0%}",
+                "bar": round(100 * row.share, 1), "new_bar": round(100 * row.new_share, 1),
+            }
+        )  # fmt: skip
+    what = (
+        "NGINX would balance by expected_delay: a request goes where it is expected to finish first, with these service"
+        " times, which are learned all the time. Simulated after three minutes."
+        if in_memory
+        else f"NGINX would go on with {found.way.method}, under these weights, which follow the response times."
+        " Simulated after three minutes."
+    )
+    return {"text": what, "column": "service time" if in_memory else "weight then", "groups": groups}
+
+
+def _sure(found: Found) -> dict[str, Any]:
+    fitted, promise = found.fitted, found.judged.promise
+    deadlines = dict(zip(fitted.calibration.groups, fitted.problem.deadlines_s, strict=True))
+    rows = []
+    for verdict in fitted.verdicts:
+        mean, p99, *_ = promise.loads[0].groups.get(verdict.group, (None, None))
+        rows.append(
+            {
+                "group": verdict.group, "verdict": verdict.sentence, "detail": verdict.detail,
+                "class": "good" if verdict.judgement == "good" else "bad",
+                "mean": _arrow(mean), "p99": _arrow(p99),
+                "deadline": _ms(1e3 * deadlines[verdict.group]) if verdict.group in deadlines else "–",
+            }
+        )  # fmt: skip
+    low, high = fitted.calibration.interval()
+    best = fitted.calibration.parameters.workers
+    lines = [
+        f"Requests that a server serves at once: {best} fits best, {low['workers']:.0f} to {high['workers']:.0f} fit as"
+        f" well; {fitted.problem.believed_workers[0]:.0f} is relied on.",
+        f"On windows that were not fitted to, the simulated mean is off by {promise.errors['mean_ms']:.1%}, the 99th"
+        f" percentile by {promise.errors['p99_ms']:.1%}; the intervals are wider by that.",
+        f"{promise.pairs} simulated pairs of {promise.measure_s / 60:g} min, {len(fitted.calibration.ensemble)} fits.",
+        f"The busiest server has {found.judged.busiest[0]:.0%} of the work that it can do today,"
+        f" {found.judged.busiest[1]:.0%} with the proposal.",
+        _learned(found),
+        _machines(found.options),
+    ]
+    text = "Per group: what the recording allows to say, and the prediction at today's traffic."
+    return {"text": text, "groups": rows, "lines": lines}
+
+
+def _learned(found: Found) -> str:
+    if found.judged.learned:
+        return f"The learned residual proved better than {found.judged.heuristic} and is part of the proposal."
+    if found.proof is None:
+        return f"Nothing was trained: the proposal is {found.judged.heuristic}."
+    return f"The learned residual did not prove better than {found.judged.heuristic}, so it is 0 in the bundle."
+
+
+def _machines(options: OnboardOptions) -> str:
+    count = options.load_balancers
+    if count == 0:
+        return "Whether other NGINX machines send to these servers is unknown; tell with --load-balancers N."
+    if count == 1:
+        return "Only this NGINX sends to these servers, as given."
+    return f"{count} NGINX machines send to these servers, as given; this one saw its own share only."
+
+
+def _arrow(row: Comparison | None) -> str:
+    return "–" if row is None else f"{_value(row.metric, row.today)} → {_value(row.metric, row.new)}"
+
+
+def _ratio(ratio: Interval | None) -> str:
+    return "no ratio" if ratio is None else f"{ratio.value:.2f}×, {ratio.low:.2f} to {ratio.high:.2f}"
+
+
+def _value(metric: Metric, interval: Interval) -> str:
+    return f"{interval.value:,.0f}" if metric == "late_per_hour" else _ms(interval.value)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} ms"

@@ -1,0 +1,78 @@
+"""Plays the simulated twin of a system under one policy, second by second, as steering would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
+from envs.calibration.result import Calibration
+from envs.environment.problem import DecisionProblem
+from envs.estimators.base import FIRST_GUESS_S
+from envs.scenarios.calibrated import calibrated
+from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
+from envs.study.rules import SteeringPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What was seen, and the control at the end."""
+
+    windows: tuple[Window, ...]
+    control: Control
+
+    def shares(self) -> FloatArray:
+        """Share of each group's requests that each server got in the second half, ``[groups, servers]``."""
+        half = self.windows[len(self.windows) // 2 :]
+        requests = np.sum([window.requests for window in half], axis=0)
+        shares: FloatArray = requests / np.maximum(requests.sum(axis=1, keepdims=True), 1)
+        return shares
+
+
+def simulation_of(calibration: Calibration) -> SimulationOptions:
+    """Service times are in the memory that all workers of an NGINX share, whatever they shared before."""
+    return SimulationOptions(workers_sharing_memory=calibration.load_balancers)
+
+
+def play_policy(
+    problem: DecisionProblem,
+    policy: SteeringPolicy,
+    calibration: Calibration,
+    method: BalancingMethod,
+    *,
+    seconds: int,
+    seed: int,
+    load: float = 1.0,
+    bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
+) -> Played:
+    """A policy that decides every second. `method` is `expected_delay` where the policy sets service times."""
+    topology, observer = problem.topology, problem.observer()
+    control: Control = Weights.equal(topology)
+    if method == "expected_delay":
+        control = ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), problem.believed_workers)
+    windows = []
+    with SimulatedTestbed(topology, method, bounds_ms, simulation_of(calibration)) as testbed:
+        testbed.reset(replace(calibrated(calibration), duration_s=seconds + 1.0, load_factor=load), seed)
+        for _ in range(seconds):
+            testbed.apply(control)
+            windows.append(testbed.advance(1.0))
+            if windows[-1].requests.sum():
+                seen = observer.observe_window(windows[-1])
+                if seen.tau_s is None:
+                    control = Weights(topology, policy.weights(seen))
+                else:
+                    control = ServiceTimes(topology, policy.service_times(seen), problem.believed_workers)
+    return Played(tuple(windows), control)
+
+
+def play_weights(
+    weights: Weights, calibration: Calibration, method: BalancingMethod, *, seconds: int, seed: int
+) -> Played:
+    """The same weights for ever."""
+    with SimulatedTestbed(weights.topology, method) as testbed:
+        testbed.reset(replace(calibrated(calibration), duration_s=seconds + 1.0), seed)
+        testbed.apply(weights)
+        return Played(tuple(testbed.advance(1.0) for _ in range(seconds)), weights)

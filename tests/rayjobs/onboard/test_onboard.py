@@ -1,0 +1,168 @@
+"""`deepsched onboard` on recorded systems of other people: what it says, what it leaves, how it goes on."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.support.own_systems import SYSTEMS
+
+from actuators.contract.control import BalancingMethod, Weights
+from actuators.contract.script import RateStep, Script, ServerProfile, Stream
+from actuators.contract.topology import Topology
+from rayjobs.cli.main import main
+from rayjobs.steer.handover import Handover
+from tests.support.played_status import played
+from tests.support.recordings import record
+from tests.support.waiting import PATIENCE_S
+from tuning.policy.bundle import load_bundle
+
+QUICK = (
+    "train_steps=0", "interval_s=0.02", "watch_s=2.5", "calibrate.workers=2", "calibrate.bootstraps=2",
+    "calibrate.replicas=1", "calibrate.rounds=3", "calibrate.most_windows=80", "promise.measure_s=60",
+    "promise.pairs=10", "promise.warm_up_s=10",
+)  # fmt: skip
+SECONDS = 150
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """A steady load on servers of these speeds, repeated over the servers."""
+
+    speeds: tuple[float, ...]
+    load: float = 0.25
+    name: str = "speeds"
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        groups, servers = topology.shape
+        of_servers = [self.speeds[s % len(self.speeds)] for s in range(servers)]
+        mean_s = tuple(0.008 + 0.004 * g for g in range(groups))
+        rate_rps = self.load * 2 * sum(of_servers) / sum(mean_s)
+        wave = (1.0, 0.9, 1.1, 0.95)
+        steps = tuple(RateStep(10.0 * i, rate_rps * wave[i % 4]) for i in range(SECONDS // 10))
+        return Script(
+            self.name, seed, SECONDS + 1.0, tuple(Stream(kind, steps) for kind in topology.request_types),
+            tuple(ServerProfile((speed,) * groups, workers=2) for speed in of_servers), mean_s,
+        )  # fmt: skip
+
+
+def recorded(path: Path, name: str, speeds: tuple[float, ...], method: BalancingMethod) -> Path:
+    record(
+        path, Speeds(speeds), 5, lambda window: Weights.equal(window.topology), SECONDS, method, topology=SYSTEMS[name]
+    )
+    return path
+
+
+def words(url: str, folder: Path, method: str, *more: str) -> list[str]:
+    settings = [word for text in (*QUICK, *more) for word in ("--set", text)]
+    return ["onboard", "--status-url", url, "--folder", str(folder), "--method", method, *settings]
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of two servers of which one is three times as fast, under equal weights."""
+    return recorded(tmp_path_factory.mktemp("unequal") / "file.jsonl", "1x2", (2.0, 0.7), "round_robin")
+
+
+def test_a_gain_is_promised_and_the_folder_is_ready_to_steer(
+    unequal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "onboard"
+    with played(unequal) as url:
+        assert main(words(url, folder, "round_robin")) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("On your traffic of today: mean ")
+    assert "At 1.5 × your traffic" in out
+    assert "app: good enough to judge weights" in out
+    # Nothing was given by which weights could be changed.
+    assert "Weights need --nginx-conf FILE" in out
+    page = (folder / "onboarding.html").read_text()
+    assert "What it cannot know" in page
+    assert "http" not in page.replace(url.split("/status")[0], "").replace("http-equiv", "")
+    judged = json.loads((folder / "onboard" / "judge.json").read_text())["result"]
+    weights = {row["server"]: row["value"] for row in judged["changes"]}
+    assert weights["10.0.0.1:80"] > 1.5 * weights["10.0.0.2:80"]
+    assert judged["promise"]["loads"][0]["all"][0]["ratio"]["high"] < 0.97
+    bundle = load_bundle(folder / "bundle")
+    assert [group.name for group in bundle.problem.topology.groups] == ["app"]
+    handed = Handover.read(folder)
+    assert handed is not None
+    assert (handed.bundle, handed.groups, handed.status_url) == (folder / "bundle", ("app",), url)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "onboarding.json").stat().st_mode) == 0o600
+
+
+def test_equal_servers_under_least_conn_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path / "file.jsonl", "2x5", (1.0,), "least_conn")
+    with played(path) as url:
+        assert main(words(url, tmp_path / "onboard", "least_conn")) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Stay with what you have")
+    assert "no gain of at least 3%" in out
+    assert "web: good enough" in out
+
+
+def test_a_killed_onboarding_goes_on_in_every_step(unequal: Path, tmp_path: Path) -> None:
+    """Killed at the start of each step in turn, then ended: the same result as without, and one recording."""
+    folder = tmp_path / "onboard"
+    with played(unequal) as url:
+        for step in ("watch", "fit", "train", "judge"):
+            kill_at(step, words(url, folder, "round_robin"))
+            assert not (folder / "onboarding.html").exists()
+        size = (folder / "onboard" / "snapshots.jsonl").stat().st_size
+        done = subprocess.run(
+            command(words(url, folder, "round_robin")), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert "kept from before: preflight, watch, fit, train" in done.stderr
+    assert done.stdout.startswith("On your traffic of today")
+    assert (folder / "onboard" / "snapshots.jsonl").stat().st_size == size
+
+
+def test_other_options_begin_again_where_they_matter(
+    unequal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "onboard"
+    with played(unequal) as url:
+        assert main(words(url, folder, "round_robin")) == 0
+        capsys.readouterr()
+        assert main(words(url, folder, "round_robin", "promise.growth=2")) == 0
+        found = capsys.readouterr()
+        assert "begins again at 'judge'" in found.err
+        assert "kept from before: preflight, watch, fit, train" in found.err
+        assert "At 2 × your traffic" in found.out
+        assert main(words(url, folder, "round_robin", "groups=app")) == 2
+        assert "this onboarding is of another system: groups was not given, now app" in capsys.readouterr().err
+
+
+def test_a_check_that_is_needed_ends_it_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("http://127.0.0.1:9/status", tmp_path / "onboard", "round_robin")) == 1
+    found = capsys.readouterr()
+    assert "statistics: no answer" in found.err
+    assert "is NGINX running?" in found.err
+    assert "Traceback" not in found.err
+    assert not list((tmp_path / "onboard").glob("**/*.json"))
+
+
+def command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "rayjobs.onboard", *arguments[1:]]
+
+
+def kill_at(step: str, arguments: list[str]) -> None:
+    """Runs the command and kills it as soon as it says that the step has started."""
+    process = subprocess.Popen(command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if f"] {step}: started" in line:
+                break
+        else:
+            raise AssertionError(f"it ended before '{step}'")
+    finally:
+        process.kill()
+        process.wait(PATIENCE_S)
