@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actuators.external.preflight import PreflightOptions, preflight
-
 from actuators.errors import DataError
+from actuators.external.preflight import PreflightOptions, preflight
 from envs.observation.precision import precision
 from rayjobs.cli.console import console_err
 from rayjobs.cli.progress import Progress, Stage

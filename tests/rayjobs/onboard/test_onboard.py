@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.own_systems import SYSTEMS
 
 from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
 from rayjobs.cli.main import main
 from rayjobs.steer.handover import Handover
+from tests.support.own_systems import SYSTEMS
 from tests.support.played_status import played
 from tests.support.recordings import record
 from tests.support.waiting import PATIENCE_S
