@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from actuators.credentials import without_credentials
 from actuators.files import write_atomic
 from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, Metric
 from rayjobs.onboard.fit import Fit
@@ -100,6 +101,9 @@ def next_command(found: Found) -> dict[str, str]:
     """What to do now, and the command."""
     folder, conclusion = shlex.quote(str(found.options.folder)), found.judged.promise.conclusion
     steer = f"deepsched steer run --mode shadow --folder {folder}"
+    if shown_url(found.options) != found.options.status_url:
+        # Credentials are kept nowhere.
+        steer += f" --status-url {shlex.quote(shown_url(found.options).replace('://', '://USER:PASSWORD@'))}"
     if conclusion == "watch_longer":
         longer = f"deepsched onboard {found_again(found.options)} --watch-s {2 * found.watched['seconds']:.0f}"
         return {"text": "Watch longer; what was recorded is kept:", "command": longer}
@@ -108,7 +112,7 @@ def next_command(found: Found) -> dict[str, str]:
             "No way to change anything was given. Weights need --nginx-conf FILE, service times in memory need"
             " --control-url URL --token-file FILE (deepsched weights snippet). With one of them, in a new folder:"
         )
-        return {"text": text, "command": f"deepsched onboard --status-url {shlex.quote(found.options.status_url)} …"}
+        return {"text": text, "command": f"deepsched onboard --status-url {shlex.quote(shown_url(found.options))} …"}
     if conclusion == "stay":
         text = "Nothing needs to be done. When traffic or servers change, onboard again in a new folder:"
         return {"text": text, "command": f"deepsched onboard {found_again(found.options, 'NEW')}"}
@@ -117,13 +121,18 @@ def next_command(found: Found) -> dict[str, str]:
 
 def found_again(options: OnboardOptions, folder: str = "") -> str:
     """The flags that name the system."""
-    words = ["--status-url", options.status_url]
+    words = ["--status-url", shown_url(options)]
     words += ["--nginx-conf", str(options.nginx_conf)] if options.nginx_conf else []
     words += ["--control-url", options.control_url] if options.control_url else []
     words += ["--token-file", str(options.token_file)] if options.token_file else []
     words += ["--groups", ",".join(options.groups)] if options.groups else []
     words += ["--method", options.method] if options.method else []
     return shlex.join([*words, "--folder", folder or str(options.folder)])
+
+
+def shown_url(options: OnboardOptions) -> str:
+    """The URL of the statistics without its credentials."""
+    return without_credentials(options.status_url)
 
 
 def _sentence(load: LoadPromise, busiest: tuple[float, float]) -> str:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from actuators.credentials import without_credentials
 from actuators.errors import DataError
 from actuators.external.preflight import PreflightOptions, preflight
 from envs.observation.precision import precision
@@ -31,12 +32,16 @@ def step_options(options: OnboardOptions) -> dict[str, dict[str, Any]]:
     """Step → the options that its result depends on, beyond those of the steps before it."""
     every = options.model_dump(mode="json")
     return {
-        "preflight": {name: every[name] for name in IDENTITY},
+        "preflight": {name: _shown(every[name]) for name in IDENTITY},
         "watch": {name: every[name] for name in ("interval_s", "watch_s", "watch")},
         "fit": {name: every[name] for name in ("method", "calibrate", "seed")},
         "train": {"train_steps": every["train_steps"]},
         "judge": {name: every[name] for name in ("promise", "load_balancers", "token_file", "reload")},
     }
+
+
+def _shown(value: Any) -> Any:
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def stages(options: OnboardOptions) -> list[Stage]:
@@ -164,7 +169,8 @@ class Onboarding:
             nginx_conf=options.nginx_conf and options.nginx_conf.absolute(),
             control_url=options.control_url,
             token_file=options.token_file and options.token_file.absolute(),
-            status_url=options.status_url,
+            # Credentials are kept nowhere: with them, the URL must be given to `steer` again.
+            status_url=options.status_url if _shown(options.status_url) == options.status_url else "",
             groups=fitted.calibration.groups,
             workers=float(fitted.problem.believed_workers[0]) if way.in_memory else None,
             interval_s=options.interval_s,

@@ -27,8 +27,8 @@ class Handover(Options):
     """Control endpoint, for changes in memory."""
     token_file: Path | None = None
     """File with its token."""
-    status_url: str
-    """Statistics."""
+    status_url: str = ""
+    """Statistics; empty when their URL has credentials."""
     groups: tuple[str, ...]
     """Groups of the bundle."""
     workers: float | None = None
