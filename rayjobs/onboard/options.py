@@ -39,7 +39,8 @@ class OnboardOptions(Options):
     """Control endpoint of that NGINX, as http://HOST:PORT/control, if it balances in memory (`deepsched weights
     snippet`)."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
-    """File with the token that a change through the control endpoint needs; its path is kept for steering."""
+    """File with the token that a change through the control endpoint needs; its path is kept for steering. When not
+    given, nothing can be changed that way."""
     folder: Path = Path("runs/onboard")
     """Receives everything, for its owner only; a second call goes on where the first one ended. `deepsched steer run`
     takes the same folder."""

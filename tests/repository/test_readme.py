@@ -9,9 +9,11 @@ import pytest
 from rayjobs.cli.config import CONFIGS, load_options
 from rayjobs.cli.main import load_verb
 from rayjobs.cli.verbs import SUBCOMMANDS, VERBS, verb_names
+from rayjobs.steer.handover import Handover
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ONBOARDED = "/var/lib/deepsched"  # the pages' folder of an onboarding
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 PAGES |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 
@@ -39,8 +41,9 @@ def test_every_verb_is_in_the_table_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_parses(command: str) -> None:
-    _, name, *words = shlex.split(command)
+def test_every_command_parses(command: str, tmp_path: Path) -> None:
+    Handover(bundle=Path("bundle"), nginx_conf=Path("nginx.conf"), groups=("app",), interval_s=1.0).write(tmp_path)
+    _, name, *words = shlex.split(command.replace(ONBOARDED, str(tmp_path)))
     words = [word for word in words if word not in ("--help", "--print-config")]
     if name in SUBCOMMANDS and words:
         name, words = f"{name} {words[0]}", words[1:]

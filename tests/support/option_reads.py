@@ -17,7 +17,7 @@ from rayjobs.cli.config import fields_of
 from tests.support.paths import ROOT
 
 _PARSING = ("pydantic", "actuators.options", "rayjobs.cli.config", "tests.support.option_reads")
-_ANNOUNCING = {"_stages"}
+_ANNOUNCING = {"_stages", "stages"}
 
 
 class OptionReads:

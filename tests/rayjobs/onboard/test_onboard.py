@@ -14,8 +14,12 @@ import pytest
 from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
+from rayjobs.cli.config import load_options
 from rayjobs.cli.main import main
+from rayjobs.onboard.__main__ import VERB
+from rayjobs.onboard.options import OnboardOptions
 from rayjobs.steer.handover import Handover
+from tests.support.option_reads import OptionReads
 from tests.support.own_systems import SYSTEMS
 from tests.support.played_status import played
 from tests.support.recordings import record
@@ -105,6 +109,30 @@ def test_equal_servers_under_least_conn_stay(tmp_path: Path, capsys: pytest.Capt
     assert out.startswith("Stay with what you have")
     assert "no gain of at least 3%" in out
     assert "web: good enough" in out
+
+
+def unread(url: str, folder: Path, length: tuple[str, ...], steps: int) -> list[str]:
+    quick = [text for text in QUICK if not text.startswith(("watch_s", "train_steps"))]
+    flags = {"status_url": url, "folder": folder, "method": "round_robin", "train_steps": steps}
+    with OptionReads(load_options(OnboardOptions, assignments=[*quick, *length], flags=flags)) as reads:
+        assert VERB.run(reads.options) == 0
+    return reads.unread()
+
+
+def test_every_option_in_force_is_read(unequal: Path, tmp_path: Path) -> None:
+    with played(unequal) as url:
+        rule = ("watch.least_s=1", "watch.most_s=60", "watch.half_width=0.9")
+        assert unread(url, tmp_path / "onboard", rule, 0) == []
+
+
+@pytest.mark.ray
+def test_training_under_ray_leaves_a_residual_and_its_proof(unequal: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "onboard"
+    with played(unequal) as url:
+        assert unread(url, folder, ("watch_s=2.5",), 600) == []
+    proof = json.loads((folder / "onboard" / "train.json").read_text())["result"]["proof"]
+    assert proof["overall"]["episodes"] >= 1
+    assert load_bundle(folder / "bundle").provenance["proof"] == proof
 
 
 def test_a_killed_onboarding_goes_on_in_every_step(unequal: Path, tmp_path: Path) -> None:
