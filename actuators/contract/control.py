@@ -119,3 +119,26 @@ class ServiceTimes:
 
 
 Control = Weights | ServiceTimes
+
+
+@dataclass(frozen=True, eq=False)
+class Canary:
+    """The part of the requests that a control in memory gets, and what balances the others.
+
+    Attributes:
+        percent: 0 … 100, of the requests that go by the new control.
+        base: for the other requests.
+    """
+
+    percent: float
+    base: Control
+
+
+def shares_of(control: Control, canary: Canary | None) -> NDArray[np.float64]:
+    """Float ``[groups, servers]``: expected share of each group's requests; 0 where down."""
+    shares = control.as_weights().shares()
+    if canary is None:
+        return shares
+    base = canary.base.as_weights().shares()
+    mixed: NDArray[np.float64] = base + (shares - base) * canary.percent / 100.0
+    return mixed

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -76,6 +76,7 @@ class MemoryActuator:
     endpoint: MemoryControl
     groups: tuple[str, ...] = ()
     topology: Topology = field(init=False)
+    in_memory: ClassVar = True
 
     def __post_init__(self) -> None:
         whole = self.endpoint.topology

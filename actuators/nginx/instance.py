@@ -87,6 +87,11 @@ class Nginx:
     def method(self) -> BalancingMethod:
         return self._method
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the present method balances in memory, where controls change without a reload."""
+        return self._memory
+
     def start(self) -> None:
         """Starts NGINX; returns when it responds.
 

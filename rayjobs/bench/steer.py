@@ -179,7 +179,9 @@ def _controller(site: Site, bundle: Path, where: Path) -> SiteController:
     guards = {"reference_windows": 1, "novel_above": 1e9, "art_margin": 1e9, "min_between_changes_s": 0.5}
     options = SteeringOptions.model_validate({"mode": "active", "guards": guards})
     now_s = time.monotonic()
-    steering = starting_steering(site, folder, lambda first: Steering(deadlines_s, first, options, now_s))
+    steering = starting_steering(
+        site, folder, lambda first: Steering(deadlines_s, first, options, now_s, splits=site.splits)
+    )
     log = audit.AuditLog(folder.audit, audit.header(steering, deadlines_s, now_s, {}))
     site.collector.begin()
     return SiteController(Match(site, steering, adviser, adviser.frames, log.write), folder)

@@ -26,7 +26,7 @@ from rayjobs.steer.site import Site, access, load_adviser, open_site, serve_firs
 from tuning.policy.adviser import Advice, Adviser, Advises, Recent, advisable
 from tuning.steering import audit, control_json
 from tuning.steering.decide import Decision, Steering
-from tuning.steering.limits import differ
+from tuning.steering.limits import canaries_differ, differ
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
@@ -129,20 +129,21 @@ class SiteController:
         notes += self._apply_orders()
         original = self.steering.original
         notes += self._reread_control(window)
-        before = self.steering.in_force
-        window = replace(window, weight=before.as_weights().values)
+        before, canary = self.steering.in_force, self.steering.canary
+        shares_before = self.steering.shown.shares()
+        window = replace(window, weight=self.steering.shown.values)
         collected_s = time.monotonic()
         advice, no_advice = self._advice(window)
         advised_s = time.monotonic()
         decision = self.steering.decide(window, advice, began_s)
         applied, problem = self._apply(decision, began_s)
         ended_s = time.monotonic()
-        line = audit.decision_line(self.steering, before, window, advice, decision, began_s)
+        line = audit.decision_line(self.steering, before, window, advice, decision, began_s, canary=canary)
         line["applied"] = applied
         line["theirs"] = CHANGED in notes
         if self.steering.original is not original:
             line["original"] = control_json.to_json(self.steering.original)
-        line["in_force"] = self.steering.in_force.as_weights().values.tolist()
+        line["in_force"] = self.steering.shown.values.tolist()
         line["alarms"] += [*notes, *filter(None, (no_advice, problem))]
         line["guards"] += ["actuation"] if problem else []
         self.guards.update(line["guards"])
@@ -153,7 +154,7 @@ class SiteController:
         self._record(line)
         self._answer_revert(line["alarms"])
         if applied:
-            self._changes.append(heartbeat.change(before, self.steering.in_force, decision))
+            self._changes.append(heartbeat.change(shares_before, self.steering, decision))
         self._status = {
             **heartbeat.of(self.steering, window, advice, decision, line["alarms"]),
             "now_s": began_s, "interval_s": self._interval_s, "guards": dict(self.guards),
@@ -166,7 +167,8 @@ class SiteController:
 
     def _is_reverted(self) -> bool:
         steering = self.steering
-        return steering.override == "reverted" and not differ(steering.in_force, steering.original)
+        in_force = not differ(steering.in_force, steering.original) and steering.canary is None
+        return steering.override == "reverted" and in_force
 
     def _answer_revert(self, alarms: list[str]) -> None:
         """When the first weights are in force again: tells so, and takes others as the first that are set from now."""
@@ -211,7 +213,7 @@ class SiteController:
             return False, ""
         try:
             self._folder.first.seal()
-            self._site.apply(decision.control)
+            self._site.apply(decision.control, decision.canary)
         except DeepSchedError as error:
             self._suspect = True
             return False, f"not applied: {error}"[:300]
@@ -226,13 +228,13 @@ class SiteController:
         if not kinds:
             return []
         try:
-            present, kept = self._site.control(), self._folder.first.read()
+            present, canary, kept = self._site.control(), self._site.canary(), self._folder.first.read()
         except DeepSchedError as error:
             return [f"weights in force unknown: {error}"[:300]]
-        if not differ(present, self.steering.in_force):
+        if not (differ(present, self.steering.in_force) or canaries_differ(canary, self.steering.canary)):
             return []
         if "restart" in kinds and (kept is None or kept.sealed):
-            self.steering.adopt(present, external=False)
+            self.steering.adopt(present, external=False, canary=canary)
             return ["NGINX was restarted and has other weights"]
         return self._adopt_theirs(present)
 
@@ -297,7 +299,7 @@ def starting_steering(site: Site, folder: SteerFolder, steering: Callable[[Contr
     first = folder.first.keep(present, site.method())
     site.first_method = first.method
     made = steering(first.onto(present))
-    made.adopt(present, external=False)
+    made.adopt(present, external=False, canary=site.canary())
     return made
 
 
@@ -337,7 +339,9 @@ class _Matching:
             adviser = load_adviser(bundle, site, options.workers)
             deadlines_s = adviser.bundle.problem.deadlines_s
             now_s = time.monotonic()
-            steering = starting_steering(site, self._folder, lambda first: Steering(deadlines_s, first, options, now_s))
+            steering = starting_steering(
+                site, self._folder, lambda first: Steering(deadlines_s, first, options, now_s, splits=site.splits)
+            )
             asked = serve_first(options, site, adviser, stack)
             site.collector.begin()
             origin = {"folder": str(bundle.absolute()), **_origin(adviser)}

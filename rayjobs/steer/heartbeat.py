@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actuators.contract.control import shares_of
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actuators.contract.control import Control
     from actuators.contract.topology import Topology
     from actuators.contract.window import Window
     from tuning.policy.adviser import Advice
@@ -48,24 +49,26 @@ def of(
         "usable": window.usable,
         "groups": {group.name: list(group.servers) for group in steering.topology.groups},
         "weights": _rows(steering.topology, steering.in_force.as_weights().values),
-        "shares": _rows(steering.topology, steering.in_force.as_weights().shares()),
-        "would": _rows(steering.topology, decision.control.as_weights().shares()),
+        "weights_percent": 100.0 if steering.canary is None else steering.canary.percent,
+        "first": _rows(steering.topology, steering.original.as_weights().shares()),
+        "shares": _rows(steering.topology, shares_of(steering.in_force, steering.canary)),
+        "would": _rows(steering.topology, shares_of(decision.control, decision.canary)),
         "policy": None if policy is None else _rows(steering.topology, policy.as_weights().shares()),
     }
 
 
-def change(before: Control, now: Control, decision: Decision) -> dict[str, Any]:
-    """One change of the control, for the list of the last ones."""
-    moved = abs(now.as_weights().shares() - before.as_weights().shares())
+def change(before: NDArray[Any], steering: Steering, decision: Decision) -> dict[str, Any]:
+    """One change of the control, for the list of the last ones; `before`: shares, ``[groups, servers]``."""
+    now, topology = shares_of(steering.in_force, steering.canary), steering.topology
+    moved = abs(now - before)
     g, s = divmod(int(moved.argmax()), moved.shape[1])
-    topology = now.topology
     return {
         "time": time.time(),
         "source": decision.source,
         "reason": decision.reason,
         "most": f"{topology.groups[g].name}/{topology.servers[s]}",
-        "share_before": float(before.as_weights().shares()[g, s]),
-        "share_now": float(now.as_weights().shares()[g, s]),
+        "share_before": float(before[g, s]),
+        "share_now": float(now[g, s]),
     }
 
 

@@ -117,6 +117,9 @@ class ModeOptions(OrderOptions):
 
     mode: Mode
     """`shadow` decides and records only; `canary` goes part of the way to the policy's weights, `active` all of it."""
+    percent: Annotated[float | None, Only(mode="canary")] = Field(None, ge=0, le=100)
+    """How far: in memory, so many of 100 requests go by the new control; by reload, every weight's share goes so far
+    of its way. As before when not given, and 10 at first."""
 
 
 class SwapOptions(OrderOptions):

@@ -26,8 +26,11 @@ _POLL_S = 0.02
 
 
 def set_mode(options: ModeOptions) -> int:
-    """Orders another mode."""
-    return _order(options, mode=options.mode)
+    """Orders another mode, and how far a canary goes."""
+    changes: dict[str, Any] = {"mode": options.mode}
+    if options.percent is not None:
+        changes["canary_percent"] = options.percent
+    return _order(options, **changes)
 
 
 def swap(options: SwapOptions) -> int:
@@ -172,7 +175,9 @@ def in_force(status: dict[str, Any]) -> str:
     return f"{mode}: {shown} ({status['reason']})"
 
 
-MODE = Verb("steer mode", "deepsched steer mode canary --folder runs/steer", ModeOptions, set_mode, ("mode",))
+MODE = Verb(
+    "steer mode", "deepsched steer mode canary --percent 10 --folder runs/steer", ModeOptions, set_mode, ("mode",)
+)
 PAUSE = Verb("steer pause", "deepsched steer pause --folder runs/steer", OrderOptions, _overriding("paused"))
 RESUME = Verb("steer resume", "deepsched steer resume --folder runs/steer", OrderOptions, _overriding(""))
 REVERT = Verb("steer revert", "deepsched steer revert --folder runs/steer", OrderOptions, revert)

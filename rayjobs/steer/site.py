@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actuators.contract.control import Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.control import Canary, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology, social_network
@@ -59,9 +59,27 @@ class Site:
     _times: bool | None = None
 
     def control(self) -> Control:
-        """The control in force for the bundle's groups. Raises ActuationError, ConfigError or StatusError."""
-        control, theirs = self.actuator.control(), self.actuator.topology
+        """The control in force for the bundle's groups, of a canary the new one.
+
+        Raises ActuationError, ConfigError or StatusError.
+        """
+        control = self.actuator.control()
         self._times = isinstance(control, ServiceTimes)
+        return self._own(control)
+
+    def canary(self) -> Canary | None:
+        """For which part of the requests that control is; None for all. Raises as `control`."""
+        split = self.actuator.split_in_force() if isinstance(self.actuator, _SWITCHING) else None
+        return None if split is None else Canary(split.percent, self._own(split.base_control))
+
+    @property
+    def splits(self) -> bool:
+        """Whether a part of the requests can go by another control than the rest."""
+        return isinstance(self.actuator, _SWITCHING) and self.actuator.in_memory
+
+    def _own(self, control: Control) -> Control:
+        """The bundle's groups of a control."""
+        theirs = self.actuator.topology
         if isinstance(control, ServiceTimes):
             columns = [theirs.server_index(server) for server in self.topology.servers]
             tau_s = _between(theirs, self.topology, control.tau_s, np.ones(self.topology.shape))
@@ -86,8 +104,10 @@ class Site:
         """The balancing method; None where only a reload could change it. Raises ActuationError."""
         return self.actuator.method if isinstance(self.actuator, _SWITCHING) else None
 
-    def apply(self, control: Control) -> Applied:
-        """Returns when the control is in force; other groups keep theirs. Raises ActuationError."""
+    def apply(self, control: Control, canary: Canary | None = None) -> Applied:
+        """Returns when the control is in force, or a canary of it; other groups keep theirs. Raises ActuationError."""
+        if canary is not None:
+            return self._split(control, canary)
         times = isinstance(control, ServiceTimes)
         if self._times is None:
             self.control()
@@ -97,9 +117,23 @@ class Site:
         if not isinstance(self.actuator, _SWITCHING):
             raise ActuationError("service times need an NGINX that balances in memory", where="controller")
         began_s, self._times = time.monotonic(), None
-        self.actuator.balance("expected_delay" if times else self.first_method or "least_conn", wanted)
+        self.actuator.balance(self._method_for(control), wanted)
         self._times = times
         return Applied(True, time.monotonic() - began_s)
+
+    def _split(self, control: Control, canary: Canary) -> Applied:
+        if not isinstance(self.actuator, _SWITCHING):
+            raise ActuationError("a part of the requests can have its own control in memory only", where="controller")
+        began_s, self._times = time.monotonic(), None
+        new, base = self._whole(control), self._whole(canary.base)
+        self.actuator.split(canary.percent, self._method_for(control), new, self._method_for(canary.base), base)
+        return Applied(True, time.monotonic() - began_s)
+
+    def _method_for(self, control: Control) -> MemoryMethod:
+        """The method that takes this control: the first one, where it does."""
+        if isinstance(control, ServiceTimes):
+            return "expected_delay"
+        return self.first_method if self.first_method not in (None, "expected_delay") else "least_conn"
 
     def _whole(self, control: Control) -> Control:
         """The control of all groups of the NGINX."""

@@ -46,16 +46,20 @@ def _now(status: dict[str, Any]) -> list[str]:
 
 
 def _table(status: dict[str, Any]) -> list[str]:
-    """A line per server: weight and share in force, and the share that would be set where that is another."""
-    lines = []
+    """A line per server: weight and share in force, the first share, and the one that would be set, where others."""
+    percent = status.get("weights_percent", 100.0)
+    lines = [f"canary: {percent:g} % of the requests by these weights, the others by the baseline"]
+    lines = lines if percent < 100 else []
     would = "would set" if status["mode"] == "shadow" else "decided"
     for g, (group, servers) in enumerate(status["groups"].items()):
         width = max(map(len, servers))
         lines.append(f"{group}:")
         for s, server in enumerate(servers):
             share, other = status["shares"][g][s], status["would"][g][s]
-            differs = f", {would} {other:.1%}" if abs(other - share) >= 0.0005 else ""
-            lines.append(f"  {server:<{width}}  weight {status['weights'][g][s]:3d}, {share:.1%} of requests{differs}")
+            first = status["first"][g][s] if "first" in status else share
+            more = f", first {first:.1%}" if abs(first - share) >= 0.0005 else ""
+            more += f", {would} {other:.1%}" if abs(other - share) >= 0.0005 else ""
+            lines.append(f"  {server:<{width}}  weight {status['weights'][g][s]:3d}, {share:.1%} of requests{more}")
     return lines
 
 

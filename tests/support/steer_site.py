@@ -71,7 +71,9 @@ class Drill:
         """A controller, as after a restart: only the folder and NGINX remember."""
         now_s = time.monotonic()
         steering = starting_steering(
-            self.site, self.folder, lambda first: Steering(self.deadlines_s, first, self.settings, now_s)
+            self.site,
+            self.folder,
+            lambda first: Steering(self.deadlines_s, first, self.settings, now_s, splits=self.site.splits),
         )
         header = audit.header(steering, self.deadlines_s, now_s, {})
         self.log = audit.AuditLog(self.folder.audit, header)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import Control, ServiceTimes, Weights
+from actuators.contract.control import Canary, Control, ServiceTimes, Weights
 from actuators.contract.topology import Group, Topology
 from actuators.contract.window import Window
 from actuators.errors import ConflictError, DataError
@@ -24,7 +24,7 @@ from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
 from tuning.steering.decide import Decision, Steering
-from tuning.steering.limits import differ, down_in
+from tuning.steering.limits import canaries_differ, differ, down_in
 from tuning.steering.options import FIRST_RULES, AuditOptions, SteeringOptions, current_mode
 from tuning.steering.window_json import WindowModel
 
@@ -99,6 +99,7 @@ def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: di
         "original": control_json.to_json(original),
         "options": steering.options.model_dump(mode="json", include=set(SteeringOptions.model_fields)),
         "deadlines_s": deadlines_s.tolist(),
+        "splits": steering.splits,
         "now_s": now_s,
         "bundle": bundle,
     }
@@ -111,18 +112,21 @@ def decision_line(
     advice: Advice | None,
     decision: Decision,
     now_s: float,
+    *,
+    canary: Canary | None = None,
 ) -> dict[str, Any]:
-    """One decision as a line, without latencies; `before` was in force during the window.
+    """One decision as a line, without latencies; `before` was in force during the window, or for a `canary` of it.
 
     Service times are written as tables of weights, 1/τ, for readers that expect weights; the exact controls are then
-    under `exact`.
+    under `exact`, and with a canary, too.
     """
     seen = window_json.to_json(window)
     policy = advice.policy if advice else None
     controls = {"before": before, "policy": policy, "baseline": decision.baseline, "weights": decision.control}
     controls["advised"] = advice.baseline if advice else None
     exact = {}
-    if any(isinstance(control, ServiceTimes) for control in controls.values()):
+    canaries = {"before": canary, "now": decision.canary}
+    if any(canaries.values()) or any(isinstance(control, ServiceTimes) for control in controls.values()):
         exact = {"exact": {name: control_json.to_json(control) for name, control in controls.items() if control}}
     state, reference = decision.state, steering.harm.reference
     return {
@@ -144,6 +148,7 @@ def decision_line(
         "weights": decision.control.as_weights().values.tolist(),
         "baseline": decision.baseline.as_weights().values.tolist(),
         **exact,
+        **({"canaries": _canaries(canaries)} if any(canaries.values()) else {}),
         "change": decision.change,
         "guards": list(decision.guards),
         "alarms": list(decision.alarms),
@@ -153,6 +158,10 @@ def decision_line(
                       "windows": reference.windows},
         "window": seen,
     }  # fmt: skip
+
+
+def _canaries(canaries: dict[str, Canary | None]) -> dict[str, Any]:
+    return {name: control_json.canary_to_json(canary) for name, canary in canaries.items()}
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -189,8 +198,12 @@ class Redecided:
     @property
     def same(self) -> bool:
         line, decision = self.line, self.decision
+        canary = line.get("canaries", {}).get("now")
         return bool(
-            line["source"] == decision.source and self._same_control() and line["guards"] == list(decision.guards)
+            line["source"] == decision.source
+            and self._same_control()
+            and canary == control_json.canary_to_json(decision.canary)
+            and line["guards"] == list(decision.guards)
         )
 
     def _same_control(self) -> bool:
@@ -262,20 +275,22 @@ def _steering(line: dict[str, Any]) -> Steering:
     options = line["options"]
     if line["format_version"] == 1:
         options = {**options, "guards": {**FIRST_RULES, **options["guards"]}}
-    return Steering(deadlines_s, original, SteeringOptions.model_validate(options), line["now_s"])
+    settings = SteeringOptions.model_validate(options)
+    return Steering(deadlines_s, original, settings, line["now_s"], splits=line.get("splits", False))
 
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     """Restores mode, orders and control in force as recorded, for the decision at that moment."""
     present: Control = Weights(steering.topology, window.weight, down_in(steering.original))
-    known = np.array_equal(window.weight, steering.in_force.as_weights().values)
+    known = np.array_equal(window.weight, steering.shown.values)
+    canary = control_json.canary_from_json(line.get("canaries", {}).get("before"), steering.topology)
     if "exact" in line:
         present = control_json.from_json(line["exact"]["before"], steering.topology)
-        known = not differ(present, steering.in_force)
+        known = not (differ(present, steering.in_force) or canaries_differ(canary, steering.canary))
     if not known:
         # Up to version 0.1 somebody else's change was what a revert restored from then on.
         original = control_json.from_json(line["original"], steering.topology) if "original" in line else None
-        steering.adopt(present, external=bool(line.get("theirs")), original=original)
+        steering.adopt(present, external=bool(line.get("theirs")), original=original, canary=canary)
     steering.override = line["override"]
     update = {"mode": current_mode(line["mode"]), "canary_percent": recorded_percent(line)}
     steering.options = steering.options.model_copy(update=update)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from actuators.contract.control import Control, ServiceTimes, Weights
+from actuators.contract.control import Canary, Control, ServiceTimes, Weights
 from actuators.contract.topology import Topology
 
 
@@ -22,3 +22,13 @@ def from_json(data: dict[str, Any], topology: Topology) -> Control:
     if "tau_s" in data:
         return ServiceTimes(topology, np.array(data["tau_s"], dtype=float), np.array(data["workers"], dtype=float))
     return Weights(topology, np.array(data["values"]), np.array(data["down"], dtype=bool))
+
+
+def canary_to_json(canary: Canary | None) -> dict[str, Any] | None:
+    """`percent` and `base`; None for none."""
+    return None if canary is None else {"percent": canary.percent, "base": to_json(canary.base)}
+
+
+def canary_from_json(data: dict[str, Any] | None, topology: Topology) -> Canary | None:
+    """The inverse, with its errors."""
+    return None if data is None else Canary(float(data["percent"]), from_json(data["base"], topology))

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import Control, Weights
+from actuators.contract.control import Canary, Control, Weights, shares_of
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError
 from tuning.policy.adviser import Advice, State
 from tuning.steering.harm import BackOff, Harm, HarmWatch, Seen, Streak, seen_in
-from tuning.steering.limits import Limits, differ, down_in, limit, overloaded
+from tuning.steering.limits import Limits, as_weights, canaries_differ, differ, down_in, limit, overloaded
 from tuning.steering.options import GuardName, GuardOptions, Override, SteeringOptions
 from tuning.steering.silence import SilenceWatch
 
@@ -52,6 +52,7 @@ class Decision(Verdict):
 
     Attributes:
         control: what should be in force; in shadow mode what would be.
+        canary: that the control should balance a part of the requests only.
         baseline: what replaces the policy.
         change: the control differs from what is in force and is to be applied.
         state: what the encoder made of the window; None without advice.
@@ -59,6 +60,7 @@ class Decision(Verdict):
     """
 
     control: Control
+    canary: Canary | None = None
     baseline: Control
     change: bool
     state: State | None = None
@@ -76,6 +78,7 @@ class Case:
         in_force: control during the window; None when unknown.
         original: which servers are out of rotation, and what `reverted` goes back to.
         now_s: monotonic seconds.
+        splits: NGINX can balance a part of the requests by another control.
     """
 
     window: Window
@@ -87,6 +90,7 @@ class Case:
     original: Control
     now_s: float = 0.0
     override: Override = ""
+    splits: bool = False
 
     @property
     def shadow(self) -> bool:
@@ -233,17 +237,28 @@ class Steering:
         deadlines_s: ``[groups]``.
         original: control in force at the start, weights with their `down` flags; a revert restores it.
         now_s: monotonic seconds, as in `decide`.
+        splits: NGINX balances in memory, so that a canary gets a part of the requests; else it goes a part of the way.
 
     Attributes:
         in_force: control that NGINX uses, as far as the controller knows.
             Dead servers have less in it than was decided for them: `_intended` is what they come back to.
+        canary: that it uses it for a part of the requests only.
         override: the operator's order.
         options: may be replaced between decisions.
     """
 
-    def __init__(self, deadlines_s: FloatArray, original: Control, options: SteeringOptions, now_s: float) -> None:
+    def __init__(
+        self,
+        deadlines_s: FloatArray,
+        original: Control,
+        options: SteeringOptions,
+        now_s: float,
+        *,
+        splits: bool = False,
+    ) -> None:
         self.topology, self._deadlines_s, self.options = original.topology, deadlines_s, options
-        self.original, self.in_force = original, original
+        self.original, self.in_force, self.splits = original, original, splits
+        self.canary: Canary | None = None
         self.override: Override = ""
         self._memory = Memory(original.topology, options.guards, now_s)
         self._intended, self._decided = original, original
@@ -252,6 +267,12 @@ class Steering:
     def harm(self) -> HarmWatch:
         """The comparison of the policy with its baseline."""
         return self._memory.harm
+
+    @property
+    def shown(self) -> Weights:
+        """What is in force as weights for all requests."""
+        weights = self.in_force.as_weights()
+        return weights if self.canary is None else as_weights(shares_of(weights, self.canary), weights)
 
     def decide(self, window: Window, advice: Advice | None, now_s: float) -> Decision:
         """The decision after a window.
@@ -262,11 +283,14 @@ class Steering:
         memory = self._memory
         memory.art = memory.errors = None
         case = Case(
-            window, advice, self._deadlines_s, self.options, self._intended, self._baseline(advice), self.original,
-            now_s, self.override,
+            window, advice, self._deadlines_s, self.options, self._stepped_from(), self._baseline(advice),
+            self.original, now_s, self.override, self.splits,
         )  # fmt: skip
         verdict = decide(case, memory)
-        assert verdict.control is not None, "what is in force is known"
+        canary = self._canary(verdict, case)
+        if canary is not None and canary.percent == 0:
+            verdict, canary = replace(verdict, control=canary.base), None
+        assert verdict.control is not None
         self._decided = verdict.control
         verdict = self._spare(verdict, window)
         assert verdict.control is not None
@@ -274,10 +298,11 @@ class Steering:
             source=verdict.source,
             reason=verdict.reason,
             control=verdict.control,
+            canary=canary,
             guards=verdict.guards,
             alarms=verdict.alarms,
             baseline=case.baseline,
-            change=self._changes(verdict.control, verdict, case),
+            change=self._changes(verdict.control, canary, verdict, case),
             state=advice.state if advice else None,
             art=memory.art,
             errors=memory.errors,
@@ -285,17 +310,21 @@ class Steering:
 
     def applied(self, decision: Decision, now_s: float) -> None:
         """The decision's control is in force now."""
-        self.in_force, self._intended = decision.control, self._decided
+        self.in_force, self._intended, self.canary = decision.control, self._decided, decision.canary
         self._memory.applied(decision, now_s)
 
-    def adopt(self, present: Control, *, external: bool, original: Control | None = None) -> None:
+    def adopt(
+        self, present: Control, *, external: bool, original: Control | None = None, canary: Canary | None = None
+    ) -> None:
         """This control is in force, although this controller did not apply it just now.
 
         Args:
             external: somebody else's change; otherwise left behind by an earlier controller or a restart of NGINX.
             original: what a revert restores after somebody else's change; that change when None.
+            canary: the present control balances a part of the requests only.
         """
         self.in_force = self._intended = self._decided = present
+        self.canary = canary
         if external:
             self.original = present if original is None else original
             self.harm.reference.restart()
@@ -304,23 +333,38 @@ class Steering:
     def _spare(self, verdict: Verdict, window: Window) -> Verdict:
         """The verdict with a probing share for dead servers, and alarms about them.
 
-        Orders of the operator are carried out as given, and a canary moves only its part of the way.
+        Orders of the operator are carried out as given, and a canary by reload moves only its part of the way.
         """
         silence = self._memory.silence
         alarms = (*verdict.alarms, *silence.alarms(window), *(() if window.bounds_ms else (NO_BUCKETS,)))
         if verdict.source == "hold":
             return replace(verdict, control=self.in_force, alarms=alarms)
-        if self.options.mode == "canary" or "operator" in verdict.guards or not isinstance(verdict.control, Weights):
+        part = self.options.mode == "canary" and not self.splits
+        if part or "operator" in verdict.guards or not isinstance(verdict.control, Weights):
             return replace(verdict, alarms=alarms)
         spared = silence.spared(verdict.control)
         guards: tuple[GuardName, ...] = () if spared is verdict.control else ("silent",)
         return replace(verdict, control=spared, guards=(*verdict.guards, *guards), alarms=alarms)
 
-    def _changes(self, control: Control, verdict: Verdict, case: Case) -> bool:
+    def _stepped_from(self) -> Control:
+        """What is in force as the next step counts from it: all requests, unless a canary goes on."""
+        if self.canary is None or self.options.mode == "canary" or not isinstance(self._intended, Weights):
+            return self._intended
+        return as_weights(shares_of(self._intended, self.canary), self._intended)
+
+    def _canary(self, verdict: Verdict, case: Case) -> Canary | None:
+        """The part of the requests that the verdict's control is for."""
+        if verdict.source == "hold":
+            return self.canary
+        percent = self.options.canary_percent
+        partly = self.splits and self.options.mode == "canary" and percent < 100 and verdict.source == "policy"
+        return Canary(percent, case.baseline) if partly else None
+
+    def _changes(self, control: Control, canary: Canary | None, verdict: Verdict, case: Case) -> bool:
         """Whether the control is to be applied; in shadow mode only on an operator's order."""
         if verdict.source == "hold":
             return False
-        differs = differ(control, self.in_force)
+        differs = differ(control, self.in_force) or canaries_differ(canary, self.canary)
         if "operator" in verdict.guards:
             # Leaving an active mode ends the policy's rule even where the weights are the same.
             return differs or not case.override
@@ -412,7 +456,7 @@ def _follow(case: Case, memory: Memory | None, advice: Advice, policy: Control) 
             baseline=case.baseline,
             measured=advice.baseline,
             original=case.original,
-            percent=options.canary_percent if options.mode == "canary" else 100.0,
+            percent=options.canary_percent if options.mode == "canary" and not case.splits else 100.0,
             late=late,
             quiet=window.requests.sum(axis=1) < guards.min_requests,
         ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actuators.contract.arrays import BoolArray, FloatArray
-from actuators.contract.control import MAX_WEIGHT, Control, ServiceTimes, Weights
+from actuators.contract.control import MAX_WEIGHT, Canary, Control, ServiceTimes, Weights
 from actuators.contract.window import Window
 from tuning.steering.options import GuardName, GuardOptions
 
@@ -60,6 +60,13 @@ def differ(a: Control, b: Control) -> bool:
     if isinstance(a, ServiceTimes) or isinstance(b, ServiceTimes):
         return True
     return not (np.allclose(a.shares(), b.shares(), atol=1e-6) and np.array_equal(a.down, b.down))
+
+
+def canaries_differ(a: Canary | None, b: Canary | None) -> bool:
+    """Whether another part of the requests goes by the new control, or the others by another one."""
+    if a is None or b is None:
+        return a is not b
+    return a.percent != b.percent or differ(a.base, b.base)
 
 
 def down_in(control: Control) -> BoolArray:
@@ -127,7 +134,8 @@ def whole_within(shares: FloatArray, base: Weights, mask: BoolArray) -> Weights:
     """Whole weights that take each server's share from that of `base` towards `shares` and not beyond.
 
     Of those with a largest weight of 1…100 the nearest to `shares`, if it goes half of the way or more; where there is
-    none, one that goes at most `GRAIN` beyond; else `base`. Servers that are down keep their weight.
+    none, one in which servers with a short way go at most `GRAIN` beyond it, and none further than the server with the
+    longest way may; else `base`. Servers that are down keep their weight.
     """
     base_shares = _shares(base, mask)
     top = np.maximum(shares.max(axis=1, keepdims=True), 1e-12)
@@ -137,9 +145,10 @@ def whole_within(shares: FloatArray, base: Weights, mask: BoolArray) -> Weights:
     tried = np.where(mask, tried, 0.0)
     found = tried / np.maximum(tried.sum(axis=-1, keepdims=True), 1e-12)
     beyond = np.maximum(found - np.maximum(shares, base_shares), np.minimum(shares, base_shares) - found).max(axis=-1)
+    far = np.abs(found - base_shares).max(axis=-1) > np.abs(shares - base_shares).max(axis=-1) + 1e-9
     left = np.abs(found - shares).sum(axis=-1)
     worth = left <= 0.5 * np.abs(base_shares - shares).sum(axis=-1)
-    rank = np.where((beyond <= 1e-9) & worth, 0.0, np.where((beyond <= GRAIN) & worth, 10.0, np.inf)) + left
+    rank = np.where((beyond <= 1e-9) & worth, 0.0, np.where((beyond <= GRAIN) & worth & ~far, 10.0, np.inf)) + left
     best, groups = rank.argmin(axis=0), np.arange(len(shares))
     moves = np.isfinite(rank[best, groups])[:, None] & mask
     return Weights(base.topology, np.where(moves, tried[best, groups], base.values).astype(np.int64), base.down)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from actuators.contract.control import Control
+from actuators.contract.control import Canary, Control
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Window
 from actuators.errors import ActuationError
@@ -47,7 +47,8 @@ class Nowhere:
     def control(self) -> Control:
         return self.in_force
 
-    def apply(self, control: Control) -> Applied:
+    def apply(self, control: Control, canary: Canary | None = None) -> Applied:
+        assert canary is None
         self.asked.append(control)
         if self.broken:
             raise ActuationError("no answer", where="nginx")

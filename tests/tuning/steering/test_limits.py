@@ -152,3 +152,4 @@ def test_a_canary_moves_no_share_beyond_its_part_of_the_way(base: list[int], pol
     # The whole way is rounded to whole weights, up to half a hundredth of the largest.
     most = percent / 100 * (np.abs(way) + 0.01) + limits.GRAIN
     assert (np.abs(moved) <= most).all()
+    assert np.abs(moved).max() <= percent / 100 * (np.abs(way).max() + 0.01)
