@@ -28,7 +28,8 @@ from envs.study.rules import Rule
 
 Metric = Literal["mean_ms", "p99_ms", "late_per_hour"]
 METRICS: tuple[Metric, ...] = ("mean_ms", "p99_ms", "late_per_hour")
-Conclusion = Literal["change", "stay", "watch_longer"]
+Conclusion = Literal["change", "stay", "no_promise", "watch_longer"]
+"""`no_promise`: the fitted simulator does not answer as these servers do, so its prediction says nothing about them."""
 
 LEAST_GAIN = 0.03
 """A smaller gain in the mean is not worth a change."""

@@ -156,7 +156,7 @@ def limited(found: Promise, fitted: Fit) -> Promise:
     for verdict in fitted.verdicts:
         if verdict.judgement == "good" or rates.get(verdict.group, 0.0) < MUCH * total:
             continue
-        conclusion: Conclusion = "watch_longer" if verdict.judgement == "little_traffic" else "stay"
+        conclusion: Conclusion = "watch_longer" if verdict.judgement == "little_traffic" else "no_promise"
         reason = f"{verdict.group}: {verdict.sentence} ({verdict.detail}), so nothing is promised."
         return found.model_copy(update={"conclusion": conclusion, "reasons": (reason,)})
     return found

@@ -50,12 +50,16 @@ def headline(found: Found) -> str:
         return f"On your traffic of today: mean {_ms(mean.today.value)} → {_ms(mean.new.value)}"
     if conclusion == "stay":
         return "Stay with what you have: there is no gain to be had"
+    if conclusion == "no_promise":
+        return "Stay with what you have: nothing can be promised"
     return "Nothing can be promised yet: watch longer"
 
 
 def lead(found: Found) -> str:
     """The promise in a paragraph."""
     promise = found.judged.promise
+    if promise.conclusion == "no_promise":
+        return " ".join([*promise.reasons, "What is simulated below is not a prediction for these servers."])
     texts = [_sentence(each, found.judged.busiest) for each in promise.loads]
     minutes = f"{promise.measure_s / 60:g} min"
     note = f"Intervals hold 95 % of measurements of {minutes} under each of the two, one after the other."
@@ -66,8 +70,8 @@ def short(found: Found) -> Iterator[str]:
     """The lines that are printed."""
     yield headline(found)
     yield from found.judged.promise.reasons
-    for load in found.judged.promise.loads:
-        yield _sentence(load, found.judged.busiest)
+    if found.judged.promise.conclusion != "no_promise":
+        yield from (_sentence(load, found.judged.busiest) for load in found.judged.promise.loads)
     for verdict in found.fitted.verdicts:
         yield f"{verdict.group}: {verdict.sentence} ({verdict.detail})"
     following = next_command(found)
@@ -113,6 +117,11 @@ def next_command(found: Found) -> dict[str, str]:
             " --control-url URL --token-file FILE (deepsched weights snippet). With one of them, in a new folder:"
         )
         return {"text": text, "command": f"deepsched onboard --status-url {shlex.quote(shown_url(found.options))} …"}
+    if conclusion == "no_promise":
+        text = (
+            "Shadow decides and records, and changes nothing. A watch at other hours, in a new folder, may fit better."
+        )
+        return {"text": text, "command": steer}
     if conclusion == "stay":
         text = "Nothing needs to be done. When traffic or servers change, onboard again in a new folder:"
         return {"text": text, "command": f"deepsched onboard {found_again(found.options, 'NEW')}"}
@@ -160,7 +169,7 @@ def _facts(found: Found) -> list[str]:
     groups, servers = found.fitted.problem.topology.shape
     return [
         f"watched {found.watched['seconds'] / 60:.1f} min, {observed.requests} requests",
-        f"{groups} groups, {servers} servers",
+        f"{groups} {'group' if groups == 1 else 'groups'}, {servers} {'server' if servers == 1 else 'servers'}",
         f"balanced by {found.way.method} today ({found.way.source})",
         f"proposal: {found.judged.promise.proposal}",
     ]
@@ -170,6 +179,7 @@ def _cards(found: Found) -> list[dict[str, Any]]:
     cards = []
     for load in found.judged.promise.loads:
         title = "Today's traffic" if load.load == 1.0 else f"{load.load:g} × today's traffic"
+        title += ", simulated, not promised" if found.judged.promise.conclusion == "no_promise" else ""
         rows = [_row(row, found) for row in load.all]
         note = _overload(load, found.judged.busiest)
         cards.append({"title": title, "rows": rows, "note": note})
@@ -178,7 +188,8 @@ def _cards(found: Found) -> list[dict[str, Any]]:
 
 def _row(row: Comparison, found: Found) -> dict[str, Any]:
     ratio = row.ratio
-    verdict = "" if ratio is None else "better" if ratio.high < 1 else "worse" if ratio.low > 1 else ""
+    silent = ratio is None or found.judged.promise.conclusion == "no_promise"
+    verdict = "" if silent or ratio is None else "better" if ratio.high < 1 else "worse" if ratio.low > 1 else ""
     place = None
     if ratio is not None:
         reach = _reach(found)

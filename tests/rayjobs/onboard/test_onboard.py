@@ -111,6 +111,23 @@ def test_equal_servers_under_least_conn_stay(tmp_path: Path, capsys: pytest.Capt
     assert "web: good enough" in out
 
 
+def test_servers_that_the_simulator_does_not_match_get_no_promise(
+    unequal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An accuracy that no simulator reaches stands in for servers of another kind."""
+    folder = tmp_path / "onboard"
+    with played(unequal) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("envs.calibration.result.MEAN_BAR", 0.0)
+        patch.setattr("envs.calibration.verdict.MEAN_BAR", 0.0)
+        assert main(words(url, folder, "round_robin")) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Stay with what you have: nothing can be promised")
+    assert "→" not in out
+    page = (folder / "onboarding.html").read_text()
+    assert "simulated, not promised" in page
+    assert "not a prediction for these servers" in page
+
+
 def unread(url: str, folder: Path, length: tuple[str, ...], steps: int) -> list[str]:
     quick = [text for text in QUICK if not text.startswith(("watch_s", "train_steps"))]
     flags = {"status_url": url, "folder": folder, "method": "round_robin", "train_steps": steps}
