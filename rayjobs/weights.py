@@ -32,6 +32,8 @@ from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
 from actuators.options import Moved, Never, Options
+from actuators.statistics.names import server_names
+from actuators.statistics.reader import StatusReader
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
 
@@ -177,8 +179,13 @@ def explore(options: ExploreOptions) -> int:
 
 
 def _opened(options: GroupOptions, changes: Sequence[str] = ()) -> Actuator:
-    """The NGINX; tells the groups whose weights cannot be set. Raises ConfigError when a change names one of them."""
+    """The NGINX; tells the groups whose weights cannot be set. Raises ConfigError when a change names one of them, or
+    the statistics that shall confirm a change do not show every server.
+    """
     actuator = open_actuator(options, options.groups)
+    if options.reload.status_url:
+        with StatusReader(options.reload.status_url) as reader:
+            server_names(actuator.topology, reader.snapshot()).check()
     for name, reason in actuator.left_out.items() if isinstance(actuator, ExternalNginx) else ():
         if any(change.startswith(f"{name}/") for change in changes):
             raise reason

@@ -87,8 +87,11 @@ class Weights:
         return self
 
     def shares(self) -> NDArray[np.float64]:
-        """Float ``[groups, servers]``: each group's weights divided by their sum, 0 where down."""
-        usable = np.where(self.down, 0, self.values).astype(float)
+        """Float ``[groups, servers]``: each group's weights divided by their sum, 0 where down.
+
+        A server with several addresses has its weight as often.
+        """
+        usable = np.where(self.down, 0, self.values * self.topology.entries).astype(float)
         total: NDArray[np.float64] = usable / usable.sum(axis=1, keepdims=True)
         return total
 

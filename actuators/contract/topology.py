@@ -63,11 +63,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Topology:
-    """The groups of one NGINX. Arrays ``[groups, servers]`` have the order of `groups` and `servers`."""
+    """The groups of one NGINX. Arrays ``[groups, servers]`` have the order of `groups` and `servers`.
+
+    Attributes:
+        addresses: for each group, how many addresses NGINX has for each of its servers, every one of which gets the
+            server's weight; empty when each has one.
+    """
 
     groups: tuple[Group, ...]
+    addresses: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.addresses and [*map(len, self.addresses)] != [len(group.servers) for group in self.groups]:
+            raise ConfigError("counts of addresses do not fit the servers", where="topology")
         names = [group.name for group in self.groups]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"groups are {names}", where="topology", remedy="give at least one, each name once")
@@ -88,6 +96,27 @@ class Topology:
         for g, group in enumerate(self.groups):
             mask[g, [self._indices[server] for server in group.servers]] = True
         return mask
+
+    @cached_property
+    def entries(self) -> NDArray[np.int64]:
+        """Int ``[groups, servers]``: `addresses` as a table; 1 where a group lacks the server."""
+        table = np.ones(self.shape, np.int64)
+        for g, counts in enumerate(self.addresses):
+            table[g, [self._indices[server] for server in self.groups[g].servers]] = counts
+        return table
+
+    @cached_property
+    def plain(self) -> Topology:
+        """The same with one address for each server: what policies see, whose weights are shares."""
+        return Topology(self.groups) if self.addresses else self
+
+    def with_entries(self, counts: NDArray[np.int64]) -> Topology:
+        """The same groups with so many addresses, ``[groups, servers]``."""
+        rows = tuple(
+            tuple(int(counts[g, self._indices[server]]) for server in group.servers)
+            for g, group in enumerate(self.groups)
+        )
+        return Topology(self.groups, rows if any(count != 1 for row in rows for count in row) else ())
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -65,10 +65,13 @@ class ServerNames:
         return all(tuple(snapshot.groups.get(name, ())) == entries for name, entries in self.shown.items())
 
     def check(self) -> None:
-        """Raises ConfigError when a line has no entry, or shares one with another line."""
-        if self.problems:
+        """Raises ConfigError when a group or a line has no entry, or shares one with another line."""
+        missing = [f"the statistics do not show {name}" for name, shown in self.groups.items() if not self.shown[shown]]
+        problems = [*missing, *self.problems]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise ConfigError(
-                self.problems[0], where="names of servers",
+                problems[0] + more, where="names of servers",
                 remedy="write addresses in the server lines, or reload NGINX when names have new addresses",
             )  # fmt: skip
 

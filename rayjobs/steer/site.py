@@ -20,6 +20,7 @@ from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuato
 from actuators.load.engine import LoadEngine
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
+from actuators.statistics.names import server_names
 from actuators.statistics.reader import CollectOptions, Collector
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
@@ -98,7 +99,10 @@ class Site:
         now = self.present()
         before, there = _names(self.topology), _names(now)
         words = [f"+{name}" for name in there if name not in before] + [f"-{n}" for n in before if n not in there]
-        return " ".join(words) or ("another order" if now != self.topology else "")
+        if words or now != self.topology.plain:
+            return " ".join(words) or "another order"
+        same = self.topology == now.with_entries(self.collector.names().counts)
+        return "" if same else "other addresses behind a name"
 
     def method(self) -> MemoryMethod | None:
         """The balancing method; None where only a reload could change it. Raises ActuationError."""
@@ -189,11 +193,16 @@ def matched(model: Topology, theirs: Topology) -> Topology:
 def external_site(
     model: Topology, options: ActuatorOptions, status_url: str, reading: CollectOptions
 ) -> Iterator[Site]:
-    """An external NGINX. Raises ConfigError, MissingToolError or ActuationError."""
+    """An external NGINX. Raises ConfigError, also for servers whose names are not one to one with the statistics',
+    MissingToolError, StatusError or ActuationError.
+    """
     actuator = open_actuator(options)
     topology = matched(model, actuator.topology)
     with Collector(status_url, topology, reading) as collector:
-        yield Site(topology, collector, actuator, present=lambda: matched(model, open_actuator(options).topology))
+        names = server_names(topology, collector.snapshot())
+        names.check()
+        counted = topology.with_entries(names.counts)
+        yield Site(counted, collector, actuator, present=lambda: matched(model, open_actuator(options).topology))
 
 
 @contextlib.contextmanager
@@ -287,7 +296,7 @@ def serve_first(options: SteerOptions, site: Site, local: Adviser, stack: contex
         post = http_post(options.serve_url, token, 10 * deadline_s)
     else:
         return local
-    adviser = ServeAdviser(post, local, site.topology, deadline_s)
+    adviser = ServeAdviser(post, local, site.topology.plain, deadline_s)
     stack.callback(adviser.close)
     return adviser
 
@@ -298,7 +307,7 @@ def load_adviser(folder: Path, site: Site | None = None, workers: float = 1.0) -
     Raises BundleError, or ConfigError when the bundle does not fit the site.
     """
     check_bundle(folder)
-    adviser = Adviser(load_bundle(folder, site.topology if site else None), workers)
+    adviser = Adviser(load_bundle(folder, site.topology.plain if site else None), workers)
     if site is not None and adviser.bundle.problem.options.action.estimator:
         _check_takes_times(site, folder)
     return adviser

@@ -1,5 +1,5 @@
 """Disasters of a machine that a test can really cause without touching anybody else: a wall clock that jumps for a
-test's own processes, and a disk of its own that is full."""
+test's own processes, host names of their own, and a disk of its own that is full."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from actuators.load.build import find_compiler
-
-_SOURCE = Path(__file__).with_name("clock.c")
 
 
 class Clock:
@@ -30,14 +28,28 @@ class Clock:
 @contextmanager
 def jumping_clock(folder: Path) -> Iterator[Clock]:
     """Whatever this process starts in the block reads the clock that the block is given."""
-    library, clock = folder / "clock.so", Clock(folder / "clock")
-    command = [find_compiler(), "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", library, _SOURCE]
-    subprocess.run(command, check=True, timeout=60)
-    mine = {"LD_PRELOAD": str(library), "DEEPSCHED_TEST_CLOCK": str(folder / "clock")}
+    clock = Clock(folder / "clock")
+    with _preloaded(folder, "clock.c", DEEPSCHED_TEST_CLOCK=str(folder / "clock")):
+        yield clock
+
+
+@contextmanager
+def host_name(folder: Path, name: str, *addresses: str) -> Iterator[None]:
+    """Whatever this process starts in the block finds these addresses for a host name."""
+    with _preloaded(folder, "names.c", DEEPSCHED_TEST_NAMES=f"{name}={','.join(addresses)}"):
+        yield
+
+
+@contextmanager
+def _preloaded(folder: Path, source: str, **variables: str) -> Iterator[None]:
+    library = folder / f"{source}.so"
+    command = [find_compiler(), "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", library]
+    subprocess.run([*command, Path(__file__).with_name(source)], check=True, timeout=60)
+    mine = {"LD_PRELOAD": str(library), **variables}
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
     try:
-        yield clock
+        yield
     finally:
         for name, value in before.items():
             os.environ.pop(name)

@@ -38,7 +38,8 @@ class ScriptedServer:
         pause_s: seconds between two pieces.
     """
 
-    def __init__(self, answer: Callable[[Received], bytes] = lambda _: OK) -> None:
+    def __init__(self, answer: Callable[[Received], bytes] = lambda _: OK, *, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.requests: list[Received] = []
         self.piece_bytes, self.pause_s = 0, 0.0
         self._answer = answer
@@ -57,9 +58,25 @@ class ScriptedServer:
         """Takes no more connections from now on."""
         self._loop.call_soon_threadsafe(self._server.close)
 
+    def die(self) -> None:
+        """As the end of its process: no connection stays, new ones are refused."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(PATIENCE_S)
+
+    def revive(self) -> None:
+        """Listens again, on the same port."""
+        start = asyncio.start_server(self._serve, self._host, self._port, backlog=4096)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(PATIENCE_S)
+
+    async def _end(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     def __enter__(self) -> Self:
         self._thread.start()
-        start = asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096)
+        start = asyncio.start_server(self._serve, self._host, 0, backlog=4096)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(PATIENCE_S)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
@@ -67,14 +84,7 @@ class ScriptedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        async def end() -> None:
-            self._server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(PATIENCE_S)
+        self.die()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE_S)
         self._loop.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from envs.observation.features import LatencyMemory
 from rayjobs.steer import site as steered
 from rayjobs.steer.controller import Match, SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
+from tests.support.http_server import ScriptedServer
 from tests.support.nginx_site import HOME, Site
 from tests.support.steering_cases import DEADLINES_S
 from tuning.policy.adviser import Advice, State
@@ -44,12 +45,24 @@ def fixed_options(mode: str, **guards: object) -> SteeringOptions:
     return SteeringOptions.model_validate({"mode": mode, "guards": quick})
 
 
+def scripted(site: Site, policy: Control, folder: Path, options: SteeringOptions) -> Scripted:
+    """In front of an NGINX of ours."""
+    own = steered.Site(site.topology, site.collector, site.nginx, site.nginx.address)
+    return Scripted(own, site.servers, policy, folder, options)
+
+
 class Scripted:
     """One step after each batch of requests."""
 
-    def __init__(self, site: Site, policy: Control, folder: Path, options: SteeringOptions) -> None:
-        self.nginx_site, self.said = site, list[str]()
-        self.site = steered.Site(site.topology, site.collector, site.nginx, site.nginx.address)
+    def __init__(
+        self,
+        site: steered.Site,
+        servers: Sequence[ScriptedServer],
+        policy: Control,
+        folder: Path,
+        options: SteeringOptions,
+    ) -> None:
+        self.site, self.servers, self.said = site, servers, list[str]()
         self.folder = SteerFolder(folder)
         self.folder.make()
         now_s = time.monotonic()
@@ -57,12 +70,12 @@ class Scripted:
             self.site, self.folder, lambda first: Steering(DEADLINES_S, first, options, now_s, splits=self.site.splits)
         )
         log = audit.AuditLog(self.folder.audit, audit.header(steering, DEADLINES_S, now_s, {}))
-        site.collector.begin()
+        self.site.collector.begin()
         match = Match(self.site, steering, Fixed(policy), 1, log.write)
         self.controller = SiteController(match, self.folder, log=self.said.append)
 
-    def step(self, requests: int = 20) -> Step:
-        self.shares(requests)
+    def step(self, requests: int = 20, pause_s: float = 0.0) -> Step:
+        self.shares(requests, pause_s)
         return self.controller.step()
 
     def until(self, met: Callable[[Step], bool], most: int = 20) -> Step:
@@ -71,11 +84,12 @@ class Scripted:
                 return step
         raise AssertionError(self.folder.status())
 
-    def shares(self, requests: int) -> NDArray[np.float64]:
-        """Of the servers among so many requests, as they counted them; every one is answered."""
-        before = np.array([len(server.requests) for server in self.nginx_site.servers])
+    def shares(self, requests: int, pause_s: float = 0.0) -> NDArray[np.float64]:
+        """Of the servers among so many requests, as they counted them; every one is answered well."""
+        before = np.array([len(server.requests) for server in self.servers])
         with http_session(10.0) as session:
             for _ in range(requests):
-                assert session.get(f"http://{self.nginx_site.nginx.address}{HOME}").status_code == 200
-        after = np.array([len(server.requests) for server in self.nginx_site.servers])
+                assert session.get(f"http://{self.site.address}{HOME}").status_code == 200
+                time.sleep(pause_s)
+        after = np.array([len(server.requests) for server in self.servers])
         return (after - before) / requests

@@ -24,7 +24,7 @@ from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
 from tuning.steering.decide import Decision, Steering
-from tuning.steering.limits import canaries_differ, differ, down_in
+from tuning.steering.limits import as_shared, canaries_differ, differ, down_in
 from tuning.steering.options import FIRST_RULES, AuditOptions, SteeringOptions, current_mode
 from tuning.steering.window_json import WindowModel
 
@@ -96,6 +96,7 @@ def header(steering: Steering, deadlines_s: FloatArray, now_s: float, bundle: di
         "kind": "start",
         "format_version": FORMAT_VERSION,
         "topology": msgspec.to_builtins(steering.topology.groups),
+        "addresses": steering.topology.addresses,
         "original": control_json.to_json(original),
         "options": steering.options.model_dump(mode="json", include=set(SteeringOptions.model_fields)),
         "deadlines_s": deadlines_s.tolist(),
@@ -117,8 +118,8 @@ def decision_line(
 ) -> dict[str, Any]:
     """One decision as a line, without latencies; `before` was in force during the window, or for a `canary` of it.
 
-    Service times are written as tables of weights, 1/τ, for readers that expect weights; the exact controls are then
-    under `exact`, and with a canary, too.
+    Service times are written as tables of weights, 1/τ, for readers that expect weights, and weights of servers with
+    several addresses in proportion to their shares; the exact controls are then under `exact`, with a canary, too.
     """
     seen = window_json.to_json(window)
     policy = advice.policy if advice else None
@@ -126,7 +127,8 @@ def decision_line(
     controls["advised"] = advice.baseline if advice else None
     exact = {}
     canaries = {"before": canary, "now": decision.canary}
-    if any(canaries.values()) or any(isinstance(control, ServiceTimes) for control in controls.values()):
+    several = any(canaries.values()) or bool(steering.topology.addresses)
+    if several or any(isinstance(control, ServiceTimes) for control in controls.values()):
         exact = {"exact": {name: control_json.to_json(control) for name, control in controls.items() if control}}
     state, reference = decision.state, steering.harm.reference
     return {
@@ -145,8 +147,8 @@ def decision_line(
         "novelty": np.round(state.novelty, 4).tolist() if state else None,
         "source": decision.source,
         "reason": decision.reason,
-        "weights": decision.control.as_weights().values.tolist(),
-        "baseline": decision.baseline.as_weights().values.tolist(),
+        "weights": as_shared(decision.control.as_weights()).values.tolist(),
+        "baseline": as_shared(decision.baseline.as_weights()).values.tolist(),
         **exact,
         **({"canaries": _canaries(canaries)} if any(canaries.values()) else {}),
         "change": decision.change,
@@ -245,6 +247,7 @@ def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Itera
 
 def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
     """The recorded advice, as far as the line holds it."""
+    topology = topology.plain
     if line["novelty"] is None:
         return None
     exact = line.get("exact")
@@ -269,7 +272,7 @@ def has_data(line: dict[str, Any]) -> bool:
 
 
 def _steering(line: dict[str, Any]) -> Steering:
-    topology = Topology(msgspec.convert(line["topology"], tuple[Group, ...]))
+    topology = Topology(msgspec.convert(line["topology"], tuple[Group, ...]), _rows(line.get("addresses", ())))
     original = control_json.from_json(line["original"], topology)
     deadlines_s = np.array(line["deadlines_s"], dtype=float)
     options = line["options"]
@@ -277,6 +280,10 @@ def _steering(line: dict[str, Any]) -> Steering:
         options = {**options, "guards": {**FIRST_RULES, **options["guards"]}}
     settings = SteeringOptions.model_validate(options)
     return Steering(deadlines_s, original, settings, line["now_s"], splits=line.get("splits", False))
+
+
+def _rows(addresses: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, addresses))
 
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:

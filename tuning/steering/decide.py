@@ -18,7 +18,16 @@ from actuators.contract.window import Window
 from actuators.errors import ConfigError
 from tuning.policy.adviser import Advice, State
 from tuning.steering.harm import BackOff, Harm, HarmWatch, Seen, Streak, seen_in
-from tuning.steering.limits import Limits, as_weights, canaries_differ, differ, down_in, limit, overloaded
+from tuning.steering.limits import (
+    Limits,
+    as_shared,
+    as_weights,
+    canaries_differ,
+    differ,
+    down_in,
+    limit,
+    overloaded,
+)
 from tuning.steering.options import GuardName, GuardOptions, Override, SteeringOptions
 from tuning.steering.silence import SilenceWatch
 
@@ -270,9 +279,9 @@ class Steering:
 
     @property
     def shown(self) -> Weights:
-        """What is in force as weights for all requests."""
-        weights = self.in_force.as_weights()
-        return weights if self.canary is None else as_weights(shares_of(weights, self.canary), weights)
+        """What is in force as weights for all requests and for servers with one address each: their shares count."""
+        weights = as_shared(self.in_force.as_weights())
+        return weights if self.canary is None else as_weights(shares_of(self.in_force, self.canary), weights)
 
     def decide(self, window: Window, advice: Advice | None, now_s: float) -> Decision:
         """The decision after a window.
@@ -378,6 +387,8 @@ class Steering:
             return replace(Weights.equal(self.topology), down=down_in(self.original))
         if self.options.baseline != "original" and advice is not None:
             simple = advice.baseline
+            if self.topology.addresses:
+                return as_weights(simple.as_weights().shares(), self.original.as_weights())
             return replace(simple, down=down_in(self.original)) if isinstance(simple, Weights) else simple
         return self.original
 

@@ -137,13 +137,13 @@ def whole_within(shares: FloatArray, base: Weights, mask: BoolArray) -> Weights:
     none, one in which servers with a short way go at most `GRAIN` beyond it, and none further than the server with the
     longest way may; else `base`. Servers that are down keep their weight.
     """
-    base_shares = _shares(base, mask)
-    top = np.maximum(shares.max(axis=1, keepdims=True), 1e-12)
-    levels = np.arange(1, MAX_WEIGHT + 1)[:, None, None] / top * shares
+    base_shares, entries = _shares(base, mask), base.topology.entries
+    each = shares / entries
+    levels = np.arange(1, MAX_WEIGHT + 1)[:, None, None] / np.maximum(each.max(axis=1, keepdims=True), 1e-12) * each
     # Rounded towards the base.
     tried = np.where(shares > base_shares, np.floor(levels + 1e-9), np.ceil(levels - 1e-9)).clip(1, MAX_WEIGHT)
     tried = np.where(mask, tried, 0.0)
-    found = tried / np.maximum(tried.sum(axis=-1, keepdims=True), 1e-12)
+    found = tried * entries / np.maximum((tried * entries).sum(axis=-1, keepdims=True), 1e-12)
     beyond = np.maximum(found - np.maximum(shares, base_shares), np.minimum(shares, base_shares) - found).max(axis=-1)
     far = np.abs(found - base_shares).max(axis=-1) > np.abs(shares - base_shares).max(axis=-1) + 1e-9
     left = np.abs(found - shares).sum(axis=-1)
@@ -157,13 +157,22 @@ def whole_within(shares: FloatArray, base: Weights, mask: BoolArray) -> Weights:
 def as_weights(shares: FloatArray, like: Weights) -> Weights:
     """Integer weights of shares; servers that are down in `like` stay down with its weight."""
     usable = like.topology.mask & ~like.down
-    scaled = np.rint(shares / np.maximum(shares.max(axis=1, keepdims=True), 1e-12) * MAX_WEIGHT)
+    each = shares / like.topology.entries
+    scaled = np.rint(each / np.maximum(each.max(axis=1, keepdims=True), 1e-12) * MAX_WEIGHT)
     values = np.where(usable, np.clip(scaled, 1, MAX_WEIGHT), like.values)
     return Weights(like.topology, values.astype(np.int64), like.down)
 
 
+def as_shared(weights: Weights) -> Weights:
+    """Weights in proportion to the shares, as if each server had one address; the same where that is so."""
+    topology = weights.topology
+    if not topology.addresses:
+        return weights
+    return as_weights(weights.shares(), Weights(topology.plain, weights.values, weights.down))
+
+
 def _limit_weights(wanted: Weights, limits: Limits) -> LimitedControl:
-    guards, topology = limits.guards, wanted.topology
+    guards, topology = limits.guards, limits.original.topology
     down = down_in(limits.original)
     like = Weights(topology, limits.original.as_weights().values, down)
     mask = topology.mask & ~down
@@ -249,7 +258,8 @@ def _log_times(control: Control, log: FloatArray, mask: BoolArray) -> FloatArray
 
 
 def _shares(control: Control, mask: BoolArray) -> FloatArray:
-    usable = np.where(mask, control.as_weights().values, 0).astype(float)
+    weights = control.as_weights()
+    usable = np.where(mask, weights.values * weights.topology.entries, 0).astype(float)
     shares: FloatArray = usable / np.maximum(usable.sum(axis=1, keepdims=True), 1e-12)
     return shares
 

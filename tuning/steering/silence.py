@@ -78,9 +78,10 @@ class SilenceWatch:
             return control
         alive = np.where(dead | control.down, 0, control.values).astype(float)
         values = np.rint(alive / np.maximum(alive.max(axis=1, keepdims=True), 1.0) * MAX_WEIGHT).clip(1)
-        total = np.where(alive > 0, values, 0.0).sum(axis=1, keepdims=True)
+        entries = control.topology.entries
+        total = np.where(alive > 0, values * entries, 0.0).sum(axis=1, keepdims=True)
         probes = np.clip(1.0 / np.maximum(PROBE_S * self._rate_rps, 1e-9), LEAST_PROBES, MOST_PROBES)
-        few = np.floor(probes / (1.0 - probes) * total).clip(1, MAX_WEIGHT)
+        few = np.floor(probes / (1.0 - probes) * total / entries).clip(1, MAX_WEIGHT)
         changed = dead.any(axis=1, keepdims=True)
         new = np.where(dead, few, np.where(alive > 0, values, control.values))
         return Weights(control.topology, np.where(changed, new, control.values).astype(np.int64), control.down)

@@ -11,7 +11,7 @@ from actuators.contract.control import ServiceTimes, Weights
 from actuators.nginx.config import NginxOptions
 from rayjobs.cli.main import main
 from tests.support.nginx_site import running_site
-from tests.support.steer_scripted import Scripted, fixed_options
+from tests.support.steer_scripted import fixed_options, scripted
 from tuning.steering.audit import replay
 from tuning.steering.limits import GRAIN
 
@@ -29,7 +29,7 @@ def test_shares_at_every_percentage_are_told_and_true(
     with running_site(short_dir, options) as site:
         site.nginx.apply(Weights(site.topology, np.tile([2, 1, 1], (3, 1))))
         policy = Weights(site.topology, np.tile([70, 20, 10], (3, 1)))
-        drill = Scripted(site, policy, short_dir / "steer", fixed_options("shadow"))
+        drill = scripted(site, policy, short_dir / "steer", fixed_options("shadow"))
         drill.step()
         assert (abs(drill.shares(REQUESTS) - FIRST) <= 3 / REQUESTS).all(), "before"
         for percent in (10.0, 50.0, 100.0):
@@ -57,7 +57,7 @@ def test_shares_at_every_percentage_are_told_and_true(
 def test_a_canary_of_service_times_leaves_the_other_requests_to_the_first_method(short_dir: Path) -> None:
     with running_site(short_dir, NginxOptions(method="round_robin", actuation="memory")) as site:
         times = ServiceTimes(site.topology, np.tile([0.01, 0.02, 0.03], (3, 1)), np.full(3, 2.0))
-        drill = Scripted(site, times, short_dir / "steer", fixed_options("canary"))
+        drill = scripted(site, times, short_dir / "steer", fixed_options("canary"))
         drill.until(lambda step: step.applied and step.decision.source == "policy")
         split = site.nginx.split_in_force()
         assert split is not None
@@ -65,7 +65,7 @@ def test_a_canary_of_service_times_leaves_the_other_requests_to_the_first_method
         assert split.base_control == Weights.equal(site.topology)
         drill.step()
         # Killed, and started again in shadow mode: what it left is known, and the first control comes back.
-        again = Scripted(site, times, short_dir / "steer", fixed_options("shadow"))
+        again = scripted(site, times, short_dir / "steer", fixed_options("shadow"))
         assert again.controller.steering.canary is not None
         again.until(lambda step: step.applied)
         assert site.nginx.split_in_force() is None
