@@ -66,6 +66,8 @@ class GetOptions(GroupOptions):
 class SetOptions(GroupOptions):
     """What is changed, and in which NGINX."""
 
+    only: ClassVar = {**GroupOptions.only, "reload.min_reload_interval_s": Never("it reloads once")}
+
     changes: tuple[str, ...] = Field(min_length=1)
     """[GROUP/]SERVER=WEIGHT, =down or =up; other servers keep their weights."""
 

@@ -1,0 +1,160 @@
+"""Every option that is in force is read by what runs: the verbs that act on an NGINX or send load to one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actuators.contract.script import Script, ServerProfile
+from actuators.contract.topology import social_network
+from actuators.contract.window import Fault
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.options import Options
+from actuators.processes.system import free_port
+from envs.simulator.testbed import SimulatedTestbed
+from rayjobs import collect, load, service, weights
+from rayjobs.cli.config import load_options
+from rayjobs.cli.main import Verb
+from rayjobs.steer.run import RUN
+from rayjobs.steer.watchdog import WATCHDOG
+from tests.support.http_server import ScriptedServer
+from tests.support.nginx_site import answer
+from tests.support.option_reads import OptionReads
+from tests.support.problems import TOPOLOGY, demo_scenario
+from tests.support.stand_in_wrk2 import OUTPUT, fake_wrk2
+from tests.support.steering_cases import Run, advice, trained_bundle
+from tests.support.stock_nginx import StockSite
+from tests.support.vts_documents import document
+from tuning.steering.options import SteeringOptions
+
+PARTS = "tests/actuators/testbed/test_parts.py::test_every_option_of_the_parts_is_read"
+BODY = json.dumps(document("after_load")).encode()
+RELOADS = "tests/rayjobs/test_option_reads_site.py::test_weights_set_explore_and_snippet"
+GUARDS = "tests/rayjobs/test_option_reads_site.py::test_a_controller_reads_its_guards"
+
+
+def status(_: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@contextmanager
+def embedded(folder: Path) -> Iterator[tuple[Nginx, Path]]:
+    """An NGINX before the groups of the trained bundle, and its configuration."""
+    with ScriptedServer() as one, ScriptedServer() as two, ScriptedServer() as three:
+        topology = social_network((one.address, two.address, three.address))
+        with Nginx(NginxOptions(), topology, work_dir=folder / "own") as nginx:
+            nginx.start()
+            yield nginx, folder / "own" / "nginx" / "nginx.conf"
+
+
+def unread(verb: Verb, *assignments: str, code: int = 0, handed: dict[str, str] | None = None, **flags: Any) -> Any:
+    """Options in force that nothing has read; `handed`: path of options → the test that shows who reads them."""
+    with OptionReads(load_options(verb.options, assignments=assignments, flags=flags)) as reads:
+        for path, test in (handed or {}).items():
+            value = attrgetter(path)(reads.options)
+            assert isinstance(value, Options)
+            reads.hand_over(value, test)
+        assert verb.run(reads.options) == code
+    return reads.unread()
+
+
+def test_a_controller_reads_its_guards() -> None:
+    """Ordinary windows, then novel ones, then familiar ones in both modes, then none that can be used."""
+    options = load_options(SteeringOptions, assignments=["guards.reference_windows=2"], flags={"mode": "active"})
+    with OptionReads(options) as reads, SimulatedTestbed(TOPOLOGY) as testbed:
+        run = Run(reads.options)
+        testbed.reset(demo_scenario(), 1)
+        for index in range(90):
+            if index == 75:
+                run.steering.options = run.steering.options.model_copy(update={"mode": "canary"})
+            seen = replace(testbed.advance(1.0), weight=run.steering.in_force.values)
+            run.step(seen, advice(novelty=5.0 if 20 <= index < 30 else 0.3))
+            testbed.apply(run.steering.in_force)
+        run.step(replace(seen, faults=(Fault("gap", "no answer"),)), None)
+    assert reads.unread() == []
+
+
+@pytest.fixture
+def site(short_dir: Path) -> Iterator[StockSite]:
+    """Somebody's NGINX before two servers."""
+    with ScriptedServer(lambda _: answer(200, "a")) as one, ScriptedServer(lambda _: answer(200, "b")) as two:
+        yield StockSite(short_dir, [one.address, two.address])
+
+
+@pytest.mark.nginx
+def test_weights_set_explore_and_snippet(site: StockSite) -> None:
+    by_reload = f"reload.config={site.folder}/nginx.conf"
+    snippet = site.folder / "deepsched.conf"
+    with site.start():
+        one = f"app/{site.servers[0]}=3"
+        assert unread(weights.SET, by_reload, changes=(one,), groups=("app",)) == []
+        assert (
+            unread(weights.EXPLORE, by_reload, "reload.min_reload_interval_s=0", interval_s=0.01, values=(1, 2)) == []
+        )
+        port = free_port("127.0.0.1")
+        assert unread(weights.SNIPPET, by_reload, "memory.method=random_two", out=snippet, port=port) == []
+        site.write(f"include {snippet};")
+    with site.start():
+        way = {"control_url": f"http://127.0.0.1:{port}/control", "token_file": Path(f"{snippet}.token")}
+        assert unread(weights.GET, **way) == []
+        assert unread(weights.SET, changes=(f"app/{site.servers[0]}=2",), **way) == []
+        assert unread(weights.EXPLORE, interval_s=0.01, values=(1, 2), **way) == []
+
+
+@pytest.mark.nginx
+def test_steer_run_and_watchdog(short_dir: Path) -> None:
+    """On the embedded testbed, then beside it as on somebody's NGINX, by reload and in memory."""
+    bundle, folder = short_dir / "bundle", short_dir / "steer"
+    trained_bundle().save(bundle)
+    live = {f"live.{part}": PARTS for part in ("nginx", "service", "load", "collect")}
+    port = free_port("127.0.0.1")
+    served = {"serve_url": "http://127.0.0.1:9", "metrics_port": port, "bundle": bundle, "duration_s": 1.0}
+    handed = {"guards": GUARDS}
+    assert unread(RUN, "audit.max_bytes=1024", handed=handed | live, folder=folder, **served) == []
+    with embedded(short_dir) as (nginx, config):
+        token = short_dir / "token"
+        token.write_text(nginx.token)
+        memory = {"control_url": nginx.control_url, "token_file": token}
+        by_reload = {"nginx_conf": config, "status_url": nginx.status_url}
+        for name, way in (("memory", memory), ("reload", by_reload)):
+            own = {"folder": short_dir / name, "bundle": bundle, **way}
+            # Nothing changes here, so nothing is reloaded.
+            reloads = {"reload": RELOADS} if name == "reload" else {}
+            assert unread(RUN, "audit.max_bytes=1024", handed=handed | reloads, duration_s=1.5, **own) == []
+            assert unread(WATCHDOG, handed=reloads, duration_s=0.5, **own) == []
+
+
+@pytest.mark.nginx
+def test_collect_with_a_load_plan(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(short_dir)
+    parts = {f"live.{part}": PARTS for part in ("nginx", "service", "load")}
+    short = {"duration_s": 1.0, "interval_s": 0.2, "plan": "constant", "rate_rps": 5.0}
+    assert unread(collect.VERB, handed=parts, out=short_dir / "own.json", **short) == []
+    with ScriptedServer(status) as server:
+        target = {"status_url": f"http://{server.address}/status", "target": f"http://{server.address}"}
+        sent = {"live.load": PARTS}
+        assert unread(collect.VERB, handed=sent, out=short_dir / "theirs.json", **target, **short) == []
+
+
+def test_load_by_wrk2(tmp_path: Path) -> None:
+    script = tmp_path / "home.lua"
+    script.write_text("-- lua")
+    binary = fake_wrk2(tmp_path, f"cat <<'E'\n{OUTPUT}E")
+    chosen = (f"wrk2.path={binary}", f"wrk2.scripts={{home_read: {script}}}", "mix={home_read: 1}")
+    flags = {"plan": "constant", "rate_rps": 1000.0, "duration_s": 12.0, "engine": "wrk2", "out": tmp_path}
+    assert unread(load.VERB, *chosen, **flags) == []
+
+
+def test_service_of_a_script(tmp_path: Path) -> None:
+    written = Script("mine", 3, 5, (), (ServerProfile((1.0, 1.0, 1.0)),), (0.01, 0.02, 0.03))
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps(written.to_json()))
+    assert unread(service.VERB, script=path, servers=1, duration_s=0.1) == []
