@@ -20,6 +20,8 @@ from typing import Any
 
 from actuators.errors import ConfigError, ConflictError
 
+SOCKET_PATH_BYTES = 107
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replaces `path` by `data` in one step: a reader sees the old file or the new one, also after a crash.
@@ -123,6 +125,18 @@ def is_own_folder(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def socket_place(below: int) -> Path:
+    """The folder for temporary folders with Unix sockets, whose paths have at most 107 bytes.
+
+    It is /tmp where the user's own (TMPDIR) is too long.
+
+    Args:
+        below: bytes that the path of a socket has below that folder.
+    """
+    own = Path(tempfile.gettempdir())
+    return own if len(os.fsencode(own)) + 1 + below <= SOCKET_PATH_BYTES else Path("/tmp")
 
 
 def writable_folder(path: Path, *, private: bool = False) -> Path:

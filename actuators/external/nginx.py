@@ -33,6 +33,7 @@ from actuators.external.config_editor import ServerEdit
 from actuators.external.config_lexer import directives
 from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.external.restoring import names_of, restoration
+from actuators.files import read_regular
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.options import Options
@@ -202,7 +203,7 @@ class ExternalNginx:
     def _reloader(self, config: ParsedConfig) -> Reloader:
         options = self.options
         return Reloader(
-            _master_pid(options.pid_file or config.pid_file or Path("/run/nginx.pid")),
+            _master_pid(options.pid_file or config.pid_file or Path("/run/nginx.pid"), options.config),
             load_ms=self._load_ms if options.status_url else None,
             command=options.reload_command,
             timeout_s=options.reload_timeout_s,
@@ -316,12 +317,22 @@ def _backup(path: Path) -> Path:
     return path.with_name(f".{path.name}.deepsched-original")
 
 
-def _master_pid(pid_file: Path) -> int:
+def _master_pid(pid_file: Path, config: Path) -> int:
+    """The NGINX master of this configuration; another process that has its number by now is none.
+
+    Its time of start tells nothing more: where the clock was set since, it is not comparable with that of the file.
+    Raises ActuationError.
+    """
     try:
-        pid = int(pid_file.read_text())
+        pid = int(read_regular(pid_file, 64))
         title = " ".join(psutil.Process(pid).cmdline())
     except (OSError, ValueError, psutil.Error) as error:
         raise ActuationError("NGINX is not running", where=str(pid_file), remedy="start it, or set pid_file") from error
-    if "nginx" not in title:
-        raise ActuationError(f"process {pid} is not an NGINX", where=str(pid_file), remedy="set pid_file")
+    # NGINX writes its title, with the arguments it was started with, over its command line.
+    if not title.startswith("nginx: master process"):
+        raise ActuationError(f"process {pid} is not an NGINX master", where=str(pid_file), remedy="set pid_file")
+    words = title.split()
+    given = Path(words[words.index("-c") + 1]) if "-c" in words[:-1] else None
+    if given is not None and given.is_absolute() and given.resolve() != config.resolve():
+        raise ActuationError(f"process {pid} runs {given}", where=str(pid_file), remedy="set pid_file")
     return pid

@@ -160,7 +160,7 @@ def _new_folder(parent: Path, name: str) -> Path:
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir()
+            path.mkdir(0o700)
             return path
         except FileExistsError:
             number += 1

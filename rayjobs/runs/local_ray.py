@@ -21,12 +21,16 @@ from pathlib import Path
 
 import psutil
 
+from actuators.files import is_own_folder, read_regular, socket_place, write_private
 from actuators.processes.process import ManagedProcess
 from rayjobs.cli.interrupts import claim_signals
 
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 120.0
 PREFIX = "deepsched-ray-"
+_BELOW_BYTES = len(PREFIX) + 8 + len("/ray/session_2026-11-29_12-00-00_000000_4194304/sockets/plasma_store")
+"""Of the longest path of a socket of Ray, below the folder for temporary folders."""
+_RAY, _ADDRESS = "ray", "ray_current_cluster"
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S)),
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(round(START_TIMEOUT_S)),
@@ -42,7 +46,9 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class LocalRay:
-    """A Ray head with room for testbeds; `start` returns at once, `connect` waits for it.
+    """A Ray head with room for testbeds; the constructor returns at once, `connect` waits for it.
+
+    Its folder is private. Ray opens its own folder, `ray` below it, to all users (mode 0777, ray 2.60).
 
     Custom resources: `proxy` and `client`, one per testbed, and `server`, `servers` per testbed.
 
@@ -55,7 +61,7 @@ class LocalRay:
         self, testbeds: int = 1, servers: int = 3, cpus: int | None = None, dashboard_port: int | None = None
     ) -> None:
         _sweep_stale_folders()
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_place(_BELOW_BYTES)))
         (self.folder / "owner").write_text(str(os.getpid()))
         self.environment = _environment(self.folder)
         resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
@@ -67,7 +73,7 @@ class LocalRay:
                 f"--include-dashboard={str(dashboard_port is not None).lower()}", "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={dashboard_port or 0}", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
                 f"--num-cpus={cpus or os.cpu_count()}", f"--resources={json.dumps(resources)}",
-                f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.folder}",
+                f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.folder / _RAY}",
             ],
             name="Ray",
             log_path=self.folder / "head.log",
@@ -82,7 +88,7 @@ class LocalRay:
 
     def connect(self) -> None:
         """Waits until the head is up and makes this process its driver. Raises ProcessError."""
-        address = self.folder / "ray_current_cluster"
+        address = self.folder / _RAY / _ADDRESS
         self.wait_ready(lambda: address.exists() and bool(address.read_text().strip()))
         os.environ.update(self.environment)
         os.environ.pop("RAY_ADDRESS", None)
@@ -141,7 +147,7 @@ def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> I
 
 def running_heads() -> list[Path]:
     """Folders of all private heads that run on this machine now."""
-    return [folder for folder in sorted(Path(tempfile.gettempdir()).glob(PREFIX + "*")) if _address(folder)]
+    return [folder for folder in _own_folders() if _address(folder)]
 
 
 @contextlib.contextmanager
@@ -163,8 +169,9 @@ def joined(folder: Path) -> Iterator[None]:
 def _address(folder: Path) -> str:
     """Address of that head; empty when it is not ready or its owner has ended."""
     try:
-        return (folder / "ray_current_cluster").read_text().strip() if _is_owned(folder) else ""
-    except OSError:
+        text = read_regular(folder / _RAY / _ADDRESS, 1024).decode() if _is_owned(folder) else ""
+        return text.strip()
+    except (OSError, UnicodeDecodeError):
         return ""
 
 
@@ -187,8 +194,7 @@ def _connect(address: str) -> None:
 
 def _environment(folder: Path) -> dict[str, str]:
     token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    write_private(token, secrets.token_hex(32))
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -198,9 +204,15 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def _own_folders() -> list[Path]:
+    """Folders of this user's heads; another user's, and links, are passed over: neither joined nor removed."""
+    places = sorted({Path(tempfile.gettempdir()), socket_place(_BELOW_BYTES)})
+    return [folder for place in places for folder in sorted(place.glob(PREFIX + "*")) if is_own_folder(folder)]
+
+
 def _sweep_stale_folders() -> None:
     """Removes the temporary folders of killed owners."""
-    for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+    for folder in _own_folders():
         if not _is_owned(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -208,6 +220,6 @@ def _sweep_stale_folders() -> None:
 def _is_owned(folder: Path) -> bool:
     """False when the process that created the folder has ended; a folder without a process id is being created."""
     try:
-        return psutil.pid_exists(int((folder / "owner").read_text()))
+        return psutil.pid_exists(int(read_regular(folder / "owner", 64)))
     except (OSError, ValueError):
         return True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from actuators.errors import ConfigError
+from actuators.files import socket_place
 from actuators.processes.system import free_port
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
@@ -84,7 +85,7 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
 
     before = dict(os.environ)
     # The path of a Unix socket is limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ds-ha-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ds-ha-", dir=socket_place(40)) as folder:
         if options.haproxy:
             os.environ.update(haproxy_environment(Path(folder)))
         try:
