@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import select
 import stat
 import tempfile
@@ -42,6 +43,11 @@ def write_private(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())
 
 
+def open_private(path: str, flags: int) -> int:
+    """An `opener` of `open`: a file that is made now can be read by this user only."""
+    return os.open(path, flags, 0o600)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomically writes indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -56,14 +62,10 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     Args:
         private: only this user may read the file; otherwise it has the user's usual permissions.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
     try:
         yield temporary
-        # mkstemp makes private files (mode 0600).
-        if not private:
-            temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
     finally:
@@ -93,7 +95,7 @@ def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
         OSError: the file cannot be made.
     """
     deadline_s = time.monotonic() + timeout_s
-    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
         give_to_owner(lock, path.parent)
         while True:
@@ -127,6 +129,17 @@ def is_own_folder(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
+def private_folder(path: Path) -> Path:
+    """Makes the folder, and those above it that are missing, open to this user only; one that is there keeps its mode.
+
+    Raises OSError.
+    """
+    if not path.parent.is_dir():
+        private_folder(path.parent)
+    path.mkdir(0o700, exist_ok=True)
+    return path
+
+
 def socket_place(below: int) -> Path:
     """The folder for temporary folders with Unix sockets, whose paths have at most 107 bytes.
 
@@ -150,8 +163,9 @@ def writable_folder(path: Path, *, private: bool = False) -> Path:
     """
     folder = path.expanduser().absolute()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(0o700 if private else 0o777, exist_ok=True)
+        if private:
+            private_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -167,9 +181,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -120,7 +120,7 @@ class Store(Generic[Document]):
         temporary = path.with_name(f".{self.path.name}.new")
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()  # a killed writer's
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             give_to_owner(file.fileno(), path.parent)
             file.write(text)
             file.flush()

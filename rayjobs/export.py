@@ -116,7 +116,9 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-VERB = Verb("export", "deepsched export runs/demo/bundle --out policy.onnx", ExportOptions, run, ("bundle",))
+VERB = Verb(
+    "export", "deepsched export runs/demo/bundle --out policy.onnx", ExportOptions, run, ("bundle",), shares=True
+)
 
 if __name__ == "__main__":
     sys.exit(run_verb(VERB))

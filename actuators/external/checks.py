@@ -17,6 +17,7 @@ import psutil
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ConfigError, DeepSchedError, MissingToolError
 from actuators.external.config_reader import ParsedConfig
+from actuators.external.master import master_process
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.nginx.detect import INSTALL, detect
@@ -102,7 +103,11 @@ def reload_checks(config: ParsedConfig, options: ExternalNginxOptions) -> list[C
         build = detect(options.binary)
     except MissingToolError as error:
         return [failed("nginx -t", error)]
-    master = master_process(options.pid_file or config.pid_file or Path("/run/nginx.pid"))
+    master: psutil.Process | ActuationError
+    try:
+        master = master_process(options.pid_file or config.pid_file or Path("/run/nginx.pid"), config.main)
+    except ActuationError as error:
+        master = error
     lua = (
         Check("weights in memory", "ok", "this NGINX has the Lua module: weights can change without a reload")
         if build.has_lua
@@ -138,15 +143,6 @@ def _token(token: str) -> Check:
     return Check("token", "ok", "can be read")
 
 
-def master_process(pid_file: Path) -> psutil.Process | None:
-    """The master process of a pid file; None when none runs."""
-    try:
-        process = psutil.Process(int(pid_file.read_text()))
-        return process if "nginx" in " ".join(process.cmdline()) else None
-    except (OSError, ValueError, psutil.Error):
-        return None
-
-
 def _files(config: ParsedConfig) -> Check:
     """Weights are written to a new file that takes the old one's place."""
     files = list(dict.fromkeys(line.file for line in config.servers))
@@ -157,14 +153,16 @@ def _files(config: ParsedConfig) -> Check:
     return Check("files", "ok", f"{len(files)} with server lines can be written")
 
 
-def _test(config: ParsedConfig, options: ExternalNginxOptions, binary: str, master: psutil.Process | None) -> Check:
+def _test(
+    config: ParsedConfig, options: ExternalNginxOptions, binary: str, master: psutil.Process | ActuationError
+) -> Check:
     command = [*(options.test_command or (binary, "-t", "-q", "-c")), str(config.main)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TEST_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = getattr(error, "strerror", None) or f"no end within {_TEST_TIMEOUT_S:g} s"
         return Check("nginx -t", "fail", f"{shlex.join(command)}: {reason}", "set reload.test_command")
-    prefix = _argument(master.cmdline() if master else [], "-p")
+    prefix = _argument([] if isinstance(master, ActuationError) else master.cmdline(), "-p")
     wanted = ["-p", prefix] if prefix and "-p" not in command else []
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split())[-300:] or f"exit status {done.returncode}"
@@ -194,7 +192,7 @@ def _argument(words: Sequence[str], flag: str) -> str:
     return next((value for name, value in itertools.pairwise(flat) if name == flag), "")
 
 
-def _signal(options: ExternalNginxOptions, master: psutil.Process | None) -> Check:
+def _signal(options: ExternalNginxOptions, master: psutil.Process | ActuationError) -> Check:
     name = "reload"
     command = list(options.reload_command)
     if command and shutil.which(command[0]) is None:
@@ -209,8 +207,8 @@ def _signal(options: ExternalNginxOptions, master: psutil.Process | None) -> Che
         )  # fmt: skip
     if command:
         return Check(name, "ok", f"by {shlex.join(command)}")
-    if master is None:
-        return Check(name, "fail", "no NGINX runs under its pid file", "start it, or set reload.pid_file")
+    if isinstance(master, ActuationError):
+        return failed(name, master)
     try:
         os.kill(master.pid, 0)
     except PermissionError:

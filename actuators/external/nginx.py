@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from pydantic import Field
 
 from actuators.contract.control import Control, MemoryMethod, Weights
@@ -32,8 +31,8 @@ from actuators.external.config_control import (
 from actuators.external.config_editor import ServerEdit
 from actuators.external.config_lexer import directives
 from actuators.external.config_reader import ParsedConfig, read_config
+from actuators.external.master import master_process
 from actuators.external.restoring import names_of, restoration
-from actuators.files import read_regular
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.options import Options
@@ -203,7 +202,7 @@ class ExternalNginx:
     def _reloader(self, config: ParsedConfig) -> Reloader:
         options = self.options
         return Reloader(
-            _master_pid(options.pid_file or config.pid_file or Path("/run/nginx.pid"), options.config),
+            master_process(options.pid_file or config.pid_file or Path("/run/nginx.pid"), options.config).pid,
             load_ms=self._load_ms if options.status_url else None,
             command=options.reload_command,
             timeout_s=options.reload_timeout_s,
@@ -315,24 +314,3 @@ def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copi
 def _backup(path: Path) -> Path:
     """Where a file is kept as it was before the first edit."""
     return path.with_name(f".{path.name}.deepsched-original")
-
-
-def _master_pid(pid_file: Path, config: Path) -> int:
-    """The NGINX master of this configuration; another process that has its number by now is none.
-
-    Its time of start tells nothing more: where the clock was set since, it is not comparable with that of the file.
-    Raises ActuationError.
-    """
-    try:
-        pid = int(read_regular(pid_file, 64))
-        title = " ".join(psutil.Process(pid).cmdline())
-    except (OSError, ValueError, psutil.Error) as error:
-        raise ActuationError("NGINX is not running", where=str(pid_file), remedy="start it, or set pid_file") from error
-    # NGINX writes its title, with the arguments it was started with, over its command line.
-    if not title.startswith("nginx: master process"):
-        raise ActuationError(f"process {pid} is not an NGINX master", where=str(pid_file), remedy="set pid_file")
-    words = title.split()
-    given = Path(words[words.index("-c") + 1]) if "-c" in words[:-1] else None
-    if given is not None and given.is_absolute() and given.resolve() != config.resolve():
-        raise ActuationError(f"process {pid} runs {given}", where=str(pid_file), remedy="set pid_file")
-    return pid

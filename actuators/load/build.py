@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
 
 from actuators.errors import ConfigError, LoadError, MissingToolError
+from actuators.files import private_folder
 
 SOURCES = Path(__file__).parent / "gen_load"
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
@@ -36,7 +38,7 @@ def engine_path(cache: Path | None = None) -> Path:
     """
     folder = cache if cache is not None else cache_dir()
     binary = folder / f"gen_load-{_source_hash()}"
-    if not binary.exists():
+    if not _is_trusted(binary):
         _build(find_compiler(), binary)
     return binary
 
@@ -57,9 +59,18 @@ def _source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def _is_trusted(binary: Path) -> bool:
+    """Whether nobody but this user and root can have written the program."""
+    try:
+        status = binary.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
 def _build(compiler: str, binary: Path) -> None:
     try:
-        binary.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(binary.parent)
         handle, name = tempfile.mkstemp(dir=binary.parent, prefix="building-")
     except OSError as error:
         raise ConfigError(

@@ -19,6 +19,7 @@ from actuators.contract.script import Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import LoadWindow, merge_load_windows
 from actuators.errors import ConfigError, LoadError
+from actuators.files import private_folder
 from actuators.load.build import engine_path
 from actuators.load.plans import plan_text
 from actuators.load.summary import LoadSummary
@@ -105,7 +106,7 @@ class LoadEngine:
         self.close()
         _check_positive(duration_s, "duration")
         _check_positive(window_s, "window")
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self.work_dir)
         plan = self.work_dir / "load-plan.txt"
         plan.write_text(plan_text(topology, streams, self.options.body_files))
         arguments = {

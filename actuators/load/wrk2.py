@@ -23,6 +23,7 @@ from pydantic import Field
 from actuators.contract import histogram
 from actuators.contract.script import Stream
 from actuators.errors import ConfigError, LoadError, MissingToolError, ProcessError
+from actuators.files import private_folder
 from actuators.load.summary import LoadSummary
 from actuators.options import Options
 from actuators.processes.process import ManagedProcess
@@ -93,7 +94,7 @@ class Wrk2Engine:
             self.warnings.append(
                 "this wrk2 does not tell how many requests it sent: those without an answer are unknown"
             )
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self.work_dir)
         for plan in self._plans:
             log = self.work_dir / f"wrk2-{plan.request_type}.txt"
             log.unlink(missing_ok=True)

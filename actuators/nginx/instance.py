@@ -16,6 +16,7 @@ from actuators.contract.control import BalancingMethod, Control, MemoryMethod, S
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
+from actuators.files import private_folder
 from actuators.nginx.config import (
     NginxOptions,
     NginxSite,
@@ -97,7 +98,7 @@ class Nginx:
 
         Raises ProcessError with the error log's tail, ActuationError when `nginx -t` refuses the config.
         """
-        self._prefix.mkdir(parents=True, exist_ok=True)
+        private_folder(self._prefix)
         for attempt in range(_BIND_ATTEMPTS):
             self._site = NginxSite(self._prefix, self._host, free_port(self._host), free_port("127.0.0.1"))
             self._write()

@@ -145,7 +145,9 @@ def test_config(command: Sequence[str]) -> None:
 def run_checked(command: Sequence[str], problem: str) -> None:
     """Runs a short command. Raises ActuationError with the end of its stderr when it fails."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=False, umask=0o022
+        )  # `nginx -t` makes log files of the configuration that are missing
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ActuationError(f"{problem}: {error}", where=" ".join(command)) from error
     if result.returncode != 0:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from actuators.errors import ProcessError
+from actuators.files import open_private
 
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 
@@ -57,7 +58,7 @@ class ManagedProcess:
             f"--stop-signal={int(stop_signal)}", f"--death-signal={int(death_signal)}", f"--grace-s={grace_s}",
         ]  # fmt: skip
         try:
-            with open(log_path, "ab") as log:
+            with open(log_path, "ab", opener=open_private) as log:
                 self._guardian = subprocess.Popen(
                     [*guardian, "--", *map(str, command)],
                     stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ import requests
 from actuators.contract.script import Behaviour, Script
 from actuators.contract.topology import Topology
 from actuators.errors import ServiceError
+from actuators.files import private_folder
 from actuators.http_client import http_session, responds
 from actuators.processes.process import ManagedProcess
 from actuators.social_network.capacity import ServerPlan, plan_of
@@ -83,7 +84,7 @@ class SocialNetworkServer:
         if self.running:
             return
         self.close()
-        self._work_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self._work_dir)
         ready_file = self._work_dir / f"server-{self._index}.json"
         ready_file.unlink(missing_ok=True)
         self._process = ManagedProcess(

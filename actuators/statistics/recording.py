@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from actuators.errors import DataError, StatusError
+from actuators.files import open_private
 from actuators.statistics.vts import Responses, ServerCounters, Snapshot, Source, parse
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
@@ -97,7 +98,7 @@ class SnapshotWriter:
         self.path, self.written, self.gaps = path, 0, 0
         try:
             self._is_new = not path.exists()
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            self._file = open(path, "ab", buffering=0, opener=open_private)  # noqa: SIM115 - closed by close()
             if _torn(path):
                 self._file.write(b"\n")
         except OSError as error:

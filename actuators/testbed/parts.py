@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from actuators.contract.topology import Topology
+from actuators.files import private_folder
 from actuators.load.engine import LoadEngine
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
@@ -22,7 +23,7 @@ def make_server(
     options: LiveOptions, work_dir: Path, index: int, seed: int, host: str = "127.0.0.1"
 ) -> SocialNetworkServer:
     """A running stand-in server; the first one in a folder creates the shared database."""
-    work_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(work_dir)
     database = work_dir / "social_network.sqlite"
     with open(work_dir / "database.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -35,7 +36,7 @@ def make_server(
 
 def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: str = "127.0.0.1") -> Nginx:
     """A running NGINX in front of the topology's addresses."""
-    work_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(work_dir)
     nginx = Nginx(options.nginx, topology, work_dir=work_dir, host=host)
     nginx.start()
     return nginx
@@ -43,7 +44,7 @@ def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: s
 
 def make_load(options: LiveOptions, work_dir: Path) -> LoadEngine:
     """A load engine that can start a plan."""
-    work_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(work_dir)
     return LoadEngine(options.load, work_dir)
 
 

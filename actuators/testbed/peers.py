@@ -5,9 +5,12 @@ A peer has no statistics for us; it is judged by the load engine alone.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +23,7 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
 from actuators.errors import ConfigError, MissingToolError, ProcessError
+from actuators.files import private_folder
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Reloader
 from actuators.processes.process import ManagedProcess
@@ -56,7 +60,7 @@ class Peer:
 
     Args:
         name: of `PEERS`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for HOST:PORT,
-            ``{servers}`` for the `server` lines, and ``{prefix}`` for a private folder.
+            ``{servers}`` for the `server` lines, and ``{prefix}`` for a folder of its own, which its workers can enter.
 
     Raises:
         MissingToolError: the program or module is not installed.
@@ -67,10 +71,13 @@ class Peer:
     def __init__(self, name: str, topology: Topology, work_dir: Path, programs: PeerPrograms | None = None) -> None:
         self.name, self.topology = name, topology
         self._programs = programs or PeerPrograms()
-        self._prefix = (work_dir / "".join(c if c.isalnum() else "-" for c in name)).absolute()
-        self._prefix.mkdir(parents=True, exist_ok=True)
+        self._folder = private_folder(work_dir.absolute() / "".join(c if c.isalnum() else "-" for c in name))
         self.address = ""
-        self._process = self._start()
+        with contextlib.ExitStack() as stack:
+            self._prefix = stack.enter_context(_prefix()) if name.startswith(EXTERNAL) else self._folder
+            self._process = self._start()
+            stack.callback(self._process.close)
+            self._close = stack.pop_all().close
 
     def set_method(self, method: BalancingMethod) -> None:
         """No effect: the method of a peer is fixed."""
@@ -92,7 +99,7 @@ class Peer:
 
     def close(self) -> None:
         """Ends the peer; idempotent."""
-        self._process.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +112,7 @@ class Peer:
     def _start(self) -> ManagedProcess:
         for attempt in range(_ATTEMPTS):
             self.address = f"127.0.0.1:{free_port()}"
-            process = ManagedProcess(self._command(), name=self.name, log_path=self._prefix / "error.log")
+            process = ManagedProcess(self._command(), name=self.name, log_path=self._folder / "error.log")
             try:
                 process.wait_ready(self._answers, _START_TIMEOUT_S)
             except ProcessError:
@@ -118,7 +125,7 @@ class Peer:
         raise AssertionError("unreachable")
 
     def _command(self) -> list[str]:
-        config = self._prefix / "peer.conf"
+        config = self._folder / "peer.conf"
         if self.name.startswith("haproxy"):
             program = _find(self._programs.haproxy, "haproxy")
             balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
@@ -126,7 +133,7 @@ class Peer:
             return [program, "-W", "-db", "-f", str(config)]
         program = str(detect(self._programs.nginx).binary)
         config.write_text(self._nginx_config())
-        return [program, "-p", str(self._prefix), "-e", str(self._prefix / "error.log"), "-c", str(config)]
+        return [program, "-p", str(self._prefix), "-e", str(self._folder / "error.log"), "-c", str(config)]
 
     def _nginx_config(self) -> str:
         if self.name.startswith(EXTERNAL):
@@ -225,6 +232,7 @@ http {{
   keepalive_requests 1000000000;
   tcp_nodelay on;
   client_body_buffer_size 1m;
+  proxy_max_temp_file_size 0;
   proxy_http_version 1.1;
   proxy_set_header Connection "";
   proxy_connect_timeout 2s;
@@ -248,10 +256,21 @@ def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -
         raise ConfigError(
             f"the config has no {' and no '.join(missing)}",
             where=str(path),
-            remedy="add `listen {listen};` and `{servers}`; `{prefix}` is a private folder",
+            remedy="add `listen {listen};` and `{servers}`; `{prefix}` is a folder of its own",
         )
     servers = _server_lines(topology.servers) if topology else ""
     return text.replace("{listen}", address).replace("{servers}", servers).replace("{prefix}", str(prefix))
+
+
+@contextlib.contextmanager
+def _prefix() -> Iterator[Path]:
+    """A folder in which a configuration of somebody else may buffer and serve files.
+
+    Workers of another user than the master's can enter it, and nobody but its owner can list it.
+    """
+    with tempfile.TemporaryDirectory(prefix="deepsched-peer-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 def _server_lines(servers: tuple[str, ...]) -> str:

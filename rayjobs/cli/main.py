@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Verb:
         common: dotted paths of the options that `--help` shows, `--help-all` shows all; all when empty.
         render: what `--print-config` prints instead of the options, for another program.
         summary: one line for help; that of the table of verbs when empty.
+        shares: its files are for other programs and have the user's usual permissions; all others are private.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Verb:
     common: tuple[str, ...] = ()
     render: Callable[[Any], str] | None = None
     summary: str = ""
+    shares: bool = False
 
     def __post_init__(self) -> None:
         if not self.summary:
@@ -107,7 +110,18 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
     if only_print:
         print(verb.render(options) if verb.render else dump_yaml(options), end="")
         return 0
-    return verb.run(options)
+    # Also for what our processes create: NGINX, Ray, the stand-in servers.
+    with contextlib.nullcontext() if verb.shares else _private_files():
+        return verb.run(options)
+
+
+@contextlib.contextmanager
+def _private_files() -> Iterator[None]:
+    usual = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(usual)
 
 
 def _guarded(name: str, action: Callable[[], int]) -> int:

@@ -103,6 +103,7 @@ VERB = Verb(
     example="deepsched dashboards --out dashboards --controllers proxy-1:9109,proxy-2:9109",
     options=DashboardsOptions,
     run=run,
+    shares=True,
 )
 
 if __name__ == "__main__":

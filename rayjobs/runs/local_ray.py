@@ -60,9 +60,9 @@ class LocalRay:
     def __init__(
         self, testbeds: int = 1, servers: int = 3, cpus: int | None = None, dashboard_port: int | None = None
     ) -> None:
-        _sweep_stale_folders()
+        sweep_stale_folders()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_place(_BELOW_BYTES)))
-        (self.folder / "owner").write_text(str(os.getpid()))
+        write_private(self.folder / "owner", str(os.getpid()))
         self.environment = _environment(self.folder)
         resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
         # `python` in the command of a submitted job is looked up on the PATH of the head, and must be this one.
@@ -210,7 +210,7 @@ def _own_folders() -> list[Path]:
     return [folder for place in places for folder in sorted(place.glob(PREFIX + "*")) if is_own_folder(folder)]
 
 
-def _sweep_stale_folders() -> None:
+def sweep_stale_folders() -> None:
     """Removes the temporary folders of killed owners."""
     for folder in _own_folders():
         if not _is_owned(folder):

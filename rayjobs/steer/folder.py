@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.errors import ConfigError, ConflictError
-from actuators.files import exclusive, read_regular, writable_folder, write_private
+from actuators.files import exclusive, open_private, read_regular, writable_folder, write_private
 from actuators.processes.system import boot_id
 from rayjobs.steer.first import FirstStore
 from rayjobs.steer.order_store import Moment, Orders, OrderStore
@@ -98,7 +98,8 @@ class SteerFolder:
         """The heartbeat, with the last decision. Raises OSError."""
         # Not synced to disk: it is written in every interval and has no use after a reboot.
         temporary = self.path / ".status.json.tmp"
-        temporary.write_text(json.dumps({**status, "boot": boot_id(), "pid": os.getpid()}))
+        with open(temporary, "w", opener=open_private) as file:
+            file.write(json.dumps({**status, "boot": boot_id(), "pid": os.getpid()}))
         temporary.replace(self.path / "status.json")
 
     def status(self) -> dict[str, Any]:

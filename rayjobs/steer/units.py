@@ -83,7 +83,7 @@ def run(options: UnitsOptions) -> int:
     _check_no_password(options)
     out = writable_folder(options.out)
     steer, watchdog = _controller(options), _watchdog(options)
-    for path in (out, steer.folder, Path(sys.executable)):
+    for path in (out, steer.folder, steer.bundle, Path(sys.executable)):
         _check_word(path)
     files = {
         "deepsched-steer.yaml": dump_yaml(steer),
@@ -123,6 +123,7 @@ def commands(out: Path, steer: SteerOptions, user: str) -> list[str]:
         "# install and start",
         *([f"sudo useradd --system --no-create-home --shell /usr/sbin/nologin {user}"] if ours else []),
         *([made] if made else []),
+        f"sudo chgrp -R {user} {steer.bundle} && sudo chmod -R g+rX {steer.bundle}",
         f"sudo systemctl enable --now {' '.join(str(out / f'{name}.service') for name in names)}",
         "# remove",
         f"sudo -u {user} {shlex.join([sys.executable, '-m', 'rayjobs.steer', 'revert', '--folder', str(folder)])}",
@@ -195,6 +196,7 @@ UNITS = Verb(
     " --status-url http://127.0.0.1:8081/status/format/json --folder /var/lib/deepsched",
     options=UnitsOptions,
     run=run,
+    shares=True,
     positional=("out",),
     common=(
         "bundle", "mode", "nginx_conf", "status_url", "control_url", "token_file", "folder", "interval_s",

@@ -19,7 +19,7 @@ from actuators.contract.control import Canary, Control, ServiceTimes, Weights
 from actuators.contract.topology import Group, Topology
 from actuators.contract.window import Window
 from actuators.errors import ConflictError, DataError
-from actuators.files import exclusive
+from actuators.files import exclusive, open_private
 from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
@@ -81,7 +81,7 @@ class AuditLog:
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Adds one line in one write, so that lines of several processes do not mix; NaN becomes null. Raises OSError."""
     text = json.dumps(_plain(line), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    with open(path, "ab+", buffering=0) as file:
+    with open(path, "ab+", buffering=0, opener=open_private) as file:
         if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
             # A writer that was killed, or a disk that was full, left a torn line.
             text = b"\n" + text

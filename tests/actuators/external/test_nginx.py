@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
@@ -275,3 +276,34 @@ def test_without_the_right_to_signal_the_remedy_is_named(external: External, mon
         with pytest.raises(ActuationError, match="reload_command"):
             nginx.apply(weights(nginx, 9, 8, 7, 6))
     assert external.site.read_bytes() == before
+
+
+def test_a_pid_file_of_another_process_is_not_believed(external: External, tmp_path: Path) -> None:
+    nginx, original = ExternalNginx(external.options), external.site.read_text()
+    pid_file, other = external.folder / "nginx.pid", tmp_path / "other.conf"
+    master = int(pid_file.read_text())
+    bystander = subprocess.Popen(["sleep", "600"])
+    worker = psutil.Process(master).children()[0].pid
+    other.write_text(f"pid {tmp_path}/pid; daemon off; error_log {tmp_path}/log; events {{}}")
+    try:
+        with ManagedProcess(["/usr/sbin/nginx", "-c", str(other)], name="other", log_path=tmp_path / "log") as process:
+            process.wait_ready(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+            for pid, problem in (
+                (bystander.pid, "is not an NGINX master"), (worker, "is not an NGINX master"),
+                (process.pid, "other.conf"), (2**22 - 1, "not running"),
+            ):  # fmt: skip
+                pid_file.write_text(f"{pid}\n")
+                with pytest.raises(ActuationError, match=problem):
+                    nginx.apply(weights(nginx, 5, 3, 2, 1))
+                assert external.site.read_text() == original
+            assert bystander.poll() is None
+        pid_file.unlink()
+        os.mkfifo(pid_file)
+        with pytest.raises(ActuationError, match="not running"):
+            nginx.apply(weights(nginx, 5, 3, 2, 1))
+    finally:
+        bystander.kill()
+        bystander.wait()
+    pid_file.unlink()
+    pid_file.write_text(f"{master}\n")
+    assert nginx.apply(weights(nginx, 5, 3, 2, 1)).changed

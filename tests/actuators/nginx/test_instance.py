@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -237,9 +238,25 @@ def test_a_port_that_is_taken_in_between_is_replaced(short_dir: Path, monkeypatc
         assert nginx.address.split(":")[1] != str(taken.getsockname()[1])
 
 
-def test_workers_are_unprivileged(site: Site) -> None:
-    (worker,) = children(site.nginx.master_pid)
-    assert os.stat(f"/proc/{worker}").st_uid != 0
+@pytest.mark.parametrize("actuation", ["memory", "reload"])
+def test_unprivileged_workers_need_nothing_of_a_private_folder(short_dir: Path, actuation: str) -> None:
+    """The largest bodies, long answers to a slow client and a reload, in a folder that they cannot enter."""
+    folder = short_dir / "run"
+    with running_site(folder, NginxOptions(method="round_robin", actuation=actuation)) as site:
+        (worker,) = children(site.nginx.master_pid)
+        assert os.stat(f"/proc/{worker}").st_uid != 0
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "nginx")] == [0o700, 0o700]
+        for index in range(3):
+            site.script[index] = lambda _: answer(200, "x" * 3_000_000)
+        body = b"y" * site.nginx.options.max_body_bytes
+        assert [site.get(COMPOSE, "POST", body)[0] for _ in range(3)] == [200, 200, 200]
+        site.nginx.apply(Weights(site.topology, np.full(site.topology.shape, 3), np.zeros(site.topology.shape, bool)))
+        with socket.create_connection(site.nginx.address.rsplit(":", 1), PATIENCE_S) as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.sendall(f"GET {HOME} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            wait_until(lambda: len(slow.recv(2**24, socket.MSG_PEEK)) > 0)
+            assert sum(map(len, iter(lambda: slow.recv(2**16), b""))) > 3_000_000
+        assert "denied" not in (folder / "nginx" / "error.log").read_text()
 
 
 def test_what_is_missing_is_named(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actuators.contract.topology import social_network
 from actuators.contract.window import LoadWindow
+from actuators.http_client import http_session
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.lookup import scenario
+from tests.support.http_server import CLOSE, OK, ScriptedServer
 from tests.support.live_parts import LiveParts, running_parts
 from tuning.judging.blocks import Journal
 from tuning.judging.judge import Judge, JudgeProgress
@@ -82,6 +86,35 @@ def test_a_peer_is_judged_on_the_same_arrivals_and_its_requests_are_called_uncou
     assert accounting["difference"] == accounting["unexplained"] == 0
     assert accounting["errors"] == {}
     assert content["peer"]["jain_utilisation"] is None
+
+
+def test_the_workers_of_a_users_nginx_can_buffer_in_its_own_folder(tmp_path: Path) -> None:
+    """Its master is root here and its workers are not; the run's folder is private."""
+    (tmp_path / "mine.conf").write_text(
+        "daemon off; pid {prefix}/nginx.pid; events {}\n"
+        "http { access_log off; client_body_temp_path {prefix}/body; proxy_temp_path {prefix}/proxy;\n"
+        "fastcgi_temp_path {prefix}/f; uwsgi_temp_path {prefix}/u; scgi_temp_path {prefix}/s;\n"
+        "upstream mine { {servers} }\nserver { listen {listen}; location / { proxy_pass http://mine; } } }"
+    )
+    body = b"y" * 500_000  # 16 kB are buffered in memory
+    with ScriptedServer(lambda request: OK if request.body == body else CLOSE) as server, http_session(10.0) as session:
+        topology = social_network((server.address,))
+        run = tmp_path / "run"
+        with Peer(f"nginx:{tmp_path / 'mine.conf'}", topology, run) as peer:
+            answer = session.post(f"http://{peer.address}/", data=body)
+            prefix = _prefix_of(run)
+            assert (answer.status_code, answer.text) == (200, "ok")
+            assert stat.S_IMODE(prefix.stat().st_mode) == 0o711
+            (folder,) = run.iterdir()
+            assert {stat.S_IMODE(path.stat().st_mode) for path in (run, folder)} == {0o700}
+            assert "denied" not in (folder / "error.log").read_text()
+        assert not prefix.exists()
+
+
+def _prefix_of(run: Path) -> Path:
+    """The folder that the configuration of the only peer names."""
+    (config,) = run.glob("*/peer.conf")
+    return Path(config.read_text().split()[3]).parent
 
 
 def test_a_busy_worker_spoils_the_block(testbed: LiveTestbed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,93 @@
+"""A local Ray is private to its user, and only heads of this user are joined or removed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from actuators.files import is_own_folder, socket_place
+from rayjobs.runs.local_ray import LocalRay, running_heads, sweep_stale_folders
+
+NOBODY = 65534
+
+
+def plant(folder: Path, owner: int) -> Path:
+    """A folder as that of a head which runs now, with an address where nothing listens."""
+    (folder / "ray").mkdir(parents=True)
+    (folder / "owner").write_text(str(owner))
+    (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    folder.chmod(0o700)
+    return folder
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary folders, which every user may write."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("root_only")
+def test_what_others_left_in_the_shared_folder_is_neither_joined_nor_removed(shared: Path, tmp_path: Path) -> None:
+    dead = 2**22 - 1
+    ours = plant(shared / "deepsched-ray-ours", os.getpid())
+    plant(tmp_path / "elsewhere", os.getpid())
+    (shared / "deepsched-ray-link").symlink_to(tmp_path / "elsewhere")
+    (shared / "deepsched-ray-stale-link").symlink_to(plant(tmp_path / "kept", dead))
+    open_to_all = plant(shared / "deepsched-ray-open", os.getpid())
+    open_to_all.chmod(0o777)
+    for name, owner in (("running", os.getpid()), ("stale", dead)):
+        os.chown(plant(shared / f"deepsched-ray-{name}", owner), NOBODY, NOBODY)
+    (shared / "deepsched-ray-file").write_text("")
+    fifo = plant(shared / "deepsched-ray-fifo", os.getpid()) / "ray" / "ray_current_cluster"
+    fifo.unlink()
+    os.mkfifo(fifo)  # its reader would wait for ever
+    assert running_heads() == [ours]
+    plant(shared / "deepsched-ray-ended", dead)
+    before = {path.name for path in shared.iterdir()}
+    sweep_stale_folders()
+    assert before - {path.name for path in shared.iterdir()} == {"deepsched-ray-ended"}
+    assert (tmp_path / "kept" / "owner").exists()
+
+
+def test_sockets_lie_where_their_paths_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / ("long" * 20)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    room = 107 - len(os.fsencode(place)) - 1
+    assert socket_place(room) == place
+    assert socket_place(room + 1) == Path("/tmp")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_a_head_is_private_in_a_folder_with_a_long_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """Ray itself opens its folder to all users."""
+    place = tmp_path / ("long" * 20)
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    before = os.umask(umask)
+    try:
+        head = LocalRay(cpus=1)
+        try:
+            head.wait_ready(lambda: head.folder in running_heads())
+            assert is_own_folder(head.folder)
+            assert stat.S_IMODE(head.folder.stat().st_mode) == 0o700
+            for path in (head.folder / "token", head.folder / "owner", head.folder / "head.log"):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        finally:
+            head.close()
+        assert not head.folder.exists()
+    finally:
+        os.umask(before)
