@@ -16,7 +16,7 @@ from actuators.contract.control import BalancingMethod, Control, MemoryMethod, S
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
-from actuators.files import private_folder
+from actuators.files import private_folder, write_private
 from actuators.nginx.config import (
     NginxOptions,
     NginxSite,
@@ -102,7 +102,7 @@ class Nginx:
         for attempt in range(_BIND_ATTEMPTS):
             self._site = NginxSite(self._prefix, self._host, free_port(self._host), free_port("127.0.0.1"))
             self._write()
-            (self._prefix / "error.log").unlink(missing_ok=True)
+            write_private(self._prefix / "error.log", "")
             process = self._launch()
             try:
                 process.wait_ready(self._ready, self.options.start_timeout_s)
