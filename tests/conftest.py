@@ -1,5 +1,6 @@
 """Fixtures for every test: nothing may be left running, short work folders, and what a test needs is marked."""
 
+import gc
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ pin()
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "BENCH", "BENCH_QUICK"):
     os.environ.pop(name, None)
 needs.prepare_environment()
+# Collection makes a million objects that stay: looking through them again and again for garbage costs seconds.
+gc.disable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -44,6 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = str(item.path)
         rank_of_file[path] = min(rank(item), rank_of_file.get(path, 3))
     items.sort(key=lambda item: rank_of_file[str(item.path)])
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

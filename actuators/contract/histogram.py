@@ -6,6 +6,8 @@ that the width of a bucket is at most 1/64 (1.6 %) of its value.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,13 +23,16 @@ def bucket_of(value_us: int) -> int:
     return min(shift * SUB_BUCKETS + (value >> shift), SIZE - 1)
 
 
+@cache
 def bounds_us() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower (inclusive) and upper (exclusive) bounds of every bucket in µs, each ``[SIZE]``."""
+    """Lower (inclusive) and upper (exclusive) bounds of every bucket in µs, each ``[SIZE]`` and read-only."""
     index = np.arange(SIZE)
     shift = np.maximum(index // SUB_BUCKETS - 1, 0)
     mantissa = index - shift * SUB_BUCKETS
     lower = mantissa * 2.0**shift
-    return lower, lower + 2.0**shift
+    upper = lower + 2.0**shift
+    lower.flags.writeable = upper.flags.writeable = False
+    return lower, upper
 
 
 def midpoints_s() -> NDArray[np.float64]:

@@ -22,6 +22,9 @@ from tuning.policy.bundle import load_bundle
 
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
 GONE_S = 10.0
+# What is asked here does not depend on the length of the stages.
+SHORT_OBSERVING = ("--set", "observe.duration_s=2", "--set", "observe.explore_s=2")
+SHORT = ("--set", "training.steps=2000", "--set", "judge.measure_s=1")
 POLICIES = ("least_conn", "inverse_latency", "round_robin", "expected_delay_static", "expected_delay", "learned")
 
 
@@ -67,7 +70,7 @@ class Demo:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """A quick demo that ran to its end."""
-    demo = Demo(tmp_path_factory.mktemp("demo") / "runs", "--seed", "3")
+    demo = Demo(tmp_path_factory.mktemp("demo") / "runs", "--seed", "3", *SHORT)
     assert demo.process.wait(300) == 0, demo.log.read_text()
     return demo
 
@@ -131,7 +134,7 @@ def test_progress_says_what_is_next(finished: Demo) -> None:
 def test_an_interrupt_ends_everything_and_says_what_was_kept(
     tmp_path: Path, number: signal.Signals, stage: str, code: int
 ) -> None:
-    demo = Demo(tmp_path / "runs")
+    demo = Demo(tmp_path / "runs", *SHORT_OBSERVING)
     demo.wait_until(stage, 120)
     demo.process.send_signal(number)
     assert demo.process.wait(GONE_S) == code, demo.log.read_text()

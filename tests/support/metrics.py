@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qs
 
+from prometheus_client.metrics_core import Sample
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.http_server import Received
@@ -50,15 +52,19 @@ class StandIn:
 
     def samples(self, query: str, scraped_s: float) -> Iterator[tuple[str, str]]:
         metric = query.removeprefix("timestamp(").partition("{")[0]
-        for family in text_string_to_metric_families(self.scrapes[scraped_s]):
-            for sample in family.samples:
-                if sample.name == metric:
-                    value = scraped_s if query.startswith("timestamp(") else sample.value
-                    yield json.dumps(sample.labels, sort_keys=True), str(value)
+        for sample in _samples(self.scrapes[scraped_s]):
+            if sample.name == metric:
+                value = scraped_s if query.startswith("timestamp(") else sample.value
+                yield json.dumps(sample.labels, sort_keys=True), str(value)
 
 
 def scrapes() -> dict[float, str]:
     return {100.25: as_text(document("before_load")), 115.5: as_text(document("after_load"))}
+
+
+@cache
+def _samples(text: str) -> tuple[Sample, ...]:
+    return tuple(sample for family in text_string_to_metric_families(text) for sample in family.samples)
 
 
 def _lines(document: dict[str, Any]) -> Iterator[str]:

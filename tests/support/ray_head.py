@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ray.tune.registry import _global_registry
 
 from rayjobs.runs.local_ray import LocalRay, joined, running_heads
 
@@ -24,6 +23,9 @@ def ray_head() -> Iterator[LocalRay]:
 @pytest.fixture(scope="module")
 def ray(ray_head: LocalRay) -> Iterator[None]:
     """This process as a driver of that Ray; what a module started ends with it."""
+    # Not at the top: the process that shares out the tests imports this module and needs no Ray.
+    from ray.tune.registry import _global_registry
+
     with joined(ray_head.folder):
         # Ray registers environments under the id of a process's first job; this is a further job of the process.
         _global_registry._prefix = None  # noqa: SLF001

@@ -1,11 +1,4 @@
-"""What one control step of a live testbed costs, part by part; for the bench `scaling`.
-
-A testbed whose interval is a wait and whose windows are recorded ones: for what concerns Ray, not NGINX.
-
-Benches and tests of parallel testbeds use it: real actors and real time, but next to no CPU.
-
-What the bench `scaling` measures with: rates of parallel testbeds, the cost of a live step, memory of Ray.
-"""
+"""What the bench `scaling` measures with: rates of parallel testbeds, the cost of a live step part by part, memory."""
 
 from __future__ import annotations
 
@@ -13,21 +6,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actuators.contract.control import BalancingMethod, Control, Weights
-from actuators.contract.script import Scenario
-from actuators.contract.testbed import Applied, Testbed
-from actuators.contract.topology import Topology, social_network
-from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
-from actuators.errors import TestbedError
+from actuators.contract.control import Weights
+from actuators.contract.testbed import Testbed
+from actuators.contract.topology import social_network
 from actuators.processes.system import realtime_priority
 from actuators.statistics.recording import SnapshotWriter
 from actuators.testbed.options import LiveOptions
@@ -37,6 +26,7 @@ from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.bench.parts.stalls import StallWatch
+from rayjobs.bench.parts.waiting_testbed import make_waiting
 from tuning.live.testbeds import Testbeds
 from tuning.live.vector_env import LiveVectorEnv
 from tuning.observing.phase import ObserveOptions, fit_problem, watch
@@ -139,85 +129,6 @@ def local_steps(
                     writer.write(snapshot)
             watch.spans.append(((testbed.due_s, time.monotonic()),))
     return watch, undisturbed(watch.spans, stalls)
-
-
-class WaitingTestbed:
-    """Testbed protocol; every window says the same about ten requests of 10 ms per group and server."""
-
-    def __init__(self, topology: Topology) -> None:
-        self.topology = topology
-        self.due_s = 0.0
-        self._control: Control = Weights.equal(topology)
-        self._closed = False
-
-    def reset(self, scenario: Scenario, seed: int) -> None:
-        self._require_open()
-        self.due_s = time.monotonic()
-        self._control = Weights.equal(self.topology)
-
-    def set_method(self, method: BalancingMethod) -> None:
-        self._require_open()
-
-    def apply(self, control: Control) -> Applied:
-        self._require_open()
-        changed, self._control = control != self._control, control
-        return Applied(changed, 0.0)
-
-    def advance(self, interval_s: float) -> Window:
-        """Waits as a live testbed does: for the tick, which is skipped when more than an interval has been lost."""
-        self._require_open()
-        self.due_s += interval_s
-        now_s = time.monotonic()
-        if now_s > self.due_s + interval_s:
-            self.due_s = now_s
-        time.sleep(max(self.due_s - now_s, 0.0))
-        return self._window(interval_s)
-
-    def drain(self, timeout_s: float = 10.0) -> Window:
-        return replace(self._window(0.0), requests=np.zeros(self.topology.shape, np.int64))
-
-    def close(self) -> None:
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise TestbedError("the testbed is closed", remedy="build a new one")
-
-    def _window(self, interval_s: float) -> Window:
-        shape = self.topology.shape
-        histogram = np.zeros((*shape, len(DEFAULT_BOUNDS_MS) + 1), np.int64)
-        histogram[..., DEFAULT_BOUNDS_MS.index(10)] = 10
-        responses = np.zeros((*shape, 5), np.int64)
-        responses[..., 1] = 10
-        weights = self._control.values if isinstance(self._control, Weights) else np.ones(shape, np.int64)
-        now_s = time.time()
-        return Window(
-            topology=self.topology,
-            start_s=now_s - interval_s,
-            end_s=now_s,
-            requests=np.full(shape, 10, np.int64),
-            in_bytes=np.zeros(shape, np.int64),
-            out_bytes=np.zeros(shape, np.int64),
-            responses=responses,
-            response_ms_sum=np.full(shape, 100, np.int64),
-            bounds_ms=DEFAULT_BOUNDS_MS,
-            latency_histogram=histogram,
-            weight=weights,
-            down=np.zeros(shape, dtype=bool),
-        )
-
-
-def make_waiting(build: int) -> WaitingTestbed:
-    """For `tuning.live.testbeds.Testbeds`: a WaitingTestbed over the social network's groups."""
-    return WaitingTestbed(social_network())
 
 
 EPISODE_STEPS = 10_000

@@ -18,12 +18,16 @@ from tests.support.orphans import SESSION, processes_with
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("ray")]
 
 
-def test_it_claims_its_nodes_runs_and_frees_them(tmp_path: Path) -> None:
+def test_it_claims_its_nodes_runs_hands_errors_of_ours_on_and_frees_them(tmp_path: Path) -> None:
     import ray
 
     with start_remote_testbed(social_network(), LiveOptions(), tmp_path, seed=1) as testbed:
         free = ray.available_resources()
         assert [free.get(name, 0.0) for name in ("proxy", "client", "server")] == [0.0, 0.0, 0.0]
+        with pytest.raises(ConfigError) as caught:
+            testbed.reset(ContractScenario(duration_s=-1.0), 1)
+        assert isinstance(caught.value, DeepSchedError)
+        assert "duration" in str(caught.value)
         testbed.reset(ContractScenario(), 1)
         windows = [testbed.advance(0.4), testbed.drain()]
         answered = sum(int(window.client.answered.sum()) for window in windows if window.client is not None)
@@ -31,14 +35,6 @@ def test_it_claims_its_nodes_runs_and_frees_them(tmp_path: Path) -> None:
         assert testbed.latest_snapshot() is not None
     assert processes_with(f"{tmp_path}/") == {}
     check_capacity(1, 3)
-
-
-def test_errors_of_ours_cross_the_actor_border_as_themselves(tmp_path: Path) -> None:
-    with start_remote_testbed(social_network(), LiveOptions(), tmp_path, seed=1) as testbed:
-        with pytest.raises(ConfigError) as caught:
-            testbed.reset(ContractScenario(duration_s=-1.0), 1)
-        assert isinstance(caught.value, DeepSchedError)
-        assert "duration" in str(caught.value)
 
 
 def test_a_killed_actor_is_a_testbed_error_and_the_rest_can_be_closed(tmp_path: Path) -> None:

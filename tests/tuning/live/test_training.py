@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 
-from actuators.contract.topology import social_network
-from actuators.contract.window import Window
 from actuators.errors import CapacityError
 from envs.scenarios.lookup import scenario
-from rayjobs.bench.parts.control_step import WaitingTestbed, make_waiting
+from rayjobs.bench.parts.waiting_testbed import make_waiting
+from tests.support.meeting import Meeting
 from tests.support.orphans import SESSION, processes_with
 from tests.support.problems import problem
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -28,20 +28,6 @@ from tuning.options import AlgorithmOptions, ParallelOptions, TrainingOptions
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 INTERVAL_S = 0.1
 SCENARIO = scenario("demo", duration_s=200.0)
-
-
-class Meeting(WaitingTestbed):
-    """Its n-th interval ends when all testbeds of the folder are in theirs: one after the other they never end."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        super().__init__(social_network())
-        self.folder, self.count, self.number = folder, count, 0
-
-    def advance(self, interval_s: float) -> Window:
-        self.number += 1
-        (self.folder / f"{self.number}-{os.getpid()}").touch()
-        wait_until(lambda: len(list(self.folder.glob(f"{self.number}-*"))) >= self.count, "the others never came")
-        return super().advance(interval_s)
 
 
 def open_testbeds(count: int) -> Testbeds:
@@ -57,7 +43,7 @@ def pids(name: str) -> set[int]:
 
 
 def test_all_intervals_pass_at_the_same_time(tmp_path: Path) -> None:
-    meetings = {f"testbed-{number}": lambda build: Meeting(tmp_path, 4) for number in range(4)}
+    meetings = {f"testbed-{number}": partial(Meeting, tmp_path, 4) for number in range(4)}
     with Testbeds(meetings, "least_conn") as testbeds:
         env = environment(testbeds, 4)
         rows, _ = env.reset(seed=1)
