@@ -23,7 +23,6 @@ from tuning.policy.bundle import load_bundle
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
 GONE_S = 10.0
 # What is asked here does not depend on the length of the stages.
-SHORT_OBSERVING = ("--set", "observe.duration_s=2", "--set", "observe.explore_s=2")
 SHORT = ("--set", "training.steps=2000", "--set", "judge.measure_s=1")
 POLICIES = ("least_conn", "inverse_latency", "round_robin", "expected_delay_static", "expected_delay", "learned")
 
@@ -134,7 +133,7 @@ def test_progress_says_what_is_next(finished: Demo) -> None:
 def test_an_interrupt_ends_everything_and_says_what_was_kept(
     tmp_path: Path, number: signal.Signals, stage: str, code: int
 ) -> None:
-    demo = Demo(tmp_path / "runs", *SHORT_OBSERVING)
+    demo = Demo(tmp_path / "runs")
     demo.wait_until(stage, 120)
     demo.process.send_signal(number)
     assert demo.process.wait(GONE_S) == code, demo.log.read_text()

@@ -61,7 +61,7 @@ def submit(head: tuple[str, dict[str, str]], *command: str) -> subprocess.Comple
 def test_a_submitted_training_run_ends_well(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     options = yaml.safe_load((ROOT / "rayjobs" / "configs" / "train-quick.yaml").read_text())
-    config.write_text(yaml.safe_dump({**options, "out": str(tmp_path / "runs"), "training": {"steps": 1200}}))
+    config.write_text(yaml.safe_dump({**options, "out": str(tmp_path / "runs"), "training": {"steps": 600}}))
     done = submit(head, "python", "-m", "rayjobs.train", "--config", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
