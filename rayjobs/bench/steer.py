@@ -1,6 +1,7 @@
 """The controller in front of live traffic: how long a step takes, whether a client notices, whether memory grows.
 
-A controller that changes something every second in front of live traffic, for minutes or hours, and its record.
+A controller that changes something every second in front of live traffic, for minutes or hours, and its record; the
+shares of a canary; and how often steering switches between policy and baseline.
 
 `python -m rayjobs.bench.steer --duration-s 3600 --out soak.json`; the bench `steer` does the same for ten minutes.
 """
@@ -30,7 +31,9 @@ from actuators.processes.system import family_cpu_s, resident_mb
 from actuators.testbed.options import LiveOptions
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
+from rayjobs.bench.parts import canary, steadiness
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
+from rayjobs.bench.parts.own_systems import own_systems
 from rayjobs.bench.parts.serve import make_bundle
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
@@ -219,12 +222,17 @@ SOAK = Verb(
 
 
 def measure(context: BenchContext) -> list[Bar]:
-    """One change a second under 500 requests/s; 40 s when quick, else 10 minutes."""
+    """One change a second under 500 requests/s, for 18 s when quick, else 10 minutes; canary shares; and how often
+    steering switches in simulated half hours, of one system when quick, else of ten.
+    """
+    return [*_soaked(context), _canary(context), *_steadiness(context)]
 
+
+def _soaked(context: BenchContext) -> list[Bar]:
     def say(result: Soak) -> None:
         context.log(f"{result.seconds:.0f} s, {result.answered} answered, {result.failed} failed")
 
-    result = soak(40.0 if context.quick else 600.0, context.seed, context.work_dir, say)
+    result = soak(18.0 if context.quick else 600.0, context.seed, context.work_dir, say)
     total_ms = np.array(result.total_ms)
     rate_rps = result.answered / result.seconds
     how = f"{len(total_ms)} changes in memory, one a second, under {rate_rps:.0f} requests/s on this machine"
@@ -238,6 +246,37 @@ def measure(context: BenchContext) -> list[Bar]:
         at_most("memory growth of NGINX", max(result.growth_percent(result.nginx_mb), 0.0), 5, "%",
                 how="resident sets of its processes"),
     ]  # fmt: skip
+
+
+def _canary(context: BenchContext) -> Bar:
+    seconds = 2.0 if context.quick else 20.0
+    found = canary.measured(_traffic(240.0), context.work_dir / "canary", context.seed, seconds)
+    told = ", ".join(f"{away:.2f} at {percent:g} %" for percent, away in found.items())
+    how = f"in memory, round robin, {seconds:g} s each: {told}"
+    return at_most("canary: largest deviation of a share", max(found.values()), 3, "standard errors", how=how)
+
+
+def _steadiness(context: BenchContext) -> list[Bar]:
+    systems = own_systems(context.seed)[: 1 if context.quick else None]
+    options = SteeringOptions(mode="active")
+    found: dict[str, list[int]] = {"wave": [], "change": []}
+    acted: list[float] = []
+    for system in systems:
+        adviser = steadiness.fitted(system, context.seed, context.work_dir / system.name)
+        for name, slower_at_s in (("wave", None), ("change", steadiness.CHANGE_S)):
+            scenario = steadiness.Waving(system, slower_at_s)
+            decisions = list(steadiness.steer(adviser, scenario, context.seed + 100, steadiness.SECONDS, options))
+            switched = steadiness.switches(decisions)
+            found[name].append(len(switched))
+            if name == "wave":
+                acted.append(sum(d.source == "policy" for d in decisions) / len(decisions))
+            context.log(f"{system}, {name}: {'; '.join(f'{at} s {why}' for at, why in switched) or 'no switch'}")
+    how = f"{len(systems)} systems of their own, 30 simulated minutes each, bundles fitted to them, guards as they come"
+    return [
+        at_most("switches under a daily wave, most of a system", max(found["wave"]), 2, "", how=how),
+        at_most("switches when a server becomes twice as slow, most of a system", max(found["change"]), 2, "", how=how),
+        figure("time in which the policy acts under the wave", 100 * float(np.mean(acted)), "%", how=how),
+    ]
 
 
 if __name__ == "__main__":

@@ -54,12 +54,12 @@ class GuardOptions(Options):
     """Share of the servers that must lie outside every cluster for a window to count as novel."""
     novel_above: float = Field(default=1.0, gt=0)
     """Novelty above which a server lies outside every cluster; 1 is the three-sigma rule."""
-    novel_windows: int = Field(default=5, ge=1)
+    novel_windows: int = Field(default=20, ge=1)
     """Consecutive novel windows after which the baseline is put in force and a recalibration is advised."""
     familiar_ratio: float = Field(default=0.8, gt=0, le=1)
     """A window is familiar again only when the servers are inside this share of `novel_above`; between the two nothing
     changes."""
-    familiar_windows: int = Field(default=10, ge=1)
+    familiar_windows: int = Field(default=60, ge=1)
     """Consecutive familiar windows after which the policy acts again."""
     dwell_s: float = Field(default=30.0, ge=0)
     """Shortest time under the baseline in seconds after novelty, missing statistics or a failed policy; it doubles each

@@ -106,7 +106,7 @@ def test_a_reload_alone_is_no_reason_to_hold() -> None:
 
 
 def test_unknown_traffic_goes_to_the_baseline_and_comes_back_after_the_dwell_time() -> None:
-    run = Run(options(guards={"largest_step": 100.0, "dwell_s": 20.0}))
+    run = Run(options(guards={"largest_step": 100.0, "dwell_s": 20.0, "novel_windows": 5, "familiar_windows": 10}))
     run.until_steering(GOOD, advice())
     decisions = run.steps([GOOD] * 5, advice(novelty=4.0))
     assert [d.source for d in decisions] == ["policy"] * 4 + ["baseline"]
@@ -127,7 +127,7 @@ def test_unknown_traffic_goes_to_the_baseline_and_comes_back_after_the_dwell_tim
 def test_a_few_novel_windows_are_no_unknown_state() -> None:
     run = Run(options())
     run.until_steering(GOOD, advice())
-    assert {d.source for d in run.steps([GOOD] * 4, advice(novelty=4.0))} == {"policy"}
+    assert {d.source for d in run.steps([GOOD] * 19, advice(novelty=4.0))} == {"policy"}
     assert run.step(GOOD, advice()).source == "policy"
 
 
