@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import BaseModel, ConfigDict
 
 from actuators.errors import CapacityError
+from actuators.store import Store, Stored
+
+
+class Leases(BaseModel):
+    """Testbed → holder, empty when free."""
+
+    model_config = ConfigDict(frozen=True)
+
+    holders: dict[str, str]
 
 
 class LeaseBook:
-    """Assigns testbeds, by name, to holders; without Ray."""
+    """Assigns testbeds, by name, to holders; without Ray. A book that is opened again knows all of its leases.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._holders: dict[str, str] = dict.fromkeys(names, "")
+    Args:
+        state: file of the leases; those of names that are not among these are forgotten.
+    """
+
+    def __init__(self, names: Sequence[str], state: Path) -> None:
+        self._names = tuple(names)
+        self._store = Store(state, Leases, "a file of leases")
 
     def lease(self, holder: str, count: int) -> list[str]:
         """Names of `count` testbeds for the holder; a holder that calls again keeps those it has.
@@ -24,31 +40,48 @@ class LeaseBook:
         Raises:
             CapacityError: too few testbeds are free.
         """
-        own = [name for name, by in self._holders.items() if by == holder]
-        free = [name for name, by in self._holders.items() if not by]
-        if len(own) + len(free) < count:
-            held = ", ".join(f"{name} by {by}" for name, by in self._holders.items() if by and by != holder)
-            raise CapacityError(
-                f"{holder} needs {count} testbed(s), {len(own) + len(free)} of {len(self._holders)} are free",
-                where=held,
-                remedy="use more testbeds or fewer env runners",
-            )
-        granted = [*own, *free][:count]
-        for name in granted:
-            self._holders[name] = holder
+        granted: list[str] = []
+
+        def update(stored: Stored[Leases]) -> Leases:
+            holders = self._holders(stored)
+            granted[:] = _grant(holders, holder, count)
+            return Leases(holders={**holders, **dict.fromkeys(granted, holder)})
+
+        self._store.change(update)
         return granted
 
     def release(self, holder: str) -> None:
         """Frees the holder's testbeds, if it has any."""
-        self._holders = {name: "" if by == holder else by for name, by in self._holders.items()}
+
+        def update(stored: Stored[Leases]) -> Leases:
+            return Leases(holders={name: "" if by == holder else by for name, by in self._holders(stored).items()})
+
+        self._store.change(update)
 
     def table(self) -> dict[str, str]:
         """Testbed → holder, empty when free."""
-        return dict(self._holders)
+        return self._holders(self._store.read())
+
+    def _holders(self, stored: Stored[Leases]) -> dict[str, str]:
+        kept = stored.value.holders if stored.value is not None else {}
+        return {name: kept.get(name, "") for name in self._names}
+
+
+def _grant(holders: Mapping[str, str], holder: str, count: int) -> list[str]:
+    own = [name for name, by in holders.items() if by == holder]
+    free = [name for name, by in holders.items() if not by]
+    if len(own) + len(free) < count:
+        held = ", ".join(f"{name} by {by}" for name, by in holders.items() if by and by != holder)
+        raise CapacityError(
+            f"{holder} needs {count} testbed(s), {len(own) + len(free)} of {len(holders)} are free",
+            where=held,
+            remedy="use more testbeds or fewer env runners",
+        )
+    return [*own, *free][:count]
 
 
 LEASE_DESK: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LeaseBook)
-"""The actor class of `LeaseBook`."""
+"""The actor class of `LeaseBook`; Ray restarts it, and its state file is on the node of its owner."""
 
 
 @dataclass(frozen=True)

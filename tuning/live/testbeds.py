@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Self
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actuators.contract.control import BalancingMethod
 from actuators.contract.testbed import Testbed
@@ -70,7 +71,10 @@ class Testbeds:
             ).remote(name, make, method)
             for name, make in makers.items()
         }
-        self.leaser = Leaser(LEASE_DESK.remote(list(makers)), self.conductors)
+        self._state = tempfile.TemporaryDirectory(prefix="deepsched-leases-")
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = LEASE_DESK.options(scheduling_strategy=here).remote(list(makers), Path(self._state.name) / "leases.json")
+        self.leaser = Leaser(desk, self.conductors)
 
     @classmethod
     def live(
@@ -121,6 +125,7 @@ class Testbeds:
             for conductor in conductors.values():
                 ray.kill(conductor)
             ray.kill(self.leaser.desk)
+            self._state.cleanup()
         for group in self._owned:
             remove_placement_group(group)
         self._owned = ()
