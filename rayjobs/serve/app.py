@@ -152,7 +152,8 @@ def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> Non
     def orders(request: OrdersRequest) -> dict[str, Any]:
         """Pauses, resumes or reverts the controller, or changes its mode."""
         changes = request.model_dump(exclude_none=True)
-        result = folder.order(**changes).model_dump(exclude={"answered"})
+        present = folder.order(**changes).model_dump(exclude={"answered"})
+        result = {**present, "controller": folder.is_locked()}
         event("orders", **result)
         return result
 

@@ -131,12 +131,13 @@ class OrdersRequest(_Model):
 
 
 class OrdersAnswer(_Model):
-    """The orders in force."""
+    """The orders, and whether a controller runs that applies them within one interval."""
 
     override: Override
     mode: Mode | None
     canary_percent: float | None
     bundle: str | None
+    controller: bool
 
 
 class Problem(_Model):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actuators.contract.control import shares_of
+from tuning.steering.meanings import BACK_TO_BASELINE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tuning.policy.adviser import Advice
     from tuning.steering.decide import Decision, Steering
 
-_ANSWERS = (
+ANSWERS = (
     ("recalibrate", "deepsched steer recalibrate NEW --bundle BUNDLE --folder {folder}, then steer swap NEW"),
     ("policy failed", "deepsched steer swap BUNDLE --folder {folder}"),
     ("bundle not swapped", "deepsched steer swap BUNDLE --folder {folder}"),
@@ -28,8 +29,20 @@ _ANSWERS = (
     ("the servers of this NGINX", "deepsched steer revert --folder {folder}"),
     ("not applied", "nginx -t, then deepsched steer status --folder {folder}"),
     ("no heartbeat", "df -h {folder}"),
+    ("not recorded", "df -h {folder}"),
+    ("the revert is in force and not recorded", "df -h {folder}, then deepsched steer revert --folder {folder}"),
+    ("a revert restores", "deepsched steer revert --folder {folder}"),
+    ("no response-time buckets", "deepsched doctor --status-url URL"),
+    ("weights in force unknown", "deepsched steer revert --folder {folder}"),
+    ("NGINX was restarted", "deepsched steer revert --folder {folder}, or nothing: the controller goes on"),
+    (
+        BACK_TO_BASELINE,
+        "deepsched steer revert --folder {folder}, if it happens again: the policy acts again by itself",
+    ),
+    ("answers nothing", "curl -i http://SERVER/, then deepsched steer status --folder {folder}"),
 )
-"""How an alarm begins → the command that answers it; harm needs none: the baseline is in force already."""
+"""What an alarm contains → the command that answers it; the first one counts."""
+_LOOK = "deepsched steer status --folder {folder}"
 
 
 def of(
@@ -81,14 +94,13 @@ def expectation(bundle: Path) -> str:
 
 
 def answer(alarm: str, folder: Path) -> str:
-    """The command that answers an alarm; empty where none is needed."""
-    return next((command for begin, command in _ANSWERS if alarm.startswith(begin)), "").format(folder=folder)
+    """The command that answers an alarm."""
+    return next((command for words, command in ANSWERS if words in alarm), _LOOK).format(folder=folder)
 
 
 def with_answer(alarm: str, folder: Path) -> str:
-    """The alarm with the command that answers it, if one does."""
-    command = answer(alarm, folder)
-    return f"{alarm}; answer: {command}" if command else alarm
+    """The alarm with the command that answers it."""
+    return f"{alarm}; answer: {answer(alarm, folder)}"
 
 
 def _rows(topology: Topology, table: NDArray[Any]) -> list[list[float]]:

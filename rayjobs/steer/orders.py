@@ -148,7 +148,11 @@ def _restore(folder: SteerFolder, version: int) -> int:
     try:
         restored = restore(first, open_actuator(ActuatorOptions.model_validate(folder.access())))
     except DeepSchedError as error:
-        log_line("steer", f"no controller is running, and the first weights are not restored: {error}")
+        log_line(
+            "steer",
+            f"no controller is running, and the first weights are not restored: {error};"
+            f" repeat: deepsched steer revert --folder {folder.path}",
+        )
         folder.orders.answer(version)
         return 1
     folder.orders.answer(version)

@@ -80,7 +80,7 @@ def _revert(folder: SteerFolder, opened: Callable[[], Actuator], silent_s: float
             return True
         restored = restore(first, opened())
     except DeepSchedError as error:
-        log(f"not reverted: {error}")
+        log(f"not reverted: {error}; by hand: deepsched steer revert --folder {folder.path}")
         return False
     line = {
         "kind": "watchdog", "time": time.time(), "silent_s": silent_s, "changed": restored.changed,

@@ -9,6 +9,7 @@ import numpy as np
 from actuators.contract.arrays import FloatArray
 from actuators.contract.window import Window
 from envs.observation.deadlines import tardiness
+from tuning.steering.meanings import BACK_TO_BASELINE
 from tuning.steering.options import GuardName, GuardOptions
 
 SETTLE_WINDOWS = 2
@@ -183,7 +184,7 @@ class HarmWatch:
 
     def _harm(self, guard: GuardName, reason: str, now_s: float) -> Harm:
         """Doubles the next back-off. The system may have changed as well, so the baseline is measured again."""
-        reason = f"{reason}: back to the baseline for {self._back_off.begin(now_s):g} s"
+        reason = f"{reason}: {BACK_TO_BASELINE} for {self._back_off.begin(now_s):g} s"
         self.reference.restart()
         self._late.add(False)
         self._failing.add(False)

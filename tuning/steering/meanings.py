@@ -19,6 +19,8 @@ GUARD_MEANINGS: dict[str, str] = {
     "actuation": "NGINX did not take a change; the former control is in force.",
     "silent": "A server is dead or answers nothing; it keeps a share for probing only.",
 }
+BACK_TO_BASELINE = "back to the baseline"
+"""What the reason of a guard against harm says."""
 SOURCE_MEANINGS = {
     "policy": "The learned policy decides.",
     "baseline": "The baseline decides: the control that was there before, or a simple rule.",

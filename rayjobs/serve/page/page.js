@@ -136,7 +136,8 @@ async function order(button) {
     method: "POST", headers: { "Content-Type": "application/json", ...authorization() }, body: JSON.stringify(wanted),
   });
   const body = await answer.json();
-  at("answer").textContent = answer.ok ? "order written; the controller applies it within one interval" : body.detail;
+  const then = body.controller ? "the controller applies it within one interval" : "no controller is running to apply it";
+  at("answer").textContent = answer.ok ? `order written; ${then}` : body.detail;
 }
 
 async function forever() {

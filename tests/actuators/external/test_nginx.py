@@ -180,6 +180,39 @@ def test_two_actuators_take_turns(external: External) -> None:
     assert second.apply(weights(second, 1, 1, 1, 1)).changed
 
 
+_SET = """
+import sys
+from pathlib import Path
+import numpy as np
+from actuators.contract.control import Weights
+from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
+nginx = ExternalNginx(ExternalNginxOptions(config=Path(sys.argv[1]), min_reload_interval_s=0, lock_timeout_s=60))
+sys.stdin.readline()
+for number in range(10):
+    nginx.apply(Weights(nginx.topology, np.full((1, 4), int(sys.argv[2]) + number), np.zeros((1, 4), bool)))
+    print("set", flush=True)
+"""
+
+
+def test_twenty_changes_of_two_processes_are_each_in_force_as_a_whole(external: External) -> None:
+    setters = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SET, str(external.options.config), first],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for first in ("11", "51")
+    ]  # fmt: skip
+    for setter in setters:
+        assert setter.stdin is not None
+        setter.stdin.write("\n")
+        setter.stdin.flush()
+    said = [setter.communicate(timeout=PATIENCE_S)[0].split() for setter in setters]
+    assert said == [["set"] * 10] * 2
+    left = set(ExternalNginx(external.options).control().as_weights().values.ravel().tolist())
+    assert left in ({20}, {60})
+    assert external.passes()
+
+
 def test_the_reload_budget_is_kept(external: External) -> None:
     swaps: list[float] = []
 

@@ -175,7 +175,7 @@ class Together:
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
         ]
 
-    def __call__(self, *orders: dict[str, str]) -> list[str]:
+    def __call__(self, *orders: dict[str, Any]) -> list[str]:
         now = Moment.now().model_dump()
         for process, changes in zip(self._processes, orders, strict=True):
             assert process.stdin is not None
@@ -226,12 +226,23 @@ def test_commands_that_were_typed_together_are_together_however_long_python_take
     assert present(controller.folder).override == "reverted"
 
 
-def test_orders_of_two_processes_are_both_kept(folder: SteerFolder, together: Together) -> None:
-    for number in range(30):
-        assert together({"override": "paused"}, {"mode": "active"}) == ["", ""]
-        assert (present(folder).override, present(folder).mode) == ("paused", "active")
+@pytest.mark.parametrize(
+    "orders",
+    [
+        ({"override": "paused"}, {"mode": "active"}),
+        ({"mode": "canary"}, {"bundle": "/swapped"}),
+        ({"bundle": "/swapped"}, {"canary_percent": 25.0}),
+    ],
+)
+def test_sixty_orders_of_two_processes_are_both_kept(
+    folder: SteerFolder, together: Together, orders: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    for number in range(60):
+        assert together(*orders) == ["", ""]
+        kept = present(folder).model_dump()
+        assert {**orders[0], **orders[1]}.items() <= kept.items(), number
         assert folder.orders.read().version == 3 * number + 2
-        folder.order(override="", mode="shadow")
+        folder.order(override="", mode="shadow", bundle=None, canary_percent=None)
 
 
 @pytest.mark.slow
