@@ -95,7 +95,8 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: StockSi
     arguments = ["--out", str(snippet), "--port", str(port), "--set", config, "--set", "memory.method=round_robin"]
     result = deepsched("snippet", *arguments)
     assert result.returncode == 0, result.stderr
-    assert snippet.stat().st_mode & 0o077 == 0
+    assert [path.stat().st_mode & 0o777 for path in (snippet, Path(f"{snippet}.token"))] == [0o600, 0o600]
+    assert f"http://127.0.0.1:{port}/status, the control is on http://127.0.0.1:{port}/control" in result.stderr
     site.write(f"include {snippet};")
     memory = ["--control-url", f"http://127.0.0.1:{port}/control"]
     with site.start():

@@ -54,6 +54,30 @@ def test_canary_stops_at_its_share_of_the_way() -> None:
     assert run.steering.in_force.shares() == pytest.approx(expected, abs=0.01)
 
 
+def test_a_canary_in_memory_has_the_whole_control_for_its_part_of_the_requests() -> None:
+    run = Run(options(mode="canary", canary_percent=25.0))
+    run.steering.splits = True
+    run.steps([GOOD] * 12, advice())
+    canary = run.steering.canary
+    assert run.steering.in_force == UNEVEN
+    assert canary is not None
+    assert (canary.percent, canary.base) == (25.0, EQUAL)
+    way = UNEVEN.shares() - EQUAL.shares()
+    assert run.steering.shown.shares() == pytest.approx(EQUAL.shares() + 0.25 * way, abs=0.005)
+    assert not run.step(GOOD, advice()).change
+    # Another percentage is a change although the control is the same; active mode goes on from the shares in force.
+    run.steering.options = run.steering.options.model_copy(update={"canary_percent": 50.0})
+    assert run.step(GOOD, advice()).change
+    before = run.steering.shown.shares()
+    run.steering.options = run.steering.options.model_copy(update={"mode": "active"})
+    after = run.step(GOOD, advice())
+    assert after.canary is None
+    assert (after.control.as_weights().shares() / before).max() < run.steering.options.guards.largest_step * 1.02
+    run.steering.options = run.steering.options.model_copy(update={"mode": "canary", "canary_percent": 0.0})
+    none = run.step(GOOD, advice())
+    assert (none.control, none.canary) == (EQUAL, None)
+
+
 def test_at_most_one_change_per_time() -> None:
     run = Run(options(guards={"min_between_changes_s": 3.0, "largest_step": 1.1}))
     run.until_steering(GOOD, advice())
