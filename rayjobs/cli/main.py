@@ -39,7 +39,7 @@ class Verb:
         common: dotted paths of the options that `--help` shows, `--help-all` shows all; all when empty.
         render: what `--print-config` prints instead of the options, for another program.
         summary: one line for help; that of the table of verbs when empty.
-        shares: its files are for other programs and have the user's usual permissions; all others are private.
+        shares: other programs may read its files, as the user's umask says; all others are private.
     """
 
     name: str
@@ -111,13 +111,15 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
         print(verb.render(options) if verb.render else dump_yaml(options), end="")
         return 0
     # Also for what our processes create: NGINX, Ray, the stand-in servers.
-    with contextlib.nullcontext() if verb.shares else _private_files():
+    with _file_rights(0o022 if verb.shares else 0o077):
         return verb.run(options)
 
 
 @contextlib.contextmanager
-def _private_files() -> Iterator[None]:
-    usual = os.umask(0o077)
+def _file_rights(taken: int) -> Iterator[None]:
+    """New files lack these rights, besides those that the user's umask takes."""
+    usual = os.umask(taken)
+    os.umask(usual | taken)
     try:
         yield
     finally:

@@ -1,0 +1,40 @@
+"""The cache of the compiled load engine runs no program that another user may have written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from actuators.load.build import engine_path
+
+NOBODY = 65534
+
+
+def link(path: Path) -> None:
+    planted = path.with_name("planted")
+    path.rename(planted)
+    path.symlink_to(planted)
+
+
+@pytest.mark.usefixtures("root_only")
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: os.chown(path, NOBODY, NOBODY), lambda path: path.chmod(0o777), link],
+    ids=["owner", "mode", "link"],
+)
+def test_a_planted_program_is_built_anew(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    cache = tmp_path / "cache"
+    binary = engine_path(cache)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    built = binary.read_bytes()
+    assert engine_path(cache).stat().st_ino == binary.stat().st_ino, "a trusted program is used again"
+    binary.write_bytes(b"#!/bin/sh\necho planted\n")
+    spoil(binary)
+    again = engine_path(cache)
+    assert again.read_bytes() == built
+    assert not again.is_symlink()
+    assert (again.stat().st_uid, again.stat().st_mode & 0o022) == (0, 0)
