@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,7 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+@cache
 def _installed(name: str) -> str:
     try:
         return importlib.metadata.version(name)

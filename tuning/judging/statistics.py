@@ -136,8 +136,8 @@ class Sample:
         counts = self._counts.sum(axis=0)
         # A percentile with fewer than five slower requests is an anecdote.
         enough = percentiles[percentiles <= 100 - 500 / max(counts.sum(), 1.0)]
-        cumulative = np.cumsum(counts)[None, :]
-        points = [float(_percentile_ms(cumulative, p)[0]) for p in enough] if counts.any() else []
+        cumulative = np.broadcast_to(np.cumsum(counts), (len(enough), len(counts)))
+        points: list[float] = _percentile_ms(cumulative, enough).tolist() if counts.any() else []
         return {"percentile": [float(p) for p in enough] if points else [], "latency_ms": points}
 
 
@@ -232,8 +232,8 @@ def _ratio(
     return PairedRatio(value, low, high, median, rounds)
 
 
-def _percentile_ms(cumulative: FloatArray, percentile: float) -> FloatArray:
-    """Percentile of each row of cumulative counts, linear within a bucket so that ratios do not jump."""
+def _percentile_ms(cumulative: FloatArray, percentile: float | FloatArray) -> FloatArray:
+    """Percentile (one, or one per row) of each row of cumulative counts, linear within a bucket: ratios do not jump."""
     lower, upper = histogram.bounds_us()
     counted = cumulative[:, -1]
     rank = np.maximum(counted * percentile / 100.0, 1e-9)
