@@ -13,8 +13,8 @@ RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 # Without a connection and without a warning; MkDocs' announcement of its own next version is not one.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs/mkdocs.yml
 
-# Two files at once, in the order of tests/conftest.py. pytest 9.2 ignores the groups of pytest-xdist 3.8.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Several files at once, in the order of tests/conftest.py. pytest 9.2 ignores the groups of pytest-xdist 3.8.
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -38,12 +38,13 @@ lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/mypy
 
 check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser
-	@exec $(PYTEST) -m "not nginx and not ray and not browser and not slow" $(ARGS)
+	@exec $(PYTEST) --numprocesses 2 -m "not nginx and not ray and not browser and not slow" $(ARGS)
 
 test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests
 	@$(MKDOCS)
-	@exec $(PYTEST) $(ARGS)
+	@# Three on two cores: the tests of live parts wait for a third of their time.
+	@exec $(PYTEST) --numprocesses 3 $(ARGS)
 
 drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
 	@./rayjobs/setup.sh tests
