@@ -160,7 +160,7 @@ class _Reading:
         blocks.append(directive.name)
         if blocks == _UPSTREAM:
             self.group = next(iter(directive.arguments), "")
-            block = UpstreamBlock(self.group, path.resolve(), directive.line, directive.start)
+            block = UpstreamBlock(self.group, self._real(path), directive.line, directive.start)
             self.config.blocks.setdefault(self.group, block)
             self.config.groups.setdefault(self.group, f"{path}:{directive.line}")
 
@@ -178,11 +178,14 @@ class _Reading:
         elif not words:
             return
         elif directive.name == "server" and blocks == _UPSTREAM:
-            real = self.real.get(path) or self.real.setdefault(path, path.resolve())
-            line = ServerLine(self.group, words[0], real, directive.line, directive.start, words[1:])
+            line = ServerLine(self.group, words[0], self._real(path), directive.line, directive.start, words[1:])
             self.config.servers.append(line)
         elif directive.name == "pid" and not blocks:
             self.config.pid_file = Path(words[0])
+
+    def _real(self, path: Path) -> Path:
+        """The path with links resolved, which is read from disk once."""
+        return self.real.get(path) or self.real.setdefault(path, path.resolve())
 
     def _include(self, path: Path, index: int, directive: Directive, blocks: tuple[str, ...], depth: int) -> None:
         # Relative paths begin at the folder of the main file, in every file.

@@ -105,7 +105,8 @@ def with_answer(alarm: str, folder: Path) -> str:
 
 def _rows(topology: Topology, table: NDArray[Any]) -> list[list[float]]:
     """Rows per group, columns per server of that group."""
+    rounded = table.round(4)
     return [
-        [round(table[g, topology.server_index(server)].item(), 4) for server in group.servers]
+        rounded[g, [topology.server_index(server) for server in group.servers]].tolist()
         for g, group in enumerate(topology.groups)
     ]
