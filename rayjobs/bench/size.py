@@ -112,7 +112,7 @@ def _decisions(options: SteerOptions, topology: Topology, repeats: int) -> list[
         log = audit.AuditLog(folder.audit, audit.header(steering, deadlines_s, now_s, {}))
         site.collector.begin()
         controller = SiteController(Match(site, steering, adviser, adviser.frames, log.write), folder)
-        found = []
+        found: list[dict[str, float]] = []
         while len(found) < repeats:
             began_s = time.monotonic()
             step = controller.step()
@@ -124,8 +124,9 @@ def _decisions(options: SteerOptions, topology: Topology, repeats: int) -> list[
 
 def _bundle(topology: Topology, bodies: list[bytes], context: BenchContext) -> Path:
     """A bundle as training begins with it: its speed does not depend on what the network has learned."""
-    window = difference(*(parse_json(body) for body in bodies), topology)
-    watched, encoder = Watched([window] * 3, [window] * 2), EncoderOptions(clusters=(2,))
+    before, after = (parse_json(body) for body in bodies)
+    window = difference(before, after, topology)
+    watched, encoder = Watched((window,) * 3, (window,) * 2), EncoderOptions(clusters=(2,))
     problem = fit_problem(watched, topology, DecisionOptions(), encoder, context.seed).problem
     net = EquivariantNet(problem.row_size, GROUPS, ModelOptions())
     folder = context.work_dir / "bundle"
