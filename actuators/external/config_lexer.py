@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from actuators.errors import ConfigError
 
 Mark = Literal[";", "{", "}"]
 
+_BLANK = rb"(?:[ \t\r\n]+|\#[^\n]*)*+"
 _TOKEN = re.compile(
-    rb"""[ \t\r\n]+ | \#[^\n]* | (?P<mark>[;{}])
+    _BLANK
+    + rb"""(?: (?P<mark>[;{}])
     | (?P<quoted>"(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*')
-    | (?P<word>(?:\\.|\$\{*|[^\\$\ \t\r\n;{}"'\#]) (?:\\.|\$\{*|[^\\$\ \t\r\n;{])*)""",
+    | (?P<word>(?:\\.|\$\{*|[^\\$\ \t\r\n;{}"'\#]) (?:\\.|\$\{*|[^\\$\ \t\r\n;{])*)
+    | \Z )""",
     re.DOTALL | re.VERBOSE,
 )
+_SKIPPED = re.compile(_BLANK)
 _ESCAPE = re.compile(rb"""\\(["'\\trn])""")
 _MARKS: dict[bytes, Mark] = {b";": ";", b"{": "{", b"}": "}"}
 _CONTROLS = {b"t": b"\t", b"r": b"\r", b"n": b"\n"}
@@ -33,8 +36,7 @@ _LUA_TOKEN = re.compile(
 _REMEDY = "does nginx -t accept it?"
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """One word as NGINX understands it, and its range of bytes, quotes included."""
 
     text: str
@@ -42,8 +44,7 @@ class Word:
     end: int
 
 
-@dataclass(frozen=True)
-class Directive:
+class Directive(NamedTuple):
     """Words up to a semicolon or an opening brace; a closing brace alone has no words.
 
     Attributes:
@@ -85,10 +86,11 @@ def directives(text: bytes, where: str, position: int = 0) -> Iterator[Directive
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:
-            raise _error("a quote or backslash without an end", text, position, where)
-        start, position = token.span()
-        if token["mark"]:
-            mark = _MARKS[token["mark"]]
+            skipped = _SKIPPED.match(text, position)
+            raise _error("a quote or backslash without an end", text, skipped.end() if skipped else position, where)
+        kind, position = token.lastgroup, token.end()
+        if kind == "mark":
+            mark, start = _MARKS[token["mark"]], token.start("mark")
             if (mark == "}") == bool(words):
                 raise _error(f'unexpected "{mark}"', text, start, where)
             begin = words[0].start if words else start
@@ -97,17 +99,17 @@ def directives(text: bytes, where: str, position: int = 0) -> Iterator[Directive
                 mark, position = ";", _lua_end(text, position, where)
             yield Directive(tuple(words), mark, line, position)
             words = []
-        elif token.lastgroup:
-            words.append(_word(token, text, where))
+        elif kind:
+            words.append(_word(token, kind, text, where))
     if words:
         raise _error('unexpected end of file, expecting ";" or "}"', text, words[0].start, where)
 
 
-def _word(token: re.Match[bytes], text: bytes, where: str) -> Word:
-    start, end = token.span()
-    raw = token["word"]
-    if raw is None:
-        raw = token["quoted"][1:-1]
+def _word(token: re.Match[bytes], kind: str, text: bytes, where: str) -> Word:
+    start, end = token.span(kind)
+    raw = token[kind]
+    if kind == "quoted":
+        raw = raw[1:-1]
         if text[end : end + 1] not in (b" ", b"\t", b"\r", b"\n", b";", b"{", b")"):
             raise _error("a quote does not end a word", text, end, where)
     if b"\\" in raw:

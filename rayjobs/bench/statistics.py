@@ -26,6 +26,7 @@ from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.site import WorkerCpu, constant_servers, front, load_engine, streams
+from rayjobs.bench.parts.size import large_bars
 
 _WAYS: tuple[Literal["reload", "memory"], ...] = ("reload", "memory")
 _RATE_RPS = 200.0
@@ -42,7 +43,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     bars.append(_scrape(context))
     bars.append(_many_servers())
     bars.append(_agreement())
-    return bars
+    return [*bars, *large_bars(context)]
 
 
 def _counters(context: BenchContext, way: Literal["reload", "memory"]) -> Bar:

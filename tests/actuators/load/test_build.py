@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from actuators.load import build
 from actuators.load.build import engine_path
 
 NOBODY = 65534
@@ -26,7 +27,10 @@ def link(path: Path) -> None:
     [lambda path: os.chown(path, NOBODY, NOBODY), lambda path: path.chmod(0o777), link],
     ids=["owner", "mode", "link"],
 )
-def test_a_planted_program_is_built_anew(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+def test_a_planted_program_is_built_anew(
+    tmp_path: Path, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "FLAGS", ("-std=c11", "-O0"))
     cache = tmp_path / "cache"
     binary = engine_path(cache)
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700

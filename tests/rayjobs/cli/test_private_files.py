@@ -39,6 +39,7 @@ def open_to_others(found: dict[str, int]) -> dict[str, str]:
 
 
 @pytest.mark.nginx
+@pytest.mark.parametrize("umask", [0], ids=oct, indirect=True)
 def test_a_controller_with_its_nginx_and_servers(short_dir: Path, umask: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(short_dir)
     trained_bundle().save(short_dir / "bundle")

@@ -6,6 +6,7 @@ With statistics that count all attempts and with those that count final answers 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,11 @@ def lose_and_regain_a_server(
         drill.steps(5)
         assert drill.controller.controller.steering.in_force.as_weights().shares()[1, 0] <= 0.01
         assert any("answers nothing" in line for line in drill.controller.said)
-        before = drill.attempts()
+        before, began_s = drill.attempts(), time.monotonic()
         drill.steps(windows)
-        assert drill.attempts() - before <= 0.01 * windows * REQUESTS + 1
+        # On a slow machine windows last longer, and NGINX tries the server once in every pause of its own.
+        pauses = (time.monotonic() - began_s) / fail_timeout_s
+        assert drill.attempts() - before <= 0.01 * windows * REQUESTS + 1 + pauses
         drill.recover()
         for _ in range(int(30 / INTERVAL_S)):
             window = drill.controller.step(REQUESTS, PAUSE_S).line["window"]

@@ -65,8 +65,8 @@ def documents(topology: Topology, seed: int) -> list[bytes]:
     return [json.dumps(document).encode() for document in one]
 
 
-def measure(context: BenchContext) -> list[Bar]:
-    """Each of the three in at most one second (docs/results.md#bars)."""
+def large_bars(context: BenchContext) -> list[Bar]:
+    """Each of the three in at most one second (docs/results.md#bench-statistics)."""
     topology, repeats = large_topology(), QUICK_REPEATS if context.quick else REPEATS
     bodies = documents(topology, context.seed)
     bundle = _bundle(topology, bodies, context)
