@@ -157,4 +157,7 @@ def test_service_of_a_script(tmp_path: Path) -> None:
     written = Script("mine", 3, 5, (), (ServerProfile((1.0, 1.0, 1.0)),), (0.01, 0.02, 0.03))
     path = tmp_path / "script.json"
     path.write_text(json.dumps(written.to_json()))
-    assert unread(service.VERB, script=path, servers=1, duration_s=0.1) == []
+    assert (
+        unread(service.VERB, "network.users=20", "network.posts_per_user=1", script=path, servers=1, duration_s=0.1)
+        == []
+    )

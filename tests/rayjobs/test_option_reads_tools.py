@@ -96,7 +96,8 @@ def test_park(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chosen", [{}, {"scenario": "S3"}])
 def test_service(chosen: dict[str, str], tmp_path: Path) -> None:
-    assert unread(service.VERB, "servers=1" if not chosen else "servers=3", duration_s=0.1, **chosen) == []
+    small = ("network.users=20", "network.posts_per_user=1", "servers=1" if not chosen else "servers=3")
+    assert unread(service.VERB, *small, duration_s=0.1, **chosen) == []
 
 
 def test_weights_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Where a virtual machine halts idle cores, the load engine asks that they stay awake, unless it is told not to."""
 
+import contextlib
 import os
 import struct
 from pathlib import Path
@@ -16,9 +17,12 @@ HALTS = DRIVER.exists() and DRIVER.read_text() == "haltpoll\n"
 
 
 def held(pid: int) -> list[Path]:
-    """Device files that a process holds open."""
-    links = [Path(os.readlink(entry)) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    return [link for link in links if link.is_relative_to("/dev")]
+    """Device files that a process holds open; one that it closes meanwhile is none."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(Path(os.readlink(entry)))
+    return [link for link in found if link.is_relative_to("/dev")]
 
 
 @pytest.mark.parametrize("idle_allowed", [False, True])
