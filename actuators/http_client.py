@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 * 2**20
 """Longest response body that is read by default."""
 
-_CHUNK_BYTES = 65536
+_CHUNK_BYTES = 2**20
 _ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -176,8 +177,7 @@ def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
     totals = _integers([new.totals() for _, new in pairs]) - _integers([old.totals() for old, _ in pairs])
     fell = np.asarray((totals < 0) | (totals > _MOST), bool).any(axis=1)
     before, after = (
-        np.array([_cumulative(pair[side].response_buckets, window.bounds_ms) for pair in pairs], np.int64)
-        for side in (0, 1)
+        _table([_cumulative(pair[side].response_buckets, window.bounds_ms) for pair in pairs]) for side in (0, 1)
     )
     below = after - before
     bins = np.diff(below, axis=1, prepend=0)
@@ -201,9 +201,15 @@ def _fill(window: Window, cells: Sequence[_Cell]) -> list[Fault]:
 def _integers(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
     """An exact array: counters with overflows may be longer than 64 bits."""
     try:
-        return np.array(rows, np.int64)
+        return _table(rows)
     except OverflowError:
         return np.array(rows, object)
+
+
+def _table(rows: Sequence[Sequence[int]]) -> IntArray:
+    """Rows of equal length; for many short rows twice as fast as np.array."""
+    width = len(rows[0])
+    return np.fromiter(chain.from_iterable(rows), np.int64, len(rows) * width).reshape(len(rows), width)
 
 
 def _cumulative(buckets: Buckets, bounds_ms: tuple[int, ...]) -> Sequence[int]:
