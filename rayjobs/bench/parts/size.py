@@ -160,7 +160,8 @@ def _nginx(topology: Topology, folder: Path, status: Path) -> Iterator[tuple[Pat
     main += f"daemon off; pid {pid}; error_log {folder}/error.log;"
     config.write_text(
         f"{main}\nevents {{}}\nhttp {{\n  access_log off; {temporary}\n{upstreams}\n"
-        f"  server {{\n    listen 127.0.0.1:{port};\n    location = {_STATUS} {{ alias {status}; }}\n{places}\n  }}\n}}\n"
+        f"  server {{\n    listen 127.0.0.1:{port};\n    location = {_STATUS} {{ alias {status}; }}\n"
+        f"{places}\n  }}\n}}\n"
     )
     command = [str(detect("nginx").binary), "-e", f"{folder}/error.log", "-c", str(config)]
     with ManagedProcess(command, name="NGINX", log_path=folder / "error.log") as process:
