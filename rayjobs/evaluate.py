@@ -278,7 +278,7 @@ def _stages(parts: Sequence[Part], options: EvaluateOptions) -> list[Stage]:
 def _judge_parts(
     parts: Sequence[Part], options: EvaluateOptions, folder: RunFolder, progress: Progress
 ) -> list[Evaluation]:
-    """Judges part after part; whatever has finished is in the part's folder, also when this raises."""
+    """Judges part after part; a finished part is in its folder, also when this raises."""
     from rayjobs.runs.local_ray import ray_session
 
     topology = system(options)

@@ -60,7 +60,7 @@ class Peer:
 
     Args:
         name: of `PEERS`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for HOST:PORT,
-            ``{servers}`` for the `server` lines, and ``{prefix}`` for a folder of its own, which its workers can enter.
+            ``{servers}`` for the `server` lines, and ``{prefix}`` for its private folder, which its workers can enter.
 
     Raises:
         MissingToolError: the program or module is not installed.
@@ -256,7 +256,7 @@ def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -
         raise ConfigError(
             f"the config has no {' and no '.join(missing)}",
             where=str(path),
-            remedy="add `listen {listen};` and `{servers}`; `{prefix}` is a folder of its own",
+            remedy="add `listen {listen};` and `{servers}`; `{prefix}` is its private folder",
         )
     servers = _server_lines(topology.servers) if topology else ""
     return text.replace("{listen}", address).replace("{servers}", servers).replace("{prefix}", str(prefix))

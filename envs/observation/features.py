@@ -33,7 +33,7 @@ ERROR_CHARGE = 10.0
 EXPONENTIAL_P90 = 2.302585092994046
 """90th percentile over mean of an exponential distribution."""
 LEAST_SPREAD = {"traffic_share": 0.02, "log_mean": 0.1, "log_p90": 0.15, "error_ratio": 0.02, "slow_log_mean": 0.05}
-"""Version 2: how far ordinary counting moves each feature, whatever an observation phase has shown."""
+"""Version 2: how far counting noise moves each feature, also when an observation phase has shown less."""
 MOVED_BY_WEIGHTS = ("traffic_share",)
 """Version 2 does not judge novelty by these: they move whenever the weights do."""
 

@@ -98,7 +98,7 @@ def ratio_half_width(x: FloatArray, y: FloatArray) -> FloatArray:
     sum_x, sum_y = x.sum(axis=0), y.sum(axis=0)
     ratio = sum_y / np.where(sum_x > 0, sum_x, np.nan)
     variance = ((y - ratio * x) ** 2).sum(axis=0) / (n * (n - 1) * np.maximum(sum_x / n, 1e-12) ** 2)
-    # A server that got requests in a few batches only is not known, whatever the formula says.
+    # The formula holds for many batches: with requests in a few only, a server counts as not known.
     known = ((x > 0).sum(axis=0) >= LEAST_BATCHES) & (sum_y > 0)
     relative = t.ppf((1 + _CONFIDENCE) / 2, n - 1) * np.sqrt(variance) / np.where(known, ratio, np.nan)
     return np.where(known, relative, np.inf)

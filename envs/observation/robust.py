@@ -16,7 +16,7 @@ from envs.observation.deadlines import bucket_values_s
 GOOD_REQUESTS = 20.0
 """Good answers that are added to every window before errors are divided by requests."""
 ONE_ERROR = 1.0 / (1.0 + GOOD_REQUESTS)
-"""The most that one error can amount to, whatever the traffic."""
+"""The most that one error can amount to, at any rate of requests."""
 TIMES_P90, TIMES_MEAN = 4.0, 10.0
 """A response counts as at most 4 times the window's 90th percentile or 10 times the slow average."""
 MEAN_TIMES = 3.0

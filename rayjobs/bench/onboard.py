@@ -1,4 +1,4 @@
-"""Bench `onboard`: ten systems of somebody else's, drawn by seed; is what onboarding promises what is then measured?
+"""Bench `onboard`: ten systems drawn by seed: does the measured gain lie in the interval that onboarding promised?
 
 Each is a live testbed on this machine: watched under what balances it today, onboarded, and then measured in paired
 blocks, with a second arm of today's balancing beside as an A/A pair. Repeated, it goes on with the systems that are

@@ -12,7 +12,7 @@ EXIT_CHECK_FAILED = 1
 
 
 def run(options: OnboardOptions) -> int:
-    """0 with a page and a bundle, whatever they say; 1 when a check failed that is needed."""
+    """0 when a page and a bundle were written, with or without a gain; 1 when a necessary check failed."""
     from rayjobs.cli.console import console_err, console_out
     from rayjobs.cli.progress import Progress
     from rayjobs.onboard.kept import STEPS, Kept

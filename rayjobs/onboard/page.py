@@ -49,7 +49,7 @@ def headline(found: Found) -> str:
     if conclusion == "change":
         return f"On your traffic of today: mean {_ms(mean.today.value)} → {_ms(mean.new.value)}"
     if conclusion == "stay":
-        return "Stay with what you have: there is no gain to be had"
+        return "Stay with what you have: no gain is predicted"
     if conclusion == "no_promise":
         return "Stay with what you have: nothing can be promised"
     return "Nothing can be promised yet: watch longer"

@@ -33,7 +33,7 @@ class Played:
 
 
 def simulation_of(calibration: Calibration) -> SimulationOptions:
-    """Service times are in the memory that all workers of an NGINX share, whatever they shared before."""
+    """Service times are in memory that all workers of an NGINX share, also where the recorded one shared none."""
     return SimulationOptions(workers_sharing_memory=calibration.load_balancers)
 
 

@@ -38,7 +38,7 @@ def run(options: ServeOptions) -> int:
 
 @contextlib.contextmanager
 def serving(options: ServeOptions, settings: ServeSettings) -> Iterator[str]:
-    """Serves the bundle of the settings while the context is open, whatever an earlier start left; its HOST:PORT.
+    """Serves the bundle of the settings while the context is open, not what an earlier start left; its HOST:PORT.
 
     Raises ProcessError or ConfigError.
     """

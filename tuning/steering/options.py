@@ -42,8 +42,8 @@ class GuardOptions(Options):
     largest_step: float = Field(default=1.5, gt=1)
     """Largest factor by which one change may move a server's share, up or down."""
     canary_within: bool = True
-    """In `canary` by weights no share moves beyond its part of the way, whatever floor, cap and whole numbers ask for;
-    False rounds to the nearest whole numbers, as version 0.1 did."""
+    """In `canary` by weights no share moves beyond its part of the way, also where floor, cap or whole numbers ask
+    for it; False rounds to the nearest whole numbers, as version 0.1 did."""
     min_between_changes_s: float = Field(default=1.0, ge=0)
     """Shortest time between two changes in seconds; a revert never waits."""
     min_requests: int = Field(default=10, ge=0)

@@ -1,7 +1,7 @@
-"""Ten systems of somebody else's, drawn by seed: groups, names, servers, speeds, load, and how they balance today.
+"""Ten systems that are not the demo's, drawn by seed: groups, names, servers, speeds, load, and how they balance today.
 
-Drawn before anything was tuned. A system is a scenario for a testbed of its own topology; its servers answer any path
-below /emulated/.
+Drawn before anything was tuned. A system is a scenario for a testbed with the same topology; its servers answer any
+path below /emulated/.
 """
 
 from __future__ import annotations

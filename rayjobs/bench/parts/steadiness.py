@@ -1,6 +1,6 @@
 """How often steering switches between policy and baseline: simulated half hours of a system with a daily wave.
 
-The system is one of somebody else's (`own_systems`); its bundle is fitted to the system itself, as onboarding does it,
+The system is one of `own_systems`; its bundle is fitted to the system itself, as onboarding does it,
 watched under today's weights and steered.
 """
 
