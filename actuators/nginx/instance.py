@@ -85,6 +85,11 @@ class Nginx:
         return f"http://127.0.0.1:{self._site.status_port}/control"
 
     @property
+    def config_path(self) -> Path:
+        """The main configuration, which includes the upstreams."""
+        return self._site.main
+
+    @property
     def method(self) -> BalancingMethod:
         return self._method
 
@@ -251,10 +256,12 @@ class Nginx:
 
     def _write(self) -> None:
         """Writes the initial files: the method of the options, equal weights."""
-        weights = Weights.equal(self.topology)
-        text = render_upstreams(weights, self._method, self.options, memory=self._memory)
+        text = self._blocks(Weights.equal(self.topology), self._method, memory=self._memory)
         write_atomically(self._site.upstreams, text)
         write_atomically(self._site.main, self._main(self._site.upstreams, memory=self._memory))
+
+    def _blocks(self, weights: Weights, method: BalancingMethod, *, memory: bool) -> str:
+        return render_upstreams(weights, method, self.options, memory=memory)
 
     def _main(self, upstreams: Path, *, memory: bool) -> str:
         return render_main(
@@ -272,7 +279,7 @@ class Nginx:
     def _reload(self, method: BalancingMethod, control: Control, *, memory: bool) -> None:
         """Applies a change through files: of a native method, or from files to memory and back."""
         weights = control if isinstance(control, Weights) else Weights.equal(self.topology)
-        text = render_upstreams(weights, method, self.options, memory=memory)
+        text = self._blocks(weights, method, memory=memory)
         candidate, main = self._prefix / "upstreams.candidate", self._prefix / "candidate.conf"
         write_atomically(candidate, text)
         write_atomically(main, self._main(candidate, memory=memory))

@@ -10,17 +10,19 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Group, Topology
+from actuators.files import private_folder
 from actuators.nginx.instance import Nginx
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
-from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
+from actuators.testbed.parts import make_collector, make_load, make_server
 
 COUNT = 10
 EQUAL = (1, 3, 6, 8)
@@ -28,6 +30,8 @@ EQUAL = (1, 3, 6, 8)
 NAMES = ("api.v2", "9-checkout", "img_static", "auth-svc", "search.eu-west", "2fa", "Orders", "feed.b")
 MOST_RPS = 150.0
 """Requests per second of a system: what servers in Python answer on a small machine without being late themselves."""
+BY_HOST_NAME = (2, 4, 6)
+"""Numbers of the systems whose configuration names its servers by host name; the statistics show their addresses."""
 STEP_S, STEP_RANGE = 15.0, (0.75, 1.25)
 """The rate of every group changes this often, by a factor out of this range."""
 
@@ -65,10 +69,16 @@ class OwnSystem:
         """Whether all servers are equally fast."""
         return self.number in EQUAL
 
+    @property
+    def by_host_name(self) -> bool:
+        """Whether the configuration has host names; only where weights are changed by reload."""
+        return self.number in BY_HOST_NAME and not self.in_memory
+
     def __str__(self) -> str:
         groups, servers = self.topology.shape
         where, speeds = "in memory" if self.in_memory else "by weights", "equal" if self.equal else "unequal"
-        return f"{self.name}: {groups} groups, {servers} {speeds} servers, {self.method}, {where}"
+        names = ", host names" if self.by_host_name else ""
+        return f"{self.name}: {groups} groups, {servers} {speeds} servers, {self.method}, {where}{names}"
 
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed: the servers stay as they are, the rates wander."""
@@ -164,6 +174,13 @@ def _busiest(
     return float(work.sum(axis=0).max())
 
 
+class _ByHostName(Nginx):
+    """An NGINX whose upstream blocks call the servers localhost:PORT."""
+
+    def _blocks(self, weights: Weights, method: BalancingMethod, *, memory: bool) -> str:
+        return super()._blocks(weights, method, memory=memory).replace("server 127.0.0.1:", "server localhost:")
+
+
 @contextlib.contextmanager
 def running(system: OwnSystem, options: LiveOptions, work_dir: Path, seed: int) -> Iterator[tuple[LiveTestbed, Nginx]]:
     """A live testbed of the system's topology, and its NGINX."""
@@ -173,8 +190,12 @@ def running(system: OwnSystem, options: LiveOptions, work_dir: Path, seed: int) 
             servers.append(make_server(options, work_dir, index, seed))
             stack.callback(servers[-1].close)
         topology = system.topology.with_servers(tuple(server.address for server in servers))
-        nginx = make_nginx(options, topology, work_dir)
-        stack.callback(nginx.close)
+        private_folder(work_dir)
+        kind = _ByHostName if system.by_host_name else Nginx
+        actuation: Literal["memory", "reload"] = "memory" if system.in_memory else "reload"
+        of_nginx = options.nginx.model_copy(update={"method": system.method, "actuation": actuation})
+        nginx = stack.enter_context(kind(of_nginx, topology, work_dir=work_dir))
+        nginx.start()
         collector = stack.enter_context(make_collector(options, topology, nginx.status_url))
         load = make_load(options, work_dir)
         stack.callback(load.close)
