@@ -118,7 +118,8 @@ def load_slopes(
 
 def _slope(requests: FloatArray, response_ms: FloatArray, load_rps: FloatArray) -> Slope | None:
     """Weighted least squares of log(response time) on the load relative to its mean; weights: requests."""
-    from scipy.stats import t  # noqa: PLC0415 - imported with the options of `calibrate`, whose help must answer at once
+    # The module is imported with the options of `calibrate`, whose help must answer at once.
+    from scipy.special import stdtrit  # noqa: PLC0415
 
     kept = (requests > 0) & (response_ms > 0)
     n = int(kept.sum())
@@ -134,7 +135,7 @@ def _slope(requests: FloatArray, response_ms: FloatArray, load_rps: FloatArray) 
     residual = centred_y - value * centred_x
     # White's estimator: batches with few requests scatter more.
     error = float(np.sqrt(((weight * centred_x * residual) ** 2).sum() * n / (n - 2))) / spread
-    half = float(t.ppf(0.975, n - 2)) * error
+    half = float(stdtrit(n - 2, 0.975)) * error
     return Slope(value, value - half, value + half, float(np.std(x)))
 
 

@@ -1,6 +1,7 @@
 """Fits scaler and Gaussian mixture to samples, chooses K by BIC or ICL and rates the stability of the clusters.
 
-Apart from `envs.observation.encoder`, which steering imports, because it needs scikit-learn.
+Apart from `envs.observation.encoder`, which steering imports, because it needs scikit-learn. That is imported where it
+is used: its import takes seconds, and most processes that know this module fit nothing.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score
-from sklearn.mixture import GaussianMixture
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.topology import Topology
@@ -23,6 +22,9 @@ from actuators.errors import DataError
 from envs.observation.encoder import SIGMA_RULE, Encoder, EncoderOptions
 from envs.observation.features import FEATURES_VERSION, LEAST_SPREAD, FeaturesVersion
 from envs.observation.observer import Observer, sample_names, samples_of
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 MIN_SAMPLES_PER_CLUSTER = 5
 HELD_OUT_PARTS = 5
@@ -145,6 +147,8 @@ def stability(scaled: FloatArray, clusters: int, options: EncoderOptions, seed: 
 
 def agreement(labels: Sequence[NDArray[np.int64]]) -> float:
     """Mean adjusted Rand index over all pairs of labellings of the same samples."""
+    from sklearn.metrics import adjusted_rand_score  # noqa: PLC0415
+
     return float(np.mean([adjusted_rand_score(one, other) for one, other in itertools.combinations(labels, 2)]))
 
 
@@ -188,6 +192,9 @@ def fit_mixture(
     scaled: FloatArray, clusters: int, options: EncoderOptions, seed: int, start: GaussianMixture | None = None
 ) -> GaussianMixture:
     """Fits a mixture of `clusters` clusters, or continues from `start`, an unfitted mixture with initial values."""
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+
     mixture = start or GaussianMixture(
         clusters, covariance_type=options.covariance, n_init=options.restarts, reg_covar=1e-3, random_state=seed
     )

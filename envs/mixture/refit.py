@@ -10,12 +10,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
-from sklearn.mixture import GaussianMixture
 
 from actuators.contract.arrays import FloatArray
 from actuators.errors import BundleError, DataError
@@ -29,6 +28,9 @@ from envs.mixture.fit import (
     precisions_cholesky,
 )  # fmt: skip
 from envs.observation.encoder import Encoder, EncoderOptions
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 SAMPLES = "samples.npz"
 """File with the samples of a mixture, beside its `encoder.npz`."""
@@ -166,6 +168,9 @@ def load_samples(path: Path, names: Sequence[str]) -> FloatArray:
 
 def _grown(old: Encoder, scaled: FloatArray, novel_samples: FloatArray, more: int, seed: int) -> GaussianMixture:
     """EM, started from the old clusters and `more` new ones among the novel samples."""
+    from sklearn.cluster import kmeans_plusplus  # noqa: PLC0415 - like `envs.mixture.fit`
+    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+
     precisions = np.einsum("kde,kfe->kdf", old.precisions_cholesky, old.precisions_cholesky)
     means, weights = old.means, old.weights
     if more:

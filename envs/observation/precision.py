@@ -90,7 +90,7 @@ def ratio_half_width(x: FloatArray, y: FloatArray) -> FloatArray:
     Args:
         x, y: ``[batches, ...]``.
     """
-    from scipy.stats import t  # noqa: PLC0415 - `--help` reads WatchOptions and must answer at once
+    from scipy.special import stdtrit  # noqa: PLC0415 - `--help` reads WatchOptions and must answer at once
 
     n = len(x)
     if n < LEAST_BATCHES:
@@ -100,7 +100,7 @@ def ratio_half_width(x: FloatArray, y: FloatArray) -> FloatArray:
     variance = ((y - ratio * x) ** 2).sum(axis=0) / (n * (n - 1) * np.maximum(sum_x / n, 1e-12) ** 2)
     # The formula holds for many batches: with requests in a few only, a server counts as not known.
     known = ((x > 0).sum(axis=0) >= LEAST_BATCHES) & (sum_y > 0)
-    relative = t.ppf((1 + _CONFIDENCE) / 2, n - 1) * np.sqrt(variance) / np.where(known, ratio, np.nan)
+    relative = stdtrit(n - 1, (1 + _CONFIDENCE) / 2) * np.sqrt(variance) / np.where(known, ratio, np.nan)
     return np.where(known, relative, np.inf)
 
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
@@ -59,6 +58,8 @@ def _shares(
 
     def cost(logits: FloatArray) -> float:
         return _mean_latency_s(rate * shares(logits), tau, c, second_moment)
+
+    from scipy.optimize import minimize  # noqa: PLC0415 - half a second, and many who know the rules need no oracle
 
     best = minimize(cost, np.log(np.where(mask, start, 1.0)).ravel(), method="L-BFGS-B")
     result: FloatArray = np.maximum(shares(best.x), _LOWEST_SHARE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from envs.observation.observer import Observation
 from rayjobs.runs.folder import RunFolder, versions
 from tuning.judging.evaluation import Evaluation
 from tuning.judging.parquet import write_results
-from tuning.learning.trainer import CurveRow
 from tuning.report.learning import EncoderSummary, TrainingPoint
 from tuning.report.page import Provenance
 from tuning.report.run import RunData, write_report
+
+if TYPE_CHECKING:
+    from tuning.learning.curve import CurveRow
 
 
 def write_run_report(

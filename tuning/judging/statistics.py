@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from actuators.contract import histogram
 from actuators.contract.arrays import FloatArray
@@ -205,7 +205,7 @@ def interval(
     if total == 0:
         return value, value
     freedom = total**2 / sum(share**2 / part.freedom for share, part in zip(shares, parts, strict=True))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(total))
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(total))
     if logarithmic:
         factor = float(np.exp(min(reach, 700.0)))
         return value / factor, value * factor

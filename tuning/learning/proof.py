@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import nn
 
 from actuators.contract.arrays import FloatArray
@@ -191,5 +191,5 @@ def _overall(groups: list[list[float]]) -> Gain:
     if fewest < 2:
         return Gain(float(np.mean(means)), float("-inf"), count)
     variance = sum(float(np.var(group, ddof=1)) / len(group) for group in groups) / len(groups) ** 2
-    half = float(stats.t.ppf(_CONFIDENCE, fewest - 1)) * variance**0.5
+    half = float(stdtrit(fewest - 1, _CONFIDENCE)) * variance**0.5
     return Gain(float(np.mean(means)), float(np.mean(means)) - half, count)
