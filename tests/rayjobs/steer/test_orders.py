@@ -157,9 +157,9 @@ from actuators.errors import ConflictError
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.order_store import Moment
 for line in sys.stdin:
-    given, changes = json.loads(line)
+    folder, given, changes = json.loads(line)
     try:
-        SteerFolder(Path(sys.argv[1])).order(Moment.model_validate(given), **changes)
+        SteerFolder(Path(folder)).order(Moment.model_validate(given), **changes)
         print(flush=True)
     except ConflictError as error:
         print(error, flush=True)
@@ -169,17 +169,17 @@ for line in sys.stdin:
 class Together:
     """Two processes that write orders at the same time, again and again; what each says when it is refused."""
 
-    def __init__(self, folder: SteerFolder) -> None:
-        command = [sys.executable, "-c", _GIVE, str(folder.path)]
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", _GIVE]
         self._processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
         ]
 
-    def __call__(self, *orders: dict[str, Any]) -> list[str]:
+    def __call__(self, folder: SteerFolder, *orders: dict[str, Any]) -> list[str]:
         now = Moment.now().model_dump()
         for process, changes in zip(self._processes, orders, strict=True):
             assert process.stdin is not None
-            process.stdin.write(json.dumps([now, changes]) + "\n")
+            process.stdin.write(json.dumps([str(folder.path), now, changes]) + "\n")
             process.stdin.flush()
         return [process.stdout.readline().strip() for process in self._processes if process.stdout is not None]
 
@@ -188,9 +188,9 @@ class Together:
             process.communicate(timeout=PATIENCE_S)
 
 
-@pytest.fixture
-def together(folder: SteerFolder) -> Iterator[Together]:
-    with contextlib.closing(Together(folder)) as both:
+@pytest.fixture(scope="module")
+def together() -> Iterator[Together]:
+    with contextlib.closing(Together()) as both:
         yield both
 
 
@@ -205,7 +205,8 @@ def test_sixty_reverts_given_together_with_another_order_are_all_kept(controller
         controller.folder.order(override="", mode="shadow")
         other = others[number % 3]
         # Either of the two is submitted first in half of the tries.
-        told = together(REVERT, other) if number % 2 else together(other, REVERT)[::-1]
+        folder = controller.folder
+        told = together(folder, REVERT, other) if number % 2 else together(folder, other, REVERT)[::-1]
         assert told[0] == ""
         assert present(controller.folder).override == "reverted", number
         assert told[1] == "" or "a revert was given at the same time and wins" in told[1]
@@ -238,7 +239,7 @@ def test_sixty_orders_of_two_processes_are_both_kept(
     folder: SteerFolder, together: Together, orders: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     for number in range(60):
-        assert together(*orders) == ["", ""]
+        assert together(folder, *orders) == ["", ""]
         kept = present(folder).model_dump()
         assert {**orders[0], **orders[1]}.items() <= kept.items(), number
         assert folder.orders.read().version == 3 * number + 2
