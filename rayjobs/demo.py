@@ -14,7 +14,7 @@ from actuators.errors import ConfigError
 from actuators.nginx.detect import detect, need_lua
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
-from rayjobs.cli.interrupts import exit_within
+from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tuning.judging.evaluation import Evaluation
     from tuning.learning.trainer import Trainer
 
-CLEAN_UP_S = 9.0
 POLICIES = 6
 BLOCK_OVERHEAD_S = 1.2
 """Seconds that a live block spends on changing the method, resetting and draining."""
@@ -164,7 +163,7 @@ def best_method(options: DemoOptions) -> BalancingMethod:
 def run(options: DemoOptions) -> int:
     """Prints the table and the path of the report; ends everything that it started, also after an error."""
     from envs.scenarios.lookup import scenario
-    from rayjobs.cli.console import console_err, console_out
+    from rayjobs.cli.console import console_out
     from rayjobs.doctor import diagnose, require
     from rayjobs.runs.report import write_run_report
     from tuning.judging.tables import print_evaluation
@@ -174,23 +173,15 @@ def run(options: DemoOptions) -> int:
         scenario(name)
     folder = RunFolder.create(options.out, "demo", options.seed, options)
 
-    def kept() -> str:
-        return f"kept in {folder.path}: {folder.contents()}"
-
-    exit_within(CLEAN_UP_S, kept)
-    try:
-        with Progress(_stages(options)) as progress:
-            if options.testbed == "live":
-                with progress.stage("check") as stage:
-                    findings = diagnose(options.live.nginx.binary)
-                    require(findings)
-                    stage.update(f"{len(findings)} checks passed")
-            evaluation, trainer, observations = _work(options, folder, progress)
-            with progress.stage("report"):
-                report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, observations)
-    except KeyboardInterrupt:
-        console_err().print(kept(), markup=False, soft_wrap=True)
-        raise
+    with kept(lambda: f"kept in {folder.path}: {folder.contents()}"), Progress(_stages(options)) as progress:
+        if options.testbed == "live":
+            with progress.stage("check") as stage:
+                findings = diagnose(options.live.nginx.binary)
+                require(findings)
+                stage.update(f"{len(findings)} checks passed")
+        evaluation, trainer, observations = _work(options, folder, progress)
+        with progress.stage("report"):
+            report = write_run_report(folder, evaluation, trainer.curve, trainer.problem, observations)
     print_evaluation(evaluation.to_json(), console_out())
     console_out().print(f"report: {report}", soft_wrap=True)
     return 0

@@ -23,6 +23,7 @@ from actuators.testbed.options import LiveOptions
 from envs.heuristics.names import TODAY
 from rayjobs.cli.config import resumed
 from rayjobs.cli.console import console_err
+from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
@@ -138,15 +139,11 @@ def run(options: EvaluateOptions) -> int:
     folder = RunFolder(options.resume) if options.resume else None
     folder = folder or RunFolder.create(options.out, "evaluate", options.seed, options)
     parts = plan_parts(options, folder)
-    try:
-        with Progress(_stages(parts, options)) as progress:
-            evaluations = _judge_parts(parts, options, folder, progress)
-            with progress.stage("report"):
-                report = write_evaluation_report(folder, evaluations)
-    except (DeepSchedError, KeyboardInterrupt):
-        console_err().print(f"finished blocks are kept; go on with: deepsched evaluate --resume {folder.path}",
-                        markup=False, soft_wrap=True)  # fmt: skip
-        raise
+    resume = f"finished blocks are kept; go on with: deepsched evaluate --resume {folder.path}"
+    with kept(lambda: resume, DeepSchedError), Progress(_stages(parts, options)) as progress:
+        evaluations = _judge_parts(parts, options, folder, progress)
+        with progress.stage("report"):
+            report = write_evaluation_report(folder, evaluations)
     for evaluation in evaluations:
         print_evaluation(evaluation.to_json(), console_out())
     console_out().print(f"report: {report}", soft_wrap=True)

@@ -13,6 +13,7 @@ from pydantic import Field
 from actuators.options import Never, Only, OnlyIf, Options, Retired
 from actuators.testbed.options import LiveOptions
 from rayjobs.cli.console import console_out
+from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, main
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
@@ -73,6 +74,7 @@ def run(options: ObserveVerbOptions) -> int:
     seconds = options.observe.skip_s + options.observe.duration_s + options.observe.explore_s
     stages = [Stage("start", 20 if live else 2), Stage("observe", 2 + (seconds if live else 0))]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(kept(lambda: f"kept in {folder.path}: {folder.contents()}"))
         progress = stack.enter_context(Progress(stages))
         with progress.stage("start"):
             if live:

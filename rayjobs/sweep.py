@@ -14,6 +14,7 @@ from actuators.errors import ConfigError
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
 from rayjobs.cli.config import resumed
+from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress
 from rayjobs.runs.folder import RunFolder
@@ -90,7 +91,6 @@ class SweepOptions(Options):
 
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
-    from rayjobs.cli.console import console_err
     from tuning.search.space import check
 
     options = options.resolved()
@@ -101,11 +101,8 @@ def run(options: SweepOptions) -> int:
     folder = (
         RunFolder(options.resume) if options.resume else RunFolder.create(options.out, "sweep", options.seed, options)
     )
-    try:
+    with kept(lambda: f"go on with: deepsched sweep --resume {folder.path}"):
         _work(options, folder)
-    except KeyboardInterrupt:
-        console_err().print(f"go on with: deepsched sweep --resume {folder.path}", markup=False, soft_wrap=True)
-        raise
     return 0
 
 

@@ -20,6 +20,7 @@ from actuators.errors import DataError
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
 from rayjobs.cli.config import dump_yaml, resumed
+from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
@@ -139,6 +140,7 @@ def run(options: TrainOptions) -> int:
     training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
     judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(kept(lambda: _kept(options, folder)))
         progress = stack.enter_context(Progress(_stages(options)))
         steps = Steps(folder, progress, options.seed)
         with progress.stage("start") as stage:
@@ -169,6 +171,13 @@ def _folder(options: TrainOptions) -> RunFolder:
     # What was judged then was an earlier network.
     (options.resume / "blocks.jsonl").unlink(missing_ok=True)
     return folder
+
+
+def _kept(options: TrainOptions, folder: RunFolder) -> str:
+    """What an interrupted run leaves; live training begins anew each time."""
+    if options.testbed == "simulated":
+        return f"go on with: deepsched train --resume {folder.path}"
+    return f"kept in {folder.path}: {folder.contents()}"
 
 
 def _open(

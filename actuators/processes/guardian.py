@@ -39,6 +39,10 @@ def main() -> int:
         _end(child, options.stop_signal, options.grace_s)
     code = child.wait()
     _kill_leftovers()
+    if options.remove and _is_closed(options.lifeline_fd):
+        import shutil  # noqa: PLC0415 - a guardian must start in milliseconds
+
+        shutil.rmtree(options.remove, ignore_errors=True)
     os.write(options.status_fd, f"exit {code}\n".encode())
     return code if code >= 0 else 128 - code
 
@@ -50,6 +54,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--stop-signal", type=int, default=signal.SIGTERM)
     parser.add_argument("--death-signal", type=int, default=signal.SIGKILL)
     parser.add_argument("--grace-s", type=float, default=3.0)
+    parser.add_argument("--remove", default="")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -105,6 +110,12 @@ def _wait(child: "subprocess.Popen[bytes]", lifeline_fd: int, wakeup_fd: int) ->
         if wakeup_fd in ready and signal.SIGTERM in os.read(wakeup_fd, 512):
             return
         _reap_adopted(child.pid)
+
+
+def _is_closed(lifeline_fd: int) -> bool:
+    """Whether the owner has gone or has given up the command."""
+    ready, _, _ = select.select([lifeline_fd], [], [], 0)
+    return bool(ready) and not os.read(lifeline_fd, 64)
 
 
 def _end(child: "subprocess.Popen[bytes]", stop_signal: int, grace_s: float) -> None:

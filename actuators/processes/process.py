@@ -31,6 +31,7 @@ class ManagedProcess:
         env: the whole environment; the owner's when None.
         stop_signal: first signal of `close`; SIGKILL follows after `grace_s` seconds.
         death_signal: what the kernel sends to the command if the guardian itself is killed.
+        remove: folder that the guardian removes at the end, also when the owner was killed.
 
     Raises:
         ProcessError: the command could not be started.
@@ -48,6 +49,7 @@ class ManagedProcess:
         stop_signal: signal.Signals = signal.SIGTERM,
         death_signal: signal.Signals = signal.SIGKILL,
         grace_s: float = 3.0,
+        remove: Path | None = None,
     ) -> None:
         self.name, self.log_path, self._grace_s = name, log_path, grace_s
         lifeline_read, self._lifeline = os.pipe()
@@ -56,6 +58,7 @@ class ManagedProcess:
             sys.executable, "-I", "-S", str(_GUARDIAN),
             f"--lifeline-fd={lifeline_read}", f"--status-fd={status_write}",
             f"--stop-signal={int(stop_signal)}", f"--death-signal={int(death_signal)}", f"--grace-s={grace_s}",
+            f"--remove={'' if remove is None else remove.absolute()}",
         ]  # fmt: skip
         try:
             with open(log_path, "ab", opener=open_private) as log:

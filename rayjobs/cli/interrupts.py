@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
+CLEAN_UP_S = 9.0
+"""How long the clean-up after a signal may take by default; guardians end what is left."""
 GRACE_S = 10.0
 """How long further signals are ignored after the first: `make` passes a signal on, which must not stop the clean-up."""
 
@@ -18,6 +23,7 @@ _PR_SET_PDEATHSIG = 1
 _first_s: float | None = None
 _clean_up_s: float | None = None
 _closing_line: Callable[[], str] = str
+_terminated = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -33,13 +39,37 @@ def claim_signals() -> None:
     signal.signal(signal.SIGTERM, _raise_once)
 
 
-def exit_within(clean_up_s: float, closing_line: Callable[[], str] = str) -> None:
-    """From now on, an interrupted process exits after that many seconds even if its clean-up has not ended.
+def terminated() -> bool:
+    """Whether the signal was SIGTERM; libraries (`ray.wait`) raise a KeyboardInterrupt of their own in its place."""
+    return _terminated
 
-    `closing_line` returns the line to print then, which the interrupted code cannot print any more.
+
+@contextlib.contextmanager
+def kept(line: Callable[[], str], *also: type[Exception], clean_up_s: float = CLEAN_UP_S) -> Iterator[None]:
+    """Says at an interruption of the block, and at the errors `also`, what it leaves: prints `line()` on stderr.
+
+    The process exits `clean_up_s` after the signal even if its clean-up has not ended, and prints the line then, too.
     """
-    global _clean_up_s, _closing_line
-    _clean_up_s, _closing_line = clean_up_s, closing_line
+    global _clean_up_s, _closing_line  # noqa: PLW0603 - signals are of the process, and so is what they leave
+    before = _clean_up_s, _closing_line
+    _clean_up_s, _closing_line = clean_up_s, line
+    try:
+        yield
+    except (KeyboardInterrupt, *also):
+        print(line(), file=sys.stderr, flush=True)
+        _closing_line = str
+        raise
+    finally:
+        if _first_s is None:
+            _clean_up_s, _closing_line = before
+
+
+def end_now(line: str, status: int) -> NoReturn:
+    """Ends the process from any thread, without clean-up: prints `line` and what is kept; guardians end the rest."""
+    try:
+        os.write(2, f"{line}\n{_closing_line()}".rstrip("\n").encode() + b"\n")
+    finally:
+        os._exit(status)
 
 
 def follow_parent() -> None:
@@ -64,22 +94,19 @@ def release_signals() -> None:
 
 
 def _raise_once(number: int, frame: FrameType | None) -> None:
-    global _first_s  # noqa: PLW0603 - signal handlers are per process, so is their memory
+    global _first_s, _terminated
     now_s = time.monotonic()
     if _first_s is not None and now_s - _first_s < GRACE_S:
         # os.write: a handler may interrupt a print, and Python's streams are not reentrant.
         os.write(2, "cleaning up…\n".encode())
         return
-    _first_s = now_s
+    _first_s, _terminated = now_s, number == signal.SIGTERM
     if _clean_up_s is not None:
-        timer = threading.Timer(_clean_up_s, _exit, (128 + number,))
+        timer = threading.Timer(_clean_up_s, _give_up, (128 + number,))
         timer.daemon = True
         timer.start()
-    raise Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    raise Terminated() if _terminated else KeyboardInterrupt()
 
 
-def _exit(status: int) -> None:
-    try:
-        os.write(2, f"the clean-up took too long; guardians end what is left\n{_closing_line()}\n".encode())
-    finally:
-        os._exit(status)
+def _give_up(status: int) -> None:
+    end_now("the clean-up took too long; guardians end what is left", status)

@@ -16,7 +16,7 @@ from actuators.options import Options
 from rayjobs.cli.config import dump_yaml, load_options
 from rayjobs.cli.extras import missing_extra
 from rayjobs.cli.flags import Parser
-from rayjobs.cli.interrupts import Terminated, claim_signals, follow_parent, release_signals
+from rayjobs.cli.interrupts import claim_signals, follow_parent, release_signals, terminated
 from rayjobs.cli.spellings import current_spelling
 from rayjobs.cli.verbs import SUBCOMMANDS, VERBS, entry
 
@@ -139,9 +139,9 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
         if missing is None:
             raise
         return _exit_with(f"deepsched {name}: {missing}", EXIT_USER_ERROR)
-    except Terminated:
-        return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
     except KeyboardInterrupt:
+        if terminated():
+            return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
         return _exit_with(f"deepsched {name}: interrupted", EXIT_INTERRUPTED)
     except SystemExit as end:
         # While `ray.init` runs, SIGTERM goes to Ray's own handler, which exits with the signal's number.

@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import secrets
+import select
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +25,7 @@ import psutil
 
 from actuators.files import is_own_folder, read_regular, socket_place, write_private
 from actuators.processes.process import ManagedProcess
-from rayjobs.cli.interrupts import claim_signals
+from rayjobs.cli.interrupts import claim_signals, end_now
 
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 120.0
@@ -60,10 +62,9 @@ class LocalRay:
     def __init__(
         self, testbeds: int = 1, servers: int = 3, cpus: int | None = None, dashboard_port: int | None = None
     ) -> None:
-        sweep_stale_folders()
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_place(_BELOW_BYTES)))
-        write_private(self.folder / "owner", str(os.getpid()))
+        self.folder = _made_folder(_BELOW_BYTES)
         self.environment = _environment(self.folder)
+        self._watch: _Watch | None = None
         resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
         # `python` in the command of a submitted job is looked up on the PATH of the head, and must be this one.
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -80,6 +81,7 @@ class LocalRay:
             env={**os.environ, **self.environment, **_PATIENCE, "PATH": path},
             # A graceful end drains for up to 30 s, but the caller has closed its actors already.
             stop_signal=signal.SIGKILL,
+            remove=self.folder,
         )  # fmt: skip
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -95,14 +97,57 @@ class LocalRay:
         _take_environment()
         _connect(address.read_text().strip())
 
+    def watch(self) -> None:
+        """Ends this process with one line, from now until `close`, as soon as a process of this head is gone.
+
+        Ray's own library would end it within a second, without a word of ours and with pages of its log (ray 2.60).
+        """
+        self._watch = _Watch(self._head.pid)
+
     def close(self) -> None:
         """Disconnects, ends every process of this Ray and removes its folder; idempotent."""
+        if self._watch is not None:
+            self._watch.close()
         if "ray" in sys.modules:
             import ray
 
             ray.shutdown()
         self._head.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Watch:
+    """A thread that waits for the end of any process of a head, on pidfds: a poll would come too late."""
+
+    def __init__(self, head: int) -> None:
+        self._names: dict[int, str] = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in (own := psutil.Process(head), *own.children()):
+                with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                    self._names[os.pidfd_open(process.pid)] = _program(process)
+        self._stop_read, self._stop_write = os.pipe()
+        self._thread = threading.Thread(target=self._wait, name="watch-ray", daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        ended, _, _ = select.select([self._stop_read, *self._names], [], [])
+        if self._stop_read not in ended:
+            names = ", ".join(sorted(self._names[fd] for fd in ended))
+            end_now(f"deepsched: Ray's {names} ended, by a signal or for lack of memory; all was stopped", 1)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._names or self._thread.is_alive():
+            os.write(self._stop_write, b"x")
+            self._thread.join()
+            for descriptor in (self._stop_read, self._stop_write, *self._names):
+                os.close(descriptor)
+            self._names = {}
+
+
+def _program(process: psutil.Process) -> str:
+    """The script of a Python process, or the program."""
+    return Path(next((word for word in process.cmdline() if word.endswith(".py")), process.name())).stem
 
 
 @contextlib.contextmanager
@@ -118,6 +163,20 @@ def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
 def in_job() -> bool:
     """Whether `ray job submit` started this process."""
     return _SUBMITTED in os.environ
+
+
+@contextlib.contextmanager
+def socket_folder(below: int) -> Iterator[Path]:
+    """A private temporary folder for sockets; what a killed process leaves is removed by the next start.
+
+    Args:
+        below: bytes that the path of a socket has below it.
+    """
+    folder = _made_folder(len(PREFIX) + 9 + below)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -137,6 +196,7 @@ def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> I
     ray = LocalRay(testbeds, servers, cpus)
     try:
         ray.connect()
+        ray.watch()
         yield ray
     finally:
         ray.close()
@@ -202,6 +262,13 @@ def _environment(folder: Path) -> dict[str, str]:
         # More threads than cores make small networks many times slower (docs/ray-facts.md#threads).
         "OMP_NUM_THREADS": "1",
     }
+
+
+def _made_folder(below: int) -> Path:
+    sweep_stale_folders()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_place(below)))
+    write_private(folder / "owner", str(os.getpid()))
+    return folder
 
 
 def _own_folders() -> list[Path]:

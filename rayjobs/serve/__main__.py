@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 import yaml
 
 from actuators.errors import ConfigError
-from actuators.files import socket_place
 from actuators.processes.system import free_port
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
@@ -22,6 +20,9 @@ from rayjobs.serve.options import ServeOptions, deployment, make_settings, token
 
 if TYPE_CHECKING:
     from rayjobs.serve.app import ServeSettings
+
+_BELOW_BYTES = 40
+"""Of the path of a socket of HAProxy, below its folder."""
 
 
 def run(options: ServeOptions) -> int:
@@ -81,13 +82,12 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
 
 @contextlib.contextmanager
 def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterator[None]:
-    from rayjobs.runs.local_ray import ray_session
+    from rayjobs.runs.local_ray import ray_session, socket_folder
 
     before = dict(os.environ)
-    # The path of a Unix socket is limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ds-ha-", dir=socket_place(40)) as folder:
+    with socket_folder(_BELOW_BYTES) as folder:
         if options.haproxy:
-            os.environ.update(haproxy_environment(Path(folder)))
+            os.environ.update(haproxy_environment(folder))
         try:
             with ray_session():
                 from ray import serve

@@ -116,6 +116,27 @@ def test_a_killed_sweep_is_resumed_and_no_finished_trial_is_repeated(tmp_path: P
     assert list(folder.glob("sweep/trial-*/events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_says_how_to_go_on_and_confirms_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Before its first result, and while it is resumed: Tune would take Ctrl-C and return as if it had ended."""
+    arguments = ["--out", str(tmp_path), *(f"--set={setting}" for setting in SETTINGS if "confirm" not in setting)]
+    for _ in range(2):
+        sweep, said = start(*arguments), ""
+        assert sweep.stdout is not None
+        while "sweep: started" not in said:
+            line = sweep.stdout.readline()
+            assert line, said
+            said += line
+        sweep.send_signal(number)
+        said += sweep.communicate(timeout=PATIENCE_S)[0]
+        assert sweep.returncode == 128 + number, said
+        (folder,) = tmp_path.iterdir()
+        assert f"go on with: deepsched sweep --resume {folder}\n" in said
+        assert "confirm live: started" not in said
+        assert wait_gone(f"{tmp_path}/", 20.0) == {}
+        arguments = ["--resume", str(folder)]
+
+
 @pytest.mark.parametrize("cpus_each", [0.5, 1.0], ids=["all at once", "in turn"])
 def test_a_population_exchanges_and_never_changes_what_a_network_is_built_for(tmp_path: Path, cpus_each: float) -> None:
     own = (

@@ -141,6 +141,8 @@ def run_sweep(
     SweepCallback.listener = staticmethod(report)
     # Without this, Tune prints its tables even with verbose=0 (ray 2.60).
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Tune would take Ctrl-C for itself and return what it has, as if the search had ended (ray 2.60).
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler == "pbt"
     if Tuner.can_restore(path):
         tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)

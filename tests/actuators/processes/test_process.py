@@ -64,6 +64,26 @@ def test_sigkill_leaves_nothing(tmp_path: Path, victim: str) -> None:
         owner.stdout.close()
 
 
+def test_a_killed_owners_folder_is_removed_and_that_of_a_command_which_ended_is_kept(tmp_path: Path) -> None:
+    """The log of a command that ended by itself is evidence for its owner."""
+    folder = tmp_path / "private"
+    folder.mkdir()
+    owner_code = (
+        "import time\nfrom pathlib import Path\nfrom actuators.processes.process import ManagedProcess\n"
+        f"folder = Path({str(folder)!r})\n"
+        "early = ManagedProcess(['true'], name='early', log_path=folder / 'early', remove=folder)\n"
+        "early.wait(60)\nassert folder.exists()\n"
+        "late = ManagedProcess(['sleep', '600'], name='late', log_path=folder / 'late', remove=folder)\n"
+        "print(late.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        command = int(owner.stdout.readline())
+        owner.kill()
+    wait_gone(command)
+    wait_until(lambda: not folder.exists())
+
+
 def test_killed_guardian_takes_the_command_along(tmp_path: Path) -> None:
     with ManagedProcess(["sleep", "600"], name="sleep", log_path=tmp_path / "log") as process:
         psutil.Process(process.pid).parent().kill()

@@ -175,6 +175,24 @@ def test_signals_can_be_claimed_back() -> None:
     assert run_verb(verb_that(run), ["Ada"]) == 0
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_signal_counts_where_a_library_raises_its_own_interrupt(
+    number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ray.wait` turns what our handler raises into a plain KeyboardInterrupt."""
+
+    def run(options: GreetOptions) -> int:
+        with interrupts.kept(lambda: "all is kept"):
+            try:
+                os.kill(os.getpid(), number)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt from None
+        return 0
+
+    assert run_verb(verb_that(run), ["Ada"]) == status
+    assert capsys.readouterr().err.startswith("all is kept\n")
+
+
 def test_a_program_that_follows_its_parent_ends_with_it() -> None:
     """The Makefile asks for it: `kill -9` of make must not leave the demo running."""
     child = (
@@ -241,10 +259,11 @@ def test_a_name_cannot_be_a_flag_and_a_general_flag() -> None:
 
 def test_a_clean_up_that_hangs_is_cut_short() -> None:
     program = (
-        "import signal, time; from rayjobs.cli.interrupts import claim_signals, exit_within\n"
-        "claim_signals(); exit_within(0.2, lambda: 'kept all')\n"
-        "try:\n    print('up', flush=True); signal.pause()\n"
-        "finally:\n    time.sleep(600)\n"
+        "import signal, time; from rayjobs.cli.interrupts import claim_signals, kept\n"
+        "claim_signals()\n"
+        "with kept(lambda: 'kept all', clean_up_s=0.2):\n"
+        "    try:\n        print('up', flush=True); signal.pause()\n"
+        "    finally:\n        time.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import pytest
 
 from actuators.files import is_own_folder, socket_place
 from rayjobs.runs.local_ray import LocalRay, running_heads, sweep_stale_folders
+from tests.support.orphans import processes_with, wait_gone
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S, wait_until
 
 NOBODY = 65534
 
@@ -88,3 +94,32 @@ def test_a_head_is_private_in_a_folder_with_a_long_name(tmp_path: Path, monkeypa
         assert not head.folder.exists()
     finally:
         os.umask(before)
+
+
+OWNER = (
+    "from pathlib import Path\nimport signal, sys\n"
+    "from rayjobs.cli.interrupts import claim_signals, kept\nfrom rayjobs.runs.local_ray import local_ray\n"
+    "claim_signals()\n"
+    "with kept(lambda: 'go on with: this'), local_ray(cpus=1) as ray:\n"
+    "    print(ray.folder, flush=True)\n    signal.pause()\n"
+)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
+def test_a_killed_part_of_the_head_ends_its_owner_with_one_line(victim: str) -> None:
+    """Ray's library would end it without a word of ours, and with pages of its log."""
+    command = [sys.executable, "-c", OWNER]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        folder = owner.stdout.readline().strip()
+        (pid,) = (pid for pid, line in processes_with(f"{folder}/").items() if f"/{victim} " in f"{line} ")
+        os.kill(pid, signal.SIGKILL)
+        _, said = owner.communicate(timeout=PATIENCE_S)
+    assert owner.returncode == 1
+    assert said.splitlines() == [
+        f"deepsched: Ray's {victim} ended, by a signal or for lack of memory; all was stopped", "go on with: this",
+    ]  # fmt: skip
+    assert wait_gone(f"{folder}/") == {}
+    wait_until(lambda: not Path(folder).exists())
