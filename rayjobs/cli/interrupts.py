@@ -52,10 +52,11 @@ def kept(line: Callable[[], str], *also: type[Exception], clean_up_s: float = CL
     """
     global _clean_up_s, _closing_line  # noqa: PLW0603 - signals are of the process, and so is what they leave
     before = _clean_up_s, _closing_line
+    ends: tuple[type[BaseException], ...] = (KeyboardInterrupt, *also)
     _clean_up_s, _closing_line = clean_up_s, line
     try:
         yield
-    except (KeyboardInterrupt, *also):
+    except ends:
         print(line(), file=sys.stderr, flush=True)
         _closing_line = str
         raise
