@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -180,6 +180,13 @@ def idle_options(options: Options, prefix: str = "") -> Iterator[IdleOption]:
         if isinstance(value, Options) and name not in idle:
             inner = idle_options(value, f"{prefix}{name}.")
             yield from (each for each in inner if not any(is_within(each.path, prefix + path) for path in idle))
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic refused, in one line, with its place."""
+    first = error.errors(include_url=False)[0]
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{'.'.join(map(str, first['loc']))}: {message}"[:300]
 
 
 def is_within(path: str, group: str) -> bool:

@@ -66,14 +66,16 @@ def _loaded(path: Path) -> Any:
     """The scorer in a file. Raises DataError for another file."""
     import numpy as np
 
+    from actuators.files import read_regular
+    from actuators.plain_arrays import parse_array
     from envs.study.park import SCORER_SIZE
 
     remedy = "give the scorer.npy of a run of deepsched park"
     try:
-        scorer = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        scorer = parse_array(read_regular(path, 2**20))
+    except (OSError, ValueError) as error:
         raise DataError(f"not a scorer: {error}", where=str(path), remedy=remedy) from None
-    if scorer.shape != (SCORER_SIZE,) or not np.isfinite(scorer).all():
+    if scorer.shape != (SCORER_SIZE,) or scorer.dtype.kind != "f" or not np.isfinite(scorer).all():
         raise DataError(f"not a scorer: shape {scorer.shape}", where=str(path), remedy=remedy)
     return scorer
 

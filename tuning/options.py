@@ -16,9 +16,9 @@ from envs.environment.problem import DecisionOptions
 class ModelOptions(Options):
     """Size of the network (`tuning.policy.model`)."""
 
-    hidden: int = Field(default=64, ge=4)
+    hidden: int = Field(default=64, ge=4, le=4096)
     """Units of every hidden layer."""
-    initial_log_std: float = -1.0
+    initial_log_std: float = Field(default=-1.0, ge=-20, le=2)
     """Log standard deviation of exploration at the start; actions live in [-1, 1]."""
     squashed: bool = False
     """Whether the policy's mean goes through tanh; SAC's does, and its training sets this."""

@@ -44,15 +44,17 @@ class ActionOptions(Options):
     baseline: Annotated[Baseline, Only(kind="residual")] = "inverse_latency"
     """What a residual stands on: `inverse_latency` sets weights; `idle` and `ratio` estimate the service times
     of `expected_delay`, which a positive action shortens, so that the server gets more."""
-    bound: Annotated[float, Only(kind="residual")] = Field(default=0.7, ge=0)
+    bound: Annotated[float, Only(kind="residual")] = Field(default=0.7, ge=0, le=10)
     """Largest |log| by which a residual may move a weight or a service time off the baseline; 0 is the baseline."""
-    ratios: Annotated[tuple[int, ...], Only(kind="ratios")] = (1, 3, 5)
+    ratios: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_WEIGHT)], ...], Only(kind="ratios")] = Field(
+        default=(1, 3, 5), min_length=1
+    )
     """Levels that ratio vectors are made of; {1, 3, 5} gives 25 distinct vectors for three servers."""
     joint: Annotated[bool, Only(kind="ratios")] = False
     """`ratios`: one number for all groups together (Discrete), which DQN needs, instead of one per group."""
     floor: Annotated[int, SETS_WEIGHTS] = Field(default=3, ge=1, le=MAX_WEIGHT)
     """Smallest weight of a usable server, 1…100: a server must be seen to be judged."""
-    dead_band: Annotated[float, SETS_WEIGHTS] = Field(default=0.1, ge=0)
+    dead_band: Annotated[float, SETS_WEIGHTS] = Field(default=0.1, ge=0, le=100)
     """Relative change below which a group keeps its weights; saves reloads that change nothing."""
 
     @property
@@ -88,6 +90,11 @@ class ActionCodec:
     def __init__(self, topology: Topology, options: ActionOptions) -> None:
         self.topology, self.options = topology, options
         self.size = topology.shape[0] * topology.shape[1]
+
+    def check(self) -> None:
+        """Raises ConfigError when there are no ratio vectors, or too many, for so many servers."""
+        if self.options.kind == "ratios":
+            ratio_levels(self.options.ratios, self.topology.shape[1])
 
     @property
     def space(self) -> spaces.Space[Any]:

@@ -34,7 +34,7 @@ class DecisionOptions(Options):
     observation: ObservationName = "posterior+features"
     """`posterior` of the mixture, `label` (its likeliest cluster, one-hot), `fisher` (offsets from every
     cluster's mean), `features`, or `posterior+features`."""
-    frames: int = Field(default=1, ge=1)
+    frames: int = Field(default=1, ge=1, le=1000)
     """Intervals that one observation spans; 8 let a policy anticipate periodic interference."""
     reward: Annotated[RewardName, Only(reward_mix=NOT_GIVEN)] = "log_latency"
     """`log_latency`, `art`, `p99` or `cluster_rank` (the plan's first idea, for comparison)."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from actuators.contract.arrays import FloatArray
 from actuators.errors import BundleError, DataError
 from actuators.files import write_atomic
+from actuators.plain_arrays import load_arrays
 from envs.mixture.fit import (
     MIN_SAMPLES_PER_CLUSTER,
     STABILITY_FITS,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SAMPLES = "samples.npz"
 """File with the samples of a mixture, beside its `encoder.npz`."""
+MAX_BYTES = 2**28
+"""Of that file, unpacked."""
 MOST_NEW_CLUSTERS = 3
 BLOCK = 5
 """Windows are held out in blocks of this size, because neighbours in time are correlated."""
@@ -154,15 +156,17 @@ def save_samples(path: Path, samples: FloatArray, names: Sequence[str]) -> None:
 def load_samples(path: Path, names: Sequence[str]) -> FloatArray:
     """Reads samples ``[n, D]``. Raises BundleError for another kind of file or other features."""
     try:
-        with np.load(path, allow_pickle=False) as data:
-            samples: FloatArray = np.asarray(data["samples"], float)
-            saved_names = tuple(str(name) for name in data["names"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        data = load_arrays(path, MAX_BYTES)
+        samples: FloatArray = np.asarray(data["samples"], float)
+        saved_names = tuple(str(name) for name in data["names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"no samples: {error}", where=str(path), remedy="remove the file to continue without it"
         ) from error
     if saved_names != tuple(names) or samples.ndim != 2 or samples.shape[1] != len(names):
         raise BundleError("samples of other features", where=str(path), remedy="remove the file to continue without it")
+    if not np.isfinite(samples).all():
+        raise BundleError("a sample is not finite", where=str(path), remedy="remove the file to continue without it")
     return samples
 
 

@@ -7,22 +7,29 @@ Needs numpy only, for bundles; `envs.mixture.fit` fits with scikit-learn.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
-from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.errors import BundleError
 from actuators.files import write_atomic
 from actuators.options import Options
+from actuators.plain_arrays import load_arrays
 from envs.observation.features import FEATURES_VERSION, MOVED_BY_WEIGHTS, FeaturesVersion
 
 FORMAT_VERSION = 1
+MAX_BYTES = 2**26
+"""Of a saved encoder, unpacked."""
+MOST = 1e9
+"""Largest absolute value in a saved encoder: beyond it sums and products would overflow."""
+_REMEDY = "export the bundle again"
 SIGMA_RULE = 0.9973
 """Coverage of μ ± 3σ in one dimension; the same coverage bounds the distance in many."""
 
@@ -167,24 +174,25 @@ class Encoder:
     def load(cls, path: Path) -> Encoder:
         """Raises BundleError for a file that is missing, pickled, of another format or inconsistent."""
         try:
-            with np.load(path, allow_pickle=False) as data:
-                if int(data["format_version"]) != FORMAT_VERSION:
-                    raise BundleError(f"encoder format {data['format_version']}", where=str(path))
-                encoder = cls(
-                    kind="joint" if str(data["kind"]) == "joint" else "server",
-                    names=tuple(str(name) for name in data["names"]),
-                    bic={int(k): float(v) for k, v in data["bic"]},
-                    # Version 0.1 did not write it.
-                    features_version=_version(data.get("features_version", 1)),
-                    **{key: data[key] for key in _ARRAYS},
-                )
-            problem = encoder._problem()
-        except (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, BadZipFile) as error:
-            raise BundleError(f"not an encoder: {error}", where=str(path), remedy="export the bundle again") from error
-        if problem:
-            raise BundleError(
-                f"encoder arrays do not fit together: {problem}", where=str(path), remedy="export the bundle again"
+            data = load_arrays(path, MAX_BYTES)
+            _check_types(data)
+            if int(data["format_version"]) != FORMAT_VERSION:
+                raise BundleError(f"encoder format {data['format_version']}", where=str(path), remedy=_REMEDY)
+            encoder = cls(
+                kind="joint" if str(data["kind"]) == "joint" else "server",
+                names=tuple(str(name) for name in data["names"]),
+                bic={int(k): float(v) for k, v in data["bic"]},
+                # Version 0.1 did not write it.
+                features_version=_version(data.get("features_version", 1)),
+                **{key: data[key] for key in _ARRAYS},
             )
+            problem = encoder._problem()
+        except KeyError as error:
+            raise BundleError(f"not an encoder: it lacks {error}", where=str(path), remedy=_REMEDY) from error
+        except (OSError, ValueError, TypeError, OverflowError) as error:
+            raise BundleError(f"not an encoder: {error}", where=str(path), remedy=_REMEDY) from error
+        if problem:
+            raise BundleError(f"encoder arrays do not fit together: {problem}", where=str(path), remedy=_REMEDY)
         return encoder
 
     def _problem(self) -> str:
@@ -196,22 +204,41 @@ class Encoder:
         }  # fmt: skip
         for name, shape in shapes.items():
             array = getattr(self, name)
-            if array.dtype.kind != "f":
-                return f"{name} holds {array.dtype.name}, not numbers"
             if array.shape != shape or not array.size:
                 return f"{name} has shape {array.shape}, expected {shape}"
-            if not np.isfinite(array).all():
-                return f"{name} is not finite"
-        if not (self.scale > 0).all():
+            if not (np.abs(array) <= MOST).all():
+                return f"{name} is not within ±{MOST:g}"
+        if not (self.scale >= 1 / MOST).all():
             return "scale is not positive"
         if not (self.weights > 0).all() or abs(float(self.weights.sum()) - 1.0) > 1e-3:
             return "weights are not positive with a sum of 1"
         if not (np.diagonal(self.precisions_cholesky, axis1=1, axis2=2) > 0).all():
             return "precisions_cholesky is not positive on its diagonal"
-        return ""
+        return "" if self._is_invertible() else "precisions_cholesky describes no clusters"
+
+    def _is_invertible(self) -> bool:
+        try:
+            np.linalg.inv(np.einsum("kde,kfe->kdf", self.precisions_cholesky, self.precisions_cholesky))
+            return bool(np.isfinite(self._judged[1]).all())
+        except np.linalg.LinAlgError:
+            return False
 
 
 _ARRAYS = ("center", "scale", "weights", "means", "precisions_cholesky")
+_TYPES = {"names": ("U", 1), "kind": ("U", 0), "format_version": ("iu", 0), "features_version": ("iu", 0)}
+"""Kind of dtype and number of axes of the others that are not floats."""
+
+
+def _check_types(data: Mapping[str, NDArray[Any]]) -> None:
+    """Raises ValueError for an array that holds something else than it should, KeyError for one that is missing."""
+    for name in (*_ARRAYS, "bic"):
+        if data[name].dtype.kind != "f" or data[name].dtype.itemsize < 4:
+            raise ValueError(f"{name} holds {data[name].dtype.name}, not numbers of 4 or 8 bytes")
+    if data["bic"].ndim != 2 or data["bic"].shape[1] != 2:
+        raise ValueError(f"bic has shape {data['bic'].shape}, expected (K, 2)")
+    for name, (kinds, axes) in _TYPES.items():
+        if name in data and (data[name].dtype.kind not in kinds or data[name].ndim != axes):
+            raise ValueError(f"{name} holds {data[name].dtype.name} in {data[name].ndim} dimensions")
 
 
 def _version(stored: Any) -> FeaturesVersion:

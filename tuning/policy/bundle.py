@@ -11,22 +11,25 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from actuators.contract.topology import Group, Topology
-from actuators.errors import BundleError
-from actuators.files import write_atomic
+from actuators.errors import BundleError, ConfigError
+from actuators.files import read_regular, write_atomic
+from actuators.options import first_problem
+from actuators.plain_arrays import load_arrays
 from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.observation.encoder import MAX_BYTES as ENCODER_MAX_BYTES
 from envs.observation.encoder import Encoder
 from envs.observation.observer import sample_names
 from tuning.options import ModelOptions
@@ -34,6 +37,11 @@ from tuning.policy.learned import LearnedPolicy
 from tuning.policy.network import ArrayNet, Network, expected_shapes
 
 FORMAT_VERSION = 1
+MAX_DESCRIPTION_BYTES = 2**24
+MOST_GROUPS = 1024
+MOST_PARAMETER = 1e6
+"""Largest absolute value of a parameter: beyond it the sums of a layer could overflow."""
+_REMEDY = "give the folder that train wrote"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,57 +92,95 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
     """
     path = folder / "bundle.json"
     try:
-        data = json.loads(path.read_bytes())
-        if data["format_version"] != FORMAT_VERSION:
-            raise BundleError(f"bundle format {data['format_version']}", where=str(path), remedy="export it again")
-        own = Topology(msgspec.convert(data["topology"], tuple[Group, ...]))
-        options = DecisionOptions.model_validate(data["decision"])
-        model = ModelOptions.model_validate(data["model"])
-        deadlines_s = np.array(data["deadlines_s"], dtype=float)
-        features_version = int(data.get("features_version", 1))
-        provenance = dict(data["provenance"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError, ValidationError) as error:
-        raise BundleError(
-            f"not a bundle: {error}", where=str(path), remedy="give the folder that train wrote"
-        ) from error
-    if deadlines_s.shape != (len(own.groups),) or not (np.isfinite(deadlines_s) & (deadlines_s > 0)).all():
-        remedy = "give a positive number of seconds for each group"
-        raise BundleError("deadlines_s are wrong", where=str(path), remedy=remedy)
+        description = _description(path)
+        own = Topology(description.topology)
+        options = DecisionOptions.model_validate(description.decision)
+        model = ModelOptions.model_validate(description.model)
+    except ValidationError as error:
+        raise _not_a_bundle(path, first_problem(error)) from error
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError, ConfigError) as error:
+        raise _not_a_bundle(path, getattr(error, "strerror", None) or error) from error
+    if len(description.deadlines_s) != len(own.groups):
+        raise _not_a_bundle(path, f"{len(description.deadlines_s)} deadlines_s for {len(own.groups)} groups")
     encoder = Encoder.load(folder / "encoder.npz")
-    if encoder.features_version != features_version:
-        what = f"bundle.json is for features of version {features_version}, encoder.npz of {encoder.features_version}"
-        raise BundleError(what, where=str(path), remedy="export it again")
+    if encoder.features_version != description.features_version:
+        versions = f"features of version {description.features_version}, encoder.npz of {encoder.features_version}"
+        raise BundleError(f"bundle.json is for {versions}", where=str(path), remedy="export it again")
     target = topology or own
     if target.request_types != own.request_types or encoder.names != sample_names(target, encoder.kind):
         raise BundleError(
-            f"trained for request types {', '.join(own.request_types)}",
+            f"trained for request types {', '.join(own.request_types)[:200]}",
             where=str(path),
             remedy="use it with groups of the same types in the same order",
         )
-    problem = DecisionProblem(target, deadlines_s, encoder, options)
-    return Bundle(_network(folder, problem, model), problem, model, provenance)
+    problem = DecisionProblem(target, np.array(description.deadlines_s, dtype=float), encoder, options)
+    try:
+        problem.action_codec.check()
+    except ConfigError as error:
+        raise BundleError(error.what, where=str(path), remedy=error.remedy) from error
+    return Bundle(_network(folder, problem, model), problem, model, description.provenance)
+
+
+class _Description(msgspec.Struct):
+    """What bundle.json holds."""
+
+    format_version: int
+    topology: Annotated[tuple[Group, ...], msgspec.Meta(min_length=1, max_length=MOST_GROUPS)]
+    deadlines_s: tuple[Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)], ...]
+    decision: dict[str, Any]
+    model: dict[str, Any]
+    provenance: dict[str, Any]
+    features_version: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+
+
+def _description(path: Path) -> _Description:
+    """Raises OSError, ValueError, RecursionError, or BundleError for a format that this release does not know."""
+    data = json.loads(read_regular(path, MAX_DESCRIPTION_BYTES))
+    if isinstance(data, dict) and data.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        what = f"bundle format {str(data['format_version'])[:40]}"
+        raise BundleError(what, where=str(path), remedy="export it again")
+    return msgspec.convert(data, _Description)
+
+
+def _not_a_bundle(path: Path, why: object) -> BundleError:
+    return BundleError(f"not a bundle: {str(why)[:300]}", where=str(path), remedy=_REMEDY)
 
 
 def _network(folder: Path, problem: DecisionProblem, model: ModelOptions) -> ArrayNet:
-    """Raises BundleError when a parameter is missing, unknown or of another shape."""
+    """Raises BundleError when a parameter is missing, unknown, of another type or shape, or too large."""
     groups, action = problem.topology.shape[0], problem.options.action
     wanted = expected_shapes(problem.row_size, groups, model.hidden, action)
+    path = folder / "policy.safetensors"
     try:
-        arrays = load_file(folder / "policy.safetensors")
-        found = {name: array.shape for name, array in arrays.items()}
-        if found != wanted:
-            odd = sorted(name for name in found.keys() | wanted if found.get(name) != wanted.get(name))[0]
-            raise ValueError(f"'{odd}' has shape {found.get(odd)} instead of {wanted.get(odd)}")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BundleError(f"network does not load: {error}", where=str(folder), remedy="export it again") from error
+        _check_tensors(path)
+        arrays = load_file(path)
+        if why := _misfit(arrays, wanted):
+            raise ValueError(why)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
+        why = str(getattr(error, "strerror", None) or error)[:300]
+        raise BundleError(f"network does not load: {why}", where=str(path), remedy="export it again") from error
     return ArrayNet(arrays, groups, model.squashed, action)
+
+
+def _misfit(arrays: Mapping[str, NDArray[Any]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """The first parameter that is not as the network needs it; empty when all are."""
+    for name in sorted(arrays.keys() | wanted):
+        array = arrays.get(name)
+        shape = None if array is None else array.shape
+        if array is None or shape != wanted.get(name):
+            return f"'{name[:80]}' has shape {shape} instead of {wanted.get(name)}"
+        if array.dtype != np.float32:
+            return f"'{name}' holds {array.dtype.name} instead of float32"
+        if not (np.abs(array) <= MOST_PARAMETER).all():
+            return f"'{name}' is not within ±{MOST_PARAMETER:g}"
+    return ""
 
 
 FILES = frozenset({"bundle.json", "encoder.npz", "policy.safetensors"})
 SAMPLES, PREVIOUS = "samples.npz", "previous"
 """Added by a recalibration: the samples that the mixture was fitted to, and the bundle before it."""
 MAX_BYTES = 256 * 2**20
-_REMEDY = "give the folder that train wrote"
+"""Of each file; the arrays of an archive may also unpack to no more."""
 
 
 def check_bundle(folder: Path, root: Path | None = None) -> Path:
@@ -147,7 +193,7 @@ def check_bundle(folder: Path, root: Path | None = None) -> Path:
         BundleError: the folder is outside `root`; a file is missing, unexpected or larger than 256 MiB; a link points
             outside the folder; an array needs pickle.
     """
-    real = folder.resolve()
+    real = _resolved(folder)
     if root is not None and not real.is_relative_to(root.resolve()):
         raise BundleError("outside the folder of bundles", where=str(folder), remedy=f"put it below {root}")
     try:
@@ -162,12 +208,13 @@ def check_bundle(folder: Path, root: Path | None = None) -> Path:
         what = "a file that does not belong there" if odd in entries else "a file is missing"
         raise BundleError(f"not a bundle: {what}: {odd}", where=str(folder), remedy=_REMEDY)
     for entry in entries.values():
-        if not entry.resolve().is_relative_to(real) or not entry.is_file():
+        if not _resolved(entry).is_relative_to(real) or not entry.is_file():
             raise BundleError(f"{entry.name} points outside the bundle", where=str(folder), remedy=_REMEDY)
         if entry.stat().st_size > MAX_BYTES:
             raise BundleError(f"{entry.name} is larger than {MAX_BYTES} bytes", where=str(folder), remedy=_REMEDY)
-    for name in {"encoder.npz", SAMPLES} & set(entries):
-        _check_archive(entries[name])
+    for name, most in (("encoder.npz", ENCODER_MAX_BYTES), (SAMPLES, MAX_BYTES)):
+        if name in entries:
+            _check_archive(entries[name], most)
     _check_tensors(entries["policy.safetensors"])
     return real
 
@@ -209,28 +256,30 @@ def roll_back(folder: Path) -> None:
     swap_in(folder, lambda fresh: _copy(kept, fresh))
 
 
-def _check_archive(path: Path) -> None:
+def _resolved(path: Path) -> Path:
+    """Raises BundleError for a link that leads to itself."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > MAX_BYTES:
-                raise BundleError("its unpacked contents are too large", where=str(path), remedy=_REMEDY)
-            for member in members:
-                # An array of objects is a pickle; its header shows this before anything is unpickled.
-                if not member.filename.endswith(".npy") or b"'|O'" in archive.open(member).read(256):
-                    raise BundleError(f"{member.filename} is not a plain array", where=str(path), remedy=_REMEDY)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise BundleError(f"not an encoder: {error}", where=str(path), remedy=_REMEDY) from error
+        return path.resolve()
+    except RuntimeError as error:
+        raise BundleError("a link that leads to itself", where=str(path), remedy=_REMEDY) from error
+
+
+def _check_archive(path: Path, max_bytes: int) -> None:
+    """Raises BundleError for what is no archive of plain arrays."""
+    try:
+        load_arrays(path, max_bytes)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"not plain arrays: {error}", where=str(path), remedy=_REMEDY) from error
 
 
 def _check_tensors(path: Path) -> None:
-    """A safetensors file begins with the length of its JSON header; a pickle does not."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            described = json.loads(file.read(length)) if 0 < length < 2**20 else None
-        except ValueError:
-            described = None
+    """A safetensors file begins with the length of its JSON header; a pickle does not. Raises BundleError."""
+    try:
+        content = read_regular(path, MAX_BYTES)
+        length = int.from_bytes(content[:8], "little")
+        described = json.loads(content[8 : 8 + length]) if 0 < length < 2**20 else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"not safetensors: {error}", where=str(path), remedy=_REMEDY) from error
     if not isinstance(described, dict):
         raise BundleError("not safetensors", where=str(path), remedy=_REMEDY)
 
