@@ -140,7 +140,7 @@ def trace_streams(options: PlanOptions) -> tuple[Stream, ...]:
     if options.trace is None:
         raise ConfigError("the trace plan needs a file", where="load plan", remedy="give --trace FILE.csv")
     try:
-        with open(options.trace, newline="", encoding="utf-8") as file:
+        with open(options.trace, newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the trace: {error}", where=str(options.trace)) from error

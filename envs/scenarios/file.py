@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
 from actuators.contract.script import ArrivalDistribution, Behaviour, ServiceDistribution
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
+from actuators.yaml_files import read_mapping
 from envs.scenarios import disturbances as happen
 from envs.scenarios.disturbances import ScriptExtent, Span
 
@@ -120,13 +120,9 @@ class ScenarioFile(Part):
 def read_scenario_file(path: Path) -> ScenarioFile:
     """Reads a scenario. Raises ConfigError for an unreadable file, an unknown key (closest match) or a wrong value."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the scenario: {error}", where=str(path)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    if not isinstance(content, dict):
-        raise ConfigError("a scenario must be a mapping", where=str(path), remedy="see `deepsched scenarios show S3`")
+        content = read_mapping(path, "scenario")
+    except OSError as error:
+        raise ConfigError(f"cannot read the scenario: {error.strerror}", where=str(path)) from error
     try:
         scenario = ScenarioFile.model_validate(content)
     except ValidationError as error:

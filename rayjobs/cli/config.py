@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from actuators.credentials import without_credentials
 from actuators.errors import ConfigError, closest
 from actuators.options import IdleOption, Moved, Never, Options, Retired, idle_options, in_words, is_within, value_at
+from actuators.yaml_files import parse_yaml, read_mapping
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -125,18 +126,11 @@ def read_yaml(file: Path) -> Layer:
     ours = CONFIGS / f"{file}.yaml"
     path = ours if not file.exists() and ours.is_file() else file
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_mapping(path, "config file")
+    except OSError as error:
         near = {p.name for p in path.parent.glob("*.yaml")} | {p.stem for p in CONFIGS.glob("*.yaml")}
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"cannot read the config file: {reason}", where=str(file), remedy=closest(file.name, near) if near else ""
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError("a config file must be a mapping of option names to values", where=str(path))
+        remedy = closest(file.name, near) if near else ""
+        raise ConfigError(f"cannot read the config file: {error.strerror}", where=str(file), remedy=remedy) from error
     return Layer(str(path), values, saved=(path.parent / "command.txt").exists())
 
 
@@ -197,19 +191,6 @@ def parse_value(annotation: object, text: str) -> object:
         return _yaml_value(text if text.lstrip().startswith("[") else f"[{text}]")
     structured = any(get_origin(kind) is not None and get_origin(kind) is not Literal for kind in kinds)
     return _yaml_value(text) if structured or Any in kinds or nested_options(annotation) else text
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _modernised(layer: Layer, options: type[Options]) -> Layer:
@@ -333,9 +314,9 @@ def _assignment_layer(options: type[Options], text: str) -> Layer:
 
 def _yaml_value(text: str) -> object:
     try:
-        value: object = yaml.safe_load(text)
+        value: object = parse_yaml(text)
         return value
-    except yaml.YAMLError:
+    except ValueError:
         return text
 
 

@@ -150,7 +150,7 @@ def test_a_users_own_scenario(tmp_path: Path) -> None:
         ("load_steps: [[5, 1]]", "ascend from 0"),
         ("disturbance: {kind: periodically}", "periodic"),
         ("surging_type: home_raed", "did you mean 'home_read'"),
-        ("service: [", "not YAML"),
+        ("service: [", "not valid YAML: line 3"),
     ],
 )
 def test_mistakes_in_it_get_one_clear_line(tmp_path: Path, change: str, message: str) -> None:

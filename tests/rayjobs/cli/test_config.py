@@ -121,9 +121,9 @@ def test_a_wrong_assignment_names_the_full_path(assignment: str, said: str) -> N
     [
         ("sead: 2", "unknown option 'sead'"),
         ("testbed: {load: {rate: 2}}", "did you mean 'testbed.load.rate_rps'?"),
-        ("seed: 1\nseed: 2", "'seed' is given twice"),
+        ("seed: 1\nseed: 2", "'seed' is given twice, in line 1 and in line 2"),
         ("- 1", "must be a mapping"),
-        ("1: 2", "must be a mapping"),
+        ("1: 2", "line 1: the key 1 is not a text; put it in quotes"),
         ("seed: [", "not valid YAML"),
         ("interval_s: soon", "option 'interval_s' is 'soon'"),
     ],
