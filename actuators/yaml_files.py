@@ -77,6 +77,10 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader whose dates, times of the day (`20:50`) and `=` stay texts."""
 
 
+def _text(_: _Loader, node: yaml.ScalarNode) -> str:
+    return str(node.value)
+
+
 def _number(kind: str) -> Any:
     """A constructor that leaves times of the day alone and names the line of what is no number."""
     real = _Loader.yaml_constructors[_PREFIX + kind]
@@ -95,7 +99,7 @@ def _number(kind: str) -> Any:
 for _kind in ("int", "float"):
     _Loader.add_constructor(_PREFIX + _kind, _number(_kind))
 for _kind in ("timestamp", "value"):
-    _Loader.add_constructor(_PREFIX + _kind, _Loader.construct_yaml_str)
+    _Loader.add_constructor(_PREFIX + _kind, _text)
 
 
 def _count(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
