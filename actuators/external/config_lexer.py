@@ -25,6 +25,9 @@ _TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _SKIPPED = re.compile(_BLANK)
+_PLAIN_WORD = rb"""[^\\$\s;{}"'#][^\\$\s;{]*+"""
+_PLAIN = re.compile(rb"[ \t\r\n]*+(?P<words>" + _PLAIN_WORD + rb"(?:[ \t\r\n]++" + _PLAIN_WORD + rb")*+)[ \t\r\n]*+;")
+"""A directive without quotes, escapes, variables, comments and block, as nearly all are: read at once."""
 _ESCAPE = re.compile(rb"""\\(["'\\trn])""")
 _MARKS: dict[bytes, Mark] = {b";": ";", b"{": "{", b"}": "}"}
 _CONTROLS = {b"t": b"\t", b"r": b"\r", b"n": b"\n"}
@@ -84,6 +87,11 @@ def directives(text: bytes, where: str, position: int = 0) -> Iterator[Directive
     words: list[Word] = []
     line, counted = 1, position
     while position < len(text):
+        if not words and (plain := _PLAIN.match(text, position)):
+            begin, position = plain.start("words"), plain.end()
+            line, counted = line + text.count(b"\n", counted, begin), begin
+            yield Directive(_plain_words(text, *plain.span("words")), ";", line, position)
+            continue
         token = _TOKEN.match(text, position)
         if token is None:
             skipped = _SKIPPED.match(text, position)
@@ -103,6 +111,14 @@ def directives(text: bytes, where: str, position: int = 0) -> Iterator[Directive
             words.append(_word(token, kind, text, where))
     if words:
         raise _error('unexpected end of file, expecting ";" or "}"', text, words[0].start, where)
+
+
+def _plain_words(text: bytes, start: int, end: int) -> tuple[Word, ...]:
+    words = []
+    for raw in text[start:end].split():
+        start = text.index(raw, start)
+        words.append(Word(raw.decode(errors="surrogateescape"), start, start := start + len(raw)))
+    return tuple(words)
 
 
 def _word(token: re.Match[bytes], kind: str, text: bytes, where: str) -> Word:

@@ -19,6 +19,7 @@ _NOT_DIRECTIVES = (["split_clients"], ["charset_map"])
 
 
 _UPSTREAM = ["http", "upstream"]
+_WEIGHT = re.compile("0*[1-9][0-9]{0,9}")
 _LUA = re.compile("lua|^log_subrequest$")
 
 
@@ -43,8 +44,10 @@ class ServerLine:
     @property
     def weight(self) -> int:
         """As in NGINX, the last `weight=` counts. Raises ConfigError when it is not a number above 0."""
+        if not self.parameters:
+            return 1
         value = next((p.removeprefix("weight=") for p in self.parameters[::-1] if p.startswith("weight=")), "1")
-        if not re.fullmatch("0*[1-9][0-9]{0,9}", value):
+        if not _WEIGHT.fullmatch(value):
             where = f"{self.file}:{self.line}"
             raise ConfigError(f"weight '{value}' is not a number above 0", where=where, remedy="correct it")
         return int(value)
@@ -170,17 +173,16 @@ class _Reading:
         blocks.pop()
 
     def _directive(self, path: Path, directive: Directive, blocks: list[str]) -> None:
-        words = directive.arguments
-        if blocks == _UPSTREAM and directive.name != "server":
-            self.config.blocks[self.group].settings.append(directive)
-        elif directive.name == "load_module" or (blocks[:1] == ["http"] and _LUA.search(directive.name)):
+        name, words = directive.name, directive.arguments
+        if blocks == _UPSTREAM:
+            if name != "server":
+                self.config.blocks[self.group].settings.append(directive)
+            elif words:
+                line = ServerLine(self.group, words[0], self._real(path), directive.line, directive.start, words[1:])
+                self.config.servers.append(line)
+        elif name == "load_module" or (blocks[:1] == ["http"] and _LUA.search(name)):
             self.config.lua.append((directive, path))
-        elif not words:
-            return
-        elif directive.name == "server" and blocks == _UPSTREAM:
-            line = ServerLine(self.group, words[0], self._real(path), directive.line, directive.start, words[1:])
-            self.config.servers.append(line)
-        elif directive.name == "pid" and not blocks:
+        elif name == "pid" and words and not blocks:
             self.config.pid_file = Path(words[0])
 
     def _real(self, path: Path) -> Path:

@@ -81,7 +81,7 @@ def _reachable(options: PreflightOptions) -> tuple[list[Check], Snapshot | None]
     snapshots, began_s = list[Snapshot](), time.monotonic()
     try:
         while len(snapshots) < _READINGS and (not snapshots or time.monotonic() < began_s + _READINGS_S):
-            with StatusReader(options.status_url, options.reading, takes_text=True) as reader:
+            with StatusReader(options.status_url, options.reading, takes_text=True, for_decisions=True) as reader:
                 snapshots.append(reader.snapshot())
     except (StatusError, ConfigError) as error:
         return [failed("statistics", error)], None

@@ -42,6 +42,7 @@ class StatusReader:
     Args:
         status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``.
         takes_text: whether vts' Prometheus text is read, too; it lacks weights and flags.
+        for_decisions: leaves out the counters that only a recording holds.
 
     Attributes:
         status_url: without credentials.
@@ -50,9 +51,16 @@ class StatusReader:
         ConfigError: `status_url` is not an HTTP address.
     """
 
-    def __init__(self, status_url: str, options: CollectOptions | None = None, *, takes_text: bool = False) -> None:
+    def __init__(
+        self,
+        status_url: str,
+        options: CollectOptions | None = None,
+        *,
+        takes_text: bool = False,
+        for_decisions: bool = False,
+    ) -> None:
         self.status_url, options = without_credentials(status_url), options or CollectOptions()
-        self._takes_text = takes_text
+        self._takes_text, self._for_decisions = takes_text, for_decisions
         self._connection = KeptConnection(
             status_url,
             connect_timeout_s=options.connect_timeout_s,
@@ -68,7 +76,7 @@ class StatusReader:
             return self._text(body)
         if status == 200:
             with contextlib.suppress(StatusError):
-                return parse_json(body)
+                return parse_json(body, for_decisions=self._for_decisions)
         # The slower way names the error.
         return parse(self._document(status, body))
 
@@ -118,8 +126,15 @@ class StatusReader:
 class Collector(StatusReader):
     """Windows of one NGINX, for the groups and servers of a topology."""
 
-    def __init__(self, status_url: str, topology: Topology, options: CollectOptions | None = None) -> None:
-        super().__init__(status_url, options)
+    def __init__(
+        self,
+        status_url: str,
+        topology: Topology,
+        options: CollectOptions | None = None,
+        *,
+        for_decisions: bool = False,
+    ) -> None:
+        super().__init__(status_url, options, for_decisions=for_decisions)
         self.topology = topology
         self._last: Snapshot | None = None
         self._names = NameKeeper(topology)

@@ -198,7 +198,7 @@ def external_site(
     """
     actuator = open_actuator(options)
     topology = matched(model, actuator.topology)
-    with Collector(status_url, topology, reading) as collector:
+    with Collector(status_url, topology, reading, for_decisions=True) as collector:
         names = server_names(topology, collector.snapshot())
         names.check()
         counted = topology.with_entries(names.counts)

@@ -89,7 +89,7 @@ def odd_value(provider: Any) -> Any:
 
 def check(snapshot: Snapshot) -> None:
     try:
-        again = from_json(json.loads(json.dumps(to_json(snapshot))))
+        again = from_json(json.loads(to_json(snapshot)))
         window = difference(parse(BASE), snapshot, TOPOLOGY)
     except DeepSchedError:
         return

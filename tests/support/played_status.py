@@ -18,7 +18,7 @@ MODULE = "v0.2.2"
 
 def vts_document(snapshot: Snapshot) -> dict[str, Any]:
     """What nginx-module-vts would show."""
-    line = to_json(snapshot)
+    line = json.loads(to_json(snapshot))
     zones = {
         name: [{**counters, "server": server} for server, counters in line[name].items()] for name in snapshot.groups
     }

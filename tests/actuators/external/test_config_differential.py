@@ -136,3 +136,16 @@ def _one_word(text: str) -> bool:
     except ConfigError:
         return False
     return len(found) == 1 and len(found[0].words) == 3
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", "\r\n", "\x0b", "\x0c", " # c\n", "\xa0"])
+def test_a_directive_is_read_alike_behind_a_comment(separator: str) -> None:
+    """Directives without quotes and comments are read by another expression, which must split at the same places."""
+    text = f"server{separator}a:1{separator}weight=2 b}}c d'e;".encode()
+    alone, *rest = directives(text, "text")
+    commented, *more = directives(b"#\n" + text, "text")
+    assert (rest, more) == ([], [])
+    assert [word.text for word in alone.words] == [word.text for word in commented.words]
+    shift = [(word.start + 2, word.end + 2) for word in alone.words]
+    assert shift == [(word.start, word.end) for word in commented.words]
+    assert (alone.line + 1, alone.end + 2) == (commented.line, commented.end)

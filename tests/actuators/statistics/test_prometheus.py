@@ -38,7 +38,7 @@ def test_a_window_of_metrics_has_the_numbers_of_a_window_of_json() -> None:
 def test_what_metrics_lack_is_said_and_not_recorded() -> None:
     snapshot = read("after_load")
     assert [lack.name for lack in lacks(snapshot)] == ["source"]
-    line = to_json(snapshot)
+    line = json.loads(to_json(snapshot))
     assert line["source"] == "prometheus"
     assert not {"weight", "down", "maxFails", "failTimeout", "backup"} & set(line["compose_backend"][A])
     assert from_json(json.loads(json.dumps(line))) == dataclasses.replace(snapshot, module_version="")
