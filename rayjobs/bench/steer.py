@@ -33,6 +33,7 @@ from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts import canary, steadiness
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
+from rayjobs.bench.parts.live_steering import half_hour
 from rayjobs.bench.parts.own_systems import own_systems
 from rayjobs.bench.parts.serve import make_bundle
 from rayjobs.cli.console import console_err
@@ -54,6 +55,8 @@ RATE_RPS = 500.0
 LOAD = 0.5
 """Share of what the servers can do: at more, a server of the testbed that is late would be blamed on the controller."""
 SAY_EVERY_S = 60.0
+LIVE_SYSTEM, LIVE_WATCH_S = 7, 300.0
+"""Number of the system of the live half hours: unequal servers, balanced in memory."""
 
 
 class SoakOptions(Options):
@@ -223,9 +226,11 @@ SOAK = Verb(
 
 def measure(context: BenchContext) -> list[Bar]:
     """One change a second under 500 requests/s, for 18 s when quick, else 10 minutes; canary shares; and how often
-    steering switches in simulated half hours, of one system when quick, else of ten.
+    steering switches in simulated half hours, of one system when quick, else of ten; then also in two live ones.
     """
-    return [*_soaked(context), _canary(context), *_steadiness(context)]
+    return [
+        *_soaked(context), _canary(context), *_steadiness(context), *([] if context.quick else _live(context)),
+    ]  # fmt: skip
 
 
 def _soaked(context: BenchContext) -> list[Bar]:
@@ -266,7 +271,7 @@ def _steadiness(context: BenchContext) -> list[Bar]:
         for name, slower_at_s in (("wave", None), ("change", steadiness.CHANGE_S)):
             scenario = steadiness.Waving(system, slower_at_s)
             decisions = list(steadiness.steer(adviser, scenario, context.seed + 100, steadiness.SECONDS, options))
-            switched = steadiness.switches(decisions)
+            switched = steadiness.switches([(each.source, each.reason) for each in decisions])
             found[name].append(len(switched))
             if name == "wave":
                 acted.append(sum(d.source == "policy" for d in decisions) / len(decisions))
@@ -277,6 +282,24 @@ def _steadiness(context: BenchContext) -> list[Bar]:
         at_most("switches when a server becomes twice as slow, most of a system", max(found["change"]), 2, "", how=how),
         figure("time in which the policy acts under the wave", 100 * float(np.mean(acted)), "%", how=how),
     ]
+
+
+def _live(context: BenchContext) -> list[Bar]:
+    system, bars = own_systems(context.seed)[LIVE_SYSTEM], list[Bar]()
+    for name, slower in (("a daily wave", False), ("a daily wave and a server that becomes twice as slow", True)):
+        seen = half_hour(
+            system, context.work_dir / f"live-{slower}", context.seed, slower=slower, watch_s=LIVE_WATCH_S,
+            seconds=steadiness.SECONDS,
+        )  # fmt: skip
+        told = "; ".join(f"{at} s {why}" for at, why in seen.switched) or "no switch"
+        context.log(f"{system}, live, {name}: {told}")
+        how = f"live: {system}; onboarded, then active for 30 minutes, {seen.decisions} decisions, {seen.acted:.0%} of"
+        how += f" them the policy's; {seen.answered} requests answered"
+        bars += [
+            at_most(f"switches, live, {name}", len(seen.switched), 2, "", how=how),
+            at_most(f"failed client requests, live, {name}", seen.failed, 0, "", how=how),
+        ]
+    return bars
 
 
 if __name__ == "__main__":

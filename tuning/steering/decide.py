@@ -124,7 +124,7 @@ class Case:
     def _outside(self, novelty: float) -> bool:
         if self.advice is None:
             return False
-        return float((self.advice.state.novelty > novelty).mean()) >= self.options.guards.novel_share
+        return float((self.advice.state.novelty > novelty).mean()) > self.options.guards.novel_share
 
     def hold(self, guard: GuardName, reason: str) -> Verdict:
         return Verdict("hold", reason, self.in_force, (guard,))
@@ -189,7 +189,9 @@ class Memory:
         assert self._seen is not None
         if case.advice is not None:
             guards = case.options.guards
-            if self._novel.add(case.novel) >= guards.novel_windows:
+            factor = max(self.dwell.factor(case.now_s), self.harm.back_off_factor(case.now_s))
+            needed = max(guards.novel_windows, min(factor * guards.novel_windows, guards.most_novel_windows))
+            if self._novel.add(case.novel) >= needed:
                 self.unknown_state = True
             if self._familiar.add(case.familiar) >= guards.familiar_windows:
                 self.unknown_state = False

@@ -45,7 +45,8 @@ class Reference:
     """Running averages over the latest windows under the baseline.
 
     Attributes:
-        size: windows that a measurement takes.
+        size: windows that a measurement takes at least.
+        remembered: windows that the averages are over, when there are so many; `size` when that is more.
         windows: windows measured since the last restart.
         art, errors: mean relative tardiness and failed requests, both per request.
         spread: mean deviation of a window's tardiness from the mean.
@@ -54,6 +55,7 @@ class Reference:
     """
 
     size: int
+    remembered: int = 1
     windows: int = 0
     art: float = 0.0
     errors: float = 0.0
@@ -63,7 +65,7 @@ class Reference:
 
     def add(self, seen: Seen, now_s: float) -> None:
         self.windows += 1
-        weight = 1.0 / min(self.windows, self.size)
+        weight = 1.0 / min(self.windows, max(self.size, self.remembered))
         self.spread += weight * (abs(seen.art - self.art) * (self.windows > 1) - self.spread)
         self.art += weight * (seen.art - self.art)
         self.errors += weight * (seen.errors - self.errors)
@@ -110,6 +112,11 @@ class BackOff:
         """Seconds that the policy must still wait; 0 when it may act."""
         return max(self._until_s - now_s, 0.0)
 
+    def factor(self, now_s: float) -> float:
+        """How many times longer than the first withdrawal the next one will be: 1, 2, 4, …"""
+        calm = now_s - self._calm_since_s > self._most_s
+        return 1.0 if calm or self._first_s == 0 else self._next_s / self._first_s
+
 
 class HarmWatch:
     """Gets every usable window together with whose control was in force during it.
@@ -123,8 +130,8 @@ class HarmWatch:
 
     def __init__(self, guards: GuardOptions, now_s: float) -> None:
         self._guards = guards
-        self.reference = Reference(guards.reference_windows)
-        self._late, self._failing = Streak(), Streak()
+        self.reference = Reference(guards.reference_windows, guards.remembered_windows)
+        self._late, self._comparably_late, self._failing = Streak(), Streak(), Streak()
         self._art: float | None = None
         self._followed: float | None = None
         self._settling = 0
@@ -133,8 +140,7 @@ class HarmWatch:
     def see_baseline(self, seen: Seen, now_s: float) -> None:
         """Measures a window under the baseline's control."""
         self._art = self._followed = None
-        self._late.add(False)
-        self._failing.add(False)
+        self._calm()
         if self._settling > 0:
             self._settling -= 1
         else:
@@ -148,13 +154,14 @@ class HarmWatch:
             return None
         failing = self._failing.add(seen.errors > reference.errors + guards.error_rise_ratio)
         self._art = seen.art if self._art is None else self._art + SMOOTHING * (seen.art - self._art)
-        expected = self._expected(seen)
+        expected, comparable = self._expected(seen), self._followed is None
         tolerated = expected * (1 + guards.art_worse_ratio) + guards.art_margin + guards.art_spreads * reference.spread
-        late = self._late.add(self._art > tolerated)
+        late = self._art > tolerated
+        long_late, short_late = self._late.add(late), self._comparably_late.add(late and comparable)
         if failing >= guards.error_windows:
             reason = f"{seen.errors:.1%} of the requests fail, {reference.errors:.1%} under the baseline"
             return self._harm("errors", reason, now_s)
-        if late >= guards.art_windows:
+        if short_late >= guards.art_windows or long_late >= guards.art_windows_higher_load:
             reason = f"relative tardiness {self._art:.2f} per request, {expected:.2f} under the baseline"
             return self._harm("art", reason, now_s)
         return None
@@ -167,10 +174,18 @@ class HarmWatch:
         """Seconds that the policy must still wait; 0 when it may act."""
         return self._back_off.left_s(now_s)
 
+    def back_off_factor(self, now_s: float) -> float:
+        """How many times longer than the first back-off the next one will be."""
+        return self._back_off.factor(now_s)
+
     def expire(self, now_s: float) -> None:
         """Starts a new measurement of the baseline when the last one is too old."""
         if self.reference.ready and now_s - self.reference.measured_s > self._guards.reference_age_s:
             self.reference.restart()
+
+    def _calm(self) -> None:
+        for streak in (self._late, self._comparably_late, self._failing):
+            streak.add(False)
 
     def _expected(self, seen: Seen) -> float:
         """Tardiness that the baseline would have; under a higher load than it was measured at, what was seen lately."""
@@ -186,8 +201,7 @@ class HarmWatch:
         """Doubles the next back-off. The system may have changed as well, so the baseline is measured again."""
         reason = f"{reason}: {BACK_TO_BASELINE} for {self._back_off.begin(now_s):g} s"
         self.reference.restart()
-        self._late.add(False)
-        self._failing.add(False)
+        self._calm()
         return Harm(guard, reason)
 
 

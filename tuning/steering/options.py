@@ -50,12 +50,16 @@ class GuardOptions(Options):
     """Requests that a group needs in a window; with fewer it keeps its weights."""
     stale_after_s: float = Field(default=10.0, gt=0)
     """Time without usable statistics, in seconds, after which the baseline replaces the held weights."""
-    novel_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of the servers that must lie outside every cluster for a window to count as novel."""
+    novel_share: float = Field(default=0.5, gt=0, lt=1)
+    """A window is novel when more than this share of the servers lies outside every cluster: one of two servers that
+    becomes slower is not novel traffic."""
     novel_above: float = Field(default=1.0, gt=0)
     """Novelty above which a server lies outside every cluster; 1 is the three-sigma rule."""
     novel_windows: int = Field(default=20, ge=1)
-    """Consecutive novel windows after which the baseline is put in force and a recalibration is advised."""
+    """Consecutive novel windows after which the baseline is put in force and a recalibration is advised; every
+    withdrawal of the policy doubles it until `max_back_off_s` have passed without one."""
+    most_novel_windows: int = Field(default=160, ge=1)
+    """Largest number that it is doubled to."""
     familiar_ratio: float = Field(default=0.8, gt=0, le=1)
     """A window is familiar again only when the servers are inside this share of `novel_above`; between the two nothing
     changes."""
@@ -74,6 +78,9 @@ class GuardOptions(Options):
     """Relative tardiness per request tolerated on top of that, for a baseline near zero."""
     art_windows: int = Field(default=4, ge=1)
     """Consecutive windows beyond this tolerance after which the baseline is put back."""
+    art_windows_higher_load: int = Field(default=20, ge=1)
+    """The same while the request rate is above that of the measured baseline by more than `load_rise_ratio`: then it is
+    not known how late the baseline would be, and a burst must not look like harm."""
     art_spreads: float = Field(default=4.0, ge=0)
     """Mean deviations of single windows that are tolerated on top of both."""
     most_lateness: float = Field(default=10.0, gt=0)
@@ -87,6 +94,9 @@ class GuardOptions(Options):
     """Longest back-off in seconds; after this time without harm the back-off starts at `back_off_s` again."""
     reference_windows: int = Field(default=10, ge=1)
     """Windows under the baseline that are measured before the policy may act."""
+    remembered_windows: int = Field(default=60, ge=1)
+    """Windows under the baseline that its averages are over, when there are so many: a few do not show how far lateness
+    varies."""
     reference_age_s: float = Field(default=3600.0, gt=0)
     """Age in seconds after which the baseline is measured again, for as many windows."""
     silent_requests: float = Field(default=11.5, gt=0)
@@ -101,7 +111,7 @@ class GuardOptions(Options):
 
 FIRST_RULES: dict[str, float | bool] = {
     "familiar_ratio": 1.0, "dwell_s": 0.0, "art_spreads": 0.0, "most_lateness": 1e9, "load_rise_ratio": 1e9,
-    "silent_requests": 1e9, "canary_within": False,
+    "silent_requests": 1e9, "canary_within": False, "most_novel_windows": 1, "remembered_windows": 1,
 }  # fmt: skip
 """Guards as they were in version 0.1, whose audit logs do not name them."""
 

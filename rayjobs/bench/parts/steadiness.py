@@ -113,15 +113,18 @@ def steer(adviser: Adviser, scenario: Waving, seed: int, seconds: int, options: 
             yield decision
 
 
-def switches(decisions: Sequence[Decision]) -> list[tuple[int, str]]:
-    """Second and reason of every change between policy and baseline, after the policy acted first; holds count as
+def switches(decisions: Sequence[tuple[str, str]]) -> list[tuple[int, str]]:
+    """Index and reason of every change between policy and baseline, after the policy acted first; holds count as
     what was before.
+
+    Args:
+        decisions: source and reason of each.
     """
     found, last = list[tuple[int, str]](), ""
-    for second, decision in enumerate(decisions):
-        if decision.source == "hold" or (not last and decision.source == "baseline"):
+    for index, (source, reason) in enumerate(decisions):
+        if source == "hold" or (not last and source == "baseline"):
             continue
-        if last and decision.source != last:
-            found.append((second, decision.reason))
-        last = decision.source
+        if last and source != last:
+            found.append((index, reason))
+        last = source
     return found

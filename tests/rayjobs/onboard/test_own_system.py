@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from actuators.contract.topology import Group, Topology
-from actuators.nginx.config import NginxOptions
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
@@ -55,13 +54,13 @@ SYSTEMS = {
 }
 
 
-def own(name: str) -> OwnSystem:
+def own(name: str, *, in_memory: bool = False) -> OwnSystem:
     """A light load, every second server half as fast."""
     of = SYSTEMS[name]
     groups, servers = of.shape
     speeds = np.where(np.arange(servers) % 2, 0.5, 1.0) * np.ones((groups, 1))
     return OwnSystem(
-        0, of, "round_robin", False, speeds, np.full(groups, 0.012), np.full(groups, 90.0 / groups), 2, 1.0, 600.0
+        0, of, "round_robin", in_memory, speeds, np.full(groups, 0.012), np.full(groups, 90.0 / groups), 2, 1.0, 600.0
     )  # fmt: skip
 
 
@@ -108,11 +107,8 @@ class Drill:
 
 
 def drill(name: str, folder: Path, *, in_memory: bool, watch_s: float = 30.0) -> None:
-    options = LiveOptions(nginx=NginxOptions(method="round_robin", actuation="auto" if in_memory else "reload"))
-    system = own(name)
-    with running(system, options, folder / "testbed", 1) as (testbed, nginx):
-        if in_memory:
-            testbed.set_method("round_robin")
+    system = own(name, in_memory=in_memory)
+    with running(system, LiveOptions(), folder / "testbed", 1) as (testbed, nginx):
         testbed.reset(system, 1)
         began_s = time.monotonic()
         here = Drill(testbed, nginx, folder, in_memory=in_memory)
@@ -146,8 +142,7 @@ def test_onboard_shadow_canary_active_revert(name: str, way: str, tmp_path: Path
 def test_an_nginx_of_strange_names_is_onboarded_while_it_reloads(tmp_path: Path) -> None:
     """A few seconds of watching; NGINX is reloaded meanwhile, which costs one window."""
     system = own("1x3")
-    options = LiveOptions(nginx=NginxOptions(method="round_robin", actuation="reload"))
-    with running(system, options, tmp_path / "testbed", 1) as (testbed, nginx):
+    with running(system, LiveOptions(), tmp_path / "testbed", 1) as (testbed, nginx):
         testbed.reset(system, 1)
         here = Drill(testbed, nginx, tmp_path, in_memory=False)
         reload = threading.Timer(5.0, os.kill, (nginx.master_pid, signal.SIGHUP))
