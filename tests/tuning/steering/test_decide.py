@@ -169,7 +169,7 @@ def test_more_load_is_no_harm_and_a_sudden_rise_is() -> None:
     run.until_steering(window(30.0), advice())
     wave = [window(30.0 * (1 + index / 400), 100 + index // 4, seed=index) for index in range(400)]
     assert {d.source for d in run.steps(wave, advice())} == {"policy"}
-    # How late the baseline would be under this load is unknown: a burst is none of the policy's doing, a lasting one is.
+    # How late the baseline would be under this load is unknown: a burst is no harm, lasting lateness is.
     burst = run.steps([window(200.0, 200, seed=index) for index in range(15)], advice())
     assert {d.source for d in burst} == {"policy"}
     run.steps([window(60.0, 200, seed=index) for index in range(30)], advice())
