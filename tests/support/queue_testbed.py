@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,7 +98,7 @@ class QueueTestbed:
             end_s = next((step.start_s for step in stream.steps if step.rate_rps == 0), np.inf)
             arrivals += [(float(t), group, float(z)) for t, z in zip(times, sizes, strict=True) if t < end_s]
         self._arrivals, self._next = sorted(arrivals), 0
-        self._routing = np.random.default_rng([seed, self._resets])  # ties fall anew each time
+        self._routing = random.Random(f"{seed} {self._resets}")  # ties fall anew each time
         self._servers = [_Server([0.0] * profile.workers) for profile in self._script.servers]
         self._pending: list[tuple[float, int, int, float]] = []
         self._weights = Weights.equal(self.topology)
@@ -147,12 +148,14 @@ class QueueTestbed:
         return self._counted(start_s, end_s, sent, done)
 
     def _route(self, group: int, at_s: float) -> int:
-        weights = self._weights.values[group]
+        weights = self._weights.values[group].tolist()
+        best: Sequence[int] = range(len(weights))
         if self._method == "least_conn":
-            load = [server.active(at_s) / w for server, w in zip(self._servers, weights, strict=True)]
-            best = np.flatnonzero(np.isclose(load, min(load)))
-            return int(self._routing.choice(best, p=weights[best] / weights[best].sum()))
-        return int(self._routing.choice(3, p=weights / weights.sum()))
+            load = [server.active(at_s) / weight for server, weight in zip(self._servers, weights, strict=True)]
+            best = [server for server in best if load[server] <= min(load) + 1e-9]
+        if len(best) == 1:
+            return best[0]
+        return self._routing.choices(best, [weights[server] for server in best])[0]
 
     def _counted(self, start_s: float, end_s: float, sent: np.ndarray, done: list[tuple]) -> Window:
         shape = self.topology.shape

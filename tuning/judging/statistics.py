@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from actuators.contract import histogram
@@ -95,8 +96,9 @@ class Sample:
         groups = slice(None) if group is None else slice(group, group + 1)
         tardiness = [tally.tardiness(deadlines_s) for tally in tallies]
         counts = np.array([t.latency_counts[groups].sum(axis=0) for t in tallies], dtype=float)
-        # Empty buckets above the slowest answer would only cost time in every resample.
-        self._counts = counts[:, : int(np.flatnonzero(counts.any(axis=0)).max(initial=0)) + 1]
+        # Buckets without an answer would only cost time in every resample: most of them, in a short block.
+        self._buckets = np.flatnonzero(counts.any(axis=0)) if counts.any() else np.zeros(1, dtype=np.int64)
+        self._counts = counts[:, self._buckets]
         self._latency_s = np.array([t.latency_s_sum[groups].sum() for t in tallies])
         self._due = np.array([t.due[groups].sum() for t in tallies], dtype=float)
         self._errors = np.array([t.error_count[groups].sum() for t in tallies], dtype=float)
@@ -116,7 +118,7 @@ class Sample:
             }
         cumulative = np.cumsum(counts, axis=1)
         for name, percentile in _PERCENTILES.items():
-            values[name] = _percentile_ms(cumulative, percentile)
+            values[name] = _percentile_ms(cumulative, self._buckets, percentile)
         return values
 
     def drawn(self, part: SpreadPart) -> dict[str, FloatArray]:
@@ -137,7 +139,7 @@ class Sample:
         # A percentile with fewer than five slower requests is an anecdote.
         enough = percentiles[percentiles <= 100 - 500 / max(counts.sum(), 1.0)]
         cumulative = np.broadcast_to(np.cumsum(counts), (len(enough), len(counts)))
-        points: list[float] = _percentile_ms(cumulative, enough).tolist() if counts.any() else []
+        points: list[float] = _percentile_ms(cumulative, self._buckets, enough).tolist() if counts.any() else []
         return {"percentile": [float(p) for p in enough] if points else [], "latency_ms": points}
 
 
@@ -232,9 +234,13 @@ def _ratio(
     return PairedRatio(value, low, high, median, rounds)
 
 
-def _percentile_ms(cumulative: FloatArray, percentile: float | FloatArray) -> FloatArray:
-    """Percentile (one, or one per row) of each row of cumulative counts, linear within a bucket: ratios do not jump."""
-    lower, upper = histogram.bounds_us()
+def _percentile_ms(cumulative: FloatArray, buckets: NDArray[np.int64], percentile: float | FloatArray) -> FloatArray:
+    """Percentile (one, or one per row) of each row of cumulative counts, linear within a bucket: ratios do not jump.
+
+    Args:
+        buckets: of the histogram, one per column.
+    """
+    lower, upper = (bounds[buckets] for bounds in histogram.bounds_us())
     counted = cumulative[:, -1]
     rank = np.maximum(counted * percentile / 100.0, 1e-9)
     bucket = np.minimum((cumulative < rank[:, None]).sum(axis=1), cumulative.shape[1] - 1)

@@ -132,7 +132,7 @@ def test_a_policy_against_itself_shows_no_difference_in_17_of_20_evaluations() -
     for seed in range(20):
         options = JudgeOptions(rounds=6, warm_up_s=0, measure_s=0.5, interval_s=0.5, seed=seed)
         policies = [Fixed("least_conn", "least_conn"), Fixed("again", "least_conn")]
-        evaluation = Judge(QueueTestbed(), policies, SteadyScenario(), DEADLINES_S, options).run()
+        evaluation = Judge(QueueTestbed(), policies, SteadyScenario(duration_s=0.5), DEADLINES_S, options).run()
         ratios = evaluation.ratios("again", "least_conn")
         for name, ratio in ratios.items():
             shown[name] += ratio.verdict in ("better", "worse")
