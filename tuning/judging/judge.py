@@ -132,6 +132,7 @@ class Judge:
         self._peers, self._kind = dict(peers or {}), kind
         self._testbeds = {**(arms or {}), **self._peers}
         self.blocks: list[Block] = list(finished)
+        self._latest: Evaluation | None = None
         check_names(controllers, options)
         self.plan = plan_blocks(controllers, options)
 
@@ -150,7 +151,15 @@ class Judge:
         return self.evaluation()
 
     def evaluation(self) -> Evaluation:
-        """The evaluation of the finished blocks; blocks of an unfinished round are kept but not judged."""
+        """The evaluation of the finished blocks; blocks of an unfinished round are kept but not judged.
+
+        The same object until a further block ends: it computes its statistics once.
+        """
+        if self._latest is None or len(self._latest.blocks) < len(self.blocks):
+            self._latest = self._evaluated()
+        return self._latest
+
+    def _evaluated(self) -> Evaluation:
         options, rounds = self._options, {planned.round for planned in self.plan}
         finished = {number for number in rounds if self._is_complete(number)}
         blocks = tuple(
