@@ -69,12 +69,11 @@ def test_a_host_without_the_extras_records_and_steers(tmp_path: Path) -> None:
     ],
 )
 def test_a_verb_that_needs_more_says_what_to_install(words: list[str], extra: str, tmp_path: Path) -> None:
-    with small_host(tmp_path):
-        program = f"{BLOCKED}\nfrom rayjobs.cli.main import main\nsys.exit(main({words!r}))"
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S,
-            check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+    program = f"{BLOCKED}\nfrom rayjobs.cli.main import main\nsys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert f"pip install 'deep-scheduling[{extra}]'" in line

@@ -30,7 +30,9 @@ def link(path: Path) -> None:
 def test_a_planted_program_is_built_anew(
     tmp_path: Path, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "FLAGS", ("-std=c11", "-O0"))
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "main.c").write_text("int main(void) { return 0; }\n")
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "sources")
     cache = tmp_path / "cache"
     binary = engine_path(cache)
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700

@@ -111,7 +111,7 @@ def test_a_killed_server_costs_only_itself_and_restarts_on_its_address(tmp_path:
 
         def write(index: int) -> None:
             try:
-                while len(confirmed[index]) < 300 and not (killed.is_set() and len(confirmed[index]) > 150):
+                while len(confirmed[index]) < 150 and not (killed.is_set() and len(confirmed[index]) > 60):
                     text = f"s{index}n{len(confirmed[index])}"
                     assert compose(servers[index], text)[0] == 200
                     confirmed[index].append(text)
@@ -128,13 +128,13 @@ def test_a_killed_server_costs_only_itself_and_restarts_on_its_address(tmp_path:
         for thread in threads:
             thread.join()
         assert len(lost) == 1
-        assert len(confirmed[0]) > 150
+        assert len(confirmed[0]) > 60
         with pytest.raises(ServiceError, match="start it"):
             servers[1].counters()
         connection = sqlite3.connect(database)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         connection.close()
-        stored = {text.split(" @")[0] for text in timeline(servers[0], USER, 5, 0, 700)}
+        stored = {text.split(" @")[0] for text in timeline(servers[0], USER, 5, 0, 350)}
         assert set(confirmed[0]) | set(confirmed[1]) <= stored
         servers[1].start()
         assert servers[1].address == address
@@ -143,7 +143,7 @@ def test_a_killed_server_costs_only_itself_and_restarts_on_its_address(tmp_path:
 
 def test_servers_that_write_at_once_lose_nothing(servers: Servers) -> None:
     def write(index: int) -> None:
-        for number in range(60):
+        for number in range(25):
             assert compose(servers[index % 2], f"w{index}n{number}")[0] == 200
 
     for server in servers:
@@ -153,8 +153,8 @@ def test_servers_that_write_at_once_lose_nothing(servers: Servers) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    stored = [text.split(" @")[0] for text in timeline(servers[0], USER, 5, 0, 240)]
-    assert sorted(stored) == sorted(f"w{index}n{number}" for index in range(4) for number in range(60))
+    stored = [text.split(" @")[0] for text in timeline(servers[0], USER, 5, 0, 100)]
+    assert sorted(stored) == sorted(f"w{index}n{number}" for index in range(4) for number in range(25))
     assert sum(server.counters()["store_errors"] for server in servers) == 0
 
 

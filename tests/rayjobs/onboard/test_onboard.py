@@ -176,7 +176,7 @@ def test_training_under_ray_leaves_a_residual_and_its_proof(unequal: Path, tmp_p
     assert load_bundle(folder / "bundle").provenance["proof"] == proof
 
 
-def test_a_killed_onboarding_goes_on(unequal: Path, tmp_path: Path) -> None:
+def test_a_killed_onboarding_goes_on(unequal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed in the watch and before the last step, then ended: the same result as without, and one recording."""
     folder = tmp_path / "onboard"
     with played(unequal) as url:
@@ -184,12 +184,10 @@ def test_a_killed_onboarding_goes_on(unequal: Path, tmp_path: Path) -> None:
             kill_at(step, words(url, folder, "round_robin"))
             assert not (folder / "onboarding.html").exists()
         size = (folder / "onboard" / "snapshots.jsonl").stat().st_size
-        done = subprocess.run(
-            command(words(url, folder, "round_robin")), capture_output=True, text=True, timeout=PATIENCE_S, check=False
-        )
-    assert done.returncode == 0, done.stderr
-    assert "kept from before: preflight, watch, fit, train" in done.stderr
-    assert done.stdout.startswith("On your traffic of today")
+        assert main(words(url, folder, "round_robin")) == 0
+    found = capsys.readouterr()
+    assert "kept from before: preflight, watch, fit, train" in found.err
+    assert found.out.startswith("On your traffic of today")
     assert (folder / "onboard" / "snapshots.jsonl").stat().st_size == size
 
 

@@ -53,7 +53,7 @@ def test_the_page_stands_alone_and_cannot_be_broken_by_a_name() -> None:
 
 def test_the_page_says_where_the_scores_come_from() -> None:
     simulated, live = (
-        render_sweep_page(trials(9), {}, SearchOptions(space=SPACE, testbed=testbed), [])
+        render_sweep_page(trials(3), {}, SearchOptions(space=SPACE, testbed=testbed), [])
         for testbed in ("simulated", "live")
     )
     assert "on the validation episodes" in simulated
