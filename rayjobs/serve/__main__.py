@@ -57,12 +57,13 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
     import uvicorn
 
     from rayjobs.serve.app import create_app
+    from rayjobs.serve.connections import HEADERS_S, BoundedConnection
     from rayjobs.serve.telemetry import log_to_stderr
 
     log_to_stderr()
     config = uvicorn.Config(
         create_app(settings), host=options.host, port=port, log_level="warning", access_log=False,
-        server_header=False, lifespan="off",
+        server_header=False, lifespan="off", http=BoundedConnection, timeout_keep_alive=round(HEADERS_S),
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
@@ -119,6 +120,9 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         f"{prefix}METRICS_PORT": str(free_port("127.0.0.1")),
         f"{prefix}STATS_PORT": str(free_port("127.0.0.1")),
         f"{prefix}NBTHREAD": "1",
+        f"{prefix}MAXCONN": "512",
+        # Of a client that neither sends nor reads; Ray waits for an hour.
+        f"{prefix}TIMEOUT_CLIENT_S": "30",
     }
 
 

@@ -7,10 +7,11 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +24,7 @@ from actuators.statistics.vts import Document, Snapshot, not_vts, parse, snapsho
 from actuators.statistics.windows import difference
 from envs.observation.features import LatencyMemory
 from rayjobs.serve.bundles import BundleStore, LoadedBundle
+from rayjobs.serve.intake import SMALL_BYTES
 from rayjobs.serve.models import MAX_MOMENTS, MemoryModel, WeightsRequest
 from rayjobs.serve.telemetry import Metrics
 from tuning.policy.adviser import Advice, advisable
@@ -33,8 +35,10 @@ from tuning.steering.window_json import WindowModel
 
 Refusal = DeepSchedError | ValidationError
 """Why a request has no answer; sent to the client."""
-SMALL_BYTES = 100_000
-"""Bodies up to this size are answered on the event loop, because handing them to a thread takes longer."""
+MOST_NAMED_BYTES = 2**22
+"""Longest document that is searched for the group and the server that are wrong."""
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 
 class Answers:
@@ -47,10 +51,12 @@ class Answers:
     def __init__(self, store: BundleStore, guards: GuardOptions) -> None:
         self.store, self.metrics, self._guards = store, Metrics(), guards
         self.together: Callable[[bytes], Awaitable[bytes | Refusal]] | None = None
+        self._turn = CapacityLimiter(1)
 
     async def answer(self, body: bytes) -> bytes:
         """JSON of a `WeightsAnswer`. Raises DeepSchedError or ValidationError (`Refusal`)."""
         began_s = time.perf_counter()
+        await self._follow()
         if self.together is not None:
             result = await self.together(body)
             if not isinstance(result, bytes):
@@ -58,16 +64,26 @@ class Answers:
         elif len(body) <= SMALL_BYTES:
             result = self._one(body)
         else:
-            result = await run_in_threadpool(self._one, body)
+            result = await self._in_turn(self._one, body)
         self.metrics.seconds.observe(time.perf_counter() - began_s)
         return result
 
     async def answer_each(self, bodies: Sequence[bytes]) -> list[bytes | Refusal]:
         """The same for several bodies; a bad one does not affect the others."""
         self.metrics.together.observe(len(bodies))
+        await self._follow()
         if sum(map(len, bodies)) <= SMALL_BYTES:
             return self._each(bodies)
-        return await run_in_threadpool(self._each, bodies)
+        return await self._in_turn(self._each, bodies)
+
+    async def _follow(self) -> None:
+        """Loads the bundle that another replica has swapped in; meanwhile the event loop goes on."""
+        if self.store.is_behind():
+            await run_in_threadpool(self.store.current)
+
+    async def _in_turn(self, work: Callable[[Given], Found], given: Given) -> Found:
+        """Large requests one after the other, in a thread: a parsed one has many times the size of its body."""
+        return await to_thread.run_sync(work, given, limiter=self._turn)
 
     def _one(self, body: bytes) -> bytes:
         return self._seen(advise(self.store.current(), read_body(body), self._guards))
@@ -127,8 +143,10 @@ def _refusal(body: bytes, error: Exception) -> StatusError:
     if "documents" not in str(error):
         return StatusError(f"not a request: {error}"[:300])
     try:
-        for document in json.loads(body)["documents"]:
-            parse(document)
+        for document in _PARTS.decode(body).documents:
+            # A larger one would take a hundred times its size, and all others would wait.
+            if len(bytes(document)) <= MOST_NAMED_BYTES:
+                parse(json.loads(bytes(document)))
     except StatusError as named:
         return named
     except (ValueError, RecursionError, TypeError):
@@ -217,7 +235,12 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     memory: msgspec.Raw = _NOTHING
 
 
+class _Parts(msgspec.Struct):
+    documents: list[msgspec.Raw]
+
+
 _BODIES = msgspec.json.Decoder(_Body)
+_PARTS = msgspec.json.Decoder(_Parts)
 
 
 def _advices(bundle: LoadedBundle, questions: Sequence[Question | Refusal]) -> list[Advice | DeepSchedError | None]:

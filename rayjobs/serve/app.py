@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Scope
 from actuators.errors import ConflictError, DeepSchedError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.bundles import BundleStore
-from rayjobs.serve.gate import CHANGES, Gate, GateRules, Refused
+from rayjobs.serve.gate import CHANGES, Gate, GateRules
+from rayjobs.serve.intake import Refused
 from rayjobs.serve.live import LiveView, events
 from rayjobs.serve.models import (
     BundleRequest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
@@ -16,7 +17,9 @@ from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import FILES, check_bundle, load_bundle
 
 KEPT_TOPOLOGIES = 16
-"""Sets of servers for which a policy is kept in memory."""
+"""Sets of servers for which a policy is kept in memory, the latest ones."""
+KEPT_SERVERS = 1000
+"""A larger set is not kept: names that nobody asks about again would take the memory."""
 
 
 class Served(BaseModel):
@@ -65,15 +68,19 @@ class BundleStore:
         self._seen = (0, 0)
         self._loaded = self._load()
 
+    def is_behind(self) -> bool:
+        """Whether the pointer has changed, so that `current` loads a bundle."""
+        try:
+            return self._stamp() != self._seen
+        except OSError:
+            return False
+
     def current(self) -> LoadedBundle:
         """The bundle that the pointer names; loaded again when the pointer has changed."""
-        try:
-            if self._stamp() != self._seen:
-                with self._lock:
+        if self.is_behind():
+            with self._lock, contextlib.suppress(OSError, DataError):  # gone or torn: the bundle in use stays in use
+                if self.is_behind():
                     self._loaded = self._load()
-        except (OSError, DataError):
-            # Gone or torn: the bundle in use stays in use.
-            return self._loaded
         return self._loaded
 
     def swap(self, folder: Path) -> None:
@@ -84,9 +91,11 @@ class BundleStore:
         version = self._pointer.read().version
         folder = folder if folder.is_absolute() else self.root / folder
         real = check_bundle(folder, self.root)
-        LoadedBundle(real)  # proves that it loads before the pointer names it
-        present = self._loaded.folder
-        self._pointer.change(lambda _: Served(current=real, previous=present, given=self._first), expected=version)
+        loaded = LoadedBundle(real)  # proves that it loads before the pointer names it
+        with self._lock:
+            present = self._loaded.folder
+            self._pointer.change(lambda _: Served(current=real, previous=present, given=self._first), expected=version)
+            self._seen, self._loaded = self._stamp(), loaded
 
     def rollback(self) -> None:
         """Serves the previous bundle again. Raises BundleError when there is none."""
@@ -126,12 +135,17 @@ class LoadedBundle:
         digests = [hashlib.sha256((folder / name).read_bytes()).digest() for name in sorted(FILES)]
         self.id = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
         self._advisers: OrderedDict[Topology, Adviser] = OrderedDict({self.own.topology: self.own})
+        self._lock = threading.Lock()
 
     def adviser(self, topology: Topology) -> Adviser:
         """Raises BundleError when the bundle cannot act on this topology."""
-        if topology not in self._advisers:
-            self._advisers[topology] = Adviser(load_bundle(self.folder, topology))
-        self._advisers.move_to_end(topology)
-        while len(self._advisers) > KEPT_TOPOLOGIES:
-            self._advisers.popitem(last=False)
-        return self._advisers[topology]
+        kept = self._advisers.get(topology)
+        if kept is not None:
+            return kept
+        made = Adviser(self.own.bundle.on(topology))
+        if len(topology.servers) <= KEPT_SERVERS:
+            with self._lock:
+                self._advisers[topology] = made
+                while len(self._advisers) > KEPT_TOPOLOGIES:
+                    self._advisers.popitem(last=False)
+        return made

@@ -14,6 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rayjobs.serve.intake import Intake, Refused
+
 OPEN = frozenset({"/", "/page.js", "/charts.js", "/page.css", "/docs", "/api.js", "/healthz"})
 """Paths without data, served without a token."""
 CHANGES = frozenset({"/v1/bundles", "/v1/orders"})
@@ -26,6 +28,10 @@ HEADERS = {
     "cache-control": "no-store",
 }
 """Headers of every answer."""
+_WITH = {
+    401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}, 415: {"accept-encoding": "identity"},
+    503: {"retry-after": "1"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,6 @@ class GateRules:
     max_body_bytes: int
 
 
-class Refused(Exception):  # noqa: N818 - an answer to the client, not an error of the server
-    """The request is answered with this status and sentence."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, detail
-
-
 class Gate:
     """Wraps an ASGI app.
 
@@ -62,22 +60,32 @@ class Gate:
         self, app: ASGIApp, rules: GateRules, refused: Callable[[Refused, Scope], None] = lambda refusal, scope: None
     ) -> None:
         self._app, self._rules, self._refused = app, rules, refused
+        self._intake = Intake(rules.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, exchange = Headers(scope=scope), _Exchange(send)
+        headers = Headers(scope=scope)
         try:
             self._admit(scope, headers)
-            await self._app(scope, self._bounded(receive, headers, exchange), exchange.send)
+            if self._has_body(headers):
+                await self._with_body(scope, receive, send)
+            else:
+                await self._app(scope, receive, _answered(send))
         except Refused as refusal:
-            exchange.refusal = refusal
-        if exchange.refusal is None:
+            self._refused(refusal, scope)
+            await _response(refusal)(scope, receive, send)
+
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the whole body before the app sees the request. Raises Refused."""
+        body = await self._intake.read(receive)
+        if body is None:
             return
-        self._refused(exchange.refusal, scope)
-        if not exchange.started:
-            await _response(exchange.refusal)(scope, receive, send)
+        try:
+            await self._app(scope, body.replayed(receive), _answered(send))
+        finally:
+            self._intake.release(body)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         rules, path, host = self._rules, scope["path"], headers.get("host", "")
@@ -94,42 +102,27 @@ class Gate:
             if not hmac.compare_digest(given, b"Bearer " + rules.token.encode()):
                 raise Refused(401, "a bearer token is needed")
 
-    def _bounded(self, receive: Receive, headers: Headers, exchange: _Exchange) -> Receive:
-        limit, read = self._rules.max_body_bytes, 0
+    def _has_body(self, headers: Headers) -> bool:
+        """Raises Refused for a body that would be too long, or is compressed."""
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise Refused(415, f"Content-Encoding: {encoding[:40]} is not read; send the body plain")
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length) > limit:
-            raise Refused(413, f"the body is longer than {limit} bytes")
-
-        async def receive_some() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                # The app handles this as its own failure and answers; `_Exchange` drops that answer.
-                exchange.refusal = Refused(413, f"the body is longer than {limit} bytes")
-                raise exchange.refusal
-            return message
-
-        return receive_some
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._rules.max_body_bytes:
+            raise self._intake.too_long()
+        return int(length) > 0 or "transfer-encoding" in headers
 
 
-class _Exchange:
-    """One request: adds headers to the answer, or drops the answer after a refusal."""
+def _answered(send: Send) -> Send:
+    """Adds our headers to the answer."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-        self.refusal: Refused | None = None
-
-    async def send(self, message: Message) -> None:
-        if self.refusal is not None and not self.started:
-            return
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
             MutableHeaders(scope=message).update(HEADERS)
-        await self._send(message)
+        await send(message)
+
+    return send_with_headers
 
 
 def _response(refusal: Refused) -> JSONResponse:
-    challenge = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
-    return JSONResponse({"detail": refusal.detail}, refusal.status, {**HEADERS, **challenge})
+    return JSONResponse({"detail": refusal.detail}, refusal.status, {**HEADERS, **_WITH.get(refusal.status, {})})

@@ -1,7 +1,8 @@
-"""A wrapper of HAProxy for Ray Serve that binds its statistics and metrics to 127.0.0.1.
+"""A wrapper of HAProxy for Ray Serve that binds its statistics and metrics to 127.0.0.1 and closes slow connections.
 
-Ray 2.60 binds both to all addresses and has no option to change that; `RAY_SERVE_HAPROXY_BINARY_PATH` names the
-binary. A file on its own because the launcher runs it as a script, without this project on the path.
+Ray 2.60 binds both to all addresses, gives headers no deadline, and has no option to change either;
+`RAY_SERVE_HAPROXY_BINARY_PATH` names the binary. A file on its own because the launcher runs it as a script, without
+this project on the path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 _EVERYWHERE = re.compile(r"^(\s*bind )(?:\*)?:(\d+)", re.MULTILINE)
+HEADERS_S = 5
+"""Longest time in which the headers of a request must arrive, as without HAProxy."""
 REAL = "DEEPSCHED_HAPROXY_BINARY"
 
 
@@ -36,12 +39,17 @@ def on_loopback(text: str) -> str:
     return _EVERYWHERE.sub(r"\g<1>127.0.0.1:\2", text)
 
 
+def with_deadline(text: str) -> str:
+    """The configuration with a deadline for the headers of requests."""
+    return re.sub(r"^defaults$", f"defaults\n    timeout http-request {HEADERS_S}s", text, flags=re.MULTILINE)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Rewrites the configuration given by `-f` and executes HAProxy."""
     for flag, value in itertools.pairwise(arguments):
         if flag == "-f":
             path = Path(value)
-            path.write_text(on_loopback(path.read_text()))
+            path.write_text(with_deadline(on_loopback(path.read_text())))
     binary = os.environ[REAL]
     os.execv(binary, [binary, *arguments])
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +63,20 @@ class Bundle:
     def policy(self) -> LearnedPolicy:
         return LearnedPolicy(self.net, self.problem)
 
+    def on(self, topology: Topology, where: str = "bundle.json") -> Bundle:
+        """The same policy for other addresses or another number of servers; the network is shared.
+
+        Raises BundleError when the request types differ.
+        """
+        own, encoder = self.problem.topology, self.problem.encoder
+        if topology.request_types != own.request_types or encoder.names != sample_names(topology, encoder.kind):
+            raise BundleError(
+                f"trained for request types {', '.join(own.request_types)[:200]}",
+                where=where,
+                remedy="use it with groups of the same types in the same order",
+            )
+        return replace(self, problem=replace(self.problem, topology=topology, workers=None))
+
     def save(self, folder: Path) -> None:
         """Writes the three files, `bundle.json` last: a folder without it is not a bundle."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,19 +120,13 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
     if encoder.features_version != description.features_version:
         versions = f"features of version {description.features_version}, encoder.npz of {encoder.features_version}"
         raise BundleError(f"bundle.json is for {versions}", where=str(path), remedy="export it again")
-    target = topology or own
-    if target.request_types != own.request_types or encoder.names != sample_names(target, encoder.kind):
-        raise BundleError(
-            f"trained for request types {', '.join(own.request_types)[:200]}",
-            where=str(path),
-            remedy="use it with groups of the same types in the same order",
-        )
-    problem = DecisionProblem(target, np.array(description.deadlines_s, dtype=float), encoder, options)
+    problem = DecisionProblem(own, np.array(description.deadlines_s, dtype=float), encoder, options)
     try:
         problem.action_codec.check()
     except ConfigError as error:
         raise BundleError(error.what, where=str(path), remedy=error.remedy) from error
-    return Bundle(_network(folder, problem, model), problem, model, description.provenance)
+    bundle = Bundle(_network(folder, problem, model), problem, model, description.provenance)
+    return bundle.on(topology or own, str(path))
 
 
 class _Description(msgspec.Struct):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
 
-from rayjobs.serve.haproxy_loopback import on_loopback
+from rayjobs.serve.haproxy_loopback import on_loopback, with_deadline
 from tests.support.orphans import SESSION, processes_with
 from tests.support.served import served_bundles
 from tests.support.waiting import PATIENCE_S
@@ -22,6 +23,11 @@ def test_haproxys_listeners_move_to_loopback() -> None:
     assert on_loopback(text) == text.replace("bind :", "bind 127.0.0.1:").replace("bind *:", "bind 127.0.0.1:")
 
 
+def test_headers_have_a_deadline_at_haproxy() -> None:
+    text = "global\n    maxconn 9\ndefaults\n    mode http\nfrontend defaults\n"
+    assert with_deadline(text) == text.replace("s\n    mode", "s\n    timeout http-request 5s\n    mode")
+
+
 def haproxy_listeners() -> list[str]:
     """IP addresses that the HAProxies of this session listen on; one that ends meanwhile has none."""
     found: list[str] = []
@@ -30,7 +36,7 @@ def haproxy_listeners() -> list[str]:
             process = psutil.Process(pid)
             if process.name() == "haproxy":
                 sockets = process.net_connections("tcp")
-                found += [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+                found += [one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN]
     return found
 
 
@@ -38,8 +44,9 @@ def haproxy_listeners() -> list[str]:
 def test_under_ray_serve_bundles_swap_without_a_dropped_request(short_dir: Path) -> None:
     body = {"windows": [window_json.to_json(window())]}
     for on_ray in served_bundles(short_dir, "ray"):
-        seen = set()
-        with requests.Session() as session:
+        seen, address = set(), ("127.0.0.1", int(on_ray.url.rpartition(":")[2]))
+        with requests.Session() as session, socket.create_connection(address, timeout=PATIENCE_S) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
             for index in range(60):
                 if index in (20, 40):
                     change = {"path": "second"} if index == 20 else {"rollback": True}
@@ -47,6 +54,7 @@ def test_under_ray_serve_bundles_swap_without_a_dropped_request(short_dir: Path)
                 answer = session.post(on_ray.url + "/v1/weights", json=body, timeout=PATIENCE_S)
                 assert answer.status_code == 200
                 seen.add(answer.json()["bundle"])
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
         assert len(seen) == 2
         assert "event: " not in on_ray.get("/v1/live").text
         listening = haproxy_listeners()

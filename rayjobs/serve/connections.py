@@ -1,0 +1,55 @@
+"""Connections of uvicorn, which bounds neither their number before a request nor the time that a client may take."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+HEADERS_S = 5.0
+"""Longest time in which the headers of a request must arrive; an idle connection is closed after the same time."""
+UNREAD_S = 30.0
+"""Longest time that a client may leave an answer unread."""
+MOST_CONNECTIONS = 256
+"""With more, the one that has waited longest for a request is closed."""
+
+
+class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # of httptools, or of h11 without it
+    """One connection; `connections` are all of the server."""
+
+    _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._expect_headers()
+        if len(self.connections) > MOST_CONNECTIONS:
+            waiting = {one._late.when(): one for one in self.connections if one._late is not None}
+            waiting[min(waiting)].transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect_headers()
+        elif self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._late, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        if self._late is None:
+            self._late = self.loop.call_later(HEADERS_S, self.transport.abort)
