@@ -10,12 +10,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
 GIVEN, NOT_GIVEN = object(), object()
 """In a condition: any value but none, zero, no and empty; and one of these."""
+
+
+RANGES = {
+    "ms": (1e-6, 1e9),
+    "us": (1e-3, 1e9),
+    "s": (1e-3, 1e9),
+    "rps": (1e-6, 1e6),
+    "bytes": (0.0, 2.0**40),
+    "": (0.0, 1e12),
+}
+"""Of the absolute values of all numbers by the unit in the option's name: what can be timed, sent, kept and counted.
+
+Zero is left to the option's own bounds, which may also be narrower.
+"""
 
 
 class Only:
@@ -114,6 +128,18 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _in_range(cls, value: object, info: ValidationInfo) -> object:
+        name = info.field_name or ""
+        unit = next((unit for unit in RANGES if name.endswith(f"_{unit}")), "")
+        for number in _numbers_in(value):
+            least, most = RANGES[unit]
+            if number and not least <= abs(number) <= most:
+                raise ValueError(f"must be 0 or from {least:g} to {most:g}" if least else f"must be at most {most:g}")
+        return value
+
     only: ClassVar[Mapping[str, Only | tuple[Only, ...]]] = {}
     moved: ClassVar[Mapping[str, Moved | Retired]] = {}
 
@@ -209,6 +235,16 @@ def in_words(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(in_words, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def _numbers_in(value: object) -> Iterator[float]:
+    """All numbers in a value of lists, tuples and mappings."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (number for each in value.values() for number in _numbers_in(each))
+    elif isinstance(value, list | tuple):
+        yield from (number for each in value for number in _numbers_in(each))
 
 
 def _matches(found: object, wanted: object) -> bool:

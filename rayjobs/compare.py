@@ -18,7 +18,7 @@ class CompareOptions(Options):
 
     runs: tuple[Path, ...] = Field(min_length=1)
     """Folders of runs that compared policies; two or more, or one with --markdown."""
-    metric: tuple[str, ...] = ("mean_ms", "p99_ms", "art_per_request")
+    metric: tuple[str, ...] = Field(default=("mean_ms", "p99_ms", "art_per_request"), min_length=1)
     """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, miss_ratio, errors."""
     markdown: bool = False
     """Print a Markdown table per metric for each run, with its command, commit and machine."""

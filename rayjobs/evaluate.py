@@ -70,7 +70,7 @@ class EvaluateOptions(Options):
     bundle: Path | None = None
     """Folder of the policy bundle on trial, for example `runs/train-1-…/bundle`, which also gives the deadlines; they
     come from an observation phase when not given."""
-    policies: tuple[str, ...] = (
+    policies: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "round_robin", "least_conn", "random_two", "inverse_latency", "expected_delay_static", "expected_delay",
     )  # fmt: skip
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
@@ -81,10 +81,10 @@ class EvaluateOptions(Options):
     Others (live): shared_least_conn, nginx_fair, haproxy_leastconn, haproxy_random, nginx:FILE. Further
     bundles by their folder. today (on the `calibration.json` of a recorded system, where it comes first unless
     policies are given): the weights and the method of the recording. OTHER=NAME shows NAME as OTHER in the tables."""
-    scenario: tuple[str, ...] = ("demo",)
+    scenario: tuple[str, ...] = Field(default=("demo",), min_length=1)
     """What happens meanwhile, one or several: `deepsched scenarios list`, YAML files, or the `calibration.json` of a
     recorded system. Rounds begin at random moments of it."""
-    testbed: tuple[TestbedKind, ...] = ("simulated",)
+    testbed: tuple[TestbedKind, ...] = Field(default=("simulated",), min_length=1)
     """`simulated`, or `live` (starts servers, an NGINX and load on this machine), or both."""
     seed: int = Field(default=1, ge=0)
     """Fixes arrivals, service times and the order of the blocks; the first of the seeds."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.25
 _LAST_PORT = 65535
 
-SpeedsOfServer = float | tuple[float, float, float]
+Speed = Annotated[float, Field(gt=0)]
+SpeedsOfServer = Speed | tuple[Speed, Speed, Speed]
 
 
 _STEADY = Only(scenario=NOT_GIVEN, script=NOT_GIVEN)
@@ -65,7 +66,7 @@ class ServiceOptions(Options):
     """Scenario whose servers and disturbances are played, S1 to S10; a steady one from these options when not given."""
     script: Path | None = None
     """JSON file of a resolved script (`deepsched scenarios show --json-out`) that is played instead of a scenario."""
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     """Seed of service times, scenario and database."""
     duration_s: float = Field(0.0, ge=0)
     """Ends after this time; 0 runs until Ctrl-C."""

@@ -22,14 +22,14 @@ class SimulateOptions(Options):
     scenario: str = "S3"
     """A scenario's name (`deepsched scenarios list`), a YAML file that describes one, or the `calibration.json` of a
     recorded system."""
-    rules: tuple[str, ...] = (
+    rules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "round_robin", "least_conn", "inverse_latency", "expected_delay_static", "true_times", "shortest_delay",
     )  # fmt: skip
     """Rules to compare: round_robin, least_conn, random_two, inverse_latency, expected_delay (learned service times),
     expected_delay_static (nothing learned); and oracles: true_times (expected_delay with true service times),
     optimal_round_robin (best split), true_speeds (weights on least_conn), shortest_delay, join_shortest,
     central_queue."""
-    seeds: tuple[int, ...] = (101, 102, 103, 104)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(101, 102, 103, 104), min_length=1)
     """Every rule meets the same arrivals and the same work for each seed."""
     duration_s: float | None = Field(default=None, gt=10, le=1e7)
     """Simulated time per seed; the scenario's own when not given. The first 10 s are not judged."""

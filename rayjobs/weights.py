@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from actuators.contract.control import Control, ServiceTimes, Weights
+from actuators.contract.control import MAX_WEIGHT, Control, ServiceTimes, Weights
 from actuators.errors import ActuationError
 from actuators.external.actuator import (
     EXPLORED_VALUES,
@@ -77,7 +77,7 @@ class ExploreOptions(GroupOptions):
 
     interval_s: float = Field(2.0, gt=0)
     """Time between two changes."""
-    values: tuple[int, ...] = EXPLORED_VALUES
+    values: tuple[Annotated[int, Field(ge=1, le=MAX_WEIGHT)], ...] = Field(EXPLORED_VALUES, min_length=1)
     """Weights whose distinct ratios are applied."""
     seed: int = Field(1, ge=0)
     """Fixes the order."""

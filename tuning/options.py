@@ -119,7 +119,7 @@ class LearningOptions(Options):
     """Threads that simulate; what is learned does not depend on it."""
     episode_steps: int = Field(default=50, ge=1)
     """Control intervals per episode."""
-    scenarios: tuple[str, ...] = ("demo", "S2", "S2b", "S4")
+    scenarios: tuple[str, ...] = Field(default=("demo", "S2", "S2b", "S4"), min_length=1)
     """Scenarios to draw episodes from, each randomised: load, speeds, their order, periods."""
     algorithm: AlgorithmOptions = AlgorithmOptions()
     """The algorithm and its hyperparameters."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from actuators.contract.script import ArrivalDistribution, RateStep, Stream
+from actuators.contract.script_check import MAX_RATE_RPS
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ConfigError, closest
 from actuators.load.build import engine_path
@@ -19,6 +20,9 @@ from actuators.options import Only, Options
 
 PlanKind = Literal["random", "constant", "steps", "diurnal", "trace"]
 _STEPS_PER_PERIOD = 120
+MAX_STEPS = 100_000
+"""Of one stream."""
+MAX_TRACE_BYTES = 2**24
 DISTRIBUTIONS: tuple[str, ...] = get_args(ArrivalDistribution)
 _SOCIAL_NETWORK = {"compose": "compose", "home_read": "timeline", "user_read": "timeline"}
 
@@ -34,13 +38,13 @@ class PlanOptions(Options):
     """Seed of the plan, the arrivals and the requests."""
     distribution: Annotated[ArrivalDistribution, Only(plan=("constant", "steps", "diurnal", "trace"))] = "exponential"
     """Distribution of the gaps between requests, mean 1/rate; `normal` has a standard deviation of half its mean."""
-    mix: Annotated[dict[str, float], Only(plan=("constant", "steps", "diurnal"))] = Field(
-        {"compose": 0.1, "home_read": 0.6, "user_read": 0.3}
+    mix: Annotated[dict[str, Annotated[float, Field(ge=0)]], Only(plan=("constant", "steps", "diurnal"))] = Field(
+        {"compose": 0.1, "home_read": 0.6, "user_read": 0.3}, min_length=1
     )
     """Request type to its share of the rate; the shares need not add up to 1."""
     rate_rps: Annotated[float, Only(plan="constant")] = Field(300.0, gt=0)
     """constant: the rate, in requests per second."""
-    steps: Annotated[tuple[str, ...], Only(plan="steps")] = ("0:100", "20:500", "40:100")
+    steps: Annotated[tuple[str, ...], Only(plan="steps")] = Field(("0:100", "20:500", "40:100"), min_length=1)
     """steps: START_S:RATE_RPS, each until the next; rate 0 means no requests."""
     low_rps: Annotated[float, Only(plan="diurnal")] = Field(50.0, ge=0)
     """diurnal: rate at the start, the lowest."""
@@ -87,6 +91,7 @@ def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
 
 def random_streams(options: PlanOptions, engine: Path | None = None) -> tuple[Stream, ...]:
     """The bursts that `gen_load` draws for this seed, duration and bounds."""
+    _check_count(options.duration_s / (options.min_burst_s + options.min_backoff_s), "bursts", "random plan")
     names = (
         "seed", "duration_s", "min_rate_rps", "max_rate_rps", "min_burst_s", "max_burst_s", "min_backoff_s",
         "max_backoff_s",
@@ -116,6 +121,7 @@ def diurnal_steps(options: PlanOptions) -> list[tuple[float, float]]:
     if options.low_rps > options.high_rps:
         raise ConfigError(f"low_rps {options.low_rps:g} exceeds high_rps {options.high_rps:g}", where="diurnal plan")
     step_s = options.period_s / _STEPS_PER_PERIOD
+    _check_count(options.duration_s / step_s, "steps", "diurnal plan")
     swing_rps = (options.high_rps - options.low_rps) / 2
     steps = []
     for index in range(math.ceil(options.duration_s / step_s)):
@@ -141,13 +147,20 @@ def trace_streams(options: PlanOptions) -> tuple[Stream, ...]:
         raise ConfigError("the trace plan needs a file", where="load plan", remedy="give --trace FILE.csv")
     try:
         with open(options.trace, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
+            text = file.read(MAX_TRACE_BYTES + 1)
+        # Excel separates by semicolons, and writes 1,5, where the decimal sign is a comma.
+        mark = next((mark for mark in ";\t" if text.startswith(f"time_s{mark}")), ",")
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=mark) if row and not row[0].startswith("#")]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot read the trace: {error}", where=str(options.trace)) from error
+    if len(text) > MAX_TRACE_BYTES or len(rows) > MAX_STEPS:
+        raise ConfigError("the trace is too long", where=str(options.trace), remedy=f"give {MAX_STEPS} rows at most")
     if len(rows) < 2 or rows[0][0].strip() != "time_s" or len(rows[0]) < 2:
         raise ConfigError(
             "no trace", where=str(options.trace), remedy="begin with the header time_s,TYPE,TYPE…, then rows"
         )
+    if mark != ",":
+        rows[1:] = [[cell.replace(",", ".") for cell in row] for row in rows[1:]]
     types = [name.strip() for name in rows[0][1:]]
     table = [_trace_row(row, len(types), f"{options.trace}, row {number}") for number, row in enumerate(rows[1:], 1)]
     if table[0][0] > 0:
@@ -210,6 +223,12 @@ def body_of(group: Group, files: Mapping[str, Path]) -> str:
     return f"file:{path}"
 
 
+def _check_count(count: float, what: str, where: str) -> None:
+    if count > MAX_STEPS:
+        remedy = f"make it shorter, or its parts longer: {MAX_STEPS} are the most"
+        raise ConfigError(f"up to {count:.0f} {what}", where=where, remedy=remedy)
+
+
 def _step_lines(stream: Stream) -> list[str]:
     lines, previous_s = [], -1.0
     for step in stream.steps:
@@ -225,8 +244,9 @@ def _check_step(stream: Stream, step: RateStep, previous_s: float) -> None:
         raise ConfigError(
             f"unknown distribution '{step.distribution}'", where=where, remedy=closest(step.distribution, DISTRIBUTIONS)
         )
-    if not (math.isfinite(step.rate_rps) and step.rate_rps >= 0):
-        raise ConfigError(f"rate is {step.rate_rps}", where=where, remedy="it must be 0 or more requests per second")
+    if not 0 <= step.rate_rps <= MAX_RATE_RPS:
+        remedy = f"it must be from 0 to {MAX_RATE_RPS:g} requests per second"
+        raise ConfigError(f"rate is {step.rate_rps}", where=where, remedy=remedy)
     if (step.start_s != 0 if previous_s < 0 else step.start_s <= previous_s) or not math.isfinite(step.start_s):
         raise ConfigError("steps must begin at 0 s and ascend", where=where, remedy="sort the steps")
 

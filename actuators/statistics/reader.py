@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import Field
+
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.credentials import without_credentials
@@ -28,11 +30,11 @@ _REMEDIES = {
 class CollectOptions(Options):
     """How the statistics are read."""
 
-    connect_timeout_s: float = 1.0
+    connect_timeout_s: float = Field(1.0, gt=0)
     """Longest wait for a connection to the status endpoint, in seconds."""
-    read_timeout_s: float = 2.0
+    read_timeout_s: float = Field(2.0, gt=0)
     """Longest time for the whole document, in seconds, also when it comes byte by byte."""
-    max_bytes: int = MAX_BODY_BYTES
+    max_bytes: int = Field(MAX_BODY_BYTES, ge=1024)
     """Longest document that is read, in bytes, after decoding; 300 servers take about 1 MB."""
 
 

@@ -32,7 +32,7 @@ class CalibrateOptions(FitOptions):
 
     held_out: float = Field(default=0.25, gt=0, lt=0.6)
     """Share of the windows that are held out for the comparison, in blocks of 5 spread over the recording."""
-    priorities: dict[str, float] = Field(default={})
+    priorities: dict[str, Annotated[float, Field(gt=1)]] = Field(default={})
     """Priority of a group, greater than 1: the higher, the tighter its deadline; 2 when not given."""
     deadlines_ms: dict[str, Annotated[float, Field(gt=0, le=1e7)]] = Field(default={})
     """Deadline of a group; mean + (1 + 1 / priority) standard deviations of its response times when not given."""

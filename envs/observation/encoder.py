@@ -44,7 +44,7 @@ class EncoderOptions(Options):
 
     kind: Literal["server", "joint"] = "server"
     """One mixture shared by all servers, or one over all servers together."""
-    clusters: tuple[int, ...] = (2, 3, 4, 5, 6)
+    clusters: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(2, 3, 4, 5, 6), min_length=1)
     """Cluster counts K to try; the one with the lowest criterion is taken."""
     criterion: Literal["bic", "icl"] = "bic"
     """bic: how well K clusters describe the samples; icl: also how clearly they are apart, which takes fewer."""
@@ -53,7 +53,7 @@ class EncoderOptions(Options):
     taken; 0 takes any and saves the time."""
     covariance: Literal["full", "diag"] = "diag"
     """Covariance type of each cluster."""
-    restarts: int = 3
+    restarts: int = Field(default=3, ge=1, le=1000)
     """Initialisations per K; the most likely one is kept."""
     features_version: Annotated[FeaturesVersion, BeforeValidator(_number)] = FEATURES_VERSION
     """1: as in version 0.1; 2: features and scales that a single error or a single long response moves little."""

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
@@ -32,7 +33,7 @@ class BenchOptions(Options):
 
     names: tuple[str, ...] = ()
     """Benches to run (docs/results.md#bars); all when none is given."""
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     """Fixes everything random in a bench."""
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, with less precise figures."""

@@ -134,6 +134,10 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
         return action()
     except DeepSchedError as error:
         return _exit_with(f"deepsched {name}: {error}", EXIT_USER_ERROR)
+    except MemoryError:
+        return _exit_with(
+            f"deepsched {name}: out of memory; use smaller or fewer values, or a larger machine", EXIT_USER_ERROR
+        )
     except ModuleNotFoundError as error:
         missing = missing_extra(error)
         if missing is None:

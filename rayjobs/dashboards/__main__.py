@@ -23,7 +23,7 @@ class DashboardsOptions(Options):
 
     out: Path = Path("dashboards")
     """Folder that receives `prometheus.yml`, `alerts.yml` and `grafana/`."""
-    controllers: tuple[str, ...] = ("127.0.0.1:9109",)
+    controllers: tuple[str, ...] = Field(("127.0.0.1:9109",), min_length=1)
     """HOST:PORT of every `deepsched steer run --metrics-port`."""
     late_share: float = Field(0.05, gt=0, le=1)
     """Share of a group's requests after their deadline above which it is an alarm."""
@@ -33,7 +33,7 @@ class DashboardsOptions(Options):
     """Temporary folder of the Ray head, with the file that lists the metrics port of every node."""
     prometheus_url: str = PROMETHEUS_URL
     """URL of Prometheus for Grafana."""
-    scrape_every_s: float = 5.0
+    scrape_every_s: float = Field(5.0, ge=0.1)
     """Time between two scrapes."""
 
 

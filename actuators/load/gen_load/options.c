@@ -21,7 +21,7 @@ struct option_row {
     const char *name;
     enum option_kind kind;
     void *value;
-    double minimum; /* numbers must be more than it, counts may equal it */
+    double minimum, maximum; /* what can be timed, sent and kept */
     const char *help;
 };
 
@@ -29,30 +29,30 @@ enum { OPTION_ROWS = 24 };
 
 static void option_table(struct options *o, struct option_row rows[OPTION_ROWS]) {
     const struct option_row table[OPTION_ROWS] = {
-        {"target", OPTION_TEXT, &o->target, 0, "http://HOST:PORT of the NGINX"},
-        {"plan", OPTION_TEXT, &o->plan_path, 0, "plan file (see plan.h); a random plan without it"},
-        {"seed", OPTION_COUNT, &o->seed, 0, "of the plan, the arrivals and the requests"},
-        {"duration-s", OPTION_NUMBER, &o->duration_s, 0, "total time"},
-        {"window-s", OPTION_NUMBER, &o->window_s, 0, "length of a reported window"},
-        {"timeout-s", OPTION_NUMBER, &o->timeout_s, 0, "longest wait for a response or a free connection"},
-        {"connect-timeout-s", OPTION_NUMBER, &o->connect_timeout_s, 0, "longest wait for a connection to open"},
-        {"spin-us", OPTION_NUMBER, &o->spin_us, -1, "busy-wait this long before a send, for exact times"},
-        {"max-connections", OPTION_COUNT, &o->max_connections, 1, "most connections open at once"},
-        {"users", OPTION_COUNT, &o->users, 2, "users that the requests name"},
-        {"min-rate-rps", OPTION_NUMBER, &o->random.min_rate_rps, 0, "random plan: lowest rate of a burst"},
-        {"max-rate-rps", OPTION_NUMBER, &o->random.max_rate_rps, 0, "random plan: highest rate of a burst"},
-        {"min-burst-s", OPTION_NUMBER, &o->random.min_burst_s, 0, "random plan: shortest burst"},
-        {"max-burst-s", OPTION_NUMBER, &o->random.max_burst_s, 0, "random plan: longest burst"},
-        {"min-backoff-s", OPTION_NUMBER, &o->random.min_backoff_s, 0, "random plan: shortest pause"},
-        {"max-backoff-s", OPTION_NUMBER, &o->random.max_backoff_s, 0, "random plan: longest pause"},
-        {"saturated-cpu-share", OPTION_NUMBER, &o->saturated_cpu_share, 0, "more CPU in a window marks it as saturated"},
-        {"saturated-delay-ms", OPTION_NUMBER, &o->saturated_delay_ms, 0, "and so does a higher p99 of the engine's own delay"},
-        {"requests-csv", OPTION_TEXT, &o->requests_csv, 0, "file that receives a line per request"},
-        {"output", OPTION_OUTPUT, &o->output, 0, "json or text; by default text on a terminal, else json"},
-        {"normal-priority", OPTION_FLAG, &o->normal_priority, 0, "do not raise the scheduling priority"},
-        {"allow-cpu-idle", OPTION_FLAG, &o->allow_cpu_idle, 0, "let a virtual machine's idle cores halt"},
-        {"dump-schedule", OPTION_FLAG, &o->dump_schedule, 0, "print 'DUE_NS TYPE-N' of every request, send nothing"},
-        {"print-plan", OPTION_FLAG, &o->print_plan, 0, "print the plan, send nothing"},
+        {"target", OPTION_TEXT, &o->target, 0, 0, "http://HOST:PORT of the NGINX"},
+        {"plan", OPTION_TEXT, &o->plan_path, 0, 0, "plan file (see plan.h); a random plan without it"},
+        {"seed", OPTION_COUNT, &o->seed, 0, 1.9e19, "of the plan, the arrivals and the requests"},
+        {"duration-s", OPTION_NUMBER, &o->duration_s, MIN_TIME_S, MAX_TIME_S, "total time"},
+        {"window-s", OPTION_NUMBER, &o->window_s, MIN_TIME_S, MAX_TIME_S, "length of a reported window"},
+        {"timeout-s", OPTION_NUMBER, &o->timeout_s, MIN_TIME_S, MAX_TIME_S, "longest wait for a response or a free connection"},
+        {"connect-timeout-s", OPTION_NUMBER, &o->connect_timeout_s, MIN_TIME_S, MAX_TIME_S, "longest wait for a connection to open"},
+        {"spin-us", OPTION_NUMBER, &o->spin_us, 0, 1e6, "busy-wait this long before a send, for exact times"},
+        {"max-connections", OPTION_COUNT, &o->max_connections, 1, 60000, "most connections open at once"},
+        {"users", OPTION_COUNT, &o->users, 2, 1e9, "users that the requests name"},
+        {"min-rate-rps", OPTION_NUMBER, &o->random.min_rate_rps, 1e-6, MAX_RATE_RPS, "random plan: lowest rate of a burst"},
+        {"max-rate-rps", OPTION_NUMBER, &o->random.max_rate_rps, 1e-6, MAX_RATE_RPS, "random plan: highest rate of a burst"},
+        {"min-burst-s", OPTION_NUMBER, &o->random.min_burst_s, MIN_TIME_S, MAX_TIME_S, "random plan: shortest burst"},
+        {"max-burst-s", OPTION_NUMBER, &o->random.max_burst_s, MIN_TIME_S, MAX_TIME_S, "random plan: longest burst"},
+        {"min-backoff-s", OPTION_NUMBER, &o->random.min_backoff_s, MIN_TIME_S, MAX_TIME_S, "random plan: shortest pause"},
+        {"max-backoff-s", OPTION_NUMBER, &o->random.max_backoff_s, MIN_TIME_S, MAX_TIME_S, "random plan: longest pause"},
+        {"saturated-cpu-share", OPTION_NUMBER, &o->saturated_cpu_share, 1e-6, 1e6, "more CPU in a window marks it as saturated"},
+        {"saturated-delay-ms", OPTION_NUMBER, &o->saturated_delay_ms, 1e-6, 1e9, "and so does a higher p99 of the engine's own delay"},
+        {"requests-csv", OPTION_TEXT, &o->requests_csv, 0, 0, "file that receives a line per request"},
+        {"output", OPTION_OUTPUT, &o->output, 0, 0, "json or text; by default text on a terminal, else json"},
+        {"normal-priority", OPTION_FLAG, &o->normal_priority, 0, 0, "do not raise the scheduling priority"},
+        {"allow-cpu-idle", OPTION_FLAG, &o->allow_cpu_idle, 0, 0, "let a virtual machine's idle cores halt"},
+        {"dump-schedule", OPTION_FLAG, &o->dump_schedule, 0, 0, "print 'DUE_NS TYPE-N' of every request, send nothing"},
+        {"print-plan", OPTION_FLAG, &o->print_plan, 0, 0, "print the plan, send nothing"},
     };
     memcpy(rows, table, sizeof table);
 }
@@ -101,6 +101,11 @@ static enum output parse_output(const char *text) {
     fail_user("--output is '%s'; expected json or text", text);
 }
 
+static void check_range(const struct option_row *row, double number, const char *text) {
+    if (number >= row->minimum && number <= row->maximum) return;
+    fail_user("--%s is %s; it must be from %g to %g", row->name, text, row->minimum, row->maximum);
+}
+
 static void set_option(const struct option_row *row, const char *text) {
     switch (row->kind) {
     case OPTION_TEXT: *(const char **)row->value = text; break;
@@ -108,13 +113,13 @@ static void set_option(const struct option_row *row, const char *text) {
     case OPTION_OUTPUT: *(enum output *)row->value = parse_output(text); break;
     case OPTION_COUNT: {
         uint64_t count = parse_count(row->name, text);
-        if ((double)count < row->minimum) fail_user("--%s is %s; the least is %g", row->name, text, row->minimum);
+        check_range(row, (double)count, text);
         *(uint64_t *)row->value = count;
         break;
     }
     case OPTION_NUMBER: {
         double number = parse_number(row->name, text);
-        if (!(number > row->minimum)) fail_user("--%s is %s; it must be more than %g", row->name, text, row->minimum);
+        check_range(row, number, text);
         *(double *)row->value = number;
     }
     }

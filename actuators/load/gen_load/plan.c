@@ -51,6 +51,7 @@ static struct stream *plan_add_stream(struct plan *plan, const char *type, const
 }
 
 static void stream_add_step(struct stream *stream, double start_s, double rate_rps, enum distribution distribution) {
+    if (stream->step_count >= MAX_STEPS) fail_user("type %s has more than %d steps", stream->type, MAX_STEPS);
     stream->steps = resize(stream->steps, stream->step_count + 1, sizeof *stream->steps);
     stream->steps[stream->step_count++] = (struct step){start_s, rate_rps, distribution};
 }
@@ -62,10 +63,11 @@ static enum distribution parse_distribution(const char *name) {
 }
 
 static void parse_step(struct stream *stream, double start_s, double rate_rps, const char *distribution) {
-    if (!(rate_rps >= 0.0) || isinf(rate_rps)) fail_user("rate %g of type %s is not 0 or more", rate_rps, stream->type);
+    if (!(rate_rps >= 0.0 && rate_rps <= MAX_RATE_RPS))
+        fail_user("rate %g of type %s is not from 0 to %g", rate_rps, stream->type, MAX_RATE_RPS);
     double previous_s = stream->step_count > 0 ? stream->steps[stream->step_count - 1].start_s : 0.0;
     bool first = stream->step_count == 0;
-    if (!(first ? start_s == 0.0 : start_s > previous_s))
+    if (!(first ? start_s == 0.0 : start_s > previous_s && start_s <= MAX_TIME_S))
         fail_user("step at %g s of type %s; steps begin at 0 and ascend", start_s, stream->type);
     stream_add_step(stream, start_s, rate_rps, parse_distribution(distribution));
 }

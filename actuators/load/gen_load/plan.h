@@ -9,6 +9,12 @@
 
 #include "arrivals.h"
 
+/* What can be timed in nanoseconds, sent and kept; actuators/contract/script_check.py has the same highest rate. */
+#define MIN_TIME_S 0.001
+#define MAX_TIME_S 1e9
+#define MAX_RATE_RPS 1e6
+#define MAX_STEPS 1000000
+
 enum body_kind { BODY_NONE, BODY_COMPOSE, BODY_TIMELINE, BODY_FILE };
 
 struct stream {

@@ -73,8 +73,9 @@ def test_random_bursts_stay_within_their_bounds_and_repeat() -> None:
     ("options", "message"),
     [
         ({"plan": "steps", "steps": ("0-100",)}, "'0-100' is not a step"),
-        ({"plan": "constant", "mix": {}}, "mix is"),
-        ({"plan": "constant", "mix": {"compose": -1, "home_read": 2}}, "mix is"),
+        ({"plan": "constant", "mix": {"compose": 0, "home_read": 0}}, "mix is"),
+        ({"plan": "diurnal", "period_s": 0.001}, "72000000 steps"),
+        ({"plan": "random", "duration_s": 1e6, "min_burst_s": 0.01, "min_backoff_s": 0.01}, "50000000 bursts"),
         ({"plan": "diurnal", "low_rps": 5, "high_rps": 4}, "low_rps 5 exceeds"),
         ({"plan": "trace"}, "needs a file"),
         ({"plan": "trace", "trace": Path("/nowhere.csv")}, "cannot read the trace"),

@@ -98,8 +98,23 @@ def test_the_same_time_is_never_planned_twice_after_the_end(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--duration-s=-1"], "--duration-s is -1; it must be more than 0"),
-        (["--min-rate-rps=0"], "--min-rate-rps is 0; it must be more than 0"),
+        (["--duration-s=-1"], "--duration-s is -1; it must be from 0.001 to 1e+09"),
+        (["--window-s=1e-10"], "--window-s is 1e-10; it must be from 0.001 to 1e+09"),
+        (["--duration-s=1e300"], "--duration-s is 1e300; it must be from 0.001"),
+        (["--timeout-s=nan"], "--timeout-s is 'nan', not a number"),
+        (["--max-connections=99999999999"], "it must be from 1 to 60000"),
+        (
+            [
+                "--duration-s=1e6",
+                "--min-burst-s=0.01",
+                "--max-burst-s=0.01",
+                "--min-backoff-s=0.01",
+                "--max-backoff-s=0.01",
+                "--print-plan",
+            ],
+            "has more than 1000000 steps",
+        ),
+        (["--min-rate-rps=0"], "--min-rate-rps is 0; it must be from 1e-06 to 1e+06"),
         (["--rate=3"], "unknown option '--rate=3'"),
         (["--let-cores-sleep"], "--let-cores-sleep is now --allow-cpu-idle"),
         (["--target=ftp://x"], "is not http://HOST:PORT"),
