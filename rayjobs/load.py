@@ -43,12 +43,14 @@ class LoadReport:
 
     Attributes:
         has_results: `end` was called.
+        only_errors: then, no request was answered with a status below 400.
     """
 
     def __init__(self, folder: RunFolder, duration_s: float, *, json_lines: bool, live: bool) -> None:
         self._folder, self._duration_s = folder, duration_s
         self._json_lines, self._live = json_lines, live
         self.has_results = False
+        self.only_errors = False
         self._lines: TextIO = open(folder.file("windows.jsonl"), "a", encoding="utf-8")  # noqa: SIM115 - closed by close
         self._log: TextIO = open(folder.file("latency.hlog"), "a", encoding="utf-8")  # noqa: SIM115
 
@@ -70,6 +72,7 @@ class LoadReport:
         if self._live:
             sys.stderr.write("\r\x1b[K")
         self.has_results = True
+        self.only_errors = bool(summary.planned.sum() > 0 and summary.latency_counts.sum() == 0)
         document = summary.to_json("summary")
         self._write(document)
         self._folder.write("summary.json", json.dumps(document, indent=2) + "\n")
@@ -200,7 +203,7 @@ class LoadRunOptions(PlanOptions):
 
 
 def run(options: LoadRunOptions) -> int:
-    """Sends the plan; 0 when it has ended."""
+    """Sends the plan; 0 when it has ended, 1 when no request was answered as it should be."""
     address = parse_target(options.target)
     streams = make_streams(options)
     topology = topology_of(streams, options.requests)
@@ -217,7 +220,9 @@ def run(options: LoadRunOptions) -> int:
         finally:
             if report.has_results:
                 (console_err() if json_lines else console_out()).print(f"written: {folder.path}", markup=False)
-    return 0
+        if report.only_errors:
+            log_line("load", f"no request was answered without an error; is {options.target} what was meant?")
+        return int(report.only_errors)
 
 
 def parse_target(url: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ ON_POLICY, OFF_POLICY = ("ppo", "appo"), ("sac", "dqn")
 ONLINE = (*ON_POLICY, *OFF_POLICY)
 OFFLINE = ("bc", "marwil", "cql")
 """Algorithms that learn from recorded transitions (`tuning.learning.recordings`)."""
+OFFLINE_BATCH_STEPS = 64
+"""A training of the usual length has some hundred gradient steps with it."""
 
 
 class AlgorithmOptions(Options):
@@ -54,7 +56,8 @@ class AlgorithmOptions(Options):
     minibatch_steps: Annotated[int, Only(name="ppo")] = Field(default=300, ge=1)
     """Environment steps per gradient step."""
     batch_steps: Annotated[int, Only(name=(*ON_POLICY, *OFFLINE))] = Field(default=1200, ge=1)
-    """Environment steps per training iteration."""
+    """Environment steps per training iteration; for `bc`, `marwil` and `cql` recorded steps per gradient step, 64 when
+    not given."""
     array_runner: Annotated[bool, Only(name=ON_POLICY)] = True
     """PPO and APPO: collect whole arrays of steps (`tuning.learning.env_runner`)."""
     updates_per_step: Annotated[float, Only(name=OFF_POLICY)] = Field(default=0.1, gt=0)
@@ -76,6 +79,13 @@ class AlgorithmOptions(Options):
     `deepsched train` records `recorded_steps` of its own."""
     recorded_steps: Annotated[int, Only(name=OFFLINE, transitions=NOT_GIVEN)] = Field(default=20_000, ge=1)
     """Simulated steps under the exploring baseline that are recorded beside the observed windows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _small_batches(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") in OFFLINE:
+            return {"batch_steps": OFFLINE_BATCH_STEPS, **data}
+        return data
 
     @property
     def offline(self) -> bool:

@@ -345,6 +345,9 @@ def _explain(error: ValidationError, options: type[Options], layers: Sequence[La
         return ConfigError(
             f"option '{path}' is missing{more}", where=where, remedy="it has no default; give it a value"
         )
+    if first["type"] == "too_short":
+        least = f"give at least {first['ctx']['min_length']}"
+        return ConfigError(f"option '{path}' has too few values{more}", where=where, remedy=least)
     # Options that contradict each other explain it themselves; their values would only hide it.
     if first["type"] == "value_error" and (info is None or nested_options(info.annotation)):
         return ConfigError(first["msg"].removeprefix("Value error, ") + more, where=where)

@@ -65,6 +65,16 @@ def test_gen_load_alone_sends_the_random_plan() -> None:
     assert re.search(r"^home_read +\d+", text.stdout, re.MULTILINE)
 
 
+def test_a_run_of_errors_only_is_told_by_the_status(tmp_path: Path) -> None:
+    refusal = b"HTTP/1.1 500 no\r\nContent-Length: 2\r\n\r\nno"
+    with ScriptedServer(lambda _: refusal) as server:
+        arguments = ["--plan=constant", "--rate-rps=50", "--duration-s=0.5", "--mix={compose: 1}", f"--out={tmp_path}"]
+        result = deepsched(f"--target=http://{server.address}", *arguments)
+    assert result.returncode == 1
+    assert "no request was answered without an error" in result.stderr
+    assert lines_of(result.stdout)[-1]["types"]["compose"]["errors"]["status_5xx"] > 0
+
+
 def test_a_run_prints_lines_and_keeps_its_files(tmp_path: Path) -> None:
     with ScriptedServer() as server:
         arguments = ["--plan=constant", "--rate-rps=100", "--duration-s=1", "--window-s=0.5", "--mix={ping: 1}"]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuning.judging.statistics import PairedRatio
+from tuning.judging.tally import sides
 from tuning.judging.verdicts import METRIC_NAMES, digits, format_ratio, format_value, ratio_of, verdicts
 
 _STYLES = {"better": "green", "worse": "red", "no measurable difference": "dim", "inconclusive": "dim"}
@@ -79,7 +80,7 @@ def _accounts(evaluation: dict[str, Any]) -> Text:
     accounts = evaluation["accounting"]
     if accounts is None:
         return Text("No block was finished.", style="yellow")
-    text = Text(f"{accounts['sent']:,} requests sent, {accounts['nginx_requests']:,} counted by NGINX")
+    text = Text(sides(evaluation))
     text.append(f": {accounts['explanation']}." if accounts["difference"] else ", none lost.")
     if accounts["discarded_blocks"]:
         reasons = ", ".join(sorted({reason.split(":")[0] for reason in accounts["discarded_because"]}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,9 +169,28 @@ class BlockTally:
         )
 
 
+def sides(evaluation: Mapping[str, Any]) -> str:
+    """Who sent and who counted how many requests, in words; the names of peers that keep no count.
+
+    Args:
+        evaluation: the content of an `evaluation.json` with finished blocks.
+    """
+    accounts = evaluation["accounting"]
+    if evaluation["testbed"] == "live":
+        line = f"{accounts['sent']:,} requests sent, {accounts['nginx_requests']:,} counted by NGINX"
+    else:
+        line = (
+            f"{accounts['sent']:,} requests simulated, {accounts['nginx_requests']:,} counted by the simulated balancer"
+        )
+    silent = [name for name, row in evaluation["policies"].items() if (row.get("accounting") or {}).get("uncounted")]
+    if silent:
+        line += f", {accounts['uncounted']:,} sent to {', '.join(silent)}, which keep no count that we can read"
+    return line
+
+
 def _explain(difference: int, causes: dict[str, int]) -> str:
     if difference == 0:
-        return "every request that was sent was counted by NGINX"
+        return "every request that was sent was counted"
     side = "more" if difference > 0 else "fewer"
     known = ", ".join(f"{name}: at most {count}" for name, count in causes.items()) or "nothing known explains it"
-    return f"NGINX counted {abs(difference)} {side} than were sent; {known}"
+    return f"{abs(difference)} {side} were counted than were sent; {known}"

@@ -294,10 +294,11 @@ def _read(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
 
 
 def _write(algo: Algorithm, net: EquivariantNet) -> None:
-    """Copies the parameters of `net` to the learner and the env runners."""
+    """Copies the parameters of `net` to the learner and the env runners, of which offline algorithms have none."""
     state = net.state_dict()
     algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).load_state_dict(state))
-    algo.env_runner_group.sync_weights(from_worker_or_learner_group=algo.learner_group)
+    if algo.env_runner_group is not None:
+        algo.env_runner_group.sync_weights(from_worker_or_learner_group=algo.learner_group)
 
 
 def _learners_net(learner: Any) -> EquivariantNet:

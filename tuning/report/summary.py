@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuning.judging.statistics import Verdict
+from tuning.judging.tally import sides
 from tuning.judging.verdicts import METRIC_NAMES, MetricComparison, comparisons, format_ratio, verdicts
 
 _HEADLINE_METRICS = ("mean_ms", "p99_ms")
@@ -107,8 +108,7 @@ def accounting(evaluation: dict[str, Any]) -> list[str]:
     explanation = accounts["explanation"]
     kept = len(evaluation["blocks"]) - accounts["discarded_blocks"]
     sentences = [
-        f"The load engine sent {accounts['sent']:,} requests; NGINX counted {accounts['nginx_requests']:,}. "
-        f"{explanation[:1].upper()}{explanation[1:]}.",
+        f"{sides(evaluation)}. {explanation[:1].upper()}{explanation[1:]}.",
         f"{kept} of {len(evaluation['blocks'])} blocks are behind these numbers.",
     ]
     if accounts["discarded_blocks"]:

@@ -21,6 +21,7 @@ from tuning.judging.parquet import write_windows
 from tuning.judging.plan import JudgeOptions
 from tuning.judging.statistics import PairedRatio
 from tuning.judging.tables import print_evaluation
+from tuning.judging.tally import sides
 from tuning.judging.verdicts import MetricComparison, digits, format_interval, verdicts
 
 
@@ -133,7 +134,17 @@ def test_the_table_shows_every_policy_with_its_ratio_and_the_count_on_both_sides
         assert f"{policy['requests']:,} requests" in text
     ratio = content["policies"]["learned"]["ratios"]["p99_ms"]
     assert f"{ratio:.2f}×" in text
-    assert f"{content['accounting']['nginx_requests']:,} counted by NGINX" in text
+    assert f"{content['accounting']['nginx_requests']:,} counted by the simulated balancer, none lost" in text
+    assert "NGINX" not in text
+
+
+def test_who_counted_is_told_as_it_was(content: dict[str, Any]) -> None:
+    live = {**content, "testbed": "live"}
+    counts = content["accounting"]
+    assert sides(live) == f"{counts['sent']:,} requests sent, {counts['nginx_requests']:,} counted by NGINX"
+    peer = {**content["policies"]["round_robin"], "accounting": {**counts, "uncounted": 1234}}
+    silent = {**live, "accounting": {**counts, "uncounted": 1234}, "policies": {**content["policies"], "envoy": peer}}
+    assert sides(silent).endswith(", 1,234 sent to envoy, which keep no count that we can read")
 
 
 def test_every_row_that_is_not_won_is_said_so_against_the_reference_and_the_best_of_the_others(

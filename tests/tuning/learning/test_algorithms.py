@@ -21,7 +21,7 @@ from tuning.learning.recordings import from_simulation, from_windows, write_tran
 from tuning.learning.scripts import ScriptSource
 from tuning.learning.study import TrainingArm, train
 from tuning.learning.trainer import Trainer
-from tuning.options import AlgorithmOptions, HeldOutOptions, TrainingOptions
+from tuning.options import OFFLINE, AlgorithmOptions, HeldOutOptions, TrainingOptions
 from tuning.policy.bundle import Bundle, load_bundle
 from tuning.policy.network import best_action
 
@@ -88,6 +88,26 @@ def test_offline_training_learns_what_was_recorded(tmp_path: Path) -> None:
     wanted = np.array([one.action for one in records])
     done = best_action(trainer.net(), trainer.net().outputs(rows))
     assert ((done - wanted) ** 2).mean() < 0.7 * (wanted**2).mean()
+
+
+@pytest.mark.parametrize(
+    "name", ["bc", pytest.param("marwil", marks=pytest.mark.slow), pytest.param("cql", marks=pytest.mark.slow)]
+)
+def test_offline_training_keeps_the_network_that_held_out_episodes_chose(name: str, tmp_path: Path) -> None:
+    problem, chosen = problem_with(kind="continuous"), options(name, 96 * 20, imitated_updates=5, discount=0.5)
+    source = ScriptSource(mixture(), problem.topology)
+    write_transitions(from_simulation(problem, source, chosen, 1), tmp_path / "records")
+    algorithm = chosen.algorithm.model_copy(update={"transitions": tmp_path / "records"})
+    held_out = HeldOutOptions(every_steps=960, episodes=1)
+    trainer = trained(problem, chosen.model_copy(update={"algorithm": algorithm, "held_out": held_out}), tmp_path)
+    assert any(np.isfinite(row.held_out) for row in trainer.curve)
+    assert all(np.isfinite(array).all() for array in trainer.net().arrays().values())
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_offline_algorithms_fit_the_usual_length_of_a_training(name: str) -> None:
+    usual = TrainingOptions(algorithm=AlgorithmOptions.model_validate({"name": name}))
+    assert usual.steps / usual.algorithm.batch_steps > 2 * usual.algorithm.imitated_updates
 
 
 def test_the_array_runner_learns_exactly_what_the_default_one_does(tmp_path: Path) -> None:
