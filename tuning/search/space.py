@@ -84,7 +84,7 @@ class SearchOptions(Options):
         "base.training.paired": Only(testbed="simulated"),
     }
 
-    space: dict[str, Domain] = Field(default=DEFAULT_SPACE, min_length=1)
+    space: dict[str, Domain] = DEFAULT_SPACE
     """Option → list or range, for example {encoder.clusters: [2, 4], training.interval_s: {low: 0.5, high: 2}}."""
     base: TrialOptions = TrialOptions()
     """Base options of all trials."""
