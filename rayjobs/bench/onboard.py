@@ -48,8 +48,10 @@ from tuning.judging.plan import JudgeOptions
 from tuning.policy.bundle import Bundle, load_bundle
 
 NEW, AGAIN = "new", "today, again"
-WATCH_S, BLOCK_S, ROUNDS, WARM_UP_S = 300.0, 60.0, 6, 15.0
-"""Seconds of watching; length and number of the blocks of each of the three arms, and of the warm-up of each block."""
+WATCH_S, LONGER_S = 300.0, 900.0
+"""Seconds of watching, and of a second onboarding where the first one says that it must watch longer."""
+BLOCK_S, ROUNDS, WARM_UP_S = 60.0, 6, 15.0
+"""Length and number of the blocks of each of the three arms, and length of the warm-up of each block."""
 TRUE_GAIN = 0.10
 QUICK_WATCH_S = 240
 AT_ONCE = 3
@@ -100,7 +102,7 @@ def measure(context: BenchContext) -> list[Bar]:
     with ProcessPoolExecutor(AT_ONCE, get_context("spawn")) as pool:
         results = list(pool.map(_kept, systems, repeat(replace(context, log=_say))))
     blocks = f"{ROUNDS} paired blocks of {BLOCK_S:.0f} s per arm"
-    how = f"live, {AT_ONCE} systems at a time; watched {WATCH_S:.0f} s, then {blocks}"
+    how = f"live, {AT_ONCE} systems at a time; watched {WATCH_S:.0f} s, or {LONGER_S:.0f} s if need be, then {blocks}"
     return bars(results, how)
 
 
@@ -148,16 +150,23 @@ def _kept(system: OwnSystem, context: BenchContext) -> Result:
 
 def _live(system: OwnSystem, folder: Path, context: BenchContext) -> Result:
     with running(system, LiveOptions(), context.work_dir / system.name, context.seed) as (testbed, nginx):
-        judged = _onboarded(system, folder / "onboarding", testbed, nginx, context)
-        bundle = load_bundle(folder / "onboarding" / BUNDLE, testbed.topology)
-        workers = json.loads((folder / "onboarding" / PLACE / "fit.json").read_bytes())["result"]["workers"]
+        place = folder / "onboarding"
+        judged = _onboarded(system, place, testbed, nginx, context, WATCH_S)
+        if judged.promise.conclusion == "watch_longer":
+            context.log(f"{system.name}: onboarding again, as it says")
+            place = folder / "onboarding-longer"
+            judged = _onboarded(system, place, testbed, nginx, context, LONGER_S)
+        bundle = load_bundle(place / BUNDLE, testbed.topology)
+        workers = json.loads((place / PLACE / "fit.json").read_bytes())["result"]["workers"]
         bundle = replace(bundle, problem=replace(bundle.problem, workers=np.array(workers)))
         context.log(f"{system.name}: measuring")
         evaluation = _judged(testbed, system, bundle, folder / "blocks.jsonl", context.seed, "live")
     return _result(system, judged, evaluation)
 
 
-def _onboarded(system: OwnSystem, folder: Path, testbed: LiveTestbed, nginx: Nginx, context: BenchContext) -> Judged:
+def _onboarded(
+    system: OwnSystem, folder: Path, testbed: LiveTestbed, nginx: Nginx, context: BenchContext, watch_s: float
+) -> Judged:
     """What onboarding says of the system, watched under its load and what balances it today."""
     token = context.work_dir / f"{system.name}.token"
     write_private(token, nginx.token)
@@ -165,12 +174,12 @@ def _onboarded(system: OwnSystem, folder: Path, testbed: LiveTestbed, nginx: Ngi
     if system.in_memory:
         way = {"control_url": nginx.control_url, "token_file": token}
     options = OnboardOptions(
-        status_url=nginx.status_url, folder=folder, watch_s=WATCH_S, seed=context.seed,
+        status_url=nginx.status_url, folder=folder, watch_s=watch_s, seed=context.seed,
         promise=PromiseOptions(measure_s=ROUNDS * BLOCK_S), **way,
     )  # fmt: skip
     testbed.set_method(system.method)
     # The load ends by itself soon after the watch, so that it does not disturb the training.
-    testbed.reset(replace(system, duration_s=WATCH_S + 20.0), context.seed)
+    testbed.reset(replace(system, duration_s=watch_s + 20.0), context.seed)
     if run_onboard(options) != 0:
         raise DataError("the onboarding failed", where=str(folder), remedy="see its lines above")
     testbed.drain()
