@@ -80,6 +80,16 @@ def method_check(config: ParsedConfig, topology: Topology, *, named: bool) -> Ch
     return Check("methods", "ok", f"{', '.join(words)}: weights decide")
 
 
+def sharing_check(config: ParsedConfig, topology: Topology) -> Check:
+    """Whether the workers of NGINX balance together."""
+    name = "workers"
+    alone = [group.name for group in topology.groups if not config.has_zone(group.name)]
+    if config.workers == 1 or not alone:
+        return Check(name, "ok", f"{config.workers}, which share the state of every upstream")
+    what = f"{config.workers} balance {', '.join(alone)[:200]} each by what it sent itself"
+    return Check(name, "warn", what, "write zone NAME 64k; into the upstreams: least_conn then sees all requests")
+
+
 def names_check(topology: Topology, snapshot: Snapshot) -> Check:
     """Whether every server line has an entry of its own in the statistics."""
     names = server_names(topology, snapshot)

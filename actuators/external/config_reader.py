@@ -86,6 +86,7 @@ class ParsedConfig:
         servers: every server line of these upstreams, in NGINX's order.
         includers: file → the files of its first, second, … include directive.
         pid_file: of the `pid` directive; None without one.
+        workers: worker processes; as many as this machine has cores for `auto`.
         blocks: name → upstream block.
         lua: directives that load modules or run Lua outside of upstream blocks, and their files.
     """
@@ -95,11 +96,16 @@ class ParsedConfig:
     servers: list[ServerLine] = field(default_factory=list)
     includers: dict[Path, dict[int, tuple[Path, ...]]] = field(default_factory=dict)
     pid_file: Path | None = None
+    workers: int = 1
     blocks: dict[str, UpstreamBlock] = field(default_factory=dict)
     lua: list[tuple[Directive, Path]] = field(default_factory=list)
 
     def group(self, name: str) -> list[ServerLine]:
         return self._by_group.get(name, [])
+
+    def has_zone(self, name: str) -> bool:
+        """Whether all workers share what they know of this group; without `zone` each counts by itself."""
+        return any(setting.name == "zone" for setting in self.blocks[name].settings)
 
     @cached_property
     def _by_group(self) -> dict[str, list[ServerLine]]:
@@ -182,8 +188,14 @@ class _Reading:
                 self.config.servers.append(line)
         elif name == "load_module" or (blocks[:1] == ["http"] and _LUA.search(name)):
             self.config.lua.append((directive, path))
-        elif name == "pid" and words and not blocks:
-            self.config.pid_file = Path(words[0])
+        elif not blocks and words:
+            self._main_directive(name, words[0])
+
+    def _main_directive(self, name: str, value: str) -> None:
+        if name == "pid":
+            self.config.pid_file = Path(value)
+        elif name == "worker_processes":
+            self.config.workers = int(value) if value.isdecimal() else os.cpu_count() or 1
 
     def _real(self, path: Path) -> Path:
         """The path with links resolved, which is read from disk once."""

@@ -13,7 +13,15 @@ import msgspec
 from pydantic import Field
 
 from actuators.errors import ConfigError, DeepSchedError, StatusError, closest
-from actuators.external.checks import Check, control_checks, failed, method_check, names_check, reload_checks
+from actuators.external.checks import (
+    Check,
+    control_checks,
+    failed,
+    method_check,
+    names_check,
+    reload_checks,
+    sharing_check,
+)
 from actuators.external.config_control import config_topology, unusable
 from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.external.nginx import ExternalNginxOptions
@@ -227,6 +235,7 @@ def _by_reload(options: PreflightOptions, config: ParsedConfig, snapshot: Snapsh
     if not options.groups:
         yield from (failed("configuration", error).softer() for error in unusable(config).values())
     yield method_check(config, topology, named=bool(options.groups))
+    yield sharing_check(config, topology)
     if snapshot is not None:
         yield names_check(topology, snapshot)
     yield from reload_checks(config, options.reload.model_copy(update={"binary": options.nginx}))

@@ -90,7 +90,8 @@ def fit(
 
     Raises DataError when the windows do not allow it.
     """
-    options = options.changed({"method": way.method})
+    balancers = max(way.machines * way.workers, options.load_balancers)
+    options = options.changed({"method": way.method, "load_balancers": balancers})
     calibration = calibrate(windows, topology, options, seed, source, lambda text, part: report(text, 0.8 * part))
     report("verdicts", 0.8)
     found = verdicts(windows, topology, calibration, precision(windows), options, seed)
@@ -138,7 +139,7 @@ def _problem(windows: Sequence[Window], calibration: Calibration, way: Way, seed
         window
         for number, load in enumerate((1.0, 1.25))
         for window in play_policy(
-            problem, BaselinePolicy(problem), calibration, way.steered, seconds=STEERED_S, seed=seed + number,
+            problem, BaselinePolicy(problem), calibration, way, seconds=STEERED_S, seed=seed + number,
             load=load, bounds_ms=seen[0].bounds_ms,
         ).windows
     ]  # fmt: skip

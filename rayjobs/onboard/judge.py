@@ -88,7 +88,7 @@ class _Arms:
         problem = self.fitted.problem
         return Rule(
             PROPOSAL, self.way.steered, lambda: policy_steering(policy, problem, problem.believed_workers),
-            simulation_of(self.fitted.calibration),
+            simulation_of(self.fitted.calibration.load_balancers, self.way),
         )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def _ratio(ms: FloatArray, today_ms: FloatArray) -> Interval:
 def _changes(fitted: Fit, way: Way, policy: SteeringPolicy, seed: int) -> tuple[ServerChange, ...]:
     calibration, topology = fitted.calibration, fitted.problem.topology
     before = play_weights(calibration.today, calibration, way.method, seconds=SETTLED_S, seed=seed)
-    after = play_policy(fitted.problem, policy, calibration, way.steered, seconds=SETTLED_S, seed=seed)
+    after = play_policy(fitted.problem, policy, calibration, way, seconds=SETTLED_S, seed=seed)
     control = after.control
     if isinstance(control, ServiceTimes):
         values = 1e3 * control.tau_s

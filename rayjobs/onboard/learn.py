@@ -66,7 +66,7 @@ def learn(
         trainer = Trainer(
             fitted.problem, options, place, seed,
             lambda row, of: report(f"{row.step} of {of} steps, return {row.episode_return:.2f}", row.step / of),
-            simulation_of(fitted.calibration),
+            simulation_of(fitted.calibration.load_balancers, way),
         )  # fmt: skip
         trainer.train_simulated(randomised(calibrated(fitted.calibration), options.script_s))
     proof = trainer.proof.to_json() if trainer.proof is not None else None

@@ -34,9 +34,9 @@ def step_options(options: OnboardOptions) -> dict[str, dict[str, Any]]:
     return {
         "preflight": {name: _shown(every[name]) for name in IDENTITY},
         "watch": {name: every[name] for name in ("interval_s", "watch_s", "watch")},
-        "fit": {name: every[name] for name in ("method", "calibrate", "seed")},
+        "fit": {name: every[name] for name in ("method", "calibrate", "seed", "load_balancers")},
         "train": {"train_steps": every["train_steps"]},
-        "judge": {name: every[name] for name in ("promise", "load_balancers", "token_file", "reload")},
+        "judge": {name: every[name] for name in ("promise", "token_file", "reload")},
     }
 
 

@@ -31,6 +31,8 @@ class Way:
         method: in force today.
         in_memory: whether service times can be set; else weights can.
         changeable: whether a way to change anything was given at all.
+        machines: NGINX machines before these servers; 1 when unknown.
+        workers: workers of each that balance by what they sent themselves; 1 where they share it.
         source: where the method was read, in words.
     """
 
@@ -38,6 +40,8 @@ class Way:
     in_memory: bool
     changeable: bool
     source: str
+    machines: int = 1
+    workers: int = 1
 
     @property
     def steered(self) -> BalancingMethod:
@@ -52,6 +56,7 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
         ConfigError: groups that balance by a method that cannot be simulated, or by several methods.
         ActuationError: the control endpoint does not answer.
     """
+    machines = max(options.load_balancers, 1)
     if options.control_url:
         actuator = open_actuator(ActuatorOptions(control_url=options.control_url, token_file=options.token_file))
         assert isinstance(actuator, MemoryActuator)
@@ -59,7 +64,7 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
         if method == "configured":
             what = "its groups balance by different methods, each by that of its upstream block"
             raise ConfigError(what, where=options.control_url, remedy=_ONE_METHOD)
-        return Way(_steerable(method, options.control_url), True, True, options.control_url)
+        return Way(_steerable(method, options.control_url), True, True, options.control_url, machines)
     if options.nginx_conf is not None:
         config = read_config(options.nginx_conf)
         methods = {name: _configured(config.blocks[name].settings) for name in groups if name in config.blocks}
@@ -72,10 +77,11 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
             what = f"groups balance by different methods: {found}"
             raise ConfigError(what, where=str(options.nginx_conf), remedy=_ONE_METHOD)
         where = f"{options.nginx_conf}: upstream {groups[0]}"
-        return Way(_steerable(methods[groups[0]], where), False, True, str(options.nginx_conf))
+        workers = 1 if any(config.has_zone(name) for name in groups) else config.workers
+        return Way(_steerable(methods[groups[0]], where), False, True, str(options.nginx_conf), machines, workers)
     if options.method is not None:
-        return Way(_steerable(options.method, "--method"), False, False, "--method")
-    return Way("round_robin", False, False, "NGINX's own method; nothing else was given")
+        return Way(_steerable(options.method, "--method"), False, False, "--method", machines)
+    return Way("round_robin", False, False, "NGINX's own method; nothing else was given", machines)
 
 
 def _configured(settings: Sequence[Directive]) -> str:

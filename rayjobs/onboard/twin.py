@@ -15,6 +15,10 @@ from envs.estimators.base import FIRST_GUESS_S
 from envs.scenarios.calibrated import calibrated
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 from envs.study.rules import SteeringPolicy
+from rayjobs.onboard.system import Way
+
+RELOAD_S = 0.11
+"""Seconds until the weights of a reload are in force."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +36,35 @@ class Played:
         return shares
 
 
-def simulation_of(calibration: Calibration) -> SimulationOptions:
-    """Service times are in memory that all workers of an NGINX share, also where the recorded one shared none."""
-    return SimulationOptions(workers_sharing_memory=calibration.load_balancers)
+def simulation_of(load_balancers: int, way: Way) -> SimulationOptions:
+    """How a steered NGINX differs from the recorded one, of which `load_balancers` share no state.
+
+    Service times are in memory that all workers of an NGINX share, also where the recorded one shared none. A reload
+    forgets the requests in flight, and takes its time (docs/nginx-facts.md#reload).
+    """
+    if not way.in_memory:
+        return SimulationOptions(actuation="reload", actuation_delay_s=RELOAD_S)
+    return SimulationOptions(workers_sharing_memory=max(load_balancers // way.machines, 1))
 
 
 def play_policy(
     problem: DecisionProblem,
     policy: SteeringPolicy,
     calibration: Calibration,
-    method: BalancingMethod,
+    way: Way,
     *,
     seconds: int,
     seed: int,
     load: float = 1.0,
     bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
 ) -> Played:
-    """A policy that decides every second. `method` is `expected_delay` where the policy sets service times."""
-    topology, observer = problem.topology, problem.observer()
+    """A policy that decides every second, under the method that the way leads to."""
+    topology, observer, method = problem.topology, problem.observer(), way.steered
     control: Control = Weights.equal(topology)
     if method == "expected_delay":
         control = ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), problem.believed_workers)
     windows = []
-    with SimulatedTestbed(topology, method, bounds_ms, simulation_of(calibration)) as testbed:
+    with SimulatedTestbed(topology, method, bounds_ms, simulation_of(calibration.load_balancers, way)) as testbed:
         testbed.reset(replace(calibrated(calibration), duration_s=seconds + 1.0, load_factor=load), seed)
         for _ in range(seconds):
             testbed.apply(control)

@@ -176,6 +176,20 @@ def test_other_methods(tmp_path: Path) -> None:
     assert (random.level, GROUPS[0] in random.what) == ("warn", True)
 
 
+@pytest.mark.parametrize(
+    ("workers", "zone", "level"),
+    [("", "", "ok"), ("worker_processes 4;", "zone x 64k;", "ok"), ("worker_processes 4;", "", "warn")],
+)
+def test_workers_that_balance_alone_are_said(tmp_path: Path, workers: str, zone: str, level: str) -> None:
+    found = configured(tmp_path, upstream(GROUPS[0], zone))["workers"]
+    assert found.level == "ok", "one worker is NGINX's default"
+    (tmp_path / "nginx.conf").write_text(workers + CONF.format(upstream(GROUPS[0], zone)))
+    binary = str(tmp_path / "bin" / "nginx")
+    found = checks(Status(), nginx_conf=tmp_path / "nginx.conf", nginx=binary)["workers"]
+    assert found.level == level
+    assert (GROUPS[0] in found.what) == (level == "warn")
+
+
 def test_names_of_configuration_and_statistics(tmp_path: Path) -> None:
     assert configured(tmp_path, upstream(GROUPS[0]))["names"].level == "ok"
     other = configured(tmp_path, upstream("elsewhere"))["names"]
