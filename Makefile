@@ -38,13 +38,14 @@ lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/mypy
 
 check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser
-	@exec $(PYTEST) --numprocesses 2 -m "not nginx and not ray and not browser and not slow" $(ARGS)
+	@# Three on two cores: the tests wait for a third of their time, for processes and threads.
+	@exec $(PYTEST) --numprocesses 3 -m "not nginx and not ray and not browser and not slow" $(ARGS)
 
 test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests
 	@$(MKDOCS)
-	@# Three on two cores: the tests of live parts wait for a third of their time.
-	@exec $(PYTEST) --numprocesses 3 $(ARGS)
+	@# Four on two cores: the tests of live parts wait even longer, and one of the four has all that need Ray.
+	@exec $(PYTEST) --numprocesses 4 $(ARGS)
 
 drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
 	@./rayjobs/setup.sh tests

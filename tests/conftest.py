@@ -49,6 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank_of_file[str(item.path)])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Without tests that need Ray there is nothing to keep together."""
+    from tests.support.scheduling import OneRay
+
+    whole_files = config.getvalue("dist") == "loadfile" and "not ray" not in config.option.markexpr
+    return OneRay(config, log) if whole_files else None
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
