@@ -127,7 +127,7 @@ def test_progress_says_what_is_next(finished: Demo) -> None:
     ("number", "stage", "code"),
     [
         pytest.param(signal.SIGINT, "observe: started", 130, id="Ctrl-C", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "train: started", 143, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, "train: started", 143, id="SIGTERM", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupt_ends_everything_and_says_what_was_kept(

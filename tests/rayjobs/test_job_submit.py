@@ -69,6 +69,7 @@ def test_a_submitted_training_run_ends_well(head: tuple[str, dict[str, str]], tm
     assert (folder / "bundle" / "bundle.json").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_option_fails_the_job_with_one_clear_line(head: tuple[str, dict[str, str]]) -> None:
     done = submit(head, "python", "-m", "rayjobs.train", "--set", "training.stepz=3")
     assert done.returncode == 1

@@ -34,7 +34,7 @@ def run(out: Path, *words: str, sets: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-LARGER = ("2x5", "1x12")
+LARGER = ("1x2", "2x5", "1x12")
 """They differ from the others in size only; the slow drill of an onboarding has them, too."""
 
 

@@ -32,23 +32,31 @@ def train(folder: Path, seed: int) -> Trainer:
     return trainer
 
 
-def test_equal_seeds_give_equal_numbers_and_another_does_not(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("first", "second", "other")]
-    for folder in folders:
-        folder.mkdir()
-    first, second, other = (train(f, seed) for f, seed in zip(folders, (3, 3, 4), strict=True))
-    assert first.curve == second.curve
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
+    """Its folder, and what trained there; the live phase below goes on with it."""
+    folder = tmp_path_factory.mktemp("first")
+    return folder, train(folder, 3)
+
+
+def test_equal_seeds_give_equal_numbers_and_another_does_not(first: tuple[Path, Trainer], tmp_path: Path) -> None:
+    folder, trained = first
+    folders = [folder, tmp_path / "second", tmp_path / "other"]
+    for further in folders[1:]:
+        further.mkdir()
+    second, other = (train(further, seed) for further, seed in zip(folders[1:], (3, 4), strict=True))
+    assert trained.curve == second.curve
     assert (folders[0] / "progress.csv").read_bytes() == (folders[1] / "progress.csv").read_bytes()
-    for name, tensor in first.net().state_dict().items():
+    for name, tensor in trained.net().state_dict().items():
         assert tensor.equal(second.net().state_dict()[name]), name
-    assert first.curve != other.curve
+    assert trained.curve != other.curve
     rows = list(csv.DictReader((folders[0] / "progress.csv").open()))
     assert [row["step"] for row in rows] == ["48", "96"]
     assert list(folders[0].glob("events.out.tfevents.*"))
 
 
-def test_the_live_phase_starts_from_the_simulated_one(tmp_path: Path) -> None:
-    trainer = train(tmp_path, 3)
+def test_the_live_phase_starts_from_the_simulated_one(first: tuple[Path, Trainer]) -> None:
+    _, trainer = first
     before = {name: tensor.clone() for name, tensor in trainer.net().state_dict().items()}
     testbed = SimulatedTestbed(observed().problem.topology)
     still = AlgorithmOptions(learning_rate=1e-12, batch_steps=4, minibatch_steps=4, epochs=1)
@@ -66,6 +74,7 @@ def test_the_live_phase_starts_from_the_simulated_one(tmp_path: Path) -> None:
     testbed.close()
 
 
+@pytest.mark.slow
 def test_the_verb_repeats_itself_to_the_last_digit(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
