@@ -131,7 +131,7 @@ def test_calibrate_and_encoder(bundle: Path, tmp_path: Path) -> None:
     snapshots = tmp_path / "recording.json"
     equal = Weights.from_shares(TOPOLOGY, np.ones(TOPOLOGY.shape))
     record(snapshots, demo_scenario(), 5, lambda window: equal, 60, "least_conn", SimulationOptions())
-    fit = ("calibrate.bootstraps=2", "calibrate.replicas=1", "calibrate.rounds=1")
+    fit = ("calibrate.bootstraps=2", "calibrate.replicas=1", "calibrate.rounds=1", "calibrate.workers=2")
     assert unread(calibrate.VERB, *fit, snapshots=snapshots, out=tmp_path / "runs") == []
     assert unread(encoder.CHECK, "novel_share=0.9", bundle=bundle, snapshots=snapshots) == []
 

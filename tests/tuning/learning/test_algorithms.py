@@ -55,15 +55,15 @@ def trained(problem: DecisionProblem, chosen: TrainingOptions, folder: Path, see
     [
         ("ppo", {"kind": "ratios"}, 192),
         pytest.param("appo", {"kind": "continuous"}, 192, marks=pytest.mark.slow),
-        ("sac", {"kind": "increments"}, 250),
-        ("dqn", {"kind": "ratios", "joint": True}, 250),
+        ("sac", {"kind": "increments"}, 160),
+        ("dqn", {"kind": "ratios", "joint": True}, 160),
     ],
 )
 def test_algorithms_train_and_their_bundles_act(
     name: str, action: dict[str, object], steps: int, tmp_path: Path
 ) -> None:
     problem = problem_with(**action)
-    trainer = trained(problem, options(name, steps, updates_per_step=0.02, learning_starts_steps=150), tmp_path)
+    trainer = trained(problem, options(name, steps, updates_per_step=0.02, learning_starts_steps=100), tmp_path)
     assert trainer.curve[-1].step >= steps
     assert any(np.isfinite(row.episode_return) for row in trainer.curve)
     Bundle(trainer.net(), problem, trainer.options.model, {}).save(tmp_path / "bundle")
@@ -116,7 +116,7 @@ def test_the_array_runner_learns_exactly_what_the_default_one_does(tmp_path: Pat
     for array_runner in (True, False):
         folder = tmp_path / str(array_runner)
         folder.mkdir()
-        trainer = trained(observed().problem, options("ppo", 384, array_runner=array_runner), folder)
+        trainer = trained(observed().problem, options("ppo", 192, array_runner=array_runner), folder)
         curves.append([(r.step, r.episode_return, r.policy_loss, r.value_loss) for r in trainer.curve])
         nets.append(trainer.net().state_dict())
     assert np.allclose(curves[0], curves[1], rtol=1e-4, atol=1e-5, equal_nan=True)

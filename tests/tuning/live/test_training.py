@@ -43,9 +43,9 @@ def pids(name: str) -> set[int]:
 
 
 def test_all_intervals_pass_at_the_same_time(tmp_path: Path) -> None:
-    meetings = {f"testbed-{number}": partial(Meeting, tmp_path, 4) for number in range(4)}
+    meetings = {f"testbed-{number}": partial(Meeting, tmp_path, 3) for number in range(3)}
     with Testbeds(meetings, "least_conn") as testbeds:
-        env = environment(testbeds, 4)
+        env = environment(testbeds, 3)
         rows, _ = env.reset(seed=1)
         assert rows.shape == env.observation_space.shape
         actions = env.action_space.sample() * 0
@@ -55,9 +55,9 @@ def test_all_intervals_pass_at_the_same_time(tmp_path: Path) -> None:
             assert not terminated.any()
             assert infos == {}
             dones.append(truncated.tolist())
-        assert dones == [[i % 5 == 3] * 4 for i in range(10)]
+        assert dones == [[i % 5 == 3] * 3 for i in range(10)]
         env.close()
-        assert set(testbeds.leaser.lease(4)) == set(testbeds.conductors)
+        assert set(testbeds.leaser.lease(3)) == set(testbeds.conductors)
 
 
 def test_too_few_free_testbeds_are_said_in_words() -> None:
@@ -88,11 +88,11 @@ def test_a_killed_conductor_costs_one_episode_of_its_own_testbed() -> None:
 
 def test_training_goes_on_when_an_env_runner_and_conductors_are_killed(tmp_path: Path) -> None:
     said: list[str] = []
-    algorithm = AlgorithmOptions(batch_steps=40, minibatch_steps=40, epochs=1)
-    options = ParallelOptions(testbeds=4, env_runners=1, steps=160, episode_steps=10, algorithm=algorithm)
+    algorithm = AlgorithmOptions(batch_steps=20, minibatch_steps=20, epochs=1)
+    options = ParallelOptions(testbeds=2, env_runners=1, steps=80, episode_steps=10, algorithm=algorithm)
     training = TrainingOptions(interval_s=INTERVAL_S)
     run = ParallelTraining(problem(), training, options, tmp_path, 1, say=said.append)
-    with open_testbeds(4) as testbeds:
+    with open_testbeds(2) as testbeds:
 
         def kill() -> None:
             wait_until(lambda: len(run.rows) >= 1)
@@ -105,7 +105,7 @@ def test_training_goes_on_when_an_env_runner_and_conductors_are_killed(tmp_path:
         killer.start()
         net = run.run(testbeds, SCENARIO)
         killer.join()
-    assert run.rows[-1].step >= 160
+    assert run.rows[-1].step >= 80
     assert (tmp_path / "progress-live.csv").read_text().count("\n") == len(run.rows) + 1
     assert (tmp_path / "checkpoints" / "live").is_dir()
     assert sum(value.numel() for value in net.state_dict().values()) > 1000
