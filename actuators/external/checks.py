@@ -100,6 +100,9 @@ def names_check(topology: Topology, snapshot: Snapshot) -> Check:
     if names.problems and snapshot.source == "vts":
         more = f" (and {len(names.problems) - 1} more)" if len(names.problems) > 1 else ""
         return Check("names", "fail", names.problems[0] + more, "write the address in the configuration, once")
+    if names.aliases:
+        what = f"{'; '.join(names.aliases)[:200]}, and are taken for different ones"
+        return Check("names", "warn", what, "write one name for it in every upstream")
     several = [server for (_, server), entries in names.entries.items() if len(entries) > 1]
     if several:
         what = f"{', '.join(several)[:200]}: several addresses behind one line, which share its weight"

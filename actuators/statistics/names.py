@@ -60,6 +60,19 @@ class ServerNames:
         same = all(entries in ((server,), ()) for (_, server), entries in self.entries.items())
         return same and all(name == shown for name, shown in self.groups.items())
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Servers that have another name in another group, in words: they are taken for different servers."""
+        lines: dict[tuple[str, ...], dict[str, str]] = {}
+        for (group, server), entries in self.entries.items():
+            if entries:
+                lines.setdefault(entries, {}).setdefault(server, group)
+        return tuple(
+            " and ".join(f"{server} of {group}" for server, group in names.items()) + " are one server"
+            for names in lines.values()
+            if len(names) > 1
+        )
+
     def fits(self, snapshot: Snapshot) -> bool:
         """Whether a later reading shows the same entries."""
         return all(tuple(snapshot.groups.get(name, ())) == entries for name, entries in self.shown.items())

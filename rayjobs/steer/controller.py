@@ -317,6 +317,8 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         controller = SiteController(match, folder, rematch=rematch, log=report, stopped=stopped)
         where = match.site.address or options.status_url or options.control_url
         report(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
+        for note in match.site.notes:
+            report(note)
         _report_orders(folder, report)
         _run_until_ended(controller, options)
         report(f"ended; the weights in force stay{matching.lost()}")

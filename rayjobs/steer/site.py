@@ -47,6 +47,7 @@ class Site:
         servers: the servers of an embedded testbed.
         first_method: the balancing method before any controller; restored together with weights.
         present: reads the bundle's groups over the servers that NGINX has now; None where they cannot change.
+        notes: what an operator should know before it starts.
     """
 
     topology: Topology
@@ -57,6 +58,7 @@ class Site:
     servers: Sequence[SocialNetworkServer] = ()
     first_method: MemoryMethod | None = None
     present: Callable[[], Topology] | None = None
+    notes: tuple[str, ...] = ()
     _times: bool | None = None
 
     def control(self) -> Control:
@@ -202,7 +204,10 @@ def external_site(
         names = server_names(topology, collector.snapshot())
         names.check()
         counted = topology.with_entries(names.counts)
-        yield Site(counted, collector, actuator, present=lambda: matched(model, open_actuator(options).topology))
+        notes = tuple(f"{alias}: write one name for it in every upstream" for alias in names.aliases)
+        yield Site(
+            counted, collector, actuator, present=lambda: matched(model, open_actuator(options).topology), notes=notes
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,21 @@ def test_one_host_name_per_port_needs_no_name_service() -> None:
     assert named(names)["LOCALHOST:9002"] == (entries[2],)
     assert names.counts.tolist() == [[2, 1, 1]]
     names.check()
+
+
+def test_one_server_under_two_names_is_said() -> None:
+    own = Topology(topology("localhost:9001", name="web").groups + topology("127.0.0.1:9001", name="api").groups)
+    both = replace(
+        shown(counted("127.0.0.1:9001", 1), group="web"), groups={
+            name: shown(counted("127.0.0.1:9001", 1), group=name).groups[name] for name in ("web", "api")
+        },
+    )  # fmt: skip
+    found = server_names(own, both, unasked).aliases
+    assert found == ("localhost:9001 of web and 127.0.0.1:9001 of api are one server",)
+        "localhost:9001 of web and 127.0.0.1:9001 of api are one server",
+    )
+    same = Topology(topology("127.0.0.1:9001", name="web").groups + topology("127.0.0.1:9001", name="api").groups)
+    assert server_names(same, both, unasked).aliases == ()
 
 
 def test_host_names_with_one_port_are_resolved() -> None:
