@@ -75,8 +75,6 @@ def test_one_server_under_two_names_is_said() -> None:
     )  # fmt: skip
     found = server_names(own, both, unasked).aliases
     assert found == ("localhost:9001 of web and 127.0.0.1:9001 of api are one server",)
-        "localhost:9001 of web and 127.0.0.1:9001 of api are one server",
-    )
     same = Topology(topology("127.0.0.1:9001", name="web").groups + topology("127.0.0.1:9001", name="api").groups)
     assert server_names(same, both, unasked).aliases == ()
 
