@@ -22,6 +22,12 @@ from typing import Any
 from actuators.errors import ConfigError, ConflictError
 
 SOCKET_PATH_BYTES = 107
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room in your quota",
+    errno.EROFS: "mount that file system for writing, or choose another folder",
+}
+"""What helps against an OSError that has nothing to do with rights, by its number."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

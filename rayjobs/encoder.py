@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from actuators.errors import BundleError, ConfigError
-from actuators.files import write_atomic
+from actuators.errors import BundleError, ConfigError, ConflictError
+from actuators.files import exclusive, write_atomic
 from actuators.options import GIVEN, Only, Options
 from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, main
@@ -88,6 +89,11 @@ def check_encoder(options: CheckOptions) -> int:
 
 def recalibrate_encoder(options: RecalibrateOptions) -> int:
     """Refits, proves on held-out windows, and swaps; 4 when the new mixture is not proven and the old one stays."""
+    with _alone(options.bundle):
+        return _recalibrate(options)
+
+
+def _recalibrate(options: RecalibrateOptions) -> int:
     import numpy as np
 
     from envs.mixture.fit import window_samples
@@ -121,6 +127,26 @@ def recalibrate_encoder(options: RecalibrateOptions) -> int:
 
 def roll_back(options: RollbackOptions) -> int:
     """Restores the encoder (and policy) from before the last recalibration. Raises BundleError when none is kept."""
+    with _alone(options.bundle):
+        return _roll_back(options)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One change of the folder at a time: the second one would silently undo the first. Raises ConfigError."""
+    real = folder.resolve()
+    with contextlib.ExitStack() as stack:
+        try:
+            if real.is_dir():
+                # Beside the folder, which is exchanged for another.
+                stack.enter_context(exclusive(real.with_name(f".{real.name}.lock"), 0.0))
+        except ConflictError:
+            what, remedy = "another process recalibrates this or rolls it back", "wait for it, then look"
+            raise ConfigError(what, where=str(folder), remedy=remedy) from None
+        yield
+
+
+def _roll_back(options: RollbackOptions) -> int:
     from envs.mixture.refit import SAMPLES, load_samples
     from envs.observation.encoder import Encoder
 

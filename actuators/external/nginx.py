@@ -6,12 +6,13 @@ The rights that this needs, without root too: docs/your-nginx.md#rights.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -33,6 +34,7 @@ from actuators.external.config_lexer import directives
 from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.external.master import master_process
 from actuators.external.restoring import names_of, restoration
+from actuators.files import REMEDIES
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Change, Reloader, put_in_force, test_config, write_atomically
 from actuators.options import Options
@@ -42,6 +44,7 @@ from actuators.statistics.vts import Snapshot
 
 _PENDING, _DONE = "files changed, not yet confirmed in force\n", "in force\n"
 """Contents of the lock file: the state of the last change."""
+_REMEDIES = {**REMEDIES, errno.ENOTSUP: "remove its extended attributes or its ACL: they cannot be kept there"}
 
 
 class ExternalNginxOptions(Options):
@@ -142,6 +145,7 @@ class ExternalNginx:
     def _put_in_force(
         self, config: ParsedConfig, changes: Mapping[Path, Change], edits: Sequence[ServerEdit], control: Weights
     ) -> None:
+        _check_links(changes)
         self._remove_leftovers(changes)
         self._on_step("test")
         self._test(config, changes, edits, control)
@@ -227,12 +231,14 @@ class ExternalNginx:
             with self._locked():
                 yield
         except OSError as error:
-            remedy = "run as root, or as the owner of the configuration"
-            raise ActuationError(f"{error.strerror}", where=str(error.filename), remedy=remedy) from error
+            where = str(error.filename or self.options.config)
+            remedy = _REMEDIES.get(error.errno or 0, "run as root, or as the owner of the configuration")
+            raise ActuationError(f"{error.strerror or error}", where=where, remedy=remedy) from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Holds the lock that keeps two processes from changing the files at once; it ends with its process."""
+        _check_links([self.options.config])
         with open(self._lock_path, "a") as lock:
             deadline = time.monotonic() + self.options.lock_timeout_s
             while True:
@@ -250,7 +256,8 @@ class ExternalNginx:
 
     @property
     def _lock_path(self) -> Path:
-        config = self.options.config.absolute()
+        # Beside the file itself, so that all links to it have one lock.
+        config = self.options.config.resolve()
         return config.with_name(f".{config.name}.deepsched-lock")
 
     def _await_turn(self) -> None:
@@ -286,6 +293,16 @@ def confirm_weights(edits: Sequence[ServerEdit], topology: Topology, snapshot: S
             counters, alone = snapshot.groups[shown][entry], owners[name, entry] == 1
             if alone and (shown, entry) not in snapshot.duplicates and counters.weight != wanted[name, server]:
                 raise ActuationError(f"{entry} has weight {counters.weight} in {name}", where=where)
+
+
+def _check_links(paths: Iterable[Path]) -> None:
+    """Raises ActuationError for a file with several hard links, which replacing would part, and OSError."""
+    for path in paths:
+        if (links := path.stat().st_nlink) > 1:
+            raise ActuationError(
+                f"the file has {links} hard links, which a change would part from each other", where=str(path),
+                remedy="make it a file of its own, or a symbolic link",
+            )  # fmt: skip
 
 
 def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copies: dict[Path, Path]) -> Path:

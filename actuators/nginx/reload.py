@@ -165,10 +165,18 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
 
 
 def write_atomically(path: Path, text: bytes | str) -> None:
-    """Replaces a file in one step; owner and mode are kept, a new file is private.
+    """Replaces a file in one step; its owner, mode, ACL and extended attributes are kept, a new file is private.
 
-    The name of the temporary file begins with a dot, so that NGINX's include patterns do not match it.
+    The name of the temporary file begins with a dot, so that NGINX's include patterns do not match it. Raises OSError
+    with the name of the file; it is then as it was.
     """
+    try:
+        _replace(path, text.encode() if isinstance(text, str) else text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, text: bytes) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".deepsched")
     temporary = Path(name)
     try:
@@ -177,7 +185,9 @@ def write_atomically(path: Path, text: bytes | str) -> None:
                 status = path.stat()
                 os.fchown(file.fileno(), status.st_uid, status.st_gid)
                 os.fchmod(file.fileno(), status.st_mode & 0o7777)
-            file.write(text.encode() if isinstance(text, str) else text)
+                for attribute in os.listxattr(path):  # an ACL is one of them
+                    os.setxattr(file.fileno(), attribute, os.getxattr(path, attribute))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

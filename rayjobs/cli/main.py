@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actuators.errors import DeepSchedError
+from actuators.files import REMEDIES
 from actuators.options import Options
 from rayjobs.cli.config import dump_yaml, load_options
 from rayjobs.cli.extras import missing_extra
@@ -134,15 +135,15 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
         return action()
     except DeepSchedError as error:
         return _exit_with(f"deepsched {name}: {error}", EXIT_USER_ERROR)
-    except MemoryError:
-        return _exit_with(
-            f"deepsched {name}: out of memory; use smaller or fewer values, or a larger machine", EXIT_USER_ERROR
-        )
-    except ModuleNotFoundError as error:
-        missing = missing_extra(error)
-        if missing is None:
+    except BrokenPipeError:
+        # The reader of our output has gone (`deepsched … | head`); keep the interpreter's last flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (MemoryError, ModuleNotFoundError, OSError) as error:
+        of_the_machine = _of_the_machine(error)
+        if of_the_machine is None:
             raise
-        return _exit_with(f"deepsched {name}: {missing}", EXIT_USER_ERROR)
+        return _exit_with(f"deepsched {name}: {of_the_machine}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         if terminated():
             return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
@@ -152,12 +153,20 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
         if end.code != signal.SIGTERM:
             raise
         return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
-    except BrokenPipeError:
-        # The reader of our output has gone (`deepsched … | head`); keep the interpreter's last flush quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     finally:
         release_signals()
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """What the machine lacks, in words: memory, an extra, room on a disk; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "out of memory; use smaller or fewer values, or a larger machine"
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(error)
+    assert isinstance(error, OSError)
+    remedy = REMEDIES.get(error.errno or 0)
+    place = f" ({error.filename})" if error.filename else ""
+    return None if remedy is None else f"{error.strerror}{place}; {remedy}"
 
 
 def _exit_with(line: str, status: int) -> int:

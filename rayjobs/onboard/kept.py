@@ -30,10 +30,10 @@ class Kept:
         options: step → its options, plain JSON; those of `preflight` tell which system it is.
 
     Attributes:
-        restarted: what a second call with other options says; empty when it goes on.
+        restarted: what a second call with other options says, once it is locked; empty when it goes on.
 
     Raises:
-        ConfigError: the folder is of another system, holds something else, or cannot be written.
+        ConfigError: the folder holds something else, or cannot be written.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -41,11 +41,13 @@ class Kept:
         self.place = self.folder / PLACE
         self.place.mkdir(mode=0o700, exist_ok=True)
         self.restarted = ""
-        self._compare()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One onboarding at a time. Raises ConfigError when there is another."""
+        """One onboarding at a time; forgets the steps that other options concern.
+
+        Raises ConfigError when there is another onboarding, or this one is of another system.
+        """
         with open(self.place / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,6 +55,7 @@ class Kept:
                 raise ConfigError(
                     "another onboarding is running", where=str(self.folder), remedy="wait for it, or end it"
                 ) from None
+            self._compare()
             yield
 
     def result(self, step: str) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, ConflictError
+from actuators.files import exclusive
 from actuators.processes.system import free_port
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
@@ -45,10 +46,17 @@ def serving(options: ServeOptions, settings: ServeSettings) -> Iterator[str]:
     """
     from rayjobs.serve.bundles import serve_anew
 
-    serve_anew(settings.state)
-    port = options.port or free_port(options.host)
-    address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
-    with _on_uvicorn(options, settings, port) if options.front == "uvicorn" else _on_ray(options, settings, port):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(settings.state / ".serve.lock", 0.0))
+        except ConflictError:
+            remedy = "end it, or give another --folder"
+            raise ConfigError("another `deepsched serve` runs here", where=str(options.folder), remedy=remedy) from None
+        serve_anew(settings.state)
+        port = options.port or free_port(options.host)
+        address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
+        front = _on_uvicorn if options.front == "uvicorn" else _on_ray
+        stack.enter_context(front(options, settings, port))
         yield address
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from actuators.errors import ConfigError
-from actuators.files import writable_folder, write_private
+from actuators.files import exclusive, writable_folder, write_private
 from actuators.options import GIVEN, Never, Only, OnlyIf, Options
+from actuators.store import LOCK_TIMEOUT_S
 from tuning.steering.options import GuardOptions
 
 if TYPE_CHECKING:
@@ -147,8 +148,10 @@ def _is_loopback(host: str) -> bool:
 
 def _token(options: ServeOptions) -> str:
     path = token_file(options)
-    if options.token_file is None and not path.exists():
-        write_private(path, secrets.token_urlsafe(24))
+    if options.token_file is None:
+        with exclusive(path.with_name(".token.lock"), LOCK_TIMEOUT_S):
+            if not path.exists():
+                write_private(path, secrets.token_urlsafe(24))
     try:
         token = path.read_text().strip()
     except OSError as error:

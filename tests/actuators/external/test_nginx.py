@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.http_client import http_session
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
+from tests.support.disasters import full, small_disk
 from tests.support.http_server import ScriptedServer
 from tests.support.nginx_site import answer
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -112,6 +115,58 @@ def test_weights_are_set_in_place_and_in_force(external: External) -> None:
     assert left == [".nginx.conf.deepsched-lock"]
     with pytest.raises(ActuationError, match="takes weights"):
         nginx.apply(ServiceTimes(nginx.topology, np.ones((1, 4)), np.ones(4)))
+
+
+def test_mode_acl_and_attributes_of_a_changed_file_are_kept(external: External) -> None:
+    """An ACL that lets the user 65534 read, besides the owner and the group."""
+    entries = [(1, 6, -1), (2, 4, 65534), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(external.site, "user.origin", b"ansible")
+    os.setxattr(external.site, "system.posix_acl_access", acl)
+    before = {name: os.getxattr(external.site, name) for name in os.listxattr(external.site)}
+    mode = external.site.stat().st_mode
+    ExternalNginx(external.options).apply(weights(ExternalNginx(external.options), 5, 3, 2, 1))
+    assert {name: os.getxattr(external.site, name) for name in os.listxattr(external.site)} == before
+    assert set(before) >= {"user.origin", "system.posix_acl_access"}
+    assert external.site.stat().st_mode == mode
+
+
+@pytest.mark.parametrize("name", ["nginx.conf", "sites/app"])
+def test_a_file_with_hard_links_is_refused_by_name(external: External, name: str) -> None:
+    nginx, before = ExternalNginx(external.options), external.site.read_bytes()
+    os.link(external.folder / name, external.folder / "other-name")
+    with pytest.raises(ActuationError, match="has 2 hard links") as refused:
+        nginx.apply(weights(nginx, 5, 3, 2, 1))
+    assert refused.value.where == str(external.folder / name)
+    assert external.site.read_bytes() == before
+
+
+def test_links_to_one_configuration_have_one_lock(external: External) -> None:
+    link = external.folder / "linked.conf"
+    link.symlink_to("nginx.conf")
+    linked = ExternalNginx(external.options.model_copy(update={"config": link}))
+    assert linked.apply(weights(linked, 5, 3, 2, 1)).changed
+    assert link.is_symlink()
+    assert [path.name for path in external.folder.glob("*lock")] == [".nginx.conf.deepsched-lock"]
+
+
+@pytest.mark.usefixtures("root_only")
+def test_a_full_disk_and_a_read_only_one_are_said_in_words(external: External, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        shutil.move(external.site, disk / "app")
+        external.site.symlink_to(disk / "app")
+        nginx, before = ExternalNginx(external.options), external.site.read_bytes()
+        with full(disk), pytest.raises(ActuationError, match="No space left on device") as refused:
+            nginx.apply(weights(nginx, 5, 3, 2, 1))
+        assert "make room" in refused.value.remedy
+        assert refused.value.where.startswith(f"{disk}/")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
+        with pytest.raises(ActuationError, match="Read-only file system") as refused:
+            nginx.apply(weights(nginx, 5, 3, 2, 1))
+        assert "for writing" in refused.value.remedy
+        assert external.site.read_bytes() == before
+        external.site.unlink()
+        external.site.write_bytes(before)
 
 
 def test_a_refused_configuration_changes_nothing(external: External) -> None:

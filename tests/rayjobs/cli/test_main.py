@@ -1,5 +1,6 @@
 """The command line: verbs by name, flags from options, one line per user error, signals as interrupts."""
 
+import errno
 import gc
 import os
 import re
@@ -162,6 +163,21 @@ def test_signals_are_given_back_when_all_went_well() -> None:
 def test_sigterm_while_ray_holds_the_handler_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_verb(verb_that(lambda options: sys.exit(int(signal.SIGTERM))), ["Ada"]) == 143
     assert "ended by SIGTERM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(OSError(errno.ENOSPC, "No space left on device", "/runs/a"), "No space left on device (/runs/a); make room"),
+     (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room"),
+     (OSError(errno.EROFS, "Read-only file system", "/runs"), "Read-only file system (/runs); mount")],
+)  # fmt: skip
+def test_a_full_or_read_only_disk_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(options: GreetOptions) -> int:
+        raise error
+
+    assert run_verb(verb_that(run), ["Ada"]) == 2
+    assert f"deepsched greet: {line}" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
 
 
 def test_signals_can_be_claimed_back() -> None:

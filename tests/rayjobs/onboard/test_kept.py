@@ -31,21 +31,24 @@ def filled(folder: Path) -> Kept:
 def test_a_second_call_has_everything(tmp_path: Path) -> None:
     filled(tmp_path / "new")
     again = Kept(tmp_path / "new", options())
-    assert [again.result(step) for step in STEPS] == [{"of": step} for step in STEPS]
+    with again.locked():
+        assert [again.result(step) for step in STEPS] == [{"of": step} for step in STEPS]
     assert again.restarted == ""
 
 
 def test_other_options_begin_again_at_their_step_and_say_so(tmp_path: Path) -> None:
     filled(tmp_path / "new")
     again = Kept(tmp_path / "new", options(fit__number=2))
-    assert [step for step in STEPS if again.result(step)] == ["preflight", "watch"]
+    with again.locked():
+        assert [step for step in STEPS if again.result(step)] == ["preflight", "watch"]
     assert again.restarted == "number was 1 and is 2: begins again at 'fit'"
 
 
 def test_another_system_is_refused_and_nothing_is_forgotten(tmp_path: Path) -> None:
     filled(tmp_path / "new")
-    with pytest.raises(ConfigError, match="another system: number was 1, now 2"):
-        Kept(tmp_path / "new", options(preflight__number=2))
+    other = Kept(tmp_path / "new", options(preflight__number=2))
+    with pytest.raises(ConfigError, match="another system: number was 1, now 2"), other.locked():
+        pass
     assert Kept(tmp_path / "new", options()).result("judge") is not None
 
 
@@ -64,13 +67,16 @@ def test_the_folder_is_private_and_a_folder_of_something_else_is_left_alone(tmp_
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
     kept = filled(tmp_path / "new")
     (kept.place / "fit.json").write_text('{"options": {')
-    with pytest.raises(DataError, match=r"not a step of an onboarding.*fit\.json"):
-        Kept(tmp_path / "new", options())
+    with pytest.raises(DataError, match=r"not a step of an onboarding.*fit\.json"), kept.locked():
+        pass
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     first, second = filled(tmp_path / "new"), Kept(tmp_path / "new", options())
     with first.locked(), pytest.raises(ConfigError, match="another onboarding is running"), second.locked():
+        pass
+    other = Kept(tmp_path / "new", options(watch__number=2))
+    with first.locked(), pytest.raises(ConfigError, match="another onboarding is running"), other.locked():
         pass
     with second.locked():
         assert second.result("judge") is not None

@@ -6,13 +6,19 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from actuators.errors import ConfigError
 from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import free_port
+from rayjobs.serve.__main__ import serving
+from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.folder import SteerFolder
 from tests.support.served import Served, served_bundles
 from tests.support.steering_cases import recorded, trained_bundle
@@ -51,6 +57,20 @@ def test_logs_are_json_lines_and_another_start_serves_its_own_bundle(tmp_path: P
         described = again.get("/v1/policy").json()
         assert described["folder"].endswith("first")
         assert described["previous"] is None
+
+
+def test_two_starts_in_one_folder_have_one_token_and_the_second_is_refused(tmp_path: Path) -> None:
+    trained_bundle().save(tmp_path / "bundle")
+    options = ServeOptions(bundle=tmp_path / "bundle", front="uvicorn", port=0, folder=tmp_path / "state")
+    with ThreadPoolExecutor(8) as pool:
+        tokens = {settings.rules.token for settings in pool.map(make_settings, [options] * 8)}
+    assert tokens == {(tmp_path / "state" / "token").read_text()}
+    settings = make_settings(options)
+    with serving(options, settings):
+        with pytest.raises(ConfigError, match="another `deepsched serve` runs here"), serving(options, settings):
+            pass
+    with serving(options, settings) as address:
+        assert responds(f"http://{address}/healthz")
 
 
 def test_prometheus_sees_answers_refusals_and_the_controllers_guards(tmp_path: Path) -> None:
