@@ -66,9 +66,9 @@ def test_two_starts_in_one_folder_have_one_token_and_the_second_is_refused(tmp_p
         tokens = {settings.rules.token for settings in pool.map(make_settings, [options] * 8)}
     assert tokens == {(tmp_path / "state" / "token").read_text()}
     settings = make_settings(options)
-    with serving(options, settings):
-        with pytest.raises(ConfigError, match="another `deepsched serve` runs here"), serving(options, settings):
-            pass
+    refused = pytest.raises(ConfigError, match="another `deepsched serve` runs here")
+    with serving(options, settings), refused, serving(options, settings):
+        pass
     with serving(options, settings) as address:
         assert responds(f"http://{address}/healthz")
 
