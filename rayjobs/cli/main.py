@@ -157,7 +157,7 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
         release_signals()
 
 
-def _of_the_machine(error: Exception) -> str | None:
+def _of_the_machine(error: Exception) -> object | None:
     """What the machine lacks, in words: memory, an extra, room on a disk; None for any other error."""
     if isinstance(error, MemoryError):
         return "out of memory; use smaller or fewer values, or a larger machine"
