@@ -73,6 +73,8 @@ class LocalRay:
                 sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
                 f"--include-dashboard={str(dashboard_port is not None).lower()}", "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={dashboard_port or 0}", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+                # Nothing scales this head, and no driver prints its workers' lines: two processes fewer.
+                "--no-monitor", "--include-log-monitor=false",
                 f"--num-cpus={cpus or os.cpu_count()}", f"--resources={json.dumps(resources)}",
                 f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.folder / _RAY}",
             ],
