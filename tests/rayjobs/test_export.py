@@ -9,8 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
+from rayjobs.cli.config import load_options
 from rayjobs.cli.main import main
-from rayjobs.export import export_onnx
+from rayjobs.export import VERB, export_onnx
+from tests.support.option_reads import OptionReads
 from tests.support.steering_cases import trained_bundle
 
 
@@ -23,6 +25,14 @@ def test_onnx_answers_as_torch(tmp_path: Path) -> None:
     wanted = bundle.net(torch.from_numpy(rows))[0].detach().numpy()
     assert session.run(None, {"rows": rows})[0] == pytest.approx(wanted, abs=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "policy.onnx"]
+
+
+def test_every_option_is_read(tmp_path: Path) -> None:
+    trained_bundle().save(tmp_path / "bundle")
+    flags = {"bundle": tmp_path / "bundle", "out": tmp_path / "policy.onnx"}
+    with OptionReads(load_options(VERB.options, assignments=["checks=1"], flags=flags)) as reads:
+        assert VERB.run(reads.options) == 0
+    assert reads.unread() == []
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from actuators.contract.control import Weights
 from actuators.errors import ConfigError
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
-from rayjobs import calibrate, collect, doctor, encoder, export, load, park, service, weights
+from rayjobs import calibrate, collect, doctor, encoder, load, park, service, weights
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from rayjobs.dashboards.__main__ import VERB as DASHBOARDS
@@ -122,9 +122,8 @@ def test_a_single_answer_reads_its_guards() -> None:
     assert [path for path in reads.unread() if path.startswith("guards.")] == []
 
 
-def test_dashboards_and_export(bundle: Path, tmp_path: Path) -> None:
+def test_dashboards(tmp_path: Path) -> None:
     assert unread(DASHBOARDS, out=tmp_path / "dashboards") == []
-    assert unread(export.VERB, "checks=1", bundle=bundle, out=tmp_path / "policy.onnx") == []
 
 
 def test_calibrate_and_encoder(bundle: Path, tmp_path: Path) -> None:
