@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo lint check test drills bench docs run doctor clean
+.PHONY: help setup demo lint check test drills fuzz bench docs run doctor clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -50,6 +50,9 @@ test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
 	@./rayjobs/setup.sh tests
 	@exec $(BIN)/pytest -m slow $(ARGS)
+
+fuzz: $(STAMP) ## each reader of files and documents under atheris; FUZZ_S=900 seconds each (60), ARGS="scenario vts" some
+	@exec $(BIN)/python -m tests.support.fuzz $(ARGS)
 
 bench: $(STAMP) ## measures what has a number; BENCH=load one of them, BENCH_QUICK=1 in under 60 s each
 	@./rayjobs/setup.sh bench

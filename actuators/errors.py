@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from actuators.credentials import without_credentials
 
+_LONGEST = 800
+
 
 class DeepSchedError(Exception):
     """Base class of all of them. Credentials of URLs are taken out of all texts.
@@ -22,7 +24,7 @@ class DeepSchedError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", evidence: str = "") -> None:
-        self.what, self.where = without_credentials(what), without_credentials(where)
+        self.what, self.where = without_credentials(_shortened(what)), without_credentials(_shortened(where))
         self.remedy, self.evidence = without_credentials(remedy), without_credentials(evidence)
         super().__init__(self.what, self.where, self.remedy, self.evidence)
 
@@ -94,6 +96,11 @@ def closest(name: str, candidates: Iterable[str]) -> str:
     names = sorted(candidates)
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else f"expected one of: {', '.join(names)}"
+
+
+def _shortened(text: str) -> str:
+    """Without the middle of what is too long to be read, as a value of a million characters that a file holds."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
 
 
 def _rebuild(cls: type[DeepSchedError], what: str, where: str, remedy: str, evidence: str) -> DeepSchedError:

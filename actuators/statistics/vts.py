@@ -335,17 +335,24 @@ def parse(document: Mapping[str, Any]) -> Snapshot:
 
 
 def _name_the_server(document: Mapping[str, Any]) -> None:
-    """Raises StatusError for the first group or server that is not of vts, with its name."""
+    """Raises StatusError for the first group, server or zone that is not of vts, with its name."""
     zones = document.get("upstreamZones")
     for group, entries in zones.items() if isinstance(zones, Mapping) else ():
-        for entry in entries if isinstance(entries, Sequence) else ():
-            try:
-                msgspec.convert(entry, RecordedCounters)
-            except msgspec.MsgspecError as error:
-                what, _, where = str(error).partition(" - at ")
-                name = entry.get("server") if isinstance(entry, Mapping) else None
-                place = f"{where.strip('`$.')} of server {_shown(name)} in group {_shown(group)}"
-                raise _not_vts(what, place.removeprefix(" of ")) from error
+        _check_entry(entries, list[Any], f"group {_shown(group)}")
+        for entry in entries:
+            name = entry.get("server") if isinstance(entry, Mapping) else None
+            _check_entry(entry, RecordedCounters, f"server {_shown(name)} in group {_shown(group)}")
+    zones = document.get("serverZones")
+    for name, zone in zones.items() if isinstance(zones, Mapping) else ():
+        _check_entry(zone, _ServerZone, f"server zone {_shown(name)}")
+
+
+def _check_entry(entry: Any, kind: Any, owner: str) -> None:
+    try:
+        msgspec.convert(entry, kind)
+    except msgspec.MsgspecError as error:
+        what, _, where = str(error).partition(" - at ")
+        raise _not_vts(what, f"{where.strip('`$.')} of {owner}".removeprefix(" of ")) from error
 
 
 def _shown(name: Any) -> str:

@@ -132,6 +132,8 @@ def windows_topology(snapshots: Sequence[Snapshot], chosen: Sequence[str] = ()) 
     wanted = [name for name in shown if (not chosen or name in chosen) and name not in left_out]
     if not wanted:
         what = "; ".join(f"{name} {why}" for name, why in left_out.items()) or "there is no upstream group"
+        if len(snapshots) == 1:
+            raise DataError("one reading makes no window", where="snapshots", remedy="record for a minute or more")
         raise DataError(f"nothing to learn from: {what}", where="snapshots", remedy="record under load")
     groups = [group_of(name, _servers(name, snapshots)) for name in wanted]
     types = [group.request_type for group in groups]

@@ -54,6 +54,24 @@ class ReplayCounts:
     response_ms: FloatArray
 
 
+def _too_few(windows: Sequence[Window], usable: int) -> DataError:
+    """What most of the windows lack, and what helps."""
+    faults = Counter(
+        fault.kind for window in windows for fault in {fault.kind: fault for fault in window.faults}.values()
+    )
+    most = f"record {MIN_WINDOWS + 1} or more readings"
+    if not windows:
+        return DataError("one reading makes no window", where="snapshots", remedy=most)
+    if not faults or faults.most_common(1)[0][1] < len(windows) / 2:
+        return DataError(f"{usable} usable windows", where="snapshots", remedy=f"record {MIN_WINDOWS} or more")
+    kind, count = faults.most_common(1)[0]
+    fault = next(fault for window in windows for fault in window.faults if fault.kind == kind)
+    place = f" (server {fault.server} in group {fault.group})" if fault.server else ""
+    remedy = "record again, in order, with one NGINX whose clock goes on" if kind == "gap" else most
+    what = f"{count} of {len(windows)} windows cannot be used: {fault.detail}{place}"
+    return DataError(what, where="snapshots", remedy=remedy)
+
+
 def gather(windows: Sequence[Window], topology: Topology) -> Evidence:
     """The usable windows as arrays.
 
@@ -61,16 +79,17 @@ def gather(windows: Sequence[Window], topology: Topology) -> Evidence:
         DataError: fewer than 12 usable windows, no histogram in them, or a group without requests.
     """
     usable = [window for window in windows if window.usable and window.duration_s > 0]
+    if len(usable) < MIN_WINDOWS:
+        raise _too_few(windows, len(usable))
     bounds = Counter(window.bounds_ms for window in usable if window.bounds_ms)
     if not bounds:
         remedy = "record with vts' histogram buckets (vhost_traffic_status_histogram_buckets)"
-        raise DataError(
-            f"none of {len(windows)} windows is usable and has a histogram", where="snapshots", remedy=remedy
-        )
+        raise DataError(f"none of {len(usable)} usable windows has a histogram", where="snapshots", remedy=remedy)
     common = bounds.most_common(1)[0][0]
     kept = [window for window in usable if window.bounds_ms == common]
     if len(kept) < MIN_WINDOWS:
-        raise DataError(f"{len(kept)} usable windows", where="snapshots", remedy=f"record {MIN_WINDOWS} or more")
+        what = f"{len(kept)} usable windows with the same histogram buckets"
+        raise DataError(what, where="snapshots", remedy=f"record {MIN_WINDOWS} or more without changing them")
     counts, durations_s = counts_of(kept)
     silent = [group.name for group, n in zip(topology.groups, counts.sum(axis=0), strict=True) if n == 0]
     if silent:

@@ -87,7 +87,7 @@ def test_killing_make_ends_the_program_cleanly(demo: "subprocess.Popen[str]") ->
 def test_help_names_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "help", "setup", "demo", "lint", "check", "test", "drills", "bench", "docs", "run", "doctor", "clean",
+        "help", "setup", "demo", "lint", "check", "test", "drills", "fuzz", "bench", "docs", "run", "doctor", "clean",
     ]  # fmt: skip
 
 

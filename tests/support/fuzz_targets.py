@@ -1,7 +1,6 @@
-"""Coverage-guided fuzzing (atheris) of what comes from outside: vts documents, snapshot files, NGINX configurations.
+"""Coverage-guided fuzzing (atheris) of what comes from outside; `make fuzz` runs every target (`tests.support.fuzz`).
 
-Run: ``python -m tests.support.fuzz_targets {vts,fields,config} CORPUS -max_total_time=600``; it needs
-``pip install atheris``.
+``python -m tests.support.fuzz_targets NAME CORPUS -max_total_time=600`` runs one of them.
 An empty CORPUS folder is given seeds first: from random bytes hardly a JSON object or an upstream ever comes.
 A crash, a hang, an error that is not of our family, or a wrong number ends the run.
 """
@@ -20,7 +19,7 @@ import atheris
 
 from tests.support.paths import VTS
 
-with atheris.instrument_imports(include=["actuators"]):
+with atheris.instrument_imports(include=["actuators", "envs", "tuning", "rayjobs", "yaml"]):
     from actuators.contract.topology import social_network
     from actuators.errors import DeepSchedError
     from actuators.external.config_editor import ServerEdit, edit_file
@@ -28,6 +27,7 @@ with atheris.instrument_imports(include=["actuators"]):
     from actuators.statistics.recording import from_json, to_json
     from actuators.statistics.vts import Snapshot, parse, parse_json
     from actuators.statistics.windows import difference
+    from tests.support.readers import READERS, attempt
 
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
 RECORDED = [json.loads(path.read_text()) for path in sorted(VTS.glob("*.json"))]
@@ -149,15 +149,10 @@ http {
 
 
 def seeds(target: str) -> list[bytes]:
-    """What a corpus begins with: one group of every recorded document, or configurations."""
+    """What a corpus begins with."""
     if target == "config":
         return list(CONFIGS)
-    short = []
-    for document in RECORDED:
-        for name, entries in document["upstreamZones"].items():
-            kept = [{key: value for key, value in entry.items() if not key.endswith("Msecs")} for entry in entries[:2]]
-            short.append({**document, "serverZones": {}, "upstreamZones": {name: kept}})
-    return [json.dumps(one, separators=(",", ":")).encode() for one in short]
+    return READERS["vts" if target in CHECKED else target].seeds()
 
 
 def plant(target: str, arguments: list[str]) -> None:
@@ -172,9 +167,17 @@ def bare(text: bytes) -> bytes:
     return re.sub(rb"\s*(\bdown\b|\bweight=\d+)", b"", text)
 
 
-if __name__ == "__main__":
+CHECKED = {"vts": vts, "fields": fields, "config": config}
+"""Targets that also check what was read."""
+
+
+def main() -> None:
     name = sys.argv.pop(1)
-    target = {"vts": vts, "fields": fields, "config": config}[name]
     plant(name, sys.argv[1:])
-    atheris.Setup(sys.argv, target)
+    target = CHECKED[name] if name in CHECKED else lambda data: attempt(READERS[name], data)
+    atheris.Setup(sys.argv, lambda data: target(data) and None)
     atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

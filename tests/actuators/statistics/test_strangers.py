@@ -49,6 +49,22 @@ def test_an_error_names_group_server_and_field(field: str, value: Any) -> None:
         parse(doc)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"upstreamZones": {"app": 3}}, r"got `int` (group app)"),
+        ({"upstreamZones": {"app": [3]}}, r"server (NoneType) in group app"),
+        ({"serverZones": {"shop": {"requestCounter": "x"}}}, r"requestCounter of server zone shop"),
+        ({"serverZones": {"shop": 3}}, r"(server zone shop)"),
+    ],
+)
+def test_an_error_names_the_group_or_zone(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        parse({**document("after_load"), **change})
+    assert said in str(caught.value)
+    assert "[...]" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800", "a\nb", "a\x1b[31m"])
 def test_names_that_no_message_can_show_are_refused(name: str) -> None:
     for doc in (broken("server", name), {**document("after_load"), "upstreamZones": {name: []}}):

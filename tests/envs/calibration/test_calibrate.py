@@ -142,8 +142,16 @@ def test_windows_without_numbers_are_not_fitted() -> None:
     assert (len(evidence.windows), evidence.left_out) == (20, 5)
     with pytest.raises(DataError, match="11 usable windows"):
         gather(good[:11], TOPOLOGY)
-    with pytest.raises(DataError, match="is usable and has a histogram"):
+    with pytest.raises(DataError, match=r"5 of 5 windows cannot be used: nothing read .*clock goes on"):
         gather(bad, TOPOLOGY)
+    gone = [replace(w, faults=(Fault("missing_server", "it is gone", "home", "b:1"),)) for w in good]
+    with pytest.raises(DataError, match=r"20 of 20 windows cannot be used: it is gone \(server b:1 in group home\)"):
+        gather(gone, TOPOLOGY)
+    plain = [replace(w, bounds_ms=(), latency_histogram=w.latency_histogram[..., :1]) for w in good]
+    with pytest.raises(DataError, match="none of 20 usable windows has a histogram"):
+        gather(plain, TOPOLOGY)
+    with pytest.raises(DataError, match="one reading makes no window"):
+        gather([], TOPOLOGY)
     silent = [replace(w, requests=w.requests * np.array([[1], [0], [1]])) for w in good]
     with pytest.raises(DataError, match="home_read_backend"):
         gather(silent, TOPOLOGY)
