@@ -127,7 +127,7 @@ def file_cases() -> Iterator[tuple[str, Spoil]]:
     for number, text in enumerate(ODD_DESCRIPTIONS):
         yield f"{DESCRIPTION} text #{number}", partial(_write, DESCRIPTION, text)
     yield f"{ENCODER} packed by bzip2", partial(_write_zeros, zipfile.ZIP_BZIP2, 2**20)
-    yield f"{ENCODER} small, and large when unpacked", partial(_write_zeros, zipfile.ZIP_DEFLATED, 300 * 2**20)
+    yield f"{ENCODER} small, and large when unpacked", partial(_write_zeros, zipfile.ZIP_DEFLATED, 100 * 2**20)
     yield f"{ENCODER} declares more than it holds", _write_false_header
     yield f"{ENCODER} encrypted", _mark_encrypted
     for number, header in enumerate(ODD_HEADERS):
