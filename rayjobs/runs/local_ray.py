@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,6 +34,8 @@ PREFIX = "deepsched-ray-"
 _BELOW_BYTES = len(PREFIX) + 8 + len("/ray/session_2026-11-29_12-00-00_000000_4194304/sockets/plasma_store")
 """Of the longest path of a socket of Ray, below the folder for temporary folders."""
 _RAY, _ADDRESS = "ray", "ray_current_cluster"
+_BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable, named after the systems where it is off by default; it works on Linux (ray 2.60)."""
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": str(round(START_TIMEOUT_S)),
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(round(START_TIMEOUT_S)),
@@ -63,6 +66,7 @@ class LocalRay:
         self, testbeds: int = 1, servers: int = 3, cpus: int | None = None, dashboard_port: int | None = None
     ) -> None:
         self.folder = _made_folder(_BELOW_BYTES)
+        write_private(self.folder / "token", secrets.token_hex(32))
         self.environment = _environment(self.folder)
         self._watch: _Watch | None = None
         resources = {"proxy": testbeds, "client": testbeds, "server": testbeds * servers}
@@ -184,6 +188,7 @@ def socket_folder(below: int) -> Iterator[Path]:
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
     """Makes this process a driver of the Ray at that address, with the authentication of the environment."""
+    _take_environment()
     _connect(address)
     try:
         yield
@@ -215,7 +220,7 @@ def running_heads() -> list[Path]:
 @contextlib.contextmanager
 def joined(folder: Path) -> Iterator[None]:
     """Makes this process another driver of the head in that folder for the block."""
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    environment = _environment(folder)
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
@@ -239,6 +244,8 @@ def _address(folder: Path) -> str:
 
 def _take_environment() -> None:
     """Ray reads its environment when it is imported, which may have been before now (ray 2.60)."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    constants.ENABLE_RAY_CLUSTER = os.environ.get(_BEYOND_LOOPBACK) != "0"
     raylet = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
@@ -255,11 +262,12 @@ def _connect(address: str) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    token = folder / "token"
-    write_private(token, secrets.token_hex(32))
+    """What every process of the head in that folder needs, drivers too."""
     return {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        # Its node is then 127.0.0.1, and all that listens is bound to it (docs/ray-facts.md#ports).
+        _BEYOND_LOOPBACK: "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         # More threads than cores make small networks many times slower (docs/ray-facts.md#threads).
         "OMP_NUM_THREADS": "1",

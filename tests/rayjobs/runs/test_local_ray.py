@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import signal
 import stat
@@ -10,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actuators.files import is_own_folder, socket_place
@@ -73,6 +76,21 @@ def test_sockets_lie_where_their_paths_fit(tmp_path: Path, monkeypatch: pytest.M
     assert socket_place(room + 1) == Path("/tmp")
 
 
+def listeners(marker: str) -> set[str]:
+    """Names of the programs with that marker that listen, all of them on loopback only."""
+    found: set[str] = set()
+    for pid in processes_with(marker):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            for socket in process.net_connections("inet"):
+                if socket.status == psutil.CONN_LISTEN:
+                    address = ipaddress.ip_address(socket.laddr.ip)
+                    address = getattr(address, "ipv4_mapped", None) or address
+                    assert address.is_loopback, (process.name(), socket.laddr)
+                    found.add(process.name())
+    return found
+
+
 @pytest.mark.ray
 def test_a_head_is_private_in_a_folder_with_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray itself opens its folder to all users."""
@@ -87,6 +105,7 @@ def test_a_head_is_private_in_a_folder_with_a_long_name(tmp_path: Path, monkeypa
             head.wait_ready(lambda: head.folder in running_heads())
             assert is_own_folder(head.folder)
             assert stat.S_IMODE(head.folder.stat().st_mode) == 0o700
+            assert listeners(f"{head.folder}/") >= {"gcs_server", "raylet"}
             for path in (head.folder / "token", head.folder / "owner", head.folder / "head.log"):
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         finally:
