@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayjobs.serve.intake import Intake, Refused
 
-OPEN = frozenset({"/", "/page.js", "/charts.js", "/page.css", "/docs", "/api.js", "/healthz"})
+OPEN = frozenset({"/", "/page.js", "/charts.js", "/parts.js", "/page.css", "/docs", "/api.js", "/healthz"})
 """Paths without data, served without a token."""
 CHANGES = frozenset({"/v1/bundles", "/v1/orders"})
 """Paths that always need the token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -199,7 +200,11 @@ def test_beyond_loopback_everything_needs_the_token(tmp_path: Path) -> None:
     for public in served_bundles(tmp_path, "uvicorn", "0.0.0.0"):
         for path in ("/v1/policy", "/v1/live", "/metrics", "/openapi.json", "/v1/live/events"):
             assert public.get(path).status_code == 401
-        assert public.get("/").status_code == 200
+        page = public.get("/")
+        assert page.status_code == 200
+        parts = re.findall(r'<(?:script|link)[^>]*(?:src|href)="(/[^"]*)"', page.text)
+        assert len(parts) >= 4
+        assert [path for path in parts if not public.get(path).ok] == []
         assert public.get("/v1/policy", public.token).status_code == 200
         assert public.post("/v1/weights", {}).status_code == 401
 
