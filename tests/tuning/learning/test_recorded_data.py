@@ -82,5 +82,5 @@ def test_fewer_steps_than_a_batch_are_repeated(tmp_path: Path) -> None:
 
 def test_cql_that_would_only_imitate_is_refused() -> None:
     with pytest.raises(ValueError, match="40000 steps in batches of 1200 are 33 gradient steps"):
-        TrainingOptions(algorithm=AlgorithmOptions(name="cql"))
-    TrainingOptions(algorithm=AlgorithmOptions(name="cql", batch_steps=64))
+        TrainingOptions(algorithm=AlgorithmOptions(name="cql", batch_steps=1200))
+    TrainingOptions(algorithm=AlgorithmOptions(name="cql"))
