@@ -123,7 +123,7 @@ class LearningOptions(Options):
 
     steps: int = Field(default=40_000, ge=1)
     """Environment steps on simulated testbeds."""
-    environments: int = Field(default=24, ge=1)
+    environments: int = Field(default=24, ge=1, le=4096)
     """Simulated testbeds that are advanced together."""
     threads: Annotated[int, Only(algorithm__name=ONLINE)] = Field(default=2, ge=1)
     """Threads that simulate; what is learned does not depend on it."""

@@ -33,7 +33,7 @@ from tuning.learning.rl_module import (
     EquivariantSAC,
     EquivariantTargetModule,
 )
-from tuning.options import AlgorithmName, AlgorithmOptions, ModelOptions
+from tuning.options import ON_POLICY, AlgorithmName, AlgorithmOptions, ModelOptions
 
 
 class ConservativeLearner(CQLTorchLearner):
@@ -52,6 +52,8 @@ class ConservativeLearner(CQLTorchLearner):
 
 TIMEOUT_SLACK_S = 60.0
 REPLAY_BATCH = 256
+BATCH_TOLERANCE = 0.1
+"""How far RLlib lets a collected batch differ from the wanted one."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,17 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
     """Configuration of an algorithm that samples in the calling process: starting an env runner takes 10 s.
 
     Raises:
-        ConfigError: see `check`.
+        ConfigError: see `check`; or the batches are no multiples of the environments.
     """
     check(options, setting.action)
     make, module = _BUILDERS[options.name]
     fragment = max(options.batch_steps // setting.num_envs, 1)
+    if options.name in ON_POLICY and abs(fragment * setting.num_envs / options.batch_steps - 1) > BATCH_TOLERANCE:
+        raise ConfigError(
+            f"{setting.num_envs} environments cannot collect a batch of {options.batch_steps} steps in whole steps",
+            where="training.algorithm.batch_steps",
+            remedy="set a multiple of training.environments",
+        )
     config = (
         make(options)
         .environment(setting.environment, env_config=setting.env_config)

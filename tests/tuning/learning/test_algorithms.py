@@ -164,6 +164,12 @@ def test_a_policy_trained_with_three_servers_serves_five_and_twelve(tmp_path: Pa
         assert ratio.index < 1.03
 
 
+def test_a_batch_that_the_environments_cannot_collect_is_refused(tmp_path: Path) -> None:
+    chosen = options("ppo", 96).model_copy(update={"environments": 1000})
+    with pytest.raises(ConfigError, match="1000 environments cannot collect a batch of 96 steps"):
+        trained(observed().problem, chosen, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "action", "words"),
     [
