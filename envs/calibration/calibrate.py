@@ -19,7 +19,7 @@ from envs.calibration.options import CalibrateOptions
 from envs.calibration.replay import Evidence, Replay, ReplayCounts, gather, within_limits
 from envs.calibration.result import Calibration, HeldOutComparison, RecordingSummary, ResponseTimes
 from envs.observation.deadlines import response_deviation_s
-from envs.observation.features import quantile_s
+from envs.observation.features import quantile_s, tail_quantile_s
 
 BLOCK_WINDOWS = 5
 
@@ -89,7 +89,8 @@ def calibrate(
 def compare(evidence: Evidence, answers: ReplayCounts, weights: FloatArray) -> tuple[HeldOutComparison, ...]:
     """Compares simulated with live answers in the weighted windows: a row per group, each followed by its servers.
 
-    Rows with fewer than 20 live requests are left out. p50 and p99 are interpolated linearly inside a bucket.
+    Rows with fewer than 20 live requests are left out. Inside a bucket, p50 is interpolated linearly and p99 as a tail
+    that decays exponentially.
     """
     topology, rows = evidence.topology, []
     live = [np.tensordot(weights, a, 1) for a in (evidence.histogram, evidence.requests, evidence.response_ms)]
@@ -163,7 +164,8 @@ def _figures(
 ) -> tuple[float, float, float]:
     """Mean, p50 and p99 in ms of histogram, requests and response times summed over these servers."""
     histogram, requests, total_ms = (array[group, servers].sum(axis=0) for array in counted)
-    p50, p99 = (1e3 * float(quantile_s(histogram.astype(np.int64), bounds_ms, q)) for q in (0.5, 0.99))
+    counts = histogram.astype(np.int64)
+    p50, p99 = (1e3 * float(found(counts, bounds_ms, q)) for found, q in ((quantile_s, 0.5), (tail_quantile_s, 0.99)))
     return float(total_ms / max(requests, 1)), p50, p99
 
 

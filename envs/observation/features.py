@@ -115,6 +115,26 @@ def quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile:
     return np.where(total > 0, value, 0.0)[..., 0]
 
 
+def tail_quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quantile: float) -> FloatArray:
+    """The same, exponential inside a bucket, as the tails of response times are.
+
+    Bounds are often far apart. Where 0.9 % of the answers lie above 100 ms and none above 250 ms, or 1.3 %, the 99th
+    percentiles differ little; linear interpolation makes 99 ms and 135 ms of them.
+    """
+    if not bounds_ms:
+        return np.zeros(histogram.shape[:-1])
+    lower, upper = bucket_values_s(bounds_ms)
+    total = histogram.sum(axis=-1, keepdims=True)
+    wanted, above = (1.0 - quantile) * np.maximum(total, 1), total - np.cumsum(histogram, axis=-1)
+    column = np.argmax(above <= wanted, axis=-1)[..., None]
+    # Half a request: where the tail ends is unknown.
+    after = np.maximum(np.take_along_axis(above, column, axis=-1), 0.5)
+    before = np.maximum(np.take_along_axis(above + histogram, column, axis=-1), wanted)
+    fraction = np.log(before / wanted) / np.maximum(np.log(before / np.minimum(after, before)), 1e-9)
+    value = lower[column] + np.minimum(fraction, 1.0) * (upper[column] - lower[column])
+    return np.where(total > 0, value, 0.0)[..., 0]
+
+
 def group_features(counters: Counters, duration_s: float) -> FloatArray:
     """``[..., groups]``: log of (1 + requests per second) / 6, about 1 at 400 requests per second."""
     rate_rps = counters.requests.sum(axis=-1) / max(duration_s, 1e-3)

@@ -12,7 +12,7 @@ import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
 from envs.observation.deadlines import late_requests
-from envs.observation.features import quantile_s
+from envs.observation.features import quantile_s, tail_quantile_s
 from tuning.steering.options import current_mode
 from tuning.steering.window_json import histogram_of
 
@@ -183,8 +183,9 @@ class _Seen:
         counts = histogram_of(window)
         if not bounds:
             return _Nothing()
-        p50_ms, p99_ms = (1e3 * quantile_s(counts, bounds, q) for q in (0.5, 0.99))
-        group_p50_ms, group_p99_ms = (1e3 * quantile_s(counts.sum(axis=1), bounds, q) for q in (0.5, 0.99))
+        of_group = counts.sum(axis=1)
+        p50_ms, group_p50_ms = (1e3 * quantile_s(each, bounds, 0.5) for each in (counts, of_group))
+        p99_ms, group_p99_ms = (1e3 * tail_quantile_s(each, bounds, 0.99) for each in (counts, of_group))
         late = late_requests(counts, bounds, np.array(deadlines_ms) / 1e3)
         return cls(p50_ms, p99_ms, late, counts.sum(axis=-1), group_p50_ms, group_p99_ms)
 
