@@ -1,7 +1,7 @@
 """Fits the simulator to observed windows by the simulated likelihood of NGINX's histograms; bootstrap over windows.
 
-Given workers, cv and overhead, the service times follow from the mean response times (a fixed point of the
-simulator). Workers, cv and overhead are searched for the most likely histograms.
+Given workers, the distribution of service times, its cv and the overhead, the service times follow from the mean
+response times (a fixed point of the simulator). Those four are searched for the most likely histograms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
+from actuators.contract.script import ServiceDistribution
 from envs.calibration.options import FitOptions
 from envs.calibration.replay import Evidence, Replay, ReplayCounts
 from envs.calibration.result import Parameters
@@ -45,6 +46,7 @@ class SearchPoint(NamedTuple):
     workers: int
     service_cv: float
     overhead_ms: float
+    service_distribution: ServiceDistribution = "lognormal"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int)
     target = _Target(evidence, weights)
     workers = [options.workers] if options.workers else target.first_workers()
     start_ms = np.maximum(0.6 * target.mean_ms, LEAST_SERVICE_MS)
-    starts = [SearchPoint(count, 1.0, 0.5 * target.fastest_ms) for count in workers]
+    starts = [
+        SearchPoint(count, 1.0, part * target.fastest_ms, distribution)
+        for distribution, part in (("lognormal", 0.5), ("exponential", 0.0))
+        for count in workers
+    ]
     coarse = _Search(evidence, options, target, options.replicas, seed)
     best = coarse.best_of(starts, start_ms)
     for step in (1.0, 0.5):
@@ -184,21 +190,26 @@ def _settle(replay: Replay, target: _Target, place: SearchPoint, service_ms: Flo
 
 def _around(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[SearchPoint]:
     move_ms, factor = step * max(0.25 * fastest_ms, 0.2), _CV_STEP**step
-    places = [SearchPoint(at.workers, cv, at.overhead_ms) for cv in (at.service_cv / factor, at.service_cv * factor)]
-    places += [SearchPoint(at.workers, at.service_cv, max(at.overhead_ms + move, 0.0)) for move in (-move_ms, move_ms)]
+    here = _place(at)
+    places = [here._replace(overhead_ms=max(at.overhead_ms + move, 0.0)) for move in (-move_ms, move_ms)]
+    if at.service_distribution == "lognormal":
+        places += [here._replace(service_cv=cv) for cv in (at.service_cv / factor, at.service_cv * factor)]
     if any_workers:
         jump = max(round(step * at.workers / 3), 1)
-        places += [SearchPoint(at.workers + move, at.service_cv, at.overhead_ms) for move in (-jump, jump)]
+        places += [here._replace(workers=at.workers + move) for move in (-jump, jump)]
         # Fewer workers with more overhead look much alike: a ridge that straight steps do not follow.
         places += [
-            SearchPoint(at.workers + jump * sign, at.service_cv, max(at.overhead_ms - move_ms / 2 * sign, 0.0))
+            here._replace(workers=at.workers + jump * sign, overhead_ms=max(at.overhead_ms - move_ms / 2 * sign, 0.0))
             for sign in (-1, 1)
         ]
-    return [SearchPoint(w, min(max(cv, 0.05), 10.0), o) for w, cv, o in places if 1 <= w <= MAX_WORKERS]
+    inside = [place for place in places if 1 <= place.workers <= MAX_WORKERS]
+    return [place._replace(service_cv=min(max(place.service_cv, 0.05), 10.0)) for place in inside]
 
 
 def _place(parameters: Parameters) -> SearchPoint:
-    return SearchPoint(parameters.workers, parameters.service_cv, parameters.overhead_ms)
+    return SearchPoint(
+        parameters.workers, parameters.service_cv, parameters.overhead_ms, parameters.service_distribution
+    )
 
 
 def _parameters(place: SearchPoint, service_ms: FloatArray, mask: NDArray[np.bool_]) -> Parameters:

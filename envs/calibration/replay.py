@@ -143,6 +143,7 @@ def script_of(
         servers=tuple(ServerProfile(tuple(map(float, row)), workers, queue) for row in parameters.speeds.T),
         mean_service_s=tuple(map(float, parameters.mean_service_s)),
         service_cv=parameters.service_cv,
+        service_distribution=parameters.service_distribution,
         load_balancers=load_balancers,
         overhead_s=parameters.overhead_ms / 1e3,
     )

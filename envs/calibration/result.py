@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Weights
-from actuators.contract.script import ArrivalDistribution
+from actuators.contract.script import ArrivalDistribution, ServiceDistribution
 from actuators.contract.topology import Topology, group_of
 from actuators.errors import ConfigError
 from actuators.files import write_atomic
@@ -39,9 +39,11 @@ class Parameters(Options):
     workers: int = Field(ge=1)
     """Requests that a server serves at once."""
     service_cv: float = Field(gt=0, le=10)
-    """Standard deviation of a service time (lognormal) divided by its mean."""
+    """Standard deviation of a service time divided by its mean; 1 where it is exponential."""
     overhead_ms: float = Field(ge=0)
     """Time that every request takes besides service and waiting."""
+    service_distribution: ServiceDistribution = "lognormal"
+    """Distribution of the service times: with a lognormal one hardly any request is very short."""
 
     @property
     def service_array_ms(self) -> FloatArray:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from actuators.contract.control import Weights
+from actuators.contract.script import Script
 from actuators.contract.topology import Topology, group_of, social_network
 from actuators.contract.window import Fault
 from actuators.errors import ConfigError, DataError
@@ -56,7 +57,26 @@ def test_service_times_cv_and_overhead_are_recovered() -> None:
     assert found.service_array_ms == pytest.approx(truth(), rel=0.2)
     assert found.service_cv == pytest.approx(1.0, abs=0.25)
     assert found.overhead_ms == pytest.approx(OVERHEAD_MS, abs=0.5)
+    assert found.service_distribution == "lognormal"
     assert [arrivals.distribution for arrivals in calibration().arrivals] == ["exponential"] * 3
+
+
+def test_exponential_service_times_are_told_from_lognormal_ones() -> None:
+    """Many of them are very short: a lognormal distribution would have to be wide for that, with a tail too long."""
+
+    class Exponential:
+        name, duration_s = "exponential", 30.0
+
+        def script(self, topology: Topology, seed: int) -> Script:
+            script = scenario("demo", duration_s=self.duration_s).script(topology, seed)
+            return replace(script, service_distribution="exponential")
+
+    with SimulatedTestbed(TOPOLOGY) as testbed:
+        testbed.reset(Exponential(), 3)
+        windows = [testbed.advance(0.5) for _ in range(40)]
+    found = calibrate(windows, TOPOLOGY, OPTIONS.changed({"bootstraps": 2, "rounds": 3}), seed=1, source="simulated")
+    assert found.parameters.service_distribution == "exponential"
+    assert found.parameters.service_array_ms == pytest.approx(truth(), rel=0.2)
 
 
 def test_the_uncertainty_holds_the_best_fit_and_is_not_nothing() -> None:
