@@ -65,11 +65,9 @@ def fit(evidence: Evidence, options: FitOptions, weights: FloatArray, seed: int)
     target = _Target(evidence, weights)
     workers = [options.workers] if options.workers else target.first_workers()
     start_ms = np.maximum(0.6 * target.mean_ms, LEAST_SERVICE_MS)
-    starts = [
-        SearchPoint(count, 1.0, part * target.fastest_ms, distribution)
-        for distribution, part in (("lognormal", 0.5), ("exponential", 0.0))
-        for count in workers
-    ]
+    starts = [SearchPoint(count, 1.0, 0.5 * target.fastest_ms) for count in workers]
+    # Exponential times begin at 0, so that the fastest answers are no sign of an overhead.
+    starts += [SearchPoint(count, 1.0, 0.0, "exponential") for count in workers]
     coarse = _Search(evidence, options, target, options.replicas, seed)
     best = coarse.best_of(starts, start_ms)
     for step in (1.0, 0.5):
