@@ -36,5 +36,5 @@ class CalibrateOptions(FitOptions):
     """Priority of a group, greater than 1: the higher, the tighter its deadline; 2 when not given."""
     deadlines_ms: dict[str, Annotated[float, Field(gt=0, le=1e7)]] = Field(default={})
     """Deadline of a group; mean + (1 + 1 / priority) standard deviations of its response times when not given."""
-    most_windows: int = Field(default=300, ge=20)
+    most_windows: int = Field(default=900, ge=20)
     """Maximum number of windows; of a longer recording, blocks spread evenly over it are used."""

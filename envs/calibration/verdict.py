@@ -63,6 +63,9 @@ class GroupVerdict(Options):
     """What it comes to."""
     detail: str = ""
     """The figures behind it, in words."""
+    imprecision: float | None = None
+    """Relative half-width of the mean response time of its least known server, where that is why there was too little
+    traffic to tell."""
 
     @property
     def sentence(self) -> str:
@@ -143,9 +146,10 @@ def _verdict(
     group: str, widest: float, live: Slope | None, ours: Slope | None, held_out: HeldOutComparison | None
 ) -> GroupVerdict:
     if widest > WIDEST or held_out is None:
-        known = "unknown" if not np.isfinite(widest) else f"known to ±{widest:.0%}"
-        detail = f"a server's mean response time is {known}"
-        return GroupVerdict(group=group, judgement="little_traffic", detail=detail)
+        sure = bool(np.isfinite(widest))
+        detail = "a server's mean response time is " + (f"known to ±{widest:.0%}" if sure else "unknown")
+        known = widest if sure and held_out is not None else None
+        return GroupVerdict(group=group, judgement="little_traffic", detail=detail, imprecision=known)
     if live is not None and ours is not None and _ignores_load(live, ours):
         detail = (
             f"response time changes by {live.value:+.0%} ({live.low:+.0%} to {live.high:+.0%}) when the load doubles,"

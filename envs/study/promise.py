@@ -146,13 +146,17 @@ def measure(
     )  # fmt: skip
 
 
-def compare(today: Totals, new: Totals, plan: Plan, load: float, deadlines_s: FloatArray) -> LoadPromise:
+def compare(
+    today: Totals, new: Totals, plan: Plan, load: float, deadlines_s: FloatArray, unknown: float = 0.0
+) -> LoadPromise:
     """The prediction at one load from the measurements of both sides.
 
     Args:
         deadlines_s: ``[groups]``.
+        unknown: relative error of the recorded response times, by which intervals are widened as well.
     """
-    errors, measure_s = held_out_errors(plan.calibration), plan.options.measure_s
+    measure_s = plan.options.measure_s
+    errors = {metric: float(np.hypot(error, unknown)) for metric, error in held_out_errors(plan.calibration).items()}
     before, after = (figures(totals, deadlines_s, measure_s) for totals in (today, new))
 
     def rows(column: int) -> tuple[Comparison, ...]:

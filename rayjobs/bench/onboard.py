@@ -50,8 +50,9 @@ from tuning.policy.bundle import Bundle, load_bundle
 NEW, AGAIN = "new", "today, again"
 WATCH_S, LONGER_S = 300.0, 900.0
 """Seconds of watching, and of a second onboarding where the first one says that it must watch longer."""
-BLOCK_S, ROUNDS, WARM_UP_S = 60.0, 6, 15.0
-"""Length and number of the blocks of each of the three arms, and length of the warm-up of each block."""
+BLOCK_S, ROUNDS, WARM_UP_S = 60.0, 6, 45.0
+"""Length and number of the blocks of each of the three arms, and length of the warm-up of each block: long enough for
+service times that are learned anew, as steering that goes on for hours knows them."""
 TRUE_GAIN = 0.10
 QUICK_WATCH_S = 240
 AT_ONCE = 3

@@ -12,6 +12,7 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.options import Options
 from envs.calibration.result import Calibration
+from envs.calibration.verdict import GroupVerdict
 from envs.study.judge import Totals
 from envs.study.promise import Conclusion, Interval, Plan, Promise, compare, figures, measure, promise
 from envs.study.promise_options import PromiseOptions
@@ -27,6 +28,8 @@ MOST_REQUESTS = 3e7
 """Simulated requests of one side; with more traffic there are fewer pairs, but never fewer than LEAST_PAIRS."""
 LEAST_PAIRS = 10
 SETTLED_S = 180
+MOST_IMPRECISE = 0.25
+"""Relative half-width of a mean response time beyond which no interval that is widened by it is to be trusted."""
 MUCH = 0.2
 """Share of the requests above which a group that cannot be judged forbids a promise."""
 _ONE_SIDED = 1.645
@@ -129,10 +132,10 @@ def judge(
             new, policy = with_residual, bundle.policy()
         else:
             bundle = replace(bundle, net=resting_net(bundle.problem, bundle.model))
-    more = options.growth
+    more, unknown = options.growth, imprecision(fitted)
     loads = [
-        compare(today, new, plan, 1.0, deadlines_s),
-        compare(played(arms.today, more), played(arms.steered(policy), more), plan, more, deadlines_s),
+        compare(today, new, plan, 1.0, deadlines_s, unknown),
+        compare(played(arms.today, more), played(arms.steered(policy), more), plan, more, deadlines_s, unknown),
     ]
     heuristic = "expected_delay with learned service times" if way.in_memory else "weights by inverse response time"
     name = f"{heuristic}, with a learned residual" if learned else heuristic
@@ -148,18 +151,33 @@ def judge(
     return judged, bundle
 
 
+def imprecision(fitted: Fit) -> float:
+    """Relative error of the recorded response times, where that is all that stands against a promise."""
+    return max((verdict.imprecision or 0.0 for verdict in _doubtful(fitted) if _bearable(verdict)), default=0.0)
+
+
 def limited(found: Promise, fitted: Fit) -> Promise:
-    """The promise, unless a group with much of the traffic cannot be judged: then there is none."""
-    calibration = fitted.calibration
-    rates = _rates_rps(calibration)
-    total = sum(rates.values())
-    for verdict in fitted.verdicts:
-        if verdict.judgement == "good" or rates.get(verdict.group, 0.0) < MUCH * total:
+    """The promise, unless a group with much of the traffic cannot be judged: then there is none.
+
+    A group whose response times are known badly makes the intervals wider, and that decides.
+    """
+    for verdict in _doubtful(fitted):
+        if _bearable(verdict):
             continue
         conclusion: Conclusion = "watch_longer" if verdict.judgement == "little_traffic" else "no_promise"
         reason = f"{verdict.group}: {verdict.sentence} ({verdict.detail}), so nothing is promised."
         return found.model_copy(update={"conclusion": conclusion, "reasons": (reason,)})
     return found
+
+
+def _doubtful(fitted: Fit) -> list[GroupVerdict]:
+    rates = _rates_rps(fitted.calibration)
+    much = MUCH * sum(rates.values())
+    return [each for each in fitted.verdicts if each.judgement != "good" and rates.get(each.group, 0.0) >= much]
+
+
+def _bearable(verdict: GroupVerdict) -> bool:
+    return verdict.imprecision is not None and verdict.imprecision <= MOST_IMPRECISE
 
 
 def _rates_rps(calibration: Calibration) -> dict[str, float]:

@@ -151,6 +151,27 @@ def test_servers_that_the_simulator_does_not_match_get_no_promise(
     assert "not a prediction for these servers" in page
 
 
+def test_response_times_that_are_known_badly_make_the_interval_wider(
+    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demand that no recording meets stands in for a short watch: the gain is large enough all the same."""
+    folder = done.copied(tmp_path / "onboard", without=("fit", "train", "judge"))
+    monkeypatch.setattr("envs.calibration.verdict.WIDEST", 1e-6)
+    assert main(words(done.url, folder, "round_robin")) == 0
+    out = capsys.readouterr().out
+    assert "app: too little traffic to tell" in out
+    assert out.startswith("On your traffic of today: mean ")
+    wider, before = (
+        json.loads((each / "onboard" / "judge.json").read_text())["result"]["promise"]["loads"][0]["all"][0]["ratio"]
+        for each in (folder, done.folder)
+    )
+    assert wider["high"] / wider["low"] > before["high"] / before["low"]
+    monkeypatch.setattr("rayjobs.onboard.judge.MOST_IMPRECISE", 1e-6)
+    (folder / "onboard" / "judge.json").unlink()
+    assert main(words(done.url, folder, "round_robin")) == 0
+    assert capsys.readouterr().out.startswith("Nothing can be promised yet: watch longer")
+
+
 def unread(url: str, folder: Path, length: tuple[str, ...], steps: int) -> list[str]:
     quick = [text for text in QUICK if not text.startswith(("watch_s", "train_steps"))]
     flags = {"status_url": url, "folder": folder, "method": "round_robin", "train_steps": steps}
