@@ -41,7 +41,14 @@ class Fixed:
 
 
 def fixed_options(mode: str, **guards: object) -> SteeringOptions:
-    quick = {"reference_windows": 1, "min_between_changes_s": 0.0, "largest_step": 100.0, "art_margin": 1e9, **guards}
+    quick = {
+        "reference_windows": 1,
+        "min_between_changes_s": 0.0,
+        "min_between_reloads_s": 0.0,
+        "largest_step": 100.0,
+        "art_margin": 1e9,
+        **guards,
+    }
     return SteeringOptions.model_validate({"mode": mode, "guards": quick})
 
 

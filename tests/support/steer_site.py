@@ -33,7 +33,14 @@ KNOWN = {"novel_above": 1e9}
 
 
 def options(mode: str = "active", **guards: Any) -> SteeringOptions:
-    quick = {"reference_windows": 4, "min_between_changes_s": 0.1, "largest_step": 3.0, **KNOWN, **guards}
+    quick = {
+        "reference_windows": 4,
+        "min_between_changes_s": 0.1,
+        "min_between_reloads_s": 0.0,
+        "largest_step": 3.0,
+        **KNOWN,
+        **guards,
+    }
     return SteeringOptions.model_validate({"mode": mode, "guards": quick})
 
 
@@ -148,6 +155,7 @@ def controller_process(folder: Path, site: Site) -> ManagedProcess:
     return steer_process(
         folder, site, "run", "--interval-s", str(INTERVAL_S), "--mode", "active", "--set", "guards.novel_above=1e9",
         "--set", "guards.reference_windows=3", "--set", "guards.min_between_changes_s=0.1",
+        "--set", "guards.min_between_reloads_s=0",
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def advice(
 
 def options(**values: Any) -> SteeringOptions:
     """Active, with quick guards; `guards` and other fields on top."""
-    guards = {"reference_windows": 2, **values.pop("guards", {})}
+    guards = {"reference_windows": 2, "min_between_reloads_s": 0.0, **values.pop("guards", {})}
     return SteeringOptions.model_validate({"mode": "active", **values, "guards": guards})
 
 

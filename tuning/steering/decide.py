@@ -159,6 +159,7 @@ class Memory:
         self._seen: Seen | None = None
         self._bounds_ms: tuple[int, ...] | None = None
         self._usable_s, self._changed_s = now_s, float("-inf")
+        self._spared = self.silence.dead.copy()
         self._novel, self._familiar = Streak(), Streak()
 
     def blind_s(self, now_s: float) -> float:
@@ -167,8 +168,12 @@ class Memory:
 
     def too_young(self, case: Case) -> bool:
         """Whether the last change must stay in force for longer."""
+        guards = case.options.guards
+        between_s = guards.min_between_changes_s
+        if not case.splits and bool((self.silence.dead == self._spared).all()):
+            between_s = max(between_s, guards.min_between_reloads_s)
         # An interval is never exact to the millisecond.
-        return case.now_s - self._changed_s < 0.95 * case.options.guards.min_between_changes_s
+        return case.now_s - self._changed_s < 0.95 * between_s
 
     def read(self, case: Case) -> None:
         """Takes note of a usable window."""
@@ -201,7 +206,7 @@ class Memory:
         return None
 
     def applied(self, verdict: Verdict, now_s: float) -> None:
-        self._changed_s = now_s
+        self._changed_s, self._spared = now_s, self.silence.dead.copy()
         if self.policy_in_force and _WITHDRAWING & {*verdict.guards}:
             self.dwell.begin(now_s)
         self.own(policy=verdict.source == "policy")
@@ -480,7 +485,8 @@ def _follow(case: Case, memory: Memory | None, advice: Advice, policy: Control) 
     alarms = ("overload",) if names else ()
     changes = case.in_force is not None and differ(limited.control, case.in_force)
     if memory is not None and changes and memory.too_young(case):
-        return Verdict("hold", "the last change is too recent", case.in_force, (*limited.guards, "rate"), alarms)
+        source: Source = "policy" if memory.policy_in_force else "hold"
+        return Verdict(source, "the last change is too recent", case.in_force, (*limited.guards, "rate"), alarms)
     return Verdict("policy", reason, limited.control, limited.guards, alarms)
 
 

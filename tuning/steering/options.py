@@ -46,6 +46,9 @@ class GuardOptions(Options):
     for it; False rounds to the nearest whole numbers, as version 0.1 did."""
     min_between_changes_s: float = Field(default=1.0, ge=0)
     """Shortest time between two changes in seconds; a revert never waits."""
+    min_between_reloads_s: float = Field(default=15.0, ge=0)
+    """The same where weights change by reload, which closes the idle connections of clients: some of them do not send
+    a request again that met a closed one. A server that dies or comes back does not wait either."""
     min_requests: int = Field(default=10, ge=0)
     """Requests that a group needs in a window; with fewer it keeps its weights."""
     stale_after_s: float = Field(default=10.0, gt=0)
@@ -112,6 +115,7 @@ class GuardOptions(Options):
 FIRST_RULES: dict[str, float | bool] = {
     "familiar_ratio": 1.0, "dwell_s": 0.0, "art_spreads": 0.0, "most_lateness": 1e9, "load_rise_ratio": 1e9,
     "silent_requests": 1e9, "canary_within": False, "most_novel_windows": 1, "remembered_windows": 1,
+    "min_between_reloads_s": 0.0,
 }  # fmt: skip
 """Guards as they were in version 0.1, whose audit logs do not name them."""
 

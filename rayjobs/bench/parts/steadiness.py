@@ -98,7 +98,8 @@ def steer(adviser: Adviser, scenario: Waving, seed: int, seconds: int, options: 
     """A decision a second, each in force at once."""
     topology = scenario.system.topology
     first = Weights.equal(topology)
-    steering, recent = Steering(adviser.bundle.problem.deadlines_s, first, options, 0.0), Recent(adviser.frames)
+    deadlines_s, recent = adviser.bundle.problem.deadlines_s, Recent(adviser.frames)
+    steering = Steering(deadlines_s, first, options, 0.0, splits=scenario.system.in_memory)
     in_force: Control = first
     with SimulatedTestbed(topology, scenario.system.method) as testbed:
         testbed.reset(scenario, seed)

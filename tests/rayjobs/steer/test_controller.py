@@ -92,7 +92,7 @@ def loop(tmp_path: Path, settings: SteeringOptions) -> Loop:
 
 
 def quick(**values: Any) -> SteeringOptions:
-    guards = {"reference_windows": 2, "min_between_changes_s": 0.0, "largest_step": 100.0}
+    guards = {"reference_windows": 2, "min_between_changes_s": 0.0, "min_between_reloads_s": 0.0, "largest_step": 100.0}
     return options(guards=guards, **values)
 
 

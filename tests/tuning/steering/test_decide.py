@@ -86,6 +86,17 @@ def test_at_most_one_change_per_time() -> None:
     assert "rate" in following[0].guards
 
 
+def test_reloads_are_rarer_unless_a_server_dies() -> None:
+    run = Run(options(guards={"min_between_reloads_s": 6.0, "largest_step": 1.1}))
+    run.until_steering(GOOD, advice())
+    following = run.steps([GOOD] * 12, advice())
+    assert [d.change for d in following] == [False] * 5 + [True] + [False] * 5 + [True]
+    requests = np.full(TOPOLOGY.shape, 100)
+    requests[:, 1] = 0
+    dying = run.steps([window(10.0, requests=requests)] * 4, advice())
+    assert any(d.change and "silent" in d.guards for d in dying)
+
+
 def test_floor_and_cap() -> None:
     extreme = Weights(TOPOLOGY, np.tile([100, 1, 1], (3, 1)))
     run = Run(options(guards={"floor": 20, "cap_share": 0.6, "largest_step": 100.0}))
