@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -20,10 +21,27 @@ GRACE_S = 10.0
 
 _FOLLOW = "DEEPSCHED_FOLLOWS_PARENT"
 _PR_SET_PDEATHSIG = 1
-_first_s: float | None = None
-_clean_up_s: float | None = None
-_closing_line: Callable[[], str] = str
-_terminated = False
+
+
+@dataclass
+class _State:
+    """Signals are of the process, and so is what they leave.
+
+    Attributes:
+        first_s: when the first signal arrived; None before.
+        clean_up_s, closing_line: how long the clean-up after it may take, and what is said then; see `kept`.
+        terminated: it was SIGTERM.
+        timer: ends the process when the clean-up takes too long.
+    """
+
+    first_s: float | None = None
+    clean_up_s: float | None = None
+    closing_line: Callable[[], str] = str
+    terminated: bool = False
+    timer: threading.Timer | None = None
+
+
+_state = _State()
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,7 +59,7 @@ def claim_signals() -> None:
 
 def terminated() -> bool:
     """Whether the signal was SIGTERM; libraries (`ray.wait`) raise a KeyboardInterrupt of their own in its place."""
-    return _terminated
+    return _state.terminated
 
 
 @contextlib.contextmanager
@@ -50,25 +68,24 @@ def kept(line: Callable[[], str], *also: type[Exception], clean_up_s: float = CL
 
     The process exits `clean_up_s` after the signal even if its clean-up has not ended, and prints the line then, too.
     """
-    global _clean_up_s, _closing_line  # noqa: PLW0603 - signals are of the process, and so is what they leave
-    before = _clean_up_s, _closing_line
+    before = _state.clean_up_s, _state.closing_line
     ends: tuple[type[BaseException], ...] = (KeyboardInterrupt, *also)
-    _clean_up_s, _closing_line = clean_up_s, line
+    _state.clean_up_s, _state.closing_line = clean_up_s, line
     try:
         yield
     except ends:
         print(line(), file=sys.stderr, flush=True)
-        _closing_line = str
+        _state.closing_line = str
         raise
     finally:
-        if _first_s is None:
-            _clean_up_s, _closing_line = before
+        if _state.first_s is None:
+            _state.clean_up_s, _state.closing_line = before
 
 
 def end_now(line: str, status: int) -> NoReturn:
     """Ends the process from any thread, without clean-up: prints `line` and what is kept; guardians end the rest."""
     try:
-        os.write(2, f"{line}\n{_closing_line()}".rstrip("\n").encode() + b"\n")
+        os.write(2, f"{line}\n{_state.closing_line()}".rstrip("\n").encode() + b"\n")
     finally:
         os._exit(status)
 
@@ -83,30 +100,31 @@ def follow_parent() -> None:
 
 
 def release_signals() -> None:
-    """Restores the default handlers at the end of a verb.
+    """Restores the default handlers at the end of a verb, whose clean-up has ended.
 
     After an interruption SIGTERM stays ignored: `make` passes it on a second time, and the default handler would kill
     the interpreter while Ray cleans up at its exit.
     """
-    global _first_s
-    interrupted, _first_s = _first_s is not None, None
+    interrupted, _state.first_s = _state.first_s is not None, None
+    if _state.timer is not None:
+        _state.timer.cancel()
+        _state.clean_up_s, _state.closing_line, _state.timer = None, str, None
     signal.signal(signal.SIGTERM, signal.SIG_IGN if interrupted else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _raise_once(number: int, frame: FrameType | None) -> None:
-    global _first_s, _terminated
     now_s = time.monotonic()
-    if _first_s is not None and now_s - _first_s < GRACE_S:
+    if _state.first_s is not None and now_s - _state.first_s < GRACE_S:
         # os.write: a handler may interrupt a print, and Python's streams are not reentrant.
         os.write(2, "cleaning up…\n".encode())
         return
-    _first_s, _terminated = now_s, number == signal.SIGTERM
-    if _clean_up_s is not None:
-        timer = threading.Timer(_clean_up_s, _give_up, (128 + number,))
-        timer.daemon = True
-        timer.start()
-    raise Terminated() if _terminated else KeyboardInterrupt()
+    _state.first_s, _state.terminated = now_s, number == signal.SIGTERM
+    if _state.clean_up_s is not None:
+        _state.timer = threading.Timer(_state.clean_up_s, _give_up, (128 + number,))
+        _state.timer.daemon = True
+        _state.timer.start()
+    raise Terminated() if _state.terminated else KeyboardInterrupt()
 
 
 def _give_up(status: int) -> None:

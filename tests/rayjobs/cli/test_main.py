@@ -293,6 +293,21 @@ def test_a_clean_up_that_hangs_is_cut_short() -> None:
     assert b"kept all" in said
 
 
+def test_a_verb_that_has_cleaned_up_in_time_is_not_cut_short_later() -> None:
+    program = (
+        "import os, signal, threading; from rayjobs.cli.interrupts import claim_signals, kept, release_signals\n"
+        "claim_signals()\n"
+        "try:\n"
+        "    with kept(str, clean_up_s=0.3):\n        os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
+        "except KeyboardInterrupt:\n    release_signals()\n"
+        "for thread in threading.enumerate():\n"
+        "    if thread is not threading.main_thread():\n        thread.join()\n"
+        "print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 @pytest.mark.parametrize("verb", sorted(SUBCOMMANDS))
 def test_a_verb_with_subcommands_lists_them(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
