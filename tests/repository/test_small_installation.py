@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rayjobs.cli.extras import MODULES
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, environment_elsewhere
 from tests.support.small_host import BLOCKED, SmallHost, small_host
 
 TIMEOUT_S = 900.0
@@ -96,11 +96,11 @@ def test_the_wheel_alone_records_and_steers_in_a_fresh_environment(tmp_path: Pat
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=TIMEOUT_S)
     python = environment / "bin" / "python"
-    subprocess.run([*pip, "--python", str(python), "install", str(wheel)], check=True, timeout=TIMEOUT_S)
-    hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    variables = {name: value for name, value in os.environ.items() if name not in hidden}
+    variables = environment_elsewhere()
+    install = [*pip, "--python", str(python), "install", str(wheel)]
+    subprocess.run(install, check=True, timeout=TIMEOUT_S, env=variables)
     freeze = [*pip[:4], "--python", str(python), "list", "--format=freeze"]
-    packages = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
+    packages = subprocess.run(freeze, capture_output=True, text=True, check=True, env=variables).stdout
     installed = {line.partition("==")[0].lower().replace("_", "-") for line in packages.splitlines()}
     assert pinned(PROJECT["dependencies"]) <= installed
     assert installed & {name for modules in MODULES.values() for name in modules.values()} == set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, environment_elsewhere
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.nginx]
 
@@ -32,8 +31,7 @@ class Installed:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A program of the environment, where nothing else of this checkout can be imported."""
-        hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-        variables = {name: value for name, value in os.environ.items() if name not in hidden}
+        variables = environment_elsewhere()
         # The load engine is compiled anew, from the sources in the wheel.
         variables["XDG_CACHE_HOME"] = str(self.work / "cache")
         program = str(self.environment / "bin" / command[0])
@@ -65,8 +63,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=TIMEOUT_S)
     python = str(environment / "bin" / "python")
     subprocess.run(
-        [*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True, timeout=TIMEOUT_S
-    )
+        [*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True, timeout=TIMEOUT_S,
+        env=environment_elsewhere(),
+    )  # fmt: skip
     # Folders that a .pth file names are searched last, and .pth files in them, such as an editable install's, are not
     # followed.
     (site,) = environment.glob("lib/python*/site-packages")
