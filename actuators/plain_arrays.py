@@ -26,8 +26,8 @@ def load_arrays(path: Path, max_bytes: int) -> dict[str, NDArray[Any]]:
         max_bytes: of the file, and of all that it unpacks to.
 
     Raises:
-        OSError: it cannot be read, is no regular file or larger.
-        ValueError: it is no archive of plain arrays, unpacks to more, or says that it is larger than it is.
+        OSError: it cannot be read, is not a regular file, or is larger.
+        ValueError: it is not an archive of plain arrays, unpacks to more, or says that it is larger than it is.
     """
     content = io.BytesIO(read_regular(path, max_bytes))
     try:
@@ -51,7 +51,7 @@ def parse_array(content: bytes) -> NDArray[Any]:
     else:
         raise ValueError(f"arrays of format {version}")
     if dtype.kind not in "biufU":
-        raise ValueError(f"{dtype.name} is no type of plain numbers or texts")
+        raise ValueError(f"{dtype.name} is not a type of plain numbers or texts")
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"shape {shape} does not fit {len(content) - file.tell()} bytes")
     file.seek(0)

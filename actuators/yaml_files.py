@@ -82,7 +82,7 @@ def _text(_: _Loader, node: yaml.ScalarNode) -> str:
 
 
 def _number(kind: str) -> Any:
-    """A constructor that leaves times of the day alone and names the line of what is no number."""
+    """A constructor that leaves times of the day alone and names the line of a value that is not a number."""
     real = _Loader.yaml_constructors[_PREFIX + kind]
 
     def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
@@ -91,7 +91,7 @@ def _number(kind: str) -> Any:
         try:
             return real(loader, node)
         except ValueError as error:
-            raise ValueError(f"line {_line(node)}: '{node.value[:40]}' is no number") from error
+            raise ValueError(f"line {_line(node)}: '{node.value[:40]}' is not a number") from error
 
     return construct
 
