@@ -194,22 +194,24 @@ class BaselinePolicy:
 
 
 def policy_steering(
-    policy: SteeringPolicy, problem: DecisionProblem, workers: FloatArray | None = None
+    policy: SteeringPolicy, problem: DecisionProblem, workers: FloatArray | None = None, between_s: float = 0.0
 ) -> BatchController:
     """Windows in, the policy's weights or service times out.
 
     Args:
         workers: ``[servers]`` that are believed; the true ones when None.
+        between_s: seconds for which weights stay in force at least; windows are observed all the same.
     """
     observer: Observer | None = None
+    changed_s = -np.inf
 
     def believed(scripts: Sequence[Script]) -> FloatArray:
         return workers_of(scripts) if workers is None else np.tile(workers, (len(scripts), 1))
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
-        nonlocal observer
+        nonlocal observer, changed_s
         if window is None:
-            observer = problem.observer((len(scripts),))
+            observer, changed_s = problem.observer((len(scripts),)), -np.inf
             if problem.options.action.estimator is not None:
                 first_s = np.full((batch.size, *problem.topology.shape), FIRST_GUESS_S)
                 batch.set_service_times(first_s, believed(scripts))
@@ -217,7 +219,10 @@ def policy_steering(
         assert observer is not None
         seen = observer.observe(window, float(window.end_s[0] - window.start_s[0]), window.weight)
         if seen.tau_s is None:
-            batch.set_weights(policy.weights(seen))
+            now_s = float(window.end_s[0])
+            if now_s - changed_s >= between_s:
+                batch.set_weights(policy.weights(seen))
+                changed_s = now_s
         else:
             batch.set_service_times(policy.service_times(seen), believed(scripts))
 

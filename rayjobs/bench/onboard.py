@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from actuators.contract.control import Weights
+from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.testbed import Testbed
+from actuators.contract.topology import Topology
+from actuators.contract.window import Window
 from actuators.errors import DataError
 from actuators.files import write_json, write_private
 from actuators.nginx.instance import Nginx
@@ -40,6 +42,7 @@ from rayjobs.onboard.kept import PLACE
 from rayjobs.onboard.learn import BUNDLE, learn
 from rayjobs.onboard.options import OnboardOptions
 from rayjobs.onboard.system import Way
+from rayjobs.onboard.twin import BETWEEN_RELOADS_S
 from tuning.judging.blocks import Journal
 from tuning.judging.contenders import learned_controller
 from tuning.judging.evaluation import Evaluation, describe_machine
@@ -55,8 +58,8 @@ BLOCK_S, ROUNDS, WARM_UP_S = 60.0, 6, 45.0
 service times that are learned anew, as steering that goes on for hours knows them."""
 TRUE_GAIN = 0.10
 QUICK_WATCH_S = 240
-AT_ONCE = 3
-"""Systems that run at a time: together they have up to 450 requests per second, and their servers wait, not compute."""
+AT_ONCE = 4
+"""Systems that run at a time: together they have up to 600 requests per second, and their servers wait, not compute."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,27 @@ class Result:
             f"{self.system}: {self.conclusion}; promised {value:.2f} ({low:.2f} to {high:.2f}), measured"
             f" {self.measured:.2f} ({self.low:.2f} to {self.high:.2f}), A/A {self.same:.2f}"
         )
+
+
+class _AsByReload:
+    """A controller whose weights stay in force as long as steering leaves those of a reload."""
+
+    def __init__(self, inner: Controller) -> None:
+        self.name: str = inner.name
+        self.method: BalancingMethod = inner.method
+        self._inner, self._changed_s = inner, -np.inf
+        self._last: Control | None = None
+
+    def begin(self, topology: Topology) -> Control:
+        self._changed_s = -np.inf
+        return self._inner.begin(topology) if self._last is None else self._last
+
+    def decide(self, window: Window) -> Control | None:
+        decided = self._inner.decide(window)
+        if decided is None or window.end_s - self._changed_s < BETWEEN_RELOADS_S:
+            return None
+        self._last, self._changed_s = decided, window.end_s
+        return decided
 
 
 def measure(context: BenchContext) -> list[Bar]:
@@ -218,10 +242,11 @@ def _judged(
 ) -> Evaluation:
     """Paired blocks of what balances today, the same again, and the proposal; goes on with what the journal holds."""
     equal = Weights.equal(testbed.topology)
+    proposal = learned_controller(NEW, system.method, bundle.policy(), bundle.problem)
     controllers: list[Controller] = [
         FixedController(TODAY, system.method, equal),
         FixedController(AGAIN, system.method, equal),
-        learned_controller(NEW, system.method, bundle.policy(), bundle.problem),
+        _AsByReload(proposal) if isinstance(proposal.begin(testbed.topology), Weights) else proposal,
     ]
     options = JudgeOptions(
         rounds=rounds, warm_up_s=WARM_UP_S, measure_s=BLOCK_S, reference=TODAY, learned=NEW, seed=seed + 1000

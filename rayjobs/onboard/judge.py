@@ -20,7 +20,7 @@ from envs.study.rules import BaselinePolicy, Rule, SteeringPolicy, fixed_weights
 from rayjobs.onboard.fit import Fit
 from rayjobs.onboard.learn import resting_net
 from rayjobs.onboard.system import Way
-from rayjobs.onboard.twin import play_policy, play_weights, simulation_of
+from rayjobs.onboard.twin import BETWEEN_RELOADS_S, play_policy, play_weights, simulation_of
 from tuning.policy.bundle import Bundle
 
 TODAY, LEAST_CONN, PROPOSAL = "today", "least_conn, equal weights", "proposal"
@@ -90,7 +90,8 @@ class _Arms:
     def steered(self, policy: SteeringPolicy) -> Rule:
         problem = self.fitted.problem
         return Rule(
-            PROPOSAL, self.way.steered, lambda: policy_steering(policy, problem, problem.believed_workers),
+            PROPOSAL, self.way.steered,
+            lambda: policy_steering(policy, problem, problem.believed_workers, BETWEEN_RELOADS_S),
             simulation_of(self.fitted.calibration.load_balancers, self.way),
         )  # fmt: skip
 

@@ -16,9 +16,12 @@ from envs.scenarios.calibrated import calibrated
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 from envs.study.rules import SteeringPolicy
 from rayjobs.onboard.system import Way
+from tuning.steering.options import GuardOptions
 
 RELOAD_S = 0.11
 """Seconds until the weights of a reload are in force."""
+BETWEEN_RELOADS_S = GuardOptions().min_between_reloads_s
+"""Seconds for which steering leaves the weights of a reload in force."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +61,24 @@ def play_policy(
     load: float = 1.0,
     bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
 ) -> Played:
-    """A policy that decides every second, under the method that the way leads to."""
+    """A policy that observes every second, under the method that the way leads to; weights change as by reload."""
     topology, observer, method = problem.topology, problem.observer(), way.steered
     control: Control = Weights.equal(topology)
     if method == "expected_delay":
         control = ServiceTimes(topology, np.full(topology.shape, FIRST_GUESS_S), problem.believed_workers)
-    windows = []
+    windows: list[Window] = []
+    changed_s = -np.inf
     with SimulatedTestbed(topology, method, bounds_ms, simulation_of(calibration.load_balancers, way)) as testbed:
         testbed.reset(replace(calibrated(calibration), duration_s=seconds + 1.0, load_factor=load), seed)
-        for _ in range(seconds):
+        for now_s in range(seconds):
             testbed.apply(control)
             windows.append(testbed.advance(1.0))
             if windows[-1].requests.sum():
                 seen = observer.observe_window(windows[-1])
-                if seen.tau_s is None:
-                    control = Weights(topology, policy.weights(seen))
-                else:
+                if seen.tau_s is not None:
                     control = ServiceTimes(topology, policy.service_times(seen), problem.believed_workers)
+                elif now_s - changed_s >= BETWEEN_RELOADS_S:
+                    control, changed_s = Weights(topology, policy.weights(seen)), now_s
     return Played(tuple(windows), control)
 
 
