@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["actuators", "envs", "tuning", "rayjobs
     from actuators.errors import DeepSchedError
     from actuators.external.config_editor import ServerEdit, edit_file
     from actuators.external.config_reader import read_config
+    from actuators.statistics.names import server_names
     from actuators.statistics.recording import from_json, to_json
     from actuators.statistics.vts import Snapshot, parse, parse_json
     from actuators.statistics.windows import difference
@@ -94,13 +95,15 @@ def check(snapshot: Snapshot) -> None:
     except DeepSchedError:
         return
     assert {g: list(s) for g, s in again.groups.items()} == {g: list(s) for g, s in snapshot.groups.items()}
+    # NGINX and its statistics may write a name in different ways.
+    shown = server_names(TOPOLOGY, snapshot).renamed(snapshot)
     assert (window.requests >= 0).all()
     assert (window.latency_histogram >= 0).all()
     assert (window.response_ms_sum >= 0).all()
     for g, group in enumerate(TOPOLOGY.groups):
         for s, server in enumerate(TOPOLOGY.servers):
             if window.requests[g, s]:
-                assert window.requests[g, s] == snapshot.groups[group.name][server].totals()[0]
+                assert window.requests[g, s] == shown.groups[group.name][server].totals()[0]
 
 
 def config(data: bytes) -> None:
