@@ -118,6 +118,31 @@ class DelayWindow:
 
 
 @dataclass(frozen=True, eq=False)
+class AdmissionWindow:
+    """What admission control counted in a window, first attempts and repeated ones alike. ``[groups]``.
+
+    Attributes:
+        offered: requests that asked to enter; refused: those of them that were refused, or would have been where
+            refusals are only counted.
+        finished: requests that had entered and ended, except errors that came before the group's idle latency.
+        late: those of them that took longer than the group's deadline, answered or given up by the client.
+        failed: those of them that ended with an error status and took at least the group's idle latency.
+        in_flight: requests inside at the end.
+        limits: on the requests in flight of all groups, at the end; ∞ where none is in force.
+        peak: most requests in flight of all groups at a time.
+    """
+
+    offered: IntArray
+    refused: IntArray
+    finished: IntArray
+    late: IntArray
+    failed: IntArray
+    in_flight: IntArray
+    limits: FloatArray
+    peak: int
+
+
+@dataclass(frozen=True, eq=False)
 class Window:
     """Difference of two snapshots of NGINX's counters. Arrays are ``[groups, servers]`` with the topology's mask.
 
@@ -139,6 +164,7 @@ class Window:
         client_errors: 5xx that clients of this NGINX got, of all its virtual servers; None when the source does not
             tell. Attempts that another server answered are in `responses` only, and not with every version of vts.
         backup: ``True`` for servers that get requests only when no other server is up; None when none is known.
+        admission: counts of admission control; None without it.
     """
 
     topology: Topology
@@ -160,6 +186,7 @@ class Window:
     delay: DelayWindow | None = None
     client_errors: int | None = None
     backup: NDArray[np.bool_] | None = None
+    admission: AdmissionWindow | None = None
 
     @property
     def duration_s(self) -> float:
@@ -224,4 +251,19 @@ def merge_windows(first: Window, second: Window) -> Window:
         faults=first.faults + second.faults,
         client=merge_load_windows(clients, first.topology.shape[0]) if clients else None,
         client_errors=sum(failed) if len(failed) == 2 else None,
+        admission=_merge_admission(first.admission, second.admission),
+    )
+
+
+def _merge_admission(first: AdmissionWindow | None, second: AdmissionWindow | None) -> AdmissionWindow | None:
+    if first is None or second is None:
+        return second
+    return replace(
+        second,
+        offered=first.offered + second.offered,
+        refused=first.refused + second.refused,
+        finished=first.finished + second.finished,
+        late=first.late + second.late,
+        failed=first.failed + second.failed,
+        peak=max(first.peak, second.peak),
     )
