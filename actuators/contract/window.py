@@ -122,8 +122,9 @@ class AdmissionWindow:
     """What admission control counted in a window, first attempts and repeated ones alike. ``[groups]``.
 
     Attributes:
-        offered: requests that asked to enter; refused: those of them that were refused, or would have been where
-            refusals are only counted.
+        offered: requests that asked to enter; refused: those of them that were refused.
+        spared: those of them that entered beyond the limit: refusals are only counted, of a part of the requests only,
+            or were too many of the group.
         finished: requests that had entered and ended, except errors that came before the group's idle latency.
         late: those of them that took longer than the group's deadline, answered or given up by the client.
         failed: those of them that ended with an error status and took at least the group's idle latency.
@@ -134,6 +135,7 @@ class AdmissionWindow:
 
     offered: IntArray
     refused: IntArray
+    spared: IntArray
     finished: IntArray
     late: IntArray
     failed: IntArray
@@ -262,6 +264,7 @@ def _merge_admission(first: AdmissionWindow | None, second: AdmissionWindow | No
         second,
         offered=first.offered + second.offered,
         refused=first.refused + second.refused,
+        spared=first.spared + second.spared,
         finished=first.finished + second.finished,
         late=first.late + second.late,
         failed=first.failed + second.failed,
