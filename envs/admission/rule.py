@@ -1,0 +1,165 @@
+"""What a limit on requests in flight becomes after a tick; the order of operations is docs/admission.md#the-tick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actuators.contract.admission import Admission, AdmissionRule
+from actuators.contract.arrays import BoolArray, FloatArray, IntArray
+from actuators.errors import ConfigError
+
+PEAK_MEMORY_S = 30.0
+"""Time constant with which the highest in-flight count of ticks in time is forgotten."""
+REFUSED_MEMORY_S = 10.0
+"""Time constant of the counts that cap the refused share."""
+BUFFER = 0.25
+"""`gradient`: by how much the response time may exceed the idle one, as Envoy's default."""
+
+FOLLOWING: tuple[AdmissionRule, ...] = ("aimd_thresh", "aimd", "gradient")
+"""Rules whose multiple follows the system."""
+
+
+@dataclass(frozen=True, eq=False)
+class TickCounts:
+    """What one machine counted in a tick; ``[n, groups]`` but for `peak`.
+
+    Attributes:
+        offered: requests that arrived, let in or not.
+        over: those of them that found their limit reached, whether they were refused or not.
+        refused: those of them that were refused.
+        finished: requests that ended after they were let in, but for the quick errors.
+        late: those of them that took longer than their deadline, were given up by the client, or failed.
+        quick: requests that ended with a 5xx in less than the group's idle response time.
+        response_s: seconds, sum over `finished` from arrival to the end.
+        in_flight: at the tick's end.
+        peak: ``[n]``, largest total in flight at any moment of the tick.
+    """
+
+    offered: IntArray
+    over: IntArray
+    refused: IntArray
+    finished: IntArray
+    late: IntArray
+    quick: IntArray
+    response_s: FloatArray
+    in_flight: IntArray
+    peak: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class LimitState:
+    """What is carried from tick to tick.
+
+    Attributes:
+        multiple: ``[n]``, of the nominal in-flight count.
+        held: ``[n]``, highest in-flight count of recent ticks in time, decayed.
+        in_time: ``[n]``, whether the last tick was.
+        silent_s: ``[n, groups]``, for how long requests have been in flight and none has ended.
+        in_flight: ``[n, groups]``, at the end of the last tick.
+        offered, refused: ``[n, groups]``, decayed counts for the cap.
+    """
+
+    multiple: FloatArray
+    held: FloatArray
+    in_time: BoolArray
+    silent_s: FloatArray
+    in_flight: IntArray
+    offered: FloatArray
+    refused: FloatArray
+
+
+class Limits:
+    """The limits of `n` environments, each with its own numbers and values.
+
+    Raises ConfigError when the rules, the groups or the ticks' lengths differ.
+    """
+
+    def __init__(self, admissions: Sequence[Admission]) -> None:
+        first = admissions[0]
+        self.rule, self.tick_s = first.rule, first.numbers.tick_s
+        kinds = {(a.rule, a.numbers.tick_s, len(a.topology.groups)) for a in admissions}
+        if len(kinds) > 1:
+            raise ConfigError("rules, ticks or groups differ", where="admission of a batch", remedy="use one rule")
+        self.deadlines_s, self.idle_s = (
+            _rows([a.deadlines_s for a in admissions]),
+            _rows([a.idle_s for a in admissions]),
+        )
+        self.nominal = np.array([a.nominal for a in admissions])
+        weights = _rows([a.weights() * a.rates_rps for a in admissions])
+        self._weights = weights / weights.sum(axis=1, keepdims=True)
+        equal = self.rule not in ("thresh", "aimd_thresh")
+        shares = _rows([np.where(np.isinf(a.importance), np.inf, 1.0) if equal else a.shares() for a in admissions])
+        self._shares = shares * _rows([a.factors for a in admissions])
+        names = ("multiple", "start", "late_share", "cut", "rise", "least", "most", "most_refused", "headroom")
+        self._numbers = {name: np.array([float(getattr(a.numbers, name)) for a in admissions]) for name in names}
+
+    @property
+    def most_refused(self) -> FloatArray:
+        """``[n]``, largest share of a group's requests that is refused."""
+        return self._numbers["most_refused"]
+
+    def start(self) -> LimitState:
+        """Before the first tick."""
+        n, none = len(self.nominal), np.zeros(self.idle_s.shape)
+        first = self._numbers["start" if self.rule in FOLLOWING else "multiple"]
+        return LimitState(first, np.zeros(n), np.ones(n, bool), none, none.astype(np.int64), none, none)
+
+    def of(self, state: LimitState) -> FloatArray:
+        """``[n, groups]``: a request that finds at least so many in flight at the machine is over its limit; >= 1."""
+        if self.rule == "none":
+            return np.full(self.idle_s.shape, np.inf)
+        limit = np.maximum((state.multiple * self.nominal)[:, None] * self._shares, 1.0)
+        floor = np.where(state.in_time, self._numbers["headroom"] * state.held, 0.0)
+        higher: FloatArray = np.maximum(limit, floor[:, None])
+        return higher
+
+    def after(self, state: LimitState, counts: TickCounts) -> LimitState:
+        """The state after one more tick."""
+        number = self._numbers
+        silent_s = self._silent_s(state, counts)
+        in_time = (self._weights * self._late_shares(silent_s, counts)).sum(axis=1) <= number["late_share"]
+        unrestrained = (counts.over.sum(axis=1) == 0) | self._at_most(state)
+        held = state.held * np.where(in_time, np.exp(-self.tick_s / PEAK_MEMORY_S), number["cut"])
+        held = np.where(in_time & unrestrained, np.maximum(held, counts.peak), held)
+        forget = np.exp(-self.tick_s / REFUSED_MEMORY_S)
+        return replace(
+            state, multiple=self._multiple(state, counts, in_time), held=held, in_time=in_time, silent_s=silent_s,
+            in_flight=counts.in_flight, offered=(state.offered + counts.offered) * forget,
+            refused=(state.refused + counts.refused) * forget,
+        )  # fmt: skip
+
+    def _silent_s(self, state: LimitState, counts: TickCounts) -> FloatArray:
+        stuck = (counts.finished + counts.quick == 0) & (state.in_flight > 0)
+        return np.where(stuck, state.silent_s + self.tick_s, 0.0)
+
+    def _late_shares(self, silent_s: FloatArray, counts: TickCounts) -> FloatArray:
+        silent = (silent_s > 0) & (silent_s >= self.deadlines_s)
+        return np.where(counts.finished > 0, counts.late / np.maximum(counts.finished, 1), silent)
+
+    def _at_most(self, state: LimitState) -> BoolArray:
+        """Whether the rule would go higher if it might."""
+        return (state.multiple >= self._numbers["most"]) & (self.rule in FOLLOWING)
+
+    def _multiple(self, state: LimitState, counts: TickCounts, in_time: BoolArray) -> FloatArray:
+        number, z = self._numbers, state.multiple
+        if self.rule not in FOLLOWING:
+            return z
+        if self.rule == "gradient":
+            return np.where(counts.finished.sum(axis=1) > 0, self._by_gradient(z, counts), z)
+        cut, risen = np.maximum(number["cut"] * z, number["least"]), np.minimum(z + number["rise"], number["most"])
+        following: FloatArray = np.where(in_time, risen, cut)
+        return following
+
+    def _by_gradient(self, multiple: FloatArray, counts: TickCounts) -> FloatArray:
+        idle_s, seen_s = (counts.finished * self.idle_s).sum(axis=1), counts.response_s.sum(axis=1)
+        gradient = np.clip((1 + BUFFER) * idle_s / np.maximum(seen_s, 1e-9), 0.5, 2.0)
+        limit = multiple * self.nominal * gradient
+        wanted: FloatArray = (limit + np.sqrt(limit)) / self.nominal
+        return np.clip(wanted, self._numbers["least"], self._numbers["most"])
+
+
+def _rows(values: Sequence[FloatArray]) -> FloatArray:
+    return np.array(values, dtype=np.float64)
