@@ -45,6 +45,9 @@ class AdmissionNumbers(Options):
     """Smallest multiple."""
     most: float = Field(default=3.65, gt=0, le=1000)
     """Largest multiple."""
+    least_answers: int = Field(default=8, ge=1, le=1000)
+    """Finished requests since the last update without which the limits stay, unless a group is silent for its deadline;
+    counts go on until there are as many."""
     most_refused: float = Field(default=0.95, gt=0, le=1)
     """Largest share of a group's requests of the last 10 s that is refused; 1 allows all."""
     headroom: float = Field(default=1.5, ge=1, le=10)

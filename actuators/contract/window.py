@@ -125,9 +125,9 @@ class AdmissionWindow:
         offered: requests that asked to enter; refused: those of them that were refused.
         spared: those of them that entered beyond the limit: refusals are only counted, of a part of the requests only,
             or were too many of the group.
-        finished: requests that had entered and ended, except errors that came before the group's idle latency.
-        late: those of them that took longer than the group's deadline, answered or given up by the client.
-        failed: those of them that ended with an error status and took at least the group's idle latency.
+        finished: requests that had entered and ended, except `quick` ones: errors before the group's idle latency,
+            answers of NGINX itself, and clients that left before the deadline.
+        late: those of `finished` that took longer than the deadline, were given up by the client, or failed.
         in_flight: requests inside at the end.
         limits: on the requests in flight of all groups, at the end; ∞ where none is in force.
         peak: most requests in flight of all groups at a time.
@@ -138,7 +138,7 @@ class AdmissionWindow:
     spared: IntArray
     finished: IntArray
     late: IntArray
-    failed: IntArray
+    quick: IntArray
     in_flight: IntArray
     limits: FloatArray
     peak: int
@@ -267,6 +267,6 @@ def _merge_admission(first: AdmissionWindow | None, second: AdmissionWindow | No
         spared=first.spared + second.spared,
         finished=first.finished + second.finished,
         late=first.late + second.late,
-        failed=first.failed + second.failed,
+        quick=first.quick + second.quick,
         peak=max(first.peak, second.peak),
     )
