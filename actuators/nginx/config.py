@@ -63,6 +63,8 @@ class NginxOptions(Options):
     """Requests that a server serves at once, for `expected_delay` without service times; too few are safer."""
     load_balancers: Annotated[int, Only(actuation=("auto", "memory"))] = Field(default=1, ge=1)
     """NGINX instances that share the traffic equally; `expected_delay` multiplies its own requests by it."""
+    admission: bool = False
+    """Whether requests pass admission control, which refuses none until a rule is set (docs/admission.md)."""
     start_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds within which NGINX must respond after a start."""
 
@@ -138,12 +140,12 @@ http {{
     listen {site.address} default_server backlog=4096;
     server_name localhost;
 {"" if vts else "    log_by_lua_block { STATUS.log_other() }"}
-{"".join(_location(group.name, group.path, vts=vts) for group in topology.groups)}    location / {{ return 404; }}
+{_locations(topology, vts=vts, admission=options.admission)}    location / {{ return 404; }}
   }}
   server {{
     listen 127.0.0.1:{site.status_port};
     server_name localhost;
-{status_locations(vts=vts, memory=memory)}  }}
+{status_locations(vts=vts, memory=memory, admission=options.admission)}  }}
 }}
 """
 
@@ -213,7 +215,10 @@ def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
             "vts shows the weights of the files, not those in memory" if build.has_vts else "NGINX has no vts module"
         )
         raise ConfigError(problem, where="statistics=vts", remedy="use statistics=auto, or actuation=reload")
-    if options.statistics == "lua" or memory or not build.has_vts:
+    if options.admission and options.statistics == "vts":
+        remedy = "use statistics=auto"
+        raise ConfigError("vts does not count what admission control refuses", where="admission", remedy=remedy)
+    if options.statistics == "lua" or options.admission or memory or not build.has_vts:
         need_lua(build)
         return False
     return True
@@ -231,10 +236,10 @@ def lua_block(cells: int, upstreams: Path, options: NginxOptions, *, token: str,
     memory = f"""
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
-      groups = STATUS.groups, token = "{token}", workers = {options.workers_per_server},
+      groups = STATUS.groups, token = TOKEN, workers = {options.workers_per_server},
       balancers = {options.load_balancers}, {balancer},
     }})
-    STATUS.balancer = BALANCER"""
+    STATUS.use(BALANCER)"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
   lua_shared_dict deepsched_status {2 + cells // 1024}m;
   lua_shared_dict deepsched_balancer {2 + cells // 512}m;
@@ -244,9 +249,11 @@ def lua_block(cells: int, upstreams: Path, options: NginxOptions, *, token: str,
   map $deepsched_subrequests $deepsched_subrequests_kept {{ default ""; }}
   init_by_lua_block {{
     COLD = require "cold"
-    STATUS = require "status"
+    STATUS, ADMISSION = require "status", require "admission"
+    local TOKEN = "{token}"
     COLD(STATUS.init, {{
       upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }}, attempts = "{options.attempts}",
+      token = TOKEN, plan = "",
     }})\
 {memory if balancer else ""}
   }}
@@ -258,8 +265,8 @@ def cell_count(topology: Topology) -> int:
     return sum(len(group.servers) for group in topology.groups)
 
 
-def status_locations(*, vts: bool, memory: bool) -> str:
-    """Locations of the statistics, and of the control when requests are balanced in memory."""
+def status_locations(*, vts: bool, memory: bool, admission: bool = False) -> str:
+    """Locations of the statistics, of the control when requests are balanced in memory, and of admission control."""
     only_get = "limit_except GET { deny all; }"
     if vts:
         return (
@@ -268,6 +275,7 @@ def status_locations(*, vts: bool, memory: bool) -> str:
             "    location /status/control { return 403; }\n"
         )
     control = "    location = /control { content_by_lua_block { BALANCER.serve() } }\n" if memory else ""
+    control += "    location = /admission { content_by_lua_block { ADMISSION.serve() } }\n" if admission else ""
     return (
         f"{control}    location = /status {{ {only_get} content_by_lua_block {{ STATUS.serve() }} }}\n"
         "    location = /stub_status { internal; stub_status; }\n"
@@ -314,6 +322,10 @@ def _vts(topology: Topology) -> str:
     )
 
 
-def _location(group: str, path: str, *, vts: bool) -> str:
-    log = "" if vts else f' log_by_lua_block {{ STATUS.log("{group}") }}'
-    return f"    location = {path} {{ proxy_pass http://{group};{log} }}\n"
+def _locations(topology: Topology, *, vts: bool, admission: bool) -> str:
+    lines = []
+    for group in topology.groups:
+        enter = f' access_by_lua_block {{ ADMISSION.enter("{group.name}") }}' if admission else ""
+        log = "" if vts else f' log_by_lua_block {{ STATUS.log("{group.name}") }}'
+        lines.append(f"    location = {group.path} {{ proxy_pass http://{group.name};{enter}{log} }}\n")
+    return "".join(lines)

@@ -13,13 +13,12 @@ from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, Servic
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError
-from actuators.http_client import KeptConnection, NoResponseError
+from actuators.nginx.endpoint import TextEndpoint
 
 _METHODS: tuple[MemoryMethod, ...] = ("round_robin", "least_conn", "random_two", "expected_delay", "configured")
 
 _BASE = "\nbase\n"
 """The line between a new control and its base, in a text."""
-_TIMEOUT_S = 2.0
 _UNKNOWN = Group("unknown", "unknown", "GET", "/", 2.0, ("unknown:1",))
 
 
@@ -53,28 +52,18 @@ class Split:
 
 
 class MemoryControl:
-    """One control endpoint over a kept connection.
-
-    Args:
-        url: ``http://HOST:PORT/PATH``.
-        token: that changes need; it is in the rendered configuration.
-
-    Raises:
-        ConfigError: `url` is not an HTTP address.
-    """
+    """One control endpoint over a kept connection; arguments and errors as of `TextEndpoint`."""
 
     def __init__(self, url: str, token: str, topology: Topology) -> None:
-        self._connection = KeptConnection(
-            url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S, where="control_url"
-        )
-        self.url, self._token, self.topology = url, token, topology
+        self._endpoint = TextEndpoint(url, token, "control_url")
+        self.url, self.topology = url, topology
         self._shown = ""
 
     @classmethod
     def read(cls, url: str) -> str:
         """The text in force at an endpoint whose topology is not known yet. Raises ConfigError or ActuationError."""
         with contextlib.closing(cls(url, "", Topology((_UNKNOWN,)))) as endpoint:
-            return endpoint._request("GET")
+            return endpoint._endpoint.request("GET")
 
     def put(self, method: MemoryMethod, control: Control) -> None:
         """Returns when every worker uses the control: no later request is balanced by the old one.
@@ -98,11 +87,11 @@ class MemoryControl:
             self._put(f"{new}canary {float(percent)!r}{_BASE}{base}")
 
     def _put(self, text: str) -> None:
-        before = self._shown or self._request("GET")
+        before = self._shown or self._endpoint.request("GET")
         # A refused text changes nothing; the response to an accepted one is what the worker's tables now hold.
-        shown = self._request("POST", text)
+        shown = self._endpoint.request("POST", text)
         if not _shows(shown, text):
-            self._shown = self._request("POST", before)
+            self._shown = self._endpoint.request("POST", before)
             raise ActuationError("NGINX reports a control that differs from the one applied", where=self.url)
         self._shown = shown
 
@@ -123,12 +112,12 @@ class MemoryControl:
 
     def get(self) -> tuple[MemoryMethod, Control]:
         """The method and control in force, of a split the new ones, from a worker's tables. Raises ActuationError."""
-        self._shown = self._request("GET")
+        self._shown = self._endpoint.request("GET")
         return from_text(self._shown, self.topology)
 
     def get_split(self) -> Split | None:
         """The split in force; None when one method and control balance all requests. Raises ActuationError."""
-        self._shown = self._request("GET")
+        self._shown = self._endpoint.request("GET")
         if not is_split(self._shown):
             return None
         new, base = _arms(self._shown)
@@ -137,22 +126,10 @@ class MemoryControl:
 
     def forget_failures(self) -> None:
         """Puts all servers back in rotation and clears their error scores. Raises ActuationError."""
-        self._request("DELETE")
+        self._endpoint.request("DELETE")
 
     def close(self) -> None:
-        self._connection.close()
-
-    def _request(self, method: str, body: str = "") -> str:
-        # A text is put in force whole, so that a repeated call has the same effect as one.
-        try:
-            status, answer = self._connection.request(method, body.encode(), {"X-Deepsched-Token": self._token})
-        except NoResponseError as error:
-            raise ActuationError(f"no answer: {error}", where=self.url, remedy="is NGINX running?") from error
-        text = answer.decode(errors="replace")
-        if status != 200:
-            remedy = "give the token of that NGINX" if status == 403 else ""
-            raise ActuationError(text.strip()[:200] or f"HTTP status {status}", where=self.url, remedy=remedy)
-        return text
+        self._endpoint.close()
 
 
 def to_text(method: MemoryMethod, control: Control) -> str:

@@ -12,11 +12,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
 from actuators.files import private_folder, write_private
+from actuators.nginx.admission_endpoint import AdmissionEndpoint
 from actuators.nginx.config import (
     NginxOptions,
     NginxSite,
@@ -66,6 +68,7 @@ class Nginx:
         self._memory = in_memory(self._method, options, self._build)
         self.token = secrets.token_hex(16)
         self._endpoint: MemoryControl | None = None
+        self._admission: AdmissionEndpoint | None = None
         self._site = NginxSite(self._prefix, host, 0, 0)
         self._process: ManagedProcess | None = None
 
@@ -83,6 +86,11 @@ class Nginx:
     def control_url(self) -> str:
         """Where another process can read and change the balancing in memory, with `token`."""
         return f"http://127.0.0.1:{self._site.status_port}/control"
+
+    @property
+    def admission_url(self) -> str:
+        """Where another process can read and change the rule of admission, with `token`."""
+        return f"http://127.0.0.1:{self._site.status_port}/admission"
 
     @property
     def config_path(self) -> Path:
@@ -119,6 +127,7 @@ class Nginx:
             else:
                 self._process = process
                 self._endpoint = MemoryControl(self.control_url, self.token, self.topology)
+                self._admission = AdmissionEndpoint(self.admission_url, self.token, self.topology)
                 if self._memory:
                     self._endpoint.get()  # opens the connection, so that the first change is as fast as the next ones
                 return
@@ -186,6 +195,17 @@ class Nginx:
             self._put(_own(method or self._method), first)
         return Restored(changed, time.monotonic() - began_s, tuple(names))
 
+    def admit(self, admission: Admission | None) -> None:
+        """Puts a rule of admission in force; None lets every request enter.
+
+        Raises ActuationError, also for an NGINX without admission control; then the old rule is in force.
+        """
+        if not self.options.admission:
+            raise ActuationError("this NGINX has no admission control", remedy="start it with nginx.admission=true")
+        if self._admission is None:
+            raise ProcessError("NGINX is not running", remedy="call start() first")
+        self._admission.put(admission)
+
     def forget_failures(self) -> None:
         """Forgets which servers failed, as a start does; by a reload where NGINX itself balances.
 
@@ -222,8 +242,9 @@ class Nginx:
 
     def close(self) -> None:
         """Ends NGINX and its workers; idempotent."""
-        if self._endpoint is not None:
-            self._endpoint.close()
+        for endpoint in (self._endpoint, self._admission):
+            if endpoint is not None:
+                endpoint.close()
         if self._process is not None:
             self._process.close()
 

@@ -239,6 +239,44 @@ class BalancerEntry(_VtsStruct, frozen=True):
         )  # fmt: skip
 
 
+class AdmissionEntry(_VtsStruct, frozen=True):
+    """What admission control (lua/admission.lua) counted of one group; `limit` is None where none is in force."""
+
+    group: str
+    offered: Count = 0
+    refused: Count = 0
+    spared: Count = 0
+    finished: Count = 0
+    late: Count = 0
+    quick: Count = 0
+    in_flight: InFlight = 0
+    limit: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        _bounded(*self.counts())
+        _named(self.group)
+
+    def counts(self) -> tuple[int, ...]:
+        """offered, refused, spared, finished, late, quick."""
+        return self.offered, self.refused, self.spared, self.finished, self.late, self.quick
+
+
+class AdmissionStatus(_VtsStruct, frozen=True):
+    """Admission control of an NGINX: the rule in force, its state after the last tick, and counts of the groups."""
+
+    rule: str = "none"
+    percent: Seconds = 100.0
+    version: Count = 0
+    multiple: Seconds = 0.0
+    late_share: Seconds = 0.0
+    peak: Count = 0
+    groups: tuple[AdmissionEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        _bounded(self.version, self.peak)
+        _named(self.rule)
+
+
 class Balancer(_VtsStruct, frozen=True):
     """The block that lua/status.lua adds to the document; nginx-module-vts has none.
 
@@ -249,6 +287,7 @@ class Balancer(_VtsStruct, frozen=True):
     method: str = ""
     version: Count = 0
     servers: tuple[BalancerEntry, ...] = ()
+    admission: AdmissionStatus | None = None
 
     def __post_init__(self) -> None:
         _bounded(self.start_msec, self.version)

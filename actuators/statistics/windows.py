@@ -11,9 +11,9 @@ import numpy as np
 
 from actuators.contract.arrays import IntArray
 from actuators.contract.topology import Topology
-from actuators.contract.window import DEFAULT_BOUNDS_MS, Connections, DelayWindow, Fault, Window
+from actuators.contract.window import DEFAULT_BOUNDS_MS, AdmissionWindow, Connections, DelayWindow, Fault, Window
 from actuators.statistics.names import ServerNames, server_names
-from actuators.statistics.vts import Buckets, ServerCounters, Snapshot
+from actuators.statistics.vts import AdmissionEntry, Buckets, ServerCounters, Snapshot
 
 # A counter that grows by more than this between two readings is not a count.
 _MOST = 2**53
@@ -61,7 +61,8 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology, names: Ser
     active, delay = _balancer(before, after, topology, dead=dead)
     return replace(
         window, connections=connections, active=active, delay=delay, faults=tuple(faults),
-        client_errors=_client_errors(before, after), backup=backup if backup.any() else None,
+        client_errors=_client_errors(before, after), admission=_admission(before, after, topology),
+        backup=backup if backup.any() else None,
     )  # fmt: skip
 
 
@@ -89,8 +90,35 @@ def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
 def _client_errors(before: Snapshot, after: Snapshot) -> int | None:
     if before.client_errors is None or after.client_errors is None:
         return None
-    count = after.client_errors - before.client_errors
+    # A refused request is no error of a server.
+    count = after.client_errors - _refused(after) - before.client_errors + _refused(before)
     return count if 0 <= count <= _MOST else None
+
+
+def _refused(snapshot: Snapshot) -> int:
+    admission = snapshot.balancer.admission if snapshot.balancer else None
+    return sum(entry.refused for entry in admission.groups) if admission else 0
+
+
+def _admission(before: Snapshot, after: Snapshot, topology: Topology) -> AdmissionWindow | None:
+    """None without a rule of admission, and where its counts began again."""
+    old, new = (snapshot.balancer.admission if snapshot.balancer else None for snapshot in (before, after))
+    if old is None or new is None or new.rule == "none":
+        return None
+    was, now = ({entry.group: entry for entry in status.groups} for status in (old, new))
+    counts: list[list[int]] = []
+    in_flight, limits = np.zeros(len(topology.groups), np.int64), np.full(len(topology.groups), np.inf)
+    for g, group in enumerate(topology.groups):
+        entry = now.get(group.name, AdmissionEntry(group.name))
+        earlier = was.get(group.name, AdmissionEntry(group.name)).counts()
+        counts.append([b - a for a, b in zip(earlier, entry.counts(), strict=True)])
+        in_flight[g], limits[g] = entry.in_flight, np.inf if entry.limit is None else entry.limit
+    if min(map(min, counts)) < 0 or max(map(max, counts)) > _MOST:
+        return None
+    offered, refused, spared, finished, late, quick = np.array(counts, np.int64).T
+    return AdmissionWindow(
+        offered, refused, spared, finished, late, quick, in_flight, limits, peak=min(new.peak, _MOST)
+    )
 
 
 def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:

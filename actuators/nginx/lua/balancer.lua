@@ -4,6 +4,7 @@
 -- health, and counts over all workers.
 local M = {}
 
+local admission = require "admission"
 local cold = require "cold"
 local counters = require "counters"
 local inflight = require "inflight"
@@ -155,6 +156,8 @@ function M.pick(group_name)
     local group = current.by_name[group_name]
     if record.attempts > 0 then
         settle_previous(record)
+    elseif not record.block then
+        admission.count(record, group_name)
     end
     local troubled = health.trouble()
     local now = troubled and now_s() or 0
@@ -198,15 +201,16 @@ end
 function M.take()
     local cut_off = records.take_cut_off()
     while cut_off do
-        M.finish(cut_off, CLIENT_GONE, 0)
+        M.finish(cut_off, CLIENT_GONE, 0, 0)
         cut_off = records.take_cut_off()
     end
     return records.take()
 end
 
 -- Log phase of every request and subrequest with a record: status of the response, upstream time of the last attempt
--- in ms.
-function M.finish(record, status, response_ms)
+-- and of all attempts in ms.
+function M.finish(record, status, response_ms, total_ms)
+    admission.leave(record, status, total_ms)
     local choice = record.choice
     if choice then
         local own = choice.own
@@ -254,8 +258,8 @@ local function entry_json(group, server, current)
     )
 end
 
--- The `deepsched` block of the statistics.
-function M.json(start_ms)
+-- The members of the `deepsched` block of the statistics.
+function M.json()
     local current, parts = control.current(), {}
     for index = 1, #current.groups do
         local group = current.groups[index]
@@ -264,8 +268,7 @@ function M.json(start_ms)
             parts[#parts + 1] = entry_json(group, members[position], current)
         end
     end
-    return format('{"startMsec":%.0f,"method":"%s","version":%d,"servers":[%s]}',
-        start_ms, current.method, control.version(), concat(parts, ","))
+    return format('"method":"%s","version":%d,"servers":[%s]', current.method, control.version(), concat(parts, ","))
 end
 
 return M

@@ -1,7 +1,7 @@
 -- What the balancer knows of each request from the choice of a server to the log phase. The key is the address of the
 -- request, which an error_page or a retry does not change (they clear ngx.ctx). Records are reused.
 -- A record: attempts (servers chosen so far), choice (the last one), tried, wait_s, service_s, idle, is_new (whether the
--- new control balances it; nil outside of a canary).
+-- new control balances it; nil outside of a canary), and of admission.lua block, entered_s, refused.
 local M = {}
 
 local ffi = require "ffi"
@@ -27,7 +27,7 @@ function M.get()
             record, spares = spare[spares], spares - 1
         else
             record = { attempts = 0, choice = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false,
-                is_new = nil }
+                is_new = nil, block = nil, entered_s = 0, refused = false }
         end
         open[key], record.is_sub = record, ngx.is_subrequest
         if record.is_sub then
@@ -67,6 +67,7 @@ end
 
 function M.give_back(record)
     record.attempts, record.choice, record.tried, record.is_new = 0, nil, nil, nil
+    record.block, record.refused = nil, false
     spares = spares + 1
     spare[spares] = record
 end

@@ -2,6 +2,7 @@
 -- actuators/statistics/vts.py reads.
 local M = {}
 
+local admission = require "admission"
 local cold = require "cold"
 local counters = require "counters"
 local document = require "status_json"
@@ -18,6 +19,7 @@ local IN_BYTES, OUT_BYTES, REQUEST_MS = counters.IN_BYTES, counters.OUT_BYTES, c
 local RESPONSE_MS, CLASSES, REQUEST_BUCKETS = counters.RESPONSE_MS, counters.CLASSES, counters.REQUEST_BUCKETS
 
 local groups, other, response_buckets, only_final
+local owner = admission   -- takes and closes the records of requests
 local bucket_of = {}   -- ms -> bucket, up to the last bound
 
 local function read_bounds(bounds)
@@ -31,13 +33,20 @@ local function read_bounds(bounds)
     setmetatable(bucket_of, { __index = function() return #bounds + 1 end })
 end
 
--- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count. Leaves `M.groups` for the balancer, which sets `M.balancer` when requests are balanced in memory.
+-- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count; token, plan: of admission.lua.
+-- Leaves `M.groups` for the balancer.
 function M.init(options)
     counters.init(options)
     document.init()
     read_bounds(options.bounds_ms)
     groups, other, response_buckets = counters.groups, counters.other, counters.RESPONSE_BUCKETS
     M.groups, only_final = counters.order, options.attempts == "final"
+    admission.init({ groups = M.groups, token = options.token, plan = options.plan })
+end
+
+-- Requests are balanced in memory.
+function M.use(balancer)
+    M.balancer, owner = balancer, balancer
 end
 
 -- init_worker_by_lua.
@@ -46,6 +55,7 @@ function M.init_worker()
         return   -- a helper process: it serves no requests
     end
     cold(rows.init_worker)
+    admission.init_worker()
     if M.balancer then
         M.balancer.init_worker()
     end
@@ -124,34 +134,40 @@ local function count_final(group, servers, count, times)
     end
 end
 
--- Counts a request that was retried or reached no server; returns the time of its last attempt in ms.
+-- Counts a request that was retried or reached no server; returns the time of its last attempt and of all in ms.
 local function count_attempts(group, addresses)
     local servers, count = split(addresses)
     local times = split(variable(nil, "upstream_response_time"))
     local count_them = only_final and count_final or count_every
     count_them(group, servers, count, times)
-    return milliseconds(times[count]) or 0
+    local total_ms = 0
+    for index = 1, count do
+        total_ms = total_ms + (milliseconds(times[index]) or 0)
+    end
+    return milliseconds(times[count]) or 0, total_ms
 end
 
 -- The server of a request that was not retried: the balancer's choice, or the one of the only address.
 local function only_cell(group, record)
-    if record then
+    if record and record.choice then
         return record.attempts == 1 and record.choice
     end
     return group.cells[variable(nil, "upstream_addr")]
 end
 
--- Counts a request of a group; returns its upstream time in ms, nil when it reached no server.
+-- Counts a request of a group; returns its last and its whole upstream time in ms, nil when it reached no server.
 local function count(group, record)
     local cell, response_ms = only_cell(group, record), milliseconds(variable(nil, "upstream_response_time"))
     if cell and response_ms then
         local own, status = cell.own, ngx.status
         count_attempt(own, status, status == CLIENT_GONE and 0 or response_ms)
         count_request(own)
-        return response_ms
+        return response_ms, response_ms
     end
     local addresses = variable(nil, "upstream_addr")
-    return addresses and count_attempts(group, addresses)
+    if addresses then
+        return count_attempts(group, addresses)
+    end
 end
 
 local function count_other()
@@ -162,23 +178,26 @@ local function count_other()
 end
 
 local function log(group, record)
-    local response_ms = group and count(group, record)
+    local response_ms, total_ms
+    if group then
+        response_ms, total_ms = count(group, record)
+    end
     if not response_ms then
         count_other()
     end
     if record then
-        M.balancer.finish(record, ngx.status, response_ms or 0)
+        owner.finish(record, ngx.status, response_ms or 0, total_ms)
     end
 end
 
 -- log_by_lua of the location of a group.
 function M.log(group_name)
-    log(groups[group_name], M.balancer and M.balancer.take())
+    log(groups[group_name], owner.take())
 end
 
 -- log_by_lua of a configuration that includes our snippet: the balancer knows the group.
 function M.log_any()
-    local record = M.balancer.take()
+    local record = owner.take()
     log(record and record.choice and groups[record.choice.group.name], record)
 end
 
@@ -188,7 +207,7 @@ end
 
 -- log_by_lua of all other requests.
 function M.log_other()
-    log(nil, M.balancer and M.balancer.take())
+    log(nil, owner.take())
 end
 
 -- content_by_lua of the status location.

@@ -1,7 +1,7 @@
 -- The counters of status.lua as the JSON of nginx-module-vts. Numeric loops only: see cold.lua.
 local M = {}
 
-local counters, rows = require "counters", require "rows"
+local admission, counters, rows = require "admission", require "counters", require "rows"
 local ngx, var = ngx, ngx.var
 local floor, format, concat, unpack = math.floor, string.format, table.concat, unpack
 
@@ -128,10 +128,8 @@ local function connections_json()
 end
 
 local function own_json(balancer)
-    if balancer then
-        return balancer.json(dict:get("start_ms"))
-    end
-    return format('{"startMsec":%.0f}', dict:get("start_ms"))
+    local own = balancer and "," .. balancer.json() or ""
+    return format('{"startMsec":%.0f%s,"admission":%s}', dict:get("start_ms"), own, admission.json())
 end
 
 -- The whole document; `balancer` is nil when NGINX itself balances.

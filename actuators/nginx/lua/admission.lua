@@ -1,0 +1,327 @@
+-- Admission control: counts the requests inside, refuses those beyond the limit of their group with 503, and moves the
+-- limits by itself every tick, so that it protects when nobody steers. Stands before any way to balance.
+local M = {}
+
+local cold = require "cold"
+local records = require "records"
+local rows = require "rows"
+local rule = require "admission_rule"
+local plans = require "admission_plan"
+
+local ngx, now_s, random = ngx, ngx.now, math.random
+local max, exp, floor, huge, format, concat = math.max, math.exp, math.floor, math.huge, string.format, table.concat
+local CLIENT_GONE, REFUSED_STATUS = 499, 503
+local MEMORY_S = 10         -- time constant of the counts from which the share of refused requests is known
+local STALE_TICKS = 3       -- limits that were not moved for so many ticks are not in force
+
+-- Columns of a block: of each group, and of all groups together. A worker writes its own row; IN_FLIGHT ends with it.
+local IN_FLIGHT, OFFERED, REFUSED, SPARED, FINISHED, LATE, QUICK, SECONDS = 0, 1, 2, 3, 4, 5, 6, 7
+local TOLD = {
+    [OFFERED] = "offered", [REFUSED] = "refused", [SPARED] = "spared", [FINISHED] = "finished", [LATE] = "late",
+    [QUICK] = "quick", [SECONDS] = "seconds",
+}
+-- The same columns of row 0 hold what had been counted at the last step; then follow what ticks computed.
+local LIMIT, SILENT_S, RECENT_OFFERED, RECENT_REFUSED, ENDED, INSIDE, COLUMNS = 8, 9, 10, 11, 12, 13, 14
+local MULTIPLE, HELD, LATE_SHARE, PEAK, TICKED, LAST_PEAK, STEPPED = 1, 2, 3, 4, 5, 6, 7   -- row 0 of `all`
+
+local dict, all, token
+local blocks = {}           -- group -> block
+local names = {}            -- in the order of the configuration
+local newest                -- newest[0]: version of the plan in the dict
+local version, plan = -1, nil
+
+-- groups: of counters.lua; plan: text of the first plan, "" for none; token. Before the workers start.
+function M.init(options)
+    dict, newest = ngx.shared.deepsched_balancer, rows.numbers("admission version")
+    all = rows.add({}, "admission", COLUMNS)
+    for index = 1, #options.groups do
+        local name = options.groups[index].name
+        names[index], blocks[name] = name, rows.add({ name = name }, "admission " .. name, COLUMNS)
+    end
+    plans.init(names)
+    dict:safe_add("admission version", 0)
+    dict:safe_add("admission", options.plan)
+    if not plans.parse(dict:get("admission")) then
+        -- The groups have changed with this configuration.
+        dict:set("admission", options.plan)
+        dict:incr("admission version", 1)
+    end
+    newest[0] = dict:get("admission version")
+    token = options.token
+end
+
+-- The plan in force; without a rule nothing is counted.
+local function current()
+    if version ~= newest[0] then
+        version = newest[0]
+        plan = cold(plans.parse, dict:get("admission"))
+    end
+    return plan
+end
+
+local function add(block, column, change)
+    local own = block.own
+    own[column] = own[column] + change
+end
+
+-- Whether so many of the group's last requests were refused that this one must enter.
+local function too_many_refused(block, most)
+    if most >= 1 then
+        return false
+    end
+    local base = block.base
+    local offered = base[RECENT_OFFERED] + rows.total(block, OFFERED) - base[OFFERED]
+    local refused = base[RECENT_REFUSED] + rows.total(block, REFUSED) - base[REFUSED]
+    return refused + 1 > most * offered
+end
+
+local function let_in(record, block, inside)
+    add(block, IN_FLIGHT, 1)
+    add(all, IN_FLIGHT, 1)
+    local base = all.base
+    if inside + 1 > base[PEAK] then
+        base[PEAK] = inside + 1
+    end
+    record.block, record.entered_s = block, now_s()
+end
+
+local function refuse(record, block)
+    add(block, REFUSED, 1)
+    record.refused = true
+    ngx.header["Retry-After"] = random(1, 2)
+    ngx.header["X-Refused"] = "overload"
+    return ngx.exit(REFUSED_STATUS)
+end
+
+-- Access phase of a location of the group. A request that comes again, as by error_page, is not asked twice.
+function M.enter(group)
+    local now_plan = current()
+    if not now_plan.by_name[group] then
+        return
+    end
+    local record, block = records.get(), blocks[group]
+    if record.block or record.refused then
+        return
+    end
+    add(block, OFFERED, 1)
+    local inside = rows.total(all, IN_FLIGHT)
+    local stale = now_s() - all.base[TICKED] > STALE_TICKS * now_plan.numbers.tick_s
+    if not stale and inside >= block.base[LIMIT] then
+        local percent = now_plan.percent
+        local meant = percent >= 100 or (percent > 0 and 100 * random() < percent)
+        if meant and not too_many_refused(block, now_plan.numbers.most_refused) then
+            return refuse(record, block)
+        end
+        add(block, SPARED, 1)
+    end
+    let_in(record, block, inside)
+end
+
+-- A request of the group that did not pass the access phase there: a subrequest, or the page for a refused request.
+function M.count(record, group)
+    if not record.block and current().by_name[group] then
+        add(blocks[group], OFFERED, 1)
+        let_in(record, blocks[group], rows.total(all, IN_FLIGHT))
+    end
+end
+
+-- Log phase: status of the response, upstream time of all attempts in ms, nil when no server was asked.
+function M.leave(record, status, response_ms)
+    local block = record.block
+    if not block then
+        return
+    end
+    add(block, IN_FLIGHT, -1)
+    add(all, IN_FLIGHT, -1)
+    local entry = current().by_name[block.name]
+    if not entry then
+        return
+    end
+    local gone = status == CLIENT_GONE
+    local seconds = gone and now_s() - record.entered_s or (response_ms or 0) / 1000
+    local is_late = seconds > entry.deadline_s
+    -- An error that comes at once is no sign of overload, nor a client that soon goes away, nor an answer of NGINX itself.
+    if not response_ms and not gone or gone and not is_late or status >= 500 and seconds < entry.idle_s then
+        return add(block, QUICK, 1)
+    end
+    add(block, FINISHED, 1)
+    add(block, SECONDS, seconds)
+    if is_late or status >= 500 then
+        add(block, LATE, 1)
+    end
+end
+
+-- As balancer.take and balancer.finish, for an NGINX that balances itself.
+M.take = records.take
+
+function M.finish(record, status, _, total_ms)
+    M.leave(record, status, total_ms)
+    records.give_back(record)
+end
+
+-- What the group's block has counted since the last step, and for how long it has been silent.
+local function counted(block, elapsed_s)
+    local base, tick = block.base, {}
+    for column, name in pairs(TOLD) do
+        tick[name] = rows.total(block, column) - base[column]
+    end
+    local ended = tick.finished + tick.quick
+    base[SILENT_S] = ended == base[ENDED] and base[INSIDE] > 0 and base[SILENT_S] + elapsed_s or 0
+    base[ENDED], base[INSIDE] = ended, rows.total(block, IN_FLIGHT)
+    tick.silent_s, tick.over = base[SILENT_S], tick.refused + tick.spared
+    return tick
+end
+
+-- Row 0 takes what a step has used.
+local function settle(block, tick, elapsed_s)
+    local base, kept = block.base, exp(-elapsed_s / MEMORY_S)
+    base[RECENT_OFFERED] = kept * (base[RECENT_OFFERED] + tick.offered)
+    base[RECENT_REFUSED] = kept * (base[RECENT_REFUSED] + tick.refused)
+    for column, name in pairs(TOLD) do
+        base[column] = base[column] + tick[name]
+    end
+    base[ENDED] = 0
+end
+
+-- After a time without ticks nothing that was counted in it says anything.
+local function restart(now, tick_s)
+    for _, block in pairs(blocks) do
+        local base = block.base
+        for column in pairs(TOLD) do
+            base[column] = rows.total(block, column)
+        end
+        base[SILENT_S], base[ENDED], base[INSIDE] = 0, 0, 0
+        base[RECENT_OFFERED], base[RECENT_REFUSED] = 0, 0
+    end
+    local base = all.base
+    base[STEPPED], base[TICKED], base[PEAK] = now - tick_s, now - tick_s, rows.total(all, IN_FLIGHT)
+end
+
+local function set_limits(now_plan, state)
+    local base = all.base
+    base[MULTIPLE], base[HELD], base[LATE_SHARE] = state.multiple, state.held, state.late_share
+    for index = 1, #now_plan.entries do
+        local entry = now_plan.entries[index]
+        blocks[entry.name].base[LIMIT] = rule.limit(now_plan, entry, state)
+    end
+end
+
+local function step(now_plan, ticks, now)
+    local base = all.base
+    local elapsed_s = now - base[STEPPED]
+    local state = { multiple = base[MULTIPLE], held = base[HELD], late_share = base[LATE_SHARE] }
+    set_limits(now_plan, rule.step(now_plan, state, ticks, base[PEAK], elapsed_s))
+    for index = 1, #now_plan.entries do
+        settle(blocks[now_plan.entries[index].name], ticks[index], elapsed_s)
+    end
+    base[LAST_PEAK], base[PEAK], base[STEPPED] = base[PEAK], rows.total(all, IN_FLIGHT), now
+end
+
+-- Moves the limits of all groups, unless too little was answered since they were moved last.
+function M.tick(now)
+    local now_plan, base, ticks = current(), all.base, {}
+    local tick_s = now_plan.numbers.tick_s
+    if now - base[TICKED] > STALE_TICKS * tick_s then
+        restart(now, tick_s)
+    end
+    for index = 1, #now_plan.entries do
+        ticks[index] = counted(blocks[now_plan.entries[index].name], now - base[TICKED])
+    end
+    if base[MULTIPLE] == 0 then
+        set_limits(now_plan, rule.begin(now_plan))
+    elseif rule.is_due(now_plan, ticks) then
+        step(now_plan, ticks, now)
+    end
+    base[TICKED] = now
+end
+
+local function schedule(delay_s)
+    ngx.timer.at(delay_s, M.on_timer)
+end
+
+-- Every worker has a timer; the first one of each tick moves the limits, so that no worker is needed for it.
+function M.on_timer(ending)
+    if ending then
+        return
+    end
+    local now_plan, tick_s, now = current(), 0.5, now_s()
+    if now_plan.rule ~= "none" then
+        tick_s = now_plan.numbers.tick_s
+        if dict:add(format("admission tick %.0f", floor(now / tick_s)), true, 10 * tick_s) then
+            cold(M.tick, now)
+        end
+    end
+    schedule(tick_s)
+end
+
+function M.init_worker()
+    schedule(0)
+end
+
+-- Puts the plan of a text in force; nil and the reason when it is refused. Limits begin anew under another rule.
+local function put(text)
+    local parsed, problem = cold(plans.parse, text)
+    if not parsed then
+        return nil, problem
+    end
+    dict:set("admission", text)
+    local base, before = all.base, current()
+    if parsed.rule ~= before.rule then
+        base[MULTIPLE], base[TICKED] = 0, 0
+    else
+        cold(set_limits, parsed, { multiple = base[MULTIPLE], held = base[HELD], late_share = base[LATE_SHARE] })
+    end
+    newest[0] = dict:incr("admission version", 1)
+    return true
+end
+
+-- content_by_lua of the admission location: GET reads the plan, POST replaces it, DELETE lets every request enter. POST
+-- and DELETE need the token.
+function M.serve()
+    ngx.header["Content-Type"] = "text/plain"
+    local verb = ngx.req.get_method()
+    if verb == "POST" or verb == "DELETE" then
+        if ngx.req.get_headers()["X-Deepsched-Token"] ~= token then
+            ngx.status = 403
+            return ngx.say("wrong token")
+        end
+        ngx.req.read_body()
+        local done, problem = put(verb == "POST" and ngx.req.get_body_data() or "")
+        if not done then
+            ngx.status = 400
+            return ngx.say("refused: " .. problem)
+        end
+    end
+    ngx.print(dict:get("admission"))
+end
+
+local function number_json(value)
+    return value < huge and format("%.17g", value) or "null"
+end
+
+local function group_json(name, now_plan, stale)
+    local block, total = blocks[name], rows.total
+    local limit = now_plan.by_name[name] and not stale and block.base[LIMIT] or huge
+    return format(
+        '{"group":"%s","offered":%.0f,"refused":%.0f,"spared":%.0f,"finished":%.0f,"late":%.0f,"quick":%.0f,'
+        .. '"inFlight":%d,"limit":%s}',
+        name, total(block, OFFERED), total(block, REFUSED), total(block, SPARED), total(block, FINISHED),
+        total(block, LATE), total(block, QUICK), total(block, IN_FLIGHT), number_json(limit)
+    )
+end
+
+-- The `admission` block of the statistics.
+function M.json()
+    local now_plan, base, parts = current(), all.base, {}
+    local stale = now_plan.rule == "none" or now_s() - base[TICKED] > STALE_TICKS * now_plan.numbers.tick_s
+    for index = 1, #names do
+        parts[index] = group_json(names[index], now_plan, stale)
+    end
+    return format(
+        '{"rule":"%s","percent":%.17g,"version":%d,"multiple":%.17g,"lateShare":%.17g,"peak":%.0f,"groups":[%s]}',
+        now_plan.rule, now_plan.percent, newest[0], base[MULTIPLE], base[LATE_SHARE], max(base[PEAK], base[LAST_PEAK]),
+        concat(parts, ",")
+    )
+end
+
+return M
