@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from actuators.errors import DataError, DeepSchedError, StatusError
 from actuators.statistics.vts import Document, Snapshot, not_vts, parse, snapshot
 from actuators.statistics.windows import difference
 from envs.observation.features import LatencyMemory
-from rayjobs.serve.bundles import BundleStore, LoadedBundle
+from rayjobs.serve.bundles import BundleStore, InUse, LoadedBundle
 from rayjobs.serve.intake import SMALL_BYTES
 from rayjobs.serve.models import MAX_MOMENTS, MemoryModel, WeightsRequest
-from rayjobs.serve.telemetry import Metrics
+from rayjobs.serve.telemetry import Metrics, event
+from rayjobs.serve.trial import Trial
 from tuning.policy.adviser import Advice, advisable
 from tuning.steering import window_json
 from tuning.steering.decide import Verdict, decide_alone
@@ -51,7 +53,7 @@ class Answers:
     def __init__(self, store: BundleStore, guards: GuardOptions) -> None:
         self.store, self.metrics, self._guards = store, Metrics(), guards
         self.together: Callable[[bytes], Awaitable[bytes | Refusal]] | None = None
-        self._turn = CapacityLimiter(1)
+        self._turn, self._trial = CapacityLimiter(1), Trial()
 
     async def answer(self, body: bytes) -> bytes:
         """JSON of a `WeightsAnswer`. Raises DeepSchedError or ValidationError (`Refusal`)."""
@@ -65,6 +67,7 @@ class Answers:
             result = self._one(body)
         else:
             result = await self._in_turn(self._one, body)
+        await self._take_back_what_lost()
         self.metrics.seconds.observe(time.perf_counter() - began_s)
         return result
 
@@ -72,25 +75,58 @@ class Answers:
         """The same for several bodies; a bad one does not affect the others."""
         self.metrics.together.observe(len(bodies))
         await self._follow()
-        if sum(map(len, bodies)) <= SMALL_BYTES:
-            return self._each(bodies)
-        return await self._in_turn(self._each, bodies)
+        small = sum(map(len, bodies)) <= SMALL_BYTES
+        return self._each(bodies) if small else await self._in_turn(self._each, bodies)
 
     async def _follow(self) -> None:
         """Loads the bundle that another replica has swapped in; meanwhile the event loop goes on."""
         if self.store.is_behind():
-            await run_in_threadpool(self.store.current)
+            await run_in_threadpool(self.store.in_use)
+
+    async def _take_back_what_lost(self) -> None:
+        """A bundle that failed on trial gives its place to the one before."""
+        if (lost := self._trial.lost()) is not None:
+            try:
+                await run_in_threadpool(self.store.take_back, *lost)
+            except (DeepSchedError, OSError) as error:
+                # The bundle before goes on answering; when that is over, the failures count anew.
+                event("bundle not taken back", logging.ERROR, detail=str(error))
 
     async def _in_turn(self, work: Callable[[Given], Found], given: Given) -> Found:
         """Large requests one after the other, in a thread: a parsed one has many times the size of its body."""
         return await to_thread.run_sync(work, given, limiter=self._turn)
 
     def _one(self, body: bytes) -> bytes:
-        return self._seen(advise(self.store.current(), read_body(body), self._guards))
+        return self._seen(self._decided(self.store.in_use(), read_body(body)))
+
+    def _decided(self, in_use: InUse, parsed: Parsed) -> dict[str, Any]:
+        return self._trial.decide(in_use, lambda bundle: advise(bundle, parsed, self._guards))
 
     def _each(self, bodies: Sequence[bytes]) -> list[bytes | Refusal]:
-        results = advise_each(self.store.current(), bodies, self._guards)
+        in_use = self.store.in_use()
+        if in_use.on_trial:
+            results = self._each_on_trial(in_use, bodies)
+        else:
+            results = advise_each(in_use.bundle, bodies, self._guards)
         return [self._seen(result) if isinstance(result, dict) else result for result in results]
+
+    def _each_on_trial(self, in_use: InUse, bodies: Sequence[bytes]) -> list[dict[str, Any] | Refusal]:
+        """Those that the bundle in use fails on are decided again by themselves."""
+        try:
+            together: Sequence[dict[str, Any] | Refusal | None] = advise_each(in_use.bundle, bodies, self._guards)
+        except Exception:  # noqa: BLE001 - each raises it by itself again, if it is its own
+            together = [None] * len(bodies)
+        results: list[dict[str, Any] | Refusal] = []
+        for body, result in zip(bodies, together, strict=True):
+            if isinstance(result, dict) and not result["problem"]:
+                self._trial.passed(result)
+                results.append(result)
+                continue
+            try:
+                results.append(self._decided(in_use, read_body(body)))
+            except (DeepSchedError, ValidationError) as error:
+                results.append(error)
+        return results
 
     def _seen(self, result: dict[str, Any]) -> bytes:
         self.metrics.see(result)
@@ -157,7 +193,7 @@ def _refusal(body: bytes, error: Exception) -> StatusError:
 def question(bundle: LoadedBundle, parsed: Parsed) -> Question:
     """Raises StatusError, DataError or ConfigError for inconsistent documents or windows."""
     topology, windows = _windows(bundle.own.topology, parsed)
-    return Question(topology, windows, _memory(parsed.memory, topology))
+    return Question(topology, windows, _memory(parsed.memory, topology, bundle.learned_names))
 
 
 def advise(bundle: LoadedBundle, parsed: Parsed, guards: GuardOptions) -> dict[str, Any]:
@@ -289,7 +325,8 @@ def _servers(snapshot: Snapshot) -> dict[str, list[str]]:
     return {name: list(servers) for name, servers in snapshot.groups.items()}
 
 
-def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | None:
+def _memory(given: MemoryModel | None, topology: Topology, names: frozenset[str]) -> LatencyMemory | None:
+    """The averages; what an estimator has learned only under these names: another bundle's is of no use to this one."""
     if given is None:
         return None
     rows, columns = topology.shape
@@ -305,6 +342,8 @@ def _memory(given: MemoryModel | None, topology: Topology) -> LatencyMemory | No
         ) from error
     if not all(np.isfinite(table).all() for table in learned.values()):
         raise DataError("not finite", where="memory.learned", remedy="send `memory` of the last answer unchanged")
+    if learned.keys() != names:
+        learned = {}
     return LatencyMemory(np.where(fast > 0, fast, np.nan), np.array(given.slow_log, dtype=float), learned)
 
 

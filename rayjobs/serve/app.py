@@ -15,12 +15,13 @@ from starlette.types import ASGIApp, Scope
 
 from actuators.errors import ConflictError, DeepSchedError
 from rayjobs.serve.answers import Answers
-from rayjobs.serve.bundles import BundleStore
+from rayjobs.serve.bundles import BundleStore, InUse
 from rayjobs.serve.gate import CHANGES, Gate, GateRules
 from rayjobs.serve.intake import Refused
 from rayjobs.serve.live import LiveView, events
 from rayjobs.serve.models import (
     BundleRequest,
+    HealthAnswer,
     OrdersAnswer,
     OrdersRequest,
     PolicyAnswer,
@@ -158,15 +159,18 @@ def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> Non
         event("orders", **result)
         return result
 
-    @app.get("/healthz", response_model=dict[str, str])
-    def healthz() -> dict[str, str]:
-        """Answers once the bundle is loaded."""
-        return {"status": "ok", "bundle": store.current().id}
+    @app.get("/healthz", response_model=HealthAnswer)
+    def healthz() -> dict[str, Any]:
+        """Answers once the bundle is loaded; says whether the latest swap was taken back, and why."""
+        in_use = store.in_use()
+        return {"status": "ok", "bundle": in_use.bundle.id, "taken_back": _taken_back(store, in_use)}
 
     @app.get("/metrics", response_class=Response)
     def metrics_text() -> Response:
         """Prometheus text."""
-        return Response(answers.metrics.text(view, store.current().id), media_type="text/plain; version=0.0.4")
+        in_use = store.in_use()
+        text = answers.metrics.text(view, in_use.bundle.id, in_use.served.times_taken_back)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     for route, name in _FILES.items():
         app.add_api_route(route, _file(name), include_in_schema=False, response_class=FileResponse)
@@ -204,12 +208,14 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _describe(store: BundleStore) -> dict[str, Any]:
-    bundle = store.current()
-    problem, previous = bundle.own.bundle.problem, store.previous()
+    in_use = store.in_use()
+    bundle, previous = in_use.bundle, in_use.served.previous
+    problem = bundle.own.bundle.problem
     return {
         "bundle": bundle.id,
         "folder": str(bundle.folder),
         "previous": str(previous) if previous else None,
+        "taken_back": _taken_back(store, in_use),
         "request_types": list(problem.topology.request_types),
         "groups": [group.name for group in problem.topology.groups],
         "deadlines_s": problem.deadlines_s.tolist(),
@@ -218,6 +224,14 @@ def _describe(store: BundleStore) -> dict[str, Any]:
         "decision": problem.options.model_dump(mode="json"),
         "provenance": bundle.own.bundle.provenance,
     }
+
+
+def _taken_back(store: BundleStore, in_use: InUse) -> dict[str, Any] | None:
+    """The latest swap, when it was taken back; its folder below that of all bundles, for those without a token."""
+    taken = in_use.served.taken_back
+    if taken is None:
+        return None
+    return {"folder": str(taken.folder.relative_to(store.root.resolve())), "why": taken.why, "at": taken.at}
 
 
 def _add_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import logging
 import threading
+import time
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from actuators.contract.topology import Topology
-from actuators.errors import BundleError, DataError
+from actuators.errors import BundleError, ConflictError, DataError, DeepSchedError
 from actuators.store import Store, Stored
+from rayjobs.serve.telemetry import event
 from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import FILES, check_bundle, load_bundle
 
@@ -22,12 +26,36 @@ KEPT_SERVERS = 1000
 """A larger set is not kept: names that nobody asks about again would take the memory."""
 
 
+_UNSEEN = (0, 0)
+TRIAL_S = 3600.0
+"""How long a bundle that was swapped in is on trial: while it fails, the bundle before takes its place."""
+
+
+class TakenBack(BaseModel):
+    """A bundle that was swapped in, failed, and was replaced by the one before.
+
+    Attributes:
+        why: its last failure.
+        at: when it was taken back, ISO 8601 in UTC.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    why: str
+    at: str
+
+
 class Served(BaseModel):
     """Which bundle is served.
 
     Attributes:
         given: bundle of the start that this belongs to; another start begins with its own.
-        previous: what a rollback would serve; None when nothing was swapped.
+        previous: what a rollback would serve; None when nothing was swapped, or the swap was taken back.
+        swapped_s: Unix time of the swap that `current` came by; None when an operator may not be overruled: it was
+            there at the start, or by a rollback.
+        taken_back: the latest swap, when it was taken back.
+        times_taken_back: since the start.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,6 +63,39 @@ class Served(BaseModel):
     current: Path
     previous: Path | None = None
     given: Path | None = None
+    swapped_s: float | None = None
+    taken_back: TakenBack | None = None
+    times_taken_back: int = 0
+
+    def without_current(self, why: str) -> Served:
+        """The bundle before is served again; there must be one."""
+        assert self.previous is not None
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        taken = TakenBack(folder=self.current, why=why[:300], at=at)
+        return Served(
+            current=self.previous, given=self.given, taken_back=taken, times_taken_back=self.times_taken_back + 1
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class InUse:
+    """What a replica answers with.
+
+    Attributes:
+        before: the bundle that takes the place of a swapped one that fails; None when nothing can.
+        version: of the pointer, whose content is `served`.
+    """
+
+    bundle: LoadedBundle
+    before: LoadedBundle | None
+    served: Served
+    version: int
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether failures count."""
+        since_s = self.served.swapped_s
+        return self.before is not None and since_s is not None and abs(time.time() - since_s) < TRIAL_S
 
 
 def serve_anew(state: Path) -> None:
@@ -44,6 +105,8 @@ def serve_anew(state: Path) -> None:
 
 class BundleStore:
     """The served bundle: a pointer file that every replica follows.
+
+    A bundle that was swapped in and does not load any more is taken back at once.
 
     Args:
         first: bundle that is served until another is swapped in.
@@ -65,49 +128,109 @@ class BundleStore:
             # Torn, and without a good copy: nobody can say any more what was swapped in.
             serve_anew(state)
             self._pointer.change(self._begun)
-        self._seen = (0, 0)
-        self._loaded = self._load()
+        self._seen = self._stamp()
+        self._in_use = self._opened(self._pointer.read(), None)
 
     def is_behind(self) -> bool:
-        """Whether the pointer has changed, so that `current` loads a bundle."""
+        """Whether the pointer may have changed, so that `in_use` looks at it, and loads a bundle when it has."""
         try:
             return self._stamp() != self._seen
         except OSError:
             return False
 
-    def current(self) -> LoadedBundle:
-        """The bundle that the pointer names; loaded again when the pointer has changed."""
+    def in_use(self) -> InUse:
+        """What the pointer names."""
         if self.is_behind():
-            with self._lock, contextlib.suppress(OSError, DataError):  # gone or torn: the bundle in use stays in use
-                if self.is_behind():
-                    self._loaded = self._load()
-        return self._loaded
+            try:
+                self._follow()
+            except (OSError, DeepSchedError) as error:
+                event("bundle not followed, the one in use stays in use", logging.ERROR, detail=str(error))
+        return self._in_use
 
     def swap(self, folder: Path) -> None:
-        """Serves another bundle from now on and remembers the present one for a rollback.
+        """Serves another bundle from now on, on trial, and remembers the present one.
 
         Raises BundleError, or ConflictError when somebody else has swapped at the same time.
         """
-        version = self._pointer.read().version
+        self._swap(self._pointer.read(), folder, time.time())
+
+    def rollback(self) -> None:
+        """Serves the previous bundle again. Raises BundleError when there is none, otherwise as `swap`."""
+        stored = self._pointer.read()
+        if stored.value is None or stored.value.previous is None:
+            raise BundleError("no previous bundle to roll back to", where=str(self.root), remedy="swap first")
+        self._swap(stored, stored.value.previous, None)
+
+    def take_back(self, failing: InUse, why: str) -> None:
+        """Serves the bundle before `failing` again; follows the pointer when that has changed meanwhile.
+
+        Raises BundleError, DataError or OSError.
+        """
+        assert failing.before is not None
+        with self._lock:
+            stored = Stored(failing.version, failing.served)
+            self._seen, self._in_use = _UNSEEN, self._without_current(stored, failing.before, why)
+
+    def _follow(self) -> None:
+        with self._lock:
+            if self.is_behind():
+                self._seen = self._stamp()
+                stored = self._pointer.read()
+                if stored.version != self._in_use.version:
+                    self._in_use = self._opened(stored, self._in_use.bundle)
+
+    def _swap(self, stored: Stored[Served], folder: Path, swapped_s: float | None) -> None:
         folder = folder if folder.is_absolute() else self.root / folder
         real = check_bundle(folder, self.root)
         loaded = LoadedBundle(real)  # proves that it loads before the pointer names it
         with self._lock:
-            present = self._loaded.folder
-            self._pointer.change(lambda _: Served(current=real, previous=present, given=self._first), expected=version)
-            self._seen, self._loaded = self._stamp(), loaded
+            present, times = self._in_use.bundle, stored.value.times_taken_back if stored.value is not None else 0
+            served = Served(
+                current=real, previous=present.folder, given=self._first, swapped_s=swapped_s, times_taken_back=times
+            )
+            version = self._pointer.change(lambda _: served, expected=stored.version).version
+            # Not the stamp of now: somebody may have changed the pointer since.
+            self._seen, self._in_use = _UNSEEN, InUse(loaded, self._before(served, present), served, version)
 
-    def rollback(self) -> None:
-        """Serves the previous bundle again. Raises BundleError when there is none."""
-        previous = self.previous()
-        if previous is None:
-            raise BundleError("no previous bundle to roll back to", where=str(self.root), remedy="swap first")
-        self.swap(previous)
+    def _opened(self, stored: Stored[Served], present: LoadedBundle | None) -> InUse:
+        """Loads what the pointer names; a bundle that does not load gives its place to the one before.
 
-    def previous(self) -> Path | None:
-        """The bundle that a rollback would serve; None when nothing was swapped."""
-        served = self._pointer.read().value
-        return served.previous if served is not None else None
+        Args:
+            present: the bundle in memory, which may be the one before.
+
+        Raises BundleError, DataError or OSError.
+        """
+        served = stored.value or Served(current=self._first)
+        try:
+            bundle = LoadedBundle(check_bundle(served.current, self.root))
+        except (BundleError, OSError) as error:
+            if served.previous is None:
+                raise
+            return self._without_current(stored, LoadedBundle(check_bundle(served.previous, self.root)), str(error))
+        return InUse(bundle, self._before(served, present), served, stored.version)
+
+    def _without_current(self, stored: Stored[Served], before: LoadedBundle, why: str) -> InUse:
+        """Makes the pointer name the bundle before, unless it has changed since `stored`."""
+        assert stored.value is not None
+        served = stored.value.without_current(why)
+        try:
+            version = self._pointer.change(lambda _: served, expected=stored.version).version
+        except ConflictError:
+            return self._opened(self._pointer.read(), before)
+        event("bundle taken back", logging.ERROR, folder=str(stored.value.current), why=why, by=str(before.folder))
+        return InUse(before, None, served, version)
+
+    def _before(self, served: Served, present: LoadedBundle | None) -> LoadedBundle | None:
+        """The bundle before a swap, as long as the swap is on trial."""
+        if served.swapped_s is None or served.previous in (None, served.current):
+            return None
+        assert served.previous is not None
+        if present is not None and present.folder == served.previous:
+            return present
+        try:
+            return LoadedBundle(check_bundle(served.previous, self.root))
+        except (BundleError, OSError):
+            return None
 
     def _begun(self, stored: Stored[Served]) -> Served:
         """The pointer of this start: what was swapped in since it began, or its own bundle."""
@@ -120,18 +243,18 @@ class BundleStore:
         status = self._pointer.path.stat()
         return status.st_mtime_ns, status.st_ino
 
-    def _load(self) -> LoadedBundle:
-        self._seen = self._stamp()
-        served = self._pointer.read().value
-        return LoadedBundle(check_bundle(served.current if served is not None else self._first, self.root))
-
 
 class LoadedBundle:
-    """One bundle in memory, and a policy for each set of servers in recent requests."""
+    """One bundle in memory, and a policy for each set of servers in recent requests.
+
+    Attributes:
+        learned_names: of what its estimator of service times learns; empty without one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.own = Adviser(load_bundle(folder))
+        self.learned_names = frozenset(self.own.bundle.problem.observer().remembered().learned)
         digests = [hashlib.sha256((folder / name).read_bytes()).digest() for name in sorted(FILES)]
         self.id = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
         self._advisers: OrderedDict[Topology, Adviser] = OrderedDict({self.own.topology: self.own})

@@ -89,6 +89,27 @@ class WeightsAnswer(_Model):
     """Digest of the bundle that answered."""
 
 
+class TakenBackModel(_Model):
+    """A bundle that was swapped in, failed, and was replaced by the one before."""
+
+    folder: str
+    """Below the folder of bundles."""
+    why: str
+    """Its last failure."""
+    at: str
+    """ISO 8601 in UTC."""
+
+
+class HealthAnswer(_Model):
+    """Whether it serves, and what."""
+
+    status: Literal["ok"]
+    bundle: str
+    """Digest of the served bundle."""
+    taken_back: TakenBackModel | None
+    """The latest swap, when it was taken back."""
+
+
 class PolicyAnswer(_Model):
     """The served bundle."""
 
@@ -96,6 +117,8 @@ class PolicyAnswer(_Model):
     folder: str
     previous: str | None
     """Folder of the bundle that a rollback would serve."""
+    taken_back: TakenBackModel | None
+    """The latest swap, when it was taken back."""
     request_types: list[str]
     groups: list[str]
     deadlines_s: list[float]

@@ -38,6 +38,10 @@ class Metrics:
         )
         self.novelty = Gauge("deepsched_novelty", "Largest novelty of the last answer", registry=self.registry)
         self.bundle = Gauge("deepsched_bundle_info", "The bundle in use", ["bundle"], registry=self.registry)
+        self.taken_back = Gauge(
+            "deepsched_bundles_taken_back", "Swaps since the start that were taken back, of all replicas",
+            registry=self.registry,
+        )  # fmt: skip
         self.alive = Gauge("deepsched_controller_alive", "1 while a controller runs", registry=self.registry)
         self.guards = Gauge(
             "deepsched_controller_guard", "Decisions in which a guard intervened", ["guard"], registry=self.registry
@@ -49,12 +53,13 @@ class Metrics:
         if answer["state"]:
             self.novelty.set(max(answer["state"]["novelty"]))
 
-    def text(self, view: LiveView, bundle: str) -> bytes:
+    def text(self, view: LiveView, bundle: str, times_taken_back: int) -> bytes:
         """Prometheus text of all metrics, those of the controller's record included."""
         now = view.now()
         self.alive.set(bool(now["alive"]))
         for guard in now.get("guards", []):
             self.guards.labels(guard["name"]).set(guard["count"])
+        self.taken_back.set(times_taken_back)
         self.bundle.clear()
         self.bundle.labels(bundle).set(1)
         return generate_latest(self.registry)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from actuators.contract.control import Weights
+from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions
@@ -39,6 +40,13 @@ def trained_bundle(scale: float = 0.5, seed: int = 0) -> Bundle:
         for parameter in net.action[-1].parameters():
             parameter.normal_(0, scale)
     return Bundle(net, problem(), ModelOptions(hidden=16), {"seed": seed, "command": "a test"})
+
+
+def of_other_groups() -> Bundle:
+    """A good bundle, made for an NGINX whose upstreams have other names."""
+    bundle = trained_bundle(seed=1)
+    groups = tuple(replace(group, name=f"new_{group.name}") for group in bundle.problem.topology.groups)
+    return replace(bundle, problem=replace(bundle.problem, topology=Topology(groups)))
 
 
 def times_bundle(baseline: str = "idle", trained: bool = True) -> Bundle:

@@ -192,7 +192,7 @@ class Adviser:
                 if others
                 else [self._policy.act(first.observation)]
             )
-        except (DeepSchedError, RuntimeError, ArithmeticError, ValueError) as error:
+        except (DeepSchedError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             if others:
                 # One failing case fails the whole call: repeat them one by one.
                 return [advice for one in seen for advice in self._decided([one])]

@@ -27,19 +27,19 @@ def replica(root: Path, state: Path, bundle: str = "first") -> BundleStore:
 def test_every_replica_follows_a_swap_also_one_that_starts_later(root: Path, tmp_path: Path) -> None:
     one, other = replica(root, tmp_path), replica(root, tmp_path)
     one.swap(root / "second")
-    assert {each.current().folder.name for each in (one, other, replica(root, tmp_path))} == {"second"}
+    assert {each.in_use().bundle.folder.name for each in (one, other, replica(root, tmp_path))} == {"second"}
     other.rollback()
-    assert one.current().folder.name == "first"
-    assert one.previous() == (root / "second").resolve()
+    assert one.in_use().bundle.folder.name == "first"
+    assert one.in_use().served.previous == (root / "second").resolve()
 
 
 def test_another_start_serves_its_own_bundle(root: Path, tmp_path: Path) -> None:
     replica(root, tmp_path).swap(root / "second")
-    assert replica(root, tmp_path, "third").current().folder.name == "third"
+    assert replica(root, tmp_path, "third").in_use().bundle.folder.name == "third"
     replica(root, tmp_path, "third").swap(root / "second")
     serve_anew(tmp_path)
     again = replica(root, tmp_path, "third")
-    assert again.current().folder.name == "third"
+    assert again.in_use().bundle.folder.name == "third"
     with pytest.raises(BundleError, match="no previous bundle"):
         again.rollback()
 
@@ -49,12 +49,12 @@ def test_a_torn_pointer_is_recovered_from(root: Path, tmp_path: Path, torn: byte
     one = replica(root, tmp_path)
     one.swap(root / "second")
     (tmp_path / "served.json").write_bytes(torn)
-    assert one.current().folder.name == "second"
-    assert replica(root, tmp_path).current().folder.name == "second"
+    assert one.in_use().bundle.folder.name == "second"
+    assert replica(root, tmp_path).in_use().bundle.folder.name == "second"
     for name in ("served.json", ".served.json.good"):
         (tmp_path / name).write_bytes(torn)
-    assert one.current().folder.name == "second"
-    assert replica(root, tmp_path).current().folder.name == "first"
+    assert one.in_use().bundle.folder.name == "second"
+    assert replica(root, tmp_path).in_use().bundle.folder.name == "first"
 
 
 def test_of_two_swaps_at_once_one_learns_that_it_lost(
@@ -71,4 +71,4 @@ def test_of_two_swaps_at_once_one_learns_that_it_lost(
     monkeypatch.setattr(bundles, "LoadedBundle", while_it_loads)
     with pytest.raises(ConflictError, match="somebody else changed it first"):
         one.swap(root / "second")
-    assert one.current().folder.name == other.current().folder.name == "third"
+    assert one.in_use().bundle.folder.name == other.in_use().bundle.folder.name == "third"

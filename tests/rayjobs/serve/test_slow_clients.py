@@ -90,6 +90,7 @@ def test_with_too_many_connections_the_one_that_waited_longest_is_closed(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 8)
+    monkeypatch.setattr(connections, "HEADERS_S", PATIENCE_S)
     with ExitStack() as stack:
         waiting = [stack.enter_context(connected(served, "GET / HTTP/1.1\r\n")) for _ in range(8)]
         assert served.get("/healthz").ok
@@ -137,7 +138,7 @@ def store(tmp_path: Path) -> BundleStore:
 def test_the_event_loop_goes_on_while_another_bundle_is_loaded(
     store: BundleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, before = Answers(store, GuardOptions(novel_above=1e9)), store.current().id
+    answers, before = Answers(store, GuardOptions(novel_above=1e9)), store.in_use().bundle.id
     BundleStore(tmp_path / "bundles" / "first", tmp_path / "bundles", tmp_path / "state").swap(Path("second"))
     began, go_on, load = threading.Event(), threading.Event(), bundles.load_bundle
 

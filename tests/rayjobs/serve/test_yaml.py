@@ -22,7 +22,8 @@ from rayjobs.serve.bundles import LoadedBundle
 from rayjobs.serve.ray_app import NAME
 from tests.support.serve_requests import GUARDS, bodies, same
 from tests.support.served import Served
-from tests.support.steering_cases import trained_bundle
+from tests.support.steering_cases import of_other_groups, trained_bundle
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -48,6 +49,7 @@ def test_serve_run_takes_the_printed_yaml(short_dir: Path, capsys: pytest.Captur
         assert said["max_ongoing_requests"] == 64
         _answers_in_batches(served)
         _logs_what_was_changed(served, ray_)
+        _takes_back_what_fails(served)
 
 
 def _answers_in_batches(served: Served) -> None:
@@ -70,13 +72,28 @@ def _logs_what_was_changed(served: Served, ray_: LocalRay) -> None:
     assert served.post("/v1/bundles", {"path": "second"}).status_code == 401
     assert served.post("/v1/bundles", {"path": "second"}, served.token).status_code == 200
     lines = []
-    for path in ray_.folder.glob("session_*/logs/serve/replica_*.log"):
+    for path in ray_.folder.glob("ray/session_*/logs/serve/replica_*.log"):
         lines += [json.loads(line) for line in path.read_text().splitlines()]
     events = {line["event"]: line for line in lines if "event" in line}
     assert events["refused"]["status"] == 401
     assert events["refused"]["levelname"] == "WARNING"
     assert events["bundle"]["folder"].endswith("second")
     assert events["bundle"]["replica"]
+
+
+def _takes_back_what_fails(served: Served) -> None:
+    """With the real times: failures count for half a minute, and nobody notices."""
+    of_other_groups().save(served.folder / "bundles" / "other")
+    before = served.get("/healthz").json()["bundle"]
+    assert served.post("/v1/bundles", {"path": "other"}, served.token).status_code == 200
+
+    def taken_back() -> bool:
+        answer = served.post("/v1/weights", bodies()[0])
+        assert (answer.status_code, answer.json()["bundle"]) == (200, before)
+        said = served.get("/healthz").json()
+        return said["taken_back"] is not None and said["bundle"] == before
+
+    wait_until(taken_back, "not taken back")
 
 
 def _batch_sizes(served: Served) -> dict[str, float]:
@@ -90,7 +107,9 @@ def _batch_sizes(served: Served) -> dict[str, float]:
 
 
 def _serve_run(folder: Path, ray_: LocalRay) -> ManagedProcess:
-    address = (ray_.folder / "ray_current_cluster").read_text().strip()
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(folder / "serve.yaml"), "--address", address]
     environment = {**os.environ, **ray_.environment}
     return ManagedProcess(command, name="serve run", log_path=folder / "run.log", env=environment, grace_s=40.0)
