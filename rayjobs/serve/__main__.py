@@ -17,7 +17,7 @@ from actuators.files import exclusive
 from actuators.processes.system import free_port
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
-from rayjobs.serve.options import ServeOptions, deployment, make_settings, token_file
+from rayjobs.serve.options import ServeOptions, deployment, make_settings, token_file, token_files
 
 if TYPE_CHECKING:
     from rayjobs.serve.app import ServeSettings
@@ -31,7 +31,7 @@ def run(options: ServeOptions) -> int:
     settings = make_settings(options)
     with serving(options, settings) as address:
         console_err().print(
-            f"deepsched serve: http://{address}/ on {options.front}; the token for changes is in {token_file(options)}",
+            f"deepsched serve: http://{address}/ on {options.front}; the admin token is in {token_file(options)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
         threading.Event().wait()
@@ -135,12 +135,12 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
 
 
 def serve_yaml(options: ServeOptions) -> str:
-    """A config file for `serve deploy` and `serve run`; it names the token's file, not the token."""
-    from rayjobs.serve.ray_app import NAME, settings_args
+    """A config file for `serve deploy` and `serve run`; it names the files of the tokens, not the tokens."""
+    from rayjobs.serve.ray_app import NAME, TOKEN_FILES, settings_args
 
     args = settings_args(make_settings(options))
-    del args["rules"]["token"]
-    args["rules"]["token_file"] = str(token_file(options))
+    del args["rules"]["tokens"]
+    args["rules"] |= {TOKEN_FILES[role]: str(path) for role, path in token_files(options).items()}
     document = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": options.host, "port": options.port or 8000},
@@ -168,7 +168,7 @@ VERB = Verb(
     render=serve_yaml,
     common=(
         "host", "port", "front", "replicas", "max_replicas", "batch_size", "bundles", "folder", "steer_folder",
-        "token_file",
+        "token_file", "order_token_file", "read_token_file",
     ),
 )  # fmt: skip
 

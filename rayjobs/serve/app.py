@@ -30,6 +30,7 @@ from rayjobs.serve.models import (
     WeightsRequest,
 )
 from rayjobs.serve.telemetry import Metrics, event
+from rayjobs.serve.tokens import OPTIONS
 from rayjobs.steer.folder import SteerFolder
 from tuning.steering.options import GuardOptions
 
@@ -93,6 +94,7 @@ def create_app(settings: ServeSettings, answers: Answers | None = None) -> ASGIA
     _handle_errors(app, metrics)
     _policy_routes(app, answers)
     _live_routes(app, settings, answers)
+    _describe_tokens(app, settings.rules)
 
     def refused(refusal: Refused, scope: Scope) -> None:
         metrics.refused.labels(refusal.status).inc()
@@ -232,6 +234,23 @@ def _taken_back(store: BundleStore, in_use: InUse) -> dict[str, Any] | None:
     if taken is None:
         return None
     return {"folder": str(taken.folder.relative_to(store.root.resolve())), "why": taken.why, "at": taken.at}
+
+
+def _describe_tokens(app: FastAPI, rules: GateRules) -> None:
+    """Adds to the OpenAPI page whose token each operation needs."""
+    original, roles = app.openapi, rules.tokens.roles_for("read")
+    schemes = {r: {"type": "http", "scheme": "bearer", "description": f"The token of {OPTIONS[r]}"} for r in roles}
+
+    def openapi() -> dict[str, Any]:
+        document = original()
+        document["components"]["securitySchemes"] = schemes
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                needed = rules.needed(path, method.upper())
+                operation["security"] = [{role: []} for role in rules.tokens.roles_for(needed)] if needed else []
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:

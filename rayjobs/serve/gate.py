@@ -6,8 +6,7 @@ body, and BaseHTTPMiddleware buffers the event stream. Its headers, types and re
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,11 +14,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayjobs.serve.intake import Intake, Refused
+from rayjobs.serve.tokens import OPTIONS, Role, Tokens
 
 OPEN = frozenset({"/", "/page.js", "/charts.js", "/parts.js", "/page.css", "/docs", "/api.js", "/healthz"})
 """Paths without data, served without a token."""
-CHANGES = frozenset({"/v1/bundles", "/v1/orders"})
-"""Paths that always need the token."""
+CHANGES: Mapping[str, Role] = {"/v1/orders": "order", "/v1/bundles": "admin"}
+"""What always needs a token, and whose."""
+DECISIONS = "/v1/weights"
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
@@ -29,8 +30,8 @@ HEADERS = {
 }
 """Headers of every answer."""
 _WITH = {
-    401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}, 415: {"accept-encoding": "identity"},
-    503: {"retry-after": "1"},
+    401: {"www-authenticate": "Bearer"}, 403: {"www-authenticate": 'Bearer error="insufficient_scope"'},
+    408: {"connection": "close"}, 415: {"accept-encoding": "identity"}, 503: {"retry-after": "1"},
 }  # fmt: skip
 
 
@@ -39,14 +40,26 @@ class GateRules:
     """What a request must satisfy.
 
     Attributes:
-        token: required for changes, and for all data when `public`; changes are refused when it is empty.
         public: the server can be reached from other machines.
         max_body_bytes: largest body that is read.
     """
 
-    token: str
+    tokens: Tokens
     public: bool
     max_body_bytes: int
+
+    @property
+    def open(self) -> bool:
+        """Whether data and decisions need no token."""
+        return not self.public and not self.tokens.read
+
+    def needed(self, path: str, method: str) -> Role | None:
+        """Whose token a request needs; None for no token."""
+        if path in CHANGES and method not in ("GET", "HEAD"):
+            return CHANGES[path]
+        if path in OPEN or self.open:
+            return None
+        return "order" if path == DECISIONS else "read"
 
 
 class Gate:
@@ -93,14 +106,17 @@ class Gate:
         if not rules.public and name.lower() not in LOCAL_NAMES:
             # DNS rebinding: a foreign page whose name resolves to 127.0.0.1 must not read the answers.
             raise Refused(421, "this server answers requests from this machine only")
-        changes = path in CHANGES and scope["method"] not in ("GET", "HEAD")
-        if changes and not rules.token:
-            raise Refused(403, "changes are off: the server has no token")
-        if changes or (rules.public and path not in OPEN):
-            # latin-1 is how Starlette decodes headers, so that any byte of a wrong token can be compared.
-            given = headers.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, b"Bearer " + rules.token.encode()):
-                raise Refused(401, "a bearer token is needed")
+        needed = rules.needed(path, scope["method"])
+        if needed is None:
+            return
+        # latin-1 is how Starlette decodes headers, so that any byte of a wrong token can be compared.
+        kind, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
+        role = rules.tokens.role_of(given) if kind.lower() == b"bearer" else None
+        wanted = " or ".join(OPTIONS[allowed] for allowed in rules.tokens.roles_for(needed))
+        if role is None:
+            raise Refused(401, f"a bearer token is needed: that of {wanted}")
+        if role not in rules.tokens.roles_for(needed):
+            raise Refused(403, f"the token of {OPTIONS[role]} does not allow this; it needs that of {wanted}")
 
     def _has_body(self, headers: Headers) -> bool:
         """Raises Refused for a body that would be too long, or is compressed."""

@@ -13,6 +13,7 @@ from actuators.errors import ConfigError
 from actuators.files import exclusive, writable_folder, write_private
 from actuators.options import GIVEN, Never, Only, OnlyIf, Options
 from actuators.store import LOCK_TIMEOUT_S
+from rayjobs.serve.tokens import Role, Tokens
 from tuning.steering.options import GuardOptions
 
 if TYPE_CHECKING:
@@ -74,8 +75,14 @@ class ServeOptions(Options):
     steer_folder: Path = Path("runs/steer")
     """Folder of the controller (`deepsched steer`) that the live page shows and commands."""
     token_file: Path | None = None
-    """File with the bearer token for changes, and for all data beyond loopback; `FOLDER/token`, created, when not
+    """File with the bearer token that allows everything, also to swap bundles; `FOLDER/token`, created, when not
     given."""
+    order_token_file: Path | None = None
+    """File with a token that allows to read, to ask for decisions and to give orders, and no swap of bundles; only the
+    first token allows it when not given."""
+    read_token_file: Path | None = None
+    """File with a token that only allows to read: live page, metrics, what is served. When given, data and decisions
+    need a token also on loopback; beyond loopback they always do."""
     max_body_bytes: int = Field(16 * 2**20, ge=1024)
     """Largest request body that is accepted."""
     guards: GuardOptions = GuardOptions()
@@ -91,7 +98,7 @@ def make_settings(options: ServeOptions) -> ServeSettings:
     _check_scale(options)
     bundle = check_bundle(options.bundle)
     state = writable_folder(options.folder, private=True)
-    rules = GateRules(_token(options), not _is_loopback(options.host), options.max_body_bytes)
+    rules = GateRules(_tokens(options), not _is_loopback(options.host), options.max_body_bytes)
     root = (options.bundles or bundle.parent).absolute()
     batching = Batching(options.batch_size, options.batch_wait_ms / 1e3)
     return ServeSettings(bundle, root, state, options.steer_folder.absolute(), rules, options.guards, batching)
@@ -120,8 +127,18 @@ def deployment(options: ServeOptions) -> dict[str, Any]:
 
 
 def token_file(options: ServeOptions) -> Path:
-    """Where the bearer token is."""
+    """Where the token that allows everything is."""
     return (options.token_file or options.folder / "token").absolute()
+
+
+def token_files(options: ServeOptions) -> dict[Role, Path]:
+    """Where the tokens are, by role."""
+    files: dict[Role, Path] = {"admin": token_file(options)}
+    if options.order_token_file is not None:
+        files["order"] = options.order_token_file.absolute()
+    if options.read_token_file is not None:
+        files["read"] = options.read_token_file.absolute()
+    return files
 
 
 def _check_scale(options: ServeOptions) -> None:
@@ -146,16 +163,10 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _token(options: ServeOptions) -> str:
+def _tokens(options: ServeOptions) -> Tokens:
     path = token_file(options)
     if options.token_file is None:
         with exclusive(path.with_name(".token.lock"), LOCK_TIMEOUT_S):
             if not path.exists():
                 write_private(path, secrets.token_urlsafe(24))
-    try:
-        token = path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"cannot read the token: {error.strerror}", where=str(path)) from error
-    if len(token) < 16:
-        raise ConfigError("the token is shorter than 16 characters", where=str(path), remedy="use a longer one")
-    return token
+    return Tokens.read_from(token_files(options))

@@ -14,9 +14,12 @@ from rayjobs.serve.answers import Refusal
 from rayjobs.serve.app import Batching, ServeSettings, create_app, open_answers
 from rayjobs.serve.gate import GateRules
 from rayjobs.serve.telemetry import log_with_serve
+from rayjobs.serve.tokens import Role, Tokens
 from tuning.steering.options import GuardOptions
 
 NAME = "deepsched"
+TOKEN_FILES: dict[Role, str] = {"admin": "token_file", "order": "order_token_file", "read": "read_token_file"}
+"""Names in the rules of a config file."""
 START_TRIES = 3
 """Ray Serve waits 60 s for its proxy to start, which a busy machine can exceed."""
 
@@ -79,10 +82,13 @@ def settings_args(settings: ServeSettings) -> dict[str, Any]:
 
 
 def settings_of(args: dict[str, Any]) -> ServeSettings:
-    """The inverse of `settings_args`; `token_file` in the rules is read for the token."""
+    """The inverse of `settings_args`; where the rules have files of tokens, these are read.
+
+    Raises ConfigError as `Tokens.read_from`.
+    """
     rules = dict(args["rules"])
-    if "token_file" in rules:
-        rules["token"] = Path(rules.pop("token_file")).read_text().strip()
+    files = {role: Path(rules.pop(name)) for role, name in TOKEN_FILES.items() if name in rules}
+    rules["tokens"] = Tokens.read_from(files) if files else Tokens(**rules["tokens"])
     paths = {name: Path(args[name]) for name in ("bundle", "root", "state", "steer")}
     guards, batching = GuardOptions.model_validate(args["guards"]), Batching(**args.get("batching", {}))
     return ServeSettings(**paths, rules=GateRules(**rules), guards=guards, batching=batching)

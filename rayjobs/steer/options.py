@@ -77,7 +77,8 @@ class SteerOptions(SteeringOptions, SiteOptions):
     """A `deepsched serve` that is asked first; falls back to the local bundle. Only the local bundle is asked when not
     given."""
     serve_token_file: Annotated[Path | None, Only(serve_url=GIVEN)] = None
-    """File with the bearer token of that server; needed when it listens beyond loopback, else not given."""
+    """File with a bearer token of that server that allows decisions (of `serve --order-token-file` or `--token-file`);
+    needed when it listens beyond loopback or has a `--read-token-file`, else not given."""
     serve_app: str = ""
     """Name of a Serve application on this Ray cluster that is asked by its deployment handle instead of HTTP
     (`deepsched serve` is named deepsched); needs --actor or a job on that cluster. None is asked when not given."""

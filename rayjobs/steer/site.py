@@ -24,6 +24,7 @@ from actuators.statistics.names import server_names
 from actuators.statistics.reader import CollectOptions, Collector
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
+from rayjobs.serve.tokens import read_token
 from rayjobs.steer.advisers import ServeAdviser, handle_post, http_post
 from tuning.policy.adviser import Adviser, Advises
 from tuning.policy.bundle import check_bundle, load_bundle
@@ -297,7 +298,7 @@ def serve_first(options: SteerOptions, site: Site, local: Adviser, stack: contex
     if options.serve_app:
         post = handle_post(options.serve_app, 10 * deadline_s)
     elif options.serve_url:
-        token = options.serve_token_file.read_text().strip() if options.serve_token_file else ""
+        token = read_token(options.serve_token_file) if options.serve_token_file else ""
         post = http_post(options.serve_url, token, 10 * deadline_s)
     else:
         return local

@@ -43,11 +43,12 @@ class Chromium:
         self._page.set_viewport_size({"width": width_px, "height": height_px})
         self._page.emulate_media(color_scheme=scheme)
 
-    def open(self, page: Path | str) -> None:
-        """Loads a file or URL and waits until the page has set `data-drawn` on its root element."""
+    def open(self, page: Path | str, *, drawn: bool = True) -> None:
+        """Loads a file or URL; `drawn` waits until the page has set `data-drawn` on its root element."""
         self.complaints.clear()
         self._page.goto(page.as_uri() if isinstance(page, Path) else page)
-        self._page.wait_for_selector('html[data-drawn="true"]', state="attached")
+        if drawn:
+            self._page.wait_for_selector('html[data-drawn="true"]', state="attached")
 
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression, awaited when it is a promise."""

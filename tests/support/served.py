@@ -12,12 +12,28 @@ import requests
 
 from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
+from rayjobs.serve.tokens import Role
 from tests.support.steering_cases import trained_bundle
 from tests.support.waiting import PATIENCE_S
+
+TOKENS: dict[Role, str] = {"order": "the-token-for-orders", "read": "the-token-for-reading"}
+
+
+def role_files(folder: Path, *roles: Role) -> dict[str, Path]:
+    """Options of `serve` with a file for the token of each role."""
+    given = {}
+    for role in roles:
+        path = folder / f"{role}.token"
+        path.touch(0o600)
+        path.write_text(f"{TOKENS[role]}\n")
+        given[f"{role}_token_file"] = path
+    return given
 
 
 @dataclass
 class Served:
+    """A served app; `token` is that of `admin`."""
+
     url: str
     token: str
     folder: Path
@@ -32,14 +48,14 @@ class Served:
         return requests.get(self.url + path, headers=headers, timeout=PATIENCE_S, **more)
 
 
-def served_bundles(folder: Path, front: str, host: str = "127.0.0.1") -> Iterator[Served]:
+def served_bundles(folder: Path, front: str, host: str = "127.0.0.1", **more: Any) -> Iterator[Served]:
     for name, seed in (("first", 0), ("second", 1)):
         trained_bundle(seed=seed).save(folder / "bundles" / name)
     options = ServeOptions.model_validate(
         {"bundle": folder / "bundles" / "first", "port": 0, "front": front, "host": host,
-         "folder": folder / "state", "steer_folder": folder / "steer"}
+         "folder": folder / "state", "steer_folder": folder / "steer", **more}
     )  # fmt: skip
     settings = make_settings(options)
     with serving(options, settings) as address:
         port = address.rpartition(":")[2]
-        yield Served(f"http://127.0.0.1:{port}", settings.rules.token, folder)
+        yield Served(f"http://127.0.0.1:{port}", settings.rules.tokens.admin, folder)

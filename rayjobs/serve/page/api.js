@@ -46,13 +46,15 @@ const shown = (schema, all, into, seen) => {
 
 const draw = (document_) => {
   const into = document.getElementById("operations");
-  const all = document_.components.schemas;
+  const { schemas: all, securitySchemes: tokens } = document_.components;
   into.replaceChildren();
   for (const [path, methods] of Object.entries(document_.paths)) {
     for (const [method, about] of Object.entries(methods)) {
       const card = make("details", "", into);
       card.className = "card";
       make("summary", `${method.toUpperCase()} ${path}: ${about.description || about.summary}`, card);
+      const needs = about.security.flatMap(Object.keys).map((role) => tokens[role].description);
+      make("p", needs.length ? `It needs a bearer token. ${needs.join(", or: ")}.` : "It needs no token.", card);
       const answer = about.responses["200"];
       const parts = [["It takes", about.requestBody], ["It answers", answer]];
       for (const [title, part] of parts) {

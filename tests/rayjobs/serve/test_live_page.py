@@ -20,6 +20,7 @@ from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.site import Site, embedded_site
 from tests.support.chromium import EXECUTABLE, Chromium
+from tests.support.served import TOKENS, role_files
 from tests.support.steer_site import Uneven, controller_process
 from tests.support.steering_cases import trained_bundle
 from tests.support.waiting import wait_until
@@ -36,6 +37,10 @@ class Page:
     url: str
     token: str
     site: Site
+    folder: Path
+
+    def enter(self, token: str) -> None:
+        self.browser.evaluate(f"document.getElementById('token').value = {token!r}")
 
     def text(self, selector: str) -> str:
         return str(self.browser.evaluate(f"document.querySelector({selector!r})?.textContent ?? ''"))
@@ -78,7 +83,7 @@ def page() -> Iterator[Page]:
         ):
             url = f"http://{address}"
             wait_until(lambda: bool(requests.get(f"{url}/v1/live", timeout=5).json()["alive"]), "no controller")
-            yield Page(browser, url, settings.rules.token, site)
+            yield Page(browser, url, settings.rules.tokens.admin, site, folder)
 
 
 def test_its_numbers_are_the_apis(page: Page) -> None:
@@ -188,7 +193,7 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     page.open()
     page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
     page.until(lambda: "token" in page.text("#answer"))
-    page.browser.evaluate(f"document.getElementById('token').value = {page.token!r}")
+    page.enter(page.token)
     page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
     page.until(lambda: "paused by the operator" in page.text("#reason"))
     assert page.browser.evaluate("document.querySelector('[data-override=paused]').ariaPressed") == "true"
@@ -200,6 +205,23 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     page.until(lambda: "canary 25 %" in page.text("#facts"))
     page.browser.evaluate("document.querySelector('[data-mode=active]').click()")
     page.until(lambda: "canary" not in page.text("#facts"))
+
+
+def test_a_token_for_reading_shows_everything_and_orders_nothing(page: Page, tmp_path: Path) -> None:
+    options = ServeOptions(
+        bundle=page.folder / "bundle", port=0, front="uvicorn", folder=tmp_path / "state", steer_folder=page.folder,
+        **role_files(tmp_path, "order", "read"),
+    )  # fmt: skip
+    with serving(options, make_settings(options)) as address:
+        page.browser.open(f"http://{address}", drawn=False)
+        page.until(lambda: page.text("#link") == "enter the token")
+        page.enter(TOKENS["read"])
+        page.until(lambda: page.browser.evaluate("document.querySelectorAll('tr[data-server]').length") == 9)
+        page.browser.evaluate("document.querySelector('[data-override=paused]').click()")
+        page.until(lambda: "it needs that of --order-token-file" in page.text("#answer"))
+        page.enter(TOKENS["order"])
+        page.browser.evaluate("document.querySelector('[data-override=\"\"]').click()")
+        page.until(lambda: "order written" in page.text("#answer"))
 
 
 def test_a_killed_server_shows_within_a_few_decisions(page: Page) -> None:

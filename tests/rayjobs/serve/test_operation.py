@@ -63,7 +63,7 @@ def test_two_starts_in_one_folder_have_one_token_and_the_second_is_refused(tmp_p
     trained_bundle().save(tmp_path / "bundle")
     options = ServeOptions(bundle=tmp_path / "bundle", front="uvicorn", port=0, folder=tmp_path / "state")
     with ThreadPoolExecutor(8) as pool:
-        tokens = {settings.rules.token for settings in pool.map(make_settings, [options] * 8)}
+        tokens = {settings.rules.tokens.admin for settings in pool.map(make_settings, [options] * 8)}
     assert tokens == {(tmp_path / "state" / "token").read_text()}
     settings = make_settings(options)
     refused = pytest.raises(ConfigError, match="another `deepsched serve` runs here")
