@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -12,6 +14,7 @@ UNREAD_S = 30.0
 """Longest time that a client may leave an answer unread."""
 MOST_CONNECTIONS = 256
 """With more, the one that has waited longest for a request is closed."""
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # of httptools, or of h11 without it
@@ -37,9 +40,11 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+        self._unread = self.loop.call_later(UNREAD_S, self._drop)
 
     def resume_writing(self) -> None:
+        if self.transport.is_closing():
+            return  # uvloop says it of a connection that was dropped; whoever waits to write would get an error
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
@@ -49,6 +54,11 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def _drop(self) -> None:
+        """Ends the connection and what the kernel holds of the answer, which it would offer for minutes."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     def _expect_headers(self) -> None:
         if self._late is None:

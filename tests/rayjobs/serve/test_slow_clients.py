@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import select
 import shutil
 import socket
 import sys
@@ -25,6 +26,7 @@ from actuators.processes.system import free_port
 from rayjobs.bench.parts.serve import vts_documents
 from rayjobs.serve import bundles, connections, intake
 from rayjobs.serve.answers import Answers
+from rayjobs.serve.app import PAGE
 from rayjobs.serve.bundles import BundleStore
 from tests.support.served import Served, served_bundles
 from tests.support.steering_cases import trained_bundle
@@ -34,6 +36,9 @@ from tuning.steering.options import GuardOptions
 
 HEAD = "HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 LARGE = 2 * intake.SMALL_BYTES
+SEND_BUFFER_BYTES = int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2])
+UNREAD = 2 * SEND_BUFFER_BYTES // (PAGE / "page.js").stat().st_size
+"""Answers that no buffer holds."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,16 @@ def connected(served: Served, text: str) -> socket.socket:
 def begun(served: Served, sent: int) -> socket.socket:
     """A request of whose large body only a part has come."""
     return connected(served, f"POST /v1/weights {HEAD}Content-Length: {LARGE}\r\n\r\n" + " " * sent)
+
+
+def leaving_unread(served: Served) -> socket.socket:
+    """A client that has asked for more than the buffers between it and the server hold, and reads nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(PATIENCE_S)
+    client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+    client.sendall(f"GET /page.js {HEAD}\r\n".encode() * UNREAD)
+    return client
 
 
 def received(client: socket.socket) -> str:
@@ -84,6 +99,27 @@ def test_a_body_that_does_not_end_is_refused(served: Served, monkeypatch: pytest
             answer = received(client)
             assert answer.startswith("HTTP/1.1 408")
             assert "the body did not arrive within 0.2 s" in answer
+
+
+def test_a_client_that_leaves_answers_unread_is_dropped(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connections, "UNREAD_S", 0.2)
+    with leaving_unread(served) as client:
+        gone = select.poll()
+        gone.register(client, select.POLLHUP | select.POLLERR)
+        assert gone.poll(1e3 * PATIENCE_S), "its answers are still held for it"
+        assert received(client).count("HTTP/1.1 200") < UNREAD
+    assert served.get("/healthz").ok
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_reads_slowly_gets_every_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing pauses again and again; each time the client goes on reading."""
+    monkeypatch.setattr(connections, "UNREAD_S", PATIENCE_S)
+    with leaving_unread(served) as client:
+        client.sendall(f"GET /healthz {HEAD}Connection: close\r\n\r\n".encode())
+        assert received(client).count("HTTP/1.1 200") == UNREAD + 1
 
 
 def test_with_too_many_connections_the_one_that_waited_longest_is_closed(
