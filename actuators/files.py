@@ -22,6 +22,9 @@ from typing import Any
 from actuators.errors import ConfigError, ConflictError
 
 SOCKET_PATH_BYTES = 107
+LEAST_TOKEN_CHARACTERS = 16
+_MOST_TOKEN_BYTES = 2**12
+_FOR_OTHERS = stat.S_IWGRP | stat.S_IRWXO
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room in your quota",
@@ -90,6 +93,36 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         if status.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
         return file.read(max_bytes)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises ConfigError when it cannot be read, is too short or no token, or when others may read or change it.
+    """
+    try:
+        status = path.stat()
+        token = read_regular(path, _MOST_TOKEN_BYTES).decode("ascii").strip()
+    except OSError as error:
+        remedy = f"make it: (umask 077; openssl rand -base64 24 > {path})" if error.errno == errno.ENOENT else ""
+        raise ConfigError(f"cannot read the token: {error.strerror}", where=str(path), remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the token has characters beyond ASCII", where=str(path), remedy="use another") from error
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            "the token's file belongs to another user", where=str(path), remedy=f"sudo chown $USER {path}"
+        )
+    if status.st_mode & _FOR_OTHERS:
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigError(
+            f"others may read or change the token (mode {mode:04o})", where=str(path), remedy=f"chmod 600 {path}"
+        )
+    if len(token) < LEAST_TOKEN_CHARACTERS or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"the token is not one word of {LEAST_TOKEN_CHARACTERS} characters or more", where=str(path),
+            remedy="use a longer one",
+        )  # fmt: skip
+    return token
 
 
 @contextlib.contextmanager

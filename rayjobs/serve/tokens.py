@@ -1,25 +1,20 @@
-"""Bearer tokens of the served policy: one per role, each in a file that its owner and at most a group may read."""
+"""Bearer tokens of the served policy: one per role."""
 
 from __future__ import annotations
 
 import hmac
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from actuators.errors import ConfigError
-from actuators.files import read_regular
+from actuators.files import read_token
 
 Role = Literal["read", "order", "admin"]
 ROLES: tuple[Role, ...] = ("read", "order", "admin")
 """Each may do what those before it may."""
 OPTIONS: dict[Role, str] = {"read": "--read-token-file", "order": "--order-token-file", "admin": "--token-file"}
-LEAST_CHARACTERS = 16
-_MOST_BYTES = 2**12
-_FOR_OTHERS = stat.S_IWGRP | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
@@ -58,35 +53,3 @@ class Tokens:
     def roles_for(self, needed: Role) -> list[Role]:
         """The roles with a token that may do what `needed` may."""
         return [role for role in ROLES[ROLES.index(needed) :] if getattr(self, role)]
-
-
-def read_token(path: Path) -> str:
-    """The token in a file.
-
-    Raises ConfigError when it cannot be read, is too short or no token, or when others may read or change it.
-    """
-    try:
-        status = path.stat()
-        token = read_regular(path, _MOST_BYTES).decode("ascii").strip()
-    except OSError as error:
-        remedy = (
-            f"make it: (umask 077; openssl rand -base64 24 > {path})" if isinstance(error, FileNotFoundError) else ""
-        )
-        raise ConfigError(f"cannot read the token: {error.strerror}", where=str(path), remedy=remedy) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("the token has characters beyond ASCII", where=str(path), remedy="use another") from error
-    if status.st_uid not in (0, os.geteuid()):
-        raise ConfigError(
-            "the token's file belongs to another user", where=str(path), remedy=f"sudo chown $USER {path}"
-        )
-    if status.st_mode & _FOR_OTHERS:
-        mode = stat.S_IMODE(status.st_mode)
-        raise ConfigError(
-            f"others may read or change the token (mode {mode:04o})", where=str(path), remedy=f"chmod 600 {path}"
-        )
-    if len(token) < LEAST_CHARACTERS or not token.isprintable() or " " in token:
-        raise ConfigError(
-            f"the token is not one word of {LEAST_CHARACTERS} characters or more", where=str(path),
-            remedy="use a longer one",
-        )  # fmt: skip
-    return token

@@ -17,6 +17,7 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
+from actuators.files import read_token
 from actuators.load.engine import LoadEngine
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
@@ -24,7 +25,6 @@ from actuators.statistics.names import server_names
 from actuators.statistics.reader import CollectOptions, Collector
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
-from rayjobs.serve.tokens import read_token
 from rayjobs.steer.advisers import ServeAdviser, handle_post, http_post
 from tuning.policy.adviser import Adviser, Advises
 from tuning.policy.bundle import check_bundle, load_bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
-from actuators.files import replacing, writable_folder, write_atomic, write_json, write_private
+from actuators.files import read_token, replacing, writable_folder, write_atomic, write_json, write_private
 
 
 def test_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -86,3 +86,48 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, place: str) 
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write in this folder"):
         writable_folder(tmp_path / place)
+
+
+def test_files_that_are_no_secret_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+
+    def refusal() -> str:
+        with pytest.raises(ConfigError) as error:
+            read_token(path)
+        assert str(path) in error.value.where
+        return f"{error.value.what}; {error.value.remedy}"
+
+    assert refusal() == (
+        f"cannot read the token: No such file or directory; make it: (umask 077; openssl rand -base64 24 > {path})"
+    )
+    path.touch(0o600)
+    assert "not one word of 16 characters" in refusal()
+    path.write_text("two words of more than 16 characters\n")
+    assert "not one word of 16 characters" in refusal()
+    path.write_text("ä" * 20)
+    assert "beyond ASCII" in refusal()
+    path.write_text("x" * 10_000)
+    assert "cannot read the token: larger than 4096 bytes" in refusal()
+    path.write_text("a-token-of-this-length\n")
+    for mode in (0o644, 0o604, 0o660, 0o602):
+        path.chmod(mode)
+        assert refusal() == f"others may read or change the token (mode {mode:04o}); chmod 600 {path}"
+    for mode in (0o600, 0o400, 0o640):
+        path.chmod(mode)
+        assert read_token(path) == "a-token-of-this-length"
+    path.unlink()
+    path.mkdir()
+    assert "cannot read the token: Is a directory" in refusal()
+    path.rmdir()
+    os.mkfifo(path, 0o600)
+    assert "cannot read the token: not a regular file" in refusal()
+
+
+@pytest.mark.usefixtures("root_only")
+def test_the_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.touch(0o600)
+    path.write_text("a-token-of-this-length\n")
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        read_token(path)

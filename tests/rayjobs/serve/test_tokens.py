@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from actuators.errors import ConfigError
 from rayjobs.cli.main import main
 from rayjobs.serve.gate import GateRules
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.serve.ray_app import settings_args, settings_of
-from rayjobs.serve.tokens import ROLES, Tokens, read_token
+from rayjobs.serve.tokens import ROLES, Tokens
 from rayjobs.steer.advisers import http_post
 from tests.support.served import TOKENS, Served, role_files, served_bundles
 from tests.support.steering_cases import trained_bundle
@@ -137,49 +135,6 @@ def test_the_printed_file_names_the_files(tmp_path: Path, capsys: pytest.Capture
     assert settings_of(args).rules.tokens == Tokens(settings.rules.tokens.admin)
 
 
-def test_files_that_are_no_secret_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-
-    def refusal() -> str:
-        with pytest.raises(ConfigError) as error:
-            read_token(path)
-        assert str(path) in error.value.where
-        return f"{error.value.what}; {error.value.remedy}"
-
-    assert refusal() == f"cannot read the token: No such file or directory; make it: {_made_by(path)}"
-    path.touch(0o600)
-    assert "not one word of 16 characters" in refusal()
-    path.write_text("two words of more than 16 characters\n")
-    assert "not one word of 16 characters" in refusal()
-    path.write_text("ä" * 20)
-    assert "beyond ASCII" in refusal()
-    path.write_text("x" * 10_000)
-    assert "cannot read the token: larger than 4096 bytes" in refusal()
-    path.write_text("a-token-of-this-length\n")
-    for mode in (0o644, 0o604, 0o660, 0o602):
-        path.chmod(mode)
-        assert refusal() == f"others may read or change the token (mode {mode:04o}); chmod 600 {path}"
-    for mode in (0o600, 0o400, 0o640):
-        path.chmod(mode)
-        assert read_token(path) == "a-token-of-this-length"
-    path.unlink()
-    path.mkdir()
-    assert "cannot read the token: Is a directory" in refusal()
-    path.rmdir()
-    os.mkfifo(path, 0o600)
-    assert "cannot read the token: not a regular file" in refusal()
-
-
-@pytest.mark.usefixtures("root_only")
-def test_the_file_of_another_user_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.touch(0o600)
-    path.write_text("a-token-of-this-length\n")
-    os.chown(path, 65534, 65534)
-    with pytest.raises(ConfigError, match="belongs to another user"):
-        read_token(path)
-
-
 def test_two_roles_with_one_token_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained_bundle().save(tmp_path / "bundle")
     same = role_files(tmp_path, "order")["order_token_file"]
@@ -194,7 +149,3 @@ def test_no_token_is_nobodys() -> None:
     assert Tokens("admin-token").role_of(b"") is None
     rules = GateRules(Tokens("admin-token", read="read-token"), False, 1024)
     assert json.dumps([rules.needed("/v1/orders", method) for method in ("POST", "GET")]) == '["order", "read"]'
-
-
-def _made_by(path: Path) -> str:
-    return f"(umask 077; openssl rand -base64 24 > {path})"
