@@ -180,9 +180,9 @@ def test_a_learned_controller_keeps_what_it_learned_over_a_block() -> None:
 def test_a_residual_that_does_nothing_or_harm_proves_nothing(harmful: bool) -> None:
     """One that always favours whom it sees slowest is caught; one that does nothing gains exactly nothing."""
     own = problem()
+    torch.manual_seed(1)
     net = net_for(own, ModelOptions())
     if harmful:
-        torch.manual_seed(1)
         torch.nn.init.normal_(net.action[-1].weight, std=2.0)  # type: ignore[arg-type]
     options = TrainingOptions(method="expected_delay", decision=own.options, proof_episodes=6, episode_steps=15)
     left, proof = prove_some(net, own, training_mixture(("S2", "S3"), 20.0), options)
