@@ -177,6 +177,12 @@ class Options(BaseModel):
         return getattr(self, name).given(rest) if rest else True
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first of what pydantic refuses, in one line: the dotted path of its place, and what is wrong there."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
 @dataclass(frozen=True)
 class IdleOption:
     """An option or a group of options without effect: why, and what would give it one."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from actuators.errors import ConflictError, DataError
 from actuators.files import exclusive, give_to_owner, read_regular
+from actuators.options import first_fault
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -133,6 +134,5 @@ class Store(Generic[Document]):
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error)
     return str(getattr(error, "strerror", None) or error)[:200]

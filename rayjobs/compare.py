@@ -64,17 +64,18 @@ def _names(paths: tuple[Path, ...]) -> dict[str, Path]:
 
 
 def _table(rows: list[dict[str, Any]], runs: list[str], metrics: tuple[str, ...]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{', '.join(metrics)}; × each run's own reference, 95 % intervals", title_justify="left")
     table.add_column("scenario")
     table.add_column("policy", no_wrap=True)
     for name in runs:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     last = ""
     for row in rows:
         part, last = ("" if row["part"] == last else row["part"]), row["part"]
-        table.add_row(part, row["policy"], *(_cell(row["cells"][name], metrics) for name in runs))
+        table.add_row(escape(part), escape(row["policy"]), *(_cell(row["cells"][name], metrics) for name in runs))
     return table
 
 

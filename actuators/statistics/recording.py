@@ -7,6 +7,7 @@ line; files with the keys of the project's first data set can be read too.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -118,7 +119,8 @@ class SnapshotWriter:
 
     def _write(self, line: bytes) -> None:
         try:
-            self._file.write(line + b"\n")
+            if self._file.write(line + b"\n") <= len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # only a part had room
         except OSError as error:
             remedy = "free some space"
             raise DataError(f"cannot write: {error.strerror}", where=str(self.path), remedy=remedy) from error

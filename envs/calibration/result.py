@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.script import ArrivalDistribution, ServiceDistribution
+from actuators.contract.script_check import MAX_RATE_RPS
 from actuators.contract.topology import Topology, group_of
 from actuators.errors import ConfigError
 from actuators.files import write_atomic
-from actuators.options import Options
+from actuators.options import Options, first_fault
 
 MEAN_BAR, P99_BAR = 0.10, 0.20
 """Largest relative errors of mean and p99 per group with which a calibration counts as faithful."""
@@ -73,6 +75,16 @@ class Arrivals(Options):
     steps: tuple[tuple[float, float], ...] = Field(min_length=1)
     """(start in seconds from 0, requests per second), ascending."""
 
+    @field_validator("steps")
+    @classmethod
+    def _ascend(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        starts_s = [start_s for start_s, _ in steps]
+        if starts_s[0] != 0 or not all(earlier <= later for earlier, later in pairwise(starts_s)):
+            raise ValueError("must begin at 0 s and ascend")
+        if not all(0 <= rate_rps <= MAX_RATE_RPS for _, rate_rps in steps):
+            raise ValueError(f"rates must be from 0 to {MAX_RATE_RPS:g} per second")
+        return steps
+
 
 class HeldOutComparison(Options):
     """Simulated and live held-out windows of one group, or of one of its servers."""
@@ -112,7 +124,7 @@ class RecordingSummary(Options):
     """Windows with faults."""
     requests: int
     """Requests in the usable windows."""
-    seconds: float
+    seconds: float = Field(ge=0.1, le=1e9)
     """Total length of the usable windows."""
     error_ratio: float
     """Share of answers with a 5xx status; the simulator is fitted without failures."""
@@ -253,9 +265,7 @@ class Calibration(Options):
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=remedy) from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = f"{path}: {'.'.join(map(str, first['loc']))}"
-            raise ConfigError(f"not a calibration: {first['msg']}", where=where, remedy=remedy) from error
+            raise ConfigError(f"not a calibration: {first_fault(error)}", where=str(path), remedy=remedy) from error
         if not calibration._fits():
             raise ConfigError("tables do not fit the groups and servers", where=str(path), remedy=remedy)
         return calibration

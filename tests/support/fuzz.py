@@ -14,8 +14,8 @@ from tests.support.paths import ROOT
 from tests.support.readers import READERS
 
 CORPORA = ROOT / "build" / "fuzz"
-CHECKED = ("vts", "fields", "config")
-"""Targets that also check what was read."""
+CHECKED = ("vts", "fields", "config", "values")
+"""Targets that make of the bytes what is read, or check what was read."""
 NAMES = (*CHECKED, *(name for name in READERS if name not in CHECKED))
 
 

@@ -33,6 +33,11 @@ with atheris.instrument_imports(include=["actuators", "envs", "tuning", "rayjobs
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
 RECORDED = [json.loads(path.read_text()) for path in sorted(VTS.glob("*.json"))]
 BASE = json.loads((VTS / "before_load.json").read_text())
+DOCUMENTS = [
+    (name, json.JSONDecoder().raw_decode(seed.decode())[0])
+    for name in ("calibration", "evaluation", "blocks", "served", "body", "bundle-bundle.json")
+    for seed in READERS[name].seeds()
+]
 MAIN = Path(tempfile.mkdtemp(prefix="ds-fuzz-")) / "nginx.conf"
 
 
@@ -57,6 +62,15 @@ def fields(data: bytes) -> None:
         except DeepSchedError:
             continue
         check(snapshot)
+
+
+def values(data: bytes) -> None:
+    """A JSON file of another reader with a few of its values changed, removed or doubled."""
+    provider = atheris.FuzzedDataProvider(data)
+    name, document = copy.deepcopy(DOCUMENTS[provider.ConsumeIntInRange(0, len(DOCUMENTS) - 1)])
+    for _ in range(provider.ConsumeIntInRange(1, 3)):
+        spoil(document, provider)
+    attempt(READERS[name], json.dumps(document).encode(errors="surrogatepass") + b"\n")
 
 
 def spoil(document: dict[str, Any], provider: Any) -> None:
@@ -155,6 +169,8 @@ def seeds(target: str) -> list[bytes]:
     """What a corpus begins with."""
     if target == "config":
         return list(CONFIGS)
+    if target == "values":
+        return [bytes(range(64)) * 4]
     return READERS["vts" if target in CHECKED else target].seeds()
 
 
@@ -170,8 +186,8 @@ def bare(text: bytes) -> bytes:
     return re.sub(rb"\s*(\bdown\b|\bweight=\d+)", b"", text)
 
 
-CHECKED = {"vts": vts, "fields": fields, "config": config}
-"""Targets that also check what was read."""
+CHECKED = {"vts": vts, "fields": fields, "config": config, "values": values}
+"""Targets that make of the bytes what is read, or check what was read."""
 
 
 def main() -> None:

@@ -23,12 +23,16 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.statistics.prometheus import parse_text
 from actuators.statistics.recording import read_snapshots, to_json
 from actuators.statistics.vts import parse_json
-from envs.scenarios.lookup import scenario
+from envs.scenarios.lookup import scenario, topology_of
+from rayjobs import compare
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import load_verb
 from rayjobs.serve.answers import read_body
+from rayjobs.serve.bundles import BundleStore
 from tests.support.paths import DATA, VTS
+from tuning.judging.blocks import Journal
 from tuning.policy.bundle import check_bundle, load_bundle
+from tuning.policy.worth import describe_worth, noted_worth
 from tuning.steering.audit import read_lines
 
 FOLDER = Path(tempfile.mkdtemp(prefix="ds-readers-"))
@@ -60,6 +64,7 @@ def attempt(reader: Reader, data: bytes) -> bool:
 
 def _from_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
     path = FOLDER / name
+    path.parent.mkdir(exist_ok=True)
 
     def read_bytes(data: bytes) -> object:
         path.write_bytes(data)
@@ -134,6 +139,53 @@ nginx_vts_info{hostname="a",module_version="v0.2.2",version="1.24"} 1
 """
 
 
+RUNS = DATA / "runs"
+"""What `calibrate` and `evaluate` left."""
+
+
+def _run_file(name: str) -> Callable[[], list[bytes]]:
+    return lambda: [(RUNS / name).read_bytes()]
+
+
+def _evaluations() -> list[bytes]:
+    """Without what `compare` does not look at, most of the file."""
+    content = json.loads((RUNS / "evaluation.json").read_bytes())
+    for policy in content["policies"].values():
+        del policy["latency"], policy["per_type"]
+    short = {**content, "windows": [], "groups": [], "blocks": [{"policy": "least_conn", "core_wait_ms": 0.1}]}
+    return [json.dumps(short).encode()]
+
+
+def _calibration(path: Path) -> object:
+    found = scenario(str(path))
+    return found.script(topology_of([found]), 1)
+
+
+def _evaluation(path: Path) -> object:
+    """Its figures as `compare` shows them, and what a bundle beside it is worth."""
+    described = describe_worth(noted_worth(path.parent / "bundle") or {})
+    with contextlib.redirect_stdout(io.StringIO()):
+        for markdown in (False, True):
+            compare.run(compare.CompareOptions(runs=(path.parent, path.parent), markdown=markdown))
+    return described
+
+
+def _blocks(path: Path) -> object:
+    return [block.to_json() for block in Journal(path).read()]
+
+
+def _served(path: Path) -> object:
+    path.with_name(".served.json.good").unlink(missing_ok=True)
+    return BundleStore(GOOD_BUNDLE, GOOD_BUNDLE.parent, path.parent).current().id
+
+
+def _pointers() -> list[bytes]:
+    """As a swap leaves one, and as a start does."""
+    other = GOOD_BUNDLE.with_name("service_times")
+    swapped = {"version": 2, "current": str(other), "previous": str(GOOD_BUNDLE), "given": str(GOOD_BUNDLE)}
+    return [json.dumps(one).encode() for one in (swapped, {"version": 1, "current": str(GOOD_BUNDLE)})]
+
+
 GOOD_BUNDLE = DATA / "witness" / "weights"
 
 
@@ -161,5 +213,9 @@ READERS: dict[str, Reader] = {
         lambda: [path.read_bytes()[:20_000] for path in sorted((DATA / "audit").glob("*.jsonl"))],
     ),
     "body": Reader(read_body, _bodies),
+    "calibration": Reader(_from_file("calibration.json", _calibration), _run_file("calibration.json")),
+    "evaluation": Reader(_from_file("run/evaluation.json", _evaluation), _evaluations),
+    "blocks": Reader(_from_file("blocks.jsonl", _blocks), _run_file("blocks.jsonl")),
+    "served": Reader(_from_file("served.json", _served), _pointers),
     **{f"bundle-{name}": _bundle(name) for name in ("bundle.json", "encoder.npz", "policy.safetensors")},
 }

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from actuators.errors import DataError
+from actuators.options import first_fault
+from tuning.judging.content import EvaluationContent
 from tuning.judging.evaluation import with_present_names
 from tuning.judging.statistics import PairedRatio
 from tuning.judging.verdicts import METRIC_NAMES, ratio_of
@@ -50,12 +54,21 @@ def load_evaluations(run: Path) -> dict[str, dict[str, Any]]:
         raise DataError("no evaluation in this folder", where=str(run), remedy="give the folder of a run that judged")
     found = {}
     for path in paths:
-        try:
-            content = with_present_names(json.loads(path.read_text()))
-            found[part_title(content)] = content
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"not an evaluation: {error}", where=str(path)) from error
+        content = _load(path)
+        found[part_title(content)] = content
     return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    remedy = "evaluate again"
+    try:
+        data = path.read_bytes()
+        EvaluationContent.model_validate_json(data)
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(path)) from error
+    except ValidationError as error:
+        raise DataError(f"not an evaluation: {first_fault(error)}", where=str(path), remedy=remedy) from error
+    return with_present_names({"seeds": 1, "testbed": "", **json.loads(data)})
 
 
 def _natural(path: Path) -> list[str | int]:

@@ -10,10 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from actuators.contract import histogram
 from actuators.contract.control import Control, Weights
@@ -21,8 +22,10 @@ from actuators.contract.script import Behaviour, Script
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, Window
 from actuators.errors import DataError
+from actuators.options import first_fault
 from envs.heuristics.names import policy_name
 from envs.scenarios.timeline import server_speeds
+from tuning.judging.content import BlockLine, WindowRecord
 from tuning.judging.plan import PlannedBlock
 from tuning.judging.tally import BlockTally
 
@@ -35,22 +38,6 @@ _SPOILS = frozenset(
 )  # fmt: skip
 _SLOWEST = 0.05
 _SPOILS_UNLESS_SCRIPTED = frozenset({"server_down", "missing_server"})
-
-
-class WindowRecord(TypedDict):
-    """One window of a measured block as it stands in `evaluation.json`; lists are ``[groups][servers]``."""
-
-    start_s: float
-    end_s: float
-    drain: bool
-    requests: list[list[int]]
-    mean_ms: list[list[float | None]]
-    errors: list[list[int]]
-    weights: list[list[int]]
-    shares: list[list[float]]
-    true_shares: list[list[float]]
-    client: dict[str, Any] | None
-    faults: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,9 +287,12 @@ class Journal:
 
     def _block(self, number: int, line: bytes) -> Block:
         try:
-            data = json.loads(line)
-            return Block.from_json(data, tuple(data["windows"]))
-        except (ValueError, KeyError, TypeError) as error:
+            BlockLine.model_validate_json(line)
+        except ValidationError as error:
             raise DataError(
-                f"not a finished block: {error}", where=f"{self.path}:{number}", remedy="remove the line and resume"
+                f"not a finished block: {first_fault(error)}",
+                where=f"{self.path}:{number}",
+                remedy="remove the line and resume",
             ) from error
+        data = json.loads(line)
+        return Block.from_json(data, tuple(data["windows"]))

@@ -19,7 +19,8 @@ from actuators.contract.topology import Group, Topology
 from actuators.errors import DataError
 from actuators.files import write_atomic
 from envs.heuristics.names import policy_name
-from tuning.judging.blocks import Block, WindowRecord, jain_index
+from tuning.judging.blocks import Block, jain_index
+from tuning.judging.content import WindowRecord
 from tuning.judging.statistics import METRICS, PairedRatio, Sample, compare
 from tuning.judging.tally import BlockTally
 

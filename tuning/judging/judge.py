@@ -24,7 +24,8 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ActuationError, TestbedError
 from envs.heuristics.controllers import Controller
-from tuning.judging.blocks import Block, WindowRecord, flags_of, record_window, script_events, utilisation
+from tuning.judging.blocks import Block, flags_of, record_window, script_events, utilisation
+from tuning.judging.content import WindowRecord
 from tuning.judging.evaluation import Evaluation
 from tuning.judging.plan import JudgeOptions, PlannedBlock, check_names, plan_blocks
 from tuning.judging.tally import BlockTally

@@ -51,7 +51,7 @@ def _table(evaluations: Sequence[dict[str, Any]], metric: str, reference: str, n
     for evaluation in evaluations:
         policies = evaluation["policies"]
         cells = [_cell(ratio_of(policies[name], metric)) if name in policies else "–" for name in names]
-        value = format_value(policies[reference][metric], metric)
+        value = format_value(policies[reference][metric], metric) if reference in policies else "–"
         lines.append(f"| {evaluation['scenario']} | {value} | " + " | ".join(cells) + " |")
     if len(evaluations) > 1:
         cells = [_cell(_geometric(evaluations, name, metric)) for name in names]

@@ -7,9 +7,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, FiniteFloat
+
 from actuators.files import write_atomic
 
 KEPT_RATIOS = ("mean_ms", "p99_ms", "miss_ratio", "art_per_request")
+
+
+class _Ratio(BaseModel):
+    ratio: FiniteFloat | None
+    interval: tuple[FiniteFloat, FiniteFloat] | None
+
+
+class _Worth(BaseModel):
+    """What `worth_of` returns; bundles come from strangers."""
+
+    scenario: str
+    testbed: str
+    reference: str
+    rounds: int
+    requests: int
+    mean_ms: _Ratio
+    p99_ms: _Ratio
+    miss_ratio: _Ratio
+    art_per_request: _Ratio
 
 
 def worth_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,9 +61,9 @@ def noted_worth(bundle: Path) -> dict[str, Any] | None:
         noted = json.loads((bundle / "bundle.json").read_bytes())["provenance"].get("evaluation")
         if noted is None:
             noted = worth_of(json.loads((bundle.absolute().parent / "evaluation.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _Worth.model_validate(noted).model_dump(mode="json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return noted if isinstance(noted, dict) else None
 
 
 def describe_worth(worth: Mapping[str, Any]) -> str:
