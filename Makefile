@@ -47,9 +47,9 @@ test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 	@# Four on two cores: the tests of live parts wait even longer, and one of the four has all that need Ray.
 	@exec $(PYTEST) --numprocesses 4 $(ARGS)
 
-drills: $(STAMP) ## the tests that take minutes: kills at random, hosts in namespaces, sweeps, long runs
+drills: $(STAMP) ## kills, stops, full disks, clocks, another user, bounds checks, a soak; all else that takes minutes
 	@./rayjobs/setup.sh tests
-	@exec $(BIN)/pytest -m slow $(ARGS)
+	@exec $(BIN)/pytest -m "slow or drill" $(ARGS)
 
 fuzz: $(STAMP) ## each reader of files and documents under atheris; FUZZ_S=900 seconds each (60), ARGS="scenario vts" some
 	@exec $(BIN)/python -m tests.support.fuzz $(ARGS)

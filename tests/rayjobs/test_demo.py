@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
-import uuid
 from pathlib import Path
 
 import jsonschema
@@ -17,68 +12,33 @@ import pytest
 import yaml
 
 from tests.support.orphans import processes_with
+from tests.support.started import GONE_S, Started
 from tuning.judging.evaluation import SCHEMA_PATH
 from tuning.policy.bundle import load_bundle
 
 pytestmark = [pytest.mark.demo, pytest.mark.ray, pytest.mark.nginx]
-GONE_S = 10.0
 # What is asked here does not depend on the length of the stages.
 SHORT = ("--set", "training.steps=2000", "--set", "judge.measure_s=1")
 POLICIES = ("least_conn", "inverse_latency", "round_robin", "expected_delay_static", "expected_delay", "learned")
 
 
-class Demo:
-    """A demo in a process of its own, its output in a file."""
-
-    def __init__(self, out: Path, *arguments: str) -> None:
-        self.out, self.marker = out, uuid.uuid4().hex
-        self.log = out / "output.txt"
-        out.mkdir(parents=True, exist_ok=True)
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "rayjobs.demo", "--quick", "--out", str(out), *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "DEEPSCHED_DEMO_TEST": self.marker},
-            )
-
-    def wait_until(self, text: str, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while text not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, f"no '{text}' after {timeout_s} s: {self.log.read_text()}"
-            time.sleep(0.1)
-
-    def left(self) -> dict[int, str]:
-        """Processes of this demo, GONE_S after its end at most. NGINX hides its environment, not its folder."""
-        deadline = time.monotonic() + GONE_S
-        while True:
-            found = processes_with(self.marker) | processes_with(f"{self.out}/")
-            found.pop(self.process.pid, None)
-            if not found or time.monotonic() > deadline:
-                return found
-            time.sleep(0.1)
-
-    @property
-    def folder(self) -> Path:
-        (folder,) = (path for path in self.out.iterdir() if path.is_dir())
-        return folder
+def quick_demo(out: Path, *arguments: str) -> Started:
+    return Started(out, "demo", "--quick", "--out", str(out), *arguments)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Started:
     """A quick demo that ran to its end."""
-    demo = Demo(tmp_path_factory.mktemp("demo") / "runs", "--seed", "3", *SHORT)
+    demo = quick_demo(tmp_path_factory.mktemp("demo") / "runs", "--seed", "3", *SHORT)
     assert demo.process.wait(300) == 0, demo.log.read_text()
     return demo
 
 
-def test_it_leaves_nothing_running(finished: Demo) -> None:
+def test_it_leaves_nothing_running(finished: Started) -> None:
     assert finished.left() == {}
 
 
-def test_the_run_folder_is_complete(finished: Demo) -> None:
+def test_the_run_folder_is_complete(finished: Started) -> None:
     names = {path.name for path in finished.folder.iterdir()}
     assert names >= {
         "config.yaml", "command.txt", "versions.txt", "snapshots.jsonl", "deadlines.json", "encoder.npz",
@@ -95,7 +55,7 @@ def test_the_run_folder_is_complete(finished: Demo) -> None:
     assert "compose_backend" in snapshots[0]
 
 
-def test_every_request_is_accounted_for(finished: Demo) -> None:
+def test_every_request_is_accounted_for(finished: Started) -> None:
     evaluation = json.loads((finished.folder / "evaluation.json").read_text())
     jsonschema.validate(evaluation, json.loads(SCHEMA_PATH.read_text()))
     assert set(evaluation["policies"]) == set(POLICIES)
@@ -107,7 +67,7 @@ def test_every_request_is_accounted_for(finished: Demo) -> None:
     assert evaluation["windows"]
 
 
-def test_the_table_and_the_page_show_all_policies(finished: Demo) -> None:
+def test_the_table_and_the_page_show_all_policies(finished: Started) -> None:
     text = finished.log.read_text()
     page = (finished.folder / "report.html").read_text()
     for policy in POLICIES:
@@ -117,7 +77,7 @@ def test_the_table_and_the_page_show_all_policies(finished: Demo) -> None:
     assert f"report: {finished.folder}/report.html" in text
 
 
-def test_progress_says_what_is_next(finished: Demo) -> None:
+def test_progress_says_what_is_next(finished: Started) -> None:
     text = finished.log.read_text()
     for stage, following in (("start", "observe"), ("observe", "train"), ("judge", "end")):
         assert re.search(rf"{stage}: started, about .*; next: {following}", text)
@@ -133,7 +93,7 @@ def test_progress_says_what_is_next(finished: Demo) -> None:
 def test_an_interrupt_ends_everything_and_says_what_was_kept(
     tmp_path: Path, number: signal.Signals, stage: str, code: int
 ) -> None:
-    demo = Demo(tmp_path / "runs")
+    demo = quick_demo(tmp_path / "runs")
     demo.wait_until(stage, 120)
     demo.process.send_signal(number)
     assert demo.process.wait(GONE_S) == code, demo.log.read_text()
@@ -146,8 +106,9 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
         json.loads(line)
 
 
+@pytest.mark.drill
 def test_a_killed_parent_takes_everything_along(tmp_path: Path) -> None:
-    demo = Demo(tmp_path / "runs")
+    demo = quick_demo(tmp_path / "runs")
     demo.wait_until("observe: started", 120)
     assert any("nginx" in command for command in processes_with(f"{demo.out}/").values())
     demo.process.kill()
@@ -159,7 +120,7 @@ def test_a_killed_parent_takes_everything_along(tmp_path: Path) -> None:
 def test_equal_seeds_give_equal_numbers_on_simulated_testbeds(tmp_path: Path) -> None:
     results = []
     for name in ("one", "two"):
-        demo = Demo(tmp_path / name, "--testbed", "simulated", "--seed", "7")
+        demo = quick_demo(tmp_path / name, "--testbed", "simulated", "--seed", "7")
         assert demo.process.wait(200) == 0, demo.log.read_text()
         evaluation = json.loads((demo.folder / "evaluation.json").read_text())
         results.append((evaluation["policies"], (demo.folder / "progress.csv").read_text()))

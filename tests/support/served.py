@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from actuators.http_client import responds
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
 from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.serve.tokens import Role
@@ -46,6 +51,19 @@ class Served:
     def get(self, path: str, token: str | None = None, **more: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {token}", **more.pop("headers", {})} if token else more.pop("headers", {})
         return requests.get(self.url + path, headers=headers, timeout=PATIENCE_S, **more)
+
+
+@contextmanager
+def serve_process(bundle: Path, folder: Path) -> Iterator[tuple[ManagedProcess, str]]:
+    """`deepsched serve` on uvicorn, a process of its own; its state and log are in the folder, which it shows."""
+    port = free_port("127.0.0.1")
+    command = [
+        sys.executable, "-m", "rayjobs.serve", str(bundle), "--front", "uvicorn", "--port", str(port),
+        "--folder", str(folder / "state"), "--steer-folder", str(folder),
+    ]  # fmt: skip
+    with ManagedProcess(command, name="serve", log_path=folder / "serve.log") as process:
+        process.wait_ready(lambda: responds(f"http://127.0.0.1:{port}/healthz"), PATIENCE_S)
+        yield process, f"http://127.0.0.1:{port}"
 
 
 def served_bundles(folder: Path, front: str, host: str = "127.0.0.1", **more: Any) -> Iterator[Served]:

@@ -135,19 +135,27 @@ class Uneven:
 
     name: str = "uneven"
     duration_s: float = 600.0
+    rate_rps: float = 60.0
+    """Of each request type."""
 
     def script(self, topology: Topology, seed: int) -> Script:
-        streams = tuple(Stream(t, (RateStep(0.0, 60.0),)) for t in topology.request_types)
+        streams = tuple(Stream(t, (RateStep(0.0, self.rate_rps),)) for t in topology.request_types)
         profiles = tuple(ServerProfile((speed,) * topology.shape[0], workers=2) for speed in (1.0, 0.8, 0.4))
         return Script(self.name, seed, self.duration_s, streams, profiles, (0.008, 0.006, 0.006))
 
 
 @contextlib.contextmanager
-def running_site(folder: Path, live: LiveOptions | None = None) -> Iterator[Site]:
+def running_site(folder: Path, live: LiveOptions | None = None, scenario: Uneven = Uneven()) -> Iterator[Site]:
     # Weights have their full effect on round robin; least_conn would soften a bad policy's harm.
     settings = live or LiveOptions(nginx=NginxOptions(method="round_robin"))
-    with embedded_site(settings, Uneven(), folder / "testbed", 1, 600.0) as site:
+    with embedded_site(settings, scenario, folder / "testbed", 1, scenario.duration_s) as site:
         yield site
+
+
+def decisions(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the decisions in a controller's audit log; none before it has begun."""
+    log = SteerFolder(folder).audit
+    return [line for line in audit.read_lines(log) if line["kind"] == "decision"] if log.exists() else []
 
 
 def controller_process(folder: Path, site: Site) -> ManagedProcess:

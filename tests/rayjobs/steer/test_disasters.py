@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,21 +12,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actuators.contract.control import MAX_WEIGHT, Weights
+from actuators.nginx.instance import Nginx
+from actuators.processes.process import ManagedProcess
+from actuators.statistics.recording import read_snapshots
 from rayjobs.cli.main import main
 from rayjobs.steer.site import Site
 from tests.support.disasters import Clock, full, jumping_clock, small_disk
 from tests.support.served import Served, served_bundles
-from tests.support.steer_site import Drill, controller_process, failed_requests, options, running_site
+from tests.support.steer_site import (
+    INTERVAL_S,
+    Drill,
+    controller_process,
+    decisions,
+    failed_requests,
+    options,
+    running_site,
+    steer_process,
+)
 from tests.support.steering_cases import trained_bundle
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 from tests.support.windows import window
 from tuning.steering import window_json
 from tuning.steering.audit import read_lines, replay
 
-pytestmark = pytest.mark.nginx
+pytestmark = [pytest.mark.nginx, pytest.mark.drill]
 
 DAY_S = 86_400
 
@@ -57,17 +73,17 @@ def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site:
     with controller_process(short_dir, site):
         wait_until(lambda: site.control() != Weights.equal(site.topology), "the controller did not act")
         for offset_s in (DAY_S, -DAY_S, 0):
-            known = len(_decisions(short_dir))
+            known = len(decisions(short_dir))
             world.clock.put(offset_s)
             wait_until(
                 lambda known=known: _acted(short_dir, known) >= 5,
                 lambda offset_s=offset_s: f"{offset_s}: {_last(short_dir)}",
             )
-            told_s = _decisions(short_dir)[-1]["time"] - time.time()
+            told_s = decisions(short_dir)[-1]["time"] - time.time()
             assert told_s == pytest.approx(offset_s, abs=60), "the controller reads the clock that jumped"
             values = site.control().as_weights().values
             assert ((values >= 1) & (values <= MAX_WEIGHT)).all()
-    lines = _decisions(short_dir)
+    lines = decisions(short_dir)
     faults = [fault["detail"] for line in lines for fault in line["window"]["faults"]]
     assert any("NGINX's clock went from" in detail for detail in faults), "NGINX reads the clock that jumped"
     assert [line["now_s"] for line in lines] == sorted(line["now_s"] for line in lines)
@@ -75,21 +91,101 @@ def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site:
     assert failed_requests(site) == 0
 
 
+def test_the_watchdog_goes_by_no_wall_clock(world: World, site: Site, short_dir: Path) -> None:
+    """It restores nothing while the controller lives, whatever the date, and the first weights when it is killed."""
+    trained_bundle().save(short_dir / "bundle")
+    equal, after_s = Weights.equal(site.topology), str(10 * INTERVAL_S)
+    with controller_process(short_dir, site) as controller, contextlib.ExitStack() as stack:
+        wait_until(lambda: site.control() != equal, "the controller did not act")
+        watchdog = stack.enter_context(steer_process(short_dir, site, "watchdog", "--watchdog-after-s", after_s))
+        for offset_s in (DAY_S, -DAY_S, 0):
+            known = len(decisions(short_dir))
+            world.clock.put(offset_s)
+            wait_until(lambda known=known: _acted(short_dir, known) >= 5, lambda: str(_last(short_dir)))
+        assert not _restored(short_dir)
+        world.clock.put(-DAY_S)
+        controller.send_signal(signal.SIGKILL)
+        wait_until(lambda: site.control() == equal, lambda: watchdog.log_tail(20))
+        wait_until(lambda: _restored(short_dir), "not recorded")
+    world.clock.put(0)
+
+
+def _restored(folder: Path) -> bool:
+    """Whether the watchdog has acted."""
+    return any(line["kind"] == "watchdog" for line in read_lines(folder / "audit.jsonl"))
+
+
+def _collecting(site: Site, out: Path) -> ManagedProcess:
+    nginx = site.actuator
+    assert isinstance(nginx, Nginx)
+    command = [
+        sys.executable, "-m", "rayjobs.collect", str(out), "--status-url", nginx.status_url, "--interval-s", "0.05",
+        "--duration-s", "1000",
+    ]  # fmt: skip
+    return ManagedProcess(command, name="collect", log_path=out.parent.parent / "collect.log")
+
+
+def _lines(out: Path) -> list[bytes]:
+    """The whole lines of a recording."""
+    return [line for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if out.exists() else []
+
+
+def test_a_recording_goes_on_when_the_clock_jumps(world: World, site: Site, short_dir: Path) -> None:
+    out = short_dir / "made" / "snapshots.jsonl"
+    out.parent.mkdir()
+    with _collecting(site, out) as collect:
+        for offset_s in (0, DAY_S, -DAY_S, 0):
+            world.clock.put(offset_s)
+            known = len(_lines(out))
+            wait_until(lambda known=known: len(_lines(out)) >= known + 5, lambda: collect.log_tail(20))
+        collect.send_signal(signal.SIGINT)
+        assert collect.wait(PATIENCE_S) == 0, collect.log_tail(20)
+    recording = read_snapshots(out)
+    assert (recording.skipped, recording.gaps) == (0, 0)
+    jumps_s = np.diff([snapshot.now_ms / 1e3 for snapshot in recording.snapshots])
+    assert (jumps_s > DAY_S / 2).sum() == 2
+    assert (jumps_s < -DAY_S).sum() == 1
+
+
+def test_a_full_disk_ends_a_recording_in_one_line_and_tears_nothing_else(
+    site: Site, short_dir: Path, root_only: None
+) -> None:
+    with small_disk(short_dir / "disk") as disk:
+        out = disk / "snapshots.jsonl"
+        with _collecting(site, out) as collect:
+            wait_until(lambda: len(_lines(out)) >= 3, lambda: collect.log_tail(20))
+            with full(disk):
+                assert collect.wait(PATIENCE_S) == 2, collect.log_tail(20)
+            said = (short_dir / "collect.log").read_text().splitlines()
+            assert said[-1] == f"deepsched collect: cannot write: No space left on device ({out}); free some space"
+            assert not any("Traceback" in line for line in said)
+        kept = _lines(out)
+        assert len(kept) >= 3
+        with _collecting(site, out) as collect:
+            wait_until(lambda: len(_lines(out)) >= len(kept) + 5, lambda: collect.log_tail(20))
+            collect.send_signal(signal.SIGINT)
+            assert collect.wait(PATIENCE_S) == 0, collect.log_tail(20)
+        assert _lines(out)[: len(kept)] == kept
+        recording = read_snapshots(out)
+        assert len(recording.snapshots) >= len(kept) + 4
+        assert recording.skipped <= 1
+
+
 def test_a_full_disk_does_not_stop_the_steering(site: Site, short_dir: Path, root_only: None) -> None:
     """Nothing can be recorded meanwhile, which is counted; afterwards the record goes on and can be replayed."""
     with small_disk(short_dir / "disk") as disk:
         drill = Drill(site, trained_bundle(), disk / "steer", options())
         drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
-        known = len(_decisions(drill.folder.path))
+        known = len(decisions(drill.folder.path))
         with full(disk):
             for _ in range(6):
                 drill.step()
             assert drill.log.lost >= 5
             assert any("no heartbeat: No space left" in line for line in drill.said)
-            assert len(_decisions(drill.folder.path)) <= known + 1
+            assert len(decisions(drill.folder.path)) <= known + 1
         for _ in range(3):
             drill.step()
-        assert len(_decisions(drill.folder.path)) >= known + 3
+        assert len(decisions(drill.folder.path)) >= known + 3
         assert drill.folder.status()["now_s"] == drill.lines[-1]["now_s"]
         list(replay(drill.folder.audit))
     assert drill.failed_requests() == 0
@@ -129,14 +225,10 @@ def _answered(served: Served) -> dict[str, Any]:
     return body
 
 
-def _decisions(folder: Path) -> list[dict[str, Any]]:
-    return [line for line in read_lines(folder / "audit.jsonl") if line["kind"] == "decision"]
-
-
 def _acted(folder: Path, known: int) -> int:
     """Decisions of the policy after so many of any kind."""
-    return sum(line["source"] == "policy" for line in _decisions(folder)[known:])
+    return sum(line["source"] == "policy" for line in decisions(folder)[known:])
 
 
 def _last(folder: Path) -> list[str]:
-    return [f"{line['source']}: {line['reason']}" for line in _decisions(folder)[-8:]]
+    return [f"{line['source']}: {line['reason']}" for line in decisions(folder)[-8:]]

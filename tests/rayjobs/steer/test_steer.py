@@ -89,6 +89,7 @@ def test_shadow_changes_nothing_and_unknown_traffic_is_recalibrated(site: Site, 
     assert old.clusters == new.clusters
 
 
+@pytest.mark.drill
 def test_killed_without_warning_its_weights_stay_and_the_watchdog_puts_the_first_ones_back(
     site: Site, short_dir: Path
 ) -> None:

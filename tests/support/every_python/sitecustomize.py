@@ -18,6 +18,8 @@ PROGRAMS = {
     "ip": "root",
     "mount": "root",
     "unshare": "root",
+    "useradd": "root",
+    "userdel": "root",
 }
 """Program → the marker of a test that may start it."""
 VERSIONS = {"-v", "-V"}
