@@ -176,14 +176,16 @@ def _blocks(path: Path) -> object:
 
 def _served(path: Path) -> object:
     path.with_name(".served.json.good").unlink(missing_ok=True)
-    return BundleStore(GOOD_BUNDLE, GOOD_BUNDLE.parent, path.parent).current().id
+    return BundleStore(GOOD_BUNDLE, GOOD_BUNDLE.parent, path.parent).in_use().bundle.id
 
 
 def _pointers() -> list[bytes]:
-    """As a swap leaves one, and as a start does."""
-    other = GOOD_BUNDLE.with_name("service_times")
-    swapped = {"version": 2, "current": str(other), "previous": str(GOOD_BUNDLE), "given": str(GOOD_BUNDLE)}
-    return [json.dumps(one).encode() for one in (swapped, {"version": 1, "current": str(GOOD_BUNDLE)})]
+    """As a start leaves one, a swap, and one that was taken back."""
+    other, good = str(GOOD_BUNDLE.with_name("service_times")), str(GOOD_BUNDLE)
+    begun = {"version": 1, "current": good, "given": good}
+    swapped = {**begun, "version": 2, "current": other, "previous": good, "swapped_s": 1.8e9}
+    taken = {"folder": other, "why": "it fails", "at": "2026-11-29T12:00:00+00:00"}
+    return [json.dumps(one).encode() for one in (begun, swapped, {**begun, "taken_back": taken, "times_taken_back": 1})]
 
 
 GOOD_BUNDLE = DATA / "witness" / "weights"
