@@ -389,7 +389,7 @@ def _name_the_server(document: Mapping[str, Any]) -> None:
 def _check_entry(entry: Any, kind: Any, owner: str) -> None:
     try:
         msgspec.convert(entry, kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         what, _, where = str(error).partition(" - at ")
         raise _not_vts(what, f"{where.strip('`$.')} of {owner}".removeprefix(" of ")) from error
 
@@ -412,7 +412,7 @@ def parse_json(text: bytes, *, for_decisions: bool = False) -> Snapshot:
 def _checked(read: Callable[[], Document]) -> Document:
     try:
         return read()
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise not_vts(error) from error
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from actuators.contract.topology import Group, Topology, social_network
+from actuators.errors import StatusError
 from actuators.statistics.vts import parse
 from actuators.statistics.windows import gap
+from tests.support.paths import VTS
 from tests.support.vts_documents import RECORDED, TOPOLOGY, A, B, document, entry, kinds, later, window
 
 
@@ -224,3 +227,10 @@ def test_a_gap_is_zeros_and_one_fault() -> None:
     assert not result.usable
     assert result.requests.sum() == 0
     assert np.isnan(result.mean_response_s()).all()
+
+
+def test_half_a_surrogate_pair_beside_a_wrong_value_is_one_error() -> None:
+    broken = json.loads((VTS / "before_load.json").read_text())
+    broken["serverZones"]["*"]["responses"]["5xx"] = "\uda2e"
+    with pytest.raises(StatusError, match="not vts statistics"):
+        parse(broken)
