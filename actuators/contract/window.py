@@ -75,6 +75,9 @@ class LoadWindow:
         send_delay_p99_ms: actual minus intended send time.
         cpu_share: CPU seconds of the engine per second of the window, 0…1.
         saturated: the engine itself was the bottleneck, so that the window says nothing about the servers.
+        repeated: attempts that clients made again, not part of `planned`; None when clients do not repeat.
+        good: requests with an answer below 400 within the deadline, from the start of that attempt; good_first: the same
+            from the start of the first attempt. None without deadlines.
     """
 
     start_s: float
@@ -90,6 +93,9 @@ class LoadWindow:
     send_delay_p99_ms: float = 0.0
     cpu_share: float = 0.0
     saturated: bool = False
+    repeated: IntArray | None = None
+    good: IntArray | None = None
+    good_first: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +240,15 @@ def merge_load_windows(windows: Sequence[LoadWindow], groups: int) -> LoadWindow
         send_delay_p99_ms=max(w.send_delay_p99_ms for w in windows),
         cpu_share=busy_s / duration_s if duration_s > 0 else 0.0,
         saturated=any(w.saturated for w in windows),
+        repeated=_sum_known([w.repeated for w in windows]),
+        good=_sum_known([w.good for w in windows]),
+        good_first=_sum_known([w.good_first for w in windows]),
     )
+
+
+def _sum_known(counts: Sequence[IntArray | None]) -> IntArray | None:
+    known = [each for each in counts if each is not None]
+    return np.sum(known, axis=0) if len(known) == len(counts) else None
 
 
 def merge_windows(first: Window, second: Window) -> Window:

@@ -23,11 +23,12 @@ class LoadSummary:
 
     Everything is counted when it happens: `planned` at the intended time, `sent` at the first byte written, the rest
     when the request ends. So the windows of a run add up exactly to its summary, and over a whole run
-    ``planned = sent + connect + not_sent`` and ``sent = answered + timeout + closed``.
+    ``planned + repeated = sent + connect + not_sent`` and ``sent = answered + timeout + closed``.
 
     Attributes:
         start_s, end_s: seconds since the plan began.
         planned, sent, answered, errors, late, retried: as in `LoadWindow`.
+        repeated, good, good_first: as in `LoadWindow`; zeros without clients that repeat, and without deadlines.
         sent_bytes, received_bytes: HTTP bytes, headers included.
         latency_counts, latency_s_sum: ``[types, histogram.SIZE]`` and ``[types]``, from the intended send
             time, of responses with a status below 400 (corrected for coordinated omission).
@@ -55,6 +56,9 @@ class LoadSummary:
     latency_s_sum: FloatArray
     raw_counts: IntArray
     raw_s_sum: FloatArray
+    repeated: IntArray
+    good: IntArray
+    good_first: IntArray
     send_delay_p50_ms: float = 0.0
     send_delay_p99_ms: float = 0.0
     cpu_share: float = 0.0
@@ -90,6 +94,8 @@ class LoadSummary:
             in_flight=line.get("in_flight", 0),
             connections=line.get("connections", 0),
             **_each(_COUNTS, lambda name: _ints([row[name] for row in rows])),
+            # Lines of before 2026-12 have none.
+            **_each(_CLIENT_COUNTS, lambda name: _ints([row.get(name, 0) for row in rows])),
         )
 
     @classmethod
@@ -101,7 +107,7 @@ class LoadSummary:
         return cls(
             request_types=tuple(request_types), start_s=0.0, end_s=0.0, errors=dict.fromkeys(ERROR_CLASSES, zero),
             latency_counts=counts, latency_s_sum=np.zeros(size), raw_counts=counts, raw_s_sum=np.zeros(size),
-            windows=0, **_each(_COUNTS, lambda _: zero),
+            windows=0, **_each((*_COUNTS, *_CLIENT_COUNTS), lambda _: zero),
         )  # fmt: skip
 
     def __add__(self, later: LoadSummary) -> LoadSummary:
@@ -143,6 +149,7 @@ class LoadSummary:
         return LoadWindow(
             self.start_s, self.end_s, self.planned, self.sent, self.answered, self.errors, self.late, self.retried,
             self.latency_counts, self.latency_s_sum, self.send_delay_p99_ms, self.cpu_share, self.saturated_windows > 0,
+            self.repeated, self.good, self.good_first,
         )  # fmt: skip
 
     @property
@@ -171,7 +178,7 @@ class LoadSummary:
     def _type_to_json(self, i: int) -> dict[str, Any]:
         corrected, raw = self.latency_counts[i], self.raw_counts[i]
         return {
-            **{name: int(getattr(self, name)[i]) for name in _COUNTS},
+            **{name: int(getattr(self, name)[i]) for name in (*_COUNTS, *_CLIENT_COUNTS)},
             "errors": {name: int(counts[i]) for name, counts in self.errors.items()},
             "corrected_us_sum": float(self.latency_s_sum[i] * 1e6),
             "raw_us_sum": float(self.raw_s_sum[i] * 1e6),
@@ -187,8 +194,9 @@ class LoadSummary:
 
 
 _COUNTS = ("planned", "sent", "answered", "late", "retried", "sent_bytes", "received_bytes")
+_CLIENT_COUNTS = ("repeated", "good", "good_first")
 _SUMMED = (
-    *_COUNTS, "latency_counts", "latency_s_sum", "raw_counts", "raw_s_sum", "windows", "saturated_windows",
+    *_COUNTS, *_CLIENT_COUNTS, "latency_counts", "latency_s_sum", "raw_counts", "raw_s_sum", "windows", "saturated_windows",
 )  # fmt: skip
 
 

@@ -52,9 +52,11 @@ static void raise_descriptor_limit(size_t connections) {
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) fail_system("setrlimit");
 }
 
-void pool_begin(struct pool *pool, size_t limit) {
+void pool_begin(struct pool *pool, size_t limit, size_t streams) {
     raise_descriptor_limit(limit);
     pool->limit = limit;
+    pool->waiting_count = streams;
+    pool->waiting = allocate(streams, sizeof *pool->waiting);
     pool->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (pool->epoll < 0) fail_system("epoll_create1");
     pool->connections = allocate(limit, sizeof *pool->connections);
@@ -76,6 +78,7 @@ void pool_end(struct pool *pool) {
         forget_unsent(&pool->connections[i]);
     }
     free(pool->connections);
+    free(pool->waiting);
     close(pool->epoll);
 }
 

@@ -19,6 +19,8 @@ struct request {
     uint64_t ordinal;
     int64_t due_ns;
     int64_t sent_ns; /* of the first byte; 0 until then */
+    int64_t first_ns; /* due time of the first attempt */
+    unsigned attempt; /* 0 for the first one */
     bool retried;
 };
 
@@ -44,13 +46,19 @@ struct pool {
     int epoll;
     struct sockaddr_storage address;
     socklen_t address_length;
-    struct list closed, idle, connecting, waiting;
+    struct list closed, idle, connecting;
+    struct list *waiting; /* one per stream, because streams wait for different times */
+    size_t waiting_count;
 };
 
 /* Exits with one line for a URL of another form. */
 struct target parse_target(const char *url);
 
-void pool_begin(struct pool *pool, size_t limit);
+void pool_begin(struct pool *pool, size_t limit, size_t streams);
+
+static inline bool is_waiting(const struct pool *pool, const struct connection *connection) {
+    return connection->list >= pool->waiting && connection->list < pool->waiting + pool->waiting_count;
+}
 
 /* Sets the pool's address to the first one of the target that accepts a connection; exits when none does. */
 void reach_target(const struct target *target, struct pool *pool, double timeout_s);

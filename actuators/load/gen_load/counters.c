@@ -35,6 +35,7 @@ void period_begin(struct period *period, double start_s) {
 static void counters_add(struct counters *sum, const struct counters *part) {
     sum->planned += part->planned, sum->sent += part->sent, sum->answered += part->answered;
     sum->late += part->late, sum->retried += part->retried;
+    sum->repeated += part->repeated, sum->good += part->good, sum->good_first += part->good_first;
     sum->sent_bytes += part->sent_bytes, sum->received_bytes += part->received_bytes;
     for (int i = 0; i < ERROR_CLASSES; i++) sum->errors[i] += part->errors[i];
     sum->corrected_ns += part->corrected_ns, sum->raw_ns += part->raw_ns;
@@ -54,7 +55,7 @@ void period_add(struct period *sum, const struct period *part) {
 bool period_is_empty(const struct period *period) {
     for (size_t i = 0; i < period->type_count; i++) {
         const struct counters *type = &period->types[i];
-        uint64_t events = type->planned | type->sent | type->answered | type->retried;
+        uint64_t events = type->planned | type->sent | type->answered | type->retried | type->repeated;
         for (int k = 0; k < ERROR_CLASSES; k++) events |= type->errors[k];
         if (events != 0) return false;
     }

@@ -43,6 +43,8 @@ extern const char *const error_names[ERROR_CLASSES];
 
 struct counters {
     uint64_t planned, sent, answered, late, retried, sent_bytes, received_bytes;
+    uint64_t repeated;         /* attempts that clients made again; not part of planned */
+    uint64_t good, good_first; /* answered below 400 within the deadline, from the start of this and of the first attempt */
     uint64_t errors[ERROR_CLASSES];
     uint64_t corrected_ns, raw_ns; /* sums of the values in the histograms */
     struct histogram corrected, raw;

@@ -45,10 +45,14 @@ static void advance_to(struct engine *engine, int64_t now) {
     for (;;) {
         int64_t due_ns;
         size_t stream = next_stream(engine, &due_ns);
-        if (engine->window_end_ns <= due_ns && engine->window_end_ns <= now) {
+        int64_t repeat_ns = repeats_due_ns(&engine->repeats);
+        int64_t next_ns = due_ns < repeat_ns ? due_ns : repeat_ns;
+        if (engine->window_end_ns <= next_ns && engine->window_end_ns <= now) {
             end_window(engine, engine->window_end_ns);
             engine->window_end_ns += seconds_to_ns(engine->options->window_s);
-        } else if (due_ns <= now) {
+        } else if (repeat_ns < due_ns && repeat_ns <= now)
+            repeat_due(engine);
+        else if (due_ns <= now) {
             arrivals_next(&engine->arrivals[stream]);
             request_due(engine, stream, due_ns);
         } else
@@ -56,16 +60,23 @@ static void advance_to(struct engine *engine, int64_t now) {
     }
 }
 
+int64_t patience_ns(const struct engine *engine, const struct request *request) {
+    double patience_s = engine->plan->streams[request->stream].clients.patience_s;
+    return seconds_to_ns(patience_s > 0 ? patience_s : engine->options->timeout_s);
+}
+
 static int64_t backlog_deadline_ns(const struct engine *engine) {
-    return backlog_first(&engine->backlog)->due_ns + seconds_to_ns(engine->options->timeout_s);
+    const struct request *request = backlog_first(&engine->backlog);
+    return request->due_ns + patience_ns(engine, request);
 }
 
 static void expire(struct engine *engine, int64_t now) {
     struct pool *pool = &engine->pool;
     while (pool->connecting.first != NULL && pool->connecting.first->deadline_ns <= now)
         request_failed(engine, pool->connecting.first, ERROR_TIMEOUT);
-    while (pool->waiting.first != NULL && pool->waiting.first->deadline_ns <= now)
-        request_failed(engine, pool->waiting.first, ERROR_TIMEOUT);
+    for (size_t i = 0; i < pool->waiting_count; i++)
+        while (pool->waiting[i].first != NULL && pool->waiting[i].first->deadline_ns <= now)
+            request_failed(engine, pool->waiting[i].first, ERROR_TIMEOUT);
     while (engine->backlog.count > 0 && backlog_deadline_ns(engine) <= now) drop_first_of_backlog(engine);
 }
 
@@ -75,11 +86,13 @@ static int64_t earlier(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t next_wake_ns(const struct engine *engine) {
     int64_t wake_ns;
     next_stream(engine, &wake_ns);
+    wake_ns = earlier(wake_ns, repeats_due_ns(&engine->repeats));
     if (wake_ns != NEVER) wake_ns -= engine->spin_ns;
     wake_ns = earlier(wake_ns, engine->window_end_ns);
     if (engine->end_ns > now_ns()) wake_ns = earlier(wake_ns, engine->end_ns);
     if (engine->pool.connecting.first != NULL) wake_ns = earlier(wake_ns, engine->pool.connecting.first->deadline_ns);
-    if (engine->pool.waiting.first != NULL) wake_ns = earlier(wake_ns, engine->pool.waiting.first->deadline_ns);
+    for (size_t i = 0; i < engine->pool.waiting_count; i++)
+        if (engine->pool.waiting[i].first != NULL) wake_ns = earlier(wake_ns, engine->pool.waiting[i].first->deadline_ns);
     if (engine->backlog.count > 0) wake_ns = earlier(wake_ns, backlog_deadline_ns(engine));
     return wake_ns;
 }
@@ -97,11 +110,12 @@ static void on_signal(struct engine *engine) {
     if (read(engine->signals, &info, sizeof info) != sizeof info) return;
     for (size_t i = 0; i < engine->plan->stream_count; i++) engine->arrivals[i].at_s = INFINITY;
     engine->end_ns = now_ns();
+    engine->repeats.count = 0;
     while (engine->backlog.count > 0) drop_first_of_backlog(engine);
     while (engine->interrupted && engine->pool.connecting.first != NULL)
         request_failed(engine, engine->pool.connecting.first, ERROR_TIMEOUT);
-    while (engine->interrupted && engine->pool.waiting.first != NULL)
-        request_failed(engine, engine->pool.waiting.first, ERROR_TIMEOUT);
+    for (size_t i = 0; engine->interrupted && i < engine->pool.waiting_count; i++)
+        while (engine->pool.waiting[i].first != NULL) request_failed(engine, engine->pool.waiting[i].first, ERROR_TIMEOUT);
     engine->interrupted = true;
 }
 
@@ -121,7 +135,7 @@ static void handle_events(struct engine *engine) {
 }
 
 static bool engine_is_finished(const struct engine *engine, int64_t now) {
-    return now >= engine->end_ns && engine->in_flight == 0 && engine->backlog.count == 0;
+    return now >= engine->end_ns && engine->in_flight == 0 && engine->backlog.count == 0 && engine->repeats.count == 0;
 }
 
 void engine_run(struct engine *engine) {
@@ -172,7 +186,7 @@ void engine_prepare(struct engine *engine, const struct options *options, const 
                     const struct target *target) {
     *engine = (struct engine){.options = options, .plan = plan};
     widen_output();
-    pool_begin(&engine->pool, options->max_connections);
+    pool_begin(&engine->pool, options->max_connections, plan->stream_count);
     reach_target(target, &engine->pool, options->connect_timeout_s);
     period_allocate(&engine->window, plan->stream_count);
     period_allocate(&engine->total, plan->stream_count);
@@ -201,7 +215,7 @@ void engine_begin(struct engine *engine, struct arrivals *arrivals) {
 
 void engine_end(struct engine *engine) {
     pool_end(&engine->pool);
-    free(engine->backlog.requests);
+    free(engine->backlog.requests), free(engine->repeats.requests);
     free(engine->window.types), free(engine->total.types);
     free(engine->ordinals);
     free(engine->writer.body.data), free(engine->writer.bytes.data), free(engine->report.line.data);

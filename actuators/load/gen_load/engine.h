@@ -2,7 +2,7 @@
 #ifndef GEN_LOAD_ENGINE_H
 #define GEN_LOAD_ENGINE_H
 
-#include "connections.h"
+#include "clients.h"
 #include "report.h"
 #include "requests.h"
 
@@ -19,6 +19,7 @@ struct engine {
     uint64_t *ordinals;        /* next ordinal per stream */
     struct pool pool;
     struct backlog backlog;
+    struct repeats repeats;
     struct request_writer writer;
     struct report report;
     struct period window, total;
@@ -28,6 +29,9 @@ struct engine {
     bool interrupted;
     FILE *requests_csv;
 };
+
+/* How long the client of a request waits for the answer. */
+int64_t patience_ns(const struct engine *engine, const struct request *request);
 
 /* Connects to the target once; exits with one line when it is not reachable. */
 void engine_prepare(struct engine *engine, const struct options *options, const struct plan *plan,

@@ -3,7 +3,7 @@
 #include <sys/epoll.h>
 
 #define LATE_NS 1000000LL
-enum { READ_BUFFER = 1 << 16 };
+enum { READ_BUFFER = 1 << 16, STATUS_REFUSED = 503 };
 
 static void backlog_grow(struct backlog *backlog) {
     size_t capacity = backlog->capacity > 0 ? 2 * backlog->capacity : 1024;
@@ -44,10 +44,18 @@ static enum error_class class_of_loss(const struct request *request, enum error_
     return request->sent_ns == 0 && (class == ERROR_CLOSED || class == ERROR_TIMEOUT) ? ERROR_CONNECT : class;
 }
 
+/* Where clients repeat, interrupted runs excepted: the plan is over. */
+static void repeat(struct engine *engine, const struct request *request, bool refused, int64_t now) {
+    const struct stream *stream = &engine->plan->streams[request->stream];
+    if (!engine->interrupted) repeat_later(&engine->repeats, stream, request, refused, engine->options->seed, now);
+}
+
 static void count_failure(struct engine *engine, const struct request *request, enum error_class class) {
     class = class_of_loss(request, class);
     counters_of(engine, request)->errors[class]++;
-    note_outcome(engine, request, now_ns(), 0, error_names[class]);
+    int64_t now = now_ns();
+    note_outcome(engine, request, now, 0, error_names[class]);
+    repeat(engine, request, false, now);
 }
 
 void request_failed(struct engine *engine, struct connection *connection, enum error_class class) {
@@ -56,19 +64,29 @@ void request_failed(struct engine *engine, struct connection *connection, enum e
     connection_close(&engine->pool, connection);
 }
 
+static void count_good(struct engine *engine, const struct request *request, int64_t now) {
+    struct counters *counters = counters_of(engine, request);
+    int64_t deadline_ns = seconds_to_ns(engine->plan->streams[request->stream].deadline_s);
+    counters->good += now - request->due_ns <= deadline_ns;
+    counters->good_first += now - request->first_ns <= deadline_ns;
+}
+
 static void request_done(struct engine *engine, struct connection *connection) {
     const struct request *request = &connection->request;
     struct counters *counters = counters_of(engine, request);
     int64_t now = now_ns();
     int status = connection->response.status;
     counters->answered++;
-    if (status >= 500) counters->errors[ERROR_STATUS_5XX]++;
-    else if (status >= 400) counters->errors[ERROR_STATUS_4XX]++;
+    if (status >= 500) {
+        counters->errors[ERROR_STATUS_5XX]++;
+        repeat(engine, request, status == STATUS_REFUSED, now);
+    } else if (status >= 400) counters->errors[ERROR_STATUS_4XX]++;
     else {
         histogram_record(&counters->corrected, now - request->due_ns);
         histogram_record(&counters->raw, now - request->sent_ns);
         counters->corrected_ns += (uint64_t)(now - request->due_ns);
         counters->raw_ns += (uint64_t)(now - request->sent_ns);
+        count_good(engine, request, now);
     }
     note_outcome(engine, request, now, status, "answered");
     engine->in_flight--;
@@ -79,7 +97,10 @@ static void request_done(struct engine *engine, struct connection *connection) {
 static void request_written(struct engine *engine, struct connection *connection) {
     struct request *request = &connection->request;
     int64_t now = now_ns();
-    await(&engine->pool.waiting, connection, now + seconds_to_ns(engine->options->timeout_s));
+    /* A client waits from the start of its attempt; without clients the wait begins when the request is written. */
+    bool patient = engine->plan->streams[request->stream].clients.patience_s > 0;
+    await(&engine->pool.waiting[request->stream], connection,
+          (patient ? request->due_ns : now) + patience_ns(engine, request));
     if (request->sent_ns != 0) return; /* a retry */
     request->sent_ns = now;
     struct counters *counters = counters_of(engine, request);
@@ -151,10 +172,21 @@ void drop_first_of_backlog(struct engine *engine) {
     backlog_drop_first(&engine->backlog);
 }
 
+static void begin(struct engine *engine, const struct request *request) {
+    if (engine->backlog.count > 0 || !request_start(engine, request)) backlog_add(&engine->backlog, request);
+}
+
 void request_due(struct engine *engine, size_t stream, int64_t due_ns) {
     struct request request = {.stream = stream, .ordinal = engine->ordinals[stream]++, .due_ns = due_ns};
+    request.first_ns = due_ns;
     counters_of(engine, &request)->planned++;
-    if (engine->backlog.count > 0 || !request_start(engine, &request)) backlog_add(&engine->backlog, &request);
+    begin(engine, &request);
+}
+
+void repeat_due(struct engine *engine) {
+    struct request request = take_repeat(&engine->repeats);
+    counters_of(engine, &request)->repeated++;
+    begin(engine, &request);
 }
 
 static void connection_readable(struct engine *engine, struct connection *connection, bool closing) {
@@ -190,7 +222,7 @@ void connection_event(struct engine *engine, struct connection *connection, uint
         else if (events & EPOLLOUT) request_send(engine, connection);
     } else if (connection->list == &pool->idle) {
         if (closing || (events & EPOLLIN)) connection_close(pool, connection);
-    } else if (connection->list == &pool->waiting) {
+    } else if (is_waiting(pool, connection)) {
         if (connection->unsent != NULL && connection_flush(connection) == WRITE_FAILED)
             connection_lost(engine, connection);
         else if (closing || (events & EPOLLIN))

@@ -9,6 +9,9 @@
 
 void request_due(struct engine *engine, size_t stream, int64_t due_ns);
 
+/* A client makes another attempt, the first of engine->repeats. */
+void repeat_due(struct engine *engine);
+
 /* Starts waiting requests while there are free connections. */
 void start_backlog(struct engine *engine);
 

@@ -72,17 +72,45 @@ static void parse_step(struct stream *stream, double start_s, double rate_rps, c
     stream_add_step(stream, start_s, rate_rps, parse_distribution(distribution));
 }
 
+static double parse_share(const struct stream *stream, double share) {
+    if (!(share >= 0.0 && share <= 1.0)) fail_user("share %g of type %s is not from 0 to 1", share, stream->type);
+    return share;
+}
+
+static double parse_time(const struct stream *stream, const char *name, double time_s) {
+    if (!(time_s >= MIN_TIME_S && time_s <= MAX_TIME_S))
+        fail_user("%s of %g s of type %s; it must be from %g to %g", name, time_s, stream->type, MIN_TIME_S, MAX_TIME_S);
+    return time_s;
+}
+
+static void parse_clients(struct stream *stream, const struct clients *clients) {
+    if (clients->retries > MAX_RETRIES)
+        fail_user("%u retries of type %s; the most are %d", clients->retries, stream->type, MAX_RETRIES);
+    parse_time(stream, "patience", clients->patience_s);
+    parse_time(stream, "back-off", clients->backoff_s);
+    parse_share(stream, clients->retry_failed);
+    parse_share(stream, clients->retry_refused);
+    stream->clients = *clients;
+}
+
 static void parse_plan_line(struct plan *plan, char *line, const char *path, int number) {
     char type[128], method[32], url[1024], body[1024], distribution[32];
-    double start_s, rate_rps;
+    double start_s, rate_rps, deadline_s;
+    struct clients clients;
+    struct stream *last = plan->stream_count > 0 ? &plan->streams[plan->stream_count - 1] : NULL;
     if (line[strspn(line, " \t\r\n")] == '\0' || line[0] == '#') return;
     if (sscanf(line, "stream %127s %31s %1023s %1023[^\n]", type, method, url, body) == 4)
         plan_add_stream(plan, type, method, url, body);
-    else if (plan->stream_count > 0 && sscanf(line, "step %lf %lf %31s", &start_s, &rate_rps, distribution) == 3)
-        parse_step(&plan->streams[plan->stream_count - 1], start_s, rate_rps, distribution);
+    else if (last != NULL && sscanf(line, "step %lf %lf %31s", &start_s, &rate_rps, distribution) == 3)
+        parse_step(last, start_s, rate_rps, distribution);
+    else if (last != NULL && sscanf(line, "deadline %lf", &deadline_s) == 1)
+        last->deadline_s = parse_time(last, "deadline", deadline_s);
+    else if (last != NULL && sscanf(line, "clients %lf %u %lf %lf %lf", &clients.patience_s, &clients.retries,
+                                    &clients.retry_failed, &clients.retry_refused, &clients.backoff_s) == 5)
+        parse_clients(last, &clients);
     else
-        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY' or 'step START_S RATE_RPS DISTRIBUTION'", path,
-                  number);
+        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY', then 'step START_S RATE_RPS DISTRIBUTION', "
+                  "'deadline S' or 'clients PATIENCE_S RETRIES RETRY_FAILED RETRY_REFUSED BACKOFF_S'", path, number);
 }
 
 struct plan read_plan(const char *path) {
@@ -131,6 +159,11 @@ void print_plan(const struct plan *plan, FILE *out) {
             const char *name = distribution_names[step->distribution];
             fprintf(out, "step %.17g %.17g %s\n", step->start_s, step->rate_rps, name);
         }
+        const struct clients *clients = &stream->clients;
+        if (stream->deadline_s > 0) fprintf(out, "deadline %.17g\n", stream->deadline_s);
+        if (clients->patience_s > 0)
+            fprintf(out, "clients %.17g %u %.17g %.17g %.17g\n", clients->patience_s, clients->retries,
+                    clients->retry_failed, clients->retry_refused, clients->backoff_s);
     }
 }
 

@@ -3,6 +3,8 @@
  * It is read from a file of lines with words, `#` begins a comment:
  *     stream TYPE METHOD PATH compose|timeline|none|file:PATH
  *     step START_S RATE_RPS exponential|normal|fixed|zipf
+ *     deadline S
+ *     clients PATIENCE_S RETRIES RETRY_FAILED RETRY_REFUSED BACKOFF_S
  * or drawn at random. `--print-plan` writes this format. */
 #ifndef GEN_LOAD_PLAN_H
 #define GEN_LOAD_PLAN_H
@@ -14,8 +16,17 @@
 #define MAX_TIME_S 1e9
 #define MAX_RATE_RPS 1e6
 #define MAX_STEPS 1000000
+#define MAX_RETRIES 100
 
 enum body_kind { BODY_NONE, BODY_COMPOSE, BODY_TIMELINE, BODY_FILE };
+
+/* Shares of the attempts that failed or were refused after which another one follows; pauses are uniform between half and
+ * one and a half of backoff_s. Without a line in the plan nobody gives up before the engine's timeout, or repeats. */
+struct clients {
+    double patience_s; /* 0: the engine's timeout */
+    unsigned retries;
+    double retry_failed, retry_refused, backoff_s;
+};
 
 struct stream {
     char *type, *method, *path, *body_name;
@@ -24,6 +35,8 @@ struct stream {
     size_t body_length;
     struct step *steps;
     size_t step_count;
+    double deadline_s; /* 0 for none */
+    struct clients clients;
 };
 
 struct plan {

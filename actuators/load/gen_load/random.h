@@ -7,7 +7,7 @@
 
 #include "base.h"
 
-enum purpose { FOR_ARRIVALS = 1, FOR_REQUESTS = 2, FOR_PLAN = 3 };
+enum purpose { FOR_ARRIVALS = 1, FOR_REQUESTS = 2, FOR_PLAN = 3, FOR_CLIENTS = 4 };
 
 struct random {
     uint64_t state;

@@ -43,6 +43,8 @@ static void add_type(struct text *line, const char *type, const struct counters 
              (unsigned long long)counters->planned, (unsigned long long)counters->sent,
              (unsigned long long)counters->answered, (unsigned long long)counters->late,
              (unsigned long long)counters->retried);
+    text_add(line, ",\"repeated\":%llu,\"good\":%llu,\"good_first\":%llu", (unsigned long long)counters->repeated,
+             (unsigned long long)counters->good, (unsigned long long)counters->good_first);
     text_add(line, ",\"sent_bytes\":%llu,\"received_bytes\":%llu,\"errors\":{",
              (unsigned long long)counters->sent_bytes, (unsigned long long)counters->received_bytes);
     for (int i = 0; i < ERROR_CLASSES; i++)
