@@ -27,11 +27,19 @@ from actuators.external.actuator import (
 )
 from actuators.external.config_reader import read_config
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
-from actuators.external.snippet import changes, memory_groups, notes, render_snippet, unified_diff
+from actuators.external.snippet import (
+    admission_notes,
+    admitted,
+    changes,
+    memory_groups,
+    notes,
+    render_snippet,
+    unified_diff,
+)
 from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
-from actuators.options import Moved, Never, Options
+from actuators.options import Moved, Never, Only, Options
 from actuators.statistics.names import server_names
 from actuators.statistics.reader import StatusReader
 from rayjobs.cli.console import console_out, log_line
@@ -114,6 +122,8 @@ class SnippetOptions(Options):
     """Loopback port of the statistics and the control endpoint."""
     memory: NginxOptions = NginxOptions()
     """How the balancer in memory works; every upstream keeps its method unless memory.method is given."""
+    exempt: Annotated[tuple[str, ...], Only(**{"memory.admission": True})] = ()
+    """Locations, as the configuration writes them, whose requests are never refused: health checks for instance."""
 
 
 def get(options: GetOptions) -> int:
@@ -209,11 +219,12 @@ def snippet(options: SnippetOptions) -> int:
     groups = memory_groups(config, options.groups)
     out, token = options.out.absolute(), secrets.token_hex(16)
     text = render_snippet(out, groups, options.memory, build, port=options.port, token=token)
-    diff = unified_diff(changes(config, groups, out, build))
+    passes = admitted(config, groups, options.exempt) if options.memory.admission else ()
+    diff = unified_diff(changes(config, groups, out, build, passes))
     token_file = out.with_name(out.name + ".token")
     for path, content in ((token_file, token + "\n"), (out, text)):
         write_private(path, content)
-    for note in notes(groups):
+    for note in [*notes(groups), *(admission_notes(config, passes) if options.memory.admission else ())]:
         _log(note)
     _log(f"written: {out} and {token_file}, for this user only; NGINX must start as root or as this user")
     _log("change the configuration as follows (deepsched weights snippet … | patch -d / -p1), test and reload it")
@@ -252,7 +263,16 @@ SNIPPET = Verb(
     example="deepsched weights snippet --set reload.config=/etc/nginx/nginx.conf --out deepsched.conf",
     options=SnippetOptions,
     run=snippet,
-    common=("out", "port", "reload.config", "groups", "memory.method", "memory.workers_per_server"),
+    common=(
+        "out",
+        "port",
+        "reload.config",
+        "groups",
+        "memory.method",
+        "memory.workers_per_server",
+        "memory.admission",
+        "exempt",
+    ),
 )
 
 if __name__ == "__main__":

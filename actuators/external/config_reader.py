@@ -21,6 +21,7 @@ _NOT_DIRECTIVES = (["split_clients"], ["charset_map"])
 _UPSTREAM = ["http", "upstream"]
 _WEIGHT = re.compile("0*[1-9][0-9]{0,9}")
 _LUA = re.compile("lua|^log_subrequest$")
+_PASSES = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,31 @@ class ServerLine:
         return "down" in self.parameters
 
 
+@dataclass(frozen=True)
+class PassLine:
+    """One directive of a location of `http` that passes requests on, as `proxy_pass`.
+
+    Attributes:
+        target: where to, as it stands there.
+        location: arguments of the innermost location around it.
+        file: the file that holds it, links resolved.
+        line: 1-based line on which the directive begins.
+        start, end: offsets of its first byte and after its last one.
+    """
+
+    target: str
+    location: str
+    file: Path
+    line: int
+    start: int
+    end: int
+
+    @property
+    def host(self) -> str:
+        """The upstream or the address, without scheme and path."""
+        return self.target.partition("://")[2].partition("/")[0] if "://" in self.target else self.target
+
+
 @dataclass
 class UpstreamBlock:
     """One `upstream` block of `http`.
@@ -88,6 +114,8 @@ class ParsedConfig:
         pid_file: of the `pid` directive; None without one.
         workers: worker processes; as many as this machine has cores for `auto`.
         blocks: name → upstream block.
+        passes: directives of locations that pass requests on.
+        satisfy_any: where `satisfy any` stands (file:line).
         lua: directives that load modules or run Lua outside of upstream blocks, and their files.
     """
 
@@ -98,6 +126,8 @@ class ParsedConfig:
     pid_file: Path | None = None
     workers: int = 1
     blocks: dict[str, UpstreamBlock] = field(default_factory=dict)
+    passes: list[PassLine] = field(default_factory=list)
+    satisfy_any: list[str] = field(default_factory=list)
     lua: list[tuple[Directive, Path]] = field(default_factory=list)
 
     def group(self, name: str) -> list[ServerLine]:
@@ -138,6 +168,7 @@ class _Reading:
     instead: Mapping[Path, bytes]
     visits: int = 0
     group: str = ""
+    locations: list[str] = field(default_factory=list)
     files: dict[Path, list[Directive]] = field(default_factory=dict)
     real: dict[Path, Path] = field(default_factory=dict)
 
@@ -167,6 +198,8 @@ class _Reading:
 
     def _open(self, path: Path, directive: Directive, blocks: list[str]) -> None:
         blocks.append(directive.name)
+        if directive.name == "location":
+            self.locations.append(" ".join(directive.arguments))
         if blocks == _UPSTREAM:
             self.group = next(iter(directive.arguments), "")
             block = UpstreamBlock(self.group, self._real(path), directive.line, directive.start)
@@ -176,7 +209,8 @@ class _Reading:
     def _close(self, directive: Directive, blocks: list[str]) -> None:
         if blocks == _UPSTREAM:
             self.config.blocks[self.group].end = directive.end
-        blocks.pop()
+        if blocks.pop() == "location":
+            self.locations.pop()
 
     def _directive(self, path: Path, directive: Directive, blocks: list[str]) -> None:
         name, words = directive.name, directive.arguments
@@ -186,6 +220,11 @@ class _Reading:
             elif words:
                 line = ServerLine(self.group, words[0], self._real(path), directive.line, directive.start, words[1:])
                 self.config.servers.append(line)
+        elif name in _PASSES and words and self.locations:
+            place = directive.line, directive.start, directive.end
+            self.config.passes.append(PassLine(words[0], self.locations[-1], self._real(path), *place))
+        elif name == "satisfy" and words == ("any",):
+            self.config.satisfy_any.append(f"{path}:{directive.line}")
         elif name == "load_module" or (blocks[:1] == ["http"] and _LUA.search(name)):
             self.config.lua.append((directive, path))
         elif not blocks and words:

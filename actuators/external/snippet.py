@@ -14,7 +14,7 @@ from pathlib import Path
 
 from actuators.errors import ConfigError, closest
 from actuators.external.config_lexer import Directive
-from actuators.external.config_reader import ParsedConfig, ServerLine, UpstreamBlock
+from actuators.external.config_reader import ParsedConfig, PassLine, ServerLine, UpstreamBlock
 from actuators.nginx.config import NginxOptions, lua_block, status_locations
 from actuators.nginx.detect import NginxBuild, need_lua
 
@@ -96,6 +96,48 @@ def memory_groups(config: ParsedConfig, wanted: Sequence[str]) -> tuple[MemoryGr
     return groups
 
 
+def admitted(config: ParsedConfig, groups: Sequence[MemoryGroup], exempt: Sequence[str]) -> tuple[PassLine, ...]:
+    """The locations whose requests pass admission control: those of these groups, without named and `exempt` ones.
+
+    Raises ConfigError, which names the line, for Lua of the access phase, of which only one of location, server and
+    http runs; and for an `exempt` that is no such location.
+    """
+    for directive, file in config.lua:
+        if directive.name.startswith("access_by_lua"):
+            remedy = 'call ADMISSION.enter("GROUP") in it by hand, and write the snippet without memory.admission'
+            what = f"'{directive.name}' and admission control cannot both have the access phase"
+            raise ConfigError(what, where=f"{file}:{directive.line}", remedy=remedy)
+    for where in config.satisfy_any:
+        # Lua of the access phase that ends well satisfies it: whoever asks would get in without a password.
+        remedy = "use 'satisfy all' there, or write the snippet without memory.admission"
+        raise ConfigError(
+            "with 'satisfy any', admission control would open what is protected", where=where, remedy=remedy
+        )
+    names = {group.name for group in groups}
+    # A file that several locations include has one place.
+    found = {(each.file, each.start): each for each in reversed(config.passes) if each.host in names}
+    for location in exempt:
+        if all(each.location != location for each in found.values()):
+            locations = [each.location for each in found.values()]
+            raise ConfigError(
+                f"no location '{location}' of these groups", where="exempt", remedy=closest(location, locations)
+            )
+    first = reversed(found.values())
+    return tuple(each for each in first if not each.location.startswith("@") and each.location not in exempt)
+
+
+def admission_notes(config: ParsedConfig, passes: Sequence[PassLine]) -> list[str]:
+    """Which locations pass admission control, and which cannot, one line each."""
+    lines = [f"{each.file}:{each.line}: location {each.location} asks to enter {each.host}" for each in passes]
+    lines += [
+        f"{each.file}:{each.line}: location {each.location} passes to '{each.target}', which is known too late: its"
+        " requests are counted, but never refused"
+        for each in config.passes
+        if "$" in each.target
+    ]
+    return lines
+
+
 def notes(groups: Sequence[MemoryGroup]) -> list[str]:
     """What is different in memory, or decided at another time, one line each."""
     lines = []
@@ -142,25 +184,46 @@ def render_snippet(
   log_by_lua_block {{ STATUS.log_nothing() }}
   client_max_body_size {1024 + cells}k;
   client_body_buffer_size {1024 + cells}k;
-{status_locations(vts=False, memory=True)}}}
+{status_locations(vts=False, memory=True, admission=options.admission)}}}
 """
 
 
 def changes(
-    config: ParsedConfig, groups: Sequence[MemoryGroup], snippet: Path, build: NginxBuild
+    config: ParsedConfig,
+    groups: Sequence[MemoryGroup],
+    snippet: Path,
+    build: NginxBuild,
+    passes: Sequence[PassLine] = (),
 ) -> dict[Path, tuple[str, str]]:
-    """The files of the configuration that change: old and new text. Raises ConfigError when one cannot be read."""
+    """The files of the configuration that change: old and new text. Raises ConfigError when one cannot be read.
+
+    Args:
+        passes: whose locations pass admission control.
+    """
     new: dict[Path, bytes] = {}
     blocks = [config.blocks[group.name] for group in groups]
     include = f"include {snippet};".encode()
-    for block in sorted(blocks, key=lambda block: block.start, reverse=True):
-        text = new.get(block.file) or block.file.read_bytes()
-        new[block.file] = _replaced(text, block, include if block == blocks[0] else b"")
+    # From the end of a file on, so that the offsets before stay right.
+    places: list[UpstreamBlock | PassLine] = [*blocks, *passes]
+    for place in sorted(places, key=lambda place: place.start, reverse=True):
+        text = new.get(place.file) or place.file.read_bytes()
+        if isinstance(place, PassLine):
+            new[place.file] = _with_admission(text, place)
+        else:
+            new[place.file] = _replaced(text, place, include if place == blocks[0] else b"")
     missing = [] if _loads_lua(config) else [f"load_module {path};\n" for path in need_lua(build)]
     if missing:
         main = config.main.resolve()
         new[main] = "".join(missing).encode() + new.get(main, main.read_bytes())
     return {path: (_text(path.read_bytes()), _text(text)) for path, text in new.items()}
+
+
+def _with_admission(text: bytes, place: PassLine) -> bytes:
+    """The text with a call of admission control after the directive, on a line of its own where that has one."""
+    line = text[text.rfind(b"\n", 0, place.start) + 1 : place.start]
+    gap = b"\n" + line if not line.strip() else b" "
+    call = f'access_by_lua_block {{ ADMISSION.enter("{place.host}") }}'.encode()
+    return text[: place.end] + gap + call + text[place.end :]
 
 
 def _replaced(text: bytes, block: UpstreamBlock, new: bytes) -> bytes:

@@ -12,6 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actuators.contract.admission import Admission, AdmissionNumbers
+from actuators.contract.topology import Group, Topology
+from actuators.http_client import http_session
+from actuators.nginx.admission_endpoint import AdmissionEndpoint
 from actuators.processes.system import free_port
 from actuators.statistics.reader import StatusReader
 from tests.support.http_server import CLOSE, HANG, Received, ScriptedServer
@@ -189,3 +193,41 @@ def test_the_statistics_show_what_the_server_lines_say(servers: Servers) -> None
         first, second, third = (entries[server] for server in servers.site.servers[:3])
         assert (first.weight, first.max_fails, first.fail_timeout) == (5, 3, 90)
         assert (second.down, third.backup, first.backup) == (True, True, False)
+
+
+def status(servers: Servers, path: str) -> int:
+    with http_session(10.0) as session:
+        return session.get(f"http://127.0.0.1:{servers.site.port}{path}").status_code
+
+
+def test_with_admission_control_a_location_refuses_and_an_exempt_one_does_not(servers: Servers) -> None:
+    write(servers, "server {A}; server {B}; server {C}; server {D};")
+    main = servers.site.folder / "nginx.conf"
+    main.write_text(
+        main.read_text().replace("location / {", "location = /health { proxy_pass http://app; } location / {")
+    )
+    port = change(servers.site, "--set", "memory.admission=true", "--set", "exempt=[= /health]")
+    token = (servers.site.folder / "deepsched.conf.token").read_text().strip()
+    topology = Topology((Group("app", "app", "GET", "/", 2.0, tuple(servers.site.servers)),))
+    one = np.ones(1)
+    with servers.site.start():
+        endpoint = AdmissionEndpoint(f"http://127.0.0.1:{port}/admission", token, topology)
+        endpoint.put(Admission(topology, "fixed", one, one, one, one, AdmissionNumbers(multiple=2, most_refused=1)))
+        with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
+
+            def limits() -> list[float | None]:
+                balancer = reader.snapshot().balancer
+                assert balancer is not None
+                assert balancer.admission is not None
+                return [entry.limit for entry in balancer.admission.groups]
+
+            wait_until(lambda: limits() == [2.0])
+            for index in range(4):
+                servers.script[index] = lambda _: HANG
+            pending = [servers.pending() for _ in range(2)]
+            servers.heal()
+            assert (status(servers, "/x"), status(servers, "/health")) == (503, 200)
+            for connection in pending:
+                connection.close()
+            wait_until(lambda: status(servers, "/x") == 200)
+        endpoint.close()

@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
-from actuators.external.config_reader import read_config
-from actuators.external.snippet import MemoryGroup, changes, memory_groups, notes, render_snippet, unified_diff
+from actuators.external.config_reader import ParsedConfig, read_config
+from actuators.external.snippet import (
+    MemoryGroup,
+    admission_notes,
+    admitted,
+    changes,
+    memory_groups,
+    notes,
+    render_snippet,
+    unified_diff,
+)
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import NginxBuild
 
@@ -130,3 +139,69 @@ def test_the_change_replaces_the_blocks_and_loads_lua_and_nothing_else(tmp_path:
     config = read_config(tmp_path / "nginx.conf")
     (main,) = (new for _, new in changes(config, memory_groups(config, ()), path, LUA).values())
     assert main.count("load_module") == 1
+
+
+LOCATIONS = """
+  upstream a {{ server [::1]; }}
+  upstream b {{ server [::1]:81; }}
+  server {{
+    location /a {{
+      proxy_pass http://a/path;   # mine
+    }}
+    location = /health {{ proxy_pass http://a; }}
+    location ~ "^/b(.*)$" {{
+      if ($request_method = POST) {{ grpc_pass grpc://b; }}
+      include pass.conf;
+    }}
+    location /c {{ include pass.conf; }}
+    location @fallback {{ proxy_pass http://a; }}
+    location /elsewhere {{ proxy_pass http://elsewhere; }}
+    location /any {{ proxy_pass http://$where; }}
+  }}
+"""
+
+
+def located(folder: Path, text: str = LOCATIONS) -> tuple[ParsedConfig, tuple[MemoryGroup, ...]]:
+    (folder / "pass.conf").write_text("fastcgi_pass b;\n")
+    found = groups(folder, text.format(), "a", "b")
+    return read_config(folder / "nginx.conf"), found
+
+
+def test_locations_of_the_groups_ask_to_enter(tmp_path: Path) -> None:
+    config, found = located(tmp_path)
+    passes = admitted(config, found, ("= /health",))
+    places = [(each.location, each.host) for each in passes]
+    assert places == [("/a", "a"), ("~ ^/b(.*)$", "b"), ("~ ^/b(.*)$", "b")]
+    changed = changes(config, found, Path("/etc/deepsched.conf"), LUA, passes)
+    main = changed[tmp_path / "nginx.conf"][1]
+    assert '      proxy_pass http://a/path;\n      access_by_lua_block { ADMISSION.enter("a") }   # mine\n' in main
+    assert 'grpc_pass grpc://b; access_by_lua_block { ADMISSION.enter("b") } }' in main
+    assert main.count("ADMISSION.enter") == 2
+    assert changed[tmp_path / "pass.conf"][1] == 'fastcgi_pass b;\naccess_by_lua_block { ADMISSION.enter("b") }\n'
+    notes = admission_notes(config, passes)
+    assert any("location /any passes to 'http://$where'" in note for note in notes)
+    assert any("location /a asks to enter a" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("access_by_lua_file /x.lua;", "'access_by_lua_file'"), ("satisfy any;", "satisfy any"),
+        ("location /p { access_by_lua_block { return } }", "'access_by_lua_block'"),
+    ],
+)  # fmt: skip
+def test_what_admission_control_would_break_is_named_with_its_line(tmp_path: Path, line: str, named: str) -> None:
+    config, found = located(
+        tmp_path,
+        LOCATIONS.replace("  server {{\n", "  server {{\n" + line.replace("{", "{{").replace("}", "}}") + "\n"),
+    )
+    with pytest.raises(ConfigError) as error:
+        admitted(config, found, ())
+    assert named in str(error.value)
+    assert "nginx.conf:7" in str(error.value)
+
+
+def test_an_exempt_location_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    config, found = located(tmp_path)
+    with pytest.raises(ConfigError, match=r"no location '/health'.*= /health"):
+        admitted(config, found, ("/health",))
