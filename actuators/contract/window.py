@@ -76,8 +76,8 @@ class LoadWindow:
         cpu_share: CPU seconds of the engine per second of the window, 0…1.
         saturated: the engine itself was the bottleneck, so that the window says nothing about the servers.
         repeated: attempts that clients made again, not part of `planned`; None when clients do not repeat.
-        good: requests with an answer below 400 within the deadline, from the start of that attempt; good_first: the same
-            from the start of the first attempt. None without deadlines.
+        good: requests with an answer below 400 within the deadline, from the start of that attempt; good_first: the
+            same from the start of the first attempt. None without deadlines.
     """
 
     start_s: float

@@ -196,7 +196,8 @@ class LoadSummary:
 _COUNTS = ("planned", "sent", "answered", "late", "retried", "sent_bytes", "received_bytes")
 _CLIENT_COUNTS = ("repeated", "good", "good_first")
 _SUMMED = (
-    *_COUNTS, *_CLIENT_COUNTS, "latency_counts", "latency_s_sum", "raw_counts", "raw_s_sum", "windows", "saturated_windows",
+    *_COUNTS, *_CLIENT_COUNTS, "latency_counts", "latency_s_sum", "raw_counts", "raw_s_sum", "windows",
+    "saturated_windows",
 )  # fmt: skip
 
 
