@@ -9,18 +9,21 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
 
-from actuators.contract.control import Weights
+from actuators.contract.control import MAX_WEIGHT, Control, ServiceTimes, Weights
+from actuators.contract.window import Window
 from actuators.errors import BundleError
 from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions
+from envs.simulator.testbed import SimulatedTestbed
 from tests.support.broken_bundles import Spoil, cases, file_cases
 from tests.support.paths import DATA
-from tests.support.steering_cases import trained_bundle
-from tests.support.windows import window
+from tests.support.problems import TOPOLOGY, demo_scenario
+from tests.support.steering_cases import times_bundle, trained_bundle
 from tuning.options import ModelOptions
 from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import Bundle, check_bundle, load_bundle
@@ -28,6 +31,8 @@ from tuning.policy.model import net_for
 
 MOST_MIB = 70
 """More than any case needs for itself; the one that is large when unpacked would take 100 twice."""
+LONGEST_S = 1e6
+"""NGINX takes no service time from here on."""
 EVERY = 83
 """Of the broken values and arrays, the normal run takes one in so many; of broken files, all."""
 
@@ -43,6 +48,14 @@ def ratios_bundle() -> Bundle:
     return Bundle(net_for(own, ModelOptions()), own, ModelOptions(), {"command": "a test"})
 
 
+@lru_cache
+def recorded(count: int) -> list[Window]:
+    """Windows of an NGINX that balances in memory, whose samples an estimator of service times needs."""
+    with SimulatedTestbed(TOPOLOGY, "expected_delay") as testbed:
+        testbed.reset(demo_scenario(), 1)
+        return [testbed.advance(1.0) for _ in range(count)]
+
+
 def outcome(folder: Path, *, checked: bool) -> str:
     """Empty when the bundle is refused as it should be or decides; what is wrong otherwise."""
     try:
@@ -52,7 +65,7 @@ def outcome(folder: Path, *, checked: bool) -> str:
         adviser = Adviser(bundle)
         if bundle.problem.topology.shape != (3, 3):
             return ""  # a good bundle of another system
-        advice = adviser.advise([window()] * bundle.problem.options.frames)
+        advice = adviser.advise(recorded(3)[-1:] * bundle.problem.options.frames)
     except BundleError as error:
         line = str(error)
         told = "\n" not in line and len(line) < 700 and str(folder) in error.where
@@ -61,8 +74,15 @@ def outcome(folder: Path, *, checked: bool) -> str:
         return f"{type(error).__name__}: {error}"[:200]
     if advice.problem:
         return f"decides nothing: {advice.problem}"
-    if isinstance(advice.policy, Weights) and not 0 <= advice.policy.values.min() <= advice.policy.values.max() <= 100:
-        return f"weights {advice.policy.values.tolist()}"
+    return odd(advice.policy) or odd(advice.baseline)
+
+
+def odd(control: Control | None) -> str:
+    """What no NGINX takes; empty for a control that it takes."""
+    if isinstance(control, Weights) and not 0 <= control.values.min() <= control.values.max() <= MAX_WEIGHT:
+        return f"weights {control.values.tolist()}"
+    if isinstance(control, ServiceTimes) and not (control.tau_s < LONGEST_S).all():
+        return f"service times {control.tau_s.tolist()}"
     return ""
 
 
@@ -84,15 +104,18 @@ def wrong(good: Path, chosen: Sequence[tuple[str, Spoil]]) -> list[str]:
     return found
 
 
-def test_a_broken_bundle_is_refused_in_one_line(tmp_path: Path) -> None:
-    shutil.copytree(DATA / "witness" / "weights", tmp_path / "good")
+@pytest.mark.parametrize("kind", ["weights", "service_times"])
+def test_a_broken_bundle_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    shutil.copytree(DATA / "witness" / kind, tmp_path / "good")
     every = list(cases(tmp_path / "good"))
     assert len({name for name, _ in every}) == len(every) > 2000
-    assert not wrong(tmp_path / "good", [*every[::EVERY], *file_cases()])
+    some = [*every[::EVERY], *file_cases()] if kind == "weights" else every[1::EVERY]
+    assert not wrong(tmp_path / "good", some)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["weights", "ratios"])
+@pytest.mark.parametrize("kind", ["weights", "ratios", "idle", "ratio"])
 def test_every_broken_bundle_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
-    {"weights": trained_bundle, "ratios": ratios_bundle}[kind]().save(tmp_path / "good")
+    made = {"weights": trained_bundle, "ratios": ratios_bundle}.get(kind) or partial(times_bundle, kind)
+    made().save(tmp_path / "good")
     assert not wrong(tmp_path / "good", list(cases(tmp_path / "good")))
