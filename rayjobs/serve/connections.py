@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -22,6 +23,7 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
 
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _answering: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -43,8 +45,6 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
         self._unread = self.loop.call_later(UNREAD_S, self._drop)
 
     def resume_writing(self) -> None:
-        if self.transport.is_closing():
-            return  # uvloop says it of a connection that was dropped; whoever waits to write would get an error
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
@@ -53,7 +53,14 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
         for timer in (self._late, self._unread):
             if timer is not None:
                 timer.cancel()
+        if self._answering is not None:
+            # uvicorn tells it to the request that came last. Of several it is another one that writes, and fails.
+            self._answering.disconnected = True
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _drop(self) -> None:
         """Ends the connection and what the kernel holds of the answer, which it would offer for minutes."""

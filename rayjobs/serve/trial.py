@@ -65,17 +65,19 @@ class Trial:
         return self._of, self._why
 
     def _failed(self, in_use: InUse, why: str) -> None:
-        if in_use is not self._of or not self._failures:
-            self._of, self._failures, self._since_s = in_use, 0, time.monotonic()
+        if in_use is not self._of:
+            self._of, self._failures = in_use, 0
             event("bundle fails", logging.WARNING, folder=str(in_use.bundle.folder), why=why)
+        if not self._failures:
+            self._since_s = time.monotonic()
         self._failures, self._why = self._failures + 1, why
 
 
 def _decided_before(in_use: InUse, decide: Callable[[LoadedBundle], Decided]) -> Decided | None:
-    """What the bundle before decides; None when it fails, too."""
+    """What the policy of the bundle before decides; None when it fails, too, or there is nothing to decide."""
     assert in_use.before is not None
     try:
         decided = decide(in_use.before)
     except Exception:  # noqa: BLE001 - the client hears of the failure of the bundle in use
         return None
-    return None if decided["problem"] else decided
+    return None if decided["policy"] is None else decided

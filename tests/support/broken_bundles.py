@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from tuning.policy.bundle import PREVIOUS, SAMPLES
+
 Spoil = Callable[[Path], None]
 
 DESCRIPTION, ENCODER, NETWORK = "bundle.json", "encoder.npz", "policy.safetensors"
@@ -124,6 +126,13 @@ def file_cases() -> Iterator[tuple[str, Spoil]]:
         yield f"{name} empty", partial(_write, name, b"")
         yield f"{name} random", partial(_write, name, bytes(range(256)) * 8)
         yield f"{name} half", partial(_cut, name)
+    for name in (SAMPLES, PREVIOUS):
+        yield f"{name} a FIFO", partial(_add, os.mkfifo, name)
+        yield f"{name} linked to outside", partial(_add, partial(_link_to, "/etc"), name)
+        yield f"{name} linked to itself", partial(_add, partial(_link_to, name), name)
+    yield f"{SAMPLES} a folder", partial(_add, os.mkdir, SAMPLES)
+    yield f"{SAMPLES} random", partial(_write, SAMPLES, bytes(range(256)) * 8)
+    yield f"{PREVIOUS} a file", partial(_write, PREVIOUS, b"{}")
     for number, text in enumerate(ODD_DESCRIPTIONS):
         yield f"{DESCRIPTION} text #{number}", partial(_write, DESCRIPTION, text)
     yield f"{ENCODER} packed by bzip2", partial(_write_zeros, zipfile.ZIP_BZIP2, 2**20)
@@ -216,6 +225,14 @@ def _make_fifo(name: str, folder: Path) -> None:
 def _link(name: str, target: str, folder: Path) -> None:
     _unlink(name, folder)
     (folder / name).symlink_to(target)
+
+
+def _add(make: Callable[[Path], None], name: str, folder: Path) -> None:
+    make(folder / name)
+
+
+def _link_to(target: str, path: Path) -> None:
+    path.symlink_to(target)
 
 
 def _write(name: str, content: bytes, folder: Path) -> None:
