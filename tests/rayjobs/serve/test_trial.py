@@ -36,6 +36,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("first", 0), ("second", 1), ("third", 2)):
         trained_bundle(seed=seed).save(folder / name)
     of_other_groups().save(folder / "other")
+    for name in ("idle", "ratio"):
+        times_bundle(name).save(folder / name)
     return folder
 
 
@@ -118,16 +120,23 @@ def test_the_bundle_before_answers_for_one_that_fails_and_takes_its_place(
     assert replica.ask() == good
 
 
-def test_a_bundle_that_refuses_what_the_one_before_decides_is_taken_back(replica: Replica, clock: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("other", "no servers of group 'new_compose_backend'"), ("idle", "no samples of service times")],
+)
+def test_a_bundle_that_refuses_what_the_one_before_decides_is_taken_back(
+    replica: Replica, clock: list[float], name: str, why: str
+) -> None:
+    """One for an NGINX with other upstreams, or for one that balances in memory."""
     good = replica.ask()
-    replica.store.swap(Path("other"))
+    replica.store.swap(Path(name))
     for _ in range(trial.FAILURES):
         assert replica.ask() == good
         clock[0] += trial.FAILING_S
     assert replica.name == "first"
     taken = replica.store.in_use().served.taken_back
     assert taken is not None
-    assert "no servers of group 'new_compose_backend'" in taken.why
+    assert why in taken.why
 
 
 def test_one_decision_between_failures_keeps_it(replica: Replica, clock: list[float]) -> None:
@@ -200,8 +209,6 @@ def test_in_a_batch_only_those_that_fail_are_answered_by_the_bundle_before(
 
 def test_memory_of_another_estimator_is_no_failure(root: Path, tmp_path: Path, clock: list[float]) -> None:
     """Clients send the memory of the last answer, which the bundle before the swap gave."""
-    for name in ("idle", "ratio"):
-        times_bundle(name).save(root / name)
     store = BundleStore((root / "idle").resolve(), root.resolve(), tmp_path)
     answers, memory = Answers(store, GUARDS), None
     with SimulatedTestbed(TOPOLOGY, "expected_delay") as testbed:
