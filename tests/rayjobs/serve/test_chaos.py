@@ -65,8 +65,10 @@ def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> N
             lambda step: step.line["by"].startswith("local bundle"), 20
         )
         record["steps until serve is back"] = drill.until(lambda step: step.line["by"] == "serve", 200)
-        for name in ("gcs_server", "raylet"):
-            os.kill(_pid(process, name), signal.SIGKILL)
+        # Both are found before one of them is killed: `serve` then ends, and says why.
+        for pid in [_pid(process, name) for name in ("gcs_server", "raylet")]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         record["steps until the local bundle, without a head"] = drill.until(
             lambda step: step.line["by"].startswith("local bundle"), 200
         )
@@ -76,6 +78,8 @@ def test_killing_the_replica_and_the_head_costs_no_request(short_dir: Path) -> N
             values = site.control().as_weights().values
             assert ((values >= 1) & (values <= MAX_WEIGHT)).all()
         record["failed requests"] = failures(site)
+        log = short_dir / "serve" / "serve.log"
+        wait_until(lambda: "ended, by a signal or for lack of memory" in log.read_text(), log.read_text)
         assert isinstance(drill.asked, ServeAdviser)
         drill.asked.close()
     print(json.dumps(record))
