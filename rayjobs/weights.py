@@ -123,7 +123,8 @@ class SnippetOptions(Options):
     memory: NginxOptions = NginxOptions()
     """How the balancer in memory works; every upstream keeps its method unless memory.method is given."""
     exempt: Annotated[tuple[str, ...], Only(**{"memory.admission": True})] = ()
-    """Locations, as the configuration writes them, whose requests are never refused: health checks for instance."""
+    """Locations, as the configuration writes them, whose requests are never refused, as health checks; named ones only
+    when not given."""
 
 
 def get(options: GetOptions) -> int:

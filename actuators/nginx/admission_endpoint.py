@@ -9,7 +9,7 @@ import numpy as np
 from actuators.contract.admission import NEVER, Admission, AdmissionNumbers, AdmissionRule
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError
-from actuators.nginx.endpoint import TextEndpoint
+from actuators.nginx.endpoint import RefusedError, TextEndpoint
 
 
 class AdmissionEndpoint:
@@ -28,6 +28,14 @@ class AdmissionEndpoint:
         shown = self._endpoint.request("POST" if text else "DELETE", text)
         if shown != text:
             raise ActuationError("NGINX reports a rule of admission that differs from the one set", where=self.url)
+
+    def require(self) -> None:
+        """Raises ActuationError when the NGINX there has no admission control, or does not answer."""
+        try:
+            self._endpoint.request("GET")
+        except RefusedError as error:
+            remedy = "write its snippet with --set memory.admission=true"
+            raise ActuationError("this NGINX has no admission control", where=self.url, remedy=remedy) from error
 
     def get(self) -> Admission | None:
         """The rule in force; None without one. Raises ActuationError."""

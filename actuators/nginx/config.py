@@ -253,7 +253,7 @@ def lua_block(cells: int, upstreams: Path, options: NginxOptions, *, token: str,
     local TOKEN = "{token}"
     COLD(STATUS.init, {{
       upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }}, attempts = "{options.attempts}",
-      token = TOKEN, plan = "",
+      token = TOKEN, plan = {'""' if options.admission else "nil"},
     }})\
 {memory if balancer else ""}
   }}

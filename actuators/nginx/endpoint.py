@@ -8,6 +8,10 @@ from actuators.http_client import KeptConnection, NoResponseError
 _TIMEOUT_S = 2.0
 
 
+class RefusedError(ActuationError):
+    """NGINX answered with another status than 200."""
+
+
 class TextEndpoint:
     """One endpoint over a kept connection.
 
@@ -25,7 +29,7 @@ class TextEndpoint:
         self.url, self._token = url, token
 
     def request(self, method: str, body: str = "") -> str:
-        """The text of the answer. Raises ActuationError for none, and for one of another status than 200."""
+        """The text of the answer. Raises ActuationError for none, RefusedError for one of another status than 200."""
         # A text is put in force whole, so that a repeated call has the same effect as one.
         try:
             status, answer = self._connection.request(method, body.encode(), {"X-Deepsched-Token": self._token})
@@ -34,7 +38,7 @@ class TextEndpoint:
         text = answer.decode(errors="replace")
         if status != 200:
             remedy = "give the token of that NGINX" if status == 403 else ""
-            raise ActuationError(text.strip()[:200] or f"HTTP status {status}", where=self.url, remedy=remedy)
+            raise RefusedError(text.strip()[:200] or f"HTTP status {status}", where=self.url, remedy=remedy)
         return text
 
     def close(self) -> None:

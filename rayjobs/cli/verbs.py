@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("rayjobs.serve.__main__", "serve a bundle over HTTP: weights, live page, metrics"),
     "export": ("rayjobs.export", "write a bundle's network as ONNX, checked against the original"),
     "weights": ("rayjobs.weights", "read, set or explore the weights of an NGINX, by reload or in memory"),
+    "admission": ("rayjobs.admission", "limit the requests in flight of an NGINX, by group and lateness"),
     "collect": ("rayjobs.collect", "record NGINX statistics as JSON lines, optionally under load"),
     "calibrate": ("rayjobs.calibrate", "fit the simulator to snapshots of a live system, with confidence intervals"),
     "load": ("rayjobs.load", "send a load plan and report every request from its intended send time"),
@@ -64,6 +65,11 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "set": ("rayjobs.weights:SET", "change weights, or take servers out of rotation"),
         "explore": ("rayjobs.weights:EXPLORE", "apply all distinct weight ratios in turn, then restore the weights"),
         "snippet": ("rayjobs.weights:SNIPPET", "write a configuration for balancing in memory, to include in NGINX"),
+    },
+    "admission": {
+        "show": ("rayjobs.admission:SHOW", "show the rule in force, its limits, and what was refused"),
+        "set": ("rayjobs.admission:SET", "put a rule in force; at first it only counts what it would refuse"),
+        "off": ("rayjobs.admission:OFF", "let every request enter"),
     },
     "scenarios": {
         "list": ("rayjobs.scenarios:LIST", "list the scenarios"),

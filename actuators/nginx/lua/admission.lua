@@ -28,7 +28,7 @@ local dict, all, token
 local blocks = {}           -- group -> block
 local names = {}            -- in the order of the configuration
 local newest                -- newest[0]: version of the plan in the dict
-local version, plan = -1, nil
+local version, plan = -1, { rule = "none", entries = {}, by_name = {} }
 
 -- groups: of counters.lua; plan: text of the first plan, "" for none; token. Before the workers start.
 function M.init(options)
@@ -52,7 +52,7 @@ end
 
 -- The plan in force; without a rule nothing is counted.
 local function current()
-    if version ~= newest[0] then
+    if newest and version ~= newest[0] then
         version = newest[0]
         plan = cold(plans.parse, dict:get("admission"))
     end
@@ -255,7 +255,9 @@ function M.on_timer(ending)
 end
 
 function M.init_worker()
-    schedule(0)
+    if newest then
+        schedule(0)
+    end
 end
 
 -- Puts the plan of a text in force; nil and the reason when it is refused. Limits begin anew under another rule.
@@ -310,8 +312,11 @@ local function group_json(name, now_plan, stale)
     )
 end
 
--- The `admission` block of the statistics.
+-- The `admission` block of the statistics; nil in a configuration without admission control.
 function M.json()
+    if not newest then
+        return nil
+    end
     local now_plan, base, parts = current(), all.base, {}
     local stale = now_plan.rule == "none" or now_s() - base[TICKED] > STALE_TICKS * now_plan.numbers.tick_s
     for index = 1, #names do

@@ -129,7 +129,8 @@ end
 
 local function own_json(balancer)
     local own = balancer and "," .. balancer.json() or ""
-    return format('{"startMsec":%.0f%s,"admission":%s}', dict:get("start_ms"), own, admission.json())
+    local entry = admission.json()
+    return format('{"startMsec":%.0f%s%s}', dict:get("start_ms"), own, entry and ',"admission":' .. entry or "")
 end
 
 -- The whole document; `balancer` is nil when NGINX itself balances.
