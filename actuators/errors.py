@@ -99,7 +99,8 @@ def closest(name: str, candidates: Iterable[str]) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Without the middle of what is too long to be read, as a value of a million characters that a file holds."""
+    """One line, without the middle of what is too long to be read, as a value of a million characters in a file."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
 
 

@@ -128,7 +128,12 @@ def _recordings() -> list[bytes]:
 
 
 def _bodies() -> list[bytes]:
-    return [b'{"documents":[' + b",".join(_vts_documents()[:2]) + b"]}", b'{"windows":[{}]}', b'{"documents":[{}]}']
+    return [
+        b'{"documents":[' + b",".join(_vts_documents()[:2]) + b"]}",
+        b'{"windows":[{}]}',
+        b'{"documents":[{}]}',
+        b'{"docu\nments":[]}',
+    ]
 
 
 METRICS = b"""# TYPE nginx_vts_upstream_requests_total counter
