@@ -50,8 +50,9 @@ class AdmissionNumbers(Options):
     counts go on until there are as many."""
     most_refused: float = Field(default=0.95, gt=0, le=1)
     """Largest share of a group's requests of the last 10 s that is refused; 1 allows all."""
-    headroom: float = Field(default=1.5, ge=1, le=10)
-    """While answers are in time no limit is below this multiple of the highest in-flight count of recent such ticks."""
+    headroom: float = Field(default=1.1, ge=1, le=10)
+    """The nominal in-flight count grows so that the largest limit is this multiple of the highest count of recent ticks
+    in time."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,6 +49,17 @@ class TickCounts:
     in_flight: IntArray
     peak: IntArray
 
+    @classmethod
+    def none(cls, n: int, groups: int) -> TickCounts:
+        """Nothing was counted."""
+        zeros = np.zeros((n, groups), np.int64)
+        return cls(*(zeros,) * 6, np.zeros((n, groups)), zeros, np.zeros(n, np.int64))
+
+    def plus(self, later: TickCounts) -> TickCounts:
+        """Of this time and a later one."""
+        sums = {field.name: getattr(self, field.name) + getattr(later, field.name) for field in fields(self)}
+        return TickCounts(**{**sums, "in_flight": later.in_flight, "peak": np.maximum(self.peak, later.peak)})
+
 
 @dataclass(frozen=True, eq=False)
 class LimitState:
@@ -56,10 +68,12 @@ class LimitState:
     Attributes:
         multiple: ``[n]``, of the nominal in-flight count.
         held: ``[n]``, highest in-flight count of recent ticks in time, decayed.
-        in_time: ``[n]``, whether the last tick was.
+        in_time: ``[n]``, whether it was when the limits moved last.
         silent_s: ``[n, groups]``, for how long requests have been in flight and none has ended.
         in_flight: ``[n, groups]``, at the end of the last tick.
         offered, refused: ``[n, groups]``, decayed counts for the cap.
+        moved: ``[n]``, whether the last tick moved the limits.
+        pending, elapsed_s: what was counted since they moved, and ``[n]`` for how many seconds.
     """
 
     multiple: FloatArray
@@ -69,6 +83,29 @@ class LimitState:
     in_flight: IntArray
     offered: FloatArray
     refused: FloatArray
+    moved: BoolArray
+    pending: TickCounts
+    elapsed_s: FloatArray
+
+
+Counted = TypeVar("Counted", LimitState, TickCounts)
+
+
+def where(chosen: BoolArray, one: Counted, other: Counted) -> Counted:
+    """The chosen ``[n]`` environments of one, the rest of the other."""
+    if chosen.all():
+        return one
+
+    def pick(a: Any, b: Any) -> Any:
+        return (
+            where(chosen, a, b)
+            if isinstance(a, TickCounts)
+            else np.where(chosen if a.ndim == 1 else chosen[:, None], a, b)
+        )
+
+    return type(one)(
+        **{field.name: pick(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)}
+    )
 
 
 class Limits:
@@ -93,7 +130,18 @@ class Limits:
         equal = self.rule not in ("thresh", "aimd_thresh")
         shares = _rows([np.where(np.isinf(a.importance), np.inf, 1.0) if equal else a.shares() for a in admissions])
         self._shares = shares * _rows([a.factors for a in admissions])
-        names = ("multiple", "start", "late_share", "cut", "rise", "least", "most", "most_refused", "headroom")
+        names = (
+            "multiple",
+            "start",
+            "late_share",
+            "cut",
+            "rise",
+            "least",
+            "most",
+            "most_refused",
+            "headroom",
+            "least_answers",
+        )
         self._numbers = {name: np.array([float(getattr(a.numbers, name)) for a in admissions]) for name in names}
 
     @property
@@ -103,41 +151,62 @@ class Limits:
 
     def start(self) -> LimitState:
         """Before the first tick."""
-        n, none = len(self.nominal), np.zeros(self.idle_s.shape)
+        n, groups = self.idle_s.shape
+        none = np.zeros((n, groups))
         first = self._numbers["start" if self.rule in FOLLOWING else "multiple"]
-        return LimitState(first, np.zeros(n), np.ones(n, bool), none, none.astype(np.int64), none, none)
+        return LimitState(
+            first, np.zeros(n), np.ones(n, bool), none, none.astype(np.int64), none, none, np.zeros(n, bool),
+            TickCounts.none(n, groups), np.zeros(n),
+        )  # fmt: skip
 
     def of(self, state: LimitState) -> FloatArray:
         """``[n, groups]``: a request that finds at least so many in flight at the machine is over its limit; >= 1."""
         if self.rule == "none":
             return np.full(self.idle_s.shape, np.inf)
-        limit = np.maximum((state.multiple * self.nominal)[:, None] * self._shares, 1.0)
-        floor = np.where(state.in_time, self._numbers["headroom"] * state.held, 0.0)
-        higher: FloatArray = np.maximum(limit, floor[:, None])
-        return higher
+        limits: FloatArray = np.maximum((state.multiple * self._present(state))[:, None] * self._shares, 1.0)
+        return limits
+
+    def _present(self, state: LimitState) -> FloatArray:
+        """The nominal in-flight count, or a larger one that what was in flight in time needs."""
+        number = self._numbers
+        present: FloatArray = np.maximum(self.nominal, number["headroom"] * state.held / number["most"])
+        return present
 
     def after(self, state: LimitState, counts: TickCounts) -> LimitState:
-        """The state after one more tick."""
-        number = self._numbers
+        """The state after one more tick; the limits move in the environments in which enough was answered."""
         silent_s = self._silent_s(state, counts)
-        in_time = (self._weights * self._late_shares(silent_s, counts)).sum(axis=1) <= number["late_share"]
-        unrestrained = (counts.over.sum(axis=1) == 0) | self._at_most(state)
-        held = state.held * np.where(in_time, np.exp(-self.tick_s / PEAK_MEMORY_S), number["cut"])
-        held = np.where(in_time & unrestrained, np.maximum(held, counts.peak), held)
-        forget = np.exp(-self.tick_s / REFUSED_MEMORY_S)
+        seen, elapsed_s = state.pending.plus(counts), state.elapsed_s + self.tick_s
+        answered = seen.finished.sum(axis=1) >= self._numbers["least_answers"]
+        moved = answered | self._silent(silent_s).any(axis=1)
+        state = where(moved, self._step(state, seen, silent_s, elapsed_s), state)
+        n, groups = counts.finished.shape
+        none = TickCounts.none(n, groups)
         return replace(
-            state, multiple=self._multiple(state, counts, in_time), held=held, in_time=in_time, silent_s=silent_s,
-            in_flight=counts.in_flight, offered=(state.offered + counts.offered) * forget,
-            refused=(state.refused + counts.refused) * forget,
+            state, silent_s=silent_s, in_flight=counts.in_flight, moved=moved, pending=where(moved, none, seen),
+            elapsed_s=np.where(moved, 0.0, elapsed_s),
+        )  # fmt: skip
+
+    def _step(self, state: LimitState, seen: TickCounts, silent_s: FloatArray, elapsed_s: FloatArray) -> LimitState:
+        shares = self._late_shares(silent_s, seen)
+        in_time = (self._weights * shares).sum(axis=1) <= self._numbers["late_share"]
+        unrestrained = (seen.over.sum(axis=1) == 0) | self._at_most(state)
+        held = state.held * np.exp(-elapsed_s / PEAK_MEMORY_S)
+        held = np.where(in_time & unrestrained, np.maximum(held, seen.peak), held)
+        forget = np.exp(-elapsed_s / REFUSED_MEMORY_S)[:, None]
+        return replace(
+            state, multiple=self._multiple(state, seen, in_time), held=held, in_time=in_time,
+            offered=(state.offered + seen.offered) * forget, refused=(state.refused + seen.refused) * forget,
         )  # fmt: skip
 
     def _silent_s(self, state: LimitState, counts: TickCounts) -> FloatArray:
         stuck = (counts.finished + counts.quick == 0) & (state.in_flight > 0)
         return np.where(stuck, state.silent_s + self.tick_s, 0.0)
 
+    def _silent(self, silent_s: FloatArray) -> BoolArray:
+        return (silent_s > 0) & (silent_s >= self.deadlines_s)
+
     def _late_shares(self, silent_s: FloatArray, counts: TickCounts) -> FloatArray:
-        silent = (silent_s > 0) & (silent_s >= self.deadlines_s)
-        return np.where(counts.finished > 0, counts.late / np.maximum(counts.finished, 1), silent)
+        return np.where(counts.finished > 0, counts.late / np.maximum(counts.finished, 1), self._silent(silent_s))
 
     def _at_most(self, state: LimitState) -> BoolArray:
         """Whether the rule would go higher if it might."""

@@ -102,7 +102,7 @@ function M.step(plan, state, ticks, peak, elapsed_s)
     state.late_share = late_share(plan, ticks)
     local in_time = state.late_share <= n.late_share
     local highest = plan.rule ~= "fixed" and plan.rule ~= "thresh" and state.multiple >= n.most
-    state.held = state.held * (in_time and exp(-elapsed_s / HELD_S) or n.cut)
+    state.held = state.held * exp(-elapsed_s / HELD_S)
     if in_time and (over == 0 or highest) then
         state.held = max(state.held, peak)
     end
@@ -115,11 +115,8 @@ function M.limit(plan, entry, state)
     if entry.share == huge then
         return huge
     end
-    local limit = state.multiple * plan.nominal * entry.share * entry.factor
-    if state.late_share <= plan.numbers.late_share then
-        limit = max(limit, plan.numbers.headroom * state.held)
-    end
-    return max(1, limit)
+    local present = max(plan.nominal, plan.numbers.headroom * state.held / plan.numbers.most)
+    return max(1, state.multiple * present * entry.share * entry.factor)
 end
 
 return M

@@ -140,20 +140,33 @@ def test_silence_is_late_once_it_exceeds_the_deadline() -> None:
 
 def test_quick_errors_are_neither_late_nor_silence() -> None:
     rule = Limits([admission("aimd_thresh")])
-    state = state_after(rule, *[tick(finished=(0, 2), quick=50)] * 4)
+    state = state_after(rule, *[tick(finished=(0, 9), quick=50)] * 4)
     assert state.in_time[0]
     assert state.silent_s[0, 0] == 0
 
 
-def test_while_answers_are_in_time_no_limit_is_below_the_headroom() -> None:
-    rule = Limits([admission("thresh", multiple=0.5, gamma=0.5)])  # limits 2 and 1
-    busy = tick(peak=40)
-    assert limits_after(rule, busy)[1] == [60, 60]
-    state = state_after(rule, busy, *[IN_TIME] * 10)
-    assert rule.of(state)[0] == pytest.approx([60 * FADE**10] * 2)
-    late = rule.after(state, LATE)
-    assert rule.of(late)[0].tolist() == [2, 1]
-    assert rule.of(rule.after(late, IN_TIME))[0] == pytest.approx([30 * FADE**11] * 2)
+def test_what_was_in_flight_in_time_raises_the_nominal_count() -> None:
+    rule = Limits([admission("thresh", multiple=0.5, gamma=0.5, most=2.0, headroom=1.5)])  # limits 2 and 1
+    # 40 in flight and a headroom of 1.5: a nominal count of 30, so that twice as much is 60.
+    assert limits_after(rule, tick(peak=40))[1] == [15, 7.5]
+    state = state_after(rule, tick(peak=40), *[IN_TIME] * 10)
+    assert rule.of(state)[0] == pytest.approx([15 * FADE**10, 7.5 * FADE**10])
+    late = rule.after(state, tick(late=(8, 0), peak=90))
+    assert rule.of(late)[0] == pytest.approx([15 * FADE**11, 7.5 * FADE**11])
+    forgotten = state_after(rule, tick(peak=40), *[IN_TIME] * 500)
+    assert rule.of(forgotten)[0].tolist() == [2, 1]
+
+
+def test_limits_stay_until_enough_was_answered() -> None:
+    rule = Limits([admission("aimd_thresh", gamma=0.5, start=2.5, cut=0.5, least_answers=8)])
+    few = tick(finished=(3, 0), late=(2, 0), in_flight=(2, 0), over=1, refused=1)
+    assert limits_after(rule, few, few, few, few) == [[10, 5], [10, 5], [10, 5], [5, 2.5], [5, 2.5]]
+    moved = state_after(rule, few, few, few)
+    assert (moved.moved.tolist(), moved.elapsed_s.tolist()) == ([True], [0])
+    assert moved.offered[0, 0] == pytest.approx(12 * math.exp(-0.15))
+    # A group that is silent for its deadline is reason enough: 0.3 s, and the tick before it had some in flight.
+    nothing = tick(finished=(0, 0))
+    assert limits_after(rule, nothing, nothing) == [[10, 5], [10, 5], [5, 2.5]]
 
 
 def test_an_overloaded_tick_raises_what_is_held_only_at_the_top() -> None:
