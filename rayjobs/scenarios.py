@@ -51,12 +51,12 @@ def list_all(_: ListOptions) -> int:
     """Prints a table, a row per scenario."""
     from rich.table import Table
 
-    from envs.scenarios.catalogue import SCENARIOS
+    from envs.scenarios.lookup import NAMED
 
     table = Table(title="scenarios", title_justify="left")
     for column in ("name", "load", "duration s", "summary"):
         table.add_column(column, justify="right" if column in ("load", "duration s") else "left")
-    for known in SCENARIOS.values():
+    for known in NAMED.values():
         table.add_row(known.name, f"{known.load:.0%}", f"{known.duration_s:g}", known.summary)
     console_out().print(table)
     return 0

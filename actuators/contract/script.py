@@ -39,11 +39,13 @@ class ServerProfile:
         speeds: per group, how many times faster than the mean service time.
         workers: requests served at once.
         queue_limit: requests waiting beyond which the server answers 503.
+        blocking: a worker is held until the answer, also while the request is at the stages.
     """
 
     speeds: tuple[float, ...]
     workers: int = 4
     queue_limit: int = 512
+    blocking: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,81 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """A cache in front of a stage: requests of a cached group that hit it do not visit the stage.
+
+    Attributes:
+        cached: per group.
+        hit: share of hits at the start.
+        most: share of hits that a full cache gives.
+        fill: every miss that is answered before its client gives up raises the share by (most - share) / fill.
+        decay_s: time constant with which the share falls.
+    """
+
+    cached: tuple[bool, ...]
+    hit: float
+    fill: float
+    most: float = 0.95
+    decay_s: float = 20.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all servers share and no balancer sees, a database for instance: connections with one line in order of
+    arrival. A request visits the stages in turn after its work at the server. Only simulated testbeds have stages.
+
+    Attributes:
+        work_s: per group, mean work of a visit; it varies as the work at the servers does.
+        visits: per group, share of the requests that visit the stage.
+        contention: work is multiplied by 1 + contention × waiting / connections, by `MAX_CONTENTION` at most.
+    """
+
+    connections: int
+    work_s: tuple[float, ...]
+    visits: tuple[float, ...]
+    contention: float = 0.0
+    cache: Cache | None = None
+
+
+MAX_CONTENTION = 3.0
+"""Largest factor of contention on the work at a stage."""
+
+
+@dataclass(frozen=True)
+class StageBehaviour:
+    """How a stage behaves from `at_s` on, until the next entry for the same stage.
+
+    Attributes:
+        speed: factor on its speed.
+        flush: its cache loses everything at `at_s`.
+    """
+
+    at_s: float
+    stage: int
+    speed: float = 1.0
+    flush: bool = False
+
+
+@dataclass(frozen=True)
+class Clients:
+    """How the clients of a group wait and repeat; first attempts come as the stream says, whatever happens.
+
+    Attributes:
+        patience_s: an attempt is given up after it; the server works on.
+        retries: attempts after the first, at most.
+        retry_failed, retry_refused: probability of another attempt after one that was given up or answered with an
+            error, and after one that was refused.
+        backoff_s: mean pause before another attempt; it is uniform between half and one and a half of it.
+    """
+
+    patience_s: float
+    retries: int = 0
+    retry_failed: float = 1.0
+    retry_refused: float = 1.0
+    backoff_s: float = 0.3
+
+
+@dataclass(frozen=True)
 class Script:
     """Everything that happens on a testbed after `reset`.
 
@@ -79,6 +156,11 @@ class Script:
         load_balancers: load balancers that share the traffic but no state; 1 for a single NGINX.
         overhead_s: what every request takes on its way to a worker. Only simulated testbeds emulate it, because a
             live one has real overhead.
+        stages: behind the servers; visited in order.
+        stage_behaviours: ascending in `at_s`.
+        clients: per group; none gives up or repeats when empty.
+        deadlines_s: per group, what an answer in time is; nothing is late when empty.
+        importance: per group, what an answer in time is worth; 1 when empty.
     """
 
     name: str
@@ -92,9 +174,22 @@ class Script:
     behaviours: tuple[Behaviour, ...] = ()
     load_balancers: int = 1
     overhead_s: float = 0.0
+    stages: tuple[Stage, ...] = ()
+    stage_behaviours: tuple[StageBehaviour, ...] = ()
+    clients: tuple[Clients, ...] = ()
+    deadlines_s: tuple[float, ...] = ()
+    importance: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the parts behind the servers and of the clients where there are none."""
+        data = asdict(self)
+        for name in _PARTS:
+            if not data[name]:
+                del data[name]
+        for server in data["servers"]:
+            if not server["blocking"]:
+                del server["blocking"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Script:
@@ -106,7 +201,22 @@ class Script:
         fields["servers"] = tuple(ServerProfile(**{**s, "speeds": tuple(s["speeds"])}) for s in data["servers"])
         fields["mean_service_s"] = tuple(data["mean_service_s"])
         fields["behaviours"] = tuple(Behaviour(**b) for b in data["behaviours"])
+        fields["stages"] = tuple(_stage(stage) for stage in data.get("stages", ()))
+        fields["stage_behaviours"] = tuple(StageBehaviour(**b) for b in data.get("stage_behaviours", ()))
+        fields["clients"] = tuple(Clients(**habits) for habits in data.get("clients", ()))
+        for name in ("deadlines_s", "importance"):
+            fields[name] = tuple(data.get(name, ()))
         return cls(**fields)
+
+
+_PARTS = ("stages", "stage_behaviours", "clients", "deadlines_s", "importance")
+
+
+def _stage(data: dict[str, Any]) -> Stage:
+    cache = data.get("cache")
+    lists = {name: tuple(data[name]) for name in ("work_s", "visits")}
+    whole = None if cache is None else Cache(**{**cache, "cached": tuple(cache["cached"])})
+    return Stage(**{**data, **lists, "cache": whole})
 
 
 class Scenario(Protocol):

@@ -6,12 +6,13 @@ import math
 from itertools import pairwise
 from typing import get_args
 
-from actuators.contract.script import ArrivalDistribution, Script, ServiceDistribution
+from actuators.contract.script import ArrivalDistribution, Cache, Script, ServiceDistribution, Stage
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 
 MAX_RATE_RPS, MAX_DURATION_S, MAX_SERVICE_S = 1e6, 1e10, 1e6
 MAX_WORKERS, MAX_QUEUE, MAX_BALANCERS, MAX_CV = 4096, 1_000_000, 1024, 100.0
+MAX_STAGES, MAX_RETRIES, MAX_IMPORTANCE = 4, 1000, 1e6
 
 
 def check_script(script: Script, topology: Topology) -> None:
@@ -27,6 +28,17 @@ def check_script(script: Script, topology: Topology) -> None:
     _check_servers(script, topology, where)
     _check_streams(script, topology, where)
     _check_behaviours(script, topology, where)
+    _check_stages(script, topology, where)
+    _check_clients(script, topology, where)
+
+
+def check_live(script: Script) -> None:
+    """Raises ConfigError for a script with parts that live testbeds cannot play."""
+    parts = {"stages": script.stages, "clients": script.clients, "blocking": any(p.blocking for p in script.servers)}
+    for name, given in parts.items():
+        if given:
+            remedy = "play it on a simulated testbed"
+            raise ConfigError(f"{name} cannot be played live", where=f"script '{script.name}'", remedy=remedy)
 
 
 def _number(value: float, least: float, most: float, name: str, where: str) -> None:
@@ -82,3 +94,58 @@ def _check_behaviours(script: Script, topology: Topology, where: str) -> None:
         _number(change.error_ratio, 0.0, 1.0, "error_ratio of a behaviour", where)
         _number(change.error_service_s, 0.0, MAX_SERVICE_S, "error_service_s of a behaviour", where)
         _positive(change.speed, 1e9, "a speed", where, "use `hang` for a server that stands still")
+
+
+def _per_group(values: tuple[object, ...], topology: Topology, name: str, where: str) -> None:
+    if len(values) != topology.shape[0]:
+        raise ConfigError(f"{len(values)} {name}", where=where, remedy=f"give {topology.shape[0]}, one per group")
+
+
+def _check_stages(script: Script, topology: Topology, where: str) -> None:
+    _number(len(script.stages), 0, MAX_STAGES, "the number of stages", where)
+    for number, stage in enumerate(script.stages):
+        _check_stage(stage, topology, f"{where}: stages.{number}")
+    for change in script.stage_behaviours:
+        if not 0 <= change.stage < len(script.stages):
+            what = f"a behaviour names stage {change.stage} of {len(script.stages)}"
+            raise ConfigError(what, where=where, remedy="stages are numbered from 0")
+        _number(change.at_s, 0.0, MAX_DURATION_S, "at_s of a stage's behaviour", where)
+        _positive(change.speed, 1e9, "a stage's speed", where)
+        if change.flush and script.stages[change.stage].cache is None:
+            raise ConfigError(f"stage {change.stage} has no cache to flush", where=where, remedy="give it one")
+
+
+def _check_stage(stage: Stage, topology: Topology, where: str) -> None:
+    _number(stage.connections, 1, MAX_WORKERS, "connections", where)
+    _number(stage.contention, 0.0, 1e6, "contention", where)
+    _per_group(stage.work_s, topology, "work_s", where)
+    _per_group(stage.visits, topology, "visits", where)
+    for work_s, share in zip(stage.work_s, stage.visits, strict=True):
+        _positive(work_s, MAX_SERVICE_S, "work_s", where)
+        _number(share, 0.0, 1.0, "visits", where)
+    if stage.cache is not None:
+        _check_cache(stage.cache, topology, where)
+
+
+def _check_cache(cache: Cache, topology: Topology, where: str) -> None:
+    _per_group(cache.cached, topology, "cached", where)
+    _number(cache.most, 0.0, 1.0, "most of the cache", where)
+    _number(cache.hit, 0.0, cache.most, "hit of the cache", where)
+    _number(cache.fill, 1.0, 1e12, "fill of the cache", where)
+    _positive(cache.decay_s, MAX_DURATION_S, "decay_s of the cache", where)
+
+
+def _check_clients(script: Script, topology: Topology, where: str) -> None:
+    for name in ("clients", "deadlines_s", "importance"):
+        if getattr(script, name):
+            _per_group(getattr(script, name), topology, name, where)
+    for habits in script.clients:
+        _positive(habits.patience_s, MAX_SERVICE_S, "patience_s", where)
+        _number(habits.retries, 0, MAX_RETRIES, "retries", where)
+        _number(habits.retry_failed, 0.0, 1.0, "retry_failed", where)
+        _number(habits.retry_refused, 0.0, 1.0, "retry_refused", where)
+        _number(habits.backoff_s, 0.0, MAX_SERVICE_S, "backoff_s", where)
+    for deadline_s in script.deadlines_s:
+        _positive(deadline_s, MAX_SERVICE_S, "a deadline", where)
+    for importance in script.importance:
+        _positive(importance, MAX_IMPORTANCE, "an importance", where)

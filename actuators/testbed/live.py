@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.script import Scenario, Script, Stream
-from actuators.contract.script_check import check_script
+from actuators.contract.script_check import check_live, check_script
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, LoadWindow, Window, merge_windows
@@ -146,6 +146,7 @@ class LiveTestbed:
         self._proxy.forget_failures()
         script = scenario.script(self._topology, seed)
         check_script(script, self._topology)
+        check_live(script)
         for server in self._servers:
             server.play(script, self._topology)
         self._collector.begin()

@@ -25,6 +25,9 @@ _OTHER_TYPE = (0.00543, 0.33)
 LIVE_WORK_SCALE = 2.0
 """Factor on the work on a live testbed: half the requests per second at the same load."""
 
+_NOMINAL_LOAD = {"S2b": 0.325, "S6": 0.5}
+"""Where the load of a scenario is not that of ordinary times."""
+
 Speeds = Callable[[int, str], list[float]]
 """(servers, request type) → speed of each server at that type."""
 
@@ -102,6 +105,12 @@ class StudyScenario:
             service_cv=self.service_cv,
             behaviours=self.disturbance(extent, generator),
             load_balancers=self.load_balancers,
+        )
+
+    def nominal(self) -> StudyScenario:
+        """The same system at ordinary times: no disturbance, no surge, no overload."""
+        return replace(
+            self, disturbance=happen.none, load_shape=happen.steady, load=_NOMINAL_LOAD.get(self.name, self.load)
         )
 
     def _resolve(

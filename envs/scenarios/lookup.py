@@ -11,7 +11,11 @@ from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
 from envs.scenarios.calibrated import CalibratedScenario, read_calibrated
 from envs.scenarios.catalogue import SCENARIOS, STUDY, Mixture, StudyScenario, randomised
+from envs.scenarios.family import FAMILY
 from envs.scenarios.file import read_scenario_file
+
+NAMED: dict[str, StudyScenario] = {**SCENARIOS, **FAMILY}
+"""All scenarios that have a name: the catalogue's and family H."""
 
 
 def scenario(name: str, duration_s: float | None = None, work_scale: float | None = None) -> StudyScenario:
@@ -48,10 +52,10 @@ def training_mixture(
 
 
 def _by_name(name: str) -> StudyScenario:
-    names = {known.lower(): known for known in SCENARIOS}
+    names = {known.lower(): known for known in NAMED}
     if name.lower() not in names:
-        raise ConfigError(f"unknown scenario '{name}'", remedy=closest(name, SCENARIOS))
-    return SCENARIOS[names[name.lower()]]
+        raise ConfigError(f"unknown scenario '{name}'", remedy=closest(name, NAMED))
+    return NAMED[names[name.lower()]]
 
 
 def _from_file(path: Path) -> StudyScenario:

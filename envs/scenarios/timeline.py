@@ -36,7 +36,7 @@ def change_times(script: Script) -> list[float]:
     """Times at which load or a server changes, from 0 to the end, ascending."""
     moments = {0.0, script.duration_s}
     moments |= {step.start_s for stream in script.streams for step in stream.steps}
-    moments |= {change.at_s for change in script.behaviours}
+    moments |= {change.at_s for change in script.behaviours} | {change.at_s for change in script.stage_behaviours}
     return sorted(moment for moment in moments if moment <= script.duration_s)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.simulator.clients import wait_for
 from envs.simulator.compiling import compiled, inlined, leaf
 from envs.simulator.draws import below, unit_gap, unit_work
 
@@ -45,29 +46,44 @@ def start(lane: Any) -> None:
 
 @compiled
 def stop(lane: Any) -> None:
-    """Ends all arrivals."""
+    """Ends all arrivals; clients repeat nothing any more."""
     for group in range(len(lane.streams)):
         lane.streams[group].next_s = np.inf
+        lane.gates[group].retries = 0
+    lane.state[0].repeating = 0
 
 
 @inlined
-def new_request(lane: Any, group: Any, now_s: float) -> Any:
-    """Takes a free slot for the arrival that is due, draws its work and context, and schedules the one after it."""
+def next_number(lane: Any, group: Any) -> Any:
+    """The number of the arrival that is due; schedules the one after it."""
+    stream = lane.streams[group]
+    number = stream.drawn
+    lane.tally.planned[group] += 1
+    stream.drawn += 1
+    schedule_next(stream, lane.steps, lane.state[0].duration_s)
+    return number
+
+
+@inlined
+def new_request(lane: Any, group: Any, number: Any, first_s: float, now_s: float) -> Any:
+    """Takes a free slot for an attempt that comes in and draws its work and context."""
     state, stream, rules = lane.state[0], lane.streams[group], lane.rules[0]
     state.free -= 1
     slot = lane.free[state.free]
     request = lane.requests[slot]
-    request.number, request.group, request.server = stream.drawn, group, NOWHERE
+    request.number, request.group, request.server = number, group, NOWHERE
     for word in range(lane.tried.shape[1]):
         lane.tried[slot, word] = 0
     request.arrival_s = now_s
-    request.unit = unit_work(rules.work_kind, lane.work_table, rules.sigma, stream.work_key, stream.drawn)
+    request.unit = unit_work(rules.work_kind, lane.work_table, rules.sigma, stream.work_key, number)
     request.context = 0
     if rules.contexts > 1:
-        request.context = below(stream.coin_key, 2 * stream.drawn + 1, rules.contexts)
-    lane.tally.planned[group] += 1
-    stream.drawn += 1
-    schedule_next(stream, lane.steps, state.duration_s)
+        request.context = below(stream.coin_key, 2 * number + 1, rules.contexts)
+    if rules.trailing:
+        trail = lane.trails[slot]
+        trail.first_s, trail.abandoned, trail.stage, trail.missed, trail.holding = first_s, 0, 0, 0, 0
+        if rules.clients:
+            wait_for(state, lane.gates[group], lane.trails, slot, now_s)
     return slot
 
 

@@ -212,12 +212,14 @@ def pick_oracle(
     the central queue gives a request to the fastest server with a free worker, or lets it wait.
     """
     best, lowest, ties, alive = -1, 0.0, 1, False
-    for server in range(len(servers)):
+    for server in range(peers.shape[2]):
         if peers[0, group, server].down or has_tried(tried, server) or servers[server].refused:
             continue
         alive = True
         workers = servers[server].workers
-        if method == CENTRAL_QUEUE and (servers[server].busy >= workers or servers[server].hanging):
+        if method == CENTRAL_QUEUE and (
+            servers[server].busy + servers[server].held >= workers or servers[server].hanging
+        ):
             continue
         score = _oracle_score(method, peers, group, server, service_s, workers)
         if method != JOIN_SHORTEST:

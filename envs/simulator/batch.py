@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from actuators.contract.admission import Admission
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
@@ -23,8 +24,9 @@ from envs.simulator import arrivals, engine
 from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
-from envs.simulator.lane import Lane, Tally, build_lane, grown, new_tally
-from envs.simulator.window_batch import WindowBatch
+from envs.simulator.lane import COUNT, GATE, STATE, Lane, Tally, build_lane, grown, new_tally
+from envs.simulator.limits import GateTicks, counts_since
+from envs.simulator.window_batch import AttemptCounts, WindowBatch
 
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
 """Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
@@ -105,14 +107,28 @@ class SimulatedBatch:
         self._pending: list[tuple[float, IntArray, NDArray[np.bool_]]] = []
         self._weight = np.broadcast_to(topology.mask.astype(np.int64), (size, *topology.shape)).copy()
         self._down = np.zeros((size, *topology.shape), bool)
+        self._states = np.zeros(size, STATE)
+        self._gates, self._counts = (np.zeros((size, len(topology.groups)), kind) for kind in (GATE, COUNT))
+        self._counted = self._counts.copy()
+        self._ticks: GateTicks | None = None
 
-    def reset(self, index: int, script: Script) -> None:
+    def reset(self, index: int, script: Script, admission: Admission | None = None) -> None:
         """One environment starts this script at time 0 with equal weights; all randomness is `script.seed`'s.
 
-        Raises ConfigError when the script does not fit the topology.
+        Args:
+            admission: this environment's from now on, of the rule that `admit` has set for all; as before when None.
+
+        Raises ConfigError when the script does not fit the topology, or the admission the others'.
         """
+        if admission is not None:
+            if self._ticks is None:
+                raise ConfigError("no admission is in force", where="simulated batch", remedy="call admit first")
+            self._ticks.set(index, admission)
         tally = Tally(*(array[index] for array in self._tally))
-        lane = build_lane(self.topology, script, tally, self.bounds_ms, self._bucket_table, self._rules())
+        lane = build_lane(
+            self.topology, script, tally, self.bounds_ms, self._bucket_table, self._rules(),
+            self._states[index : index + 1], self._gates[index], self._counts[index],
+        )  # fmt: skip
         for array in lane.tally:
             array[...] = 0
         arrivals.start(lane)
@@ -120,6 +136,26 @@ class SimulatedBatch:
         for _, weight, down in ((0.0, self._weight, self._down), *self._pending):
             weight[index], down[index] = self.topology.mask, False
         self._start_s[index] = 0.0
+        self._counted[index] = self._counts[index]
+        if self._ticks is not None:
+            self._ticks.begin(np.arange(self.size) == index, self._start_s)
+
+    def admit(self, admission: Admission | Sequence[Admission] | None) -> None:
+        """From now on requests enter by this admission, or by one for each environment; None lets all in.
+
+        Limits are updated at whole multiples of the tick since an environment's reset, whatever the windows. All
+        contexts of a script share them. Raises ConfigError when it does not fit the topology, or the others.
+        """
+        self._ticks = None
+        if admission is not None:
+            several = [admission] * self.size if isinstance(admission, Admission) else list(admission)
+            if len(several) != self.size:
+                what = f"{len(several)} admissions for {self.size} environments"
+                raise ConfigError(what, where="simulated batch", remedy="give one for each")
+            self._ticks = GateTicks(several, self.topology, self._gates, self._counts, self._states)
+            self._ticks.begin(np.ones(self.size, bool), self._start_s)
+        else:
+            self._gates["limit"], self._gates["idle_s"], self._gates["deadline_s"] = np.inf, 0.0, self._gates["due_s"]
 
     def set_weights(self, weights: IntArray, down: NDArray[np.bool_] | None = None) -> None:
         """Integer weights 1…100 ``[size, groups, servers]`` from now on; `down` takes servers out of rotation.
@@ -185,8 +221,19 @@ class SimulatedBatch:
         return self._window(start_s)
 
     def _play(self, until_s: FloatArray) -> None:
-        parallel_for(lambda index: self._advance(index, until_s[index]), self.size, self._threads)
+        ticks, reached_s = self._ticks, until_s
+        while True:
+            if ticks is not None:
+                reached_s = np.minimum(ticks.next_s, until_s)
+            self._play_all(reached_s)
+            if ticks is not None:
+                ticks.tick(reached_s >= ticks.next_s)
+            if (reached_s >= until_s).all():
+                break
         self._start_s = until_s
+
+    def _play_all(self, until_s: FloatArray) -> None:
+        parallel_for(lambda index: self._advance(index, until_s[index]), self.size, self._threads)
 
     def _advance(self, index: int, until_s: float) -> None:
         lane = self._lane(index)
@@ -210,14 +257,27 @@ class SimulatedBatch:
         counts = Tally(*(array.copy() for array in self._tally))
         for array in self._tally:
             array[...] = 0
+        attempts = counts_since(self._counts, self._counted)
+        self._counted[...] = self._counts
         active = np.stack([self._lane(index).peers["conns"].sum(axis=0) for index in range(self.size)])
         duration_s = np.array([self._lane(index).state["duration_s"][0] for index in range(self.size)])
         return WindowBatch(
             topology=self.topology, bounds_ms=self.bounds_ms, start_s=start_s, end_s=self._start_s.copy(),
             weight=self._weight.copy(), down=self._down.copy(), active=active,
             ended=self._start_s > duration_s + 1e-9, tau_s=self._tau_in_force(),
-            balances_by_delay=self._method == METHOD_CODES["expected_delay"], **counts._asdict(),
+            balances_by_delay=self._method == METHOD_CODES["expected_delay"],
+            attempts=AttemptCounts(
+                **attempts, limits=self._gates["limit"].copy(), peak=self._peaks(), limited=self._ticks is not None
+            ),
+            **counts._asdict(),
         )  # fmt: skip
+
+    def _peaks(self) -> IntArray:
+        if self._ticks is not None:
+            return self._ticks.take_peaks()
+        found = self._states["peak"].copy()
+        self._states["peak"] = self._states["inside"]
+        return found
 
     def _tau_in_force(self) -> FloatArray:
         lanes = [self._lane(index) for index in range(self.size)]

@@ -22,7 +22,10 @@ from numba.core import config
 
 from actuators.files import is_own_folder, private_folder
 
-_SOURCES = ("arrivals", "balancers", "batch", "compiling", "draws", "engine", "lane", "queues", "counting")
+_SOURCES = (
+    "arrivals", "balancers", "batch", "clients", "compiling", "counting", "draws", "engine", "gate", "lane", "queues",
+    "stages",
+)  # fmt: skip
 
 Function = Callable[..., Any]
 

@@ -15,6 +15,7 @@ from actuators.contract.script import Script
 from actuators.contract.script_check import check_script
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, TestbedError
+from envs.simulator.clients import NO_SLOT
 from envs.simulator.draws import ARRIVAL_CODES, SERVICE_CODES, lognormal_sigma, lognormal_table, stream_keys
 
 IN_FLIGHT_BINS, IN_FLIGHT_SUMS = 25, 6
@@ -38,26 +39,46 @@ def _record(integers: str, floats: str = "", keys: str = "") -> np.dtype[np.void
     return np.dtype(fields + [(n, "f8") for n in floats.split()] + [(n, "u8") for n in keys.split()])
 
 
-STREAM = _record("drawn step last_step", "next_s", "gap_key work_key coin_key")
+STREAM = _record("drawn step last_step", "next_s", "gap_key work_key coin_key stage_key client_key")
 STEP = _record("distribution", "start_s rate_rps")
 SERVER = _record(
-    "workers limit busy waiting head refused hanging", "speed rate clock_v clock_s next_s error_ratio error_service_s"
+    "workers limit busy held waiting head refused hanging blocking epoch",
+    "speed rate clock_v clock_s next_s error_ratio error_service_s",
 )
 REQUEST = _record(
     "number group context server status generation idle in_flight",
     "arrival_s attempt_s unit wait_s tau_s ahead_s",
 )
+TRAIL = _record("stage missed holding epoch behind before after abandoned", "first_s")
+"""Of a request in a lane with stages or clients: its next stage and whether it holds a worker; who is behind it in a
+stage's line; its neighbours among the attempts of its group that clients wait for; when its first attempt came."""
+STAGE = _record("head tail", "contention hit most fill decay_s seen_s")
+GATE = _record(
+    "head tail retries offered_before refused_before",
+    "limit percent most_refused offered refused deadline_s idle_s due_s patience_s retry_failed retry_refused "
+    "backoff_s",
+)
+"""Of a group: what is in force at the gate, and how its clients wait and repeat."""
+COUNTS = (
+    "offered", "refused", "spared", "finished", "late", "failed", "quick", "gave_up", "inside", "good",
+    "good_first", "slow", "lost_refused", "lost_gave_up", "lost_failed",
+)  # fmt: skip
+"""What is counted of a group since the reset, first attempts and others alike; `WindowBatch` explains them."""
+COUNT = _record(" ".join(COUNTS), "response_s")
+REPEAT = _record("group number", "at_s first_s")
 PEER = _record("weight effective current conns fails accessed checked down")
 HEALTH = _record("out_until", "errors error_s")
-BEHAVIOUR = _record("server refused hanging", "at_s speed error_ratio error_service_s")
+BEHAVIOUR = _record("server refused hanging flush", "at_s speed error_ratio error_service_s")
 GROUP = _record("servers post")
 STATE = _record(
-    "free behaviour generation picks resend central central_head central_room on_way way_head",
-    "now_s duration_s next_come_s",
+    "free behaviour generation picks resend central central_head central_room on_way way_head servers inside peak "
+    "repeating",
+    "now_s duration_s next_come_s next_client_s",
     "pick_key",
 )
 RULES = _record(
-    "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight",
+    "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight "
+    "trailing clients",
     "read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma",
 )
 
@@ -82,9 +103,11 @@ class Lane(NamedTuple):
     """Everything that the event loop of one environment reads and writes.
 
     `requests`, `tried` [slots, words of 64 servers], `free`, `resend`, `held`, `central` and `on_way` have room for as
-    many requests in flight as there are slots; `grown` makes more.
-    Shapes: `peers` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service
-    time at behaviour speed 1) and `tau_s` [groups, servers]; per server a heap of requests in service
+    many requests in flight as there are slots; `grown` makes more, and of `trails` and `repeats` where they are used.
+    `servers` and what belongs to it has the stages after the servers; so has `service_s`.
+    Shapes: `visits`, `cached` [groups, stages], `gates`, `counts` [groups], `peers` [contexts, groups, servers],
+    `health` [contexts, servers], `service_s` (mean service time at behaviour speed 1) and `tau_s` [groups, servers];
+    per server a heap of requests in service
     (`heap_v`: virtual finish times, `heap_request`) and a ring of waiting ones (`queue`).
     """
 
@@ -113,6 +136,13 @@ class Lane(NamedTuple):
     work_table: Any
     bucket_table: Any
     bounds_ms: Any
+    stages: Any
+    visits: Any
+    cached: Any
+    trails: Any
+    gates: Any
+    counts: Any
+    repeats: Any
     tally: Tally
 
 
@@ -142,34 +172,42 @@ def build_lane(
     bounds_ms: tuple[int, ...],
     bucket_table: NDArray[np.int64],
     rules: dict[str, Any],
+    state: NDArray[np.void],
+    gates: NDArray[np.void],
+    counts: NDArray[np.void],
 ) -> Lane:
-    """A lane at time 0 with equal weights.
+    """A lane at time 0 with equal weights and no limit; it lives in `state` ``[1]``, `gates` and `counts` ``[groups]``.
 
     Raises ConfigError when the script does not fit the topology (`actuators.contract.script_check`), or is too large.
     """
     check_script(script, topology)
     groups, servers = topology.shape
-    keys = stream_keys(script.seed, 3 * groups + 1)
+    keys = stream_keys(script.seed, 5 * groups + 1)
     streams, steps = _streams(topology, script, keys)
     heap, queue = _sizes(script, bool(rules["sharing"]))
     table, rule = _rules(script, rules)
     contexts = int(rule["contexts"][0])
     _check_size(topology, script, contexts, heap + queue)
     slots = _first_slots(script, float(rule["overhead_s"][0]))
-    state = np.zeros(1, STATE)
-    state["free"], state["duration_s"], state["pick_key"] = slots, script.duration_s, keys[-1]
-    state["next_come_s"], state["central_room"] = np.inf, servers * (heap + queue) + 1
+    state[...], counts[...], gates[...] = 0, 0, _gates(script, groups)
+    state["free"], state["duration_s"], state["pick_key"] = slots, script.duration_s, keys[3 * groups]
+    state["next_come_s"] = state["next_client_s"] = np.inf
+    state["servers"], state["central_room"] = servers, servers * (heap + queue) + 1
+    rows = servers + len(script.stages)
     return Lane(
         state=state, rules=rule, groups=_groups(topology), streams=streams, steps=steps,
-        behaviours=_behaviours(script), servers=_servers(script),
-        service_s=np.array([[m / p.speeds[g] for p in script.servers] for g, m in enumerate(script.mean_service_s)]),
-        heap_v=np.zeros((servers, heap)), heap_request=np.zeros((servers, heap), np.int64),
+        behaviours=_behaviours(script), servers=_servers(script), service_s=_service_s(script),
+        heap_v=np.zeros((rows, heap)), heap_request=np.zeros((rows, heap), np.int64),
         queue=np.zeros((servers, queue), np.int64), resend=np.zeros(slots, np.int64), held=np.zeros(slots, np.int64),
         central=np.zeros(slots, np.int64), on_way=np.zeros(slots, np.int64), requests=np.zeros(slots, REQUEST),
         tried=np.zeros((slots, (servers + 63) // 64), np.int64), free=np.arange(slots)[::-1].copy(),
         peers=equal_peers(topology, contexts), health=np.zeros((contexts, servers), HEALTH),
         tau_s=np.ones((groups, servers)), believed_workers=np.array([float(p.workers) for p in script.servers]),
-        work_table=table, bucket_table=bucket_table, bounds_ms=np.array(bounds_ms, np.int64), tally=tally,
+        work_table=table, bucket_table=bucket_table, bounds_ms=np.array(bounds_ms, np.int64),
+        stages=_stages(script), visits=np.array([stage.visits for stage in script.stages]).reshape(-1, groups).T.copy(),
+        cached=_cached(script, groups), trails=np.zeros(slots if rule["trailing"][0] else 0, TRAIL),
+        gates=gates, counts=counts, repeats=np.zeros(slots if script.clients else 0, REPEAT),
+        tally=tally,
     )  # fmt: skip
 
 
@@ -213,6 +251,7 @@ def grown(lane: Lane) -> Lane:
         on_way=_unrolled(lane.on_way, state["way_head"], state["on_way"], slots),
         held=np.zeros(slots, np.int64),
         **{name: _longer(getattr(lane, name), slots) for name in ("resend", "requests", "tried")},
+        **{name: _longer(getattr(lane, name), slots) for name in ("trails", "repeats") if len(getattr(lane, name))},
     )
     state["free"] += slots - old
     state["central_head"] = state["way_head"] = 0
@@ -232,7 +271,7 @@ def _longer(array: Any, slots: int) -> Any:
 
 
 def _sizes(script: Script, sharing: bool) -> tuple[int, int]:
-    workers = max(p.workers for p in script.servers)
+    workers = max([*(p.workers for p in script.servers), *(stage.connections for stage in script.stages)])
     limit = max([1, *(p.queue_limit for p in script.servers)])
     return (workers + limit, 1) if sharing else (workers, limit)
 
@@ -255,24 +294,62 @@ def _streams(topology: Topology, script: Script, keys: NDArray[np.uint64]) -> tu
         streams["last_step"][g] = len(rows) - 1
         for purpose, name in enumerate(("gap_key", "work_key", "coin_key")):
             streams[name][g] = keys[3 * g + purpose]
+        # After the keys that every lane has had, so that these stay what they were.
+        streams["stage_key"][g], streams["client_key"][g] = keys[3 * len(streams) + 1 + 2 * g :][:2]
     return streams, np.array(rows, STEP)
 
 
 def _servers(script: Script) -> NDArray[np.void]:
-    servers = np.zeros(len(script.servers), SERVER)
+    servers = np.zeros(len(script.servers) + len(script.stages), SERVER)
     servers["speed"] = servers["rate"] = 1.0
     servers["next_s"] = np.inf
-    servers["workers"] = [p.workers for p in script.servers]
-    servers["limit"] = [p.queue_limit for p in script.servers]
+    servers["workers"] = [p.workers for p in script.servers] + [stage.connections for stage in script.stages]
+    servers["limit"] = [p.queue_limit for p in script.servers] + [0] * len(script.stages)
+    servers["blocking"] = [p.blocking and bool(script.stages) for p in script.servers] + [False] * len(script.stages)
     return servers
 
 
+def _service_s(script: Script) -> NDArray[np.float64]:
+    at_servers = [[mean_s / p.speeds[g] for p in script.servers] for g, mean_s in enumerate(script.mean_service_s)]
+    return np.array([[*row, *(stage.work_s[g] for stage in script.stages)] for g, row in enumerate(at_servers)])
+
+
+def _stages(script: Script) -> NDArray[np.void]:
+    stages = np.zeros(len(script.stages), STAGE)
+    stages["contention"] = [stage.contention for stage in script.stages]
+    stages["fill"] = stages["decay_s"] = 1.0
+    for k, stage in enumerate(script.stages):
+        if stage.cache is not None:
+            for name in ("hit", "most", "fill", "decay_s"):
+                stages[name][k] = getattr(stage.cache, name)
+    return stages
+
+
+def _cached(script: Script, groups: int) -> NDArray[np.int64]:
+    """``[groups, stages]``: whether the group's requests are looked up in the stage's cache."""
+    columns = [stage.cache.cached if stage.cache else (False,) * groups for stage in script.stages]
+    return np.array(columns, np.int64).reshape(-1, groups).T.copy()
+
+
+def _gates(script: Script, groups: int) -> NDArray[np.void]:
+    gates = np.zeros(groups, GATE)
+    gates["head"] = gates["tail"] = NO_SLOT
+    gates["limit"] = gates["deadline_s"] = gates["due_s"] = gates["patience_s"] = np.inf
+    if script.deadlines_s:
+        gates["deadline_s"] = gates["due_s"] = script.deadlines_s
+    for g, habits in enumerate(script.clients):
+        for name in ("retries", "patience_s", "retry_failed", "retry_refused", "backoff_s"):
+            gates[name][g] = getattr(habits, name)
+    return gates
+
+
 def _behaviours(script: Script) -> NDArray[np.void]:
-    rows = [
-        (b.server, b.refused, b.hang, b.at_s, b.speed, b.error_ratio, b.error_service_s)
-        for b in sorted(script.behaviours, key=lambda b: b.at_s)
+    rows: list[tuple[float, ...]] = [
+        (b.server, b.refused, b.hang, 0, b.at_s, b.speed, b.error_ratio, b.error_service_s) for b in script.behaviours
     ]
-    return np.array([*rows, (0, 0, 0, np.inf, 1.0, 0.0, 0.0)], BEHAVIOUR)
+    rows += [(len(script.servers) + b.stage, 0, 0, b.flush, b.at_s, b.speed, 0.0, 0.0) for b in script.stage_behaviours]
+    rows.sort(key=lambda row: row[4])
+    return np.array([*rows, (0, 0, 0, 0, np.inf, 1.0, 0.0, 0.0)], BEHAVIOUR)
 
 
 def _rules(script: Script, rules: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.void]]:
@@ -285,4 +362,5 @@ def _rules(script: Script, rules: dict[str, Any]) -> tuple[NDArray[np.float64], 
     record["balancers"] = record["contexts"]
     record["work_kind"] = SERVICE_CODES[script.service_distribution]
     record["sigma"] = lognormal_sigma(script.service_cv)
+    record["clients"], record["trailing"] = bool(script.clients), bool(script.clients or script.stages)
     return lognormal_table(script.service_cv), record

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.simulator.arrivals import release_slot
 from envs.simulator.compiling import inlined, leaf
 
 
@@ -66,7 +67,7 @@ def work_s(lane: Any, s: Any, slot: Any) -> Any:
 def accept(lane: Any, s: Any, slot: Any, now_s: float) -> bool:
     """Puts the request in service or in line; False when the line is full."""
     server, sharing = lane.servers[s], lane.rules[0].sharing
-    if server.busy < server.workers + sharing * server.limit:
+    if server.busy + server.held < server.workers + sharing * server.limit:
         push(lane, s, virtual_s(server, now_s) + work_s(lane, s, slot), slot)
         if sharing:
             set_rate(server, now_s, sharing)
@@ -97,6 +98,33 @@ def finish_next(lane: Any, s: Any, now_s: float) -> Any:
         set_rate(server, now_s, sharing)
     refresh_next(lane, s)
     return slot
+
+
+@inlined
+def hold_worker(lane: Any, s: Any, now_s: float) -> Any:
+    """Takes the request that finishes next out of service; its worker is held until `free_worker`."""
+    server = lane.servers[s]
+    slot = lane.heap_request[s, 0]
+    pop(lane, s)
+    server.held += 1
+    if lane.rules[0].sharing:
+        set_rate(server, now_s, True)
+    refresh_next(lane, s)
+    return slot
+
+
+@inlined
+def free_worker(lane: Any, s: Any, now_s: float) -> None:
+    """A held worker is free; the next in line begins."""
+    server = lane.servers[s]
+    server.held -= 1
+    if server.waiting > 0:
+        following = lane.queue[s, server.head]
+        server.head = server.head + 1 if server.head + 1 < server.limit else 0
+        server.waiting -= 1
+        push(lane, s, virtual_s(server, now_s) + work_s(lane, s, following), following)
+        if not server.hanging or server.busy == 1:
+            refresh_next(lane, s)
 
 
 @inlined
@@ -162,7 +190,7 @@ def put_central(lane: Any, slot: Any) -> bool:
     """The oracle's one line for all servers; False when it is full."""
     state, room = lane.state[0], len(lane.central)
     busy = 0
-    for s in range(len(lane.servers)):
+    for s in range(state.servers):
         busy += lane.servers[s].workers
     if state.central + busy >= state.central_room:
         return False
@@ -173,12 +201,18 @@ def put_central(lane: Any, slot: Any) -> bool:
 
 @inlined
 def take_central(lane: Any) -> Any:
-    """The request that has waited longest in the oracle's line."""
+    """The request that has waited longest in the oracle's line; -1 when the clients of all that wait gave up."""
     state = lane.state[0]
-    slot = lane.central[state.central_head]
-    state.central_head = (state.central_head + 1) % len(lane.central)
-    state.central -= 1
-    return slot
+    found = -1
+    while found < 0 and state.central > 0:
+        slot = lane.central[state.central_head]
+        state.central_head = (state.central_head + 1) % len(lane.central)
+        state.central -= 1
+        if lane.rules[0].trailing and lane.trails[slot].abandoned:
+            release_slot(lane, slot)
+        else:
+            found = slot
+    return found
 
 
 @inlined

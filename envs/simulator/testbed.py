@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
@@ -67,6 +68,13 @@ class SimulatedTestbed:
             self._batch.set_service_times(control.tau_s[None], control.workers[None])
         self._control = control
         return Applied(changed, 0.0)
+
+    def admit(self, admission: Admission | None) -> None:
+        """Requests enter by this admission from now on; None lets all in. It stays in force over resets."""
+        self._require_open()
+        if admission is not None and admission.topology != self.topology:
+            raise ActuationError("the admission is of another topology", where="simulated testbed")
+        self._batch.admit(admission)
 
     def advance(self, interval_s: float) -> Window:
         self._require_running()

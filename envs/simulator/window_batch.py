@@ -10,7 +10,58 @@ from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.topology import Topology
-from actuators.contract.window import Connections, DelayWindow, Fault, LoadWindow, Window
+from actuators.contract.window import AdmissionWindow, Connections, DelayWindow, Fault, LoadWindow, Window
+
+
+@dataclass(frozen=True, eq=False)
+class AttemptCounts:
+    """What NGINX's gate and the clients counted of a window, first attempts and repeated ones. ``[size, groups]``.
+
+    Attributes:
+        offered: attempts that came; refused: those that were refused; spared: those let in beyond the limit.
+        finished, late, failed, quick: of those that had entered, by the admission's deadline and idle time, or else by
+            the script's deadlines (docs/admission.md#counts-of-a-tick), but that `late` and `failed` have nothing in
+            common here.
+        gave_up: attempts whose clients gave up.
+        inside: attempts in flight at the end.
+        good: requests of which an attempt was answered within the script's deadline from that attempt's start;
+            good_first: those of them that were answered within the deadline from the first attempt's start.
+        slow: requests that were answered after the deadline.
+        lost_refused, lost_gave_up, lost_failed: requests that ended without an answer, by how the last attempt ended.
+        response_s: seconds, sum over `finished`.
+        limits: on what is in flight in all groups, at the end; infinite where there is none.
+        peak: ``[size]``, the most that were in flight at a time.
+        limited: whether an admission is in force.
+    """
+
+    offered: IntArray
+    refused: IntArray
+    spared: IntArray
+    finished: IntArray
+    late: IntArray
+    failed: IntArray
+    quick: IntArray
+    gave_up: IntArray
+    inside: IntArray
+    good: IntArray
+    good_first: IntArray
+    slow: IntArray
+    lost_refused: IntArray
+    lost_gave_up: IntArray
+    lost_failed: IntArray
+    response_s: FloatArray
+    limits: FloatArray
+    peak: IntArray
+    limited: bool
+
+    def window(self, i: int) -> AdmissionWindow | None:
+        """One environment's as NGINX would tell it; None without admission."""
+        if not self.limited:
+            return None
+        return AdmissionWindow(
+            self.offered[i], self.refused[i], self.spared[i], self.finished[i], self.late[i] + self.failed[i],
+            self.quick[i], self.inside[i], self.limits[i], int(self.peak[i]),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +80,7 @@ class WindowBatch:
         tau_s: ``[size, groups, servers]`` service times in force at the end; 0 while there are none.
         balances_by_delay: True under `expected_delay`.
         ended: ``[size]``, the script was over before the window's end.
+        attempts: what the gate and the clients counted; a refused attempt is in no other count.
     """
 
     topology: Topology
@@ -52,6 +104,7 @@ class WindowBatch:
     ended: NDArray[np.bool_]
     tau_s: FloatArray
     balances_by_delay: bool
+    attempts: AttemptCounts
 
     def window(self, index: int) -> Window:
         """One environment's window, with the client's exact view."""
@@ -62,14 +115,14 @@ class WindowBatch:
             self.topology, float(self.start_s[i]), float(self.end_s[i]), self.requests[i], zeros, zeros,
             self.responses[i], self.response_ms_sum[i], self.bounds_ms, self.latency_histogram[i], self.weight[i],
             self.down[i], Connections(active=in_flight, writing=in_flight), self.active[i], faults, self._client(i),
-            self.delay_window(i),
+            self.delay_window(i), admission=self.attempts.window(i),
         )  # fmt: skip
 
     def delay_window(self, index: int | EllipsisType = ...) -> DelayWindow | None:
         """What the balancer in memory saw, of one environment or, by default, of all: ``[size, groups, servers]``."""
         if not self.balances_by_delay:
             return None
-        sums, good = self.delay[index], (self.requests - self.responses[..., 4])[index]
+        sums, good = self.delay[index], (self.requests - self.responses[..., 3] - self.responses[..., 4])[index]
         idle = sums[..., 0].astype(np.int64)
         by_in_flight = self.by_in_flight[index]
         return DelayWindow(
@@ -78,8 +131,15 @@ class WindowBatch:
         )  # fmt: skip
 
     def _client(self, i: int) -> LoadWindow:
-        none = np.zeros(len(self.topology.groups), np.int64)
+        none, refused, gave_up = (
+            np.zeros(len(self.topology.groups), np.int64),
+            self.attempts.refused[i],
+            self.attempts.gave_up[i],
+        )
+        errors = {"status_5xx": self.failed[i] + refused}
+        if gave_up.any():
+            errors["timeout"] = gave_up
         return LoadWindow(
-            float(self.start_s[i]), float(self.end_s[i]), self.planned[i], self.planned[i], self.answered[i],
-            {"status_5xx": self.failed[i]}, none, none, self.latency_counts[i], self.latency_s_sum[i],
+            float(self.start_s[i]), float(self.end_s[i]), self.planned[i], self.attempts.offered[i],
+            self.answered[i] + refused, errors, none, none, self.latency_counts[i], self.latency_s_sum[i],
         )  # fmt: skip

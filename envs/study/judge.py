@@ -16,7 +16,6 @@ from actuators.contract.histogram import SIZE, midpoints_s, percentile_ms
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from envs.observation.deadlines import ERROR_LATENCY_S, derive_deadlines
-from envs.scenarios import disturbances
 from envs.scenarios.catalogue import StudyScenario
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
@@ -24,7 +23,6 @@ from envs.study.rules import Rule
 
 WARM_UP_S = 10.0
 _OBSERVED_S, _OBSERVED_SEED = 300.0, 999
-_OBSERVED_LOAD = {"S2b": 0.325, "S6": 0.5}
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,7 @@ def judge_each(
 
 def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
     """``[groups]`` from 300 s of equal round robin in nominal conditions: no disturbance, no surge, no overload."""
-    nominal = replace(
-        scenario,
-        disturbance=disturbances.none,
-        load_shape=disturbances.steady,
-        load=_OBSERVED_LOAD.get(scenario.name, scenario.load),
-        duration_s=_OBSERVED_S,
-        load_balancers=1,
-    )
+    nominal = replace(scenario.nominal(), duration_s=_OBSERVED_S, load_balancers=1)
     return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)
 
 

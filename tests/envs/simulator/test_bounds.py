@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actuators.contract.control import BalancingMethod
-from actuators.contract.script import Behaviour, RateStep, Script, Stream
+from actuators.contract.script import Behaviour, Cache, Clients, RateStep, Script, Stage, StageBehaviour, Stream
 from actuators.contract.script_check import MAX_RATE_RPS, check_script
 from actuators.errors import ConfigError, TestbedError
 from envs.simulator import engine
@@ -33,6 +33,21 @@ def with_behaviour(**fields: Any) -> Script:
 
 def with_steps(*steps: RateStep) -> Script:
     return replace(GOOD, streams=(Stream("read", steps),))
+
+
+HIDDEN = Stage(4, (0.01,), (1.0,))
+
+
+def with_stage(**fields: Any) -> Script:
+    return replace(GOOD, stages=(replace(HIDDEN, **fields),))
+
+
+def with_cache(**fields: Any) -> Script:
+    return with_stage(cache=replace(Cache((True,), 0.5, 100.0), **fields))
+
+
+def with_clients(**fields: Any) -> Script:
+    return replace(GOOD, clients=(replace(Clients(1.0), **fields),))
 
 
 BAD = {
@@ -56,6 +71,27 @@ BAD = {
     "workers is 1e\\+09": replace(GOOD, servers=(replace(GOOD.servers[0], workers=10**9),) * 2),
     "queue_limit is -1": replace(GOOD, servers=(replace(GOOD.servers[0], queue_limit=-1),) * 2),
     "profiles do not fit": replace(GOOD, servers=GOOD.servers[:1]),
+    "connections is 0": with_stage(connections=0),
+    "2 work_s": with_stage(work_s=(0.1, 0.1)),
+    "work_s is nan": with_stage(work_s=(math.nan,)),
+    "visits is 1.5": with_stage(visits=(1.5,)),
+    "contention is -1": with_stage(contention=-1.0),
+    "hit of the cache is 0.99": with_cache(hit=0.99),
+    "fill of the cache is 0": with_cache(fill=0.0),
+    "decay_s of the cache is 0": with_cache(decay_s=0.0),
+    "0 cached": with_cache(cached=()),
+    "number of stages is 5": replace(GOOD, stages=(HIDDEN,) * 5),
+    "names stage 0 of 0": replace(GOOD, stage_behaviours=(StageBehaviour(1.0, 0),)),
+    "a stage's speed is 0": replace(GOOD, stages=(HIDDEN,), stage_behaviours=(StageBehaviour(1.0, 0, 0.0),)),
+    "stage 0 has no cache": replace(GOOD, stages=(HIDDEN,), stage_behaviours=(StageBehaviour(1.0, 0, flush=True),)),
+    "2 clients": replace(GOOD, clients=(Clients(1.0),) * 2),
+    "patience_s is 0": with_clients(patience_s=0.0),
+    "retries is -1": with_clients(retries=-1),
+    "retry_failed is 2": with_clients(retry_failed=2.0),
+    "retry_refused is nan": with_clients(retry_refused=math.nan),
+    "backoff_s is inf": with_clients(backoff_s=math.inf),
+    "a deadline is 0": replace(GOOD, deadlines_s=(0.0,)),
+    "an importance is inf": replace(GOOD, importance=(math.inf,)),
     "too many to simulate": replace(GOOD, servers=(replace(GOOD.servers[0], queue_limit=10**6),) * 2),
 }
 
