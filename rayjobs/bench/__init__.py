@@ -1,1 +1,1 @@
-"""One module per bench: `deepsched bench NAME` runs its `measure(context)`. What benches share is in `parts`."""
+"""One module or package per bench: `deepsched bench NAME` runs its `measure(context)`; `parts` is what they share."""

@@ -42,9 +42,9 @@ class BenchOptions(Options):
 
 
 def names() -> tuple[str, ...]:
-    """The names of all benches: the modules of rayjobs/bench/."""
+    """The names of all benches: the modules and packages of rayjobs/bench/."""
     modules = pkgutil.iter_modules(rayjobs.bench.__path__)
-    return tuple(sorted(module.name for module in modules if not module.ispkg and module.name != "__main__"))
+    return tuple(sorted(module.name for module in modules if module.name not in ("__main__", "parts")))
 
 
 def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> tuple[Bar, ...]:

@@ -158,7 +158,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 def test_every_bench_there_is_has_measure() -> None:
     for name in bench.names():
-        source = (Path(bench.__file__).parent / f"{name}.py").read_text()
+        place = Path(bench.__file__).parent / name
+        source = (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text()
         assert re.search(r"^def measure\(context: BenchContext\) -> (list|Sequence)\[Bar\]:", source, re.MULTILINE), (
             name
         )
