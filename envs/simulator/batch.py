@@ -267,7 +267,8 @@ class SimulatedBatch:
             ended=self._start_s > duration_s + 1e-9, tau_s=self._tau_in_force(),
             balances_by_delay=self._method == METHOD_CODES["expected_delay"],
             attempts=AttemptCounts(
-                **attempts, limits=self._gates["limit"].copy(), peak=self._peaks(), limited=self._ticks is not None
+                **attempts, limits=self._gates["limit"].copy(), peak=self._peaks(), limited=self._ticks is not None,
+                timed=np.isfinite(self._gates["due_s"]).all(axis=1),
             ),
             **counts._asdict(),
         )  # fmt: skip

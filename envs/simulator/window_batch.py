@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import numpy as np
@@ -32,6 +32,7 @@ class AttemptCounts:
         limits: on what is in flight in all groups, at the end; infinite where there is none.
         peak: ``[size]``, the most that were in flight at a time.
         limited: whether an admission is in force.
+        timed: ``[size]``, whether the script has deadlines.
     """
 
     offered: IntArray
@@ -53,6 +54,7 @@ class AttemptCounts:
     limits: FloatArray
     peak: IntArray
     limited: bool
+    timed: NDArray[np.bool_]
 
     def window(self, i: int) -> AdmissionWindow | None:
         """One environment's as NGINX would tell it; None without admission."""
@@ -131,15 +133,15 @@ class WindowBatch:
         )  # fmt: skip
 
     def _client(self, i: int) -> LoadWindow:
-        none, refused, gave_up = (
-            np.zeros(len(self.topology.groups), np.int64),
-            self.attempts.refused[i],
-            self.attempts.gave_up[i],
-        )
-        errors = {"status_5xx": self.failed[i] + refused}
-        if gave_up.any():
-            errors["timeout"] = gave_up
-        return LoadWindow(
-            float(self.start_s[i]), float(self.end_s[i]), self.planned[i], self.attempts.offered[i],
-            self.answered[i] + refused, errors, none, none, self.latency_counts[i], self.latency_s_sum[i],
+        attempts, none = self.attempts, np.zeros(len(self.topology.groups), np.int64)
+        errors = {"status_5xx": self.failed[i] + attempts.refused[i]}
+        if attempts.gave_up[i].any():
+            errors["timeout"] = attempts.gave_up[i]
+        window = LoadWindow(
+            float(self.start_s[i]), float(self.end_s[i]), self.planned[i], attempts.offered[i],
+            self.answered[i] + attempts.refused[i], errors, none, none, self.latency_counts[i], self.latency_s_sum[i],
         )  # fmt: skip
+        if not attempts.timed[i]:
+            return window
+        repeated = attempts.offered[i] - self.planned[i]
+        return replace(window, repeated=repeated, good=attempts.good[i], good_first=attempts.good_first[i])

@@ -66,6 +66,8 @@ def test_clients_give_up_and_the_server_works_on() -> None:
     client = window.window(0).client
     assert client is not None
     assert client.errors["timeout"].tolist() == [49]
+    assert client.good is not None
+    assert client.good.tolist() == [0]
 
 
 def test_abandoned_work_delays_those_who_come_later() -> None:
@@ -273,6 +275,9 @@ def test_a_testbed_tells_what_it_refused() -> None:
         assert window.admission is not None
         assert window.admission.refused.sum() > 0
         assert window.client is not None
+        assert window.client.good is not None
+        assert window.client.repeated is not None
+        assert (window.client.repeated >= 0).all()
         assert (window.client.answered >= window.admission.refused).all()
         assert (window.client.errors["status_5xx"] >= window.admission.refused).all()
         testbed.admit(None)
