@@ -80,7 +80,7 @@ def show(options: ShowOptions) -> int:
 def set_rule(options: SetOptions) -> int:
     """Puts a rule in force."""
     # The calibration's readers load numpy's statistics, which `admission show` does without.
-    from envs.admission.calibrated import calibrated_admission
+    from envs.calibration.admission import calibrated_admission
     from envs.calibration.result import Calibration
 
     calibration = Calibration.load(options.calibration)

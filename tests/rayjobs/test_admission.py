@@ -12,7 +12,7 @@ import pytest
 
 from actuators.contract.admission import AdmissionNumbers
 from actuators.nginx.config import NginxOptions
-from envs.admission.calibrated import calibrated_admission
+from envs.calibration.admission import calibrated_admission
 from envs.calibration.result import Calibration
 from tests.support.nginx_site import Site, running_site
 from tests.support.waiting import PATIENCE_S, wait_until
