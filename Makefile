@@ -37,9 +37,9 @@ lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
 
-check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser
+check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser, without disasters
 	@# Three on two cores: the tests wait for a third of their time, for processes and threads.
-	@exec $(PYTEST) --numprocesses 3 -m "not nginx and not ray and not browser and not slow" $(ARGS)
+	@exec $(PYTEST) --numprocesses 3 -m "not nginx and not ray and not browser and not slow and not drill" $(ARGS)
 
 test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests

@@ -140,18 +140,19 @@ def bars(results: Sequence[Result], how: str) -> list[Bar]:
     inside = sum(result.inside for result in results)
     gaining = [r for r in results if r.high < 1 and r.measured <= 1 - TRUE_GAIN]
     recommended = sum(result.conclusion == "change" for result in gaining)
-    without = [r for r in results if r.measured > 1 - LEAST_GAIN]
+    without = [r for r in results if r.measured > 1 - TRUE_GAIN]
     left = sum(result.conclusion != "change" for result in without)
+    lost = sum(result.conclusion == "change" and result.measured > 1 - LEAST_GAIN for result in results)
     widest = max((r.promised[2] - r.promised[1]) / 2 for r in results)
     aa = max(abs(r.same - 1) for r in results)
     names = ("measured gain inside the promised interval", "systems with a true gain of 10 % that are recommended",
-             "systems without gain that are not recommended")  # fmt: skip
+             "systems without a gain of 10 % that are not recommended")  # fmt: skip
     counted = zip(names, (inside, recommended, left), (8, 4, 3), strict=True)
     full = len(results) > 1
     of = f"of {len(results)}"
     return [
         *(at_least(n, v, least, of, how=how) if full else figure(n, v, of, how=how) for n, v, least in counted),
-        at_most("systems that are recommended a loss", sum(r.conclusion == "change" for r in without), 0, of, how=how),
+        at_most("systems that are recommended without a gain", lost, 0, of, how=how),
         figure("widest promised interval, half-width", 100 * widest, "points", how=how),
         figure("A/A: largest difference between two arms of today", 100 * aa, "%", how=how),
     ]
