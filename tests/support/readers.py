@@ -132,7 +132,7 @@ def _bodies() -> list[bytes]:
         b'{"documents":[' + b",".join(_vts_documents()[:2]) + b"]}",
         b'{"windows":[{}]}',
         b'{"documents":[{}]}',
-        b'{"docu\nments":[]}',
+        b'{"docu\\nments":[]}',
     ]
 
 
