@@ -15,7 +15,7 @@ from typing import IO, Any, ClassVar, Self
 
 from pydantic import Field
 
-from actuators.contract.script import Stream
+from actuators.contract.script import Clients, Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import LoadWindow, merge_load_windows
 from actuators.errors import ConfigError, LoadError
@@ -92,11 +92,15 @@ class LoadEngine:
         seed: int,
         duration_s: float,
         window_s: float = 1.0,
+        clients: Sequence[Clients] = (),
+        deadlines_s: Sequence[float] = (),
         extra: Mapping[str, str] | None = None,
     ) -> None:
         """Starts the plan against `address` (``HOST:PORT``); returns after the engine has begun (milliseconds).
 
         Args:
+            clients: per group, when they give up and repeat; without, they wait for `timeout_s` and never repeat.
+            deadlines_s: per group, within which an answer counts as good; without, none does.
             extra: further options of `gen_load`, for example ``{"requests-csv": "requests.csv"}``.
 
         Raises:
@@ -108,7 +112,7 @@ class LoadEngine:
         _check_positive(window_s, "window")
         private_folder(self.work_dir)
         plan = self.work_dir / "load-plan.txt"
-        plan.write_text(plan_text(topology, streams, self.options.body_files))
+        plan.write_text(plan_text(topology, streams, self.options.body_files, clients, deadlines_s))
         arguments = {
             "target": address, "plan": str(plan), "seed": str(seed), "duration-s": repr(float(duration_s)),
             "window-s": repr(float(window_s)), **self._option_arguments(), **(extra or {}), "output": "json",

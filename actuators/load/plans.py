@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from actuators.contract.script import ArrivalDistribution, RateStep, Stream
+from actuators.contract.script import ArrivalDistribution, Clients, RateStep, Stream
 from actuators.contract.script_check import MAX_RATE_RPS
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ConfigError, closest
@@ -171,8 +171,17 @@ def trace_streams(options: PlanOptions) -> tuple[Stream, ...]:
     )
 
 
-def plan_text(topology: Topology, streams: Sequence[Stream], files: Mapping[str, Path]) -> str:
+def plan_text(
+    topology: Topology,
+    streams: Sequence[Stream],
+    files: Mapping[str, Path],
+    clients: Sequence[Clients] = (),
+    deadlines_s: Sequence[float] = (),
+) -> str:
     """The plan file: a stream per group in the topology's order, without requests where `streams` has none.
+
+    Args:
+        clients, deadlines_s: per group, or empty.
 
     Raises ConfigError for an unknown or repeated request type, or invalid steps.
     """
@@ -186,10 +195,12 @@ def plan_text(topology: Topology, streams: Sequence[Stream], files: Mapping[str,
     if len(by_type) != len(streams) or len(set(known)) != len(known):
         raise ConfigError("a request type is listed twice", where="load plan", remedy="give each type one stream")
     lines = []
-    for group in topology.groups:
+    for g, group in enumerate(topology.groups):
         stream = by_type.get(group.request_type, Stream(group.request_type, ()))
         lines.append(f"stream {group.request_type} {group.method} {group.path} {body_of(group, files)}")
         lines += _step_lines(stream)
+        lines += [f"deadline {deadlines_s[g]!r}"] if deadlines_s else []
+        lines += [_client_line(clients[g])] if clients else []
     return "\n".join(lines) + "\n"
 
 
@@ -202,7 +213,7 @@ def parse_plan(text: str) -> tuple[Stream, ...]:
         if word == "stream":
             request_type = fields[0]
             steps[request_type] = []
-        else:
+        elif word == "step":
             steps[request_type].append(RateStep(float(fields[0]), float(fields[1]), fields[2]))  # type: ignore[arg-type]
     return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
 
@@ -227,6 +238,13 @@ def _check_count(count: float, what: str, where: str) -> None:
     if count > MAX_STEPS:
         remedy = f"make it shorter, or its parts longer: {MAX_STEPS} are the most"
         raise ConfigError(f"up to {count:.0f} {what}", where=where, remedy=remedy)
+
+
+def _client_line(clients: Clients) -> str:
+    return (
+        f"clients {clients.patience_s!r} {clients.retries} {clients.retry_failed!r} {clients.retry_refused!r}"
+        f" {clients.backoff_s!r}"
+    )
 
 
 def _step_lines(stream: Stream) -> list[str]:

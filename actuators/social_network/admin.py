@@ -58,7 +58,7 @@ class Admin:
         plan, start_s = ServerPlan.from_json(message["plan"]), float(message["start_s"])
         behaviours = check((Behaviour(0.0, 0), *plan.behaviours))
         self._service.play(plan)
-        self._begin(exchange, behaviours, start_s)
+        self._begin(exchange, behaviours, start_s, plan.stages)
 
     def _behave(self, exchange: Exchange) -> None:
         self._begin(exchange, behaviours_from_json(json.loads(exchange.data)), time.monotonic())
@@ -66,13 +66,19 @@ class Admin:
     def _counters(self, exchange: Exchange) -> None:
         exchange.answer(200, json.dumps(self._service.status()).encode())
 
-    def _begin(self, exchange: Exchange, behaviours: Sequence[Behaviour], start_s: float) -> None:
+    def _begin(self, exchange: Exchange, behaviours: Sequence[Behaviour], start_s: float, stages: str = "") -> None:
         self.close()
-        self._script = asyncio.get_running_loop().create_task(self._follow(exchange, behaviours, start_s))
+        self._script = asyncio.get_running_loop().create_task(self._follow(exchange, behaviours, start_s, stages))
 
-    async def _follow(self, exchange: Exchange, behaviours: Sequence[Behaviour], start_s: float) -> None:
+    async def _follow(self, exchange: Exchange, behaviours: Sequence[Behaviour], start_s: float, stages: str) -> None:
         """Responds when the present behaviour is in force, then applies the later ones."""
         answered = False
+        if stages:
+            try:
+                await self._service.reach_stages(stages)
+            except OSError as error:
+                exchange.fail(400, f"the stages at {stages} do not answer: {error}")
+                return
         for behaviour in behaviours:
             wait_s = start_s + behaviour.at_s - time.monotonic()
             if wait_s > 0:

@@ -38,6 +38,7 @@ class ServerPlan:
     Attributes:
         service_s: request type → mean service time of this server in seconds, without interference; 0 for none.
         behaviours: ascending in `at_s`, of this server only.
+        stages: HOST:PORT of the stages that requests pass after their work here; empty for none.
     """
 
     seed: int = 0
@@ -47,6 +48,7 @@ class ServerPlan:
     distribution: ServiceDistribution = "constant"
     cv: float = 1.0
     behaviours: tuple[Behaviour, ...] = ()
+    stages: str = ""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.queue_limit < 0:
@@ -70,8 +72,8 @@ def endpoint_of(path: str) -> str | None:
     return path if path.startswith(EMULATED) else PATHS.get(path)
 
 
-def plan_of(script: Script, topology: Topology, index: int) -> ServerPlan:
-    """The part of a script that server `index` of the topology plays.
+def plan_of(script: Script, topology: Topology, index: int, stages: str = "") -> ServerPlan:
+    """The part of a script that server `index` of the topology plays; `stages` is the address of its stages.
 
     An endpoint that no group uses has no emulated service time. Raises ConfigError for an unknown path, or a script of
     another shape.
@@ -95,6 +97,7 @@ def plan_of(script: Script, topology: Topology, index: int) -> ServerPlan:
         distribution=script.service_distribution,
         cv=script.service_cv,
         behaviours=tuple(entry for entry in script.behaviours if entry.server == index),
+        stages=stages,
     )
 
 

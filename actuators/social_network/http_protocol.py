@@ -44,11 +44,12 @@ class Exchange:
         prepared: the response is known.
         due: for the handler: the response may be sent as soon as it is known.
         status: of the response.
+        on_gone: for the handler: called when the client closes the connection before the response.
     """
 
     __slots__ = (
-        "_body", "_connection", "_keep_alive", "data", "due", "method", "path", "prepared", "query", "request_type",
-        "sent", "sequence", "status",
+        "_body", "_connection", "_keep_alive", "data", "due", "method", "on_gone", "path", "prepared", "query",
+        "request_type", "sent", "sequence", "status",
     )  # fmt: skip
 
     def __init__(self, connection: HttpConnection, target: bytes) -> None:
@@ -62,6 +63,7 @@ class Exchange:
         self.data = self._body = b""
         self.status = 200
         self.prepared = self.due = self.sent = False
+        self.on_gone: Callable[[], None] | None = None
 
     def complete(self, method: str, *, keep_alive: bool) -> None:
         """The whole request has arrived."""
@@ -123,6 +125,9 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._open.discard(self)
+        for exchange in self._exchanges:
+            if exchange.on_gone is not None:
+                exchange.on_gone()
         self._exchanges.clear()
 
     @property

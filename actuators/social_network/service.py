@@ -21,6 +21,7 @@ from actuators.social_network.capacity import (
 )
 from actuators.social_network.http_protocol import Exchange
 from actuators.social_network.posts import BadRequestError, Draft, draft, parse_form, whole_number
+from actuators.social_network.stages_endpoint import StagesClient
 from actuators.social_network.store import SocialStore
 from actuators.social_network.timer import PreciseTimer
 
@@ -47,6 +48,8 @@ class SocialService:
         self._unwritten: deque[tuple[float, Draft, Exchange]] = deque()
         self._queue: VirtualQueue[Exchange] = VirtualQueue(1, 0)
         self._held: list[Exchange] = []
+        self._passed_in_hang: list[Exchange] = []
+        self._stages: StagesClient | None = None
         self._frozen_s = 0.0
         self.play(ServerPlan())
 
@@ -59,9 +62,18 @@ class SocialService:
         self._queue = VirtualQueue(plan.workers, plan.queue_limit)
         self._draws = WorkDraws(plan.seed, plan.distribution, plan.cv)
         self._service_s = dict.fromkeys(PATHS.values(), 0.0) | dict(plan.service_s)
+        if self._stages is not None:
+            self._stages.close()
+            self._stages = None
         self.counters = ServiceCounters()
         self.behaviour = Behaviour(0.0, self._index)
         self._unnamed = 0
+
+    async def reach_stages(self, address: str) -> None:
+        """From now on requests pass the stages there after their work here. Raises OSError."""
+        host, _, port = address.rpartition(":")
+        _, client = await self._loop.create_connection(lambda: StagesClient(self._stages_lost), host, int(port))
+        self._stages = client
 
     def behave(self, behaviour: Behaviour) -> None:
         """Changes the behaviour now; a new speed holds for the work in progress too.
@@ -83,12 +95,16 @@ class SocialService:
             for exchange in held:
                 if not exchange.gone:
                     self.handle(exchange)
+            passed, self._passed_in_hang = self._passed_in_hang, []
+            for exchange in passed:
+                self._passed(exchange)
         self._answer_finished()
 
     def crash(self, connections: int) -> None:
         """Drops the requests in progress, as a dead process does; `connections` is the number that was reset."""
         self._unwritten.clear()
         self._held.clear()
+        self._passed_in_hang.clear()
         self._queue.clear()
         self._timer.set(None)
         self.counters.reset += connections
@@ -219,11 +235,26 @@ class SocialService:
         now_s = time.monotonic()
         while (finished := self._queue.pop_finished(now_s)) is not None:
             finish_s, exchange = finished
-            exchange.due = True
             self.counters.late_s += now_s - finish_s
-            if exchange.prepared:
-                self._send(exchange)
+            if self._stages is not None and self._stages.is_open and not (exchange.prepared and exchange.status >= 400):
+                self._stages.enter(exchange, self._passed)
+            else:
+                self._passed(exchange)
         self._timer.set(self._queue.next_finish_s)
+
+    def _passed(self, exchange: Exchange) -> None:
+        """The emulated work for a request has ended, here and at the stages."""
+        if self.behaviour.hang:
+            self._passed_in_hang.append(exchange)
+            return
+        exchange.due = True
+        if exchange.prepared:
+            self._send(exchange)
+
+    def _stages_lost(self, inside: list[Exchange]) -> None:
+        for exchange in inside:
+            exchange.prepare(500, b'{"error": "the stages behind this server are gone"}')
+            self._passed(exchange)
 
     def _finish_everything(self) -> None:
         while (finished := self._queue.pop_finished(float("inf"))) is not None:

@@ -12,13 +12,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
-from actuators.contract.script import Scenario, Script, Stream
+from actuators.contract.script import Clients, Scenario, Script, Stream
 from actuators.contract.script_check import check_live, check_script
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, LoadWindow, Window, merge_windows
-from actuators.errors import LoadError, TestbedError
+from actuators.errors import ConfigError, LoadError, TestbedError
 from actuators.processes.system import BUSY, busiest_share, realtime_priority
 from actuators.statistics.vts import Snapshot
 
@@ -31,7 +32,13 @@ DRAIN_TIMEOUT_S = 15.0
 class ServerPart(Protocol):
     """A stand-in server, see `actuators.social_network.server.SocialNetworkServer`."""
 
-    def play(self, script: Script, topology: Topology) -> None: ...
+    def play(self, script: Script, topology: Topology, stages: str = "") -> None: ...
+
+
+class StagesPart(Protocol):
+    """What the servers share, see `actuators.social_network.server.SharedStages`."""
+
+    def play(self, script: Script, topology: Topology) -> str: ...
 
 
 class ProxyPart(Protocol):
@@ -40,6 +47,8 @@ class ProxyPart(Protocol):
     def set_method(self, method: BalancingMethod) -> None: ...
 
     def apply(self, control: Control) -> Applied: ...
+
+    def admit(self, admission: Admission | None) -> None: ...
 
     def forget_failures(self) -> None: ...
 
@@ -68,6 +77,8 @@ class LoadPart(Protocol):
         seed: int,
         duration_s: float,
         window_s: float = 1.0,
+        clients: Sequence[Clients] = (),
+        deadlines_s: Sequence[float] = (),
     ) -> None: ...
 
     def window(self) -> LoadWindow: ...
@@ -88,6 +99,7 @@ class LiveTestbed:
         topology: with the real addresses of the servers.
         address: HOST:PORT to which the load engine sends.
         close: ends every part; called once.
+        stages: None where scripts with stages are refused.
     """
 
     def __init__(
@@ -100,7 +112,9 @@ class LiveTestbed:
         collector: CollectorPart,
         load: LoadPart,
         close: Callable[[], None],
+        stages: StagesPart | None = None,
     ) -> None:
+        self._stages = stages
         self._topology, self._address = topology, address
         self._servers, self._proxy, self._collector, self._load = servers, proxy, collector, load
         self._close = close
@@ -124,7 +138,7 @@ class LiveTestbed:
         """The same servers and load engine behind another load balancer; its `close` does not end them."""
         return LiveTestbed(
             self._topology, address, servers=self._servers, proxy=proxy, collector=collector, load=self._load,
-            close=lambda: None,
+            close=lambda: None, stages=self._stages,
         )  # fmt: skip
 
     def latest_snapshot(self) -> Snapshot | None:
@@ -147,8 +161,14 @@ class LiveTestbed:
         script = scenario.script(self._topology, seed)
         check_script(script, self._topology)
         check_live(script)
+        stages = ""
+        if script.stages:
+            if self._stages is None:
+                remedy = "use a testbed on this machine (without Ray)"
+                raise ConfigError("this testbed has no stages behind its servers", where=script.name, remedy=remedy)
+            stages = self._stages.play(script, self._topology)
         for server in self._servers:
-            server.play(script, self._topology)
+            server.play(script, self._topology, stages)
         self._collector.begin()
         self._load.start(
             self._address,
@@ -157,6 +177,8 @@ class LiveTestbed:
             seed=seed,
             duration_s=script.duration_s,
             window_s=LOAD_WINDOW_S,
+            clients=script.clients,
+            deadlines_s=script.deadlines_s,
         )
         self._running = True
         self._proxy_share(self._proxy.cpu_s())
@@ -169,6 +191,11 @@ class LiveTestbed:
         if isinstance(control, ServiceTimes) and self._method != "expected_delay":
             control = control.as_weights()
         return self._proxy.apply(control)
+
+    def admit(self, admission: Admission | None) -> None:
+        """Puts a rule of admission in force at NGINX; None lets every request enter. Raises ActuationError."""
+        self._require_open()
+        self._proxy.admit(admission)
 
     def advance(self, interval_s: float) -> Window:
         self._require_running()

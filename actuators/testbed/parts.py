@@ -12,7 +12,7 @@ from actuators.contract.topology import Topology
 from actuators.files import private_folder
 from actuators.load.engine import LoadEngine
 from actuators.nginx.instance import Nginx
-from actuators.social_network.server import SocialNetworkServer
+from actuators.social_network.server import SharedStages, SocialNetworkServer
 from actuators.social_network.store import create_database
 from actuators.statistics.reader import Collector
 from actuators.testbed.live import LiveTestbed
@@ -79,5 +79,9 @@ def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path
         parts.callback(collector.close)
         load = make_load(options, work_dir)
         parts.callback(load.close)
+        stages = SharedStages(options.service, work_dir)
+        parts.callback(stages.close)
         close = parts.pop_all().close
-    return LiveTestbed(live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load, close=close)
+    return LiveTestbed(
+        live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load, close=close, stages=stages
+    )

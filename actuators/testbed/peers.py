@@ -18,11 +18,12 @@ from typing import Self
 
 import numpy as np
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
-from actuators.errors import ConfigError, MissingToolError, ProcessError
+from actuators.errors import ActuationError, ConfigError, MissingToolError, ProcessError
 from actuators.files import private_folder
 from actuators.nginx.detect import detect
 from actuators.nginx.reload import Reloader
@@ -85,6 +86,11 @@ class Peer:
     def apply(self, control: Control) -> Applied:
         """No effect: a peer has no control."""
         return Applied(False, 0.0)
+
+    def admit(self, admission: Admission | None) -> None:
+        """Raises ActuationError for any rule: a peer has none of our admission control."""
+        if admission is not None:
+            raise ActuationError(f"{self.name} has no admission control of ours", remedy="judge it without")
 
     def forget_failures(self) -> None:
         """Reloads an NGINX, which then forgets failures; HAProxy tracks none in this configuration."""
