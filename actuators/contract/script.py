@@ -92,7 +92,7 @@ class Cache:
 @dataclass(frozen=True)
 class Stage:
     """What all servers share and no balancer sees, a database for instance: connections with one line in order of
-    arrival. A request visits the stages in turn after its work at the server. Only simulated testbeds have stages.
+    arrival. A request visits the stages in turn after its work at the server. Testbeds on Ray have none.
 
     Attributes:
         work_s: per group, mean work of a visit; it varies as the work at the servers does.

@@ -33,12 +33,10 @@ def check_script(script: Script, topology: Topology) -> None:
 
 
 def check_live(script: Script) -> None:
-    """Raises ConfigError for a script with parts that live testbeds cannot play."""
-    parts = {"stages": script.stages, "clients": script.clients, "blocking": any(p.blocking for p in script.servers)}
-    for name, given in parts.items():
-        if given:
-            remedy = "play it on a simulated testbed"
-            raise ConfigError(f"{name} cannot be played live", where=f"script '{script.name}'", remedy=remedy)
+    """Raises ConfigError for a script with servers that live testbeds cannot play."""
+    if any(profile.blocking for profile in script.servers):
+        remedy = "play it on a simulated testbed"
+        raise ConfigError("blocking servers cannot be played live", where=f"script '{script.name}'", remedy=remedy)
 
 
 def _number(value: float, least: float, most: float, name: str, where: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control
 from actuators.contract.script import Scenario
 from actuators.contract.topology import Topology
@@ -64,6 +65,13 @@ class Testbed(Protocol):
 
     def apply(self, control: Control) -> Applied:
         """Puts a control in force. Raises ActuationError; the old control is then still in force."""
+        ...
+
+    def admit(self, admission: Admission | None) -> None:
+        """Requests enter by this rule from now on; None lets all enter. It stays in force over `reset`.
+
+        Raises ActuationError; then the old rule is in force.
+        """
         ...
 
     def advance(self, interval_s: float) -> Window:

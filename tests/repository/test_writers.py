@@ -34,7 +34,8 @@ LOCKED = {
 
 ALONE = {
     # Parts of a testbed write in its own folder; programs are whole files.
-    "actuators/social_network/__main__.py", "actuators/social_network/store.py", "actuators/load/engine.py",
+    "actuators/social_network/__main__.py", "actuators/social_network/stages_endpoint.py",
+    "actuators/social_network/store.py", "actuators/load/engine.py",
     "actuators/nginx/instance.py", "actuators/nginx/reload.py",
     "actuators/processes/process.py", "actuators/testbed/peers.py", "rayjobs/doctor.py", "rayjobs/runs/local_ray.py",
     "rayjobs/serve/haproxy_loopback.py", "rayjobs/onboard/kept.py",

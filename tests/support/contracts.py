@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from actuators.contract.admission import Admission, AdmissionNumbers
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.script import Behaviour, RateStep, Script, ServerProfile, Stream
 from actuators.contract.testbed import Testbed
@@ -107,6 +108,32 @@ def weights_are_in_force_and_read_back(make: Factory) -> None:
         assert window.usable, window.faults
         assert np.array_equal(window.weight, weights.values)
         assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
+
+
+def admission_refuses_what_finds_its_limit_reached(make: Factory) -> None:
+    with make() as testbed:
+        groups = len(testbed.topology.groups)
+        one, share = np.ones(groups), np.full(groups, 1 / groups)
+        numbers = AdmissionNumbers(multiple=1.0, tick_s=0.1, most_refused=1.0)
+        testbed.admit(Admission(testbed.topology, "fixed", one, one, one, share, numbers))
+        testbed.reset(ContractScenario(), 9)
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        counts = window.admission
+        assert counts is not None
+        assert counts.limits.tolist() == [1.0] * groups
+        # One request at a time of 4 ms, of 300 a second: half of them find one inside.
+        assert 0.2 < counts.refused.sum() / counts.offered.sum() < 0.9
+        assert (counts.offered >= counts.refused).all()
+        assert window.usable
+        assert window.server_errors.sum() == 0, "a refusal is no error of a server"
+        assert window.client is not None
+        assert window.client.errors["status_5xx"].sum() > 0
+        testbed.admit(None)
+        testbed.advance(INTERVAL_S)
+        after = testbed.advance(INTERVAL_S)
+        assert after.client is not None
+        assert after.client.errors.get("status_5xx", np.zeros(groups)).sum() == 0
 
 
 def a_server_that_is_down_gets_nothing(make: Factory) -> None:
@@ -219,6 +246,7 @@ CONTRACT = (
     windows_are_whole,
     drain_accounts_for_every_request,
     weights_are_in_force_and_read_back,
+    admission_refuses_what_finds_its_limit_reached,
     a_server_that_is_down_gets_nothing,
     reset_puts_equal_weights_in_force,
     a_control_of_another_topology_is_refused,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actuators.contract.topology import Topology, social_network
 from actuators.load.engine import LoadEngine
+from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
 from actuators.statistics.reader import Collector
@@ -42,7 +43,7 @@ class LiveParts:
 
 @contextlib.contextmanager
 def running_parts(folder: Path, seed: int = 1) -> Iterator[LiveParts]:
-    options = LiveOptions()
+    options = LiveOptions(nginx=NginxOptions(admission=True))
     placeholders = social_network()
     with contextlib.ExitStack() as stack:
         servers = []

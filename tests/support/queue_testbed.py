@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actuators.contract import histogram
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.script import Behaviour, RateStep, Scenario, Script, ServerProfile, Stream
 from actuators.contract.testbed import Applied
@@ -113,6 +114,9 @@ class QueueTestbed:
         self.calls.append(f"apply {control.values[0].tolist()}")
         changed, self._weights = control != self._weights, control
         return Applied(changed, 0.0)
+
+    def admit(self, admission: Admission | None) -> None:
+        self.calls.append("admit")
 
     def advance(self, interval_s: float) -> Window:
         return self._window(self._now_s + interval_s, arriving=True)

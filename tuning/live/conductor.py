@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import ray
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied, Testbed
@@ -282,6 +283,9 @@ class ConductedTestbed:
     def apply(self, control: Control) -> Applied:
         applied: Applied = self._call(ANSWER_SLACK_S, "apply", control)
         return applied
+
+    def admit(self, admission: Admission | None) -> None:
+        self._call(ANSWER_SLACK_S, "admit", admission)
 
     def advance(self, interval_s: float) -> Window:
         window: Window = self._call(interval_s + ANSWER_SLACK_S, "advance", interval_s)

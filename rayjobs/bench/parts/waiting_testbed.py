@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
@@ -42,6 +43,9 @@ class WaitingTestbed:
         self._require_open()
         changed, self._control = control != self._control, control
         return Applied(changed, 0.0)
+
+    def admit(self, admission: Admission | None) -> None:
+        self._require_open()
 
     def advance(self, interval_s: float) -> Window:
         """Waits as a live testbed does: for the tick, which is skipped when more than an interval has been lost."""
