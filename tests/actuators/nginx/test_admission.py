@@ -6,12 +6,13 @@ import http.client
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from actuators.contract.admission import NEVER, Admission, AdmissionNumbers, AdmissionRule
-from actuators.contract.topology import Topology
+from actuators.contract.topology import Topology, social_network
 from actuators.contract.window import AdmissionWindow
 from actuators.errors import ActuationError
 from actuators.http_client import http_session
@@ -163,35 +164,31 @@ def test_a_plan_is_shown_as_it_was_set_and_can_be_taken_back(site: Site) -> None
     endpoint.close()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "rule fastest\n", "percent 101\n", "percent x\n", "machines 0\n", "number tick_s 9\n", "number speed 1\n",
-        "group nobody 1 1 1 1 1\n", "group home_read_backend 1 1 1 1\n", "group home_read_backend 1 -1 1 1 1\n",
-        "group home_read_backend nan 1 1 1 1\n", "weight home_read_backend 1\n", "rule fixed\n", "number\n",
-    ],
+WRONG = (
+    "rule fastest\n", "percent 101\n", "percent x\n", "machines 0\n", "number tick_s 9\n", "number speed 1\n",
+    "group nobody 1 1 1 1 1\n", "group home_read_backend 1 1 1 1\n", "group home_read_backend 1 -1 1 1 1\n",
+    "group home_read_backend nan 1 1 1 1\n", "weight home_read_backend 1\n", "rule fixed\n", "number\n",
 )  # fmt: skip
-def test_a_wrong_text_is_refused_whole(site: Site, text: str) -> None:
-    before = to_text(rule(site.topology))
-    with http_session(10.0) as session:
+
+
+def test_a_wrong_text_is_refused_whole(short_dir: Path) -> None:
+    with running_site(short_dir, NginxOptions(admission=True)) as site, http_session(10.0) as session:
+        before = to_text(rule(site.topology))
         url, headers = site.nginx.admission_url, {"X-Deepsched-Token": site.nginx.token}
         assert session.post(url, data=before, headers={"X-Deepsched-Token": "x"}).status_code == 403
         assert session.post(url, data=before, headers=headers).text == before
-        refused = session.post(url, data=text, headers=headers)
-        assert refused.status_code == 400
-        assert refused.text.startswith("refused: ")
-        assert session.get(url).text == before
+        for text in WRONG:
+            refused = session.post(url, data=text, headers=headers)
+            assert refused.status_code == 400, text
+            assert refused.text.startswith("refused: "), text
+            assert session.get(url).text == before
 
 
-def test_a_text_of_other_groups_is_one_error(topology_of_one: Topology, site: Site) -> None:
+def test_a_text_of_other_groups_is_one_error() -> None:
+    topology = social_network()
+    other = Topology((replace(topology.groups[0], name="other"),))
     with pytest.raises(ActuationError, match="not a rule of admission"):
-        from_text(to_text(rule(site.topology)), topology_of_one)
-
-
-@pytest.fixture
-def topology_of_one(site: Site) -> Topology:
-    group = site.topology.groups[0]
-    return Topology((replace(group, name="other"),))
+        from_text(to_text(rule(topology)), other)
 
 
 def test_in_shadow_refusals_are_only_counted(site: Site) -> None:
@@ -333,8 +330,15 @@ def test_an_nginx_without_admission_control_says_so(short_dir: Path) -> None:
         site.nginx.admit(rule(site.topology))
 
 
-@pytest.mark.parametrize("name", ["fixed", "thresh", "aimd_thresh", "aimd", "gradient"])
-def test_limits_are_those_of_the_simulator(site: Site, name: AdmissionRule) -> None:
+def test_limits_are_those_of_the_simulator(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_locations(monkeypatch, EXTRA)
+    with running_site(short_dir, NginxOptions(admission=True)) as site:
+        for name in get_args(AdmissionRule):
+            if name != "none":
+                compare_limits(site, name)
+
+
+def compare_limits(site: Site, name: AdmissionRule) -> None:
     generator = np.random.default_rng(7)
     numbers = AdmissionNumbers(least_answers=1)
     admission = Admission(
