@@ -39,11 +39,11 @@ class AdmissionNumbers(Options):
     """`aimd_thresh`: importance-weighted share of late answers above which the multiple falls."""
     cut: float = Field(default=0.5, gt=0, lt=1)
     """`aimd_thresh`, `aimd`: factor on the multiple after a late tick."""
-    rise: float = Field(default=0.27, gt=0, le=10)
+    rise: float = Field(default=0.2, gt=0, le=10)
     """`aimd_thresh`, `aimd`: added to the multiple after a tick in time."""
-    least: float = Field(default=0.3, gt=0, le=100)
+    least: float = Field(default=1.25, gt=0, le=100)
     """Smallest multiple."""
-    most: float = Field(default=3.65, gt=0, le=1000)
+    most: float = Field(default=5.0, gt=0, le=1000)
     """Largest multiple."""
     least_answers: int = Field(default=8, ge=1, le=1000)
     """Finished requests since the last update without which the limits stay, unless a group is silent for its deadline;
