@@ -32,7 +32,9 @@ class AdmissionNumbers(Options):
     multiple: float = Field(default=2.2, gt=0, le=100)
     """`fixed`, `thresh`: limit on the requests in flight of all groups."""
     gamma: float = Field(default=0.3, ge=0, le=3)
-    """`thresh`, `aimd_thresh`: power with which a group's limit falls with its density, importance / idle latency."""
+    """`thresh`, `aimd_thresh`: power with which a group's limit falls with its idle latency."""
+    importance_power: float = Field(default=0.6, ge=0, le=3)
+    """`thresh`, `aimd_thresh`: power with which a group's limit rises with its importance."""
     start: float = Field(default=2.5, gt=0, le=100)
     """`aimd_thresh`, `gradient`, `aimd`: first multiple."""
     late_share: float = Field(default=0.14, gt=0, lt=1)
@@ -110,8 +112,9 @@ class Admission:
         return np.where(np.isfinite(self.importance), self.importance, finite.max() if len(finite) else 1.0)
 
     def shares(self) -> FloatArray:
-        """``[groups]``: a group's limit as a share of the whole, (density / largest density) ^ gamma; ∞ for `NEVER`."""
-        density = self.importance / self.idle_s
-        finite = density[np.isfinite(density)]
-        largest = finite.max() if len(finite) else 1.0
-        return np.where(np.isfinite(density), (density / largest) ** self.numbers.gamma, NEVER)
+        """``[groups]``: a group's limit as a share of the whole, importance ^ importance_power / idle latency ^ gamma
+        over the largest; ∞ for `NEVER`."""
+        finite = np.isfinite(self.importance)
+        values = self.weights() ** self.numbers.importance_power / self.idle_s**self.numbers.gamma
+        largest = values[finite].max() if finite.any() else 1.0
+        return np.where(finite, values / largest, NEVER)

@@ -125,6 +125,7 @@ class Limits:
             _rows([a.idle_s for a in admissions]),
         )
         self.nominal = np.array([a.nominal for a in admissions])
+        self._never = np.array([np.isinf(a.importance) for a in admissions])
         weights = _rows([a.weights() * a.rates_rps for a in admissions])
         self._weights = weights / weights.sum(axis=1, keepdims=True)
         equal = self.rule not in ("thresh", "aimd_thresh")
@@ -188,7 +189,9 @@ class Limits:
 
     def _step(self, state: LimitState, seen: TickCounts, silent_s: FloatArray, elapsed_s: FloatArray) -> LimitState:
         shares = self._late_shares(silent_s, seen)
-        in_time = (self._weights * shares).sum(axis=1) <= self._numbers["late_share"]
+        most = self._numbers["late_share"]
+        at_risk = (self._never & (shares > most[:, None] / 2)).any(axis=1)
+        in_time = ((self._weights * shares).sum(axis=1) <= most) & ~at_risk
         unrestrained = (seen.over.sum(axis=1) == 0) | self._at_most(state)
         held = state.held * np.exp(-elapsed_s / PEAK_MEMORY_S)
         held = np.where(in_time & unrestrained, np.maximum(held, seen.peak), held)

@@ -12,7 +12,7 @@ local RULES = { none = true, fixed = true, thresh = true, aimd_thresh = true, gr
 local NUMBERS = {
     tick_s = { 0.1, 5 }, multiple = { 1e-6, 100 }, gamma = { 0, 3 }, start = { 1e-6, 100 }, late_share = { 1e-6, 1 },
     cut = { 1e-6, 1 }, rise = { 1e-6, 10 }, least = { 1e-6, 100 }, most = { 1e-6, 1000 }, most_refused = { 1e-6, 1 },
-    headroom = { 1, 10 }, least_answers = { 1, 1000 },
+    headroom = { 1, 10 }, least_answers = { 1, 1000 }, importance_power = { 0, 3 },
 }
 
 local known = {}

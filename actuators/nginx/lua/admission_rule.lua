@@ -10,12 +10,13 @@ local BY_DENSITY = { thresh = true, aimd_thresh = true }
 -- What follows from a plan alone: nominal (requests in flight at one machine at nominal rates) and, for each entry,
 -- weight (importance of its late answers) and share (of the whole limit).
 function M.prepare(plan)
-    local densest, most, nominal = 0, 0, 0
+    local highest, most, nominal, numbers = 0, 0, 0, plan.numbers
     for index = 1, #plan.entries do
         local entry = plan.entries[index]
         nominal = nominal + entry.rate_rps * entry.idle_s
         if entry.importance < huge then
-            densest, most = max(densest, entry.importance / entry.idle_s), max(most, entry.importance)
+            entry.value = entry.importance ^ numbers.importance_power / entry.idle_s ^ numbers.gamma
+            highest, most = max(highest, entry.value), max(most, entry.importance)
         end
     end
     plan.nominal = nominal / plan.machines
@@ -25,7 +26,7 @@ function M.prepare(plan)
         if entry.importance == huge then
             entry.weight, entry.share = most > 0 and most or 1, huge
         elseif BY_DENSITY[plan.rule] then
-            entry.share = (entry.importance / entry.idle_s / densest) ^ plan.numbers.gamma
+            entry.share = entry.value / highest
         end
     end
     return plan
@@ -55,14 +56,15 @@ function M.is_due(plan, ticks)
 end
 
 local function late_share(plan, ticks)
-    local late, all = 0, 0
+    local late, all, at_risk = 0, 0, false
     for index = 1, #plan.entries do
         local entry, tick = plan.entries[index], ticks[index]
         local own = tick.finished > 0 and tick.late / tick.finished or is_silent(entry, tick) and 1 or 0
         local weight = entry.weight * entry.rate_rps
         late, all = late + weight * own, all + weight
+        at_risk = at_risk or entry.importance == huge and own > plan.numbers.late_share / 2
     end
-    return late / all
+    return late / all, at_risk
 end
 
 local follow = {}
@@ -99,8 +101,9 @@ function M.step(plan, state, ticks, peak, elapsed_s)
     for index = 1, #ticks do
         over = over + ticks[index].over
     end
-    state.late_share = late_share(plan, ticks)
-    local in_time = state.late_share <= n.late_share
+    local at_risk  -- a group that is never refused suffers from the others
+    state.late_share, at_risk = late_share(plan, ticks)
+    local in_time = state.late_share <= n.late_share and not at_risk
     local highest = plan.rule ~= "fixed" and plan.rule ~= "thresh" and state.multiple >= n.most
     state.held = state.held * exp(-elapsed_s / HELD_S)
     if in_time and (over == 0 or highest) then

@@ -26,7 +26,7 @@ from envs.study.judge import deadlines_s
 from envs.study.rules import RULES
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
-THRESH: dict[str, Any] = {"multiple": 2.78, "gamma": 0.17}
+THRESH: dict[str, Any] = {"multiple": 2.78, "gamma": 0.17, "importance_power": 0.17}
 NUMBERS: dict[AdmissionRule, dict[str, Any]] = {
     "none": {}, "fixed": {}, "thresh": THRESH, "aimd_thresh": {}, "gradient": {}, "aimd": {},
 }  # fmt: skip

@@ -25,7 +25,7 @@ def admission(rule: AdmissionRule, importance: tuple[float, float] = (1.0, 1.0),
     more = {name: numbers.pop(name) for name in ("machines", "factors") if name in numbers}
     return Admission(
         TOPOLOGY, rule, np.array([0.3, 1.0]), np.array(importance), np.array([0.1, 0.4]), np.array([20.0, 5.0]),
-        AdmissionNumbers(**numbers), **more,
+        AdmissionNumbers(**{"least": 0.3, "most": 3.65, **numbers}), **more,
     )  # fmt: skip
 
 
@@ -75,7 +75,10 @@ def test_fixed_is_one_limit_whatever_happens() -> None:
 
 def test_thresholds_fall_with_the_density() -> None:
     rule = Limits(
-        [admission("thresh", multiple=2.5, gamma=0.5), admission("thresh", (1.0, 4.0), multiple=2.5, gamma=0.5)]
+        [
+            admission("thresh", multiple=2.5, gamma=0.5),
+            admission("thresh", (1.0, 4.0), multiple=2.5, gamma=0.5, importance_power=0.5),
+        ]
     )
     assert rule.of(rule.start()).tolist() == [[10.0, 5.0], [10.0, 10.0]]
 
@@ -119,6 +122,13 @@ def test_a_group_that_is_never_refused_has_no_limit_and_weighs_as_the_most_impor
     # weights 60 and 15 of 75: late only in the second group: 0.2 × 0.6 = 0.12; 0.2 × 0.8 = 0.16
     assert limits_after(rule, tick(finished=(10, 5), late=(0, 3), peak=0))[1] == [math.inf, 10.0]
     assert limits_after(rule, tick(finished=(10, 5), late=(0, 4), peak=0))[1] == [math.inf, 4.0]
+
+
+def test_lateness_of_a_group_that_is_never_refused_is_late_sooner() -> None:
+    rule = Limits([admission("aimd_thresh", (NEVER, 3.0), start=2.0, rise=0.5, cut=0.5)])
+    # 0.8 of the weight: 0.064 and 0.056 in all; more than a half of 0.14, and a half of it.
+    assert limits_after(rule, tick(finished=(100, 5), late=(8, 0), peak=0))[1] == [math.inf, 4.0]
+    assert limits_after(rule, tick(finished=(100, 5), late=(7, 0), peak=0))[1] == [math.inf, 10.0]
 
 
 def test_importance_weighs_lateness() -> None:
