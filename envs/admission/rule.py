@@ -190,7 +190,7 @@ class Limits:
     def _step(self, state: LimitState, seen: TickCounts, silent_s: FloatArray, elapsed_s: FloatArray) -> LimitState:
         shares = self._late_shares(silent_s, seen)
         most = self._numbers["late_share"]
-        at_risk = (self._never & (shares > most[:, None] / 2)).any(axis=1)
+        at_risk = (self._never & (shares > most[:, None] / 3)).any(axis=1)
         in_time = ((self._weights * shares).sum(axis=1) <= most) & ~at_risk
         unrestrained = (seen.over.sum(axis=1) == 0) | self._at_most(state)
         held = state.held * np.exp(-elapsed_s / PEAK_MEMORY_S)

@@ -62,7 +62,7 @@ local function late_share(plan, ticks)
         local own = tick.finished > 0 and tick.late / tick.finished or is_silent(entry, tick) and 1 or 0
         local weight = entry.weight * entry.rate_rps
         late, all = late + weight * own, all + weight
-        at_risk = at_risk or entry.importance == huge and own > plan.numbers.late_share / 2
+        at_risk = at_risk or entry.importance == huge and own > plan.numbers.late_share / 3
     end
     return late / all, at_risk
 end

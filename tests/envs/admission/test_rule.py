@@ -126,9 +126,9 @@ def test_a_group_that_is_never_refused_has_no_limit_and_weighs_as_the_most_impor
 
 def test_lateness_of_a_group_that_is_never_refused_is_late_sooner() -> None:
     rule = Limits([admission("aimd_thresh", (NEVER, 3.0), start=2.0, rise=0.5, cut=0.5)])
-    # 0.8 of the weight: 0.064 and 0.056 in all; more than a half of 0.14, and a half of it.
-    assert limits_after(rule, tick(finished=(100, 5), late=(8, 0), peak=0))[1] == [math.inf, 4.0]
-    assert limits_after(rule, tick(finished=(100, 5), late=(7, 0), peak=0))[1] == [math.inf, 10.0]
+    # 0.8 of the weight: 0.04 and 0.032 in all; more and less than a third of 0.14.
+    assert limits_after(rule, tick(finished=(100, 5), late=(5, 0), peak=0))[1] == [math.inf, 4.0]
+    assert limits_after(rule, tick(finished=(100, 5), late=(4, 0), peak=0))[1] == [math.inf, 10.0]
 
 
 def test_importance_weighs_lateness() -> None:
