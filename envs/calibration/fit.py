@@ -22,7 +22,7 @@ from envs.calibration.result import Parameters
 from envs.observation.features import quantile_s
 
 MAX_WORKERS = 2048
-LEAST_SERVICE_MS = 0.05
+LEAST_SERVICE_MS, LEAST_OVERHEAD_MS = 0.05, 1e-6
 LEAST_REQUESTS = 20
 _GAIN = 0.5
 _CLOSE = 0.005
@@ -124,7 +124,7 @@ class _Search:
     def climb(self, best: Trial, step: float) -> Trial:
         """Moves to a more likely neighbour at this distance until there is none."""
         while True:
-            around = _around(best.parameters, step, self._target.fastest_ms, self._options.workers is None)
+            around = neighbours(best.parameters, step, self._target.fastest_ms, self._options.workers is None)
             better = self.best_of(around, best.parameters.service_array_ms)
             if better.log_likelihood <= best.log_likelihood:
                 return best
@@ -186,7 +186,8 @@ def _settle(replay: Replay, target: _Target, place: SearchPoint, service_ms: Flo
     return best
 
 
-def _around(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[SearchPoint]:
+def neighbours(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[SearchPoint]:
+    """The points of the search around these parameters; every one makes valid parameters."""
     move_ms, factor = step * max(0.25 * fastest_ms, 0.2), _CV_STEP**step
     here = _place(at)
     places = [here._replace(overhead_ms=max(at.overhead_ms + move, 0.0)) for move in (-move_ms, move_ms)]
@@ -201,7 +202,14 @@ def _around(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -
             for sign in (-1, 1)
         ]
     inside = [place for place in places if 1 <= place.workers <= MAX_WORKERS]
-    return [place._replace(service_cv=min(max(place.service_cv, 0.05), 10.0)) for place in inside]
+    return [
+        place._replace(
+            service_cv=min(max(place.service_cv, 0.05), 10.0),
+            # Moves there and back leave a remainder of rounding.
+            overhead_ms=place.overhead_ms if place.overhead_ms >= LEAST_OVERHEAD_MS else 0.0,
+        )
+        for place in inside
+    ]
 
 
 def _place(parameters: Parameters) -> SearchPoint:
