@@ -126,7 +126,9 @@ def test_the_verb_keeps_what_it_has_whatever_ends_it(tmp_path: Path, number: int
     assert len(recording.snapshots) >= 2
     assert recording.skipped <= (1 if number == signal.SIGKILL else 0)
     if number == signal.SIGINT:
-        assert f"{len(recording.snapshots)} snapshots and 0 gaps" in said.decode()
+        # The signal may come after a snapshot was written and before it was counted.
+        count = len(recording.snapshots)
+        assert any(f" {n} snapshots and 0 gaps" in said.decode() for n in (count, count - 1))
 
 
 def test_wrong_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,7 +293,7 @@ def test_a_disk_that_is_full_delays_it(
 
 
 def test_health_metrics_and_description_say_what_was_taken_back_and_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "FAILING_S", 0.0)
     of_other_groups().save(tmp_path / "bundles" / "other")
