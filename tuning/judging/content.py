@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from actuators.contract import histogram
-from actuators.contract.control import BalancingMethod
 from tuning.judging.statistics import METRICS
 
 Count = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -127,7 +126,8 @@ class BlockLine(_Part):
     round: Count
     position: Count
     policy: str
-    method: BalancingMethod
+    # Also oracles of the simulator and other balancers have one.
+    method: Annotated[str, Field(min_length=1, max_length=200)]
     seed: Count
     warm_up_seed: Count
     run_seed: Count = 0
