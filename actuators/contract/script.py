@@ -128,7 +128,7 @@ class StageBehaviour:
 
 @dataclass(frozen=True)
 class Clients:
-    """How the clients of a group wait and repeat; first attempts come as the stream says, whatever happens.
+    """How the clients of a group wait and repeat. Their failures do not change the rate of first attempts.
 
     Attributes:
         patience_s: an attempt is given up after it; the server works on.

@@ -100,7 +100,7 @@ def admitted(config: ParsedConfig, groups: Sequence[MemoryGroup], exempt: Sequen
     """The locations whose requests pass admission control: those of these groups, without named and `exempt` ones.
 
     Raises ConfigError, which names the line, for Lua of the access phase, of which only one of location, server and
-    http runs; and for an `exempt` that is no such location.
+    http runs; and for an `exempt` that matches none of these locations.
     """
     for directive, file in config.lua:
         if directive.name.startswith("access_by_lua"):
@@ -108,7 +108,7 @@ def admitted(config: ParsedConfig, groups: Sequence[MemoryGroup], exempt: Sequen
             what = f"'{directive.name}' and admission control cannot both have the access phase"
             raise ConfigError(what, where=f"{file}:{directive.line}", remedy=remedy)
     for where in config.satisfy_any:
-        # Lua of the access phase that ends well satisfies it: whoever asks would get in without a password.
+        # Lua in the access phase that raises no error satisfies it: every client would get in without a password.
         remedy = "use 'satisfy all' there, or write the snippet without memory.admission"
         raise ConfigError(
             "with 'satisfy any', admission control would open what is protected", where=where, remedy=remedy

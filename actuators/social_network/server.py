@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,7 @@ from actuators.social_network.store import SocialNetworkOptions
 _CALL_TIMEOUT_S = 5.0
 
 
-class AdminProcess:
+class AdminProcess(ABC):
     """A process of the stand-in with an admin listener; a context manager.
 
     Args:
@@ -101,9 +102,9 @@ class AdminProcess:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def _arguments(self) -> list[str]:
         """Module and arguments, without --ready-file."""
-        raise NotImplementedError
 
     def _admin_call(self, method: str, path: str, message: Any = None) -> dict[str, Any]:
         if self._process is None:

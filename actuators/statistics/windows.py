@@ -90,7 +90,7 @@ def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
 def _client_errors(before: Snapshot, after: Snapshot) -> int | None:
     if before.client_errors is None or after.client_errors is None:
         return None
-    # A refused request is no error of a server.
+    # A refused request is not an error of a server.
     count = after.client_errors - _refused(after) - before.client_errors + _refused(before)
     return count if 0 <= count <= _MOST else None
 

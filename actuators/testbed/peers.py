@@ -88,9 +88,9 @@ class Peer:
         return Applied(False, 0.0)
 
     def admit(self, admission: Admission | None) -> None:
-        """Raises ActuationError for any rule: a peer has none of our admission control."""
+        """Raises ActuationError for any rule: admission control needs our Lua code in NGINX."""
         if admission is not None:
-            raise ActuationError(f"{self.name} has no admission control of ours", remedy="judge it without")
+            raise ActuationError(f"{self.name} does not support admission control", remedy="judge it without")
 
     def forget_failures(self) -> None:
         """Reloads an NGINX, which then forgets failures; HAProxy tracks none in this configuration."""

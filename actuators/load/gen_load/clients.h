@@ -1,5 +1,5 @@
 /* What the clients of a stream do when an attempt fails: they give up after their patience, and repeat it after a pause.
- * First attempts come as the plan says, whatever happens. */
+ * Failures do not change the rate of first attempts. */
 #ifndef GEN_LOAD_CLIENTS_H
 #define GEN_LOAD_CLIENTS_H
 

@@ -140,7 +140,7 @@ function M.leave(record, status, response_ms)
     local gone = status == CLIENT_GONE
     local seconds = gone and now_s() - record.entered_s or (response_ms or 0) / 1000
     local is_late = seconds > entry.deadline_s
-    -- An error that comes at once is no sign of overload, nor a client that soon goes away, nor an answer of NGINX itself.
+    -- These do not indicate overload: an immediate error, a client that leaves early, an answer of NGINX itself.
     if not response_ms and not gone or gone and not is_late or status >= 500 and seconds < entry.idle_s then
         return add(block, QUICK, 1)
     end

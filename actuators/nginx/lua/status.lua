@@ -34,7 +34,7 @@ local function read_bounds(bounds)
 end
 
 -- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count; token, plan: of admission.lua,
--- without a plan there is no admission control.
+-- which is off without a plan.
 -- Leaves `M.groups` for the balancer.
 function M.init(options)
     counters.init(options)

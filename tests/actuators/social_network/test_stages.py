@@ -75,7 +75,7 @@ def test_misses_fill_the_cache_which_fades_and_can_be_flushed() -> None:
     gone.gone = True
     queue.enter(gone, 0.0, 20.0)
     queue.pop_finished(20.0)
-    assert queue.hit_share(20.0) == pytest.approx(filled), "whoever gave up fills nothing"
+    assert queue.hit_share(20.0) == pytest.approx(filled), "a request that was given up does not fill the cache"
     queue.behave(StageBehaviour(20.0, 0, flush=True), 20.0)
     assert queue.hit_share(20.0) == 0.0
 
