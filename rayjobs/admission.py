@@ -7,11 +7,10 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field
 
-from actuators.contract.admission import NEVER, Admission, AdmissionNumbers, AdmissionRule
+from actuators.contract.admission import NEVER, Admission
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.files import read_token
@@ -20,11 +19,11 @@ from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.options import Options
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import AdmissionStatus
+from envs.calibration.options import AdmissionPlan
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
 
 _log = partial(log_line, "admission")
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ShowOptions(Options):
@@ -42,26 +41,14 @@ class OffOptions(ShowOptions):
     """File with the token of the control endpoint; changes are refused when not given."""
 
 
-class SetOptions(OffOptions):
+class SetOptions(OffOptions, AdmissionPlan):
     """Which rule, for which groups."""
 
     calibration: Path
     """`calibration.json` of the system, as `onboard` and `calibrate` write it: its groups are admitted, by its
     deadlines, rates and response times without waiting."""
-    rule: AdmissionRule = "aimd_thresh"
-    """How the limits follow the system (docs/admission.md#the-tick)."""
     percent: float = Field(0.0, ge=0, le=100)
     """Of the requests beyond the limit, how many are refused; with 0 they are only counted."""
-    importance: dict[str, Positive] = Field({})
-    """Group → what an answer in time is worth; 1 when not given."""
-    never_refused: tuple[str, ...] = ()
-    """Groups of which no request is refused: they fill the room of the others. All may be refused when not given."""
-    deadlines_ms: dict[str, Positive] = Field({})
-    """Group → deadline in milliseconds; the calibration's when not given."""
-    load_balancers: int = Field(1, ge=1, le=10_000)
-    """NGINX machines that share the traffic; each has its part of the limit."""
-    numbers: AdmissionNumbers = AdmissionNumbers()
-    """Numbers of the rule."""
 
 
 def show(options: ShowOptions) -> int:
@@ -84,16 +71,7 @@ def set_rule(options: SetOptions) -> int:
     from envs.calibration.result import Calibration
 
     calibration = Calibration.load(options.calibration)
-    admission = calibrated_admission(
-        calibration,
-        options.rule,
-        importance=options.importance,
-        never_refused=options.never_refused,
-        deadlines_ms=options.deadlines_ms,
-        numbers=options.numbers,
-        machines=options.load_balancers,
-        percent=options.percent,
-    )
+    admission = calibrated_admission(calibration, options, options.percent)
     with _endpoint(options, calibration.topology) as endpoint:
         endpoint.put(admission)
     for line in _told(admission):

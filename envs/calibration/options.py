@@ -1,4 +1,4 @@
-"""Options of a calibration; apart from the fit because `--help` must not import the compiled simulator."""
+"""Options of a calibration and of admission by it; apart because `--help` must not import the compiled simulator."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from actuators.contract.admission import AdmissionNumbers, AdmissionRule
 from actuators.contract.control import BalancingMethod
 from actuators.options import Options
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class FitOptions(Options):
@@ -38,3 +41,20 @@ class CalibrateOptions(FitOptions):
     """Deadline of a group; mean + (1 + 1 / priority) standard deviations of its response times when not given."""
     most_windows: int = Field(default=900, ge=20)
     """Maximum number of windows; of a longer recording, blocks spread evenly over it are used."""
+
+
+class AdmissionPlan(Options):
+    """How the groups of a calibration are admitted."""
+
+    rule: AdmissionRule = "aimd_thresh"
+    """How the limits follow the system (docs/admission.md#the-tick)."""
+    importance: dict[str, Positive] = Field({})
+    """Group → what an answer in time is worth; 1 when not given."""
+    never_refused: tuple[str, ...] = ()
+    """Groups of which no request is refused: they fill the room of the others. All may be refused when not given."""
+    deadlines_ms: dict[str, Positive] = Field({})
+    """Group → deadline in milliseconds; the calibration's when not given."""
+    load_balancers: int = Field(1, ge=1, le=10_000)
+    """NGINX machines that share the traffic; each has its part of the limit."""
+    numbers: AdmissionNumbers = AdmissionNumbers()
+    """Numbers of the rule."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.contract.admission import AdmissionNumbers
 from actuators.nginx.config import NginxOptions
 from envs.calibration.admission import calibrated_admission
+from envs.calibration.options import AdmissionPlan
 from envs.calibration.result import Calibration
 from rayjobs.cli.main import main
 from tests.support.nginx_site import Site, running_site
@@ -114,10 +114,10 @@ def test_an_nginx_without_admission_control_is_told_what_to_do(short_dir: Path, 
 
 def test_what_is_believed_comes_from_the_calibration() -> None:
     calibration = Calibration.load(Path("tests/data/runs/calibration.json"))
-    found = calibrated_admission(
-        calibration, "thresh", importance={"home_read_backend": 3.0}, never_refused=(),
-        deadlines_ms={"user_read_backend": 50.0}, numbers=AdmissionNumbers(), machines=2, percent=100.0,
-    )  # fmt: skip
+    plan = AdmissionPlan(
+        rule="thresh", importance={"home_read_backend": 3.0}, deadlines_ms={"user_read_backend": 50.0}, load_balancers=2
+    )
+    found = calibrated_admission(calibration, plan, 100.0)
     assert found.deadlines_s == pytest.approx([0.10717, 0.02512, 0.05], rel=1e-3)
     assert found.importance.tolist() == [1.0, 3.0, 1.0]
     best = calibration.parameters
