@@ -35,6 +35,9 @@ class BenchOptions(Options):
     """Benches to run (docs/results.md#bars); all when none is given."""
     seed: int = Field(1, ge=0)
     """Fixes everything random in a bench."""
+    part: str = ""
+    """Part of a bench that is measured alone, into NAME-PART.json (`admission`: simulated, cpu, live); all when not
+    given."""
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, with less precise figures."""
     out: Path = Path("runs/bench")
@@ -48,21 +51,36 @@ def names() -> tuple[str, ...]:
 
 
 def run_bench(name: str, options: BenchOptions, log: Callable[[str], None]) -> tuple[Bar, ...]:
-    """Measures one bench and writes its JSON; its bars.
+    """Measures one bench, or a part of it, and writes its JSON; its bars.
 
     Raises:
-        ConfigError: unknown bench, or a folder that cannot be written.
+        ConfigError: unknown bench or part, or a folder that cannot be written.
         DeepSchedError: the bench could not be measured.
     """
     if name not in names():
         raise ConfigError(f"unknown bench '{name}'", remedy=closest(name, names()) if names() else "")
+    measure = _measure_of(name, options.part)
     folder = writable_folder(options.out)
-    measure = importlib.import_module(f"rayjobs.bench.{name}").measure
     with tempfile.TemporaryDirectory(prefix=f"deepsched-bench-{name}-") as work_dir:
         kept = folder / f"{name}-{options.seed}"
         bars = tuple(measure(BenchContext(options.seed, options.quick, Path(work_dir), log, kept)))
-    write_json(folder / f"{name}.json", document(name, options.seed, bars))
+    write_json(_written(name, options), document(name, options.seed, bars))
     return bars
+
+
+def _measure_of(name: str, part: str) -> Callable[[BenchContext], Sequence[Bar]]:
+    """What measures the bench, or that part of it. Raises ConfigError for a part that it does not have."""
+    bench = importlib.import_module(f"rayjobs.bench.{name}")
+    parts: Mapping[str, Callable[[BenchContext], Sequence[Bar]]] = getattr(bench, "PARTS", {})
+    if part and part not in parts:
+        remedy = closest(part, tuple(parts)) if parts else "leave part out"
+        raise ConfigError(f"bench {name} has no part '{part}'", where="part", remedy=remedy)
+    whole: Callable[[BenchContext], Sequence[Bar]] = bench.measure
+    return parts[part] if part else whole
+
+
+def _written(name: str, options: BenchOptions) -> Path:
+    return options.out / (f"{name}-{options.part}.json" if options.part else f"{name}.json")
 
 
 def document(name: str, seed: int, bars: Sequence[Bar]) -> dict[str, Any]:
@@ -101,6 +119,9 @@ def run(options: BenchOptions) -> int:
     unknown = [name for name in wanted if name not in names()]
     if unknown:
         raise ConfigError(f"unknown bench '{unknown[0]}'", remedy=closest(unknown[0], names()))
+    if options.part:
+        for name in wanted:
+            _measure_of(name, options.part)
     measured: dict[str, tuple[Bar, ...] | str] = {}
     for name in wanted:
         measured[name] = _run_one(name, options)
@@ -135,7 +156,7 @@ def _run_one(name: str, options: BenchOptions) -> tuple[Bar, ...] | str:
         return str(error)
     out = console_out()
     out.print(table(name, {name: bars}))
-    out.print(f"written: {options.out / name}.json", markup=False)
+    out.print(f"written: {_written(name, options)}", markup=False)
     return bars
 
 

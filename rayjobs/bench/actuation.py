@@ -25,7 +25,14 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.site import WorkerCpu, constant_servers, front, load_engine, raise_priority, streams
+from rayjobs.bench.parts.site import (
+    constant_servers,
+    cpu_per_request_us,
+    front,
+    load_engine,
+    raise_priority,
+    streams,
+)
 
 LOAD_RPS = 1000.0
 
@@ -293,11 +300,17 @@ def _cost(context: BenchContext, topology: Topology) -> list[Bar]:
         }
         times = ServiceTimes(topology, np.full(topology.shape, 0.004), np.full(topology.shape[1], 4.0))
         fronts["expected_delay"].apply(times)
-        for nginx in fronts.values():
-            _cpu_per_request(context, nginx, 0.5, 0)
+
+        def cpu_of(name: str, duration_s: float, index: int) -> float:
+            return cpu_per_request_us(
+                fronts[name], _COST_RPS, context.work_dir, seed=context.seed + index, duration_s=duration_s
+            )
+
+        for name in fronts:
+            cpu_of(name, 0.5, 0)
         for index in range(rounds):
             for arm in _ARMS[:: -1 if index % 2 else 1]:
-                cpu_us[arm.name].append(_cpu_per_request(context, fronts[arm.name], duration_s, index))
+                cpu_us[arm.name].append(cpu_of(arm.name, duration_s, index))
                 context.log(f"round {index + 1}/{rounds} {arm.name}: {cpu_us[arm.name][-1]:.1f} us CPU per request")
     how = (
         f"median of {rounds} rounds of {duration_s:g} s at {_COST_RPS:.0f} requests/s against native NGINX without"
@@ -314,14 +327,3 @@ def _cost_bar(arm: _Arm, cpu_us: dict[str, list[float]], how: str) -> Bar:
     if arm.limit is None:
         return figure(name, ratio, "×", how=how, reference=text)
     return at_most(name, ratio, arm.limit, "×", how=how, reference=text)
-
-
-def _cpu_per_request(context: BenchContext, nginx: Nginx, duration_s: float, index: int) -> float:
-    cpu = WorkerCpu(nginx)
-    with load_engine(context.work_dir / "load") as engine:
-        before_s = cpu.seconds()
-        engine.start(
-            nginx.address, nginx.topology, streams(_COST_RPS), seed=context.seed + index, duration_s=duration_s
-        )
-        answered = int(engine.finish(duration_s + 20.0).answered.sum())
-        return (cpu.seconds() - before_s) / answered * 1e6

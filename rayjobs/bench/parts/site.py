@@ -106,6 +106,18 @@ class WorkerCpu:
         return sum(_cpu_s(pid) for pid in children(self.nginx.master_pid))
 
 
+def cpu_per_request_us(
+    nginx: Nginx, rate_rps: float, folder: Path, *, seed: int, duration_s: float
+) -> float:  # fmt: skip
+    """CPU of the workers per answer of the mixed workload at that rate, in microseconds."""
+    cpu = WorkerCpu(nginx)
+    with load_engine(folder / "load") as engine:
+        before_s = cpu.seconds()
+        engine.start(nginx.address, nginx.topology, streams(rate_rps), seed=seed, duration_s=duration_s)
+        answered = int(engine.finish(duration_s + 20.0).answered.sum())
+        return (cpu.seconds() - before_s) / answered * 1e6
+
+
 def free_address() -> str:
     """A loopback address that was free a moment ago."""
     return f"127.0.0.1:{_free_ports(1)[0]}"

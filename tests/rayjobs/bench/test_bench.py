@@ -147,6 +147,27 @@ def test_an_unknown_bench_gets_the_closest_and_starts_nothing(install: Any, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_part_is_measured_alone_into_a_file_of_its_own(install: Any, tmp_path: Path) -> None:
+    install(mine=two_bars)
+    sys.modules["rayjobs.bench.mine"].PARTS = {"cpu": lambda context: two_bars(context)[:1]}  # type: ignore[attr-defined]
+    assert bench.run(BenchOptions(names=("mine",), part="cpu", out=tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine-cpu.json"]
+    document = json.loads((tmp_path / "mine-cpu.json").read_text())
+    check_document(document)
+    assert [bar["bar"] for bar in document["bars"]] == ["delay"]
+
+
+@pytest.mark.parametrize("names", [("mine", "load"), ()])
+def test_a_part_that_a_bench_does_not_have_starts_nothing(names: tuple[str, ...], install: Any, tmp_path: Path) -> None:
+    install(mine=two_bars, load=two_bars)
+    sys.modules["rayjobs.bench.mine"].PARTS = {"cpu": two_bars}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"bench mine has no part 'cpus' \(part\); did you mean 'cpu'"):
+        bench.run(BenchOptions(names=("mine",), part="cpus", out=tmp_path))
+    with pytest.raises(ConfigError, match=r"bench load has no part 'cpu' \(part\); leave part out"):
+        bench.run(BenchOptions(names=names, part="cpu", out=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(
     install: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
