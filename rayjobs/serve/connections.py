@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
 from typing import Any
@@ -15,6 +16,8 @@ UNREAD_S = 30.0
 """Longest time that a client may leave an answer unread."""
 MOST_CONNECTIONS = 256
 """With more, the one that has waited longest for a request is closed."""
+_turns = itertools.count()
+"""Counts waits for a request: the clock of uvloop has whole milliseconds, within which many begin."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -22,6 +25,7 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
     """One connection; `connections` are all of the server."""
 
     _late: asyncio.TimerHandle | None = None
+    _turn = 0
     _unread: asyncio.TimerHandle | None = None
     _answering: Any = None
 
@@ -29,8 +33,8 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
         super().connection_made(transport)
         self._expect_headers()
         if len(self.connections) > MOST_CONNECTIONS:
-            waiting = {one._late.when(): one for one in self.connections if one._late is not None}
-            waiting[min(waiting)].transport.abort()
+            waiting = (one for one in self.connections if one._late is not None)
+            min(waiting, key=lambda one: one._turn).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -70,3 +74,4 @@ class BoundedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
     def _expect_headers(self) -> None:
         if self._late is None:
             self._late = self.loop.call_later(HEADERS_S, self.transport.abort)
+            self._turn = next(_turns)

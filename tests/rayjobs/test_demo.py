@@ -106,6 +106,7 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
         json.loads(line)
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_a_killed_parent_takes_everything_along(tmp_path: Path) -> None:
     demo = quick_demo(tmp_path / "runs")

@@ -47,6 +47,7 @@ def test_every_package_of_an_extra_is_known_by_its_modules() -> None:
     assert {"torch", "ray"} <= pinned(extras["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.nginx
 def test_a_host_without_the_extras_records_and_steers(tmp_path: Path) -> None:
     with small_host(tmp_path) as host:

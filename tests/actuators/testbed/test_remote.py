@@ -37,6 +37,7 @@ def test_it_claims_its_nodes_runs_hands_errors_of_ours_on_and_frees_them(tmp_pat
     check_capacity(1, 3)
 
 
+@pytest.mark.slow
 def test_a_killed_actor_is_a_testbed_error_and_the_rest_can_be_closed(tmp_path: Path) -> None:
     testbed = start_remote_testbed(social_network(), LiveOptions(), tmp_path, seed=1)
     try:

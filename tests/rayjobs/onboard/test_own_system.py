@@ -139,6 +139,7 @@ def test_onboard_shadow_canary_active_revert(name: str, way: str, tmp_path: Path
     drill(name, tmp_path, in_memory=way == "in memory")
 
 
+@pytest.mark.slow
 def test_an_nginx_of_strange_names_is_onboarded_while_it_reloads(tmp_path: Path) -> None:
     """A few seconds of watching; NGINX is reloaded meanwhile, which costs one window."""
     system = own("1x3")

@@ -56,7 +56,7 @@ def trained(problem: DecisionProblem, chosen: TrainingOptions, folder: Path, see
         ("ppo", {"kind": "ratios"}, 192),
         pytest.param("appo", {"kind": "continuous"}, 192, marks=pytest.mark.slow),
         ("sac", {"kind": "increments"}, 160),
-        ("dqn", {"kind": "ratios", "joint": True}, 160),
+        pytest.param("dqn", {"kind": "ratios", "joint": True}, 160, marks=pytest.mark.slow),
     ],
 )
 def test_algorithms_train_and_their_bundles_act(
@@ -147,6 +147,7 @@ def test_early_stopping_keeps_the_best_network(tmp_path: Path) -> None:
     assert all(bool((parameter == 0).all()) for parameter in last_layer.parameters())
 
 
+@pytest.mark.slow
 def test_a_policy_trained_with_three_servers_serves_five_and_twelve(tmp_path: Path) -> None:
     """Not worse than the baseline there, on the same arrivals."""
     arm = TrainingArm(
