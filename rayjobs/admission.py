@@ -12,10 +12,9 @@ from pydantic import Field
 
 from actuators.contract.admission import NEVER, Admission
 from actuators.contract.topology import Topology
-from actuators.errors import ConfigError
 from actuators.files import read_token
 from actuators.nginx.admission_endpoint import AdmissionEndpoint
-from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
+from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
 from actuators.options import Options
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import AdmissionStatus
@@ -53,7 +52,7 @@ class SetOptions(OffOptions, AdmissionPlan):
 
 def show(options: ShowOptions) -> int:
     """Prints the rule in force, its limits, and what was refused since NGINX started; 1 without admission control."""
-    with StatusReader(_beside(options.control_url, "status")) as reader:
+    with StatusReader(beside(options.control_url, "status")) as reader:
         balancer = reader.snapshot().balancer
     status = balancer.admission if balancer is not None else None
     if status is None:
@@ -91,17 +90,9 @@ def off(options: OffOptions) -> int:
 @contextlib.contextmanager
 def _endpoint(options: OffOptions, topology: Topology) -> Iterator[AdmissionEndpoint]:
     token = read_token(options.token_file) if options.token_file is not None else ""
-    with contextlib.closing(AdmissionEndpoint(_beside(options.control_url, "admission"), token, topology)) as endpoint:
+    with contextlib.closing(AdmissionEndpoint(beside(options.control_url, "admission"), token, topology)) as endpoint:
         endpoint.require()
         yield endpoint
-
-
-def _beside(control_url: str, name: str) -> str:
-    head, slash, last = control_url.rpartition("/")
-    if not slash or not last or "://" not in head:
-        raise ConfigError(f"'{control_url}' is not a control endpoint", where="control_url",
-                          remedy="give it as http://127.0.0.1:8090/control")  # fmt: skip
-    return f"{head}/{name}"
 
 
 def _told(admission: Admission) -> Iterator[str]:

@@ -20,6 +20,7 @@ from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.restoring import restoration
+from actuators.files import read_token
 from actuators.nginx.control_endpoint import MemoryControl, Split, from_text, is_split, topology_from_text
 from actuators.options import GIVEN, NOT_GIVEN, Only, Options
 
@@ -135,12 +136,7 @@ def open_actuator(options: ActuatorOptions, groups: tuple[str, ...] = ()) -> Act
     """
     if not options.control_url:
         return ExternalNginx(options.reload.model_copy(update={"groups": groups}) if groups else options.reload)
-    token = ""
-    if options.token_file is not None:
-        try:
-            token = options.token_file.read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"cannot read: {error.strerror}", where=str(options.token_file)) from error
+    token = read_token(options.token_file) if options.token_file is not None else ""
     topology = topology_from_text(MemoryControl.read(options.control_url))
     return MemoryActuator(MemoryControl(options.control_url, token, topology), groups)
 

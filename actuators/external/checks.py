@@ -19,6 +19,7 @@ from actuators.errors import ActuationError, ConfigError, DeepSchedError, Missin
 from actuators.external.config_reader import ParsedConfig
 from actuators.external.master import master_process
 from actuators.external.nginx import ExternalNginxOptions
+from actuators.files import read_token
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.nginx.detect import INSTALL, detect
 from actuators.statistics.names import server_names
@@ -144,16 +145,10 @@ def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
         remedy = "give --token-file: the file beside the snippet"
         return [*checks, Check("token", "warn", "without a token weights can be read and not changed", remedy)]
     try:
-        return [*checks, _token(token_file.read_text().strip())]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        return [*checks, Check("token", "fail", f"{token_file} cannot be read: {reason}", "run as its owner")]
-
-
-def _token(token: str) -> Check:
-    if not token:
-        return Check("token", "fail", "the token file is empty", "name the file beside the snippet")
-    return Check("token", "ok", "can be read")
+        read_token(token_file)
+    except ConfigError as error:
+        return [*checks, failed("token", error)]
+    return [*checks, Check("token", "ok", "can be read, by its user only")]
 
 
 def _files(config: ParsedConfig) -> Check:

@@ -24,7 +24,10 @@ class AdmissionEndpoint:
 
         Another rule than before begins with its first limits. Raises ActuationError; then the old rule is in force.
         """
-        text = to_text(admission) if admission is not None else ""
+        self.put_text(to_text(admission) if admission is not None else "")
+
+    def put_text(self, text: str) -> None:
+        """As `put`, for a rule that `text` has read; empty for none."""
         shown = self._endpoint.request("POST" if text else "DELETE", text)
         if shown != text:
             raise ActuationError("NGINX reports a rule of admission that differs from the one set", where=self.url)
@@ -39,7 +42,11 @@ class AdmissionEndpoint:
 
     def get(self) -> Admission | None:
         """The rule in force; None without one. Raises ActuationError."""
-        return from_text(self._endpoint.request("GET"), self.topology)
+        return from_text(self.text(), self.topology)
+
+    def text(self) -> str:
+        """The rule in force as `to_text` writes it; empty without one. Raises ActuationError."""
+        return self._endpoint.request("GET")
 
     def close(self) -> None:
         self._endpoint.close()

@@ -180,6 +180,17 @@ def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(largest > MAX_WEIGHT, scaled, lowest)
 
 
+def beside(control_url: str, name: str) -> str:
+    """The address of another location beside the control endpoint. Raises ConfigError for what is not an endpoint."""
+    head, slash, last = control_url.rpartition("/")
+    if not slash or not last or "://" not in head:
+        raise ConfigError(
+            f"'{control_url}' is not a control endpoint", where="control_url",
+            remedy="give it as http://127.0.0.1:8090/control",
+        )  # fmt: skip
+    return f"{head}/{name}"
+
+
 def topology_from_text(text: str) -> Topology:
     """Groups and servers of a control text, in its order. Raises ActuationError when it has none."""
     groups: dict[str, list[str]] = {}

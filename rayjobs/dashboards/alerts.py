@@ -23,6 +23,8 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
     requests = f"sum by (instance, group) (rate({PREFIX}requests_total[5m]))"
     novel = f'rate({PREFIX}guard_decisions_total{{guard="novel"}}[5m])'
     decisions = f"sum by (instance) (rate({PREFIX}decisions_total[5m]))"
+    by = "sum by (instance, group)"
+    refused = f"{by} (rate({PREFIX}admission_refused_total[5m])) / {by} (rate({PREFIX}admission_offered_total[5m]))"
     rules = [
         _rule(
             "DeepschedDown", f'up{{job="{JOB}"}} == 0 or absent(up{{job="{JOB}"}})', "1m", "critical",
@@ -59,6 +61,12 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
             "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} are late",
             "Answers after the deadline of the group, over 5 minutes.",
             f"{_STATUS}; deepsched steer revert --folder FOLDER if it began with the policy",
+        ),
+        _rule(
+            "DeepschedRefusing", f"{refused} > 0.05", "5m", "warning",
+            "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} are refused",
+            "Admission control protects the servers: more requests come than are answered in time.",
+            f"{_STATUS}; add capacity; deepsched steer mode shadow --folder FOLDER refuses nothing",
         ),
         _rule(
             "DeepschedNotApplied", f'increase({PREFIX}guard_decisions_total{{guard="actuation"}}[5m]) > 0', "2m",

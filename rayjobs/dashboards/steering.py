@@ -20,6 +20,7 @@ def steering_dashboard(late_share: float, stale_after_s: float) -> Json:
         *_now(late_share, stale_after_s),
         *_all_groups(late_share),
         *_one_group(late_share),
+        *_admission(),
         *_controller(stale_after_s),
     ]
     variables = [
@@ -122,6 +123,35 @@ def _one_group(late_share: float) -> Iterator[Json]:
             (_gauge("weight", _SERVER), "{{server}} weight"),
             (_gauge("service_time_seconds", _SERVER), "{{server}} τ"),
             (_gauge("down", _SERVER) + " == 1", "{{server}} down"),
+        ], "short",
+    )  # fmt: skip
+
+
+def _admission() -> Iterator[Json]:
+    by = "by (instance, group)"
+    offered = f"sum {by} ({_rate('admission_offered', _GROUP)})"
+    yield row("Admission")
+    yield lines(
+        "Refused", "Share of the requests that were refused, and that entered beyond the limit of their group; in"
+        " shadow the latter would have been refused",
+        [
+            (f"sum {by} ({_rate('admission_refused', _GROUP)}) / {offered}", "{{group}} refused"),
+            (f"sum {by} ({_rate('admission_spared', _GROUP)}) / {offered}", "{{group}} beyond"),
+        ], "percentunit",
+    )  # fmt: skip
+    yield lines(
+        "In flight", "Requests of each group inside, and the limit on all groups' requests from which it is refused",
+        [
+            (_gauge("admission_in_flight", _GROUP), "{{group}} inside"),
+            (_gauge("admission_limit", _GROUP), "{{group}} limit"),
+        ], "short",
+    )  # fmt: skip
+    yield lines(
+        "Late among those that entered", "Requests per second that were answered after their deadline, or failed; and"
+        " how many percent of those beyond their limit are refused",
+        [
+            (f"sum {by} ({_rate('admission_late', _GROUP)})", "{{group}} late"),
+            (_gauge("admission_percent"), "% refused"),
         ], "short",
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from tuning.steering.window_json import histogram_of
 
 Regime = Literal["policy", "baseline"]
 _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
+_ADMITTED = ("offered", "refused", "spared", "finished", "late", "in_flight", "limits")
 SHOWN_EVENTS = 60
 
 
@@ -62,6 +63,33 @@ def group_figures(
         }
         for g, name in enumerate(window["groups"])
     ]
+
+
+def admission_figures(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What admission control did in the window, per group; None where there is none.
+
+    Shares are of the requests that asked to enter; `late_share` is of those that entered and ended. None for none.
+    """
+    entry, counts, window = line.get("admission"), line["window"].get("admission"), line["window"]
+    if entry is None:
+        return None
+    duration_s = max(window["end_s"] - window["start_s"], 1e-3)
+    rows = zip(window["groups"], *(counts[name] for name in _ADMITTED), strict=True) if counts else ()
+    return {
+        **{name: entry[name] for name in ("rule", "percent", "reason", "since_start")},
+        "groups": [
+            {
+                "name": name,
+                "rate_rps": offered / duration_s,
+                "refused_share": refused / offered if offered else None,
+                "spared_share": spared / offered if offered else None,
+                "late_share": late / finished if finished else None,
+                "in_flight": in_flight,
+                "limit": limit,
+            }
+            for name, offered, refused, spared, finished, late, in_flight, limit in rows
+        ],
+    }
 
 
 def point(line: Mapping[str, Any], deadlines_ms: Sequence[float]) -> dict[str, Any]:

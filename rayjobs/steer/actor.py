@@ -49,7 +49,8 @@ class SteerActor:
 def start_actor(options: SteerOptions) -> Any:
     """The actor's handle; the actor claims `proxy` and is restarted whenever it dies."""
     given = options.model_dump(mode="json") | {"actor": False, "folder": str(options.folder.absolute())}
-    given |= {name: str(Path(given[name]).absolute()) for name in ("bundle", "nginx_conf", "token_file") if given[name]}
+    paths = ("bundle", "nginx_conf", "token_file", "admission_calibration")
+    given |= {name: str(Path(given[name]).absolute()) for name in paths if given[name]}
     made = ray.remote(SteerActor).options(
         num_cpus=0, resources={"proxy": 1}, max_restarts=-1, max_task_retries=-1, max_concurrency=4,
         name=f"steer {given['folder']}", namespace=NAMESPACE, get_if_exists=True,

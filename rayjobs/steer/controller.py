@@ -19,6 +19,7 @@ from actuators.errors import DeepSchedError
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.steer import heartbeat
+from rayjobs.steer.admission import Ordered, SiteAdmission, site_admission
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.metrics import Publication, publishing
 from rayjobs.steer.order_store import Orders
@@ -76,6 +77,7 @@ class SiteController:
         match: the site, with what was made for it.
         rematch: the same for the servers that NGINX has now, with the bundle of a swap; raises DeepSchedError when the
             bundle cannot steer them. Without it the servers stay as they are.
+        admission: the rule of admission that is steered with it; None for none.
         log: receives each alarm when it begins.
         stopped: ends `run` when set.
     """
@@ -86,10 +88,11 @@ class SiteController:
         folder: SteerFolder,
         *,
         rematch: Callable[[str | None], Match] | None = None,
+        admission: SiteAdmission | None = None,
         log: Callable[[str], None] = lambda line: None,
         stopped: threading.Event | None = None,
     ) -> None:
-        self._folder, self._rematch, self._log = folder, rematch, log
+        self._folder, self._rematch, self._admission, self._log = folder, rematch, admission, log
         self._take(match)
         self._initial_options = match.steering.options
         self._bundle: str | None = None
@@ -137,6 +140,7 @@ class SiteController:
         advised_s = time.monotonic()
         decision = self.steering.decide(window, advice, began_s)
         applied, problem = self._apply(decision, began_s)
+        admission, admission_alarms = self._admit(window)
         ended_s = time.monotonic()
         line = audit.decision_line(self.steering, before, window, advice, decision, began_s, canary=canary)
         line["applied"] = applied
@@ -144,7 +148,8 @@ class SiteController:
         if self.steering.original is not original:
             line["original"] = control_json.to_json(self.steering.original)
         line["in_force"] = self.steering.shown.values.tolist()
-        line["alarms"] += [*notes, *filter(None, (no_advice, problem))]
+        line["alarms"] += [*notes, *filter(None, (no_advice, problem)), *admission_alarms]
+        line.update(admission)
         line["guards"] += ["actuation"] if problem else []
         self.guards.update(line["guards"])
         line["latency_ms"] = {
@@ -159,7 +164,7 @@ class SiteController:
             **heartbeat.of(self.steering, window, advice, decision, line["alarms"]),
             "now_s": began_s, "interval_s": self._interval_s, "guards": dict(self.guards),
             "orders_version": self._orders_version, "reverted": self._is_reverted(), "changes": list(self._changes),
-            "expected": self._expected,
+            "expected": self._expected, **admission,
         }  # fmt: skip
         self._write_status(self._status)
         self._log_new(line["alarms"])
@@ -168,7 +173,18 @@ class SiteController:
     def _is_reverted(self) -> bool:
         steering = self.steering
         in_force = not differ(steering.in_force, steering.original) and steering.canary is None
-        return steering.override == "reverted" and in_force
+        admits = self._admission is None or self._admission.reverted
+        return steering.override == "reverted" and in_force and admits
+
+    def _admit(self, window: Window) -> tuple[dict[str, Any], list[str]]:
+        """Puts the rule of admission in force; its entry of the audit line, empty without one, and alarms."""
+        if self._admission is None:
+            return {}, []
+        steering = self.steering
+        options = steering.options
+        ordered = Ordered(options.mode, options.canary_percent, steering.override, self._orders_version)
+        entry, alarms = self._admission.step(window, ordered)
+        return {"admission": entry}, alarms
 
     def _answer_revert(self, alarms: list[str]) -> None:
         """When the first weights are in force again: tells so, and takes others as the first that are set from now."""
@@ -314,7 +330,8 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         match = matching.match(None)
         folder.record_access(access(options))
         rematch = None if access(options) is None else matching.match
-        controller = SiteController(match, folder, rematch=rematch, log=report, stopped=stopped)
+        admission = stack.enter_context(site_admission(options, folder.admission))
+        controller = SiteController(match, folder, rematch=rematch, admission=admission, log=report, stopped=stopped)
         where = match.site.address or options.status_url or options.control_url
         report(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
         for note in match.site.notes:

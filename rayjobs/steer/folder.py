@@ -12,6 +12,7 @@ from typing import Any
 from actuators.errors import ConfigError, ConflictError
 from actuators.files import exclusive, open_private, read_regular, writable_folder, write_private
 from actuators.processes.system import boot_id
+from rayjobs.steer.admission import FirstRuleStore
 from rayjobs.steer.first import FirstStore
 from rayjobs.steer.order_store import Moment, Orders, OrderStore
 
@@ -21,7 +22,8 @@ _PROBE_S = 0.5
 
 
 class SteerFolder:
-    """Files under `path`: `audit.jsonl`, `status.json`, `orders.json`, `original.json`, `access.json`, `lock`."""
+    """Files under `path`: `audit.jsonl`, `status.json`, `orders.json`, `original.json`, `admission.json`,
+    `access.json`, `lock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,6 +39,10 @@ class SteerFolder:
     @property
     def first(self) -> FirstStore:
         return FirstStore(self.path / "original.json")
+
+    @property
+    def admission(self) -> FirstRuleStore:
+        return FirstRuleStore(self.path / "admission.json")
 
     def make(self) -> None:
         """Raises ConfigError when files cannot be written there."""

@@ -39,6 +39,10 @@ ANSWERS = (
         BACK_TO_BASELINE,
         "deepsched steer revert --folder {folder}, if it happens again: the policy acts again by itself",
     ),
+    ("admission would refuse", "deepsched steer status --folder {folder}, then longer admission.deadlines_ms"),
+    ("admission refuses", "deepsched steer mode shadow --folder {folder}, to refuse nothing"),
+    ("rule of admission was changed", "deepsched steer resume --folder {folder}, or nothing: the other rule stays"),
+    ("admission not applied", "deepsched admission show --control-url URL"),
     ("answers nothing", "curl -i http://SERVER/, then deepsched steer status --folder {folder}"),
 )
 """What an alarm contains → the command that answers it; the first one counts."""

@@ -31,6 +31,7 @@ SOURCES = ("policy", "baseline", "hold")
 PARTS = ("collect", "advise", "apply", "total")
 MOST_HISTOGRAMS = 2000
 """Servers in groups up to which each has a histogram of its own; beyond that there is one per group."""
+_ADMISSION = ("offered", "refused", "spared", "late")
 _STEPS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _PLACE = ("group", "server")
 
@@ -38,6 +39,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("Requests that NGINX counted in usable windows", _PLACE),
     "errors": ("Answers with a 5xx status", _PLACE),
     "late_requests": ("Answers after the group's deadline, estimated from the histogram of vts", _PLACE),
+    "admission_offered": ("Requests that asked admission control to enter", ("group",)),
+    "admission_refused": ("Those of them that were refused with 503", ("group",)),
+    "admission_spared": ("Those of them that entered beyond the limit of their group", ("group",)),
+    "admission_late": ("Those of them that entered and were answered after the deadline, or failed", ("group",)),
     "decisions": ("Decisions by whose control they chose", ("source",)),
     "guard_decisions": ("Decisions in which a guard acted", ("guard",)),
     "changes": ("Changes of weights or service times that were applied", ()),
@@ -50,6 +55,12 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "share": ("Share of the group's weight, 0 to 1: in force, wanted by the policy, of the baseline", (*_PLACE, "of")),
     "down": ("1 for a server that the statistics show as down", _PLACE),
     "novelty": ("Distance of the server's state from every observed one; above 1 it is novel", ("server",)),
+    "admission_limit": (
+        "Limit on the requests in flight of all groups, from which the group's are refused",
+        ("group",),
+    ),
+    "admission_in_flight": ("Requests of the group inside", ("group",)),
+    "admission_percent": ("Of the requests beyond their limit, how many are refused, 0 to 100", ()),
     "art": ("Relative lateness per request of the last usable window", ()),
     "baseline_art": ("Relative lateness per request while the baseline was measured", ()),
     "error_ratio": ("Failed requests per request of the last usable window, 0 to 1", ()),
@@ -99,6 +110,7 @@ class SteerMetrics(Collector):
             ]
             self._deadlines_s = np.array(header["deadlines_s"], dtype=float)
             self._tables = {name: np.zeros(shape) for name in ("requests", "errors", "late_requests", "seconds")}
+            self._admission = {name: np.zeros(len(groups)) for name in _ADMISSION}
             self._bounds_ms: list[int] = []
             self._histogram = np.zeros((*shape, 0), np.int64)
             self._line: dict[str, Any] = {}
@@ -128,6 +140,8 @@ class SteerMetrics(Collector):
         counts = histogram_of(window)
         self._tables["requests"] += np.array(window["requests"])
         self._tables["errors"] += np.array(window["errors"])
+        for name in _ADMISSION if "admission" in window else ():
+            self._admission[name] += np.array(window["admission"][name])
         if not window["bounds_ms"]:
             return
         if window["bounds_ms"] != self._bounds_ms:
@@ -143,6 +157,10 @@ class SteerMetrics(Collector):
             family = CounterMetricFamily(PREFIX + name, text, labels=labels)
             if labels == _PLACE:
                 _fill(family, self._places, self._tables[name])
+            elif labels == ("group",):
+                counts = self._admission[name.removeprefix("admission_")]
+                for group, number in zip(self._groups, counts, strict=True):
+                    family.add_metric([group], number)
             else:
                 for label, count in self._counts[name].items():
                     family.add_metric([label] if labels else [], count)
@@ -157,6 +175,7 @@ class SteerMetrics(Collector):
             families["deadline_seconds"].add_metric([group], deadline_s)
         if line:
             self._of_places(families, line)
+            self._of_admission(families, line["window"].get("admission", {}))
             for name, value in self._of_controller(line).items():
                 if value is not None:
                     families[name].add_metric([], value)
@@ -171,6 +190,7 @@ class SteerMetrics(Collector):
     def _of_controller(self, line: Mapping[str, Any]) -> dict[str, float | None]:
         reference = line["reference"]
         return {
+            "admission_percent": line.get("admission", {}).get("percent"),
             "art": line["art"],
             "baseline_art": reference["art"] if reference["windows"] else None,
             "error_ratio": line["errors"],
@@ -189,6 +209,12 @@ class SteerMetrics(Collector):
         exact = line.get("exact", {}).get("weights" if line.get("applied") else "before", {})
         if "tau_s" in exact:
             _fill(families["service_time_seconds"], self._places, np.array(exact["tau_s"], dtype=float))
+
+    def _of_admission(self, families: Mapping[str, GaugeMetricFamily], counts: Mapping[str, Any]) -> None:
+        for name, column in (("admission_limit", "limits"), ("admission_in_flight", "in_flight")):
+            for group, value in zip(self._groups, counts.get(column, ()), strict=False):
+                if value is not None:
+                    families[name].add_metric([group], value)
 
     def _histograms(self) -> Iterator[Metric]:
         text, labels = HISTOGRAMS["response_seconds"]

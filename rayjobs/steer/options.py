@@ -12,7 +12,9 @@ from actuators.external.nginx import ExternalNginxOptions
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options
 from actuators.statistics.reader import CollectOptions
 from actuators.testbed.options import LiveOptions
+from envs.calibration.options import AdmissionPlan
 from rayjobs.steer.handover import Handover
+from tuning.steering.admission import AdmissionGuards
 from tuning.steering.options import AuditOptions, Mode, SteeringOptions
 
 _EMBEDDED = Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)
@@ -70,9 +72,22 @@ class SiteOptions(FolderOptions, ActuatorOptions):
         return given if found is None else found.completed(given, cls.model_fields)
 
 
+class SteeredAdmission(AdmissionPlan):
+    """Which rule of admission is steered together with the weights."""
+
+    guards: AdmissionGuards = AdmissionGuards()
+    """When it may refuse."""
+
+
 class SteerOptions(SteeringOptions, SiteOptions):
     """Which bundle acts on which NGINX, and how far it may go."""
 
+    admission_calibration: Annotated[Path | None, Only(control_url=GIVEN)] = None
+    """`calibration.json` of `onboard` or `calibrate`, for an NGINX whose snippet has admission control: in shadow it
+    counts what its rule would refuse, in canary a part is refused, in active all. Admission is left alone when not
+    given."""
+    admission: Annotated[SteeredAdmission, Only(admission_calibration=GIVEN)] = SteeredAdmission()
+    """The rule."""
     serve_url: Annotated[str, Only(serve_app=NOT_GIVEN)] = ""
     """A `deepsched serve` that is asked first; falls back to the local bundle. Only the local bundle is asked when not
     given."""

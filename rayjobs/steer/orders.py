@@ -141,12 +141,15 @@ def _require_kept(folder: SteerFolder, stored: Stored[Orders], changes: dict[str
 def _restore(folder: SteerFolder, version: int) -> int:
     """Restores the first weights without a controller, whose lock is held. 1 when that failed."""
     from actuators.external.actuator import ActuatorOptions, open_actuator
+    from rayjobs.steer.admission import restore_first_rule
     from rayjobs.steer.first import restore
 
     first = folder.first.read()
     assert first is not None, "required before"
     try:
-        restored = restore(first, open_actuator(ActuatorOptions.model_validate(folder.access())))
+        access = ActuatorOptions.model_validate(folder.access())
+        restored = restore(first, open_actuator(access))
+        admits = restore_first_rule(folder.admission, access.control_url, access.token_file)
     except DeepSchedError as error:
         log_line(
             "steer",
@@ -158,7 +161,10 @@ def _restore(folder: SteerFolder, version: int) -> int:
     folder.orders.answer(version)
     folder.first.seal(False)
     done = "restored" if restored.changed else "in force already"
-    log_line("steer", f"no controller is running: the first weights are {done}{missing_in_words(restored.missing)}")
+    rule = ", and the first rule of admission" if admits else ""
+    log_line(
+        "steer", f"no controller is running: the first weights are {done}{missing_in_words(restored.missing)}{rule}"
+    )
     return 0
 
 

@@ -22,7 +22,8 @@ def run(options: FolderOptions) -> int:
     status, running = folder.status(), folder.is_locked()
     lines = [f"controller: {'running' if running else 'not running'}", *_orders(folder)]
     if "weights" in status:
-        lines += [*_now(status), *_table(status), *_expected(status), *_alarms(folder.path, status), *_past(status)]
+        lines += [*_now(status), *_table(status), *_admission(status), *_expected(status)]
+        lines += [*_alarms(folder.path, status), *_past(status)]
     for line in lines:
         console_out().print(line, markup=False, soft_wrap=True)
     return 0
@@ -61,6 +62,21 @@ def _table(status: dict[str, Any]) -> list[str]:
             more += f", {would} {other:.1%}" if abs(other - share) >= 0.0005 else ""
             lines.append(f"  {server:<{width}}  weight {status['weights'][g][s]:3d}, {share:.1%} of requests{more}")
     return lines
+
+
+def _admission(status: dict[str, Any]) -> list[str]:
+    """What admission control does, and counted since the controller started; nothing where it is left alone."""
+    found = status.get("admission")
+    if not found:
+        return []
+    sums = found["since_start"]
+    offered, entered = max(sums["offered"], 1), max(sums["finished"], 1)
+    return [
+        f"admission: {found['rule']}, {found['percent']:g} % refused: {found['reason']}",
+        f"  since the start, of {sums['offered']} requests: refused {sums['refused'] / offered:.2%}, let in beyond the"
+        f" limit {sums['spared'] / offered:.2%}; of their answers late {sums['late'] / entered:.2%}, and"
+        f" {sums['late_beyond']} of those {sums['late']} came while requests were beyond a limit",
+    ]
 
 
 def _expected(status: dict[str, Any]) -> list[str]:

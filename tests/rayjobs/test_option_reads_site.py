@@ -10,17 +10,19 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actuators.contract.script import Script, ServerProfile
 from actuators.contract.topology import social_network
-from actuators.contract.window import Fault
+from actuators.contract.window import AdmissionWindow, Fault
+from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.options import Options
 from actuators.processes.system import free_port
 from envs.simulator.testbed import SimulatedTestbed
-from rayjobs import collect, load, service, weights
+from rayjobs import admission, collect, load, service, weights
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from rayjobs.steer.run import RUN
@@ -28,16 +30,22 @@ from rayjobs.steer.watchdog import WATCHDOG
 from tests.support.http_server import ScriptedServer
 from tests.support.nginx_site import answer
 from tests.support.option_reads import OptionReads
+from tests.support.paths import DATA
 from tests.support.problems import TOPOLOGY, demo_scenario
 from tests.support.stand_in_wrk2 import OUTPUT, fake_wrk2
 from tests.support.steering_cases import Run, advice, trained_bundle
 from tests.support.stock_nginx import StockSite
 from tests.support.vts_documents import document
+from tests.support.windows import window
+from tuning.steering.admission import AdmissionGuards, AdmissionWatch
 from tuning.steering.options import SteeringOptions
 
 PARTS = "tests/actuators/testbed/test_parts.py::test_every_option_of_the_parts_is_read"
 BODY = json.dumps(document("after_load")).encode()
 RELOADS = "tests/rayjobs/test_option_reads_site.py::test_weights_set_explore_and_snippet"
+NUMBERS = "tests/actuators/nginx/test_admission.py::test_limits_are_those_of_the_simulator"
+ADMISSION_GUARDS = "tests/rayjobs/test_option_reads_site.py::test_a_controller_reads_its_admission_guards"
+CALIBRATION = DATA / "runs" / "calibration.json"
 GUARDS = "tests/rayjobs/test_option_reads_site.py::test_a_controller_reads_its_guards"
 
 
@@ -50,7 +58,7 @@ def embedded(folder: Path) -> Iterator[tuple[Nginx, Path]]:
     """An NGINX before the groups of the trained bundle, and its configuration."""
     with ScriptedServer() as one, ScriptedServer() as two, ScriptedServer() as three:
         topology = social_network((one.address, two.address, three.address))
-        with Nginx(NginxOptions(), topology, work_dir=folder / "own") as nginx:
+        with Nginx(NginxOptions(admission=True), topology, work_dir=folder / "own") as nginx:
             nginx.start()
             yield nginx, folder / "own" / "nginx" / "nginx.conf"
 
@@ -79,6 +87,14 @@ def test_a_controller_reads_its_guards() -> None:
             run.step(seen, advice(novelty=5.0 if 20 <= index < 30 else 0.3))
             testbed.apply(run.steering.in_force)
         run.step(replace(seen, faults=(Fault("gap", "no answer"),)), None)
+    assert reads.unread() == []
+
+
+def test_a_controller_reads_its_admission_guards() -> None:
+    with OptionReads(AdmissionGuards(proving_windows=1)) as reads:
+        watch = AdmissionWatch(reads.options, 0.14, proved=False)
+        watch.see(replace(window(), admission=AdmissionWindow(*[np.ones(3, int)] * 7, np.ones(3), peak=1)))
+        assert watch.decide("active", 10.0).percent == 0
     assert reads.unread() == []
 
 
@@ -121,7 +137,7 @@ def test_steer_run_and_watchdog(short_dir: Path) -> None:
     assert unread(RUN, "audit.max_bytes=1024", handed=handed | live, folder=folder, **served) == []
     with embedded(short_dir) as (nginx, config):
         token = short_dir / "token"
-        token.write_text(nginx.token)
+        write_private(token, nginx.token)
         memory = {"control_url": nginx.control_url, "token_file": token}
         by_reload = {"nginx_conf": config, "status_url": nginx.status_url}
         for name, way in (("memory", memory), ("reload", by_reload)):
@@ -130,6 +146,12 @@ def test_steer_run_and_watchdog(short_dir: Path) -> None:
             reloads = {"reload": RELOADS} if name == "reload" else {}
             assert unread(RUN, "audit.max_bytes=1024", handed=handed | reloads, duration_s=1.5, **own) == []
             assert unread(WATCHDOG, handed=reloads, duration_s=0.5, **own) == []
+        numbers = {"admission.numbers": NUMBERS, "admission.guards": ADMISSION_GUARDS}
+        own = {"folder": short_dir / "admitting", "bundle": bundle, "admission_calibration": CALIBRATION, **memory}
+        assert unread(RUN, "audit.max_bytes=1024", handed=handed | numbers, duration_s=1.5, **own) == []
+        assert unread(admission.SET, handed={"numbers": NUMBERS}, calibration=CALIBRATION, **memory) == []
+        assert unread(admission.SHOW, control_url=nginx.control_url) == []
+        assert unread(admission.OFF, **memory) == []
 
 
 @pytest.mark.nginx

@@ -13,6 +13,7 @@ from typing import Any
 
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
+from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
@@ -158,12 +159,12 @@ def decisions(folder: Path) -> list[dict[str, Any]]:
     return [line for line in audit.read_lines(log) if line["kind"] == "decision"] if log.exists() else []
 
 
-def controller_process(folder: Path, site: Site) -> ManagedProcess:
+def controller_process(folder: Path, site: Site, *more: str) -> ManagedProcess:
     """`deepsched steer run` as a process, through the control endpoint of the site's NGINX."""
     return steer_process(
         folder, site, "run", "--interval-s", str(INTERVAL_S), "--mode", "active", "--set", "guards.novel_above=1e9",
         "--set", "guards.reference_windows=3", "--set", "guards.min_between_changes_s=0.1",
-        "--set", "guards.min_between_reloads_s=0",
+        "--set", "guards.min_between_reloads_s=0", *more,
     )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def steer_process(folder: Path, site: Site, subcommand: str, *more: str) -> Mana
     """A subcommand of `deepsched steer` that reaches the site's NGINX through its control endpoint."""
     nginx = site.actuator
     assert isinstance(nginx, Nginx)
-    (folder / "token").write_text(nginx.token)
+    write_private(folder / "token", nginx.token)
     command = [
         sys.executable, "-m", "rayjobs.steer", subcommand, "--bundle", str(folder / "bundle"),
         "--control-url", nginx.control_url, "--token-file", str(folder / "token"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actuators.contract.admission import Admission, AdmissionNumbers
 from actuators.contract.control import Weights
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
@@ -71,6 +72,12 @@ def options(**values: Any) -> SteeringOptions:
     return SteeringOptions.model_validate({"mode": "active", **values, "guards": guards})
 
 
+def counting_rule() -> Admission:
+    """A rule of admission under which every request enters, and those beyond one in flight are counted."""
+    ones = np.ones(len(TOPOLOGY.groups))
+    return Admission(TOPOLOGY, "fixed", ones, ones, ones, ones / 3, AdmissionNumbers(multiple=1), percent=0.0)
+
+
 class Run:
     """A controller without an NGINX: every change is in force at once; the clock moves 1 s per window."""
 
@@ -109,6 +116,7 @@ def recorded(path: Path, count: int = 25, keep: AuditOptions | None = None) -> N
     log = AuditLog(path, audit.header(run.steering, DEADLINES_S, run.now_s, {"name": "first"}), keep)
     with SimulatedTestbed(TOPOLOGY) as testbed:
         testbed.reset(demo_scenario(), 1)
+        testbed.admit(counting_rule())
         for index in range(count):
             seen = replace(testbed.advance(1.0), weight=run.steering.in_force.values)
             given = recent.ask(adviser, seen)

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actuators.contract.arrays import IntArray
 from actuators.contract.topology import Group, Topology
-from actuators.contract.window import DelayWindow, Fault, FaultKind, Window
+from actuators.contract.window import AdmissionWindow, DelayWindow, Fault, FaultKind, Window
 from actuators.errors import DataError
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 MAX_SERVERS = 2000
+_ADMISSION = ("offered", "refused", "spared", "finished", "late", "quick", "in_flight")
 _DELAY = ("requests", "idle_requests", "idle_response_s", "predicted_wait_s", "predicted_service_s", "tau_s")
 
 
@@ -48,6 +49,23 @@ class DelayModel(BaseModel):
     tau_s: list[list[Sum]] = Field(max_length=100)
 
 
+class AdmissionModel(BaseModel):
+    """What admission control counted, see `actuators.contract.window.AdmissionWindow`; a value per group."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    offered: list[Count] = Field(max_length=100)
+    refused: list[Count] = Field(max_length=100)
+    spared: list[Count] = Field(max_length=100)
+    finished: list[Count] = Field(max_length=100)
+    late: list[Count] = Field(max_length=100)
+    quick: list[Count] = Field(max_length=100)
+    in_flight: list[Count] = Field(max_length=100)
+    limits: list[Sum | None] = Field(max_length=100)
+    """null where none is in force."""
+    peak: Count
+
+
 class WindowModel(BaseModel):
     """One window. Every table has a row per group and a column per server, in the order of `groups` and `servers`.
 
@@ -72,6 +90,8 @@ class WindowModel(BaseModel):
     faults: list[FaultModel] = Field(default=[], max_length=10_000)
     delay: DelayModel | None = None
     """Samples of service times; null for an NGINX that does not balance in memory."""
+    admission: AdmissionModel | None = None
+    """null for an NGINX without a rule of admission."""
     client_errors: Count | None = None
     """5xx that clients got, as `serverZones` shows them; null when the statistics do not tell."""
     backup: list[list[bool]] | None = Field(default=None, max_length=100)
@@ -83,6 +103,8 @@ def to_json(window: Window) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if window.delay is not None:
         more["delay"] = {name: getattr(window.delay, name).tolist() for name in _DELAY}
+    if window.admission is not None:
+        more["admission"] = _admission_json(window.admission)
     if window.client_errors is not None:
         more["client_errors"] = window.client_errors
     if window.backup is not None:
@@ -129,6 +151,7 @@ def from_json(data: WindowModel, topology: Topology) -> Window:
         tuple(data.bounds_ms), _histogram(data, topology), tables["weight"], tables["down"].astype(bool),
         faults=tuple(Fault(f.kind, f.detail, f.group, f.server) for f in data.faults),
         delay=None if data.delay is None else _delay(data.delay, topology),
+        admission=None if data.admission is None else _admission(data.admission, topology),
         client_errors=data.client_errors,
         backup=None if data.backup is None else _table("backup", data.backup, topology).astype(bool),
     )  # fmt: skip
@@ -169,6 +192,26 @@ def _trimmed(row: IntArray) -> list[int]:
     used = np.flatnonzero(row)
     values: list[int] = row[: used[-1] + 1].tolist() if used.size else []
     return values
+
+
+def _admission_json(admission: AdmissionWindow) -> dict[str, Any]:
+    limits = [float(limit) if np.isfinite(limit) else None for limit in admission.limits]
+    return {
+        **{name: getattr(admission, name).tolist() for name in _ADMISSION},
+        "limits": limits,
+        "peak": admission.peak,
+    }
+
+
+def _admission(data: AdmissionModel, topology: Topology) -> AdmissionWindow:
+    for name in (*_ADMISSION, "limits"):
+        if len(getattr(data, name)) != topology.shape[0]:
+            raise DataError(
+                "a list has the wrong size", where=f"window.admission.{name}", remedy=f"expected {topology.shape[0]}"
+            )
+    counts = {name: np.array(getattr(data, name), np.int64) for name in _ADMISSION}
+    limits = np.array([np.inf if limit is None else limit for limit in data.limits])
+    return AdmissionWindow(**counts, limits=limits, peak=data.peak)
 
 
 def _delay(data: DelayModel, topology: Topology) -> DelayWindow:

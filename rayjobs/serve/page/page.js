@@ -62,6 +62,7 @@ function show(now) {
     button.setAttribute("aria-pressed", button.dataset.override === now.override);
   at("percent").placeholder = number(now.canary_percent, 0);
   each(at("guards"), now.guards, () => element("li"), light);
+  admission(now.admission);
   states(now.states);
   now.groups.forEach(group);
 }
@@ -79,6 +80,28 @@ function facts(now) {
   ];
   const cells = rows.flatMap(([name, value]) => [["dt", name], ["dd", value]]);
   each(at("facts"), cells, ([tag]) => element(tag), (node, [, text]) => write(node, text));
+}
+
+function admission(found) {
+  at("admission").hidden = !found;
+  if (!found) return;
+  write(at("admission-rule"), `${found.rule}, ${number(found.percent, 0)} %`);
+  dress(at("admission-rule"), `tag ${found.percent > 0 ? "policy" : "hold"}`);
+  write(at("admission-reason"), found.reason);
+  each(at("admission-groups"), found.groups, () => {
+    const line = element("tr");
+    line.append(element("th", "", { scope: "row" }), ...Array.from({ length: 6 }, () => element("td")));
+    return line;
+  }, (line, group) => {
+    const texts = [
+      group.name, number(group.rate_rps), percent(group.refused_share, 2), percent(group.spared_share, 2),
+      percent(group.late_share, 2), String(group.in_flight), group.limit === null ? "none" : number(group.limit),
+    ];
+    texts.forEach((text, index) => write(line.children[index], text));
+  });
+  const sums = found.since_start;
+  write(at("admission-sum"), `Since the controller started: ${sums.offered} requests, ${sums.refused} refused, ${sums.spared} let in `
+    + `beyond the limit; ${sums.late} late, ${sums.late_beyond} of them while requests were beyond a limit.`);
 }
 
 function light(item, guard) {

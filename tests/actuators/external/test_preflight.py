@@ -14,6 +14,7 @@ import pytest
 
 from actuators.external.checks import Check
 from actuators.external.preflight import PreflightOptions, preflight
+from actuators.files import write_private
 from tests.support.http_server import Received, ScriptedServer
 from tests.support.metrics import as_text
 from tests.support.nginx_site import fake_nginx
@@ -259,8 +260,10 @@ def test_a_real_nginx_that_runs_with_a_prefix(short_dir: Path) -> None:
 
 
 def test_the_control_endpoint_and_its_token(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("abc\n")
-    (tmp_path / "empty").write_text("")
+    write_private(tmp_path / "token", "a-token-of-this-length\n")
+    write_private(tmp_path / "empty", "")
+    (tmp_path / "open").touch(0o644)
+    (tmp_path / "open").write_text("a-token-of-this-length\n")
 
     def answer(request: Received) -> bytes:
         text = b"method round_robin\nweight compose_backend 127.0.0.1:18101 1\n"
@@ -268,7 +271,7 @@ def test_the_control_endpoint_and_its_token(tmp_path: Path) -> None:
 
     with ScriptedServer(answer) as server:
         base = f"http://{server.address}"
-        for token, level in (("token", "ok"), ("empty", "fail"), ("none", "fail")):
+        for token, level in (("token", "ok"), ("empty", "fail"), ("open", "fail"), ("none", "fail")):
             found = checked(f"{base}/status", control_url=f"{base}/control", token_file=tmp_path / token)
             assert (found["control"].level, found["token"].level) == ("ok", level)
         assert checked(f"{base}/status", control_url=f"{base}/control")["token"].level == "warn"

@@ -64,7 +64,8 @@ def test_the_controller_exports_what_it_says(tmp_path: Path) -> None:
     metrics, registry = SteerMetrics(), CollectorRegistry()
     metrics.begin(header)
     for line in lines:
-        metrics.see({**line, "in_force": line["weights"], "applied": line["change"], "latency_ms": {"total": 3.0}})
+        more = {"latency_ms": {"total": 3.0}, "admission": {"percent": 0.0}}
+        metrics.see({**line, "in_force": line["weights"], "applied": line["change"], **more})
     registry.register(metrics)
     text = "\n".join(line for line in generate_latest(registry).decode().splitlines() if line[0] != "#")
     # Service times are exported only where they are in force.

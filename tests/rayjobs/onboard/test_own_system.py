@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from actuators.contract.topology import Group, Topology
+from actuators.files import write_private
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
@@ -76,7 +77,7 @@ class Drill:
         if not self.in_memory:
             return ["--nginx-conf", str(self.upstreams.with_name("nginx.conf"))]
         token = self.folder / "token"
-        token.write_text(self.nginx.token)
+        write_private(token, self.nginx.token)
         return ["--control-url", self.nginx.control_url, "--token-file", str(token)]
 
     def onboard(self, watch_s: float) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from actuators.contract.control import MAX_WEIGHT
+from actuators.files import write_private
 from actuators.http_client import responds
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
@@ -107,7 +108,7 @@ def test_the_controller_is_an_actor_on_the_proxy_node_and_asks_by_handle(short_d
         site = stack.enter_context(running_site(short_dir / "site"))
         nginx = site.actuator
         assert isinstance(nginx, Nginx)
-        (short_dir / "token").write_text(nginx.token)
+        write_private(short_dir / "token", nginx.token)
         given = SteerOptions.model_validate(
             {"bundle": short_dir / "bundles" / "first", "control_url": nginx.control_url,
              "token_file": short_dir / "token", "folder": folder.path, "interval_s": 2.0, "mode": "active",

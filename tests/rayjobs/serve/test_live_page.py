@@ -20,6 +20,7 @@ from rayjobs.serve.__main__ import serving
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.steer.site import Site, embedded_site
 from tests.support.chromium import EXECUTABLE, Chromium
+from tests.support.paths import DATA
 from tests.support.served import TOKENS, role_files
 from tests.support.steer_site import Uneven, controller_process
 from tests.support.steering_cases import trained_bundle
@@ -74,10 +75,14 @@ def page() -> Iterator[Page]:
              "steer_folder": folder}
         )  # fmt: skip
         settings = make_settings(options)
-        live = LiveOptions(nginx=NginxOptions(method="round_robin"))
+        live = LiveOptions(nginx=NginxOptions(method="round_robin", admission=True))
+        admission = (
+            "--admission-calibration", str(DATA / "runs" / "calibration.json"),
+            "--set", "admission.guards.proving_windows=100000",
+        )  # fmt: skip
         with (
             embedded_site(live, Uneven(), folder / "testbed", 1, 600.0) as site,
-            controller_process(folder, site),
+            controller_process(folder, site, *admission),
             serving(options, settings) as address,
             Chromium() as browser,
         ):
@@ -112,6 +117,13 @@ def test_its_numbers_are_the_apis(page: Page) -> None:
         assert float(row[5]) == pytest.approx(server["p50_ms"], abs=0.051)
         assert float(row[6]) == pytest.approx(server["p99_ms"], abs=0.051)
         assert float(row[7].removesuffix(" %")) == pytest.approx(100 * server["late_share"], abs=0.051)
+    rows = page.browser.evaluate(
+        "[...document.querySelectorAll('#admission-groups tr')].map(row => [...row.cells].map(e => e.textContent))"
+    )
+    assert [row[0] for row in rows] == [group["name"] for group in page.api()["admission"]["groups"]]
+    assert all(float(row[1]) > 0 and row[2] == "0.00 %" for row in rows), rows
+    assert page.text("#admission-rule") == "aimd_thresh, 0 %"
+    assert "only counts until 100000 windows" in page.text("#admission-reason")
     assert page.text("#source") in ("policy", "baseline", "hold")
     assert page.complaints() == []
 

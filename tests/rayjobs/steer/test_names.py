@@ -12,6 +12,7 @@ import pytest
 from actuators.contract.control import Weights
 from actuators.contract.topology import social_network
 from actuators.external.actuator import ActuatorOptions
+from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.statistics.reader import CollectOptions
@@ -46,7 +47,7 @@ def test_a_name_with_two_addresses_gets_the_share_that_was_decided(
         nginx.start()
         upstreams = short_dir / "nginx" / "upstreams.conf"
         before = upstreams.read_text()
-        (short_dir / "token").write_text(nginx.token)
+        write_private(short_dir / "token", nginx.token)
         way = (
             {"reload": {"config": short_dir / "nginx" / "nginx.conf", "status_url": nginx.status_url,
                         "min_reload_interval_s": 0.0}}

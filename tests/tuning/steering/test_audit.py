@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actuators.contract.window import Fault
+from actuators.contract.window import AdmissionWindow, Fault
 from actuators.errors import DataError
 from envs.simulator.testbed import SimulatedTestbed
 from tests.support.paths import DATA
@@ -38,6 +38,22 @@ def test_a_window_survives_json() -> None:
         seen.faults, seen.bounds_ms, seen.start_s, seen.end_s,
     )  # fmt: skip
     assert window_json.digest(window_json.to_json(back)) == window_json.digest(data)
+
+
+def admitted() -> AdmissionWindow:
+    rows = [np.array([row + 3, row, 0]) for row in range(7)]
+    return AdmissionWindow(*rows, limits=np.array([4.5, np.inf, 9.0]), peak=8)
+
+
+def test_counts_of_admission_survive_json() -> None:
+    data = json.loads(json.dumps(window_json.to_json(replace(window(), admission=admitted()))))
+    back = window_json.from_json(WindowModel.model_validate(data), TOPOLOGY).admission
+    assert back is not None
+    for name, values in vars(admitted()).items():
+        assert np.array_equal(getattr(back, name), values), name
+    data["admission"]["late"].pop()
+    with pytest.raises(DataError, match=r"admission\.late"):
+        window_json.from_json(WindowModel.model_validate(data), TOPOLOGY)
 
 
 @pytest.mark.parametrize("table", ["requests", "histogram", "down", "weight"])

@@ -1,0 +1,253 @@
+"""Admission control under a controller: counts in shadow, refuses a part in canary, and is taken back by a revert.
+
+NGINX moves the limits by itself, so that protection goes on when the controller ends or is killed: the watchdog leaves
+the rule alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from actuators.contract.admission import Admission
+from actuators.contract.topology import Topology
+from actuators.contract.window import AdmissionWindow, Window
+from actuators.errors import ActuationError, ConfigError, DeepSchedError, closest
+from actuators.files import read_token
+from actuators.nginx.admission_endpoint import AdmissionEndpoint, to_text
+from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
+from actuators.store import Store, Stored
+from tuning.steering.admission import AdmissionVerdict, AdmissionWatch
+from tuning.steering.options import Mode, Override
+
+if TYPE_CHECKING:
+    from rayjobs.steer.options import SteerOptions
+
+CHANGED = "the rule of admission was changed outside the controller, and stays: steer resume sets ours again"
+_RESTARTED = {"restart", "reset"}
+_SUMS = ("offered", "refused", "spared", "finished", "late")
+
+
+class FirstRule(BaseModel):
+    """The rule from before any controller.
+
+    Attributes:
+        text: as the endpoint shows it; empty for none.
+        sealed: a controller has set a rule since.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str = ""
+    sealed: bool = False
+
+
+class FirstRuleStore:
+    """`admission.json` of a controller."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = Store(path, FirstRule, "a file of the first rule of admission")
+
+    def read(self) -> FirstRule | None:
+        """None when no controller with admission has run here. Raises DataError when the file cannot be read."""
+        return self._store.read().value
+
+    def keep(self, text: str) -> FirstRule:
+        """The first rule, when this one is in force at a start. Raises ConflictError, DataError, OSError."""
+
+        def update(stored: Stored[FirstRule]) -> FirstRule:
+            return stored.value if stored.value is not None and stored.value.sealed else FirstRule(text=text)
+
+        return self._change(update)
+
+    def seal(self, sealed: bool = True) -> None:
+        """Call before a controller sets a rule; or, with False, when the first one is in force again."""
+        kept = self.read()
+        if kept is not None and kept.sealed != sealed:
+            self._change(lambda stored: (stored.value or kept).model_copy(update={"sealed": sealed}))
+
+    def _change(self, update: Any) -> FirstRule:
+        value = self._store.change(update).value
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """What holds in an interval."""
+
+    mode: Mode
+    canary_percent: float
+    override: Override
+    version: int
+
+
+class SiteAdmission:
+    """The rule of one site.
+
+    Args:
+        admission: with any percentage.
+        store: of the rule from before any controller.
+    """
+
+    def __init__(
+        self, endpoint: AdmissionEndpoint, admission: Admission, store: FirstRuleStore, watch: AdmissionWatch
+    ) -> None:
+        self._endpoint, self._admission, self._store, self._watch = endpoint, admission, store, watch
+        present = endpoint.text()
+        self.first = store.keep(present)
+        self._expected, self._doubtful, self._yielded = present, False, -1
+        watch.proved = watch.proved or self._refusing(present)
+        self._sums = dict.fromkeys(_SUMS, 0)
+        self._late_beyond = 0
+
+    def step(self, window: Window, orders: Ordered) -> tuple[dict[str, Any], list[str]]:
+        """Puts in force what should be; the entry of the audit line, and alarms. Errors become alarms."""
+        self._watch.see(window)
+        self._add(window)
+        verdict = self._watch.decide(orders.mode, orders.canary_percent)
+        text, reason = self._wanted(verdict, orders)
+        alarms = list(verdict.alarms) if orders.override == "" else []
+        try:
+            alarms += self._put(text, window, orders)
+        except DeepSchedError as error:
+            alarms.append(f"admission not applied: {error}"[:300])
+        except OSError as error:
+            alarms.append(f"admission not applied, as the first rule could not be marked as such: {error.strerror}")
+        return self._entry(reason, window.admission), alarms
+
+    @property
+    def reverted(self) -> bool:
+        """Whether the rule from before any controller is in force."""
+        return self._expected == self.first.text
+
+    def _refusing(self, text: str) -> bool:
+        """Whether a text is this rule, and refuses."""
+        percent = _percent(text)
+        return percent > 0 and text == to_text(replace(self._admission, percent=percent))
+
+    def _wanted(self, verdict: AdmissionVerdict, orders: Ordered) -> tuple[str | None, str]:
+        """The rule that should be in force, None to leave it, and why."""
+        if orders.override == "paused":
+            return None, "paused by the operator"
+        if orders.override == "reverted":
+            return self.first.text, "reverted by the operator"
+        if orders.mode == "shadow" and self.first.text:
+            return self.first.text, "shadow: the rule from before the controller stays"
+        return to_text(replace(self._admission, percent=verdict.percent)), verdict.reason
+
+    def _put(self, text: str | None, window: Window, orders: Ordered) -> list[str]:
+        """Sets the rule when it differs; alarms about one that somebody else has set, which stays."""
+        present = self._endpoint.text()
+        if present != self._expected and not self._lost(present, window, orders):
+            return [CHANGED] if self._yielded == orders.version else []
+        if text is not None and text != present:
+            self._store.seal()
+            self._endpoint.put_text(text)
+            present = text
+        self._expected, self._doubtful = present, False
+        if orders.override == "reverted" and present == self.first.text:
+            self._store.seal(False)
+        return []
+
+    def _lost(self, present: str, window: Window, orders: Ordered) -> bool:
+        """Whether another rule than the last one is there because NGINX was restarted, or may be set over.
+
+        A restart may show in the next window only, so a change is taken for somebody's after that.
+        """
+        if _RESTARTED & {fault.kind for fault in window.faults} or orders.override == "reverted":
+            return True
+        if not self._doubtful:
+            self._doubtful = True
+            return False
+        if self._yielded not in (-1, orders.version):
+            # An order was given since.
+            self._yielded = -1
+            return True
+        self._yielded = orders.version
+        return False
+
+    def _add(self, window: Window) -> None:
+        counts = window.admission
+        if counts is None or not window.usable:
+            return
+        for name in _SUMS:
+            self._sums[name] += int(getattr(counts, name).sum())
+        if (counts.refused + counts.spared).any():
+            self._late_beyond += int(counts.late.sum())
+
+    def _entry(self, reason: str, counts: AdmissionWindow | None) -> dict[str, Any]:
+        """What the audit log and the heartbeat tell; `late_beyond`: late in windows with requests beyond a limit."""
+        return {
+            "rule": _word(self._expected, "rule") or "none",
+            "percent": _percent(self._expected),
+            "reason": reason,
+            "since_start": {**self._sums, "late_beyond": self._late_beyond},
+            "counted": counts is not None,
+        }
+
+
+def _word(text: str, name: str) -> str:
+    """The value of a line of a rule; empty where there is none."""
+    return next((line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")), "")
+
+
+def _percent(text: str) -> float:
+    return float(_word(text, "percent") or 0.0)
+
+
+@contextlib.contextmanager
+def site_admission(options: SteerOptions, store: FirstRuleStore) -> Iterator[SiteAdmission | None]:
+    """The rule that the options describe; None without one.
+
+    Raises ConfigError, also for a group that NGINX does not have; ActuationError when it has no admission control.
+    """
+    if options.admission_calibration is None:
+        yield None
+        return
+    from envs.calibration.admission import calibrated_admission
+    from envs.calibration.result import Calibration
+
+    calibration = Calibration.load(options.admission_calibration)
+    admission = calibrated_admission(calibration, options.admission, 0.0)
+    _require_groups(topology_from_text(MemoryControl.read(options.control_url)), admission.topology)
+    token = read_token(options.token_file) if options.token_file is not None else ""
+    endpoint = AdmissionEndpoint(beside(options.control_url, "admission"), token, admission.topology)
+    with contextlib.closing(endpoint):
+        endpoint.require()
+        watch = AdmissionWatch(options.admission.guards, admission.numbers.late_share, proved=False)
+        yield SiteAdmission(endpoint, admission, store, watch)
+
+
+def _require_groups(theirs: Topology, ours: Topology) -> None:
+    names = {group.name for group in theirs.groups}
+    for group in ours.groups:
+        if group.name not in names:
+            raise ConfigError(
+                f"NGINX has no upstream '{group.name}'",
+                where="admission_calibration",
+                remedy=closest(group.name, names),
+            )
+
+
+def restore_first_rule(store: FirstRuleStore, control_url: str, token_file: Path | None) -> bool:
+    """Puts the rule from before any controller in force again; False when none of ours was set.
+
+    Raises ActuationError, ConfigError, ConflictError, DataError or OSError.
+    """
+    first = store.read()
+    if first is None or not first.sealed:
+        return False
+    if not control_url:
+        raise ActuationError("the control endpoint is not known", where="admission", remedy="start a controller")
+    token = read_token(token_file) if token_file is not None else ""
+    topology = topology_from_text(MemoryControl.read(control_url))
+    with contextlib.closing(AdmissionEndpoint(beside(control_url, "admission"), token, topology)) as endpoint:
+        endpoint.put_text(first.text)
+    store.seal(False)
+    return True

@@ -1,0 +1,205 @@
+"""Admission under a controller, against a real NGINX: shadow, canary, active, revert, and what others do meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actuators.contract.admission import Admission, AdmissionNumbers
+from actuators.contract.window import Fault, Window
+from actuators.nginx.admission_endpoint import AdmissionEndpoint
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.instance import Nginx
+from actuators.testbed.options import LiveOptions
+from rayjobs.cli.main import main
+from rayjobs.steer.admission import CHANGED, FirstRuleStore, Ordered, SiteAdmission
+from rayjobs.steer.folder import SteerFolder
+from tests.support import steer_site
+from tests.support.nginx_site import Site, running_site
+from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import wait_until
+from tuning.steering.admission import AdmissionGuards, AdmissionWatch
+from tuning.steering.options import Mode, Override
+
+pytestmark = pytest.mark.nginx
+CALIBRATION = Path(__file__).parents[3] / "tests" / "data" / "runs" / "calibration.json"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running_site(tmp_path_factory.mktemp("n"), NginxOptions(admission=True)) as site:
+        yield site
+
+
+@pytest.fixture
+def site(running: Site) -> Site:
+    running.nginx.admit(None)
+    running.collector.begin()
+    return running
+
+
+def rule(site: Site, **more: Any) -> Admission:
+    """Two requests at most."""
+    ones = np.ones(len(site.topology.groups))
+    numbers = AdmissionNumbers(multiple=2, most_refused=1)
+    return replace(Admission(site.topology, "fixed", ones, ones, ones, ones / 3, numbers), **more)
+
+
+class Steered:
+    """The rule of a site, and a folder that outlives it."""
+
+    def __init__(self, site: Site, folder: Path) -> None:
+        self.site, self.store = site, FirstRuleStore(folder / "admission.json")
+        self.version, self.alarms, self.entry = 0, [""], {"": ""}
+        self.rule = self.start()
+
+    def start(self) -> SiteAdmission:
+        endpoint = AdmissionEndpoint(self.site.nginx.admission_url, self.site.nginx.token, self.site.topology)
+        watch = AdmissionWatch(AdmissionGuards(proving_windows=2), 0.14, proved=False)
+        self.rule = SiteAdmission(endpoint, rule(self.site), self.store, watch)
+        return self.rule
+
+    def step(self, mode: Mode = "active", override: Override = "", window: Window | None = None) -> float | None:
+        """One interval with a request; which percentage NGINX refuses then, None without a rule."""
+        self.site.get()
+        seen = window or self.site.collector.window()
+        self.entry, self.alarms = self.rule.step(seen, Ordered(mode, 25.0, override, self.version))
+        return self.percent()
+
+    def percent(self) -> float | None:
+        present = self.present()
+        return None if present is None else present.percent
+
+    def present(self) -> Admission | None:
+        nginx = self.site.nginx
+        with closing(AdmissionEndpoint(nginx.admission_url, nginx.token, self.site.topology)) as endpoint:
+            return endpoint.get()
+
+
+@pytest.fixture
+def steered(site: Site, tmp_path: Path) -> Steered:
+    return Steered(site, tmp_path)
+
+
+def test_shadow_counts_canary_refuses_a_part_active_all_and_a_revert_takes_it_away(steered: Steered) -> None:
+    assert [steered.step("shadow") for _ in range(3)] == [0, 0, 0]
+    assert steered.entry["reason"].startswith("shadow")
+    assert steered.step("canary") == 25
+    assert steered.step("active") == 100
+    assert steered.entry["percent"] == 100
+    assert steered.entry["since_start"]["offered"] >= 4
+    assert steered.step("active", "paused") == 100
+    assert steered.step("active", "reverted") is None
+    assert steered.rule.reverted
+    assert steered.step("active") == 100
+    assert steered.step("shadow") == 0
+    assert steered.alarms == []
+
+
+def test_it_refuses_only_after_it_has_counted(steered: Steered) -> None:
+    assert steered.step() == 0
+    assert "only counts" in steered.entry["reason"]
+    assert steered.step() == 0
+    assert steered.step() == 100
+
+
+def test_a_rule_from_before_stays_in_shadow_and_comes_back_with_a_revert(site: Site, tmp_path: Path) -> None:
+    site.nginx.admit(rule(site, rule="thresh", percent=60.0))
+    steered = Steered(site, tmp_path)
+    assert steered.step("shadow") == 60
+    for _ in range(3):
+        steered.step("active")
+    assert steered.percent() == 100
+    assert steered.step("active", "reverted") == 60
+    found = steered.present()
+    assert found is not None
+    assert found.rule == "thresh"
+
+
+def test_another_controller_knows_the_first_rule_and_that_this_one_has_counted(steered: Steered) -> None:
+    while steered.step() != 100:
+        pass
+    steered.start()
+    assert steered.step() == 100
+    assert steered.step("active", "reverted") is None
+
+
+def test_a_rule_that_somebody_else_sets_stays_until_the_next_order(steered: Steered) -> None:
+    while steered.step() != 100:
+        pass
+    steered.site.nginx.admit(None)
+    steered.step()
+    for _ in range(3):
+        assert steered.step() is None
+        assert steered.alarms == [CHANGED]
+    steered.version += 1
+    assert steered.step() == 100
+    assert steered.alarms == []
+    steered.site.nginx.admit(rule(steered.site, percent=50.0))
+    assert steered.step("active", "reverted") is None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_restart_of_nginx_has_lost_is_set_again(steered: Steered, late: bool) -> None:
+    while steered.step() != 100:
+        pass
+    steered.site.nginx.admit(None)
+    if late:
+        # NGINX was restarted after it had been read for the window.
+        assert steered.step() is None
+    restarted = replace(steered.site.collector.window(), faults=(Fault("restart", "its counters began again"),))
+    assert steered.step(window=restarted) == 100
+    assert steered.alarms == []
+
+
+def test_an_nginx_that_refuses_a_rule_is_an_alarm(site: Site, tmp_path: Path) -> None:
+    steered = Steered(site, tmp_path)
+    steered.rule = SiteAdmission(
+        AdmissionEndpoint(site.nginx.admission_url, "not the token", site.topology), rule(site), steered.store,
+        AdmissionWatch(AdmissionGuards(proving_windows=1), 0.14, proved=False),
+    )  # fmt: skip
+    assert steered.step() is None
+    assert "admission not applied: wrong token" in steered.alarms[0]
+
+
+def test_a_controller_process_counts_refuses_is_killed_and_is_reverted(
+    short_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line: the rule outlives the controller, and a revert without one takes it back."""
+    trained_bundle().save(short_dir / "bundle")
+    live = LiveOptions(nginx=NginxOptions(method="round_robin", admission=True))
+    with steer_site.running_site(short_dir, live) as site, ExitStack() as stack:
+        nginx = site.actuator
+        assert isinstance(nginx, Nginx)
+        folder = SteerFolder(short_dir)
+
+        def percent() -> float:
+            return float(folder.status().get("admission", {}).get("percent", -1.0))
+
+        controller = stack.enter_context(
+            steer_site.steer_process(
+                short_dir, site, "run", "--interval-s", str(steer_site.INTERVAL_S), "--mode", "shadow",
+                "--admission-calibration", str(CALIBRATION), "--set", "admission.guards.proving_windows=3",
+                "--set", "admission.numbers.least=50", "--set", "admission.numbers.most=60",
+                "--set", "admission.numbers.start=50",
+            )
+        )  # fmt: skip
+        wait_until(lambda: percent() == 0, lambda: controller.log_tail(20))
+        assert main(["steer", "status", "--folder", str(short_dir)]) == 0
+        assert "admission: aimd_thresh, 0 % refused: shadow" in capsys.readouterr().out
+        assert main(["steer", "mode", "active", "--folder", str(short_dir)]) == 0
+        wait_until(lambda: percent() == 100, lambda: controller.log_tail(20))
+        os.kill(controller.pid, signal.SIGKILL)
+        with closing(AdmissionEndpoint(nginx.admission_url, nginx.token, site.topology)) as endpoint:
+            assert "percent 100" in endpoint.text()
+            assert main(["steer", "revert", "--folder", str(short_dir)]) == 0
+            assert "the first rule of admission" in capsys.readouterr().err
+            assert endpoint.text() == ""
