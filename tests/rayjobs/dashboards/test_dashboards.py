@@ -145,6 +145,10 @@ CASES: list[tuple[str, list[tuple[str, str]], str]] = [
         ('deepsched_steer_late_requests_total{group="g", server="s", instance="a:1"}', "0+10x30"),
         ('deepsched_steer_requests_total{group="g", server="s", instance="a:1"}', "0+100x30"),
     ], "15m"),
+    ("DeepschedRefusing", [
+        ('deepsched_steer_admission_refused_total{group="g", instance="a:1"}', "0+10x30"),
+        ('deepsched_steer_admission_offered_total{group="g", instance="a:1"}', "0+100x30"),
+    ], "15m"),
     ("DeepschedNotApplied", [('deepsched_steer_guard_decisions_total{guard="actuation"}', "0+1x20")], "8m"),
 ]  # fmt: skip
 
