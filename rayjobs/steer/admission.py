@@ -19,10 +19,10 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import AdmissionWindow, Window
 from actuators.errors import ActuationError, ConfigError, DeepSchedError, closest
 from actuators.files import read_token
-from actuators.nginx.admission_endpoint import AdmissionEndpoint, to_text
+from actuators.nginx.admission_endpoint import AdmissionEndpoint, from_text, to_text
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
 from actuators.store import Store, Stored
-from tuning.steering.admission import AdmissionVerdict, AdmissionWatch
+from tuning.steering.admission import AdmissionVerdict, AdmissionWatch, IdleLatency
 from tuning.steering.options import Mode, Override
 
 if TYPE_CHECKING:
@@ -102,13 +102,16 @@ class SiteAdmission:
         present = endpoint.text()
         self.first = store.keep(present)
         self._expected, self._doubtful, self._yielded = present, False, -1
-        watch.proved = watch.proved or self._refusing(present)
+        self._idle = IdleLatency(admission)
+        self._go_on(present)
         self._sums = dict.fromkeys(_SUMS, 0)
         self._late_beyond = 0
 
     def step(self, window: Window, orders: Ordered) -> tuple[dict[str, Any], list[str]]:
         """Puts in force what should be; the entry of the audit line, and alarms. Errors become alarms."""
         self._watch.see(window)
+        self._idle.see(window)
+        self._admission = replace(self._admission, idle_s=self._idle.measured(self._admission.idle_s))
         self._add(window)
         verdict = self._watch.decide(orders.mode, orders.canary_percent)
         text, reason = self._wanted(verdict, orders)
@@ -126,10 +129,18 @@ class SiteAdmission:
         """Whether the rule from before any controller is in force."""
         return self._expected == self.first.text
 
-    def _refusing(self, text: str) -> bool:
-        """Whether a text is this rule, and refuses."""
-        percent = _percent(text)
-        return percent > 0 and text == to_text(replace(self._admission, percent=percent))
+    def _go_on(self, text: str) -> None:
+        """When a text is this rule as an earlier controller left it, response times that it measured count on, and what
+        it has proved.
+        """
+        try:
+            present = from_text(text, self._admission.topology)
+        except ActuationError:
+            return
+        if present is None or text != to_text(replace(self._admission, percent=present.percent, idle_s=present.idle_s)):
+            return
+        self._admission = replace(self._admission, idle_s=present.idle_s)
+        self._watch.proved = self._watch.proved or present.percent > 0
 
     def _wanted(self, verdict: AdmissionVerdict, orders: Ordered) -> tuple[str | None, str]:
         """The rule that should be in force, None to leave it, and why."""
@@ -187,6 +198,7 @@ class SiteAdmission:
             "rule": _word(self._expected, "rule") or "none",
             "percent": _percent(self._expected),
             "reason": reason,
+            "idle_ms": (1e3 * self._admission.idle_s).round(3).tolist(),
             "since_start": {**self._sums, "late_beyond": self._late_beyond},
             "counted": counts is not None,
         }

@@ -1,5 +1,6 @@
-"""How many of the requests beyond their limit NGINX refuses under a controller: none until counting has shown that
-little would be refused at ordinary times. NGINX moves the limits by itself (docs/admission.md#under-a-controller).
+"""What a controller decides of admission (docs/admission.md#under-a-controller): how many of the requests beyond their
+limit NGINX refuses, none until counting has shown that little would be refused at ordinary times; and which response
+times are those of low load. NGINX moves the limits by itself.
 """
 
 from __future__ import annotations
@@ -7,12 +8,23 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import Field
 
+from actuators.contract.admission import Admission
+from actuators.contract.arrays import FloatArray
 from actuators.contract.window import AdmissionWindow, Window
 from actuators.options import Options
 from tuning.steering.options import Mode
 
+IDLE = 0.5
+"""Multiple of the requests in flight at ordinary times up to which nothing queues."""
+LEAST_REQUESTS, REMEMBERED_REQUESTS = 200, 2000
+"""Requests of a group at low load from which its response time counts, and over which it is a mean."""
+MOST_ERRORS = 0.01
+"""Share of failed answers above which a window's response times are not those of low load."""
+OTHER = 1.2
+"""Ratio of two response times at low load from which they are different ones."""
 IN_VAIN = 2.0
 """Multiple of the rule's late share: answers are as late as that although requests are refused."""
 
@@ -102,3 +114,39 @@ class AdmissionWatch:
             f"admission refuses, and {share:.0%} of the answers are late all the same: look for what makes them slow"
         )
         return (f"{alarm}, or give longer deadlines",)
+
+
+class IdleLatency:
+    """Mean response times without queueing, measured again whenever little is in flight.
+
+    Args:
+        admission: whose values count until there are own ones; the requests in flight that it calls ordinary.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._names = [group.name for group in admission.topology.groups]
+        self._requests, self._seconds = (np.zeros(len(self._names)) for _ in range(2))
+
+    def see(self, window: Window) -> None:
+        """Takes note of a window, unless errors shorten its times, or too much was in flight in it: by Little's law, the
+        sum of the response times over its duration.
+        """
+        failed = window.server_errors.sum() > MOST_ERRORS * window.requests.sum()
+        if not window.usable or window.duration_s <= 0 or failed:
+            return
+        seconds = window.response_ms_sum.sum(axis=1) / 1e3
+        if seconds.sum() / window.duration_s > IDLE * self._admission.nominal:
+            return
+        for g, group in enumerate(window.topology.groups):
+            if group.name in self._names:
+                at, requests = self._names.index(group.name), window.requests[g].sum()
+                kept = max(1.0 - requests / REMEMBERED_REQUESTS, 0.0)
+                self._requests[at] = kept * self._requests[at] + requests
+                self._seconds[at] = kept * self._seconds[at] + seconds[g]
+
+    def measured(self, present_s: FloatArray) -> FloatArray:
+        """``[groups]`` seconds: the present ones, or all that were measured when one of them is another."""
+        known = self._requests >= LEAST_REQUESTS
+        found = np.where(known & (self._seconds > 0), self._seconds / np.maximum(self._requests, 1.0), present_s)
+        return found if (abs(np.log(found / present_s)) > np.log(OTHER)).any() else present_s

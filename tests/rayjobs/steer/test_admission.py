@@ -26,6 +26,7 @@ from tests.support import steer_site
 from tests.support.nginx_site import Site, running_site
 from tests.support.steering_cases import trained_bundle
 from tests.support.waiting import wait_until
+from tests.support.windows import window
 from tuning.steering.admission import AdmissionGuards, AdmissionWatch
 from tuning.steering.options import Mode, Override
 
@@ -130,6 +131,24 @@ def test_another_controller_knows_the_first_rule_and_that_this_one_has_counted(s
     steered.start()
     assert steered.step() == 100
     assert steered.step("active", "reverted") is None
+
+
+def test_a_response_time_that_is_another_at_low_load_changes_the_rule_and_outlives_the_controller(
+    steered: Steered,
+) -> None:
+    while steered.step() != 100:
+        pass
+    quick = replace(window(1.0, 100, topology=steered.site.topology), admission=None)
+    for _ in range(4):
+        assert steered.step(window=quick) == 100
+    present = steered.present()
+    assert present is not None
+    assert (present.idle_s < 0.01).all()
+    steered.start()
+    assert steered.step() == 100
+    again = steered.present()
+    assert again is not None
+    assert again.idle_s == pytest.approx(present.idle_s)
 
 
 def test_a_rule_that_somebody_else_sets_stays_until_the_next_order(steered: Steered) -> None:

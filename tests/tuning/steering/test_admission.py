@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from actuators.contract.admission import Admission
 from actuators.contract.window import AdmissionWindow, Fault, Window
-from tests.support.windows import window
-from tuning.steering.admission import AdmissionGuards, AdmissionWatch
+from tests.support.windows import TOPOLOGY, window
+from tuning.steering.admission import REMEMBERED_REQUESTS, AdmissionGuards, AdmissionWatch, IdleLatency
 
+IDLE_S = np.array([0.01, 0.01, 0.01])
 GUARDS = AdmissionGuards(proving_windows=4, ordinary_refused=0.01)
 
 
@@ -24,6 +27,19 @@ def counted(offered: int = 100, *, refused: int = 0, spared: int = 0, late: int 
         np.full(3, 20.0), peak=5,
     )  # fmt: skip
     return replace(window(10.0), admission=admission)
+
+
+def rule(rate_rps: float) -> Admission:
+    """Of three groups that come at this rate each."""
+    ones = np.ones(3)
+    return Admission(TOPOLOGY, "aimd_thresh", 0.1 * ones, ones, IDLE_S, rate_rps * ones)
+
+
+def measured(*windows: Window, rate_rps: float) -> np.ndarray:
+    idle = IdleLatency(rule(rate_rps))
+    for each in windows:
+        idle.see(each)
+    return idle.measured(IDLE_S)
 
 
 def watch(*windows: Window, proved: bool = False) -> AdmissionWatch:
@@ -72,3 +88,20 @@ def test_refusals_that_do_not_help_are_an_alarm() -> None:
     assert "38% of the answers are late all the same" in watch(*late, proved=True).decide("active", 10.0).alarms[0]
     assert watch(*late[:3], proved=True).decide("active", 10.0).alarms == ()
     assert watch(*[counted(late=60)] * 4, proved=True).decide("active", 10.0).alarms == ()
+
+
+def test_response_times_at_low_load_are_measured_again_only_there() -> None:
+    """300 requests of 20 ms a second and group are 18 in flight: little at 4000 per second of 10 ms, not at 1000."""
+    slower = [window(20.0, 100)] * 3
+    assert measured(*slower, rate_rps=4000.0) == pytest.approx(0.0195, rel=0.05)
+    assert measured(*slower, rate_rps=1000.0) is IDLE_S
+    failing = [window(20.0, 100, errors=5)] * 3
+    assert measured(*failing, rate_rps=4000.0) is IDLE_S
+    assert measured(*[window(10.5, 100)] * 3, rate_rps=4000.0) is IDLE_S
+    assert measured(window(20.0, 50), rate_rps=4000.0) is IDLE_S
+
+
+def test_response_times_of_long_ago_are_forgotten() -> None:
+    before, after = [window(20.0, 100)] * 30, [window(5.0, 100)] * 30
+    assert 4 * REMEMBERED_REQUESTS < 30 * 300
+    assert measured(*before, *after, rate_rps=4000.0) == pytest.approx(0.0046, rel=0.1)
