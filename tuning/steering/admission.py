@@ -129,8 +129,8 @@ class IdleLatency:
         self._requests, self._seconds = (np.zeros(len(self._names)) for _ in range(2))
 
     def see(self, window: Window) -> None:
-        """Takes note of a window, unless errors shorten its times, or too much was in flight in it: by Little's law, the
-        sum of the response times over its duration.
+        """Takes note of a window, unless errors shorten its times, or too much was in flight in it: by Little's law
+        the sum of the response times over its duration.
         """
         failed = window.server_errors.sum() > MOST_ERRORS * window.requests.sum()
         if not window.usable or window.duration_s <= 0 or failed:
