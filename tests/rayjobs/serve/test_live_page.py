@@ -165,13 +165,14 @@ def test_it_can_be_used_without_a_mouse_and_read_aloud(page: Page) -> None:
     assert page.browser.evaluate("document.documentElement.lang") == "en"
     assert page.browser.evaluate("[...document.querySelectorAll('svg[role=img] title')].every(t => t.textContent)")
     reached = []
-    for _ in range(13):
+    for _ in range(14):
         page.browser.press("Tab")
         reached.append(page.browser.evaluate(
             "(e => e.getAttribute('aria-label') || e.id || e.textContent)(document.activeElement)"))  # fmt: skip
     assert reached == [
         "token", "Shadow", "Canary", "Active", "percent", "Pause", "Resume", "Revert", "Servers of compose",
-        "Servers of home_read", "Servers of user_read", "Changes and alarms, newest first", "API",
+        "Servers of home_read", "Servers of user_read", "Admission per group",
+        "Changes and alarms, newest first", "API",
     ]  # fmt: skip
 
 
