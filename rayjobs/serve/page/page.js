@@ -89,8 +89,9 @@ function admission(found) {
   dress(at("admission-rule"), `tag ${found.percent > 0 ? "policy" : "hold"}`);
   write(at("admission-reason"), found.reason);
   each(at("admission-groups"), found.groups, () => {
-    const line = element("tr");
-    line.append(element("th", "", { scope: "row" }), ...Array.from({ length: 6 }, () => element("td")));
+    const line = element("tr", undefined, { role: "row" });
+    const cells = Array.from({ length: 6 }, () => element("td", "", { role: "cell" }));
+    line.append(element("th", "", { scope: "row", role: "rowheader" }), ...cells);
     return line;
   }, (line, group) => {
     const texts = [
