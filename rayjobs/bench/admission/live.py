@@ -45,10 +45,12 @@ THRESH: dict[str, Any] = {"multiple": 2.78, "gamma": 0.17}
 
 @dataclass(frozen=True)
 class Surge:
-    """The scenario. Frozen before the first measured round."""
+    """The scenario, frozen before the first measured round: each type comes `factors` times as often for a while."""
 
-    name: str = "surge"
+    factors: tuple[float, ...] = (SURGE,) * len(RATES_RPS)
+    during_s: tuple[float, float] = SURGE_S
     duration_s: float = BLOCK_S
+    name: str = "surge"
 
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed; the seed draws arrivals and work only."""
@@ -56,10 +58,11 @@ class Surge:
             Stream(
                 name,
                 tuple(
-                    RateStep(at_s, float(rate * f)) for at_s, f in ((0.0, 1.0), (SURGE_S[0], SURGE), (SURGE_S[1], 1.0))
+                    RateStep(at_s, float(rate * f))
+                    for at_s, f in ((0.0, 1.0), (self.during_s[0], factor), (self.during_s[1], 1.0))
                 ),
             )
-            for name, rate in zip(topology.request_types, RATES_RPS, strict=True)
+            for name, rate, factor in zip(topology.request_types, RATES_RPS, self.factors, strict=True)
         )
         servers = tuple(ServerProfile((1.0,) * len(streams)) for _ in topology.servers)
         return Script(

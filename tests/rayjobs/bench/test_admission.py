@@ -9,8 +9,10 @@ import pytest
 
 from actuators.nginx.config import NginxOptions
 from actuators.statistics.reader import StatusReader
+from rayjobs.bench.admission import flash
 from rayjobs.bench.admission.cpu import wide
 from rayjobs.bench.admission.reaction import SurgeSamples, reaction_s
+from rayjobs.bench.parts.bars import BenchContext
 from rayjobs.bench.parts.site import constant_servers, cpu_per_request_us, front
 
 SAMPLE_S, WINDOW_S, LATE_SHARE = 0.1, 0.5, 0.14
@@ -79,3 +81,12 @@ def test_cpu_is_measured_of_an_nginx_that_counts_every_request_and_refuses_none(
         assert balancer.admission is not None
         counted = [(entry.offered == entry.finished > 0, entry.refused) for entry in balancer.admission.groups]
         assert counted == [(True, 0)] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.nginx
+def test_an_important_type_keeps_its_goodput_in_a_flash_of_another(short_dir: Path) -> None:
+    (bar,) = flash.measure(BenchContext(3, True, short_dir, print))
+    assert bar.bar == "compose important (5), 6 × home_read: goodput with over without"
+    assert -50 < bar.value < 50
+    assert bar.limit == -4
