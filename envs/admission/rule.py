@@ -130,7 +130,8 @@ class Limits:
         self._weights = weights / weights.sum(axis=1, keepdims=True)
         equal = self.rule not in ("thresh", "aimd_thresh")
         shares = _rows([np.where(np.isinf(a.importance), np.inf, 1.0) if equal else a.shares() for a in admissions])
-        self._shares = shares * _rows([a.factors for a in admissions])
+        self._plain_shares = shares
+        self.set_factors(_rows([a.factors for a in admissions]))
         names = (
             "multiple",
             "start",
@@ -149,6 +150,10 @@ class Limits:
     def most_refused(self) -> FloatArray:
         """``[n]``, largest share of a group's requests that is refused."""
         return self._numbers["most_refused"]
+
+    def set_factors(self, factors: FloatArray) -> None:
+        """Other factors ``[n, groups]`` on the limits than those of the admissions."""
+        self._shares = self._plain_shares * factors
 
     def start(self) -> LimitState:
         """Before the first tick."""

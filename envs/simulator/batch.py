@@ -147,6 +147,7 @@ class SimulatedBatch:
         contexts of a script share them. Raises ConfigError when it does not fit the topology, or the others.
         """
         self._ticks = None
+        self._gates["rate_rps"] = 0.0
         if admission is not None:
             several = [admission] * self.size if isinstance(admission, Admission) else list(admission)
             if len(several) != self.size:
@@ -156,6 +157,36 @@ class SimulatedBatch:
             self._ticks.begin(np.ones(self.size, bool), self._start_s)
         else:
             self._gates["limit"], self._gates["idle_s"], self._gates["deadline_s"] = np.inf, 0.0, self._gates["due_s"]
+
+    def set_factors(self, factors: FloatArray) -> None:
+        """Factors ``[size, groups]`` on the limits of the admission in force, at once and until it is set again.
+
+        Raises ConfigError without an admission, or for a factor that is not positive.
+        """
+        if self._ticks is None:
+            raise ConfigError("no admission is in force", where="simulated batch", remedy="call admit first")
+        self._ticks.set_factors(self._positive(factors, "factors"))
+
+    def set_rates(self, rates_rps: FloatArray, burst_s: float) -> None:
+        """Requests enter by token buckets from now on, until an environment's reset: an experiment beside admission.
+
+        Args:
+            rates_rps: ``[size, groups]``, tokens per second.
+            burst_s: seconds of tokens that a bucket holds; at least one token.
+
+        Raises ConfigError while an admission is in force, or for a rate that is not positive.
+        """
+        if self._ticks is not None:
+            raise ConfigError("an admission is in force", where="simulated batch", remedy="call admit(None) first")
+        self._gates["rate_rps"] = self._positive(rates_rps, "rates")
+        self._gates["burst"] = np.maximum(rates_rps * burst_s, 1.0)
+        self._gates["limit"] = 0.0
+
+    def _positive(self, values: FloatArray, what: str) -> FloatArray:
+        wanted = self._gates.shape
+        if values.shape != wanted or not (np.isfinite(values) & (values > 0)).all():
+            raise ConfigError(f"{what} do not fit", where="simulated batch", remedy=f"positive, {wanted}")
+        return values
 
     def set_weights(self, weights: IntArray, down: NDArray[np.bool_] | None = None) -> None:
         """Integer weights 1…100 ``[size, groups, servers]`` from now on; `down` takes servers out of rotation.

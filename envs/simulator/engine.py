@@ -118,7 +118,7 @@ def arrive(lane: Any, group: Any, number: Any, first_s: float, now_s: float) -> 
     """An attempt comes to NGINX: it enters, or is refused."""
     state, gate, count = lane.state[0], lane.gates[group], lane.counts[group]
     count.offered += 1
-    if state.inside >= gate.limit and refuses(gate, count, lane.streams[group], number):
+    if state.inside >= gate.limit and refuses(gate, count, lane.streams[group], number, now_s):
         if not repeats_later(
             state, gate, lane.streams[group], lane.repeats, group, number, first_s, now_s, gate.retry_refused
         ):

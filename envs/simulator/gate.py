@@ -15,8 +15,16 @@ REPEAT, PAUSE, PERCENT, CLIENT_DRAWS = range(4)
 
 
 @leaf
-def refuses(gate: Any, count: Any, stream: Any, number: Any) -> bool:
+def refuses(gate: Any, count: Any, stream: Any, number: Any, now_s: Any) -> bool:
     """Whether a request that is over its limit is refused; it has been counted as offered."""
+    if gate.rate_rps > 0.0:
+        gate.tokens = min(gate.burst, gate.tokens + gate.rate_rps * (now_s - gate.filled_s))
+        gate.filled_s = now_s
+        if gate.tokens >= 1.0:
+            gate.tokens -= 1.0
+            return False
+        count.refused += 1
+        return True
     offered = gate.offered + (count.offered - gate.offered_before)
     refused = gate.refused + (count.refused - gate.refused_before)
     if gate.percent < 100.0:

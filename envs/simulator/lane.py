@@ -56,9 +56,10 @@ STAGE = _record("head tail", "contention hit most fill decay_s seen_s")
 GATE = _record(
     "head tail retries offered_before refused_before",
     "limit percent most_refused offered refused deadline_s idle_s due_s patience_s retry_failed retry_refused "
-    "backoff_s",
+    "backoff_s rate_rps burst tokens filled_s",
 )
-"""Of a group: what is in force at the gate, and how its clients wait and repeat."""
+"""Of a group: what is in force at the gate, and how its clients wait and repeat. With a rate every request is over its
+limit, which is 0, and enters when there is a token."""
 COUNTS = (
     "offered", "refused", "spared", "finished", "late", "failed", "quick", "gave_up", "inside", "good",
     "good_first", "slow", "lost_refused", "lost_gave_up", "lost_failed",

@@ -54,6 +54,11 @@ class GateTicks:
         chosen = np.arange(len(self._admissions)) == index
         self._rule, self._state = rule, where(chosen, first, state)
 
+    def set_factors(self, factors: FloatArray) -> None:
+        """Factors ``[size, groups]`` on the limits from now on."""
+        self._rule.set_factors(factors)
+        self._gates["limit"] = self._rule.of(self._state)
+
     def begin(self, chosen: BoolArray, now_s: FloatArray) -> None:
         """Starts the rule anew in the chosen environments, in which it is `now_s`; ``[size]`` both."""
         self._state = where(chosen, self._rule.start(), self._state)

@@ -7,6 +7,7 @@ smaller actions and, without proof for these, set to 0 (`prove_some`; docs/studi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -101,13 +102,28 @@ def prove_some(
     """
     scripts = _scripts(problem, scenario, options)
     base = _log_indices(None, problem, scripts, options, simulation)
+
+    def gains(some: EquivariantNet) -> FloatArray:
+        return base - _log_indices(LearnedPolicy(some, problem), problem, scripts, options, simulation)
+
+    return prove_by(net, [script.name for script in scripts], gains)
+
+
+def prove_by(
+    net: EquivariantNet, scenarios: Sequence[str], gains: Callable[[EquivariantNet], FloatArray]
+) -> tuple[EquivariantNet, ResidualProof]:
+    """As `prove_some`, by any gain.
+
+    Args:
+        scenarios: of each episode.
+        gains: a network → its gain over a residual of 0 in each episode, ``[episodes]``; 0.01 is one percent, or point.
+    """
     for reach in REACHES:
         some = _scaled(net, reach)
-        gains = base - _log_indices(LearnedPolicy(some, problem), problem, scripts, options, simulation)
         by_scenario: dict[str, list[float]] = {}
-        for script, gain in zip(scripts, gains.tolist(), strict=True):
-            by_scenario.setdefault(script.name, []).append(gain)
-        parts = {name: _overall([gains]) for name, gains in by_scenario.items()}
+        for name, gain in zip(scenarios, gains(some).tolist(), strict=True):
+            by_scenario.setdefault(name, []).append(gain)
+        parts = {name: _overall([part]) for name, part in by_scenario.items()}
         proof = ResidualProof(_overall(list(by_scenario.values())), parts, reach)
         if proof.holds:
             return some, proof

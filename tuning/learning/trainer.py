@@ -176,7 +176,7 @@ class Trainer:
                 self._look(algo, judge, progress)
             while progress.step < phase.steps and progress.best.looks_since < self.options.held_out.patience:
                 self._iterate(algo, phase, progress, judge, events)
-            _read(algo, self._net)
+            read_net(algo, self._net)
             if progress.best.state:
                 self._net.load_state_dict(progress.best.state)
                 _write(algo, self._net)
@@ -215,7 +215,7 @@ class Trainer:
         _write(algo, self._net)
 
     def _look(self, algo: Algorithm, judge: HeldOut, progress: _Progress) -> float:
-        score = judge.score(_read(algo, self._net))
+        score = judge.score(read_net(algo, self._net))
         progress.best.offer(score, self._net)
         return score
 
@@ -283,7 +283,7 @@ def _passed(before: int, now: int, every: int) -> bool:
     return every > 0 and before // every < now // every
 
 
-def _read(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
+def read_net(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
     """Copies the learner's current parameters to `net`."""
     (state,) = (
         result.get()

@@ -360,3 +360,48 @@ def test_every_request_ends_once(case: tuple[Script, Admission, str]) -> None:
         assert windows[-1].attempts.inside.sum() == windows[-1].active.sum() == 0
         if all(habits.retries == 0 for habits in script.clients):
             assert (sum(w.planned - ended(w) for w in windows) == 0).all()
+
+
+def test_a_token_bucket_lets_in_its_rate_and_its_burst() -> None:
+    script = script_of(400.0, 0.001, service="constant", servers=1, workers=8, duration_s=20.0)
+    batch = SimulatedBatch(line_of(1), 1)
+    batch.reset(0, script)
+    batch.set_rates(np.array([[100.0]]), 0.5)
+    batch.advance(1.0)
+    counts = batch.advance(10.0).attempts
+    assert counts.offered.sum() - counts.refused.sum() == pytest.approx(1000, abs=1)
+    assert counts.spared.sum() == 0
+    batch.set_rates(np.array([[1e6]]), 0.5)
+    assert batch.advance(1.0).attempts.refused.sum() == 0
+    batch.reset(0, replace(script, seed=2))  # buckets end with the play
+    assert batch.advance(5.0).attempts.refused.sum() == 0
+
+
+def test_what_is_saved_in_a_bucket_is_bounded() -> None:
+    steps = (RateStep(0.0, 0.0), RateStep(10.0, 1000.0, "fixed"))
+    script = script_of(0.0, 0.001, service="constant", workers=8, steps=steps, duration_s=20.0)
+    batch = SimulatedBatch(line_of(1), 1)
+    batch.reset(0, script)
+    batch.set_rates(np.array([[20.0]]), 0.5)
+    batch.advance(10.0)
+    counts = batch.advance(0.1).attempts
+    assert counts.offered.sum() - counts.refused.sum() == pytest.approx(10 + 2, abs=1)
+
+
+def test_buckets_and_admission_exclude_each_other() -> None:
+    batch = SimulatedBatch(line_of(1), 1)
+    batch.reset(0, script_of(400.0, 0.01, service="constant"))
+    with pytest.raises(ConfigError, match="no admission is in force"):
+        batch.set_factors(np.ones((1, 1)))
+    batch.admit(fixed_limit(3.0, line_of(1)))
+    with pytest.raises(ConfigError, match="an admission is in force"):
+        batch.set_rates(np.ones((1, 1)), 0.1)
+    with pytest.raises(ConfigError, match="factors do not fit"):
+        batch.set_factors(np.zeros((1, 1)))
+    batch.set_factors(np.full((1, 1), 2.0))
+    assert batch.advance(5.0).attempts.peak.tolist() == [6]
+    batch.admit(None)
+    batch.set_rates(np.full((1, 1), 1.0), 0.1)
+    assert batch.advance(5.0).attempts.refused.sum() > 1900
+    batch.admit(fixed_limit(3.0, line_of(1)))
+    assert batch.advance(5.0).attempts.refused.sum() < 1700
