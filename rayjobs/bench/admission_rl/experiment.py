@@ -42,13 +42,15 @@ class Arm:
     """What is trained.
 
     Attributes:
-        proven: whether the network is put to the proof.
         base: the rule that it is compared with.
+        iterations: of its training; rates begin further from what is good.
+        proven: whether the network is put to the proof.
     """
 
     name: str
     task: EntryTask
     base: str
+    iterations: int = 60
     proven: bool = False
 
 
@@ -117,7 +119,7 @@ class Experiment:
         limits = EntryTask(TOPOLOGY)
         arms = [
             Arm("learned factors", limits, "aimd_thresh", proven=True),
-            Arm("learned rates", replace(limits, actuator="rates", burst_s=rates.burst_s), "buckets, AIMD tuned"),
+            Arm("learned rates", replace(limits, actuator="rates", burst_s=rates.burst_s), "buckets, AIMD tuned", 120),
         ]
         if not self._context.quick:
             seeing = replace(limits, encoder=fit_regimes(TOPOLOGY, REGIMES, self._context.seed))
@@ -161,9 +163,10 @@ class Experiment:
 
     def _train(self, arm: Arm, seed: int, place: Path) -> None:
         """Writes the networks, and the story last."""
-        self._context.log(f"training {arm.name}, seed {seed}: {self._training.iterations} iterations")
+        training = self._training if self._context.quick else replace(self._training, iterations=arm.iterations)
+        self._context.log(f"training {arm.name}, seed {seed}: {training.iterations} iterations")
         began_s = time.perf_counter()
-        net = train_entry(arm.task, self._training, seed)
+        net = train_entry(arm.task, training, seed)
         minutes, proof = (time.perf_counter() - began_s) / 60, {}
         save_file(net.state_dict(), place.with_suffix(".net"))
         if arm.proven:
