@@ -42,7 +42,7 @@ ENVIRONMENTS, EPISODE_STEPS = 64, 99
 _NAME = "deepsched-entry"
 _MODEL = ModelOptions(hidden=16, initial_log_std=-1.4)
 _ALGORITHM = AlgorithmOptions(
-    learning_rate=1e-3, discount=0.95, gae_lambda=0.9, epochs=4, batch_steps=ENVIRONMENTS * EPISODE_STEPS,
+    learning_rate=2e-3, discount=0.95, gae_lambda=0.9, epochs=4, batch_steps=ENVIRONMENTS * EPISODE_STEPS,
     minibatch_steps=1056,
 )  # fmt: skip
 
