@@ -57,7 +57,7 @@ class EntryTraining:
         proof_episodes: shared equally by the kinds of family H.
     """
 
-    iterations: int = 60
+    iterations: int = 50
     look_every: int = 10
     look_episodes: int = 96
     proof_episodes: int = 1600

@@ -50,7 +50,7 @@ class Arm:
     name: str
     task: EntryTask
     base: str
-    iterations: int = 60
+    iterations: int = 50
     proven: bool = False
 
 
@@ -119,7 +119,7 @@ class Experiment:
         limits = EntryTask(TOPOLOGY)
         arms = [
             Arm("learned factors", limits, "aimd_thresh", proven=True),
-            Arm("learned rates", replace(limits, actuator="rates", burst_s=rates.burst_s), "buckets, AIMD tuned", 120),
+            Arm("learned rates", replace(limits, actuator="rates", burst_s=rates.burst_s), "buckets, AIMD tuned", 80),
         ]
         if not self._context.quick:
             seeing = replace(limits, encoder=fit_regimes(TOPOLOGY, REGIMES, self._context.seed))
@@ -153,25 +153,26 @@ class Experiment:
         return [learned_goodput(task, one.kept if kept else one.net, scripts, threads=2) for one in trainings]
 
     def _trained(self, arm: Arm, seed: int) -> Training:
-        place = self._context.kept / f"{arm.name.replace(',', '').replace(' ', '-')}-{seed}"
+        training = self._training if self._context.quick else replace(self._training, iterations=arm.iterations)
+        name = arm.name.replace(",", "").replace(" ", "-")
+        place = self._context.kept / f"{name}-{seed}-{training.iterations}"
         story = place.with_suffix(".json")
         if not story.exists():
-            self._train(arm, seed, place)
+            self._train(arm, training, seed, place)
         told = json.loads(story.read_bytes())
         kept = _loaded(arm, place.with_suffix(".kept")) if arm.proven else None
         return Training(seed, _loaded(arm, place.with_suffix(".net")), told["minutes"], kept, told["proof"])
 
-    def _train(self, arm: Arm, seed: int, place: Path) -> None:
+    def _train(self, arm: Arm, training: EntryTraining, seed: int, place: Path) -> None:
         """Writes the networks, and the story last."""
-        training = self._training if self._context.quick else replace(self._training, iterations=arm.iterations)
         self._context.log(f"training {arm.name}, seed {seed}: {training.iterations} iterations")
         began_s = time.perf_counter()
         net = train_entry(arm.task, training, seed)
         minutes, proof = (time.perf_counter() - began_s) / 60, {}
         save_file(net.state_dict(), place.with_suffix(".net"))
         if arm.proven:
-            self._context.log(f"proof of {arm.name}, seed {seed}: {self._training.proof_episodes} episodes")
-            kept, proven = prove_entry(net, arm.task, self._training)
+            self._context.log(f"proof of {arm.name}, seed {seed}: {training.proof_episodes} episodes")
+            kept, proven = prove_entry(net, arm.task, training)
             save_file(kept.state_dict(), place.with_suffix(".kept"))
             proof = proven.to_json()
         write_json(place.with_suffix(".json"), {"minutes": minutes, "proof": proof})
