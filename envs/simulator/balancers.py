@@ -12,10 +12,13 @@ from typing import Any
 from envs.simulator.compiling import leaf
 from envs.simulator.draws import below
 
-ROUND_ROBIN, LEAST_CONN, RANDOM_TWO, EXPECTED_DELAY, SHORTEST_DELAY, JOIN_SHORTEST, CENTRAL_QUEUE = range(7)
+ROUND_ROBIN, LEAST_CONN, RANDOM_TWO, EXPECTED_DELAY, SHORTEST_DELAY, JOIN_SHORTEST, CENTRAL_QUEUE, LATE_BINDING = range(
+    8
+)
 METHOD_CODES = {
     "round_robin": ROUND_ROBIN, "least_conn": LEAST_CONN, "random_two": RANDOM_TWO, "expected_delay": EXPECTED_DELAY,
     "shortest_delay": SHORTEST_DELAY, "join_shortest": JOIN_SHORTEST, "central_queue": CENTRAL_QUEUE,
+    "late_binding": LATE_BINDING,
 }  # fmt: skip
 
 WAIT = -2
@@ -26,6 +29,12 @@ EPOCH_S = 1_000_000
 
 _RANDOM_TRIES = 20
 _FORGOTTEN = 1e-6
+
+
+@leaf
+def by_service_times(method: Any) -> Any:
+    """Whether a method goes by learned service times, and windows tell what they are learned from."""
+    return method in (EXPECTED_DELAY, LATE_BINDING)
 
 
 @leaf

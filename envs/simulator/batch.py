@@ -15,6 +15,7 @@ from pydantic import Field
 from actuators.contract.admission import Admission
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS
@@ -22,12 +23,15 @@ from actuators.errors import ConfigError, TestbedError, closest
 from actuators.options import Options
 from envs.simulator import arrivals, engine
 from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
+from envs.simulator.binding import ORDER_CODES
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
-from envs.simulator.lane import COUNT, GATE, STATE, Lane, Tally, build_lane, grown, new_tally
+from envs.simulator.lane import COUNT, GATE, STATE, UNLIMITED, Lane, Tally, build_lane, grown, new_tally
 from envs.simulator.limits import GateTicks, counts_since
 from envs.simulator.window_batch import AttemptCounts, WindowBatch
 
+SimulatedMethod = BalancingMethod | Literal["late_binding"]
+"""Methods that an NGINX can have; `late_binding` (docs/studies.md#late-binding) is simulated only."""
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
 """Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
 
@@ -88,7 +92,7 @@ class SimulatedBatch:
         self,
         topology: Topology,
         size: int,
-        method: BalancingMethod | OracleMethod = "least_conn",
+        method: SimulatedMethod | OracleMethod = "least_conn",
         bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
         options: SimulationOptions | None = None,
         threads: int = 1,
@@ -214,9 +218,32 @@ class SimulatedBatch:
                 continue
             lane.tau_s[...] = np.where(self.topology.mask, tau_s[index], 1.0)
             lane.believed_workers[...] = workers[index]
+            lane.mean_tau_s[...] = np.nanmean(np.where(self.topology.mask, tau_s[index], np.nan), axis=1)
             lane.rules["learned"] = 1
 
-    def set_method(self, method: BalancingMethod | OracleMethod) -> None:
+    def hold(self, bindings: Sequence[LateBinding]) -> None:
+        """`late_binding`'s slots, order and deadlines from now on, of each environment, until its next reset.
+
+        Raises ConfigError when there is not one for each, or one is of another topology.
+        """
+        if len(bindings) != self.size or any(each.topology != self.topology for each in bindings):
+            raise ConfigError("late bindings do not fit", where="simulated batch", remedy="give one for each")
+        for index, binding in enumerate(bindings):
+            lane, numbers = self._lane(index), binding.numbers
+            lane.room[...], lane.due_s[...] = binding.slots, binding.deadlines_s
+            lane.rules["order"] = ORDER_CODES[numbers.order]
+            for name in ("theta", "look_ahead", "longest_hold_s", "most_held"):
+                lane.rules[name] = getattr(numbers, name)
+
+    def believed_workers(self) -> FloatArray:
+        """``[size, servers]``, as `set_service_times` has set them; the true ones before."""
+        return np.stack([self._lane(index).believed_workers for index in range(self.size)])
+
+    def contexts_of(self, script: Script) -> int:
+        """Load balancers of a script that share no counts here."""
+        return max(script.load_balancers // self.options.workers_sharing_memory, 1)
+
+    def set_method(self, method: SimulatedMethod | OracleMethod) -> None:
         """All environments balance by `method` from now on, with equal weights and nothing learned."""
         self._method = _method_code(method)
         for lane in self._lanes:
@@ -280,7 +307,7 @@ class SimulatedBatch:
                 if self.options.actuation == "reload":
                     _reload(lane.peers)
                     lane.state["generation"] += 1
-            if lane is not None and self._method == METHOD_CODES["expected_delay"]:
+            if lane is not None and self._by_service_times:
                 lane.rules["learned"] = 0
         self._weight, self._down = weight, down
 
@@ -296,13 +323,17 @@ class SimulatedBatch:
             topology=self.topology, bounds_ms=self.bounds_ms, start_s=start_s, end_s=self._start_s.copy(),
             weight=self._weight.copy(), down=self._down.copy(), active=active,
             ended=self._start_s > duration_s + 1e-9, tau_s=self._tau_in_force(),
-            balances_by_delay=self._method == METHOD_CODES["expected_delay"],
+            balances_by_delay=self._by_service_times,
             attempts=AttemptCounts(
                 **attempts, limits=self._gates["limit"].copy(), peak=self._peaks(), limited=self._ticks is not None,
                 timed=np.isfinite(self._gates["due_s"]).all(axis=1),
             ),
             **counts._asdict(),
         )  # fmt: skip
+
+    @property
+    def _by_service_times(self) -> bool:
+        return self._method in (METHOD_CODES["expected_delay"], METHOD_CODES["late_binding"])
 
     def _peaks(self) -> IntArray:
         if self._ticks is not None:
@@ -329,7 +360,8 @@ class SimulatedBatch:
             "overhead_s": o.overhead_ms / 1e3, "retry_500": o.retry_http_500,
             "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
             "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
-            "by_in_flight": o.count_by_in_flight,
+            "by_in_flight": o.count_by_in_flight, "look_ahead": 1, "theta": 1.0, "longest_hold_s": np.inf,
+            "most_held": UNLIMITED,
         }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from numba.core import config
 from actuators.files import is_own_folder, private_folder
 
 _SOURCES = (
-    "arrivals", "balancers", "batch", "clients", "compiling", "counting", "draws", "engine", "gate", "lane", "queues",
-    "stages",
+    "arrivals", "balancers", "batch", "binding", "clients", "compiling", "counting", "draws", "engine", "gate", "lane",
+    "queues", "stages",
 )  # fmt: skip
 
 Function = Callable[..., Any]

@@ -8,7 +8,7 @@ import numpy as np
 
 from actuators.contract.histogram import SIZE, SUB_BUCKETS
 from envs.simulator import lane as columns
-from envs.simulator.balancers import EXPECTED_DELAY
+from envs.simulator.balancers import by_service_times
 from envs.simulator.compiling import inlined, leaf
 
 _LAST_BUCKET = SIZE - 1
@@ -52,7 +52,7 @@ def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
     tally.response_ms_sum[group, s] += elapsed_ms
     bucket = bucket_of_ms(elapsed_ms, lane.bucket_table, lane.bounds_ms)
     tally.latency_histogram[group, s, bucket] += 1
-    if lane.rules[0].method == EXPECTED_DELAY and status < 400:  # a failure says nothing of service times
+    if by_service_times(lane.rules[0].method) and status < 400:  # a failure says nothing of service times
         sums = tally.delay[group, s]
         sums[columns.WAIT_S] += request.wait_s
         sums[columns.TAU_S] += request.tau_s

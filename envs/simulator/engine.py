@@ -8,6 +8,16 @@ import numpy as np
 
 from envs.simulator import balancers as b
 from envs.simulator.arrivals import NOWHERE, new_request, next_number, release_slot
+from envs.simulator.binding import (
+    begin_look,
+    best_server,
+    first_in_line,
+    has_room,
+    hold,
+    oldest_hold_s,
+    plan,
+    take_out,
+)
 from envs.simulator.clients import drop_first, next_client_s, repeats_later, wait_no_more
 from envs.simulator.compiling import compiled, inlined, leaf
 from envs.simulator.counting import count_answer, count_attempt, count_failure
@@ -61,9 +71,13 @@ def advance(lane: Any, until_s: float) -> int:
             play_clients(lane, group, now_s)
         else:
             play_servers(lane, server, now_s)
-        while state.resend > 0:
-            state.resend -= 1
-            send(lane, lane.resend[state.resend], now_s)
+        while state.resend > 0 or state.binding > 0:
+            if state.resend > 0:
+                state.resend -= 1
+                send(lane, lane.resend[state.resend], now_s)
+            else:
+                state.binding = 0
+                bind(lane, now_s)
     state.now_s = until_s
     return DONE
 
@@ -90,9 +104,22 @@ def play_clients(lane: Any, group: Any, now_s: float) -> None:
             drop_first(state, lane.repeats)
         else:
             give_up(lane, now_s)
-        state.next_client_s = next_client_s(state, lane.gates, lane.requests, lane.repeats)
+        if oldest_hold_s(lane) <= now_s:
+            end_hold(lane, now_s)
+        next_s = next_client_s(state, lane.gates, lane.requests, lane.repeats)
+        state.next_client_s = min(next_s, oldest_hold_s(lane))
     if coming != NOBODY:
         arrive(lane, coming, number, first_s, now_s)
+
+
+@compiled
+def end_hold(lane: Any, now_s: float) -> None:
+    """The request that has been held for too long is answered with 503."""
+    slot = take_out(lane, 0)
+    if lane.rules[0].trailing and lane.trails[slot].abandoned:
+        release_slot(lane, slot)
+    else:
+        conclude(lane, slot, REJECTED, now_s)
 
 
 @inlined
@@ -214,7 +241,11 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
     """Picks a server for the request and lets it reach it."""
     request = lane.requests[slot]
     there = request.server != NOWHERE
-    if not there:
+    if not there and holds(lane, slot):
+        lane.state[0].binding = 1
+        if not hold(lane, slot):
+            conclude(lane, slot, REJECTED, now_s)
+    elif not there:
         s = pick(lane, slot, now_s)
         if s >= 0:
             begin_attempt(lane, slot, s, now_s)
@@ -225,6 +256,54 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
             conclude(lane, slot, UNAVAILABLE, now_s)
     if there:
         reach(lane, slot, now_s)
+
+
+@inlined
+def holds(lane: Any, slot: Any) -> bool:
+    """Whether the request waits for a free slot: a first attempt, once service times are known."""
+    if lane.rules[0].method != b.LATE_BINDING or not lane.rules[0].learned:
+        return False
+    tried = np.int64(0)
+    for word in range(lane.tried.shape[1]):
+        tried |= lane.tried[slot, word]
+    return tried == 0
+
+
+@compiled
+def bind(lane: Any, now_s: float) -> None:
+    """Sends held requests while a server has a free slot and is the best one for the request that is due."""
+    for context in range(len(lane.peers)):
+        while begin_look(lane, context) and bind_one(lane, context, now_s):
+            pass
+
+
+@inlined
+def bind_one(lane: Any, context: Any, now_s: float) -> bool:
+    """Sends the first held request whose best server has a free slot; False for none.
+
+    Requests before it keep waiting for a busy server, which those behind them reckon with.
+    """
+    for _ in range(lane.rules[0].look_ahead):
+        place = first_in_line(lane, context, now_s)
+        if place == NOBODY:
+            return False
+        slot = lane.line[place]
+        if lane.rules[0].trailing and lane.trails[slot].abandoned:
+            release_slot(lane, take_out(lane, place))
+            return True
+        s = best_server(lane, slot, now_s)
+        if s == NOBODY:
+            conclude(lane, take_out(lane, place), UNAVAILABLE, now_s)
+            return True
+        if has_room(lane, context, s):
+            queue_to_send(lane, take_out(lane, place))
+            begin_attempt(lane, slot, s, now_s)
+            if lane.rules[0].overhead_s > 0.0:
+                lane.state[0].resend -= 1
+                put_on_way(lane, slot, now_s)
+            return True
+        plan(lane, place, s)
+    return False
 
 
 @inlined
@@ -248,8 +327,9 @@ def pick(lane: Any, slot: Any, now_s: float) -> Any:
     rules, state, request, tried = lane.rules[0], lane.state[0], lane.requests[slot], lane.tried[slot]
     peers = lane.peers[request.context]
     method, clock = rules.method, b.clock_s(now_s)
-    if method == b.EXPECTED_DELAY and not rules.learned:
-        method = b.LEAST_CONN  # nothing learned yet is worse than least_conn
+    if b.by_service_times(method):
+        # Nothing learned yet is worse than least_conn; a second attempt does not wait for a slot.
+        method = b.EXPECTED_DELAY if rules.learned else b.LEAST_CONN
     if method == b.ROUND_ROBIN:
         return b.pick_round_robin(peers[request.group], tried, clock, rules)
     if method == b.LEAST_CONN:
@@ -268,7 +348,7 @@ def pick(lane: Any, slot: Any, now_s: float) -> Any:
 def begin_attempt(lane: Any, slot: Any, s: Any, now_s: float) -> None:
     """Notes the choice, what was predicted of it, and how the server will answer."""
     rules, server, request = lane.rules[0], lane.servers[s], lane.requests[slot]
-    if rules.method == b.EXPECTED_DELAY:
+    if b.by_service_times(rules.method):
         peers, workers = lane.peers[request.context], lane.believed_workers[s]
         request.wait_s = rules.learned * b.predicted_wait_s(peers, s, lane.tau_s, workers, rules.balancers)
         request.tau_s = rules.learned * lane.tau_s[request.group, s]
@@ -300,7 +380,8 @@ def end_attempt(lane: Any, slot: Any, status: Any, now_s: float, failed: Any) ->
     if request.generation == lane.state[0].generation:
         peer = lane.peers[request.context, group, s]
         b.note_result(peer, failed, b.clock_s(now_s), rules, lane.groups[group].servers == 1)
-    if rules.method == b.EXPECTED_DELAY:
+    if b.by_service_times(rules.method):
+        lane.state[0].binding = rules.method == b.LATE_BINDING
         b.note_health(lane.health[request.context, s], status >= 500, failed, now_s, rules)
     if failed:
         lane.tried[slot, s >> 6] |= np.int64(1) << (s & 63)
@@ -360,6 +441,7 @@ def behave(lane: Any, change: Any) -> None:
     """A server's or a stage's behaviour changes; a crash loses what is in progress there."""
     s, now_s = change.server, change.at_s
     server = lane.servers[s]
+    lane.state[0].binding = lane.rules[0].method == b.LATE_BINDING
     if s >= lane.state[0].servers:
         server.speed = change.speed
         set_rate(server, now_s, False)

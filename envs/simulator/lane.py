@@ -29,6 +29,9 @@ LEAST_AT_FIRST, MOST_AT_FIRST, MAX_SLOTS = 64, 4096, 1 << 22
 NON_IDEMPOTENT = ("POST", "LOCK", "PATCH")
 """Methods that NGINX does not repeat once they were sent (`proxy_next_upstream` without `non_idempotent`)."""
 
+UNLIMITED = 1 << 40
+"""Slots of a server before any are set."""
+
 IDLE, IDLE_S, WAIT_S, TAU_S = range(4)
 """Columns of `Tally.delay`: arrivals that found an idle worker, their response seconds, and for all
 answered requests the predicted wait and the service time in force when they were sent on."""
@@ -73,14 +76,14 @@ BEHAVIOUR = _record("server refused hanging flush", "at_s speed error_ratio erro
 GROUP = _record("servers post")
 STATE = _record(
     "free behaviour generation picks resend central central_head central_room on_way way_head servers inside peak "
-    "repeating",
+    "repeating held binding",
     "now_s duration_s next_come_s next_client_s",
     "pick_key",
 )
 RULES = _record(
     "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight "
-    "trailing clients",
-    "read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma",
+    "trailing clients order look_ahead most_held",
+    "theta longest_hold_s read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma",
 )
 
 
@@ -106,8 +109,11 @@ class Lane(NamedTuple):
     `requests`, `tried` [slots, words of 64 servers], `free`, `resend`, `held`, `central` and `on_way` have room for as
     many requests in flight as there are slots; `grown` makes more, and of `trails` and `repeats` where they are used.
     `servers` and what belongs to it has the stages after the servers; so has `service_s`.
-    Shapes: `visits`, `cached` [groups, stages], `gates`, `counts` [groups], `peers` [contexts, groups, servers],
-    `health` [contexts, servers], `service_s` (mean service time at behaviour speed 1) and `tau_s` [groups, servers];
+    `line` has the slots of held requests in the order of their arrival, with a mark each that one was `considered`;
+    `planned` [servers, 2] is what is in flight there, and its seconds of work, with what held requests wait for.
+    Shapes: `visits`, `cached` [groups, stages], `gates`, `counts`, `due_s`, `mean_tau_s` [groups], `room` [servers],
+    `peers` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service time at behaviour speed
+    1) and `tau_s` [groups, servers];
     per server a heap of requests in service
     (`heap_v`: virtual finish times, `heap_request`) and a ring of waiting ones (`queue`).
     """
@@ -144,6 +150,12 @@ class Lane(NamedTuple):
     gates: Any
     counts: Any
     repeats: Any
+    line: Any
+    considered: Any
+    planned: Any
+    room: Any
+    due_s: Any
+    mean_tau_s: Any
     tally: Tally
 
 
@@ -207,6 +219,8 @@ def build_lane(
         work_table=table, bucket_table=bucket_table, bounds_ms=np.array(bounds_ms, np.int64),
         stages=_stages(script), visits=np.array([stage.visits for stage in script.stages]).reshape(-1, groups).T.copy(),
         cached=_cached(script, groups), trails=np.zeros(slots if rule["trailing"][0] else 0, TRAIL),
+        line=np.zeros(slots, np.int64), considered=np.zeros(slots, np.int64), planned=np.zeros((servers, 2)),
+        room=np.full(servers, UNLIMITED), due_s=np.full(groups, np.inf), mean_tau_s=np.ones(groups),
         gates=gates, counts=counts, repeats=np.zeros(slots if script.clients else 0, REPEAT),
         tally=tally,
     )  # fmt: skip
@@ -251,7 +265,7 @@ def grown(lane: Lane) -> Lane:
         central=_unrolled(lane.central, state["central_head"], state["central"], slots),
         on_way=_unrolled(lane.on_way, state["way_head"], state["on_way"], slots),
         held=np.zeros(slots, np.int64),
-        **{name: _longer(getattr(lane, name), slots) for name in ("resend", "requests", "tried")},
+        **{name: _longer(getattr(lane, name), slots) for name in ("resend", "requests", "tried", "line", "considered")},
         **{name: _longer(getattr(lane, name), slots) for name in ("trails", "repeats") if len(getattr(lane, name))},
     )
     state["free"] += slots - old

@@ -32,6 +32,7 @@ class Score:
     Attributes:
         art: relative tardiness per request, a failure counted as a 1 s answer.
         index: J (docs/glossary.md#j): latency / deadline per request + `art`.
+        goodput: share of all requests that were answered within their deadline.
     """
 
     mean_ms: float
@@ -40,9 +41,10 @@ class Score:
     index: float
     error_ratio: float
     requests: int
+    goodput: float = float("nan")
 
     def over(self, base: Score) -> Score:
-        """Each figure divided by the base's; the error ratio and the requests stay."""
+        """Each figure divided by the base's; the error ratio, the requests and the goodput stay."""
         return Score(
             self.mean_ms / base.mean_ms,
             self.p99_ms / base.p99_ms,
@@ -50,6 +52,7 @@ class Score:
             self.index / base.index,
             self.error_ratio,
             self.requests,
+            self.goodput,
         )
 
 
@@ -156,6 +159,7 @@ def _score(counts: FloatArray, seconds: FloatArray, failed: FloatArray, deadline
         index=relative + art,
         error_ratio=failures / total,
         requests=int(total),
+        goodput=float((counts * (lateness <= 0)).sum()) / total,
     )
 
 

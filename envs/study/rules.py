@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
-from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Weights
+from actuators.contract.control import MAX_WEIGHT, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
@@ -24,7 +25,7 @@ from envs.heuristics.names import policy_name
 from envs.observation.features import inverse_latency_shares
 from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
-from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulationOptions
+from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulatedMethod, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
 from envs.study.split import optimal_shares
 
@@ -37,7 +38,7 @@ class Rule:
     """A way to balance: a method, what steers it, and how NGINX is set up for it."""
 
     name: str
-    method: BalancingMethod | OracleMethod
+    method: SimulatedMethod | OracleMethod
     steering: Callable[[], BatchController] | None = None
     options: SimulationOptions = field(default_factory=lambda: SimulationOptions(retry_post=True))
 
@@ -171,6 +172,35 @@ def steering(learning: Learning) -> Callable[[], BatchController]:
         return steer
 
     return start
+
+
+def late_binding(
+    deadlines_s: FloatArray, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions
+) -> Rule:
+    """`late_binding` with learned service times and slots for the workers that are believed (docs/studies.md#late-binding).
+
+    Args:
+        deadlines_s: ``[groups]``.
+    """
+
+    def start() -> BatchController:
+        learn = steering(how)()
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            learn(batch, scripts, window)
+            batch.hold([
+                LateBinding(
+                    batch.topology, deadlines_s,
+                    slots_for(workers, numbers.slots_per_worker, batch.contexts_of(script)), numbers,
+                )
+                for script, workers in zip(scripts, batch.believed_workers(), strict=True)
+            ])  # fmt: skip
+
+        return steer
+
+    learned = how.rule(options)
+    name = f"late_binding {numbers.order}, {numbers.slots_per_worker:g} slots per worker, {learned.name}"
+    return Rule(name, "late_binding", start, learned.options)
 
 
 class SteeringPolicy(Protocol):

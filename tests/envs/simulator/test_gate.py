@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actuators.contract.admission import NEVER, Admission, AdmissionNumbers, AdmissionRule
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.script import Behaviour, Cache, Clients, RateStep, Script, Stage, StageBehaviour, Stream
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ActuationError, ConfigError
@@ -328,7 +329,8 @@ def cases(draw: st.DrawFn) -> tuple[Script, Admission, str]:
     )  # fmt: skip
     addresses = tuple(f"s{i}:80" for i in range(servers))
     topology = Topology(tuple(Group(name, name, "GET", "/", 2.0, addresses) for name in "ab"))
-    method = draw(st.sampled_from(("least_conn", "round_robin", "expected_delay", "central_queue", "shortest_delay")))
+    methods = ("least_conn", "round_robin", "expected_delay", "central_queue", "shortest_delay", "late_binding")
+    method = draw(st.sampled_from(methods))
     return script, nominal_admission(script, topology, draw(st.sampled_from(RULES))), method
 
 
@@ -339,8 +341,12 @@ def test_every_request_ends_once(case: tuple[Script, Admission, str]) -> None:
     batch = SimulatedBatch(admission.topology, 1, method)  # type: ignore[arg-type]
     batch.reset(0, script)
     batch.admit(admission)
-    if method == "expected_delay":
+    if method in ("expected_delay", "late_binding"):
         batch.set_service_times(np.full((1, *admission.topology.shape), 0.01), np.full((1, len(script.servers)), 2.0))
+    if method == "late_binding":
+        numbers = LateBindingNumbers(order="earliest_deadline", longest_hold_s=3.0, most_held=40)
+        slots = np.full(len(script.servers), 2)
+        batch.hold([LateBinding(admission.topology, np.array(script.deadlines_s), slots, numbers)])
     windows = [batch.advance(0.7), batch.advance(3.0)]
     open_ones = sum(w.planned - ended(w) for w in windows)
     assert (open_ones >= 0).all()
