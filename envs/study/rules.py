@@ -177,7 +177,7 @@ def steering(learning: Learning) -> Callable[[], BatchController]:
 def late_binding(
     deadlines_s: FloatArray, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions
 ) -> Rule:
-    """`late_binding` with learned service times and slots for the workers that are believed (docs/studies.md#late-binding).
+    """`late_binding` with learned service times, and slots for the workers believed (docs/studies.md#late-binding).
 
     Args:
         deadlines_s: ``[groups]``.
