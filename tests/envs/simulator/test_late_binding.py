@@ -94,7 +94,7 @@ def test_a_request_waits_for_the_faster_server_only_as_long_as_theta_says() -> N
 )
 def test_orders(order: HoldOrder, expected: list[int]) -> None:
     held = [(0.03, 0.01, 0.10), (0.04, 0.01, 0.06), (0.02, 0.01, 0.08), (0.20, 0.02, 0.10), (0.10, 0.01, 0.10)]
-    ranks = [binding.priority(binding.ORDER_CODES[order], *request) for request in held]
+    ranks = [binding.priority.py_func(binding.ORDER_CODES[order], *request) for request in held]
     assert [int(index) for index in np.argsort(ranks)[::-1]] == expected
 
 
