@@ -111,17 +111,17 @@ def test_what_is_held_for_too_long_gets_503_and_a_full_line_too() -> None:
     assert full.attempts.inside.sum() == 6
 
 
-def test_in_overload_more_requests_are_answered_in_time_and_late_ones_wait() -> None:
+@pytest.mark.parametrize(("order", "most_mean"), [("response_ratio", 1.0), ("earliest_deadline", 0.65)])
+def test_in_overload_many_more_requests_are_answered_in_time(order: HoldOrder, most_mean: float) -> None:
     chosen = scenario("S8", duration_s=300.0)
-    due_s = deadlines_s(chosen, TOPOLOGY)
-    base, delayed = (judge(rule_named(name), chosen, TOPOLOGY, (101,)) for name in ("least_conn", "expected_delay"))
-    for order in ("response_ratio", "earliest_deadline"):
-        numbers = LateBindingNumbers(order=order, slots_per_worker=1.0)
-        ours = judge(
-            late_binding(due_s, numbers, Learning(DEFAULT_ESTIMATOR), SHARED_MEMORY), chosen, TOPOLOGY, (101,)
-        ).over(base)
-        assert ours.mean_ms < 0.75 < delayed.over(base).mean_ms
-        assert ours.art < 0.5
+    numbers = LateBindingNumbers(order=order, slots_per_worker=1.0)
+    rule = late_binding(deadlines_s(chosen, TOPOLOGY), numbers, Learning(DEFAULT_ESTIMATOR), SHARED_MEMORY)
+    base, delayed, ours = (
+        judge(each, chosen, TOPOLOGY, (101,)) for each in (rule_named("least_conn"), rule_named("expected_delay"), rule)
+    )
+    assert ours.goodput > base.goodput + 0.2
+    assert ours.goodput > delayed.goodput + 0.2
+    assert ours.over(base).mean_ms < most_mean
 
 
 def test_slots_never_leave_workers_idle() -> None:
