@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.simulator import balancers as b
 from envs.simulator.compiling import inlined, leaf
+from envs.simulator.draws import below
 
 RESPONSE_RATIO, EARLIEST_DEADLINE, FIFO = range(3)
 ORDER_CODES = {"response_ratio": RESPONSE_RATIO, "earliest_deadline": EARLIEST_DEADLINE, "fifo": FIFO}
@@ -115,13 +116,13 @@ def best_server(lane: Any, slot: Any, now_s: float) -> Any:
         elif score == lowest:
             ties += 1
             state.picks += 1
-            if b.below(state.pick_key, state.picks, ties) == 0:
+            if below(state.pick_key, state.picks, ties) == 0:
                 best = s
     return best
 
 
 @inlined
-def has_room(lane: Any, context: Any, s: Any) -> bool:
+def has_room(lane: Any, context: Any, s: Any) -> Any:
     """Whether the balancer has fewer requests at the server than it may have."""
     peers, in_flight = lane.peers[context], 0
     for group in range(len(peers)):

@@ -259,7 +259,7 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
 
 
 @inlined
-def holds(lane: Any, slot: Any) -> bool:
+def holds(lane: Any, slot: Any) -> Any:
     """Whether the request waits for a free slot: a first attempt, once service times are known."""
     if lane.rules[0].method != b.LATE_BINDING or not lane.rules[0].learned:
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.bench.simulator import nginx_over, real_picks, simulated_picks
+from rayjobs.bench.simulator.agreement import nginx_over, real_picks, simulated_picks
 
 pytestmark = pytest.mark.nginx
 

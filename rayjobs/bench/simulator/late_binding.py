@@ -1,4 +1,4 @@
-"""Bench `late_binding`: held requests, simulated: mean, tail, lateness, goodput (docs/results.md#bench-late-binding).
+"""Late binding, simulated: mean, tail, lateness and goodput of held requests (docs/results.md#late-binding).
 
 Ratios are to `least_conn` with the same arrivals and draws.
 """
@@ -60,10 +60,10 @@ class Judged:
         self.seeds, self._duration_s = tuple(seeds), duration_s
         self._scores: dict[tuple[str, StudyScenario], tuple[Score, ...]] = {}
 
-    def scenario(self, name: str, **changes: float) -> StudyScenario:
+    def scenario(self, name: str, service_cv: float = 1.0) -> StudyScenario:
         """One of the study's, as long as it is played here."""
         duration_s = self._duration_s or LONG_S.get(name, SCENARIOS[name].duration_s)
-        return replace(SCENARIOS[name], duration_s=duration_s, **changes)
+        return replace(SCENARIOS[name], duration_s=duration_s, service_cv=service_cv)
 
     def scores(self, rule: Rule, played: StudyScenario) -> tuple[Score, ...]:
         """A score per seed."""
@@ -135,17 +135,17 @@ def _robust(judged: Judged) -> Iterator[Bar]:
     """Mean over that of `expected_delay` where something is not as it is believed to be."""
     slow = SHARED_MEMORY.model_copy(update={"overhead_ms": 2.0})
     shared = SHARED_MEMORY.model_copy(update={"discipline": "processor_sharing"})
-    cases: tuple[tuple[str, Learning, SimulationOptions, dict[str, float]], ...] = (
-        ("workers believed × 0.5", replace(KNOWN, worker_factor=0.5), SHARED_MEMORY, {}),
-        ("workers believed × 1.5", replace(KNOWN, worker_factor=1.5), SHARED_MEMORY, {}),
-        ("2 ms to each server", KNOWN, slow, {}),
-        ("processor sharing", KNOWN, shared, {}),
-        ("coefficient of variation 4", KNOWN, SHARED_MEMORY, {"service_cv": 4.0}),
+    cases: tuple[tuple[str, Learning, SimulationOptions, float], ...] = (
+        ("workers believed × 0.5", replace(KNOWN, worker_factor=0.5), SHARED_MEMORY, 1.0),
+        ("workers believed × 1.5", replace(KNOWN, worker_factor=1.5), SHARED_MEMORY, 1.0),
+        ("2 ms to each server", KNOWN, slow, 1.0),
+        ("processor sharing", KNOWN, shared, 1.0),
+        ("coefficient of variation 4", KNOWN, SHARED_MEMORY, 4.0),
     )
-    for what, how, options, changes in cases:
+    for what, how, options, service_cv in cases:
         ours, theirs = {}, {}
         for name in ROBUST:
-            played = judged.scenario(name, **changes)
+            played = judged.scenario(name, service_cv)
             ours[name] = judged.late_binding(played, _numbers("response_ratio"), how, options)
             theirs[name] = judged.scores(how.rule(options), played)
         ratios = Ratios.of(ours, theirs)
