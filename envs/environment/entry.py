@@ -1,4 +1,4 @@
-"""A learned part of admission: factors on the limits of a rule, or the rates of token buckets, moved every window.
+"""A learned part of admission: factors on the limits of a rule, or on the rates of token buckets, moved every window.
 
 Trained in `envs.environment.entry_env`, judged by `envs.study.entry`; docs/admission-learning.md tells what it adds.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,44 +17,39 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from envs.admission.nominal import nominal_admission
+from envs.environment.rates import LEAST_RATE, RateNumbers
 from envs.observation.encoder import Encoder
 from envs.observation.entry import EntryObserver
 from envs.simulator.batch import SimulatedBatch
-from envs.simulator.window_batch import WindowBatch
-
-Actuator = Literal["limits", "rates"]
-"""`limits`: factors on those of `aimd_thresh`; `rates`: those of token buckets."""
+from envs.simulator.window_batch import AttemptCounts, WindowBatch
 
 WINDOW_S = 0.5
 LEAK, STEP, LEAST_Z, MOST_Z = 0.95, 0.4, -3.0, 2.5
-"""The logarithm of a factor: what is kept of it, the largest step, and its bounds."""
-RATE_STEP = 0.7
-"""Largest step of the logarithm of a rate; TopFull's is 0.5 of the rate per second."""
-LEAST_RATE, MOST_RATE = 0.05, 1.1
-"""Bounds of a rate: of the nominal one, and of what is offered (as TopFull's) or nominal, whichever is more."""
+"""The logarithm of a limit's factor: what is kept of it, the largest step, and its bounds."""
+MOST_RATE_Z = 0.7
+"""Largest logarithm of a rate's factor."""
 ACTION = 3.0
 """Bound of an action, before tanh."""
 
 
 @dataclass(frozen=True, eq=False)
 class EntryTask:
-    """What is learned: the actuator, what is believed of a system, and what is seen of it.
+    """What is learned: factors on which rule, what is believed of a system, and what is seen of it.
 
     Attributes:
-        believed_factor: on the idle response times: how wrong they are believed to be.
+        rates: the rule of token buckets; None for the limits of `aimd_thresh`.
         encoder: a mixture over windows, whose posterior is seen as well.
-        burst_s: seconds of tokens that a bucket holds.
+        believed_factor: on the idle response times: how wrong they are believed to be.
     """
 
     topology: Topology
-    actuator: Actuator = "limits"
+    rates: RateNumbers | None = None
     numbers: AdmissionNumbers = field(default_factory=AdmissionNumbers)
     encoder: Encoder | None = None
     believed_factor: float = 1.0
-    burst_s: float = 0.1
 
     def admission(self, script: Script) -> Admission:
-        """The rule without anything learned."""
+        """What is believed of the script's system."""
         return nominal_admission(script, self.topology, "aimd_thresh", self.numbers, self.believed_factor)
 
 
@@ -73,26 +68,19 @@ class LearnedEntry:
     """
 
     def __init__(self, task: EntryTask, scripts: Sequence[Script]) -> None:
-        self.task = task
         self._believed = [task.admission(script) for script in scripts]
         self._observer = EntryObserver(self._believed, WINDOW_S, task.encoder)
-        self._own = np.zeros(self._observer.rates_rps.shape)
-        self._rates_rps = MOST_RATE * self._observer.rates_rps
+        self._gate = _Limits(self._believed) if task.rates is None else _Buckets(task.rates, self._observer)
 
     def begin(self, batch: SimulatedBatch) -> None:
-        """The rule without anything learned, or buckets for the nominal rates."""
-        if self.task.actuator == "limits":
-            batch.admit(self._believed)
-        else:
-            batch.admit(None)
-            batch.set_rates(self._rates_rps, self.task.burst_s)
+        """The rule without anything learned."""
+        self._gate.begin(batch)
 
     def observe(self, window: WindowBatch) -> NDArray[np.float32]:
         """The rows of this window."""
         self._observer.observe(window.attempts)
-        if self.task.actuator == "rates":
-            self._own = np.log(self._rates_rps / np.maximum(self._observer.offered_rps, 1.0))
-        return self._observer.rows(self._own)
+        self._gate.observe(window.attempts)
+        return self._observer.rows(self._gate.own())
 
     @property
     def regime(self) -> FloatArray:
@@ -100,17 +88,52 @@ class LearnedEntry:
         return self._observer.regime
 
     def act(self, batch: SimulatedBatch, actions: NDArray[Any]) -> None:
-        """Actions ``[n, groups]``, any real numbers, in force from now on."""
-        bent = np.tanh(actions.astype(np.float64))
-        if self.task.actuator == "limits":
-            self._own = np.clip(LEAK * self._own + STEP * bent, LEAST_Z, MOST_Z)
-            batch.set_factors(np.exp(self._own))
-        else:
-            self._rates_rps = bounded(self._rates_rps * np.exp(RATE_STEP * bent), self._observer)
-            batch.set_rates(self._rates_rps, self.task.burst_s)
+        """Actions ``[n, groups]``, any real numbers, in force from now on; without any the rule is."""
+        self._gate.act(batch, np.tanh(actions.astype(np.float64)))
 
 
-def bounded(rates_rps: FloatArray, seen: EntryObserver) -> FloatArray:
-    """Rates within their bounds, ``[n, groups]``."""
-    most_rps = MOST_RATE * np.maximum(seen.offered_rps, seen.rates_rps)
-    return np.clip(rates_rps, LEAST_RATE * seen.rates_rps, most_rps)
+class _Limits:
+    """Factors on the limits of `aimd_thresh`."""
+
+    def __init__(self, believed: Sequence[Admission]) -> None:
+        self._believed = believed
+        self._z = np.zeros((len(believed), len(believed[0].idle_s)))
+
+    def begin(self, batch: SimulatedBatch) -> None:
+        batch.admit(self._believed)
+
+    def observe(self, counts: AttemptCounts) -> None:
+        """The rule itself has its ticks in the batch."""
+
+    def own(self) -> FloatArray:
+        """The logarithms of the factors."""
+        return self._z
+
+    def act(self, batch: SimulatedBatch, bent: FloatArray) -> None:
+        self._z = np.clip(LEAK * self._z + STEP * bent, LEAST_Z, MOST_Z)
+        batch.set_factors(np.exp(self._z))
+
+
+class _Buckets:
+    """Factors on the rates of token buckets."""
+
+    def __init__(self, numbers: RateNumbers, seen: EntryObserver) -> None:
+        self._numbers, self._seen = numbers, seen
+        self._rule_rps = self._rates_rps = numbers.first(seen.rates_rps)
+
+    def begin(self, batch: SimulatedBatch) -> None:
+        batch.admit(None)
+        batch.set_rates(self._rates_rps, self._numbers.burst_s)
+
+    def observe(self, counts: AttemptCounts) -> None:
+        self._rule_rps = self._numbers.after(self._rule_rps, counts, self._seen.rates_rps, WINDOW_S)
+
+    def own(self) -> FloatArray:
+        """The logarithms of the rates in force over what is offered."""
+        own: FloatArray = np.log(self._rates_rps / np.maximum(self._seen.offered_rps, 1.0))
+        return own
+
+    def act(self, batch: SimulatedBatch, bent: FloatArray) -> None:
+        wanted_rps = self._rule_rps * np.exp(MOST_RATE_Z * bent)
+        self._rates_rps = np.maximum(wanted_rps, LEAST_RATE * self._seen.rates_rps)
+        batch.set_rates(self._rates_rps, self._numbers.burst_s)

@@ -17,10 +17,10 @@ from actuators.contract.script import Script
 from actuators.contract.topology import social_network
 from actuators.files import write_json
 from envs.admission.nominal import nominal_admission
-from envs.environment.entry import WINDOW_S, EntryTask
+from envs.environment.entry import EntryTask
+from envs.environment.rates import RateNumbers
 from envs.scenarios.family import KINDS
 from envs.scenarios.lookup import scenario
-from envs.study.entry import RateNumbers, rate_steering
 from envs.study.goodput import Goodput, play_admission
 from envs.study.rules import RULES
 from rayjobs.bench.admission_rl.search import AIMD, MIMD, searched
@@ -43,14 +43,12 @@ class Arm:
 
     Attributes:
         base: the rule that it is compared with.
-        iterations: of its training; rates begin further from what is good.
         proven: whether the network is put to the proof.
     """
 
     name: str
     task: EntryTask
     base: str
-    iterations: int = 50
     proven: bool = False
 
 
@@ -119,7 +117,7 @@ class Experiment:
         limits = EntryTask(TOPOLOGY)
         arms = [
             Arm("learned factors", limits, "aimd_thresh", proven=True),
-            Arm("learned rates", replace(limits, actuator="rates", burst_s=rates.burst_s), "buckets, AIMD tuned", 80),
+            Arm("learned rates", EntryTask(TOPOLOGY, rates), "buckets, AIMD tuned"),
         ]
         if not self._context.quick:
             seeing = replace(limits, encoder=fit_regimes(TOPOLOGY, REGIMES, self._context.seed))
@@ -133,7 +131,7 @@ class Experiment:
             return AIMD
         if not path.exists():
             self._context.log("searching the numbers of token buckets")
-            write_json(path, vars(searched(EntryTask(TOPOLOGY, "rates"), self._context.seed)))
+            write_json(path, vars(searched(TOPOLOGY, self._context.seed)))
         return RateNumbers(**json.loads(path.read_bytes()))
 
     def _plain(self, scripts: Sequence[Script], rates: RateNumbers) -> dict[str, dict[float, Goodput]]:
@@ -142,7 +140,9 @@ class Experiment:
             plain[rule] = {factor: _by_rule(rule, factor, scripts) for factor in (1.0, *WRONG)}
         for name, numbers in (("buckets, MIMD −5 %/+1 %", MIMD), ("buckets, AIMD tuned", rates)):
             # Buckets do not know idle times.
-            plain[name] = dict.fromkeys((1.0, *WRONG), _by_buckets(numbers, scripts))
+            plain[name] = dict.fromkeys(
+                (1.0, *WRONG), learned_goodput(EntryTask(TOPOLOGY, numbers), None, scripts, threads=2)
+            )
         return plain
 
     def _each(
@@ -153,18 +153,18 @@ class Experiment:
         return [learned_goodput(task, one.kept if kept else one.net, scripts, threads=2) for one in trainings]
 
     def _trained(self, arm: Arm, seed: int) -> Training:
-        training = self._training if self._context.quick else replace(self._training, iterations=arm.iterations)
         name = arm.name.replace(",", "").replace(" ", "-")
-        place = self._context.kept / f"{name}-{seed}-{training.iterations}"
+        place = self._context.kept / f"{name}-{seed}-{self._training.iterations}"
         story = place.with_suffix(".json")
         if not story.exists():
-            self._train(arm, training, seed, place)
+            self._train(arm, seed, place)
         told = json.loads(story.read_bytes())
         kept = _loaded(arm, place.with_suffix(".kept")) if arm.proven else None
         return Training(seed, _loaded(arm, place.with_suffix(".net")), told["minutes"], kept, told["proof"])
 
-    def _train(self, arm: Arm, training: EntryTraining, seed: int, place: Path) -> None:
+    def _train(self, arm: Arm, seed: int, place: Path) -> None:
         """Writes the networks, and the story last."""
+        training = self._training
         self._context.log(f"training {arm.name}, seed {seed}: {training.iterations} iterations")
         began_s = time.perf_counter()
         net = train_entry(arm.task, training, seed)
@@ -192,9 +192,3 @@ def _loaded(arm: Arm, path: Path) -> EquivariantNet:
 def _by_rule(rule: AdmissionRule, factor: float, scripts: Sequence[Script]) -> Goodput:
     admissions = [nominal_admission(script, TOPOLOGY, rule, factor=factor) for script in scripts]
     return play_admission(RULES["least_conn"], scripts, TOPOLOGY, admissions, threads=2)
-
-
-def _by_buckets(numbers: RateNumbers, scripts: Sequence[Script]) -> Goodput:
-    task = EntryTask(TOPOLOGY, "rates")
-    rule = replace(RULES["least_conn"], steering=lambda: rate_steering(task, numbers))
-    return play_admission(rule, scripts, TOPOLOGY, None, interval_s=WINDOW_S, threads=2)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import optuna
 
+from actuators.contract.topology import Topology
 from envs.environment.entry import WINDOW_S, EntryTask
+from envs.environment.rates import RateNumbers
 from envs.scenarios.lookup import scenario
-from envs.study.entry import RateNumbers, rate_steering
-from envs.study.goodput import play_admission
-from envs.study.rules import RULES
+from tuning.learning.entry import learned_goodput
 
 MIMD = RateNumbers(late_share=0.01, cut=0.95**WINDOW_S, growth=1.01**WINDOW_S)
 """As TopFull's own rule without learning: 5 % less per second while the 99th percentile is late, else 1 % more."""
@@ -20,15 +18,13 @@ AIMD = RateNumbers(late_share=0.104, cut=0.767, rise=0.117, most=1.154, burst_s=
 TRIALS, DRAWS, FIRST = 80, 64, 1000
 
 
-def searched(task: EntryTask, seed: int) -> RateNumbers:
+def searched(topology: Topology, seed: int) -> RateNumbers:
     """The best of 80 trials (Optuna's TPE) on 64 draws, by U."""
-    scripts = [scenario("H").script(task.topology, FIRST + index) for index in range(DRAWS)]
+    scripts = [scenario("H").script(topology, FIRST + index) for index in range(DRAWS)]
 
     def goodput(trial: optuna.Trial) -> float:
-        numbers = _suggested(trial)
-        rule = replace(RULES["least_conn"], steering=lambda: rate_steering(task, numbers))
-        found = play_admission(rule, scripts, task.topology, None, interval_s=WINDOW_S, threads=2)
-        return float(np.mean(found.shares()))
+        task = EntryTask(topology, _suggested(trial))
+        return float(np.mean(learned_goodput(task, None, scripts, threads=2).shares()))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))

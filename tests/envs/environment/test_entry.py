@@ -12,21 +12,23 @@ import pytest
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
 from actuators.contract.topology import social_network
-from envs.environment.entry import LEAK, LEAST_RATE, MOST_RATE, MOST_Z, STEP, WINDOW_S, EntryTask, LearnedEntry
+from envs.environment.entry import LEAK, MOST_RATE_Z, MOST_Z, STEP, WINDOW_S, EntryTask, LearnedEntry
 from envs.environment.entry_env import REWARD_SCALE, EntryVectorEnv
+from envs.environment.rates import LEAST_RATE, RateNumbers
 from envs.mixture.fit import fit_encoder
 from envs.observation.encoder import EncoderOptions
 from envs.observation.entry import REGIME_NAMES, ROW_SIZE, EntryObserver
 from envs.scenarios.family import KINDS
 from envs.scenarios.lookup import scenario
 from envs.simulator.batch import SimulatedBatch
-from envs.study.entry import RateNumbers, learned_steering, rate_steering
+from envs.study.entry import learned_steering
 from envs.study.goodput import Goodput, play_admission
 from envs.study.rules import RULES, BatchController
 
 TOPOLOGY = social_network()
 TASK = EntryTask(TOPOLOGY)
-BUCKETS = EntryTask(TOPOLOGY, "rates")
+BUCKETS = EntryTask(TOPOLOGY, RateNumbers(late_share=0.1, cut=0.77, rise=0.12, most=1.15, burst_s=0.03))
+STILL = RateNumbers(late_share=-1.0, cut=0.5, most=1.0, burst_s=0.5)
 
 
 def draws(count: int = 8, duration_s: float = 30.0) -> list[Script]:
@@ -94,28 +96,49 @@ def test_a_type_whose_limit_falls_loses_and_the_others_gain() -> None:
     assert gained[1] < -0.02 < 0.02 < min(gained[0], gained[2])
 
 
-def test_rates_are_those_of_the_buckets() -> None:
+def test_a_factor_on_rates_is_that_of_the_buckets() -> None:
     scripts = draws(4)
-    batch, entry = begun(BUCKETS, scripts)
+    batch, entry = begun(replace(BUCKETS, rates=STILL), scripts)
     nominal_rps = np.array([BUCKETS.admission(script).rates_rps for script in scripts])
     entry.observe(batch.advance(WINDOW_S))
-    for _ in range(10):
+    for factor, action in ((0.5 * np.exp(-MOST_RATE_Z), -9.0), (0.25 * np.exp(MOST_RATE_Z), 9.0)):
+        # The rule halves its rates with every window, down to the least.
+        entry.act(batch, np.full((4, 3), action))
+        batch.advance(1.0)  # what was saved
+        window = batch.advance(4.0)
+        entered_rps = (window.attempts.offered - window.attempts.refused) / 4.0
+        assert entered_rps == pytest.approx(factor * nominal_rps, rel=0.05, abs=1.0)
+        rows = entry.observe(window)
+        offered_rps = window.attempts.offered / WINDOW_S
+        assert rows[..., ROW_SIZE - 1] == pytest.approx(np.log(factor * nominal_rps / offered_rps), abs=1e-3)
+    for _ in range(9):
         entry.act(batch, np.full((4, 3), -9.0))
-    counts = batch.advance(4.0).attempts
-    entered = counts.offered - counts.refused
-    assert entered == pytest.approx(4.0 * LEAST_RATE * nominal_rps, abs=1.0 + 0.05 * entered.max())
-    entry.observe(batch.advance(WINDOW_S))
-    for _ in range(20):
-        entry.act(batch, np.full((4, 3), 9.0))
-    rows = entry.observe(batch.advance(WINDOW_S))
-    assert np.isfinite(rows).all()
-    assert rows[..., ROW_SIZE - 1].max() < np.log(3 * MOST_RATE)
+        window = batch.advance(WINDOW_S)
+        entry.observe(window)
+    entry.act(batch, np.full((4, 3), -9.0))
+    counts = batch.advance(10.0).attempts
+    assert (counts.offered - counts.refused) / 10.0 == pytest.approx(LEAST_RATE * nominal_rps, rel=0.1, abs=0.3)
 
 
-def test_rates_fall_with_lateness_and_end_a_collapse() -> None:
+def test_rates_follow_lateness_within_their_bounds() -> None:
+    batch, _ = begun(TASK, draws(1))
+    counts = batch.advance(1.0).attempts
+    nominal_rps = np.array([[100.0, 100.0, 100.0]])
+    numbers = RateNumbers(late_share=0.1, cut=0.5, rise=0.2, most=1.5)
+    seen = replace(
+        counts, finished=np.array([[10, 10, 0]]), late=np.array([[1, 0, 0]]), failed=np.array([[0, 2, 0]]),
+        inside=np.array([[5, 5, 5]]), offered=np.array([[400, 10, 10]]),
+    )  # fmt: skip
+    assert numbers.first(nominal_rps).tolist() == [[150.0] * 3]
+    # A late share at the limit rises; failures and silence are late.
+    assert numbers.after(numbers.first(nominal_rps), seen, nominal_rps, 1.0).tolist() == [[170.0, 75.0, 75.0]]
+    assert numbers.after(np.full((1, 3), 590.0), seen, nominal_rps, 1.0).tolist() == [[600.0, 150.0, 150.0]]
+    assert numbers.after(np.full((1, 3), 6.0), seen, nominal_rps, 1.0).tolist() == [[26.0, 5.0, 5.0]]
+
+
+def test_rates_end_a_collapse() -> None:
     scripts = [script for script, kind in zip(draws(16), KINDS * 2, strict=True) if kind in ("surge", "permanent")]
-    numbers = RateNumbers(late_share=0.1, cut=0.77, rise=0.12, most=1.15, burst_s=0.03)
-    open_, limited = play(None, scripts), play(rate_steering(BUCKETS, numbers), scripts)
+    open_, limited = play(None, scripts), play(learned_steering(BUCKETS, None), scripts)
     assert open_.refused.sum() == 0 < limited.refused.sum()
     assert limited.shares().mean() > open_.shares().mean() + 0.1
 

@@ -46,7 +46,7 @@ def found() -> Found:
     trainings = [Training(seed, net, 2.0, net, proof) for seed, proof in ((1, holds), (2, fails))]
     arms = (
         Arm("learned factors", TASK, "aimd_thresh", proven=True),
-        Arm("learned rates", replace(TASK, actuator="rates"), "buckets, AIMD tuned"),
+        Arm("learned rates", replace(TASK, rates=AIMD), "buckets, AIMD tuned"),
     )
     return Found(
         plays, {arm.name: learned for arm in arms}, {"learned factors": learned},
