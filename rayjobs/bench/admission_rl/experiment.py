@@ -19,7 +19,6 @@ from actuators.files import write_json
 from envs.admission.nominal import nominal_admission
 from envs.environment.entry import EntryTask
 from envs.environment.rates import RateNumbers
-from envs.scenarios.family import KINDS
 from envs.scenarios.lookup import scenario
 from envs.study.goodput import Goodput, play_admission
 from envs.study.rules import RULES
@@ -103,15 +102,21 @@ class Experiment:
         rates = self._rates()
         arms = self._arms(rates)
         trainings = {arm.name: [self._trained(arm, seed) for seed in self._seeds] for arm in arms}
-        learned = {
-            arm.name: {f: self._each(arm, f, trainings[arm.name], scripts) for f in (1.0, *WRONG)} for arm in arms
-        }
-        kept = {
-            arm.name: {f: self._each(arm, f, trainings[arm.name], scripts, kept=True) for f in (1.0, *WRONG)}
-            for arm in arms
-            if arm.proven
-        }
-        return Found(self._plain(scripts, rates), learned, kept, trainings, arms, rates, len(scripts))
+        plain = self._plain(scripts, rates)
+        learned: dict[str, dict[float, list[Goodput]]] = {}
+        kept: dict[str, dict[float, list[Goodput]]] = {}
+        for arm in arms:
+            own = trainings[arm.name]
+            learned[arm.name] = {f: self._learned(arm, f, own, scripts) for f in (1.0, *WRONG)}
+            if arm.proven:
+                kept[arm.name] = {
+                    f: [
+                        self._kept(arm, f, one, whole, plain[arm.base][f], scripts)
+                        for one, whole in zip(own, learned[arm.name][f], strict=True)
+                    ]
+                    for f in (1.0, *WRONG)
+                }
+        return Found(plain, learned, kept, trainings, arms, rates, len(scripts))
 
     def _arms(self, rates: RateNumbers) -> tuple[Arm, ...]:
         limits = EntryTask(TOPOLOGY)
@@ -145,12 +150,22 @@ class Experiment:
             )
         return plain
 
-    def _each(
-        self, arm: Arm, factor: float, trainings: Sequence[Training], scripts: Sequence[Script], *, kept: bool = False
+    def _learned(
+        self, arm: Arm, factor: float, trainings: Sequence[Training], scripts: Sequence[Script]
     ) -> list[Goodput]:
-        self._context.log(f"{arm.name}{', as proven' if kept else ''}, idle times × {factor:g}")
+        self._context.log(f"{arm.name}, idle times × {factor:g}")
         task = replace(arm.task, believed_factor=factor)
-        return [learned_goodput(task, one.kept if kept else one.net, scripts, threads=2) for one in trainings]
+        return [learned_goodput(task, one.net, scripts, threads=2) for one in trainings]
+
+    def _kept(
+        self, arm: Arm, factor: float, one: Training, whole: Goodput, nothing: Goodput, scripts: Sequence[Script]
+    ) -> Goodput:
+        """As the proof left it: all of what was learned, a part, or nothing."""
+        if not one.proof["holds"]:
+            return nothing
+        if one.proof["reach"] == 1:
+            return whole
+        return learned_goodput(replace(arm.task, believed_factor=factor), one.kept, scripts, threads=2)
 
     def _trained(self, arm: Arm, seed: int) -> Training:
         name = arm.name.replace(",", "").replace(" ", "-")
@@ -176,11 +191,6 @@ class Experiment:
             save_file(kept.state_dict(), place.with_suffix(".kept"))
             proof = proven.to_json()
         write_json(place.with_suffix(".json"), {"minutes": minutes, "proof": proof})
-
-
-def kinds(draws: int) -> Any:
-    """The kind of family H of each draw, ``[draws]``, as an index of KINDS."""
-    return np.arange(draws) % len(KINDS)
 
 
 def _loaded(arm: Arm, path: Path) -> EquivariantNet:
