@@ -12,8 +12,9 @@ from pydantic import Field
 
 from actuators.contract.admission import NEVER, Admission
 from actuators.contract.topology import Topology
-from actuators.files import read_token
-from actuators.nginx.admission_endpoint import AdmissionEndpoint
+from actuators.errors import ConfigError
+from actuators.files import read_token, replacing
+from actuators.nginx.admission_endpoint import AdmissionEndpoint, kept_text
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
 from actuators.options import Options
 from actuators.statistics.reader import StatusReader
@@ -38,6 +39,9 @@ class OffOptions(ShowOptions):
 
     token_file: Path | None = None
     """File with the token of the control endpoint; changes are refused when not given."""
+    keep: Path | None = None
+    """SNIPPET.admission beside the snippet: a restarted NGINX begins with the rule that is left there. Not given, the
+    file stays as it is."""
 
 
 class SetOptions(OffOptions, AdmissionPlan):
@@ -52,9 +56,7 @@ class SetOptions(OffOptions, AdmissionPlan):
 
 def show(options: ShowOptions) -> int:
     """Prints the rule in force, its limits, and what was refused since NGINX started; 1 without admission control."""
-    with StatusReader(beside(options.control_url, "status")) as reader:
-        balancer = reader.snapshot().balancer
-    status = balancer.admission if balancer is not None else None
+    status = _status(options)
     if status is None:
         _log("this NGINX has no admission control: write its snippet with --set memory.admission=true")
         return 1
@@ -64,14 +66,14 @@ def show(options: ShowOptions) -> int:
 
 
 def set_rule(options: SetOptions) -> int:
-    """Puts a rule in force."""
+    """Puts a rule in force, and keeps it for restarts of NGINX."""
     # The calibration's readers load numpy's statistics, which `admission show` does without.
     from envs.calibration.admission import calibrated_admission
     from envs.calibration.result import Calibration
 
     calibration = Calibration.load(options.calibration)
     admission = calibrated_admission(calibration, options, options.percent)
-    with _endpoint(options, calibration.topology) as endpoint:
+    with _endpoint(options, calibration.topology) as endpoint, _keeping(options, admission):
         endpoint.put(admission)
     for line in _told(admission):
         _log(line)
@@ -81,7 +83,7 @@ def set_rule(options: SetOptions) -> int:
 def off(options: OffOptions) -> int:
     """Lets every request enter."""
     topology = topology_from_text(MemoryControl.read(options.control_url))
-    with _endpoint(options, topology) as endpoint:
+    with _endpoint(options, topology) as endpoint, _keeping(options, None):
         endpoint.put(None)
     _log("every request enters")
     return 0
@@ -93,6 +95,41 @@ def _endpoint(options: OffOptions, topology: Topology) -> Iterator[AdmissionEndp
     with contextlib.closing(AdmissionEndpoint(beside(options.control_url, "admission"), token, topology)) as endpoint:
         endpoint.require()
         yield endpoint
+
+
+def _status(options: ShowOptions) -> AdmissionStatus | None:
+    with StatusReader(beside(options.control_url, "status")) as reader:
+        balancer = reader.snapshot().balancer
+    return balancer.admission if balancer is not None else None
+
+
+@contextlib.contextmanager
+def _keeping(options: OffOptions, admission: Admission | None) -> Iterator[None]:
+    """When the block succeeds, a restarted NGINX begins with this rule; without --keep the line that would do that.
+
+    Raises ConfigError for a file that this NGINX does not read. A folder in a container has another name here, so only
+    the last part of the name is compared.
+    """
+    status = _status(options)
+    read = Path(status.kept) if status is not None else Path()
+    if options.keep is None:
+        yield
+        if read.name:
+            _log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
+        return
+    if options.keep.name != read.name:
+        remedy = f"give {read}" if read.name else "write its snippet again"
+        raise ConfigError("this NGINX does not begin with what is there", where="keep", remedy=remedy)
+    if not options.keep.absolute().parent.is_dir():
+        raise ConfigError(f"no folder {options.keep.parent}", where="keep", remedy="run this where NGINX's files are")
+    if admission is None:
+        yield
+        options.keep.unlink(missing_ok=True)
+    else:
+        with replacing(options.keep, private=True) as temporary:
+            temporary.write_text(kept_text(admission), encoding="utf-8")
+            yield
+    _log(f"a restarted NGINX begins {'without a rule' if admission is None else f'with this rule, in {options.keep}'}")
 
 
 def _told(admission: Admission) -> Iterator[str]:
@@ -136,8 +173,8 @@ SET = Verb(
     options=SetOptions,
     run=set_rule,
     common=(
-        "control_url", "token_file", "calibration", "rule", "percent", "importance", "never_refused", "deadlines_ms",
-        "load_balancers",
+        "control_url", "token_file", "keep", "calibration", "rule", "percent", "importance", "never_refused",
+        "deadlines_ms", "load_balancers",
     ),
 )  # fmt: skip
 OFF = Verb(

@@ -31,6 +31,7 @@ from actuators.external.snippet import (
     admission_notes,
     admitted,
     changes,
+    kept_rule,
     memory_groups,
     notes,
     render_snippet,
@@ -234,6 +235,8 @@ def snippet(options: SnippetOptions) -> int:
     url = f"http://127.0.0.1:{options.port}"
     _log(f"then statistics are on {url}/status, the control is on {url}/control, for example:")
     _log(f"deepsched weights get --control-url {url}/control --token-file {token_file}")
+    if options.memory.admission:
+        _log(f"and deepsched admission set with --keep {kept_rule(out)}, which a restarted NGINX begins with")
     return 0
 
 

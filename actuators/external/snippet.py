@@ -172,7 +172,7 @@ def render_snippet(
     if not _PLAIN.match(str(path)):
         raise ConfigError("the path has a blank or a quote", where=str(path), remedy="choose another with --out")
     cells = 2 * sum(len(server.addresses) for group in groups for server in group.servers)
-    lua = lua_block(cells, path, options, token=token, balancer=_settings(groups, options))
+    lua = lua_block(cells, path, options, token=token, balancer=_settings(groups, options), kept=kept_rule(path))
     return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
 # The balancer reads this file there: write it again to have it elsewhere.
 {lua}
@@ -186,6 +186,11 @@ def render_snippet(
   client_body_buffer_size {1024 + cells}k;
 {status_locations(vts=False, memory=True, admission=options.admission)}}}
 """
+
+
+def kept_rule(snippet: Path) -> Path:
+    """The file whose rule of admission an NGINX with this snippet begins with."""
+    return snippet.with_name(snippet.name + ".admission")
 
 
 def changes(

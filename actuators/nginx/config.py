@@ -224,15 +224,19 @@ def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
     return True
 
 
-def lua_block(cells: int, upstreams: Path, options: NginxOptions, *, token: str, balancer: str) -> str:
+def lua_block(
+    cells: int, upstreams: Path, options: NginxOptions, *, token: str, balancer: str, kept: Path | None = None
+) -> str:  # fmt: skip
     """Shared memory, Lua modules and their settings for the http block.
 
     Args:
         cells: number of (group, server) pairs.
         upstreams: the file with the upstream blocks, as `render_upstreams` writes them.
         balancer: settings of lua/balancer.lua; empty when NGINX itself balances.
+        kept: the file whose rule of admission NGINX begins with.
     """
     bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
+    first_rule = f'kept = "{kept}", snippet = "{upstreams}"' if kept is not None else ""
     memory = f"""
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
@@ -253,7 +257,7 @@ def lua_block(cells: int, upstreams: Path, options: NginxOptions, *, token: str,
     local TOKEN = "{token}"
     COLD(STATUS.init, {{
       upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }}, attempts = "{options.attempts}",
-      token = TOKEN, plan = {'""' if options.admission else "nil"},
+      token = TOKEN, admission = {f"{{ {first_rule} }}" if options.admission else "nil"},
     }})\
 {memory if balancer else ""}
   }}

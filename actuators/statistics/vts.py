@@ -262,7 +262,10 @@ class AdmissionEntry(_VtsStruct, frozen=True):
 
 
 class AdmissionStatus(_VtsStruct, frozen=True):
-    """Admission control of an NGINX: the rule in force, its state after the last tick, and counts of the groups."""
+    """Admission control of an NGINX: the rule in force, its state after the last tick, and counts of the groups.
+
+    `kept` is the file whose rule NGINX begins with; empty for none.
+    """
 
     rule: str = "none"
     percent: Seconds = 100.0
@@ -270,6 +273,7 @@ class AdmissionStatus(_VtsStruct, frozen=True):
     multiple: Seconds = 0.0
     late_share: Seconds = 0.0
     peak: Count = 0
+    kept: str = ""
     groups: tuple[AdmissionEntry, ...] = ()
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from actuators.contract.admission import Admission, AdmissionNumbers
 from actuators.contract.topology import Group, Topology
 from actuators.http_client import http_session
 from actuators.nginx.admission_endpoint import AdmissionEndpoint
-from actuators.processes.system import free_port
 from actuators.statistics.reader import StatusReader
 from tests.support.http_server import CLOSE, HANG, Received, ScriptedServer
 from tests.support.nginx_site import answer
@@ -71,16 +69,6 @@ def servers(short_dir: Path) -> Iterator[Servers]:
         server.__exit__(None, None, None)
 
 
-def change(site: StockSite, *arguments: str) -> int:
-    """Writes the snippet and applies the printed change: the port of statistics and control."""
-    port = free_port("127.0.0.1")
-    out = ["--out", f"{site.folder}/deepsched.conf", "--port", str(port)]
-    result = deepsched("snippet", *out, "--set", f"reload.config={site.folder}/nginx.conf", *arguments)
-    assert result.returncode == 0, result.stderr
-    subprocess.run(["patch", "-s", "-d", "/", "-p1"], input=result.stdout, text=True, check=True)
-    return port
-
-
 def write(servers: Servers, lines: str) -> None:
     names = dict(zip("ABCD", servers.site.servers, strict=True))
     servers.site.write(f"upstream app {{ {lines.format(**names)} }}")
@@ -95,7 +83,7 @@ def before_and_after(servers: Servers, lines: str, measure: Callable[[], object]
         with servers.site.start():
             seen.append(measure())
         if len(seen) == 1:
-            change(servers.site)
+            servers.site.include_snippet()
     return seen
 
 
@@ -165,7 +153,7 @@ def test_a_host_name_is_each_of_its_addresses_and_a_group_keeps_its_method(serve
         f"upstream app {{ server localhost:{ports[0]} weight=300; server 127.0.0.1:{ports[1]} weight=200; }}"
         f" upstream 2nd.one {{ least_conn; server 127.0.0.1:{ports[2]}; server 127.0.0.1:{ports[3]}; }}"
     )
-    port = change(servers.site)
+    port = servers.site.include_snippet()
     memory = ["--control-url", f"http://127.0.0.1:{port}/control"]
     memory += ["--token-file", f"{servers.site.folder}/deepsched.conf.token"]
     with servers.site.start():
@@ -185,7 +173,7 @@ def test_the_statistics_show_what_the_server_lines_say(servers: Servers) -> None
     write(
         servers, "least_conn; server {A} weight=5 max_fails=3 fail_timeout=1m30s; server {B} down; server {C} backup;"
     )
-    port = change(servers.site)
+    port = servers.site.include_snippet()
     with servers.site.start():
         assert servers.counted(20)[1] == [20, 0, 0, 0]
         with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
@@ -206,7 +194,7 @@ def test_with_admission_control_a_location_refuses_and_an_exempt_one_does_not(se
     main.write_text(
         main.read_text().replace("location / {", "location = /health { proxy_pass http://app; } location / {")
     )
-    port = change(servers.site, "--set", "memory.admission=true", "--set", "exempt=[= /health]")
+    port = servers.site.include_snippet("--set", "memory.admission=true", "--set", "exempt=[= /health]")
     token = (servers.site.folder / "deepsched.conf.token").read_text().strip()
     topology = Topology((Group("app", "app", "GET", "/", 2.0, tuple(servers.site.servers)),))
     one = np.ones(1)

@@ -41,6 +41,15 @@ class StockSite:
         text = MAIN.format(folder=self.folder, port=self.port, upstreams=upstreams)
         (self.folder / "nginx.conf").write_text(text)
 
+    def include_snippet(self, *arguments: str) -> int:
+        """Writes the snippet and applies the printed change: the port of statistics and control."""
+        port = free_port("127.0.0.1")
+        out = ["--out", f"{self.folder}/deepsched.conf", "--port", str(port)]
+        result = deepsched("snippet", *out, "--set", f"reload.config={self.folder}/nginx.conf", *arguments)
+        assert result.returncode == 0, result.stderr
+        subprocess.run(["patch", "-s", "-d", "/", "-p1"], input=result.stdout, text=True, check=True)
+        return port
+
     def start(self) -> ManagedProcess:
         pid = self.folder / "nginx.pid"
         pid.unlink(missing_ok=True)

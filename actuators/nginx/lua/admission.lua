@@ -7,6 +7,7 @@ local records = require "records"
 local rows = require "rows"
 local rule = require "admission_rule"
 local plans = require "admission_plan"
+local kept_rule = require "kept_rule"
 
 local ngx, now_s, random = ngx, ngx.now, math.random
 local max, exp, floor, huge, format, concat = math.max, math.exp, math.floor, math.huge, string.format, table.concat
@@ -24,13 +25,30 @@ local TOLD = {
 local LIMIT, SILENT_S, RECENT_OFFERED, RECENT_REFUSED, ENDED, INSIDE, COLUMNS = 8, 9, 10, 11, 12, 13, 14
 local MULTIPLE, HELD, LATE_SHARE, PEAK, TICKED, LAST_PEAK, STEPPED = 1, 2, 3, 4, 5, 6, 7   -- row 0 of `all`
 
-local dict, all, token
+local dict, all, token, kept
 local blocks = {}           -- group -> block
 local names = {}            -- in the order of the configuration
 local newest                -- newest[0]: version of the plan in the dict
 local version, plan = -1, { rule = "none", entries = {}, by_name = {} }
 
--- groups: of counters.lua; plan: text of the first plan, "" for none; token. Before the workers start.
+-- The plan of a start: the kept one, or "" without one. A kept text that is no plan is one line in the error log.
+local function first_plan(options)
+    local text, problem = nil, nil
+    if kept then
+        text, problem = kept_rule.read(kept, options.snippet)
+    end
+    if text then
+        local parsed, wrong = plans.parse(text)
+        problem = not parsed and "refused: " .. wrong or nil
+    end
+    if problem then
+        ngx.log(ngx.ERR, "no rule of admission is in force: ", kept, ": ", problem)
+    end
+    return text and not problem and text or ""
+end
+
+-- groups: of counters.lua; token; kept: file of the rule to begin with, nil for none, trusted as much as the file
+-- `snippet`. Before the workers start.
 function M.init(options)
     dict, newest = ngx.shared.deepsched_balancer, rows.numbers("admission version")
     all = rows.add({}, "admission", COLUMNS)
@@ -39,11 +57,12 @@ function M.init(options)
         names[index], blocks[name] = name, rows.add({ name = name }, "admission " .. name, COLUMNS)
     end
     plans.init(names)
+    kept = options.kept
     dict:safe_add("admission version", 0)
-    dict:safe_add("admission", options.plan)
-    if not plans.parse(dict:get("admission")) then
-        -- The groups have changed with this configuration.
-        dict:set("admission", options.plan)
+    local present = dict:get("admission")
+    if not present or not plans.parse(present) then
+        -- A start, or the groups have changed with this configuration.
+        dict:set("admission", first_plan(options))
         dict:incr("admission version", 1)
     end
     newest[0] = dict:get("admission version")
@@ -323,9 +342,10 @@ function M.json()
         parts[index] = group_json(names[index], now_plan, stale)
     end
     return format(
-        '{"rule":"%s","percent":%.17g,"version":%d,"multiple":%.17g,"lateShare":%.17g,"peak":%.0f,"groups":[%s]}',
+        '{"rule":"%s","percent":%.17g,"version":%d,"multiple":%.17g,"lateShare":%.17g,"peak":%.0f,"kept":"%s",'
+        .. '"groups":[%s]}',
         now_plan.rule, now_plan.percent, newest[0], base[MULTIPLE], base[LATE_SHARE], max(base[PEAK], base[LAST_PEAK]),
-        concat(parts, ",")
+        kept or "", concat(parts, ",")
     )
 end
 

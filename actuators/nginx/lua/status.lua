@@ -33,8 +33,8 @@ local function read_bounds(bounds)
     setmetatable(bucket_of, { __index = function() return #bounds + 1 end })
 end
 
--- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count; token, plan: of admission.lua,
--- which is off without a plan.
+-- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count; admission: options of
+-- admission.lua, nil without it.
 -- Leaves `M.groups` for the balancer.
 function M.init(options)
     counters.init(options)
@@ -42,8 +42,9 @@ function M.init(options)
     read_bounds(options.bounds_ms)
     groups, other, response_buckets = counters.groups, counters.other, counters.RESPONSE_BUCKETS
     M.groups, only_final = counters.order, options.attempts == "final"
-    if options.plan then
-        admission.init({ groups = M.groups, token = options.token, plan = options.plan })
+    if options.admission then
+        options.admission.groups, options.admission.token = M.groups, options.token
+        admission.init(options.admission)
     end
 end
 
