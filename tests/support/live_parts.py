@@ -42,8 +42,8 @@ class LiveParts:
 
 
 @contextlib.contextmanager
-def running_parts(folder: Path, seed: int = 1) -> Iterator[LiveParts]:
-    options = LiveOptions(nginx=NginxOptions(admission=True))
+def running_parts(folder: Path, seed: int = 1, nginx_options: NginxOptions | None = None) -> Iterator[LiveParts]:
+    options = LiveOptions(nginx=nginx_options or NginxOptions(admission=True))
     placeholders = social_network()
     with contextlib.ExitStack() as stack:
         servers = []
