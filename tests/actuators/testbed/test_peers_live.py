@@ -15,7 +15,7 @@ from actuators.contract.window import LoadWindow
 from actuators.http_client import http_session
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.testbed.live import LiveTestbed
-from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
+from actuators.testbed.peers import ENVOY, PEERS, NoStatistics, Peer, why_missing
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.lookup import scenario
 from tests.support.http_server import CLOSE, OK, ScriptedServer
@@ -156,3 +156,17 @@ def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again
     assert journal.path.read_text().startswith(kept)
     assert [block.usable for block in evaluation.blocks] == [True, True, False, False, True, True]
     assert evaluation.to_json()["policies"]["round_robin"]["paired_rounds"] == 2
+
+
+def test_envoy_stands_before_the_same_servers(testbed: LiveTestbed, tmp_path: Path) -> None:
+    if why_missing(ENVOY):
+        pytest.skip(why_missing(ENVOY))
+    with Peer(ENVOY, testbed.topology, tmp_path) as peer:
+        behind = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
+        behind.reset(LIGHT, seed=1)
+        client = behind.advance(2.0).client
+        behind.drain()
+        assert max(peer.cpu_s().values()) > 0
+    assert client is not None
+    assert client.latency_counts.sum() > 0
+    assert client.errors["status_4xx"].sum() == 0

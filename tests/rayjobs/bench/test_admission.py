@@ -9,7 +9,7 @@ import pytest
 
 from actuators.nginx.config import NginxOptions
 from actuators.statistics.reader import StatusReader
-from rayjobs.bench.admission import flash
+from rayjobs.bench.admission import envoy, flash
 from rayjobs.bench.admission.cpu import wide
 from rayjobs.bench.admission.reaction import SurgeSamples, reaction_s
 from rayjobs.bench.parts.bars import BenchContext
@@ -90,3 +90,10 @@ def test_an_important_type_keeps_its_goodput_in_a_flash_of_another(short_dir: Pa
     assert bar.bar == "compose important (5), 6 × home_read: goodput with over without"
     assert -50 < bar.value < 50
     assert bar.limit == -4
+
+
+def test_without_envoy_one_line_tells_how_to_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("rayjobs.bench.admission.envoy.why_missing", lambda name: f"'{name}' is not installed")
+    assert envoy.measure(BenchContext(1, False, tmp_path, said.append)) == []
+    assert said == ["left out beside admission: envoy_concurrency: 'envoy_concurrency' is not installed"]
