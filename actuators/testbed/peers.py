@@ -44,8 +44,8 @@ PEERS: dict[str, str] = {
 }
 """Name → description."""
 ENVOY = "envoy_concurrency"
-"""Envoy with its filter adaptive_concurrency. It refuses requests, also when it has just started (it measures idle latency
-with three at a time), so that it stands beside admission, and not among the balancers."""
+"""Envoy with its filter adaptive_concurrency. It refuses requests, also when it has just started (it measures idle
+latency with three at a time), so that it stands beside admission, and not among the balancers."""
 
 _FAIR_MODULES = ("/usr/lib/nginx/modules", "/usr/share/nginx/modules")
 _START_TIMEOUT_S = 10.0
@@ -66,8 +66,9 @@ class Peer:
     """One running peer; a context manager. It replaces our NGINX before the same servers.
 
     Args:
-        name: of `PEERS`, `ENVOY`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for HOST:PORT,
-            ``{servers}`` for the `server` lines, and ``{prefix}`` for its private folder, which its workers can enter.
+        name: of `PEERS`, `ENVOY`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for
+            HOST:PORT, ``{servers}`` for the `server` lines, and ``{prefix}`` for its private folder, which its workers
+            can enter.
 
     Raises:
         MissingToolError: the program or module is not installed.

@@ -4,6 +4,7 @@
 -- worker may write it, and it is in no sum.
 local M = {}
 
+local cold = require "cold"
 local ffi = require "ffi"
 ffi.cdef [[
     void *mmap(void *address, size_t length, int protection, int flags, int file, long offset);
@@ -12,12 +13,15 @@ ffi.cdef [[
 
 local READ_WRITE, SHARED_ANONYMOUS_NORESERVE = 0x3, 0x4021   -- of Linux
 local ROWS, NO_SUCH_PROCESS = 512, 3
+local SWEEP_S = 1           -- seconds between two searches for dead workers that no new one has replaced
 local NUMBERS = ffi.typeof("double *")
 local BYTES = ffi.sizeof("double")
 
 local dict            -- addresses of the blocks, process ids of the rows
 local blocks = {}     -- blocks of this configuration
 local used            -- used[0]: how many rows were ever taken
+local mapped          -- number of blocks in memory that the workers of this configuration inherit
+local mine            -- row of this worker
 
 local function at(address)
     return ffi.cast(NUMBERS, ffi.cast("uintptr_t", address))
@@ -51,6 +55,7 @@ local function find_or_map(name, count)
         remember("size " .. index, count)
         remember("blocks", index)
     end
+    mapped = dict:get("blocks")
     return address
 end
 
@@ -72,8 +77,8 @@ function M.add(block, name, columns)
     return block
 end
 
-local function is_dead(pid)
-    return pid == ngx.worker.pid() or (ffi.C.kill(pid, 0) ~= 0 and ffi.errno() == NO_SUCH_PROCESS)
+local function is_dead(row, pid)
+    return row ~= mine and (pid == ngx.worker.pid() or (ffi.C.kill(pid, 0) ~= 0 and ffi.errno() == NO_SUCH_PROCESS))
 end
 
 -- Clears what ended with the worker of the row, in the blocks of all configurations.
@@ -83,15 +88,25 @@ local function clear(row)
     end
 end
 
--- Two workers may start at once: only one of them clears the row of a dead worker.
+-- Several workers may do so at once: only one of them clears the row of a dead worker, and only while it is that one's.
 local function free_dead_rows()
     for row = 1, used[0] - 1 do
         local pid = dict:get("row " .. row)
-        if pid and is_dead(pid) and dict:add("settling " .. row, true, 1) then
-            clear(row)
-            dict:delete("row " .. row)
+        if pid and is_dead(row, pid) and dict:add("settling " .. row, true, 1) then
+            if dict:get("row " .. row) == pid then
+                clear(row)
+                dict:delete("row " .. row)
+            end
             dict:delete("settling " .. row)
         end
+    end
+end
+
+-- A worker that is killed while it ends, after a reload, is not replaced. Workers of an older configuration leave this to
+-- those of the newest: they have no memory for its blocks.
+local function sweep(ending)
+    if not ending and dict:get("blocks") == mapped then
+        cold(free_dead_rows)
     end
 end
 
@@ -104,10 +119,11 @@ local function take_row()
     error("rows.lua: more than " .. ROWS - 1 .. " workers")
 end
 
--- init_worker: clears the rows of dead workers and takes a row.
+-- init_worker: clears the rows of dead workers, now and from time to time, and takes a row.
 function M.init_worker()
     free_dead_rows()
     local row = take_row()
+    mine = row
     if dict:add("taken " .. row, true) then
         dict:incr("taken", 1, 1)   -- after row 0
     end
@@ -117,6 +133,7 @@ function M.init_worker()
         local block = blocks[index]
         block.own = block.base + row * block.size
     end
+    ngx.timer.every(SWEEP_S, sweep)
 end
 
 -- Sum of a column over all rows.

@@ -1,4 +1,4 @@
-"""Admission live, beside Envoy's adaptive concurrency: the surge of `live` before the same servers, in paired blocks."""
+"""Admission live, beside Envoy's adaptive concurrency: the surge of `live` before the same servers, in pairs."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _bar(part: str, found: dict[str, list[Block]]) -> Bar:
     refused = {arm: np.mean([block.refused for block in blocks]) for arm, blocks in found.items()}
     return figure(
         f"Envoy's adaptive concurrency: goodput, {part}", float(theirs.mean()), "",
-        how=f"live, {len(gain)} paired blocks, surge × {SURGE:g}, at most {busy:.0%} of the cores (more than {BUSY:.0%} says"
-        f" nothing); refused {refused[ENVOY]:.1%}, by {OURS} {refused[OURS]:.1%}",
+        how=f"live, {len(gain)} paired blocks, surge × {SURGE:g}, at most {busy:.0%} of the cores (more than {BUSY:.0%}"
+        f" says nothing); refused {refused[ENVOY]:.1%}, by {OURS} {refused[OURS]:.1%}",
         reference=f"{theirs.min():.3f} to {theirs.max():.3f}; {OURS} {ours.mean():.3f} ({ours.min():.3f} to"
         f" {ours.max():.3f}), {100 * gain.mean():+.1f} ± {200 * error:.1f} points",
     )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from actuators.errors import ActuationError
 from actuators.http_client import http_session
 from actuators.nginx.admission_endpoint import AdmissionEndpoint, from_text, to_text
 from actuators.nginx.config import NginxOptions
+from actuators.processes.system import children
 from actuators.statistics.vts import AdmissionEntry
 from envs.admission.rule import Limits, TickCounts
 from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site
@@ -278,6 +281,19 @@ def test_counts_go_back_to_0_after_aborts_reloads_and_killed_workers(site: Site)
     site.heal()
     assert ask(site).status == 200
     wait_until(lambda: status(site)[1].limit == 100)
+
+
+def test_a_worker_that_is_killed_while_it_ends_leaves_nothing_inside(site: Site) -> None:
+    admit(site, rule(site.topology, 100))
+    site.hang()
+    pending = site.pending()
+    (old,) = children(site.nginx.master_pid)
+    os.kill(site.nginx.master_pid, signal.SIGHUP)
+    wait_until(lambda: len(children(site.nginx.master_pid)) == 2)
+    assert sum(entry.in_flight for entry in status(site)) == 1
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: sum(entry.in_flight for entry in status(site)) == 0)
+    pending.close()
 
 
 def test_an_auth_request_counts_where_requests_are_balanced_in_memory(site: Site) -> None:
