@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actuators.contract.admission import AdmissionRule
 from actuators.contract.topology import social_network
 from actuators.nginx.config import NginxOptions
 from actuators.testbed.live import LiveTestbed
@@ -15,7 +16,7 @@ from actuators.testbed.peers import ENVOY, NoStatistics, Peer, why_missing
 from rayjobs.bench.admission.live import BUSY, ROUNDS, SURGE, Block, play
 from rayjobs.bench.parts.bars import Bar, BenchContext, figure
 
-OURS = "aimd_thresh"
+OURS: AdmissionRule = "aimd_thresh"
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
