@@ -118,7 +118,7 @@ function M.enter(group)
     if not now_plan.by_name[group] then
         return
     end
-    local record, block = records.get(), blocks[group]
+    local record, block = records.get(true), blocks[group]   -- subrequests skip this phase
     if record.block or record.refused then
         return
     end

@@ -18,8 +18,8 @@ local function note_subrequest(key)
     subrequests = subrequests + 1
 end
 
--- The record of the current request; a new one has no attempts.
-function M.get()
+-- The record of the current request; a new one has no attempts. is_main: the caller knows that it is no subrequest.
+function M.get(is_main)
     local key = tonumber(cast(ADDRESS, get_request()))
     local record = open[key]
     if not record then
@@ -29,7 +29,7 @@ function M.get()
             record = { attempts = 0, choice = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false,
                 is_new = nil, block = nil, entered_s = 0, refused = false }
         end
-        open[key], record.is_sub = record, ngx.is_subrequest
+        open[key], record.is_sub = record, not is_main and ngx.is_subrequest
         if record.is_sub then
             note_subrequest(key)
         end

@@ -10,7 +10,7 @@ local rows = require "rows"
 
 local ngx = ngx
 -- Called directly: LuaJIT does not compile calls through the metatable (return to lower frame).
-local variable = getmetatable(ngx.var).__index
+local variable, property = getmetatable(ngx.var).__index, getmetatable(ngx).__index
 local floor, tonumber = math.floor, tonumber
 local gmatch, min, max = string.gmatch, math.min, math.max
 local start_time, now_s = ngx.req.start_time, ngx.now
@@ -108,12 +108,12 @@ local function split(text)
 end
 
 -- Every attempt counts for its server, as in the newest source of vts; bytes and request time only for the last one.
-local function count_every(group, servers, count, times)
+local function count_every(group, servers, count, times, final)
     local statuses = split(variable(nil, "upstream_status"))
     for index = 1, count do
         local cell = group.cells[servers[index]]
         local last = index == count
-        local status = last and ngx.status or tonumber(statuses[index]) or 502
+        local status = last and final or tonumber(statuses[index]) or 502
         if not last then
             count_class(group.extra.own, status)
         end
@@ -127,23 +127,23 @@ local function count_every(group, servers, count, times)
 end
 
 -- The request counts for the server of the last attempt, with the time of all attempts, as in all releases of vts.
-local function count_final(group, servers, count, times)
+local function count_final(group, servers, count, times, final)
     local cell, response_ms = group.cells[servers[count]], 0
-    for index = 1, ngx.status == CLIENT_GONE and count - 1 or count do
+    for index = 1, final == CLIENT_GONE and count - 1 or count do
         response_ms = response_ms + (milliseconds(times[index]) or 0)
     end
     if cell then
-        count_attempt(cell.own, ngx.status, response_ms)
+        count_attempt(cell.own, final, response_ms)
         count_request(cell.own)
     end
 end
 
 -- Counts a request that was retried or reached no server; returns the time of its last attempt and of all in ms.
-local function count_attempts(group, addresses)
+local function count_attempts(group, addresses, final)
     local servers, count = split(addresses)
     local times = split(variable(nil, "upstream_response_time"))
     local count_them = only_final and count_final or count_every
-    count_them(group, servers, count, times)
+    count_them(group, servers, count, times, final)
     local total_ms = 0
     for index = 1, count do
         total_ms = total_ms + (milliseconds(times[index]) or 0)
@@ -160,37 +160,37 @@ local function only_cell(group, record)
 end
 
 -- Counts a request of a group; returns its last and its whole upstream time in ms, nil when it reached no server.
-local function count(group, record)
+local function count(group, record, status)
     local cell, response_ms = only_cell(group, record), milliseconds(variable(nil, "upstream_response_time"))
     if cell and response_ms then
-        local own, status = cell.own, ngx.status
+        local own = cell.own
         count_attempt(own, status, status == CLIENT_GONE and 0 or response_ms)
         count_request(own)
         return response_ms, response_ms
     end
     local addresses = variable(nil, "upstream_addr")
     if addresses then
-        return count_attempts(group, addresses)
+        return count_attempts(group, addresses, status)
     end
 end
 
-local function count_other()
+local function count_other(status)
     if not ngx.is_subrequest then
         count_request(other.own)
-        count_class(other.own, ngx.status)
+        count_class(other.own, status)
     end
 end
 
 local function log(group, record)
-    local response_ms, total_ms
+    local status, response_ms, total_ms = property(ngx, "status"), nil, nil
     if group then
-        response_ms, total_ms = count(group, record)
+        response_ms, total_ms = count(group, record, status)
     end
     if not response_ms then
-        count_other()
+        count_other(status)
     end
     if record then
-        owner.finish(record, ngx.status, response_ms or 0, total_ms)
+        owner.finish(record, status, response_ms or 0, total_ms)
     end
 end
 
