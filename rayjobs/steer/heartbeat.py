@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tuning.steering.decide import Decision, Steering
 
 ANSWERS = (
+    ("admission would refuse", "deepsched steer status --folder {folder}, then longer admission.deadlines_ms"),
+    ("admission refuses", "deepsched steer mode shadow --folder {folder}, to refuse nothing"),
+    ("rule of admission was changed", "deepsched steer resume --folder {folder}, or nothing: the other rule stays"),
+    ("admission not applied", "deepsched admission show --control-url URL"),
     ("recalibrate", "deepsched steer recalibrate NEW --bundle BUNDLE --folder {folder}, then steer swap NEW"),
     ("policy failed", "deepsched steer swap BUNDLE --folder {folder}"),
     ("bundle not swapped", "deepsched steer swap BUNDLE --folder {folder}"),
@@ -39,10 +43,6 @@ ANSWERS = (
         BACK_TO_BASELINE,
         "deepsched steer revert --folder {folder}, if it happens again: the policy acts again by itself",
     ),
-    ("admission would refuse", "deepsched steer status --folder {folder}, then longer admission.deadlines_ms"),
-    ("admission refuses", "deepsched steer mode shadow --folder {folder}, to refuse nothing"),
-    ("rule of admission was changed", "deepsched steer resume --folder {folder}, or nothing: the other rule stays"),
-    ("admission not applied", "deepsched admission show --control-url URL"),
     ("answers nothing", "curl -i http://SERVER/, then deepsched steer status --folder {folder}"),
 )
 """What an alarm contains → the command that answers it; the first one counts."""

@@ -47,7 +47,7 @@ def assert_accounted(summary: LoadSummary) -> None:
 @pytest.mark.parametrize("reply", [REFUSED, FAILED, HANG])
 def test_a_request_that_fails_is_repeated_as_often_as_its_client_allows(engine: LoadEngine, reply: bytes) -> None:
     with ScriptedServer(lambda _: reply) as server:
-        summary = play(engine, server, Clients(patience_s=0.1, retries=2, backoff_s=0.02))
+        summary = play(engine, server, Clients(0.1 if reply is HANG else 30.0, retries=2, backoff_s=0.02))
         sequences = [request.headers["X-Request-Sequence"] for request in server.requests]
     assert_accounted(summary)
     assert (summary.planned[1], summary.repeated[1]) == (100, 200)

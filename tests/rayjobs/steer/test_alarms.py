@@ -49,12 +49,12 @@ def literals(module: object) -> Iterator[str]:
 
 
 def test_what_the_answers_look_for_is_what_the_code_says() -> None:
-    from rayjobs.steer import heartbeat, order_store
+    from rayjobs.steer import admission, heartbeat, order_store
+    from tuning.steering import admission as decided
     from tuning.steering import meanings
 
-    said = "\n".join(
-        text for each in (controller, decide, harm, silence, meanings, order_store) for text in literals(each)
-    )
+    modules = (controller, decide, harm, silence, meanings, order_store, admission, decided)
+    said = "\n".join(text for each in modules for text in literals(each))
     said += "\nnot an orders file"  # put together by the store
     words = [words for words, _ in heartbeat.ANSWERS]
     assert [each for each in words if each not in said] == []
