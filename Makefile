@@ -37,15 +37,16 @@ lint: $(STAMP) ## ruff, import contracts, mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
 
-check: lint ## lint and the tests that need neither NGINX nor Ray nor a browser, without disasters
+check: lint ## lint and the quick tests that need neither NGINX nor Ray nor a browser
 	@# Three on two cores: the tests wait for a third of their time, for processes and threads.
-	@exec $(PYTEST) --numprocesses 3 -m "not nginx and not ray and not browser and not slow and not drill" $(ARGS)
+	@exec $(PYTEST) --numprocesses 3 -m "not nginx and not ray and not browser and not slow and not drill and not thorough" \
+		$(ARGS)
 
 test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests
 	@$(MKDOCS)
-	@# Four on two cores: the tests of live parts wait even longer, and one of the four has all that need Ray.
-	@exec $(PYTEST) --numprocesses 4 $(ARGS)
+	@# Five on two cores: the tests of live parts wait even longer, and one of the five has all that need Ray.
+	@exec $(PYTEST) --numprocesses 5 $(ARGS)
 
 drills: $(STAMP) ## kills, stops, full disks, clocks, another user, bounds checks, a soak; all else that takes minutes
 	@./rayjobs/setup.sh tests

@@ -18,6 +18,8 @@ from actuators.files import exclusive
 from actuators.store import Store, Stored
 from tests.support.waiting import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.thorough
+
 
 class Count(BaseModel):
     """A document of these tests."""

@@ -14,6 +14,8 @@ import pytest
 from rayjobs.cli.main import main
 from tuning.judging.evaluation import SCHEMA_PATH
 
+pytestmark = pytest.mark.thorough
+
 SHORT = [
     "--set", "judge.rounds=2", "--set", "judge.measure_s=3", "--set", "judge.warm_up_s=1",
     "--set", "observe.duration_s=6", "--set", "observe.explore_s=4",

@@ -15,6 +15,8 @@ from rayjobs.export import VERB, export_onnx
 from tests.support.option_reads import OptionReads
 from tests.support.steering_cases import trained_bundle
 
+pytestmark = pytest.mark.thorough
+
 
 def test_onnx_answers_as_torch(tmp_path: Path) -> None:
     bundle = trained_bundle()

@@ -21,6 +21,8 @@ from rayjobs.load import VERB
 from tests.support.http_server import HANG, OK, ScriptedServer
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.thorough
+
 SCHEMA = json.loads(Path(actuators.__file__).with_name("load").joinpath("load.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 

@@ -14,6 +14,8 @@ from tuning.policy.bundle import load_bundle
 from tuning.steering import control_json, window_json
 from tuning.steering.window_json import WindowModel
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize(("part", "command"), [("evaluation", EVALUATION), ("evaluation_2", EVALUATION_2)])
 def test_a_short_evaluation_gives_the_recorded_numbers(part: str, command: list[str], tmp_path: Path) -> None:

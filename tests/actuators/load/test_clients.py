@@ -16,6 +16,8 @@ from actuators.load.summary import LoadSummary
 from tests.support.http_server import HANG, OK, Received, ScriptedServer
 from tests.support.load_runs import TOPOLOGY, constant, run
 
+pytestmark = pytest.mark.thorough
+
 REFUSED = b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n"
 FAILED = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"
 

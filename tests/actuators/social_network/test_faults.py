@@ -20,6 +20,8 @@ from actuators.social_network.store import create_database
 from tests.support.social_site import OPTIONS, READ, USER, Servers, call, compose, timeline
 from tests.support.waiting import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.thorough
+
 
 def test_a_new_speed_holds_for_the_work_in_progress(server: SocialNetworkServer) -> None:
     server.play_plan(ServerPlan(workers=1, service_s=(("home_read", 30.0),)))

@@ -31,6 +31,8 @@ from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 from tests.support.own_systems import SYSTEMS, OwnLoad
 from tests.support.windows import window
 
+pytestmark = pytest.mark.thorough
+
 TOPOLOGY = social_network()
 OVERHEAD_MS = 1.5
 OPTIONS = CalibrateOptions(workers=4, replicas=2, bootstraps=4, rounds=4)

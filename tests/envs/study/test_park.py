@@ -10,6 +10,8 @@ import pytest
 
 from envs.study.park import RATES, SCORER_SIZE, STUDY_MEAN_JOB_TIME, Jobs, mean_job_times
 
+pytestmark = pytest.mark.thorough
+
 EPISODES = 120
 
 

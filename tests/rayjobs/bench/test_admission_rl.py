@@ -22,6 +22,8 @@ from rayjobs.bench.parts.bars import BenchContext
 from tuning.learning.entry import untrained
 from tuning.learning.proof import Gain, ResidualProof
 
+pytestmark = pytest.mark.thorough
+
 TASK = EntryTask(social_network())
 DRAWS = 2 * len(KINDS)
 

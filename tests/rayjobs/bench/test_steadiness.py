@@ -8,6 +8,8 @@ from rayjobs.bench.parts import steadiness
 from rayjobs.bench.parts.own_systems import own_system
 from tuning.steering.options import SteeringOptions
 
+pytestmark = pytest.mark.thorough
+
 
 def test_switches_are_counted_from_the_first_act_of_the_policy_and_holds_are_none() -> None:
     sources = ["baseline", "hold", "policy", "hold", "policy", "baseline", "hold", "baseline", "policy"]

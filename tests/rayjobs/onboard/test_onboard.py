@@ -30,6 +30,8 @@ from tests.support.recordings import record
 from tests.support.waiting import PATIENCE_S
 from tuning.policy.bundle import load_bundle
 
+pytestmark = pytest.mark.thorough
+
 QUICK = (
     "train_steps=0", "interval_s=0.02", "watch_s=2.5", "calibrate.workers=2", "calibrate.bootstraps=2",
     "calibrate.replicas=1", "calibrate.rounds=3", "calibrate.most_windows=80", "promise.measure_s=60",

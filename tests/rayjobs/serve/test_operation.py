@@ -25,6 +25,8 @@ from tests.support.steering_cases import recorded, trained_bundle
 from tests.support.windows import window
 from tuning.steering import window_json
 
+pytestmark = pytest.mark.thorough
+
 
 @contextmanager
 def process(folder: Path) -> Iterator[Served]:

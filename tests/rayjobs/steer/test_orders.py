@@ -24,6 +24,8 @@ from tests.support.steering_cases import EQUAL
 from tests.support.waiting import PATIENCE_S, wait_until
 from tuning.steering.options import SteeringOptions
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SteerFolder:

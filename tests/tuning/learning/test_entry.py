@@ -27,6 +27,8 @@ from tuning.learning.entry import (
 from tuning.learning.proof import REACHES, prove_by
 from tuning.policy.model import EquivariantNet
 
+pytestmark = pytest.mark.thorough
+
 TOPOLOGY = social_network()
 TASK = EntryTask(TOPOLOGY)
 SHORT = EntryTraining(iterations=1, look_every=1, look_episodes=8, proof_episodes=16)

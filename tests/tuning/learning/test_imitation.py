@@ -24,6 +24,8 @@ from tuning.options import ImitationOptions, ModelOptions, TrainingOptions
 from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import EquivariantNet, net_for
 
+pytestmark = pytest.mark.thorough
+
 OPTIONS = TrainingOptions(environments=8, episode_steps=25, imitation=ImitationOptions(steps=800, epochs=15))
 SOURCE = ScriptSource(training_mixture(("S2b", "S3"), 30.0), TOPOLOGY)
 

@@ -29,6 +29,8 @@ from tuning.policy.adviser import Adviser
 from tuning.policy.bundle import Bundle, check_bundle, load_bundle
 from tuning.policy.model import net_for
 
+pytestmark = pytest.mark.thorough
+
 MOST_MIB = 70
 """More than any case needs for itself; the one that is large when unpacked would take 100 twice."""
 LONGEST_S = 1e6
