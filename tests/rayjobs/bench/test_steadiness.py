@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rayjobs.bench.parts import steadiness
 from rayjobs.bench.parts.own_systems import own_system
 from tuning.steering.options import SteeringOptions
