@@ -42,6 +42,7 @@ class Arm:
 
     Attributes:
         base: the rule that it is compared with.
+        iterations: of a training.
         trainings: how many, with other seeds.
         proven: whether the network is put to the proof.
     """
@@ -49,6 +50,7 @@ class Arm:
     name: str
     task: EntryTask
     base: str
+    iterations: int = 50
     trainings: int = 3
     proven: bool = False
 
@@ -94,9 +96,6 @@ class Experiment:
         self._context = context
         drawn = np.random.default_rng([context.seed, 6]).choice(90_000, 3, replace=False) + 1000
         self._seeds = [int(seed) for seed in drawn[: 1 if context.quick else 3]]
-        self._training = EntryTraining(threads=2)
-        if context.quick:
-            self._training = EntryTraining(2, 2, 16, 16, threads=2)
 
     def run(self) -> Found:
         """All arms, on 200 draws of family H; 40 when quick."""
@@ -124,7 +123,7 @@ class Experiment:
         limits = EntryTask(TOPOLOGY)
         arms = [
             Arm("learned factors", limits, "aimd_thresh", proven=True),
-            Arm("learned rates", EntryTask(TOPOLOGY, rates), "buckets, AIMD tuned"),
+            Arm("learned rates", EntryTask(TOPOLOGY, rates), "buckets, AIMD tuned", 25),
         ]
         if not self._context.quick:
             seeing = replace(limits, encoder=fit_regimes(TOPOLOGY, REGIMES, self._context.seed))
@@ -169,9 +168,14 @@ class Experiment:
             return whole
         return learned_goodput(replace(arm.task, believed_factor=factor), one.kept, scripts, threads=2)
 
+    def _training(self, arm: Arm) -> EntryTraining:
+        if self._context.quick:
+            return EntryTraining(2, 2, 16, 16, threads=2)
+        return EntryTraining(arm.iterations, arm.iterations // 5, threads=2)
+
     def _trained(self, arm: Arm, seed: int) -> Training:
         name = arm.name.replace(",", "").replace(" ", "-")
-        place = self._context.kept / f"{name}-{seed}-{self._training.iterations}"
+        place = self._context.kept / f"{name}-{seed}-{self._training(arm).iterations}"
         story = place.with_suffix(".json")
         if not story.exists():
             self._train(arm, seed, place)
@@ -181,7 +185,7 @@ class Experiment:
 
     def _train(self, arm: Arm, seed: int, place: Path) -> None:
         """Writes the networks, and the story last."""
-        training = self._training
+        training = self._training(arm)
         self._context.log(f"training {arm.name}, seed {seed}: {training.iterations} iterations")
         began_s = time.perf_counter()
         net = train_entry(arm.task, training, seed)
