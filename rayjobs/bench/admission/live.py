@@ -139,7 +139,7 @@ def play(testbed: LiveTestbed, rule: AdmissionRule, seed: int) -> Block:
             entered = window.admission
             finished[index], late[index] = entered.finished, entered.late
             refused[index], offered[index] = entered.refused.sum(), entered.offered.sum()
-        else:
+        elif window.client.good is not None:
             refused[index], offered[index] = window.client.errors["status_5xx"].sum(), window.client.sent.sum()
     busy = psutil.cpu_percent() / 100
     testbed.drain()

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actuators.contract.topology import social_network
 from actuators.nginx.config import NginxOptions
 from actuators.statistics.reader import StatusReader
-from rayjobs.bench.admission import envoy, flash
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
+from rayjobs.bench.admission import envoy, flash, live
 from rayjobs.bench.admission.cpu import wide
 from rayjobs.bench.admission.reaction import SurgeSamples, reaction_s
 from rayjobs.bench.parts.bars import BenchContext
@@ -81,6 +84,18 @@ def test_cpu_is_measured_of_an_nginx_that_counts_every_request_and_refuses_none(
         assert balancer.admission is not None
         counted = [(entry.offered == entry.finished > 0, entry.refused) for entry in balancer.admission.groups]
         assert counted == [(True, 0)] * 3
+
+
+@pytest.mark.nginx
+def test_a_block_without_a_rule_counts_what_clients_saw(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "BLOCK_S", 2.0)
+    for name in ("BEFORE_S", "SURGE_S", "AFTER_S"):
+        monkeypatch.setattr(live, name, (0.5, 1.5))
+    options = LiveOptions(nginx=NginxOptions(admission=True))
+    with start_local_testbed(social_network(("a:1", "b:1", "c:1")), options, short_dir, 1) as testbed:
+        found = live.play(testbed, "none", 1)
+    assert (found.refused, found.reaction_s, found.left_in_flight) == (0, 0, 0)
+    assert 0 <= found.surge <= 1
 
 
 @pytest.mark.slow
