@@ -67,9 +67,10 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "snippet": ("rayjobs.weights:SNIPPET", "write a configuration for balancing in memory, to include in NGINX"),
     },
     "admission": {
-        "show": ("rayjobs.admission:SHOW", "show the rule in force, its limits, and what was refused"),
-        "set": ("rayjobs.admission:SET", "put a rule in force; at first it only counts what it would refuse"),
-        "off": ("rayjobs.admission:OFF", "let every request enter"),
+        "show": ("rayjobs.admission.in_force:SHOW", "show the rule in force, its limits, and what was refused"),
+        "set": ("rayjobs.admission.in_force:SET", "put a rule in force; at first it only counts what it would refuse"),
+        "off": ("rayjobs.admission.in_force:OFF", "let every request enter"),
+        "tune": ("rayjobs.admission.tune:VERB", "search the numbers of a rule for a recorded system, simulated"),
     },
     "scenarios": {
         "list": ("rayjobs.scenarios:LIST", "list the scenarios"),

@@ -22,7 +22,8 @@ from actuators.nginx.instance import Nginx
 from actuators.options import Options
 from actuators.processes.system import free_port
 from envs.simulator.testbed import SimulatedTestbed
-from rayjobs import admission, collect, load, service, weights
+from rayjobs import collect, load, service, weights
+from rayjobs.admission import in_force as admission
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
 from rayjobs.steer.run import RUN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import AdmissionStatus
 from envs.calibration.options import AdmissionPlan
 from rayjobs.cli.console import console_out, log_line
-from rayjobs.cli.main import Verb, main
+from rayjobs.cli.main import Verb
 
 _log = partial(log_line, "admission")
 
@@ -183,6 +182,3 @@ OFF = Verb(
     options=OffOptions,
     run=off,
 )
-
-if __name__ == "__main__":
-    sys.exit(main(["admission", *sys.argv[1:]]))
