@@ -17,7 +17,13 @@ from actuators.statistics.vts import Snapshot
 from envs.calibration.fit import LEAST_REQUESTS, bootstrap, fit
 from envs.calibration.options import CalibrateOptions
 from envs.calibration.replay import Evidence, Replay, ReplayCounts, gather, within_limits
-from envs.calibration.result import Calibration, HeldOutComparison, RecordingSummary, ResponseTimes
+from envs.calibration.result import (
+    Calibration,
+    HeldOutComparison,
+    RecordingSummary,
+    ResponseTimes,
+    derived_deadline_ms,
+)
 from envs.observation.deadlines import response_deviation_s
 from envs.observation.features import quantile_s, tail_quantile_s
 
@@ -203,12 +209,13 @@ def _response_times(evidence: Evidence, options: CalibrateOptions) -> tuple[Resp
     deviation_s = response_deviation_s(evidence.histogram.sum(axis=(0, 2)), evidence.bounds_ms, mean_s)
     found = []
     for g, group in enumerate(evidence.topology.groups):
-        deadline_s = max(mean_s[g] + (1 + 1 / group.priority) * deviation_s[g], 1e-3)
+        mean_ms, deviation_ms = float(mean_s[g] * 1e3), float(deviation_s[g] * 1e3)
+        deadline_ms = derived_deadline_ms(mean_ms, deviation_ms, group.priority)
         found.append(
             ResponseTimes(
-                mean_ms=float(mean_s[g] * 1e3),
-                deviation_ms=float(deviation_s[g] * 1e3),
-                deadline_ms=options.deadlines_ms.get(group.name, float(deadline_s * 1e3)),
+                mean_ms=mean_ms,
+                deviation_ms=deviation_ms,
+                deadline_ms=options.deadlines_ms.get(group.name, deadline_ms),
                 requests=int(requests[g]),
             )
         )

@@ -143,6 +143,11 @@ class ResponseTimes(Options):
     """Number of requests that these figures rest on."""
 
 
+def derived_deadline_ms(mean_ms: float, deviation_ms: float, priority: float) -> float:
+    """The deadline of a group for which none was given, at least 1 ms (docs/glossary.md#deadline)."""
+    return max(mean_ms + (1 + 1 / priority) * deviation_ms, 1.0)
+
+
 class Calibration(Options):
     """A fitted simulator with its uncertainty and its errors on held-out windows.
 
@@ -203,6 +208,11 @@ class Calibration(Options):
     def deadlines_s(self) -> FloatArray | None:
         """``[groups]`` seconds; None for a file of version 1."""
         return np.array([t.deadline_ms for t in self.response_times]) / 1e3 if self.response_times else None
+
+    @property
+    def rates_rps(self) -> FloatArray:
+        """``[groups]``, > 0: requests per second, the mean of the recording."""
+        return np.maximum([float(np.mean([rate for _, rate in each.steps])) for each in self.arrivals], 1e-6)
 
     @property
     def today(self) -> Weights:

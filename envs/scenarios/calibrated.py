@@ -54,22 +54,27 @@ class CalibratedScenario(StudyScenario):
         """Method and weights at the end of the recording."""
         return Today(self.twin_of.method, self.twin_of.today)
 
-    def script(self, topology: Topology, seed: int) -> Script:
-        """The script of this seed; the addresses of the servers do not matter.
-
-        Raises ConfigError for another system than was calibrated.
-        """
+    def system_of(self, topology: Topology) -> Calibration:
+        """The calibration of this system, whose addresses do not matter. Raises ConfigError when it is of another."""
         calibration = self.twin_of
         own = calibration.topology
         if topology.shape != own.shape or not np.array_equal(topology.mask, own.mask):
             shape = f"{topology.shape[0]} groups and {topology.shape[1]} servers"
             known = f"calibrated for {', '.join(calibration.groups)} on {len(calibration.servers)} servers"
             raise ConfigError(f"{shape}, {known}", where=self.name, remedy="calibrate this system")
+        return calibration
+
+    def script(self, topology: Topology, seed: int) -> Script:
+        """The script of this seed; the addresses of the servers do not matter.
+
+        Raises ConfigError for another system than was calibrated.
+        """
+        calibration = self.system_of(topology)
         generator = np.random.default_rng([seed, 0xCA11])
         parameters, factor, shift_s = calibration.parameters, self.load_factor, 0.0
         if self.randomised:
             parameters = calibration.ensemble[int(generator.integers(len(calibration.ensemble)))]
-            parameters = _reordered(parameters, server_order(own, generator))
+            parameters = _reordered(parameters, server_order(calibration.topology, generator))
             factor *= float(generator.uniform(*LOAD_FACTOR))
             shift_s = float(generator.uniform(0, calibration.observed.seconds))
         arrivals = [

@@ -57,7 +57,7 @@ class HiddenScenario(StudyScenario):
         kind = KINDS[seed % len(KINDS)] if self.kind is None else self.kind
         script, rates_rps = _system(topology, generator, kind == "flush", self.work_scale)
         script = _with_clients(replace(script, name=self.name, seed=seed, duration_s=self.duration_s), generator)
-        return _Events(script, rates_rps, generator).apply(kind)
+        return Events(script, rates_rps, generator).apply(kind)
 
     def nominal(self) -> HiddenScenario:
         """Ordinary times."""
@@ -99,24 +99,32 @@ def _stage(
     """A stage that is busy for the share `load` of the time when nothing happens."""
     groups, servers = topology.shape
     connections = max(round(int(generator.integers(3, 9)) * servers / 3), 1)
-    kinds, some = generator.integers(3, size=groups), generator.uniform(0.3, 1.0, groups)
-    few = np.where(generator.random(groups) < 0.5, 0.0, 0.3)
-    visits = np.choose(kinds, [few, np.ones(groups), some])
-    if not visits.any():
-        visits[int(generator.integers(groups))] = 1.0
-    cache = None
-    reads = tuple(group.method.upper() in _READS for group in topology.groups)
+    visits = draw_visits(groups, generator)
     hit, contention = float(generator.uniform(0.6, 0.85)), float(generator.uniform(0.02, 0.15))
-    if cached:
-        # What is added by misses at ordinary times balances what is forgotten.
-        missed_rps = float(rates_rps @ (visits * reads)) * (1 - hit)
-        cache = Cache(reads, hit, max(missed_rps * 20.0 * (0.95 - hit) / hit, 1.0))
+    cache = balanced_cache(topology, rates_rps * visits, hit) if cached else None
     stage_s = np.sqrt(work_s) * np.exp(generator.normal(0, 0.9, groups))
     stage = Stage(
         connections, tuple(map(float, stage_s)), tuple(map(float, visits)), contention if contended else 0.0, cache
     )
     stage_s = stage_s * load * connections / (_visits_rps(stage, rates_rps) @ stage_s)
     return replace(stage, work_s=tuple(map(float, stage_s)))
+
+
+def draw_visits(groups: int, generator: np.random.Generator) -> FloatArray:
+    """Share ``[groups]`` of the requests that visit a stage; some do."""
+    kinds, some = generator.integers(3, size=groups), generator.uniform(0.3, 1.0, groups)
+    few = np.where(generator.random(groups) < 0.5, 0.0, 0.3)
+    visits = np.choose(kinds, [few, np.ones(groups), some])
+    if not visits.any():
+        visits[int(generator.integers(groups))] = 1.0
+    return visits
+
+
+def balanced_cache(topology: Topology, visits_rps: FloatArray, hit: float) -> Cache:
+    """A cache of the reads in which what misses add at ordinary times balances what is forgotten."""
+    reads = tuple(group.method.upper() in _READS for group in topology.groups)
+    missed_rps = float(visits_rps @ reads) * (1 - hit)
+    return Cache(reads, hit, max(missed_rps * 20.0 * (0.95 - hit) / hit, 1.0))
 
 
 def _visits_rps(stage: Stage, rates_rps: FloatArray) -> FloatArray:
@@ -132,16 +140,21 @@ def _with_clients(script: Script, generator: np.random.Generator) -> Script:
     mean_s, deviation_s = idle_moments_s(script)
     groups = len(mean_s)
     deadlines_s = (mean_s + 2 * deviation_s) * np.exp(generator.uniform(0, math.log(5), groups))
-    patience_s = np.maximum(0.25, generator.uniform(3, 8, groups) * deadlines_s)
-    retries = int(generator.integers(3))
-    after_failure, after_refusal = float(generator.uniform(0.5, 1)), float(generator.uniform(0, 0.5))
-    backoff_s = float(generator.uniform(0.1, 0.6))
     return replace(
         script,
-        clients=tuple(Clients(float(p), retries, after_failure, after_refusal, backoff_s) for p in patience_s),
+        clients=draw_clients(deadlines_s, generator),
         deadlines_s=tuple(map(float, deadlines_s)),
         importance=tuple(map(float, np.exp(generator.uniform(0, math.log(5), groups)))),
     )
+
+
+def draw_clients(deadlines_s: FloatArray, generator: np.random.Generator) -> tuple[Clients, ...]:
+    """How long the clients of each group wait, and whether they repeat."""
+    patience_s = np.maximum(0.25, generator.uniform(3, 8, len(deadlines_s)) * deadlines_s)
+    retries = int(generator.integers(3))
+    after_failure, after_refusal = float(generator.uniform(0.5, 1)), float(generator.uniform(0, 0.5))
+    backoff_s = float(generator.uniform(0.1, 0.6))
+    return tuple(Clients(float(p), retries, after_failure, after_refusal, backoff_s) for p in patience_s)
 
 
 def _streams(topology: Topology, rates_rps: FloatArray) -> tuple[Stream, ...]:
@@ -151,8 +164,8 @@ def _streams(topology: Topology, rates_rps: FloatArray) -> tuple[Stream, ...]:
     )
 
 
-class _Events:
-    """Adds to a script what happens."""
+class Events:
+    """Adds to a script what happens, by a generator; `rates_rps` ``[groups]`` are those of ordinary times."""
 
     def __init__(self, script: Script, rates_rps: FloatArray, generator: np.random.Generator) -> None:
         self._script, self._rates_rps, self._generator = script, rates_rps, generator
@@ -220,7 +233,10 @@ class _Events:
         ]
         return tuple(
             Stream(stream.request_type, tuple(
-                RateStep(at_s, float(self._rates_rps[g] * np.broadcast_to(factor, self._rates_rps.shape)[g]))
+                replace(
+                    stream.steps[0], start_s=at_s,
+                    rate_rps=float(self._rates_rps[g] * np.broadcast_to(factor, self._rates_rps.shape)[g]),
+                )
                 for at_s, factor in zip(times[:-1], factors, strict=True)
             ))
             for g, stream in enumerate(self._script.streams)

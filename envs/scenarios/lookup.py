@@ -13,6 +13,7 @@ from envs.scenarios.calibrated import CalibratedScenario, read_calibrated
 from envs.scenarios.catalogue import SCENARIOS, STUDY, Mixture, StudyScenario, randomised
 from envs.scenarios.family import FAMILY
 from envs.scenarios.file import read_scenario_file
+from envs.scenarios.own_family import read_own_family
 
 NAMED: dict[str, StudyScenario] = {**SCENARIOS, **FAMILY}
 """All scenarios that have a name: the catalogue's and family H."""
@@ -21,9 +22,11 @@ NAMED: dict[str, StudyScenario] = {**SCENARIOS, **FAMILY}
 def scenario(name: str, duration_s: float | None = None, work_scale: float | None = None) -> StudyScenario:
     """A scenario by name (case does not matter), from a YAML file or from a `calibration.json`.
 
+    `H-surge:FILE` is that kind of family H around the calibration in FILE.
+
     Raises ConfigError, with the closest match for an unknown name.
     """
-    base = _from_file(Path(name)) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
+    base = _from_file(name) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
     return replace(
         base,
         duration_s=base.duration_s if duration_s is None else duration_s,
@@ -58,7 +61,12 @@ def _by_name(name: str) -> StudyScenario:
     return NAMED[names[name.lower()]]
 
 
-def _from_file(path: Path) -> StudyScenario:
+def _from_file(name: str) -> StudyScenario:
+    family, colon, file_name = name.partition(":")
+    kinds = {known.lower(): known for known in FAMILY}
+    if colon and family.lower() in kinds and file_name.endswith(".json"):
+        return read_own_family(Path(file_name), FAMILY[kinds[family.lower()]].kind)
+    path = Path(name)
     if path.suffix == ".json":
         return read_calibrated(path)
     file = read_scenario_file(path)
