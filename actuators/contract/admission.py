@@ -37,7 +37,7 @@ class AdmissionNumbers(Options):
     """`thresh`, `aimd_thresh`: power with which a group's limit rises with its importance."""
     start: float = Field(default=2.5, gt=0, le=100)
     """`aimd_thresh`, `gradient`, `aimd`: first multiple."""
-    late_share: float = Field(default=0.14, gt=0, lt=1)
+    late_share: float = Field(default=0.12, gt=0, lt=1)
     """`aimd_thresh`: importance-weighted share of late answers above which the multiple falls."""
     cut: float = Field(default=0.5, gt=0, lt=1)
     """`aimd_thresh`, `aimd`: factor on the multiple after a late tick."""
@@ -45,7 +45,7 @@ class AdmissionNumbers(Options):
     """`aimd_thresh`, `aimd`: added to the multiple after a tick in time."""
     least: float = Field(default=1.25, gt=0, le=100)
     """Smallest multiple."""
-    most: float = Field(default=5.0, gt=0, le=1000)
+    most: float = Field(default=6.0, gt=0, le=1000)
     """Largest multiple."""
     least_answers: int = Field(default=8, ge=1, le=1000)
     """Finished requests since the last update without which the limits stay, unless a group is silent for its deadline;

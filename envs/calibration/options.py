@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from actuators.contract.admission import AdmissionNumbers, AdmissionRule
 from actuators.contract.control import BalancingMethod
-from actuators.options import Options
+from actuators.options import NOT_GIVEN, Only, Options
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -53,8 +54,12 @@ class AdmissionPlan(Options):
     never_refused: tuple[str, ...] = ()
     """Groups of which no request is refused: they fill the room of the others. All may be refused when not given."""
     deadlines_ms: dict[str, Positive] = Field({})
-    """Group → deadline in milliseconds; the calibration's when not given."""
+    """Group → deadline in milliseconds; when not given, that of `calibrate.deadlines_ms`, or else the mean and six
+    standard deviations of the recorded response times."""
     load_balancers: int = Field(1, ge=1, le=10_000)
     """NGINX machines that share the traffic; each has its part of the limit."""
-    numbers: AdmissionNumbers = AdmissionNumbers()
+    numbers: Annotated[AdmissionNumbers, Only(numbers_file=NOT_GIVEN)] = AdmissionNumbers()
     """Numbers of the rule."""
+    numbers_file: Path | None = None
+    """What `deepsched admission tune` has found: `admission.json`, or the folder of a search or of a bundle with it;
+    `numbers` when not given."""

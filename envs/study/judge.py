@@ -12,10 +12,11 @@ from functools import lru_cache
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
+from actuators.contract.control import BalancingMethod
 from actuators.contract.histogram import SIZE, midpoints_s, percentile_ms
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology
-from envs.observation.deadlines import ERROR_LATENCY_S, derive_deadlines
+from envs.observation.deadlines import ERROR_LATENCY_S, Deadlines, derive_deadlines
 from envs.scenarios.catalogue import StudyScenario
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
@@ -73,8 +74,13 @@ def judge_each(
 
 def deadlines_s(scenario: StudyScenario, topology: Topology) -> FloatArray:
     """``[groups]`` from 300 s of equal round robin in nominal conditions: no disturbance, no surge, no overload."""
-    nominal = replace(scenario.nominal(), duration_s=_OBSERVED_S, load_balancers=1)
-    return _deadlines(nominal.script(topology, _OBSERVED_SEED), topology)
+    return observed(replace(scenario, load_balancers=1), topology, "round_robin").seconds
+
+
+def observed(scenario: StudyScenario, topology: Topology, method: BalancingMethod) -> Deadlines:
+    """What 300 s under equal weights in nominal conditions tell of response times."""
+    nominal = replace(scenario.nominal(), duration_s=_OBSERVED_S)
+    return _observed(nominal.script(topology, _OBSERVED_SEED), topology, method)
 
 
 def play(
@@ -164,8 +170,8 @@ def _score(counts: FloatArray, seconds: FloatArray, failed: FloatArray, deadline
 
 
 @lru_cache(maxsize=64)
-def _deadlines(nominal: Script, topology: Topology) -> FloatArray:
-    batch = SimulatedBatch(topology, 1, "round_robin")
+def _observed(nominal: Script, topology: Topology, method: BalancingMethod) -> Deadlines:
+    batch = SimulatedBatch(topology, 1, method)
     batch.reset(0, nominal)
     batch.advance(WARM_UP_S)
-    return derive_deadlines([batch.advance(_OBSERVED_S - WARM_UP_S).window(0)], topology).seconds
+    return derive_deadlines([batch.advance(_OBSERVED_S - WARM_UP_S).window(0)], topology)

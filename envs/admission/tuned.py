@@ -1,0 +1,69 @@
+"""Numbers of an admission rule that were found for one system, and what they were worth there, simulated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from actuators.contract.admission import AdmissionNumbers, AdmissionRule
+from actuators.errors import ConfigError
+from actuators.files import read_regular
+from actuators.options import Options, first_fault
+
+FILE = "admission.json"
+MAX_BYTES = 2**24
+_REMEDY = "make one with: deepsched admission tune"
+
+
+class TunedNumbers(Options):
+    """What a search has found; `admission.json`, and `admission` in a bundle's `bundle.json`."""
+
+    format_version: Literal[1] = 1
+    """Version of the file format."""
+    rule: AdmissionRule
+    """The rule whose numbers they are."""
+    numbers: AdmissionNumbers
+    """The best numbers; those that the search began with when nothing was gained."""
+    groups: tuple[str, ...]
+    """Groups of the system."""
+    gained: bool
+    """Whether the interval of the gain lies above 0."""
+    gain: float = Field(allow_inf_nan=False)
+    """Goodput of the best numbers found less that of the numbers that the search began with, paired over held-out
+    draws of simulated systems."""
+    low: float = Field(allow_inf_nan=False)
+    """Lower end of the 95 % interval of the gain."""
+    high: float = Field(allow_inf_nan=False)
+    """Upper end."""
+    goodput: float = Field(ge=0, le=1)
+    """Importance-weighted share of the requests that were answered in time with `numbers`, simulated."""
+    without: float = Field(ge=0, le=1)
+    """The same when every request may enter."""
+    draws: int = Field(ge=1)
+    """Held-out draws behind these figures."""
+    seed: int = Field(ge=0)
+    """Seed of the search."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """From a file, or from the folder of a bundle or of a search. Raises ConfigError."""
+        if path.is_dir():
+            bundle = path / "bundle.json"
+            path = bundle if bundle.exists() else path / FILE
+        try:
+            data = json.loads(read_regular(path, MAX_BYTES))
+            if path.name == "bundle.json" and isinstance(data, dict):
+                data = data.get("admission")
+                if data is None:
+                    raise ConfigError("the bundle holds no numbers", where=str(path), remedy=_REMEDY)
+            return cls.model_validate(data)
+        except OSError as error:
+            raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=_REMEDY) from error
+        except ValidationError as error:
+            what = f"no numbers of an admission rule: {first_fault(error)}"
+            raise ConfigError(what, where=str(path), remedy=_REMEDY) from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not JSON: {error}", where=str(path), remedy=_REMEDY) from error
