@@ -28,6 +28,7 @@ from actuators.errors import BundleError, ConfigError
 from actuators.files import read_regular, write_atomic
 from actuators.options import first_problem
 from actuators.plain_arrays import load_arrays
+from envs.admission.tuned import TunedNumbers
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.observation.encoder import MAX_BYTES as ENCODER_MAX_BYTES
 from envs.observation.encoder import Encoder
@@ -53,12 +54,14 @@ class Bundle:
         problem: topology, deadlines, encoder, observation, action codec.
         model: options that the network was built with.
         provenance: seed, command, config, versions, training curve, evaluation; plain JSON.
+        admission: numbers of an admission rule for the same system; None when none were searched.
     """
 
     net: Network
     problem: DecisionProblem
     model: ModelOptions
     provenance: dict[str, Any]
+    admission: TunedNumbers | None = None
 
     def policy(self) -> LearnedPolicy:
         return LearnedPolicy(self.net, self.problem)
@@ -82,7 +85,7 @@ class Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         self.problem.encoder.save(folder / "encoder.npz")
         write_atomic(folder / "policy.safetensors", save(self.net.arrays()))
-        description = {
+        description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "topology": msgspec.to_builtins(self.problem.topology.groups),
             "features": list(self.problem.encoder.names),
@@ -92,7 +95,23 @@ class Bundle:
             "model": self.model.model_dump(),
             "provenance": self.provenance,
         }
+        if self.admission is not None:
+            description["admission"] = self.admission.model_dump(mode="json")
         write_atomic(folder / "bundle.json", json.dumps(description, indent=1).encode())
+
+
+def put_admission(folder: Path, numbers: TunedNumbers) -> None:
+    """Adds the numbers to a bundle, in one step.
+
+    Raises:
+        BundleError: not a bundle.
+        OSError: the disk is full, or the folder is not writable; the bundle is unchanged.
+    """
+    path = folder / "bundle.json"
+    load_bundle(folder)
+    description = json.loads(read_regular(path, MAX_DESCRIPTION_BYTES))
+    description["admission"] = numbers.model_dump(mode="json")
+    write_atomic(path, json.dumps(description, indent=1).encode())
 
 
 def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
@@ -110,6 +129,7 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
         own = Topology(description.topology)
         options = DecisionOptions.model_validate(description.decision)
         model = ModelOptions.model_validate(description.model)
+        tuned = None if description.admission is None else TunedNumbers.model_validate(description.admission)
     except ValidationError as error:
         raise _not_a_bundle(path, first_problem(error)) from error
     except (OSError, ValueError, TypeError, OverflowError, RecursionError, ConfigError) as error:
@@ -125,7 +145,7 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
         problem.action_codec.check()
     except ConfigError as error:
         raise BundleError(error.what, where=str(path), remedy=error.remedy) from error
-    bundle = Bundle(_network(folder, problem, model), problem, model, description.provenance)
+    bundle = Bundle(_network(folder, problem, model), problem, model, description.provenance, tuned)
     return bundle.on(topology or own, str(path))
 
 
@@ -139,6 +159,7 @@ class _Description(msgspec.Struct):
     model: dict[str, Any]
     provenance: dict[str, Any]
     features_version: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    admission: dict[str, Any] | None = None
 
 
 def _description(path: Path) -> _Description:

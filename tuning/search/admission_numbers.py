@@ -1,0 +1,291 @@
+"""Searches the numbers of an admission rule on family H around one system, simulated, and judges what it has found.
+
+Trials of one search play the same draws with the same random numbers. The best of each search is compared with the
+numbers that the search began with on draws that no search has seen. Every trial is kept as it ends: a search that was
+interrupted goes on, and ends as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import create_trial
+from scipy.special import stdtrit
+
+from actuators.contract.admission import Admission, AdmissionNumbers, AdmissionRule
+from actuators.contract.arrays import FloatArray
+from actuators.contract.script import Script
+from envs.admission.tuned import TunedNumbers
+from envs.calibration.result import Calibration
+from envs.scenarios.family import KINDS
+from envs.scenarios.own_family import own_family
+from envs.study.goodput import Goodput, play_admission
+from envs.study.rules import Rule, fixed_weights
+from tuning.search.admission_options import NumbersSearchOptions
+
+MOST_REFUSED_IDLE = 0.001
+"""Share of the requests that numbers may refuse in steady draws; what is beyond costs as much as lost goodput."""
+SEEDS, HELD_OUT, CHOICE = 1_000_000, 500_000, 400_000
+"""Draws of one seed; first ones of the judgement, and of the choice between searches; those of a search are below."""
+_FOLLOWING = {"start": (1.0, 6.0), "least": (0.3, 4.0), "most": (2.0, 10.0)}
+_AIMD = {**_FOLLOWING, "rise": (0.05, 0.5), "cut": (0.3, 0.9), "late_share": (0.03, 0.4)}
+_BY_GROUP = {"gamma": (0.02, 1.0), "importance_power": (0.05, 1.5)}
+SPACE: dict[AdmissionRule, dict[str, tuple[float, float]]] = {
+    "none": {},
+    "fixed": {"multiple": (0.5, 10.0)},
+    "thresh": {"multiple": (0.5, 10.0), **_BY_GROUP},
+    "aimd_thresh": {**_AIMD, **_BY_GROUP},
+    "aimd": _AIMD,
+    "gradient": _FOLLOWING,
+}
+"""Rule → number → range that is searched, on a logarithmic scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """The system whose numbers are searched.
+
+    Attributes:
+        admission: what is believed of it, with the numbers to begin with.
+    """
+
+    calibration: Calibration
+    admission: Admission
+
+    @property
+    def balancing(self) -> Rule:
+        """As it was recorded."""
+        return Rule("recorded", self.calibration.method, lambda: fixed_weights(self.calibration.today))
+
+    def draws(self, first: int, count: int) -> list[Script]:
+        """Systems of family H around this one; each kind in turn."""
+        admission = self.admission
+        family = own_family(self.calibration, None, admission.deadlines_s, admission.weights())
+        return [family.script(admission.topology, first + number) for number in range(count)]
+
+    def play(self, scripts: Sequence[Script], numbers: AdmissionNumbers | None, threads: int = 1) -> Goodput:
+        """What comes of these draws with such numbers; without admission when None."""
+        topology, admissions = self.admission.topology, None
+        if numbers is not None:
+            admissions = [replace(self.admission, numbers=numbers, percent=100.0)] * len(scripts)
+        return play_admission(self.balancing, scripts, topology, admissions, threads=threads)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Goodput of numbers less that of the first ones, paired over held-out draws, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the searches have found, on held-out draws.
+
+    Attributes:
+        found: the best numbers of each search.
+        gains: theirs.
+        chosen: index of the one that was best on draws that neither trained nor judge.
+        goodput: ``[draws]``, of the chosen ones, of the first ones, and without admission.
+        refused: share of the attempts in steady draws, of the chosen ones and of the first ones.
+        worst_group: goodput of the worst group, a mean over the draws, of the chosen ones and of the first ones.
+    """
+
+    found: tuple[AdmissionNumbers, ...]
+    gains: tuple[Gain, ...]
+    chosen: int
+    goodput: tuple[FloatArray, FloatArray, FloatArray]
+    refused: tuple[float, float]
+    worst_group: tuple[float, float]
+
+    @property
+    def gained(self) -> bool:
+        """Whether the interval of the chosen ones lies above 0."""
+        return self.gains[self.chosen].low > 0
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One row per search: its numbers, their gain and its interval, and whether they were chosen."""
+        return [
+            {"numbers": numbers.model_dump(), **vars(gain), "chosen": number == self.chosen}
+            for number, (numbers, gain) in enumerate(zip(self.found, self.gains, strict=True))
+        ]
+
+
+class Trials:
+    """Finished trials as JSON lines, in order.
+
+    Args:
+        path: read when it exists; a torn last line, of a process that was killed, is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        if path.exists():
+            whole = path.read_bytes().splitlines(keepends=True)
+            self._rows = [json.loads(line) for line in whole if line.endswith(b"\n")]
+            if whole and not whole[-1].endswith(b"\n"):
+                path.write_bytes(b"".join(whole[:-1]))
+
+    def of(self, search: int) -> list[dict[str, Any]]:
+        """Those of a search: `params` and `score`."""
+        return [row for row in self._rows if row["search"] == search]
+
+    def append(self, search: int, params: Mapping[str, float], score: float) -> None:
+        row = {"search": search, "params": dict(params), "score": score}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._rows.append(row)
+
+
+def search_all(
+    system: System, options: NumbersSearchOptions, seed: int, threads: int, trials: Trials,
+    report: Callable[[str, float], None],
+) -> Judged:  # fmt: skip
+    """Searches, chooses and judges.
+
+    Args:
+        threads: threads that simulate; the result does not depend on it.
+        report: called after every trial with what is known and the share of the work that is done.
+    """
+    total = options.searches * options.trials
+    found = []
+    for number in range(options.searches):
+
+        def tell(done: int, best: float, before: int = number * options.trials, which: int = number + 1) -> None:
+            text = f"search {which} of {options.searches}, {done} of {options.trials} trials, best score {best:.3f}"
+            report(text, 0.95 * (before + done) / total)
+
+        found.append(_Search(system, options, seed, number, threads).run(trials, tell))
+    report("judging on held-out systems", 0.95)
+    return _judge(system, options, seed, threads, found)
+
+
+def tuned(system: System, judged: Judged, seed: int) -> TunedNumbers:
+    """The result: without a gain, the numbers that the search began with."""
+    gain, (best, first, without) = judged.gains[judged.chosen], judged.goodput
+    return TunedNumbers(
+        rule=system.admission.rule, groups=system.calibration.groups, gained=judged.gained, seed=seed,
+        numbers=judged.found[judged.chosen] if judged.gained else system.admission.numbers,
+        gain=gain.mean, low=gain.low, high=gain.high, goodput=float((best if judged.gained else first).mean()),
+        without=float(without.mean()), draws=len(first),
+    )  # fmt: skip
+
+
+def numbers_with(base: AdmissionNumbers, params: Mapping[str, float]) -> AdmissionNumbers:
+    """These numbers in the place of the base's; the first and the smallest multiple are not above the largest."""
+    values = dict(params)
+    if "most" in values:
+        values["least"] = min(values["least"], values["most"])
+        values["start"] = min(max(values["start"], values["least"]), values["most"])
+    return AdmissionNumbers(**{**base.model_dump(), **values})
+
+
+class _Search:
+    """One search."""
+
+    def __init__(self, system: System, options: NumbersSearchOptions, seed: int, number: int, threads: int) -> None:
+        self._system, self._trials, self._seed, self._number = system, options.trials, seed, number
+        draws = _whole(options.draws)
+        self._scripts = system.draws(seed * SEEDS + number * draws, draws)
+        self._threads, self._space = threads, _space(system.admission)
+        self._distributions: dict[str, BaseDistribution] = {
+            name: FloatDistribution(low, high, log=True) for name, (low, high) in self._space.items()
+        }
+
+    def run(self, trials: Trials, tell: Callable[[int, float], None]) -> AdmissionNumbers:
+        """The numbers with the best score."""
+        base = self._system.admission.numbers
+        study = self._study(trials, base)
+        for count in range(sum(trial.state.is_finished() for trial in study.trials), self._trials):
+            # A sampler of its own for each trial: what it draws does not depend on interruptions.
+            study.sampler = _sampler(self._seed, self._number, count)
+            trial = study.ask(self._distributions)
+            numbers = base if count == 0 else numbers_with(base, trial.params)
+            score = _score(self._system.play(self._scripts, numbers, self._threads))
+            trials.append(self._number, trial.params, score)
+            study.tell(trial, score)
+            tell(count + 1, study.best_value)
+        best = study.best_trial
+        return base if best.number == 0 else numbers_with(base, best.params)
+
+    def _study(self, trials: Trials, base: AdmissionNumbers) -> optuna.Study:
+        """With the trials of an earlier run; the first one of all is what is to be beaten."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize")
+        for row in trials.of(self._number)[: self._trials]:
+            study.add_trial(create_trial(params=row["params"], distributions=self._distributions, value=row["score"]))
+        if not study.trials:
+            first = {name: float(np.clip(getattr(base, name), *ends)) for name, ends in self._space.items()}
+            study.enqueue_trial(first)
+        return study
+
+
+def _sampler(seed: int, search: int, trial: int) -> optuna.samplers.BaseSampler:
+    drawn = int(np.random.default_rng([seed, search, trial]).integers(2**31))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=drawn, multivariate=True)
+
+
+def _space(admission: Admission) -> dict[str, tuple[float, float]]:
+    """The numbers that make a difference: where all groups are worth the same, the power of the worth makes none."""
+    finite = admission.importance[np.isfinite(admission.importance)]
+    alike = len(np.unique(finite)) < 2
+    return {name: ends for name, ends in SPACE[admission.rule].items() if not (alike and name == "importance_power")}
+
+
+def _judge(
+    system: System, options: NumbersSearchOptions, seed: int, threads: int, found: Sequence[AdmissionNumbers]
+) -> Judged:
+    base, count = system.admission.numbers, _whole(options.held_out)
+    chosen = 0
+    if len(found) > 1:
+        scripts = system.draws(seed * SEEDS + CHOICE, count)
+        chosen = int(np.argmax([_score(system.play(scripts, numbers, threads)) for numbers in found]))
+    scripts = system.draws(seed * SEEDS + HELD_OUT, count)
+    first, without = (system.play(scripts, numbers, threads) for numbers in (base, None))
+    played = [first if numbers == base else system.play(scripts, numbers, threads) for numbers in found]
+    best = played[chosen]
+    return Judged(
+        tuple(found), tuple(_gain(each.shares() - first.shares()) for each in played), chosen,
+        (best.shares(), first.shares(), without.shares()), (_refused_steady(best), _refused_steady(first)),
+        (_worst_group(best), _worst_group(first)),
+    )  # fmt: skip
+
+
+def _gain(differences: FloatArray) -> Gain:
+    """Mean and 95 % interval (Student's t) over draws."""
+    mean, n = float(differences.mean()), len(differences)
+    half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n))
+    return Gain(mean, mean - half, mean + half)
+
+
+def _score(played: Goodput) -> float:
+    """Goodput, less the refusals at ordinary times that are too many."""
+    return float(played.shares().mean()) - max(_refused_steady(played) - MOST_REFUSED_IDLE, 0.0)
+
+
+def _refused_steady(played: Goodput) -> float:
+    steady = slice(0, None, len(KINDS))
+    return float(played.refused[steady].sum() / max(played.offered[steady].sum(), 1.0))
+
+
+def _worst_group(played: Goodput) -> float:
+    return float(np.nanmean(np.nanmin(played.group_shares(), axis=1)))
+
+
+def _whole(draws: int) -> int:
+    """So many that every kind is there equally often."""
+    return -(-draws // len(KINDS)) * len(KINDS)
