@@ -19,6 +19,7 @@ from envs.study.promise_options import PromiseOptions
 from envs.study.rules import BaselinePolicy, Rule, SteeringPolicy, fixed_weights, policy_steering
 from rayjobs.onboard.fit import Fit
 from rayjobs.onboard.learn import resting_net
+from rayjobs.onboard.protect import Protection, protect
 from rayjobs.onboard.system import Way
 from rayjobs.onboard.twin import BETWEEN_RELOADS_S, play_policy, play_weights, simulation_of
 from tuning.policy.bundle import Bundle
@@ -70,6 +71,8 @@ class Judged(Options):
     """Name of the heuristic."""
     busiest: tuple[float, float]
     """Work of the busiest server as a share of what it can do, today and with the proposal, at today's traffic."""
+    protection: Protection | None = None
+    """What admission would do, as the servers are balanced today; None in what earlier versions kept."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def judge(
     judged = Judged(
         promise=limited(promise(name, loads, plan), fitted), alternatives=alternatives, changes=changes,
         learned=learned, heuristic=heuristic, busiest=_busiest(fitted.calibration, changes),
+        protection=protect(arms.today, plan, more),
     )  # fmt: skip
     return judged, bundle
 
@@ -183,8 +187,7 @@ def _bearable(verdict: GroupVerdict) -> bool:
 
 def _rates_rps(calibration: Calibration) -> dict[str, float]:
     """Group → requests per second, the mean over its steps."""
-    means = (float(np.mean([rate for _, rate in arrivals.steps])) for arrivals in calibration.arrivals)
-    return dict(zip(calibration.groups, means, strict=True))
+    return dict(zip(calibration.groups, calibration.rates_rps.tolist(), strict=True))
 
 
 def _busiest(calibration: Calibration, changes: Sequence[ServerChange]) -> tuple[float, float]:

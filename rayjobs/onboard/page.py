@@ -72,6 +72,8 @@ def short(found: Found) -> Iterator[str]:
     yield from found.judged.promise.reasons
     if found.judged.promise.conclusion != "no_promise":
         yield from (_sentence(load, found.judged.busiest) for load in found.judged.promise.loads)
+        if found.judged.protection is not None:
+            yield found.judged.protection.sentence()
     for verdict in found.fitted.verdicts:
         yield f"{verdict.group}: {verdict.sentence} ({verdict.detail})"
     following = next_command(found)
@@ -95,6 +97,7 @@ def write_page(path: Path, found: Found) -> None:
         change=_change(found),
         sure=_sure(found),
         others=[{"name": o.name, "ratio": _ratio(o.ratio)} for o in found.judged.alternatives],
+        protection=_protection(found),
         unknown=UNKNOWN,
         checks=[{**check, "class": {"ok": "good", "fail": "bad"}.get(check["level"], "")} for check in found.checks],
     )
@@ -271,6 +274,20 @@ def _sure(found: Found) -> dict[str, Any]:
     ]
     text = "Per group: what the recording allows to say, and the prediction at today's traffic."
     return {"text": text, "groups": rows, "lines": lines}
+
+
+def _protection(found: Found) -> list[str]:
+    """What admission would do, and how it is tried; empty in what earlier versions kept."""
+    protection = found.judged.protection
+    if protection is None:
+        return []
+    deadlines = zip(found.fitted.calibration.groups, protection.deadlines_ms, strict=True)
+    return [
+        protection.sentence(),
+        f"In time: {', '.join(f'{group} within {_ms(deadline)}' for group, deadline in deadlines)}.",
+        "To try it without refusing anything: deepsched weights snippet --set memory.admission=true, then deepsched"
+        " admission set --percent 0.",
+    ]
 
 
 def _learned(found: Found) -> str:

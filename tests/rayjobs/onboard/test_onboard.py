@@ -107,17 +107,26 @@ def done(unequal: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Do
 def test_a_gain_is_promised_and_the_folder_is_ready_to_steer(done: Done) -> None:
     url, folder, out = done.url, done.folder, done.out
     assert out.startswith("On your traffic of today: mean ")
-    assert "At 1.5 × your traffic" in out
+    assert "At 1.5 × your traffic: mean" in out
+    assert "At 1.5 × your traffic, when clients give up after 5 × the deadline" in out
+    assert "At today's traffic it would refuse" in out
     assert "app: good enough to judge weights" in out
     # Nothing was given by which weights could be changed.
     assert "Weights need --nginx-conf FILE" in out
     page = (folder / "onboarding.html").read_text()
     assert "What it cannot know" in page
+    assert "When too much comes" in page
     assert "http" not in page.replace(url.split("/status")[0], "").replace("http-equiv", "")
     judged = json.loads((folder / "onboard" / "judge.json").read_text())["result"]
     weights = {row["server"]: row["value"] for row in judged["changes"]}
     assert weights["10.0.0.1:80"] > 1.5 * weights["10.0.0.2:80"]
     assert judged["promise"]["loads"][0]["all"][0]["ratio"]["high"] < 0.97
+    protection = judged["protection"]
+    assert protection["growth"] == 1.5
+    assert 0 <= protection["refused_today"]["value"] < 0.01
+    assert protection["gain"]["value"] == pytest.approx(
+        protection["admitted"]["value"] - protection["without"]["value"]
+    )
     bundle = load_bundle(folder / "bundle")
     assert [group.name for group in bundle.problem.topology.groups] == ["app"]
     handed = Handover.read(folder)
