@@ -37,11 +37,11 @@ class AdmissionNumbers(Options):
     """`thresh`, `aimd_thresh`: power with which a group's limit rises with its importance."""
     start: float = Field(default=2.5, gt=0, le=100)
     """`aimd_thresh`, `gradient`, `aimd`: first multiple."""
-    late_share: float = Field(default=0.12, gt=0, lt=1)
+    late_share: float = Field(default=0.11, gt=0, lt=1)
     """`aimd_thresh`: importance-weighted share of late answers above which the multiple falls."""
     cut: float = Field(default=0.5, gt=0, lt=1)
     """`aimd_thresh`, `aimd`: factor on the multiple after a late tick."""
-    rise: float = Field(default=0.17, gt=0, le=10)
+    rise: float = Field(default=0.2, gt=0, le=10)
     """`aimd_thresh`, `aimd`: added to the multiple after a tick in time."""
     least: float = Field(default=1.25, gt=0, le=100)
     """Smallest multiple."""
