@@ -25,7 +25,7 @@ def admission(rule: AdmissionRule, importance: tuple[float, float] = (1.0, 1.0),
     more = {name: numbers.pop(name) for name in ("machines", "factors") if name in numbers}
     return Admission(
         TOPOLOGY, rule, np.array([0.3, 1.0]), np.array(importance), np.array([0.1, 0.4]), np.array([20.0, 5.0]),
-        AdmissionNumbers(**{"least": 0.3, "most": 3.65, **numbers}), **more,
+        AdmissionNumbers(**{"least": 0.3, "most": 3.65, "late_share": 0.14, **numbers}), **more,
     )  # fmt: skip
 
 
