@@ -56,6 +56,8 @@ class Reloader:
 
     def reload(self) -> None:
         """Returns when all workers that accept connections have the new configuration. Raises ActuationError."""
+        # Workers of an NGINX that is still starting would not be seen as old ones.
+        self._wait(lambda: any(map(accepts, children(self.master_pid))), "no workers yet")
         before, workers = self.load_ms() if self.load_ms else 0, children(self.master_pid)
         self._signal()
         self._wait(lambda: not any(map(accepts, workers)), "old workers still accept connections")

@@ -41,16 +41,17 @@ ALONE = {
     "rayjobs/serve/haproxy_loopback.py", "rayjobs/onboard/kept.py",
     # A run has a folder of its own (`rayjobs.runs.folder`).
     "envs/observation/encoder.py", "envs/calibration/result.py", "envs/mixture/refit.py", "rayjobs/load.py",
-    "rayjobs/onboard/page.py", "rayjobs/park.py", "rayjobs/reproduce.py", "rayjobs/runs/folder.py",
-    "rayjobs/runs/steps.py", "rayjobs/sweep.py", "tuning/judging/blocks.py", "tuning/judging/evaluation.py",
-    "tuning/judging/parquet.py", "tuning/learning/curve.py", "tuning/learning/recordings.py",
+    "rayjobs/admission/tune.py", "rayjobs/onboard/page.py", "rayjobs/park.py", "rayjobs/reproduce.py",
+    "rayjobs/runs/folder.py", "rayjobs/runs/steps.py", "rayjobs/sweep.py", "tuning/judging/blocks.py",
+    "tuning/judging/evaluation.py", "tuning/judging/parquet.py", "tuning/learning/curve.py",
+    "tuning/learning/recordings.py",
     "tuning/learning/trainer.py", "tuning/live/training.py", "tuning/policy/bundle.py", "tuning/policy/worth.py",
     "tuning/report/clusters.py", "tuning/report/run.py", "tuning/report/scenario.py", "tuning/report/sweep.py",
-    "tuning/search/trial.py",
+    "tuning/search/admission_numbers.py", "tuning/search/trial.py",
     # A file that the user names, written as a whole.
-    "actuators/statistics/recording.py", "rayjobs/dashboards/__main__.py", "rayjobs/encoder.py",
-    "rayjobs/export.py", "rayjobs/scenarios.py", "rayjobs/serve/options.py", "rayjobs/steer/handover.py",
-    "rayjobs/steer/units.py", "rayjobs/weights.py",
+    "actuators/statistics/recording.py", "rayjobs/admission/in_force.py", "rayjobs/dashboards/__main__.py",
+    "rayjobs/encoder.py", "rayjobs/export.py", "rayjobs/scenarios.py", "rayjobs/serve/options.py",
+    "rayjobs/steer/handover.py", "rayjobs/steer/units.py", "rayjobs/weights.py",
     # Adds a line to the audit log through `append_line`.
     "rayjobs/steer/watchdog.py",
 }  # fmt: skip

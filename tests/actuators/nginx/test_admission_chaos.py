@@ -27,7 +27,7 @@ from tests.support.live_parts import LiveParts, running_parts
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, wait_until
 
-pytestmark = [pytest.mark.nginx, pytest.mark.drill]
+pytestmark = [pytest.mark.nginx, pytest.mark.drill, pytest.mark.slow]
 
 RATES_RPS = np.array([15.0, 90.0, 45.0])
 """Half as much again as three workers do whose services take 30 ms."""

@@ -209,6 +209,7 @@ def test_training_under_ray_leaves_a_residual_and_its_proof(unequal: Path, tmp_p
 
 
 @pytest.mark.drill
+@pytest.mark.slow
 def test_a_killed_onboarding_goes_on(unequal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed in the watch and before the last step, then ended: the same result as without, and one recording."""
     folder = tmp_path / "onboard"
