@@ -75,7 +75,9 @@ def test_a_server_goes_while_a_controller_steers_and_a_revert_needs_no_controlle
     folder, before = SteerFolder(reloaded.folder / "steer"), reloaded.upstreams.read_text()
     gone = reloaded.site.topology.servers[2]
     with reloaded.controller() as controller:
-        wait_until(lambda: reloaded.upstreams.read_text() != before, lambda: controller.log_tail(20))
+        # A change that is on disk and not yet in force would be taken back when the administrator meets it.
+        wait_until(lambda: bool(folder.status().get("changes")), lambda: controller.log_tail(20))
+        assert reloaded.upstreams.read_text() != before
         reloaded.remove(gone)
         wait_until(
             lambda: "going on with those that are there" in controller.log_tail(20), lambda: controller.log_tail(20)
