@@ -1,6 +1,6 @@
 """`deepsched admission tune`: searches the numbers of a rule for one recorded system, simulated, and judges them.
 
-A verb of its own and not a space of `sweep`: that one trains policies in Ray trials, and none of its options (encoder,
+A separate verb and not a space of `sweep`: a sweep trains policies in Ray trials, and none of its options (encoder,
 training, validation, live confirmation) means anything here, where a trial is a second of simulation.
 """
 
@@ -131,7 +131,7 @@ def _told(found: TunedNumbers, judged: Judged) -> Iterator[str]:
         f"goodput of the worst group: {judged.worst_group[0]:.3f}, before {judged.worst_group[1]:.3f}"
     )
     each = "; ".join(f"{_points(gain.mean)} ({_points(gain.low)} to {_points(gain.high)})" for gain in judged.gains)
-    yield f"all searches, each with systems of its own: {each}"
+    yield f"all searches, each with other drawn systems: {each}"
     if found.gained:
         changed = found.numbers.model_dump()
         yield ", ".join(f"{name} {value:.3g}" for name, value in changed.items())

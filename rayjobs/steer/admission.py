@@ -248,7 +248,7 @@ def _require_groups(theirs: Topology, ours: Topology) -> None:
 
 
 def restore_first_rule(store: FirstRuleStore, control_url: str, token_file: Path | None) -> bool:
-    """Puts the rule from before any controller in force again; False when none of ours was set.
+    """Puts the rule from before any controller in force again; False when no controller has set one.
 
     Raises ActuationError, ConfigError, ConflictError, DataError or OSError.
     """

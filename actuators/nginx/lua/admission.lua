@@ -31,7 +31,7 @@ local names = {}            -- in the order of the configuration
 local newest                -- newest[0]: version of the plan in the dict
 local version, plan = -1, { rule = "none", entries = {}, by_name = {} }
 
--- The plan of a start: the kept one, or "" without one. A kept text that is no plan is one line in the error log.
+-- The plan of a start: the kept one, or "" without one. An invalid kept text gives one line in the error log.
 local function first_plan(options)
     local text, problem = nil, nil
     if kept then

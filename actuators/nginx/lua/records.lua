@@ -18,7 +18,7 @@ local function note_subrequest(key)
     subrequests = subrequests + 1
 end
 
--- The record of the current request; a new one has no attempts. is_main: the caller knows that it is no subrequest.
+-- The record of the current request; a new one has no attempts. is_main: the caller knows that it is a main request.
 function M.get(is_main)
     local key = tonumber(cast(ADDRESS, get_request()))
     local record = open[key]

@@ -140,7 +140,7 @@ end
 function M.total(block, column)
     local base, size = block.base, block.size
     local sum = base[size + column]
-    for row = 2, used[0] - 1 do   -- a single worker needs no loop, which would be a trace of its own
+    for row = 2, used[0] - 1 do   -- skipped for a single worker: a loop costs another trace of LuaJIT
         sum = sum + base[row * size + column]
     end
     return sum

@@ -74,7 +74,7 @@ class Surge:
 @dataclass(frozen=True)
 class Block:
     """One block. Goodput: requests answered in time over requests, of first attempts that began in the part;
-    `refused` is the share of all attempts, without counts of ours that of those that were answered by a 5xx;
+    `refused` is the share of all attempts; without counts of NGINX, the share that was answered by a 5xx;
     `reaction_s` as `rayjobs.bench.admission.reaction` defines it, 0 without such counts.
     """
 
