@@ -14,13 +14,13 @@ from actuators.errors import ConfigError
 from actuators.nginx.detect import detect, need_lua
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
+from envs.environment.phase import ObserveOptions
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, open_testbed
 from tuning.judging.plan import BlockOptions, JudgeOptions
-from tuning.observing.phase import ObserveOptions
 from tuning.options import ONLINE, AlgorithmOptions, LearningOptions, TrainingOptions, check_live_algorithm
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
 from actuators.options import Moved, Never, Only, OnlyIf, Options
 from actuators.testbed.options import LiveOptions
+from envs.environment.phase import ObserveOptions
 from envs.heuristics.names import TODAY
 from rayjobs.cli.config import resumed
 from rayjobs.cli.console import console_err
@@ -29,7 +30,6 @@ from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, check_live, open_testbed
 from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName
-from tuning.observing.phase import ObserveOptions
 
 if TYPE_CHECKING:
     from actuators.contract.testbed import Testbed

@@ -12,13 +12,13 @@ from pydantic import Field
 
 from actuators.options import Never, Only, OnlyIf, Options, Retired
 from actuators.testbed.options import LiveOptions
+from envs.environment.phase import ObserveOptions
 from rayjobs.cli.console import console_out
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, main
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, open_testbed
-from tuning.observing.phase import ObserveOptions
 
 
 class ObserveVerbOptions(Options):

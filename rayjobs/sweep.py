@@ -13,13 +13,13 @@ from pydantic import Field
 from actuators.errors import ConfigError
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
+from envs.environment.phase import ObserveOptions
 from rayjobs.cli.config import resumed
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import check_live, of_one_system
-from tuning.observing.phase import ObserveOptions
 from tuning.search.space import ConfirmOptions, SearchOptions
 
 if TYPE_CHECKING:
@@ -175,11 +175,11 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
 
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     """The windows of the observation phase, equal for equal seeds, and what else trials have in common."""
+    from envs.environment.phase import watch
     from envs.scenarios.calibrated import CalibratedScenario
     from envs.scenarios.lookup import scenario, training_mixture
     from rayjobs.runs.folder import provenance
     from rayjobs.runs.testbed import open_testbed
-    from tuning.observing.phase import watch
     from tuning.search.live_trial import LiveShare
     from tuning.search.trial import Shared
 

@@ -19,6 +19,8 @@ from actuators.contract.control import BalancingMethod
 from actuators.errors import DataError
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
+from envs.environment.actions import check_method
+from envs.environment.phase import Observed, ObserveOptions
 from rayjobs.cli.config import dump_yaml, resumed
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
@@ -26,7 +28,6 @@ from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.testbed import TestbedKind, check_live, of_one_system
 from tuning.judging.plan import BlockOptions, JudgeOptions
-from tuning.observing.phase import Observed, ObserveOptions
 from tuning.options import (
     OFFLINE,
     ONLINE,
@@ -34,7 +35,6 @@ from tuning.options import (
     ParallelOptions,
     TrainingOptions,
     check_live_algorithm,
-    check_method,
 )
 
 if TYPE_CHECKING:

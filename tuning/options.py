@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from actuators.contract.control import BalancingMethod
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
-from envs.environment.actions import ActionOptions
+from envs.environment.actions import check_method
 from envs.environment.problem import DecisionOptions
 
 
@@ -189,16 +189,6 @@ class TrainingOptions(LearningOptions):
     def _steers(self) -> Self:
         check_method(self.method, self.decision.action)
         return self
-
-
-def check_method(method: BalancingMethod, action: ActionOptions) -> None:
-    """Raises ValueError unless what the actions set is what the balancing method takes: weights or service times."""
-    if action.estimator is None and method == "expected_delay":
-        raise ValueError(
-            "expected_delay takes service times, not weights: set decision.action.baseline=idle (kind residual)"
-        )
-    if action.estimator is not None and method != "expected_delay":
-        raise ValueError(f"baseline {action.estimator} sets service times: set method=expected_delay")
 
 
 def check_live_algorithm(simulated: AlgorithmOptions, live: AlgorithmOptions) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from actuators.contract.arrays import FloatArray, IntArray
-from actuators.contract.control import MAX_WEIGHT
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.options import Only, Options
@@ -61,6 +61,16 @@ class ActionOptions(Options):
     def estimator(self) -> str | None:
         """The service-time estimator under a residual (`envs.estimators.registry`); None when weights are set."""
         return self.baseline if self.kind == "residual" and self.baseline != "inverse_latency" else None
+
+
+def check_method(method: BalancingMethod, action: ActionOptions) -> None:
+    """Raises ValueError unless what the actions set is what the balancing method takes: weights or service times."""
+    if action.estimator is None and method == "expected_delay":
+        raise ValueError(
+            "expected_delay takes service times, not weights: set decision.action.baseline=idle (kind residual)"
+        )
+    if action.estimator is not None and method != "expected_delay":
+        raise ValueError(f"baseline {action.estimator} sets service times: set method=expected_delay")
 
 
 @lru_cache(maxsize=32)

@@ -1,4 +1,7 @@
-"""The gymnasium environment of one testbed, live or simulated. `envs.environment.vector_env` has the batched one."""
+"""The gymnasium environment of one testbed, live or simulated. `envs.environment.vector_env` has the batched one.
+
+docs/environments.md tells what seeds, `info` and the ends of episodes mean.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from actuators.contract.script import Scenario
 from actuators.contract.testbed import Testbed
 from actuators.contract.window import Fault, Window
 from actuators.errors import ActuationError
+from envs.environment.picture import RenderMode, check_render_mode, rendered
 from envs.environment.problem import DecisionProblem
 from envs.environment.rewards import Ledger
 from envs.observation.observer import Observation
@@ -31,9 +35,12 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         next_scenario: episode seed → scenario.
         interval_s: control interval in seconds.
         closes_testbed: whether `close` closes the testbed too.
+        flat: observations are ``[servers * row_size]``.
+        seed: of the episodes until `reset` is given one; random when None.
+        render_mode: what `render` returns of the last window: `ansi` a text, `rgb_array` a picture.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -45,9 +52,15 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         interval_s: float = 1.0,
         episode_steps: int = 100,
         closes_testbed: bool = True,
+        flat: bool = False,
+        seed: int | None = None,
+        render_mode: RenderMode | None = None,
     ) -> None:
-        self.problem = problem
-        self.observation_space, self.action_space = problem.observation_space, problem.action_space
+        self.problem, self.render_mode = problem, check_render_mode(render_mode)
+        self.observation_space = problem.flat_observation_space if flat else problem.observation_space
+        self.action_space = problem.action_space
+        if seed is not None:
+            self.np_random = np.random.default_rng(seed)
         self._make_testbed, self._next_scenario, self._method = make_testbed, next_scenario, method
         self._interval_s, self._episode_steps = interval_s, episode_steps
         self._closes_testbed = closes_testbed
@@ -55,17 +68,24 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         self._observer = problem.observer()
         self.ledger = Ledger()
         self._observation: Observation | None = None
+        self._window: Window | None = None
         self._step = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts the next scenario under equal weights or service times and observes one interval of it."""
+        """Starts the next scenario under equal weights or service times and observes one interval of it.
+
+        Args:
+            seed: restarts the sequence of episodes.
+            options: `{"episode_seed": n}` plays the episode of that seed; those from 2³¹ on are never drawn.
+        """
         super().reset(seed=seed)
         if self._testbed is None:
             self._testbed = self._make_testbed()
             self._testbed.set_method(self._method)
-        episode_seed = int(self.np_random.integers(2**31))
+        drawn = int(self.np_random.integers(2**31))
+        episode_seed = int((options or {}).get("episode_seed", drawn))
         scenario = self._next_scenario(episode_seed)
         self._testbed.reset(scenario, episode_seed)
         self.ledger.start(0, scenario.name, episode_seed)
@@ -85,7 +105,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         try:
             self._testbed.apply(control)
         except ActuationError as error:
-            return self.problem.array(self._observation), 0.0, False, True, {"fault": str(error)}
+            return self._shaped(self._observation), 0.0, False, True, {"fault": str(error)}
         window = self._testbed.advance(self._interval_s)
         array = self._see(window)
         if not window.usable:
@@ -95,6 +115,14 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": control.as_weights().values}
         return array, float(value), False, self._step >= self._episode_steps, info
 
+    def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
+        """The last window: shares, queues and latencies; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._window is None:
+            raise gym.error.ResetNeeded("call reset before render")
+        return rendered(self._window, self.problem.deadlines_s, self.render_mode)
+
     def close(self) -> None:
         """Releases the testbed, and closes it if `closes_testbed`; idempotent."""
         if self._testbed is not None and self._closes_testbed:
@@ -102,8 +130,11 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         self._testbed = None
 
     def _see(self, window: Window) -> NDArray[np.float32]:
-        self._observation = self._observer.observe_window(window)
-        return self.problem.array(self._observation)
+        self._window, self._observation = window, self._observer.observe_window(window)
+        return self._shaped(self._observation)
+
+    def _shaped(self, observation: Observation) -> NDArray[np.float32]:
+        return self.problem.array(observation).reshape(self.observation_space.shape)
 
 
 def _fault(faults: tuple[Fault, ...]) -> dict[str, str]:

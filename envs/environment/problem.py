@@ -83,6 +83,13 @@ class DecisionProblem:
         return spaces.Box(-10.0, 10.0, (self.topology.shape[1], self.row_size), np.float32)
 
     @property
+    def flat_observation_space(self) -> spaces.Box:
+        """``[servers * row_size]`` within ±10: the rows of `observation_space` one after the other."""
+        from gymnasium import spaces  # noqa: PLC0415
+
+        return spaces.Box(-10.0, 10.0, (self.topology.shape[1] * self.row_size,), np.float32)
+
+    @property
     def action_space(self) -> spaces.Space[Any]:
         """``[groups * servers]`` within ±1, group by group; for `ratios` an index per group or one for all."""
         return self.action_codec.space

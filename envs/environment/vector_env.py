@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod
 from actuators.contract.script import Script
+from actuators.contract.window import Window
+from actuators.errors import ConfigError
+from envs.environment.picture import RenderMode, check_render_mode, rendered
 from envs.environment.problem import DecisionProblem
 from envs.environment.rewards import Ledger
 from envs.estimators.base import FIRST_GUESS_S
 from envs.observation.observer import Observation, equal_weights
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
+from envs.simulator.window_batch import WindowBatch
 
 
 class SteeredBatch:
@@ -41,6 +45,7 @@ class SteeredBatch:
     ) -> None:
         self.problem = problem
         self.observation: Observation | None = None
+        self._windows: WindowBatch | None = None
         in_memory = problem.options.action.estimator is not None
         # The workers of one NGINX share what `expected_delay` counts.
         fitting = SimulationOptions(workers_sharing_memory=2) if in_memory else SimulationOptions()
@@ -71,29 +76,42 @@ class SteeredBatch:
             self._batch.set_weights(self._weights)
         else:
             self._batch.set_service_times(self._tau_s, self._workers)
-        windows = self._batch.advance(interval_s)
+        self._windows = windows = self._batch.advance(interval_s)
         self.observation = self._observer.observe(windows, interval_s, self._weights)
         return self.problem.reward(windows, self.observation)
+
+    def window(self, index: int) -> Window:
+        """The last window of one testbed. Raises ResetNeeded before the first."""
+        if self._windows is None:
+            raise gym.error.ResetNeeded("call reset first")
+        return self._windows.window(index)
 
 
 NextScript = Callable[[np.random.Generator], Script]
 
 
 class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
-    """`num_envs` independent simulated testbeds, advanced together; NEXT_STEP autoreset.
+    """`num_envs` independent simulated testbeds, advanced together; their episodes begin and end together.
 
     Observation ``[num_envs, servers, row_size]``, action ``[num_envs, …]`` as `envs.environment.actions` has it.
-    The step after the last one of an episode ignores its action, starts a new script and returns its first observation.
+    NEXT_STEP: the step after the last one of an episode ignores its action, starts a new script and returns its first
+    observation. SAME_STEP: the last step itself does, and `info["final_obs"]` has the last observation.
 
     Args:
         next_script: draws the script of an episode, for example a randomised scenario.
         interval_s: simulated seconds per step.
+        seed: of the scripts until `reset` is given one; random when None.
         paired: the baseline, a residual of 0, plays every script as well, and its reward is subtracted: the difference
             is due to the actions, because both share the random draws.
         threads: threads that simulate; the results do not depend on it.
+        flat: observations are ``[num_envs, servers * row_size]``.
+        explains: `info["terms"]` has the terms of the rewards; RLlib would copy them for every environment.
+        render_mode: what `render` returns of every testbed's last window: `ansi` a text, `rgb_array` a picture.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {
+        "autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi", "rgb_array"], "render_fps": 4,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -104,18 +122,29 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         method: BalancingMethod = "least_conn",
         interval_s: float = 1.0,
         episode_steps: int = 100,
-        seed: int = 0,
+        seed: int | None = 0,
         simulation: SimulationOptions | None = None,
         paired: bool = False,
         threads: int = 1,
+        flat: bool = False,
+        explains: bool = False,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: RenderMode | None = None,
     ) -> None:
-        self.problem, self.num_envs = problem, num_envs
-        self.single_observation_space, self.single_action_space = problem.observation_space, problem.action_space
+        if autoreset_mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            what = f"autoreset mode {autoreset_mode.value}"
+            raise ConfigError(what, where="vector environment", remedy="use NEXT_STEP or SAME_STEP")
+        self.problem, self.num_envs, self.render_mode = problem, num_envs, check_render_mode(render_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
+        self.single_observation_space = problem.flat_observation_space if flat else problem.observation_space
+        self.single_action_space = problem.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._next_script, self._interval_s, self._episode_steps = next_script, interval_s, episode_steps
         self._own = SteeredBatch(problem, num_envs, method, simulation, threads)
         self._twin = SteeredBatch(problem, num_envs, method, simulation, threads) if paired else None
+        self._explains, self._same_step = explains, autoreset_mode is AutoresetMode.SAME_STEP
+        self._terms: dict[str, FloatArray] = {}
         self.ledger = Ledger()
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)
@@ -127,10 +156,8 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         """Restarts every episode; a seed restarts the sequence of scripts."""
         if seed is not None:
             self._generator = np.random.default_rng(seed if isinstance(seed, int) else [s or 0 for s in seed])
-        for index in range(self.num_envs):
-            self._restart(index)
         self._done[:] = False
-        return self._advance(np.zeros(self.num_envs, dtype=bool))[0], {}
+        return self._first(), {}
 
     def step(
         self, actions: NDArray[Any]
@@ -145,8 +172,23 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         self._steps[~restarted] += 1
         arrays, rewards = self._advance(~restarted)
         rewards[restarted] = 0.0
-        self._done = self._steps >= self._episode_steps
-        return arrays, rewards, np.zeros(self.num_envs, dtype=bool), self._done.copy(), {}
+        over = self._steps >= self._episode_steps
+        info = _of_all("terms", self._terms, ~restarted) if self._explains else {}
+        if self._same_step and over.any():
+            # Episodes begin and end together, so that one interval more is the first of all new ones.
+            finals = np.empty(self.num_envs, dtype=object)
+            finals[:] = list(arrays)
+            info = {**_of_all("final_info", info, over), "final_obs": finals, "_final_obs": over}
+            arrays = self._first()
+        self._done = np.zeros_like(over) if self._same_step else over
+        return arrays, rewards, np.zeros(self.num_envs, dtype=bool), over.copy(), info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The last window of every testbed: shares, queues and latencies; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        mode, deadlines_s = self.render_mode, self.problem.deadlines_s
+        return tuple(rendered(self._own.window(index), deadlines_s, mode) for index in range(self.num_envs))
 
     def baseline_shares(self) -> NDArray[np.float64]:
         """Shares that the baseline would set now, ``[num_envs, groups, servers]``; largest of a group 1."""
@@ -161,6 +203,12 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
             raise gym.error.ResetNeeded("call reset first")
         return self._own.observation
 
+    def _first(self) -> NDArray[np.float32]:
+        """Restarts all; the observation after their first interval, which no action decided."""
+        for index in range(self.num_envs):
+            self._restart(index)
+        return self._advance(np.zeros(self.num_envs, dtype=bool))[0]
+
     def _restart(self, index: int) -> None:
         script = self._next_script(self._generator)
         self.ledger.start(index, script.name, script.seed)
@@ -170,8 +218,13 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         self._steps[index] = 0
 
     def _advance(self, counted: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        rewards, terms = self._own.advance(self._interval_s)
-        self.ledger.add(terms, counted)
+        rewards, self._terms = self._own.advance(self._interval_s)
+        self.ledger.add(self._terms, counted)
         if self._twin is not None:
             rewards = rewards - self._twin.advance(self._interval_s)[0]
-        return self.problem.array(self._seen()), rewards
+        return self.problem.array(self._seen()).reshape(self.observation_space.shape), rewards
+
+
+def _of_all(name: str, values: dict[str, Any], rows: NDArray[np.bool_]) -> dict[str, Any]:
+    """One entry of a vector environment's `info`, which holds for these rows."""
+    return {name: values, f"_{name}": rows}

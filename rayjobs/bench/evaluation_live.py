@@ -17,6 +17,7 @@ from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
 from actuators.testbed.peers import NoStatistics, Peer
+from envs.environment.phase import ObserveOptions, watch
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController
 from envs.heuristics.names import ESTIMATED
 from envs.observation.deadlines import derive_deadlines
@@ -28,7 +29,6 @@ from tuning.judging.judge import Judge
 from tuning.judging.plan import JudgeOptions
 from tuning.judging.statistics import PairedRatio
 from tuning.judging.verdicts import describe_ratio
-from tuning.observing.phase import ObserveOptions, watch
 
 LEARNED, UNLEARNED, SHARED = "expected_delay", "expected_delay_static", "shared_least_conn"
 NATIVE = ("least_conn", "random_two", SHARED)

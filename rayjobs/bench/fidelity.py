@@ -16,10 +16,10 @@ from actuators.testbed.parts import start_local_testbed
 from envs.calibration.calibrate import calibrate
 from envs.calibration.options import CalibrateOptions
 from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration, HeldOutComparison
+from envs.environment.phase import ObserveOptions, watch
 from envs.scenarios.catalogue import LIVE_WORK_SCALE
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from tuning.observing.phase import ObserveOptions, watch
 
 SCENARIOS = ("S1", "S2", "S3")
 METHOD: BalancingMethod = "least_conn"

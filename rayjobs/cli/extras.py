@@ -12,7 +12,7 @@ MODULES: dict[str, dict[str, str]] = {
         "torch": "torch", "ray": "ray", "gymnasium": "gymnasium", "sklearn": "scikit-learn", "numba": "numba",
         "pandas": "pandas", "pyarrow": "pyarrow", "plotly": "plotly", "jinja2": "jinja2",
         "tensorboard": "tensorboard", "uvloop": "uvloop", "httptools": "httptools", "hdrh": "hdrhistogram",
-        "optuna": "optuna",
+        "optuna": "optuna", "PIL": "pillow",
     },
 }  # fmt: skip
 """Extra → module → the package that holds it."""

@@ -20,6 +20,7 @@ from actuators.errors import DataError
 from actuators.files import write_json
 from actuators.statistics.recording import SnapshotWriter
 from actuators.testbed.live import LiveTestbed
+from envs.environment.phase import Observed, ObserveOptions, fit_problem, watch
 from envs.heuristics.controllers import Controller
 from envs.mixture.fit import Candidate, candidates, window_samples
 from envs.mixture.refit import SAMPLES, save_samples
@@ -38,7 +39,6 @@ from tuning.judging.judge import Judge, JudgeProgress, Remake
 from tuning.judging.parquet import write_results, write_windows
 from tuning.judging.plan import JudgeOptions
 from tuning.observing.clusters import meaning
-from tuning.observing.phase import Observed, ObserveOptions, fit_problem, watch
 from tuning.options import AlgorithmOptions, TrainingOptions
 from tuning.policy.worth import note_worth
 from tuning.report.clusters import write_cluster_page

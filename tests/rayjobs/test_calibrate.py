@@ -14,9 +14,9 @@ from actuators.statistics.recording import SnapshotWriter
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
 from envs.calibration.result import Calibration
+from envs.environment.phase import ObserveOptions, watch
 from envs.scenarios.lookup import scenario
 from rayjobs.cli.main import main
-from tuning.observing.phase import ObserveOptions, watch
 
 pytestmark = pytest.mark.nginx
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from envs.environment.env import BalancingEnv
+from envs.environment.phase import ObserveOptions
 from envs.scenarios.lookup import training_mixture
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.cli.main import main
@@ -17,7 +18,6 @@ from tests.support.problems import demo_scenario, observed
 from tests.support.witness import TRAINING, TRAINING_2, training_numbers, unequal
 from tuning.judging.plan import BlockOptions
 from tuning.learning.trainer import Trainer
-from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, LearningOptions, TrainingOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from actuators.errors import ConfigError
+from envs.environment.phase import ObserveOptions
 from rayjobs.cli.config import load_options
 from rayjobs.train import TrainOptions, run
 from tuning.judging.plan import BlockOptions
-from tuning.observing.phase import ObserveOptions
 from tuning.options import AlgorithmOptions, LearningOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 from actuators.contract.topology import social_network
+from envs.environment.phase import Observed, ObserveOptions, fit_problem, watch
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
-from tuning.observing.phase import Observed, ObserveOptions, fit_problem, watch
 
 TOPOLOGY = social_network()
 

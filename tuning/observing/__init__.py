@@ -1,1 +1,1 @@
-"""The observation phase: watches a testbed, fits deadlines and the mixture, and describes the clusters."""
+"""What the clusters of a mixture mean: describes them for people."""

@@ -18,6 +18,7 @@ from actuators.contract.script import Scenario
 from actuators.contract.topology import Topology
 from actuators.errors import DataError
 from actuators.files import write_json
+from envs.environment.phase import Observed, Watched, fit_problem
 from envs.environment.vector_env import SimulatedVectorEnv
 from envs.scenarios.lookup import training_mixture
 from tuning.learning.algorithm import Setting, algorithm_config, module_path
@@ -26,7 +27,6 @@ from tuning.learning.scoring import Validation, Validator
 from tuning.learning.scripts import ScriptSource
 from tuning.live.metrics import TrialMetrics
 from tuning.live.vector_env import make_environment
-from tuning.observing.phase import Observed, Watched, fit_problem
 from tuning.policy.bundle import Bundle
 from tuning.policy.model import EquivariantNet
 from tuning.search.live_trial import LiveShare, LiveTrial

@@ -21,6 +21,7 @@ from actuators.processes.system import realtime_priority
 from actuators.statistics.recording import SnapshotWriter
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
+from envs.environment.phase import ObserveOptions, fit_problem, watch
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
@@ -29,7 +30,6 @@ from rayjobs.bench.parts.stalls import StallWatch
 from rayjobs.bench.parts.waiting_testbed import make_waiting
 from tuning.live.testbeds import Testbeds
 from tuning.live.vector_env import LiveVectorEnv
-from tuning.observing.phase import ObserveOptions, fit_problem, watch
 from tuning.options import ModelOptions
 from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import net_for

@@ -9,11 +9,11 @@ import numpy as np
 
 from actuators.contract.topology import Topology, social_network
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
+from envs.environment.phase import ObserveOptions, fit_problem, watch
 from envs.environment.problem import DecisionOptions
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
-from tuning.observing.phase import ObserveOptions, fit_problem, watch
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
 from tuning.policy.model import EquivariantNet

@@ -29,6 +29,7 @@ from actuators.statistics.reader import StatusReader
 from actuators.statistics.recording import SnapshotWriter
 from actuators.statistics.vts import parse_json
 from actuators.statistics.windows import difference
+from envs.environment.phase import Watched, fit_problem
 from envs.environment.problem import DecisionOptions
 from envs.observation.encoder import EncoderOptions
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
@@ -37,7 +38,6 @@ from rayjobs.steer.controller import Match, SiteController, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import SteerOptions
 from rayjobs.steer.site import load_adviser, open_site
-from tuning.observing.phase import Watched, fit_problem
 from tuning.options import ModelOptions
 from tuning.policy.bundle import Bundle
 from tuning.policy.model import EquivariantNet

@@ -14,6 +14,7 @@ from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from envs.environment.actions import ActionOptions
+from envs.environment.phase import ObserveOptions, watch
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.estimators.registry import estimator_named
 from envs.heuristics.names import ESTIMATED
@@ -24,7 +25,6 @@ from envs.simulator.testbed import SimulatedTestbed
 from tuning.judging.contenders import BASELINES, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
 from tuning.judging.judge import Informed, Judge
 from tuning.judging.plan import JudgeOptions
-from tuning.observing.phase import ObserveOptions, watch
 
 DEADLINES_S = np.array([0.06, 0.025, 0.02])
 NAMES = (*NATIVE, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, "inverse_latency@expected_delay", "little@round_robin")
