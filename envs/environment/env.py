@@ -115,7 +115,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         info = {"terms": {name: float(term) for name, term in terms.items()}, "weights": control.as_weights().values}
         return array, float(value), False, self._step >= self._episode_steps, info
 
-    def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> str | NDArray[np.uint8] | None:
         """The last window: shares, queues and latencies; None without a render mode."""
         if self.render_mode is None:
             return None

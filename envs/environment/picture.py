@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def check_render_mode(mode: str | None) -> RenderMode | None:
     if mode is not None and mode not in get_args(RenderMode):
         known = " or ".join(get_args(RenderMode))
         raise ConfigError(f"no render mode '{mode}'", where="render_mode", remedy=f"use {known}")
-    return mode
+    return cast(RenderMode | None, mode)
 
 
 def rendered(window: Window, deadlines_s: FloatArray, mode: RenderMode) -> str | NDArray[np.uint8]:
@@ -53,7 +53,7 @@ def text_of(window: Window, deadlines_s: FloatArray) -> str:
             late = "!" if mean_s[row, column] > deadlines_s[row] else " "
             lines.append(
                 f"  server {column + 1:<2} {bar:<{BAR_CHARACTERS}} {shares[row, column]:4.0%}"
-                f"  weight {window.weight[row, column]:3d}  in flight {_in_flight(window, row, column):>3}"
+                f"  weight {window.weight[row, column]:3d}  in flight {_in_flight(window, row, int(column)):>3}"
                 f"  {_milliseconds(mean_s[row, column]):>6} ms{late}"
             )
     return "\n".join(lines)
@@ -65,6 +65,7 @@ def picture_of(window: Window, deadlines_s: FloatArray) -> NDArray[np.uint8]:
     rows, columns = cells.T
     mean_s, shares = window.mean_response_s()[rows, columns], shares_of(window)[rows, columns]
     active = np.zeros(len(cells)) if window.active is None else window.active[rows, columns].astype(float)
+    counted = [_in_flight(window, int(row), int(column)) for row, column in cells]
     relative = np.nan_to_num(mean_s / deadlines_s[rows])
     names = [f"{window.topology.groups[row].request_type} {column + 1}" for row, column in cells]
     return drawn(
@@ -72,7 +73,7 @@ def picture_of(window: Window, deadlines_s: FloatArray) -> NDArray[np.uint8]:
         rows,
         (
             Panel("share of the requests", shares, [f"{share:.0%}" for share in shares]),
-            Panel("requests in flight", active / max(active.max(), 1.0), [_in_flight(window, *cell) for cell in cells]),
+            Panel("requests in flight", active / max(active.max(), 1.0), counted),
             Panel(
                 "mean response time, ms; line: deadline", np.minimum(relative / 2.0, 1.0),
                 [_milliseconds(each) for each in mean_s], late=relative > 1, line=0.5,

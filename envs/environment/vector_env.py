@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -109,10 +109,6 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
         render_mode: what `render` returns of every testbed's last window: `ansi` a text, `rgb_array` a picture.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
-        "autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi", "rgb_array"], "render_fps": 4,
-    }  # fmt: skip
-
     def __init__(
         self,
         problem: DecisionProblem,
@@ -135,7 +131,9 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
             what = f"autoreset mode {autoreset_mode.value}"
             raise ConfigError(what, where="vector environment", remedy="use NEXT_STEP or SAME_STEP")
         self.problem, self.num_envs, self.render_mode = problem, num_envs, check_render_mode(render_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
+        self.metadata = {
+            "autoreset_mode": autoreset_mode, "render_modes": ["ansi", "rgb_array"], "render_fps": 4,
+        }  # fmt: skip
         self.single_observation_space = problem.flat_observation_space if flat else problem.observation_space
         self.single_action_space = problem.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

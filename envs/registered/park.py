@@ -64,7 +64,7 @@ class ParkEnv(gym.Env[NDArray[np.float32], np.int64]):
         self._next += 1
         return self._see(), -(done - now) / JOBS, self._next == JOBS, False, {"job_time": float(done - now)}
 
-    def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> str | NDArray[np.uint8] | None:
         """Jobs per server so far, jobs there now and their mean time; None without a render mode."""
         if self.render_mode is None:
             return None
