@@ -13,7 +13,7 @@ from actuators.errors import ConfigError
 from actuators.files import read_regular
 from actuators.options import Options, first_fault
 
-FILE = "admission.json"
+FILE, _BUNDLE = "admission.json", "bundle.json"
 MAX_BYTES = 2**24
 _REMEDY = "make one with: deepsched admission tune"
 
@@ -51,14 +51,27 @@ class TunedNumbers(Options):
     def load(cls, path: Path) -> Self:
         """From a file, or from the folder of a bundle or of a search. Raises ConfigError."""
         if path.is_dir():
-            bundle = path / "bundle.json"
+            bundle = path / _BUNDLE
             path = bundle if bundle.exists() else path / FILE
+        found = cls._read(path)
+        if found is None:
+            raise ConfigError("the bundle holds no numbers", where=str(path), remedy=_REMEDY)
+        return found
+
+    @classmethod
+    def of_bundle(cls, folder: Path) -> Self | None:
+        """Those of a bundle, None when it has none or is missing. Raises ConfigError when it cannot be read."""
+        path = folder / _BUNDLE
+        return cls._read(path) if path.exists() else None
+
+    @classmethod
+    def _read(cls, path: Path) -> Self | None:
         try:
             data = json.loads(read_regular(path, MAX_BYTES))
-            if path.name == "bundle.json" and isinstance(data, dict):
+            if path.name == _BUNDLE and isinstance(data, dict):
                 data = data.get("admission")
                 if data is None:
-                    raise ConfigError("the bundle holds no numbers", where=str(path), remedy=_REMEDY)
+                    return None
             return cls.model_validate(data)
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=_REMEDY) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -77,6 +77,9 @@ class SteeredAdmission(AdmissionPlan):
 
     guards: AdmissionGuards = AdmissionGuards()
     """When it may refuse."""
+    numbers_file: Path | None = None
+    """What `deepsched admission tune` has found: `admission.json`, or the folder of a search or of a bundle with it;
+    when neither this nor `numbers` is given, the steered bundle's, where it has some for the rule."""
 
 
 class SteerOptions(SteeringOptions, SiteOptions):
@@ -117,6 +120,15 @@ class SteerOptions(SteeringOptions, SiteOptions):
     """Port on which Prometheus reads the controller's metrics, at /metrics; none when not given."""
     metrics_host: Annotated[str, Only(metrics_port=GIVEN)] = "127.0.0.1"
     """Address of that port. The metrics need no token: beyond loopback let a firewall decide who reads them."""
+
+    def resolved(self) -> Self:
+        if self.admission_calibration is None or self.given("admission.numbers") or self.admission.numbers_file:
+            return self
+        from envs.admission.tuned import TunedNumbers
+
+        tuned = TunedNumbers.of_bundle(self.bundle)
+        own = tuned is not None and tuned.rule == self.admission.rule
+        return self.changed({"admission.numbers_file": self.bundle}) if own else self
 
 
 class WatchdogOptions(SiteOptions):

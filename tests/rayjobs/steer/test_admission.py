@@ -19,14 +19,18 @@ from actuators.nginx.admission_endpoint import AdmissionEndpoint
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.testbed.options import LiveOptions
+from envs.admission.tuned import TunedNumbers
+from rayjobs.cli.config import load_options
 from rayjobs.cli.main import main
 from rayjobs.steer.admission import CHANGED, FirstRuleStore, Ordered, SiteAdmission
 from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.options import SteerOptions
 from tests.support import steer_site
 from tests.support.nginx_site import Site, running_site
 from tests.support.steering_cases import trained_bundle
 from tests.support.waiting import wait_until
 from tests.support.windows import window
+from tuning.policy.bundle import put_admission
 from tuning.steering.admission import AdmissionGuards, AdmissionWatch
 from tuning.steering.options import Mode, Override
 
@@ -103,6 +107,31 @@ def test_shadow_counts_canary_refuses_a_part_active_all_and_a_revert_takes_it_aw
     assert steered.step("active") == 100
     assert steered.step("shadow") == 0
     assert steered.alarms == []
+
+
+def numbers_file(bundle: Path, *assignments: str, **given: Any) -> Path | None:
+    """Which file of numbers a controller of that bundle uses."""
+    flags = {"folder": bundle.parent, "bundle": bundle, "control_url": "http://127.0.0.1:1/control", **given}
+    return load_options(SteerOptions, assignments=assignments, flags=flags).admission.numbers_file
+
+
+def test_the_numbers_of_the_bundle_are_used_unless_others_are_given(tmp_path: Path) -> None:
+    bundle, admits = tmp_path / "bundle", {"admission_calibration": CALIBRATION}
+    assert numbers_file(bundle, **admits) is None
+    saved = trained_bundle()
+    saved.save(bundle)
+    assert numbers_file(bundle, **admits) is None
+    names = tuple(group.name for group in saved.problem.topology.groups)
+    tuned = TunedNumbers(
+        rule="aimd_thresh", numbers=AdmissionNumbers(rise=0.3), groups=names, gained=True, gain=0.02, low=0.01,
+        high=0.03, goodput=0.9, without=0.8, draws=200, seed=1,
+    )  # fmt: skip
+    put_admission(bundle, tuned)
+    assert numbers_file(bundle) is None
+    assert numbers_file(bundle, **admits) == bundle
+    assert numbers_file(bundle, "admission.rule=thresh", **admits) is None
+    assert numbers_file(bundle, "admission.numbers.rise=0.25", **admits) is None
+    assert numbers_file(bundle, f"admission.numbers_file={tmp_path}", **admits) == tmp_path
 
 
 def test_it_refuses_only_after_it_has_counted(steered: Steered) -> None:
