@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import msgspec
 from pydantic import Field
@@ -26,6 +26,7 @@ from actuators.external.config_control import config_topology, unusable
 from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.http_client import KeptConnection, NoResponseError
+from actuators.nginx.control_endpoint import beside
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
 from actuators.statistics.lacks import lacks, named_groups
 from actuators.statistics.reader import CollectOptions, StatusReader
@@ -50,13 +51,13 @@ class PreflightOptions(Options):
     }
 
     status_url: str = ""
-    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json; this machine is checked when not
-    given."""
+    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json. When not given: /status beside
+    /control of `control_url`, or without that this machine is checked."""
     groups: Annotated[tuple[str, ...], Only(status_url=GIVEN)] = ()
     """Upstreams that matter; all when empty."""
     nginx_conf: Annotated[Path | None, Only(status_url=GIVEN, control_url=NOT_GIVEN)] = None
     """Main configuration of that NGINX, for weights that change by reload; not checked when not given."""
-    control_url: Annotated[str, Only(status_url=GIVEN, nginx_conf=NOT_GIVEN)] = ""
+    control_url: Annotated[str, Only(nginx_conf=NOT_GIVEN)] = ""
     """Control endpoint of that NGINX, for weights that change in memory; not checked when not given."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token of the control endpoint; weights can be read and not changed when not given."""
@@ -68,6 +69,11 @@ class PreflightOptions(Options):
     """How the statistics are read."""
     reload: Annotated[ExternalNginxOptions, Only(nginx_conf=GIVEN)] = Field(default_factory=ExternalNginxOptions)
     """How that NGINX is tested and reloaded."""
+
+    def resolved(self) -> Self:
+        if self.status_url or not self.control_url:
+            return self
+        return self.changed({"status_url": beside(self.control_url, "status")})
 
 
 def preflight(options: PreflightOptions) -> list[Check]:

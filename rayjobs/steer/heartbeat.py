@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actuators.contract.control import shares_of
+from actuators.contract.control import ServiceTimes, shares_of
 from tuning.steering.meanings import BACK_TO_BASELINE
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def of(
 ) -> dict[str, Any]:
     """The part of the heartbeat that tells what is in force and why, what shadow would do, what the policy wants."""
     policy = advice.policy if advice is not None else None
+    times = steering.in_force if isinstance(steering.in_force, ServiceTimes) else None
     return {
         "time": time.time(),
         "mode": steering.options.mode,
@@ -71,6 +72,8 @@ def of(
         "shares": _rows(steering.topology, shares_of(steering.in_force, steering.canary)),
         "would": _rows(steering.topology, shares_of(decision.control, decision.canary)),
         "policy": None if policy is None else _rows(steering.topology, policy.as_weights().shares()),
+        "counted": _rows(steering.topology, window.requests) if window.usable else None,
+        "service_ms": None if times is None else _rows(steering.topology, 1e3 * times.tau_s),
     }
 
 

@@ -78,8 +78,8 @@ class SteeredAdmission(AdmissionPlan):
     guards: AdmissionGuards = AdmissionGuards()
     """When it may refuse."""
     numbers_file: Path | None = None
-    """What `deepsched admission tune` has found: `admission.json`, or the folder of a search or of a bundle with it;
-    when neither this nor `numbers` is given, the steered bundle's, where it has some for the rule."""
+    """What `deepsched admission tune` has found: `admission.json`, or the folder of a search or of a bundle with it.
+    When not given, what the steered bundle has for the rule, unless `numbers` are given."""
 
 
 class SteerOptions(SteeringOptions, SiteOptions):

@@ -47,20 +47,27 @@ def _now(status: dict[str, Any]) -> list[str]:
 
 
 def _table(status: dict[str, Any]) -> list[str]:
-    """A line per server: weight and share in force, the first share, and the one that would be set, where others."""
-    percent = status.get("weights_percent", 100.0)
-    lines = [f"canary: {percent:g} % of the requests by these weights, the others by the baseline"]
+    """A line per server: what is in force, its share, the first share and the one that would be set, where others, and
+    what NGINX counted in the last window."""
+    percent, times_ms = status.get("weights_percent", 100.0), status.get("service_ms")
+    what = "service times" if times_ms else "weights"
+    lines = [f"canary: {percent:g} % of the requests by these {what}, the others by the baseline"]
     lines = lines if percent < 100 else []
+    if times_ms:
+        lines.append("a request goes where it is expected to finish first; shares are of the group's speed (1 / time)")
     would = "would set" if status["mode"] == "shadow" else "decided"
     for g, (group, servers) in enumerate(status["groups"].items()):
         width = max(map(len, servers))
+        counts = (status.get("counted") or [[]] * (g + 1))[g]
         lines.append(f"{group}:")
         for s, server in enumerate(servers):
             share, other = status["shares"][g][s], status["would"][g][s]
             first = status["first"][g][s] if "first" in status else share
             more = f", first {first:.1%}" if abs(first - share) >= 0.0005 else ""
             more += f", {would} {other:.1%}" if abs(other - share) >= 0.0005 else ""
-            lines.append(f"  {server:<{width}}  weight {status['weights'][g][s]:3d}, {share:.1%} of requests{more}")
+            more += f"; counted {counts[s]:.0f} of {sum(counts):.0f} requests" if counts else ""
+            own = f"{times_ms[g][s]:7.2f} ms" if times_ms else f"weight {status['weights'][g][s]:3d}"
+            lines.append(f"  {server:<{width}}  {own}, share {share:.1%}{more}")
     return lines
 
 

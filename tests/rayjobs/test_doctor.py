@@ -10,6 +10,7 @@ import pytest
 from actuators.errors import MissingToolError
 from rayjobs import doctor
 from rayjobs import doctor as checks
+from rayjobs.cli.config import load_options
 from rayjobs.doctor import DoctorOptions, Finding, diagnose, require
 
 
@@ -173,3 +174,11 @@ def test_packages_are_compared_with_their_pins(monkeypatch: pytest.MonkeyPatch) 
 def test_ray_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert checks.ray().level == "missing"
+
+
+def test_the_status_url_is_that_beside_the_control_endpoint_unless_one_is_given() -> None:
+    control = {"control_url": "http://127.0.0.1:8090/control"}
+    assert load_options(DoctorOptions, flags=control).status_url == "http://127.0.0.1:8090/status"
+    own = "http://127.0.0.1:8081/status/format/json"
+    assert load_options(DoctorOptions, flags=control | {"status_url": own}).status_url == own
+    assert load_options(DoctorOptions, flags={}).status_url == ""

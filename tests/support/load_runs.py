@@ -16,7 +16,7 @@ def constant(rate_rps: float, *types: str) -> list[Stream]:
 
 
 def run(
-    engine: LoadEngine, server: ScriptedServer, streams: list[Stream], *, within_s: float = 10.0, **options: Any
+    engine: LoadEngine, server: ScriptedServer, streams: list[Stream], *, within_s: float = 60.0, **options: Any
 ) -> LoadSummary:
     """Runs to the end; the last answers must come within that time."""
     options = {"seed": 1, "duration_s": 0.5, "window_s": 0.1, **options}

@@ -47,6 +47,7 @@ def fixed_options(mode: str, **guards: object) -> SteeringOptions:
         "min_between_reloads_s": 0.0,
         "largest_step": 100.0,
         "art_margin": 1e9,
+        "overload_ratio": 1e9,
         **guards,
     }
     return SteeringOptions.model_validate({"mode": mode, "guards": quick})
@@ -96,7 +97,8 @@ class Scripted:
         before = np.array([len(server.requests) for server in self.servers])
         with http_session(10.0) as session:
             for _ in range(requests):
-                assert session.get(f"http://{self.site.address}{HOME}").status_code == 200
+                answer = session.get(f"http://{self.site.address}{HOME}")
+                assert answer.status_code == 200, (answer.status_code, answer.text)
                 time.sleep(pause_s)
         after = np.array([len(server.requests) for server in self.servers])
         return (after - before) / requests

@@ -18,7 +18,7 @@ from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from actuators.statistics.reader import StatusReader
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.site import MIX, constant_servers, cpu_per_request_us, front
+from rayjobs.bench.parts.site import MIX, constant_servers, cpu_together_us, front
 
 WAYS = {
     "least_conn in memory": NginxOptions(method="least_conn", actuation="memory"),
@@ -27,8 +27,8 @@ WAYS = {
 RATE_RPS = 2500.0
 LIMIT = 1.08
 STARTS, PAIRS, BLOCK_S = 4, 12, 2.0
-"""Pairs of blocks from each start of both NGINX, as LuaJIT compiles other traces in each process. Blocks are short, so
-that both of a pair meet the same machine."""
+"""Pairs of blocks from each start of both NGINX, as LuaJIT compiles other traces in each process. The two blocks of a
+pair run at the same time on the same core, so that both meet the same machine."""
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
@@ -71,14 +71,16 @@ def _pairs(
             for each in nginx.values():
                 for worker in children(each.master_pid):
                     os.sched_setaffinity(worker, core)
-                cpu_per_request_us(each, RATE_RPS, folder, seed=context.seed, duration_s=0.5 if context.quick else 2.0)
+            seeds = (context.seed, context.seed + 1)
+            cpu_together_us(dict(zip(nginx.values(), seeds, strict=True)), RATE_RPS, folder, duration_s=2.0)
             for pair in range(pairs):
                 number = start * pairs + pair
-                for admits in (True, False) if number % 2 else (False, True):
-                    seed = context.seed + number
-                    found[admits].append(
-                        cpu_per_request_us(nginx[admits], RATE_RPS, folder, seed=seed, duration_s=duration_s)
-                    )
+                seeds = (context.seed + 2 * number, context.seed + 2 * number + 1)
+                first = number % 2 == 0
+                order = {nginx[first]: seeds[0], nginx[not first]: seeds[1]}
+                used_us = cpu_together_us(order, RATE_RPS, folder, duration_s=duration_s)
+                for admits in nginx:
+                    found[admits].append(used_us[nginx[admits]])
                 last = f"{found[True][-1]:.1f} us with, {found[False][-1]:.1f} us without"
                 context.log(f"{way}, pair {number + 1}/{starts * pairs}: {last}")
             _require_counted(nginx[True])
@@ -108,8 +110,8 @@ def _bar(context: BenchContext, way: str, with_us: FloatArray, without_us: Float
     upper, mean, lower = (float(np.exp(logs.mean() + shift)) for shift in (half, 0.0, -half))
     name = f"{way}: CPU per request with admission to without, upper 95 % limit"
     how = (
-        f"{len(logs)} paired blocks at {RATE_RPS:g} requests/s in alternating order, NGINX alone on a core, no request"
-        " refused; geometric mean, Student's t"
+        f"{len(logs)} pairs of blocks at {RATE_RPS:g} requests/s each, both at the same time on a core of their own, no"
+        " request refused; geometric mean, Student's t"
     )
     text = (
         f"{mean:.3f}, 95 %: {lower:.3f} to {upper:.3f}; medians {np.median(with_us):.1f} and"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,12 +110,21 @@ def cpu_per_request_us(
     nginx: Nginx, rate_rps: float, folder: Path, *, seed: int, duration_s: float
 ) -> float:  # fmt: skip
     """CPU of the workers per answer of the mixed workload at that rate, in microseconds."""
-    cpu = WorkerCpu(nginx)
-    with load_engine(folder / "load") as engine:
-        before_s = cpu.seconds()
-        engine.start(nginx.address, nginx.topology, streams(rate_rps), seed=seed, duration_s=duration_s)
-        answered = int(engine.finish(duration_s + 20.0).answered.sum())
-        return (cpu.seconds() - before_s) / answered * 1e6
+    return cpu_together_us({nginx: seed}, rate_rps, folder, duration_s=duration_s)[nginx]
+
+
+def cpu_together_us(
+    seeds: Mapping[Nginx, int], rate_rps: float, folder: Path, *, duration_s: float
+) -> Mapping[Nginx, float]:  # fmt: skip
+    """The same of several at once, each with a load of that rate drawn by its own seed: what the machine does
+    meanwhile meets all alike."""
+    with contextlib.ExitStack() as stack:
+        engines = {each: stack.enter_context(load_engine(folder / f"load-{n}")) for n, each in enumerate(seeds)}
+        before_s = {each: WorkerCpu(each).seconds() for each in engines}
+        for each, engine in engines.items():
+            engine.start(each.address, each.topology, streams(rate_rps), seed=seeds[each], duration_s=duration_s)
+        answered = {each: int(engine.finish(duration_s + 20.0).answered.sum()) for each, engine in engines.items()}
+        return {each: (WorkerCpu(each).seconds() - before_s[each]) / count * 1e6 for each, count in answered.items()}
 
 
 def free_address() -> str:

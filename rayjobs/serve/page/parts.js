@@ -31,7 +31,7 @@ function group(now) {
   each(box.querySelector("tbody"), now.servers, row, (made, server) => fill(made, server, now.deadline_ms));
 }
 
-const COLUMNS = ["Server", "share now", "policy", "baseline", "req/s", "p50 ms", "p99 ms", "late", "errors"];
+const COLUMNS = ["Server", "share set", "policy", "baseline", "req/s", "p50 ms", "p99 ms", "late", "errors"];
 
 // Explicit roles: the phone layout shows rows as grids, which would hide the table from screen readers.
 function table() {
@@ -89,9 +89,9 @@ function charts(points, group, g) {
   const top = Math.max(...both.flatMap(({ values }) => values.map((value) => value ?? 0)));
   plot(at(`shares-${group.name}`), points, {
     series: both.map(({ values, name }) => ({ values: values.map((value) => (value === null ? null : 100 * value)), name })),
-    unit: "%", top: 100 * top, caption: "Share of the requests of each server, %",
+    unit: "%", top: 100 * top, caption: "Share set for each server, %",
     legend: "Solid: in force. Dashed: what the policy wants. Colours as in the table.",
-    title: `Shares of ${group.name}, now ` + group.servers.map((server) => `${server.name} ${percent(server.share)}`).join(", "),
+    title: `Shares set for ${group.name}: ` + group.servers.map((server) => `${server.name} ${percent(server.share)}`).join(", "),
   });
   const of = (name) => points.map((point) => point.groups[g][name]);
   plot(at(`times-${group.name}`), points, {

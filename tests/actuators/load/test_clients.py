@@ -49,12 +49,14 @@ def assert_accounted(summary: LoadSummary) -> None:
 @pytest.mark.parametrize("reply", [REFUSED, FAILED, HANG])
 def test_a_request_that_fails_is_repeated_as_often_as_its_client_allows(engine: LoadEngine, reply: bytes) -> None:
     with ScriptedServer(lambda _: reply) as server:
-        summary = play(engine, server, Clients(0.1 if reply is HANG else 30.0, retries=2, backoff_s=0.02))
+        summary = play(engine, server, Clients(0.5 if reply is HANG else 30.0, retries=2, backoff_s=0.02))
         sequences = [request.headers["X-Request-Sequence"] for request in server.requests]
     assert_accounted(summary)
     assert (summary.planned[1], summary.repeated[1]) == (100, 200)
     assert summary.good.sum() == 0
-    assert {sequences.count(name) for name in set(sequences)} == {3}
+    # An attempt that its client gives up may end before the server reads it.
+    counts = {sequences.count(name) for name in set(sequences)}
+    assert counts == {3} if reply is not HANG else max(counts) == 3
     kind = "timeout" if reply is HANG else "status_5xx"
     assert summary.errors[kind][1] == 300
 

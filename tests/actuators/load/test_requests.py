@@ -12,7 +12,7 @@ from tests.support.load_runs import TOPOLOGY, constant, run
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[LoadEngine]:
-    with LoadEngine(LoadOptions(timeout_s=0.4, connect_timeout_s=1.0), tmp_path) as engine:
+    with LoadEngine(LoadOptions(timeout_s=30.0, connect_timeout_s=30.0), tmp_path) as engine:
         yield engine
 
 

@@ -46,7 +46,7 @@ def test_shares_at_every_percentage_are_told_and_true(
             assert (abs(drill.shares(REQUESTS) - told) <= 3 * (drawn + 2 / REQUESTS)).all(), percent
             assert main(["steer", "status", "--folder", str(drill.folder.path)]) == 0
             lines = capsys.readouterr().out
-            assert f"{told[0]:.1%} of requests, first 50.0%" in lines
+            assert f"share {told[0]:.1%}, first 50.0%" in lines
             assert ("% of the requests by these weights" in lines) == (actuation == "memory" and percent < 100)
         drill.folder.order(override="reverted")
         drill.until(lambda step: step.applied)
@@ -54,7 +54,9 @@ def test_shares_at_every_percentage_are_told_and_true(
     assert [one.line["reason"] for one in replay(drill.folder.audit) if not one.same] == []
 
 
-def test_a_canary_of_service_times_leaves_the_other_requests_to_the_first_method(short_dir: Path) -> None:
+def test_a_canary_of_service_times_leaves_the_other_requests_to_the_first_method(
+    short_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with running_site(short_dir, NginxOptions(method="round_robin", actuation="memory")) as site:
         times = ServiceTimes(site.topology, np.tile([0.01, 0.02, 0.03], (3, 1)), np.full(3, 2.0))
         drill = scripted(site, times, short_dir / "steer", fixed_options("canary"))
@@ -64,6 +66,11 @@ def test_a_canary_of_service_times_leaves_the_other_requests_to_the_first_method
         assert (split.percent, split.method, split.base_method) == (10, "expected_delay", "round_robin")
         assert split.base_control == Weights.equal(site.topology)
         drill.step()
+        told = drill.folder.status()
+        assert told["service_ms"][1] == [10.0, 20.0, 30.0]
+        assert told["counted"] is not None
+        assert main(["steer", "status", "--folder", str(drill.folder.path)]) == 0
+        assert "10.00 ms, share " in capsys.readouterr().out
         # Killed, and started again in shadow mode: what it left is known, and the first control comes back.
         again = scripted(site, times, short_dir / "steer", fixed_options("shadow"))
         assert again.controller.steering.canary is not None

@@ -279,7 +279,8 @@ def test_the_status_shows_what_an_operator_needs(folder: SteerFolder, capsys: py
         {
             "now_s": time.monotonic(), "data_end_s": time.time(), "usable": True, "mode": "shadow", "override": "",
             "canary_percent": 10.0, "source": "policy", "reason": "the policy's weights", "groups": table,
-            "weights": [[3, 1]], "shares": [[0.75, 0.25]], "would": [[0.6, 0.4]], "guards": {"operator": 3},
+            "weights": [[3, 1]], "shares": [[0.75, 0.25]], "counted": [[30, 12]], "service_ms": None,
+            "would": [[0.6, 0.4]], "guards": {"operator": 3},
             "alarms": ["recalibrate"], "changes": [change], "expected": "mean response time 0.85× that of least_conn",
         }
     )  # fmt: skip
@@ -287,7 +288,8 @@ def test_the_status_shows_what_an_operator_needs(folder: SteerFolder, capsys: py
     out = capsys.readouterr().out
     for shown in (
         "controller: not running", "orders: paused; mode: canary", "shadow: changes nothing", "s ago, on data of",
-        "10.0.0.1:80  weight   3, 75.0% of requests, would set 60.0%", "expected: mean response time 0.85×",
+        "10.0.0.1:80  weight   3, share 75.0%, would set 60.0%; counted 30 of 42 requests",
+        "expected: mean response time 0.85×",
         "ALARM recalibrate; answer: deepsched steer recalibrate", "operator: 3",
         "most, compose/10.0.0.2:80 from 50.0% to 25.0%",
     ):  # fmt: skip
