@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field
 
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import DirectMethod
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
 from actuators.options import Moved, Never, Only, OnlyIf, Options
 from actuators.testbed.options import LiveOptions
@@ -76,7 +76,8 @@ class EvaluateOptions(Options):
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
     puts one on another method. Rules with service times: expected_delay (learned by the `idle` estimator),
-    expected_delay_static (nothing learned), ratio, inverse_latency@expected_delay. Oracles (simulated):
+    expected_delay_static (nothing learned), ratio, inverse_latency@expected_delay; late_binding and earliest_deadline
+    also hold requests until a server has a free slot, and send them in an order of their own. Oracles (simulated):
     shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
     Others (live): shared_least_conn, nginx_fair, haproxy_leastconn, haproxy_random, nginx:FILE. Further
     bundles by their folder. today (on the `calibration.json` of a recorded system, where it comes first unless
@@ -100,7 +101,7 @@ class EvaluateOptions(Options):
     """Run folder of an interrupted evaluation: continues it with its options and finished blocks. A new one when not
     given."""
     method: Annotated[
-        BalancingMethod, OnlyIf(_takes_method, "as every policy brings its own method", "judge a heuristic")
+        DirectMethod, OnlyIf(_takes_method, "as every policy brings its own method", "judge a heuristic")
     ] = "least_conn"
     """Balancing method under heuristics and bundles that name none."""
     workers: Annotated[

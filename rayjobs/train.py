@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import DirectMethod
 from actuators.errors import DataError
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
@@ -81,7 +81,7 @@ class TrainOptions(Options):
     `calibration.json` of a recorded system is also trained on, unless `training.scenarios` is given."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
-    method: BalancingMethod = "least_conn"
+    method: DirectMethod = "least_conn"
     """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
     over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
     `expected_delay` for a residual on a service-time estimator (`training.decision.action.baseline`), and for it

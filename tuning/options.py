@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import BalancingMethod, DirectMethod
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
 from envs.environment.actions import check_method
 from envs.environment.problem import DecisionOptions
@@ -173,7 +173,7 @@ class LearningOptions(Options):
 class TrainingOptions(LearningOptions):
     """One training: how, on which balancing method and at which interval (`tuning.learning.trainer`)."""
 
-    method: BalancingMethod = "least_conn"
+    method: DirectMethod = "least_conn"
     """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
     over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
     `expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""

@@ -8,13 +8,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 
 MAX_WEIGHT = 100
 
-BalancingMethod = Literal["round_robin", "least_conn", "random_two", "expected_delay"]
-"""How NGINX chooses a server. The first three exist in NGINX itself and take Weights, the last takes ServiceTimes."""
+BalancingMethod = Literal["round_robin", "least_conn", "random_two", "expected_delay", "late_binding"]
+"""How NGINX chooses a server. The first three exist in NGINX itself and take Weights, the others take ServiceTimes."""
+DirectMethod = Literal["round_robin", "least_conn", "random_two", "expected_delay"]
+"""Methods that send every request at once."""
+BY_TIMES = ("expected_delay", "late_binding")
+"""Methods that take ServiceTimes."""
 MemoryMethod = BalancingMethod | Literal["configured"]
 """In memory also `configured`: each group by the method that its upstream block had."""
 
@@ -98,16 +103,18 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class ServiceTimes:
-    """The control of `expected_delay`. Raises ConfigError for a wrong shape or a value that is not positive.
+    """The control of `expected_delay` and `late_binding`. Raises ConfigError for a wrong shape or value.
 
     Attributes:
         tau_s: float ``[groups, servers]``, learned service time in seconds, > 0.
         workers: float ``[servers]``, requests that a server serves at once, >= 0.25.
+        holding: how `late_binding` holds requests; None for no slots, so that it works as `expected_delay`.
     """
 
     topology: Topology
     tau_s: NDArray[np.float64]
     workers: NDArray[np.float64]
+    holding: LateBinding | None = None
 
     def __post_init__(self) -> None:
         if self.tau_s.shape != self.topology.shape or self.workers.shape != (self.topology.shape[1],):
@@ -115,6 +122,8 @@ class ServiceTimes:
         known = self.tau_s[self.topology.mask]
         if not (np.isfinite(known).all() and (known > 0).all() and (self.workers >= 0.25).all()):
             raise ConfigError("a service time or worker count is not positive", where="service times")
+        if self.holding is not None and self.holding.topology != self.topology:
+            raise ConfigError("late binding is of another topology", where="service times")
 
     def as_weights(self) -> Weights:
         """Weights ∝ 1/τ, for methods that take weights."""

@@ -16,6 +16,8 @@ from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.options import Options
 
+UNLIMITED = 1 << 40
+"""Slots of a server before any are set."""
 HoldOrder = Literal["response_ratio", "earliest_deadline", "fifo"]
 """Which held request is considered first."""
 
@@ -34,6 +36,8 @@ class LateBindingNumbers(Options):
     """Held requests that are considered each time, in their order."""
     longest_hold_s: float = Field(default=10.0, ge=3, le=3600)
     """Time after which a held request is answered with 503."""
+    valid_s: float = Field(default=60.0, ge=1, le=1e6)
+    """Age of the control in NGINX from which on nothing is held any more, because nobody renews it."""
     most_held: int = Field(default=4096, ge=1, le=1_000_000)
     """Held requests beyond which one is answered with 503 when it comes."""
 
@@ -58,6 +62,12 @@ class LateBinding:
             raise ConfigError("deadlines do not fit", where="late binding", remedy=f"{groups} positive ones")
         if self.slots.shape != (servers,) or self.slots.min() < 1:
             raise ConfigError("slots do not fit", where="late binding", remedy=f"{servers} of at least 1")
+
+
+def unlimited(topology: Topology) -> LateBinding:
+    """Slots for all requests, so that none is held."""
+    groups, servers = topology.shape
+    return LateBinding(topology, np.full(groups, np.inf), np.full(servers, UNLIMITED))
 
 
 def slots_for(workers: FloatArray, slots_per_worker: float, balancers: int = 1) -> IntArray:

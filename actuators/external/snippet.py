@@ -172,7 +172,9 @@ def render_snippet(
     if not _PLAIN.match(str(path)):
         raise ConfigError("the path has a blank or a quote", where=str(path), remedy="choose another with --out")
     cells = 2 * sum(len(server.addresses) for group in groups for server in group.servers)
-    lua = lua_block(cells, path, options, token=token, balancer=_settings(groups, options), kept=kept_rule(path))
+    lua = lua_block(
+        cells, path, options, token=token, balancer=_settings(groups, options), holds=False, kept=kept_rule(path),
+    )  # fmt: skip
     return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
 # The balancer reads this file there: write it again to have it elsewhere.
 {lua}

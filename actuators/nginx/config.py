@@ -23,7 +23,9 @@ from actuators.options import Only, Options
 
 LUA_DIRECTORY = Path(__file__).with_name("lua")
 _PATH = re.compile(r"^/[\w./~%-]*\Z")
-_IN_MEMORY = ("round_robin", "least_conn", "expected_delay")
+_IN_MEMORY = ("round_robin", "least_conn", "expected_delay", "late_binding")
+_SLOTS = "lua_check_client_abort on; body_filter_by_lua_block { BALANCER.answered() }"
+"""A client that goes away while its request is held ends it; the last byte of an answer frees the slot."""
 _NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
 
 
@@ -100,17 +102,21 @@ def render_main(
     upstreams: Path,
     token: str,
     memory: bool,
+    method: BalancingMethod,
 ) -> str:
     """The whole configuration; it includes `upstreams`.
 
     Args:
+        method: in force after a start; the locations ask for a slot only under `late_binding`.
         upstreams: the file in force, or a candidate for `nginx -t`.
         token: that a change of the control in memory needs.
         memory: requests are balanced in memory.
     """
     vts = uses_vts(options, build)
-    balancer = f'method = "{options.method}", methods = {{}}, zones = {{}}, shared_health = true' if memory else ""
-    lua = "" if vts else lua_block(cell_count(topology), upstreams, options, token=token, balancer=balancer)
+    holds = method == "late_binding"
+    balancer = f'method = "{method}", methods = {{}}, zones = {{}}, shared_health = true' if memory else ""
+    cells = cell_count(topology)
+    lua = "" if vts else lua_block(cells, upstreams, options, token=token, balancer=balancer, holds=holds)
     return f"""# Written by deepsched; changes are lost.
 {_load_modules(build, vts=vts)}{_user()}daemon off;
 pid {site.prefix}/nginx.pid;
@@ -140,7 +146,7 @@ http {{
     listen {site.address} default_server backlog=4096;
     server_name localhost;
 {"" if vts else "    log_by_lua_block { STATUS.log_other() }"}
-{_locations(topology, vts=vts, admission=options.admission)}    location / {{ return 404; }}
+{_locations(topology, vts=vts, admission=options.admission, holds=holds)}    location / {{ return 404; }}
   }}
   server {{
     listen 127.0.0.1:{site.status_port};
@@ -225,14 +231,22 @@ def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
 
 
 def lua_block(
-    cells: int, upstreams: Path, options: NginxOptions, *, token: str, balancer: str, kept: Path | None = None
-) -> str:  # fmt: skip
+    cells: int,
+    upstreams: Path,
+    options: NginxOptions,
+    *,
+    token: str,
+    balancer: str,
+    holds: bool,
+    kept: Path | None = None,
+) -> str:
     """Shared memory, Lua modules and their settings for the http block.
 
     Args:
         cells: number of (group, server) pairs.
         upstreams: the file with the upstream blocks, as `render_upstreams` writes them.
         balancer: settings of lua/balancer.lua; empty when NGINX itself balances.
+        holds: locations ask for a slot, so that requests can be held.
         kept: the file whose rule of admission NGINX begins with.
     """
     bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
@@ -241,7 +255,7 @@ def lua_block(
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
       groups = STATUS.groups, token = TOKEN, workers = {options.workers_per_server},
-      balancers = {options.load_balancers}, {balancer},
+      balancers = {options.load_balancers}, {balancer}, holds = {str(holds).lower()},
     }})
     STATUS.use(BALANCER)"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";
@@ -326,10 +340,18 @@ def _vts(topology: Topology) -> str:
     )
 
 
-def _locations(topology: Topology, *, vts: bool, admission: bool) -> str:
+def entry(group: str, *, admission: bool, holds: bool) -> str:
+    """Directives of a location of a group: who may enter, and who waits for a slot; empty for neither."""
+    asks = [f'ADMISSION.enter("{group}")'] * admission + [f'BALANCER.enter("{group}")'] * holds
+    access = f"access_by_lua_block {{ {' '.join(asks)} }}" if asks else ""
+    return f"{access} {_SLOTS}" if holds else access
+
+
+def _locations(topology: Topology, *, vts: bool, admission: bool, holds: bool) -> str:
     lines = []
     for group in topology.groups:
-        enter = f' access_by_lua_block {{ ADMISSION.enter("{group.name}") }}' if admission else ""
-        log = "" if vts else f' log_by_lua_block {{ STATUS.log("{group.name}") }}'
-        lines.append(f"    location = {group.path} {{ proxy_pass http://{group.name};{enter}{log} }}\n")
+        enter = entry(group.name, admission=admission, holds=holds)
+        log = "" if vts else f'log_by_lua_block {{ STATUS.log("{group.name}") }}'
+        words = " ".join(filter(None, (f"proxy_pass http://{group.name};", enter, log)))
+        lines.append(f"    location = {group.path} {{ {words} }}\n")
     return "".join(lines)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.control import (
+    BY_TIMES,
+    MAX_WEIGHT,
+    BalancingMethod,
+    Control,
+    MemoryMethod,
+    ServiceTimes,
+    Weights,
+)
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError
 from actuators.nginx.endpoint import TextEndpoint
 
-_METHODS: tuple[MemoryMethod, ...] = ("round_robin", "least_conn", "random_two", "expected_delay", "configured")
+_METHODS: tuple[MemoryMethod, ...] = (*get_args(BalancingMethod), "configured")
 
 _BASE = "\nbase\n"
 """The line between a new control and its base, in a text."""
@@ -40,6 +50,9 @@ class Split:
     base_control: Control
 
     def __post_init__(self) -> None:
+        if "late_binding" in (self.method, self.base_method):
+            remedy = "put it in force for all requests, or leave it out"
+            raise ConfigError("late_binding cannot have a part of the requests", where="canary", remedy=remedy)
         if not 0 <= self.percent <= 100:
             raise ConfigError(f"{self.percent:g} percent of the requests", where="canary", remedy="give 0 to 100")
 
@@ -102,8 +115,8 @@ class MemoryControl:
         """
         began_s = time.monotonic()
         method, old = self.get()
-        if isinstance(control, ServiceTimes) != (method == "expected_delay"):
-            wanted = "service times" if method == "expected_delay" else "weights"
+        if isinstance(control, ServiceTimes) != (method in BY_TIMES):
+            wanted = "service times" if method in BY_TIMES else "weights"
             raise ActuationError(f"{method} takes {wanted}", where=self.url)
         changed = isinstance(control, ServiceTimes) or control != old or is_split(self._shown)
         if changed:
@@ -148,6 +161,7 @@ def to_text(method: MemoryMethod, control: Control) -> str:
     if isinstance(control, ServiceTimes):
         workers = zip(topology.servers, control.workers, strict=True)
         lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
+        lines.extend(_holding_lines(control.holding) if control.holding is not None else ())
     return "\n".join(lines) + "\n"
 
 
@@ -166,9 +180,37 @@ def from_text(text: str, topology: Topology) -> tuple[MemoryMethod, Control]:
             down[g, s] = ("down", group.name, server) in lines
             tau_s[g, s] = float(lines.get(("tau", group.name, server), "0"))
             workers[s] = float(lines.get(("workers", server), "1"))
-    if method == "expected_delay" and (tau_s[topology.mask] > 0).all():
-        return method, ServiceTimes(topology, tau_s, workers)
+    if method in BY_TIMES and (tau_s[topology.mask] > 0).all():
+        return method, ServiceTimes(topology, tau_s, workers, _holding(lines, topology))
     return method, Weights(topology, _scaled(values), down)
+
+
+def _holding_lines(holding: LateBinding) -> list[str]:
+    """What lua/control.lua reads of late binding."""
+    topology, numbers = holding.topology, holding.numbers.model_dump(exclude={"order", "slots_per_worker"})
+    return [
+        f"order {holding.numbers.order}",
+        *(f"number {name} {float(value)!r}" for name, value in numbers.items()),
+        *(f"slots {server} {slots}" for server, slots in zip(topology.servers, holding.slots, strict=True)),
+        *(
+            f"deadline {group.name} {float(deadline_s)!r}"
+            for group, deadline_s in zip(topology.groups, holding.deadlines_s, strict=True)
+        ),
+    ]
+
+
+def _holding(lines: dict[tuple[str, ...], str], topology: Topology) -> LateBinding | None:
+    """None without slots."""
+    order = next((words[1] for words in lines if words[0] == "order"), None)
+    if order is None:
+        return None
+    numbers = {words[1]: float(value) for words, value in lines.items() if words[0] == "number"}
+    return LateBinding(
+        topology,
+        np.array([float(lines["deadline", group.name]) for group in topology.groups]),
+        np.array([int(float(lines["slots", server])) for server in topology.servers]),
+        LateBindingNumbers.model_validate({"order": order, **numbers}),
+    )
 
 
 def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -218,7 +260,7 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
     table = {}
     for line in text.splitlines():
         words = tuple(line.split())
-        flag = words[:1] in (("down",), ("method",))
+        flag = words[:1] in (("down",), ("method",), ("order",))
         table[words if flag else words[:-1]] = "" if flag else words[-1]
     return table
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.admission import Admission
-from actuators.contract.control import BalancingMethod, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.control import BY_TIMES, BalancingMethod, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
@@ -133,7 +133,7 @@ class Nginx:
                 return
 
     def set_method(self, method: BalancingMethod) -> None:
-        """Switches to `method` with equal weights; `expected_delay` works as least_conn until it has service times.
+        """Switches to `method` with equal weights; those by service times work as least_conn until they have them.
 
         Raises ActuationError; then the old method and control are in force.
         """
@@ -171,12 +171,12 @@ class Nginx:
     def apply(self, control: Control) -> Applied:
         """Puts a control in force and reads it back; does nothing when it is in force.
 
-        ServiceTimes for `expected_delay`, Weights for the other methods.
+        ServiceTimes for the methods by service times, Weights for the others.
         Raises ActuationError; then the old control is in force.
         """
         began_s = time.monotonic()
-        if isinstance(control, ServiceTimes) != (self._method == "expected_delay"):
-            wanted = "service times" if self._method == "expected_delay" else "weights"
+        if isinstance(control, ServiceTimes) != (self._method in BY_TIMES):
+            wanted = "service times" if self._method in BY_TIMES else "weights"
             raise ActuationError(f"{self._method} takes {wanted}", remedy="call set_method first")
         if control.topology != self.topology:
             raise ActuationError("the control is for a different topology", remedy="use the topology of this NGINX")
@@ -279,19 +279,22 @@ class Nginx:
         """Writes the initial files: the method of the options, equal weights."""
         text = self._blocks(Weights.equal(self.topology), self._method, memory=self._memory)
         write_atomically(self._site.upstreams, text)
-        write_atomically(self._site.main, self._main(self._site.upstreams, memory=self._memory))
+        write_atomically(self._site.main, self._main(self._site.upstreams, self._method, memory=self._memory))
 
     def _blocks(self, weights: Weights, method: BalancingMethod, *, memory: bool) -> str:
         return render_upstreams(weights, method, self.options, memory=memory)
 
-    def _main(self, upstreams: Path, *, memory: bool) -> str:
+    def _main(self, upstreams: Path, method: BalancingMethod, *, memory: bool) -> str:
         return render_main(
-            self._site, self.topology, self.options, self._build, upstreams=upstreams, token=self.token, memory=memory
-        )
+            self._site, self.topology, self.options, self._build, upstreams=upstreams, token=self.token,
+            memory=memory, method=method,
+        )  # fmt: skip
 
     def _put(self, method: BalancingMethod, control: Control) -> None:
         memory = in_memory(method, self.options, self._build)
-        if memory and self._memory:
+        # The locations of late_binding ask for slots, which costs the other methods nothing.
+        same = (method == "late_binding") == (self._method == "late_binding")
+        if memory and self._memory and same:
             self._memory_control().put(method, control)
         else:
             self._reload(method, control, memory=memory)
@@ -303,9 +306,9 @@ class Nginx:
         text = self._blocks(weights, method, memory=memory)
         candidate, main = self._prefix / "upstreams.candidate", self._prefix / "candidate.conf"
         write_atomically(candidate, text)
-        write_atomically(main, self._main(candidate, memory=memory))
+        write_atomically(main, self._main(candidate, method, memory=memory))
         test_config(self._command("-t", "-q", "-c", str(main)))
-        new = {self._site.upstreams: text, self._site.main: self._main(self._site.upstreams, memory=memory)}
+        new = {self._site.upstreams: text, self._site.main: self._main(self._site.upstreams, method, memory=memory)}
         changes = {path: Change(path.read_bytes(), content.encode()) for path, content in new.items()}
         reloader = Reloader(
             self.master_pid,

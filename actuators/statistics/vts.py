@@ -281,6 +281,50 @@ class AdmissionStatus(_VtsStruct, frozen=True):
         _named(self.rule)
 
 
+class HoldEntry(_VtsStruct, frozen=True):
+    """What late binding (lua/late.lua) counted of one group.
+
+    `in_line` is held now; `held` requests were held and have been sent, let through or refused, `held_s` seconds in all
+    with the histogram `held_buckets`. Refused: `full` because too many were held, `expired` after the longest hold.
+    `gone`: clients that left meanwhile; `passed`: let through without a slot. Of `answered` requests, all times counted
+    from their arrival, `late` were answered after the deadline.
+    """
+
+    group: str
+    in_line: InFlight = 0
+    held: Count = 0
+    held_s: Seconds = 0.0
+    full: Count = 0
+    expired: Count = 0
+    gone: Count = 0
+    passed: Count = 0
+    answered: Count = 0
+    late: Count = 0
+    held_buckets: Buckets = Buckets()
+
+    def __post_init__(self) -> None:
+        _bounded(self.held, self.full, self.expired, self.gone, self.passed, self.answered, self.late)
+        _named(self.group)
+
+    @property
+    def refused(self) -> int:
+        return self.full + self.expired
+
+
+class HoldStatus(_VtsStruct, frozen=True):
+    """Late binding of an NGINX.
+
+    `state`: `holding`; `off` under another method; `unset` without service times or slots; `stale` when nobody has
+    renewed the control; `failing` when its code has failed, see NGINX's error log. In all but the first nothing is held.
+    """
+
+    state: str = "off"
+    groups: tuple[HoldEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        _named(self.state)
+
+
 class Balancer(_VtsStruct, frozen=True):
     """The block that lua/status.lua adds to the document; nginx-module-vts has none.
 
@@ -292,6 +336,7 @@ class Balancer(_VtsStruct, frozen=True):
     version: Count = 0
     servers: tuple[BalancerEntry, ...] = ()
     admission: AdmissionStatus | None = None
+    holding: HoldStatus | None = None
 
     def __post_init__(self) -> None:
         _bounded(self.start_msec, self.version)

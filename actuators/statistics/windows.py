@@ -96,8 +96,10 @@ def _client_errors(before: Snapshot, after: Snapshot) -> int | None:
 
 
 def _refused(snapshot: Snapshot) -> int:
-    admission = snapshot.balancer.admission if snapshot.balancer else None
-    return sum(entry.refused for entry in admission.groups) if admission else 0
+    """By admission, and of those that wait for a slot."""
+    balancer = snapshot.balancer
+    parts = (balancer.admission, balancer.holding) if balancer else ()
+    return sum(entry.refused for part in parts if part is not None for entry in part.groups)
 
 
 def _admission(before: Snapshot, after: Snapshot, topology: Topology) -> AdmissionWindow | None:

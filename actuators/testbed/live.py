@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from actuators.contract.admission import Admission
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import BY_TIMES, BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.script import Clients, Scenario, Script, Stream
 from actuators.contract.script_check import check_live, check_script
 from actuators.contract.testbed import Applied
@@ -154,7 +154,7 @@ class LiveTestbed:
         self._end_load()
         if self._method is None:
             self._proxy.apply(Weights.equal(self._topology))
-        else:  # `expected_delay` takes no weights, and must forget its service times
+        else:  # those by service times take no weights, and must forget them
             self._proxy.set_method(self._method)
         # A server that failed in the last script would be avoided in this one for seconds.
         self._proxy.forget_failures()
@@ -188,7 +188,7 @@ class LiveTestbed:
     def apply(self, control: Control) -> Applied:
         """Puts a control in force; where the method takes weights, service times become weights 1/τ."""
         self._require_open()
-        if isinstance(control, ServiceTimes) and self._method != "expected_delay":
+        if isinstance(control, ServiceTimes) and self._method not in BY_TIMES:
             control = control.as_weights()
         return self._proxy.apply(control)
 

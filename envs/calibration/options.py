@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from actuators.contract.admission import AdmissionNumbers, AdmissionRule
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import DirectMethod
 from actuators.options import NOT_GIVEN, Only, Options
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,7 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class FitOptions(Options):
     """How the simulator is fitted."""
 
-    method: BalancingMethod = "least_conn"
+    method: DirectMethod = "least_conn"
     """Balancing method that was in force; a recording does not contain it."""
     load_balancers: int = Field(default=1, ge=1)
     """Number of NGINX workers that share no balancing state; 1 when the upstreams have a `zone`."""

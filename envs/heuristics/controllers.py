@@ -5,12 +5,14 @@ An estimator of service times is a controller and not a policy: it remembers mor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from envs.estimators.base import ServiceSamples
@@ -90,17 +92,18 @@ class PolicyController:
 class EstimatorController:
     """Learns service times from every usable window and puts them in force; keeps them over a new block.
 
+    The method is `expected_delay`, or `late_binding` where requests are held.
+
     Args:
         estimator: a name of `envs.estimators.registry.ESTIMATORS`.
         workers: requests that a server serves at once, one number for all or ``[servers]``. Take it from
             the servers' configuration; when in doubt too low, never too high (docs/studies.md#workers-per-server).
         name: as it is shown in tables; by default that of `estimator_policy`.
+        holding: how requests are held; None where they are sent at once.
 
     Raises:
         ConfigError: unknown estimator, or workers below 0.25.
     """
-
-    method: BalancingMethod = "expected_delay"
 
     def __init__(
         self,
@@ -108,11 +111,14 @@ class EstimatorController:
         estimator: str = DEFAULT_ESTIMATOR,
         workers: float | FloatArray = 1.0,
         name: str | None = None,
+        holding: LateBinding | None = None,
     ) -> None:
         self.name = name or estimator_policy(estimator)
+        self.method: BalancingMethod = "expected_delay" if holding is None else "late_binding"
+        self._holding = holding
         self._estimator = estimator_named(estimator)(topology)
         self._workers = np.broadcast_to(np.asarray(workers, float), (topology.shape[1],)).copy()
-        self._control = first_control(topology, self._workers)
+        self._control = replace(first_control(topology, self._workers), holding=holding)
 
     def begin(self, topology: Topology) -> Control:
         return self._control
@@ -121,5 +127,5 @@ class EstimatorController:
         if not window.usable or window.requests.sum() == 0:
             return None
         tau_s = self._estimator.update(ServiceSamples.of(window))
-        self._control = ServiceTimes(window.topology, tau_s, self._workers)
+        self._control = ServiceTimes(window.topology, tau_s, self._workers, self._holding)
         return self._control

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from actuators.contract.late_binding import HoldOrder
+
 ESTIMATED = {"expected_delay": "idle", "expected_delay_static": "type_means", "ratio": "ratio"}
 """Policy → the service-time estimator that it follows; the static one learns nothing about the servers."""
+
+HELD: dict[str, HoldOrder] = {"late_binding": "response_ratio", "earliest_deadline": "earliest_deadline"}
+"""Policy → the order in which `late_binding` sends what it holds."""
 
 TODAY = "today"
 """What balanced while a calibrated system was recorded: its method and its weights."""

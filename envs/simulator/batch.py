@@ -15,7 +15,7 @@ from pydantic import Field
 from actuators.contract.admission import Admission
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
-from actuators.contract.late_binding import LateBinding
+from actuators.contract.late_binding import UNLIMITED, LateBinding
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS
@@ -26,12 +26,10 @@ from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.simulator.binding import ORDER_CODES
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
-from envs.simulator.lane import COUNT, GATE, STATE, UNLIMITED, Lane, Tally, build_lane, grown, new_tally
+from envs.simulator.lane import COUNT, GATE, STATE, Lane, Tally, build_lane, grown, new_tally
 from envs.simulator.limits import GateTicks, counts_since
 from envs.simulator.window_batch import AttemptCounts, WindowBatch
 
-SimulatedMethod = BalancingMethod | Literal["late_binding"]
-"""Methods that an NGINX can have; `late_binding` (docs/studies.md#late-binding) is simulated only."""
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
 """Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
 
@@ -92,7 +90,7 @@ class SimulatedBatch:
         self,
         topology: Topology,
         size: int,
-        method: SimulatedMethod | OracleMethod = "least_conn",
+        method: BalancingMethod | OracleMethod = "least_conn",
         bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
         options: SimulationOptions | None = None,
         threads: int = 1,
@@ -243,7 +241,7 @@ class SimulatedBatch:
         """Load balancers of a script that share no counts here."""
         return max(script.load_balancers // self.options.workers_sharing_memory, 1)
 
-    def set_method(self, method: SimulatedMethod | OracleMethod) -> None:
+    def set_method(self, method: BalancingMethod | OracleMethod) -> None:
         """All environments balance by `method` from now on, with equal weights and nothing learned."""
         self._method = _method_code(method)
         for lane in self._lanes:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract import histogram
+from actuators.contract.late_binding import UNLIMITED
 from actuators.contract.script import Script
 from actuators.contract.script_check import check_script
 from actuators.contract.topology import Topology
@@ -28,9 +29,6 @@ LEAST_AT_FIRST, MOST_AT_FIRST, MAX_SLOTS = 64, 4096, 1 << 22
 
 NON_IDEMPOTENT = ("POST", "LOCK", "PATCH")
 """Methods that NGINX does not repeat once they were sent (`proxy_next_upstream` without `non_idempotent`)."""
-
-UNLIMITED = 1 << 40
-"""Slots of a server before any are set."""
 
 IDLE, IDLE_S, WAIT_S, TAU_S = range(4)
 """Columns of `Tally.delay`: arrivals that found an idle worker, their response seconds, and for all

@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 
 from actuators.contract.admission import Admission
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import BY_TIMES, BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.late_binding import unlimited
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
@@ -55,17 +56,18 @@ class SimulatedTestbed:
     def apply(self, control: Control) -> Applied:
         """Puts a control in force at once; service times under a method that takes weights are read as 1/τ."""
         self._require_open()
-        if isinstance(control, Weights) and self._method == "expected_delay":
-            raise ActuationError("expected_delay takes service times", remedy="call set_method first")
+        if isinstance(control, Weights) and self._method in BY_TIMES:
+            raise ActuationError(f"{self._method} takes service times", remedy="call set_method first")
         if control.topology != self.topology:
             raise ActuationError("the control is of another topology", where="simulated testbed")
-        if isinstance(control, ServiceTimes) and self._method != "expected_delay":
+        if isinstance(control, ServiceTimes) and self._method not in BY_TIMES:
             control = control.as_weights()
         changed = not _same(control, self._control)
         if isinstance(control, Weights):
             self._batch.set_weights(control.values[None], control.down[None])
         else:
             self._batch.set_service_times(control.tau_s[None], control.workers[None])
+            self._batch.hold([control.holding or unlimited(self.topology)])
         self._control = control
         return Applied(changed, 0.0)
 
@@ -110,4 +112,5 @@ class SimulatedTestbed:
 def _same(one: Control, other: Control) -> bool:
     if isinstance(one, Weights) or isinstance(other, Weights):
         return one == other
-    return np.array_equal(one.tau_s, other.tau_s) and np.array_equal(one.workers, other.workers)
+    times = np.array_equal(one.tau_s, other.tau_s) and np.array_equal(one.workers, other.workers)
+    return times and one.holding is other.holding

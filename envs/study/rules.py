@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
-from actuators.contract.control import MAX_WEIGHT, Weights
+from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
@@ -25,7 +25,7 @@ from envs.heuristics.names import policy_name
 from envs.observation.features import inverse_latency_shares
 from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
-from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulatedMethod, SimulationOptions
+from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
 from envs.study.split import optimal_shares
 
@@ -38,7 +38,7 @@ class Rule:
     """A way to balance: a method, what steers it, and how NGINX is set up for it."""
 
     name: str
-    method: SimulatedMethod | OracleMethod
+    method: BalancingMethod | OracleMethod
     steering: Callable[[], BatchController] | None = None
     options: SimulationOptions = field(default_factory=lambda: SimulationOptions(retry_post=True))
 

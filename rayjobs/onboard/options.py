@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import DirectMethod
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
 from actuators.statistics.reader import CollectOptions
@@ -46,7 +46,7 @@ class OnboardOptions(Options):
     takes the same folder."""
     groups: tuple[str, ...] = ()
     """Upstreams to look at; all that have requests when empty."""
-    method: Annotated[BalancingMethod | None, Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)] = None
+    method: Annotated[DirectMethod | None, Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)] = None
     """How NGINX balances today; read from --nginx-conf or --control-url, and without these round_robin, which is
     NGINX's own, when not given."""
     load_balancers: int = Field(default=0, ge=0)

@@ -14,6 +14,8 @@ from tests.support.waiting import PATIENCE_S
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HANG = b"hang"
 """Answer that never comes."""
+LATER = b"later"
+"""Answer that comes with `answer_next`."""
 CLOSE = b""
 """Answer that closes the connection without a byte."""
 
@@ -43,12 +45,22 @@ class ScriptedServer:
         self.requests: list[Received] = []
         self.piece_bytes, self.pause_s = 0, 0.0
         self._answer = answer
+        self._waiting: list[asyncio.Future[bytes]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    @property
+    def waiting(self) -> int:
+        """Requests whose answer comes `LATER`."""
+        return len(self._waiting)
+
+    def answer_next(self, answer: bytes = OK) -> None:
+        """Answers the request that has waited longest."""
+        self._loop.call_soon_threadsafe(self._waiting.pop(0).set_result, answer)
 
     def stall(self, duration_s: float) -> None:
         """Stops the whole server, once, for a while."""
@@ -99,6 +111,9 @@ class ScriptedServer:
                 answer = self._answer(request)
                 if answer == HANG:
                     await asyncio.Event().wait()
+                if answer == LATER:
+                    self._waiting.append(self._loop.create_future())
+                    answer = await self._waiting[-1]
                 pieces = [answer] if self.piece_bytes == 0 else _cut(answer, self.piece_bytes)
                 for piece in pieces:
                     writer.write(piece)

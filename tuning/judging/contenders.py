@@ -13,17 +13,18 @@ from typing import cast, get_args
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import BalancingMethod, Control, DirectMethod, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, closest
 from actuators.testbed.peers import EXTERNAL, PEERS
 from envs.environment.problem import DecisionProblem
-from envs.estimators.registry import ESTIMATORS
+from envs.estimators.registry import DEFAULT_ESTIMATOR, ESTIMATORS
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController, PolicyController
 from envs.heuristics.knapsack import Knapsack
-from envs.heuristics.names import ESTIMATED, FORMER_NAMES, TODAY, policy_name
+from envs.heuristics.names import ESTIMATED, FORMER_NAMES, HELD, TODAY, policy_name
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
 from envs.scenarios.calibrated import Today
@@ -85,7 +86,7 @@ class Spec:
     @property
     def takes_workers(self) -> bool:
         """Whether the workers of the arena matter to it, as far as its name tells."""
-        learns = self.method == "expected_delay" or self.base in ESTIMATED
+        learns = self.method == "expected_delay" or self.base in (*ESTIMATED, *HELD)
         return learns or self.is_bundle or self.base in ("model_based", "utilisation_pid")
 
     @property
@@ -176,6 +177,8 @@ def contender(spec: Spec, arena: Arena) -> Controller:
     if spec.method == "expected_delay" or spec.base in ESTIMATED:
         estimator = ESTIMATED.get(spec.base, spec.base)
         return EstimatorController(arena.problem.topology, estimator, arena.workers, spec.name)
+    if spec.base in HELD:
+        return _holding(spec, arena)
     if spec.base in ORACLES:
         return oracle(spec.base, spec.name)
     if spec.base == TODAY:
@@ -234,6 +237,14 @@ def oracle(name: str, shown: str | None = None) -> Controller:
     return Oracle(shown or name, method, knowledge)
 
 
+def _holding(spec: Spec, arena: Arena) -> EstimatorController:
+    """`late_binding` with learned service times, and slots for the workers that are believed."""
+    problem, numbers = arena.problem, LateBindingNumbers(order=HELD[spec.base])
+    slots = slots_for(arena.workers, numbers.slots_per_worker)
+    holding = LateBinding(problem.topology, problem.deadlines_s, slots, numbers)
+    return EstimatorController(problem.topology, DEFAULT_ESTIMATOR, arena.workers, spec.name, holding)
+
+
 def _today(name: str, today: Today | None) -> FixedController:
     if today is None:
         what, remedy = "the scenario is not that of a recorded system", "judge on a calibration.json"
@@ -258,9 +269,9 @@ def _bundle(spec: Spec, arena: Arena, method: BalancingMethod) -> Controller:
 
 def _parse(text: str) -> Spec:
     base, at, method = text.rpartition("@") if "@" in text else (text, "", "")
-    if at and method not in get_args(BalancingMethod):
+    if at and method not in get_args(DirectMethod):
         raise ConfigError(f"'{text}': unknown balancing method '{method}'", where="policies",
-                          remedy=closest(method, get_args(BalancingMethod)))  # fmt: skip
+                          remedy=closest(method, get_args(DirectMethod)))  # fmt: skip
     if base.startswith(EXTERNAL):
         return Spec(f"{EXTERNAL}{Path(base.removeprefix(EXTERNAL)).name}", base)
     if _is_folder(base):
@@ -269,7 +280,7 @@ def _parse(text: str) -> Spec:
         raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
     if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
         raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
-    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, *PEERS)
+    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *HELD, *ORACLES, *PEERS)
     if base not in known:
         raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
     return Spec(text, base, cast(BalancingMethod, method) or None)

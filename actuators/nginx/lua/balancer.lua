@@ -10,6 +10,7 @@ local counters = require "counters"
 local inflight = require "inflight"
 local health = require "health"
 local control = require "control"
+local late = require "late"
 local methods = require "methods"
 local records = require "records"
 local rows = require "rows"
@@ -64,6 +65,7 @@ function M.init(options)
     read_addresses()
     zones = options.zones
     health.init(dict, layout, options)
+    late.init(dict, options.groups)
     methods.init(dict)
     control.init(dict, layout, options)
 end
@@ -71,9 +73,10 @@ end
 function M.init_worker()
     math.randomseed(ngx.worker.pid() + ngx.now())
     control.seed(ngx.worker.id() * 7919)
+    late.init_worker()
 end
 
-M.serve = control.serve
+M.serve, M.enter, M.answered = control.serve, late.enter, late.answered
 
 local function has_room(group, choice)
     local most = choice.max_conns
@@ -125,8 +128,11 @@ end
 local function settle_previous(record)
     local choice, kind = record.choice, peer.get_last_failure()
     if choice then
-        inflight.add(choice, -1)
+        if not record.uncounted then
+            inflight.add(choice, -1)
+        end
         record.choice = nil
+        late.freed()
     end
     if not kind then
         record.tried = nil
@@ -139,12 +145,43 @@ local function settle_previous(record)
     end
 end
 
+-- The servers that a request may go to; none when all are down or full.
+local function open_servers(group, tried, now, troubled)
+    if troubled or tried or group.limited or #group.up == 0 then
+        return candidates(group, tried, now, troubled)
+    end
+    return group.up
+end
+late.open_servers = open_servers
+
 -- The new control or its base: one of them for all attempts of a request.
 local function arm_of(current, record)
     if record.is_new == nil then
         record.is_new = control.draws_new(current)
     end
     return record.is_new and current or current.base
+end
+
+-- Chooses a server now; nil when none may be used.
+local function choose(current, group, record)
+    local troubled = health.trouble()
+    local now = troubled and now_s() or 0
+    local open = open_servers(group, record.tried, now, troubled)
+    if #open == 0 then
+        return nil
+    end
+    local method = late.fails_open(current) and "least_conn" or group.rule
+    local server, wait_s, service_s = methods[method](group, open, now, troubled)
+    local choice = group.choices[server]
+    record.wait_s, record.service_s = wait_s, service_s
+    record.idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
+    if not record.uncounted then
+        inflight.add(choice, 1)
+    end
+    if troubled then
+        health.picked(choice, now)
+    end
+    return choice
 end
 
 -- balancer_by_lua of a group.
@@ -159,25 +196,13 @@ function M.pick(group_name)
     elseif not record.block then
         admission.count(record, group_name)
     end
-    local troubled = health.trouble()
-    local now = troubled and now_s() or 0
-    local open = group.up
-    if troubled or record.tried or group.limited or #open == 0 then
-        open = candidates(group, record.tried, now, troubled)
-        if #open == 0 then
-            record.attempts = record.attempts + 1
-            return ngx.exit(NO_LIVE_SERVER)
-        end
+    local choice = late.take_bound(record, group_name) or choose(current, group, record)
+    record.attempts = record.attempts + 1
+    if not choice then
+        return ngx.exit(NO_LIVE_SERVER)
     end
-    local server, wait_s, service_s = methods[group.rule](group, open, now, troubled)
-    local choice, address = group.choices[server], addresses[server]
-    record.attempts, record.choice = record.attempts + 1, choice
-    record.wait_s, record.service_s = wait_s, service_s
-    record.idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
-    inflight.add(choice, 1)
-    if troubled then
-        health.picked(choice, now)
-    end
+    record.choice, record.released = choice, false
+    local address = addresses[choice.index]
     local ok, problem = peer.set_current_peer(address.host, address.port)
     if not ok then
         ngx.log(ngx.ERR, "cannot use server ", address.host, ": ", problem)
@@ -214,7 +239,9 @@ function M.finish(record, status, response_ms, total_ms)
     local choice = record.choice
     if choice then
         local own = choice.own
-        own[IN_FLIGHT] = own[IN_FLIGHT] - 1
+        if not (record.released or record.uncounted) then
+            own[IN_FLIGHT] = own[IN_FLIGHT] - 1
+        end
         if status >= 500 then
             note_error(choice, status)
         elseif status ~= CLIENT_GONE then
@@ -230,6 +257,7 @@ function M.finish(record, status, response_ms, total_ms)
             end
         end
     end
+    late.leave(record, status)
     records.give_back(record)
 end
 
@@ -268,7 +296,10 @@ function M.json()
             parts[#parts + 1] = entry_json(group, members[position], current)
         end
     end
-    return format('"method":"%s","version":%d,"servers":[%s]', current.method, control.version(), concat(parts, ","))
+    return format(
+        '"method":"%s","version":%d,"servers":[%s],"holding":%s', current.method, control.version(), concat(parts, ","),
+        late.json()
+    )
 end
 
 return M

@@ -1,6 +1,7 @@
 -- The control in force: method, weights, service times. A text in shared memory, read again when its version changes.
 -- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
--- `workers SERVER N`, `balancers N`. A text is put in force completely or not at all.
+-- `workers SERVER N`, `balancers N`, and of late binding `order O`, `number NAME VALUE`, `slots SERVER N`,
+-- `deadline GROUP SECONDS`. A text is put in force completely or not at all.
 -- With `canary PERCENT` that share of the requests is balanced by the lines above the line `base`, the rest by those
 -- below it. The method `configured` balances each group as its upstream block did.
 local M = {}
@@ -12,9 +13,13 @@ local tonumber, format, concat = tonumber, string.format, table.concat
 
 local LARGEST_WEIGHT = 2147483647
 local METHODS = { round_robin = true, least_conn = true, random_two = true, expected_delay = true, configured = true }
+local BY_TIMES = { expected_delay = true, late_binding = true }
+local ORDERS = { response_ratio = true, earliest_deadline = true, fifo = true }
+local NUMBERS = { theta = 1, look_ahead = 1, longest_hold_s = 3, most_held = 1, valid_s = 1 }   -- with the least of each
 
 local dict, layout, token, default_workers, default_balancers, configured_methods
 local version, control = -1, nil
+local set_at          -- set_at[0]: when a control was set last, seconds since the epoch
 local newest          -- newest[0]: the version in the dict, which costs less to read here
 
 -- The control of a configuration in which nothing was set yet: the weights and `down` of its server lines.
@@ -35,7 +40,9 @@ end
 function M.init(shared_dict, new_layout, options)
     dict, layout, token = shared_dict, new_layout, options.token
     default_workers, default_balancers, configured_methods = options.workers, options.balancers, options.methods
-    newest = rows.numbers("version")
+    newest, set_at = rows.numbers("version"), rows.numbers("control set at")
+    -- Where no location asks for a slot, nothing can be held.
+    METHODS.late_binding = options.holds
     dict:safe_add("version", 0)
     local initial = initial_text(options.method)
     dict:safe_add("control", initial)
@@ -115,6 +122,40 @@ function readers.balancers(parsed, value)
     return true
 end
 
+function readers.order(parsed, name)
+    parsed.hold.order = ORDERS[name] and name
+    return parsed.hold.order
+end
+
+function readers.number(parsed, name, value)
+    value = tonumber(value)
+    if not NUMBERS[name] or not value or not (value >= NUMBERS[name] and value < 1e9) then
+        return false
+    end
+    parsed.hold[name] = value
+    return true
+end
+
+function readers.slots(parsed, server_name, value)
+    local server = index_of(layout.names, server_name)
+    value = tonumber(value)
+    if not server or not value or not (value >= 1 and value < 1e9) then
+        return false
+    end
+    parsed.hold.slots[server] = value
+    return true
+end
+
+function readers.deadline(parsed, group_name, value)
+    local group = index_of(layout.groups, group_name, "name")
+    value = tonumber(value)
+    if not group or not value or not (value > 0 and value < 1e9) then
+        return false
+    end
+    parsed.groups[group].deadline_s = value
+    return true
+end
+
 function readers.canary(parsed, value)
     value = tonumber(value)
     if not value or not (value > 0 and value < 100) then
@@ -125,7 +166,7 @@ function readers.canary(parsed, value)
 end
 
 local function empty(arm)
-    local parsed = { groups = {}, workers = {}, balancers = default_balancers }
+    local parsed = { groups = {}, workers = {}, balancers = default_balancers, hold = { slots = {} } }
     for index, group in ipairs(layout.groups) do
         local own = {
             index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = group.choices, up = {},
@@ -148,7 +189,26 @@ local function rule_of(parsed, group)
     if parsed.method == "configured" then
         return configured_methods[group.name]
     end
-    return parsed.method == "expected_delay" and not parsed.learned and "least_conn" or parsed.method
+    if BY_TIMES[parsed.method] then
+        return parsed.learned and "expected_delay" or "least_conn"
+    end
+    return parsed.method
+end
+
+-- Whether what late binding needs is there completely or not at all; then `parsed.hold` is nil.
+local function complete_hold(parsed)
+    local hold, given, missing = parsed.hold, next(parsed.hold.slots) or parsed.hold.order, not parsed.hold.order
+    for server = 1, #layout.names do
+        missing = missing or not hold.slots[server]
+    end
+    for _, group in ipairs(parsed.groups) do
+        given, missing = given or group.deadline_s, missing or not group.deadline_s
+    end
+    for name in pairs(NUMBERS) do
+        given, missing = given or hold[name], missing or not hold[name]
+    end
+    parsed.hold = not missing and hold or nil
+    return not given or not missing and parsed.method == "late_binding"
 end
 
 -- Fills group.up and group.backup, the servers that are not down; false when there are none.
@@ -166,7 +226,7 @@ end
 
 -- Adds what the methods need; false when a group has no server or the text has no method.
 local function complete(parsed)
-    parsed.learned, parsed.by_name = parsed.method == "expected_delay", {}
+    parsed.learned, parsed.by_name = BY_TIMES[parsed.method] == true, {}
     local tau_of = {}
     for server = 1, #layout.names do
         tau_of[server] = {}
@@ -174,14 +234,20 @@ local function complete(parsed)
     for index, group in ipairs(parsed.groups) do
         local servers = layout.groups[index].servers
         parsed.by_name[group.name], group.balancers, group.tau_of = group, parsed.balancers, tau_of
+        local sum_s = 0
         for _, server in ipairs(servers) do
+            sum_s = sum_s + (group.tau_s[server] or 0)
             -- In the order of layout.choices_of.
             table.insert(tau_of[server], group.tau_s[server] or 0)
             parsed.learned = parsed.learned and group.tau_s[server] ~= nil
         end
+        group.mean_tau_s = sum_s / #servers
         if not divide(group, servers) then
             return false
         end
+    end
+    if not complete_hold(parsed) then
+        return false
     end
     for _, group in ipairs(parsed.groups) do
         group.rule = rule_of(parsed, group)
@@ -202,7 +268,7 @@ local function parse_arm(text, arm)
         end
     end
     if not complete(parsed) then
-        return nil, "no method, or a group without a usable server"
+        return nil, "no method, a group without a usable server, or not all of late binding"
     end
     return parsed
 end
@@ -222,6 +288,8 @@ function M.parse(text)
     end
     if (parsed.percent ~= nil) ~= (parsed.base ~= nil) or parsed.base and parsed.base.percent then
         return nil, "canary and base need each other"
+    elseif parsed.base and (parsed.method == "late_binding" or parsed.base.method == "late_binding") then
+        return nil, "late_binding beside another method"
     end
     return parsed
 end
@@ -252,8 +320,27 @@ function M.seed(number)
     end
 end
 
+-- When the control was set last, in seconds since the epoch.
+function M.set_at()
+    return set_at[0]
+end
+
 function M.version()
     return dict:get("version")
+end
+
+local function hold_text(current)
+    local lines = { "order " .. current.hold.order }
+    for name in pairs(NUMBERS) do
+        lines[#lines + 1] = format("number %s %.17g", name, current.hold[name])
+    end
+    for server, slots in ipairs(current.hold.slots) do
+        lines[#lines + 1] = format("slots %s %.17g", layout.names[server], slots)
+    end
+    for _, group in ipairs(current.groups) do
+        lines[#lines + 1] = format("deadline %s %.17g", group.name, group.deadline_s)
+    end
+    return concat(lines, "\n") .. "\n"
 end
 
 local function arm_text(current)
@@ -273,7 +360,7 @@ local function arm_text(current)
     for server, workers in ipairs(current.workers) do
         lines[#lines + 1] = format("workers %s %.17g", layout.names[server], workers)
     end
-    return concat(lines, "\n") .. "\n"
+    return concat(lines, "\n") .. "\n" .. (current.hold and hold_text(current) or "")
 end
 
 -- The control that this worker uses, as a text, from its tables.
@@ -309,7 +396,7 @@ function M.serve()
             return refuse(400, "refused: " .. problem)
         end
         dict:set("control", text)
-        newest[0] = dict:incr("version", 1)
+        newest[0], set_at[0] = dict:incr("version", 1), ngx.now()
     end
     ngx.print(cold(M.text))
 end

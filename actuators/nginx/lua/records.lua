@@ -1,7 +1,8 @@
 -- What the balancer knows of each request from the choice of a server to the log phase. The key is the address of the
 -- request, which an error_page or a retry does not change (they clear ngx.ctx). Records are reused.
 -- A record: attempts (servers chosen so far), choice (the last one), tried, wait_s, service_s, idle, is_new (whether the
--- new control balances it; nil outside of a canary), and of admission.lua block, entered_s, refused.
+-- new control balances it; nil outside of a canary), of admission.lua block, entered_s, refused, and of late.lua entry,
+-- bound (a server that it has a slot of), released (its slot is free again), uncounted (it takes none).
 local M = {}
 
 local ffi = require "ffi"
@@ -18,6 +19,11 @@ local function note_subrequest(key)
     subrequests = subrequests + 1
 end
 
+-- The record of the current request, nil without one.
+function M.find()
+    return open[tonumber(cast(ADDRESS, get_request()))]
+end
+
 -- The record of the current request; a new one has no attempts. is_main: the caller knows that it is a main request.
 function M.get(is_main)
     local key = tonumber(cast(ADDRESS, get_request()))
@@ -27,7 +33,8 @@ function M.get(is_main)
             record, spares = spare[spares], spares - 1
         else
             record = { attempts = 0, choice = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false,
-                is_new = nil, block = nil, entered_s = 0, refused = false }
+                is_new = nil, block = nil, entered_s = 0, refused = false, entry = nil, bound = nil, released = false,
+                uncounted = false }
         end
         open[key], record.is_sub = record, not is_main and ngx.is_subrequest
         if record.is_sub then
@@ -68,6 +75,7 @@ end
 function M.give_back(record)
     record.attempts, record.choice, record.tried, record.is_new = 0, nil, nil, nil
     record.block, record.refused = nil, false
+    record.entry, record.bound, record.released, record.uncounted = nil, nil, false, false
     spares = spares + 1
     spare[spares] = record
 end

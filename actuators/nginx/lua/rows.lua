@@ -136,6 +136,11 @@ function M.init_worker()
     ngx.timer.every(SWEEP_S, sweep)
 end
 
+-- How many rows were ever taken, row 0 included.
+function M.count()
+    return used[0]
+end
+
 -- Sum of a column over all rows.
 function M.total(block, column)
     local base, size = block.base, block.size

@@ -82,7 +82,9 @@ def test_how_controls_are_applied_follows_from_method_and_modules() -> None:
 
 
 def main(build: NginxBuild, options: NginxOptions, *, memory: bool) -> str:
-    return render_main(SITE, TOPOLOGY, options, build, upstreams=SITE.upstreams, token="t", memory=memory)
+    return render_main(
+        SITE, TOPOLOGY, options, build, upstreams=SITE.upstreams, token="t", memory=memory, method=options.method
+    )
 
 
 def test_with_the_real_module_there_is_no_lua() -> None:

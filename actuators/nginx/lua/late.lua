@@ -1,0 +1,400 @@
+-- Late binding: holds requests in the access phase until a server has a free slot, and sends them in an order of their own
+-- (docs/late-binding.md). Slots are requests in flight, which all workers count together (inflight.lua); each worker has a
+-- line of its own requests. A slot is free again when the last byte of the answer has come, or when the request ends.
+-- When the control is stale or this code fails, nothing is held any more, and what is held leaves within a second.
+local M = {}
+
+local control = require "control"
+local counters = require "counters"
+local health = require "health"
+local inflight = require "inflight"
+local records = require "records"
+local rows = require "rows"
+local rule = require "late_rule"
+local semaphore = require "ngx.semaphore"
+
+local ngx, var, now_s = ngx, ngx.var, ngx.now
+local format, concat, min, pcall, random, tostring = string.format, table.concat, math.min, pcall, math.random, tostring
+local remove = table.remove
+local REFUSED_STATUS, CLIENT_GONE = 503, 499
+local NONE_TRIED = {}         -- so that nobody waits for a slot of the one server whose pause is over
+local REST_S = 1              -- longest sleep of a held request: then it looks whether requests are still held
+local LOOK_S, LOOK_ALONE_S = 0.001, 0.1   -- sleep of the request that was held first, with and without other workers
+local COURTESY_S = 0.003      -- for so long a worker leaves a slot to a request of another one that comes first
+local HEAD_LASTS_S = 0.05     -- what another worker said of its first request is old after that
+local PAUSE_S = 10            -- for so long nothing is held after this code has failed
+
+-- Columns of a group's block; IN_LINE ends with its worker.
+local IN_LINE, HELD, HELD_S, FULL, EXPIRED, GONE, PASSED, ANSWERED, LATE, BUCKETS = 0, 1, 2, 3, 4, 5, 6, 7, 8, 8
+-- Columns of the block of a worker's first request that could not be sent. FAILED_AT: in row 0.
+local SAID_AT, ARRIVAL, GROUP, FAILED_AT, HEADS = 0, 1, 2, 3, 4
+
+local dict, heads
+local blocks, names, index_of = {}, {}, {}   -- by group, by index, and index by group
+local line, held = {}, 0        -- requests of this worker in the order of arrival
+local several = false           -- there are other workers
+local polite_since              -- since when a slot is left to another worker
+
+-- groups: of counters.lua. Before the workers start.
+function M.init(shared_dict, groups)
+    dict, heads = shared_dict, rows.add({}, "late heads", HEADS)
+    for index = 1, #groups do
+        local name = groups[index].name
+        names[index], index_of[name] = name, index
+        blocks[name] = rows.add({}, "late " .. name, BUCKETS + #counters.bounds + 2)
+    end
+end
+
+function M.init_worker()
+    several = ngx.worker.count() > 1
+end
+
+local function add(entry, column, change)
+    local own = entry.block.own
+    own[column] = own[column] + (change or 1)
+end
+
+local function in_line()
+    local sum = 0
+    for index = 1, #names do
+        sum = sum + rows.total(blocks[names[index]], IN_LINE)
+    end
+    return sum
+end
+
+-- Whether requests are held; else the reason: off (another method), unset (no slots yet), stale or failing.
+local function state_of(current, now)
+    if current.method ~= "late_binding" then
+        return "off"
+    elseif not (current.learned and current.hold) then
+        return "unset"
+    elseif now - control.set_at() > current.hold.valid_s then
+        return "stale"
+    end
+    return now - heads.base[FAILED_AT] < PAUSE_S and "failing" or "holding"
+end
+
+-- Whether the balancer has to do without service times, as least_conn.
+function M.fails_open(current)
+    local state = state_of(current, now_s())
+    return state == "stale" or state == "failing"
+end
+
+local function failed(what)
+    heads.base[FAILED_AT] = now_s()
+    ngx.log(ngx.ERR, "late binding failed, requests are not held for ", PAUSE_S, " s: ", tostring(what))
+end
+
+local function bucket_of(ms)
+    local bounds, bucket = counters.bounds, 1
+    while bucket <= #bounds and ms > bounds[bucket] do
+        bucket = bucket + 1
+    end
+    return bucket
+end
+
+local function note_hold(entry, now)
+    local held_s = now - entry.arrival_s
+    add(entry, HELD)
+    add(entry, HELD_S, held_s)
+    add(entry, BUCKETS + bucket_of(held_s * 1000))
+end
+
+local function leave_line(entry, place)
+    if not place then
+        place = 1
+        while place <= held and line[place] ~= entry do
+            place = place + 1
+        end
+    end
+    entry.waits = false
+    if place > held then
+        return   -- a failure has taken it out
+    end
+    remove(line, place)
+    held = held - 1
+    add(entry, IN_LINE, -1)
+    if place == 1 and held > 0 and line[1].semaphore then
+        line[1].semaphore:post(1)   -- it looks from time to time from now on
+    end
+end
+
+-- Takes a slot. Two workers may add one at the same moment: each then sees the other's, because taking the lock of a
+-- shared dict orders memory, and at most one of them keeps its own.
+local function takes_slot(current, choice, server)
+    inflight.add(choice, 1)
+    if several then
+        dict:get("version")
+        if inflight.of_server(current.groups[1].choices_of[server]) > current.hold.slots[server] then
+            inflight.add(choice, -1)
+            return false
+        end
+    end
+    return true
+end
+
+local function send(current, group, entry, place, server, now, troubled)
+    local record, choice = entry.record, group.choices[server]
+    local wait_s = rule.wait_s(group, server)
+    local idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
+    if not takes_slot(current, choice, server) then
+        return false
+    end
+    record.bound, record.wait_s, record.service_s, record.idle = choice, wait_s, group.tau_s[server], idle
+    if troubled then
+        health.picked(choice, now)
+    end
+    leave_line(entry, place)
+    if entry.semaphore then
+        note_hold(entry, now)
+        entry.semaphore:post(1)
+    end
+    return true
+end
+
+-- Whether another worker's first request comes before one of that rank; it has had its chance after COURTESY_S.
+local function others_first(current, rank, now)
+    local order, base, first = current.hold.order, heads.base, false
+    for row = 1, rows.count() - 1 do
+        local head = base + row * HEADS
+        if head ~= heads.own and head[ARRIVAL] > 0 and now - head[SAID_AT] < HEAD_LASTS_S then
+            local group = current.groups[head[GROUP]]
+            local theirs = rule.priority(order, now - head[ARRIVAL], group.mean_tau_s, group.deadline_s)
+            first = first or theirs > rank
+        end
+    end
+    if not first then
+        polite_since = nil
+        return false
+    end
+    polite_since = polite_since or now
+    return now - polite_since < COURTESY_S
+end
+
+local function say(entry, now)
+    local own = heads.own
+    own[SAID_AT], own[ARRIVAL] = now, entry and entry.arrival_s or 0
+    own[GROUP] = entry and index_of[entry.group] or 0
+end
+
+-- Sends the first request whose best server has a free slot; false when there is none. Requests before it keep waiting for
+-- a busy server. `M.open_servers` is the balancer's.
+local function send_one(current, now, troubled)
+    for _ = 1, current.hold.look_ahead do
+        local place, rank = rule.first(current, line, held, now)
+        if not place then
+            return false
+        end
+        local entry = line[place]
+        local group = current.by_name[entry.group]
+        local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
+        local server, has_room = rule.best(current, group, open, now, troubled)
+        if not server then
+            M.pass(entry, place)   -- the balancer answers it: no server may be used
+            return true
+        end
+        if has_room then
+            if several and others_first(current, rank, now) then
+                return false
+            end
+            return send(current, group, entry, place, server, now, troubled)
+        end
+        rule.plan(group, entry, server)
+    end
+    return false
+end
+
+-- The request goes on without a slot.
+function M.pass(entry, place)
+    add(entry, PASSED)
+    leave_line(entry, place)
+    if entry.semaphore then
+        entry.semaphore:post(1)
+    end
+end
+
+-- Sends what can be sent.
+function M.step(now)
+    local current = control.current()
+    if state_of(current, now) ~= "holding" then
+        return
+    end
+    local troubled, free = health.trouble(), false
+    repeat
+        free = held > 0 and rule.begin(current)
+    until not (free and send_one(current, now, troubled))
+    if several then
+        say(held > 0 and not free and line[rule.first(current, line, held, now)] or nil, now)
+    end
+end
+
+local function step()
+    local ok, what = pcall(M.step, now_s())
+    if not ok then
+        failed(what)
+    end
+end
+
+-- A slot has become free.
+function M.freed()
+    if held > 0 then
+        step()
+    end
+end
+
+local function refuse(entry, column, reason)
+    add(entry, column)
+    entry.record.refused = true
+    ngx.header["Retry-After"] = random(1, 2)
+    ngx.header["X-Refused"] = reason
+    return ngx.exit(REFUSED_STATUS)
+end
+
+-- Sleeps until the request has a slot or need not wait for one; false when it was held for too long.
+local function wait(entry, longest_s)
+    local until_s = entry.arrival_s + longest_s
+    while entry.waits do
+        local now = now_s()
+        if now >= until_s then
+            note_hold(entry, now)
+            leave_line(entry)
+            return false
+        elseif state_of(control.current(), now) ~= "holding" then
+            note_hold(entry, now)
+            M.pass(entry)
+            return true
+        end
+        local first = line[1] == entry
+        local rest = first and (several and LOOK_S or LOOK_ALONE_S) or REST_S
+        entry.semaphore:wait(min(rest, until_s - now))
+        if first and entry.waits then
+            step()
+        end
+    end
+    return true
+end
+
+local function has_body()
+    local length = var.content_length
+    return length and length ~= "0" or var.http_transfer_encoding ~= nil
+end
+
+local function new_entry(record, group_name)
+    return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), look = 0, waits = true,
+        semaphore = nil }
+end
+
+-- Access phase of a location of the group, after admission. A request that comes again, as by error_page, waits once only;
+-- one that asks for another protocol may last for hours and takes no slot.
+function M.enter(group_name)
+    local current = control.current()
+    if state_of(current, now_s()) ~= "holding" then
+        return
+    end
+    local record = records.get(true)
+    if record.attempts > 0 or record.refused or record.entry then
+        return
+    elseif var.http_upgrade then
+        record.uncounted = true
+        return
+    end
+    if has_body() then
+        ngx.req.read_body()
+    end
+    local entry, hold = new_entry(record, group_name), current.hold
+    if in_line() >= hold.most_held then
+        return refuse(entry, FULL, "queue full")
+    end
+    record.entry, held = entry, held + 1
+    line[held] = entry
+    add(entry, IN_LINE)
+    step()
+    if entry.waits then
+        entry.semaphore = semaphore.new(0)
+        if not wait(entry, hold.longest_hold_s) then
+            return refuse(entry, EXPIRED, "held too long")
+        end
+    end
+end
+
+-- The server that the request waited for, once; nil without one. A location may pass to another group than it says.
+function M.take_bound(record, group_name)
+    local choice = record.bound
+    record.bound = nil
+    if choice and choice.group.name ~= group_name then
+        inflight.add(choice, -1)
+        M.freed()
+        return nil
+    end
+    return choice
+end
+
+-- The last byte of an answer has come, or the request has ended: counts lateness, from arrival on.
+local function note_answer(record)
+    local entry = record.entry
+    if entry then
+        add(entry, ANSWERED)
+        if now_s() - entry.arrival_s > (control.current().by_name[entry.group].deadline_s or math.huge) then
+            add(entry, LATE)
+        end
+    end
+end
+
+-- body_filter_by_lua of a location of a group: a slow client keeps no slot.
+function M.answered()
+    if not ngx.arg[2] then
+        return
+    end
+    local record = records.find()
+    if record and record.choice and not record.released then
+        record.released = true
+        if not record.uncounted then
+            inflight.add(record.choice, -1)
+        end
+        note_answer(record)
+        M.freed()
+    end
+end
+
+-- Log phase: what the request still has goes back.
+function M.leave(record, status)
+    local entry = record.entry
+    if entry and entry.waits then
+        add(entry, GONE)
+        leave_line(entry)
+    end
+    if record.bound then
+        inflight.add(record.bound, -1)
+        record.bound = nil
+    end
+    if entry and record.choice and not record.released and status ~= CLIENT_GONE then
+        note_answer(record)
+    end
+    M.freed()
+end
+
+local function group_json(name)
+    local block, total, counts, sum = blocks[name], rows.total, {}, 0
+    for index = 1, #counters.bounds do
+        sum = sum + total(block, BUCKETS + index)
+        counts[index] = sum
+    end
+    return format(
+        '{"group":"%s","inLine":%d,"held":%.0f,"heldS":%.17g,"full":%.0f,"expired":%.0f,"gone":%.0f,"passed":%.0f,'
+        .. '"answered":%.0f,"late":%.0f,"heldBuckets":{"msecs":[%s],"counters":[%s]}}',
+        name, total(block, IN_LINE), total(block, HELD), total(block, HELD_S), total(block, FULL), total(block, EXPIRED),
+        total(block, GONE), total(block, PASSED), total(block, ANSWERED), total(block, LATE),
+        concat(counters.bounds, ","), concat(counts, ",")
+    )
+end
+
+-- The `holding` block of the statistics.
+function M.json()
+    local parts = {}
+    for index = 1, #names do
+        parts[index] = group_json(names[index])
+    end
+    return format('{"state":"%s","groups":[%s]}', state_of(control.current(), now_s()), concat(parts, ","))
+end
+
+return M

@@ -1,0 +1,510 @@
+"""Late binding in NGINX: slots are never exceeded, what is held goes in order, and nothing leaks or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
+from actuators.errors import ActuationError, ConfigError
+from actuators.http_client import http_session
+from actuators.nginx import instance as nginx_module
+from actuators.nginx.config import NginxOptions
+from actuators.nginx.control_endpoint import MemoryControl, to_text
+from actuators.processes.system import children
+from actuators.statistics.reader import StatusReader
+from actuators.statistics.vts import HoldEntry, HoldStatus
+from tests.support.http_server import LATER
+from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site
+from tests.support.waiting import PATIENCE_S, wait_until
+
+pytestmark = pytest.mark.nginx
+
+TAU_S = np.array([[0.04, 0.05, 0.06], [0.004, 0.005, 0.006], [0.004, 0.005, 0.006]])
+"""compose takes ten times as long as the reads."""
+EXTRA = """
+    location = /big { proxy_pass http://home_read_backend; proxy_buffer_size 4k; proxy_buffers 4096 4k;
+      proxy_busy_buffers_size 8k;
+      access_by_lua_block { BALANCER.enter("home_read_backend") }
+      body_filter_by_lua_block { BALANCER.answered() } log_by_lua_block { STATUS.log("home_read_backend") } }
+    location = /break { content_by_lua_block {
+      local rule = require "late_rule"
+      rule.begin = function() error("broken on purpose") end ngx.say("broken") } }
+"""
+
+
+def control(site: Site, slots: int = 1, deadlines_s: float = 10.0, **numbers: Any) -> ServiceTimes:
+    """Service times of `TAU_S`, one worker per server."""
+    values = LateBindingNumbers.model_validate(numbers)
+    holding = LateBinding(site.topology, np.full(3, deadlines_s), np.full(3, slots), values)
+    return ServiceTimes(site.topology, TAU_S, np.ones(3), holding)
+
+
+@contextlib.contextmanager
+def held_site(folder: Path, workers: int = 1) -> Iterator[Site]:
+    options = NginxOptions(method="late_binding", actuation="memory", worker_processes=workers, shutdown_timeout_s=5.0)
+    with running_site(folder, options) as site:
+        site.collector.begin()
+        answer_later(site)
+        yield site
+        waiting = [entry.in_line for entry in status(site).groups]
+        assert min(waiting) >= 0, waiting
+
+
+@pytest.fixture
+def site(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    add_locations(monkeypatch, EXTRA)
+    with held_site(short_dir) as site:
+        site.nginx.apply(control(site))
+        yield site
+
+
+def answer_later(site: Site) -> None:
+    for index in range(3):
+        site.script[index] = lambda _: LATER
+
+
+def status(site: Site) -> HoldStatus:
+    """Over a new connection, so that any worker may answer."""
+    with StatusReader(site.nginx.status_url) as reader:
+        balancer = reader.snapshot().balancer
+    assert balancer is not None
+    assert balancer.holding is not None
+    return balancer.holding
+
+
+def counted(site: Site, group: int = 1) -> HoldEntry:
+    return status(site).groups[group]
+
+
+def in_line(site: Site) -> int:
+    return sum(entry.in_line for entry in status(site).groups)
+
+
+def begin(
+    site: Site,
+    path: str = HOME,
+    method: str = "GET",
+    body: bytes | None = None,
+    connection: http.client.HTTPConnection | None = None,
+) -> http.client.HTTPConnection:
+    """A request that NGINX has: a server has it, or it is held."""
+    before = reached(site) + in_line(site)
+    connection = connection or http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    connection.request(method, path, body)
+    wait_until(lambda: reached(site) + in_line(site) > before)
+    return connection
+
+
+def reached(site: Site) -> int:
+    return sum(len(server.requests) for server in site.servers)
+
+
+def fill(site: Site) -> list[http.client.HTTPConnection]:
+    """A request for each slot of all servers, which are one each."""
+    connections = [begin(site) for _ in range(3)]
+    assert [server.waiting for server in site.servers] == [1, 1, 1]
+    return connections
+
+
+def finish(connection: http.client.HTTPConnection) -> tuple[int, str]:
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+def end(site: Site, connections: list[http.client.HTTPConnection]) -> None:
+    """All servers answer what they have and will get, until every client has its answer."""
+    site.heal()
+    for server in site.servers:
+        for _ in range(server.waiting):
+            server.answer_next(answer(200))
+    for connection in connections:
+        assert finish(connection)[0] == 200
+        connection.close()
+    wait_until(lambda: in_line(site) == 0 and site.in_flight() == 0)
+
+
+def test_no_server_gets_more_than_its_slots_and_a_free_one_is_filled_at_once(site: Site) -> None:
+    connections = fill(site)
+    connections += [begin(site) for _ in range(6)]
+    assert in_line(site) == 6
+    for turn in range(6):
+        server = site.servers[turn % 3]
+        before = len(server.requests)
+        server.answer_next(answer(200))
+        wait_until(lambda server=server, before=before: len(server.requests) > before)
+        assert [entry.in_flight for entry in site.balancer().servers if entry.group == "home_read_backend"] == [1] * 3
+        assert in_line(site) == 5 - turn
+    end(site, connections)
+    entry = counted(site)
+    assert (entry.held, entry.answered, entry.late, entry.refused, entry.gone, entry.passed) == (6, 9, 0, 0, 0, 0)
+    assert entry.held_s > 0
+    assert entry.held_buckets.counters[-1] == 6
+
+
+def test_without_slots_it_is_expected_delay_and_without_times_least_conn(site: Site) -> None:
+    site.nginx.apply(ServiceTimes(site.topology, TAU_S, np.full(3, 2.0)))
+    assert status(site).state == "unset"
+    connections = [begin(site) for _ in range(5)]
+    assert (in_line(site), [server.waiting for server in site.servers]) == (0, [2, 2, 1])
+    end(site, connections)
+    site.nginx.set_method("late_binding")
+    answer_later(site)
+    connections = [begin(site) for _ in range(6)]
+    assert (in_line(site), [server.waiting for server in site.servers]) == (0, [2, 2, 2])
+    end(site, connections)
+
+
+def test_the_control_reads_back_and_what_does_not_fit_is_refused(site: Site) -> None:
+    wanted = control(site, 7, 0.25, order="earliest_deadline", theta=1.5, most_held=9)
+    site.nginx.apply(wanted)
+    shown = site.nginx.control()
+    assert isinstance(shown, ServiceTimes)
+    assert shown.holding is not None
+    assert wanted.holding is not None
+    assert shown.holding.numbers == wanted.holding.numbers
+    assert (shown.holding.slots == 7).all()
+    assert (shown.holding.deadlines_s == 0.25).all()
+    with pytest.raises(ActuationError, match="late_binding takes service times"):
+        site.nginx.apply(Weights.equal(site.topology))
+    with pytest.raises(ConfigError, match="late_binding cannot have a part"):
+        site.nginx.split(50.0, "late_binding", wanted, "least_conn", Weights.equal(site.topology))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "deadlines_s", "first"),
+    [
+        ({"order": "fifo"}, (10.0, 10.0), COMPOSE),
+        ({"order": "response_ratio"}, (10.0, 10.0), HOME),
+        ({"order": "earliest_deadline"}, (10.0, 20.0), COMPOSE),
+        ({"order": "earliest_deadline"}, (20.0, 10.0), HOME),
+        ({"order": "earliest_deadline"}, (0.001, 0.001), HOME),
+    ],
+)
+def test_held_requests_go_in_order(
+    site: Site, numbers: dict[str, str], deadlines_s: tuple[float, float], first: str
+) -> None:
+    """compose comes first; what will be late is last, the shortest first."""
+    holding = LateBinding(
+        site.topology, np.array([deadlines_s[0], *[deadlines_s[1]] * 2]), np.ones(3, np.int64),
+        LateBindingNumbers.model_validate(numbers),
+    )  # fmt: skip
+    site.nginx.apply(ServiceTimes(site.topology, TAU_S, np.ones(3), holding))
+    connections = fill(site)
+    connections += [begin(site, COMPOSE), begin(site, HOME)]
+    held_ms = site.collector.snapshot().now_ms
+    # The read's age must be far more than a tenth of the other's.
+    wait_until(lambda: site.collector.snapshot().now_ms > held_ms + 100)
+    site.servers[0].answer_next(answer(200))
+    wait_until(lambda: len(site.servers[0].requests) == 2)
+    assert site.servers[0].requests[1].line.split()[1] == first
+    end(site, connections)
+
+
+def test_a_request_waits_for_the_fast_server_when_that_is_expected_to_be_faster(site: Site) -> None:
+    tau_s = np.array([[0.004, 0.4, 0.4]] * 3)
+    holding = control(site).holding
+    site.nginx.apply(ServiceTimes(site.topology, tau_s, np.ones(3), holding))
+    connections = [begin(site) for _ in range(4)]
+    assert ([server.waiting for server in site.servers], in_line(site)) == ([1, 0, 0], 3)
+    end(site, connections)
+
+
+def test_a_client_that_goes_away_leaves_nothing(site: Site) -> None:
+    connections = fill(site)
+    begin(site).close()
+    wait_until(lambda: in_line(site) == 0)
+    assert counted(site).gone == 1
+    last = begin(site)
+    assert in_line(site) == 1
+    # One that goes away while a server works frees the slot: the held one gets it.
+    connections[0].close()
+    wait_until(lambda: in_line(site) == 0)
+    assert len(site.servers[0].requests) == 2
+    end(site, [*connections[1:], last])
+
+
+def test_beyond_the_bound_requests_are_refused_and_may_come_again(site: Site) -> None:
+    site.nginx.apply(control(site, most_held=2))
+    connections = [*fill(site), begin(site), begin(site)]
+    site.collector.window()
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    connection.request("GET", HOME)
+    response = connection.getresponse()
+    assert (response.status, response.getheader("X-Refused")) == (503, "queue full")
+    assert response.getheader("Retry-After") in ("1", "2")
+    response.read()
+    wait_until(lambda: counted(site).full == 1)
+    window = site.collector.window()
+    assert (window.client_errors, window.server_errors.sum()) == (0, 0), "it is not an error of a server"
+    end(site, connections)
+    connection.request("GET", HOME)
+    assert finish(connection) == (200, "0")
+
+
+def test_the_longest_hold_ends_with_503(site: Site) -> None:
+    site.nginx.apply(control(site, longest_hold_s=3))
+    connections = fill(site)
+    held = begin(site)
+    assert finish(held)[0] == 503
+    assert (counted(site).expired, counted(site).held) == (1, 1)
+    assert counted(site).held_s == pytest.approx(3.0, abs=0.5)
+    end(site, connections)
+
+
+def test_lateness_counts_from_arrival(site: Site) -> None:
+    site.nginx.apply(control(site, deadlines_s=0.2))
+    connections = fill(site)
+    for server in site.servers:
+        server.answer_next(answer(200))
+    wait_until(lambda: site.in_flight() == 0)
+    in_time = counted(site)
+    connections += [*fill(site), begin(site)]
+    since_ms = site.collector.snapshot().now_ms
+    wait_until(lambda: site.collector.snapshot().now_ms > since_ms + 300)
+    site.servers[0].answer_next(answer(200))
+    wait_until(lambda: in_line(site) == 0)
+    end(site, connections)
+    assert (in_time.answered, in_time.late) == (3, 0)
+    assert (counted(site).answered, counted(site).late) == (7, 4)
+
+
+def test_bodies_and_connections_stay_as_they_are(site: Site) -> None:
+    connections = fill(site)
+    body = os.urandom(300_000)
+    held = begin(site, COMPOSE, "POST", body)
+    assert in_line(site) == 1
+    site.heal()
+    site.servers[0].answer_next(answer(200))
+    assert finish(held) == (200, "0")
+    assert site.servers[0].requests[-1].body == body
+    socket_before = held.sock
+    for _ in range(3):
+        held.request("GET", HOME)
+        assert finish(held)[0] == 200
+    assert held.sock is socket_before
+    end(site, connections)
+
+
+def test_a_chunked_body_is_read_before_the_request_takes_a_slot(site: Site) -> None:
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    connection.putrequest("POST", COMPOSE)
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    connection.send(b"5\r\nhello\r\n")
+    others = fill(site)
+    connection.send(b"0\r\n\r\n")
+    wait_until(lambda: in_line(site) == 1)
+    end(site, [*others, connection])
+    assert [request.body for server in site.servers for request in server.requests if request.body] == [b"hello"]
+
+
+def test_a_slow_client_keeps_no_slot(site: Site) -> None:
+    """The whole answer is in NGINX, of which the client has read nothing."""
+    text = "x" * 12_000_000
+    for index in range(3):
+        site.script[index] = lambda _: answer(200, text)
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    connection.connect = lambda: None  # type: ignore[method-assign]
+    connection.sock = socket.socket()
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, port = site.nginx.address.split(":")
+    connection.sock.connect((host, int(port)))
+    connection.request("GET", "/big")
+    wait_until(lambda: counted(site).answered == 1)
+    assert site.in_flight() == 0
+    assert sum(entry.requests for entry in site.balancer().servers) == 0, "the answer has reached the client"
+    assert finish(connection) == (200, text)
+    wait_until(lambda: sum(entry.requests for entry in site.balancer().servers) == 1)
+    assert (site.in_flight(), counted(site).answered) == (0, 1)
+
+
+def test_a_retry_moves_the_slot(site: Site) -> None:
+    site.refuse(0)
+    connections = [begin(site) for _ in range(2)]
+    assert [server.waiting for server in site.servers] == [0, 1, 1]
+    wait_until(lambda: site.in_flight() == 2)
+    connections.append(begin(site))
+    assert in_line(site) == 1, "the dead server is out of rotation"
+    end(site, connections)
+
+
+def test_another_protocol_takes_no_slot(site: Site) -> None:
+    connections = fill(site)
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    connection.request("GET", HOME, headers={"Upgrade": "websocket", "Connection": "upgrade"})
+    wait_until(lambda: reached(site) == 4)
+    assert site.in_flight() == 3
+    end(site, [*connections, connection])
+
+
+def leave_at_once(site: Site) -> None:
+    """New requests are not held, and those that are held go on by themselves."""
+    before = reached(site)
+    connections = [begin(site)]
+    wait_until(lambda: in_line(site) == 0)
+    assert reached(site) > before
+    end(site, connections)
+
+
+def test_a_control_that_nobody_renews_holds_nothing(site: Site) -> None:
+    site.nginx.apply(control(site, valid_s=1))
+    connections = [*fill(site), begin(site)]
+    wait_until(lambda: status(site).state == "stale")
+    leave_at_once(site)
+    end(site, connections)
+    assert counted(site).passed == 1
+    site.nginx.apply(control(site))
+    assert status(site).state == "holding"
+
+
+def test_when_our_code_fails_nothing_is_held(site: Site) -> None:
+    connections = [*fill(site), begin(site)]
+    assert site.get("/break")[0] == 200
+    site.servers[0].answer_next(answer(200))
+    wait_until(lambda: status(site).state == "failing")
+    leave_at_once(site)
+    end(site, connections)
+    assert "broken on purpose" in site.nginx.log_tail()
+
+
+def test_another_method_lets_go_what_is_held(site: Site) -> None:
+    connections = [*fill(site), begin(site), begin(site)]
+    site.nginx.set_method("least_conn")
+    wait_until(lambda: reached(site) == 5)
+    end(site, connections)
+    assert status(site).state == "off"
+
+
+def reload(site: Site) -> None:
+    old = set(children(site.nginx.master_pid))
+    os.kill(site.nginx.master_pid, signal.SIGHUP)
+    wait_until(lambda: bool(set(children(site.nginx.master_pid)) - old))
+
+
+def test_a_reload_loses_nothing_and_all_workers_count_the_same_slots(site: Site) -> None:
+    connections = [*fill(site), begin(site)]
+    reload(site)
+    # The new worker knows of the slots in use; the held request of the old one goes first.
+    wait_until(lambda: site.collector.begin().load_ms > 0)
+    assert in_line(site) == 1
+    connections.append(begin(site))
+    assert in_line(site) == 2
+    site.servers[2].answer_next(answer(200))
+    wait_until(lambda: in_line(site) == 1)
+    end(site, connections)
+
+
+def test_a_killed_worker_leaves_nothing(site: Site) -> None:
+    fill(site)
+    begin(site), begin(site)
+    site.kill_workers()
+    wait_until(lambda: in_line(site) == 0 and site.in_flight() == 0)
+    end(site, fill_again(site))
+
+
+def fill_again(site: Site) -> list[http.client.HTTPConnection]:
+    before = reached(site)
+    connections = [begin(site) for _ in range(3)]
+    assert reached(site) == before + 3
+    return connections
+
+
+@pytest.fixture
+def two_workers(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The kernel gives a connection to either of two workers, and `of_worker` knows to which."""
+    add_locations(monkeypatch, "location = /pid { content_by_lua_block { ngx.print(ngx.worker.pid()) } }")
+    render = nginx_module.render_main
+    monkeypatch.setattr(
+        nginx_module, "render_main", lambda *a, **k: render(*a, **k).replace("backlog=4096", "backlog=4096 reuseport")
+    )
+    with held_site(short_dir, workers=2) as site:
+        yield site
+
+
+def of_worker(site: Site, index: int) -> http.client.HTTPConnection:
+    """A connection to that worker."""
+    wanted = sorted(children(site.nginx.master_pid))[index]
+    for _ in range(100):
+        connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+        connection.request("GET", "/pid")
+        if finish(connection) == (200, str(wanted)):
+            return connection
+        connection.close()
+    raise AssertionError("the kernel gives that worker no connection")
+
+
+def test_two_workers_share_slots_and_neither_forgets_its_requests(two_workers: Site) -> None:
+    site = two_workers
+    site.nginx.apply(control(site))
+    connections = [begin(site, connection=of_worker(site, turn % 2)) for turn in range(24)]
+    assert ([server.waiting for server in site.servers], in_line(site)) == ([1, 1, 1], 21)
+    for turn in range(21):
+        server = site.servers[turn % 3]
+        before = len(server.requests)
+        server.answer_next(answer(200))
+        wait_until(lambda server=server, before=before: len(server.requests) > before)
+        assert [server.waiting for server in site.servers] == [1, 1, 1]
+    assert in_line(site) == 0
+    end(site, connections)
+    assert (counted(site).held, counted(site).answered) == (21, 24)
+
+
+def test_the_order_is_that_of_both_workers_requests(two_workers: Site) -> None:
+    """The slot of one worker's request goes to the other's older one, unless that worker has no time for some ms."""
+    site, older = two_workers, 0
+    site.nginx.apply(control(site, order="fifo"))
+    for _ in range(7):
+        connections = [begin(site, connection=of_worker(site, 1)) for _ in range(3)]
+        connections.append(begin(site, COMPOSE, connection=of_worker(site, 0)))
+        connections.append(begin(site, USER, connection=of_worker(site, 1)))
+        assert ([server.waiting for server in site.servers], in_line(site)) == ([1, 1, 1], 2)
+        before = len(site.servers[0].requests)
+        site.servers[0].answer_next(answer(200))
+        wait_until(lambda before=before: len(site.servers[0].requests) > before)
+        older += site.servers[0].requests[-1].line.split()[1] == COMPOSE
+        end(site, connections)
+        answer_later(site)
+    assert older > 3
+
+
+WRONG: tuple[Callable[[str], str], ...] = (
+    lambda text: text.replace("order response_ratio", "order shortest"),
+    lambda text: text.replace("order response_ratio\n", ""),
+    lambda text: text.replace("number theta 1.4", "number theta 0.5"),
+    lambda text: text.replace("number theta 1.4", "number beta 1"),
+    lambda text: text.replace("slots ", "slots nobody "),
+    lambda text: text.replace("deadline user_read_backend 10.0\n", ""),
+    lambda text: text.replace("method late_binding", "method expected_delay"),
+)
+
+
+def test_a_text_that_is_not_complete_is_refused_whole(site: Site) -> None:
+    text = to_text("late_binding", control(site))
+    headers = {"X-Deepsched-Token": site.nginx.token}
+    with http_session(10.0) as session:
+        before = session.get(site.nginx.control_url).text
+        for change in WRONG:
+            wrong = change(text)
+            assert wrong != text
+            refused = session.post(site.nginx.control_url, data=wrong, headers=headers)
+            assert (refused.status_code, refused.text[:9]) == (400, "refused: "), wrong
+        assert session.get(site.nginx.control_url).text == before
+
+
+def test_an_nginx_whose_locations_ask_for_no_slot_refuses_the_method(short_dir: Path) -> None:
+    with running_site(short_dir, NginxOptions(method="expected_delay", actuation="memory")) as site:
+        endpoint = MemoryControl(site.nginx.control_url, site.nginx.token, site.topology)
+        with pytest.raises(ActuationError, match="method late_binding"):
+            endpoint.put("late_binding", control(site))
+        endpoint.close()
