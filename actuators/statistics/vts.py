@@ -315,7 +315,7 @@ class HoldStatus(_VtsStruct, frozen=True):
     """Late binding of an NGINX.
 
     `state`: `holding`; `off` under another method; `unset` without service times or slots; `stale` when nobody has
-    renewed the control; `failing` when its code has failed, see NGINX's error log. In all but the first nothing is held.
+    renewed the control; `failing` when its code has failed, see NGINX's error log. Only in the first requests are held.
     """
 
     state: str = "off"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.control import BalancingMethod, ServiceTimes, Weights
 from actuators.contract.topology import Topology
 from actuators.load.summary import LoadSummary
 from actuators.nginx.config import NginxOptions
@@ -266,8 +266,8 @@ def _slow_reload(context: BenchContext, topology: Topology) -> list[Bar]:
 class _Uncounted(Nginx):
     """NGINX alone: no Lua runs for a request, so its statistics stand still."""
 
-    def _main(self, upstreams: Path, *, memory: bool) -> str:
-        return re.sub(r"log_by_lua_block \{[^}]*\}", "", super()._main(upstreams, memory=memory))
+    def _main(self, upstreams: Path, method: BalancingMethod, *, memory: bool) -> str:
+        return re.sub(r"log_by_lua_block \{[^}]*\}", "", super()._main(upstreams, method, memory=memory))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pytest
 
 from actuators.contract.admission import Admission, AdmissionNumbers
 from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.script import Behaviour, RateStep, Script, ServerProfile, Stream
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Topology
@@ -209,6 +210,32 @@ def expected_delay_obeys_service_times(make: Factory) -> None:
         testbed.set_method("least_conn")  # the factory may put the next testbed before the same NGINX
 
 
+def late_binding_holds_what_servers_have_no_room_for(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("late_binding")
+        testbed.reset(ContractScenario(), 11)
+        groups, servers = testbed.topology.shape
+        with pytest.raises(ActuationError):
+            testbed.apply(Weights.equal(testbed.topology, 3))
+        holding = LateBinding(
+            testbed.topology, np.full(groups, 0.5), np.ones(servers, np.int64), LateBindingNumbers(order="fifo")
+        )
+        tau_s = np.tile(np.linspace(0.004, 0.005, servers), (groups, 1))
+        for slots in (holding, None):
+            testbed.apply(ServiceTimes(testbed.topology, tau_s, np.full(servers, 4.0), slots))
+            testbed.advance(INTERVAL_S)
+            window = testbed.advance(INTERVAL_S)
+            assert window.usable, window.faults
+            assert window.active is not None
+            assert window.delay is not None
+            # With a slot each nobody waits behind another one, and with room for all some do.
+            busy = window.delay.requests - window.delay.idle_requests
+            assert window.requests.sum() > 0
+            assert window.active.sum() <= servers if slots is not None else True
+            assert busy.sum() == 0 if slots is not None else True
+        testbed.set_method("least_conn")
+
+
 def reset_forgets_which_servers_failed(make: Factory) -> None:
     with make() as testbed:
         testbed.set_method("expected_delay")
@@ -254,6 +281,7 @@ CONTRACT = (
     a_control_of_another_topology_is_refused,
     service_times_are_read_as_inverse_weights,
     expected_delay_obeys_service_times,
+    late_binding_holds_what_servers_have_no_room_for,
     reset_forgets_which_servers_failed,
 )
 """Every clause; parametrise a test over them: ``clause(make)``."""

@@ -133,7 +133,8 @@ local function takes_slot(current, choice, server)
     return true
 end
 
-local function send(current, group, entry, place, server, now, troubled)
+-- The request at a place of the line goes to a server; false when another worker took the last slot at the same moment.
+function M.send(current, group, entry, place, server, now, troubled)
     local record, choice = entry.record, group.choices[server]
     local wait_s = rule.wait_s(group, server)
     local idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
@@ -197,7 +198,7 @@ local function send_one(current, now, troubled)
             if several and others_first(current, rank, now) then
                 return false
             end
-            return send(current, group, entry, place, server, now, troubled)
+            return M.send(current, group, entry, place, server, now, troubled)
         end
         rule.plan(group, entry, server)
     end
@@ -279,6 +280,13 @@ local function has_body()
     return length and length ~= "0" or var.http_transfer_encoding ~= nil
 end
 
+-- The request is the last one of the line.
+function M.join(entry)
+    held = held + 1
+    line[held] = entry
+    add(entry, IN_LINE)
+end
+
 local function new_entry(record, group_name)
     return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), look = 0, waits = true,
         semaphore = nil }
@@ -305,9 +313,8 @@ function M.enter(group_name)
     if in_line() >= hold.most_held then
         return refuse(entry, FULL, "queue full")
     end
-    record.entry, held = entry, held + 1
-    line[held] = entry
-    add(entry, IN_LINE)
+    record.entry = entry
+    M.join(entry)
     step()
     if entry.waits then
         entry.semaphore = semaphore.new(0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayjobs.bench.parts.bars import Bar, BenchContext
-from rayjobs.bench.simulator import agreement, late_binding
+from rayjobs.bench.simulator import agreement, late_binding, replay
 
-PARTS = {"agreement": agreement.measure, "late_binding": late_binding.measure}
+PARTS = {"agreement": agreement.measure, "replay": replay.measure, "late_binding": late_binding.measure}
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:

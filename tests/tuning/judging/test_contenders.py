@@ -17,7 +17,7 @@ from envs.environment.actions import ActionOptions
 from envs.environment.phase import ObserveOptions, watch
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.estimators.registry import estimator_named
-from envs.heuristics.names import ESTIMATED
+from envs.heuristics.names import ESTIMATED, HELD
 from envs.mixture.fit import fit_from_windows
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
@@ -27,7 +27,16 @@ from tuning.judging.judge import Informed, Judge
 from tuning.judging.plan import JudgeOptions
 
 DEADLINES_S = np.array([0.06, 0.025, 0.02])
-NAMES = (*NATIVE, *BASELINES, *STEERED, *ESTIMATED, *ORACLES, "inverse_latency@expected_delay", "little@round_robin")
+NAMES = (
+    *NATIVE,
+    *BASELINES,
+    *STEERED,
+    *ESTIMATED,
+    *HELD,
+    *ORACLES,
+    "inverse_latency@expected_delay",
+    "little@round_robin",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,18 @@ def test_every_policy_can_be_judged_beside_the_others_on_the_same_arrivals(arena
     means = {name: values["mean_ms"] for name, values in evaluation.values.items()}
     assert means["true_times"] < means["least_conn"] < means["round_robin"]
     assert means["shortest_delay"] < means["least_conn"]
-    assert evaluation.to_json()["policies"]["true_times"]["method"] == "expected_delay"
+    methods = {name: policy["method"] for name, policy in evaluation.to_json()["policies"].items()}
+    assert methods["true_times"] == "expected_delay"
+    assert methods["late_binding"] == methods["earliest_deadline"] == "late_binding"
+
+
+def test_policies_that_hold_requests_have_twice_as_many_slots_as_workers_and_an_order(arena: Arena) -> None:
+    for name, order in HELD.items():
+        control = contender(parse_policies([name])[0], arena).begin(arena.problem.topology)
+        assert isinstance(control, ServiceTimes)
+        assert control.holding is not None
+        assert (control.holding.numbers.order, control.holding.slots.tolist()) == (order, [8, 8, 8])
+        assert (control.holding.deadlines_s == DEADLINES_S).all()
 
 
 def test_heuristics_of_weights_are_the_same_beside_a_residual_on_service_times(arena: Arena) -> None:
@@ -87,6 +107,7 @@ def test_an_oracle_is_told_the_script_of_each_phase(arena: Arena) -> None:
         ("inverse_latency@leastconn", "did you mean 'least_conn'"),
         ("round_robin@least_conn", "brings its own method"),
         ("knapsack@expected_delay", "estimates no service times"),
+        ("idle@late_binding", "unknown balancing method 'late_binding'"),
     ],
 )
 def test_a_wrong_entry_is_explained(text: str, problem: str) -> None:
