@@ -73,7 +73,7 @@ class Traced:
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """How many picks differ, over all orders (docs/results.md#late-binding-in-nginx)."""
+    """How many picks differ, over all orders (docs/results.md#late-binding)."""
     compared, different = 0, 0
     for order in ORDERS:
         folder = context.work_dir / order
