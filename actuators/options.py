@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -134,7 +135,10 @@ class Options(BaseModel):
     def _in_range(cls, value: object, info: ValidationInfo) -> object:
         name = info.field_name or ""
         unit = next((unit for unit in RANGES if name.endswith(f"_{unit}")), "")
-        for number in _numbers_in(value):
+        leaves = list(_leaves(value))
+        if any("\0" in str(leaf) for leaf in leaves if isinstance(leaf, str | Path)):
+            raise ValueError("must not contain a NUL character")
+        for number in (leaf for leaf in leaves if isinstance(leaf, int | float)):
             least, most = RANGES[unit]
             if number and not least <= abs(number) <= most:
                 raise ValueError(f"must be 0 or from {least:g} to {most:g}" if least else f"must be at most {most:g}")
@@ -243,14 +247,14 @@ def in_words(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _numbers_in(value: object) -> Iterator[float]:
-    """All numbers in a value of lists, tuples and mappings."""
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (number for each in value.values() for number in _numbers_in(each))
+def _leaves(value: object) -> Iterator[object]:
+    """What a value of lists, tuples and mappings consists of, without the keys."""
+    if isinstance(value, Mapping):
+        yield from (leaf for each in value.values() for leaf in _leaves(each))
     elif isinstance(value, list | tuple):
-        yield from (number for each in value for number in _numbers_in(each))
+        yield from (leaf for each in value for leaf in _leaves(each))
+    else:
+        yield value
 
 
 def _matches(found: object, wanted: object) -> bool:

@@ -12,14 +12,18 @@ from actuators.errors import ConfigError
 from actuators.options import Options
 from rayjobs.cli.main import Verb, run_verb
 
+GOODPUT = "goodput"
+"""Shown in place of `miss_ratio`, what it leaves of 1."""
+
 
 class CompareOptions(Options):
     """Which runs."""
 
     runs: tuple[Path, ...] = Field(min_length=1)
     """Folders of runs that compared policies; two or more, or one with --markdown."""
-    metric: tuple[str, ...] = Field(default=("mean_ms", "p99_ms", "art_per_request"), min_length=1)
-    """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, miss_ratio, errors."""
+    metric: tuple[str, ...] = Field(default=("mean_ms", "p99_ms", "goodput", "art_per_request"), min_length=1)
+    """Columns per run: mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, p999_ms, art_per_request, goodput, errors. Of goodput,
+    the ratio is of late requests."""
     markdown: bool = False
     """Print a Markdown table per metric for each run, with its command, commit and machine."""
 
@@ -32,15 +36,17 @@ def run(options: CompareOptions) -> int:
 
     if len(options.runs) < (1 if options.markdown else 2):
         raise ConfigError(f"{len(options.runs)} runs to compare", where="runs", remedy="give two or more run folders")
-    unknown = [metric for metric in options.metric if metric not in METRICS]
+    metrics = tuple("miss_ratio" if metric == GOODPUT else metric for metric in options.metric)
+    unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
-        raise ConfigError(f"unknown metric '{unknown[0]}'", remedy=f"expected one of: {', '.join(METRICS)}")
+        expected = ", ".join(GOODPUT if metric == "miss_ratio" else metric for metric in METRICS)
+        raise ConfigError(f"unknown metric '{unknown[0]}'", remedy=f"expected one of: {expected}")
     if options.markdown:
         for path in options.runs:
-            print(_markdown(path, options.metric))
+            print(_markdown(path, metrics))
         return 0
     runs = {name: load_evaluations(path) for name, path in _names(options.runs).items()}
-    console_out().print(_table(comparison_rows(runs), list(runs), options.metric))
+    console_out().print(_table(comparison_rows(runs), list(runs), metrics))
     return 0
 
 
@@ -67,7 +73,8 @@ def _table(rows: list[dict[str, Any]], runs: list[str], metrics: tuple[str, ...]
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{', '.join(metrics)}; × each run's own reference, 95 % intervals", title_justify="left")
+    names = (GOODPUT if metric == "miss_ratio" else metric for metric in metrics)
+    table = Table(title=f"{', '.join(names)}; × each run's own reference, 95 % intervals", title_justify="left")
     table.add_column("scenario")
     table.add_column("policy", no_wrap=True)
     for name in runs:
@@ -89,7 +96,8 @@ def _cell(policy: dict[str, Any] | None, metrics: tuple[str, ...]) -> str:
         ratio = ratio_of(policy, metric)
         value = format_value(policy[metric], metric)
         own = ratio.value == 1.0 and ratio.low == ratio.high
-        lines.append(value if own else f"{value}  {format_ratio(ratio.value)} {format_interval(ratio, '–')}".rstrip())
+        told = f"{value}  {format_ratio(ratio.value, metric)} {format_interval(ratio, '–')}"
+        lines.append(value if own else told.rstrip())
     return "\n".join(lines)
 
 

@@ -72,14 +72,14 @@ def _table(title: str, scores: dict[str, Any], base: Any) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for column in ("rule", "mean ms", "×", "p99 ms", "×", "ART", "×", "J ×", "errors", "requests"):
+    for column in ("rule", "mean ms", "×", "p99 ms", "×", "goodput", "ART", "×", "J ×", "errors", "requests"):
         table.add_column(column, justify="left" if column == "rule" else "right")
     for name, score in scores.items():
         ratio = score.over(base)
         table.add_row(
             name, f"{score.mean_ms:.2f}", f"{ratio.mean_ms:.2f}", f"{score.p99_ms:.1f}", f"{ratio.p99_ms:.2f}",
-            f"{score.art:.4f}", f"{ratio.art:.2f}", f"{ratio.index:.2f}", f"{score.error_ratio:.2%}",
-            f"{score.requests:,}",
+            f"{score.goodput:.2%}", f"{score.art:.4f}", f"{ratio.art:.2f}", f"{ratio.index:.2f}",
+            f"{score.error_ratio:.2%}", f"{score.requests:,}",
         )  # fmt: skip
     return table
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuning.judging.statistics import PairedRatio
-from tuning.judging.verdicts import METRIC_NAMES, format_interval, format_ratio, format_value, ratio_of
+from tuning.judging.verdicts import COMPARED, METRIC_NAMES, format_interval, format_ratio, format_value, ratio_of
 
 LEGEND = (
     "Ratios are to `{reference}` on the same arrivals and service draws, with 95 % intervals; "
@@ -50,17 +50,23 @@ def _table(evaluations: Sequence[dict[str, Any]], metric: str, reference: str, n
     ]
     for evaluation in evaluations:
         policies = evaluation["policies"]
-        cells = [_cell(ratio_of(policies[name], metric)) if name in policies else "–" for name in names]
+        cells = [_policy_cell(policies[name], metric) if name in policies else "–" for name in names]
         value = format_value(policies[reference][metric], metric) if reference in policies else "–"
         lines.append(f"| {evaluation['scenario']} | {value} | " + " | ".join(cells) + " |")
     if len(evaluations) > 1:
-        cells = [_cell(_geometric(evaluations, name, metric)) for name in names]
+        cells = [_cell(_geometric(evaluations, name, metric), metric) for name in names]
         lines.append(f"| geometric mean | 1 | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(ratio: PairedRatio) -> str:
-    text = format_ratio(ratio.value)
+def _policy_cell(policy: dict[str, Any], metric: str) -> str:
+    """The ratio, behind the value where it is of something else."""
+    cell = _cell(ratio_of(policy, metric), metric)
+    return f"{format_value(policy[metric], metric)}, {cell}" if metric in COMPARED else cell
+
+
+def _cell(ratio: PairedRatio, metric: str) -> str:
+    text = format_ratio(ratio.value, metric)
     if ratio.low is None or ratio.high is None:
         return text
     mark = {"better": "**", "worse": "*"}.get(ratio.verdict, "")

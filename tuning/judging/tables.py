@@ -18,7 +18,8 @@ _STYLES = {"better": "green", "worse": "red", "no measurable difference": "dim",
 
 def render(evaluation: dict[str, Any], width: int = 100) -> RenderableType:
     """Table and sentences for a terminal of `width` columns; `evaluation` is the content of `evaluation.json`."""
-    return Group(_table(evaluation, gap=1 if width < 96 else 2), "", _accounts(evaluation), *_sentences(evaluation))
+    table = _table(evaluation, gap=1 if width < 96 else 2)
+    return Group(table, "", *_by_type(evaluation), _accounts(evaluation), *_sentences(evaluation))
 
 
 def print_evaluation(evaluation: dict[str, Any], console: Console | None = None) -> None:
@@ -65,7 +66,7 @@ def _cell(metric: str, policy: dict[str, Any], *, is_reference: bool) -> Text:
     ratio = ratio_of(policy, metric)
     style = _STYLES[ratio.verdict]
     if ratio.value is not None:
-        text.append(f"\n{format_ratio(ratio.value)}", style=style)
+        text.append(f"\n{format_ratio(ratio.value, metric)}", style=style)
         text.append(_interval(ratio), style=style)
     return text
 
@@ -74,6 +75,22 @@ def _interval(ratio: PairedRatio) -> str:
     if ratio.low is None or ratio.high is None:
         return ""
     return f"\n{digits(ratio.low)}–{digits(ratio.high) if ratio.high < 1000 else '…'}"
+
+
+def _by_type(evaluation: dict[str, Any]) -> list[Text]:
+    """What one type of requests pays for the gain of others."""
+    policies = evaluation["policies"]
+    types = dict.fromkeys(name for policy in policies.values() for name in policy["per_type"])
+    if len(types) < 2:
+        return []
+    lines = [
+        f"  {name}: " + ", ".join(
+            f"{policy} {format_value(values['per_type'][name]['miss_ratio'], 'miss_ratio')}"
+            for policy, values in policies.items()
+        )
+        for name in types
+    ]  # fmt: skip
+    return [Text("Goodput by type:", style="bold"), *map(Text, lines)]
 
 
 def _accounts(evaluation: dict[str, Any]) -> Text:

@@ -12,10 +12,13 @@ METRIC_NAMES: dict[str, str] = {
     "p50_ms": "p50",
     "p95_ms": "p95",
     "p99_ms": "p99",
+    "miss_ratio": "goodput",
     "art_per_request": "ART per request",
     "errors": "errors",
 }
-"""Metrics of the tables and their names there."""
+"""Metrics of the tables and their names there. Of the misses goodput is shown, what they leave of 1."""
+COMPARED = {"miss_ratio": "late"}
+"""What a ratio is of, where the table shows another value: 0.5 × as many late requests, whatever the goodput."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,16 @@ class MetricComparison:
         return f"{METRIC_NAMES[self.metric]}: {self._outcome()}."
 
     def _outcome(self) -> str:
+        ours, theirs = (format_value(value, self.metric) for value in self.values)
         if self.values == (0, 0):
-            return "none with either policy"
+            return f"{'none' if self.metric == 'errors' else ours} with either policy"
         if self.ratio.value is None:
-            ours, theirs = (format_value(value, self.metric) for value in self.values)
             return f"{ours} against {theirs}; a ratio has no meaning"
+        compared = COMPARED.get(self.metric)
+        told = f"{ours} against {theirs}, {compared} requests " if compared else ""
         if self.verdict == "inconclusive":
-            return f"inconclusive; {format_ratio(self.ratio.value)} from one round"
-        return f"{self.verdict}, {describe_ratio(self.ratio)}"
+            return f"inconclusive; {told}{format_ratio(self.ratio.value)} from one round"
+        return f"{self.verdict}, {told}{describe_ratio(self.ratio)}"
 
 
 def comparisons(evaluation: dict[str, Any], other: str | None = None) -> list[MetricComparison]:
@@ -115,11 +120,12 @@ def format_interval(ratio: PairedRatio, between: str = " – ") -> str:
     return between.join(_interval_ends(ratio.low, ratio.high))
 
 
-def format_ratio(value: float | None) -> str:
-    """``0.85×``; – when there is none."""
+def format_ratio(value: float | None, metric: str = "") -> str:
+    """``0.85×``, or ``late 0.85×`` where the ratio is not of the value that is shown; – when there is none."""
     if value is None:
         return "–"
-    return f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"
+    text = f"{value:.0f}×" if value >= 100 else f"{value:.2f}×"
+    return f"{COMPARED[metric]} {text}" if metric in COMPARED else text
 
 
 def format_value(value: float | None, metric: str) -> str:
@@ -128,6 +134,8 @@ def format_value(value: float | None, metric: str) -> str:
         return "–"
     if metric == "errors":
         return f"{value:,.0f}"
+    if metric == "miss_ratio":
+        return f"{100 * (1 - value):.2f} %"
     return f"{digits(value)} ms" if metric.endswith("_ms") else f"{value:.3f}"
 
 

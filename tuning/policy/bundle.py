@@ -286,11 +286,13 @@ def roll_back(folder: Path) -> None:
 
 
 def _resolved(path: Path) -> Path:
-    """Raises BundleError for a link that leads to itself."""
+    """Raises BundleError for a link that leads to itself, and for what no path can be."""
     try:
         return path.resolve()
     except RuntimeError as error:
         raise BundleError("a link that leads to itself", where=str(path), remedy=_REMEDY) from error
+    except ValueError as error:
+        raise BundleError(f"not a path: {error}", where=repr(str(path)), remedy=_REMEDY) from error
 
 
 def _check_archive(path: Path, max_bytes: int) -> None:

@@ -155,7 +155,9 @@ def _named(rows: list[MetricComparison], verdict: Verdict) -> str:
     with_ratio = verdict in ("better", "worse")
     return in_words(
         [
-            f"{METRIC_NAMES[row.metric]} ({format_ratio(row.ratio.value)})" if with_ratio else METRIC_NAMES[row.metric]
+            f"{METRIC_NAMES[row.metric]} ({format_ratio(row.ratio.value, row.metric)})"
+            if with_ratio
+            else METRIC_NAMES[row.metric]
             for row in rows
             if row.verdict == verdict
         ]

@@ -110,8 +110,8 @@ def _bar(context: BenchContext, way: str, with_us: FloatArray, without_us: Float
     upper, mean, lower = (float(np.exp(logs.mean() + shift)) for shift in (half, 0.0, -half))
     name = f"{way}: CPU per request with admission to without, upper 95 % limit"
     how = (
-        f"{len(logs)} pairs of blocks at {RATE_RPS:g} requests/s each, both at the same time on a core of their own, no"
-        " request refused; geometric mean, Student's t"
+        f"{len(logs)} pairs of blocks at {RATE_RPS:g} requests/s each, both at the same time on one core that only"
+        " they use, no request refused; geometric mean, Student's t"
     )
     text = (
         f"{mean:.3f}, 95 %: {lower:.3f} to {upper:.3f}; medians {np.median(with_us):.1f} and"

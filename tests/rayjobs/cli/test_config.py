@@ -126,6 +126,7 @@ def test_a_wrong_assignment_names_the_full_path(assignment: str, said: str) -> N
         ("1: 2", "line 1: the key 1 is not a text; put it in quotes"),
         ("seed: [", "not valid YAML"),
         ("interval_s: soon", "option 'interval_s' is 'soon'"),
+        ('out: "a\\0b"', "must not contain a NUL character"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:

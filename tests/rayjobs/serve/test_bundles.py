@@ -57,6 +57,17 @@ def test_a_torn_pointer_is_recovered_from(root: Path, tmp_path: Path, torn: byte
     assert replica(root, tmp_path).in_use().bundle.folder.name == "first"
 
 
+def test_a_bundle_before_that_no_path_can_be_is_none(root: Path, tmp_path: Path) -> None:
+    one = replica(root, tmp_path)
+    one.swap(root / "second")
+    pointer = tmp_path / "served.json"
+    first = str((root / "first").resolve())
+    pointer.write_text(pointer.read_text().replace(f'"previous": "{first}"', '"previous": "a\\u0000b"'))
+    assert "u0000" in pointer.read_text()
+    present = replica(root, tmp_path).in_use()
+    assert (present.bundle.folder.name, present.before) == ("second", None)
+
+
 def test_of_two_swaps_at_once_one_learns_that_it_lost(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

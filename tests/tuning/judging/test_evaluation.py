@@ -22,7 +22,7 @@ from tuning.judging.plan import JudgeOptions
 from tuning.judging.statistics import PairedRatio
 from tuning.judging.tables import print_evaluation
 from tuning.judging.tally import sides
-from tuning.judging.verdicts import MetricComparison, digits, format_interval, verdicts
+from tuning.judging.verdicts import METRIC_NAMES, MetricComparison, digits, format_interval, verdicts
 
 
 def evaluate(rounds: int = 4, learned: str = "learned", **testbed: Any) -> Evaluation:
@@ -158,10 +158,31 @@ def test_every_row_that_is_not_won_is_said_so_against_the_reference_and_the_best
     ]
     for heading, rows in found.items():
         assert heading in text
-        assert len(rows) == 6
+        assert [row.metric for row in rows] == list(METRIC_NAMES)
         for row in rows:
             assert row.sentence in text
             assert (": better," in row.sentence) == (row.verdict == "better")
+
+
+def test_goodput_is_a_column_and_told_by_type(content: dict[str, Any]) -> None:
+    text = " ".join(printed(content, width=300).split())
+    policies = content["policies"]
+    assert f"{100 * (1 - policies['learned']['miss_ratio']):.2f} %" in text
+    assert f"late {policies['learned']['ratios']['miss_ratio']:.2f}×" in text
+    for request_type, values in policies["learned"]["per_type"].items():
+        told = next(line for line in printed(content, width=300).splitlines() if line.startswith(f"  {request_type}: "))
+        assert f"learned {100 * (1 - values['miss_ratio']):.2f} %" in told
+
+
+def test_a_sentence_of_goodput_tells_what_its_ratio_is_of() -> None:
+    def sentence(values: tuple[float, float], ratio: PairedRatio) -> str:
+        return MetricComparison("miss_ratio", "learned", "least_conn", values, ratio).sentence
+
+    better = sentence((0.015, 0.035), PairedRatio(0.43, 0.34, 0.53, 0.4, 8))
+    told = "goodput: better, 98.50 % against 96.50 %, late requests 0.43× (95 % interval 0.34 to 0.53)."
+    assert better == told
+    none = PairedRatio(None, None, None, None, 8)
+    assert sentence((0.0, 0.0), none) == "goodput: 100.00 % with either policy."
 
 
 def test_one_round_claims_nothing() -> None:
