@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import DirectMethod
 from actuators.contract.script import Scenario, Script
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
@@ -49,7 +49,7 @@ class Common(TypedDict, total=False):
         render_mode: `ansi` or `rgb_array`.
     """
 
-    method: BalancingMethod
+    method: DirectMethod
     decision: Mapping[str, Any] | None
     interval_s: float
     episode_steps: int
@@ -109,7 +109,7 @@ def calibrated_vector(
 class _Parts:
     """`CommonVector`, and what the id says."""
 
-    method: BalancingMethod = "least_conn"
+    method: DirectMethod = "least_conn"
     decision: Mapping[str, Any] | None = None
     interval_s: float = 1.0
     episode_steps: int = 100

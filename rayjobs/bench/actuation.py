@@ -13,12 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from actuators.contract.control import BalancingMethod, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.topology import Topology
 from actuators.load.summary import LoadSummary
 from actuators.nginx.config import NginxOptions
@@ -286,6 +287,7 @@ _ARMS = (
     _Arm("round_robin in memory", NginxOptions(method="round_robin", actuation="memory"), 1.35),
     _Arm("least_conn in memory", NginxOptions(method="least_conn", actuation="memory"), 1.35),
     _Arm("expected_delay", NginxOptions(method="expected_delay", actuation="memory"), 1.5),
+    _Arm("late_binding", NginxOptions(method="late_binding", actuation="memory"), 1.35),
 )
 
 
@@ -300,6 +302,9 @@ def _cost(context: BenchContext, topology: Topology) -> list[Bar]:
         }
         times = ServiceTimes(topology, np.full(topology.shape, 0.004), np.full(topology.shape[1], 4.0))
         fronts["expected_delay"].apply(times)
+        numbers, servers = LateBindingNumbers(valid_s=1e6), topology.shape[1]
+        holding = LateBinding(topology, np.full(topology.shape[0], 0.1), np.full(servers, 8), numbers)
+        fronts["late_binding"].apply(replace(times, holding=holding))
 
         def cpu_of(name: str, duration_s: float, index: int) -> float:
             return cpu_per_request_us(

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayjobs.bench.parts.bars import Bar, BenchContext
-from rayjobs.bench.simulator import agreement, late_binding, replay
+from rayjobs.bench.simulator import agreement, late_binding, late_binding_live, replay
 
-PARTS = {"agreement": agreement.measure, "replay": replay.measure, "late_binding": late_binding.measure}
+PARTS = {
+    "agreement": agreement.measure, "replay": replay.measure, "late_binding": late_binding.measure,
+    "late_binding_live": late_binding_live.measure,
+}  # fmt: skip
+LONG = ("late_binding", "late_binding_live")
+"""What is played for many hours of simulated time, or for half an hour of a quiet machine."""
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """All parts; quick, without late binding, which is played for many hours of simulated time."""
-    parts = [part for name, part in PARTS.items() if not (context.quick and name == "late_binding")]
+    """All parts; quick, without the long ones."""
+    parts = [part for name, part in PARTS.items() if not (context.quick and name in LONG)]
     return [bar for part in parts for bar in part(context)]

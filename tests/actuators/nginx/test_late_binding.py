@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -508,3 +510,41 @@ def test_an_nginx_whose_locations_ask_for_no_slot_refuses_the_method(short_dir: 
         with pytest.raises(ActuationError, match="method late_binding"):
             endpoint.put("late_binding", control(site))
         endpoint.close()
+
+
+def curl(site: Site, path: str = HOME, *options: str) -> subprocess.Popen[bytes]:
+    before = reached(site) + in_line(site)
+    command = ["curl", "-sS", "--http2-prior-knowledge", *options, f"http://{site.nginx.address}{path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: reached(site) + in_line(site) > before)
+    return process
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is missing")
+def test_requests_over_http2_are_held_too(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    render = nginx_module.render_main
+    monkeypatch.setattr(
+        nginx_module, "render_main", lambda *a, **k: render(*a, **k).replace("backlog=4096", "backlog=4096 http2")
+    )
+    body = short_dir / "body"
+    body.write_bytes(b"x" * 300_000)
+    with held_site(short_dir) as site:
+        site.nginx.apply(control(site))
+        clients = [curl(site) for _ in range(3)]
+        gone = curl(site)
+        assert in_line(site) == 1
+        gone.kill()
+        gone.communicate()
+        wait_until(lambda: in_line(site) == 0)
+        assert counted(site).gone == 1
+        clients.append(curl(site, COMPOSE, "--data-binary", f"@{body}"))
+        assert in_line(site) == 1
+        site.heal()
+        for server in site.servers:
+            server.answer_next(answer(200, "late"))
+        for client in clients:
+            out, error = client.communicate()
+            assert (client.returncode, error) == (0, b"")
+            assert out in (b"late", b"0", b"1", b"2")
+        assert [len(each.body) for server in site.servers for each in server.requests if each.body] == [300_000]
+        wait_until(lambda: site.in_flight() == 0)
