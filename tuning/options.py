@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from actuators.contract.control import BalancingMethod, DirectMethod
+from actuators.contract.control import DirectMethod
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
 from envs.environment.actions import check_method
 from envs.environment.problem import DecisionOptions

@@ -9,13 +9,14 @@ local counters = require "counters"
 local health = require "health"
 local inflight = require "inflight"
 local records = require "records"
+local methods = require "methods"
 local rows = require "rows"
 local rule = require "late_rule"
 local semaphore = require "ngx.semaphore"
 
-local ngx, var, now_s = ngx, ngx.var, ngx.now
+local ngx, now_s = ngx, ngx.now
+local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
 local format, concat, min, pcall, random, tostring = string.format, table.concat, math.min, pcall, math.random, tostring
-local remove = table.remove
 local REFUSED_STATUS, CLIENT_GONE = 503, 499
 local NONE_TRIED = {}         -- so that nobody waits for a slot of the one server whose pause is over
 local REST_S = 1              -- longest sleep of a held request: then it looks whether requests are still held
@@ -29,7 +30,7 @@ local IN_LINE, HELD, HELD_S, FULL, EXPIRED, GONE, PASSED, ANSWERED, LATE, BUCKET
 -- Columns of the block of a worker's first request that could not be sent. FAILED_AT: in row 0.
 local SAID_AT, ARRIVAL, GROUP, FAILED_AT, HEADS = 0, 1, 2, 3, 4
 
-local dict, heads
+local dict, heads, all          -- all: IN_LINE of all groups together
 local blocks, names, index_of = {}, {}, {}   -- by group, by index, and index by group
 local line, held = {}, 0        -- requests of this worker in the order of arrival
 local several = false           -- there are other workers
@@ -37,7 +38,7 @@ local polite_since              -- since when a slot is left to another worker
 
 -- groups: of counters.lua. Before the workers start.
 function M.init(shared_dict, groups)
-    dict, heads = shared_dict, rows.add({}, "late heads", HEADS)
+    dict, heads, all = shared_dict, rows.add({}, "late heads", HEADS), rows.add({}, "late", 1)
     for index = 1, #groups do
         local name = groups[index].name
         names[index], index_of[name] = name, index
@@ -54,12 +55,9 @@ local function add(entry, column, change)
     own[column] = own[column] + (change or 1)
 end
 
-local function in_line()
-    local sum = 0
-    for index = 1, #names do
-        sum = sum + rows.total(blocks[names[index]], IN_LINE)
-    end
-    return sum
+local function count_line(entry, change)
+    add(entry, IN_LINE, change)
+    all.own[IN_LINE] = all.own[IN_LINE] + change
 end
 
 -- Whether requests are held; else the reason: off (another method), unset (no slots yet), stale or failing.
@@ -111,9 +109,11 @@ local function leave_line(entry, place)
     if place > held then
         return   -- a failure has taken it out
     end
-    remove(line, place)
+    count_line(entry, -1)
     held = held - 1
-    add(entry, IN_LINE, -1)
+    for behind = place, held + 1 do   -- LuaJIT does not compile table.remove here
+        line[behind] = line[behind + 1]
+    end
     if place == 1 and held > 0 and line[1].semaphore then
         line[1].semaphore:post(1)   -- it looks from time to time from now on
     end
@@ -133,15 +133,42 @@ local function takes_slot(current, choice, server)
     return true
 end
 
+local function bind(entry, choice, wait_s, service_s, idle)
+    local record = entry.record
+    record.bound, record.wait_s, record.service_s, record.idle = choice, wait_s, service_s, idle
+    entry.waits = false
+end
+
+-- While nobody is held, the server of expected_delay is the rule's, too, when it has a free slot: the others' scores are
+-- no less than without slots. Returns it when the request has its slot.
+function M.send_at_once(current, entry, now)
+    local troubled = health.trouble()
+    local group = current.by_name[entry.group]
+    local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
+    if #open == 0 then
+        return nil
+    end
+    local server, wait_s, service_s = methods.expected_delay(group, open, now, troubled)
+    local choice, in_flight = group.choices[server], inflight.of_server(group.choices_of[server])
+    if in_flight >= current.hold.slots[server] or not takes_slot(current, choice, server) then
+        return nil
+    end
+    bind(entry, choice, wait_s, service_s, in_flight < group.workers[server])
+    if troubled then
+        health.picked(choice, now)
+    end
+    return server
+end
+
 -- The request at a place of the line goes to a server; false when another worker took the last slot at the same moment.
 function M.send(current, group, entry, place, server, now, troubled)
-    local record, choice = entry.record, group.choices[server]
+    local choice = group.choices[server]
     local wait_s = rule.wait_s(group, server)
     local idle = inflight.of_server(group.choices_of[server]) < group.workers[server]
     if not takes_slot(current, choice, server) then
         return false
     end
-    record.bound, record.wait_s, record.service_s, record.idle = choice, wait_s, group.tau_s[server], idle
+    bind(entry, choice, wait_s, group.tau_s[server], idle)
     if troubled then
         health.picked(choice, now)
     end
@@ -276,15 +303,18 @@ local function wait(entry, longest_s)
 end
 
 local function has_body()
-    local length = var.content_length
-    return length and length ~= "0" or var.http_transfer_encoding ~= nil
+    local length = variable(nil, "content_length")
+    if length and length ~= "" then
+        return length ~= "0"
+    end
+    return variable(nil, "http_transfer_encoding") ~= nil
 end
 
 -- The request is the last one of the line.
 function M.join(entry)
     held = held + 1
     line[held] = entry
-    add(entry, IN_LINE)
+    count_line(entry, 1)
 end
 
 local function new_entry(record, group_name)
@@ -302,7 +332,7 @@ function M.enter(group_name)
     local record = records.get(true)
     if record.attempts > 0 or record.refused or record.entry then
         return
-    elseif var.http_upgrade then
+    elseif variable(nil, "http_upgrade") then
         record.uncounted = true
         return
     end
@@ -310,10 +340,19 @@ function M.enter(group_name)
         ngx.req.read_body()
     end
     local entry, hold = new_entry(record, group_name), current.hold
-    if in_line() >= hold.most_held then
+    local others = rows.total(all, IN_LINE)
+    if others >= hold.most_held then
         return refuse(entry, FULL, "queue full")
     end
     record.entry = entry
+    if others == 0 then
+        local ok, what = pcall(M.send_at_once, current, entry, entry.arrival_s)
+        if ok and what then
+            return
+        elseif not ok then
+            failed(what)
+        end
+    end
     M.join(entry)
     step()
     if entry.waits then

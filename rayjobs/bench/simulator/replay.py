@@ -45,10 +45,16 @@ _TRACE = """
       package.loaded.deepsched_trace = trace
       local function note(...) trace[#trace + 1] = string.format(...) end
       local number, numbers = 0, setmetatable({}, { __mode = "k" })
-      local join, step, send, add = late.join, late.step, late.send, inflight.add
-      late.join = function(entry)
+      local join, step, send, at_once, add = late.join, late.step, late.send, late.send_at_once, inflight.add
+      local function come(entry)
         number = number + 1; numbers[entry] = number
-        note("hold %d %s %.17g", number, entry.group, entry.arrival_s); return join(entry)
+        note("hold %d %s %.17g", number, entry.group, entry.arrival_s)
+      end
+      late.join = function(entry) come(entry); return join(entry) end
+      late.send_at_once = function(current, entry, now)
+        local server = at_once(current, entry, now)
+        if server then come(entry); note("look %.17g", now); note("send %d %d", number, server) end
+        return server
       end
       late.step = function(now) note("look %.17g", now); return step(now) end
       late.send = function(current, group, entry, place, server, ...)
