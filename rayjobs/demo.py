@@ -19,6 +19,7 @@ from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.testbed import TestbedKind, open_testbed
 from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.options import ONLINE, AlgorithmOptions, LearningOptions, TrainingOptions, check_live_algorithm
@@ -64,7 +65,7 @@ class LiveTrainingOptions(Options):
     """PPO with small steps: a few noisy intervals must not undo what was learned."""
 
 
-class DemoOptions(Options):
+class DemoOptions(RayOptions):
     """The end-to-end demo."""
 
     only: ClassVar = {
@@ -210,7 +211,7 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
     """The judgement, the training, and what the learned policy observed while it was judged."""
     from envs.heuristics.controllers import RecordingPolicy
     from envs.scenarios.lookup import scenario, topology_of
-    from rayjobs.runs.local_ray import local_ray
+    from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.steps import Steps
     from tuning.judging.contenders import LEARNED
 
@@ -221,7 +222,7 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
     with contextlib.ExitStack() as stack:
         with progress.stage("start") as stage:
             stage.update("Ray, with proxy, client and server resources")
-            stack.enter_context(local_ray())
+            stack.enter_context(ray_session(address=options.address))
             stage.update(f"a {options.testbed} testbed")
             work_dir = folder.path / "testbed"
             topology = topology_of([watched])
@@ -266,7 +267,7 @@ VERB = Verb(
     options=DemoOptions,
     run=run,
     common=(
-        "quick", "testbed", "method", "scenario", "seed", "out", "interval_s", "observe.duration_s",
+        "quick", "testbed", "method", "scenario", "seed", "out", "address", "interval_s", "observe.duration_s",
         "training.steps", "live_training.steps", "judge.rounds", "judge.measure_s",
     ),
 )  # fmt: skip

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from actuators.options import GIVEN, Only, Options
 from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, main
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.recordings import read_windows, windows_of
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ class CheckOptions(RollbackOptions):
     """Share of novel windows up to which an encoder fits."""
 
 
-class RecalibrateOptions(CheckOptions):
+class RecalibrateOptions(CheckOptions, RayOptions):
     """Which encoder is refitted to which windows."""
+
+    only: ClassVar = {"address": Only(retrain_steps=GIVEN)}
 
     seed: int = Field(default=1, ge=0)
     """Fixes the mixture's start and everything random in further training."""
@@ -237,7 +240,7 @@ def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNe
 
     training = training_of(warm, options.retrain_steps)
     folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
-    with ray_session():
+    with ray_session(address=options.address):
         start = learning_net(warm.net, warm.problem, warm.model)
         trainer = Trainer(warm.problem, training, folder.path, options.seed, start=start)
         held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from actuators.contract.control import DirectMethod
 from actuators.errors import ConfigError, DataError, DeepSchedError, closest
-from actuators.options import Moved, Never, Only, OnlyIf, Options
+from actuators.options import Moved, Never, Only, OnlyIf
 from actuators.testbed.options import LiveOptions
 from envs.environment.phase import ObserveOptions
 from envs.heuristics.names import TODAY
@@ -28,6 +28,7 @@ from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.testbed import TestbedKind, check_live, open_testbed
 from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName
 
@@ -53,11 +54,12 @@ def _takes_workers(options: EvaluateOptions) -> bool:
     return any(spec.takes_workers and (not spec.is_bundle or _sets_times(spec)) for spec in options.specs())
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(RayOptions):
     """One evaluation."""
 
     only: ClassVar = {
         "judge.max_core_wait_ms": Only(testbed="live"),
+        "address": Only(testbed="live"),
         "live.nginx.method": Never("every policy brings its own method, or takes --method"),
     }
     moved: ClassVar = {
@@ -285,7 +287,7 @@ def _judge_parts(
         with contextlib.ExitStack() as stack:
             with progress.stage(f"start {kind}"):
                 if kind == "live":
-                    stack.enter_context(ray_session())
+                    stack.enter_context(ray_session(address=options.address))
                 work_dir = folder.path / "testbed"
                 testbed = stack.enter_context(open_testbed(kind, topology, work_dir, options.seed, options.live))
             own = [part for part in parts if part.kind == kind]
@@ -395,8 +397,8 @@ VERB = Verb(
     run=run,
     positional=("bundle",),
     common=(
-        "policies", "scenario", "testbed", "seed", "seeds", "interval_s", "method", "out", "resume", "judge.rounds",
-        "judge.measure_s", "judge.reference",
+        "policies", "scenario", "testbed", "seed", "seeds", "interval_s", "method", "out", "resume", "address",
+        "judge.rounds", "judge.measure_s", "judge.reference",
     ),
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from actuators.options import Never, Only, OnlyIf, Options, Retired
+from actuators.options import Never, Only, OnlyIf, Retired
 from actuators.testbed.options import LiveOptions
 from envs.environment.phase import ObserveOptions
 from rayjobs.cli.console import console_out
@@ -18,13 +18,16 @@ from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, main
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.testbed import TestbedKind, open_testbed
 
 
-class ObserveVerbOptions(Options):
+class ObserveVerbOptions(RayOptions):
     """One observation phase."""
 
-    only: ClassVar = {"live.nginx.method": Never("the observation balances by least_conn")}
+    only: ClassVar = {
+        "live.nginx.method": Never("the observation balances by least_conn"), "address": Only(testbed="live"),
+    }  # fmt: skip
     moved: ClassVar = {
         name: Retired(f"use `deepsched encoder {instead}`", default=default)
         for name, instead, default in (
@@ -78,7 +81,7 @@ def run(options: ObserveVerbOptions) -> int:
         progress = stack.enter_context(Progress(stages))
         with progress.stage("start"):
             if live:
-                stack.enter_context(ray_session())
+                stack.enter_context(ray_session(address=options.address))
             work_dir = folder.path / "testbed"
             testbed = stack.enter_context(
                 open_testbed(options.testbed, topology_of([watched]), work_dir, options.seed, options.live)
@@ -102,7 +105,7 @@ VERB = Verb(
     options=ObserveVerbOptions,
     run=run,
     common=(
-        "testbed", "scenario", "seed", "out", "observe.duration_s", "observe.explore_s", "observe.window_s",
+        "testbed", "scenario", "seed", "out", "address", "observe.duration_s", "observe.explore_s", "observe.window_s",
         "observe.encoder.kind", "observe.encoder.clusters", "observe.encoder.criterion",
     ),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from actuators.errors import ConfigError
-from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
+from actuators.options import GIVEN, Moved, Never, Only, Retired
 from actuators.testbed.options import LiveOptions
 from envs.environment.phase import ObserveOptions
 from rayjobs.cli.config import resumed
@@ -19,8 +19,10 @@ from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.joining import RayOptions
+from rayjobs.runs.storage import stored
 from rayjobs.runs.testbed import check_live, of_one_system
-from tuning.search.space import ConfirmOptions, SearchOptions
+from tuning.search.space import DRAWN, POPULATIONS, CallbackName, ConfirmOptions, SearchOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +37,7 @@ LIVE_START_S = 20
 """What one core trains and validates, and what the testbeds of a trial take to start, roughly; only for the display."""
 
 
-class SweepOptions(Options):
+class SweepOptions(RayOptions):
     """One sweep. Its results: `sweep.parquet`, `best/` (a bundle), `report.html`, `usage.json`, TensorBoard events."""
 
     only: ClassVar = {
@@ -63,6 +65,9 @@ class SweepOptions(Options):
     """What is observed first and confirmed on last, and what live trials train on; simulated ones train on
     `search.base.training.scenarios`. The `calibration.json` of a recorded system is also trained on, unless these are
     given; nothing is then confirmed live."""
+    callback: tuple[CallbackName, ...] = ()
+    """Trackers that get every trial's settings and results as well: `mlflow`, `wandb`, `comet`, `aim`, each with its
+    package and its own environment variables (MLFLOW_TRACKING_URI, WANDB_API_KEY, …); none when not given."""
     observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, window_s=1.0)
     """The observation phase, on a testbed as trials have; its windows are shared by all of them."""
     search: SearchOptions = SearchOptions()
@@ -74,12 +79,12 @@ class SweepOptions(Options):
 
     def resolved(self) -> Self:
         if self.resume is not None:
-            return resumed(self, self.resume)
+            return resumed(self, self.resume, may_differ=("address",))
         own = self._of_one_system()
-        if self.search.scheduler != "pbt" or self.search.search != "optuna":
+        if self.search.scheduler not in POPULATIONS or self.search.search in DRAWN:
             return own
         if self.given("search.search"):
-            what = "optuna does not draw for population-based training"
+            what = f"{self.search.search} does not draw for population-based training"
             raise ConfigError(what, where="search.search", remedy="set search.search=random, or another scheduler")
         return own.changed({"search.search": "random"})
 
@@ -92,16 +97,22 @@ class SweepOptions(Options):
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
     from tuning.search.space import check
+    from tuning.search.sweep import check_parts
 
     options = options.resolved()
     check(options.search)
+    check_parts(options.search, options.callback)
     topology = _system(options)
     if options.confirm.best or options.search.testbed == "live":
         check_live(topology)
     folder = (
         RunFolder(options.resume) if options.resume else RunFolder.create(options.out, "sweep", options.seed, options)
     )
-    with kept(lambda: f"go on with: deepsched sweep --resume {folder.path}"):
+    chosen = options.out is not None
+    with (
+        stored(folder.path, options.storage, chosen=chosen),
+        kept(lambda: f"go on with: deepsched sweep --resume {folder.path}"),
+    ):
         _work(options, folder)
     return 0
 
@@ -117,7 +128,6 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
     from actuators.files import write_json
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_out
-    from rayjobs.runs.folder import upload
     from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.report import provenance
     from rayjobs.runs.usage import CpuUsage, session_name
@@ -128,7 +138,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(_stages(options)))
         with progress.stage("start") as stage:
-            stack.enter_context(ray_session(testbeds=_testbeds(options)))
+            stack.enter_context(ray_session(testbeds=_testbeds(options), address=options.address))
             at_once = preflight(options.search, len(_system(options).servers))
             if confirm.best:
                 _room_to_confirm(confirm, len(_system(options).servers))
@@ -144,7 +154,7 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
                     usage.phase("tail" if _count(options) - tally.ended - tally.failed < at_once else "full")
                     _say(stage, tally, options)
 
-                grid = run_sweep(options.search, shared, storage, at_once, tell)
+                grid = run_sweep(options.search, shared, storage, at_once, tell, options.callback)
             write_json(folder.path / "usage.json", {"trials": len(grid), "at_once": at_once, **usage.summary()})
             table = trial_table(grid, options.search.space)
             table.to_parquet(folder.path / "sweep.parquet")
@@ -165,8 +175,6 @@ def _work(options: SweepOptions, folder: RunFolder) -> None:
             report = write_sweep_report(
                 folder.path, table, histories(grid), options.search, evaluations, provenance(folder)
             )
-            if options.storage:
-                upload(folder.path, options.storage)
     print_best(table, evaluations, console_out())
     console_out().print(_pace(len(grid), usage), soft_wrap=True)
     console_out().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
@@ -269,8 +277,8 @@ VERB = Verb(
     options=SweepOptions,
     run=run,
     common=(
-        "scenario", "seed", "out", "resume", "storage", "search.trials", "search.concurrent", "search.search",
-        "search.scheduler", "search.space", "confirm.best",
+        "scenario", "seed", "out", "resume", "storage", "address", "search.trials", "search.concurrent",
+        "search.search", "search.scheduler", "search.space", "confirm.best",
     ),
 )  # fmt: skip
 

@@ -14,8 +14,8 @@ class TestbedsOptions(Options):
     """Which Ray."""
 
     address: str | None = None
-    """Address of Ray, HOST:PORT or `auto`; when not given, all heads that `deepsched` started on this machine, and in
-    a submitted job its cluster."""
+    """Ray to look at: HOST:PORT of its head, or `auto`; when not given, RAY_ADDRESS says it, and without that it is the
+    cluster of a submitted job, or else all heads that `deepsched` started on this machine."""
 
 
 def run(options: TestbedsOptions) -> int:
@@ -43,14 +43,13 @@ def run(options: TestbedsOptions) -> int:
 
 def _testbeds_of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The address and the testbeds of each Ray."""
-    from rayjobs.runs.local_ray import connected, in_job, joined, running_heads
+    from rayjobs.runs.joining import named_ray
+    from rayjobs.runs.local_ray import connected, joined, running_heads
     from tuning.live.testbeds import running_testbeds
 
-    if address is None and in_job():
-        address = "auto"
-    if address is not None:
-        with connected(address):
-            yield address, running_testbeds()
+    if (named := named_ray(address)) is not None:
+        with connected(named.address, named.source):
+            yield named.address, running_testbeds()
         return
     for folder in running_heads():
         with joined(folder):

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from actuators.contract.control import DirectMethod
 from actuators.errors import DataError
-from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options, Retired
+from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Retired
 from actuators.testbed.options import LiveOptions
 from envs.environment.actions import check_method
 from envs.environment.phase import Observed, ObserveOptions
@@ -26,6 +26,8 @@ from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.joining import RayOptions
+from rayjobs.runs.storage import stored
 from rayjobs.runs.testbed import TestbedKind, check_live, of_one_system
 from tuning.judging.plan import BlockOptions, JudgeOptions
 from tuning.options import (
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 POLICIES, BLOCK_OVERHEAD_S = 4, 1.2
 
 
-class TrainOptions(Options):
+class TrainOptions(RayOptions):
     """One training run; equal options give equal numbers."""
 
     only: ClassVar = {
@@ -76,6 +78,9 @@ class TrainOptions(Options):
     """Fixes everything random."""
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
+    storage: str | None = None
+    """Folder or pyarrow URL (file://, s3://…) to which the run's folder is copied at the end, whatever the end. A
+    submitted job without it leaves its results on the cluster."""
     scenario: str = "demo"
     """Scenario that is observed first and judged on last; see `training.scenarios` for what is trained on. The
     `calibration.json` of a recorded system is also trained on, unless `training.scenarios` is given."""
@@ -117,7 +122,7 @@ class TrainOptions(Options):
 
     def resolved(self) -> Self:
         if self.resume is not None:
-            return resumed(self, self.resume, may_differ=("training.steps",))
+            return resumed(self, self.resume, may_differ=("training.steps", "address", "storage"))
         return self.changed(of_one_system(self, "training.scenarios"))
 
 
@@ -140,6 +145,7 @@ def run(options: TrainOptions) -> int:
     training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
     judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stored(folder.path, options.storage, chosen=options.out is not None))
         stack.enter_context(kept(lambda: _kept(options, folder)))
         progress = stack.enter_context(Progress(_stages(options)))
         steps = Steps(folder, progress, options.seed)
@@ -188,13 +194,13 @@ def _open(
     from rayjobs.runs.testbed import open_testbed
 
     if options.testbed == "simulated":
-        stack.enter_context(ray_session())
+        stack.enter_context(ray_session(address=options.address))
         return stack.enter_context(open_testbed("simulated", topology, folder.path, options.seed)), None
     from tuning.live.conductor import ConductedTestbed
     from tuning.live.testbeds import Testbeds
 
     count, work_dir = options.parallel.testbeds, folder.path / "testbeds"
-    stack.enter_context(ray_session(testbeds=count))
+    stack.enter_context(ray_session(testbeds=count, address=options.address))
     testbeds = Testbeds.live(count, topology, options.live, work_dir, options.seed, options.method)
     stack.enter_context(testbeds)
     first, conductor = next(iter(testbeds.conductors.items()))
@@ -303,8 +309,9 @@ VERB = Verb(
     options=TrainOptions,
     run=run,
     common=(
-        "scenario", "testbed", "seed", "out", "resume", "records", "training.steps", "training.scenarios",
-        "training.algorithm.name", "training.algorithm.learning_rate", "judge.rounds", "parallel.testbeds",
+        "scenario", "testbed", "seed", "out", "resume", "storage", "records", "training.steps",
+        "training.scenarios", "training.algorithm.name", "training.algorithm.learning_rate", "judge.rounds",
+        "parallel.testbeds",
     ),
 )  # fmt: skip
 

@@ -116,6 +116,19 @@ class HeldOutOptions(Options):
     """Scenarios to look at; those of the training when empty."""
 
 
+class RunnerOptions(Options):
+    """Processes of RLlib beside the one that trains; the names are RLlib's."""
+
+    num_env_runners: int = Field(default=0, ge=0)
+    """Processes that step environments; with 0 the training process does, and nothing has to be started first."""
+    num_cpus_per_env_runner: Annotated[float, Only(num_env_runners=GIVEN)] = Field(default=1.0, gt=0)
+    """CPUs that each of them claims."""
+    num_learners: int = Field(default=0, ge=0)
+    """Processes that compute gradients; with 0 the training process does."""
+    num_gpus_per_learner: float = Field(default=0.0, ge=0)
+    """GPUs of each of them, or of the training process."""
+
+
 class LearningOptions(Options):
     """How a policy is trained in simulation; what it steers and how often, the command says."""
 
@@ -124,7 +137,7 @@ class LearningOptions(Options):
     steps: int = Field(default=40_000, ge=1)
     """Environment steps on simulated testbeds."""
     environments: int = Field(default=24, ge=1, le=4096)
-    """Simulated testbeds that are advanced together."""
+    """Simulated testbeds that are advanced together, by each environment runner."""
     threads: Annotated[int, Only(algorithm__name=ONLINE)] = Field(default=2, ge=1)
     """Threads that simulate; what is learned does not depend on it."""
     episode_steps: int = Field(default=50, ge=1)
@@ -137,6 +150,8 @@ class LearningOptions(Options):
     """What is imitated before."""
     held_out: HeldOutOptions = HeldOutOptions()
     """Early stopping."""
+    runners: Annotated[RunnerOptions, Only(algorithm__name=ONLINE)] = RunnerOptions()
+    """More processes, on this machine or on the cluster."""
     checkpoint_steps: int = Field(default=20_000, ge=1)
     """Environment steps between two checkpoints, from which `--resume` goes on."""
     model: ModelOptions = ModelOptions()

@@ -46,12 +46,20 @@ def resting_net(problem: DecisionProblem, model: ModelOptions) -> ArrayNet:
 
 
 def learn(
-    fitted: Fit, way: Way, steps: int, interval_s: float, seed: int, place: Path, report: Callable[[str, float], None]
+    fitted: Fit,
+    way: Way,
+    steps: int,
+    interval_s: float,
+    seed: int,
+    place: Path,
+    report: Callable[[str, float], None],
+    address: str | None = None,
 ) -> tuple[Bundle, dict[str, Any] | None]:
     """The bundle, and the proof of its residual; None when nothing was trained. Goes on from its checkpoints.
 
     Args:
         place: receives checkpoints and the training curve.
+        address: of Ray, as `rayjobs.runs.joining.RayOptions` has it.
     """
     if steps == 0:
         model = ModelOptions()
@@ -62,7 +70,7 @@ def learn(
     options = options_for(way, fitted, steps, interval_s)
     place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ray_session())
+        stack.enter_context(ray_session(address=address))
         trainer = Trainer(
             fitted.problem, options, place, seed,
             lambda row, of: report(f"{row.step} of {of} steps, return {row.episode_return:.2f}", row.step / of),

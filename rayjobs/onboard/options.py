@@ -9,20 +9,22 @@ from pydantic import Field
 
 from actuators.contract.control import DirectMethod
 from actuators.external.nginx import ExternalNginxOptions
-from actuators.options import GIVEN, NOT_GIVEN, Never, Only, Options
+from actuators.options import GIVEN, NOT_GIVEN, Never, Only
 from actuators.statistics.reader import CollectOptions
 from envs.calibration.options import CalibrateOptions
 from envs.observation.precision import WatchOptions
 from envs.study.promise_options import PromiseOptions
+from rayjobs.runs.joining import RayOptions
 
 IDENTITY = ("status_url", "nginx_conf", "control_url", "groups")
 """Options that tell which system it is."""
 
 
-class OnboardOptions(Options):
+class OnboardOptions(RayOptions):
     """Which system, how long it is watched, and what is promised."""
 
     only: ClassVar = {
+        "address": Only(train_steps=GIVEN),
         "calibrate.method": Never("set --method"),
         "watch.least_s": Only(watch_s=NOT_GIVEN),
         "watch.most_s": Only(watch_s=NOT_GIVEN),

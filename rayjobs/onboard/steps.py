@@ -144,7 +144,7 @@ class Onboarding:
         with self._progress.stage("train") as stage:
             bundle, proof = learn(
                 fitted, way, options.train_steps, options.interval_s, options.seed, self._kept.place / "training",
-                stage.update,
+                stage.update, options.address,
             )  # fmt: skip
             bundle.save(place)
         self._kept.keep("train", {"proof": proof})

@@ -1,8 +1,6 @@
 """The folder of a run and its provenance: enough to retell and repeat it.
 
 What a bundle says about its origin: seed, command, config, versions, training curve, evaluation.
-
-Results on storage that every node reaches: a folder, NFS, or any URL that pyarrow's filesystems know.
 """
 
 from __future__ import annotations
@@ -25,14 +23,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from actuators.credentials import without_credentials
-from actuators.errors import ConfigError
 from actuators.files import writable_folder, write_atomic
 from actuators.options import Options
 from rayjobs.cli.config import dump_yaml
 
 if TYPE_CHECKING:
-    from pyarrow import fs
-
     from tuning.learning.trainer import CurveRow
 
 _DISTRIBUTION = "deep-scheduling"
@@ -211,36 +206,3 @@ def provenance(run: RunFolder, seed: int, curve: Sequence[CurveRow]) -> dict[str
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-
-
-def upload(folder: Path, url: str) -> str:
-    """Copies a run's folder below `url`, under its own name; where it is now. Raises ConfigError.
-
-    The experiment of a sweep is there already: Tune writes it as it goes.
-    """
-    from pyarrow import fs
-
-    filesystem, base = _resolve(url)
-    target = f"{base.rstrip('/')}/{folder.name}"
-    try:
-        filesystem.create_dir(target, recursive=True)
-        fs.copy_files(str(folder.absolute()), target, destination_filesystem=filesystem)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write: {error}", where=url, remedy="check the storage and its credentials"
-        ) from error
-    return target
-
-
-def _resolve(url: str) -> tuple[fs.FileSystem, str]:
-    from pyarrow import ArrowInvalid, fs
-
-    try:
-        if "://" in url:
-            filesystem, path = fs.FileSystem.from_uri(url)
-            return filesystem, path
-    except (ArrowInvalid, OSError) as error:
-        raise ConfigError(
-            f"not a storage that pyarrow knows: {error}", where=url, remedy="give a folder, file://… or s3://…"
-        ) from error
-    return fs.LocalFileSystem(), str(Path(url).absolute())

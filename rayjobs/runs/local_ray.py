@@ -24,9 +24,12 @@ from typing import Any
 
 import psutil
 
+from actuators.errors import ConfigError
 from actuators.files import is_own_folder, read_regular, socket_place, write_private
 from actuators.processes.process import ManagedProcess
+from rayjobs.cli.console import console_err
 from rayjobs.cli.interrupts import claim_signals, end_now
+from rayjobs.runs.joining import Named, named_ray
 
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 120.0
@@ -46,8 +49,6 @@ _PATIENCE = {
 """Ray gives its node 30 s to start, and Serve kills a proxy that needs more than 5 s; on a busy machine both take
 longer. Ray starts its workers at nice 15: an NGINX and a load engine below them would wait for every other program.
 Two changes of threads cost a served policy more than its decision; longer work leaves the event loop explicitly."""
-_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it in the environment of the entrypoint of a submitted job."""
 
 
 class LocalRay:
@@ -157,18 +158,37 @@ def _program(process: psutil.Process) -> str:
 
 
 @contextlib.contextmanager
-def ray_session(testbeds: int = 1, servers: int = 3) -> Iterator[None]:
-    """The Ray of this process: connected already, that of its job, or a `LocalRay` for the block."""
+def ray_session(testbeds: int = 1, servers: int = 3, address: str | None = None) -> Iterator[None]:
+    """The Ray of this process: connected already, one that is named, that of its job, or a `LocalRay` for the block.
+
+    Says which one was joined.
+
+    Args:
+        address: the option of `RayOptions`.
+
+    Raises:
+        ConfigError: there is no Ray at that address, or it does not let us in.
+    """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    with connected("auto") if in_job() else local_ray(testbeds, servers):
+    named = named_ray(address)
+    if named is None:
+        with local_ray(testbeds, servers):
+            yield
+        return
+    with connected(named.address, named.source):
+        _say_joined(named)
         yield
 
 
-def in_job() -> bool:
-    """Whether `ray job submit` started this process."""
-    return _SUBMITTED in os.environ
+def _say_joined(named: Named) -> None:
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    size = f"{nodes} nodes, {ray.cluster_resources().get('CPU', 0.0):g} CPUs"
+    found = ray.get_runtime_context().gcs_address
+    console_err().print(f"joined Ray at {found} ({named.source}): {size}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -186,10 +206,18 @@ def socket_folder(below: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Makes this process a driver of the Ray at that address, with the authentication of the environment."""
+def connected(address: str, source: str = "--address") -> Iterator[None]:
+    """Makes this process a driver of the Ray at that address, with the authentication of the environment.
+
+    Raises ConfigError when there is none, or it does not let us in; `source`: who named it.
+    """
     _take_environment()
-    _connect(address)
+    try:
+        _connect(address)
+    except (ConnectionError, RuntimeError, _ray_error()) as error:
+        what = str(error).strip().splitlines()[0]
+        remedy = "for a token: export RAY_AUTH_MODE=token, with the head's own in ~/.ray/auth_token"
+        raise ConfigError(f"cannot join Ray at {address}: {what}", where=source, remedy=remedy) from error
     try:
         yield
     finally:
@@ -259,6 +287,12 @@ def _connect(address: str) -> None:
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     # ray.init handles SIGTERM and would exit without any cleanup.
     claim_signals()
+
+
+def _ray_error() -> type[Exception]:
+    """Ray's own errors; the head's refusal of a token is one."""
+    error: type[Exception] = importlib.import_module("ray.exceptions").RayError
+    return error
 
 
 def _environment(folder: Path) -> dict[str, str]:

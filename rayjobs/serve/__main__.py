@@ -91,14 +91,15 @@ def _on_uvicorn(options: ServeOptions, settings: ServeSettings, port: int) -> It
 
 @contextlib.contextmanager
 def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterator[None]:
+    from rayjobs.runs.joining import named_ray
     from rayjobs.runs.local_ray import ray_session, socket_folder
 
     before = dict(os.environ)
     with socket_folder(_BELOW_BYTES) as folder:
-        if options.haproxy:
+        if options.haproxy and named_ray(options.address) is None:
             os.environ.update(haproxy_environment(folder))
         try:
-            with ray_session():
+            with ray_session(address=options.address):
                 from ray import serve
 
                 from rayjobs.serve.ray_app import NAME, deployed, settings_args, start
@@ -106,7 +107,11 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
                 start(options.host, port)
                 app = deployed(settings_args(settings), deployment(options))
                 serve.run(app, name=NAME, route_prefix="/")
-                yield
+                try:
+                    yield
+                finally:
+                    # A Ray that was joined, and what else it serves, goes on.
+                    serve.delete(NAME)
         finally:
             os.environ.clear()
             os.environ.update(before)

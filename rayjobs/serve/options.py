@@ -11,8 +11,9 @@ from pydantic import Field
 
 from actuators.errors import ConfigError
 from actuators.files import exclusive, writable_folder, write_private
-from actuators.options import GIVEN, Never, Only, OnlyIf, Options
+from actuators.options import GIVEN, NOT_GIVEN, Never, Only, OnlyIf
 from actuators.store import LOCK_TIMEOUT_S
+from rayjobs.runs.joining import RayOptions
 from rayjobs.serve.tokens import Role, Tokens
 from tuning.steering.options import GuardOptions
 
@@ -30,10 +31,11 @@ _GUARDS_OF_ONE_ANSWER = {
 """The guards of `tuning.steering.decide.decide_alone`."""
 
 
-class ServeOptions(Options):
+class ServeOptions(RayOptions):
     """Options of `deepsched serve`."""
 
     only: ClassVar = {
+        "address": Only(front="ray"),
         "batch_wait_ms": OnlyIf(
             lambda options: options.batch_size > 1, "with batch_size=1", "set batch_size=2 or more"
         ),
@@ -51,8 +53,9 @@ class ServeOptions(Options):
     """Port to listen on; 0 takes a free one."""
     front: Literal["ray", "uvicorn"] = "ray"
     """ray: Ray Serve with replicas; uvicorn: one process without Ray, several times faster per request."""
-    haproxy: Annotated[bool, Only(front="ray")] = True
-    """ray: HAProxy instead of Ray's own proxy, four times faster; its statistics stay on loopback."""
+    haproxy: Annotated[bool, Only(front="ray", address=NOT_GIVEN)] = True
+    """ray: HAProxy instead of Ray's own proxy, four times faster; its statistics stay on loopback. A Ray that is joined
+    has the proxy that it was started with."""
     replicas: Annotated[int, Only(front="ray")] = Field(1, ge=1, le=64)
     """ray: number of replicas; the minimum when `max_replicas` is given."""
     max_replicas: Annotated[int | None, Only(front="ray")] = Field(None, ge=1, le=64)

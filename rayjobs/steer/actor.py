@@ -48,7 +48,11 @@ class SteerActor:
 
 def start_actor(options: SteerOptions) -> Any:
     """The actor's handle; the actor claims `proxy` and is restarted whenever it dies."""
-    given = options.model_dump(mode="json") | {"actor": False, "folder": str(options.folder.absolute())}
+    given = options.model_dump(mode="json") | {
+        "actor": False,
+        "address": None,
+        "folder": str(options.folder.absolute()),
+    }
     paths = ("bundle", "nginx_conf", "token_file", "admission_calibration")
     given |= {name: str(Path(given[name]).absolute()) for name in paths if given[name]}
     made = ray.remote(SteerActor).options(
@@ -63,7 +67,7 @@ def steer_on_proxy(options: SteerOptions) -> None:
 
     Raises CapacityError, and what the controller raises.
     """
-    with ray_session():
+    with ray_session(address=options.address):
         if ray.cluster_resources().get("proxy", 0) < 1:
             remedy = "start that node with --resources='{\"proxy\": 1}'"
             raise CapacityError("no node offers 'proxy'", where="steer --actor", remedy=remedy)

@@ -102,6 +102,8 @@ class SteerOptions(SteeringOptions, SiteOptions):
     (`deepsched serve` is named deepsched); needs --actor or a job on that cluster. None is asked when not given."""
     actor: bool = False
     """Run as a Ray actor on a node that offers `proxy`; Ray restarts it when it dies."""
+    address: Annotated[str | None, Only(actor=True)] = None
+    """Ray whose node runs the actor: HOST:PORT of its head, or `auto`. When not given, RAY_ADDRESS says it."""
     interval_s: float = Field(1.0, gt=0.02)
     """Time between two decisions."""
     duration_s: float | None = Field(None, gt=0)

@@ -58,14 +58,18 @@ def submit(head: tuple[str, dict[str, str]], *command: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-def test_a_submitted_training_run_ends_well(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_a_submitted_training_run_leaves_its_results_in_the_storage(
+    head: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
     config = tmp_path / "train.yaml"
     options = yaml.safe_load((ROOT / "rayjobs" / "configs" / "train-quick.yaml").read_text())
-    config.write_text(yaml.safe_dump({**options, "out": str(tmp_path / "runs"), "training": {"steps": 600}}))
+    options |= {"storage": f"file://{tmp_path}/store", "training": {"steps": 600}}
+    config.write_text(yaml.safe_dump(options))
     done = submit(head, "python", "-m", "rayjobs.train", "--config", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert f"bundle: {folder}/bundle" in done.stdout
+    assert "(that of this job)" in done.stdout + done.stderr
+    (folder,) = (tmp_path / "store").iterdir()
+    assert f"results: {folder}" in done.stdout
     assert (folder / "bundle" / "bundle.json").exists()
 
 

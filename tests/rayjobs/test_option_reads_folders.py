@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def unread(verb: Verb, *assignments: str, code: int = 0, **flags: Any) -> list[s
 
 
 @contextlib.contextmanager
-def no_ray(*, testbeds: int = 1) -> Iterator[None]:
+def no_ray(*, testbeds: int = 1, address: str | None = None) -> Iterator[None]:
     yield
 
 
@@ -79,17 +80,19 @@ def test_a_training_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_testbeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    joined: list[str] = []
+    joined: list[tuple[str, str]] = []
 
     @contextlib.contextmanager
-    def connected(address: str) -> Iterator[None]:
-        joined.append(address)
+    def connected(address: str, source: str) -> Iterator[None]:
+        joined.append((address, source))
         yield
 
     monkeypatch.setattr("rayjobs.runs.local_ray.connected", connected)
     monkeypatch.setattr("tuning.live.testbeds.running_testbeds", list)
-    assert unread(testbeds.VERB, address="127.0.0.1:1") == []
-    assert joined == ["127.0.0.1:1"]
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        assert unread(testbeds.VERB, address=address) == []
+    assert joined == [(address, "--address")]
 
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

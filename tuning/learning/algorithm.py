@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.bc import BCConfig
@@ -20,7 +21,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import ALL_MODULES
 from ray.tune.result import TRAINING_ITERATION
 
-from actuators.errors import ConfigError
+from actuators.errors import CapacityError, ConfigError
 from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionProblem
 from tuning.learning.curve import LedgerCallback
@@ -33,7 +34,7 @@ from tuning.learning.rl_module import (
     EquivariantSAC,
     EquivariantTargetModule,
 )
-from tuning.options import ON_POLICY, AlgorithmName, AlgorithmOptions, ModelOptions
+from tuning.options import ON_POLICY, AlgorithmName, AlgorithmOptions, ModelOptions, RunnerOptions
 
 
 class ConservativeLearner(CQLTorchLearner):
@@ -66,6 +67,7 @@ class Setting:
         interval_s: real seconds per step, 0 for simulated testbeds; the sample timeout is derived from it,
             because RLlib silently discards late samples.
         load_module: checkpoint folder of an RLModule to start from.
+        runners: further processes; with env runners each has `num_envs` environments.
         problem: the decision problem; offline algorithms take their spaces from it, as they have no environment.
     """
 
@@ -79,6 +81,12 @@ class Setting:
     action: ActionOptions
     load_module: Path | None = None
     problem: DecisionProblem | None = None
+    runners: RunnerOptions = field(default_factory=RunnerOptions)
+
+    @property
+    def environments(self) -> int:
+        """Of all env runners together."""
+        return self.num_envs * max(self.runners.num_env_runners, 1)
 
 
 def check(options: AlgorithmOptions, action: ActionOptions) -> None:
@@ -109,17 +117,18 @@ def check(options: AlgorithmOptions, action: ActionOptions) -> None:
 
 
 def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Setting) -> AlgorithmConfig:
-    """Configuration of an algorithm that samples in the calling process: starting an env runner takes 10 s.
+    """Configuration of an algorithm; by default it samples in the calling process, as an env runner starts in 10 s.
 
     Raises:
         ConfigError: see `check`; or the batches are no multiples of the environments.
     """
     check(options, setting.action)
     make, module = _BUILDERS[options.name]
-    fragment = max(options.batch_steps // setting.num_envs, 1)
-    if options.name in ON_POLICY and abs(fragment * setting.num_envs / options.batch_steps - 1) > BATCH_TOLERANCE:
+    runners = setting.runners
+    fragment = max(options.batch_steps // setting.environments, 1)
+    if options.name in ON_POLICY and abs(fragment * setting.environments / options.batch_steps - 1) > BATCH_TOLERANCE:
         raise ConfigError(
-            f"{setting.num_envs} environments cannot collect a batch of {options.batch_steps} steps in whole steps",
+            f"{setting.environments} environments cannot collect a batch of {options.batch_steps} steps in whole steps",
             where="training.algorithm.batch_steps",
             remedy="set a multiple of training.environments",
         )
@@ -127,11 +136,13 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
         make(options)
         .environment(setting.environment, env_config=setting.env_config)
         .env_runners(
-            num_env_runners=0,
+            num_env_runners=runners.num_env_runners,
+            num_cpus_per_env_runner=runners.num_cpus_per_env_runner,
             num_envs_per_env_runner=setting.num_envs,
             gym_env_vectorize_mode="vector_entry_point" if setting.native_vector else "sync",
             sample_timeout_s=fragment * setting.interval_s * 2 + TIMEOUT_SLACK_S,
         )
+        .learners(num_learners=runners.num_learners, num_gpus_per_learner=runners.num_gpus_per_learner)
         .callbacks(LedgerCallback)
         .rl_module(
             rl_module_spec=RLModuleSpec(
@@ -156,6 +167,20 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
         spaces = {"observation_space": setting.problem.observation_space, "action_space": setting.problem.action_space}
         config.environment(**spaces)
     return config
+
+
+def check_room(runners: RunnerOptions) -> None:
+    """Raises CapacityError when the cluster cannot start these processes at once: RLlib would wait for ever."""
+    cpus = runners.num_env_runners * runners.num_cpus_per_env_runner + runners.num_learners
+    gpus = max(runners.num_learners, 1) * runners.num_gpus_per_learner
+    total = ray.cluster_resources()
+    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > total.get(name, 0.0):
+            raise CapacityError(
+                f"env runners and learners need {needed:g} {name}s, the cluster has {total.get(name, 0.0):g}",
+                where="training.runners",
+                remedy="ask for fewer of them, or add nodes",
+            )
 
 
 def module_path(checkpoint: Path) -> Path:

@@ -25,7 +25,10 @@ EPISODES = "episodes_file"
 
 
 class LedgerCallback(RLlibCallback):
-    """Logs and clears the environments' ledgers after every sampling."""
+    """Logs and clears the environments' ledgers after every sampling.
+
+    An env runner on a machine that does not have the run's folder writes no episodes.
+    """
 
     def on_sample_end(self, *, env_runner: Any = None, metrics_logger: Any = None, **kwargs: Any) -> None:
         if env_runner is None or env_runner.env is None:
@@ -35,7 +38,7 @@ class LedgerCallback(RLlibCallback):
             for name, mean in ledger.take_means().items():
                 metrics_logger.log_value((TERMS, name), mean, window=1)
             episodes = ledger.take_episodes()
-            if path is not None and episodes:
+            if path is not None and episodes and Path(path).parent.exists():
                 worker = {"worker": env_runner.worker_index}
                 lines = "".join(json.dumps(worker | asdict(episode)) + "\n" for episode in episodes)
                 with Path(path).open("a", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,20 @@ from actuators.files import write_atomic, write_json
 from envs.environment.problem import DecisionProblem
 from envs.environment.vector_env import SimulatedVectorEnv
 from envs.simulator.testbed import SimulationOptions
-from tuning.learning.algorithm import UPDATES_PER_ITERATION, Setting, algorithm_config, check, module_path
+from tuning.learning.algorithm import (
+    UPDATES_PER_ITERATION,
+    Setting,
+    algorithm_config,
+    check,
+    check_room,
+    module_path,
+)
 from tuning.learning.curve import EPISODES, CurveRow, as_csv, read_csv, row_of
 from tuning.learning.imitation import imitate
 from tuning.learning.proof import ResidualProof, prove_some
 from tuning.learning.scoring import Best, HeldOut
 from tuning.learning.scripts import ScriptSource
-from tuning.options import AlgorithmOptions, TrainingOptions
+from tuning.options import AlgorithmOptions, RunnerOptions, TrainingOptions
 from tuning.policy.model import EquivariantNet, net_for
 
 
@@ -150,7 +157,10 @@ class Trainer:
             EPISODES: str(self.folder / "episodes.jsonl"),
         }
         judge = HeldOut(self.problem, held_out or scenario, options, self._simulation)
-        phase = _Phase("simulated", _SIMULATED, env_config, options.algorithm, options.environments, options.steps, 0.0)
+        phase = _Phase(
+            "simulated", _SIMULATED, env_config, options.algorithm, options.environments, options.steps, 0.0,
+            options.runners,
+        )  # fmt: skip
         self._run(phase, judge if options.held_out.every_steps else None, saved)
 
     def train_live(self, make_env: Callable[[], gym.Env[Any, Any]], steps: int, algorithm: AlgorithmOptions) -> None:
@@ -240,10 +250,12 @@ class Trainer:
             seed=self.seed + (0 if saved is None else saved.step),
             action=self.problem.options.action,
             problem=self.problem,
+            runners=phase.runners,
             load_module=None if self.checkpoint is None else module_path(self.checkpoint),
         )
         # The network is tiny: a second thread does not help, and on a busy machine it is ten times slower.
         torch.set_num_threads(1)
+        check_room(phase.runners)
         algo = algorithm_config(phase.algorithm, self.options.model, setting).build_algo()
         try:
             if saved is not None:
@@ -262,6 +274,7 @@ class _Phase:
         environment: name in RLlib's registry.
         env_config: configuration of that environment.
         interval_s: real seconds per step, 0 when simulated.
+        runners: further processes.
     """
 
     name: str
@@ -271,6 +284,7 @@ class _Phase:
     num_envs: int
     steps: int
     interval_s: float
+    runners: RunnerOptions = field(default_factory=RunnerOptions)
 
 
 @dataclass
@@ -285,11 +299,9 @@ def _passed(before: int, now: int, every: int) -> bool:
 
 def read_net(algo: Algorithm, net: EquivariantNet) -> EquivariantNet:
     """Copies the learner's current parameters to `net`."""
-    (state,) = (
-        result.get()
-        for result in algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).state_dict())
-    )
-    net.load_state_dict(state)
+    # Several learners have the same parameters.
+    first, *_ = algo.learner_group.foreach_learner(lambda learner: _learners_net(learner).state_dict())
+    net.load_state_dict(first.get())
     return net
 
 

@@ -39,6 +39,7 @@ class TrialOptions(Options):
 
     only: ClassVar = {
         "training.threads": Never("a trial simulates with one thread, as its trial_cpus allow"),
+        "training.runners": Never("a trial is one process: raise search.concurrent"),
         "training.imitation": Never("trials begin untrained"),
         "training.held_out": Never("trials are validated after every iteration: set search.validation_episodes"),
         "training.checkpoint_steps": Never("set search.checkpoint_every"),
@@ -71,8 +72,13 @@ MUTABLE = tuple(
 """Options that population-based training may change in a running trial; all others are part of its structure."""
 
 
-Search = Literal["random", "grid", "optuna"]
-Scheduler = Literal["asha", "pbt", "none"]
+Search = Literal["random", "grid", "optuna", "hyperopt", "ax", "bayesopt", "hebo"]
+Scheduler = Literal["asha", "hyperband", "median", "pbt", "pb2", "none"]
+CallbackName = Literal["mlflow", "wandb", "comet", "aim"]
+DRAWN = ("random", "grid")
+"""Searches that need no result."""
+POPULATIONS = ("pbt", "pb2")
+"""Schedulers under which trials exchange networks and settings."""
 
 
 class SearchOptions(Options):
@@ -95,19 +101,30 @@ class SearchOptions(Options):
     trials: int = Field(default=32, ge=1)
     """Number of trials; with `grid`, repetitions of the whole grid."""
     search: Search = "optuna"
-    """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator); with `pbt` the
-    first settings are drawn, `random` or as a `grid`."""
+    """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator); `hyperopt`,
+    `ax`, `bayesopt` and `hebo` need their package. With `pbt` and `pb2` the first settings are drawn, `random` or as
+    a `grid`."""
+    search_arguments: Annotated[dict[str, Any], Only(search=("optuna", "hyperopt", "ax", "bayesopt", "hebo"))] = Field(
+        default_factory=dict
+    )
+    """Arguments of Tune's class of that search algorithm, for example {n_initial_points: 8} for `hyperopt`."""
     scheduler: Scheduler = "asha"
-    """`asha` ends the worse trials early, `pbt` lets them copy better ones and vary, `none` trains all to the end."""
-    grace_share: Annotated[float, Only(scheduler="asha")] = Field(default=0.25, gt=0, le=1)
-    """ASHA: minimum share of the steps that every trial runs."""
+    """`asha`, `hyperband` and `median` end the worse trials early, `pbt` and `pb2` let them copy better ones and vary,
+    `none` trains all to the end."""
+    scheduler_arguments: Annotated[dict[str, Any], Only(scheduler=("asha", "hyperband", "median", "pb2"))] = Field(
+        default_factory=dict
+    )
+    """Arguments of Tune's class of that scheduler, for example {brackets: 2} for `asha`."""
+    grace_share: Annotated[float, Only(scheduler=("asha", "median"))] = Field(default=0.25, gt=0, le=1)
+    """ASHA and median: minimum share of the steps that every trial runs."""
     reduction: Annotated[int, Only(scheduler="asha")] = Field(default=3, ge=2)
     """ASHA: at each rung one trial of this many continues."""
-    perturb_share: Annotated[float, Only(scheduler="pbt")] = Field(default=0.2, gt=0, le=1)
-    """PBT: share of the steps between two exchanges. Trials that do not fit at once take turns of this length."""
+    perturb_share: Annotated[float, Only(scheduler=POPULATIONS)] = Field(default=0.2, gt=0, le=1)
+    """PBT and PB2: share of the steps between two exchanges. Trials that do not fit at once take turns of this
+    length."""
     concurrent: int = Field(default=0, ge=0)
     """Trials that run at once; 0 runs as many as fit on the cluster, or one at a time on live testbeds of this machine.
-    `pbt` always runs as many as fit."""
+    `pbt` and `pb2` always run as many as fit."""
     trial_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved per trial; with 0.5, four trials share two cores, and no core is idle while one is replaced."""
     retries: int = Field(default=3, ge=0)
@@ -170,12 +187,22 @@ def check(options: SearchOptions) -> None:
             raise ConfigError("the list of values is empty", where=f"space, {path}")
         for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
             _check_value(options, path, int(value) if isinstance(domain, Range) and domain.integer else value)
-    if options.scheduler == "pbt" and not mutable(space):
+    if options.search == "bayesopt":
+        _check_real(space)
+    if options.scheduler in POPULATIONS and not mutable(space):
         raise ConfigError(
             "population-based training has nothing to change",
             where="space",
             remedy=f"add one of {', '.join(MUTABLE)}; it does not change options that shape the network or the problem",
         )
+
+
+def _check_real(space: Mapping[str, Domain]) -> None:
+    """Raises ConfigError for what bayesopt cannot draw."""
+    for path, domain in space.items():
+        if not isinstance(domain, Range) or domain.integer:
+            what = "bayesopt draws real numbers only"
+            raise ConfigError(what, where=f"space, {path}", remedy="give {low: …, high: …}, or another search")
 
 
 def _check_value(options: SearchOptions, path: str, value: Any) -> None:

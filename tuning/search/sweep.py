@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,18 +16,17 @@ import ray
 from pyarrow import fs
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
-from ray.tune.search.optuna import OptunaSearch
 
 from actuators.errors import CapacityError, DataError
 from actuators.testbed.placement import check_capacity
+from tuning.search import tune_parts
 from tuning.search.live_trial import trial_resources
-from tuning.search.population import Population
-from tuning.search.space import Domain, Range, SearchOptions, check, mutable
+from tuning.search.space import DRAWN, POPULATIONS, CallbackName, Domain, Range, SearchOptions, check, mutable
 from tuning.search.trial import BUNDLE, Shared, SweepTrial
 
-SCORE, TIME = "score", "steps_trained"
+SCORE, TIME = tune_parts.SCORE, tune_parts.TIME
 EXPERIMENT = "sweep"
 POPULATION_KEEPS = 8
 """Checkpoints kept per trial of a population: an exchange may copy an earlier one. Otherwise one is kept. Tune saves
@@ -75,6 +74,13 @@ class SweepCallback(tune.Callback):
         type(self).listener(SweepStatus(ended, running, failed, self._best, self._best_trial))
 
 
+def check_parts(options: SearchOptions, trackers: Sequence[CallbackName]) -> None:
+    """Makes search algorithm, scheduler and callbacks once. Raises ConfigError or MissingToolError."""
+    _searcher(options, 0)
+    _scheduler(options, 1)
+    tune_parts.callbacks(trackers)
+
+
 def preflight(options: SearchOptions, servers: int) -> int:
     """Number of trials that will run at once, with this many servers in a live testbed.
 
@@ -95,7 +101,7 @@ def preflight(options: SearchOptions, servers: int) -> int:
             where="search.concurrent",
             remedy="lower search.concurrent or search.trial_cpus, or add nodes",
         )
-    if options.scheduler == "pbt":
+    if options.scheduler in POPULATIONS:
         wanted = _population_at_once(options, room, cpus)
     return wanted
 
@@ -122,7 +128,12 @@ def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
 
 
 def run_sweep(
-    options: SearchOptions, shared: Shared, storage: str, at_once: int, report: Callable[[SweepStatus], None]
+    options: SearchOptions,
+    shared: Shared,
+    storage: str,
+    at_once: int,
+    report: Callable[[SweepStatus], None],
+    trackers: Sequence[CallbackName] = (),
 ) -> ResultGrid:
     """Runs all trials, or resumes the sweep that `storage` already holds.
 
@@ -130,6 +141,7 @@ def run_sweep(
         storage: folder or pyarrow URL; the experiment is in `sweep` below it.
         at_once: number of trials at once, from `preflight`.
         report: called with the progress after every result.
+        trackers: where trials are logged as well.
 
     Raises:
         DataError: no trial returned a result.
@@ -143,7 +155,7 @@ def run_sweep(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Tune would take Ctrl-C for itself and return what it has, as if the search had ended (ray 2.60).
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler == "pbt"
+    path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler in POPULATIONS
     if Tuner.can_restore(path):
         tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
@@ -170,7 +182,7 @@ def run_sweep(
                     checkpoint_frequency=options.checkpoint_every,
                     checkpoint_at_end=True,
                 ),
-                callbacks=[SweepCallback()],
+                callbacks=[SweepCallback(), *tune_parts.callbacks(trackers)],
                 verbose=0,
             ),
         )
@@ -242,23 +254,16 @@ def _tune_domain(domain: Domain, search: str) -> Any:
 
 
 def _searcher(options: SearchOptions, seed: int) -> SearchAlgorithm | Any:
-    if options.search != "optuna" or options.scheduler == "pbt":
-        # PBT decides on all changes after the first draw.
+    if options.search in DRAWN or options.scheduler in POPULATIONS:
+        # A population decides on all changes after the first draw.
         return BasicVariantGenerator(random_state=seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(metric=SCORE, mode="max", seed=seed)
+    return tune_parts.searcher(options, seed)
 
 
 def _scheduler(options: SearchOptions, at_once: int) -> TrialScheduler:
-    steps = options.base.training.steps
-    if options.scheduler == "asha":
-        grace = max(round(options.grace_share * steps), 1)
-        return ASHAScheduler(time_attr=TIME, max_t=steps, grace_period=grace, reduction_factor=options.reduction)
-    if options.scheduler == "pbt":
-        distributions = {
-            path: _tune_domain(domain, "random") if isinstance(domain, Range) else list(domain)
-            for path, domain in mutable(options.space).items()
-        }
-        interval = max(round(options.perturb_share * steps), 1)
-        return Population(options.space, distributions, TIME, interval, at_once)
-    return FIFOScheduler()
+    distributions = {
+        path: _tune_domain(domain, "random") if isinstance(domain, Range) else list(domain)
+        for path, domain in mutable(options.space).items()
+    }
+    return tune_parts.scheduler(options, at_once, distributions)

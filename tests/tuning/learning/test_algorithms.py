@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from actuators.contract.topology import social_network
-from actuators.errors import ConfigError
+from actuators.errors import CapacityError, ConfigError
 from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.scenarios.catalogue import Mixture
@@ -17,11 +19,12 @@ from envs.scenarios.lookup import scenario, training_mixture
 from envs.study.judge import judge
 from envs.study.rules import RULES
 from tests.support.problems import observed
+from tuning.learning.algorithm import Setting, algorithm_config
 from tuning.learning.recordings import from_simulation, from_windows, write_transitions
 from tuning.learning.scripts import ScriptSource
 from tuning.learning.study import TrainingArm, train
 from tuning.learning.trainer import Trainer
-from tuning.options import OFFLINE, AlgorithmOptions, HeldOutOptions, TrainingOptions
+from tuning.options import OFFLINE, AlgorithmOptions, HeldOutOptions, ModelOptions, RunnerOptions, TrainingOptions
 from tuning.policy.bundle import Bundle, load_bundle
 from tuning.policy.network import best_action
 
@@ -183,3 +186,45 @@ def test_a_batch_that_the_environments_cannot_collect_is_refused(tmp_path: Path)
 def test_a_wrong_match_is_refused_at_once(name: str, action: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         Trainer(problem_with(**action), options(name, 96), tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_remote_env_runners_and_a_learner_train_the_same_network(tmp_path: Path) -> None:
+    runners = RunnerOptions(num_env_runners=2, num_cpus_per_env_runner=0.5, num_learners=1)
+    chosen = options("ppo", 192).model_copy(update={"runners": runners})
+    trainer = Trainer(problem_with(kind="continuous"), chosen, tmp_path, 1)
+    before = {name: value.clone() for name, value in trainer.net().state_dict().items()}
+    trainer.train_simulated(mixture())
+    assert trainer.curve[-1].step >= 192
+    assert any(not value.equal(before[name]) for name, value in trainer.net().state_dict().items())
+    episodes = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert {episode["worker"] for episode in episodes} == {1, 2}
+    # They play different scripts.
+    assert len({episode["seed"] for episode in episodes}) == len(episodes)
+
+
+def test_more_processes_than_fit_are_refused_before_the_start(tmp_path: Path) -> None:
+    chosen = options("ppo", 192).model_copy(update={"runners": RunnerOptions(num_env_runners=64)})
+    with pytest.raises(CapacityError, match=r"need 64 CPUs, the cluster has 3 \(training\.runners\)"):
+        trained(problem_with(kind="continuous"), chosen, tmp_path)
+
+
+def test_the_batch_is_divided_among_env_runners() -> None:
+    def config(**runners: object) -> AlgorithmConfig:
+        setting = Setting(
+            "none", {}, 3, 8, True, 0.0, 1, ActionOptions(), runners=RunnerOptions.model_validate(runners)
+        )
+        return algorithm_config(AlgorithmOptions(batch_steps=96), ModelOptions(), setting)
+
+    found = config(num_env_runners=2, num_cpus_per_env_runner=0.5, num_learners=1, num_gpus_per_learner=1)
+    assert found.num_env_runners == 2
+    assert found.num_cpus_per_env_runner == 0.5
+    assert found.num_learners == 1
+    assert found.num_gpus_per_learner == 1
+    assert found.rollout_fragment_length == 6
+    assert config().rollout_fragment_length == 12
+    with pytest.raises(ConfigError, match="72 environments cannot collect a batch of 96"):
+        algorithm_config(
+            AlgorithmOptions(batch_steps=96), ModelOptions(),
+            Setting("none", {}, 3, 8, True, 0.0, 1, ActionOptions(), runners=RunnerOptions(num_env_runners=9)),
+        )  # fmt: skip

@@ -6,12 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from pyarrow import fs
 from ray.tune import Checkpoint
 
-from actuators.errors import ConfigError
-from rayjobs.runs.folder import upload
 from tuning.search.sweep import fetch_bundle
 from tuning.search.trial import BUNDLE
 
@@ -32,13 +29,3 @@ def test_a_bundle_is_fetched_through_its_checkpoints_filesystem(tmp_path: Path) 
     (target / "stale").touch()
     found = fetch_bundle(grid(Checkpoint("bucket/sweep/trial-a/checkpoint_000001", remote)), "trial-a", target)
     assert [path.name for path in found.iterdir()] == ["bundle.json"]
-
-
-def test_a_run_is_uploaded_to_a_url_and_a_bad_one_is_refused(tmp_path: Path) -> None:
-    run = tmp_path / "sweep-1"
-    run.mkdir()
-    (run / "report.html").write_text("page")
-    upload(run, f"file://{tmp_path}/store")
-    assert (tmp_path / "store" / "sweep-1" / "report.html").read_text() == "page"
-    with pytest.raises(ConfigError, match="not a storage that pyarrow knows"):
-        upload(run, "nowhere://bucket")
