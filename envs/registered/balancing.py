@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, get_args
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from actuators.contract.control import DirectMethod
 from actuators.contract.script import Scenario, Script
 from actuators.contract.topology import Topology
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, closest
 from envs.environment.actions import check_method
 from envs.environment.env import BalancingEnv
 from envs.environment.picture import RenderMode
@@ -137,6 +137,9 @@ class _Parts:
         if self.interval_s <= 0 or self.episode_steps < 1:
             what = f"interval_s {self.interval_s}, episode_steps {self.episode_steps}"
             raise ConfigError(what, where="environment", remedy="both must be positive")
+        if self.method not in get_args(DirectMethod):
+            remedy = closest(self.method, get_args(DirectMethod))
+            raise ConfigError(f"no method '{self.method}' here", where="environment", remedy=remedy)
         decision = DecisionOptions.model_validate(dict(DEFAULT_DECISION if self.decision is None else self.decision))
         check_method(self.method, decision.action)
         return problem_of(name, self.method, decision, self.observe_seed)
