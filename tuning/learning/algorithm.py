@@ -173,11 +173,10 @@ def check_room(runners: RunnerOptions) -> None:
     """Raises CapacityError when the cluster cannot start these processes at once: RLlib would wait for ever."""
     cpus = runners.num_env_runners * runners.num_cpus_per_env_runner + runners.num_learners
     gpus = max(runners.num_learners, 1) * runners.num_gpus_per_learner
-    total = ray.cluster_resources()
     for name, needed in (("CPU", cpus), ("GPU", gpus)):
-        if needed > total.get(name, 0.0):
+        if needed and needed > (there := ray.cluster_resources().get(name, 0.0)):
             raise CapacityError(
-                f"env runners and learners need {needed:g} {name}s, the cluster has {total.get(name, 0.0):g}",
+                f"env runners and learners need {needed:g} {name}s, the cluster has {there:g}",
                 where="training.runners",
                 remedy="ask for fewer of them, or add nodes",
             )

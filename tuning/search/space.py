@@ -107,14 +107,15 @@ class SearchOptions(Options):
     search_arguments: Annotated[dict[str, Any], Only(search=("optuna", "hyperopt", "ax", "bayesopt", "hebo"))] = Field(
         default_factory=dict
     )
-    """Arguments of Tune's class of that search algorithm, for example {n_initial_points: 8} for `hyperopt`."""
+    """Arguments of Tune's class of that search algorithm, for example {n_initial_points: 8} for `hyperopt`; ours when
+    not given."""
     scheduler: Scheduler = "asha"
     """`asha`, `hyperband` and `median` end the worse trials early, `pbt` and `pb2` let them copy better ones and vary,
     `none` trains all to the end."""
     scheduler_arguments: Annotated[dict[str, Any], Only(scheduler=("asha", "hyperband", "median", "pb2"))] = Field(
         default_factory=dict
     )
-    """Arguments of Tune's class of that scheduler, for example {brackets: 2} for `asha`."""
+    """Arguments of Tune's class of that scheduler, for example {brackets: 2} for `asha`; ours when not given."""
     grace_share: Annotated[float, Only(scheduler=("asha", "median"))] = Field(default=0.25, gt=0, le=1)
     """ASHA and median: minimum share of the steps that every trial runs."""
     reduction: Annotated[int, Only(scheduler="asha")] = Field(default=3, ge=2)
