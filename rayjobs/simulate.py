@@ -28,7 +28,8 @@ class SimulateOptions(Options):
     """Rules to compare: round_robin, least_conn, random_two, inverse_latency, expected_delay (learned service times),
     expected_delay_static (nothing learned); and oracles: true_times (expected_delay with true service times),
     optimal_round_robin (best split), true_speeds (weights on least_conn), shortest_delay, join_shortest,
-    central_queue."""
+    central_queue; and rules of other balancers and of papers: least_time, least_time_shared, peak_ewma, least_request,
+    c3, join_idle_queue, prequal."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(101, 102, 103, 104), min_length=1)
     """Every rule meets the same arrivals and the same work for each seed."""
     duration_s: float | None = Field(default=None, gt=10, le=1e7)

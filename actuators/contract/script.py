@@ -10,17 +10,24 @@ from typing import Any, Literal, Protocol
 
 from actuators.contract.topology import Topology
 
-ArrivalDistribution = Literal["exponential", "normal", "fixed", "zipf"]
+ArrivalDistribution = Literal["exponential", "normal", "fixed", "zipf", "gamma", "weibull"]
+SPREAD: tuple[ArrivalDistribution, ...] = ("gamma", "weibull")
+"""Distributions whose coefficient of variation can be chosen."""
 ServiceDistribution = Literal["constant", "exponential", "lognormal"]
 
 
 @dataclass(frozen=True)
 class RateStep:
-    """From `start_s` until the next step requests arrive at `rate_rps`; 0 means none."""
+    """From `start_s` until the next step requests arrive at `rate_rps`; 0 means none.
+
+    Attributes:
+        cv: coefficient of variation of the gaps, of `gamma` and `weibull`; 1 for all others.
+    """
 
     start_s: float
     rate_rps: float
     distribution: ArrivalDistribution = "exponential"
+    cv: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,9 @@ class Script:
         for server in data["servers"]:
             if not server["blocking"]:
                 del server["blocking"]
+        for step in (step for stream in data["streams"] for step in stream["steps"]):
+            if step["distribution"] not in SPREAD:
+                del step["cv"]
         return data
 
     @classmethod

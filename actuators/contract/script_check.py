@@ -6,13 +6,14 @@ import math
 from itertools import pairwise
 from typing import get_args
 
-from actuators.contract.script import ArrivalDistribution, Cache, Script, ServiceDistribution, Stage
+from actuators.contract.script import SPREAD, ArrivalDistribution, Cache, RateStep, Script, ServiceDistribution, Stage
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 
 MAX_RATE_RPS, MAX_DURATION_S, MAX_SERVICE_S = 1e6, 1e10, 1e6
 MAX_WORKERS, MAX_QUEUE, MAX_BALANCERS, MAX_CV = 4096, 1_000_000, 1024, 100.0
 MAX_STAGES, MAX_RETRIES, MAX_IMPORTANCE = 4, 1000, 1e6
+MIN_GAP_CV, MAX_GAP_CV = 0.05, 20.0
 
 
 def check_script(script: Script, topology: Topology) -> None:
@@ -78,8 +79,20 @@ def _check_streams(script: Script, topology: Topology, where: str) -> None:
             raise ConfigError("rate steps do not ascend", where=where, remedy="sort them by their start")
         for step in stream.steps:
             _number(step.rate_rps, 0.0, MAX_RATE_RPS, f"the rate of '{stream.request_type}'", where)
-            if step.distribution not in get_args(ArrivalDistribution):
-                raise ConfigError(f"unknown arrival distribution '{step.distribution}'", where=where)
+            check_gaps(step, where)
+
+
+def check_gaps(step: RateStep, where: str) -> None:
+    """Raises ConfigError for an unknown distribution of gaps, or a coefficient of variation that it cannot have."""
+    known = get_args(ArrivalDistribution)
+    if step.distribution not in known:
+        remedy = closest(step.distribution, known)
+        raise ConfigError(f"unknown arrival distribution '{step.distribution}'", where=where, remedy=remedy)
+    if step.distribution in SPREAD:
+        _number(step.cv, MIN_GAP_CV, MAX_GAP_CV, f"cv of {step.distribution} gaps", where)
+    elif step.cv != 1.0:
+        remedy = f"leave it out, or take {' or '.join(SPREAD)}"
+        raise ConfigError(f"{step.distribution} gaps have a cv of their own", where=where, remedy=remedy)
 
 
 def _check_behaviours(script: Script, topology: Topology, where: str) -> None:

@@ -173,6 +173,7 @@ class Window:
             tell. Attempts that another server answered are in `responses` only, and not with every version of vts.
         backup: ``True`` for servers that get requests only when no other server is up; None when none is known.
         admission: counts of admission control; None without it.
+        proxy_cpu_s: CPU time of the load balancer and its workers meanwhile; None when nobody looked.
     """
 
     topology: Topology
@@ -195,6 +196,7 @@ class Window:
     client_errors: int | None = None
     backup: NDArray[np.bool_] | None = None
     admission: AdmissionWindow | None = None
+    proxy_cpu_s: float | None = None
 
     @property
     def duration_s(self) -> float:
@@ -255,6 +257,7 @@ def merge_windows(first: Window, second: Window) -> Window:
     """One window from the start of `first` to the end of `second`, which must follow it: sums, the state at the end."""
     clients = [w.client for w in (first, second) if w.client is not None]
     failed = [w.client_errors for w in (first, second) if w.client_errors is not None]
+    cpu_s = [w.proxy_cpu_s for w in (first, second) if w.proxy_cpu_s is not None]
     return replace(
         second,
         start_s=first.start_s,
@@ -268,6 +271,7 @@ def merge_windows(first: Window, second: Window) -> Window:
         client=merge_load_windows(clients, first.topology.shape[0]) if clients else None,
         client_errors=sum(failed) if len(failed) == 2 else None,
         admission=_merge_admission(first.admission, second.admission),
+        proxy_cpu_s=sum(cpu_s) if cpu_s else None,
     )
 
 

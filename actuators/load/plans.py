@@ -7,23 +7,24 @@ import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
-from actuators.contract.script import ArrivalDistribution, Clients, RateStep, Stream
-from actuators.contract.script_check import MAX_RATE_RPS
+from actuators.contract.on_off import draw_on_off
+from actuators.contract.script import SPREAD, ArrivalDistribution, Clients, RateStep, Stream
+from actuators.contract.script_check import MAX_GAP_CV, MAX_RATE_RPS, MIN_GAP_CV, check_gaps
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ConfigError, closest
 from actuators.load.build import engine_path
 from actuators.options import Only, Options
 
-PlanKind = Literal["random", "constant", "steps", "diurnal", "trace"]
-_STEPS_PER_PERIOD = 120
+PlanKind = Literal["random", "constant", "steps", "diurnal", "on_off", "trace"]
+_STEPS_PER_PERIOD, _FOR_ON_OFF = 120, 0x0F
 MAX_STEPS = 100_000
 """Of one stream."""
 MAX_TRACE_BYTES = 2**24
-DISTRIBUTIONS: tuple[str, ...] = get_args(ArrivalDistribution)
 _SOCIAL_NETWORK = {"compose": "compose", "home_read": "timeline", "user_read": "timeline"}
 
 
@@ -31,19 +32,30 @@ class PlanOptions(Options):
     """Which requests arrive when. Rates are totals that `mix` divides, except in `random` and `trace`."""
 
     plan: PlanKind = "random"
-    """random (bursts of random distribution, rate and length per type with pauses), constant, steps, diurnal, trace."""
+    """random (bursts of random distribution, rate and length per type with pauses), constant, steps, diurnal, on_off,
+    trace."""
     duration_s: float = Field(600.0, gt=0)
     """Length of the plan, in seconds."""
     seed: int = Field(1, ge=0)
     """Seed of the plan, the arrivals and the requests."""
-    distribution: Annotated[ArrivalDistribution, Only(plan=("constant", "steps", "diurnal", "trace"))] = "exponential"
+    distribution: Annotated[ArrivalDistribution, Only(plan=("constant", "steps", "diurnal", "on_off", "trace"))] = (
+        "exponential"
+    )
     """Distribution of the gaps between requests, mean 1/rate; `normal` has a standard deviation of half its mean."""
-    mix: Annotated[dict[str, Annotated[float, Field(ge=0)]], Only(plan=("constant", "steps", "diurnal"))] = Field(
-        {"compose": 0.1, "home_read": 0.6, "user_read": 0.3}, min_length=1
+    gap_cv: Annotated[float, Only(distribution=SPREAD)] = Field(1.0, ge=MIN_GAP_CV, le=MAX_GAP_CV)
+    """gamma, weibull: coefficient of variation of the gaps."""
+    mix: Annotated[dict[str, Annotated[float, Field(ge=0)]], Only(plan=("constant", "steps", "diurnal", "on_off"))] = (
+        Field({"compose": 0.1, "home_read": 0.6, "user_read": 0.3}, min_length=1)
     )
     """Request type to its share of the rate; the shares need not add up to 1."""
-    rate_rps: Annotated[float, Only(plan="constant")] = Field(300.0, gt=0)
-    """constant: the rate, in requests per second."""
+    rate_rps: Annotated[float, Only(plan=("constant", "on_off"))] = Field(300.0, gt=0)
+    """constant: the rate, in requests per second. on_off: its mean."""
+    on_s: Annotated[float, Only(plan="on_off")] = Field(10.0, gt=0)
+    """on_off: mean length of a period at the higher rate, in seconds; lengths are exponential."""
+    off_s: Annotated[float, Only(plan="on_off")] = Field(30.0, gt=0)
+    """on_off: mean length of a period at the lower rate, in seconds."""
+    off_factor: Annotated[float, Only(plan="on_off")] = Field(0.0, ge=0, lt=1)
+    """on_off: the lower rate, as a share of the mean."""
     steps: Annotated[tuple[str, ...], Only(plan="steps")] = Field(("0:100", "20:500", "40:100"), min_length=1)
     """steps: START_S:RATE_RPS, each until the next; rate 0 means no requests."""
     low_rps: Annotated[float, Only(plan="diurnal")] = Field(50.0, ge=0)
@@ -84,6 +96,8 @@ def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
         steps = [(0.0, options.rate_rps)]
     elif options.plan == "steps":
         steps = [parse_step(text) for text in options.steps]
+    elif options.plan == "on_off":
+        steps = [(at_s, options.rate_rps * factor) for at_s, factor in on_off_steps(options)]
     else:
         steps = diurnal_steps(options)
     return shared_streams(steps, options)
@@ -130,13 +144,20 @@ def diurnal_steps(options: PlanOptions) -> list[tuple[float, float]]:
     return steps
 
 
+def on_off_steps(options: PlanOptions) -> tuple[tuple[float, float], ...]:
+    """(start in s, factor on the rate) of every period. Raises ConfigError for too many."""
+    _check_count(2 * options.duration_s / (options.on_s + options.off_s), "periods", "on_off plan")
+    generator = np.random.default_rng([options.seed, _FOR_ON_OFF])
+    return draw_on_off(options.on_s, options.off_s, options.off_factor, options.duration_s, generator)
+
+
 def shared_streams(steps: Sequence[tuple[float, float]], options: PlanOptions) -> tuple[Stream, ...]:
     """A stream per type of the mix, each with its share of every step's rate."""
     total = sum(options.mix.values())
     if not options.mix or min(options.mix.values()) < 0 or not total > 0:
         raise ConfigError(f"mix is {options.mix}", where="load plan", remedy="give shares of 0 or more, not all 0")
     return tuple(
-        Stream(name, tuple(RateStep(at_s, rate * share / total, options.distribution) for at_s, rate in steps))
+        Stream(name, tuple(_step(at_s, rate * share / total, options) for at_s, rate in steps))
         for name, share in options.mix.items()
     )
 
@@ -166,7 +187,7 @@ def trace_streams(options: PlanOptions) -> tuple[Stream, ...]:
     if table[0][0] > 0:
         table.insert(0, [0.0] * (len(types) + 1))
     return tuple(
-        Stream(name, tuple(RateStep(row[0], row[column], options.distribution) for row in table))
+        Stream(name, tuple(_step(row[0], row[column], options) for row in table))
         for column, name in enumerate(types, 1)
     )
 
@@ -214,7 +235,8 @@ def parse_plan(text: str) -> tuple[Stream, ...]:
             request_type = fields[0]
             steps[request_type] = []
         elif word == "step":
-            steps[request_type].append(RateStep(float(fields[0]), float(fields[1]), fields[2]))  # type: ignore[arg-type]
+            numbers = [float(field) for field in (*fields[:2], *fields[3:])]
+            steps[request_type].append(RateStep(*numbers[:2], fields[2], *numbers[2:]))  # type: ignore[arg-type]
     return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
 
 
@@ -251,22 +273,24 @@ def _step_lines(stream: Stream) -> list[str]:
     lines, previous_s = [], -1.0
     for step in stream.steps:
         _check_step(stream, step, previous_s)
-        lines.append(f"step {step.start_s!r} {step.rate_rps!r} {step.distribution}")
+        spread = f" {step.cv!r}" if step.distribution in SPREAD else ""
+        lines.append(f"step {step.start_s!r} {step.rate_rps!r} {step.distribution}{spread}")
         previous_s = step.start_s
     return lines
 
 
 def _check_step(stream: Stream, step: RateStep, previous_s: float) -> None:
     where = f"type {stream.request_type}, step at {step.start_s:g} s"
-    if step.distribution not in DISTRIBUTIONS:
-        raise ConfigError(
-            f"unknown distribution '{step.distribution}'", where=where, remedy=closest(step.distribution, DISTRIBUTIONS)
-        )
+    check_gaps(step, where)
     if not 0 <= step.rate_rps <= MAX_RATE_RPS:
         remedy = f"it must be from 0 to {MAX_RATE_RPS:g} requests per second"
         raise ConfigError(f"rate is {step.rate_rps}", where=where, remedy=remedy)
     if (step.start_s != 0 if previous_s < 0 else step.start_s <= previous_s) or not math.isfinite(step.start_s):
         raise ConfigError("steps must begin at 0 s and ascend", where=where, remedy="sort the steps")
+
+
+def _step(at_s: float, rate_rps: float, options: PlanOptions) -> RateStep:
+    return RateStep(at_s, rate_rps, options.distribution, options.gap_cv if options.distribution in SPREAD else 1.0)
 
 
 def _trace_row(row: Sequence[str], types: int, where: str) -> list[float]:

@@ -47,6 +47,11 @@ def busiest_share(before: Mapping[int, float], now: Mapping[int, float], elapsed
     return max(spent_s, default=0.0) / elapsed_s if elapsed_s > 0 else 0.0
 
 
+def spent_s(before: Mapping[int, float], now: Mapping[int, float]) -> float:
+    """CPU seconds between two readings, of processes that began meanwhile as well; what has ended is not counted."""
+    return sum(max(seconds - before.get(pid, 0.0), 0.0) for pid, seconds in now.items())
+
+
 def children(pid: int) -> list[int]:
     """Process ids of the children of a process; empty when it has gone.
 

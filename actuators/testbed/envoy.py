@@ -1,4 +1,4 @@
-"""The configuration of an Envoy that limits the requests in flight by itself: its filter adaptive_concurrency.
+"""The configuration of an Envoy, which may limit the requests in flight by itself: its filter adaptive_concurrency.
 
 https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/adaptive_concurrency_filter
 """
@@ -6,9 +6,10 @@ https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/adap
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from actuators.contract.topology import Group, Topology
+from actuators.contract.topology import Topology
 
 _TYPE = "type.googleapis.com/envoy.extensions"
 _MANY = 1_000_000
@@ -18,17 +19,19 @@ _PERCENTILE, _JITTER = 90, 10
 """As in the example of that page."""
 
 
-def render_envoy(topology: Topology, address: str) -> str:
-    """A bootstrap configuration: a route and a cluster per group, least request, one limit for all groups.
+def render_envoy(topology: Topology, address: str, *, limits: bool, shared: bool) -> str:
+    """A bootstrap configuration with least request, a cluster per group or one for all.
 
-    Every number of the limit is that of the documented example or a default.
+    With `limits` there is one limit for all groups; every number of it is that of the documented example or a default.
     """
+    names = ["servers" if shared else group.name for group in topology.groups]
+    pools = [topology.servers if shared else group.servers for group in topology.groups]
     host, _, port = address.rpartition(":")
     manager = {
         "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "front",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(topology)}]},
-        "http_filters": [_adaptive_concurrency(), _filter("router", {})],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(topology, names)}]},
+        "http_filters": [*([_adaptive_concurrency()] if limits else []), _filter("router", {})],
     }
     listener = {
         "name": "front",
@@ -37,7 +40,7 @@ def render_envoy(topology: Topology, address: str) -> str:
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
-    clusters = [_cluster(group) for group in topology.groups]
+    clusters = [_cluster(name, servers) for name, servers in dict(zip(names, pools, strict=True)).items()]
     return json.dumps({"static_resources": {"listeners": [listener], "clusters": clusters}}, indent=1)
 
 
@@ -59,24 +62,23 @@ def _adaptive_concurrency() -> dict[str, Any]:
     return _filter("adaptive_concurrency", {"gradient_controller_config": controller, "enabled": enabled})
 
 
-def _routes(topology: Topology) -> list[dict[str, Any]]:
+def _routes(topology: Topology, clusters: Sequence[str]) -> list[dict[str, Any]]:
     return [
-        {"match": {"path": group.path}, "route": {"cluster": group.name, "timeout": "30s"}} for group in topology.groups
+        {"match": {"path": group.path}, "route": {"cluster": cluster, "timeout": "30s"}}
+        for group, cluster in zip(topology.groups, clusters, strict=True)
     ]
 
 
-def _cluster(group: Group) -> dict[str, Any]:
-    endpoints = [
-        {"endpoint": {"address": _address(*server.rsplit(":", 1))}} for server in group.servers
-    ]  # fmt: skip
+def _cluster(name: str, servers: Sequence[str]) -> dict[str, Any]:
+    endpoints = [{"endpoint": {"address": _address(*server.rsplit(":", 1))}} for server in servers]
     most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), _MANY)
     return {
-        "name": group.name,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "2s",
         "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": {"thresholds": [most]},
-        "load_assignment": {"cluster_name": group.name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     }
 
 

@@ -20,7 +20,7 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import Fault, LoadWindow, Window, merge_windows
 from actuators.errors import ConfigError, LoadError, TestbedError
-from actuators.processes.system import BUSY, busiest_share, realtime_priority
+from actuators.processes.system import BUSY, busiest_share, realtime_priority, spent_s
 from actuators.statistics.vts import Snapshot
 
 LOAD_WINDOW_S = 0.25
@@ -237,6 +237,7 @@ class LiveTestbed:
 
     def _collect(self) -> Window:
         window, client, cpu_s = self._read()
+        window = replace(window, proxy_cpu_s=spent_s(self._proxy_cpu[1], cpu_s))
         if isinstance(client, LoadError):
             return replace(window, faults=(*window.faults, Fault("load_ended", str(client))))
         if client.saturated:

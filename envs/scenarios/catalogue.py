@@ -6,12 +6,14 @@ types of the social network.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actuators.contract.arrays import FloatArray
 from actuators.contract.script import ArrivalDistribution, RateStep, Script, ServerProfile, ServiceDistribution, Stream
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
@@ -64,6 +66,8 @@ class StudyScenario:
             periods ×U(.8, 1.25).
         work_scale: factor on the work of every request; rates fall accordingly.
         load_balancers: number of balancers without shared state (machines × workers).
+        arrivals_cv: coefficient of variation of gamma and weibull gaps.
+        busiest_share: share of the requests that the most frequent type makes; its usual one when 0.
     """
 
     name: str
@@ -79,6 +83,8 @@ class StudyScenario:
     workers: int = 4
     queue_limit: int = 512
     arrivals: ArrivalDistribution = "exponential"
+    arrivals_cv: float = 1.0
+    busiest_share: float = 0.0
     service: ServiceDistribution = "lognormal"
     service_cv: float = 1.0
     randomised: bool = False
@@ -89,7 +95,7 @@ class StudyScenario:
         generator = np.random.default_rng([seed, zlib.crc32(self.name.encode()), self.randomised])
         speeds, load, extent = self._resolve(topology, generator)
         work = [TYPES.get(t, _OTHER_TYPE) for t in topology.request_types]
-        shares = np.array([share for _, share in work]) / sum(share for _, share in work)
+        shares = self._shares(np.array([share for _, share in work]))
         mean_s = np.array([mean for mean, _ in work]) * self.work_scale
         # By definition of S3 the capacity of a specialised server is 1.
         nominal = 1.0 if self.speeds is special_speeds else float(speeds.mean())
@@ -112,6 +118,14 @@ class StudyScenario:
         return replace(
             self, disturbance=happen.none, load_shape=happen.steady, load=_NOMINAL_LOAD.get(self.name, self.load)
         )
+
+    def _shares(self, usual: FloatArray) -> FloatArray:
+        shares = usual / usual.sum()
+        if self.busiest_share and len(shares) > 1:
+            busiest = np.arange(len(shares)) == shares.argmax()
+            rest = shares[~busiest].sum()
+            shares = np.where(busiest, self.busiest_share, shares / rest * (1.0 - self.busiest_share))
+        return shares
 
     def _resolve(
         self, topology: Topology, generator: np.random.Generator
@@ -145,9 +159,9 @@ class StudyScenario:
         return tuple(
             Stream(
                 t,
-                tuple(RateStep(s, float(rate) * f, self.arrivals) for s, f in shape)
+                tuple(RateStep(s, float(rate) * f, self.arrivals, self.arrivals_cv) for s, f in shape)
                 if t == shaped or not shaped
-                else (RateStep(0.0, float(rate), self.arrivals),),
+                else (RateStep(0.0, float(rate), self.arrivals, self.arrivals_cv),),
             )
             for t, rate in zip(topology.request_types, rates_rps, strict=True)
         )
@@ -231,6 +245,39 @@ SCENARIOS = {
 }
 STUDY = tuple(name for name in SCENARIOS if name != "demo")
 """Names of the eleven scenarios S1 to S10, S2b included."""
+
+CONVERSATION_CV, CONVERSATION_DISPERSION, CONVERSATION_REQUESTS = 1.1, 16.0, 330
+"""Of the conversations in Azure's traces of 2023: gaps, and variance over mean of the count of a minute, in which 330
+requests come on average."""
+_SWING = math.sqrt((CONVERSATION_DISPERSION - CONVERSATION_CV**2) / CONVERSATION_REQUESTS)
+"""Half the relative difference of the two rates that gives this dispersion, when they change much more slowly."""
+
+TRACED = {
+    s.name: s
+    for s in (
+        StudyScenario(
+            "T1", "bursts as of code completion (Azure 2023): gamma gaps of cv 13; unequal servers, 50 %", 0.5,
+            _HETERO, arrivals="gamma", arrivals_cv=13.0,
+        ),
+        StudyScenario(
+            "T2", "conversations (Azure 2023): gamma gaps of cv 1.1, dispersion 16; unequal servers, 60 %", 0.6,
+            _HETERO, load_shape=happen.on_off(20.0, 20.0, 1.0 - _SWING), arrivals="gamma", arrivals_cv=CONVERSATION_CV,
+        ),
+        StudyScenario(
+            "T3", "one type makes 90 %, gamma gaps of cv 2, a daily wave (ServeGen); specialised servers, 40 %", 0.4,
+            special_speeds, load_shape=happen.wave(1.8, 200.0), arrivals="gamma", arrivals_cv=2.0, busiest_share=0.9,
+        ),
+        StudyScenario(
+            "T4", "flash crowds of 3.2 times the rate; unequal servers, 28 to 90 %", 0.28, _HETERO,
+            load_shape=happen.flashes(3.2, 5.0, Span(20, 40), 30.0, Span(40, 80)),
+        ),
+        StudyScenario(
+            "T5", "work over three orders of magnitude (Huawei's functions); specialised servers, 60 %", 0.6,
+            special_speeds, service_cv=2.84,
+        ),
+    )
+}  # fmt: skip
+"""Load re-drawn from published statistics, by name (docs/studies.md#load-from-published-statistics)."""
 
 
 def randomised(base: StudyScenario, duration_s: float = 100.0) -> StudyScenario:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actuators.contract.on_off import draw_on_off
 from actuators.contract.script import Behaviour
 
 Generator = np.random.Generator
@@ -141,6 +142,50 @@ def overloads(factor: float = 2.6, length_s: Span = Span(20, 40), every_s: Span 
             at_s += length_s.draw(generator) * extent.stretch
             steps.append((at_s, 1.0))
             at_s += every_s.draw(generator) * extent.stretch
+        return tuple(steps)
+
+    return generate
+
+
+def on_off(on_s: float, off_s: float, off_factor: float) -> LoadShape:
+    """A rate that jumps between two values after exponential times, with mean 1."""
+
+    def generate(extent: ScriptExtent, generator: Generator) -> LoadSteps:
+        lengths_s = on_s * extent.stretch, off_s * extent.stretch
+        return draw_on_off(*lengths_s, off_factor, extent.duration_s, generator)
+
+    return generate
+
+
+def wave(peak: float, period_s: float) -> LoadShape:
+    """A raised cosine with mean 1 from its trough to `peak` and back, in 60 steps; starts at a random phase."""
+
+    def generate(extent: ScriptExtent, generator: Generator) -> LoadSteps:
+        step_s = period_s * extent.stretch / 60
+        phase = generator.uniform(0, 2 * np.pi)
+        count = int(np.ceil(extent.duration_s / step_s))
+        factors = 1.0 + (peak - 1.0) * np.cos(phase + 2 * np.pi * (np.arange(count) + 0.5) / 60)
+        return tuple((index * step_s, float(factor)) for index, factor in enumerate(factors))
+
+    return generate
+
+
+def flashes(peak: float, rise_s: float, hold_s: Span, fall_s: float, every_s: Span) -> LoadShape:
+    """Flash crowds: the rate rises within seconds to `peak` times, stays, and falls slowly; steps of a second."""
+
+    def generate(extent: ScriptExtent, generator: Generator) -> LoadSteps:
+        steps: list[tuple[float, float]] = [(0.0, 1.0)]
+        at_s = every_s.draw(generator) * extent.stretch
+        while at_s < extent.duration_s:
+            top_s = at_s + rise_s
+            end_s = top_s + hold_s.draw(generator) * extent.stretch
+            rise = [(second + 0.5) / rise_s for second in range(int(rise_s))]
+            fall = [1.0 - (second + 0.5) / fall_s for second in range(int(fall_s))]
+            steps += [(at_s + second, 1.0 + (peak - 1.0) * share) for second, share in enumerate(rise)]
+            steps.append((top_s, peak))
+            steps += [(end_s + second, 1.0 + (peak - 1.0) * share) for second, share in enumerate(fall)]
+            steps.append((end_s + fall_s, 1.0))
+            at_s = end_s + fall_s + every_s.draw(generator) * extent.stretch
         return tuple(steps)
 
     return generate

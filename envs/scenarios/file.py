@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from actuators.contract.script import ArrivalDistribution, Behaviour, ServiceDistribution
+from actuators.contract.script import SPREAD, ArrivalDistribution, Behaviour, ServiceDistribution
+from actuators.contract.script_check import MAX_GAP_CV, MIN_GAP_CV
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
 from actuators.yaml_files import read_mapping
@@ -31,6 +32,17 @@ class DisturbanceOptions(Part):
     """Range of the factor on a disturbed server's speed; telegraph and periodic use the first value."""
     period_s: float = Field(default=20.0, ge=0.1)
     """periodic: seconds of one round over all servers."""
+
+
+class OnOffOptions(Part):
+    """A rate that jumps between two values after exponential times (a Markov-modulated process), with mean 1."""
+
+    on_s: float = Field(default=10.0, gt=0.01)
+    """Mean length of a period at the higher rate, in seconds."""
+    off_s: float = Field(default=30.0, gt=0.01)
+    """Mean length of a period at the lower rate, in seconds."""
+    off_factor: float = Field(default=0.0, ge=0, lt=1)
+    """The lower rate, as a share of the mean."""
 
 
 class BehaviourOptions(Part):
@@ -65,6 +77,8 @@ class ScenarioFile(Part):
     """Speed of each server, or a list per request type; a shorter list is repeated over the servers."""
     load_steps: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     """(start in seconds, factor on the rate) pairs, ascending from 0."""
+    on_off: OnOffOptions | None = None
+    """In place of load steps: a rate that jumps at random; none when not given."""
     surging_type: str = ""
     """Request type that the load steps apply to; all when empty."""
     disturbance: DisturbanceOptions = DisturbanceOptions()
@@ -81,6 +95,8 @@ class ScenarioFile(Part):
     """Maximum number of waiting requests."""
     arrivals: ArrivalDistribution = "exponential"
     """Distribution of the gaps between arrivals."""
+    arrivals_cv: float = Field(default=1.0, ge=MIN_GAP_CV, le=MAX_GAP_CV)
+    """Coefficient of variation of these gaps, when gamma or weibull."""
     service: ServiceDistribution = "lognormal"
     """Distribution of the work."""
     service_cv: float = Field(default=1.0, ge=0)
@@ -114,6 +130,8 @@ class ScenarioFile(Part):
 
     def shape_load(self, extent: ScriptExtent, generator: happen.Generator) -> happen.LoadSteps:
         """The load's factor over time."""
+        if (jumps := self.on_off) is not None:
+            return happen.on_off(jumps.on_s, jumps.off_s, jumps.off_factor)(extent, generator)
         return tuple((float(start_s), float(factor)) for start_s, factor in self.load_steps)
 
 
@@ -134,7 +152,8 @@ def read_scenario_file(path: Path) -> ScenarioFile:
 def _explain(first: Any, path: Path) -> ConfigError:
     where = f"{path}: {'.'.join(map(str, first['loc']))}"
     if first["type"] == "extra_forbidden":
-        known = {**ScenarioFile.model_fields, **DisturbanceOptions.model_fields, **BehaviourOptions.model_fields}
+        parts = (ScenarioFile, DisturbanceOptions, OnOffOptions, BehaviourOptions)
+        known = {name: field for part in parts for name, field in part.model_fields.items()}
         return ConfigError("unknown key", where=where, remedy=closest(str(first["loc"][-1]), known))
     return ConfigError(str(first["msg"]), where=where, remedy="repair the file")
 
@@ -146,3 +165,8 @@ def _check(scenario: ScenarioFile, path: Path) -> None:
     starts = [start_s for start_s, _ in scenario.load_steps]
     if starts != sorted(starts) or starts[:1] != [0.0] or min(factor for _, factor in scenario.load_steps) < 0:
         raise ConfigError("load steps must ascend from 0 s with factors of at least 0", where=str(path))
+    if scenario.arrivals_cv != 1.0 and scenario.arrivals not in SPREAD:
+        what, remedy = f"{scenario.arrivals} gaps have a cv of their own", f"set arrivals to {' or '.join(SPREAD)}"
+        raise ConfigError(what, where=f"{path}: arrivals_cv", remedy=remedy)
+    if scenario.on_off is not None and scenario.given("load_steps"):
+        raise ConfigError("a rate that jumps at random has no steps", where=f"{path}: load_steps", remedy="keep one")

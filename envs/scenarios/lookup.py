@@ -10,12 +10,12 @@ from actuators.contract.script import Scenario
 from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
 from envs.scenarios.calibrated import CalibratedScenario, read_calibrated
-from envs.scenarios.catalogue import SCENARIOS, STUDY, Mixture, StudyScenario, randomised
+from envs.scenarios.catalogue import SCENARIOS, STUDY, TRACED, Mixture, StudyScenario, randomised
 from envs.scenarios.family import FAMILY
 from envs.scenarios.file import read_scenario_file
 from envs.scenarios.own_family import read_own_family
 
-NAMED: dict[str, StudyScenario] = {**SCENARIOS, **FAMILY}
+NAMED: dict[str, StudyScenario] = {**SCENARIOS, **TRACED, **FAMILY}
 """All scenarios that have a name: the catalogue's and family H."""
 
 
@@ -70,7 +70,18 @@ def _from_file(name: str) -> StudyScenario:
     if path.suffix == ".json":
         return read_calibrated(path)
     file = read_scenario_file(path)
-    same = ("name", "summary", "load", "duration_s", "work_scale", "workers", "queue_limit", "arrivals", "service")
+    same = (
+        "name",
+        "summary",
+        "load",
+        "duration_s",
+        "work_scale",
+        "workers",
+        "queue_limit",
+        "arrivals",
+        "arrivals_cv",
+        "service",
+    )
     return StudyScenario(
         **{field: getattr(file, field) for field in same},
         service_cv=file.service_cv,

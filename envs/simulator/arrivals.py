@@ -21,7 +21,7 @@ def schedule_next(stream: Any, steps: Any, duration_s: float) -> None:
     The drawn gap is used up at the rate of each step that it spans, so that a step into a faster or
     slower rate neither loses nor repeats a draw.
     """
-    gap = unit_gap(steps[stream.step].distribution, stream.gap_key, stream.drawn)
+    gap = unit_gap(steps[stream.step], stream.gap_key, stream.drawn)
     time_s = stream.next_s
     while True:
         rate_rps, last = steps[stream.step].rate_rps, stream.step == stream.last_step
@@ -71,7 +71,7 @@ def new_request(lane: Any, group: Any, number: Any, first_s: float, now_s: float
     state.free -= 1
     slot = lane.free[state.free]
     request = lane.requests[slot]
-    request.number, request.group, request.server = number, group, NOWHERE
+    request.number, request.group, request.server, request.noted = number, group, NOWHERE, 0
     for word in range(lane.tried.shape[1]):
         lane.tried[slot, word] = 0
     request.arrival_s = now_s

@@ -265,7 +265,7 @@ def _oracle_score(method: Any, peers: Any, group: Any, server: Any, service_s: A
 
 @leaf
 def note_result(peer: Any, failed: Any, clock: Any, rules: Any, alone: Any) -> None:
-    """What NGINX remembers of an attempt's end (free_round_robin_peer)."""
+    """What NGINX remembers of how an attempt ended (free_round_robin_peer)."""
     if not alone:
         if failed:
             peer.fails += 1
@@ -275,7 +275,6 @@ def note_result(peer: Any, failed: Any, clock: Any, rules: Any, alone: Any) -> N
                 peer.effective = max(peer.effective - peer.weight // rules.max_fails, 0)
         elif peer.accessed < peer.checked:
             peer.fails = 0
-    peer.conns -= 1
 
 
 @leaf

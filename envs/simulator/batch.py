@@ -26,10 +26,15 @@ from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.simulator.binding import ORDER_CODES
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
-from envs.simulator.lane import COUNT, GATE, STATE, Lane, Tally, build_lane, grown, new_tally
+from envs.simulator.lane import COUNT, GATE, STATE, Lane, Tally, build_lane, forget_marks, grown, new_tally
 from envs.simulator.limits import GateTicks, counts_since
+from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.window_batch import AttemptCounts, WindowBatch
 
+RivalMethod = Literal[
+    "least_time", "least_time_shared", "peak_ewma", "least_request", "c3", "join_idle_queue", "prequal"
+]
+"""Rules of other load balancers and of papers (`envs.simulator.rivals`), simulated only."""
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
 """Reference rules that no NGINX can have: they see every context's requests and the true speeds."""
 
@@ -70,6 +75,8 @@ class SimulationOptions(Options):
     """`expected_delay`: share of the error score that one answer replaces."""
     error_memory_s: float = Field(default=5.0, gt=0)
     """`expected_delay`: time constant after which the error score is forgotten."""
+    probe_ms: float = Field(default=0.5, ge=0)
+    """`prequal`: milliseconds from a probe's sending to its answer."""
     count_by_in_flight: bool = False
     """`expected_delay`: windows also tell response times by requests in flight, from which workers are learned."""
 
@@ -90,7 +97,7 @@ class SimulatedBatch:
         self,
         topology: Topology,
         size: int,
-        method: BalancingMethod | OracleMethod = "least_conn",
+        method: BalancingMethod | OracleMethod | RivalMethod = "least_conn",
         bounds_ms: tuple[int, ...] = DEFAULT_BOUNDS_MS,
         options: SimulationOptions | None = None,
         threads: int = 1,
@@ -241,12 +248,13 @@ class SimulatedBatch:
         """Load balancers of a script that share no counts here."""
         return max(script.load_balancers // self.options.workers_sharing_memory, 1)
 
-    def set_method(self, method: BalancingMethod | OracleMethod) -> None:
+    def set_method(self, method: BalancingMethod | OracleMethod | RivalMethod) -> None:
         """All environments balance by `method` from now on, with equal weights and nothing learned."""
         self._method = _method_code(method)
         for lane in self._lanes:
             if lane is not None:
                 lane.rules["method"], lane.rules["learned"] = self._method, 0
+                forget_marks(lane)
         self.set_weights(np.broadcast_to(self.topology.mask.astype(np.int64), self._weight.shape))
 
     def advance(self, interval_s: float) -> WindowBatch:
@@ -304,6 +312,7 @@ class SimulatedBatch:
                 _set_peers(lane.peers, weight[index], down[index] | ~self.topology.mask)
                 if self.options.actuation == "reload":
                     _reload(lane.peers)
+                    forget_marks(lane)
                     lane.state["generation"] += 1
             if lane is not None and self._by_service_times:
                 lane.rules["learned"] = 0
@@ -359,7 +368,7 @@ class SimulatedBatch:
             "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
             "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
             "by_in_flight": o.count_by_in_flight, "look_ahead": 1, "theta": 1.0, "longest_hold_s": np.inf,
-            "most_held": UNLIMITED,
+            "most_held": UNLIMITED, "probe_s": o.probe_ms / 1e3,
         }  # fmt: skip
 
 
@@ -400,9 +409,10 @@ def parallel_for(play: Callable[[int], None], count: int, threads: int) -> None:
 
 
 def _method_code(method: str) -> int:
-    if method not in METHOD_CODES:
-        raise ConfigError(f"unknown balancing method '{method}'", remedy=closest(method, METHOD_CODES))
-    return METHOD_CODES[method]
+    codes = METHOD_CODES | RIVAL_CODES
+    if method not in codes:
+        raise ConfigError(f"unknown balancing method '{method}'", remedy=closest(method, codes))
+    return codes[method]
 
 
 @compiled

@@ -24,7 +24,7 @@ from actuators.files import is_own_folder, private_folder
 
 _SOURCES = (
     "arrivals", "balancers", "batch", "binding", "clients", "compiling", "counting", "draws", "engine", "gate", "lane",
-    "queues", "stages",
+    "prequal", "queues", "rivals", "stages",
 )  # fmt: skip
 
 Function = Callable[..., Any]

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from envs.simulator.compiling import leaf
 
-EXPONENTIAL, NORMAL, FIXED, ZIPF = range(4)
-ARRIVAL_CODES = {"exponential": EXPONENTIAL, "normal": NORMAL, "fixed": FIXED, "zipf": ZIPF}
+EXPONENTIAL, NORMAL, FIXED, ZIPF, GAMMA, WEIBULL = range(6)
+ARRIVAL_CODES = {
+    "exponential": EXPONENTIAL, "normal": NORMAL, "fixed": FIXED, "zipf": ZIPF, "gamma": GAMMA, "weibull": WEIBULL,
+}  # fmt: skip
 
 CONSTANT_WORK, EXPONENTIAL_WORK, LOGNORMAL_WORK = range(3)
 SERVICE_CODES = {"constant": CONSTANT_WORK, "exponential": EXPONENTIAL_WORK, "lognormal": LOGNORMAL_WORK}
@@ -39,6 +41,21 @@ _ZIPF_MEAN = sum(1.0 / k for k in range(1, _ZIPF_MAX + 1)) / _ZIPF_NORM
 def stream_keys(seed: int, streams: int) -> NDArray[np.uint64]:
     """Independent keys of a seed's random streams, ``[streams]``."""
     return np.random.SeedSequence(seed).generate_state(streams, np.uint64).astype(np.uint64)
+
+
+@lru_cache(maxsize=64)
+def gap_shape(distribution: str, cv: float) -> tuple[float, float]:
+    """Shape and scale of gaps with mean 1 and this coefficient of variation; 1, 1 where the distribution has none."""
+    if distribution == "gamma":
+        return 1.0 / cv**2, cv**2
+    if distribution != "weibull":
+        return 1.0, 1.0
+    low, high = 0.05, 50.0  # the coefficient of variation falls with the shape: 1e6 and 0.03 at these
+    for _ in range(100):
+        shape = math.sqrt(low * high)
+        spread = math.exp(math.lgamma(1.0 + 2.0 / shape) - 2.0 * math.lgamma(1.0 + 1.0 / shape)) - 1.0
+        low, high = (shape, high) if spread > cv**2 else (low, shape)
+    return shape, math.exp(-math.lgamma(1.0 + 1.0 / shape))
 
 
 @lru_cache(maxsize=64)
@@ -101,13 +118,34 @@ def _zipf(u: float) -> Any:
 
 
 @leaf
-def unit_gap(distribution: Any, key: Any, number: Any) -> Any:
+def unit_gamma(shape: float, key: Any) -> Any:
+    """Gamma of this shape and mean 1, a function of the key (Marsaglia and Tsang 2000, doi:10.1145/358407.358414)."""
+    boosted = shape if shape >= 1.0 else shape + 1.0
+    d = boosted - 1.0 / 3.0
+    c, counter = 1.0 / math.sqrt(9.0 * d), 1
+    while True:
+        x = normal_quantile(uniform(key, counter))
+        v = (1.0 + c * x) ** 3
+        if v > 0.0 and math.log(uniform(key, counter + 1)) < 0.5 * x * x + d - d * v + d * math.log(v):
+            break
+        counter += 2
+    factor = 1.0 if shape >= 1.0 else uniform(key, 0) ** (1.0 / shape)
+    return factor * d * v / shape
+
+
+@leaf
+def unit_gap(step: Any, key: Any, number: Any) -> Any:
     """Gap before arrival `number` in units of the mean gap."""
+    distribution = step.distribution
+    if distribution == GAMMA:
+        return unit_gamma(step.shape, hashed(key, number))
     if distribution == FIXED:
         return 1.0
     u = uniform(key, number)
     if distribution == EXPONENTIAL:
         return -math.log(u)
+    if distribution == WEIBULL:
+        return step.scale * (-math.log(u)) ** (1.0 / step.shape)
     if distribution == NORMAL:
         return max(0.0, 1.0 + 0.5 * normal_quantile(u)) / _NORMAL_MEAN
     return _zipf(u)

@@ -36,6 +36,7 @@ from envs.simulator.queues import (
     take_central,
     take_from_way,
 )
+from envs.simulator.rivals import home_of, is_rival, note_rival, pick_rival
 from envs.simulator.stages import enter_stage, leave_stage, next_stage
 
 DONE, FULL, PAUSED = range(3)
@@ -330,6 +331,8 @@ def pick(lane: Any, slot: Any, now_s: float) -> Any:
     if b.by_service_times(method):
         # Nothing learned yet is worse than least_conn; a second attempt does not wait for a slot.
         method = b.EXPECTED_DELAY if rules.learned else b.LEAST_CONN
+    if is_rival(method):
+        return pick_rival(lane, slot, now_s)
     if method == b.ROUND_ROBIN:
         return b.pick_round_robin(peers[request.group], tried, clock, rules)
     if method == b.LEAST_CONN:
@@ -378,8 +381,12 @@ def end_attempt(lane: Any, slot: Any, status: Any, now_s: float, failed: Any) ->
     s, group = request.server, request.group
     count_attempt(lane, request, status, now_s)
     if request.generation == lane.state[0].generation:
-        peer = lane.peers[request.context, group, s]
-        b.note_result(peer, failed, b.clock_s(now_s), rules, lane.groups[group].servers == 1)
+        peers = lane.peers[request.context]
+        if is_rival(rules.method):
+            note_rival(lane, slot, status, failed, now_s)
+        home = home_of(peers, rules.method, group, s)
+        b.note_result(peers[home, s], failed, b.clock_s(now_s), rules, lane.groups[group].servers == 1)
+        peers[group, s].conns -= 1
     if b.by_service_times(rules.method):
         lane.state[0].binding = rules.method == b.LATE_BINDING
         b.note_health(lane.health[request.context, s], status >= 500, failed, now_s, rules)

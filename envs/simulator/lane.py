@@ -16,8 +16,9 @@ from actuators.contract.script import Script
 from actuators.contract.script_check import check_script
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, TestbedError
+from envs.simulator import prequal
 from envs.simulator.clients import NO_SLOT
-from envs.simulator.draws import ARRIVAL_CODES, SERVICE_CODES, lognormal_sigma, lognormal_table, stream_keys
+from envs.simulator.draws import ARRIVAL_CODES, SERVICE_CODES, gap_shape, lognormal_sigma, lognormal_table, stream_keys
 
 IN_FLIGHT_BINS, IN_FLIGHT_SUMS = 25, 6
 """Rows and columns of `Tally.by_in_flight`, see `actuators.contract.window.DelayWindow`."""
@@ -41,13 +42,13 @@ def _record(integers: str, floats: str = "", keys: str = "") -> np.dtype[np.void
 
 
 STREAM = _record("drawn step last_step", "next_s", "gap_key work_key coin_key stage_key client_key")
-STEP = _record("distribution", "start_s rate_rps")
+STEP = _record("distribution", "start_s rate_rps shape scale")
 SERVER = _record(
     "workers limit busy held waiting head refused hanging blocking epoch",
     "speed rate clock_v clock_s next_s error_ratio error_service_s",
 )
 REQUEST = _record(
-    "number group context server status generation idle in_flight",
+    "number group context server status generation idle in_flight noted",
     "arrival_s attempt_s unit wait_s tau_s ahead_s",
 )
 TRAIL = _record("stage missed holding epoch behind before after abandoned", "first_s")
@@ -70,6 +71,12 @@ COUNT = _record(" ".join(COUNTS), "response_s")
 REPEAT = _record("group number", "at_s first_s")
 PEER = _record("weight effective current conns fails accessed checked down")
 HEALTH = _record("out_until", "errors error_s")
+MARK = _record(
+    "time_ms inflight inflight_ms inflight_sum_ms changed_ms known usable rif uses",
+    "cost_s stamp_s network_s service_s queue latency_s",
+)
+"""What a rule of `envs.simulator.rivals` remembers of a server: of `least_time` the first five, in milliseconds."""
+PROBE = _record("server rif", "due_s latency_s")
 BEHAVIOUR = _record("server refused hanging flush", "at_s speed error_ratio error_service_s")
 GROUP = _record("servers post")
 STATE = _record(
@@ -81,7 +88,7 @@ STATE = _record(
 RULES = _record(
     "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight "
     "trailing clients order look_ahead most_held",
-    "theta longest_hold_s read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma",
+    "theta longest_hold_s read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma probe_s",
 )
 
 
@@ -110,10 +117,12 @@ class Lane(NamedTuple):
     `line` has the slots of held requests in the order of their arrival, with a mark each that one was `considered`;
     `planned` [servers, 2] is what is in flight there, and its seconds of work, with what held requests wait for.
     Shapes: `visits`, `cached` [groups, stages], `gates`, `counts`, `due_s`, `mean_tau_s` [groups], `room` [servers],
-    `peers` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service time at behaviour speed
-    1) and `tau_s` [groups, servers];
+    `peers`, `marks` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service time at
+    behaviour speed 1) and `tau_s` [groups, servers];
     per server a heap of requests in service
     (`heap_v`: virtual finish times, `heap_request`) and a ring of waiting ones (`queue`).
+    Of Prequal: `probes` [contexts, RING], `probe_counts` [contexts, COUNTS], and latencies of each server by requests
+    in flight, `recent_s` [servers, BINS, RECENT] with how many there were, `recents` [servers, BINS].
     """
 
     state: Any
@@ -136,6 +145,11 @@ class Lane(NamedTuple):
     free: Any
     peers: Any
     health: Any
+    marks: Any
+    probes: Any
+    probe_counts: Any
+    recent_s: Any
+    recents: Any
     tau_s: Any
     believed_workers: Any
     work_table: Any
@@ -213,6 +227,7 @@ def build_lane(
         central=np.zeros(slots, np.int64), on_way=np.zeros(slots, np.int64), requests=np.zeros(slots, REQUEST),
         tried=np.zeros((slots, (servers + 63) // 64), np.int64), free=np.arange(slots)[::-1].copy(),
         peers=equal_peers(topology, contexts), health=np.zeros((contexts, servers), HEALTH),
+        **_memory(contexts, groups, servers),
         tau_s=np.ones((groups, servers)), believed_workers=np.array([float(p.workers) for p in script.servers]),
         work_table=table, bucket_table=bucket_table, bounds_ms=np.array(bounds_ms, np.int64),
         stages=_stages(script), visits=np.array([stage.visits for stage in script.stages]).reshape(-1, groups).T.copy(),
@@ -230,6 +245,24 @@ def equal_peers(topology: Topology, contexts: int) -> NDArray[np.void]:
     peers["weight"] = peers["effective"] = topology.mask
     peers["down"] = ~topology.mask
     return peers
+
+
+def _memory(contexts: int, groups: int, servers: int) -> dict[str, NDArray[Any]]:
+    """What the rules of `envs.simulator.rivals` remember: nothing yet."""
+    return {
+        "marks": np.zeros((contexts, groups, servers), MARK),
+        "probes": np.zeros((contexts, prequal.RING), PROBE),
+        "probe_counts": np.zeros((contexts, prequal.COUNTS), np.int64),
+        "recent_s": np.zeros((servers, prequal.BINS, prequal.RECENT)),
+        "recents": np.zeros((servers, prequal.BINS), np.int64),
+    }
+
+
+def forget_marks(lane: Lane) -> None:
+    """A rule of `envs.simulator.rivals` begins anew; it knows nothing of what is in flight."""
+    lane.requests["noted"] = 0
+    for array in (lane.marks, lane.probes, lane.probe_counts, lane.recent_s, lane.recents):
+        array[...] = np.zeros((), array.dtype)
 
 
 def _check_size(topology: Topology, script: Script, contexts: int, places: int) -> None:
@@ -298,12 +331,14 @@ def _groups(topology: Topology) -> NDArray[np.void]:
 
 def _streams(topology: Topology, script: Script, keys: NDArray[np.uint64]) -> tuple[NDArray[np.void], NDArray[np.void]]:
     streams = np.zeros(len(topology.groups), STREAM)
-    rows: list[tuple[int, float, float]] = []
+    rows: list[tuple[int, float, float, float, float]] = []
     by_type = {stream.request_type: stream.steps for stream in script.streams}
     for g, request_type in enumerate(topology.request_types):
         streams["step"][g] = len(rows)
         steps = by_type.get(request_type, ())
-        rows += [(ARRIVAL_CODES[s.distribution], s.start_s, s.rate_rps) for s in steps] or [(0, 0.0, 0.0)]
+        rows += [
+            (ARRIVAL_CODES[s.distribution], s.start_s, s.rate_rps, *gap_shape(s.distribution, s.cv)) for s in steps
+        ] or [(0, 0.0, 0.0, 1.0, 1.0)]
         streams["last_step"][g] = len(rows) - 1
         for purpose, name in enumerate(("gap_key", "work_key", "coin_key")):
             streams[name][g] = keys[3 * g + purpose]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from envs.heuristics.names import policy_name
 from envs.observation.features import inverse_latency_shares
 from envs.observation.observer import Observation, Observer
 from envs.scenarios.timeline import true_tau_s
-from envs.simulator.batch import OracleMethod, SimulatedBatch, SimulationOptions
+from envs.simulator.batch import OracleMethod, RivalMethod, SimulatedBatch, SimulationOptions
+from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.window_batch import WindowBatch
 from envs.study.split import optimal_shares
 
@@ -38,7 +39,7 @@ class Rule:
     """A way to balance: a method, what steers it, and how NGINX is set up for it."""
 
     name: str
-    method: BalancingMethod | OracleMethod
+    method: BalancingMethod | OracleMethod | RivalMethod
     steering: Callable[[], BatchController] | None = None
     options: SimulationOptions = field(default_factory=lambda: SimulationOptions(retry_post=True))
 
@@ -285,6 +286,7 @@ RULES = {
         Rule("shortest_delay", "shortest_delay", None, PLAIN),
         Rule("join_shortest", "join_shortest", None, PLAIN),
         Rule("central_queue", "central_queue", None, PLAIN),
+        *(Rule(name, cast(RivalMethod, name), None, SHARED_MEMORY) for name in RIVAL_CODES),
     )
 }
 """Rules by name; `inverse_latency` is on least_conn."""

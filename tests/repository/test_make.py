@@ -87,7 +87,8 @@ def test_killing_make_ends_the_program_cleanly(demo: "subprocess.Popen[str]") ->
 def test_help_names_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "help", "setup", "demo", "lint", "check", "test", "drills", "fuzz", "bench", "docs", "run", "doctor", "clean",
+        "help", "setup", "setup-peers", "demo", "lint", "check", "test", "drills", "fuzz", "bench", "docs", "run",
+        "doctor", "clean",
     ]  # fmt: skip
 
 
@@ -99,6 +100,7 @@ def test_help_names_every_target() -> None:
         (["bench", "BENCH_QUICK=0"], "deepsched bench"),
         (["demo", "ARGS=--quick --seed 2"], "deepsched demo --quick --seed 2"),
         (["run", "ARGS=--help"], "deepsched collect --help"),
+        (["setup-peers"], "./rayjobs/setup.sh peers"),
     ],
 )
 def test_targets_are_thin(project: Path, arguments: list[str], command: str) -> None:

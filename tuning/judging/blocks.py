@@ -55,6 +55,7 @@ class Block:
         events: what the script did to the servers, ``{"at_s", "server", "text"}``.
         utilisation: ``[servers]``, share of its workers' time that each server was given work for; empty
             where no one counted the requests per server.
+        proxy_cpu_s: CPU time of the load balancer and its workers (live); None when not looked at.
         core_wait_ms: how long the machine let a thread wait for a core on average (live); None when not looked at.
     """
 
@@ -68,6 +69,7 @@ class Block:
     events: tuple[dict[str, Any], ...] = ()
     utilisation: tuple[float, ...] = ()
     core_wait_ms: float | None = None
+    proxy_cpu_s: float | None = None
 
     @property
     def usable(self) -> bool:
@@ -86,6 +88,7 @@ class Block:
             "events": list(self.events),
             "utilisation": list(self.utilisation),
             "core_wait_ms": self.core_wait_ms,
+            "proxy_cpu_s": self.proxy_cpu_s,
             "tally": self.tally.to_json(),
         }
 
@@ -104,6 +107,7 @@ class Block:
             events=tuple(data["events"]),
             utilisation=tuple(data.get("utilisation", ())),
             core_wait_ms=data.get("core_wait_ms"),
+            proxy_cpu_s=data.get("proxy_cpu_s"),
         )
 
 

@@ -29,6 +29,7 @@ from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
 from envs.scenarios.calibrated import Today
 from envs.scenarios.timeline import true_tau_s
+from envs.simulator.rivals import RIVAL_CODES
 from envs.study.split import optimal_shares
 
 REFERENCE = "least_conn"
@@ -73,8 +74,8 @@ class Spec:
 
     @property
     def kind(self) -> str:
-        """``simulated`` for oracles, ``live`` for peers, ``any`` for the rest."""
-        if self.base in ORACLES:
+        """``simulated`` for oracles and the simulator's rules, ``live`` for peers, ``any`` for the rest."""
+        if self.base in ORACLES or self.base in RIVAL_CODES:
             return "simulated"
         return "live" if self.base in PEERS or self.base.startswith(EXTERNAL) else "any"
 
@@ -186,7 +187,7 @@ def contender(spec: Spec, arena: Arena) -> Controller:
     if spec.kind == "live":
         # The other balancer does as it likes; what we set is a formality.
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
-    if spec.base in NATIVE:
+    if spec.base in NATIVE or spec.base in RIVAL_CODES:
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
     if spec.is_bundle:
         return _bundle(spec, arena, method)
@@ -280,7 +281,7 @@ def _parse(text: str) -> Spec:
         raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
     if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
         raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
-    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *HELD, *ORACLES, *PEERS)
+    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *HELD, *ORACLES, *RIVAL_CODES, *PEERS)
     if base not in known:
         raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
     return Spec(text, base, cast(BalancingMethod, method) or None)

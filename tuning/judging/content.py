@@ -138,6 +138,7 @@ class BlockLine(_Part):
     events: list[_Event]
     utilisation: list[float] = []
     core_wait_ms: float | None = None
+    proxy_cpu_s: float | None = None
     tally: _Tally
     windows: list[WindowRecord]
 

@@ -237,6 +237,7 @@ class Judge:
             events=script_events(script, testbed.topology),
             utilisation=utilisation(windows, script) if counted else (),
             core_wait_ms=None if wait is None else round(wait.mean_ms, 4),
+            proxy_cpu_s=_proxy_cpu_s(windows),
         )
 
     def _stalled(self, wait: _SchedulingDelay | None) -> tuple[str, ...]:
@@ -244,6 +245,11 @@ class Judge:
         if wait is None or wait.mean_ms <= limit_ms:
             return ()
         return (f"stall: mean scheduling delay {wait.mean_ms:.1f} ms, more than {limit_ms:g} ms",)
+
+
+def _proxy_cpu_s(windows: Sequence[Window]) -> float | None:
+    known_s = [window.proxy_cpu_s for window in windows if window.proxy_cpu_s is not None]
+    return round(sum(known_s), 4) if known_s else None
 
 
 class _BlockRun:

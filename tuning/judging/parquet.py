@@ -13,7 +13,7 @@ from actuators.files import replacing
 from tuning.judging.evaluation import Evaluation
 from tuning.judging.statistics import METRICS
 
-PLAIN = ("throughput_rps", "changes_per_minute", "jain_utilisation")
+PLAIN = ("throughput_rps", "changes_per_minute", "jain_utilisation", "proxy_cpu_us")
 """Values that have no ratio: more or less of them is not better or worse."""
 
 _COLUMNS = pa.schema(

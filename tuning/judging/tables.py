@@ -54,6 +54,8 @@ def _table(evaluation: dict[str, Any], gap: int) -> Table:
 def _title(name: str, policy: dict[str, Any], *, is_learned: bool) -> Text:
     title = Text(name, style="bold" if is_learned else "")
     title.append(f"\n{policy['requests']:,} requests", style="not bold dim")
+    if policy.get("proxy_cpu_us"):
+        title.append(f"\n{policy['proxy_cpu_us']:.0f} µs CPU each", style="not bold dim")
     if policy["method"] != name:
         title.append(f"\non {policy['method']}", style="not bold dim")
     return title

@@ -1,6 +1,7 @@
 #include "arrivals.h"
 
-const char *const distribution_names[DISTRIBUTIONS] = {"exponential", "normal", "fixed", "zipf"};
+const char *const distribution_names[DISTRIBUTIONS] = {"exponential", "normal", "fixed", "zipf", "gamma",
+                                                      "weibull"};
 
 /* A normal distribution cut at 0 has a larger mean and a smaller spread than its parent. The parent N(a, 1) with this a
  * gives a cut one whose standard deviation is exactly half its mean. */
@@ -39,11 +40,45 @@ static double draw_zipf(struct random *random) {
     return (low + 1) / mean;
 }
 
-static double draw_gap(struct random *random, enum distribution distribution) {
-    switch (distribution) {
+static double draw_normal(struct random *random) {
+    double radius = sqrt(-2.0 * log(random_uniform(random)));
+    return radius * cos(2.0 * M_PI * random_uniform(random));
+}
+
+/* Mean 1; Marsaglia and Tsang 2000, doi:10.1145/358407.358414. */
+static double draw_gamma(struct random *random, double shape) {
+    double d = (shape < 1.0 ? shape + 1.0 : shape) - 1.0 / 3.0, c = 1.0 / sqrt(9.0 * d), v;
+    do {
+        double x = draw_normal(random);
+        v = 1.0 + c * x;
+        v = v * v * v;
+        if (v > 0.0 && log(random_uniform(random)) < 0.5 * x * x + d - d * v + d * log(v)) break;
+    } while (true);
+    return (shape < 1.0 ? pow(random_uniform(random), 1.0 / shape) : 1.0) * d * v / shape;
+}
+
+void step_shape(struct step *step) {
+    double wanted = step->cv * step->cv;
+    step->shape = step->scale = 1.0;
+    if (step->distribution == GAMMA) step->shape = 1.0 / wanted;
+    if (step->distribution != WEIBULL) return;
+    double low = 0.05, high = 50.0; /* the coefficient of variation falls with the shape */
+    for (int i = 0; i < 100; i++) {
+        step->shape = sqrt(low * high);
+        double spread = exp(lgamma(1.0 + 2.0 / step->shape) - 2.0 * lgamma(1.0 + 1.0 / step->shape)) - 1.0;
+        if (spread > wanted) low = step->shape;
+        else high = step->shape;
+    }
+    step->scale = exp(-lgamma(1.0 + 1.0 / step->shape));
+}
+
+static double draw_gap(struct random *random, const struct step *step) {
+    switch (step->distribution) {
     case EXPONENTIAL: return -log(random_uniform(random));
     case NORMAL: return draw_cut_normal(random);
     case ZIPF: return draw_zipf(random);
+    case GAMMA: return draw_gamma(random, step->shape);
+    case WEIBULL: return step->scale * pow(-log(random_uniform(random)), 1.0 / step->shape);
     default: return 1.0;
     }
 }
@@ -72,7 +107,7 @@ void arrivals_next(struct arrivals *arrivals) {
         arrivals->at_s = INFINITY;
         return;
     }
-    arrivals_advance(arrivals, draw_gap(&arrivals->random, arrivals->steps[arrivals->step].distribution));
+    arrivals_advance(arrivals, draw_gap(&arrivals->random, &arrivals->steps[arrivals->step]));
 }
 
 void arrivals_begin(struct arrivals *arrivals, const struct step *steps, size_t step_count, double end_s,

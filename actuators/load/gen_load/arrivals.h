@@ -1,4 +1,4 @@
-/* The due times of the requests of one stream: renewal processes of four kinds on a clock that the rate drives.
+/* The due times of the requests of one stream: renewal processes of six kinds on a clock that the rate drives.
  *
  * Gaps are drawn with mean 1 and used up at `rate` per second. So a change of rate stretches the rest of the current gap,
  * silence (rate 0) suspends it, and the expected number of requests is always the integral of the rate. */
@@ -9,7 +9,8 @@
 
 #include <math.h>
 
-enum distribution { EXPONENTIAL, NORMAL, FIXED, ZIPF, DISTRIBUTIONS };
+/* The coefficient of variation of the last two can be chosen. */
+enum distribution { EXPONENTIAL, NORMAL, FIXED, ZIPF, GAMMA, WEIBULL, DISTRIBUTIONS };
 
 extern const char *const distribution_names[DISTRIBUTIONS];
 
@@ -17,7 +18,12 @@ extern const char *const distribution_names[DISTRIBUTIONS];
 struct step {
     double start_s, rate_rps;
     enum distribution distribution;
+    double cv;           /* of gamma and weibull */
+    double shape, scale; /* of gaps with mean 1 */
 };
+
+/* Fills in shape and scale. */
+void step_shape(struct step *step);
 
 struct arrivals {
     const struct step *steps;

@@ -50,26 +50,34 @@ static struct stream *plan_add_stream(struct plan *plan, const char *type, const
     return stream;
 }
 
-static void stream_add_step(struct stream *stream, double start_s, double rate_rps, enum distribution distribution) {
+static void stream_add_step(struct stream *stream, double start_s, double rate_rps, enum distribution distribution,
+                            double cv) {
     if (stream->step_count >= MAX_STEPS) fail_user("type %s has more than %d steps", stream->type, MAX_STEPS);
     stream->steps = resize(stream->steps, stream->step_count + 1, sizeof *stream->steps);
-    stream->steps[stream->step_count++] = (struct step){start_s, rate_rps, distribution};
+    struct step *step = &stream->steps[stream->step_count++];
+    *step = (struct step){.start_s = start_s, .rate_rps = rate_rps, .distribution = distribution, .cv = cv};
+    step_shape(step);
 }
 
 static enum distribution parse_distribution(const char *name) {
     for (int i = 0; i < DISTRIBUTIONS; i++)
         if (strcmp(name, distribution_names[i]) == 0) return (enum distribution)i;
-    fail_user("unknown distribution '%s'; expected exponential, normal, fixed or zipf", name);
+    fail_user("unknown distribution '%s'; expected exponential, normal, fixed, zipf, gamma or weibull", name);
 }
 
-static void parse_step(struct stream *stream, double start_s, double rate_rps, const char *distribution) {
+static bool has_cv(enum distribution distribution) { return distribution == GAMMA || distribution == WEIBULL; }
+
+static void parse_step(struct stream *stream, double start_s, double rate_rps, const char *name, double cv) {
+    enum distribution distribution = parse_distribution(name);
+    if (has_cv(distribution) && !(cv >= MIN_CV && cv <= MAX_CV))
+        fail_user("%s gaps of type %s need a coefficient of variation from %g to %g", name, stream->type, MIN_CV, MAX_CV);
     if (!(rate_rps >= 0.0 && rate_rps <= MAX_RATE_RPS))
         fail_user("rate %g of type %s is not from 0 to %g", rate_rps, stream->type, MAX_RATE_RPS);
     double previous_s = stream->step_count > 0 ? stream->steps[stream->step_count - 1].start_s : 0.0;
     bool first = stream->step_count == 0;
     if (!(first ? start_s == 0.0 : start_s > previous_s && start_s <= MAX_TIME_S))
         fail_user("step at %g s of type %s; steps begin at 0 and ascend", start_s, stream->type);
-    stream_add_step(stream, start_s, rate_rps, parse_distribution(distribution));
+    stream_add_step(stream, start_s, rate_rps, distribution, has_cv(distribution) ? cv : 1.0);
 }
 
 static double parse_share(const struct stream *stream, double share) {
@@ -95,21 +103,21 @@ static void parse_clients(struct stream *stream, const struct clients *clients) 
 
 static void parse_plan_line(struct plan *plan, char *line, const char *path, int number) {
     char type[128], method[32], url[1024], body[1024], distribution[32];
-    double start_s, rate_rps, deadline_s;
+    double start_s, rate_rps, deadline_s, cv = 0.0;
     struct clients clients;
     struct stream *last = plan->stream_count > 0 ? &plan->streams[plan->stream_count - 1] : NULL;
     if (line[strspn(line, " \t\r\n")] == '\0' || line[0] == '#') return;
     if (sscanf(line, "stream %127s %31s %1023s %1023[^\n]", type, method, url, body) == 4)
         plan_add_stream(plan, type, method, url, body);
-    else if (last != NULL && sscanf(line, "step %lf %lf %31s", &start_s, &rate_rps, distribution) == 3)
-        parse_step(last, start_s, rate_rps, distribution);
+    else if (last != NULL && sscanf(line, "step %lf %lf %31s %lf", &start_s, &rate_rps, distribution, &cv) >= 3)
+        parse_step(last, start_s, rate_rps, distribution, cv);
     else if (last != NULL && sscanf(line, "deadline %lf", &deadline_s) == 1)
         last->deadline_s = parse_time(last, "deadline", deadline_s);
     else if (last != NULL && sscanf(line, "clients %lf %u %lf %lf %lf", &clients.patience_s, &clients.retries,
                                     &clients.retry_failed, &clients.retry_refused, &clients.backoff_s) == 5)
         parse_clients(last, &clients);
     else
-        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY', then 'step START_S RATE_RPS DISTRIBUTION', "
+        fail_user("%s:%d: expected 'stream TYPE METHOD PATH BODY', then 'step START_S RATE_RPS DISTRIBUTION [CV]', "
                   "'deadline S' or 'clients PATIENCE_S RETRIES RETRY_FAILED RETRY_REFUSED BACKOFF_S'", path, number);
 }
 
@@ -129,11 +137,11 @@ struct plan read_plan(const char *path) {
 static void draw_steps(struct stream *stream, const struct random_bounds *bounds, double duration_s,
                        struct random *random) {
     for (double at_s = 0.0; at_s < duration_s;) {
-        enum distribution distribution = (enum distribution)random_below(random, DISTRIBUTIONS);
+        enum distribution distribution = (enum distribution)random_below(random, ZIPF + 1);
         double burst_s = random_between(random, bounds->min_burst_s, bounds->max_burst_s);
         double rate_rps = random_between(random, bounds->min_rate_rps, bounds->max_rate_rps);
-        stream_add_step(stream, at_s, rate_rps, distribution);
-        stream_add_step(stream, at_s + burst_s, 0.0, distribution);
+        stream_add_step(stream, at_s, rate_rps, distribution, 1.0);
+        stream_add_step(stream, at_s + burst_s, 0.0, distribution, 1.0);
         at_s += burst_s + random_between(random, bounds->min_backoff_s, bounds->max_backoff_s);
     }
 }
@@ -157,7 +165,9 @@ void print_plan(const struct plan *plan, FILE *out) {
         for (size_t k = 0; k < stream->step_count; k++) {
             const struct step *step = &stream->steps[k];
             const char *name = distribution_names[step->distribution];
-            fprintf(out, "step %.17g %.17g %s\n", step->start_s, step->rate_rps, name);
+            fprintf(out, "step %.17g %.17g %s", step->start_s, step->rate_rps, name);
+            if (has_cv(step->distribution)) fprintf(out, " %.17g", step->cv);
+            fputc('\n', out);
         }
         const struct clients *clients = &stream->clients;
         if (stream->deadline_s > 0) fprintf(out, "deadline %.17g\n", stream->deadline_s);

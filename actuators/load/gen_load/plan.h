@@ -3,6 +3,7 @@
  * It is read from a file of lines with words, `#` begins a comment:
  *     stream TYPE METHOD PATH compose|timeline|none|file:PATH
  *     step START_S RATE_RPS exponential|normal|fixed|zipf
+ *     step START_S RATE_RPS gamma|weibull CV
  *     deadline S
  *     clients PATIENCE_S RETRIES RETRY_FAILED RETRY_REFUSED BACKOFF_S
  * or drawn at random. `--print-plan` writes this format. */
@@ -16,6 +17,8 @@
 #define MAX_TIME_S 1e9
 #define MAX_RATE_RPS 1e6
 #define MAX_STEPS 1000000
+#define MIN_CV 0.05
+#define MAX_CV 20.0
 #define MAX_RETRIES 100
 
 enum body_kind { BODY_NONE, BODY_COMPOSE, BODY_TIMELINE, BODY_FILE };

@@ -102,6 +102,7 @@ def _play(peers: Any, rules: Any, alive: Any, picks: Any, least_conn: Any, tried
             peers[server].conns += 1
             failed = server >= alive
             note_result(peers[server], failed, clock_s(0.0), rules[0], False)
+            peers[server].conns -= 1
             if not failed:
                 break
             tried[server >> 6] |= 1 << (server & 63)

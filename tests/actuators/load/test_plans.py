@@ -4,11 +4,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from actuators.contract.script import Stream
+from actuators.contract.script import RateStep, Stream
+from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
-from actuators.load.plans import PlanOptions, make_streams
+from actuators.load.plans import PlanOptions, make_streams, parse_plan, plan_text
 
 
 def rate_at(stream: Stream, at_s: float) -> float:
@@ -67,6 +69,31 @@ def test_random_bursts_stay_within_their_bounds_and_repeat() -> None:
             assert 0.999999 <= after.start_s - pause.start_s <= 2.000001
             used.add(burst.distribution)
     assert used == {"exponential", "normal", "fixed", "zipf"}
+
+
+def test_on_off_jumps_around_its_rate_for_all_types_at_once() -> None:
+    options = PlanOptions(plan="on_off", duration_s=20_000, rate_rps=100, on_s=2, off_s=6, off_factor=0.2)
+    streams = make_streams(options)
+    assert streams == make_streams(options)
+    assert streams != make_streams(options.model_copy(update={"seed": 2}))
+    starts = [[step.start_s for step in stream.steps] for stream in streams]
+    assert starts[0] == starts[1] == starts[2]
+    rates = np.array([[step.rate_rps for step in stream.steps] for stream in streams]).sum(axis=0)
+    assert sorted({round(rate, 6) for rate in rates}) == [20.0, 340.0]
+    lengths_s = np.diff([*starts[0], 20_000.0])
+    assert rates @ lengths_s / 20_000 == pytest.approx(100, rel=0.15)
+
+
+def test_a_variation_of_gaps_goes_into_the_plan_and_back() -> None:
+    options = PlanOptions(plan="constant", distribution="gamma", gap_cv=13.0)
+    streams = make_streams(options)
+    assert {(step.distribution, step.cv) for stream in streams for step in stream.steps} == {("gamma", 13.0)}
+    text = plan_text(social_network(), streams, {})
+    assert text.count(" gamma 13.0\n") == 3
+    assert parse_plan(text) == streams
+    wrong = (Stream("compose", (RateStep(0.0, 1.0, "exponential", 2.0),)),)
+    with pytest.raises(ConfigError, match="exponential gaps have a cv of their own"):
+        plan_text(social_network(), wrong, {})
 
 
 @pytest.mark.parametrize(

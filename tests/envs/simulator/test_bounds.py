@@ -22,6 +22,7 @@ from envs.simulator import engine
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_of_ms, bucket_table
+from envs.simulator.rivals import RIVAL_CODES
 from tests.support.simulated import line_of, run, script_of
 
 GOOD = script_of(100.0, 0.01, servers=2)
@@ -108,7 +109,7 @@ def test_a_good_script_passes() -> None:
     check_script(GOOD, line_of(2))
 
 
-METHODS = (*get_args(BalancingMethod), "shortest_delay", "join_shortest", "central_queue")
+METHODS = (*get_args(BalancingMethod), "shortest_delay", "join_shortest", "central_queue", *RIVAL_CODES)
 
 
 @st.composite

@@ -18,11 +18,12 @@ from actuators.errors import ConfigError, TestbedError
 from envs.scenarios.lookup import scenario
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table, latency_bucket
+from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.testbed import SimulatedBatch, SimulationOptions
 from tests.support.simulated import line_of, mean_s, run, script_of
 
 TOPOLOGY = social_network()
-METHODS = ("round_robin", "least_conn", "random_two", "expected_delay", "shortest_delay", "join_shortest")
+METHODS = ("round_robin", "least_conn", "random_two", "expected_delay", "shortest_delay", "join_shortest", *RIVAL_CODES)
 
 
 def batch_of(*seeds: int, method: str = "least_conn", name: str = "S7") -> SimulatedBatch:
@@ -83,6 +84,23 @@ def test_arrivals_keep_rate_and_spread(arrivals: str, cv: float | None) -> None:
     assert counts.sum() == pytest.approx(400_000, rel=0.02)
     if cv is not None:  # for a renewal process the variance of the count tends to cv² times its mean
         assert counts.var() / counts.mean() == pytest.approx(cv**2, abs=0.1)
+
+
+@pytest.mark.parametrize(("arrivals", "cv"), [("gamma", 2.0), ("weibull", 1.5), ("gamma", 0.5)])
+def test_arrivals_of_chosen_spread_keep_rate_and_spread(arrivals: Any, cv: float) -> None:
+    batch = SimulatedBatch(line_of(1), 1)
+    steps = (RateStep(0.0, 1000.0, arrivals, cv),)
+    batch.reset(0, script_of(0.0, 1e-6, steps=steps, service="constant"))
+    counts = np.array([batch.advance(0.2).planned.sum() for _ in range(4000)])
+    assert counts.mean() == pytest.approx(200, rel=0.02)
+    assert counts.var() / counts.mean() == pytest.approx(cv**2, rel=0.12)
+
+
+def test_a_variation_that_the_gaps_cannot_have_is_refused() -> None:
+    batch = SimulatedBatch(line_of(1), 1)
+    for step, words in ((RateStep(0.0, 1.0, "zipf", 2.0), "of their own"), (RateStep(0.0, 1.0, "gamma", 30.0), "30")):
+        with pytest.raises(ConfigError, match=words):
+            batch.reset(0, script_of(0.0, 0.01, steps=(step,)))
 
 
 def test_rates_follow_their_steps_and_silence_is_silent() -> None:

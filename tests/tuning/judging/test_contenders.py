@@ -21,6 +21,7 @@ from envs.heuristics.names import ESTIMATED, HELD
 from envs.mixture.fit import fit_from_windows
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
+from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.testbed import SimulatedTestbed
 from tuning.judging.contenders import BASELINES, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
 from tuning.judging.judge import Informed, Judge
@@ -34,6 +35,7 @@ NAMES = (
     *ESTIMATED,
     *HELD,
     *ORACLES,
+    *RIVAL_CODES,
     "inverse_latency@expected_delay",
     "little@round_robin",
 )
@@ -63,6 +65,9 @@ def test_every_policy_can_be_judged_beside_the_others_on_the_same_arrivals(arena
     methods = {name: policy["method"] for name, policy in evaluation.to_json()["policies"].items()}
     assert methods["true_times"] == "expected_delay"
     assert methods["late_binding"] == methods["earliest_deadline"] == "late_binding"
+    assert means["least_time"] < means["least_conn"] < means["least_request"]
+    assert "proxy_cpu_us" not in evaluation.to_json()["policies"]["least_time"]
+    assert {spec.kind for spec in parse_policies(tuple(RIVAL_CODES))} == {"simulated"}
 
 
 def test_policies_that_hold_requests_have_twice_as_many_slots_as_workers_and_an_order(arena: Arena) -> None:

@@ -1,0 +1,150 @@
+"""Configurations of other load balancers, as their users write them: one pool of servers, idle connections are reused.
+
+NGINX has an upstream per request type, or one for all. That of Envoy is in `actuators.testbed.envoy`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from actuators.contract.topology import Topology
+from actuators.errors import ConfigError
+
+IDLE_CONNECTIONS = 512
+"""That a proxy keeps open to each server."""
+READY_PATH = "/ready-check"
+"""Answered by Traefik itself with 418, once it knows the servers."""
+
+
+def render_haproxy(topology: Topology, address: str, balance: str) -> str:
+    """The configuration of HAProxy: one backend with all servers; idle connections are reused."""
+    servers = "".join(f"  server s{number} {server}\n" for number, server in enumerate(topology.servers, 1))
+    return f"""global
+  maxconn 8192
+defaults
+  mode http
+  timeout connect 2s
+  timeout client 600s
+  timeout server 30s
+  option http-keep-alive
+  http-reuse always
+  option redispatch
+  retries 1
+frontend front
+  bind {address}
+  default_backend servers
+backend servers
+  balance {balance}
+{servers}"""
+
+
+def render_nginx(
+    topology: Topology,
+    address: str,
+    prefix: Path,
+    *,
+    shared: bool = False,
+    method: str = "least_conn",
+    fair_module: str = "",
+) -> str:
+    """The configuration of an NGINX without Lua; with its module the method is `fair`."""
+    method = "fair" if fair_module else method
+    names = ["all_types"] if shared else [group.name for group in topology.groups]
+    members = [topology.servers] if shared else [group.servers for group in topology.groups]
+    upstreams = "".join(
+        f"  upstream {name} {{\n    {'' if fair_module else f'zone {name} 256k;'}\n    {method};\n"
+        + _server_lines(servers)
+        + "    keepalive 64;\n    keepalive_requests 1000000000;\n  }\n"
+        for name, servers in zip(names, members, strict=True)
+    )
+    locations = "".join(
+        f"    location = {group.path} {{ proxy_pass http://{'all_types' if shared else group.name}; }}\n"
+        for group in topology.groups
+    )
+    load = f"load_module {fair_module};\n" if fair_module else ""
+    return f"""{load}daemon off;
+pid {prefix}/nginx.pid;
+worker_processes 1;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  keepalive_timeout 600s;
+  keepalive_requests 1000000000;
+  tcp_nodelay on;
+  client_body_buffer_size 1m;
+  proxy_max_temp_file_size 0;
+  proxy_http_version 1.1;
+  proxy_set_header Connection "";
+  proxy_connect_timeout 2s;
+  proxy_read_timeout 30s;
+{_temp_paths(prefix)}{upstreams}  server {{
+    listen {address} backlog=4096;
+{locations}    location / {{ return 404; }}
+  }}
+}}
+"""
+
+
+def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -> str:
+    """A user's configuration with its placeholders replaced. Raises ConfigError when it is unreadable or lacks one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("cannot read the NGINX config", where=str(path), remedy="give nginx:PATH") from error
+    missing = [name for name in ("{listen}", "{servers}") if name not in text]
+    if missing:
+        raise ConfigError(
+            f"the config has no {' and no '.join(missing)}",
+            where=str(path),
+            remedy="add `listen {listen};` and `{servers}`; `{prefix}` is its private folder",
+        )
+    servers = _server_lines(topology.servers) if topology else ""
+    return text.replace("{listen}", address).replace("{servers}", servers).replace("{prefix}", str(prefix))
+
+
+def render_traefik(topology: Topology, strategy: str) -> str:
+    """Traefik's dynamic configuration (JSON is YAML): one service with all servers by `wrr`, `p2c` or `leasttime`."""
+    routers = {
+        "all": {"rule": "PathPrefix(`/`)", "service": "servers", "priority": 1},
+        "ready": {"rule": f"Path(`{READY_PATH}`)", "service": "noop@internal", "priority": 2},
+    }
+    service = {
+        "strategy": strategy,
+        "serversTransport": "pool",
+        "servers": [{"url": f"http://{server}"} for server in topology.servers],
+    }
+    http = {
+        "routers": routers,
+        "services": {"servers": {"loadBalancer": service}},
+        "serversTransports": {"pool": {"maxIdleConnsPerHost": IDLE_CONNECTIONS}},
+    }
+    return json.dumps({"http": http}, indent=1)
+
+
+def render_caddy(topology: Topology, address: str, policy: str) -> str:
+    """Caddy's JSON configuration: one reverse proxy to all servers by `least_conn` or `random_choose` (of two)."""
+    proxy = {
+        "handler": "reverse_proxy",
+        "upstreams": [{"dial": server} for server in topology.servers],
+        "load_balancing": {"selection_policy": {"policy": policy}, "retries": 1},
+        "transport": {"protocol": "http", "keep_alive": {"max_idle_conns_per_host": IDLE_CONNECTIONS}},
+    }
+    server = {
+        "listen": [address], "protocols": ["h1"], "automatic_https": {"disable": True}, "routes": [{"handle": [proxy]}],
+    }  # fmt: skip
+    content = {
+        "admin": {"disabled": True, "config": {"persist": False}},
+        "logging": {"logs": {"default": {"level": "ERROR"}}},
+        "apps": {"http": {"servers": {"front": server}}},
+    }
+    return json.dumps(content, indent=1)
+
+
+def _server_lines(servers: tuple[str, ...]) -> str:
+    return "".join(f"    server {server} max_fails=1 fail_timeout=10s;\n" for server in servers)
+
+
+def _temp_paths(prefix: Path) -> str:
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    return "".join(f"  {kind}_temp_path {prefix}/temp_{kind};\n" for kind in kinds)

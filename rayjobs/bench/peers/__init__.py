@@ -1,0 +1,15 @@
+"""Bench `peers`: `expected_delay` beside what others would run, simulated rules and live programs (docs/peers.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayjobs.bench.parts.bars import Bar, BenchContext
+from rayjobs.bench.peers import live, simulated
+
+PARTS = {"simulated": simulated.measure, "live": live.measure}
+
+
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """All parts."""
+    return [bar for part in PARTS.values() for bar in part(context)]

@@ -1,0 +1,103 @@
+"""Every program that is installed before the same live servers, in paired rounds with ours; the bar is the best."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from actuators.contract.testbed import Testbed
+from actuators.contract.topology import social_network
+from actuators.testbed.live import LiveTestbed
+from actuators.testbed.options import LiveOptions
+from actuators.testbed.parts import start_local_testbed
+from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
+from envs.environment.phase import ObserveOptions, watch
+from envs.heuristics.controllers import Controller, EstimatorController, FixedController
+from envs.observation.deadlines import derive_deadlines
+from envs.scenarios.lookup import scenario
+from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
+from tuning.judging.evaluation import Evaluation, describe_machine
+from tuning.judging.judge import Judge
+from tuning.judging.plan import JudgeOptions
+from tuning.judging.verdicts import describe_ratio
+
+OURS, REFERENCE = "expected_delay", "least_conn"
+LIMITS = {"S2b": (0.92, 0.85), "S3": (0.85, 0.85), "S1": (1.02, 1.02)}
+"""Scenario → mean and 99th percentile of ours over those of the best program."""
+WORK_SCALES = {2.0: 6.0, 10.0: 22.0}
+"""Factor on the work → measured seconds of a block: services of 11 and 54 ms, 20,000 requests per arm."""
+
+
+def measure(context: BenchContext) -> Sequence[Bar]:
+    """Bars per scenario and service time, and figures of every program that is installed."""
+    installed = [name for name in PEERS if not why_missing(name)]
+    for name in PEERS:
+        if name not in installed:
+            context.log(f"left out: {name}: {why_missing(name)}")
+    bars: list[Bar] = []
+    with start_local_testbed(social_network(), LiveOptions(), context.work_dir, context.seed) as testbed:
+        for name in ["S2b"] if context.quick else LIMITS:
+            for work_scale in [2.0] if context.quick else WORK_SCALES:
+                evaluation = _judge(context, testbed, name, work_scale, installed)
+                bars += _bars(f"{name}, work × {work_scale:g}", LIMITS[name], evaluation, judged=not context.quick)
+    return bars
+
+
+def _judge(
+    context: BenchContext, testbed: LiveTestbed, name: str, work_scale: float, installed: Sequence[str]
+) -> Evaluation:
+    played, quick = scenario(name, work_scale=work_scale), context.quick
+    watching = ObserveOptions(duration_s=4.0 if quick else 10.0, explore_s=0, skip_s=1.0, window_s=0.5)
+    deadlines_s = derive_deadlines(
+        watch(testbed, played, REFERENCE, watching, context.seed).equal, testbed.topology
+    ).seconds
+    options = JudgeOptions(
+        rounds=1 if quick else 8, warm_up_s=0.5 if quick else 4.0, measure_s=1.5 if quick else WORK_SCALES[work_scale],
+        interval_s=0.5 if quick else 1.0, seed=context.seed, reference=REFERENCE, learned=OURS, repeats=24,
+    )  # fmt: skip
+    workers = np.array([float(profile.workers) for profile in played.script(testbed.topology, context.seed).servers])
+    controllers: list[Controller] = [FixedController(each, REFERENCE) for each in (REFERENCE, *installed)]
+    controllers.append(EstimatorController(testbed.topology, workers=workers))
+    with _running(installed, testbed, context) as peers:
+        judge = Judge(
+            testbed, controllers, played, deadlines_s, options, machine=describe_machine(), peers=peers, kind="live",
+            progress=lambda now: context.log(f"{name} {now.index + 1}/{now.total}: {now.planned.policy}")
+            if now.phase == "measure" else None,
+        )  # fmt: skip
+        return judge.run()
+
+
+@contextlib.contextmanager
+def _running(names: Sequence[str], testbed: LiveTestbed, context: BenchContext) -> Iterator[dict[str, Testbed]]:
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Testbed] = {}
+        for name in names:
+            peer = stack.enter_context(Peer(name, testbed.topology, context.work_dir / "peers"))
+            found[name] = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
+        yield found
+
+
+def _bars(where: str, limits: tuple[float, float], evaluation: Evaluation, *, judged: bool) -> Iterator[Bar]:
+    policies = evaluation.to_json()["policies"]
+    discarded = sum(not block.usable for block in evaluation.blocks)
+    others = [name for name in evaluation.policies if name != OURS]
+    for name in (*others, OURS):
+        ratios = evaluation.ratios(name, REFERENCE)
+        cpu_us = policies[name].get("proxy_cpu_us", float("nan"))
+        yield figure(
+            f"{where}: {name}, p99", evaluation.values[name]["p99_ms"], "ms",
+            how=f"live, {policies[name]['judged_requests']} requests, {discarded} blocks discarded; over {REFERENCE}:"
+            f" mean {describe_ratio(ratios['mean_ms'])}, p99 {describe_ratio(ratios['p99_ms'])}",
+            reference=f"mean {evaluation.values[name]['mean_ms']:.2f} ms, {cpu_us:.0f} µs CPU per request",
+        )  # fmt: skip
+    for metric, limit in zip(("mean_ms", "p99_ms"), limits, strict=True):
+        best = min(others, key=lambda name: evaluation.values[name][metric])
+        ratio = evaluation.ratios(OURS, best)[metric]
+        value = float("nan") if ratio.median is None else ratio.median
+        text, how = f"{where}: {metric} of {OURS} over the best", f"median of {ratio.rounds} paired rounds"
+        if judged:
+            yield at_most(text, value, limit, "×", how=f"{how}; {describe_ratio(ratio)}", reference=best)
+        else:
+            yield figure(text, value, "×", how=how, reference=best)
