@@ -35,7 +35,7 @@ from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName
 if TYPE_CHECKING:
     from actuators.contract.testbed import Testbed
     from actuators.contract.topology import Topology
-    from actuators.testbed.peers import PeerPrograms
+    from actuators.testbed.programs import PeerPrograms
     from envs.environment.problem import DecisionProblem
     from envs.heuristics.controllers import Controller
     from envs.scenarios.catalogue import StudyScenario
@@ -249,7 +249,7 @@ def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
 
 
 def _programs(live: LiveOptions) -> PeerPrograms:
-    from actuators.testbed.peers import PeerPrograms
+    from actuators.testbed.programs import PeerPrograms
 
     return PeerPrograms(nginx=live.nginx.binary)
 

@@ -235,8 +235,8 @@ def parse_plan(text: str) -> tuple[Stream, ...]:
             request_type = fields[0]
             steps[request_type] = []
         elif word == "step":
-            numbers = [float(field) for field in (*fields[:2], *fields[3:])]
-            steps[request_type].append(RateStep(*numbers[:2], fields[2], *numbers[2:]))  # type: ignore[arg-type]
+            cv = float(fields[3]) if len(fields) > 3 else 1.0
+            steps[request_type].append(RateStep(float(fields[0]), float(fields[1]), fields[2], cv))  # type: ignore[arg-type]
     return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
 
 

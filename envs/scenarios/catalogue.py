@@ -120,7 +120,7 @@ class StudyScenario:
         )
 
     def _shares(self, usual: FloatArray) -> FloatArray:
-        shares = usual / usual.sum()
+        shares: FloatArray = usual / usual.sum()
         if self.busiest_share and len(shares) > 1:
             busiest = np.arange(len(shares)) == shares.argmax()
             rest = shares[~busiest].sum()

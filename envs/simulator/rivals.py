@@ -348,7 +348,7 @@ def join_idle(marks: Any, server: Any, at: Any, now_s: Any, state: Any) -> None:
 
 
 @compiled
-def pick_rival(lane: Any, slot: Any, now_s: float) -> int:
+def pick_rival(lane: Any, slot: Any, now_s: float) -> Any:
     """The server that a rule of this module chooses, -1 for none; the rule knows of the request from now on."""
     rules, state, request, tried = lane.rules[0], lane.state[0], lane.requests[slot], lane.tried[slot]
     peers, marks = lane.peers[request.context], lane.marks[request.context]

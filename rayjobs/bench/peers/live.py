@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from actuators.contract.control import DirectMethod
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import social_network
 from actuators.testbed.live import LiveTestbed
@@ -23,7 +24,8 @@ from tuning.judging.judge import Judge
 from tuning.judging.plan import JudgeOptions
 from tuning.judging.verdicts import describe_ratio
 
-OURS, REFERENCE = "expected_delay", "least_conn"
+OURS = "expected_delay"
+REFERENCE: DirectMethod = "least_conn"
 LIMITS = {"S2b": (0.92, 0.85), "S3": (0.85, 0.85), "S1": (1.02, 1.02)}
 """Scenario → mean and 99th percentile of ours over those of the best program."""
 WORK_SCALES = {2.0: 6.0, 10.0: 22.0}
