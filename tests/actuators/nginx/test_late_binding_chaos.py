@@ -1,4 +1,4 @@
-"""Late binding in an overload whose clients give up, while workers are killed and NGINX reloads.
+"""Late binding in an overload whose clients give up, while workers and a server are killed and NGINX reloads.
 
 Requests go on being held and sent, and when traffic has ended nothing is held and no slot is in use.
 """
@@ -33,6 +33,10 @@ SERVICE_S, DEADLINE_S, LONGEST_S = 0.03, 0.15, 5
 CLIENTS = Clients(patience_s=4 * DEADLINE_S, retries=1, retry_failed=0.75, retry_refused=0.25, backoff_s=0.1)
 
 
+def plan(parts: LiveParts) -> ServerPlan:
+    return ServerPlan(seed=1, workers=1, service_s=tuple((name, SERVICE_S) for name in parts.topology.request_types))
+
+
 @pytest.fixture
 def parts(short_dir: Path) -> Iterator[LiveParts]:
     """Servers that are slow, two workers before them, and more requests than the servers can answer."""
@@ -40,7 +44,7 @@ def parts(short_dir: Path) -> Iterator[LiveParts]:
     with running_parts(short_dir, nginx_options=options) as parts:
         types = parts.topology.request_types
         for server in parts.servers:
-            server.play_plan(ServerPlan(seed=1, workers=1, service_s=tuple((name, SERVICE_S) for name in types)))
+            server.play_plan(plan(parts))
         numbers = LateBindingNumbers(longest_hold_s=LONGEST_S, valid_s=3600)
         holding = LateBinding(parts.topology, np.full(3, DEADLINE_S), np.full(3, 2), numbers)
         tau_s = np.full((3, 3), SERVICE_S) * np.array([1.0, 1.01, 1.02])
@@ -94,8 +98,14 @@ def reload_and_kill(parts: LiveParts) -> None:
     kill_workers(parts)
 
 
+def revive_server(parts: LiveParts) -> None:
+    parts.servers[0].start()
+    parts.servers[0].play_plan(plan(parts))
+
+
 DISASTERS: tuple[tuple[Callable[[LiveParts], None], int], ...] = (
-    (lambda parts: kill_workers(parts, 1), 1), (reload, WORKERS), (kill_workers, WORKERS), (reload_and_kill, WORKERS),
+    (lambda parts: kill_workers(parts, 1), 1), (reload, WORKERS), (lambda parts: parts.servers[0].kill(), 0),
+    (kill_workers, WORKERS), (revive_server, 0), (reload_and_kill, WORKERS),
 )  # fmt: skip
 """Each with how many new workers there will be at least."""
 
