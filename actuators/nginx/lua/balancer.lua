@@ -73,7 +73,6 @@ end
 function M.init_worker()
     math.randomseed(ngx.worker.pid() + ngx.now())
     control.seed(ngx.worker.id() * 7919)
-    late.init_worker()
 end
 
 M.serve, M.enter, M.answered = control.serve, late.enter, late.answered

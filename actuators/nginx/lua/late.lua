@@ -33,7 +33,7 @@ local SAID_AT, ARRIVAL, GROUP, FAILED_AT, HEADS = 0, 1, 2, 3, 4
 local dict, heads, all          -- all: IN_LINE of all groups together
 local blocks, names, index_of = {}, {}, {}   -- by group, by index, and index by group
 local line, held = {}, 0        -- requests of this worker in the order of arrival
-local several = false           -- there are other workers
+local places, ranks = {}, {}    -- of the requests that one look considers
 local polite_since              -- since when a slot is left to another worker
 
 -- groups: of counters.lua. Before the workers start.
@@ -46,8 +46,9 @@ function M.init(shared_dict, groups)
     end
 end
 
-function M.init_worker()
-    several = ngx.worker.count() > 1
+-- Whether there are or were other workers: with a reload an old one may still serve.
+local function several()
+    return rows.count() > 2
 end
 
 local function add(entry, column, change)
@@ -123,7 +124,7 @@ end
 -- shared dict orders memory, and at most one of them keeps its own.
 local function takes_slot(current, choice, server)
     inflight.add(choice, 1)
-    if several then
+    if several() then
         dict:get("version")
         if inflight.of_server(current.groups[1].choices_of[server]) > current.hold.slots[server] then
             inflight.add(choice, -1)
@@ -208,10 +209,14 @@ end
 -- Sends the first request whose best server has a free slot; false when there is none. Requests before it keep waiting for
 -- a busy server. `M.open_servers` is the balancer's.
 local function send_one(current, now, troubled)
-    for _ = 1, current.hold.look_ahead do
-        local place, rank = rule.first(current, line, held, now)
-        if not place then
-            return false
+    local place, rank = rule.first(current, line, held, now)
+    local number = min(held, current.hold.look_ahead)
+    for turn = 1, number do
+        if turn == 2 then
+            rule.order(current, line, held, now, number, places, ranks)
+        end
+        if turn > 1 then
+            place, rank = places[turn], ranks[turn]
         end
         local entry = line[place]
         local group = current.by_name[entry.group]
@@ -222,12 +227,12 @@ local function send_one(current, now, troubled)
             return true
         end
         if has_room then
-            if several and others_first(current, rank, now) then
+            if several() and others_first(current, rank, now) then
                 return false
             end
             return M.send(current, group, entry, place, server, now, troubled)
         end
-        rule.plan(group, entry, server)
+        rule.plan(group, server)
     end
     return false
 end
@@ -251,7 +256,7 @@ function M.step(now)
     repeat
         free = held > 0 and rule.begin(current)
     until not (free and send_one(current, now, troubled))
-    if several then
+    if several() then
         say(held > 0 and not free and line[rule.first(current, line, held, now)] or nil, now)
     end
 end
@@ -293,7 +298,7 @@ local function wait(entry, longest_s)
             return true
         end
         local first = line[1] == entry
-        local rest = first and (several and LOOK_S or LOOK_ALONE_S) or REST_S
+        local rest = first and (several() and LOOK_S or LOOK_ALONE_S) or REST_S
         entry.semaphore:wait(min(rest, until_s - now))
         if first and entry.waits then
             step()
@@ -318,7 +323,7 @@ function M.join(entry)
 end
 
 local function new_entry(record, group_name)
-    return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), look = 0, waits = true,
+    return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), waits = true,
         semaphore = nil }
 end
 

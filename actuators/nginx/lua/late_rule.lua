@@ -1,6 +1,6 @@
 -- The dispatch step of late binding (docs/studies.md#dispatch-step), as envs/simulator/binding.py computes it: which held
 -- request goes next, and to which server. It changes nothing but what is planned within one look.
--- A held request is a table with group (its name), arrival_s and look (the last look that has considered it).
+-- A held request is a table with group (its name) and arrival_s; the line has them in the order of arrival.
 local M = {}
 
 local health = require "health"
@@ -16,7 +16,7 @@ local function wait_of(requests, seconds, workers)
 end
 
 -- The larger, the earlier the request is considered. `order`: response_ratio, earliest_deadline or fifo.
-function M.priority(order, age_s, service_s, deadline_s)
+local function priority(order, age_s, service_s, deadline_s)
     if order == "fifo" then
         return age_s
     end
@@ -25,14 +25,13 @@ function M.priority(order, age_s, service_s, deadline_s)
     end
     return order == "response_ratio" and age_s / service_s or age_s - deadline_s
 end
+M.priority = priority
 
-local look = 0                            -- number of this look
 local in_flight, count, work = {}, {}, {} -- of each server: now, and with what is planned
 
 -- Begins a look at what is in flight at every server; whether any has a free slot.
 function M.begin(current)
     local slots, found, group = current.hold.slots, false, current.groups[1]
-    look = look + 1
     for server = 1, #slots do
         local own, seconds = inflight.load(group.choices_of[server], group.tau_of[server])
         in_flight[server], count[server], work[server] = own, own, seconds
@@ -41,22 +40,39 @@ function M.begin(current)
     return found
 end
 
--- The place in the line of the request to consider next; nil when this look has considered all. The first come among
--- equals. Also its priority.
+local function rank_of(current, entry, now)
+    local group = current.by_name[entry.group]
+    return priority(current.hold.order, now - entry.arrival_s, group.mean_tau_s, group.deadline_s)
+end
+
+-- The place in the line of the request that comes first, which has one, and its priority.
 function M.first(current, line, held, now)
-    local order, by_name = current.hold.order, current.by_name
-    local best, highest = nil, 0
-    for place = 1, held do
-        local entry = line[place]
-        if entry.look ~= look then
-            local group = by_name[entry.group]
-            local rank = M.priority(order, now - entry.arrival_s, group.mean_tau_s, group.deadline_s)
-            if not best or rank > highest then
-                best, highest = place, rank
-            end
+    local best, highest = 1, rank_of(current, line[1], now)
+    for place = 2, held do
+        local rank = rank_of(current, line[place], now)
+        if rank > highest then
+            best, highest = place, rank
         end
     end
     return best, highest
+end
+
+-- Fills `places` and `ranks` with those that come first, at most `most`, as calls of `first` would find them without
+-- the ones before; how many.
+function M.order(current, line, held, now, most, places, ranks)
+    local number = 0
+    for place = 1, held do
+        local rank = rank_of(current, line[place], now)
+        if number < most or rank > ranks[number] then
+            local at = number < most and number + 1 or number
+            number = at
+            while at > 1 and ranks[at - 1] < rank do
+                places[at], ranks[at], at = places[at - 1], ranks[at - 1], at - 1
+            end
+            places[at], ranks[at] = place, rank
+        end
+    end
+    return number
 end
 
 -- Of these servers the one with the least expected delay, where the wait at one without a free slot counts theta times,
@@ -91,9 +107,8 @@ function M.wait_s(group, server)
     return wait_of(requests * group.balancers, seconds * group.balancers, group.workers[server])
 end
 
--- The request waits for the server; those after it in this look reckon with that.
-function M.plan(group, entry, server)
-    entry.look = look
+-- A request of the group waits for the server; those after it in this look reckon with that.
+function M.plan(group, server)
     count[server], work[server] = count[server] + 1, work[server] + group.tau_s[server]
 end
 

@@ -136,7 +136,7 @@ function M.init_worker()
     ngx.timer.every(SWEEP_S, sweep)
 end
 
--- How many rows were ever taken, row 0 included.
+-- How many rows there are, row 0 included: at least one for each worker that lives, and at most for those that ever did.
 function M.count()
     return used[0]
 end
