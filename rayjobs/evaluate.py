@@ -312,7 +312,7 @@ def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress
     script = part.scenario.script(testbed.topology, options.seed)
     workers = np.array([float(profile.workers) for profile in script.servers])
     workers = workers if options.workers is None else np.full(len(workers), options.workers)
-    arena = Arena(problem, options.method, workers, today_of(part.scenario))
+    arena = Arena(problem, options.method, workers, today_of(part.scenario), script.load_balancers)
 
     def make(seed: int) -> list[Controller]:
         return [contender(spec, arena) for spec in part.specs]

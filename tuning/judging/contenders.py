@@ -50,12 +50,14 @@ class Arena:
         method: balancing method under heuristics and bundles that name none.
         workers: ``[servers]``, requests that each server serves at once, from its configuration.
         today: method and weights of the recording of a calibrated system; None for any other.
+        balancers: load balancers before the servers that share no counts.
     """
 
     problem: DecisionProblem
     method: BalancingMethod
     workers: FloatArray
     today: Today | None = None
+    balancers: int = 1
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def oracle(name: str, shown: str | None = None) -> Controller:
 def _holding(spec: Spec, arena: Arena) -> EstimatorController:
     """`late_binding` with learned service times, and slots for the workers that are believed."""
     problem, numbers = arena.problem, LateBindingNumbers(order=HELD[spec.base])
-    slots = slots_for(arena.workers, numbers.slots_per_worker)
+    slots = slots_for(arena.workers, numbers.slots_per_worker, arena.balancers)
     holding = LateBinding(problem.topology, problem.deadlines_s, slots, numbers)
     return EstimatorController(problem.topology, DEFAULT_ESTIMATOR, arena.workers, spec.name, holding)
 

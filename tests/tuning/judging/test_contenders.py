@@ -77,6 +77,10 @@ def test_policies_that_hold_requests_have_twice_as_many_slots_as_workers_and_an_
         assert control.holding is not None
         assert (control.holding.numbers.order, control.holding.slots.tolist()) == (order, [8, 8, 8])
         assert (control.holding.deadlines_s == DEADLINES_S).all()
+        one_of_eight = contender(parse_policies([name])[0], replace(arena, balancers=8)).begin(arena.problem.topology)
+        assert isinstance(one_of_eight, ServiceTimes)
+        assert one_of_eight.holding is not None
+        assert one_of_eight.holding.slots.tolist() == [2, 2, 2]
 
 
 def test_heuristics_of_weights_are_the_same_beside_a_residual_on_service_times(arena: Arena) -> None:
