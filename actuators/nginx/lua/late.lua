@@ -16,10 +16,12 @@ local semaphore = require "ngx.semaphore"
 
 local ngx, now_s = ngx, ngx.now
 local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
-local format, concat, min, pcall, random, tostring = string.format, table.concat, math.min, pcall, math.random, tostring
+local format, concat, min, max = string.format, table.concat, math.min, math.max
+local pcall, random, tostring = pcall, math.random, tostring
 local REFUSED_STATUS, CLIENT_GONE = 503, 499
 local NONE_TRIED = {}         -- so that nobody waits for a slot of the one server whose pause is over
 local REST_S = 1              -- longest sleep of a held request: then it looks whether requests are still held
+local LEAST_SLEEP_S = 0.001
 local LOOK_S, LOOK_ALONE_S = 0.001, 0.1   -- sleep of the request that was held first, with and without other workers
 local COURTESY_S = 0.003      -- for so long a worker leaves a slot to a request of another one that comes first
 local HEAD_LASTS_S = 0.05     -- what another worker said of its first request is old after that
@@ -299,7 +301,8 @@ local function wait(entry, longest_s)
         end
         local first = line[1] == entry
         local rest = first and (several() and LOOK_S or LOOK_ALONE_S) or REST_S
-        entry.semaphore:wait(min(rest, until_s - now))
+        -- Less than a millisecond is no sleep at all, and without one NGINX's clock stands still.
+        entry.semaphore:wait(max(min(rest, until_s - now), LEAST_SLEEP_S))
         if first and entry.waits then
             step()
         end
