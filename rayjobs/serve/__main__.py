@@ -94,9 +94,9 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
     from rayjobs.runs.joining import named_ray
     from rayjobs.runs.local_ray import ray_session, socket_folder
 
-    before = dict(os.environ)
+    before, joins = dict(os.environ), named_ray(options.address) is not None
     with socket_folder(_BELOW_BYTES) as folder:
-        if options.haproxy and named_ray(options.address) is None:
+        if options.haproxy and not joins:
             os.environ.update(haproxy_environment(folder))
         try:
             with ray_session(address=options.address):
@@ -106,12 +106,13 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
 
                 start(options.host, port)
                 app = deployed(settings_args(settings), deployment(options))
-                serve.run(app, name=NAME, route_prefix="/")
                 try:
+                    serve.run(app, name=NAME, route_prefix="/")
                     yield
                 finally:
-                    # A Ray that was joined, and what else it serves, goes on.
-                    serve.delete(NAME)
+                    # A Ray that was joined goes on, with what else it serves.
+                    if joins:
+                        serve.delete(NAME)
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -1,0 +1,44 @@
+"""`deepsched serve --address`: the policy is served by a Ray that runs already, which goes on without it afterwards."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from actuators.http_client import responds
+from actuators.processes.process import ManagedProcess
+from actuators.processes.system import free_port
+from rayjobs.runs.local_ray import LocalRay, joined, running_heads
+from tests.support.paths import ROOT
+from tests.support.steering_cases import trained_bundle
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PATIENCE_S = 240.0
+
+
+def test_a_joined_ray_serves_and_goes_on(short_dir: Path) -> None:
+    trained_bundle().save(short_dir / "bundle")
+    head, port = LocalRay(cpus=2), free_port("127.0.0.1")
+    try:
+        head.wait_ready(lambda: head.folder in running_heads())
+        address = (head.folder / "ray" / "ray_current_cluster").read_text().strip()
+        command = [
+            sys.executable, "-m", "rayjobs.serve", str(short_dir / "bundle"), "--port", str(port), "--address", address,
+            "--folder", str(short_dir / "state"), "--steer-folder", str(short_dir / "steer"), "--cpus", "0.2",
+        ]  # fmt: skip
+        environment = {**os.environ, **head.environment, "PYTHONPATH": str(ROOT)}
+        log = short_dir / "serve.log"
+        with ManagedProcess(command, name="serve", log_path=log, env=environment, grace_s=30.0) as process:
+            process.wait_ready(lambda: responds(f"http://127.0.0.1:{port}/healthz"), PATIENCE_S)
+            assert f"joined Ray at {address} (--address)" in log.read_text()
+        with joined(head.folder):
+            from ray import serve
+
+            assert serve.status().applications == {}
+            serve.shutdown()
+    finally:
+        head.close()
