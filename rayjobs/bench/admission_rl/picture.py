@@ -9,7 +9,7 @@ from envs.study.goodput import Goodput
 from rayjobs.bench.admission_rl import figures
 from rayjobs.bench.admission_rl.experiment import Found
 
-WIDTH, ROW, TOP, LEFT, PANEL, GAP = 870, 34, 64, 270, 270, 40
+WIDTH, ROW, TOP, LEFT, PANEL, GAP = 900, 34, 64, 300, 270, 40
 LOW, HIGH = 0.4, 1.0
 PLAIN, LEARNED = "#44546a", "#c2571a"
 
