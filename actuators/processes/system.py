@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from actuators.errors import ProcessError
 
 BUSY = 0.9
 """Share of a core above which a single-threaded worker counts as saturated."""
+_FIRST_PORT = 10_240
 
 
 def family_cpu_s(pid: int) -> dict[int, float]:
@@ -77,16 +80,22 @@ def process_start_s() -> float:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now; another program may take it before the caller does. Raises ProcessError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ProcessError(
-            f"cannot listen on {host}: {error.strerror}", remedy="use an address of this machine"
-        ) from error
+    """A port that is free now, below those that the system gives to connections and to other programs that ask for any.
+
+    Another program may take it before the caller does. Raises ProcessError.
+    """
+    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = secrets.choice(range(_FIRST_PORT, end)) if end > _FIRST_PORT else 0
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+                return int(probe.getsockname()[1])
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    remedy = "use an address of this machine"
+                    raise ProcessError(f"cannot listen on {host}: {error.strerror}", remedy=remedy) from error
+    raise ProcessError(f"no port of {host} is free", remedy="end programs that listen there")
 
 
 def set_realtime_priority() -> bool:

@@ -32,7 +32,7 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.load.summary import LoadSummary
 from actuators.nginx.detect import detect
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import resident_mb
+from actuators.processes.system import free_port, resident_mb
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
 _CONFIG = """
@@ -52,7 +52,7 @@ class TrivialServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = writable_folder(folder)
-        self.port = _free_port()
+        self.port = free_port()
         config = self._folder / "trivial.conf"
         config.write_text(_CONFIG.format(folder=self._folder, port=self.port), encoding="utf-8")
         command = [
@@ -94,13 +94,6 @@ class TrivialServer:
         with socket.socket() as probe:
             probe.settimeout(1.0)
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 _SERVERS = ("server:80",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import children
+from actuators.processes.system import children, free_port
 
 MIX = (0.1, 0.6, 0.3)
 """Shares of compose, home read and user read in DeathStarBench's mixed workload."""
@@ -55,7 +55,7 @@ def raise_priority(*pids: int) -> str:
 def constant_servers(folder: Path, count: int = 3) -> Iterator[Topology]:
     """Servers that answer 200 at once, in a process of their own; the topology over their addresses."""
     folder.mkdir(parents=True)
-    ports = _free_ports(count)
+    ports = [free_port() for _ in range(count)]
     servers = "".join(
         f"  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 '{port}'; }} }}\n"
         for port in ports
@@ -129,18 +129,12 @@ def cpu_together_us(
 
 def free_address() -> str:
     """A loopback address that was free a moment ago."""
-    return f"127.0.0.1:{_free_ports(1)[0]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/schedstat").read_text().split()
     return int(fields[0]) / 1e9
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _listens(port: int) -> bool:

@@ -56,7 +56,8 @@ def site(running: Site) -> Site:
 
 
 def test_a_bad_bundle_is_reverted_within_ten_windows_without_an_error(site: Site, short_dir: Path) -> None:
-    drill = Drill(site, bad_bundle(), short_dir / "steer", options(largest_step=100.0))
+    # Windows of a busy machine differ in load more than those of a second elsewhere, which is not what this is about.
+    drill = Drill(site, bad_bundle(), short_dir / "steer", options(load_rise_ratio=9.0))
     drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
     took = drill.until(lambda step: bool({"art", "errors"} & set(step.decision.guards)), 20)
     assert took <= 10
