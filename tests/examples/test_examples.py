@@ -82,6 +82,7 @@ def test_rllib_trains_with_a_module_of_ones_own() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
+@pytest.mark.slow
 def test_tune_searches_with_parts_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = example("tune_own_parts")
     # As a script it is `__main__`, which Ray sends to its workers; a module they would have to import.

@@ -101,6 +101,7 @@ def test_a_verb_joins_the_ray_of_ray_address_says_so_and_leaves_it_running(ray_h
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_ray_that_does_not_let_us_in_is_one_line(ray_head: LocalRay, tmp_path: Path) -> None:
     address = (ray_head.folder / "ray" / "ray_current_cluster").read_text().strip()
     environment = {**os.environ, **ray_head.environment, "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
