@@ -99,12 +99,13 @@ def test_unequal_weights_a_backup_and_a_down_server_get_what_they_got(servers: S
 @pytest.mark.parametrize("method", ["random;", "random two;", "random two least_conn;"])
 def test_random_methods_have_the_same_shares(servers: Servers, method: str) -> None:
     lines = method + "server {A} weight=5; server {B} weight=2; server {C} down; server {D} weight=1;"
-    count = 400
+    count = 800
     stock, memory = before_and_after(servers, lines, lambda: np.array(servers.counted(count)[1]) / count)
     assert isinstance(stock, np.ndarray)
     assert isinstance(memory, np.ndarray)
     errors = np.sqrt((stock * (1 - stock) + memory * (1 - memory)) / count) + 1 / count
-    assert (np.abs(stock - memory) <= 3 * errors).all(), (stock, memory)
+    # Of the nine shares of the three methods, one in 10^5 runs is five deviations off.
+    assert (np.abs(stock - memory) <= 5 * errors).all(), (stock, memory)
 
 
 def test_a_backup_serves_when_all_others_fail_and_each_is_tried_as_often_as_before(servers: Servers) -> None:

@@ -50,9 +50,10 @@ def test_that_percentage_of_the_requests_goes_by_the_new_control(site: Site, per
     new, base = np.array(NEW) / sum(NEW), np.array(BASE) / sum(BASE)
     site.nginx.split(percent, "round_robin", weights(site, NEW), "round_robin", weights(site, BASE))
     expected = base + percent / 100 * (new - base)
-    # Which requests are new is drawn: the counts of both controls vary as a binomial number does.
+    # Which requests are new is drawn: the counts of both controls vary as a binomial number does. With what is added
+    # for whole requests, the limit is five deviations and more: beyond it less than once in 10^5 runs.
     errors = np.sqrt(percent / 100 * (1 - percent / 100) / REQUESTS) * np.abs(new - base) + 2 / REQUESTS
-    assert (np.abs(shares(site) - expected) <= 3 * errors).all()
+    assert (np.abs(shares(site) - expected) <= 4 * errors).all()
 
 
 def test_it_is_shown_and_ends_with_the_next_control(site: Site) -> None:
