@@ -58,6 +58,7 @@ def submit(head: tuple[str, dict[str, str]], *command: str) -> subprocess.Comple
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_submitted_training_run_leaves_its_results_in_the_storage(
     head: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -95,7 +95,8 @@ def test_a_block_without_a_rule_counts_what_clients_saw(short_dir: Path, monkeyp
     with start_local_testbed(social_network(("a:1", "b:1", "c:1")), options, short_dir, 1) as testbed:
         found = live.play(testbed, "none", 1)
     assert (found.refused, found.reaction_s, found.left_in_flight) == (0, 0, 0)
-    assert 0 <= found.surge <= 1
+    # A part of a second has some answers to requests of the part before it.
+    assert 0 <= found.surge <= 1.1
 
 
 @pytest.mark.slow

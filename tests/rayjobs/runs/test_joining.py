@@ -84,6 +84,7 @@ TRAIN = (
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_verb_joins_the_ray_of_ray_address_says_so_and_leaves_it_running(ray_head: LocalRay, tmp_path: Path) -> None:
     address = (ray_head.folder / "ray" / "ray_current_cluster").read_text().strip()
     environment = {**os.environ, **ray_head.environment, "RAY_ADDRESS": address}

@@ -81,7 +81,8 @@ def played(config: dict[str, Any]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
-@pytest.mark.parametrize("scheduler", ["hyperband", pytest.param("median", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
 def test_a_search_with_its_own_arguments_is_logged_in_mlflow(
     scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
