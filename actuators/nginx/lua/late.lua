@@ -1,6 +1,6 @@
 -- Late binding: holds requests in the access phase until a server has a free slot, and sends them in an order of their own
 -- (docs/late-binding.md). Slots are requests in flight, which all workers count together (inflight.lua); each worker has a
--- line of its own requests. A slot is free again when the last byte of the answer has come, or when the request ends.
+-- line for its requests. A slot is free again when the last byte of the answer has come, or when the request ends.
 -- When the control is stale or this code fails, nothing is held any more, and what is held leaves within a second.
 local M = {}
 
@@ -142,8 +142,8 @@ local function bind(entry, choice, wait_s, service_s, idle)
     entry.waits = false
 end
 
--- While nobody is held, the server of expected_delay is the rule's, too, when it has a free slot: the others' scores are
--- no less than without slots. Returns it when the request has its slot.
+-- While nothing is held, the rule chooses the server that expected_delay chooses, if that server has a free slot: slots
+-- only raise the scores of other servers. Returns it when the request has its slot.
 function M.send_at_once(current, entry, now)
     local troubled = health.trouble()
     local group = current.by_name[entry.group]
@@ -301,7 +301,7 @@ local function wait(entry, longest_s)
         end
         local first = line[1] == entry
         local rest = first and (several() and LOOK_S or LOOK_ALONE_S) or REST_S
-        -- Less than a millisecond is no sleep at all, and without one NGINX's clock stands still.
+        -- NGINX does not sleep for less than a millisecond, and its clock stands still until it sleeps.
         entry.semaphore:wait(max(min(rest, until_s - now), LEAST_SLEEP_S))
         if first and entry.waits then
             step()
