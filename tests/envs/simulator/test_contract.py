@@ -11,7 +11,7 @@ from actuators.contract.control import ServiceTimes
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Group, Topology, social_network
 from envs.simulator.testbed import SimulatedTestbed
-from tests.support.contracts import CONTRACT, ContractScenario, Factory
+from tests.support.contracts import CONTRACT, RATE_RPS, ContractScenario, Factory
 
 UNEVEN = Topology(
     (
@@ -36,6 +36,8 @@ def test_intervals_are_exact() -> None:
         windows = [testbed.advance(interval_s) for interval_s in (0.4, 0.4, 1.3)]
     assert [window.duration_s for window in windows] == pytest.approx([0.4, 0.4, 1.3])
     assert [window.start_s for window in windows[1:]] == pytest.approx([window.end_s for window in windows[:-1]])
+    due = np.array([RATE_RPS * window.duration_s for window in windows])
+    assert (np.abs([window.requests.sum() for window in windows] - due) < 6 * np.sqrt(due)).all()
 
 
 def test_service_times_of_servers_that_a_group_lacks_do_not_matter() -> None:
