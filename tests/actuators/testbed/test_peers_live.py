@@ -19,7 +19,7 @@ from actuators.testbed.peers import ENVOY, PEERS, NoStatistics, Peer, why_missin
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.lookup import scenario
 from tests.support.http_server import CLOSE, OK, ScriptedServer
-from tests.support.live_parts import LiveParts, running_parts
+from tests.support.live_parts import CALM, LiveParts, running_parts
 from tuning.judging.blocks import Journal
 from tuning.judging.judge import Judge, JudgeProgress
 from tuning.judging.plan import JudgeOptions
@@ -146,9 +146,8 @@ def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again
             judged, policies, LIGHT, DEADLINES_S, options, progress=change, finished=journal.read(), keep=journal.append
         )
 
-    # One that no other work on the machine makes late, and one that has no connection left for most requests.
-    calm, choked = LoadOptions(saturated_delay_ms=60_000), LoadOptions(max_connections=1, timeout_s=0.5)
-    with LoadEngine(calm, tmp_path / "calm") as load, LoadEngine(choked, tmp_path / "choked") as later:
+    choked = LoadOptions(max_connections=1, timeout_s=0.5)  # no connection is left for most requests
+    with LoadEngine(CALM, tmp_path / "calm") as load, LoadEngine(choked, tmp_path / "choked") as later:
         spoiled = judge(load, later).run()
         kept = journal.path.read_text()
         evaluation = judge(load, load).run()
