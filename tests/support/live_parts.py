@@ -17,7 +17,7 @@ from actuators.testbed.live import LiveTestbed, LoadPart
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
 
-CALM = LoadOptions(saturated_delay_ms=60_000)
+CALM = LoadOptions(saturated_delay_ms=60_000, saturated_cpu_share=60)
 """Other work on the machine, which makes a load engine late, spoils no window."""
 
 

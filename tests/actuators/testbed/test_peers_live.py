@@ -27,7 +27,8 @@ from tuning.judging.plan import JudgeOptions
 pytestmark = pytest.mark.nginx
 
 DEADLINES_S = np.array([0.1, 0.05, 0.05])
-OPTIONS = JudgeOptions(rounds=1, warm_up_s=0, measure_s=1.0, interval_s=0.5, repeats=0)
+OPTIONS = JudgeOptions(rounds=1, warm_up_s=0, measure_s=1.0, interval_s=1.0, repeats=0)
+"""One window a block: a shorter one is spoiled when other work stops this process for its length."""
 LIGHT = scenario("S1", work_scale=8.0)
 
 
@@ -79,6 +80,7 @@ def test_a_peer_is_judged_on_the_same_arrivals_and_its_requests_are_called_uncou
         behind = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
         policies = [FixedController("least_conn", "least_conn"), FixedController("peer", "least_conn")]
         evaluation = Judge(testbed, policies, LIGHT, DEADLINES_S, OPTIONS, peers={"peer": behind}).run()
+    assert [block.flags for block in evaluation.blocks] == [(), ()]
     content = evaluation.to_json()["policies"]
     assert content["peer"]["requests"] == content["least_conn"]["requests"] > 50
     accounting = content["peer"]["accounting"]
@@ -131,7 +133,7 @@ def test_a_saturated_client_spoils_its_blocks_and_resuming_runs_only_those_again
     parts: LiveParts, tmp_path: Path
 ) -> None:
     policies = [FixedController("least_conn", "least_conn"), FixedController("round_robin", "round_robin")]
-    options = OPTIONS.model_copy(update={"rounds": 2, "interval_s": OPTIONS.measure_s})
+    options = OPTIONS.model_copy(update={"rounds": 2})
     journal = Journal(tmp_path / "blocks.jsonl")
 
     def judge(load: LoadEngine, later: LoadEngine) -> Judge:
