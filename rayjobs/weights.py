@@ -28,8 +28,9 @@ from actuators.external.actuator import (
 from actuators.external.config_reader import read_config
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.snippet import (
-    admission_notes,
-    admitted,
+    Asking,
+    asking_locations,
+    asking_notes,
     changes,
     kept_rule,
     memory_groups,
@@ -123,9 +124,9 @@ class SnippetOptions(Options):
     """Loopback port of the statistics and the control endpoint."""
     memory: NginxOptions = NginxOptions()
     """How the balancer in memory works; every upstream keeps its method unless memory.method is given."""
-    exempt: Annotated[tuple[str, ...], Only(**{"memory.admission": True})] = ()
-    """Locations, as the configuration writes them, whose requests are never refused, as health checks; named ones only
-    when not given."""
+    exempt: Annotated[tuple[str, ...], Only(**{"memory.admission": True}), Only(**{"memory.late_binding": True})] = ()
+    """Locations, as the configuration writes them, whose requests are neither refused nor held, as health checks; named
+    ones only when not given."""
 
 
 def get(options: GetOptions) -> int:
@@ -149,6 +150,7 @@ def _print_control(control: Control, groups: tuple[str, ...]) -> None:
             s = topology.server_index(server)
             if isinstance(control, ServiceTimes):
                 value = f"tau {control.tau_s[g, s] * 1e3:.3f} ms, {control.workers[s]:g} workers"
+                value += "" if control.holding is None else f", {control.holding.slots[s]} slots"
             else:
                 value = "down" if control.down[g, s] else str(control.values[g, s])
             console_out().print(f"{group.name}/{server}={value}", markup=False)
@@ -221,12 +223,13 @@ def snippet(options: SnippetOptions) -> int:
     groups = memory_groups(config, options.groups)
     out, token = options.out.absolute(), secrets.token_hex(16)
     text = render_snippet(out, groups, options.memory, build, port=options.port, token=token)
-    passes = admitted(config, groups, options.exempt) if options.memory.admission else ()
-    diff = unified_diff(changes(config, groups, out, build, passes))
+    asking = Asking(options.memory.admission, options.memory.late_binding)
+    passes = asking_locations(config, groups, options.exempt, asking) if any(asking) else ()
+    diff = unified_diff(changes(config, groups, out, build, passes, asking))
     token_file = out.with_name(out.name + ".token")
     for path, content in ((token_file, token + "\n"), (out, text)):
         write_private(path, content)
-    for note in [*notes(groups), *(admission_notes(config, passes) if options.memory.admission else ())]:
+    for note in [*notes(groups), *(asking_notes(config, passes, asking) if any(asking) else ())]:
         _log(note)
     _log(f"written: {out} and {token_file}, for this user only; NGINX must start as root or as this user")
     _log("change the configuration as follows (deepsched weights snippet … | patch -d / -p1), test and reload it")
@@ -237,6 +240,8 @@ def snippet(options: SnippetOptions) -> int:
     _log(f"deepsched weights get --control-url {url}/control --token-file {token_file}")
     if options.memory.admission:
         _log(f"and deepsched admission set with --keep {kept_rule(out)}, which a restarted NGINX begins with")
+    if options.memory.late_binding:
+        _log("and deepsched holding set, which at first only counts what it would hold")
     return 0
 
 
@@ -275,6 +280,7 @@ SNIPPET = Verb(
         "memory.method",
         "memory.workers_per_server",
         "memory.admission",
+        "memory.late_binding",
         "exempt",
     ),
 )

@@ -5,15 +5,16 @@ docs/studies.md#late-binding defines the rule and says where its numbers come fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.topology import Topology
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, closest
 from actuators.options import Options
 
 UNLIMITED = 1 << 40
@@ -36,10 +37,14 @@ class LateBindingNumbers(Options):
     """Held requests that are considered each time, in their order."""
     longest_hold_s: float = Field(default=10.0, ge=3, le=3600)
     """Time after which a held request is answered with 503."""
-    valid_s: float = Field(default=60.0, ge=1, le=1e6)
+    valid_s: float = Field(default=60.0, ge=1, le=1e8)
     """Age of the control in NGINX from which on nothing is held any more, because nobody renews it."""
     most_held: int = Field(default=4096, ge=1, le=1_000_000)
     """Held requests beyond which one is answered with 503 when it comes."""
+
+    def in_nginx(self) -> dict[str, float]:
+        """Names and values of the numbers that NGINX reads."""
+        return {name: float(value) for name, value in self.model_dump(exclude={"order", "slots_per_worker"}).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +67,77 @@ class LateBinding:
             raise ConfigError("deadlines do not fit", where="late binding", remedy=f"{groups} positive ones")
         if self.slots.shape != (servers,) or self.slots.min() < 1:
             raise ConfigError("slots do not fit", where="late binding", remedy=f"{servers} of at least 1")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, LateBinding)
+            and self.topology.plain == other.topology.plain
+            and np.array_equal(self.deadlines_s, other.deadlines_s)
+            and np.array_equal(self.slots, other.slots)
+            and (self.numbers.order, self.numbers.in_nginx()) == (other.numbers.order, other.numbers.in_nginx())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.deadlines_s.tobytes(), self.slots.tobytes()))
+
+    def onto(self, topology: Topology) -> LateBinding:
+        """The same for groups and servers in another order; those that this one lacks get its longest deadline and its
+        fewest slots.
+        """
+        deadlines = dict(zip((group.name for group in self.topology.groups), self.deadlines_s.tolist(), strict=True))
+        slots = dict(zip(self.topology.servers, self.slots.tolist(), strict=True))
+        return LateBinding(
+            topology,
+            np.array([deadlines.get(group.name, self.deadlines_s.max()) for group in topology.groups]),
+            np.array([slots.get(server, self.slots.min()) for server in topology.servers]),
+            self.numbers,
+        )
+
+
+class LateBindingPlan(Options):
+    """How the requests of a system are held."""
+
+    slots: dict[str, Annotated[int, Field(ge=1, le=1_000_000)]] = Field({})
+    """Server → requests that it may have at a time from this NGINX; when not given, `numbers.slots_per_worker` over its
+    workers. Too few cost capacity, too many cost little."""
+    deadlines_ms: dict[str, Annotated[float, Field(gt=0, le=1e7)]] = Field({})
+    """Group → deadline in milliseconds, by which the orders go; when not given, that of the bundle or calibration."""
+    load_balancers: int = Field(1, ge=1, le=10_000)
+    """NGINX machines that share the traffic and no counts; each has its part of the slots."""
+    numbers: LateBindingNumbers = LateBindingNumbers()
+    """Numbers of the rule."""
+
+    def binding(self, topology: Topology, deadlines_s: FloatArray, workers: FloatArray | None) -> LateBinding:
+        """What is held at these servers.
+
+        Args:
+            deadlines_s: ``[groups]``, where none is given here; nan for unknown.
+            workers: ``[servers]``, for those without slots; None for unknown.
+
+        Raises ConfigError for a name that is not there, and for what is not known.
+        """
+        names = tuple(group.name for group in topology.groups)
+        _require_known(self.deadlines_ms, names, "deadlines_ms", "group")
+        _require_known(self.slots, topology.servers, "slots", "server")
+        wanted_s = np.array([self.deadlines_ms.get(name, 1e3 * deadlines_s[g]) / 1e3 for g, name in enumerate(names)])
+        if np.isnan(wanted_s).any():
+            name = names[int(np.argmax(np.isnan(wanted_s)))]
+            raise ConfigError(f"no deadline of '{name}'", where="deadlines_ms", remedy="give it")
+        missing = [server for server in topology.servers if server not in self.slots]
+        if workers is None and missing:
+            # A guess that is too low would leave servers idle while requests are held.
+            what = f"how many requests {missing[0]} serves at once is not known"
+            raise ConfigError(what, where="late binding", remedy="give --workers, or its slots")
+        each = np.ones(len(topology.servers)) if workers is None else workers
+        found = slots_for(each, self.numbers.slots_per_worker, self.load_balancers)
+        slots = np.array([self.slots.get(server, found[s]) for s, server in enumerate(topology.servers)], np.int64)
+        return LateBinding(topology, wanted_s, slots, self.numbers)
+
+
+def _require_known(given: Mapping[str, object], known: Sequence[str], where: str, kind: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"no {kind} '{name}'", where=where, remedy=closest(name, known))
 
 
 def unlimited(topology: Topology) -> LateBinding:

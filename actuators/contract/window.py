@@ -151,6 +151,48 @@ class AdmissionWindow:
 
 
 @dataclass(frozen=True, eq=False)
+class HoldWindow:
+    """What late binding did in a window, or would have done (docs/late-binding.md#status). ``[groups]``.
+
+    All times count from a request's arrival, so that they contain the time that it was held.
+
+    Attributes:
+        state: `holding`, `watching` (what would be held is only counted), or why nothing is held, at the end.
+        asked: requests that asked for a slot; would: those of them that would have been held, while `watching`.
+        held: requests that left the line, however; held_s: seconds, their sum.
+        refused: answered with 503, because too many were held or after the longest hold.
+        gone: clients that left while they were held; passed: let through without a slot.
+        answered: requests that asked for a slot and were answered; answered_s: seconds, their sum.
+        late: those of them that took longer than the deadline.
+        in_line: held at the end.
+        bounds_ms: upper bounds of both histograms, ascending.
+        held_histogram, answer_histogram: ``[groups, bounds + 1]``, of `held_s` and `answered_s`; the last column lies
+            above all bounds.
+    """
+
+    state: str
+    asked: IntArray
+    would: IntArray
+    held: IntArray
+    held_s: FloatArray
+    refused: IntArray
+    gone: IntArray
+    passed: IntArray
+    answered: IntArray
+    answered_s: FloatArray
+    late: IntArray
+    in_line: IntArray
+    bounds_ms: tuple[int, ...]
+    held_histogram: IntArray
+    answer_histogram: IntArray
+
+    @property
+    def counts(self) -> bool:
+        """Whether answers were counted from arrival, so that these times are those that clients waited."""
+        return self.state in ("holding", "watching") and bool(self.bounds_ms)
+
+
+@dataclass(frozen=True, eq=False)
 class Window:
     """Difference of two snapshots of NGINX's counters. Arrays are ``[groups, servers]`` with the topology's mask.
 
@@ -173,6 +215,7 @@ class Window:
             tell. Attempts that another server answered are in `responses` only, and not with every version of vts.
         backup: ``True`` for servers that get requests only when no other server is up; None when none is known.
         admission: counts of admission control; None without it.
+        holding: counts of late binding; None where no location asks for a slot.
         proxy_cpu_s: CPU time of the load balancer and its workers meanwhile; None when nobody looked.
     """
 
@@ -196,6 +239,7 @@ class Window:
     client_errors: int | None = None
     backup: NDArray[np.bool_] | None = None
     admission: AdmissionWindow | None = None
+    holding: HoldWindow | None = None
     proxy_cpu_s: float | None = None
 
     @property
@@ -271,6 +315,7 @@ def merge_windows(first: Window, second: Window) -> Window:
         client=merge_load_windows(clients, first.topology.shape[0]) if clients else None,
         client_errors=sum(failed) if len(failed) == 2 else None,
         admission=_merge_admission(first.admission, second.admission),
+        holding=_merge_holding(first.holding, second.holding),
         proxy_cpu_s=sum(cpu_s) if cpu_s else None,
     )
 
@@ -288,3 +333,15 @@ def _merge_admission(first: AdmissionWindow | None, second: AdmissionWindow | No
         quick=first.quick + second.quick,
         peak=max(first.peak, second.peak),
     )
+
+
+_HELD = (
+    "asked", "would", "held", "held_s", "refused", "gone", "passed", "answered", "answered_s", "late",
+    "held_histogram", "answer_histogram",
+)  # fmt: skip
+
+
+def _merge_holding(first: HoldWindow | None, second: HoldWindow | None) -> HoldWindow | None:
+    if first is None or second is None or first.bounds_ms != second.bounds_ms:
+        return second
+    return replace(second, **{name: getattr(first, name) + getattr(second, name) for name in _HELD})

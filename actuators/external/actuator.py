@@ -14,14 +14,22 @@ from typing import Annotated, ClassVar, Protocol
 import numpy as np
 from pydantic import Field
 
-from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.control import BY_TIMES, MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.restoring import restoration
 from actuators.files import read_token
-from actuators.nginx.control_endpoint import MemoryControl, Split, from_text, is_split, topology_from_text
+from actuators.nginx.control_endpoint import (
+    MemoryControl,
+    Split,
+    from_text,
+    is_split,
+    is_watching,
+    topology_from_text,
+)
 from actuators.options import GIVEN, NOT_GIVEN, Only, Options
 
 EXPLORED_VALUES = (1, 3, 5)
@@ -103,10 +111,10 @@ class MemoryActuator:
         now, present = from_text(text, topology_from_text(text))
         found = restoration(first, present)
         if isinstance(found.control, ServiceTimes):
-            method = "expected_delay"
-        elif method is None or method == "expected_delay":
-            method = now if now != "expected_delay" else "least_conn"
-        changed = method != now or found.control != present or is_split(text)
+            method = "expected_delay" if found.control.holding is None else "late_binding"
+        elif method is None or method in BY_TIMES:
+            method = "least_conn" if now in BY_TIMES else now
+        changed = method != now or found.control != present or is_split(text) or is_watching(text)
         if changed:
             self.endpoint.put(method, found.control)
         return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
@@ -120,6 +128,10 @@ class MemoryActuator:
     ) -> None:
         """Sets a method and control for `percent` of the requests, and those of the others. Errors as `balance`."""
         self.endpoint.put_split(percent, method, control, base_method, base_control)
+
+    def watch(self, holding: LateBinding | None) -> None:
+        """As `MemoryControl.watch`."""
+        self.endpoint.watch(holding)
 
     def split_in_force(self) -> Split | None:
         """None when one method and control balance all requests. Raises ActuationError."""

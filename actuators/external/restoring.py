@@ -69,4 +69,5 @@ def _times(first: ServiceTimes, present: Control, cells: _Cells) -> ServiceTimes
     known = topology.mask & (tau_s > 0)
     overall = float(tau_s[known].mean()) if known.any() else 1.0
     means = [float(row[has].mean()) if has.any() else overall for row, has in zip(tau_s, known, strict=True)]
-    return ServiceTimes(topology, np.where(known, tau_s, np.array(means)[:, None]), workers)
+    holding = None if first.holding is None else first.holding.onto(topology)
+    return ServiceTimes(topology, np.where(known, tau_s, np.array(means)[:, None]), workers, holding)

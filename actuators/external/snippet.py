@@ -11,11 +11,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from actuators.errors import ConfigError, closest
 from actuators.external.config_lexer import Directive
 from actuators.external.config_reader import ParsedConfig, PassLine, ServerLine, UpstreamBlock
-from actuators.nginx.config import NginxOptions, lua_block, status_locations
+from actuators.nginx.config import NginxOptions, entry, lua_block, status_locations
 from actuators.nginx.detect import NginxBuild, need_lua
 
 _KEPT = ("keepalive", "keepalive_requests", "keepalive_timeout", "keepalive_time")
@@ -96,22 +97,48 @@ def memory_groups(config: ParsedConfig, wanted: Sequence[str]) -> tuple[MemoryGr
     return groups
 
 
-def admitted(config: ParsedConfig, groups: Sequence[MemoryGroup], exempt: Sequence[str]) -> tuple[PassLine, ...]:
-    """The locations whose requests pass admission control: those of these groups, without named and `exempt` ones.
+class Asking(NamedTuple):
+    """What requests ask for in the access phase: to enter, of admission control, and for a slot, of late binding."""
+
+    admission: bool = False
+    slots: bool = False
+
+    @property
+    def words(self) -> str:
+        return " and ".join(["admission control"] * self.admission + ["late binding"] * self.slots)
+
+    @property
+    def options(self) -> str:
+        return " and ".join(["memory.admission"] * self.admission + ["memory.late_binding"] * self.slots)
+
+
+ASKS_NOTHING = Asking()
+
+
+def asking_locations(
+    config: ParsedConfig, groups: Sequence[MemoryGroup], exempt: Sequence[str], asking: Asking
+) -> tuple[PassLine, ...]:
+    """The locations whose requests ask: those of these groups, without named and `exempt` ones.
 
     Raises ConfigError, which names the line, for Lua of the access phase, of which only one of location, server and
-    http runs; and for an `exempt` that matches none of these locations.
+    http runs, and with slots of the body filter; and for an `exempt` that matches none of these locations.
     """
+    phases = {"access": "the access phase", **({"body_filter": "the body filter"} if asking.slots else {})}
     for directive, file in config.lua:
-        if directive.name.startswith("access_by_lua"):
-            remedy = 'call ADMISSION.enter("GROUP") in it by hand, and write the snippet without memory.admission'
-            what = f"'{directive.name}' and admission control cannot both have the access phase"
+        phase = directive.name.partition("_by_lua")[0]
+        if phase in phases:
+            remedy = f"write the snippet without {asking.options}, and put its calls into that Lua by hand"
+            what = f"'{directive.name}' and {asking.words} cannot both have {phases[phase]}"
+            raise ConfigError(what, where=f"{file}:{directive.line}", remedy=remedy)
+        if asking.slots and directive.name == "lua_check_client_abort" and directive.arguments != ("on",):
+            remedy = "remove it, or write the snippet without memory.late_binding"
+            what = "a client that goes away while it is held would keep its place"
             raise ConfigError(what, where=f"{file}:{directive.line}", remedy=remedy)
     for where in config.satisfy_any:
         # Lua in the access phase that raises no error satisfies it: every client would get in without a password.
-        remedy = "use 'satisfy all' there, or write the snippet without memory.admission"
+        remedy = f"use 'satisfy all' there, or write the snippet without {asking.options}"
         raise ConfigError(
-            "with 'satisfy any', admission control would open what is protected", where=where, remedy=remedy
+            f"with 'satisfy any', {asking.words} would open what is protected", where=where, remedy=remedy
         )
     names = {group.name for group in groups}
     # A file that several locations include has one place.
@@ -126,15 +153,21 @@ def admitted(config: ParsedConfig, groups: Sequence[MemoryGroup], exempt: Sequen
     return tuple(each for each in first if not each.location.startswith("@") and each.location not in exempt)
 
 
-def admission_notes(config: ParsedConfig, passes: Sequence[PassLine]) -> list[str]:
-    """Which locations pass admission control, and which cannot, one line each."""
-    lines = [f"{each.file}:{each.line}: location {each.location} asks to enter {each.host}" for each in passes]
+def asking_notes(config: ParsedConfig, passes: Sequence[PassLine], asking: Asking) -> list[str]:
+    """Which locations ask, and which cannot, one line each; and what held requests need."""
+    enters = "asks to enter" if asking.admission else "asks for a slot of"
+    lines = [f"{each.file}:{each.line}: location {each.location} {enters} {each.host}" for each in passes]
     lines += [
         f"{each.file}:{each.line}: location {each.location} passes to '{each.target}', which is known too late: its"
-        " requests are counted, but never refused"
+        " requests are counted, but never refused or held"
         for each in config.passes
         if "$" in each.target
     ]
+    if asking.slots:
+        lines.append(
+            "late binding: a held request keeps its connection, so worker_connections must have room for most_held of"
+            " them beside the connections to the servers"
+        )
     return lines
 
 
@@ -173,7 +206,8 @@ def render_snippet(
         raise ConfigError("the path has a blank or a quote", where=str(path), remedy="choose another with --out")
     cells = 2 * sum(len(server.addresses) for group in groups for server in group.servers)
     lua = lua_block(
-        cells, path, options, token=token, balancer=_settings(groups, options), holds=False, kept=kept_rule(path),
+        cells, path, options, token=token, balancer=_settings(groups, options), holds=options.late_binding,
+        kept=kept_rule(path),
     )  # fmt: skip
     return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
 # The balancer reads this file there: write it again to have it elsewhere.
@@ -201,11 +235,12 @@ def changes(
     snippet: Path,
     build: NginxBuild,
     passes: Sequence[PassLine] = (),
+    asking: Asking = ASKS_NOTHING,
 ) -> dict[Path, tuple[str, str]]:
     """The files of the configuration that change: old and new text. Raises ConfigError when one cannot be read.
 
     Args:
-        passes: whose locations pass admission control.
+        passes: whose locations ask for what `asking` says.
     """
     new: dict[Path, bytes] = {}
     blocks = [config.blocks[group.name] for group in groups]
@@ -215,7 +250,7 @@ def changes(
     for place in sorted(places, key=lambda place: place.start, reverse=True):
         text = new.get(place.file) or place.file.read_bytes()
         if isinstance(place, PassLine):
-            new[place.file] = _with_admission(text, place)
+            new[place.file] = _asking(text, place, asking)
         else:
             new[place.file] = _replaced(text, place, include if place == blocks[0] else b"")
     missing = [] if _loads_lua(config) else [f"load_module {path};\n" for path in need_lua(build)]
@@ -225,11 +260,11 @@ def changes(
     return {path: (_text(path.read_bytes()), _text(text)) for path, text in new.items()}
 
 
-def _with_admission(text: bytes, place: PassLine) -> bytes:
-    """The text with a call of admission control after the directive, on a line of its own where that has one."""
+def _asking(text: bytes, place: PassLine, asking: Asking) -> bytes:
+    """The text with the calls after the directive, on a line of their own where that has one."""
     line = text[text.rfind(b"\n", 0, place.start) + 1 : place.start]
     gap = b"\n" + line if not line.strip() else b" "
-    call = f'access_by_lua_block {{ ADMISSION.enter("{place.host}") }}'.encode()
+    call = entry(place.host, admission=asking.admission, holds=asking.slots).encode()
     return text[: place.end] + gap + call + text[place.end :]
 
 

@@ -67,6 +67,9 @@ class NginxOptions(Options):
     """NGINX instances that share the traffic equally; `expected_delay` multiplies its own requests by it."""
     admission: bool = False
     """Whether requests pass admission control, which refuses none until a rule is set (docs/admission.md)."""
+    late_binding: Annotated[bool, Only(actuation=("auto", "memory"))] = False
+    """Whether locations ask for a slot of a server, so that `late_binding` can be set without a reload; under other
+    methods none is asked for (docs/late-binding.md)."""
     start_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds within which NGINX must respond after a start."""
 
@@ -107,13 +110,13 @@ def render_main(
     """The whole configuration; it includes `upstreams`.
 
     Args:
-        method: in force after a start; the locations ask for a slot only under `late_binding`.
+        method: in force after a start; without the option the locations ask for a slot only under `late_binding`.
         upstreams: the file in force, or a candidate for `nginx -t`.
         token: that a change of the control in memory needs.
         memory: requests are balanced in memory.
     """
     vts = uses_vts(options, build)
-    holds = method == "late_binding"
+    holds = memory and (options.late_binding or method == "late_binding")
     balancer = f'method = "{method}", methods = {{}}, zones = {{}}, shared_health = true' if memory else ""
     cells = cell_count(topology)
     lua = "" if vts else lua_block(cells, upstreams, options, token=token, balancer=balancer, holds=holds)
@@ -224,7 +227,7 @@ def uses_vts(options: NginxOptions, build: NginxBuild) -> bool:
     if options.admission and options.statistics == "vts":
         remedy = "use statistics=auto"
         raise ConfigError("vts does not count what admission control refuses", where="admission", remedy=remedy)
-    if options.statistics == "lua" or options.admission or memory or not build.has_vts:
+    if options.statistics == "lua" or options.admission or options.late_binding or memory or not build.has_vts:
         need_lua(build)
         return False
     return True

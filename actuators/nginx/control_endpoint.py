@@ -29,6 +29,8 @@ _METHODS: tuple[MemoryMethod, ...] = (*get_args(BalancingMethod), "configured")
 
 _BASE = "\nbase\n"
 """The line between a new control and its base, in a text."""
+_WATCH = "\nwatch\n"
+"""The line before the slots and deadlines by which NGINX counts what it would hold."""
 _UNKNOWN = Group("unknown", "unknown", "GET", "/", 2.0, ("unknown:1",))
 
 
@@ -65,11 +67,16 @@ class Split:
 
 
 class MemoryControl:
-    """One control endpoint over a kept connection; arguments and errors as of `TextEndpoint`."""
+    """One control endpoint over a kept connection; arguments and errors as of `TextEndpoint`.
+
+    Attributes:
+        watched: what is counted beside every control that is set from now on, unless that holds requests itself.
+    """
 
     def __init__(self, url: str, token: str, topology: Topology) -> None:
         self._endpoint = TextEndpoint(url, token, "control_url")
         self.url, self.topology = url, topology
+        self.watched: LateBinding | None = None
         self._shown = ""
 
     @classmethod
@@ -78,12 +85,20 @@ class MemoryControl:
         with contextlib.closing(cls(url, "", Topology((_UNKNOWN,)))) as endpoint:
             return endpoint._endpoint.request("GET")
 
-    def put(self, method: MemoryMethod, control: Control) -> None:
+    def put(self, method: MemoryMethod, control: Control, beside: Weights | None = None) -> None:
         """Returns when every worker uses the control: no later request is balanced by the old one.
+
+        Args:
+            beside: kept for a method by weights that is set later; who is down in it gets no requests.
 
         Raises ActuationError when it is refused or reads back differently; then the old one is in force.
         """
-        self._put(to_text(method, control))
+        self._put(to_text(method, control) + ("" if beside is None else _weight_lines(beside)))
+
+    def weights(self) -> Weights:
+        """The weights in force, or beside service times those that were kept. Raises ActuationError."""
+        self._shown = self._endpoint.request("GET")
+        return _weights(_lines(_arms(self._shown)[0]), self.topology)
 
     def put_split(
         self, percent: float, method: MemoryMethod, control: Control, base_method: MemoryMethod, base_control: Control
@@ -99,7 +114,21 @@ class MemoryControl:
             new, base = to_text(method, control), to_text(base_method, base_control)
             self._put(f"{new}canary {float(percent)!r}{_BASE}{base}")
 
+    def watch(self, holding: LateBinding | None) -> None:
+        """Beside the control in force, NGINX counts which requests this would hold; None for nothing.
+
+        Raises ActuationError, also for an NGINX whose locations ask for no slot; then all is as before.
+        """
+        before, self.watched = self.watched, holding
+        try:
+            self._put(_without_watch(self._endpoint.request("GET")))
+        except ActuationError:
+            self.watched = before
+            raise
+
     def _put(self, text: str) -> None:
+        if self.watched is not None and ("method", "late_binding") not in _lines(text):
+            text += _watch_text(self.watched)
         before = self._shown or self._endpoint.request("GET")
         # A refused text changes nothing; the response to an accepted one is what the worker's tables now hold.
         shown = self._endpoint.request("POST", text)
@@ -147,22 +176,27 @@ class MemoryControl:
 
 def to_text(method: MemoryMethod, control: Control) -> str:
     """The control as lua/control.lua reads it; a text is complete, nothing of an earlier one remains."""
-    lines = [f"method {method}"]
-    topology = control.topology
+    head = f"method {method}\n"
+    if isinstance(control, Weights):
+        return head + _weight_lines(control)
+    lines, topology = [], control.topology
+    for g, group in enumerate(topology.groups):
+        for server in group.servers:
+            lines += [f"tau {group.name} {server} {float(control.tau_s[g, topology.server_index(server)])!r}"]
+    workers = zip(topology.servers, control.workers, strict=True)
+    lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
+    lines.extend(_holding_lines(control.holding) if control.holding is not None else ())
+    return head + "\n".join(lines) + "\n"
+
+
+def _weight_lines(weights: Weights) -> str:
+    lines, topology = [], weights.topology
     for g, group in enumerate(topology.groups):
         for server in group.servers:
             s = topology.server_index(server)
-            if isinstance(control, ServiceTimes):
-                lines.append(f"tau {group.name} {server} {float(control.tau_s[g, s])!r}")
-                continue
-            lines.append(f"weight {group.name} {server} {control.values[g, s]}")
-            if control.down[g, s]:
-                lines.append(f"down {group.name} {server}")
-    if isinstance(control, ServiceTimes):
-        workers = zip(topology.servers, control.workers, strict=True)
-        lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
-        lines.extend(_holding_lines(control.holding) if control.holding is not None else ())
-    return "\n".join(lines) + "\n"
+            lines += [f"weight {group.name} {server} {weights.values[g, s]}\n"]
+            lines += [f"down {group.name} {server}\n"] if weights.down[g, s] else []
+    return "".join(lines)
 
 
 def from_text(text: str, topology: Topology) -> tuple[MemoryMethod, Control]:
@@ -172,25 +206,32 @@ def from_text(text: str, topology: Topology) -> tuple[MemoryMethod, Control]:
     if method is None:
         raise ActuationError("the control has no known method", where="control in memory", evidence=text[:80])
     tau_s, workers = np.zeros(topology.shape), np.ones(topology.shape[1])
+    for g, group in enumerate(topology.groups):
+        for server in group.servers:
+            s = topology.server_index(server)
+            tau_s[g, s] = float(lines.get(("tau", group.name, server), "0"))
+            workers[s] = float(lines.get(("workers", server), "1"))
+    if method in BY_TIMES and (tau_s[topology.mask] > 0).all():
+        return method, ServiceTimes(topology, tau_s, workers, _holding(lines, topology))
+    return method, _weights(lines, topology)
+
+
+def _weights(lines: dict[tuple[str, ...], str], topology: Topology) -> Weights:
     values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
     for g, group in enumerate(topology.groups):
         for server in group.servers:
             s = topology.server_index(server)
             values[g, s] = int(lines.get(("weight", group.name, server), "1"))
             down[g, s] = ("down", group.name, server) in lines
-            tau_s[g, s] = float(lines.get(("tau", group.name, server), "0"))
-            workers[s] = float(lines.get(("workers", server), "1"))
-    if method in BY_TIMES and (tau_s[topology.mask] > 0).all():
-        return method, ServiceTimes(topology, tau_s, workers, _holding(lines, topology))
-    return method, Weights(topology, _scaled(values), down)
+    return Weights(topology, _scaled(values), down)
 
 
 def _holding_lines(holding: LateBinding) -> list[str]:
     """What lua/control.lua reads of late binding."""
-    topology, numbers = holding.topology, holding.numbers.model_dump(exclude={"order", "slots_per_worker"})
+    topology = holding.topology
     return [
         f"order {holding.numbers.order}",
-        *(f"number {name} {float(value)!r}" for name, value in numbers.items()),
+        *(f"number {name} {value!r}" for name, value in holding.numbers.in_nginx().items()),
         *(f"slots {server} {slots}" for server, slots in zip(topology.servers, holding.slots, strict=True)),
         *(
             f"deadline {group.name} {float(deadline_s)!r}"
@@ -211,6 +252,22 @@ def _holding(lines: dict[tuple[str, ...], str], topology: Topology) -> LateBindi
         np.array([int(float(lines["slots", server])) for server in topology.servers]),
         LateBindingNumbers.model_validate({"order": order, **numbers}),
     )
+
+
+def _watch_text(holding: LateBinding) -> str:
+    """The lines beneath `watch` that lua/control.lua reads, with that one."""
+    lines = _holding_lines(holding)
+    return "\n".join(["watch", *(line for line in lines if line.split()[0] in ("slots", "deadline"))]) + "\n"
+
+
+def _without_watch(text: str) -> str:
+    head, mark, _ = text.partition(_WATCH)
+    return head + "\n" if mark else head
+
+
+def is_watching(text: str) -> bool:
+    """Whether what late binding would hold is counted beside the control of a text."""
+    return _WATCH in text
 
 
 def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -246,7 +303,7 @@ def topology_from_text(text: str) -> Topology:
 
 def _arms(text: str) -> tuple[str, str]:
     """The lines of the new control and those of its base; the latter is empty without a split."""
-    new, _, base = text.partition(_BASE)
+    new, _, base = _without_watch(text).partition(_BASE)
     return new, base
 
 
@@ -267,7 +324,9 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
 
 def _shows(shown: str, wanted: str) -> bool:
     """Whether all of the wanted text is in force, and nothing of another one."""
-    return is_split(shown) == is_split(wanted) and all(map(_arm_shows, _arms(shown), _arms(wanted)))
+    present, expected = (_lines(text.partition(_WATCH)[2]) for text in (shown, wanted))
+    watches = present.keys() == expected.keys() and all(_equal(present[words], expected[words]) for words in expected)
+    return is_split(shown) == is_split(wanted) and watches and all(map(_arm_shows, _arms(shown), _arms(wanted)))
 
 
 def _arm_shows(shown: str, wanted: str) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from actuators.contract.admission import Admission
 from actuators.contract.control import BY_TIMES, BalancingMethod, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ProcessError, StatusError
@@ -164,6 +165,15 @@ class Nginx:
         self._memory_control().put_split(percent, method, control, base_method, base_control)
         self._method, self._control, self._is_split = _own(method), control, True
 
+    def watch(self, holding: LateBinding | None) -> None:
+        """Counts what this would hold, beside the control in force and later ones; None for nothing.
+
+        Raises ActuationError, also where NGINX itself balances; then all is as before.
+        """
+        if not self._memory:
+            raise ActuationError("only an NGINX that balances in memory can hold requests", where="late binding")
+        self._memory_control().watch(holding)
+
     def split_in_force(self) -> Split | None:
         """None when one method and control balance all requests. Raises ActuationError."""
         return self._memory_control().get_split() if self._memory else None
@@ -292,8 +302,8 @@ class Nginx:
 
     def _put(self, method: BalancingMethod, control: Control) -> None:
         memory = in_memory(method, self.options, self._build)
-        # The locations of late_binding ask for slots, which costs the other methods nothing.
-        same = (method == "late_binding") == (self._method == "late_binding")
+        # The locations of late_binding ask for slots, which costs the other methods nothing where they need not.
+        same = self.options.late_binding or (method == "late_binding") == (self._method == "late_binding")
         if memory and self._memory and same:
             self._memory_control().put(method, control)
         else:

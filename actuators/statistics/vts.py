@@ -284,14 +284,17 @@ class AdmissionStatus(_VtsStruct, frozen=True):
 class HoldEntry(_VtsStruct, frozen=True):
     """What late binding (lua/late.lua) counted of one group.
 
-    `in_line` is held now; `held` requests were held and have been sent, let through or refused, `held_s` seconds in all
-    with the histogram `held_buckets`. Refused: `full` because too many were held, `expired` after the longest hold.
-    `gone`: clients that left meanwhile; `passed`: let through without a slot. Of `answered` requests, all times counted
-    from their arrival, `late` were answered after the deadline.
+    `asked` for a slot; `would` have been held, where that is only counted. `in_line` is held now; `held` requests were
+    held and have been sent, let through or refused, `held_s` seconds in all with the histogram `held_buckets`.
+    Refused: `full` because too many were held, `expired` after the longest hold. `gone`: clients that left meanwhile;
+    `passed`: let through without a slot. Of `answered` requests, all times counted from their arrival, `late` were
+    answered after the deadline; `answered_s` seconds in all with the histogram `answer_buckets`.
     """
 
     group: str
     in_line: InFlight = 0
+    asked: Count = 0
+    would: Count = 0
     held: Count = 0
     held_s: Seconds = 0.0
     full: Count = 0
@@ -300,11 +303,19 @@ class HoldEntry(_VtsStruct, frozen=True):
     passed: Count = 0
     answered: Count = 0
     late: Count = 0
+    answered_s: Seconds = 0.0
     held_buckets: Buckets = Buckets()
+    answer_buckets: Buckets = Buckets()
 
     def __post_init__(self) -> None:
-        _bounded(self.held, self.full, self.expired, self.gone, self.passed, self.answered, self.late)
+        _bounded(*self.counts())
         _named(self.group)
+
+    def counts(self) -> tuple[int, ...]:
+        """asked, would, held, refused, gone, passed, answered, late."""
+        return (
+            self.asked, self.would, self.held, self.refused, self.gone, self.passed, self.answered, self.late,
+        )  # fmt: skip
 
     @property
     def refused(self) -> int:
@@ -314,8 +325,10 @@ class HoldEntry(_VtsStruct, frozen=True):
 class HoldStatus(_VtsStruct, frozen=True):
     """Late binding of an NGINX.
 
-    `state`: `holding`; `off` under another method; `unset` without service times or slots; `stale` when nobody has
-    renewed the control; `failing` when its code has failed, see NGINX's error log. Only in the first requests are held.
+    `state`: `holding`; `absent` where no location asks for a slot; `off` under another method, `watching` under
+    another one beside which it is counted what would be held; `unset` without service times or slots; `stale` when
+    nobody has renewed the control; `failing` when its code has failed, see NGINX's error log. Only in the first
+    requests are held.
     """
 
     state: str = "off"

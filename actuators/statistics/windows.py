@@ -11,9 +11,17 @@ import numpy as np
 
 from actuators.contract.arrays import IntArray
 from actuators.contract.topology import Topology
-from actuators.contract.window import DEFAULT_BOUNDS_MS, AdmissionWindow, Connections, DelayWindow, Fault, Window
+from actuators.contract.window import (
+    DEFAULT_BOUNDS_MS,
+    AdmissionWindow,
+    Connections,
+    DelayWindow,
+    Fault,
+    HoldWindow,
+    Window,
+)
 from actuators.statistics.names import ServerNames, server_names
-from actuators.statistics.vts import AdmissionEntry, Buckets, ServerCounters, Snapshot
+from actuators.statistics.vts import AdmissionEntry, Buckets, HoldEntry, ServerCounters, Snapshot
 
 # A counter that grows by more than this between two readings is not a count.
 _MOST = 2**53
@@ -62,7 +70,7 @@ def difference(before: Snapshot, after: Snapshot, topology: Topology, names: Ser
     return replace(
         window, connections=connections, active=active, delay=delay, faults=tuple(faults),
         client_errors=_client_errors(before, after), admission=_admission(before, after, topology),
-        backup=backup if backup.any() else None,
+        holding=_holding(before, after, topology), backup=backup if backup.any() else None,
     )  # fmt: skip
 
 
@@ -121,6 +129,43 @@ def _admission(before: Snapshot, after: Snapshot, topology: Topology) -> Admissi
     return AdmissionWindow(
         offered, refused, spared, finished, late, quick, in_flight, limits, peak=min(new.peak, _MOST)
     )
+
+
+def _holding(before: Snapshot, after: Snapshot, topology: Topology) -> HoldWindow | None:
+    """None where no location asks for a slot, and where the counts began again."""
+    old, new = (snapshot.balancer.holding if snapshot.balancer else None for snapshot in (before, after))
+    if old is None or new is None or new.state == "absent":
+        return None
+    was, now = ({entry.group: entry for entry in status.groups} for status in (old, new))
+    names = [group.name for group in topology.groups]
+    pairs = [(was.get(name, HoldEntry(name)), now.get(name, HoldEntry(name))) for name in names]
+    every = [each.msecs for pair in pairs for entry in pair for each in (entry.held_buckets, entry.answer_buckets)]
+    bounds_ms = next((msecs for msecs in every if msecs), ())
+    if any(msecs not in ((), bounds_ms) for msecs in every):
+        return None
+    counts = _integers([b.counts() for _, b in pairs]) - _integers([a.counts() for a, _ in pairs])
+    seconds = np.array([(b.held_s - a.held_s, b.answered_s - a.answered_s) for a, b in pairs])
+    held, answers = (
+        _bins([_cumulative(getattr(b, name), bounds_ms) for _, b in pairs], bounds_ms)
+        - _bins([_cumulative(getattr(a, name), bounds_ms) for a, _ in pairs], bounds_ms)
+        for name in ("held_buckets", "answer_buckets")
+    )
+    if any((table < 0).any() for table in (counts, seconds, held, answers)) or counts.max() > _MOST:
+        return None
+    asked, would, left, refused, gone, passed, answered, late = counts.astype(np.int64).T
+    above = [(total - bins.sum(axis=1)).clip(0)[:, None] for total, bins in ((left, held), (answered, answers))]
+    return HoldWindow(
+        new.state, asked, would, left, seconds[:, 0], refused, gone, passed, answered, seconds[:, 1], late,
+        np.array([b.in_line for _, b in pairs], np.int64).clip(0), bounds_ms,
+        np.hstack((held, above[0])), np.hstack((answers, above[1])),
+    )  # fmt: skip
+
+
+def _bins(cumulative: Sequence[Sequence[int]], bounds_ms: tuple[int, ...]) -> IntArray:
+    """Counts of each bucket, ``[rows, bounds]``."""
+    table = np.array(cumulative, np.int64).reshape(len(cumulative), len(bounds_ms))
+    bins: IntArray = np.diff(table, axis=1, prepend=0)
+    return bins
 
 
 def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:

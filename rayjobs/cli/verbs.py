@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("rayjobs.export", "write a bundle's network as ONNX, checked against the original"),
     "weights": ("rayjobs.weights", "read, set or explore the weights of an NGINX, by reload or in memory"),
     "admission": ("rayjobs.admission", "limit the requests in flight of an NGINX, by group and lateness"),
+    "holding": ("rayjobs.holding", "hold requests in NGINX until a server has room, by deadline (late binding)"),
     "collect": ("rayjobs.collect", "record NGINX statistics as JSON lines, optionally under load"),
     "calibrate": ("rayjobs.calibrate", "fit the simulator to snapshots of a live system, with confidence intervals"),
     "load": ("rayjobs.load", "send a load plan and report every request from its intended send time"),
@@ -71,6 +72,14 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "set": ("rayjobs.admission.in_force:SET", "put a rule in force; at first it only counts what it would refuse"),
         "off": ("rayjobs.admission.in_force:OFF", "let every request enter"),
         "tune": ("rayjobs.admission.tune:VERB", "search the numbers of a rule for a recorded system, simulated"),
+    },
+    "holding": {
+        "show": ("rayjobs.holding.in_force:SHOW", "show whether requests are held, slots, and what was counted"),
+        "set": (
+            "rayjobs.holding.in_force:SET",
+            "set slots and service times; at first it only counts what it would hold",
+        ),
+        "off": ("rayjobs.holding.in_force:OFF", "hold nothing any more"),
     },
     "scenarios": {
         "list": ("rayjobs.scenarios:LIST", "list the scenarios"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from actuators.nginx.admission_endpoint import AdmissionEndpoint, from_text, to_
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
 from actuators.store import Store, Stored
 from tuning.steering.admission import AdmissionVerdict, AdmissionWatch, IdleLatency
-from tuning.steering.options import Mode, Override
+from tuning.steering.options import Ordered
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
@@ -75,16 +75,6 @@ class FirstRuleStore:
         value = self._store.change(update).value
         assert value is not None
         return value
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """What holds in an interval."""
-
-    mode: Mode
-    canary_percent: float
-    override: Override
-    version: int
 
 
 class SiteAdmission:

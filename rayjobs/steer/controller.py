@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING, Any
 from actuators.contract.control import Control
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
-from actuators.errors import DeepSchedError
+from actuators.errors import ConfigError, DeepSchedError
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
+from rayjobs.holding.site import SiteHolding, held_as_before, require_slots
 from rayjobs.steer import heartbeat
-from rayjobs.steer.admission import Ordered, SiteAdmission, site_admission
+from rayjobs.steer.admission import SiteAdmission, site_admission
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.metrics import Publication, publishing
 from rayjobs.steer.order_store import Orders
 from rayjobs.steer.site import Site, access, load_adviser, open_site, serve_first
 from tuning.policy.adviser import Advice, Adviser, Advises, Recent, advisable
+from tuning.policy.bundle import load_bundle
 from tuning.steering import audit, control_json
 from tuning.steering.decide import Decision, Steering
+from tuning.steering.holding import HoldWatch
 from tuning.steering.limits import canaries_differ, differ
+from tuning.steering.options import Ordered
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
@@ -78,6 +82,7 @@ class SiteController:
         rematch: the same for the servers that NGINX has now, with the bundle of a swap; raises DeepSchedError when the
             bundle cannot steer them. Without it the servers stay as they are.
         admission: the rule of admission that is steered with it; None for none.
+        holding: how requests are held together with the policy's service times; None where they are not.
         log: receives each alarm when it begins.
         stopped: ends `run` when set.
     """
@@ -89,11 +94,15 @@ class SiteController:
         *,
         rematch: Callable[[str | None], Match] | None = None,
         admission: SiteAdmission | None = None,
+        holding: SiteHolding | None = None,
         log: Callable[[str], None] = lambda line: None,
         stopped: threading.Event | None = None,
     ) -> None:
         self._folder, self._rematch, self._admission, self._log = folder, rematch, admission, log
+        self._holding = holding
         self._take(match)
+        if holding is not None:
+            holding.begin(match.steering.in_force)
         self._initial_options = match.steering.options
         self._bundle: str | None = None
         self._present_alarms: tuple[str, ...] = ()
@@ -122,7 +131,11 @@ class SiteController:
         self.end()
 
     def end(self) -> None:
-        """Tells the watchdog that this end is regular; the weights in force stay."""
+        """Tells the watchdog that this end is regular; the weights in force stay, and late binding as long as it is
+        valid.
+        """
+        if self._holding is not None:
+            self._holding.ended()
         self._write_status({**self._status, "ended": True})
 
     def step(self) -> Step:
@@ -137,10 +150,12 @@ class SiteController:
         window = replace(window, weight=self.steering.shown.values)
         collected_s = time.monotonic()
         advice, no_advice = self._advice(window)
+        advice = self._holding_advice(advice, window)
         advised_s = time.monotonic()
         decision = self.steering.decide(window, advice, began_s)
         applied, problem = self._apply(decision, began_s)
         admission, admission_alarms = self._admit(window)
+        holding, holding_alarms = self._hold(window, began_s, applied=applied)
         ended_s = time.monotonic()
         line = audit.decision_line(self.steering, before, window, advice, decision, began_s, canary=canary)
         line["applied"] = applied
@@ -148,8 +163,8 @@ class SiteController:
         if self.steering.original is not original:
             line["original"] = control_json.to_json(self.steering.original)
         line["in_force"] = self.steering.shown.values.tolist()
-        line["alarms"] += [*notes, *filter(None, (no_advice, problem)), *admission_alarms]
-        line.update(admission)
+        line["alarms"] += [*notes, *filter(None, (no_advice, problem)), *admission_alarms, *holding_alarms]
+        line.update({**admission, **holding})
         line["guards"] += ["actuation"] if problem else []
         self.guards.update(line["guards"])
         line["latency_ms"] = {
@@ -164,7 +179,7 @@ class SiteController:
             **heartbeat.of(self.steering, window, advice, decision, line["alarms"]),
             "now_s": began_s, "interval_s": self._interval_s, "guards": dict(self.guards),
             "orders_version": self._orders_version, "reverted": self._is_reverted(), "changes": list(self._changes),
-            "expected": self._expected, **admission,
+            "expected": self._expected, **admission, **holding,
         }  # fmt: skip
         self._write_status(self._status)
         self._log_new(line["alarms"])
@@ -180,11 +195,31 @@ class SiteController:
         """Puts the rule of admission in force; its entry of the audit line, empty without one, and alarms."""
         if self._admission is None:
             return {}, []
-        steering = self.steering
-        options = steering.options
-        ordered = Ordered(options.mode, options.canary_percent, steering.override, self._orders_version)
-        entry, alarms = self._admission.step(window, ordered)
+        entry, alarms = self._admission.step(window, self._ordered())
         return {"admission": entry}, alarms
+
+    def _ordered(self) -> Ordered:
+        options = self.steering.options
+        return Ordered(options.mode, options.canary_percent, self.steering.override, self._orders_version)
+
+    def _holding_advice(self, advice: Advice | None, window: Window) -> Advice | None:
+        """The advice, whose policy also holds requests where that is wanted."""
+        steering = self.steering
+        if self._holding is None:
+            return held_as_before(advice, steering.original)
+        return self._holding.advised(
+            advice, window, self._ordered(), steering.in_force, steering.original, steering.deadlines_s
+        )
+
+    def _hold(self, window: Window, now_s: float, *, applied: bool) -> tuple[dict[str, Any], list[str]]:
+        """Renews late binding, or has it counted; its entry of the audit line, empty without it, and alarms."""
+        if self._holding is None:
+            return {}, []
+        steering = self.steering
+        entry, alarms = self._holding.step(
+            self._site, steering.in_force, applied, window, self._ordered(), steering.deadlines_s, now_s
+        )
+        return {"holding": entry}, alarms
 
     def _answer_revert(self, alarms: list[str]) -> None:
         """When the first weights are in force again: tells so, and takes others as the first that are set from now."""
@@ -331,7 +366,10 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         folder.record_access(access(options))
         rematch = None if access(options) is None else matching.match
         admission = stack.enter_context(site_admission(options, folder.admission))
-        controller = SiteController(match, folder, rematch=rematch, admission=admission, log=report, stopped=stopped)
+        holding = steered_holding(options, match)
+        controller = SiteController(
+            match, folder, rematch=rematch, admission=admission, holding=holding, log=report, stopped=stopped
+        )
         where = match.site.address or options.status_url or options.control_url
         report(f"{options.mode} mode on {where}, every {options.interval_s:g} s; decisions in {folder.audit}")
         for note in match.site.notes:
@@ -339,6 +377,27 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
         _report_orders(folder, report)
         _run_until_ended(controller, options)
         report(f"ended; the weights in force stay{matching.lost()}")
+
+
+def steered_holding(options: SteerOptions, match: Match) -> SiteHolding | None:
+    """How requests are held under these options; None without late binding.
+
+    Raises ConfigError for a bundle that sets weights, and for slots that are not known; ActuationError for an NGINX
+    whose locations ask for no slot.
+    """
+    if not options.late_binding:
+        return None
+    bundle = load_bundle(options.bundle)
+    if not bundle.problem.options.action.estimator:
+        remedy = "give a bundle that sets service times, or leave late_binding out"
+        raise ConfigError(
+            "late binding needs service times, and the bundle sets weights", where="bundle", remedy=remedy
+        )
+    require_slots(options.control_url)
+    known = options.workers if options.given("workers") else None
+    holding = SiteHolding(options.holding, known, HoldWatch(options.holding.guards, proved=False))
+    holding.binding(match.site.topology, match.steering.deadlines_s)
+    return holding
 
 
 class _Matching:

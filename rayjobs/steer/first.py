@@ -12,10 +12,44 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.testbed import Restored
 from actuators.contract.topology import Topology
 from actuators.external.actuator import Actuator
 from actuators.store import Store, Stored
+
+
+class FirstHolding(BaseModel):
+    """How requests were held before any controller, by name.
+
+    Attributes:
+        slots: server → requests that it may have; deadlines_s: group → seconds.
+        numbers: of `LateBindingNumbers`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slots: dict[str, int]
+    deadlines_s: dict[str, float]
+    numbers: dict[str, str | float]
+
+    @classmethod
+    def of(cls, holding: LateBinding) -> FirstHolding:
+        topology = holding.topology
+        return cls(
+            slots=dict(zip(topology.servers, holding.slots.tolist(), strict=True)),
+            deadlines_s=dict(zip((g.name for g in topology.groups), holding.deadlines_s.tolist(), strict=True)),
+            numbers={"order": holding.numbers.order, **holding.numbers.in_nginx()},
+        )
+
+    def onto(self, topology: Topology) -> LateBinding:
+        """The same on the groups and servers that there are now; those that it lacks get its longest deadline and its
+        fewest slots.
+        """
+        longest_s, fewest = max(self.deadlines_s.values()), min(self.slots.values())
+        deadlines_s = np.array([self.deadlines_s.get(group.name, longest_s) for group in topology.groups])
+        slots = np.array([self.slots.get(server, fewest) for server in topology.servers])
+        return LateBinding(topology, deadlines_s, slots, LateBindingNumbers.model_validate(self.numbers))
 
 
 class FirstWeights(BaseModel):
@@ -25,6 +59,7 @@ class FirstWeights(BaseModel):
         method: the balancing method; None where only a reload could change it.
         weights, service_times_s: group → server → value; one of the two is empty.
         workers: server → workers, beside service times.
+        holding: beside service times, when requests were held.
         sealed: a controller has set something since they were read; from then on they stay as they are.
     """
 
@@ -34,6 +69,7 @@ class FirstWeights(BaseModel):
     weights: dict[str, dict[str, int]] = {}
     service_times_s: dict[str, dict[str, float]] = {}
     workers: dict[str, float] = {}
+    holding: FirstHolding | None = None
     sealed: bool = True
 
     @model_validator(mode="before")
@@ -58,7 +94,8 @@ class FirstWeights(BaseModel):
         if isinstance(control, ServiceTimes):
             workers = dict(zip(control.topology.servers, control.workers.tolist(), strict=True))
             times = _named(control.topology, control.tau_s)
-            return cls(method=method, service_times_s=times, workers=workers, sealed=sealed)
+            holding = None if control.holding is None else FirstHolding.of(control.holding)
+            return cls(method=method, service_times_s=times, workers=workers, holding=holding, sealed=sealed)
         return cls(method=method, weights=_named(control.topology, control.values), sealed=sealed)
 
     def extended(self, present: Control) -> FirstWeights:
@@ -83,7 +120,8 @@ class FirstWeights(BaseModel):
             tau_s = _table(topology, self.service_times_s, base)
             workers = np.array([self.workers.get(server, np.nan) for server in topology.servers])
             known = present.workers if isinstance(present, ServiceTimes) else np.full(len(workers), 1.0)
-            return ServiceTimes(topology, tau_s, np.where(np.isfinite(workers), workers, known))
+            holding = None if self.holding is None else self.holding.onto(topology)
+            return ServiceTimes(topology, tau_s, np.where(np.isfinite(workers), workers, known), holding)
         shown = present.values if isinstance(present, Weights) else None
         values = np.rint(_table(topology, self.weights, shown)).clip(1, MAX_WEIGHT).astype(np.int64)
         return Weights(topology, values, present.down) if isinstance(present, Weights) else Weights(topology, values)

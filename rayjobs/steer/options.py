@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from actuators.contract.late_binding import LateBindingPlan
 from actuators.external.actuator import ActuatorOptions
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Options
@@ -15,6 +16,7 @@ from actuators.testbed.options import LiveOptions
 from envs.calibration.options import AdmissionPlan
 from rayjobs.steer.handover import Handover
 from tuning.steering.admission import AdmissionGuards
+from tuning.steering.holding import HoldGuards
 from tuning.steering.options import AuditOptions, Mode, SteeringOptions
 
 _EMBEDDED = Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)
@@ -82,6 +84,13 @@ class SteeredAdmission(AdmissionPlan):
     When not given, what the steered bundle has for the rule, unless `numbers` are given."""
 
 
+class SteeredHolding(LateBindingPlan):
+    """How requests are held together with the service times that are steered."""
+
+    guards: HoldGuards = HoldGuards()
+    """When they may be."""
+
+
 class SteerOptions(SteeringOptions, SiteOptions):
     """Which bundle acts on which NGINX, and how far it may go."""
 
@@ -91,6 +100,12 @@ class SteerOptions(SteeringOptions, SiteOptions):
     given."""
     admission: Annotated[SteeredAdmission, Only(admission_calibration=GIVEN)] = SteeredAdmission()
     """The rule."""
+    late_binding: Annotated[bool, Only(control_url=GIVEN)] = False
+    """Requests wait in NGINX until a server has room for them (docs/late-binding.md#under-a-controller); for a bundle
+    that sets service times, and an NGINX whose snippet has late binding. In shadow and canary it is counted what would
+    wait."""
+    holding: Annotated[SteeredHolding, Only(late_binding=True)] = SteeredHolding()
+    """Slots, order and numbers of late binding."""
     serve_url: Annotated[str, Only(serve_app=NOT_GIVEN)] = ""
     """A `deepsched serve` that is asked first; falls back to the local bundle. Only the local bundle is asked when not
     given."""

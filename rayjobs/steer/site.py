@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actuators.contract.control import Canary, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.control import BY_TIMES, Canary, Control, MemoryMethod, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology, social_network
@@ -60,7 +61,7 @@ class Site:
     first_method: MemoryMethod | None = None
     present: Callable[[], Topology] | None = None
     notes: tuple[str, ...] = ()
-    _times: bool | None = None
+    _kind: str | None = None
 
     def control(self) -> Control:
         """The control in force for the bundle's groups, of a canary the new one.
@@ -68,7 +69,7 @@ class Site:
         Raises ActuationError, ConfigError or StatusError.
         """
         control = self.actuator.control()
-        self._times = isinstance(control, ServiceTimes)
+        self._kind = _kind(control)
         return self._own(control)
 
     def canary(self) -> Canary | None:
@@ -78,8 +79,11 @@ class Site:
 
     @property
     def splits(self) -> bool:
-        """Whether a part of the requests can go by another control than the rest."""
-        return isinstance(self.actuator, _SWITCHING) and self.actuator.in_memory
+        """Whether a part of the requests can go by another control than the rest: not beside requests that are held, as
+        the others would take every slot before them.
+        """
+        in_memory = isinstance(self.actuator, _SWITCHING) and self.actuator.in_memory
+        return in_memory and self.first_method != "late_binding"
 
     def _own(self, control: Control) -> Control:
         """The bundle's groups of a control."""
@@ -87,7 +91,8 @@ class Site:
         if isinstance(control, ServiceTimes):
             columns = [theirs.server_index(server) for server in self.topology.servers]
             tau_s = _between(theirs, self.topology, control.tau_s, np.ones(self.topology.shape))
-            return ServiceTimes(self.topology, tau_s, control.workers[columns])
+            holding = None if control.holding is None else control.holding.onto(self.topology)
+            return ServiceTimes(self.topology, tau_s, control.workers[columns], holding)
         values = _between(theirs, self.topology, control.values, np.ones(self.topology.shape, np.int64))
         down = _between(theirs, self.topology, control.down, np.zeros(self.topology.shape, bool))
         return Weights(self.topology, values, down)
@@ -115,23 +120,32 @@ class Site:
         """Returns when the control is in force, or a canary of it; other groups keep theirs. Raises ActuationError."""
         if canary is not None:
             return self._split(control, canary)
-        times = isinstance(control, ServiceTimes)
-        if self._times is None:
+        kind = _kind(control)
+        if self._kind is None:
             self.control()
         wanted = self._whole(control)
-        if times == self._times:
+        if kind == self._kind:
             return self.actuator.apply(wanted)
         if not isinstance(self.actuator, _SWITCHING):
             raise ActuationError("service times need an NGINX that balances in memory", where="controller")
-        began_s, self._times = time.monotonic(), None
+        began_s, self._kind = time.monotonic(), None
         self.actuator.balance(self._method_for(control), wanted)
-        self._times = times
+        self._kind = kind
         return Applied(True, time.monotonic() - began_s)
+
+    def watch(self, holding: LateBinding | None) -> None:
+        """NGINX counts which requests this would hold, beside every control that does not hold itself; None ends it.
+
+        Raises ActuationError.
+        """
+        if not isinstance(self.actuator, _SWITCHING):
+            raise ActuationError("only an NGINX that balances in memory can hold requests", where="controller")
+        self.actuator.watch(None if holding is None else holding.onto(self.actuator.topology))
 
     def _split(self, control: Control, canary: Canary) -> Applied:
         if not isinstance(self.actuator, _SWITCHING):
             raise ActuationError("a part of the requests can have its own control in memory only", where="controller")
-        began_s, self._times = time.monotonic(), None
+        began_s, self._kind = time.monotonic(), None
         new, base = self._whole(control), self._whole(canary.base)
         self.actuator.split(canary.percent, self._method_for(control), new, self._method_for(canary.base), base)
         return Applied(True, time.monotonic() - began_s)
@@ -139,8 +153,8 @@ class Site:
     def _method_for(self, control: Control) -> MemoryMethod:
         """The method that takes this control: the first one, where it does."""
         if isinstance(control, ServiceTimes):
-            return "expected_delay"
-        return self.first_method if self.first_method not in (None, "expected_delay") else "least_conn"
+            return "expected_delay" if control.holding is None else "late_binding"
+        return "least_conn" if self.first_method is None or self.first_method in BY_TIMES else self.first_method
 
     def _whole(self, control: Control) -> Control:
         """The control of all groups of the NGINX."""
@@ -152,11 +166,19 @@ class Site:
                 raise ActuationError("this NGINX has groups that the bundle does not know", where="controller")
             columns = [self.topology.server_index(server) for server in theirs.servers]
             tau_s = _between(self.topology, theirs, control.tau_s, np.ones(theirs.shape))
-            return ServiceTimes(theirs, tau_s, control.workers[columns])
+            holding = None if control.holding is None else control.holding.onto(theirs)
+            return ServiceTimes(theirs, tau_s, control.workers[columns], holding)
         present = self.actuator.control()
         base = present if isinstance(present, Weights) else Weights.equal(theirs)
         values = _between(self.topology, theirs, control.values, base.values)
         return Weights(theirs, values, _between(self.topology, theirs, control.down, base.down))
+
+
+def _kind(control: Control) -> str:
+    """Controls of one kind go by one method."""
+    if isinstance(control, ServiceTimes):
+        return "times" if control.holding is None else "held"
+    return "weights"
 
 
 def _between(of: Topology, to: Topology, table: np.ndarray, base: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def run(options: FolderOptions) -> int:
     status, running = folder.status(), folder.is_locked()
     lines = [f"controller: {'running' if running else 'not running'}", *_orders(folder)]
     if "weights" in status:
-        lines += [*_now(status), *_table(status), *_admission(status), *_expected(status)]
+        lines += [*_now(status), *_table(status), *_admission(status), *_holding(status), *_expected(status)]
         lines += [*_alarms(folder.path, status), *_past(status)]
     for line in lines:
         console_out().print(line, markup=False, soft_wrap=True)
@@ -83,6 +83,22 @@ def _admission(status: dict[str, Any]) -> list[str]:
         f"  since the start, of {sums['offered']} requests: refused {sums['refused'] / offered:.2%}, let in beyond the"
         f" limit {sums['spared'] / offered:.2%}; of their answers late {sums['late'] / entered:.2%}, and"
         f" {sums['late_beyond']} of those {sums['late']} came while requests were beyond a limit",
+    ]
+
+
+def _holding(status: dict[str, Any]) -> list[str]:
+    """What late binding does, and counted since the controller started; nothing where it is left alone."""
+    found = status.get("holding")
+    if not found:
+        return []
+    sums = found["since_start"]
+    asked, answered = max(sums["asked"], 1), max(sums["answered"], 1)
+    slots = f", slots {'/'.join(map(str, found['slots']))}" if found["slots"] else ""
+    return [
+        f"late binding: {'holds' if found['holds'] else 'holds nothing'}, {found['order']}{slots}: {found['reason']}",
+        f"  since the start, of {sums['asked']} requests: held {sums['held'] / asked:.2%}, would have been held"
+        f" {sums['would'] / asked:.2%}, refused {sums['refused'] / asked:.2%}; of their answers late, from arrival on,"
+        f" {sums['late'] / answered:.2%}",
     ]
 
 

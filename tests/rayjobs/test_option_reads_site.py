@@ -21,11 +21,13 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.options import Options
 from actuators.processes.system import free_port
+from envs.calibration.result import Calibration
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs import collect, load, service, weights
 from rayjobs.admission import in_force as admission
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import Verb
+from rayjobs.holding import in_force as holding
 from rayjobs.steer.run import RUN
 from rayjobs.steer.watchdog import WATCHDOG
 from tests.support.http_server import ScriptedServer
@@ -34,11 +36,12 @@ from tests.support.option_reads import OptionReads
 from tests.support.paths import DATA
 from tests.support.problems import TOPOLOGY, demo_scenario
 from tests.support.stand_in_wrk2 import OUTPUT, fake_wrk2
-from tests.support.steering_cases import Run, advice, trained_bundle
+from tests.support.steering_cases import Run, advice, times_bundle, trained_bundle
 from tests.support.stock_nginx import StockSite
 from tests.support.vts_documents import document
-from tests.support.windows import window
+from tests.support.windows import hold_window, window
 from tuning.steering.admission import AdmissionGuards, AdmissionWatch
+from tuning.steering.holding import HoldGuards, HoldWatch
 from tuning.steering.options import SteeringOptions
 
 PARTS = "tests/actuators/testbed/test_parts.py::test_every_option_of_the_parts_is_read"
@@ -46,6 +49,10 @@ BODY = json.dumps(document("after_load")).encode()
 RELOADS = "tests/rayjobs/test_option_reads_site.py::test_weights_set_explore_and_snippet"
 NUMBERS = "tests/actuators/nginx/test_admission.py::test_limits_are_those_of_the_simulator"
 ADMISSION_GUARDS = "tests/rayjobs/test_option_reads_site.py::test_a_controller_reads_its_admission_guards"
+HOLD_NUMBERS = (
+    "tests/actuators/nginx/test_late_binding.py::test_the_control_reads_back_and_what_does_not_fit_is_refused"
+)
+HOLD_GUARDS = "tests/rayjobs/test_option_reads_site.py::test_a_controller_reads_when_it_may_hold"
 CALIBRATION = DATA / "runs" / "calibration.json"
 GUARDS = "tests/rayjobs/test_option_reads_site.py::test_a_controller_reads_its_guards"
 
@@ -59,7 +66,8 @@ def embedded(folder: Path) -> Iterator[tuple[Nginx, Path]]:
     """An NGINX before the groups of the trained bundle, and its configuration."""
     with ScriptedServer() as one, ScriptedServer() as two, ScriptedServer() as three:
         topology = social_network((one.address, two.address, three.address))
-        with Nginx(NginxOptions(admission=True), topology, work_dir=folder / "own") as nginx:
+        options = NginxOptions(admission=True, late_binding=True)
+        with Nginx(options, topology, work_dir=folder / "own") as nginx:
             nginx.start()
             yield nginx, folder / "own" / "nginx" / "nginx.conf"
 
@@ -96,6 +104,14 @@ def test_a_controller_reads_its_admission_guards() -> None:
         watch = AdmissionWatch(reads.options, 0.14, proved=False)
         watch.see(replace(window(), admission=AdmissionWindow(*[np.ones(3, int)] * 7, np.ones(3), peak=1)))
         assert watch.decide("active", 10.0).percent == 0
+    assert reads.unread() == []
+
+
+def test_a_controller_reads_when_it_may_hold() -> None:
+    with OptionReads(HoldGuards(proving_windows=1)) as reads:
+        watch = HoldWatch(reads.options, proved=False)
+        watch.see(replace(window(), holding=hold_window(would=50)))
+        assert not watch.decide("active", 10.0).holds
     assert reads.unread() == []
 
 
@@ -153,6 +169,17 @@ def test_steer_run_and_watchdog(short_dir: Path) -> None:
         assert unread(admission.SET, handed={"numbers": NUMBERS}, calibration=CALIBRATION, **memory) == []
         assert unread(admission.SHOW, control_url=nginx.control_url) == []
         assert unread(admission.OFF, **memory) == []
+        times = short_dir / "times"
+        times_bundle(trained=False).save(times)
+        slots = {"holding.numbers": HOLD_NUMBERS, "holding.guards": HOLD_GUARDS}
+        own = {"folder": short_dir / "holding", "bundle": times, "late_binding": True, "workers": 2.0, **memory}
+        assert unread(RUN, "audit.max_bytes=1024", handed=handed | slots, duration_s=1.5, **own) == []
+        known = short_dir / "calibration.json"
+        servers = {"servers": nginx.topology.servers, "members": ()}
+        Calibration.load(CALIBRATION).model_copy(update=servers).save(known)
+        assert unread(holding.SET, handed={"numbers": HOLD_NUMBERS}, calibration=known, **memory) == []
+        assert unread(holding.SHOW, control_url=nginx.control_url) == []
+        assert unread(holding.OFF, **memory) == []
 
 
 @pytest.mark.nginx

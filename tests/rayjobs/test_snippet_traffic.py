@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from actuators.contract.admission import Admission, AdmissionNumbers
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding
 from actuators.contract.topology import Group, Topology
 from actuators.http_client import http_session
 from actuators.nginx.admission_endpoint import AdmissionEndpoint
+from actuators.nginx.control_endpoint import MemoryControl
 from actuators.statistics.reader import StatusReader
-from tests.support.http_server import CLOSE, HANG, Received, ScriptedServer
+from actuators.statistics.vts import HoldStatus
+from tests.support.http_server import CLOSE, HANG, LATER, Received, ScriptedServer
 from tests.support.nginx_site import answer
 from tests.support.stock_nginx import StockSite, deepsched
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -219,4 +223,49 @@ def test_with_admission_control_a_location_refuses_and_an_exempt_one_does_not(se
             for connection in pending:
                 connection.close()
             wait_until(lambda: status(servers, "/x") == 200)
+        endpoint.close()
+
+
+def test_with_late_binding_a_location_holds_and_an_exempt_one_does_not(servers: Servers) -> None:
+    write(servers, "server {A}; server {B};")
+    main = servers.site.folder / "nginx.conf"
+    main.write_text(
+        main.read_text().replace("location / {", "location = /health { proxy_pass http://app; } location / {")
+    )
+    port = servers.site.include_snippet("--set", "memory.late_binding=true", "--set", "exempt=[= /health]")
+    token = (servers.site.folder / "deepsched.conf.token").read_text().strip()
+    topology = Topology((Group("app", "app", "GET", "/", 2.0, tuple(servers.site.servers[:2])),))
+    holding = LateBinding(topology, np.ones(1), np.ones(2, np.int64))
+    with servers.site.start(), StatusReader(f"http://127.0.0.1:{port}/status") as reader:
+        endpoint = MemoryControl(f"http://127.0.0.1:{port}/control", token, topology)
+        method = endpoint.get()[0]
+
+        def counted() -> HoldStatus:
+            balancer = reader.snapshot().balancer
+            assert balancer is not None
+            assert balancer.holding is not None
+            return balancer.holding
+
+        endpoint.watch(holding)
+        assert status(servers, "/x") == 200
+        assert (counted().state, counted().groups[0].asked) == ("watching", 1)
+        endpoint.put("late_binding", ServiceTimes(topology, np.full((1, 2), 0.01), np.ones(2), holding))
+        assert counted().state == "holding"
+        for index in range(2):
+            servers.script[index] = lambda _: LATER
+        pending = [servers.pending() for _ in range(2)]
+        held = http.client.HTTPConnection(f"127.0.0.1:{servers.site.port}", timeout=PATIENCE_S)
+        held.request("GET", "/x")
+        wait_until(lambda: counted().groups[0].in_line == 1)
+        servers.heal()
+        assert status(servers, "/health") == 200, "neither held nor refused"
+        assert counted().groups[0].in_line == 1
+        servers.servers[0].answer_next(answer(200))
+        assert held.getresponse().status == 200
+        servers.servers[1].answer_next(answer(200))
+        for connection in pending:
+            assert connection.getresponse().status == 200
+            connection.close()
+        endpoint.put(method, Weights.equal(topology))
+        assert (counted().state, method) == ("watching", "round_robin")
         endpoint.close()

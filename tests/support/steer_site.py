@@ -18,6 +18,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.testbed.options import LiveOptions
+from rayjobs.holding.site import SiteHolding
 from rayjobs.steer.controller import Match, SiteController, Step, starting_steering
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.site import Site, embedded_site
@@ -50,6 +51,7 @@ class Drill:
 
     Args:
         asked: makes what the controller asks for advice from the adviser of the bundle's copy.
+        holding: makes what holds requests for each controller; None for nothing.
 
     Attributes:
         said: alarms of the controllers, in order.
@@ -63,8 +65,9 @@ class Drill:
         folder: Path,
         settings: SteeringOptions,
         asked: Callable[[Adviser], Advises] = lambda own: own,
+        holding: Callable[[], SiteHolding] | None = None,
     ) -> None:
-        self.site, self.folder = site, SteerFolder(folder)
+        self.site, self.folder, self._holding = site, SteerFolder(folder), holding
         self.folder.make()
         bundle.save(folder / "bundle")
         self.adviser = Adviser(load_bundle(folder / "bundle", site.topology))
@@ -87,7 +90,8 @@ class Drill:
         self.log = audit.AuditLog(self.folder.audit, header)
         self.site.collector.begin()
         match = Match(self.site, steering, self.asked, self.adviser.frames, self.log.write, self._load)
-        self.controller = SiteController(match, self.folder, log=self.said.append)
+        holding = self._holding() if self._holding is not None else None
+        self.controller = SiteController(match, self.folder, holding=holding, log=self.said.append)
         return self.controller
 
     def _load(self, path: str) -> tuple[Adviser, int]:

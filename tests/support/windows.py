@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.topology import Topology, social_network
-from actuators.contract.window import DEFAULT_BOUNDS_MS, Fault, Window
+from actuators.contract.window import DEFAULT_BOUNDS_MS, Fault, HoldWindow, Window
 
 TOPOLOGY = social_network()
 
@@ -42,4 +42,30 @@ def window(
         topology, start_s, start_s + 1.0, counts, counts * 100, counts * 200, responses, total,
         DEFAULT_BOUNDS_MS, histogram,
         np.ones(shape, dtype=np.int64) if weight is None else weight, np.zeros(shape, dtype=bool), faults=faults,
+    )  # fmt: skip
+
+
+def hold_window(
+    asked: int = 100,
+    *,
+    state: str = "watching",
+    would: int = 0,
+    held: int = 0,
+    refused: int = 0,
+    late: int = 0,
+    answered_ms: int = 10,
+    groups: int = 3,
+) -> HoldWindow:
+    """In the first of the groups; the others have nothing. Every answer took `answered_ms` from arrival."""
+
+    def row(count: float) -> NDArray[np.int64]:
+        return np.array([count, *[0] * (groups - 1)])
+
+    histograms = np.zeros((2, groups, len(DEFAULT_BOUNDS_MS) + 1), np.int64)
+    answered = asked - refused
+    histograms[0, 0, 0] = held
+    histograms[1, 0, np.searchsorted(DEFAULT_BOUNDS_MS, answered_ms)] = answered
+    return HoldWindow(
+        state, row(asked), row(would), row(held), row(held) * 5e-4, row(refused), row(0), row(0), row(answered),
+        row(answered) * answered_ms / 1e3, row(late), row(0), DEFAULT_BOUNDS_MS, *histograms,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,7 @@ def replay(path: Path, adviser: Advises | None = None, frames: int = 1) -> Itera
             _follow(steering, line, window)
             advice = recorded_advice(line, steering.topology)
             if adviser is not None and advisable(window):
-                advice = recent.ask(adviser, window)
+                advice = _held_alike(recent.ask(adviser, window), advice)
             decision = steering.decide(window, advice, line["now_s"])
         except (KeyError, ValueError, TypeError, ValidationError) as error:
             raise DataError(f"unknown line format: {error}", where=str(path), remedy="give a log of steer") from error
@@ -259,6 +259,14 @@ def recorded_advice(line: dict[str, Any], topology: Topology) -> Advice | None:
         baseline = Weights(topology, np.array(line["baseline"]))
     state = State(np.array(line["cluster"]), np.array(line["posterior"]), np.array(line["novelty"]))
     return Advice(policy, baseline, state, LatencyMemory.empty(topology.shape), line["problem"], line["by"])
+
+
+def _held_alike(advice: Advice, recorded: Advice | None) -> Advice:
+    """The advice with requests held as they were: that is no part of a bundle."""
+    then = recorded.policy if recorded is not None else None
+    if not (isinstance(advice.policy, ServiceTimes) and isinstance(then, ServiceTimes)):
+        return advice
+    return replace(advice, policy=replace(advice.policy, holding=then.holding))
 
 
 def recorded_percent(line: dict[str, Any]) -> float:

@@ -7,21 +7,42 @@ from typing import Any
 import numpy as np
 
 from actuators.contract.control import Canary, Control, ServiceTimes, Weights
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.topology import Topology
 
 
 def to_json(control: Control) -> dict[str, Any]:
-    """`values` and `down`, or `tau_s` and `workers`; rows per group, columns per server. Exact."""
+    """`values` and `down`, or `tau_s` and `workers`, with `holding` where requests are held. Rows per group, columns
+    per server. Exact.
+    """
     if isinstance(control, ServiceTimes):
-        return {"tau_s": control.tau_s.tolist(), "workers": control.workers.tolist()}
+        holding = control.holding
+        held = {} if holding is None else {"holding": _holding_to_json(holding)}
+        return {"tau_s": control.tau_s.tolist(), "workers": control.workers.tolist(), **held}
     return {"values": control.values.tolist(), "down": control.down.tolist()}
 
 
 def from_json(data: dict[str, Any], topology: Topology) -> Control:
     """The inverse. Raises KeyError, TypeError, ValueError or ConfigError for anything else."""
     if "tau_s" in data:
-        return ServiceTimes(topology, np.array(data["tau_s"], dtype=float), np.array(data["workers"], dtype=float))
+        holding = _holding_from_json(data["holding"], topology) if "holding" in data else None
+        tau_s, workers = (np.array(data[name], dtype=float) for name in ("tau_s", "workers"))
+        return ServiceTimes(topology, tau_s, workers, holding)
     return Weights(topology, np.array(data["values"]), np.array(data["down"], dtype=bool))
+
+
+def _holding_to_json(holding: LateBinding) -> dict[str, Any]:
+    return {
+        "slots": holding.slots.tolist(),
+        "deadlines_s": holding.deadlines_s.tolist(),
+        "numbers": holding.numbers.model_dump(mode="json", exclude={"slots_per_worker"}),
+    }
+
+
+def _holding_from_json(data: dict[str, Any], topology: Topology) -> LateBinding:
+    numbers = LateBindingNumbers.model_validate(data["numbers"])
+    slots, deadlines_s = np.array(data["slots"], np.int64), np.array(data["deadlines_s"], dtype=float)
+    return LateBinding(topology, deadlines_s, slots, numbers)
 
 
 def canary_to_json(canary: Canary | None) -> dict[str, Any] | None:

@@ -280,6 +280,11 @@ class Steering:
         self._intended, self._decided = original, original
 
     @property
+    def deadlines_s(self) -> FloatArray:
+        """``[groups]``."""
+        return self._deadlines_s
+
+    @property
     def harm(self) -> HarmWatch:
         """The comparison of the policy with its baseline."""
         return self._memory.harm

@@ -219,13 +219,20 @@ def seen_in(window: Window, deadlines_s: FloatArray, most_lateness: float) -> Se
 def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float = np.inf) -> float:
     """ART (docs/glossary.md#art): relative tardiness of a window's requests, per request; 0 for an empty window.
 
-    Without a histogram, that of the servers' means.
+    Without a histogram, that of the servers' means. Where requests are held, or it is counted which would be, times
+    count from their arrival, so that the hold is a part of them.
 
     Args:
         deadlines_s: ``[groups]``.
         most: relative tardiness at which that of a single answer is cut.
     """
     errors: FloatArray = window.server_errors * np.float64(_unhidden(window))
+    held = window.holding
+    if held is not None and held.counts and held.answered.any():
+        times = held.answer_histogram[:, None]
+        failed = errors.sum(axis=1) + held.refused
+        total = tardiness(times, failed[:, None], held.bounds_ms, deadlines_s, most).sum()
+        return float(total / (held.answered.sum() + held.refused.sum()))
     if window.bounds_ms:
         total = tardiness(window.latency_histogram, errors, window.bounds_ms, deadlines_s, most).sum()
     else:
@@ -237,9 +244,12 @@ def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float =
 
 
 def error_ratio(window: Window) -> float:
-    """Requests whose client got a failure, per request, 0…1; 0 for an empty window."""
-    failed = window.server_errors.sum() * _unhidden(window)
-    return float(failed / max(int(window.requests.sum()), 1))
+    """Requests whose client got a failure, per request, 0…1; 0 for an empty window. One that was held for too long, or
+    that found too many held, has failed.
+    """
+    refused = 0 if window.holding is None else int(window.holding.refused.sum())
+    failed = window.server_errors.sum() * _unhidden(window) + refused
+    return float(failed / max(int(window.requests.sum()) + refused, 1))
 
 
 def _unhidden(window: Window) -> float:

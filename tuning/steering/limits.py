@@ -53,10 +53,10 @@ def limit(wanted: Control, limits: Limits) -> LimitedControl:
 
 
 def differ(a: Control, b: Control) -> bool:
-    """Whether two controls share requests differently; weights 1:1 and 100:100 do not."""
+    """Whether two controls share or hold requests differently; weights 1:1 and 100:100 do not."""
     if isinstance(a, ServiceTimes) and isinstance(b, ServiceTimes):
         same = np.allclose(np.where(a.topology.mask, a.tau_s / b.tau_s - 1.0, 0.0), 0.0, atol=1e-6)
-        return not (same and np.allclose(a.workers, b.workers, rtol=1e-6))
+        return not (same and np.allclose(a.workers, b.workers, rtol=1e-6) and a.holding == b.holding)
     if isinstance(a, ServiceTimes) or isinstance(b, ServiceTimes):
         return True
     return not (np.allclose(a.shares(), b.shares(), atol=1e-6) and np.array_equal(a.down, b.down))

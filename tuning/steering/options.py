@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -30,6 +31,16 @@ def current_mode(name: str) -> str:
 Mode = Annotated[Literal["shadow", "canary", "active"], BeforeValidator(current_mode)]
 Override = Literal["", "paused", "reverted"]
 """An operator's order that overrides every other rule; empty for none."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """What an operator has ordered, of which `version` counts the orders, for an interval."""
+
+    mode: Mode
+    canary_percent: float
+    override: Override
+    version: int
 
 
 class GuardOptions(Options):

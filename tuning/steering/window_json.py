@@ -12,13 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actuators.contract.arrays import IntArray
 from actuators.contract.topology import Group, Topology
-from actuators.contract.window import AdmissionWindow, DelayWindow, Fault, FaultKind, Window
+from actuators.contract.window import AdmissionWindow, DelayWindow, Fault, FaultKind, HoldWindow, Window
 from actuators.errors import DataError
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 MAX_SERVERS = 2000
 _ADMISSION = ("offered", "refused", "spared", "finished", "late", "quick", "in_flight")
+_HELD = ("asked", "would", "held", "refused", "gone", "passed", "answered", "late", "in_line")
+_HELD_S = ("held_s", "answered_s")
 _DELAY = ("requests", "idle_requests", "idle_response_s", "predicted_wait_s", "predicted_service_s", "tau_s")
 
 
@@ -66,6 +68,31 @@ class AdmissionModel(BaseModel):
     peak: Count
 
 
+class HoldModel(BaseModel):
+    """What late binding counted, see `actuators.contract.window.HoldWindow`; a value per group.
+
+    A histogram's row ends at its last count that is not 0.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: str = Field(max_length=20)
+    asked: list[Count] = Field(max_length=100)
+    would: list[Count] = Field(max_length=100)
+    held: list[Count] = Field(max_length=100)
+    held_s: list[Sum] = Field(max_length=100)
+    refused: list[Count] = Field(max_length=100)
+    gone: list[Count] = Field(max_length=100)
+    passed: list[Count] = Field(max_length=100)
+    answered: list[Count] = Field(max_length=100)
+    answered_s: list[Sum] = Field(max_length=100)
+    late: list[Count] = Field(max_length=100)
+    in_line: list[Count] = Field(max_length=100)
+    bounds_ms: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(max_length=64)
+    held_histogram: list[list[Count]] = Field(max_length=100)
+    answer_histogram: list[list[Count]] = Field(max_length=100)
+
+
 class WindowModel(BaseModel):
     """One window. Every table has a row per group and a column per server, in the order of `groups` and `servers`.
 
@@ -92,6 +119,8 @@ class WindowModel(BaseModel):
     """Samples of service times; null for an NGINX that does not balance in memory."""
     admission: AdmissionModel | None = None
     """null for an NGINX without a rule of admission."""
+    holding: HoldModel | None = None
+    """null for an NGINX whose locations ask for no slot."""
     client_errors: Count | None = None
     """5xx that clients got, as `serverZones` shows them; null when the statistics do not tell."""
     backup: list[list[bool]] | None = Field(default=None, max_length=100)
@@ -105,6 +134,8 @@ def to_json(window: Window) -> dict[str, Any]:
         more["delay"] = {name: getattr(window.delay, name).tolist() for name in _DELAY}
     if window.admission is not None:
         more["admission"] = _admission_json(window.admission)
+    if window.holding is not None:
+        more["holding"] = _holding_json(window.holding)
     if window.client_errors is not None:
         more["client_errors"] = window.client_errors
     if window.backup is not None:
@@ -152,6 +183,7 @@ def from_json(data: WindowModel, topology: Topology) -> Window:
         faults=tuple(Fault(f.kind, f.detail, f.group, f.server) for f in data.faults),
         delay=None if data.delay is None else _delay(data.delay, topology),
         admission=None if data.admission is None else _admission(data.admission, topology),
+        holding=None if data.holding is None else _holding(data.holding, topology),
         client_errors=data.client_errors,
         backup=None if data.backup is None else _table("backup", data.backup, topology).astype(bool),
     )  # fmt: skip
@@ -212,6 +244,39 @@ def _admission(data: AdmissionModel, topology: Topology) -> AdmissionWindow:
     counts = {name: np.array(getattr(data, name), np.int64) for name in _ADMISSION}
     limits = np.array([np.inf if limit is None else limit for limit in data.limits])
     return AdmissionWindow(**counts, limits=limits, peak=data.peak)
+
+
+def _holding_json(holding: HoldWindow) -> dict[str, Any]:
+    return {
+        "state": holding.state,
+        **{name: getattr(holding, name).tolist() for name in _HELD},
+        **{name: getattr(holding, name).tolist() for name in _HELD_S},
+        "bounds_ms": list(holding.bounds_ms),
+        **{name: [_trimmed(row) for row in getattr(holding, name)] for name in ("held_histogram", "answer_histogram")},
+    }
+
+
+def _holding(data: HoldModel, topology: Topology) -> HoldWindow:
+    groups, columns = topology.shape[0], len(data.bounds_ms) + 1
+    for name in (*_HELD, *_HELD_S, "held_histogram", "answer_histogram"):
+        if len(getattr(data, name)) != groups:
+            raise DataError("a list has the wrong size", where=f"window.holding.{name}", remedy=f"expected {groups}")
+    counts = {name: np.array(getattr(data, name), np.int64) for name in _HELD}
+    seconds = {name: np.array(getattr(data, name), float) for name in _HELD_S}
+    tables = {
+        name: _rows(getattr(data, name), columns, f"window.holding.{name}")
+        for name in ("held_histogram", "answer_histogram")
+    }
+    return HoldWindow(state=data.state, **counts, **seconds, bounds_ms=tuple(data.bounds_ms), **tables)
+
+
+def _rows(rows: list[list[Any]], columns: int, where: str) -> IntArray:
+    table = np.zeros((len(rows), columns), np.int64)
+    for row, values in zip(table, rows, strict=True):
+        if len(values) > columns:
+            raise DataError("a histogram has too many counts", where=where, remedy="see bounds_ms")
+        row[: len(values)] = values
+    return table
 
 
 def _delay(data: DelayModel, topology: Topology) -> DelayWindow:

@@ -65,7 +65,7 @@ function M.init(options)
     read_addresses()
     zones = options.zones
     health.init(dict, layout, options)
-    late.init(dict, options.groups)
+    late.init(dict, options.groups, options.holds)
     methods.init(dict)
     control.init(dict, layout, options)
 end

@@ -4,6 +4,7 @@
 -- `deadline GROUP SECONDS`. A text is put in force completely or not at all.
 -- With `canary PERCENT` that share of the requests is balanced by the lines above the line `base`, the rest by those
 -- below it. The method `configured` balances each group as its upstream block did.
+-- After all that a line `watch` with `slots` and `deadline` lines beneath: what late binding would hold is counted.
 local M = {}
 
 local cold = require "cold"
@@ -17,6 +18,7 @@ local BY_TIMES = { expected_delay = true, late_binding = true }
 local ORDERS = { response_ratio = true, earliest_deadline = true, fifo = true }
 local NUMBERS = { theta = 1, look_ahead = 1, longest_hold_s = 3, most_held = 1, valid_s = 1 }   -- with the least of each
 
+local holds           -- whether locations ask for a slot, so that requests can be held
 local dict, layout, token, default_workers, default_balancers, configured_methods
 local version, control = -1, nil
 local set_at          -- set_at[0]: when a control was set last, seconds since the epoch
@@ -41,12 +43,11 @@ function M.init(shared_dict, new_layout, options)
     dict, layout, token = shared_dict, new_layout, options.token
     default_workers, default_balancers, configured_methods = options.workers, options.balancers, options.methods
     newest, set_at = rows.numbers("version"), rows.numbers("control set at")
-    -- Where no location asks for a slot, nothing can be held.
-    METHODS.late_binding = options.holds
+    holds, METHODS.late_binding = options.holds, options.holds
     dict:safe_add("version", 0)
     local initial = initial_text(options.method)
     dict:safe_add("control", initial)
-    if not M.parse(dict:get("control")) then
+    if not M.parse(dict:get("control"), true) then
         -- The servers have changed with this configuration: the control in force does not fit any more.
         dict:set("control", initial)
         dict:incr("version", 1)
@@ -251,6 +252,9 @@ local function complete(parsed)
     end
     for _, group in ipairs(parsed.groups) do
         group.rule = rule_of(parsed, group)
+        if not group.rule then
+            return false   -- `configured` where no upstream block says how
+        end
     end
     return parsed.method
 end
@@ -273,12 +277,42 @@ local function parse_arm(text, arm)
     return parsed
 end
 
+-- Slots of every server and deadlines of every group; nil when the lines are not these.
+local function parse_watch(text)
+    local parsed, watch = empty("watch "), { slots = {}, deadline_s = {} }
+    for line in text:gmatch("[^\n]+") do
+        local word, name, value = line:match("^(%S+) (%S+) (%S+)$")
+        if not (word == "slots" or word == "deadline") or not readers[word](parsed, name, value) then
+            return nil
+        end
+    end
+    for server = 1, #layout.names do
+        watch.slots[server] = parsed.hold.slots[server]
+    end
+    for _, group in ipairs(parsed.groups) do
+        watch.deadline_s[group.name] = group.deadline_s
+        if not group.deadline_s then
+            return nil
+        end
+    end
+    return #watch.slots == #layout.names and watch or nil
+end
+
 -- The control of a text, whose `base` is another control under `canary`; nil and the wrong line when it is invalid.
-function M.parse(text)
+-- lenient: a watch that does not fit is left out.
+function M.parse(text, lenient)
+    local rest, watch_text = text:match("^(.-\n)watch\n(.*)$")
+    text = rest or text
     local new, base_text = text:match("^(.-\n)base\n(.*)$")
     local parsed, problem = parse_arm(new or text, "")
     if not parsed then
         return nil, problem
+    end
+    if watch_text then
+        parsed.watch = holds and parsed.method ~= "late_binding" and parse_watch(watch_text) or nil
+        if not (parsed.watch or lenient) then
+            return nil, "watch: not all slots and deadlines, beside late_binding, or no location asks for a slot"
+        end
     end
     if base_text then
         parsed.base, problem = parse_arm(base_text, "base ")
@@ -298,7 +332,7 @@ end
 function M.current()
     local now = newest[0]
     if now ~= version then
-        control = cold(M.parse, dict:get("control")) or control
+        control = cold(M.parse, dict:get("control"), true) or control
         version = now
     end
     return control
@@ -363,13 +397,25 @@ local function arm_text(current)
     return concat(lines, "\n") .. "\n" .. (current.hold and hold_text(current) or "")
 end
 
+local function watch_text(watch)
+    local lines = { "watch" }
+    for server, slots in ipairs(watch.slots) do
+        lines[#lines + 1] = format("slots %s %.17g", layout.names[server], slots)
+    end
+    for name, deadline_s in pairs(watch.deadline_s) do
+        lines[#lines + 1] = format("deadline %s %.17g", name, deadline_s)
+    end
+    return concat(lines, "\n") .. "\n"
+end
+
 -- The control that this worker uses, as a text, from its tables.
 function M.text()
     local current = M.current()
-    if not current.base then
-        return arm_text(current)
+    local text = arm_text(current)
+    if current.base then
+        text = format("%scanary %.17g\nbase\n%s", text, current.percent, arm_text(current.base))
     end
-    return format("%scanary %.17g\nbase\n%s", arm_text(current), current.percent, arm_text(current.base))
+    return current.watch and text .. watch_text(current.watch) or text
 end
 
 local function refuse(status, reason)

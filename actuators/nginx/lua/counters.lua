@@ -61,12 +61,24 @@ local function read_upstreams(path)
     return by_name, order
 end
 
+-- whole ms -> bucket
+local function buckets(bounds)
+    local bucket_of, bucket = {}, 1
+    for ms = 0, bounds[#bounds] do
+        if ms > bounds[bucket] then
+            bucket = bucket + 1
+        end
+        bucket_of[ms] = bucket
+    end
+    return setmetatable(bucket_of, { __index = function() return #bounds + 1 end })
+end
+
 -- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load; existing counters are kept.
--- Fields: dict, bounds, server_name, loaded_ms, groups (by name), order (groups in the file's order), other.
+-- Fields: dict, bounds, bucket_of (whole ms -> bucket), server_name, loaded_ms, groups (by name), order (groups in the file's order), other.
 -- A group: name, cells (by address), order (cells with the parameters of their server lines), extra (a cell: attempts that were retried).
 function M.init(options)
     M.dict, M.bounds, M.server_name = ngx.shared.deepsched_status, options.bounds_ms, options.server_name
-    M.RESPONSE_BUCKETS = M.REQUEST_BUCKETS + #M.bounds + 1
+    M.RESPONSE_BUCKETS, M.bucket_of = M.REQUEST_BUCKETS + #M.bounds + 1, buckets(M.bounds)
     rows.init(M.dict)
     ngx.update_time()
     M.loaded_ms = floor(ngx.now() * 1000 + 0.5)

@@ -2,6 +2,7 @@
 -- (docs/late-binding.md). Slots are requests in flight, which all workers count together (inflight.lua); each worker has a
 -- line for its requests. A slot is free again when the last byte of the answer has come, or when the request ends.
 -- When the control is stale or this code fails, nothing is held any more, and what is held leaves within a second.
+-- Beside another method it only counts what it would hold (`watch` of control.lua).
 local M = {}
 
 local control = require "control"
@@ -16,7 +17,7 @@ local semaphore = require "ngx.semaphore"
 
 local ngx, now_s = ngx, ngx.now
 local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
-local format, concat, min, max = string.format, table.concat, math.min, math.max
+local format, concat, min, max, floor = string.format, table.concat, math.min, math.max, math.floor
 local pcall, random, tostring = pcall, math.random, tostring
 local REFUSED_STATUS, CLIENT_GONE = 503, 499
 local NONE_TRIED = {}         -- so that nobody waits for a slot of the one server whose pause is over
@@ -28,23 +29,27 @@ local HEAD_LASTS_S = 0.05     -- what another worker said of its first request i
 local PAUSE_S = 10            -- for so long nothing is held after this code has failed
 
 -- Columns of a group's block; IN_LINE ends with its worker.
-local IN_LINE, HELD, HELD_S, FULL, EXPIRED, GONE, PASSED, ANSWERED, LATE, BUCKETS = 0, 1, 2, 3, 4, 5, 6, 7, 8, 8
+local IN_LINE, HELD, HELD_S, FULL, EXPIRED, GONE, PASSED, ANSWERED, LATE = 0, 1, 2, 3, 4, 5, 6, 7, 8
+local ASKED, WOULD, ANSWERED_S = 9, 10, 11
+local HELD_BUCKETS, ANSWER_BUCKETS = 11, nil   -- each histogram begins at the column after
 -- Columns of the block of a worker's first request that could not be sent. FAILED_AT: in row 0.
 local SAID_AT, ARRIVAL, GROUP, FAILED_AT, HEADS = 0, 1, 2, 3, 4
 
 local dict, heads, all          -- all: IN_LINE of all groups together
+local asks                      -- whether locations ask for a slot at all
 local blocks, names, index_of = {}, {}, {}   -- by group, by index, and index by group
 local line, held = {}, 0        -- requests of this worker in the order of arrival
 local places, ranks = {}, {}    -- of the requests that one look considers
 local polite_since              -- since when a slot is left to another worker
 
--- groups: of counters.lua. Before the workers start.
-function M.init(shared_dict, groups)
+-- groups: of counters.lua; holds: locations ask for a slot. Before the workers start.
+function M.init(shared_dict, groups, holds)
     dict, heads, all = shared_dict, rows.add({}, "late heads", HEADS), rows.add({}, "late", 1)
+    asks, ANSWER_BUCKETS = holds, HELD_BUCKETS + #counters.bounds + 1
     for index = 1, #groups do
         local name = groups[index].name
         names[index], index_of[name] = name, index
-        blocks[name] = rows.add({}, "late " .. name, BUCKETS + #counters.bounds + 2)
+        blocks[name] = rows.add({}, "late " .. name, ANSWER_BUCKETS + #counters.bounds + 2)
     end
 end
 
@@ -63,10 +68,11 @@ local function count_line(entry, change)
     all.own[IN_LINE] = all.own[IN_LINE] + change
 end
 
--- Whether requests are held; else the reason: off (another method), unset (no slots yet), stale or failing.
+-- Whether requests are held; else the reason: off (another method), watching (the same, and what would be held is counted),
+-- unset (no slots yet), stale or failing.
 local function state_of(current, now)
     if current.method ~= "late_binding" then
-        return "off"
+        return current.watch and "watching" or "off"
     elseif not (current.learned and current.hold) then
         return "unset"
     elseif now - control.set_at() > current.hold.valid_s then
@@ -86,19 +92,14 @@ local function failed(what)
     ngx.log(ngx.ERR, "late binding failed, requests are not held for ", PAUSE_S, " s: ", tostring(what))
 end
 
-local function bucket_of(ms)
-    local bounds, bucket = counters.bounds, 1
-    while bucket <= #bounds and ms > bounds[bucket] do
-        bucket = bucket + 1
-    end
-    return bucket
+local function count_time(entry, sum, buckets, seconds)
+    add(entry, sum, seconds)
+    add(entry, buckets + counters.bucket_of[max(0, floor(seconds * 1000 + 0.5))])
 end
 
 local function note_hold(entry, now)
-    local held_s = now - entry.arrival_s
     add(entry, HELD)
-    add(entry, HELD_S, held_s)
-    add(entry, BUCKETS + bucket_of(held_s * 1000))
+    count_time(entry, HELD_S, HELD_BUCKETS, now - entry.arrival_s)
 end
 
 local function leave_line(entry, place)
@@ -325,16 +326,43 @@ function M.join(entry)
     count_line(entry, 1)
 end
 
-local function new_entry(record, group_name)
-    return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), waits = true,
-        semaphore = nil }
+local function new_entry(record, group_name, waits, deadline_s)
+    return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), waits = waits,
+        watched = not waits, deadline_s = deadline_s, semaphore = nil }
+end
+
+-- Counts a request that is not held, and whether it would be: when no server that it may go to has a free slot.
+local function note_watched(current, group_name, now)
+    local record, watch, group = records.get(true), current.watch, current.by_name[group_name]
+    if record.attempts > 0 or record.refused or record.entry or variable(nil, "http_upgrade") then
+        return
+    end
+    local entry = new_entry(record, group_name, false, watch.deadline_s[group_name])
+    record.entry = entry
+    add(entry, ASKED)
+    local troubled = health.trouble()
+    local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
+    for index = 1, #open do
+        local server = open[index]
+        if inflight.of_server(group.choices_of[server]) < watch.slots[server] then
+            return
+        end
+    end
+    add(entry, WOULD, #open > 0 and 1 or 0)
 end
 
 -- Access phase of a location of the group, after admission. A request that comes again, as by error_page, waits once only;
 -- one that asks for another protocol may last for hours and takes no slot.
 function M.enter(group_name)
-    local current = control.current()
-    if state_of(current, now_s()) ~= "holding" then
+    local current, now = control.current(), now_s()
+    local state = state_of(current, now)
+    if state == "watching" and now - heads.base[FAILED_AT] >= PAUSE_S then
+        local ok, what = pcall(note_watched, current, group_name, now)
+        if not ok then
+            failed(what)
+        end
+    end
+    if state ~= "holding" then
         return
     end
     local record = records.get(true)
@@ -347,7 +375,8 @@ function M.enter(group_name)
     if has_body() then
         ngx.req.read_body()
     end
-    local entry, hold = new_entry(record, group_name), current.hold
+    local entry, hold = new_entry(record, group_name, true, current.by_name[group_name].deadline_s), current.hold
+    add(entry, ASKED)
     local others = rows.total(all, IN_LINE)
     if others >= hold.most_held then
         return refuse(entry, FULL, "queue full")
@@ -373,7 +402,10 @@ end
 
 -- The server that the request waited for, once; nil without one. A location may pass to another group than it says.
 function M.take_bound(record, group_name)
-    local choice = record.bound
+    local choice, entry = record.bound, record.entry
+    if entry and entry.watched then
+        entry.arrival_s, entry.watched = now_s(), false   -- its body has been read, as for those that are held
+    end
     record.bound = nil
     if choice and choice.group.name ~= group_name then
         inflight.add(choice, -1)
@@ -387,8 +419,10 @@ end
 local function note_answer(record)
     local entry = record.entry
     if entry then
+        local answered_s = now_s() - entry.arrival_s
         add(entry, ANSWERED)
-        if now_s() - entry.arrival_s > (control.current().by_name[entry.group].deadline_s or math.huge) then
+        count_time(entry, ANSWERED_S, ANSWER_BUCKETS, answered_s)
+        if answered_s > entry.deadline_s then
             add(entry, LATE)
         end
     end
@@ -427,28 +461,36 @@ function M.leave(record, status)
     M.freed()
 end
 
-local function group_json(name)
-    local block, total, counts, sum = blocks[name], rows.total, {}, 0
+-- Cumulative, as vts writes histograms.
+local function histogram_json(block, buckets)
+    local counts, sum = {}, 0
     for index = 1, #counters.bounds do
-        sum = sum + total(block, BUCKETS + index)
+        sum = sum + rows.total(block, buckets + index)
         counts[index] = sum
     end
+    return format('{"msecs":[%s],"counters":[%s]}', concat(counters.bounds, ","), concat(counts, ","))
+end
+
+local function group_json(name)
+    local block, total = blocks[name], rows.total
     return format(
-        '{"group":"%s","inLine":%d,"held":%.0f,"heldS":%.17g,"full":%.0f,"expired":%.0f,"gone":%.0f,"passed":%.0f,'
-        .. '"answered":%.0f,"late":%.0f,"heldBuckets":{"msecs":[%s],"counters":[%s]}}',
-        name, total(block, IN_LINE), total(block, HELD), total(block, HELD_S), total(block, FULL), total(block, EXPIRED),
-        total(block, GONE), total(block, PASSED), total(block, ANSWERED), total(block, LATE),
-        concat(counters.bounds, ","), concat(counts, ",")
+        '{"group":"%s","inLine":%d,"asked":%.0f,"would":%.0f,"held":%.0f,"heldS":%.17g,"full":%.0f,"expired":%.0f,'
+        .. '"gone":%.0f,"passed":%.0f,"answered":%.0f,"late":%.0f,"answeredS":%.17g,"heldBuckets":%s,"answerBuckets":%s}',
+        name, total(block, IN_LINE), total(block, ASKED), total(block, WOULD), total(block, HELD), total(block, HELD_S),
+        total(block, FULL), total(block, EXPIRED), total(block, GONE), total(block, PASSED), total(block, ANSWERED),
+        total(block, LATE), total(block, ANSWERED_S), histogram_json(block, HELD_BUCKETS),
+        histogram_json(block, ANSWER_BUCKETS)
     )
 end
 
--- The `holding` block of the statistics.
+-- The `holding` block of the statistics; the state is `absent` where no location asks for a slot.
 function M.json()
     local parts = {}
     for index = 1, #names do
         parts[index] = group_json(names[index])
     end
-    return format('{"state":"%s","groups":[%s]}', state_of(control.current(), now_s()), concat(parts, ","))
+    local state = asks and state_of(control.current(), now_s()) or "absent"
+    return format('{"state":"%s","groups":[%s]}', state, concat(parts, ","))
 end
 
 return M

@@ -20,18 +20,7 @@ local RESPONSE_MS, CLASSES, REQUEST_BUCKETS = counters.RESPONSE_MS, counters.CLA
 
 local groups, other, response_buckets, only_final
 local owner = admission   -- takes and closes the records of requests
-local bucket_of = {}   -- ms -> bucket, up to the last bound
-
-local function read_bounds(bounds)
-    local bucket = 1
-    for ms = 0, bounds[#bounds] do
-        if ms > bounds[bucket] then
-            bucket = bucket + 1
-        end
-        bucket_of[ms] = bucket
-    end
-    setmetatable(bucket_of, { __index = function() return #bounds + 1 end })
-end
+local bucket_of
 
 -- options: of counters.lua; attempts: "all" or "final", which of a request's attempts count; admission: options of
 -- admission.lua, nil without it.
@@ -39,7 +28,7 @@ end
 function M.init(options)
     counters.init(options)
     document.init()
-    read_bounds(options.bounds_ms)
+    bucket_of = counters.bucket_of
     groups, other, response_buckets = counters.groups, counters.other, counters.RESPONSE_BUCKETS
     M.groups, only_final = counters.order, options.attempts == "final"
     if options.admission then

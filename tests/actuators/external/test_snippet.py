@@ -10,9 +10,10 @@ import pytest
 from actuators.errors import ConfigError
 from actuators.external.config_reader import ParsedConfig, read_config
 from actuators.external.snippet import (
+    Asking,
     MemoryGroup,
-    admission_notes,
-    admitted,
+    asking_locations,
+    asking_notes,
     changes,
     memory_groups,
     notes,
@@ -169,16 +170,17 @@ def located(folder: Path, text: str = LOCATIONS) -> tuple[ParsedConfig, tuple[Me
 
 def test_locations_of_the_groups_ask_to_enter(tmp_path: Path) -> None:
     config, found = located(tmp_path)
-    passes = admitted(config, found, ("= /health",))
+    asks = Asking(admission=True)
+    passes = asking_locations(config, found, ("= /health",), asks)
     places = [(each.location, each.host) for each in passes]
     assert places == [("/a", "a"), ("~ ^/b(.*)$", "b"), ("~ ^/b(.*)$", "b")]
-    changed = changes(config, found, Path("/etc/deepsched.conf"), LUA, passes)
+    changed = changes(config, found, Path("/etc/deepsched.conf"), LUA, passes, asks)
     main = changed[tmp_path / "nginx.conf"][1]
     assert '      proxy_pass http://a/path;\n      access_by_lua_block { ADMISSION.enter("a") }   # mine\n' in main
     assert 'grpc_pass grpc://b; access_by_lua_block { ADMISSION.enter("b") } }' in main
     assert main.count("ADMISSION.enter") == 2
     assert changed[tmp_path / "pass.conf"][1] == 'fastcgi_pass b;\naccess_by_lua_block { ADMISSION.enter("b") }\n'
-    notes = admission_notes(config, passes)
+    notes = asking_notes(config, passes, asks)
     assert any("location /any passes to 'http://$where'" in note for note in notes)
     assert any("location /a asks to enter a" in note for note in notes)
 
@@ -196,7 +198,7 @@ def test_what_admission_control_would_break_is_named_with_its_line(tmp_path: Pat
         LOCATIONS.replace("  server {{\n", "  server {{\n" + line.replace("{", "{{").replace("}", "}}") + "\n"),
     )
     with pytest.raises(ConfigError) as error:
-        admitted(config, found, ())
+        asking_locations(config, found, (), Asking(admission=True))
     assert named in str(error.value)
     assert "nginx.conf:7" in str(error.value)
 
@@ -204,4 +206,42 @@ def test_what_admission_control_would_break_is_named_with_its_line(tmp_path: Pat
 def test_an_exempt_location_that_does_not_exist_is_named(tmp_path: Path) -> None:
     config, found = located(tmp_path)
     with pytest.raises(ConfigError, match=r"no location '/health'.*= /health"):
-        admitted(config, found, ("/health",))
+        asking_locations(config, found, ("/health",), Asking(admission=True))
+
+
+def test_locations_ask_for_a_slot_and_free_it_with_the_last_byte(tmp_path: Path) -> None:
+    config, found = located(tmp_path)
+    for asks, access in (
+        (Asking(slots=True), 'BALANCER.enter("a")'), (Asking(True, True), 'ADMISSION.enter("a") BALANCER.enter("a")'),
+    ):  # fmt: skip
+        passes = asking_locations(config, found, ("= /health",), asks)
+        main = changes(config, found, Path("/etc/deepsched.conf"), LUA, passes, asks)[tmp_path / "nginx.conf"][1]
+        line = (
+            f"      access_by_lua_block {{ {access} }} lua_check_client_abort on; body_filter_by_lua_block"
+            " { BALANCER.answered() }   # mine\n"
+        )
+        assert line in main
+        assert main.count("BALANCER.enter") == main.count("BALANCER.answered") == 2
+        assert any("worker_connections" in note for note in asking_notes(config, passes, asks))
+    slots = NginxOptions(late_binding=True)
+    assert "holds = true" in render_snippet(tmp_path / "s.conf", found, slots, LUA, port=8090, token="t")
+    assert "holds = false" in render_snippet(tmp_path / "s.conf", found, NginxOptions(), LUA, port=8090, token="t")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("access_by_lua_file /x.lua;", "'access_by_lua_file' and late binding"), ("satisfy any;", "satisfy any"),
+        ("location /p { body_filter_by_lua_block { return } }", "the body filter"),
+        ("lua_check_client_abort off;", "a client that goes away while it is held"),
+    ],
+)  # fmt: skip
+def test_what_late_binding_would_break_is_named_with_its_line(tmp_path: Path, line: str, named: str) -> None:
+    lines = "  server {{\n" + line.replace("{", "{{").replace("}", "}}") + "\n"
+    config, found = located(tmp_path, LOCATIONS.replace("  server {{\n", lines))
+    with pytest.raises(ConfigError) as error:
+        asking_locations(config, found, (), Asking(slots=True))
+    assert named in str(error.value)
+    assert "nginx.conf:7" in str(error.value)
+    if "body" in line or "abort" in line:
+        assert asking_locations(config, found, (), Asking(admission=True))

@@ -512,6 +512,88 @@ def test_an_nginx_whose_locations_ask_for_no_slot_refuses_the_method(short_dir: 
         endpoint.close()
 
 
+@pytest.fixture
+def asking(short_dir: Path) -> Iterator[Site]:
+    """Another method; the locations ask for a slot all the same."""
+    options = NginxOptions(method="least_conn", actuation="memory", late_binding=True)
+    with running_site(short_dir, options) as site:
+        site.collector.begin()
+        answer_later(site)
+        yield site
+
+
+def test_beside_another_method_it_is_counted_what_would_be_held(asking: Site) -> None:
+    site, holding = asking, control(asking, deadlines_s=0.2).holding
+    assert status(site).state == "off"
+    site.nginx.watch(holding)
+    assert status(site).state == "watching"
+    connections = [*fill(site), *(begin(site) for _ in range(4))]
+    assert (in_line(site), [server.waiting for server in site.servers]) == (0, [3, 2, 2])
+    entry = counted(site)
+    assert (entry.asked, entry.would, entry.held, entry.answered) == (7, 4, 0, 0)
+    since_ms = site.collector.snapshot().now_ms
+    wait_until(lambda: site.collector.snapshot().now_ms > since_ms + 300)
+    end(site, connections)
+    entry = counted(site)
+    assert (entry.answered, entry.late, entry.would) == (7, 7, 4)
+    assert entry.answer_buckets.counters[-1] == 7
+    seen = site.collector.window().holding
+    assert seen is not None
+    assert (seen.state, seen.asked[1], seen.would[1], seen.late[1]) == ("watching", 7, 4, 7)
+    assert (seen.answer_histogram[1].sum(), seen.held_histogram.sum()) == (7, 0)
+    assert seen.answered_s[1] > 7 * 0.2
+
+
+def test_what_is_counted_stays_beside_every_control_until_it_is_taken_away(asking: Site) -> None:
+    site, holding = asking, control(asking).holding
+    site.nginx.watch(holding)
+    site.heal()
+    for change in (
+        lambda: site.nginx.balance("round_robin", Weights.equal(site.topology, 3)),
+        lambda: site.nginx.split(
+            30.0, "expected_delay", ServiceTimes(site.topology, TAU_S, np.ones(3)), "least_conn",
+            Weights.equal(site.topology),
+        ),
+        lambda: reload(site),
+    ):  # fmt: skip
+        change()
+        assert site.get()[0] == 200
+        assert status(site).state == "watching"
+    split = site.nginx.split_in_force()
+    assert split is not None
+    assert split.percent == 30
+    # No reload: its locations ask in any case.
+    before = status_load_ms(site)
+    site.nginx.balance("late_binding", control(site))
+    assert status(site).state == "holding"
+    site.nginx.balance("least_conn", Weights.equal(site.topology))
+    assert status(site).state == "watching"
+    site.nginx.watch(None)
+    assert (status(site).state, status_load_ms(site)) == ("off", before)
+
+
+def status_load_ms(site: Site) -> int:
+    with StatusReader(site.nginx.status_url) as reader:
+        return reader.snapshot().load_ms
+
+
+def test_what_cannot_be_counted_is_refused_and_changes_nothing(asking: Site, short_dir: Path) -> None:
+    site, headers = asking, {"X-Deepsched-Token": asking.nginx.token}
+    with http_session(10.0) as session:
+        before = session.get(site.nginx.control_url).text
+        for more in ("watch\nslots 127.0.0.1:1 3\n", "watch\n", "watch\norder fifo\n"):
+            refused = session.post(site.nginx.control_url, data=before + more, headers=headers)
+            assert (refused.status_code, refused.text[:14]) == (400, "refused: watch")
+        assert session.get(site.nginx.control_url).text == before
+    folder = short_dir / "other"
+    folder.mkdir()
+    with running_site(folder, NginxOptions(method="least_conn", actuation="memory")) as other:
+        assert status(other).state == "absent"
+        assert other.collector.window().holding is None
+        with pytest.raises(ActuationError, match="no location asks for a slot"):
+            other.nginx.watch(control(other).holding)
+
+
 def curl(site: Site, path: str = HOME, *options: str) -> subprocess.Popen[bytes]:
     before = reached(site) + in_line(site)
     command = ["curl", "-sS", "--http2-prior-knowledge", *options, f"http://{site.nginx.address}{path}"]

@@ -22,7 +22,7 @@ from actuators.testbed.options import LiveOptions
 from envs.admission.tuned import TunedNumbers
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import main
-from rayjobs.steer.admission import CHANGED, FirstRuleStore, Ordered, SiteAdmission
+from rayjobs.steer.admission import CHANGED, FirstRuleStore, SiteAdmission
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import SteerOptions
 from tests.support import steer_site
@@ -32,7 +32,7 @@ from tests.support.waiting import wait_until
 from tests.support.windows import window
 from tuning.policy.bundle import put_admission
 from tuning.steering.admission import AdmissionGuards, AdmissionWatch
-from tuning.steering.options import Mode, Override
+from tuning.steering.options import Mode, Ordered, Override
 
 pytestmark = pytest.mark.nginx
 CALIBRATION = Path(__file__).parents[3] / "tests" / "data" / "runs" / "calibration.json"

@@ -49,11 +49,13 @@ def literals(module: object) -> Iterator[str]:
 
 
 def test_what_the_answers_look_for_is_what_the_code_says() -> None:
+    from rayjobs.holding import site as holding
     from rayjobs.steer import admission, heartbeat, order_store
     from tuning.steering import admission as decided
+    from tuning.steering import holding as may_hold
     from tuning.steering import meanings
 
-    modules = (controller, decide, harm, silence, meanings, order_store, admission, decided)
+    modules = (controller, decide, harm, silence, meanings, order_store, admission, decided, holding, may_hold)
     said = "\n".join(text for each in modules for text in literals(each))
     said += "\nnot an orders file"  # put together by the store
     words = [words for words, _ in heartbeat.ANSWERS]

@@ -1,0 +1,239 @@
+"""`deepsched holding show|set|off`: late binding of an NGINX whose snippet has it, by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from actuators.contract.arrays import FloatArray
+from actuators.contract.control import Control, MemoryMethod, ServiceTimes
+from actuators.contract.late_binding import LateBinding, LateBindingNumbers, LateBindingPlan
+from actuators.errors import ActuationError, ConfigError
+from actuators.files import read_token
+from actuators.nginx.control_endpoint import MemoryControl, beside, is_split, topology_from_text
+from actuators.options import Never, Options
+from actuators.statistics.reader import StatusReader
+from actuators.statistics.vts import Balancer, HoldEntry
+from rayjobs.cli.console import console_out, log_line
+from rayjobs.cli.main import Verb
+from rayjobs.holding.site import require_slots
+
+if TYPE_CHECKING:
+    from envs.calibration.result import Calibration
+
+_log = partial(log_line, "holding")
+
+FOR_EVER_S = 1e8
+"""Validity of what is set by hand, which nobody renews: three years."""
+_WORDS = {
+    "holding": "requests wait for a slot",
+    "watching": "what would wait is only counted",
+    "off": "nothing waits: another method is in force",
+    "unset": "nothing waits: there are no service times or no slots",
+    "stale": "nothing waits: nobody has renewed the control, and requests go by least_conn",
+    "failing": "nothing waits for some seconds: its code has failed, see the error log of NGINX",
+    "absent": "the locations of this NGINX ask for no slot: write its snippet with --set memory.late_binding=true",
+}
+
+
+class ShowOptions(Options):
+    """Which NGINX."""
+
+    control_url: str
+    """Control endpoint of an NGINX whose snippet has late binding, as http://127.0.0.1:8090/control; /status beside it
+    is used."""
+
+
+class ChangeOptions(ShowOptions):
+    """Which NGINX."""
+
+    token_file: Path | None = None
+    """File with the token of the control endpoint; changes are refused when not given."""
+
+
+class OffOptions(ChangeOptions):
+    """Which NGINX, and what balances it from then on."""
+
+    method: Literal["configured", "expected_delay", "least_conn", "round_robin"] = "configured"
+    """`configured`: each group as its upstream block says; `expected_delay` keeps the service times in force."""
+
+
+class SetOptions(ChangeOptions, LateBindingPlan):
+    """How requests are held, and by which service times."""
+
+    only: ClassVar = {"numbers.valid_s": Never("what is set by hand is valid until it is changed")}
+
+    calibration: Path | None = None
+    """`calibration.json` of the system, as `onboard` and `calibrate` write it: its service times, and its deadlines.
+    When not given, the service times in force stay, and `deadlines_ms` has every deadline."""
+    workers: Annotated[float | None, Field(ge=1, le=1e4)] = None
+    """Requests that a server serves at once, for servers without `slots`; those of the calibration when not given. Too
+    few leave servers idle while requests wait."""
+    hold: bool = False
+    """Hold requests; as long as it is false, what would be held is only counted, and the method in force stays."""
+
+
+def show(options: ShowOptions) -> int:
+    """Prints whether requests are held, and what was counted since NGINX started; 1 where no location asks for a
+    slot.
+    """
+    with StatusReader(beside(options.control_url, "status")) as reader:
+        balancer = reader.snapshot().balancer
+    state = "absent" if balancer is None or balancer.holding is None else balancer.holding.state
+    if balancer is None or state == "absent":
+        _log(_WORDS["absent"])
+        return 1
+    for line in _lines(balancer, MemoryControl.read(options.control_url)):
+        console_out().print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def set_holding(options: SetOptions) -> int:
+    """Counts what would be held, or holds it."""
+    with _endpoint(options) as endpoint:
+        method, present = endpoint.get()
+        if endpoint.get_split() is not None:
+            remedy = "end it: deepsched steer mode shadow, or steer revert"
+            raise ActuationError("a controller's canary is in force", where=options.control_url, remedy=remedy)
+        times = _times(options, endpoint, present)
+        if options.hold:
+            endpoint.put("late_binding", times, beside=endpoint.weights())
+        else:
+            endpoint.watch(times.holding)
+    assert times.holding is not None
+    for line in _told(times.holding, options.hold, method):
+        _log(line)
+    return 0
+
+
+def off(options: OffOptions) -> int:
+    """Nothing is held or counted any more."""
+    with _endpoint(options) as endpoint:
+        method, present = endpoint.get()
+        if method != "late_binding":
+            endpoint.watch(None)
+            _log(f"nothing is held; {method} is in force, as before")
+            return 0
+        weights = endpoint.weights()
+        if options.method == "expected_delay" and isinstance(present, ServiceTimes):
+            endpoint.put(options.method, replace(present, holding=None), beside=weights)
+        else:
+            endpoint.put(options.method, weights)
+    _log(f"nothing is held; {options.method} is in force")
+    return 0
+
+
+@contextlib.contextmanager
+def _endpoint(options: ChangeOptions) -> Iterator[MemoryControl]:
+    token = read_token(options.token_file) if options.token_file is not None else ""
+    topology = topology_from_text(MemoryControl.read(options.control_url))
+    require_slots(options.control_url)
+    with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
+        yield endpoint
+
+
+def _times(options: SetOptions, endpoint: MemoryControl, present: Control) -> ServiceTimes:
+    """Service times, and what is held. Raises ConfigError for what is not known or not there."""
+    topology = endpoint.topology
+    numbers = LateBindingNumbers.model_validate({**options.numbers.model_dump(), "valid_s": FOR_EVER_S})
+    plan = options.model_copy(update={"numbers": numbers})
+    if options.calibration is None:
+        if not isinstance(present, ServiceTimes):
+            remedy = "give --calibration"
+            raise ConfigError("no service times are in force", where="calibration", remedy=remedy)
+        each = present.workers if options.workers is None else np.full(len(topology.servers), options.workers)
+        unknown = np.full(len(topology.groups), np.nan)
+        return replace(present, workers=each, holding=plan.binding(topology, unknown, each))
+    # The calibration's readers load numpy's statistics, which `holding show` does without.
+    from envs.calibration.result import Calibration
+
+    known = Calibration.load(options.calibration)
+    workers = np.full(len(topology.servers), options.workers or float(known.parameters.workers))
+    tau_s, deadlines_s = _calibrated(known, endpoint)
+    return ServiceTimes(topology, tau_s, workers, plan.binding(topology, deadlines_s, workers))
+
+
+def _calibrated(known: Calibration, endpoint: MemoryControl) -> tuple[FloatArray, FloatArray]:
+    """Service times ``[groups, servers]`` and deadlines ``[groups]`` of a calibration, in the order of NGINX."""
+    topology, where = endpoint.topology, "calibration"
+    tau_s, deadlines_s = np.ones(topology.shape), np.full(len(topology.groups), np.nan)
+    for g, group in enumerate(topology.groups):
+        if group.name not in known.groups:
+            raise ConfigError(
+                f"it has no group '{group.name}'", where=where, remedy="calibrate all groups of the snippet"
+            )
+        at = known.groups.index(group.name)
+        if known.response_times:
+            deadlines_s[g] = known.response_times[at].deadline_ms / 1e3
+        for server in group.servers:
+            if server not in known.servers:
+                remedy = "calibrate again with the servers that there are"
+                raise ConfigError(f"it has no server '{server}'", where=where, remedy=remedy)
+            service_ms = known.parameters.service_ms[at][known.servers.index(server)]
+            tau_s[g, topology.server_index(server)] = service_ms / 1e3
+    return tau_s, deadlines_s
+
+
+def _told(holding: LateBinding, holds: bool, before: MemoryMethod) -> Iterator[str]:
+    slots = ", ".join(
+        f"{server} {slots}" for server, slots in zip(holding.topology.servers, holding.slots, strict=True)
+    )
+    yield f"{'requests wait' if holds else 'it is counted which requests would wait'} for a slot; slots: {slots}"
+    for group, deadline_s in zip(holding.topology.groups, holding.deadlines_s, strict=True):
+        yield f"{group.name}: deadline {1e3 * deadline_s:.0f} ms"
+    if holds:
+        yield f"{before} was in force; back to the upstream blocks' methods: deepsched holding off"
+
+
+def _lines(balancer: Balancer, text: str) -> Iterator[str]:
+    assert balancer.holding is not None
+    yield f"{balancer.holding.state}: {_WORDS.get(balancer.holding.state, 'unknown')}"
+    yield f"method: {balancer.method}{' for a part of the requests' if is_split(text) else ''}"
+    slots = [line.split()[1:] for line in text.splitlines() if line.startswith("slots ")]
+    if slots:
+        yield f"slots: {', '.join(f'{server} {float(number):g}' for server, number in slots)}"
+    width = max(len(entry.group) for entry in balancer.holding.groups)
+    for entry in balancer.holding.groups:
+        yield f"{entry.group:<{width}}  {_counts(entry)}"
+
+
+def _counts(entry: HoldEntry) -> str:
+    asked, answered = max(entry.asked, 1), max(entry.answered, 1)
+    mean_ms = 1e3 * entry.held_s / max(entry.held, 1)
+    return (
+        f"{entry.asked} requests, held {entry.held / asked:.2%} for {mean_ms:.0f} ms on average, would have been held"
+        f" {entry.would / asked:.2%}, refused {entry.refused / asked:.2%}, late {entry.late / answered:.2%};"
+        f" {entry.in_line} waiting now"
+    )
+
+
+SHOW = Verb(
+    name="holding show",
+    example="deepsched holding show --control-url http://127.0.0.1:8090/control",
+    options=ShowOptions,
+    run=show,
+)
+SET = Verb(
+    name="holding set",
+    example="deepsched holding set --control-url http://127.0.0.1:8090/control --token-file deepsched.conf.token"
+    " --calibration DIR/onboard/calibration.json",
+    options=SetOptions,
+    run=set_holding,
+    common=(
+        "control_url", "token_file", "calibration", "workers", "hold", "slots", "deadlines_ms", "load_balancers",
+        "numbers.order",
+    ),
+)  # fmt: skip
+OFF = Verb(
+    name="holding off",
+    example="deepsched holding off --control-url http://127.0.0.1:8090/control --token-file deepsched.conf.token",
+    options=OffOptions,
+    run=off,
+)
