@@ -25,6 +25,8 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
     decisions = f"sum by (instance) (rate({PREFIX}decisions_total[5m]))"
     by = "sum by (instance, group)"
     refused = f"{by} (rate({PREFIX}admission_refused_total[5m])) / {by} (rate({PREFIX}admission_offered_total[5m]))"
+    waited = f"{by} (rate({PREFIX}holding_late_total[5m])) / {by} (rate({PREFIX}holding_answered_total[5m]))"
+    turned = f"{by} (rate({PREFIX}holding_refused_total[5m])) / {by} (rate({PREFIX}holding_asked_total[5m]))"
     rules = [
         _rule(
             "DeepschedDown", f'up{{job="{JOB}"}} == 0 or absent(up{{job="{JOB}"}})', "1m", "critical",
@@ -57,9 +59,9 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
             "deepsched steer recalibrate NEW --bundle BUNDLE --folder FOLDER; deepsched steer swap NEW --folder FOLDER",
         ),
         _rule(
-            "DeepschedLate", f"{late} / {requests} > {late_share:g}", "5m", "warning",
+            "DeepschedLate", f"{late} / {requests} > {late_share:g} or {waited} > {late_share:g}", "5m", "warning",
             "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} are late",
-            "Answers after the deadline of the group, over 5 minutes.",
+            "Answers after the group's deadline, over 5 minutes; with late binding from arrival on, hold included.",
             f"{_STATUS}; deepsched steer revert --folder FOLDER if it began with the policy",
         ),
         _rule(
@@ -67,6 +69,12 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
             "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} are refused",
             "Admission control protects the servers: more requests come than are answered in time.",
             f"{_STATUS}; add capacity; deepsched steer mode shadow --folder FOLDER refuses nothing",
+        ),
+        _rule(
+            "DeepschedHoldRefusing", f"{turned} > 0.01", "5m", "warning",
+            "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} find no room, or wait too long",
+            "Late binding: more requests come than servers with these slots answer, or servers have too few slots.",
+            f"{_STATUS}; add capacity or slots; deepsched steer mode shadow --folder FOLDER holds nothing",
         ),
         _rule(
             "DeepschedNotApplied", f'increase({PREFIX}guard_decisions_total{{guard="actuation"}}[5m]) > 0', "2m",

@@ -21,6 +21,7 @@ def steering_dashboard(late_share: float, stale_after_s: float) -> Json:
         *_all_groups(late_share),
         *_one_group(late_share),
         *_admission(),
+        *_holding(),
         *_controller(stale_after_s),
     ]
     variables = [
@@ -30,7 +31,7 @@ def steering_dashboard(late_share: float, stale_after_s: float) -> Json:
     ]
     about = (
         "Figures of `deepsched steer run --metrics-port`. Shares and response times are those of NGINX's statistics; "
-        "late is what was answered after its group's deadline."
+        "late is what was answered after its group's deadline. Only the row of late binding contains the time in NGINX."
     )
     return dashboard("deepsched-steering", "Deep Scheduling: steering", items, variables, about)
 
@@ -153,6 +154,51 @@ def _admission() -> Iterator[Json]:
             (f"sum {by} ({_rate('admission_late', _GROUP)})", "{{group}} late"),
             (_gauge("admission_percent"), "% refused"),
         ], "short",
+    )  # fmt: skip
+
+
+def _holding() -> Iterator[Json]:
+    by, le = "by (instance, group)", "by (instance, group, le)"
+    asked, answered = (f"sum {by} ({_rate(f'holding_{name}', _GROUP)})" for name in ("asked", "answered"))
+    yield row("Late binding")
+    yield lines(
+        "Held", "Share of the requests that waited for a slot, and that would have, where that is only counted",
+        [
+            (f"sum {by} ({_rate('holding_held', _GROUP)}) / {asked}", "{{group}} held"),
+            (f"sum {by} ({_rate('holding_would', _GROUP)}) / {asked}", "{{group}} would be held"),
+        ], "percentunit",
+    )  # fmt: skip
+    yield lines(
+        "Time held", "Median and 99th percentile of those that were held; no server has them meanwhile",
+        [
+            (_quantile(0.5, "holding_seconds", _GROUP, le), "{{group}} p50"),
+            (_quantile(0.99, "holding_seconds", _GROUP, le), "{{group}} p99"),
+        ], "s",
+    )  # fmt: skip
+    yield lines(
+        "From arrival to answer", "Median and 99th percentile with the time held, which the response times above lack",
+        [
+            (_quantile(0.5, "answer_seconds", _GROUP, le), "{{group}} p50"),
+            (_quantile(0.99, "answer_seconds", _GROUP, le), "{{group}} p99"),
+            (_gauge("deadline_seconds", _GROUP), "{{group}} deadline"),
+        ], "s",
+    )  # fmt: skip
+    yield lines(
+        "Held now", "Requests that wait in NGINX, the slots of each server, and 1 while requests are held",
+        [
+            (_gauge("holding_in_line", _GROUP), "{{group}} held"),
+            (_gauge("holding_slots", f'{_OF},server=~"$server"'), "{{server}} slots"),
+            (_gauge("holding_active"), "holds"),
+        ], "short",
+    )  # fmt: skip
+    yield lines(
+        "Refused, gone and late", "Share of the requests that were refused because too many were held or for too long,"
+        " whose client left meanwhile, and of the answers after the deadline, from arrival on",
+        [
+            (f"sum {by} ({_rate('holding_refused', _GROUP)}) / {asked}", "{{group}} refused"),
+            (f"sum {by} ({_rate('holding_gone', _GROUP)}) / {asked}", "{{group}} gone"),
+            (f"sum {by} ({_rate('holding_late', _GROUP)}) / {answered}", "{{group}} late"),
+        ], "percentunit",
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray, IntArray
 from envs.observation.deadlines import late_requests
@@ -19,6 +20,7 @@ from tuning.steering.window_json import histogram_of
 Regime = Literal["policy", "baseline"]
 _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
 _ADMITTED = ("offered", "refused", "spared", "finished", "late", "in_flight", "limits")
+_HELD = ("asked", "would", "held", "held_s", "refused", "answered", "late", "in_line")
 SHOWN_EVENTS = 60
 
 
@@ -27,7 +29,8 @@ def group_figures(
 ) -> list[dict[str, Any]]:
     """Per group: rate, response times, late share, and the same per server with its shares.
 
-    Response times and late shares are None where the statistics have no histogram.
+    Response times and late shares are None where the statistics have no histogram. Those of a group count from arrival,
+    the time that a request was held included, where `from_arrival`; those of servers never do.
     """
     window = line["window"]
     duration_s = max(window["end_s"] - window["start_s"], 1e-3)
@@ -42,6 +45,7 @@ def group_figures(
             "request_type": types.get(name, name),
             "deadline_ms": deadlines_ms[g],
             "rate_rps": float(requests[g].sum() / duration_s),
+            "from_arrival": seen.from_arrival(g),
             **seen.group(g),
             "servers": [
                 {
@@ -92,6 +96,71 @@ def admission_figures(line: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def holding_figures(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What late binding did in the window, or would have done, per group; None where it is left alone.
+
+    Shares are of the requests that asked for a slot; `late_share` is of those that were answered. None for none.
+    """
+    entry, counts, window = line.get("holding"), line["window"].get("holding"), line["window"]
+    if entry is None:
+        return None
+    duration_s = max(window["end_s"] - window["start_s"], 1e-3)
+    rows = zip(window["groups"], *(counts[name] for name in _HELD), strict=True) if counts else ()
+    holds = _hold_histogram(counts, "held_histogram") if counts else np.zeros((0, 1))
+    return {
+        **{name: entry[name] for name in ("holds", "reason", "state", "order", "slots", "since_start")},
+        "groups": [
+            {
+                "name": name,
+                "rate_rps": asked / duration_s,
+                "would_share": would / asked if asked else None,
+                "held_share": held / asked if asked else None,
+                "hold_ms": 1e3 * held_s / held if held else None,
+                "hold_p99_ms": float(1e3 * tail_quantile_s(holds[g], counts["bounds_ms"], 0.99)) if held else None,
+                "refused_share": refused / asked if asked else None,
+                "late_share": late / answered if answered else None,
+                "in_line": in_line,
+            }
+            for g, (name, asked, would, held, held_s, refused, answered, late, in_line) in enumerate(rows)
+        ],
+    }
+
+
+def _hold_histogram(counts: Mapping[str, Any], name: str) -> IntArray:
+    """``[groups, bounds + 1]``."""
+    table = np.zeros((len(counts[name]), len(counts["bounds_ms"]) + 1), np.int64)
+    for row, values in zip(table, counts[name], strict=True):
+        row[: len(values)] = values
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupTimes:
+    """How long the requests of each group took: from arrival where that is known, else from when a server was asked.
+
+    Attributes:
+        counts: ``[groups, bounds + 1]``; from_arrival: bool ``[groups]``.
+        requests, seconds: ``[groups]``.
+    """
+
+    counts: IntArray
+    from_arrival: NDArray[np.bool_]
+    requests: IntArray
+    seconds: FloatArray
+
+    @classmethod
+    def of(cls, window: Mapping[str, Any]) -> _GroupTimes:
+        counts, held = histogram_of(window).sum(axis=1), window.get("holding")
+        requests, seconds = np.sum(window["requests"], axis=1), np.sum(window["response_ms_sum"], axis=1) / 1e3
+        known = np.zeros(len(counts), bool)
+        if held and held["state"] in ("holding", "watching") and held["bounds_ms"] == window["bounds_ms"]:
+            known = np.array(held["answered"]) > 0
+            counts = np.where(known[:, None], _hold_histogram(held, "answer_histogram"), counts)
+            requests = np.where(known, held["answered"], requests)
+            seconds = np.where(known, held["answered_s"], seconds)
+        return cls(counts, known, requests, seconds)
+
+
 def point(line: Mapping[str, Any], deadlines_ms: Sequence[float]) -> dict[str, Any]:
     """What the charts show of one decision, without per-server response times."""
     window, seen = line["window"], _Seen.of(line["window"], deadlines_ms)
@@ -107,7 +176,7 @@ def point(line: Mapping[str, Any], deadlines_ms: Sequence[float]) -> dict[str, A
 
 @dataclass
 class Measured:
-    """Sums over the windows in which one control was in force.
+    """Sums over the windows in which one control was in force, from arrival on where that is known.
 
     Attributes:
         late: requests after their deadline; known only for `timed` of the requests, those in a histogram.
@@ -121,11 +190,12 @@ class Measured:
 
     def add(self, window: Mapping[str, Any], deadlines_ms: Sequence[float]) -> None:
         self.windows += 1
-        self.requests += int(np.sum(window["requests"]))
-        self.seconds += float(np.sum(window["response_ms_sum"])) / 1e3
-        counts = histogram_of(window)
+        times = _GroupTimes.of(window)
+        self.requests += int(times.requests.sum())
+        self.seconds += float(times.seconds.sum())
         if window["bounds_ms"]:
-            self.timed += int(counts.sum())
+            self.timed += int(times.counts.sum())
+            counts = times.counts[:, None]
             self.late += float(late_requests(counts, window["bounds_ms"], np.array(deadlines_ms) / 1e3).sum())
 
     def join(self, other: Measured) -> None:
@@ -204,6 +274,8 @@ class _Seen:
     counts: IntArray
     group_p50_ms: FloatArray
     group_p99_ms: FloatArray
+    group_late: FloatArray
+    times: _GroupTimes
 
     @classmethod
     def of(cls, window: Mapping[str, Any], deadlines_ms: Sequence[float]) -> _Seen | _Nothing:
@@ -211,14 +283,19 @@ class _Seen:
         counts = histogram_of(window)
         if not bounds:
             return _Nothing()
-        of_group = counts.sum(axis=1)
-        p50_ms, group_p50_ms = (1e3 * quantile_s(each, bounds, 0.5) for each in (counts, of_group))
-        p99_ms, group_p99_ms = (1e3 * tail_quantile_s(each, bounds, 0.99) for each in (counts, of_group))
-        late = late_requests(counts, bounds, np.array(deadlines_ms) / 1e3)
-        return cls(p50_ms, p99_ms, late, counts.sum(axis=-1), group_p50_ms, group_p99_ms)
+        times, deadlines_s = _GroupTimes.of(window), np.array(deadlines_ms) / 1e3
+        p50_ms, group_p50_ms = (1e3 * quantile_s(each, bounds, 0.5) for each in (counts, times.counts))
+        p99_ms, group_p99_ms = (1e3 * tail_quantile_s(each, bounds, 0.99) for each in (counts, times.counts))
+        late, group_late = (late_requests(each, bounds, deadlines_s) for each in (counts, times.counts[:, None]))
+        return cls(p50_ms, p99_ms, late, counts.sum(axis=-1), group_p50_ms, group_p99_ms, group_late.sum(axis=1), times)
 
     def group(self, g: int) -> dict[str, float | None]:
-        return _times(self.group_p50_ms[g], self.group_p99_ms[g], self.late[g].sum(), self.counts[g].sum())
+        count = self.times.counts[g].sum()
+        return _times(self.group_p50_ms[g], self.group_p99_ms[g], self.group_late[g], count)
+
+    def from_arrival(self, g: int) -> bool:
+        """Whether the group's times contain the time that a request was held."""
+        return bool(self.times.from_arrival[g])
 
     def server(self, g: int, s: int) -> dict[str, float | None]:
         return _times(self.p50_ms[g, s], self.p99_ms[g, s], self.late[g, s], self.counts[g, s])
@@ -226,6 +303,9 @@ class _Seen:
 
 class _Nothing:
     """Of a window whose statistics have no histogram."""
+
+    def from_arrival(self, g: int) -> bool:
+        return False
 
     def group(self, g: int) -> dict[str, float | None]:
         return _times(0.0, 0.0, 0.0, 0)

@@ -12,7 +12,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from rayjobs.serve.figures import Measured, Regime, admission_figures, folded, group_figures, moves, point, regime_after
+from rayjobs.serve.figures import (
+    Measured,
+    Regime,
+    admission_figures,
+    folded,
+    group_figures,
+    holding_figures,
+    moves,
+    point,
+    regime_after,
+)
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.heartbeat import answer
 from tuning.policy.worth import noted_worth
@@ -133,6 +143,7 @@ class LiveView:
             ],
             "groups": groups,
             "admission": admission_figures(line),
+            "holding": holding_figures(line),
             "moves": moves(groups),
             "states": self._states(line),
         }

@@ -32,17 +32,28 @@ PARTS = ("collect", "advise", "apply", "total")
 MOST_HISTOGRAMS = 2000
 """Servers in groups up to which each has a histogram of its own; beyond that there is one per group."""
 _ADMISSION = ("offered", "refused", "spared", "late")
+_HOLDING = ("asked", "would", "held", "refused", "gone", "answered", "late")
 _STEPS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _PLACE = ("group", "server")
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("Requests that NGINX counted in usable windows", _PLACE),
     "errors": ("Answers with a 5xx status", _PLACE),
-    "late_requests": ("Answers after the group's deadline, estimated from the histogram of vts", _PLACE),
+    "late_requests": (
+        "Answers after the group's deadline, estimated from the histogram of vts, without the time held in NGINX",
+        _PLACE,
+    ),
     "admission_offered": ("Requests that asked admission control to enter", ("group",)),
     "admission_refused": ("Those of them that were refused with 503", ("group",)),
     "admission_spared": ("Those of them that entered beyond the limit of their group", ("group",)),
     "admission_late": ("Those of them that entered and were answered after the deadline, or failed", ("group",)),
+    "holding_asked": ("Requests that asked for a slot of a server", ("group",)),
+    "holding_would": ("Those of them that would have been held, where that is only counted", ("group",)),
+    "holding_held": ("Those of them that were held, and have left the line", ("group",)),
+    "holding_refused": ("Those of them that were refused with 503: too many were held, or for too long", ("group",)),
+    "holding_gone": ("Those of them whose client left while they were held", ("group",)),
+    "holding_answered": ("Those of them that were answered", ("group",)),
+    "holding_late": ("Those of them that were answered after the deadline, counted from arrival", ("group",)),
     "decisions": ("Decisions by whose control they chose", ("source",)),
     "guard_decisions": ("Decisions in which a guard acted", ("guard",)),
     "changes": ("Changes of weights or service times that were applied", ()),
@@ -61,7 +72,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "admission_in_flight": ("Requests of the group inside", ("group",)),
     "admission_percent": ("Of the requests beyond their limit, how many are refused, 0 to 100", ()),
-    "art": ("Relative lateness per request of the last usable window", ()),
+    "holding_in_line": ("Requests of the group that are held now", ("group",)),
+    "holding_slots": ("Requests that a server may have at a time, where requests are held", ("server",)),
+    "holding_active": ("1 while NGINX holds requests, else 0", ()),
+    "art": ("Relative lateness per request of the last usable window, from arrival where requests ask for a slot", ()),
     "baseline_art": ("Relative lateness per request while the baseline was measured", ()),
     "error_ratio": ("Failed requests per request of the last usable window, 0 to 1", ()),
     "mode": ("1 for the mode in force", ("mode",)),
@@ -71,7 +85,15 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "last_data_timestamp_seconds": ("Unix time of the last window with usable statistics", ()),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "response_seconds": ("Response times as NGINX measured them, in the buckets of vts", _PLACE),
+    "response_seconds": (
+        "Response times of servers as NGINX measured them, in the buckets of vts, without the time held in NGINX",
+        _PLACE,
+    ),
+    "holding_seconds": ("Times that requests were held", ("group",)),
+    "answer_seconds": (
+        "Times from arrival to the last byte from the server, of requests that asked for a slot, the hold included",
+        ("group",),
+    ),
     "decision_seconds": ("Duration of a decision and of its parts", ("part",)),
 }
 
@@ -110,7 +132,12 @@ class SteerMetrics(Collector):
             ]
             self._deadlines_s = np.array(header["deadlines_s"], dtype=float)
             self._tables = {name: np.zeros(shape) for name in ("requests", "errors", "late_requests", "seconds")}
-            self._admission = {name: np.zeros(len(groups)) for name in _ADMISSION}
+            self._of_groups = {
+                f"{kind}_{name}": np.zeros(len(groups))
+                for kind, names in (("admission", _ADMISSION), ("holding", _HOLDING))
+                for name in names
+            }
+            self._held = _GroupTimes(len(groups)), _GroupTimes(len(groups))
             self._bounds_ms: list[int] = []
             self._histogram = np.zeros((*shape, 0), np.int64)
             self._line: dict[str, Any] = {}
@@ -140,8 +167,13 @@ class SteerMetrics(Collector):
         counts = histogram_of(window)
         self._tables["requests"] += np.array(window["requests"])
         self._tables["errors"] += np.array(window["errors"])
-        for name in _ADMISSION if "admission" in window else ():
-            self._admission[name] += np.array(window["admission"][name])
+        for kind, names in (("admission", _ADMISSION), ("holding", _HOLDING)):
+            for name in names if kind in window else ():
+                self._of_groups[f"{kind}_{name}"] += np.array(window[kind][name])
+        if "holding" in window:
+            for times, kind in zip(self._held, ("held", "answer"), strict=True):
+                sums = window["holding"]["held_s" if kind == "held" else "answered_s"]
+                times.add(window["holding"]["bounds_ms"], window["holding"][f"{kind}_histogram"], sums)
         if not window["bounds_ms"]:
             return
         if window["bounds_ms"] != self._bounds_ms:
@@ -158,8 +190,7 @@ class SteerMetrics(Collector):
             if labels == _PLACE:
                 _fill(family, self._places, self._tables[name])
             elif labels == ("group",):
-                counts = self._admission[name.removeprefix("admission_")]
-                for group, number in zip(self._groups, counts, strict=True):
+                for group, number in zip(self._groups, self._of_groups[name], strict=True):
                     family.add_metric([group], number)
             else:
                 for label, count in self._counts[name].items():
@@ -176,6 +207,7 @@ class SteerMetrics(Collector):
         if line:
             self._of_places(families, line)
             self._of_admission(families, line["window"].get("admission", {}))
+            self._of_holding(families, line)
             for name, value in self._of_controller(line).items():
                 if value is not None:
                     families[name].add_metric([], value)
@@ -191,6 +223,7 @@ class SteerMetrics(Collector):
         reference = line["reference"]
         return {
             "admission_percent": line.get("admission", {}).get("percent"),
+            "holding_active": line["holding"]["state"] == "holding" if "holding" in line else None,
             "art": line["art"],
             "baseline_art": reference["art"] if reference["windows"] else None,
             "error_ratio": line["errors"],
@@ -216,6 +249,12 @@ class SteerMetrics(Collector):
                 if value is not None:
                     families[name].add_metric([group], value)
 
+    def _of_holding(self, families: Mapping[str, GaugeMetricFamily], line: Mapping[str, Any]) -> None:
+        for group, held in zip(self._groups, line["window"].get("holding", {}).get("in_line", ()), strict=False):
+            families["holding_in_line"].add_metric([group], held)
+        for server, slots in zip(self._servers, line.get("holding", {}).get("slots", ()), strict=False):
+            families["holding_slots"].add_metric([server], slots)
+
     def _histograms(self) -> Iterator[Metric]:
         text, labels = HISTOGRAMS["response_seconds"]
         each = len(self._places) <= MOST_HISTOGRAMS
@@ -229,11 +268,43 @@ class SteerMetrics(Collector):
             for g, group in enumerate(self._groups):
                 family.add_metric([group], _buckets(bounds_s, whole[g]), seconds[g])
         yield family
+        for name, times in zip(("holding_seconds", "answer_seconds"), self._held, strict=True):
+            text, labels = HISTOGRAMS[name]
+            family = HistogramMetricFamily(PREFIX + name, text, labels=labels)
+            for group, buckets, seconds in times.rows(self._groups):
+                family.add_metric([group], buckets, seconds)
+            yield family
         text, labels = HISTOGRAMS["decision_seconds"]
         steps = HistogramMetricFamily(PREFIX + "decision_seconds", text, labels=labels)
         for part in PARTS:
             steps.add_metric([part], _buckets(_STEPS_S, self._steps[part]), self._steps_s[part])
         yield steps
+
+
+class _GroupTimes:
+    """A histogram per group, that begins anew with other buckets."""
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
+        self._reset(())
+
+    def _reset(self, bounds_ms: Sequence[int]) -> None:
+        self._bounds_ms = tuple(bounds_ms)
+        self._counts = np.zeros((self._groups, len(self._bounds_ms) + 1), np.int64)
+        self._seconds = np.zeros(self._groups)
+
+    def add(self, bounds_ms: Sequence[int], rows: Sequence[Sequence[int]], seconds: Sequence[float]) -> None:
+        if tuple(bounds_ms) != self._bounds_ms:
+            self._reset(bounds_ms)
+        for own, row in zip(self._counts, rows, strict=True):
+            own[: len(row)] += np.array(row, np.int64)
+        self._seconds += np.array(seconds)
+
+    def rows(self, groups: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, float]], float]]:
+        """Group, buckets and sum; nothing before the first counts."""
+        bounds_s = [bound / 1e3 for bound in self._bounds_ms]
+        for group, counts, seconds in zip(groups, self._counts, self._seconds, strict=True) if bounds_s else ():
+            yield group, _buckets(bounds_s, counts), float(seconds)
 
 
 class Publication:

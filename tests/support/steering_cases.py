@@ -19,6 +19,7 @@ from envs.environment.problem import DecisionOptions
 from envs.observation.features import LatencyMemory
 from envs.simulator.testbed import SimulatedTestbed
 from tests.support.problems import TOPOLOGY, demo_scenario, observed, problem
+from tests.support.windows import hold_window
 from tuning.options import ModelOptions
 from tuning.policy.adviser import Advice, Adviser, Recent, State
 from tuning.policy.bundle import Bundle
@@ -118,7 +119,8 @@ def recorded(path: Path, count: int = 25, keep: AuditOptions | None = None) -> N
         testbed.reset(demo_scenario(), 1)
         testbed.admit(counting_rule())
         for index in range(count):
-            seen = replace(testbed.advance(1.0), weight=run.steering.in_force.values)
+            held = hold_window(80, state="off", held=7, refused=2, late=5, answered_ms=30)
+            seen = replace(testbed.advance(1.0), weight=run.steering.in_force.values, holding=held)
             given = recent.ask(adviser, seen)
             if index == count // 2:
                 run.steering.override = "paused"

@@ -228,11 +228,14 @@ def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float =
     """
     errors: FloatArray = window.server_errors * np.float64(_unhidden(window))
     held = window.holding
-    if held is not None and held.counts and held.answered.any():
-        times = held.answer_histogram[:, None]
+    if held is not None and held.counts and held.bounds_ms == window.bounds_ms:
+        # Groups whose locations ask for no slot have the times of their servers.
+        known = held.answered > 0
+        times = np.where(known[:, None], held.answer_histogram, window.latency_histogram.sum(axis=1))
         failed = errors.sum(axis=1) + held.refused
-        total = tardiness(times, failed[:, None], held.bounds_ms, deadlines_s, most).sum()
-        return float(total / (held.answered.sum() + held.refused.sum()))
+        requests = np.where(known, held.answered, window.requests.sum(axis=1)).sum() + held.refused.sum()
+        total = tardiness(times[:, None], failed[:, None], window.bounds_ms, deadlines_s, most).sum()
+        return float(total / max(int(requests), 1))
     if window.bounds_ms:
         total = tardiness(window.latency_histogram, errors, window.bounds_ms, deadlines_s, most).sum()
     else:

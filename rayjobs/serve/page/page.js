@@ -63,6 +63,7 @@ function show(now) {
   at("percent").placeholder = number(now.canary_percent, 0);
   each(at("guards"), now.guards, () => element("li"), light);
   admission(now.admission);
+  holding(now.holding);
   states(now.states);
   now.groups.forEach(group);
 }
@@ -103,6 +104,31 @@ function admission(found) {
   const sums = found.since_start;
   write(at("admission-sum"), `Since the controller started: ${sums.offered} requests, ${sums.refused} refused, ${sums.spared} let in `
     + `beyond the limit; ${sums.late} late, ${sums.late_beyond} of them while requests were beyond a limit.`);
+}
+
+function holding(found) {
+  at("holding").hidden = !found;
+  if (!found) return;
+  write(at("holding-state"), found.state);
+  dress(at("holding-state"), `tag ${found.holds ? "policy" : "hold"}`);
+  const slots = found.slots.length ? `; slots ${found.slots.join(", ")}` : "";
+  write(at("holding-reason"), `${found.reason}; order ${found.order}${slots}`);
+  each(at("holding-groups"), found.groups, () => {
+    const line = element("tr", undefined, { role: "row" });
+    const cells = Array.from({ length: 8 }, () => element("td", "", { role: "cell" }));
+    line.append(element("th", "", { scope: "row", role: "rowheader" }), ...cells);
+    return line;
+  }, (line, group) => {
+    const texts = [
+      group.name, number(group.rate_rps), percent(group.would_share, 2), percent(group.held_share, 2),
+      number(group.hold_ms), number(group.hold_p99_ms), percent(group.refused_share, 2), percent(group.late_share, 2),
+      String(group.in_line),
+    ];
+    texts.forEach((text, index) => write(line.children[index], text));
+  });
+  const sums = found.since_start;
+  write(at("holding-sum"), `Since the controller started: ${sums.asked} requests, ${sums.held} held, ${sums.would} would have been, `
+    + `${sums.refused} refused, ${sums.gone} left while they were held; ${sums.late} late from arrival on.`);
 }
 
 function light(item, guard) {

@@ -27,7 +27,8 @@ function group(now) {
   }
   write(box.querySelector("caption strong"), now.request_type);
   write(box.querySelector("caption span"), ` ${number(now.rate_rps, 0)} requests/s, p50 ${number(now.p50_ms)} ms, ` +
-    `p99 ${number(now.p99_ms)} ms, deadline ${number(now.deadline_ms)} ms, ${percent(now.late_share)} late`);
+    `p99 ${number(now.p99_ms)} ms, deadline ${number(now.deadline_ms)} ms, ${percent(now.late_share)} late` +
+    (now.from_arrival ? "; from arrival, hold included; servers: without it" : ""));
   each(box.querySelector("tbody"), now.servers, row, (made, server) => fill(made, server, now.deadline_ms));
 }
 
@@ -96,7 +97,8 @@ function charts(points, group, g) {
   const of = (name) => points.map((point) => point.groups[g][name]);
   plot(at(`times-${group.name}`), points, {
     series: [{ values: of("p50_ms"), name: "c0" }, { values: of("p99_ms"), name: "c1" }],
-    unit: "ms", top: Math.max(...of("p99_ms"), 1), limit: group.deadline_ms, caption: "Response time, ms",
+    unit: "ms", top: Math.max(...of("p99_ms"), 1), limit: group.deadline_ms,
+    caption: group.from_arrival ? "Time from arrival, hold included, ms" : "Response time, ms",
     legend: `Blue: p50. Orange: p99. Red line: deadline, ${number(group.deadline_ms)} ms.`,
     title: `Response times of ${group.name}, now p50 ${number(group.p50_ms)} ms and p99 ${number(group.p99_ms)} ms`,
   });

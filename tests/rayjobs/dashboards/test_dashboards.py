@@ -64,7 +64,8 @@ def test_the_controller_exports_what_it_says(tmp_path: Path) -> None:
     metrics, registry = SteerMetrics(), CollectorRegistry()
     metrics.begin(header)
     for line in lines:
-        more = {"latency_ms": {"total": 3.0}, "admission": {"percent": 0.0}}
+        holding = {"state": "holding", "slots": [4, 4, 4]}
+        more = {"latency_ms": {"total": 3.0}, "admission": {"percent": 0.0}, "holding": holding}
         metrics.see({**line, "in_force": line["weights"], "applied": line["change"], **more})
     registry.register(metrics)
     text = "\n".join(line for line in generate_latest(registry).decode().splitlines() if line[0] != "#")
@@ -148,6 +149,16 @@ CASES: list[tuple[str, list[tuple[str, str]], str]] = [
     ("DeepschedRefusing", [
         ('deepsched_steer_admission_refused_total{group="g", instance="a:1"}', "0+10x30"),
         ('deepsched_steer_admission_offered_total{group="g", instance="a:1"}', "0+100x30"),
+    ], "15m"),
+    ("DeepschedLate", [
+        ('deepsched_steer_late_requests_total{group="g", server="s", instance="a:1"}', "0+0x30"),
+        ('deepsched_steer_requests_total{group="g", server="s", instance="a:1"}', "0+100x30"),
+        ('deepsched_steer_holding_late_total{group="g", instance="a:1"}', "0+10x30"),
+        ('deepsched_steer_holding_answered_total{group="g", instance="a:1"}', "0+100x30"),
+    ], "15m"),
+    ("DeepschedHoldRefusing", [
+        ('deepsched_steer_holding_refused_total{group="g", instance="a:1"}', "0+2x30"),
+        ('deepsched_steer_holding_asked_total{group="g", instance="a:1"}', "0+100x30"),
     ], "15m"),
     ("DeepschedNotApplied", [('deepsched_steer_guard_decisions_total{guard="actuation"}', "0+1x20")], "8m"),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from tests.support.chromium import EXECUTABLE, Chromium
 from tests.support.paths import DATA
 from tests.support.served import TOKENS, role_files
 from tests.support.steer_site import Uneven, controller_process
-from tests.support.steering_cases import trained_bundle
+from tests.support.steering_cases import recorded, trained_bundle
 from tests.support.waiting import wait_until
+from tuning.steering.audit import append_line, read_lines
 from tuning.steering.options import GUARDS
 
 DECISIONS_UNTIL_SHOWN = 8
@@ -133,6 +135,61 @@ def test_its_numbers_are_the_apis(page: Page) -> None:
     assert "only counts until 100000 windows" in page.text("#admission-reason")
     assert page.text("#source") in ("policy", "baseline", "hold")
     assert page.complaints() == []
+
+
+HELD = {
+    "holds": True, "reason": "requests wait for a slot", "state": "holding", "order": "response_ratio",
+    "slots": [4, 4, 4],
+    "since_start": {"asked": 2000, "would": 0, "held": 175, "refused": 50, "gone": 3, "answered": 1950, "late": 125},
+}  # fmt: skip
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[str]:
+    """Address of a page about a controller that has ended, under which requests were held."""
+    recorded(tmp_path / "first.jsonl", 25)
+    header, *lines = read_lines(tmp_path / "first.jsonl")
+    log, now = tmp_path / "audit.jsonl", time.time()
+    append_line(log, {**header, "time": now})
+    for index, line in enumerate(lines):
+        line["window"]["holding"]["state"] = "holding"
+        more = {"in_force": line["weights"], "holding": HELD, "latency_ms": {"total": 3.0}}
+        append_line(log, {**line, **more, "time": now - len(lines) + index})
+    trained_bundle().save(tmp_path / "bundle")
+    options = ServeOptions.model_validate(
+        {"bundle": tmp_path / "bundle", "port": 0, "front": "uvicorn", "folder": tmp_path / "state",
+         "steer_folder": tmp_path}
+    )  # fmt: skip
+    with serving(options, make_settings(options)) as address:
+        yield f"http://{address}"
+
+
+@pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (390, "dark")])
+def test_it_tells_what_is_held_and_which_times_contain_the_hold(
+    held: str, width_px: int, scheme: str, tmp_path: Path
+) -> None:
+    with Chromium() as browser:
+        browser.look(width_px, 844, scheme)
+        browser.open(held)
+        wait_until(lambda: browser.evaluate("document.querySelectorAll('polyline').length") >= 9)
+        cells = "[...document.querySelectorAll('#holding-groups tr')[0].cells].map(cell => cell.textContent)"
+        assert browser.evaluate(cells) == [
+            "compose_backend", "80.0", "0.00 %", "8.75 %", "0.5", "1.0", "2.50 %", "6.41 %", "0",
+        ]  # fmt: skip
+        assert browser.evaluate("document.getElementById('holding-state').textContent") == "holding"
+        assert "slots 4, 4, 4" in browser.evaluate("document.getElementById('holding-reason').textContent")
+        assert "2000 requests, 175 held" in browser.evaluate("document.getElementById('holding-sum').textContent")
+        caption = browser.evaluate("document.querySelector('#group-compose_backend caption').textContent")
+        assert "from arrival, hold included; servers: without it" in caption
+        captions = browser.evaluate("[...document.querySelectorAll('figcaption')].map(e => e.textContent)")
+        assert sum("Time from arrival, hold included, ms" in text for text in captions) == 1
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
+        cells = "[...document.querySelectorAll('#holding th, #holding td')]"
+        cut = f"{cells}.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
+        assert browser.evaluate(cut) == []
+        target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"held-{width_px}-{scheme}.png"
+        browser.screenshot(target)
+        assert [each for each in browser.complaints if not each.startswith(f"asked the network for {held}")] == []
 
 
 @pytest.mark.parametrize(("width_px", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])

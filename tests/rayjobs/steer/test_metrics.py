@@ -78,6 +78,30 @@ def test_what_is_served_adds_up_to_the_record(tmp_path: Path) -> None:
         requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5)
 
 
+def test_late_binding_adds_up_and_its_times_are_apart_from_those_of_the_servers(tmp_path: Path) -> None:
+    header, lines = lines_of(tmp_path)
+    metrics = SteerMetrics()
+    metrics.begin(header)
+    for line in lines:
+        metrics.see({**line, "holding": {"state": "holding", "slots": [4, 5, 6]}})
+    (first, second, _), count = (group["name"] for group in header["topology"]), len(lines)
+    servers = header["topology"][0]["servers"]
+    found = {
+        (sample.name.removeprefix(PREFIX), *sample.labels.values()): sample.value
+        for metric in metrics.collect()
+        for sample in metric.samples
+    }
+    for name, each in (("asked", 80), ("held", 7), ("refused", 2), ("late", 5), ("answered", 78), ("would", 0)):
+        assert found[f"holding_{name}_total", first] == each * count
+        assert found[f"holding_{name}_total", second] == 0
+    assert found["holding_seconds_count", first] == 7 * count
+    assert found["answer_seconds_count", first] == found["answer_seconds_bucket", first, "0.03"] == 78 * count
+    assert found["answer_seconds_bucket", first, "0.025"] == 0
+    assert found["answer_seconds_sum", first] == pytest.approx(78 * count * 0.03)
+    assert (found["holding_in_line", first], found["holding_active",]) == (0, 1)
+    assert [found["holding_slots", server] for server in servers] == [4, 5, 6]
+
+
 def test_other_servers_and_other_buckets_begin_anew(tmp_path: Path) -> None:
     header, lines = lines_of(tmp_path)
     metrics = SteerMetrics()

@@ -74,7 +74,7 @@ def test_once_it_holds_an_overload_does_not_end_it_and_refusals_are_an_alarm() -
 def test_lateness_and_failures_count_from_arrival_and_with_those_that_were_refused() -> None:
     """Servers answer within 10 ms; held requests took 90 ms, which is twice the deadline of 30 ms too late."""
     deadlines_s = np.full(3, 0.03)
-    seen = window(10.0)
+    seen = window(10.0, np.array([[100] * 3, [0] * 3, [0] * 3]))
     quick = replace(seen, holding=hold_window(100, state="holding", answered_ms=10))
     held = replace(seen, holding=hold_window(100, state="holding", held=90, answered_ms=75))
     assert tardiness_per_request(quick, deadlines_s) == 0
