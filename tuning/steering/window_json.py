@@ -261,8 +261,8 @@ def _holding(data: HoldModel, topology: Topology) -> HoldWindow:
     for name in (*_HELD, *_HELD_S, "held_histogram", "answer_histogram"):
         if len(getattr(data, name)) != groups:
             raise DataError("a list has the wrong size", where=f"window.holding.{name}", remedy=f"expected {groups}")
-    counts = {name: np.array(getattr(data, name), np.int64) for name in _HELD}
-    seconds = {name: np.array(getattr(data, name), float) for name in _HELD_S}
+    counts: dict[str, Any] = {name: np.array(getattr(data, name), np.int64) for name in _HELD}
+    seconds: dict[str, Any] = {name: np.array(getattr(data, name), float) for name in _HELD_S}
     tables = {
         name: _rows(getattr(data, name), columns, f"window.holding.{name}")
         for name in ("held_histogram", "answer_histogram")

@@ -70,7 +70,7 @@ def test_it_counts_holds_and_goes_back(
     assert "it is counted which requests would wait for a slot; slots:" in result.stderr
     assert "home_read_backend: deadline" in result.stderr
     assert (state(site), site.balancer().method) == ("watching", "round_robin")
-    assert main(["holding", "set", *reach, *given, "--hold", "true"]) == 0
+    assert main(["holding", "set", *reach, *given, "--hold"]) == 0
     assert "round_robin was in force" in capsys.readouterr().err
     assert (state(site), site.balancer().method) == ("holding", "late_binding")
     for index in range(3):
@@ -94,14 +94,14 @@ def test_it_counts_holds_and_goes_back(
         assert main(["holding", "set", *reach, *given]) == 0
         assert main(["holding", "off", *reach]) == 0
         assert endpoint.get() == ("round_robin", before)
-        assert main(["holding", "set", *reach, *given, "--hold", "true"]) == 0
+        assert main(["holding", "set", *reach, *given, "--hold"]) == 0
         assert main(["holding", "off", *reach, "--method", "expected_delay"]) == 0
         assert endpoint.get()[0] == "expected_delay"
         assert endpoint.weights() == before
         # From the service times in force, with deadlines that are given.
         deadlines = "{compose_backend: 300, home_read_backend: 60, user_read_backend: 50}"
         capsys.readouterr()
-        assert main(["holding", "set", *reach, "--deadlines-ms", deadlines, "--hold", "true"]) == 0
+        assert main(["holding", "set", *reach, "--deadlines-ms", deadlines, "--hold"]) == 0
         assert "compose_backend: deadline 300 ms" in capsys.readouterr().err
     assert main(["weights", "get", *reach]) == 0
     assert "1 workers, 2 slots" in capsys.readouterr().out
