@@ -179,7 +179,7 @@ class Nginx:
         return self._memory_control().get_split() if self._memory else None
 
     def apply(self, control: Control) -> Applied:
-        """Puts a control in force and reads it back; does nothing when it is in force.
+        """Puts a control in force and reads it back; does nothing when it is in force, unless it holds requests.
 
         ServiceTimes for the methods by service times, Weights for the others.
         Raises ActuationError; then the old control is in force.
@@ -190,7 +190,9 @@ class Nginx:
             raise ActuationError(f"{self._method} takes {wanted}", remedy="call set_method first")
         if control.topology != self.topology:
             raise ActuationError("the control is for a different topology", remedy="use the topology of this NGINX")
-        changed = control != self._control or self._is_split
+        # A control that holds requests is valid for a time from when it was set.
+        renews = isinstance(control, ServiceTimes) and control.holding is not None
+        changed = control != self._control or self._is_split or renews
         if changed:
             self._put(self._method, control)
         return Applied(changed, time.monotonic() - began_s)

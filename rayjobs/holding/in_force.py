@@ -23,7 +23,7 @@ from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import Balancer, HoldEntry
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb
-from rayjobs.holding.site import require_slots
+from rayjobs.holding.slots import require_slots
 
 if TYPE_CHECKING:
     from envs.calibration.result import Calibration

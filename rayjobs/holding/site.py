@@ -16,9 +16,7 @@ from actuators.contract.control import Control, ServiceTimes
 from actuators.contract.late_binding import LateBinding, LateBindingPlan
 from actuators.contract.topology import Topology
 from actuators.contract.window import HoldWindow, Window
-from actuators.errors import ActuationError, DeepSchedError
-from actuators.nginx.control_endpoint import beside
-from actuators.statistics.reader import StatusReader
+from actuators.errors import DeepSchedError
 from tuning.policy.adviser import Advice
 from tuning.steering.holding import HoldVerdict, HoldWatch
 from tuning.steering.options import Ordered
@@ -59,7 +57,7 @@ class SiteHolding:
         self._verdict = HoldVerdict(False, "")
         self._counting: tuple[HoldingSite, LateBinding] | None = None
         self._held_s = float("-inf")
-        self._missing, self._yielded = 0, -1
+        self._doubtful, self._yielded = False, -1
         self._problem = ""
         self._sums = dict.fromkeys(_SUMS, 0)
 
@@ -131,21 +129,21 @@ class SiteHolding:
     def _notice(self, window: Window, orders: Ordered, in_force: Control) -> None:
         """Takes note of an NGINX that holds nothing although it should: somebody has set another control.
 
-        A restart of NGINX may show in the next window only, so a change is taken for somebody's after two windows.
+        A restart of NGINX may show in the next window only: then it was not somebody.
         """
-        if self._yielded not in (-1, orders.version):
+        restarted = bool(_RESTARTED & {fault.kind for fault in window.faults})
+        if self._yielded not in (-1, orders.version) or (self._doubtful and restarted):
             self._yielded = -1
         counts, holds = window.holding, isinstance(in_force, ServiceTimes) and in_force.holding is not None
         gone = holds and counts is not None and counts.state in ("off", "unset", "watching")
-        restarted = bool(_RESTARTED & {fault.kind for fault in window.faults})
-        self._missing = self._missing + 1 if gone and not restarted else 0
-        if self._missing > 1 and orders.override == "":
-            self._missing, self._yielded = 0, orders.version
+        self._doubtful = gone and not restarted and orders.override == "" and self._yielded == -1
+        if self._doubtful:
+            self._yielded = orders.version
 
     def _renew(self, site: HoldingSite, control: Control, holding: LateBinding, applied: bool, now_s: float) -> None:
         if applied:
             self._held_s = now_s
-        elif now_s - self._held_s >= RENEWED * holding.numbers.valid_s and not self._missing:
+        elif now_s - self._held_s >= RENEWED * holding.numbers.valid_s and self._yielded == -1:
             site.apply(control)
             self._held_s = now_s
 
@@ -192,12 +190,3 @@ def held_as_before(advice: Advice | None, first: Control) -> Advice | None:
     if advice is None or not isinstance(first, ServiceTimes) or first.holding is None:
         return advice
     return with_holding(advice, first.holding.onto)
-
-
-def require_slots(control_url: str) -> None:
-    """Raises ActuationError when the locations of this NGINX ask for no slot, StatusError when it cannot be read."""
-    with StatusReader(beside(control_url, "status")) as reader:
-        balancer = reader.snapshot().balancer
-    if balancer is None or balancer.holding is None or balancer.holding.state == "absent":
-        remedy = "write its snippet with --set memory.late_binding=true"
-        raise ActuationError("the locations of this NGINX ask for no slot", where=control_url, remedy=remedy)

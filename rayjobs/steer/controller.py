@@ -18,7 +18,8 @@ from actuators.contract.window import Window
 from actuators.errors import ConfigError, DeepSchedError
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
-from rayjobs.holding.site import SiteHolding, held_as_before, require_slots
+from rayjobs.holding.site import SiteHolding, held_as_before
+from rayjobs.holding.slots import require_slots
 from rayjobs.steer import heartbeat
 from rayjobs.steer.admission import SiteAdmission, site_admission
 from rayjobs.steer.folder import SteerFolder

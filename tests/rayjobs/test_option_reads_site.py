@@ -177,9 +177,10 @@ def test_steer_run_and_watchdog(short_dir: Path) -> None:
         known = short_dir / "calibration.json"
         servers = {"servers": nginx.topology.servers, "members": ()}
         Calibration.load(CALIBRATION).model_copy(update=servers).save(known)
-        assert unread(holding.SET, handed={"numbers": HOLD_NUMBERS}, calibration=known, **memory) == []
+        given = {"calibration": known, "hold": True, **memory}
+        assert unread(holding.SET, handed={"numbers": HOLD_NUMBERS}, **given) == []
         assert unread(holding.SHOW, control_url=nginx.control_url) == []
-        assert unread(holding.OFF, **memory) == []
+        assert unread(holding.OFF, method="least_conn", **memory) == []
 
 
 @pytest.mark.nginx

@@ -263,7 +263,7 @@ def _holding(data: HoldModel, topology: Topology) -> HoldWindow:
             raise DataError("a list has the wrong size", where=f"window.holding.{name}", remedy=f"expected {groups}")
     counts: dict[str, Any] = {name: np.array(getattr(data, name), np.int64) for name in _HELD}
     seconds: dict[str, Any] = {name: np.array(getattr(data, name), float) for name in _HELD_S}
-    tables = {
+    tables: dict[str, Any] = {
         name: _rows(getattr(data, name), columns, f"window.holding.{name}")
         for name in ("held_histogram", "answer_histogram")
     }
