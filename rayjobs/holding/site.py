@@ -105,7 +105,7 @@ class SiteHolding:
             alarms.append(FAILING)
         try:
             if holding is not None:
-                self._counting = None
+                # The endpoint counts again beside the next control that does not hold.
                 if orders.mode != "shadow":
                     self._renew(site, in_force, holding, applied, now_s)
             elif orders.override != "paused":

@@ -166,30 +166,29 @@ def held(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (390, "dark")])
 def test_it_tells_what_is_held_and_which_times_contain_the_hold(
-    held: str, width_px: int, scheme: str, tmp_path: Path
+    page: Page, held: str, width_px: int, scheme: str, tmp_path: Path
 ) -> None:
-    with Chromium() as browser:
-        browser.look(width_px, 844, scheme)
-        browser.open(held)
-        wait_until(lambda: browser.evaluate("document.querySelectorAll('polyline').length") >= 9)
-        cells = "[...document.querySelectorAll('#holding-groups tr')[0].cells].map(cell => cell.textContent)"
-        assert browser.evaluate(cells) == [
-            "compose_backend", "80.0", "0.00 %", "8.75 %", "0.5", "1.0", "2.50 %", "6.41 %", "0",
-        ]  # fmt: skip
-        assert browser.evaluate("document.getElementById('holding-state').textContent") == "holding"
-        assert "slots 4, 4, 4" in browser.evaluate("document.getElementById('holding-reason').textContent")
-        assert "2000 requests, 175 held" in browser.evaluate("document.getElementById('holding-sum').textContent")
-        caption = browser.evaluate("document.querySelector('#group-compose_backend caption').textContent")
-        assert "from arrival, hold included; servers: without it" in caption
-        captions = browser.evaluate("[...document.querySelectorAll('figcaption')].map(e => e.textContent)")
-        assert sum("Time from arrival, hold included, ms" in text for text in captions) == 1
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
-        cells = "[...document.querySelectorAll('#holding th, #holding td')]"
-        cut = f"{cells}.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
-        assert browser.evaluate(cut) == []
-        target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"held-{width_px}-{scheme}.png"
-        browser.screenshot(target)
-        assert [each for each in browser.complaints if not each.startswith(f"asked the network for {held}")] == []
+    browser = page.browser
+    browser.look(width_px, 844, scheme)
+    browser.open(held)
+    wait_until(lambda: browser.evaluate("document.querySelectorAll('polyline').length") >= 9)
+    first = "[...document.querySelectorAll('#holding-groups tr')[0].cells].map(cell => cell.textContent)"
+    assert browser.evaluate(first) == [
+        "compose_backend", "80.0", "0.00 %", "8.75 %", "0.5", "1.0", "2.50 %", "6.41 %", "0",
+    ]  # fmt: skip
+    assert page.text("#holding-state") == "holding"
+    assert "slots 4, 4, 4" in page.text("#holding-reason")
+    assert "2000 requests, 175 held" in page.text("#holding-sum")
+    assert "from arrival, hold included; servers: without it" in page.text("#group-compose_backend caption")
+    captions = browser.evaluate("[...document.querySelectorAll('figcaption')].map(e => e.textContent)")
+    assert sum("Time from arrival, hold included, ms" in text for text in captions) == 1
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
+    cells = "[...document.querySelectorAll('#holding th, #holding td')]"
+    cut = f"{cells}.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
+    assert browser.evaluate(cut) == []
+    target = Path(os.environ.get("DEEPSCHED_PICTURES", tmp_path)) / f"held-{width_px}-{scheme}.png"
+    browser.screenshot(target)
+    assert [each for each in browser.complaints if not each.startswith(f"asked the network for {held}")] == []
 
 
 @pytest.mark.parametrize(("width_px", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])
