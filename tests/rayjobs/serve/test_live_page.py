@@ -144,9 +144,10 @@ HELD = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def held(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a page about a controller that has ended, under which requests were held."""
+    tmp_path = tmp_path_factory.mktemp("held")
     recorded(tmp_path / "first.jsonl", 25)
     header, *lines = read_lines(tmp_path / "first.jsonl")
     log, now = tmp_path / "audit.jsonl", time.time()
