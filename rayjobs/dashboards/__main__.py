@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field
 
 from actuators.files import writable_folder, write_atomic, write_json
-from actuators.options import Options
+from actuators.options import GIVEN, Only, Options
 from rayjobs.cli.main import Verb, run_verb
 
 PROMETHEUS_URL = "http://127.0.0.1:9090"
@@ -25,6 +25,11 @@ class DashboardsOptions(Options):
     """Folder that receives `prometheus.yml`, `alerts.yml` and `grafana/`."""
     controllers: tuple[str, ...] = Field(("127.0.0.1:9109",), min_length=1)
     """HOST:PORT of every `deepsched steer run --metrics-port`."""
+    served: tuple[str, ...] = ()
+    """HOST:PORT of every `deepsched serve --front uvicorn`, none when not given; replicas on Ray Serve are among what Ray
+    lists."""
+    served_token_file: Annotated[Path | None, Only(served=GIVEN)] = None
+    """File with the token for reading, as Prometheus finds it; no token is sent when not given."""
     late_share: float = Field(0.05, gt=0, le=1)
     """Share of a group's requests after their deadline above which it is an alarm."""
     stale_after_s: float = Field(30.0, gt=0)
@@ -41,6 +46,7 @@ def run(options: DashboardsOptions) -> int:
     """Writes the files; prints the commands that start both programs with them."""
     from rayjobs.cli.console import console_out
     from rayjobs.dashboards.alerts import alert_rules
+    from rayjobs.dashboards.serving import serving_dashboard
     from rayjobs.dashboards.steering import steering_dashboard
     from rayjobs.dashboards.training import training_dashboard
 
@@ -55,7 +61,8 @@ def run(options: DashboardsOptions) -> int:
     _write_yaml(folder / "prometheus.yml", prometheus(options))
     _write_yaml(folder / "alerts.yml", alert_rules(options.late_share, options.stale_after_s))
     steering = steering_dashboard(options.late_share, options.stale_after_s)
-    for name, content in (("steering", steering), ("deep-scheduling", training_dashboard())):
+    boards = {"steering": steering, "serving": serving_dashboard(), "deep-scheduling": training_dashboard()}
+    for name, content in boards.items():
         write_json(grafana / "dashboards" / f"{name}.json", content)
     for name, provisioned in provisioning(options, grafana).items():
         _write_yaml(grafana / "provisioning" / name, provisioned)
@@ -69,17 +76,21 @@ def run(options: DashboardsOptions) -> int:
 
 
 def prometheus(options: DashboardsOptions) -> dict[str, Any]:
-    """Prometheus' configuration: the controllers, and every node that Ray lists."""
+    """Prometheus' configuration: the controllers, every node that Ray lists, and policies served without Ray."""
     from rayjobs.dashboards.alerts import JOB
 
     targets = str(options.ray_temp_dir / "prom_metrics_service_discovery.json")
     every = f"{options.scrape_every_s:g}s"
+    served: dict[str, Any] = {"job_name": "deepsched-serve", "static_configs": [{"targets": list(options.served)}]}
+    if options.served_token_file is not None:
+        served["authorization"] = {"type": "Bearer", "credentials_file": str(options.served_token_file.absolute())}
     return {
         "global": {"scrape_interval": every, "evaluation_interval": every},
         "rule_files": ["alerts.yml"],
         "scrape_configs": [
             {"job_name": JOB, "static_configs": [{"targets": list(options.controllers)}]},
             {"job_name": "ray", "file_sd_configs": [{"files": [targets], "refresh_interval": "5s"}]},
+            *([served] if options.served else ()),
         ],
     }
 

@@ -50,8 +50,8 @@ class Answers:
         together: decides requests in batches when set; takes a body, returns an answer or a refusal.
     """
 
-    def __init__(self, store: BundleStore, guards: GuardOptions) -> None:
-        self.store, self.metrics, self._guards = store, Metrics(), guards
+    def __init__(self, store: BundleStore, guards: GuardOptions, metrics: Metrics | None = None) -> None:
+        self.store, self.metrics, self._guards = store, metrics or Metrics(), guards
         self.together: Callable[[bytes], Awaitable[bytes | Refusal]] | None = None
         self._turn, self._trial = CapacityLimiter(1), Trial()
 
@@ -68,12 +68,12 @@ class Answers:
         else:
             result = await self._in_turn(self._one, body)
         await self._take_back_what_lost()
-        self.metrics.seconds.observe(time.perf_counter() - began_s)
+        self.metrics.took(time.perf_counter() - began_s)
         return result
 
     async def answer_each(self, bodies: Sequence[bytes]) -> list[bytes | Refusal]:
         """The same for several bodies; a bad one does not affect the others."""
-        self.metrics.together.observe(len(bodies))
+        self.metrics.together(len(bodies))
         await self._follow()
         small = sum(map(len, bodies)) <= SMALL_BYTES
         return self._each(bodies) if small else await self._in_turn(self._each, bodies)

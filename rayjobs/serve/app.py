@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Scope
 
-from actuators.errors import ConflictError, DeepSchedError
+from actuators.errors import ConflictError, DeepSchedError, ProcessError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.bundles import BundleStore, InUse
 from rayjobs.serve.gate import CHANGES, Gate, GateRules
@@ -78,9 +78,10 @@ class ServeSettings:
     batching: Batching = Batching()
 
 
-def open_answers(settings: ServeSettings) -> Answers:
-    """Answers of the bundle in use. Raises BundleError when it cannot be used."""
-    return Answers(BundleStore(settings.bundle, settings.root, settings.state), settings.guards)
+def open_answers(settings: ServeSettings, metrics: Metrics | None = None) -> Answers:
+    """Answers of the bundle in use, counted in `metrics`. Raises BundleError when it cannot be used."""
+    store = BundleStore(settings.bundle, settings.root, settings.state)
+    return Answers(store, settings.guards, metrics)
 
 
 def create_app(settings: ServeSettings, answers: Answers | None = None) -> ASGIApp:
@@ -97,7 +98,7 @@ def create_app(settings: ServeSettings, answers: Answers | None = None) -> ASGIA
     _describe_tokens(app, settings.rules)
 
     def refused(refusal: Refused, scope: Scope) -> None:
-        metrics.refused.labels(refusal.status).inc()
+        metrics.refuse(refusal.status)
         if scope["path"] in CHANGES:
             event("refused", logging.WARNING, status=refusal.status, path=scope["path"], detail=refusal.detail)
 
@@ -169,7 +170,7 @@ def _live_routes(app: FastAPI, settings: ServeSettings, answers: Answers) -> Non
 
     @app.get("/metrics", response_class=Response)
     def metrics_text() -> Response:
-        """Prometheus text."""
+        """Prometheus text, of all replicas."""
         in_use = store.in_use()
         text = answers.metrics.text(view, in_use.bundle.id, in_use.served.times_taken_back)
         return Response(text, media_type="text/plain; version=0.0.4")
@@ -187,7 +188,7 @@ def _file(name: str) -> Any:
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     def answered(status: int, detail: str) -> JSONResponse:
-        metrics.refused.labels(status).inc()
+        metrics.refuse(status)
         return JSONResponse({"detail": detail}, status)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
@@ -199,12 +200,17 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
             return answered(422, f"{where}: {first['msg']}"[:500])
         return answered(422, str(error)[:1000])
 
+    async def silent(request: Request, error: Exception) -> JSONResponse:
+        return answered(503, str(error)[:1000])
+
     async def unwritten(request: Request, error: Exception) -> JSONResponse:
         event("unwritten", logging.ERROR, path=request.url.path, detail=str(error))
         return answered(503, f"cannot write: {getattr(error, 'strerror', None) or error}")
 
     for kind in (ValidationError, RequestValidationError, DeepSchedError):
         app.add_exception_handler(kind, refused)
+    # Other processes that the answer needs.
+    app.add_exception_handler(ProcessError, silent)
     # A full disk or missing rights: the bundle in use stays in use.
     app.add_exception_handler(OSError, unwritten)
 

@@ -25,6 +25,7 @@ SERVES_TARGET = 2.0
 """Concurrent requests per replica that Ray Serve aims at by default."""
 
 
+_DELAYS = ("upscale_delay_s", "downscale_delay_s")
 _GUARDS_OF_ONE_ANSWER = {
     "floor", "cap_share", "min_requests", "novel_above", "novel_share", "overload_ratio", "overload_pull",
 }  # fmt: skip
@@ -63,6 +64,10 @@ class ServeOptions(RayOptions):
     target_ongoing_requests: Annotated[float | None, Only(front="ray", max_replicas=GIVEN)] = Field(None, gt=0)
     """ray, with `max_replicas`: concurrent requests per replica above which a replica is added; 2 or the batch size,
     the larger, when not given."""
+    upscale_delay_s: Annotated[float | None, Only(front="ray", max_replicas=GIVEN)] = Field(None, ge=0)
+    """ray, with `max_replicas`: how long requests wait before a replica is added; Ray's 30 s when not given."""
+    downscale_delay_s: Annotated[float | None, Only(front="ray", max_replicas=GIVEN)] = Field(None, ge=0)
+    """ray, with `max_replicas`: how long a replica is not needed before it goes; Ray's 600 s when not given."""
     batch_size: Annotated[int, Only(front="ray")] = Field(1, ge=1, le=256)
     """ray: maximum number of requests that one call of the network decides; 1 is fastest for a single client."""
     batch_wait_ms: Annotated[float, Only(front="ray")] = Field(0.0, ge=0, le=1000)
@@ -117,6 +122,7 @@ def deployment(options: ServeOptions) -> dict[str, Any]:
                 "min_replicas": options.replicas,
                 "max_replicas": options.max_replicas,
                 "target_ongoing_requests": target,
+                **{name: delay_s for name in _DELAYS if (delay_s := getattr(options, name)) is not None},
             }
         }
     return {

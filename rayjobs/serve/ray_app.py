@@ -1,7 +1,12 @@
-"""The served policy as a Ray Serve application; `rayjobs.serve.ray_app:build` is the import path of its YAML."""
+"""The served policy as a Ray Serve application.
+
+`rayjobs.serve.ray_app:build` is the import path of the YAML that `deepsched serve --print-config` prints;
+`rayjobs.serve.ray_app:app` is the application itself, for `serve build` and `serve run`.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,17 +14,22 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError
 
-from actuators.errors import ProcessError
+from actuators.errors import ConfigError, ProcessError
+from rayjobs.cli.config import load_options
 from rayjobs.serve.answers import Refusal
 from rayjobs.serve.app import Batching, ServeSettings, create_app, open_answers
 from rayjobs.serve.gate import GateRules
-from rayjobs.serve.telemetry import log_with_serve
+from rayjobs.serve.options import ServeOptions, deployment, make_settings
+from rayjobs.serve.ray_metrics import RayCounts
+from rayjobs.serve.telemetry import Metrics, log_with_serve
 from rayjobs.serve.tokens import Role, Tokens
 from tuning.steering.options import GuardOptions
 
 NAME = "deepsched"
 TOKEN_FILES: dict[Role, str] = {"admin": "token_file", "order": "order_token_file", "read": "read_token_file"}
 """Names in the rules of a config file."""
+VARIABLE = "DEEPSCHED_SERVE"
+"""Environment variable with the file of options of `app`."""
 START_TRIES = 3
 """Ray Serve waits 60 s for its proxy to start, which a busy machine can exceed."""
 
@@ -30,7 +40,7 @@ class PolicyReplica:
     def __init__(self, settings: dict[str, Any]) -> None:
         log_with_serve()
         self._settings = settings_of(settings)
-        self._answers = open_answers(self._settings)
+        self._answers = open_answers(self._settings, Metrics(RayCounts()))
         batching = self._settings.batching
         if batching.size > 1:
             self._together.set_max_batch_size(batching.size)
@@ -67,6 +77,21 @@ def start(host: str, port: int) -> None:
 def build(args: dict[str, Any]) -> Any:
     """The application of the config file that `deepsched serve --print-config` prints."""
     return deployed(args, {})
+
+
+def __getattr__(name: str) -> Any:
+    """`app`: the application with the options in the file that DEEPSCHED_SERVE names; made when it is asked for.
+
+    The file is one for `deepsched serve --config`. Raises ConfigError when there is none, or it is wrong, and
+    AttributeError for every other name.
+    """
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not os.environ.get(VARIABLE):
+        remedy = f"export {VARIABLE}=FILE, with the options of `deepsched serve` as YAML: `bundle: FOLDER`"
+        raise ConfigError("the application needs its options", where=VARIABLE, remedy=remedy)
+    options = load_options(ServeOptions, file=Path(os.environ[VARIABLE]))
+    return deployed(settings_args(make_settings(options)), deployment(options))
 
 
 def deployed(args: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Prometheus metrics and structured logs of one replica of the served policy.
+"""Prometheus metrics and structured logs of the served policy.
 
 A log record is one JSON object a line on stderr; under Ray Serve, Serve's logger writes it in its own format.
 """
@@ -8,61 +8,123 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from rayjobs.serve.live import LiveView
+from rayjobs.serve.metric_names import COUNTERS, HISTOGRAMS, NOVELTY, NOVELTY_TEXT, PREFIX
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+class Counts(Protocol):
+    """Where a replica counts (`rayjobs.serve.metric_names`); a name that is not there raises KeyError."""
+
+    def add(self, name: str, label: str) -> None:
+        """One more of the counter, under this value of its label."""
+
+    def observe(self, name: str, value: float) -> None:
+        """One more value of the histogram."""
+
+    def set(self, name: str, value: float) -> None:
+        """The gauge's value."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The counts of all replicas of this application."""
+
+
+class ProcessCounts:
+    """Counts of this process, which is the only replica."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._counters = {
+            name: Counter(PREFIX + name, text, [label], registry=self._registry)
+            for name, (text, label) in COUNTERS.items()
+        }
+        self._histograms = {
+            name: Histogram(PREFIX + name, text, buckets=bounds, registry=self._registry)
+            for name, (text, bounds) in HISTOGRAMS.items()
+        }
+        self._gauges = {NOVELTY: Gauge(PREFIX + NOVELTY, NOVELTY_TEXT, registry=self._registry)}
+
+    def add(self, name: str, label: str) -> None:
+        self._counters[name].labels(label).inc()
+
+    def observe(self, name: str, value: float) -> None:
+        self._histograms[name].observe(value)
+
+    def set(self, name: str, value: float) -> None:
+        self._gauges[name].set(value)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._registry.collect()
 
 
 class Metrics:
-    """Counters since the replica started."""
+    """What one replica counts, and the text of all metrics.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.answers = Counter("deepsched_answers", "Answers by decision", ["decision"], registry=self.registry)
-        self.refused = Counter("deepsched_refused", "Refused requests by status", ["status"], registry=self.registry)
-        self.seconds = Histogram(
-            "deepsched_answer_seconds", "Time from the complete body to the answer", registry=self.registry,
-            buckets=_SECONDS,
-        )  # fmt: skip
-        self.together = Histogram(
-            "deepsched_batch_requests",
-            "Requests decided by one call of the network",
-            registry=self.registry,
-            buckets=_SIZES,
-        )
-        self.novelty = Gauge("deepsched_novelty", "Largest novelty of the last answer", registry=self.registry)
-        self.bundle = Gauge("deepsched_bundle_info", "The bundle in use", ["bundle"], registry=self.registry)
-        self.taken_back = Gauge(
-            "deepsched_bundles_taken_back", "Swaps since the start that were taken back, of all replicas",
-            registry=self.registry,
-        )  # fmt: skip
-        self.alive = Gauge("deepsched_controller_alive", "1 while a controller runs", registry=self.registry)
-        self.guards = Gauge(
-            "deepsched_controller_guard", "Decisions in which a guard intervened", ["guard"], registry=self.registry
-        )
+    Args:
+        counts: where it counts; those of this process by default.
+    """
+
+    def __init__(self, counts: Counts | None = None) -> None:
+        self._counts = counts or ProcessCounts()
 
     def see(self, answer: dict[str, Any]) -> None:
         """Counts an answer to `POST /v1/weights`."""
-        self.answers.labels(answer["decision"]).inc()
+        self._counts.add("answers", answer["decision"])
         if answer["state"]:
-            self.novelty.set(max(answer["state"]["novelty"]))
+            self._counts.set(NOVELTY, max(answer["state"]["novelty"]))
+
+    def took(self, seconds: float) -> None:
+        """Counts the time of an answer."""
+        self._counts.observe("answer_seconds", seconds)
+
+    def together(self, requests: int) -> None:
+        """Counts a batch of so many requests."""
+        self._counts.observe("batch_requests", float(requests))
+
+    def refuse(self, status: int) -> None:
+        """Counts a refused request."""
+        self._counts.add("refused", str(status))
 
     def text(self, view: LiveView, bundle: str, times_taken_back: int) -> bytes:
-        """Prometheus text of all metrics, those of the controller's record included."""
-        now = view.now()
-        self.alive.set(bool(now["alive"]))
-        for guard in now.get("guards", []):
-            self.guards.labels(guard["name"]).set(guard["count"])
-        self.taken_back.set(times_taken_back)
-        self.bundle.clear()
-        self.bundle.labels(bundle).set(1)
-        return generate_latest(self.registry)
+        """Prometheus text of all replicas' metrics, and of what any replica reads from the files of this start.
+
+        Raises ProcessError when the other replicas' counts cannot be read.
+        """
+        shared = _of_files(view.now(), bundle, times_taken_back)
+        registry = CollectorRegistry()
+        registry.register(_Collected([*self._counts.collect(), *shared]))
+        return generate_latest(registry)
+
+
+class _Collected(Collector):
+    """Families that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _of_files(now: dict[str, Any], bundle: str, times_taken_back: int) -> list[Metric]:
+    in_use = GaugeMetricFamily(PREFIX + "bundle_info", "The bundle in use", labels=["bundle"])
+    in_use.add_metric([bundle], 1.0)
+    guards = GaugeMetricFamily(PREFIX + "controller_guard", "Decisions in which a guard intervened", labels=["guard"])
+    for guard in now.get("guards", []):
+        guards.add_metric([guard["name"]], float(guard["count"]))
+    alive = GaugeMetricFamily(PREFIX + "controller_alive", "1 while a controller runs", value=float(now["alive"]))
+    taken_back = GaugeMetricFamily(
+        PREFIX + "bundles_taken_back", "Swaps since the start that were taken back, of all replicas",
+        value=float(times_taken_back),
+    )  # fmt: skip
+    return [in_use, guards, alive, taken_back]
 
 
 _LOG = logging.getLogger("deepsched.serve")

@@ -16,11 +16,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from rayjobs.dashboards.__main__ import DashboardsOptions, run
 from rayjobs.dashboards.alerts import JOB, alert_rules
+from rayjobs.serve import metric_names
 from rayjobs.steer.metrics import PREFIX, SteerMetrics, exported
 from tests.support.steering_cases import recorded
 from tuning.live.metric_names import COUNTERS, GAUGES, TRIAL_GAUGES
 from tuning.steering.audit import read_lines
 
+BOARDS = ("steering", "serving", "deep-scheduling")
 METRIC = re.compile(r"\b(?:ray_)?deepsched_\w+")
 KEYWORDS = re.compile(r"\b(?:by|on) \([^)]*\)|\b(?:rate|sum|max|time|increase|histogram_quantile|absent)\b")
 
@@ -39,7 +41,7 @@ def board(files: Path, name: str) -> dict[str, Any]:
 
 def expressions(files: Path) -> Iterator[str]:
     """Every PromQL expression of both dashboards and of the alerts."""
-    for name in ("steering", "deep-scheduling"):
+    for name in BOARDS:
         content = board(files, name)
         yield from (target["expr"] for panel in content["panels"] for target in panel.get("targets", ()))
         yield from (one["definition"] for one in content["templating"]["list"] if "definition" in one)
@@ -51,9 +53,13 @@ def test_what_they_ask_for_is_exported(files: Path) -> None:
     of_ray = {f"ray_deepsched_{name}_total" for name in COUNTERS}
     of_ray |= {f"ray_deepsched_{name}" for name in (*GAUGES, *TRIAL_GAUGES)}
     asked = {name for expression in expressions(files) for name in METRIC.findall(expression)}
-    assert asked - of_ray - exported() == set()
+    served = metric_names.exported(ray=False)
+    assert asked - of_ray - served - exported() == set()
     # And nothing that a testbed, a trial or a controller exports is forgotten.
     assert of_ray - asked == set()
+    assert served - asked == {"deepsched_answer_seconds_sum", "deepsched_answer_seconds_count"} | {
+        "deepsched_batch_requests_bucket"
+    }
     buckets = {name for name in exported() if name.endswith(("_sum", "_count"))}
     assert exported() - buckets - asked == set()
 
@@ -73,7 +79,7 @@ def test_the_controller_exports_what_it_says(tmp_path: Path) -> None:
     assert exported() - set(METRIC.findall(text)) == {f"{PREFIX}service_time_seconds"}
 
 
-@pytest.mark.parametrize("name", ["steering", "deep-scheduling"])
+@pytest.mark.parametrize("name", BOARDS)
 def test_a_dashboard_is_as_grafana_wants_it(files: Path, name: str) -> None:
     """The rules of Grafana's dashboard JSON (https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/)."""
     content = board(files, name)
@@ -118,7 +124,7 @@ def test_the_files_refer_to_each_other(files: Path) -> None:
     provisioning = files / "grafana" / "provisioning"
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "deep-scheduling.yaml").read_text())["providers"]
     assert sorted(path.name for path in Path(provider["options"]["path"]).glob("*.json")) == [
-        "deep-scheduling.json", "steering.json",
+        "deep-scheduling.json", "serving.json", "steering.json",
     ]  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from actuators.http_client import responds
 from actuators.processes.process import ManagedProcess
@@ -20,6 +19,7 @@ from rayjobs.runs.local_ray import LocalRay, local_ray
 from rayjobs.serve.answers import advise, read_body
 from rayjobs.serve.bundles import LoadedBundle
 from rayjobs.serve.ray_app import NAME
+from tests.support.prometheus_text import series, total
 from tests.support.serve_requests import GUARDS, bodies, same
 from tests.support.served import Served
 from tests.support.steering_cases import of_other_groups, trained_bundle
@@ -63,9 +63,14 @@ def _answers_in_batches(served: Served) -> None:
         else:
             assert answer.status_code == 200, answer.text
             assert same(answer.json(), json.loads(json.dumps(advise(bundle, read_body(body), GUARDS))))
-    sizes = _batch_sizes(served)
-    assert sizes["sum"] == len(asked)
-    assert sizes["count"] < len(asked), "several were decided together"
+    # Ray's agent adds up middles of buckets: only the number of batches is exact (docs/ray-facts.md#metrics).
+    decided = len(asked) - 4
+    wait_until(lambda: _counted(served, "deepsched_answers_total") == decided, "not all were counted")
+    assert _counted(served, "deepsched_batch_requests_count") < len(asked), "several were decided together"
+
+
+def _counted(served: Served, name: str) -> float:
+    return total(series(served.get("/metrics").text), name)
 
 
 def _logs_what_was_changed(served: Served, ray_: LocalRay) -> None:
@@ -94,16 +99,6 @@ def _takes_back_what_fails(served: Served) -> None:
         return said["taken_back"] is not None and said["bundle"] == before
 
     wait_until(taken_back, "not taken back")
-
-
-def _batch_sizes(served: Served) -> dict[str, float]:
-    text = requests.get(served.url + "/metrics", timeout=20).text
-    return {
-        name: float(line.split()[1])
-        for name in ("sum", "count")
-        for line in text.splitlines()
-        if line.startswith(f"deepsched_batch_requests_{name} ")
-    }
 
 
 def _serve_run(folder: Path, ray_: LocalRay) -> ManagedProcess:
