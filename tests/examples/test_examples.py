@@ -117,7 +117,7 @@ def test_rules_are_scored_between_least_conn_and_the_oracle(tmp_path: Path) -> N
     evaluator = example("evaluator")
     assert example("initial_rule").weights
     good = evaluator.evaluate(str(FOLDER / "initial_rule.py"), seeds=[1])
-    assert set(good) == {"score", "goodput", *evaluator.SCENARIOS}
+    assert set(good) == {"score", "goodput", "index", *evaluator.SUITE.scenarios}
     assert 0.1 < good["score"] < 1.0
     rule = tmp_path / "rule.py"
     rule.write_text("import numpy as np\ndef weights(seen, memory):\n    return np.ones(seen['requests'].shape)\n")

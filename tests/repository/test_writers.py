@@ -49,7 +49,8 @@ ALONE = {
     "tuning/report/clusters.py", "tuning/report/run.py", "tuning/report/scenario.py", "tuning/report/sweep.py",
     "tuning/search/admission_numbers.py", "tuning/search/trial.py",
     # A file that the user names, written as a whole.
-    "actuators/statistics/recording.py", "rayjobs/admission/in_force.py", "rayjobs/dashboards/__main__.py",
+    "actuators/statistics/recording.py", "rayjobs/admission/in_force.py", "rayjobs/benchmark/__main__.py",
+    "rayjobs/dashboards/__main__.py",
     "rayjobs/encoder.py", "rayjobs/export.py", "rayjobs/scenarios.py", "rayjobs/serve/options.py",
     "rayjobs/steer/handover.py", "rayjobs/steer/units.py", "rayjobs/weights.py",
     # Adds a line to the audit log through `append_line`.

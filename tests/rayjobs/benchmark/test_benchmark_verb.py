@@ -1,0 +1,55 @@
+"""`deepsched benchmark`: rules, functions and bundles in one table, and the same in a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from envs.study import benchmark
+from rayjobs.cli.main import main
+from tests.support.paths import ROOT
+from tests.support.steering_cases import trained_bundle
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite that takes a second."""
+    small = replace(
+        benchmark.SUITES["social-1"], name="tiny-1", scenarios=("S3",), seconds=20.0, held_out_seeds=(1001, 1002)
+    )
+    monkeypatch.setitem(benchmark.SUITES, "tiny-1", small)
+
+
+def test_everything_that_may_take_part_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained_bundle().save(tmp_path / "mine" / "bundle")
+    policies = f"expected_delay,{ROOT}/docs/examples/initial_rule.py,{tmp_path}/mine/bundle"
+    assert main(["benchmark", "tiny-1", "--policies", policies, "--out", str(tmp_path / "scores.json")]) == 0
+    said = capsys.readouterr()
+    for name in ("least_conn", "oracle", "bound", "expected_delay", "initial_rule", "mine"):
+        assert name in said.out
+    assert "does not say how many steps" in " ".join(said.err.split())
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["benchmark"] == "tiny-1"
+    assert scores["entries"]["least_conn"]["total"] == 0.0
+    assert scores["entries"]["oracle"]["total"] == pytest.approx(1.0)
+    assert len(scores["entries"]["mine"]["index_of_play"][0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["socal-1"], "did you mean 'social-1'"),
+        (["tiny-1", "--policies", "expected_dealy"], "expected_delay"),
+        (["tiny-1", "--policies", "nowhere.py"], "no such file"),
+        (["tiny-1", "--policies", "nowhere/bundle"], "nowhere/bundle"),
+        (["tiny-1", "--policies", "least_conn,least_conn"], "two entries have one name"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *words]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert "Traceback" not in error
