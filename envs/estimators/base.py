@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.topology import Topology
 from actuators.contract.window import DelayWindow, Window
+from actuators.contract.window_stack import WindowStack
 from actuators.errors import DataError
 from envs.simulator.window_batch import WindowBatch
 
@@ -50,8 +51,8 @@ class ServiceSamples:
     duration_s: float
 
     @classmethod
-    def of(cls, window: Window | WindowBatch) -> ServiceSamples:
-        """The samples of a window or of a batch of windows of equal length."""
+    def of(cls, window: Window | WindowBatch | WindowStack) -> ServiceSamples:
+        """The samples of a window or of a batch of windows, of which the longest counts as the length of all."""
         delay = window.delay_window() if isinstance(window, WindowBatch) else window.delay
         usable = window.responses[..., 4] <= MOST_ERRORS * window.requests
         return cls(

@@ -135,9 +135,13 @@ def tail_quantile_s(histogram: NDArray[np.int64], bounds_ms: Sequence[int], quan
     return np.where(total > 0, value, 0.0)[..., 0]
 
 
-def group_features(counters: Counters, duration_s: float) -> FloatArray:
-    """``[..., groups]``: log of (1 + requests per second) / 6, about 1 at 400 requests per second."""
-    rate_rps = counters.requests.sum(axis=-1) / max(duration_s, 1e-3)
+def group_features(counters: Counters, duration_s: float | FloatArray) -> FloatArray:
+    """``[..., groups]``: log of (1 + requests per second) / 6, about 1 at 400 requests per second.
+
+    Args:
+        duration_s: of the window, or ``[...]`` of each window of a batch.
+    """
+    rate_rps = counters.requests.sum(axis=-1) / np.maximum(np.asarray(duration_s)[..., None], 1e-3)
     scaled: FloatArray = np.log1p(rate_rps) / GROUP_RATE_SCALE
     return scaled
 

@@ -13,6 +13,7 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Weights
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
+from actuators.contract.window_stack import WindowStack
 from envs.estimators.base import Estimator, ServiceSamples, learned, recall
 from envs.observation.encoder import Encoder
 from envs.observation.features import (
@@ -133,16 +134,19 @@ class Observer:
         if self._stack is not None:
             self._stack.forget(index)
 
-    def observe(self, counters: Counters, duration_s: float, weights: NDArray[np.int64] | FloatArray) -> Observation:
-        """The observation after one window; `duration_s` is the window's length.
+    def observe(
+        self, counters: Counters, duration_s: float | FloatArray, weights: NDArray[np.int64] | FloatArray
+    ) -> Observation:
+        """The observation after one window; `duration_s` is the window's length, or ``[...]`` of each of a batch.
 
-        With an estimator, `counters` must be a Window or a WindowBatch of `expected_delay`; DataError otherwise.
+        With an estimator, `counters` must be a Window, a WindowBatch or a WindowStack of `expected_delay`; DataError
+        otherwise.
         """
         features = server_features(counters, self.deadlines_s, self.memory, self._version)
         posterior, novelty = self._encode(features)
         tau_s = None
         if self._estimator is not None:
-            assert isinstance(counters, Window | WindowBatch)
+            assert isinstance(counters, Window | WindowBatch | WindowStack)
             samples = ServiceSamples.of(counters)
             tau_s, weights = self._estimator.update(samples), _in_force(samples.seen().tau_s)
         observation = Observation(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MEMORY_GIB = 16.0
 MAX_TESTBEDS = 32
 STEP_MS = 15.0
+MANY, MANY_STEP_MS = 1000, 150.0
+PER_NODE = 50
+"""Fake testbeds behind a relay."""
 LIVE_WORK_SCALE = 4.6
 """Stretches the demo's work so that about 150 requests/s arrive at each live testbed."""
 
@@ -29,7 +32,12 @@ def measure(context: BenchContext) -> Sequence[Bar]:
 
     problem = small_problem(context.seed)
     with local_ray(testbeds=2) as ray:
-        return [*_waiting(context, problem, ray), *_live(context, problem), *_steps(context, problem)]
+        return [
+            *_waiting(context, problem, ray),
+            *_many(context, problem),
+            *_live(context, problem),
+            *_steps(context, problem),
+        ]
 
 
 def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
@@ -56,6 +64,27 @@ def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> 
     yield at_most(
         f"memory with {counts[-1]} testbeds", memory_gib, MEMORY_GIB, "GiB", how="PSS of all processes of this Ray"
     )
+
+
+def _many(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+    from rayjobs.bench.parts.control_step import fake_pace
+
+    counts = (32, MANY) if context.quick else (32, 100, 300, MANY)
+    steps = 6 if context.quick else 30
+    for count in counts:
+        per_node = min(PER_NODE, count)
+        pace = fake_pace(problem, count, per_node, steps, 1.0)
+        context.log(f"{count} fake testbeds: step {np.median(pace.whole_ms):.1f} ms, {pace.share:.3f} of ideal")
+        how = f"{steps} intervals of 1 s, fake conductors behind real relays on this machine, {per_node} each"
+        whole, name = float(np.median(pace.whole_ms)), f"own work of a step of {count} testbeds, median"
+        parts = ", ".join(f"{part} {np.median(taken):.1f}" for part, taken in pace.parts_ms.items())
+        about = f"p99 {np.percentile(pace.whole_ms, 99):.1f} ms; parts {parts}; env steps/s over ideal {pace.share:.3f}"
+        yield (
+            at_most(name, whole, MANY_STEP_MS, "ms", how=how, reference=about)
+            if count == MANY
+            else figure(name, whole, "ms", how=how, reference=about)
+        )
+        yield figure(f"CPU time of the driver, {count} testbeds", float(np.median(pace.cpu_ms)), "ms a step", how=how)
 
 
 def _live(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:

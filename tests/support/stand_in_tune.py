@@ -55,7 +55,7 @@ def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str
     monkeypatch.setattr(trial, "apply", followed)
     monkeypatch.setattr(trial, "algorithm_config", configured)
     monkeypatch.setattr(trial, "LiveTrial", _LiveTrial)
-    monkeypatch.setattr(trial, "TrialMetrics", lambda name: SimpleNamespace(report=lambda score, steps: None))
+    monkeypatch.setattr(trial, "TrialMetrics", lambda: SimpleNamespace(report=lambda score, steps: None))
     monkeypatch.setattr(confirm, "start_remote_testbed", testbed)
     monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(remote=_JUDGE))
     monkeypatch.setattr(sweep, "Tuner", _Tuner)

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from envs.environment.rewards import Ledger
 
 TERMS = "terms"
 """Key of the means in RLlib's results: `result["env_runners"]["terms"][NAME]`."""
+TAKEN = "steps_taken"
+"""Key of the steps that each process has taken in a live environment since it began, whether they arrived or not."""
 EPISODES = "episodes_file"
 """Key in env_config: JSON-lines file that receives a line per started episode; without it no file is written."""
 
@@ -34,6 +37,10 @@ class LedgerCallback(RLlibCallback):
         if env_runner is None or env_runner.env is None:
             return
         path = env_runner.config.env_config.get(EPISODES)
+        taken = getattr(env_runner.env.unwrapped, "steps_taken", None)
+        if taken is not None:
+            metrics_logger.log_value((TAKEN, f"runner {env_runner.worker_index}, process {os.getpid()}"), taken,
+                                     reduce="max", window=1)  # fmt: skip
         for ledger in _ledgers(env_runner.env):
             for name, mean in ledger.take_means().items():
                 metrics_logger.log_value((TERMS, name), mean, window=1)

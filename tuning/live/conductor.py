@@ -238,6 +238,11 @@ class Conductor(TestbedDriver):
         return super().step(control, interval_s).dump()
 
     @ray.method(concurrency_group="watch")
+    def place(self) -> tuple[str, str]:
+        """Ray's id of the node, and its address."""
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+
+    @ray.method(concurrency_group="watch")
     def describe(self) -> dict[str, Any]:
         """See `TestbedDriver.describe`."""
         return super().describe()

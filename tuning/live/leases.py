@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from actuators.errors import CapacityError
 from actuators.store import Store, Stored
+from tuning.live.relay import Channel, open_channels
 
 
 class Leases(BaseModel):
@@ -103,6 +104,10 @@ class Leaser:
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         return {name: self.conductors[name] for name in names}
+
+    def channels(self, leased: Mapping[str, Any]) -> tuple[list[Channel], dict[str, str]]:
+        """Ways to leased testbeds, which end with the calling process; name → address of its node (`relay`)."""
+        return open_channels(leased)
 
     def release(self) -> None:
         """Returns the testbeds of this actor; does nothing once the testbeds are closed."""

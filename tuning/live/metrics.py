@@ -2,57 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import ray
 from ray.util.metrics import Counter, Gauge
 
-from actuators.contract.histogram import percentile_ms
-from actuators.contract.window import Window
+from actuators.contract.arrays import BoolArray, FloatArray, IntArray
+from actuators.contract.window_stack import WindowStack
 from envs.observation.observer import Observation
-from tuning.live.metric_names import COUNTERS, GAUGES, PREFIX, TRIAL_GAUGES
+from tuning.live.metric_names import COUNTERS, GAUGES, GROUP, NODE, PREFIX, TRIAL_GAUGES, labels
+
+
+@dataclass(frozen=True, eq=False)
+class SteppedWindows:
+    """One step of all testbeds of an environment. Leading axis ``[n]``.
+
+    Attributes:
+        usable: whose window counts.
+        late: whose answer was not used because it came too late; they are not usable.
+        lost: whose interval was lost, those that are late included.
+        art, reward: of the usable ones.
+    """
+
+    windows: WindowStack
+    observation: Observation
+    usable: BoolArray
+    lost: BoolArray
+    late: BoolArray
+    changed: BoolArray
+    art: FloatArray
+    reward: FloatArray
 
 
 class TestbedMetrics:
-    """The metrics of one testbed, with its name as the tag `testbed`."""
+    """The metrics of the testbeds of one environment, added up per node.
 
-    def __init__(self, testbed: str) -> None:
-        self._tags = {"testbed": testbed}
-        self._counters = {name: Counter(PREFIX + name, text, ("testbed",)) for name, text in COUNTERS.items()}
-        self._gauges = {name: Gauge(PREFIX + name, text, ("testbed",)) for name, text in GAUGES.items()}
+    Args:
+        nodes: of each testbed.
+        groups: names of the request groups.
+    """
 
-    def fault(self) -> None:
-        """Counts an interval that was lost."""
-        self._counters["faults"].inc(1.0, self._tags)
-
-    def window(
-        self, window: Window, observation: Observation, terms: Mapping[str, Any], reward: float, *, changed: bool
-    ) -> None:
-        """Records a usable window, its observation, its reward and the terms of the reward."""
-        requests = int(window.requests.sum())
-        self._counters["windows"].inc(1.0, self._tags)
-        if requests:
-            self._counters["requests"].inc(float(requests), self._tags)
-        if changed:
-            self._counters["weight_changes"].inc(1.0, self._tags)
-        values = {
-            "art_per_request": float(terms["art"]),
-            "mean_ms": float(window.response_ms_sum.sum()) / max(requests, 1),
-            "novelty": float(observation.novelty.max(initial=0.0)),
-            "reward": reward,
+    def __init__(self, nodes: Sequence[str], groups: Sequence[str]) -> None:
+        self._groups = groups
+        self._rows: dict[str, IntArray] = {
+            node: np.flatnonzero(np.array(nodes) == node) for node in dict.fromkeys(nodes)
         }
-        if window.client is not None and window.client.latency_counts.sum() > 0:
-            values["client_p99_ms"] = float(percentile_ms(window.client.latency_counts.sum(axis=0), 99.0))
-        for name, value in values.items():
-            self._gauges[name].set(value, self._tags)
+        self._counters = {name: Counter(PREFIX + name, text, labels(name)) for name, text in COUNTERS.items()}
+        self._gauges = {name: Gauge(PREFIX + name, text, labels(name)) for name, text in GAUGES.items()}
+
+    def lose(self, lost: BoolArray, late: BoolArray) -> None:
+        """Counts intervals that were lost, and those of them whose answer came too late, each ``[n]``."""
+        for node, rows in self._rows.items():
+            self._count("faults", float(lost[rows].sum()), node)
+            self._count("late", float(late[rows].sum()), node)
+
+    def record(self, step: SteppedWindows) -> None:
+        """Counts a step, and sets the gauges of the nodes that have a usable window."""
+        self.lose(step.lost, step.late)
+        novelty = step.observation.novelty.reshape(len(step.usable), -1).max(axis=1, initial=0.0)
+        mean_ms = step.windows.mean_ms()
+        for node, rows in self._rows.items():
+            usable = rows[step.usable[rows]]
+            self._count("windows", float(len(usable)), node)
+            self._count("weight_changes", float(step.changed[usable].sum()), node)
+            if not len(usable):
+                continue
+            for group, requests in enumerate(step.windows.requests[usable].sum(axis=(0, 2))):
+                self._count("requests", float(requests), node, self._groups[group])
+                self._set("mean_ms", mean_ms[usable, group], node, self._groups[group])
+            self._set("art_per_request", step.art[usable], node)
+            self._set("reward", step.reward[usable], node)
+            self._gauges["novelty"].set(float(novelty[usable].max()), {NODE: node})
+            p99_ms = step.windows.client_p99_ms[usable]
+            if not np.isnan(p99_ms).all():
+                self._gauges["client_p99_ms"].set(float(np.nanmax(p99_ms)), {NODE: node})
+
+    def _count(self, name: str, value: float, node: str, group: str | None = None) -> None:
+        if value:
+            self._counters[name].inc(value, {NODE: node} if group is None else {NODE: node, GROUP: group})
+
+    def _set(self, name: str, values: FloatArray, node: str, group: str | None = None) -> None:
+        if not np.isnan(values).all():
+            self._gauges[name].set(
+                float(np.nanmean(values)), {NODE: node} if group is None else {NODE: node, GROUP: group}
+            )
 
 
 class TrialMetrics:
-    """The metrics of one trial of a sweep, with its name as the tag `trial`."""
+    """The metrics of the trial that runs in this process."""
 
-    def __init__(self, trial: str) -> None:
-        self._tags = {"trial": trial}
-        self._gauges = {name: Gauge(PREFIX + name, text, ("trial",)) for name, text in TRIAL_GAUGES.items()}
+    def __init__(self) -> None:
+        self._tags = {NODE: ray.util.get_node_ip_address()}
+        self._gauges = {name: Gauge(PREFIX + name, text, (NODE,)) for name, text in TRIAL_GAUGES.items()}
 
     def report(self, score: float, steps: int) -> None:
         """Sets the gauges after a training iteration."""

@@ -18,14 +18,21 @@ from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Topology
 from actuators.errors import CapacityError
 from actuators.testbed.options import LiveOptions
-from actuators.testbed.placement import PROXY_BUNDLE, check_capacity, start_remote_testbed, testbed_bundles
+from actuators.testbed.placement import (
+    NAMESPACE,
+    PROXY_BUNDLE,
+    check_capacity,
+    free_names,
+    start_remote_testbed,
+    testbed_bundles,
+)
 from tuning.live.conductor import CONDUCTOR, News
 from tuning.live.leases import LEASE_DESK, Leaser
 
-NAMESPACE = "deepsched"
-PLACE_TIMEOUT_S = 60.0
-CLOSE_TIMEOUT_S = 8.0
-WATCH_TIMEOUT_S = 2.0
+PLACE_TIMEOUT_S, PLACE_PER_TESTBED_S = 60.0, 0.5
+CLOSE_TIMEOUT_S, CLOSE_PER_TESTBED_S = 8.0, 0.1
+WATCH_TIMEOUT_S, WATCH_PER_TESTBED_S = 2.0, 0.01
+"""How long placing, closing and asking all testbeds may take; the second of each for every testbed."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,10 @@ class Testbeds:
     ) -> None:
         self._places, self._owned = places or {}, owned
         self._heard = dict.fromkeys(makers, 0)
+        names = dict(zip(makers, free_names(list(makers)), strict=True))
         self.conductors = {
             name: CONDUCTOR.options(
-                name=_free_name(name), namespace=NAMESPACE, scheduling_strategy=self._strategy(name)
+                name=names[name], namespace=NAMESPACE, scheduling_strategy=self._strategy(name)
             ).remote(name, make, method)
             for name, make in makers.items()
         }
@@ -101,10 +109,11 @@ class Testbeds:
             raise
 
     def news(self) -> list[News]:
-        """Faults and repairs since the last call, of the conductors that answer within 2 s."""
+        """Faults and repairs since the last call, of the conductors that answer in time (2 s for a few)."""
+        timeout_s = WATCH_TIMEOUT_S + WATCH_PER_TESTBED_S * len(self.conductors)
         requests = {c.news.remote(self._heard[name]): name for name, c in self.conductors.items()}
         news: list[News] = []
-        for reference in ray.wait(list(requests), num_returns=len(requests), timeout=WATCH_TIMEOUT_S)[0]:
+        for reference in ray.wait(list(requests), num_returns=len(requests), timeout=timeout_s)[0]:
             name = requests[reference]
             try:
                 fresh = ray.get(reference)
@@ -121,7 +130,7 @@ class Testbeds:
         conductors, self.conductors = self.conductors, {}
         if conductors:
             closing = [conductor.close.remote() for conductor in conductors.values()]
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S + CLOSE_PER_TESTBED_S * len(closing))
             for conductor in conductors.values():
                 ray.kill(conductor)
             ray.kill(self.leaser.desk)
@@ -146,34 +155,50 @@ class Testbeds:
 
 
 def running_testbeds() -> list[dict[str, Any]]:
-    """The state (`Conductor.describe`) of every testbed on the connected cluster, of all runs, sorted by name."""
-    named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
-    requests = [ray.get_actor(actor["name"], namespace=NAMESPACE).describe.remote() for actor in named]
-    if not requests:
-        return []
-    answers, _ = ray.wait(requests, num_returns=len(requests), timeout=2 * WATCH_TIMEOUT_S)
-    return sorted(ray.get(answers), key=lambda row: str(row["name"]))
+    """The state of every testbed and controller on the connected cluster, of all runs, sorted by name.
+
+    Keys as `Conductor.describe` has them; `doing` says when one does not answer.
+    """
+    named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)
+             if actor["namespace"] == NAMESPACE}  # fmt: skip
+    asked = {name: _asked(name) for name in sorted(named)}
+    waiting = [reference for reference in asked.values() if reference is not None]
+    if waiting:
+        timeout_s = 2 * WATCH_TIMEOUT_S + WATCH_PER_TESTBED_S * len(waiting)
+        ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)
+    return [_described(name, reference) for name, reference in asked.items()]
+
+
+def _asked(name: str) -> Any:
+    """A reference to the state of an actor; None when it has ended, or is one of another version."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE).describe.remote()
+    except (ValueError, AttributeError):
+        return None
+
+
+def _described(name: str, reference: Any) -> dict[str, Any]:
+    unknown = {"name": name, "doing": "does not answer", "method": "", "windows": "", "faults": "", "builds": "",
+               "places": {}}  # fmt: skip
+    if reference is None:
+        return unknown
+    try:
+        state: dict[str, Any] = ray.get(reference, timeout=0)
+        return unknown | state
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+        return unknown
 
 
 def _await_placed(groups: dict[str, PlacementGroup]) -> None:
     """Waits for the placement; raises CapacityError when other jobs hold the resources or a bundle fits on no node."""
     ready = [group.ready() for group in groups.values()]
-    placed, waiting = ray.wait(ready, num_returns=len(ready), timeout=PLACE_TIMEOUT_S)
+    timeout_s = PLACE_TIMEOUT_S + PLACE_PER_TESTBED_S * len(ready)
+    placed, waiting = ray.wait(ready, num_returns=len(ready), timeout=timeout_s)
     if waiting:
         free = ray.available_resources()
         shown = ", ".join(f"{name} {free.get(name, 0):g}" for name in ("proxy", "client", "server"))
         raise CapacityError(
-            f"only {len(placed)} of {len(ready)} testbeds were placed within {PLACE_TIMEOUT_S:g} s",
+            f"only {len(placed)} of {len(ready)} testbeds were placed within {timeout_s:g} s",
             where=f"free now: {shown}",
             remedy="wait for other jobs to end, use fewer testbeds or add nodes",
         )
-
-
-def _free_name(name: str) -> str:
-    """The name, with a number appended if another run on this cluster uses it."""
-    taken = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
-    number, candidate = 1, name
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}.{number}"
-    return candidate

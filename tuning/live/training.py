@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from actuators.errors import ConfigError, TestbedError
 from actuators.files import write_atomic
 from envs.environment.problem import DecisionProblem
 from tuning.learning.algorithm import Setting, algorithm_config
+from tuning.learning.curve import TAKEN
+from tuning.live.relay import repair_limit_s
 from tuning.live.testbeds import Testbeds
-from tuning.live.vector_env import REPAIR_TIMEOUT_S, make_environment
+from tuning.live.vector_env import make_environment
 from tuning.options import ParallelOptions, TrainingOptions
 from tuning.policy.model import EquivariantNet
 
@@ -39,11 +41,13 @@ class ParallelRow:
         step: control intervals so far, over all testbeds.
         seconds: wall-clock time since training began.
         faults: intervals lost to faults so far.
+        late: intervals that came too late for their iteration and were not learned from, so far.
     """
 
     step: int
     seconds: float
     faults: int
+    late: int
     episode_return: float
     policy_loss: float
     value_loss: float
@@ -72,6 +76,8 @@ class ParallelTraining:
     rows: list[ParallelRow] = field(default_factory=list)
     _restarts: int = 0
     _faults: int = 0
+    _late: int = 0
+    _taken: dict[str, int] = field(default_factory=dict)
 
     def run(self, testbeds: Testbeds, scenario: Scenario) -> EquivariantNet:
         """Trains for `options.steps` control intervals and returns the trained network.
@@ -94,9 +100,10 @@ class ParallelTraining:
                     result = algo.train()
                     self._tell(testbeds, result)
                     steps = int(result.get("num_env_steps_sampled_lifetime", done))
+                    self._count_late(result, steps, float(config.sample_timeout_s))
                     if steps > done:
                         done, last_s = steps, time.monotonic()
-                        self._note(_row(done, last_s - began_s, self._faults, result), events)
+                        self._note(_row(done, last_s - began_s, self._faults, self._late, result), events)
                     elif time.monotonic() - last_s > patience_s:
                         what = f"no step arrived from the env runners for {patience_s:.0f} s"
                         raise TestbedError(what, remedy="see Ray's worker logs")
@@ -129,7 +136,7 @@ class ParallelTraining:
         )
         config = algorithm_config(options.algorithm, self.training.model, setting)
         # RLlib silently discards samples that arrive later; the first sample includes the start of the testbeds.
-        timeout_s = fragment * interval_s * 2 + REPAIR_TIMEOUT_S + RUNNER_RESTART_S
+        timeout_s = fragment * interval_s * 2 + repair_limit_s(setting.num_envs) + RUNNER_RESTART_S
         return config.env_runners(
             num_env_runners=options.env_runners, rollout_fragment_length=fragment, sample_timeout_s=timeout_s
         ).fault_tolerance(restart_failed_env_runners=True, restart_failed_sub_environments=True)
@@ -142,6 +149,18 @@ class ParallelTraining:
         if restarts > self._restarts:
             self.say(f"{restarts - self._restarts} env runner(s) died and restarted; their testbeds are leased again")
         self._restarts = restarts
+
+    def _count_late(self, result: Mapping[str, Any], received: int, timeout_s: float) -> None:
+        """What env runners have taken and the learner has not received: RLlib drops late samples without a word."""
+        for runner, taken in result.get("env_runners", {}).get(TAKEN, {}).items():
+            self._taken[runner] = max(self._taken.get(runner, 0), int(taken))
+        late = sum(self._taken.values()) - received
+        if late > self._late:
+            self.say(
+                f"{late - self._late} control intervals came more than {timeout_s:g} s after they were asked for and"
+                " were not learned from; use fewer testbeds per env runner, or smaller batches"
+            )
+            self._late = late
 
     def _note(self, row: ParallelRow, events: SummaryWriter) -> None:
         self.rows.append(row)
@@ -174,8 +193,8 @@ def _share(testbeds: int, env_runners: int) -> int:
     return testbeds // runners
 
 
-def _row(step: int, seconds: float, faults: int, result: dict[str, Any]) -> ParallelRow:
+def _row(step: int, seconds: float, faults: int, late: int, result: dict[str, Any]) -> ParallelRow:
     learner = result.get("learners", {}).get("default_policy", {})
     runners = result.get("env_runners", {})
     losses = (float(learner.get(name, math.nan)) for name in ("policy_loss", "vf_loss", "entropy"))
-    return ParallelRow(step, seconds, faults, float(runners.get("episode_return_mean", math.nan)), *losses)
+    return ParallelRow(step, seconds, faults, late, float(runners.get("episode_return_mean", math.nan)), *losses)

@@ -87,7 +87,7 @@ class SweepTrial(tune.Trainable):
             name, method = self.trial_name or "trial", options.training.method
             self._live = LiveTrial(shared.live, name, shared.topology, method, shared.seed)
             self._live.watch_reference(self._observed.problem, options.training.interval_s)
-        self._metrics = TrialMetrics(self.trial_name or "trial")
+        self._metrics = TrialMetrics()
         self._steps = 0
         self._build(None)
 

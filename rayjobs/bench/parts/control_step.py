@@ -26,10 +26,11 @@ from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.observation.encoder import EncoderOptions
 from envs.scenarios.lookup import scenario
 from envs.simulator.testbed import SimulatedTestbed
+from rayjobs.bench.parts.fake_nodes import FakeNodes
 from rayjobs.bench.parts.stalls import StallWatch
 from rayjobs.bench.parts.waiting_testbed import make_waiting
 from tuning.live.testbeds import Testbeds
-from tuning.live.vector_env import LiveVectorEnv
+from tuning.live.vector_env import Leasing, LiveVectorEnv
 from tuning.options import ModelOptions
 from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import net_for
@@ -154,6 +155,7 @@ class Pace:
         parts_ms: `act` and `LiveVectorEnv`'s parts of them, ``[steps]`` each; the rest are Ray's calls between
             processes.
         undisturbed: which of them the host of this machine did not stop meanwhile.
+        cpu_ms: CPU time that this process took for the same steps, Ray's threads included, ``[steps]``.
     """
 
     steps_per_s: float
@@ -162,6 +164,7 @@ class Pace:
     whole_ms: NDArray[np.float64]
     parts_ms: dict[str, NDArray[np.float64]]
     undisturbed: NDArray[np.bool_]
+    cpu_ms: NDArray[np.float64]
 
     @property
     def own_ms(self) -> NDArray[np.float64]:
@@ -180,8 +183,13 @@ def waiting_pace(
     """Testbeds that only wait, driven by one process; also the memory in GiB of the Ray in `folder` meanwhile."""
     makers: dict[str, Callable[[int], Testbed]] = {f"waiting-{number}": make_waiting for number in range(testbeds)}
     with Testbeds(makers, "least_conn") as opened:
-        pace = _pace(problem, opened, steps, interval_s)
+        pace = _pace(problem, opened.leaser, testbeds, steps, interval_s)
         return pace, ray_memory_gib(folder)
+
+
+def fake_pace(problem: DecisionProblem, testbeds: int, per_node: int, steps: int, interval_s: float) -> Pace:
+    """Fake conductors behind real relays, `per_node` each, driven by one process."""
+    return _pace(problem, FakeNodes(per_node), testbeds, steps, interval_s)
 
 
 def live_pace(
@@ -190,7 +198,7 @@ def live_pace(
     """Live loopback testbeds, driven by one process; `rate_scale` stretches the demo's work (and lowers its rate)."""
     options = LiveOptions()
     with Testbeds.live(testbeds, social_network(), options, work_dir, 1, "least_conn") as opened:
-        return _pace(problem, opened, steps, interval_s, work_scale=rate_scale)
+        return _pace(problem, opened.leaser, testbeds, steps, interval_s, work_scale=rate_scale)
 
 
 def ray_memory_gib(folder: Path) -> float:
@@ -208,11 +216,12 @@ def ray_memory_gib(folder: Path) -> float:
     return total_kib / 2**20
 
 
-def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: float, work_scale: float = 2.0) -> Pace:
-    count = len(opened.conductors)
+def _pace(
+    problem: DecisionProblem, leaser: Leasing, count: int, steps: int, interval_s: float, work_scale: float = 2.0
+) -> Pace:
     played = scenario("demo", work_scale=work_scale, duration_s=(steps + 20) * interval_s * 2)
-    env = LiveVectorEnv(problem, count, opened.leaser, played, interval_s=interval_s, episode_steps=EPISODE_STEPS)
-    act, watch, whole_ms, faults = untrained_policy(problem), Stopwatch(), [], 0
+    env = LiveVectorEnv(problem, count, leaser, played, interval_s=interval_s, episode_steps=EPISODE_STEPS)
+    act, watch, whole_ms, cpu_ms, faults = untrained_policy(problem), Stopwatch(), [], [], 0
     try:
         rows, _ = env.reset(seed=1)
         rows, _, _, truncated, _ = env.step(act(rows))
@@ -221,7 +230,7 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
             for _ in range(steps):
                 begins_anew = truncated.any()
                 with realtime_priority():  # as `tuning.learning.env_runner` does
-                    began_s = time.monotonic()
+                    began_s, cpu_s = time.monotonic(), time.process_time()
                     actions = act(rows)
                     acted_s = time.monotonic() - began_s
                     rows, _, _, truncated, _ = env.step(actions)
@@ -230,6 +239,7 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
                 if not begins_anew:
                     whole_s = acted_s + env.last_work_s
                     whole_ms.append(whole_s * 1e3)
+                    cpu_ms.append((time.process_time() - cpu_s) * 1e3)
                     watch.spans.append(((began_s, began_s + whole_s), (ended_s - whole_s, ended_s)))
                     for part, seconds in {"act": acted_s, **env.last_parts_s}.items():
                         watch.add(part, seconds)
@@ -239,7 +249,7 @@ def _pace(problem: DecisionProblem, opened: Testbeds, steps: int, interval_s: fl
     parts_ms = {part: watch.ms(part) for part in PARTS}
     return Pace(
         count * steps / elapsed_s, count / interval_s, faults, np.array(whole_ms), parts_ms,
-        undisturbed(watch.spans, stalls),
+        undisturbed(watch.spans, stalls), np.array(cpu_ms),
     )  # fmt: skip
 
 

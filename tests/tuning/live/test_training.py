@@ -19,6 +19,7 @@ from tests.support.meeting import Meeting
 from tests.support.orphans import SESSION, processes_with
 from tests.support.problems import problem
 from tests.support.waiting import PATIENCE_S, wait_until
+from tuning.live import relay
 from tuning.live.metric_names import COUNTERS, exported
 from tuning.live.testbeds import Testbeds
 from tuning.live.training import ParallelTraining
@@ -58,6 +59,41 @@ def test_all_intervals_pass_at_the_same_time(tmp_path: Path) -> None:
         assert dones == [[i % 5 == 3] * 3 for i in range(10)]
         env.close()
         assert set(testbeds.leaser.lease(3)) == set(testbeds.conductors)
+
+
+def test_a_relay_carries_the_orders_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All intervals pass at the same time; a killed conductor, and a killed relay, cost what they carry."""
+    monkeypatch.setattr(relay, "FEWEST", 2)
+    meetings = {f"testbed-{number}": partial(Meeting, tmp_path, 2) for number in range(2)}
+    with Testbeds(meetings, "least_conn") as testbeds:
+        env = environment(testbeds, 2)
+        env.reset(seed=1)
+        actions = env.action_space.sample() * 0
+        for step in range(4):
+            _, rewards, _, truncated, infos = env.step(actions)
+            assert infos == {}
+            assert (rewards != 0).all()
+            assert truncated.tolist() == [step == 3] * 2
+        env.close()
+    with open_testbeds(2) as testbeds:
+        env = environment(testbeds, 2)
+        env.reset(seed=1)
+        os.kill(min(pids("Conductor")), signal.SIGKILL)
+        _, _, _, truncated, infos = env.step(actions)
+        assert truncated.sum() == 1
+        assert "conductor died" in infos["fault"][truncated][0]
+        (killed,) = pids("Relay")
+        os.kill(killed, signal.SIGKILL)
+        # The testbed of the killed conductor begins anew as soon as the relay is back; the other one loses its episode.
+        _, rewards, _, again, infos = env.step(actions)
+        assert again.tolist() == (~truncated).tolist()
+        assert "relay to the testbed died" in infos["fault"][again][0]
+        env.step(actions)
+        _, rewards, _, truncated, infos = env.step(actions)
+        assert infos == {}
+        assert (rewards != 0).all()
+        env.close()
+        wait_until(lambda: pids("Relay") == set(), "a relay is left")
 
 
 def test_too_few_free_testbeds_are_said_in_words() -> None:
@@ -114,7 +150,9 @@ def test_training_goes_on_when_an_env_runner_and_conductors_are_killed(tmp_path:
     wait_until(lambda: exported("windows", COUNTERS) in metrics_page())
     for name in ("art_per_request", "novelty", "reward"):
         assert f"{exported(name, COUNTERS)}{{" in metrics_page()
-    assert 'testbed="testbed-0"' in metrics_page()
+    ours = [line for line in metrics_page().splitlines() if line.startswith("ray_deepsched_")]
+    assert any('node="127.0.0.1"' in line for line in ours)
+    assert not any("testbed-0" in line for line in ours)
 
 
 def metrics_page() -> str:
