@@ -108,9 +108,8 @@ def run(options: SweepOptions) -> int:
     folder = (
         RunFolder(options.resume) if options.resume else RunFolder.create(options.out, "sweep", options.seed, options)
     )
-    chosen = options.out is not None
     with (
-        stored(folder.path, options.storage, chosen=chosen),
+        stored(folder.path, options.storage),
         kept(lambda: f"go on with: deepsched sweep --resume {folder.path}"),
     ):
         _work(options, folder)

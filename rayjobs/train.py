@@ -145,7 +145,7 @@ def run(options: TrainOptions) -> int:
     training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
     judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stored(folder.path, options.storage, chosen=options.out is not None))
+        stack.enter_context(stored(folder.path, options.storage))
         stack.enter_context(kept(lambda: _kept(options, folder)))
         progress = stack.enter_context(Progress(_stages(options)))
         steps = Steps(folder, progress, options.seed)

@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,11 +27,15 @@ from actuators.credentials import without_credentials
 from actuators.files import writable_folder, write_atomic
 from actuators.options import Options
 from rayjobs.cli.config import dump_yaml
+from rayjobs.cli.console import console_err
+from rayjobs.runs.joining import in_job, submitted_job
 
 if TYPE_CHECKING:
     from tuning.learning.trainer import CurveRow
 
 _DISTRIBUTION = "deep-scheduling"
+STAYS = "the results of this job stay in PATH on HOST until Ray clears it"
+"""Begin of the line that a submitted job says; `deepsched fetch` reads it in the job's log."""
 TRAIN = "train"
 """The extra with all that a host that only steers does not need."""
 
@@ -56,6 +61,8 @@ class RunFolder:
         run.write("config.yaml", dump_yaml(options))
         run.write("command.txt", command_line(name, argv) + "\n")
         run.write("versions.txt", "".join(f"{key}: {value}\n" for key, value in versions().items()))
+        if in_job() and out is None and getattr(options, "storage", None) is None:
+            console_err().print(left_on_the_cluster(run.path), markup=False, soft_wrap=True)
         return run
 
     def file(self, *parts: str) -> Path:
@@ -73,6 +80,12 @@ class RunFolder:
         path = self.file(name)
         write_atomic(path, data)
         return path
+
+
+def left_on_the_cluster(folder: Path) -> str:
+    """What a user of `ray job submit` must know who gave neither a storage nor a folder."""
+    stays = STAYS.replace("PATH", str(folder.absolute())).replace("HOST", socket.gethostname())
+    return f"{stays}; `deepsched fetch {submitted_job()}` fetches them; train and sweep take --storage"
 
 
 def command_line(verb: str, argv: Sequence[str] | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ class Named:
 def in_job() -> bool:
     """Whether `ray job submit` started this process."""
     return _SUBMITTED in os.environ
+
+
+def submitted_job() -> str:
+    """The submission id of the job that this process belongs to; JOB when Ray does not tell."""
+    try:
+        return str(json.loads(os.environ[_SUBMITTED])["metadata"]["job_submission_id"])
+    except (KeyError, ValueError, TypeError):
+        return "JOB"
 
 
 def named_ray(address: str | None) -> Named | None:

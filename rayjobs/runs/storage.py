@@ -6,32 +6,25 @@ A submitted job runs in a folder of the cluster's head that goes with the cluste
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actuators.errors import ConfigError
-from rayjobs.cli.console import console_err, console_out
-from rayjobs.runs.joining import in_job
+from rayjobs.cli.console import console_out
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
 
 @contextlib.contextmanager
-def stored(folder: Path, storage: str | None, *, chosen: bool) -> Iterator[None]:
-    """Copies a run's folder to the storage when the block ends, well or not; without one says where a job's stays.
-
-    Args:
-        chosen: the user chose the place of the folder.
+def stored(folder: Path, storage: str | None) -> Iterator[None]:
+    """Copies a run's folder to the storage, if there is one, when the block ends, well or not.
 
     Raises:
         ConfigError: the storage cannot be written, before the block as well as after it.
     """
     if storage is None:
-        if in_job() and not chosen:
-            console_err().print(left_on_the_cluster(folder), markup=False, soft_wrap=True)
         yield
         return
     target = made(storage, folder.name)
@@ -40,15 +33,6 @@ def stored(folder: Path, storage: str | None, *, chosen: bool) -> Iterator[None]
     finally:
         upload(folder, storage)
         console_out().print(f"results: {target}", markup=False, soft_wrap=True)
-
-
-def left_on_the_cluster(folder: Path) -> str:
-    """What a user of `ray job submit` must know who gave no storage."""
-    path = folder.absolute()
-    return (
-        f"the results of this job stay in {path} on {socket.gethostname()}, until Ray clears it: give --storage URL, "
-        f"or fetch them: ray rsync-down cluster.yaml {path} ."
-    )
 
 
 def made(url: str, name: str) -> str:

@@ -28,7 +28,7 @@ def test_a_run_is_uploaded_to_a_url_and_a_bad_one_is_refused(run: Path, tmp_path
 @pytest.mark.parametrize("storage", ["nowhere://bucket", "FILE/below"])
 def test_a_storage_that_cannot_be_written_costs_no_work(run: Path, storage: str) -> None:
     bad = storage.replace("FILE", str(run / "config.yaml"))
-    with pytest.raises(ConfigError), stored(run, bad, chosen=False):
+    with pytest.raises(ConfigError), stored(run, bad):
         pytest.fail("the work began")
 
 
@@ -39,21 +39,7 @@ def test_what_there_is_is_stored_when_a_run_fails(
         (run / "progress.csv").write_text("step\n")
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match="out of memory"), stored(run, str(tmp_path / "store"), chosen=False):
+    with pytest.raises(RuntimeError, match="out of memory"), stored(run, str(tmp_path / "store")):
         fail()
     assert {path.name for path in (tmp_path / "store" / "train-1").iterdir()} == {"config.yaml", "progress.csv"}
     assert f"results: {tmp_path}/store/train-1" in capsys.readouterr().out
-
-
-def test_a_job_without_storage_says_before_the_work_where_its_results_stay(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with stored(run, None, chosen=False):
-        assert capsys.readouterr().err == ""
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with stored(run, None, chosen=True):
-        assert capsys.readouterr().err == ""
-    with stored(run, None, chosen=False):
-        (line,) = capsys.readouterr().err.splitlines()
-    assert "give --storage URL" in line
-    assert f"ray rsync-down cluster.yaml {run} ." in line

@@ -1,0 +1,1 @@
+"""`deepsched fetch`: results of a submitted job that stayed on the cluster, over Ray's job interface."""

@@ -1,0 +1,134 @@
+"""Results of a job that stayed on the cluster: found in its log, packed by a second job, written as a whole."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actuators.errors import ConfigError, DataError
+from actuators.options import Options
+from rayjobs.fetch.transfer import folders_of, job_client, packed, unpack
+from rayjobs.runs.folder import RunFolder, left_on_the_cluster
+
+
+class TrainOptions(Options):
+    """Of a run."""
+
+    storage: str | None = None
+    """URL."""
+
+
+@dataclass
+class Jobs:
+    """Ray's job interface; a job runs here and at once."""
+
+    logs: dict[str, str]
+    resources: list[Any] = field(default_factory=list)
+
+    def list_jobs(self) -> list[Any]:
+        return [SimpleNamespace(submission_id=name) for name in self.logs]
+
+    def get_job_logs(self, job: str) -> str:
+        return self.logs[job]
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(driver_agent_http_address="http://10.0.0.7:52365")
+
+    def submit_job(self, entrypoint: str, entrypoint_resources: Any) -> str:
+        done = subprocess.run(entrypoint, shell=True, capture_output=True, text=True, check=False)
+        self.resources.append(entrypoint_resources)
+        self.logs[f"packing-{done.returncode}"] = f"Runtime env is ready\n{done.stdout}"
+        return f"packing-{done.returncode}"
+
+    def get_job_status(self, job: str) -> Any:
+        value = "SUCCEEDED" if job.endswith("-0") else "FAILED"
+        return SimpleNamespace(is_terminal=lambda: True, value=value)
+
+    def delete_job(self, job: str) -> None:
+        del self.logs[job]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run of a submitted job, which says so."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    (tmp_path / "on the cluster").mkdir()
+    monkeypatch.chdir(tmp_path / "on the cluster")
+    return RunFolder.create(None, "train", 3, TrainOptions(), [])
+
+
+def test_a_job_says_where_its_results_stay_and_they_are_fetched(run: RunFolder, tmp_path: Path) -> None:
+    line = left_on_the_cluster(run.path)
+    assert "deepsched fetch raysubmit_1" in line
+    (run.path / "bundle").mkdir()
+    (run.path / "bundle" / "weights.bin").write_bytes(bytes(range(256)) * 1000)
+    jobs = Jobs({"raysubmit_1": f"joined Ray\n{line}\n12:00 training\n{line}\n"})
+    (folder,) = folders_of(jobs, "raysubmit_1")
+    assert folder == str(run.path.absolute())
+    (tmp_path / "here").mkdir()
+    target = unpack(packed(jobs, "raysubmit_1", folder, lambda text: None), tmp_path / "here")
+    assert target == tmp_path / "here" / run.path.name
+    assert (target / "bundle" / "weights.bin").read_bytes() == bytes(range(256)) * 1000
+    assert (target / "config.yaml").read_text() == (run.path / "config.yaml").read_text()
+    assert jobs.resources == [{"node:10.0.0.7": 0.001}]
+    assert list(jobs.logs) == ["raysubmit_1"], "the packing job is gone"
+
+
+def test_a_run_with_a_place_of_its_own_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RunFolder.create(None, "train", 3, TrainOptions(), [])
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    RunFolder.create(tmp_path, "train", 3, TrainOptions(), [])
+    RunFolder.create(None, "train", 3, TrainOptions(storage="s3://bucket"), [])
+    assert capsys.readouterr().err == ""
+    RunFolder.create(None, "train", 3, TrainOptions(), [])
+    assert "deepsched fetch JOB" in capsys.readouterr().err
+
+
+def test_what_cannot_be_fetched_is_said_in_one_line(tmp_path: Path) -> None:
+    gone = left_on_the_cluster(tmp_path / "gone")
+    jobs = Jobs({"raysubmit_1": "results: s3://bucket/train-1", "raysubmit_2": gone})
+    with pytest.raises(ConfigError, match=r"no job 'raysubmit_9'.*raysubmit_1, raysubmit_2"):
+        folders_of(jobs, "raysubmit_9")
+    with pytest.raises(ConfigError, match="no results that stayed"):
+        folders_of(jobs, "raysubmit_1")
+    (folder,) = folders_of(jobs, "raysubmit_2")
+    with pytest.raises(DataError, match="does not have this folder any more"):
+        packed(jobs, "raysubmit_2", folder, lambda text: None)
+
+
+def test_nobody_takes_jobs_there() -> None:
+    with pytest.raises(ConfigError, match=r"cannot reach Ray's jobs.*--address|--address.*cannot reach"):
+        job_client("http://127.0.0.1:9")
+
+
+def archive(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+def test_nothing_is_overwritten_or_written_elsewhere(tmp_path: Path) -> None:
+    into = tmp_path / "runs"
+    (into / "train-1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="it is there already"):
+        unpack(archive("train-1/a"), into)
+    with pytest.raises(DataError):
+        unpack(archive("../outside"), into)
+    with pytest.raises(DataError, match="not whole"):
+        unpack(archive("train-2/a")[:20], into)
+    with pytest.raises(DataError, match="not one folder"):
+        unpack(archive("a/b", "c/d"), into)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in into.iterdir()] == ["train-1"]
