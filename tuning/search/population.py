@@ -1,8 +1,7 @@
-"""Tune's scheduler for population-based training, changed to stay within the ranges and to reuse processes.
+"""Tune's scheduler for population-based training, changed to stay within the ranges and to let all trials run on.
 
-Tune (ray 2.60) ends the process of a trial that copies another one while a third trial does the same, or when two
-trials pause at once, and cancels the replacements that it has begun to start: four trials end up in one process.
-A new process takes 10 to 20 s, far more than the training between two exchanges of a small sweep.
+Tune (ray 2.60) pauses a trial while any other one waits or copies. Where all trials fit at once nobody waits for its
+place, so it goes on; its process is kept, which a new one would take 10 to 20 s to replace.
 """
 
 from __future__ import annotations
@@ -43,14 +42,7 @@ class Population(PopulationBasedTraining):
             hyperparam_mutations=distributions,
             custom_explore_fn=lambda config: within(config, ranges),
         )
-        self._room, self._kept = room, False
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_add(tune_controller, trial)
-        if not self._kept:
-            # Tune keeps one process for the next trial, but several trials may pause at the same time.
-            tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._room)
-            self._kept = True
+        self._room = room
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)
@@ -59,18 +51,6 @@ class Population(PopulationBasedTraining):
             # The trials that are not running are starting or copying another one: no trial waits for this place.
             decision = TrialScheduler.CONTINUE
         return decision
-
-    def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
-        # Tune keeps a process only if a trial is waiting for one, and here all trials may be running. Therefore this
-        # trial is registered as waiting for its own process.
-        controller, kind = tune_controller._tune_controller, trial.placement_group_factory
-        controller._staged_trials.add(trial)
-        controller._actor_cache.increase_max(kind)
-        super()._exploit(tune_controller, trial, trial_to_clone)
-        if not controller._actor_cache.has_cached_object(kind):
-            # The process was not kept (it had just failed): the trial gets a new one in the usual way.
-            controller._staged_trials.remove(trial)
-            controller._actor_cache.decrease_max(kind)
 
 
 def within(config: dict[str, Any], ranges: Mapping[str, Range]) -> dict[str, Any]:
