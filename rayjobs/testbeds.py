@@ -1,9 +1,13 @@
-"""`deepsched testbeds`: the live testbeds that run on this machine or cluster."""
+"""`deepsched testbeds`: the live testbeds and controllers that run on this machine or cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from actuators.options import Options
@@ -19,12 +23,11 @@ class TestbedsOptions(Options):
 
 
 def run(options: TestbedsOptions) -> int:
-    """Prints a table of testbeds: their state, faults, and the nodes of their parts."""
+    """Prints a table of testbeds and controllers: their state, faults, and the nodes of their parts."""
     from rayjobs.cli.console import console_out
 
-    rows = []
-    for ray, testbeds in _testbeds_of_each_ray(options.address):
-        rows += [(ray, row) for row in testbeds]
+    rows = [(ray, row) for ray, testbeds in _of_each_ray(options.address) for row in testbeds]
+    rows += [("", row) for row in ([] if options.address else controllers())]
     if not rows:
         console_out().print("no testbed is running")
         return 0
@@ -41,8 +44,41 @@ def run(options: TestbedsOptions) -> int:
     return 0
 
 
-def _testbeds_of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def controllers() -> list[dict[str, Any]]:
+    """This user's controllers on this machine that run without Ray, with the keys of `Conductor.describe`."""
+    import psutil
+
+    from rayjobs.steer.folder import SteerFolder
+    from rayjobs.steer.status import described
+
+    rows = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real != os.getuid() or (given := _folder_of(process.cmdline())) is None:
+                continue
+            folder = Path(process.cwd()) / given
+            if folder.is_dir() and SteerFolder(folder).is_locked():
+                rows.append(described(folder, SteerFolder(folder).status(), {"controller": f"process {process.pid}"}))
+    return rows
+
+
+def _folder_of(words: list[str]) -> str | None:
+    """The folder of a command line `deepsched steer run …`; None for any other, and for a controller in an actor."""
+    begins = [i for i in range(len(words) - 1) if _is_steer(words[i]) and words[i + 1] == "run"]
+    if not begins or "--actor" in words:
+        return None
+    given = [after for word, after in itertools.pairwise(words) if word == "--folder"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--folder=")]
+    return given[-1] if given else "runs/steer"
+
+
+def _is_steer(word: str) -> bool:
+    return word in ("steer", "rayjobs.steer") or word.endswith("rayjobs/steer/__main__.py")
+
+
+def _of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The address and the testbeds of each Ray."""
+    from rayjobs.cli.console import log_line
     from rayjobs.runs.joining import named_ray
     from rayjobs.runs.local_ray import connected, joined, running_heads
     from tuning.live.testbeds import running_testbeds
@@ -52,8 +88,14 @@ def _testbeds_of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[
             yield named.address, running_testbeds()
         return
     for folder in running_heads():
-        with joined(folder):
-            yield folder.name, running_testbeds()
+        try:
+            with joined(folder):
+                found = running_testbeds()
+        except (ConnectionError, RuntimeError, OSError) as error:
+            # Its verb may end at any moment.
+            log_line("testbeds", f"{folder.name} could not be asked: {str(error).splitlines()[0]}")
+            continue
+        yield folder.name, found
 
 
 VERB = Verb("testbeds", "deepsched testbeds", TestbedsOptions, run)

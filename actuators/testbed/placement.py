@@ -8,7 +8,7 @@ runs beside it. A process on the proxy node may hold NGINX and the collector its
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,8 @@ from actuators.testbed.remote import (
     StatisticsCollector,
 )
 
+NAMESPACE = "deepsched"
+"""Of the actors that `deepsched testbeds` asks for their state: each has a name and a method `describe`."""
 CLOSE_TIMEOUT_S = 4.0
 PROXY_BUNDLE = 1
 """Index of NGINX in `testbed_bundles`."""
@@ -98,9 +100,13 @@ class _Placer:
         self.started: list[RemotePart] = []
         self.held: dict[str, Any] = {}
 
-    def start(self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[..., Any]) -> RemotePart:
+    def start(
+        self, kind: Any, bundle: int, resources: dict[str, float], make: Callable[..., Any], name: str | None = None
+    ) -> RemotePart:
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first_bundle + bundle)
-        actor = kind.options(num_cpus=0, resources=resources, scheduling_strategy=strategy).remote(make)
+        named = {} if name is None else {"name": name, "namespace": NAMESPACE}
+        options = kind.options(num_cpus=0, resources=resources, scheduling_strategy=strategy, **named)
+        actor = options.remote(make)
         part = RemotePart(actor, kind.__ray_metadata__.class_name)
         self.started.append(part)
         return part
@@ -126,7 +132,12 @@ def _start(
     load = placer.start(LoadGenerator, 0, {"client": 0.5}, partial(make_load, options, work_dir))
     live = topology.with_servers(tuple(server.read("address") for server in servers))
     make = partial(at, partial(make_nginx, options, live, work_dir))
-    proxy, collector, address = (_hold if hold_proxy else _place)(placer, make, partial(make_collector, options, live))
+    make_reader = partial(make_collector, options, live)
+    # A conductor that holds the proxy describes the testbed itself.
+    name = free_names([f"single {work_dir.absolute().parent.name}"])[0]
+    proxy, collector, address = (
+        _hold(placer, make, make_reader) if hold_proxy else _place(placer, make, make_reader, name)
+    )
     testbed = RemoteTestbed(
         live,
         address,
@@ -137,12 +148,29 @@ def _start(
         close=close,
     )
     testbed.parts, testbed.held = tuple(placer.started), placer.held
+    if not hold_proxy:
+        proxy.introduce({"name": name, "method": options.nginx.method, "places": testbed.places()})
     return testbed
 
 
-def _place(placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any]) -> tuple[Any, Any, str]:
-    """NGINX and its collector in separate actors, and the address of NGINX."""
-    proxy = placer.start(NginxActuator, PROXY_BUNDLE, {"proxy": 0.5 if placer.spread else 1}, make)
+def free_names(names: Sequence[str]) -> list[str]:
+    """Each name, with a number appended if an actor of this cluster has it."""
+    taken = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    free = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}.{number}"
+        free.append(candidate)
+    return free
+
+
+def _place(
+    placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any], name: str
+) -> tuple[Any, Any, str]:
+    """NGINX, under this name, and its collector in separate actors, and the address of NGINX."""
+    proxy = placer.start(NginxActuator, PROXY_BUNDLE, {"proxy": 0.5 if placer.spread else 1}, make, name)
     status_url, address = proxy.read("status_url"), proxy.read("address")
     beside = (PROXY_BUNDLE, {"proxy": 0.5}) if placer.spread else (0, {"client": 0.5})
     return proxy, placer.start(StatisticsCollector, *beside, partial(make_reader, status_url)), address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -24,11 +25,25 @@ class _Host:
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._part = make()
+        self._about: dict[str, Any] = {}
+        self._calls = Counter[str]()
+        self._latest = "starting"
         set_realtime_priority()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the part."""
+        self._calls[method] += 1
+        self._latest = method
         return getattr(self._part, method)(*args, **kwargs)
+
+    def introduce(self, about: dict[str, Any]) -> None:
+        """What `describe` says of the testbed that this part belongs to: name, method, places."""
+        self._about = about
+
+    def describe(self) -> dict[str, Any]:
+        """State for `deepsched testbeds`: the latest call, and windows so far; faults are known to its driver only."""
+        windows = self._calls["cpu_s"]
+        return {"doing": self._latest, "windows": windows, "faults": "", "builds": 1, **self._about}
 
     def get(self, attribute: str) -> Any:
         """Reads an attribute of the part."""
@@ -90,6 +105,10 @@ class RemotePart:
     @property
     def name(self) -> str:
         return self._name
+
+    def introduce(self, about: dict[str, Any]) -> None:
+        """See `_Host.introduce`."""
+        self._wait(self._actor.introduce.remote(about), "introduce", CALL_TIMEOUT_S)
 
     def ask(self, method: str) -> Any:
         """Calls a method of the actor itself (`health`, `where`); returns a reference."""

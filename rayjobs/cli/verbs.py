@@ -16,6 +16,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("rayjobs.evaluate", "compare policies side by side: bundles, heuristics, NGINX, oracles, HAProxy"),
     "compare": ("rayjobs.compare", "show the evaluations of several runs side by side"),
     "reproduce": ("rayjobs.reproduce", "re-run a saved run and check that the results match"),
+    "benchmark": ("rayjobs.benchmark.__main__", "score rules and bundles on fixed scenarios, seeds and budgets"),
+    "fetch": ("rayjobs.fetch.__main__", "bring the results of a submitted job here that stayed on the cluster"),
     "bench": ("rayjobs.bench.__main__", "measure what has a numeric bar and write runs/bench/NAME.json"),
     "onboard": ("rayjobs.onboard.__main__", "watch your NGINX, say what would be gained, make a bundle to steer with"),
     "steer": ("rayjobs.steer", "steer a live NGINX with a bundle, guarded and recorded"),
@@ -31,7 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "simulate": ("rayjobs.simulate", "compare balancing rules on a simulated scenario"),
     "scenarios": ("rayjobs.scenarios", "list the scenarios, or show one over time"),
     "park": ("rayjobs.park", "run Park's load balancing task: a learned scorer beside four heuristics"),
-    "testbeds": ("rayjobs.testbeds", "list the testbeds that run on this machine or cluster"),
+    "testbeds": ("rayjobs.testbeds", "list the testbeds and controllers that run on this machine or cluster"),
     "dashboards": ("rayjobs.dashboards.__main__", "write Grafana dashboards, Prometheus' configuration and alerts"),
 }
 """Verb → (the module that holds it, one line for `deepsched --help`), in the order of the help text."""

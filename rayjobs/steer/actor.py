@@ -12,13 +12,14 @@ import ray
 from ray.exceptions import RayError
 
 from actuators.errors import CapacityError
+from actuators.testbed.placement import NAMESPACE
 from rayjobs.cli.console import log_line
 from rayjobs.runs.local_ray import ray_session
+from rayjobs.steer.status import described
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
 
-NAMESPACE = "deepsched"
 END_TIMEOUT_S = 20.0
 
 
@@ -40,6 +41,13 @@ class SteerActor:
     def stop(self) -> None:
         """Ends `run` within one interval; the weights in force stay."""
         self._stopped.set()
+
+    def describe(self) -> dict[str, Any]:
+        """State for `deepsched testbeds`."""
+        from rayjobs.steer.folder import SteerFolder
+
+        folder = Path(self._options["folder"])
+        return described(folder, SteerFolder(folder).status(), {"controller": str(ray.util.get_node_ip_address())})
 
     def ping(self) -> int:
         """Process id."""

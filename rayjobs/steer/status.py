@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ def run(options: FolderOptions) -> int:
     for line in lines:
         console_out().print(line, markup=False, soft_wrap=True)
     return 0
+
+
+def described(folder: Path, status: Mapping[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """A controller as a row of `deepsched testbeds`, with the keys of `Conductor.describe`."""
+    mode = status.get("mode", "starting")
+    return {
+        "name": f"controller {folder}",
+        "doing": mode if status.get("usable", True) else f"{mode}, without usable statistics",
+        "method": "service times" if status.get("service_ms") else "weights",
+        "windows": "",
+        "faults": "",
+        "builds": "",
+        "places": places,
+    }
 
 
 def _orders(folder: SteerFolder) -> list[str]:
