@@ -26,7 +26,7 @@ class DashboardsOptions(Options):
     controllers: tuple[str, ...] = Field(("127.0.0.1:9109",), min_length=1)
     """HOST:PORT of every `deepsched steer run --metrics-port`."""
     served: tuple[str, ...] = ()
-    """HOST:PORT of every `deepsched serve --front uvicorn`, none when not given; replicas on Ray Serve are among what Ray
+    """HOST:PORT of every `deepsched serve --front uvicorn`, none when not given; those on Ray Serve are among what Ray
     lists."""
     served_token_file: Annotated[Path | None, Only(served=GIVEN)] = None
     """File with the token for reading, as Prometheus finds it; no token is sent when not given."""

@@ -155,6 +155,13 @@ open(os.path.join(shared, "deepsched-ray-file"), "w").write("not a folder")
 """
 
 
+@pytest.fixture
+def no_controllers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other tests that run at the same time are not listed."""
+    monkeypatch.setattr("rayjobs.testbeds.controllers", list)
+
+
+@pytest.mark.usefixtures("no_controllers")
 def test_what_it_planted_is_passed_over_in_silence(
     place: Path, shared: Path, stranger: Stranger, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +206,7 @@ def head_of(stranger: Stranger) -> Iterator[Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_controllers")
 def test_neither_user_joins_the_others_ray(shared: Path, stranger: Stranger, capfd: pytest.CaptureFixture[str]) -> None:
     with head_of(stranger) as theirs:
         assert theirs.stat().st_uid == stranger.user.pw_uid
