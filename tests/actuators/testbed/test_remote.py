@@ -11,7 +11,7 @@ import pytest
 from actuators.contract.topology import social_network
 from actuators.errors import CapacityError, ConfigError, DeepSchedError, TestbedError
 from actuators.testbed.options import LiveOptions
-from actuators.testbed.placement import check_capacity, start_remote_testbed
+from actuators.testbed.placement import NAMESPACE, check_capacity, start_remote_testbed
 from tests.support.contracts import ContractScenario
 from tests.support.orphans import SESSION, processes_with
 
@@ -33,6 +33,11 @@ def test_it_claims_its_nodes_runs_hands_errors_of_ours_on_and_frees_them(tmp_pat
         answered = sum(int(window.client.answered.sum()) for window in windows if window.client is not None)
         assert answered == sum(int(window.requests.sum()) for window in windows) > 50
         assert testbed.latest_snapshot() is not None
+        named = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
+        (name,) = (each for each in named if each.startswith("single "))
+        state = ray.get(ray.get_actor(name, namespace=NAMESPACE).describe.remote())
+        assert (state["name"], state["method"], state["windows"]) == (name, "least_conn", len(windows))
+        assert {place.split()[0] for place in state["places"]} >= {"NginxActuator", "LoadGenerator"}
     assert processes_with(f"{tmp_path}/") == {}
     check_capacity(1, 3)
 
