@@ -36,7 +36,8 @@ def test_it_claims_its_nodes_runs_hands_errors_of_ours_on_and_frees_them(tmp_pat
         named = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
         (name,) = (each for each in named if each.startswith("single "))
         state = ray.get(ray.get_actor(name, namespace=NAMESPACE).describe.remote())
-        assert (state["name"], state["method"], state["windows"]) == (name, "least_conn", len(windows))
+        assert (state["name"], state["method"]) == (name, "least_conn")
+        assert state["windows"] >= len(windows)
         assert {place.split()[0] for place in state["places"]} >= {"NginxActuator", "LoadGenerator"}
     assert processes_with(f"{tmp_path}/") == {}
     check_capacity(1, 3)
