@@ -78,12 +78,13 @@ class EvaluateOptions(RayOptions):
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
     puts one on another method. Rules with service times: expected_delay (learned by the `idle` estimator),
-    expected_delay_static (nothing learned), ratio, inverse_latency@expected_delay; late_binding and earliest_deadline
-    also hold requests until a server has a free slot, and send them in an order of their own. Oracles (simulated):
-    shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
+    expected_delay_static (nothing learned), ratio, levelled, inverse_latency@expected_delay; late_binding and
+    earliest_deadline also hold requests until a server has a free slot, and send them in an order of their own. Oracles
+    (simulated): shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
     Rules of other balancers and of papers (simulated): least_time, least_time_shared, peak_ewma,
-    least_request, c3, join_idle_queue, prequal.
-    Others (live, `make setup-peers`): shared_least_conn, nginx_fair, nginx131_least_time,
+    least_request, c3, join_idle_queue, prequal. NGINX without Lua (simulated and live): shared_least_conn,
+    stock:FILE (a plan of `deepsched weights suggest`).
+    Others (live, `make setup-peers`): nginx_fair, nginx131_least_time,
     nginx131_least_time_shared, haproxy_leastconn, haproxy_random, envoy_least_request, traefik_leasttime,
     traefik_p2c, caddy_least_conn, caddy_random_choose, nginx:FILE. Further bundles by their folder. today (on
     the `calibration.json` of a recorded system, where it comes first unless policies are given): the weights and the
@@ -242,7 +243,7 @@ def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
         what = "the simulator's own" if spec.kind == "simulated" else "another balancer"
         console_err().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
         return False
-    missing = why_missing(spec.base, _programs(live)) if spec.kind == "live" else ""
+    missing = why_missing(spec.base, _programs(live)) if kind == "live" and spec.is_peer else ""
     if missing:
         console_err().print(f"left out: {spec.name}: {missing}", markup=False)
     return not missing
@@ -372,7 +373,7 @@ def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[d
 
     with contextlib.ExitStack() as stack:
         peers: dict[str, Testbed] = {}
-        for spec in (spec for spec in part.specs if spec.kind == "live"):
+        for spec in (spec for spec in part.specs if part.kind == "live" and spec.is_peer):
             if not isinstance(testbed, LiveTestbed):
                 raise DataError(f"{spec.name} needs a live testbed", where="policies")
             folder = part.folder.path.absolute() / "peers"

@@ -1,4 +1,4 @@
-"""`deepsched weights get|set|explore|snippet`: the weights of an NGINX, changed by reload or in memory."""
+"""`deepsched weights get|set|explore|suggest|snippet`: the weights of an NGINX, changed by reload or in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,7 @@ from actuators.external.actuator import (
     ratio_vectors,
 )
 from actuators.external.config_reader import read_config
+from actuators.external.haproxy import HaproxyActuator
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.snippet import (
     Asking,
@@ -41,11 +42,16 @@ from actuators.external.snippet import (
 from actuators.files import write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
-from actuators.options import Moved, Never, Only, Options
+from actuators.options import NOT_GIVEN, Moved, Never, Only, Options
 from actuators.statistics.names import server_names
 from actuators.statistics.reader import StatusReader
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb, main
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from envs.study.stock import Suggestion
 
 _log = partial(log_line, "weights")
 
@@ -60,11 +66,17 @@ _NOTHING_CHANGES = {
 class GroupOptions(ActuatorOptions):
     """Which NGINX, and which of its groups."""
 
-    only: ClassVar = {"reload.groups": Never("give --groups")}
+    only: ClassVar = {
+        "reload": Only(haproxy_socket=NOT_GIVEN, control_url=NOT_GIVEN),
+        "control_url": Only(haproxy_socket=NOT_GIVEN),
+        "reload.groups": Never("give --groups"),
+    }
     moved: ClassVar = {"reload.groups": Moved("groups")}
 
     groups: tuple[str, ...] = ()
     """Upstreams that are read and set, others are left alone; all whose weights can be set when not given."""
+    haproxy_socket: Annotated[Path | None, Only(control_url=NOT_GIVEN)] = None
+    """Unix socket of the runtime API of an HAProxy, in place of an NGINX; its backends are the groups."""
 
 
 class GetOptions(GroupOptions):
@@ -100,7 +112,7 @@ class SnippetOptions(Options):
 
     only: ClassVar = {
         **_NOTHING_CHANGES,
-        **GroupOptions.only,
+        "reload.groups": Never("give --groups"),
         "reload.binary": Never("give memory.binary"),
         **{
             f"memory.{name}": Never("it stands in the configuration that includes the snippet")
@@ -198,6 +210,8 @@ def _opened(options: GroupOptions, changes: Sequence[str] = ()) -> Actuator:
     """The NGINX; tells the groups whose weights cannot be set. Raises ConfigError when a change names one of them, or
     the statistics that shall confirm a change do not show every server.
     """
+    if options.haproxy_socket is not None:
+        return HaproxyActuator(options.haproxy_socket, options.groups)
     actuator = open_actuator(options, options.groups)
     if options.reload.status_url:
         with StatusReader(options.reload.status_url) as reader:
@@ -245,12 +259,62 @@ def snippet(options: SnippetOptions) -> int:
     return 0
 
 
+class SuggestOptions(Options):
+    """For which system weights are suggested."""
+
+    system: str
+    """`calibration.json` of a recorded system (deepsched calibrate), or the name of a scenario."""
+    seeds: int = Field(8, ge=2, le=1000)
+    """Simulated repetitions; intervals are over them."""
+    duration_s: float = Field(200.0, gt=20, le=1e6)
+    """Simulated time of each, in seconds; the first 10 s are not judged."""
+    out: Path | None = None
+    """File that receives the suggested plan, for `stock:FILE` of `deepsched evaluate`. None is written when not given,
+    or when nothing is to be gained."""
+
+
+def suggest(options: SuggestOptions) -> int:
+    """Prints what both ways of an NGINX without Lua are worth, and the upstream blocks of the better one."""
+    from envs.scenarios.lookup import scenario, topology_of
+    from envs.study.stock import suggest as simulated
+    from envs.study.stock import today_rule, upstream_lines
+
+    played = scenario(options.system, options.duration_s)
+    topology = topology_of([played])
+    found = simulated(
+        played, topology, today_rule(played), range(101, 101 + options.seeds), lambda name: _log(f"simulating {name}")
+    )
+    console_out().print(_suggested(played.name, found))
+    if found.best is None or found.best.plan is None:
+        console_out().print("Keep what you have: without Lua no way is better by more than chance and 1 %.")
+        return 0
+    console_out().print(f"Use {found.best.name}: mean {found.best.mean}, 99th percentile {found.best.p99}.\n")
+    console_out().print(upstream_lines(found.best.plan, topology), markup=False, soft_wrap=True)
+    if options.out is not None:
+        write_private(options.out.absolute(), found.best.plan.model_dump_json(indent=1) + "\n")
+        _log(f"written: {options.out}")
+    return 0
+
+
+def _suggested(name: str, found: Suggestion) -> Table:
+    from rich.table import Table
+
+    drawn = Table(title=f"{name}: simulated, over {found.today}, with 95 % intervals", title_justify="left")
+    for column in ("way", "mean", "99th percentile", "errors", "needs"):
+        drawn.add_column(column)
+    for way in found.ways:
+        best = " ←" if way is found.best else ""
+        needs = "NGINX with Lua" if way.plan is None else "any NGINX"
+        drawn.add_row(f"{way.name}{best}", str(way.mean), str(way.p99), f"{way.errors:.2%}", needs)
+    return drawn
+
+
 GET = Verb(
     name="weights get",
     example="deepsched weights get --set reload.config=/etc/nginx/nginx.conf",
     options=GetOptions,
     run=get,
-    common=("control_url", "token_file", "reload.config", "groups"),
+    common=("control_url", "token_file", "reload.config", "haproxy_socket", "groups"),
 )
 SET = Verb(
     name="weights set",
@@ -258,14 +322,31 @@ SET = Verb(
     options=SetOptions,
     run=set_weights,
     positional=("changes",),
-    common=("control_url", "token_file", "reload.config", "groups", "reload.status_url"),
+    common=("control_url", "token_file", "reload.config", "haproxy_socket", "groups", "reload.status_url"),
 )
 EXPLORE = Verb(
     name="weights explore",
     example="deepsched weights explore --interval-s 2 --set reload.config=/etc/nginx/nginx.conf",
     options=ExploreOptions,
     run=explore,
-    common=("interval_s", "values", "rounds", "seed", "control_url", "token_file", "reload.config", "groups"),
+    common=(
+        "interval_s",
+        "values",
+        "rounds",
+        "seed",
+        "control_url",
+        "token_file",
+        "reload.config",
+        "haproxy_socket",
+        "groups",
+    ),
+)
+SUGGEST = Verb(
+    name="weights suggest",
+    example="deepsched weights suggest runs/calibrate-1/calibration.json --out stock.json",
+    options=SuggestOptions,
+    run=suggest,
+    positional=("system",),
 )
 SNIPPET = Verb(
     name="weights snippet",

@@ -102,6 +102,29 @@ class Weights:
 
 
 @dataclass(frozen=True, eq=False)
+class CappedWeights(Weights):
+    """Weights with `max_conns` of one upstream for all request types, which the simulator's `shared_least_conn` obeys.
+
+    Attributes:
+        most: int ``[servers]``, requests in flight that a server may have, >= 1.
+    """
+
+    most: NDArray[np.int64] = field(kw_only=True)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.most.shape != (self.topology.shape[1],) or (self.most < 1).any():
+            remedy = f"give {self.topology.shape[1]} numbers of at least 1"
+            raise ConfigError(f"max_conns are {self.most.tolist()}", where="weights", remedy=remedy)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CappedWeights) and super().__eq__(other) and np.array_equal(self.most, other.most)
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.most.tobytes()))
+
+
+@dataclass(frozen=True, eq=False)
 class ServiceTimes:
     """The control of `expected_delay` and `late_binding`. Raises ConfigError for a wrong shape or value.
 

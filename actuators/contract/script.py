@@ -137,12 +137,17 @@ class StageBehaviour:
 class Clients:
     """How the clients of a group wait and repeat. Their failures do not change the rate of first attempts.
 
+    With `users` it is a closed loop beside the stream of the group: each sends a request, waits until it is answered
+    or lost for good, thinks, and sends the next one. Simulated testbeds only.
+
     Attributes:
         patience_s: an attempt is given up after it; the server works on.
         retries: attempts after the first, at most.
         retry_failed, retry_refused: probability of another attempt after one that was given up or answered with an
             error, and after one that was refused.
         backoff_s: mean pause before another attempt; it is uniform between half and one and a half of it.
+        users: number of users in a closed loop; 0 for none.
+        think_s: mean of their think times, which are exponential and at most ten times as long.
     """
 
     patience_s: float
@@ -150,6 +155,8 @@ class Clients:
     retry_failed: float = 1.0
     retry_refused: float = 1.0
     backoff_s: float = 0.3
+    users: int = 0
+    think_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,9 @@ class Script:
         for server in data["servers"]:
             if not server["blocking"]:
                 del server["blocking"]
+        for habits in data.get("clients", ()):
+            if not habits["users"]:
+                del habits["users"], habits["think_s"]
         for step in (step for stream in data["streams"] for step in stream["steps"]):
             if step["distribution"] not in SPREAD:
                 del step["cv"]

@@ -14,6 +14,7 @@ MAX_RATE_RPS, MAX_DURATION_S, MAX_SERVICE_S = 1e6, 1e10, 1e6
 MAX_WORKERS, MAX_QUEUE, MAX_BALANCERS, MAX_CV = 4096, 1_000_000, 1024, 100.0
 MAX_STAGES, MAX_RETRIES, MAX_IMPORTANCE = 4, 1000, 1e6
 MIN_GAP_CV, MAX_GAP_CV = 0.05, 20.0
+MAX_USERS = 1_000_000
 
 
 def check_script(script: Script, topology: Topology) -> None:
@@ -35,8 +36,11 @@ def check_script(script: Script, topology: Topology) -> None:
 
 def check_live(script: Script) -> None:
     """Raises ConfigError for a script with servers that live testbeds cannot play."""
+    remedy = "play it on a simulated testbed"
+    if any(habits.users for habits in script.clients):
+        what = "clients in a closed loop cannot be played live"
+        raise ConfigError(what, where=f"script '{script.name}'", remedy=remedy)
     if any(profile.blocking for profile in script.servers):
-        remedy = "play it on a simulated testbed"
         raise ConfigError("blocking servers cannot be played live", where=f"script '{script.name}'", remedy=remedy)
 
 
@@ -156,6 +160,9 @@ def _check_clients(script: Script, topology: Topology, where: str) -> None:
         _number(habits.retry_failed, 0.0, 1.0, "retry_failed", where)
         _number(habits.retry_refused, 0.0, 1.0, "retry_refused", where)
         _number(habits.backoff_s, 0.0, MAX_SERVICE_S, "backoff_s", where)
+        _number(habits.users, 0, MAX_USERS, "users", where)
+        if habits.users:
+            _positive(habits.think_s, MAX_SERVICE_S, "think_s", where)
     for deadline_s in script.deadlines_s:
         _positive(deadline_s, MAX_SERVICE_S, "a deadline", where)
     for importance in script.importance:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from actuators.contract.topology import Topology
@@ -19,10 +20,17 @@ _PERCENTILE, _JITTER = 90, 10
 """As in the example of that page."""
 
 
-def render_envoy(topology: Topology, address: str, *, limits: bool, shared: bool) -> str:
+ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+
+
+def render_envoy(topology: Topology, address: str, *, limits: bool, shared: bool, endpoints: Path | None = None) -> str:
     """A bootstrap configuration with least request, a cluster per group or one for all.
 
     With `limits` there is one limit for all groups; every number of it is that of the documented example or a default.
+
+    Args:
+        endpoints: the file of `render_endpoints`, whose replacement by a move changes the servers and weights of a
+            shared cluster (EDS); None for servers that stand in the configuration.
     """
     names = ["servers" if shared else group.name for group in topology.groups]
     pools = [topology.servers if shared else group.servers for group in topology.groups]
@@ -40,8 +48,18 @@ def render_envoy(topology: Topology, address: str, *, limits: bool, shared: bool
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
-    clusters = [_cluster(name, servers) for name, servers in dict(zip(names, pools, strict=True)).items()]
-    return json.dumps({"static_resources": {"listeners": [listener], "clusters": clusters}}, indent=1)
+    clusters = [_cluster(name, servers, endpoints) for name, servers in dict(zip(names, pools, strict=True)).items()]
+    node = {"id": "deepsched", "cluster": "deepsched"}
+    return json.dumps({"node": node, "static_resources": {"listeners": [listener], "clusters": clusters}}, indent=1)
+
+
+def render_endpoints(topology: Topology, weights: Sequence[int] = ()) -> str:
+    """The servers of the shared cluster as a file for EDS, with their weights; without weights when there are none.
+
+    https://www.envoyproxy.io/docs/envoy/latest/start/quick-start/configuration-dynamic-filesystem
+    """
+    assignment = _assignment("servers", topology.servers, weights)
+    return json.dumps({"resources": [{"@type": ENDPOINT, **assignment}]}, indent=1)
 
 
 def _filter(name: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -69,17 +87,28 @@ def _routes(topology: Topology, clusters: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def _cluster(name: str, servers: Sequence[str]) -> dict[str, Any]:
-    endpoints = [{"endpoint": {"address": _address(*server.rsplit(":", 1))}} for server in servers]
+def _cluster(name: str, servers: Sequence[str], endpoints: Path | None) -> dict[str, Any]:
     most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), _MANY)
+    if endpoints is None:
+        members: dict[str, Any] = {"type": "STATIC", "load_assignment": _assignment(name, servers)}
+    else:
+        source = {"path_config_source": {"path": str(endpoints)}, "resource_api_version": "V3"}
+        members = {"type": "EDS", "eds_cluster_config": {"eds_config": source}}
     return {
         "name": name,
-        "type": "STATIC",
         "connect_timeout": "2s",
         "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": {"thresholds": [most]},
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        **members,
     }
+
+
+def _assignment(name: str, servers: Sequence[str], weights: Sequence[int] = ()) -> dict[str, Any]:
+    endpoints: list[dict[str, Any]] = [{"endpoint": {"address": _address(*each.rsplit(":", 1))}} for each in servers]
+    if weights:
+        pairs = zip(endpoints, weights, strict=True)
+        endpoints = [{**endpoint, "load_balancing_weight": weight} for endpoint, weight in pairs]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
 
 
 def _address(host: str, port: str) -> dict[str, Any]:

@@ -6,8 +6,10 @@ NGINX has an upstream per request type, or one for all. That of Envoy is in `act
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from actuators.contract.stock import StockPlan
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
 
@@ -17,12 +19,17 @@ READY_PATH = "/ready-check"
 """Answered by Traefik itself with 418, once it knows the servers."""
 
 
-def render_haproxy(topology: Topology, address: str, balance: str) -> str:
-    """The configuration of HAProxy: one backend with all servers; idle connections are reused."""
+def render_haproxy(topology: Topology, address: str, balance: str, socket: Path | None = None) -> str:
+    """The configuration of HAProxy: one backend with all servers; idle connections are reused.
+
+    Args:
+        socket: Unix socket of its runtime API, for its owner only; None for none.
+    """
     servers = "".join(f"  server s{number} {server}\n" for number, server in enumerate(topology.servers, 1))
+    control = "" if socket is None else f"  stats socket {socket} mode 600 level admin\n"
     return f"""global
   maxconn 8192
-defaults
+{control}defaults
   mode http
   timeout connect 2s
   timeout client 600s
@@ -47,17 +54,26 @@ def render_nginx(
     shared: bool = False,
     method: str = "least_conn",
     fair_module: str = "",
+    weights: Sequence[int] = (),
+    plan: StockPlan | None = None,
 ) -> str:
-    """The configuration of an NGINX without Lua; with its module the method is `fair`."""
+    """The configuration of an NGINX without Lua; with its module the method is `fair`.
+
+    Args:
+        weights: of the topology's servers; all 1 when empty.
+        plan: weights and `max_conns` in place of `weights`; one upstream for all when it says so.
+    """
     method = "fair" if fair_module else method
     names = ["all_types"] if shared else [group.name for group in topology.groups]
     members = [topology.servers] if shared else [group.servers for group in topology.groups]
-    upstreams = "".join(
-        f"  upstream {name} {{\n    {'' if fair_module else f'zone {name} 256k;'}\n    {method};\n"
-        + _server_lines(servers)
-        + "    keepalive 64;\n    keepalive_requests 1000000000;\n  }\n"
-        for name, servers in zip(names, members, strict=True)
-    )
+    upstreams = ""
+    for g, (name, servers) in enumerate(zip(names, members, strict=True)):
+        extra = dict(zip(topology.servers, _extra(topology, g, weights, plan), strict=True))
+        upstreams += (
+            f"  upstream {name} {{\n    {'' if fair_module else f'zone {name} 256k;'}\n    {method};\n"
+            + _server_lines(servers, extra)
+            + "    keepalive 64;\n    keepalive_requests 1000000000;\n  }\n"
+        )
     locations = "".join(
         f"    location = {group.path} {{ proxy_pass http://{'all_types' if shared else group.name}; }}\n"
         for group in topology.groups
@@ -103,17 +119,21 @@ def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -
     return text.replace("{listen}", address).replace("{servers}", servers).replace("{prefix}", str(prefix))
 
 
-def render_traefik(topology: Topology, strategy: str) -> str:
-    """Traefik's dynamic configuration (JSON is YAML): one service with all servers by `wrr`, `p2c` or `leasttime`."""
+def render_traefik(topology: Topology, strategy: str, weights: Sequence[int] = (), generation: int = 0) -> str:
+    """Traefik's dynamic configuration (JSON is YAML): one service with all servers by `wrr`, `p2c` or `leasttime`.
+
+    Args:
+        weights: of the topology's servers; all 1 when empty.
+        generation: counts changes, so that Traefik takes up one that changes nothing else.
+    """
     routers = {
         "all": {"rule": "PathPrefix(`/`)", "service": "servers", "priority": 1},
-        "ready": {"rule": f"Path(`{READY_PATH}`)", "service": "noop@internal", "priority": 2},
+        "ready": {"rule": f"Path(`{READY_PATH}`)", "service": "noop@internal", "priority": 2 + generation},
     }
-    service = {
-        "strategy": strategy,
-        "serversTransport": "pool",
-        "servers": [{"url": f"http://{server}"} for server in topology.servers],
-    }
+    servers: list[dict[str, str | int]] = [{"url": f"http://{server}"} for server in topology.servers]
+    if weights:
+        servers = [{**server, "weight": weight} for server, weight in zip(servers, weights, strict=True)]
+    service = {"strategy": strategy, "serversTransport": "pool", "servers": servers}
     http = {
         "routers": routers,
         "services": {"servers": {"loadBalancer": service}},
@@ -122,8 +142,12 @@ def render_traefik(topology: Topology, strategy: str) -> str:
     return json.dumps({"http": http}, indent=1)
 
 
-def render_caddy(topology: Topology, address: str, policy: str) -> str:
-    """Caddy's JSON configuration: one reverse proxy to all servers by `least_conn` or `random_choose` (of two)."""
+def render_caddy(topology: Topology, address: str, policy: str, socket: Path | None = None) -> str:
+    """Caddy's JSON configuration: one reverse proxy to all servers by `least_conn` or `random_choose` (of two).
+
+    Args:
+        socket: Unix socket of its admin endpoint, for its owner only; None for none.
+    """
     proxy = {
         "handler": "reverse_proxy",
         "upstreams": [{"dial": server} for server in topology.servers],
@@ -133,16 +157,27 @@ def render_caddy(topology: Topology, address: str, policy: str) -> str:
     server = {
         "listen": [address], "protocols": ["h1"], "automatic_https": {"disable": True}, "routes": [{"handle": [proxy]}],
     }  # fmt: skip
+    admin = {"disabled": True} if socket is None else {"listen": f"unix/{socket}|0600"}
     content = {
-        "admin": {"disabled": True, "config": {"persist": False}},
+        "admin": {**admin, "config": {"persist": False}},
         "logging": {"logs": {"default": {"level": "ERROR"}}},
         "apps": {"http": {"servers": {"front": server}}},
     }
     return json.dumps(content, indent=1)
 
 
-def _server_lines(servers: tuple[str, ...]) -> str:
-    return "".join(f"    server {server} max_fails=1 fail_timeout=10s;\n" for server in servers)
+def _extra(topology: Topology, group: int, weights: Sequence[int], plan: StockPlan | None) -> list[str]:
+    """Weight and `max_conns` of every server in a group, as directives write them; empty where there are none."""
+    if plan is not None:
+        most = plan.max_conns or [0] * len(topology.servers)
+        row = zip(plan.weights[group], most, strict=True)
+        return [f" weight={weight}{f' max_conns={limit}' if limit else ''}" for weight, limit in row]
+    return [f" weight={weight}" for weight in weights] or [""] * len(topology.servers)
+
+
+def _server_lines(servers: tuple[str, ...], extra: Mapping[str, str] | None = None) -> str:
+    more = extra or {}
+    return "".join(f"    server {server}{more.get(server, '')} max_fails=1 fail_timeout=10s;\n" for server in servers)
 
 
 def _temp_paths(prefix: Path) -> str:

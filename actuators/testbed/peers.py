@@ -1,6 +1,7 @@
 """Other load balancers before the same servers, as their users configure them: what there is, and one running peer.
 
-A peer has no statistics for us; it is judged by the load engine alone.
+A peer has no statistics for us; it is judged by the load engine alone. Its weights can be changed where its program and
+method take any, as its users change them.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,16 +22,18 @@ import numpy as np
 
 from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
+from actuators.contract.stock import STOCK, StockPlan
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
 from actuators.errors import ActuationError, MissingToolError, ProcessError
-from actuators.files import private_folder
-from actuators.nginx.reload import Reloader
+from actuators.external.haproxy import RuntimeApi
+from actuators.files import private_folder, socket_place, write_atomic
+from actuators.nginx.reload import Reloader, run_checked
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import family_cpu_s, free_port
+from actuators.processes.system import children, family_cpu_s, free_port
 from actuators.statistics.vts import Snapshot
-from actuators.testbed.envoy import render_envoy
+from actuators.testbed.envoy import render_endpoints, render_envoy
 from actuators.testbed.peer_configs import (
     READY_PATH,
     fill_in,
@@ -63,15 +67,26 @@ latency with three at a time), so that it stands beside admission, and not among
 
 _START_TIMEOUT_S = 10.0
 _ATTEMPTS = 5
+_SIGNALS_S = 1.0
+"""Between two signals to HAProxy's master, until it has a new worker."""
+_SOCKET_BYTES = 48
+"""Below the folder for temporary files, with what HAProxy appends while it binds."""
+_NO_WEIGHTS = {
+    "traefik_p2c": "Traefik's p2c takes no weights",
+    "caddy_least_conn": "Caddy's least_conn takes no weights",
+    "caddy_random_choose": "Caddy's random_choose takes no weights",
+}
+_TRAEFIK_NOTICES_S = 0.1
+"""Traefik takes up a change of its file within this time; its default of 2 s holds back a second change."""
 
 
 class Peer:
     """One running peer; a context manager. It replaces our NGINX before the same servers.
 
     Args:
-        name: of `PEERS`, `ENVOY`, or ``nginx:PATH`` of a configuration with the placeholders ``{listen}`` for
-            HOST:PORT, ``{servers}`` for the `server` lines, and ``{prefix}`` for its private folder, which its workers
-            can enter.
+        name: of `PEERS`, `ENVOY`, ``stock:PATH`` of a plan of weights, or ``nginx:PATH`` of a configuration with the
+            placeholders ``{listen}`` for HOST:PORT, ``{servers}`` for the `server` lines, and ``{prefix}`` for its
+            private folder, which its workers can enter.
 
     Raises:
         MissingToolError: the program or module is not installed.
@@ -84,6 +99,12 @@ class Peer:
         self._programs = programs or PeerPrograms()
         self._folder = private_folder(work_dir.absolute() / "".join(c if c.isalnum() else "-" for c in name))
         self.address = ""
+        self._plan = StockPlan.load(Path(name.removeprefix(STOCK))) if name.startswith(STOCK) else None
+        if self._plan is not None:
+            self._plan.check(topology)
+        self._weights: tuple[int, ...] = ()
+        self._generation = 0
+        self._socket = Path()
         with contextlib.ExitStack() as stack:
             self._prefix = stack.enter_context(_prefix()) if name.startswith(EXTERNAL) else self._folder
             self._process = self._start()
@@ -109,6 +130,81 @@ class Peer:
             reloader.wait_for_few_generations()
             reloader.reload()
 
+    @property
+    def control_socket(self) -> Path:
+        """Unix socket of HAProxy's runtime API, or of Caddy's admin endpoint; the other programs have none."""
+        return self._socket
+
+    @property
+    def without_weights(self) -> str:
+        """Why `set_weights` is not possible; empty when it is."""
+        if self._plan is not None:
+            return "its weights are those of the plan"
+        if self.name.startswith(EXTERNAL):
+            return "a configuration of the user's has no place for weights of ours"
+        return _NO_WEIGHTS.get(self.name, "")
+
+    def set_weights(self, weights: Sequence[int]) -> None:
+        """Puts weights in force the way that users of the program do, without a pause of its service.
+
+        NGINX by a reload, HAProxy by its runtime API, Envoy by its file of endpoints, Traefik by its watched file. The
+        last two take a change up by themselves, within about 0.1 s.
+
+        Args:
+            weights: of the topology's servers, 1…100.
+
+        Raises:
+            ActuationError: not possible (`without_weights`), or refused.
+        """
+        if reason := self.without_weights:
+            raise ActuationError(reason, where=self.name, remedy="leave its weights alone")
+        self._weights = tuple(weights)
+        program = self._program_name()
+        if program == "haproxy":
+            commands = [f"set server servers/s{n} weight {weight}" for n, weight in enumerate(self._weights, 1)]
+            RuntimeApi(self._socket).order(*commands)
+        elif program == "envoy":
+            write_atomic(self._folder / "endpoints.json", render_endpoints(self.topology, self._weights))
+        else:
+            self.reload()
+
+    @property
+    def without_reload(self) -> str:
+        """Why `reload` is not possible; empty when it is."""
+        return "Envoy takes changes by xDS and has no reload" if self._program_name() == "envoy" else ""
+
+    def reload(self) -> None:
+        """Makes the running program read its configuration again; returns when it does or has been told to.
+
+        Raises ActuationError when it is not possible (`without_reload`) or refused, ProcessError when HAProxy has no
+        new worker after 10 s.
+        """
+        if reason := self.without_reload:
+            raise ActuationError(reason, where=self.name, remedy="change its weights")
+        program = self._program_name()
+        self._generation += 1
+        arguments = self._command()
+        if program == "nginx":
+            self.forget_failures()
+        elif program == "haproxy":
+            self._replace_worker()
+        elif program == "caddy":
+            command = (arguments[0], "reload", "--force", "--config", arguments[-1])
+            run_checked([*command, "--address", f"unix/{self._socket}"], "Caddy refused the configuration")
+
+    def _replace_worker(self) -> None:
+        """Reloads HAProxy; its master loses a signal that comes just after its start, which is therefore repeated."""
+        workers, due_s = set(children(self._process.pid)), 0.0
+
+        def replaced() -> bool:
+            nonlocal due_s
+            if time.monotonic() > due_s:
+                due_s = time.monotonic() + _SIGNALS_S
+                self._process.send_signal(signal.SIGUSR2)
+            return bool(set(children(self._process.pid)) - workers)
+
+        self._process.wait_ready(replaced, _START_TIMEOUT_S)
+
     def cpu_s(self) -> dict[int, float]:
         """Process id → CPU seconds so far of the peer and its workers."""
         return family_cpu_s(self._process.pid)
@@ -128,9 +224,14 @@ class Peer:
     def _start(self) -> ManagedProcess:
         for attempt in range(_ATTEMPTS):
             self.address = f"127.0.0.1:{free_port()}"
+            # The run's folder may be too long for the path of a socket.
+            sockets = Path(tempfile.mkdtemp(prefix="deepsched-peer-", dir=socket_place(_SOCKET_BYTES)))
+            self._socket = sockets / "control"
             # Caddy wants a home for certificates that it will not make.
             env = {**os.environ, "XDG_DATA_HOME": str(self._folder), "XDG_CONFIG_HOME": str(self._folder)}
-            process = ManagedProcess(self._command(), name=self.name, log_path=self._folder / "error.log", env=env)
+            process = ManagedProcess(
+                self._command(), name=self.name, log_path=self._folder / "error.log", env=env, remove=sockets
+            )
             try:
                 process.wait_ready(self._answers, _START_TIMEOUT_S)
             except ProcessError:
@@ -157,29 +258,35 @@ class Peer:
 
     def _written(self, text: str, suffix: str) -> str:
         config = self._folder / f"peer{suffix}"
-        config.write_text(text)
+        write_atomic(config, text)
         return str(config)
 
     def _haproxy(self) -> list[str]:
         balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
-        config = self._written(render_haproxy(self.topology, self.address, balance), ".conf")
+        config = self._written(render_haproxy(self.topology, self.address, balance, self._socket), ".conf")
         return ["-W", "-db", "-f", config]
 
     def _envoy(self) -> list[str]:
-        config = render_envoy(self.topology, self.address, limits=self.name == ENVOY, shared=self.name != ENVOY)
+        shared = self.name != ENVOY
+        endpoints = self._folder / "endpoints.json" if shared else None
+        if endpoints is not None:
+            write_atomic(endpoints, render_endpoints(self.topology, self._weights))
+        config = render_envoy(self.topology, self.address, limits=not shared, shared=shared, endpoints=endpoints)
         written = self._written(config, ".json")
         return ["--disable-hot-restart", "--concurrency", "1", "-l", "error", "-c", written]
 
     def _traefik(self) -> list[str]:
-        config = self._written(render_traefik(self.topology, self.name.removeprefix("traefik_")), ".yaml")
+        strategy = self.name.removeprefix("traefik_")
+        config = self._written(render_traefik(self.topology, strategy, self._weights, self._generation), ".yaml")
         return [
             f"--entryPoints.front.address={self.address}", f"--providers.file.filename={config}",
-            "--providers.file.watch=false", "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false",
+            "--providers.file.watch=true", f"--providers.providersThrottleDuration={_TRAEFIK_NOTICES_S}s",
+            "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false",
             "--log.level=ERROR",
         ]  # fmt: skip
 
     def _caddy(self) -> list[str]:
-        config = render_caddy(self.topology, self.address, self.name.removeprefix("caddy_"))
+        config = render_caddy(self.topology, self.address, self.name.removeprefix("caddy_"), self._socket)
         return ["run", "--config", self._written(config, ".json")]
 
     def _nginx(self) -> list[str]:
@@ -189,10 +296,12 @@ class Peer:
     def _nginx_config(self) -> str:
         if self.name.startswith(EXTERNAL):
             return fill_in(Path(self.name.removeprefix(EXTERNAL)), self.topology, self.address, self._prefix)
+        if self._plan is not None:
+            return render_nginx(self.topology, self.address, self._prefix, shared=self._plan.shared, plan=self._plan)
         return render_nginx(
             self.topology, self.address, self._prefix, shared="shared" in self.name,
             method="least_time last_byte inflight" if "least_time" in self.name else "least_conn",
-            fair_module=fair_module(self._programs) if self.name == "nginx_fair" else "",
+            fair_module=fair_module(self._programs) if self.name == "nginx_fair" else "", weights=self._weights,
         )  # fmt: skip
 
     def _answers(self) -> bool:
@@ -231,6 +340,8 @@ def why_missing(name: str, programs: PeerPrograms | None = None) -> str:
         if name.startswith(EXTERNAL):
             fill_in(Path(name.removeprefix(EXTERNAL)), None, "", Path())
         program_of(name, programs)
+        if name.startswith(STOCK):
+            StockPlan.load(Path(name.removeprefix(STOCK)))
         if name == "nginx_fair":
             fair_module(programs)
     except MissingToolError as error:

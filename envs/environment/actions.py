@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 ActionKind = Literal["residual", "continuous", "increments", "ratios"]
-Baseline = Literal["inverse_latency", "idle", "ratio"]
+Baseline = Literal["inverse_latency", "idle", "ratio", "levelled"]
 
 CONTINUOUS_RANGE = 2.0
 INCREMENT = 0.4
@@ -42,7 +42,7 @@ class ActionOptions(Options):
     """`residual`: the baseline × exp(bound·a), so that 0 is that baseline; `continuous`: exp(2a);
     `increments`: the present weights × exp(0.4a); `ratios`: one of a finite set of ratio vectors per group."""
     baseline: Annotated[Baseline, Only(kind="residual")] = "inverse_latency"
-    """What a residual stands on: `inverse_latency` sets weights; `idle` and `ratio` estimate the service times
+    """What a residual stands on: `inverse_latency` sets weights; `idle`, `ratio`, `levelled` estimate the service times
     of `expected_delay`, which a positive action shortens, so that the server gets more."""
     bound: Annotated[float, Only(kind="residual")] = Field(default=0.7, ge=0, le=10)
     """Largest |log| by which a residual may move a weight or a service time off the baseline; 0 is the baseline."""

@@ -12,11 +12,12 @@ from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 from envs.estimators.base import FIRST_GUESS_S, Estimator, InverseLatencyEstimator, TypeMeansEstimator
 from envs.estimators.idle import IdleEstimator
+from envs.estimators.levelled import LevelledEstimator
 from envs.estimators.ratio import RatioEstimator
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     estimator.name: estimator
-    for estimator in (IdleEstimator, InverseLatencyEstimator, RatioEstimator, TypeMeansEstimator)
+    for estimator in (IdleEstimator, InverseLatencyEstimator, LevelledEstimator, RatioEstimator, TypeMeansEstimator)
 }
 """Estimators by name; each is made with (topology, batch=())."""
 

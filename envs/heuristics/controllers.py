@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import BalancingMethod, CappedWeights, Control, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
@@ -46,6 +46,8 @@ class FixedController:
     def begin(self, topology: Topology) -> Control:
         if self._weights is None:
             return Weights.equal(topology)
+        if isinstance(self._weights, CappedWeights):
+            return CappedWeights(topology, self._weights.values, self._weights.down, most=self._weights.most)
         return Weights(topology, self._weights.values, self._weights.down)
 
     def decide(self, window: Window) -> Control | None:

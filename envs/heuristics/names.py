@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from actuators.contract.late_binding import HoldOrder
 
-ESTIMATED = {"expected_delay": "idle", "expected_delay_static": "type_means", "ratio": "ratio"}
+ESTIMATED = {
+    "expected_delay": "idle", "expected_delay_static": "type_means", "ratio": "ratio", "levelled": "levelled",
+}  # fmt: skip
 """Policy → the service-time estimator that it follows; the static one learns nothing about the servers."""
 
 HELD: dict[str, HoldOrder] = {"late_binding": "response_ratio", "earliest_deadline": "earliest_deadline"}

@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.script import ArrivalDistribution, RateStep, Script, ServerProfile, ServiceDistribution, Stream
+from actuators.contract.script import (
+    ArrivalDistribution,
+    Clients,
+    RateStep,
+    Script,
+    ServerProfile,
+    ServiceDistribution,
+    Stream,
+)
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 from envs.scenarios import disturbances as happen
@@ -29,6 +37,9 @@ LIVE_WORK_SCALE = 2.0
 
 _NOMINAL_LOAD = {"S2b": 0.325, "S6": 0.5}
 """Where the load of a scenario is not that of ordinary times."""
+
+_PATIENCE_S = 3600.0
+"""Of users in a closed loop: none gives up."""
 
 Speeds = Callable[[int, str], list[float]]
 """(servers, request type) → speed of each server at that type."""
@@ -67,6 +78,7 @@ class StudyScenario:
         work_scale: factor on the work of every request; rates fall accordingly.
         load_balancers: number of balancers without shared state (machines × workers).
         arrivals_cv: coefficient of variation of gamma and weibull gaps.
+        think_s: the same load by users in a closed loop who think for this long on average; 0 for open arrivals.
         busiest_share: share of the requests that the most frequent type makes; its usual one when 0.
     """
 
@@ -84,6 +96,7 @@ class StudyScenario:
     queue_limit: int = 512
     arrivals: ArrivalDistribution = "exponential"
     arrivals_cv: float = 1.0
+    think_s: float = 0.0
     busiest_share: float = 0.0
     service: ServiceDistribution = "lognormal"
     service_cv: float = 1.0
@@ -104,7 +117,8 @@ class StudyScenario:
             name=self.name,
             seed=seed,
             duration_s=self.duration_s,
-            streams=self._streams(topology, rate_rps * shares, extent, generator),
+            streams=self._streams(topology, rate_rps * shares * (self.think_s == 0), extent, generator),
+            clients=self._users(rate_rps * shares, mean_s),
             servers=tuple(ServerProfile(tuple(map(float, row)), self.workers, self.queue_limit) for row in speeds),
             mean_service_s=tuple(map(float, mean_s)),
             service_distribution=self.service,
@@ -118,6 +132,13 @@ class StudyScenario:
         return replace(
             self, disturbance=happen.none, load_shape=happen.steady, load=_NOMINAL_LOAD.get(self.name, self.load)
         )
+
+    def _users(self, rates_rps: FloatArray, mean_s: FloatArray) -> tuple[Clients, ...]:
+        """As many users of each type as send at its rate when every answer takes the mean service time."""
+        if self.think_s == 0:
+            return ()
+        counts = np.maximum(np.rint(rates_rps * (self.think_s + mean_s)), 1)
+        return tuple(Clients(_PATIENCE_S, users=int(count), think_s=self.think_s) for count in counts)
 
     def _shares(self, usual: FloatArray) -> FloatArray:
         shares: FloatArray = usual / usual.sum()
@@ -252,6 +273,9 @@ requests come on average."""
 _SWING = math.sqrt((CONVERSATION_DISPERSION - CONVERSATION_CV**2) / CONVERSATION_REQUESTS)
 """Half the relative difference of the two rates that gives this dispersion, when they change much more slowly."""
 
+TPC_W_THINK_S = 7.0
+"""Mean think time of TPC-W's emulated browsers, exponential and cut at ten times as long (clause 5.3.2.1)."""
+
 TRACED = {
     s.name: s
     for s in (
@@ -274,6 +298,10 @@ TRACED = {
         StudyScenario(
             "T5", "work over three orders of magnitude (Huawei's functions); specialised servers, 60 %", 0.6,
             special_speeds, service_cv=2.84,
+        ),
+        StudyScenario(
+            "T6", "users in a closed loop who think for 7 s (TPC-W); unequal servers, 85 %", 0.85, _HETERO,
+            think_s=TPC_W_THINK_S,
         ),
     )
 }  # fmt: skip

@@ -20,8 +20,18 @@ def server_speeds(script: Script, at_s: float) -> NDArray[np.float64]:
 
 
 def rates_rps(script: Script, at_s: float) -> NDArray[np.float64]:
-    """Arrival rate of each stream at a time, ``[streams]``."""
-    return np.array([[s.rate_rps for s in stream.steps if s.start_s <= at_s][-1] for stream in script.streams])
+    """Arrival rate of each stream at a time, ``[streams]``; of a closed loop what its users send without waiting."""
+    open_rps = np.array([[s.rate_rps for s in stream.steps if s.start_s <= at_s][-1] for stream in script.streams])
+    return open_rps + closed_loop_rps(script)[: len(open_rps)]
+
+
+def closed_loop_rps(script: Script) -> FloatArray:
+    """``[groups]``: requests per second of the users of closed loops, when every answer takes the mean service time."""
+    if not script.clients:
+        return np.zeros(len(script.mean_service_s))
+    cycles = [habits.think_s + mean_s for habits, mean_s in zip(script.clients, script.mean_service_s, strict=True)]
+    rates: FloatArray = np.array([habits.users for habits in script.clients]) / np.array(cycles)
+    return rates
 
 
 def load_ratio(script: Script, at_s: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.simulator.clients import wait_for
+from envs.simulator.clients import first_thought, wait_for
 from envs.simulator.compiling import compiled, inlined, leaf
 from envs.simulator.draws import below, unit_gap, unit_work
 
@@ -39,9 +39,11 @@ def schedule_next(stream: Any, steps: Any, duration_s: float) -> None:
 
 @compiled
 def start(lane: Any) -> None:
-    """Draws every stream's first arrival."""
+    """Draws every stream's first arrival, and the first thought of every user of a closed loop."""
     for group in range(len(lane.streams)):
         schedule_next(lane.streams[group], lane.steps, lane.state[0].duration_s)
+        for user in range(lane.gates[group].users):
+            first_thought(lane.state[0], lane.gates[group], lane.streams[group], lane.repeats, group, user)
 
 
 @compiled
@@ -49,7 +51,7 @@ def stop(lane: Any) -> None:
     """Ends all arrivals; clients repeat nothing any more."""
     for group in range(len(lane.streams)):
         lane.streams[group].next_s = np.inf
-        lane.gates[group].retries = 0
+        lane.gates[group].retries = lane.gates[group].users = 0
     lane.state[0].repeating = 0
 
 
@@ -61,6 +63,16 @@ def next_number(lane: Any, group: Any) -> Any:
     lane.tally.planned[group] += 1
     stream.drawn += 1
     schedule_next(stream, lane.steps, lane.state[0].duration_s)
+    return number
+
+
+@inlined
+def next_of_user(lane: Any, group: Any) -> Any:
+    """The number of the request that a user of a closed loop sends now."""
+    stream = lane.streams[group]
+    number = stream.drawn
+    lane.tally.planned[group] += 1
+    stream.drawn += 1
     return number
 
 

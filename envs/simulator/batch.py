@@ -32,7 +32,14 @@ from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.window_batch import AttemptCounts, WindowBatch
 
 RivalMethod = Literal[
-    "least_time", "least_time_shared", "peak_ewma", "least_request", "c3", "join_idle_queue", "prequal"
+    "least_time",
+    "least_time_shared",
+    "peak_ewma",
+    "least_request",
+    "c3",
+    "join_idle_queue",
+    "prequal",
+    "shared_least_conn",
 ]
 """Rules of other load balancers and of papers (`envs.simulator.rivals`), simulated only."""
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]
@@ -239,6 +246,16 @@ class SimulatedBatch:
             lane.rules["order"] = ORDER_CODES[numbers.order]
             for name in ("theta", "look_ahead", "longest_hold_s", "most_held"):
                 lane.rules[name] = getattr(numbers, name)
+
+    def limit_connections(self, most: IntArray) -> None:
+        """`max_conns` of `shared_least_conn`, ``[size, servers]``, >= 1, of every balancer, until the next reset.
+
+        Raises ConfigError for a wrong shape or value.
+        """
+        if most.shape != (self.size, self.topology.shape[1]) or (most < 1).any():
+            raise ConfigError("max_conns do not fit", where="simulated batch", remedy="give 1 or more per server")
+        for index in range(self.size):
+            self._lane(index).room[...] = most[index]
 
     def believed_workers(self) -> FloatArray:
         """``[size, servers]``, as `set_service_times` has set them; the true ones before."""

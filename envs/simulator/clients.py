@@ -1,10 +1,12 @@
 """Clients that give up after a time and repeat attempts: a list of open attempts per group, a heap of repetitions.
 
-The patience of a group is constant, so that its attempts are given up in the order in which they came.
+The patience of a group is constant, so that its attempts are given up in the order in which they came. Users of a
+closed loop are in the same heap while they think.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,10 @@ ATTEMPT_BITS = 40
 """An attempt's number is the request's, and above these bits which attempt of it it is, from 0: every attempt has draws
 of its own."""
 NO_SLOT = -1
+ANEW = -1
+"""In place of an attempt's number in the heap: a user of a closed loop sends its next request."""
+LONGEST_THOUGHT = 10.0
+"""A think time in means, at most: as TPC-W cuts its exponential ones."""
 
 
 @leaf
@@ -66,7 +72,32 @@ def repeats_later(
     if number >> ATTEMPT_BITS >= gate.retries or uniform(stream.client_key, CLIENT_DRAWS * number + REPEAT) >= chance:
         return False
     pause_s = gate.backoff_s * (0.5 + uniform(stream.client_key, CLIENT_DRAWS * number + PAUSE))
-    at_s = now_s + pause_s
+    comes_at(state, repeats, now_s + pause_s, first_s, group, number + (1 << ATTEMPT_BITS))
+    return True
+
+
+@leaf
+def thinks(state: Any, gate: Any, stream: Any, repeats: Any, group: Any, number: Any, now_s: Any) -> None:
+    """A user of a closed loop thinks after request `number`, or before its first one; nobody does without users.
+
+    The gaps of the group draw nothing, so that their key is free: the first draws are of the users' first thoughts.
+    """
+    if gate.users > 0:
+        request = number & ((1 << ATTEMPT_BITS) - 1)
+        thought = min(-math.log(uniform(stream.gap_key, gate.users + request)), LONGEST_THOUGHT)
+        comes_at(state, repeats, now_s + gate.think_s * thought, 0.0, group, ANEW)
+
+
+@leaf
+def first_thought(state: Any, gate: Any, stream: Any, repeats: Any, group: Any, user: Any) -> None:
+    """A user's time until its first request."""
+    thought = min(-math.log(uniform(stream.gap_key, user)), LONGEST_THOUGHT)
+    comes_at(state, repeats, gate.think_s * thought, 0.0, group, ANEW)
+
+
+@leaf
+def comes_at(state: Any, repeats: Any, at_s: Any, first_s: Any, group: Any, number: Any) -> None:
+    """Puts an attempt that will come into the heap, which has room for it."""
     place = state.repeating
     state.repeating += 1
     while place > 0:
@@ -76,9 +107,8 @@ def repeats_later(
         copy_repeat(repeats, place, parent)
         place = parent
     repeat = repeats[place]
-    repeat.at_s, repeat.first_s, repeat.group, repeat.number = at_s, first_s, group, number + (1 << ATTEMPT_BITS)
+    repeat.at_s, repeat.first_s, repeat.group, repeat.number = at_s, first_s, group, number
     state.next_client_s = min(state.next_client_s, at_s)
-    return True
 
 
 @leaf

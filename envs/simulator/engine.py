@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from envs.simulator import balancers as b
-from envs.simulator.arrivals import NOWHERE, new_request, next_number, release_slot
+from envs.simulator.arrivals import NOWHERE, new_request, next_number, next_of_user, release_slot
 from envs.simulator.binding import (
     begin_look,
     best_server,
@@ -18,7 +18,7 @@ from envs.simulator.binding import (
     plan,
     take_out,
 )
-from envs.simulator.clients import drop_first, next_client_s, repeats_later, wait_no_more
+from envs.simulator.clients import ANEW, drop_first, next_client_s, repeats_later, thinks, wait_no_more
 from envs.simulator.compiling import compiled, inlined, leaf
 from envs.simulator.counting import count_answer, count_attempt, count_failure
 from envs.simulator.draws import uniform
@@ -103,6 +103,8 @@ def play_clients(lane: Any, group: Any, now_s: float) -> None:
         if state.repeating > 0 and lane.repeats[0].at_s == now_s:
             coming, number, first_s = lane.repeats[0].group, lane.repeats[0].number, lane.repeats[0].first_s
             drop_first(state, lane.repeats)
+            if number == ANEW:
+                number, first_s = next_of_user(lane, coming), now_s
         else:
             give_up(lane, now_s)
         if oldest_hold_s(lane) <= now_s:
@@ -151,6 +153,7 @@ def arrive(lane: Any, group: Any, number: Any, first_s: float, now_s: float) -> 
             state, gate, lane.streams[group], lane.repeats, group, number, first_s, now_s, gate.retry_refused
         ):
             count.lost_refused += 1
+            thinks(state, gate, lane.streams[group], lane.repeats, group, number, now_s)
     else:
         come_in(state, count)
         queue_to_send(lane, new_request(lane, group, number, first_s, now_s))
@@ -418,13 +421,16 @@ def leave(lane: Any, slot: Any, status: Any, now_s: float) -> None:
     go_out(state, gate, count, status, now_s - request.arrival_s, now_s - first_s)
     if lane.rules[0].clients:
         wait_no_more(gate, lane.trails, slot)
-    if status >= 400 and not repeats_later(
-        state, gate, lane.streams[group], lane.repeats, group, number, first_s, now_s, gate.retry_failed
+    stream = lane.streams[group]
+    if status < 400 or not repeats_later(
+        state, gate, stream, lane.repeats, group, number, first_s, now_s, gate.retry_failed
     ):
         if status == GAVE_UP:
             count.lost_gave_up += 1
-        else:
+        elif status >= 400:
             count.lost_failed += 1
+        if lane.rules[0].clients:
+            thinks(state, gate, stream, lane.repeats, group, number, now_s)
 
 
 @compiled

@@ -56,9 +56,9 @@ TRAIL = _record("stage missed holding epoch behind before after abandoned", "fir
 stage's line; its neighbours among the attempts of its group that clients wait for; when its first attempt came."""
 STAGE = _record("head tail", "contention hit most fill decay_s seen_s")
 GATE = _record(
-    "head tail retries offered_before refused_before",
+    "head tail retries users offered_before refused_before",
     "limit percent most_refused offered refused deadline_s idle_s due_s patience_s retry_failed retry_refused "
-    "backoff_s rate_rps burst tokens filled_s",
+    "backoff_s think_s rate_rps burst tokens filled_s",
 )
 """Of a group: what is in force at the gate, and how its clients wait and repeat. With a rate every request is over its
 limit, which is 0, and enters when there is a token."""
@@ -277,7 +277,8 @@ def _first_slots(script: Script, overhead_s: float) -> int:
     """Little's law with room, for the highest rates and a server that is three times as slow."""
     rate_rps = sum(max(step.rate_rps for step in stream.steps) for stream in script.streams)
     expected = 2 * rate_rps * (overhead_s + 3 * max(script.mean_service_s))
-    return int(min(max(expected, LEAST_AT_FIRST), MOST_AT_FIRST))
+    users = sum(habits.users for habits in script.clients)
+    return int(max(min(max(expected, LEAST_AT_FIRST), MOST_AT_FIRST), users + 2))
 
 
 def grown(lane: Lane) -> Lane:
@@ -386,7 +387,7 @@ def _gates(script: Script, groups: int) -> NDArray[np.void]:
     if script.deadlines_s:
         gates["deadline_s"] = gates["due_s"] = script.deadlines_s
     for g, habits in enumerate(script.clients):
-        for name in ("retries", "patience_s", "retry_failed", "retry_refused", "backoff_s"):
+        for name in ("retries", "patience_s", "retry_failed", "retry_refused", "backoff_s", "users", "think_s"):
             gates[name][g] = getattr(habits, name)
     return gates
 

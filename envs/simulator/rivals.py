@@ -1,9 +1,10 @@
 """Balancing rules of other load balancers and of papers: which server gets a request, and what a rule remembers of it.
 
 `least_time` is NGINX's own and has a pool per group, or one for all groups (`least_time_shared`). All other rules have
-one pool of servers for all groups, as their programs do with one cluster. Every rule passes over servers as NGINX does:
-one that is down, was tried by this request, or has failed and is not yet forgiven; what the programs do about failures
-themselves (outlier detection, failure accrual) is not simulated. All but `least_time` ignore weights.
+one pool of servers for all groups, as their programs do with one cluster: `shared_least_conn` is NGINX's least_conn
+with one. Every rule passes over servers as NGINX does: one that is down, was tried by this request, or has failed and
+is not yet forgiven; what the programs do about failures themselves (outlier detection, failure accrual) is not
+simulated. All but NGINX's own ignore weights.
 
 `peers` and `marks` are those of one context, ``[groups, servers]``.
 """
@@ -20,10 +21,11 @@ from envs.simulator.draws import below
 from envs.simulator.gate import GAVE_UP
 from envs.simulator.prequal import note_latency, pick_prequal, present_at, probe
 
-LEAST_TIME, LEAST_TIME_SHARED, PEAK_EWMA, LEAST_REQUEST, C3, JOIN_IDLE_QUEUE, PREQUAL = range(8, 15)
+LEAST_TIME, LEAST_TIME_SHARED, PEAK_EWMA, LEAST_REQUEST, C3, JOIN_IDLE_QUEUE, PREQUAL, SHARED_LEAST_CONN = range(8, 16)
 RIVAL_CODES = {
     "least_time": LEAST_TIME, "least_time_shared": LEAST_TIME_SHARED, "peak_ewma": PEAK_EWMA,
     "least_request": LEAST_REQUEST, "c3": C3, "join_idle_queue": JOIN_IDLE_QUEUE, "prequal": PREQUAL,
+    "shared_least_conn": SHARED_LEAST_CONN,
 }  # fmt: skip
 """After the codes of `envs.simulator.balancers.METHOD_CODES`."""
 
@@ -176,6 +178,66 @@ def note_least_time(mark: Any, attempt_ms: Any, now_ms: Any, measured: Any) -> N
     mark.inflight -= 1
     if measured:
         mark.time_ms = average_ms(mark.time_ms, last_ms)
+
+
+@leaf
+def _open(peers: Any, room: Any, method: Any, group: Any, server: Any, tried: Any, clock: Any, rules: Any) -> bool:
+    if not passes(peers, method, group, server, tried, clock, rules):
+        return False
+    return bool(in_flight_of(peers, method, group, server) < room[server])
+
+
+@leaf
+def pick_shared_least_conn(peers: Any, room: Any, method: Any, group: Any, tried: Any, clock: Any, rules: Any) -> Any:
+    """NGINX's least_conn with one upstream for all groups, and `max_conns`; -1 when all are full, as NGINX's 502.
+
+    Source: ngx_http_upstream_least_conn_module.c of NGINX 1.22, as `balancers.pick_least_conn`.
+
+    Args:
+        room: ``[servers]``, what `max_conns` allows each.
+    """
+    best, many = -1, False
+    for server in range(peers.shape[1]):
+        if not _open(peers, room, method, group, server, tried, clock, rules):
+            continue
+        if best < 0:
+            best = server
+            continue
+        mine = in_flight_of(peers, method, group, server) * peers[home_of(peers, method, group, best), best].weight
+        theirs = in_flight_of(peers, method, group, best) * peers[home_of(peers, method, group, server), server].weight
+        if mine < theirs:
+            best, many = server, False
+        elif mine == theirs:
+            many = True
+    if best < 0:
+        return best
+    if many:
+        best = _among_equal(peers, room, method, group, best, tried, clock, rules)
+    peer = peers[home_of(peers, method, group, best), best]
+    if clock - peer.checked > rules.fail_timeout_s:
+        peer.checked = clock
+    return best
+
+
+@leaf
+def _among_equal(peers: Any, room: Any, method: Any, group: Any, first: Any, tried: Any, clock: Any, rules: Any) -> Any:
+    best, total = first, 0
+    for server in range(first, peers.shape[1]):
+        peer = peers[home_of(peers, method, group, server), server]
+        so_far = peers[home_of(peers, method, group, best), best]
+        mine = in_flight_of(peers, method, group, server) * so_far.weight
+        if mine != in_flight_of(peers, method, group, best) * peer.weight:
+            continue
+        if not _open(peers, room, method, group, server, tried, clock, rules):
+            continue
+        peer.current += peer.effective
+        total += peer.effective
+        if peer.effective < peer.weight:
+            peer.effective += 1
+        if peer.current > so_far.current:
+            best = server
+    peers[home_of(peers, method, group, best), best].current -= total
+    return best
 
 
 @leaf
@@ -365,6 +427,8 @@ def pick_rival(lane: Any, slot: Any, now_s: float) -> Any:
     if method == JOIN_IDLE_QUEUE:
         context = request.context
         return pick_idle(peers, marks, lane.servers, context, method, group, tried, now_s, rules, state)
+    if method == SHARED_LEAST_CONN:
+        return pick_shared_least_conn(peers, lane.room, method, group, tried, clock, rules)
     probes, counts = lane.probes[request.context], lane.probe_counts[request.context]
     for server in range(peers.shape[1]):
         marks[0, server].usable = passes(peers, method, group, server, tried, clock, rules)

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from actuators.contract.admission import Admission
-from actuators.contract.control import BY_TIMES, BalancingMethod, Control, ServiceTimes, Weights
+from actuators.contract.control import BY_TIMES, BalancingMethod, CappedWeights, Control, ServiceTimes, Weights
 from actuators.contract.late_binding import unlimited
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
@@ -65,6 +65,8 @@ class SimulatedTestbed:
         changed = not _same(control, self._control)
         if isinstance(control, Weights):
             self._batch.set_weights(control.values[None], control.down[None])
+            if isinstance(control, CappedWeights):
+                self._batch.limit_connections(control.most[None])
         else:
             self._batch.set_service_times(control.tau_s[None], control.workers[None])
             self._batch.hold([control.holding or unlimited(self.topology)])

@@ -14,7 +14,7 @@ import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Weights
-from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
+from actuators.contract.late_binding import UNLIMITED, LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
@@ -61,6 +61,42 @@ def inverse_latency() -> BatchController:
         _set_shares(batch, inverse_latency_shares(smooth))
 
     return steer
+
+
+def shared_inverse_latency(*, capped: bool) -> Callable[[], BatchController]:
+    """As `inverse_latency` for one upstream: latencies relative to the type's mean, one weight per server.
+
+    Args:
+        capped: servers at half the mean speed and below get `max_conns`, their workers × relative speed.
+    """
+
+    def start() -> BatchController:
+        smooth: FloatArray | None = None
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            nonlocal smooth
+            if window is None:
+                return
+            errors = window.responses[..., 4]
+            seconds = window.response_ms_sum / 1e3 * (1 + 9 * errors / np.maximum(window.requests, 1))
+            requests = window.requests.sum(axis=2, keepdims=True)
+            mean_s = np.maximum(seconds.sum(axis=2, keepdims=True), 1e-6) / np.maximum(requests, 1)
+            counts = np.where(window.requests.sum(axis=1) > 0, window.requests.sum(axis=1), np.nan)
+            seen = np.maximum((seconds / mean_s).sum(axis=1) / counts, 1e-3)
+            smooth = seen if smooth is None else np.where(
+                np.isnan(seen), smooth, np.where(np.isnan(smooth), seen, 0.5 * (smooth + seen))
+            )  # fmt: skip
+            known = np.where(np.isnan(smooth), np.nanmean(smooth, axis=1, keepdims=True), smooth)
+            speeds = 1.0 / np.where(np.isnan(known), 1.0, known)
+            _set_shares(batch, np.broadcast_to(speeds[:, None, :], (batch.size, *batch.topology.shape)))
+            if capped:
+                relative = speeds / speeds.mean(axis=1, keepdims=True)
+                most = np.maximum(np.rint(workers_of(scripts) * relative), 1)
+                batch.limit_connections(np.where(relative <= 0.5, most, UNLIMITED).astype(np.int64))
+
+        return steer
+
+    return start
 
 
 def type_means() -> BatchController:
@@ -281,12 +317,15 @@ RULES = {
         Rule("optimal_round_robin", "round_robin", optimal_split, PLAIN),
         Rule("true_speeds", "least_conn", true_speeds, PLAIN),
         Rule("expected_delay", "expected_delay", steering(Learning(DEFAULT_ESTIMATOR)), SHARED_MEMORY),
+        Rule("levelled", "expected_delay", steering(Learning("levelled")), SHARED_MEMORY),
         Rule("expected_delay_static", "expected_delay", type_means, SHARED_MEMORY),
         Rule("true_times", "expected_delay", true_service_times, SHARED_MEMORY),
         Rule("shortest_delay", "shortest_delay", None, PLAIN),
         Rule("join_shortest", "join_shortest", None, PLAIN),
         Rule("central_queue", "central_queue", None, PLAIN),
         *(Rule(name, cast(RivalMethod, name), None, SHARED_MEMORY) for name in RIVAL_CODES),
+        Rule("shared_weights", "shared_least_conn", shared_inverse_latency(capped=False), SHARED_MEMORY),
+        Rule("shared_capped", "shared_least_conn", shared_inverse_latency(capped=True), SHARED_MEMORY),
     )
 }
 """Rules by name; `inverse_latency` is on least_conn."""

@@ -16,6 +16,7 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import BalancingMethod, Control, DirectMethod, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.script import Script
+from actuators.contract.stock import STOCK, StockPlan
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, closest
@@ -77,9 +78,16 @@ class Spec:
     @property
     def kind(self) -> str:
         """``simulated`` for oracles and the simulator's rules, ``live`` for peers, ``any`` for the rest."""
+        if self.base in RIVAL_CODES and self.base in PEERS:
+            return "any"
         if self.base in ORACLES or self.base in RIVAL_CODES:
             return "simulated"
         return "live" if self.base in PEERS or self.base.startswith(EXTERNAL) else "any"
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether another program balances on a live testbed."""
+        return self.base in PEERS or self.base.startswith((EXTERNAL, STOCK))
 
     @property
     def takes_method(self) -> bool:
@@ -186,6 +194,8 @@ def contender(spec: Spec, arena: Arena) -> Controller:
         return oracle(spec.base, spec.name)
     if spec.base == TODAY:
         return _today(spec.name, arena.today)
+    if spec.base.startswith(STOCK):
+        return _stock(spec, arena.problem.topology)
     if spec.kind == "live":
         # The other balancer does as it likes; what we set is a formality.
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
@@ -255,6 +265,12 @@ def _today(name: str, today: Today | None) -> FixedController:
     return FixedController(name, today.method, today.weights)
 
 
+def _stock(spec: Spec, topology: Topology) -> FixedController:
+    plan = StockPlan.load(Path(spec.base.removeprefix(STOCK)))
+    method = "shared_least_conn" if plan.shared else "least_conn"
+    return FixedController(spec.name, cast(BalancingMethod, method), plan.control(topology))
+
+
 def _of_weights(problem: DecisionProblem) -> DecisionProblem:
     """The problem without an estimator of service times, for which methods that take weights have no samples."""
     action = problem.options.action.model_copy(update={"baseline": "inverse_latency"})
@@ -275,8 +291,9 @@ def _parse(text: str) -> Spec:
     if at and method not in get_args(DirectMethod):
         raise ConfigError(f"'{text}': unknown balancing method '{method}'", where="policies",
                           remedy=closest(method, get_args(DirectMethod)))  # fmt: skip
-    if base.startswith(EXTERNAL):
-        return Spec(f"{EXTERNAL}{Path(base.removeprefix(EXTERNAL)).name}", base)
+    if base.startswith((EXTERNAL, STOCK)):
+        prefix, _, path = base.partition(":")
+        return Spec(f"{prefix}:{Path(path).name}", base)
     if _is_folder(base):
         return Spec(f"{Path(base).parent.name or base}{at}{method}", base, cast(BalancingMethod, method) or None)
     if at and method == "expected_delay" and base not in ESTIMATORS:
@@ -290,4 +307,4 @@ def _parse(text: str) -> Spec:
 
 
 def _is_folder(base: str) -> bool:
-    return "/" in base and not base.startswith(EXTERNAL)
+    return "/" in base and not base.startswith((EXTERNAL, STOCK))

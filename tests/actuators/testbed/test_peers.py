@@ -11,7 +11,7 @@ import pytest
 from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from actuators.processes.system import busiest_share, family_cpu_s, spent_s
-from actuators.testbed.envoy import render_envoy
+from actuators.testbed.envoy import render_endpoints, render_envoy
 from actuators.testbed.peer_configs import fill_in, render_caddy, render_haproxy, render_nginx, render_traefik
 from actuators.testbed.peers import ENVOY, PEERS, NoStatistics, why_missing
 from actuators.testbed.programs import PeerPrograms
@@ -25,6 +25,25 @@ def test_one_upstream_is_shared_by_all_types_or_each_has_its_own(tmp_path: Path)
     own = render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path, fair_module="/x/fair.so")
     assert (own.count("upstream "), own.count("    fair;"), own.count("least_conn")) == (3, 3, 0)
     assert own.startswith("load_module /x/fair.so;")
+
+
+def test_weights_and_sockets_stand_in_the_configurations_only_when_there_are_some(tmp_path: Path) -> None:
+    assert " weight=" not in render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path)
+    weighted = render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path, weights=[10, 1, 2])
+    assert weighted.count("server 127.0.0.1:1001 weight=10 max_fails=1") == 3
+    assert "stats socket" not in render_haproxy(TOPOLOGY, "127.0.0.1:80", "leastconn")
+    haproxy = render_haproxy(TOPOLOGY, "127.0.0.1:80", "leastconn", tmp_path / "s")
+    assert f"  stats socket {tmp_path}/s mode 600 level admin\n" in haproxy
+    services = json.loads(render_traefik(TOPOLOGY, "leasttime", [10, 1, 2]))["http"]["services"]
+    assert [each["weight"] for each in services["servers"]["loadBalancer"]["servers"]] == [10, 1, 2]
+    assert render_traefik(TOPOLOGY, "p2c") != render_traefik(TOPOLOGY, "p2c", generation=1)
+    assert json.loads(render_caddy(TOPOLOGY, "127.0.0.1:80", "least_conn"))["admin"]["disabled"] is True
+    caddy = json.loads(render_caddy(TOPOLOGY, "127.0.0.1:80", "least_conn", tmp_path / "s"))
+    assert caddy["admin"]["listen"] == f"unix/{tmp_path}/s|0600"
+    config = json.loads(render_envoy(TOPOLOGY, "127.0.0.1:80", limits=False, shared=True, endpoints=tmp_path / "e"))
+    assert config["static_resources"]["clusters"][0]["type"] == "EDS"
+    (resource,) = json.loads(render_endpoints(TOPOLOGY, [10, 1, 2]))["resources"]
+    assert [each["load_balancing_weight"] for each in resource["endpoints"][0]["lb_endpoints"]] == [10, 1, 2]
 
 
 def test_haproxy_gets_the_algorithm_and_every_server() -> None:

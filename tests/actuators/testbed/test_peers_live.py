@@ -12,6 +12,7 @@ import pytest
 
 from actuators.contract.topology import social_network
 from actuators.contract.window import LoadWindow
+from actuators.errors import ActuationError
 from actuators.http_client import http_session
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.testbed.live import LiveTestbed
@@ -173,3 +174,40 @@ def test_envoy_stands_before_the_same_servers(testbed: LiveTestbed, tmp_path: Pa
     assert client is not None
     assert client.latency_counts.sum() > 0
     assert client.errors["status_4xx"].sum() == 0
+
+
+@pytest.mark.parametrize("name", list(PEERS))
+def test_a_peer_takes_weights_and_reads_its_configuration_again_under_load(
+    name: str, testbed: LiveTestbed, tmp_path: Path
+) -> None:
+    if why_missing(name):
+        pytest.skip(why_missing(name))
+    with Peer(name, testbed.topology, tmp_path) as peer:
+        behind = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
+        behind.reset(LIGHT, seed=1)
+        behind.advance(0.3)
+        for weights in ([10, 1, 1], [1, 1, 1]):
+            if not peer.without_weights:
+                peer.set_weights(weights)
+        if not peer.without_reload:
+            peer.reload()
+        client = behind.advance(0.6).client
+        drained = behind.drain().client
+    assert client is not None
+    assert drained is not None
+    assert client.latency_counts.sum() > 0
+    if not name.startswith("caddy"):  # which lost some when it was told just after its start
+        assert sum(int(counts.sum()) for part in (client, drained) for counts in part.errors.values()) == 0
+
+
+def test_why_a_peer_takes_no_weights_or_no_reload_is_told(testbed: LiveTestbed, tmp_path: Path) -> None:
+    (tmp_path / "mine.conf").write_text(
+        "daemon off; pid {prefix}/nginx.pid; events {}\nhttp { access_log off; client_body_temp_path {prefix}/body;\n"
+        "proxy_temp_path {prefix}/p; fastcgi_temp_path {prefix}/f; uwsgi_temp_path {prefix}/u;\n"
+        "scgi_temp_path {prefix}/s; upstream mine { {servers} }\n"
+        "server { listen {listen}; location / { proxy_pass http://mine; } } }"
+    )
+    with Peer(f"nginx:{tmp_path / 'mine.conf'}", testbed.topology, tmp_path) as peer:
+        assert not peer.without_reload
+        with pytest.raises(ActuationError, match="no place for weights of ours"):
+            peer.set_weights([1, 1, 1])

@@ -16,6 +16,7 @@ from actuators.contract.topology import social_network
 from actuators.contract.window import DelayWindow, Fault, Window
 from actuators.errors import ConfigError, DataError
 from envs.estimators.base import ServiceSamples
+from envs.estimators.levelled import levelled
 from envs.estimators.registry import ESTIMATORS, estimator_named, first_control
 from envs.estimators.workers import CAUTION, WorkersLearner
 from envs.heuristics.controllers import EstimatorController, FixedController
@@ -31,7 +32,7 @@ from tuning.judging.plan import JudgeOptions
 
 TOPOLOGY = social_network()
 SPECIAL = scenario("S3", duration_s=120.0)
-LEARNING = ("idle", "inverse_latency", "ratio")
+LEARNING = ("idle", "inverse_latency", "levelled", "ratio")
 
 
 def told_window(tau_s: np.ndarray, *, requests: int = 200, in_force_s: np.ndarray | None = None) -> Window:
@@ -44,7 +45,9 @@ def told_window(tau_s: np.ndarray, *, requests: int = 200, in_force_s: np.ndarra
     return replace(plain, response_ms_sum=np.rint(1e3 * counts * tau).astype(np.int64), delay=delay)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("idle", 0.15), ("ratio", 0.15), ("inverse_latency", 0.45)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("idle", 0.15), ("levelled", 0.15), ("ratio", 0.15), ("inverse_latency", 0.45)]
+)
 def test_service_times_of_specialised_servers_are_learned_from_statistics_alone(name: str, tolerance: float) -> None:
     controller = EstimatorController(TOPOLOGY, name, workers=4.0)
     with SimulatedTestbed(TOPOLOGY, "expected_delay") as testbed:
@@ -261,3 +264,19 @@ def test_learned_workers_cost_little_and_can_be_taken_with_caution() -> None:
     )  # fmt: skip
     assert learned < 1.03 * known
     assert cautious < 0.85
+
+
+def test_servers_that_differ_by_chance_are_equal_and_others_keep_their_values() -> None:
+    """Ten equal servers are told apart in at most one of fifty draws: three standard errors; the seed is fixed."""
+    generator = np.random.default_rng(1)
+    requests = np.full(10, 150.0)
+    apart = 0
+    for _ in range(500):
+        values = 1 + generator.standard_normal(10) / np.sqrt(requests)
+        apart += len(set(levelled(values, requests))) > 1
+    assert apart < 25
+    speeds = np.array([1.43, 0.77, 1.0])
+    assert levelled(speeds, np.full(3, 300.0)) == pytest.approx(speeds)
+    pairs = levelled(np.array([1.0, 0.5, 2.0, 0.52, 1.02]), np.full(5, 200.0))
+    assert pairs == pytest.approx([1.01, 0.51, 2.0, 0.51, 1.01])
+    assert levelled(np.ones((4, 2, 1)), np.ones((4, 2, 1))).shape == (4, 2, 1)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from actuators.contract.on_off import draw_on_off
+from actuators.contract.script_check import check_live
 from actuators.contract.topology import social_network
+from actuators.errors import ConfigError
 from envs.scenarios.catalogue import CONVERSATION_DISPERSION, CONVERSATION_REQUESTS, TRACED
 from envs.scenarios.lookup import scenario
 from envs.scenarios.timeline import change_times, load_ratio, rates_rps
@@ -110,3 +112,16 @@ def test_a_flash_crowd_rises_within_seconds_and_falls_slowly() -> None:
 def test_work_spans_three_orders_of_magnitude() -> None:
     """From the first to the last percent."""
     assert math.exp(2 * 2.3263 * lognormal_sigma(TRACED["T5"].service_cv)) == pytest.approx(1000, rel=0.05)
+
+
+def test_users_in_a_closed_loop_make_the_load_of_their_number_and_think_time() -> None:
+    script = TRACED["T6"].script(TOPOLOGY, 1)
+    assert all(step.rate_rps == 0 for stream in script.streams for step in stream.steps)
+    assert {habits.think_s for habits in script.clients} == {7.0}
+    service_s = np.array(script.mean_service_s)
+    rates = np.array([habits.users for habits in script.clients]) / (7.0 + service_s)
+    assert rates.sum() == pytest.approx(0.85 * 2209.9, rel=1e-3)
+    assert load_ratio(script, 0.0) == pytest.approx(0.85, rel=1e-3)
+    assert rates / rates.sum() == pytest.approx([0.1, 0.6, 0.3], rel=1e-2)
+    with pytest.raises(ConfigError, match="closed loop cannot be played live"):
+        check_live(script)

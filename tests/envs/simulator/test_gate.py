@@ -410,3 +410,54 @@ def test_buckets_and_admission_exclude_each_other() -> None:
     assert batch.advance(5.0).attempts.refused.sum() > 1900
     batch.admit(fixed_limit(3.0, line_of(1)))
     assert batch.advance(5.0).attempts.refused.sum() < 1700
+
+
+def test_users_of_a_closed_loop_send_as_little_says_and_wait_for_each_answer() -> None:
+    """Little's law: users = rate × (think time + response time); no more are in flight than there are users."""
+    script = script_of(0.0, 0.01, workers=4, duration_s=500.0)
+    script = replace(script, clients=(Clients(3600.0, users=30, think_s=0.2),), deadlines_s=(1.0,))
+    batch = SimulatedBatch(line_of(1), 1, "least_conn")
+    batch.reset(0, script)
+    batch.advance(20.0)
+    window = batch.advance(400.0)
+    answered = int(window.answered.sum())
+    rate_rps, response_s = answered / 400.0, float(window.latency_s_sum.sum()) / answered
+    assert rate_rps * (0.2 + response_s) == pytest.approx(30, rel=0.02)
+    assert window.planned.sum() == pytest.approx(answered, abs=30)
+    assert window.attempts.gave_up.sum() == 0
+    assert int(window.active.sum()) <= 30
+    drained = batch.drain(5.0)
+    assert int(drained.active.sum()) == 0
+    assert batch.advance(5.0).planned.sum() == 0
+
+
+def test_a_closed_loop_sends_less_while_its_server_is_slow() -> None:
+    slow = Behaviour(100.0, 0, speed=0.1)
+    script = script_of(0.0, 0.01, workers=1, duration_s=300.0, behaviours=(slow,))
+    script = replace(script, clients=(Clients(3600.0, users=10, think_s=0.1),), deadlines_s=(1.0,))
+    batch = SimulatedBatch(line_of(1), 1, "least_conn")
+    batch.reset(0, script)
+    usual, slowed = batch.advance(100.0), batch.advance(100.0)
+    # At a tenth of the speed the only worker is always busy: ten requests per second, and nobody is lost.
+    assert usual.answered.sum() / 100.0 > 60
+    assert slowed.answered.sum() / 100.0 == pytest.approx(10, rel=0.15)
+    assert slowed.active.sum() <= 10
+
+
+def test_a_user_whose_request_is_lost_goes_on() -> None:
+    down = Behaviour(0.0, 0, refused=True)
+    script = script_of(0.0, 0.01, workers=1, duration_s=100.0, behaviours=(down,))
+    script = replace(script, clients=(Clients(3600.0, users=5, think_s=0.5),), deadlines_s=(1.0,))
+    window = play(script, 100.0)
+    assert window.latency_counts.sum() == 0
+    assert window.attempts.lost_failed.sum() == pytest.approx(5 * 100 / 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("habits", "told"),
+    [({"users": -1}, "users"), ({"users": 3, "think_s": 0.0}, "think_s"), ({"users": 10**7, "think_s": 1.0}, "users")],
+)
+def test_a_closed_loop_that_cannot_be_played_is_refused(habits: dict[str, Any], told: str) -> None:
+    script = script_of(0.0, 0.01, workers=1)
+    with pytest.raises(ConfigError, match=told):
+        play(replace(script, clients=(Clients(1.0, **habits),)), 1.0)

@@ -1,0 +1,203 @@
+"""The weights of an HAProxy, read and set through its runtime API; nothing of its configuration is changed.
+
+https://docs.haproxy.org/2.8/management.html#9.3 (`show servers state`, `set server`). A backend is a group. Weights
+that are set so last until HAProxy reads its configuration again.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, Weights
+from actuators.contract.testbed import Applied, Restored
+from actuators.contract.topology import Topology, group_of
+from actuators.errors import ActuationError, ConfigError
+from actuators.external.restoring import restoration
+
+_TIMEOUT_S = 5.0
+_MOST_BYTES = 2**24
+_STATE_FORMAT = "1"
+_OUT = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x20
+"""Bits of srv_admin_state: maintenance and drain, set by a command, by another server or by the configuration."""
+
+
+class RuntimeApi:
+    """HAProxy's runtime API on a Unix socket (`stats socket PATH level admin`); a connection per call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ask(self, command: str) -> str:
+        """The answer to one command, without blanks around it. Raises ActuationError when none comes."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(_TIMEOUT_S)
+                connection.connect(str(self.path))
+                connection.sendall(f"{command}\n".encode())
+                parts, size = [], 0
+                while part := connection.recv(65536):
+                    parts.append(part)
+                    size += len(part)
+                    if size > _MOST_BYTES:
+                        what = f"the answer is longer than {_MOST_BYTES} bytes"
+                        raise ActuationError(what, where=str(self.path))
+        except OSError as error:
+            remedy = "give the path of its `stats socket`, which this user may open"
+            what = f"HAProxy's runtime API does not answer: {error}"
+            raise ActuationError(what, where=str(self.path), remedy=remedy) from error
+        return b"".join(parts).decode(errors="replace").strip()
+
+    def order(self, *commands: str) -> None:
+        """Gives commands that answer nothing when they are obeyed. Raises ActuationError with another answer."""
+        for command in commands:
+            if answer := self.ask(command):
+                remedy = "the socket needs `level admin`" if "ermission denied" in answer else ""
+                what = f"HAProxy refused '{command}': {answer}"
+                raise ActuationError(what, where=str(self.path), remedy=remedy)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One line of `show servers state`.
+
+    Attributes:
+        backend, name: as the configuration calls them.
+        address: HOST:PORT, or what HAProxy shows in its place.
+        weight: as configured or set, 0…256.
+        out: takes no new requests, by a command or the configuration.
+    """
+
+    backend: str
+    name: str
+    address: str
+    weight: int
+    out: bool
+
+
+def read_states(text: str) -> list[ServerState]:
+    """The servers in the answer to `show servers state`. Raises ActuationError for another format."""
+    lines = text.splitlines()
+    if len(lines) < 2 or lines[0].strip() != _STATE_FORMAT or not lines[1].startswith("# "):
+        raise ActuationError(
+            "the answer to 'show servers state' is of another format", evidence=" ".join(text[:100].split())
+        )
+    columns = lines[1][2:].split()
+    states = []
+    for line in filter(None, lines[2:]):
+        row = dict(zip(columns, line.split(), strict=False))
+        try:
+            states.append(_state(row))
+        except (KeyError, ValueError) as error:
+            raise ActuationError(f"a line of 'show servers state' cannot be read: {error!r}", evidence=line) from error
+    return states
+
+
+class HaproxyActuator:
+    """The weights of an HAProxy (`actuators.external.actuator.Actuator`).
+
+    Args:
+        groups: backends that are read and set, all with servers when empty.
+
+    Raises:
+        ConfigError: an unknown backend, or no server in any.
+        ActuationError: the runtime API does not answer.
+    """
+
+    in_memory = True
+
+    def __init__(self, path: Path, groups: Sequence[str] = ()) -> None:
+        self._api = RuntimeApi(path)
+        states = self._states()
+        topology = _topology(states, path)
+        topology.check_groups(groups)
+        self._groups = tuple(groups) or tuple(group.name for group in topology.groups)
+        self.topology = Topology(tuple(group for group in topology.groups if group.name in self._groups))
+
+    def control(self) -> Weights:
+        """The weights in force, 1…100: larger ones are scaled; a weight of 0 counts as down."""
+        values, down = np.zeros(self.topology.shape), np.zeros(self.topology.shape, bool)
+        for g, s, state in self._cells(self._states()):
+            values[g, s], down[g, s] = max(state.weight, 1), state.out or state.weight == 0
+        largest = values.max(axis=1, keepdims=True)
+        scaled = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
+        whole = np.where(self.topology.mask, np.maximum(np.rint(scaled), 1), 0).astype(np.int64)
+        return Weights(self.topology, whole, down)
+
+    def apply(self, control: Control) -> Applied:
+        """As `Actuator.apply`; service times are refused, because HAProxy has no such method."""
+        began_s = time.monotonic()
+        if not isinstance(control, Weights):
+            raise ActuationError("HAProxy takes weights, not service times", where=str(self._api.path))
+        if control.topology != self.topology:
+            raise ActuationError("the control is of another topology", where=str(self._api.path))
+        states = self._states()
+        wanted = [(state, int(control.values[g, s]), bool(control.down[g, s])) for g, s, state in self._cells(states)]
+        changes = [
+            (state, weight, down) for state, weight, down in wanted if (state.weight, state.out) != (weight, down)
+        ]
+        if not changes:
+            return Applied(False, time.monotonic() - began_s)
+        try:
+            self._put(changes)
+            self._confirm(wanted)
+        except ActuationError:
+            self._put([(state, state.weight, state.out) for state, _, _ in changes])
+            raise
+        return Applied(True, time.monotonic() - began_s)
+
+    def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
+        """As `Actuator.restore`; the method is that of HAProxy's configuration."""
+        began_s, found = time.monotonic(), restoration(first, self.control())
+        changed = self.apply(found.control).changed
+        return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
+
+    def _put(self, changes: Sequence[tuple[ServerState, int, bool]]) -> None:
+        for state, weight, down in changes:
+            name = f"{state.backend}/{state.name}"
+            if weight != state.weight:
+                self._api.order(f"set server {name} weight {weight}")
+            if down != state.out:
+                self._api.order(f"set server {name} state {'maint' if down else 'ready'}")
+
+    def _confirm(self, wanted: Sequence[tuple[ServerState, int, bool]]) -> None:
+        now = {(state.backend, state.name): state for state in self._states()}
+        for state, weight, down in wanted:
+            shown = now.get((state.backend, state.name))
+            if shown is None or (shown.weight, shown.out) != (weight, down):
+                what = f"HAProxy shows another weight of {state.backend}/{state.name} than was set"
+                raise ActuationError(what, where=str(self._api.path))
+
+    def _states(self) -> list[ServerState]:
+        return read_states(self._api.ask("show servers state"))
+
+    def _cells(self, states: Sequence[ServerState]) -> list[tuple[int, int, ServerState]]:
+        """Group and server index of every state of the topology. Raises ActuationError when servers came or went."""
+        own = [state for state in states if state.backend in self._groups]
+        if [(each.backend, each.address) for each in own] != [
+            (group.name, server) for group in self.topology.groups for server in group.servers
+        ]:
+            raise ActuationError("the servers of HAProxy have changed", where=str(self._api.path), remedy="start anew")
+        return [(self.topology.group_index(s.backend), self.topology.server_index(s.address), s) for s in own]
+
+
+def _topology(states: Sequence[ServerState], path: Path) -> Topology:
+    backends: dict[str, list[str]] = {}
+    for state in states:
+        backends.setdefault(state.backend, []).append(state.address)
+    if not backends:
+        raise ConfigError("HAProxy has no backend with servers", where=str(path), remedy="give the socket of another")
+    return Topology(tuple(group_of(name, tuple(servers)) for name, servers in backends.items()))
+
+
+def _state(row: dict[str, str]) -> ServerState:
+    host = f"[{row['srv_addr']}]" if ":" in row["srv_addr"] else row["srv_addr"]
+    address = row["srv_name"] if host in ("-", "") else f"{host}:{row['srv_port']}"
+    return ServerState(
+        row["be_name"], row["srv_name"], address, int(row["srv_uweight"]), bool(int(row["srv_admin_state"]) & _OUT)
+    )

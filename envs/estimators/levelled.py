@@ -1,0 +1,65 @@
+"""The estimator `idle` with equal service times for servers that differ by chance only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actuators.contract.arrays import FloatArray
+from envs.estimators.base import ServiceSamples
+from envs.estimators.idle import IdleEstimator
+
+_CHANCE = 3.0
+"""Standard errors within which a difference counts as chance."""
+_PRIOR = 20.0
+"""Requests that the prior of `idle` stands for."""
+
+
+class LevelledEstimator(IdleEstimator):
+    """As `IdleEstimator`, then levelled: first each server over all types, then what is left of it at each type.
+
+    `expected_delay` sends to the least τ while a worker is idle there, so that the noise of the estimates decides
+    between equal servers, and starves some of them for seconds. Source: docs/studies.md#estimator-levelled.
+    """
+
+    name = "levelled"
+
+    def update(self, samples: ServiceSamples) -> FloatArray:
+        tau_s = super().update(samples)
+        types = samples.mask.sum(axis=-1)
+        mean = np.where(samples.mask, tau_s, 0.0).sum(axis=-1) / types
+        # Of a server that lacks a type, its other types tell.
+        relative = np.where(samples.mask, np.log(tau_s / mean[..., None]), 0.0)
+        counts = np.where(samples.mask, self._requests + _PRIOR, 0.0)
+        slowness = np.exp((relative * counts).sum(axis=-2) / counts.sum(axis=-2))
+        level = levelled(slowness, counts.sum(axis=-2))
+        typical = mean[..., None] * level[..., None, :]
+        found: FloatArray = typical * levelled(tau_s / typical, self._requests + _PRIOR)
+        return found
+
+
+def levelled(values: FloatArray, requests: FloatArray) -> FloatArray:
+    """Values in which servers that differ by no more than chance are equal, ``[..., servers]``.
+
+    In ascending order a server joins those before it when it is within three standard errors of their mean, which is
+    what all of them then get.
+
+    Args:
+        values: estimates > 0, whose relative standard error is 1 / √`requests` (that of exponential service times).
+        requests: > 0, what each rests on.
+    """
+    order = np.argsort(values, axis=-1)
+    value, weight = np.take_along_axis(values, order, axis=-1), np.take_along_axis(requests, order, axis=-1)
+    means, joins = np.empty_like(value), np.zeros(value.shape, dtype=bool)
+    mean, total = value[..., 0], weight[..., 0]
+    means[..., 0] = mean
+    for server in range(1, values.shape[-1]):
+        own, count = value[..., server], weight[..., server]
+        joins[..., server] = own - mean <= _CHANCE * mean * np.sqrt(1.0 / count + 1.0 / total)
+        mean = np.where(joins[..., server], (mean * total + own * count) / (total + count), own)
+        total = np.where(joins[..., server], total + count, count)
+        means[..., server] = mean
+    for server in range(values.shape[-1] - 2, -1, -1):
+        means[..., server] = np.where(joins[..., server + 1], means[..., server + 1], means[..., server])
+    level = np.empty_like(value)
+    np.put_along_axis(level, order, means, axis=-1)
+    return level

@@ -1,0 +1,115 @@
+"""Weights of an HAProxy over its runtime API: answers read; weights set and put back by a real HAProxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.topology import social_network
+from actuators.errors import ActuationError, ConfigError
+from actuators.external.actuator import parse_weights
+from actuators.external.haproxy import HaproxyActuator, RuntimeApi, read_states
+from actuators.testbed.peers import Peer, why_missing
+from rayjobs.cli.main import main
+
+HEAD = (
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight"
+    " srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state"
+    " bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord\n"
+)
+LINE = "3 servers 1 s1 127.0.0.1 2 {admin} {weight} 1 41 1 0 0 0 0 0 0 - 9001 -\n"
+SERVERS = ("127.0.0.1:9001", "127.0.0.1:9002", "[::1]:9003")
+
+
+@pytest.mark.parametrize(("admin", "out"), [(0, False), (1, True), (4, True), (8, True), (64, False)])
+def test_a_line_tells_weight_and_whether_a_server_is_out(admin: int, out: bool) -> None:
+    (state,) = read_states(HEAD + LINE.format(admin=admin, weight=7))
+    assert (state.backend, state.name, state.address, state.weight, state.out) == (
+        "servers", "s1", "127.0.0.1:9001", 7, out,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "2\n# be_id\n", "Unknown command", HEAD + "3 servers 1\n", HEAD.replace("#", "")])
+def test_another_answer_is_refused(text: str) -> None:
+    with pytest.raises(ActuationError, match=r"another format|cannot be read") as caught:
+        read_states(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_of_version_6_has_brackets() -> None:
+    (state,) = read_states(HEAD + LINE.format(admin=0, weight=1).replace("127.0.0.1", "::1"))
+    assert state.address == "[::1]:9001"
+
+
+def test_no_socket_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "get", "--haproxy-socket", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runtime API does not answer" in line
+    assert main(["weights", "get", "--haproxy-socket", "x", "--control-url", "http://127.0.0.1:1/control"]) == 2
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    if why_missing("haproxy_leastconn"):
+        pytest.skip(why_missing("haproxy_leastconn"))
+    with Peer("haproxy_leastconn", social_network(SERVERS), tmp_path_factory.mktemp("haproxy")) as peer:
+        yield peer
+
+
+@pytest.fixture
+def actuator(peer: Peer) -> Iterator[HaproxyActuator]:
+    found = HaproxyActuator(peer.control_socket)
+    first = found.control()
+    yield found
+    found.restore(first)
+
+
+def test_backends_are_groups_and_weights_are_set_and_read_back(actuator: HaproxyActuator) -> None:
+    assert [group.name for group in actuator.topology.groups] == ["servers"]
+    assert actuator.topology.servers == SERVERS
+    first = actuator.control()
+    assert first == Weights.equal(actuator.topology)
+    changed = parse_weights([f"{SERVERS[0]}=100", f"{SERVERS[1]}=down"], first)
+    assert actuator.apply(changed).changed
+    assert not actuator.apply(changed).changed
+    assert actuator.control() == changed
+    back = actuator.restore(first)
+    assert back.changed
+    assert back.missing == back.added == ()
+    assert actuator.control() == first
+
+
+def test_what_haproxy_cannot_take_changes_nothing(actuator: HaproxyActuator, peer: Peer) -> None:
+    first = actuator.control()
+    with pytest.raises(ActuationError, match="not service times"):
+        actuator.apply(ServiceTimes(actuator.topology, np.full((1, 3), 0.1), np.ones(3)))
+    other = social_network(SERVERS)
+    with pytest.raises(ActuationError, match="another topology"):
+        actuator.apply(Weights.equal(other))
+    with pytest.raises(ActuationError, match="refused 'set server servers/none weight 3'"):
+        RuntimeApi(peer.control_socket).order("set server servers/none weight 3")
+    with pytest.raises(ConfigError, match="did you mean 'servers'"):
+        HaproxyActuator(peer.control_socket, ["server"])
+    assert actuator.control() == first
+
+
+def test_weights_of_another_program_are_scaled_to_ours(actuator: HaproxyActuator, peer: Peer) -> None:
+    api = RuntimeApi(peer.control_socket)
+    api.order("set server servers/s1 weight 256", "set server servers/s2 weight 128", "set server servers/s3 weight 0")
+    shown = actuator.control()
+    assert shown.values.tolist() == [[100, 50, 1]]
+    assert shown.down.tolist() == [[False, False, True]]
+
+
+def test_the_verb_reads_and_sets_them(
+    actuator: HaproxyActuator, peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del actuator
+    where = ["--haproxy-socket", str(peer.control_socket)]
+    assert main(["weights", "set", f"servers/{SERVERS[0]}=5", *where]) == 0
+    assert main(["weights", "get", *where]) == 0
+    assert f"servers/{SERVERS[0]}=5" in capsys.readouterr().out
