@@ -43,7 +43,6 @@ def doing(name: str) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_every_named_actor_is_a_row() -> None:
     import ray

@@ -153,7 +153,9 @@ class ParallelTraining:
     def _count_late(self, result: Mapping[str, Any], received: int, timeout_s: float) -> None:
         """What env runners have taken and the learner has not received: RLlib drops late samples without a word."""
         for runner, taken in result.get("env_runners", {}).get(TAKEN, {}).items():
-            self._taken[runner] = max(self._taken.get(runner, 0), int(taken))
+            # An iteration without a sample has nan.
+            if math.isfinite(taken):
+                self._taken[runner] = max(self._taken.get(runner, 0), int(taken))
         late = sum(self._taken.values()) - received
         if late > self._late:
             self.say(
