@@ -25,7 +25,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    policies = "round_robin,least_conn,expected_delay,shortest_delay,shared_least_conn"
+    policies = "round_robin,least_conn,expected_delay,shortest_delay,nginx_fair"
     words = ["--scenario", "S2b,S4", "--policies", policies]
     assert main(["evaluate", *words, "--seeds", "2", "--out", str(out), *SHORT]) == 0
     (folder,) = out.iterdir()
@@ -71,7 +71,7 @@ def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.Capt
     after = contents(run)
     assert after["S4-simulated"]["policies"] == before["S4-simulated"]["policies"]
     assert len(path.read_text().splitlines()) == len(lines) == 16
-    assert "left out on the simulated testbed: shared_least_conn" in capsys.readouterr().err
+    assert "left out on the simulated testbed: nginx_fair" in capsys.readouterr().err
 
 
 def test_a_run_is_reproduced_to_the_bit_and_not_on_another_seed(
