@@ -24,6 +24,12 @@ NEVER = float("inf")
 """Importance of a group of which no request is refused."""
 
 
+def finite_importance(importance: FloatArray) -> FloatArray:
+    """Importance of groups, in which `NEVER` is as much as the most important other one, or 1 without others."""
+    finite = importance[np.isfinite(importance)]
+    return np.where(np.isfinite(importance), importance, finite.max() if len(finite) else 1.0)
+
+
 class AdmissionNumbers(Options):
     """The numbers of the rules. Multiples are of the nominal in-flight count, Σ rate × idle latency over all groups."""
 
@@ -108,8 +114,7 @@ class Admission:
 
     def weights(self) -> FloatArray:
         """``[groups]``: importance as it weighs late answers; `NEVER` weighs as the most important other one."""
-        finite = self.importance[np.isfinite(self.importance)]
-        return np.where(np.isfinite(self.importance), self.importance, finite.max() if len(finite) else 1.0)
+        return finite_importance(self.importance)
 
     def shares(self) -> FloatArray:
         """``[groups]``: a group's limit as a share of the whole, importance ^ importance_power / idle latency ^ gamma

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from actuators.contract.admission import NEVER, finite_importance
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
@@ -41,10 +42,14 @@ class LateBindingNumbers(Options):
     """Age of the control in NGINX from which on nothing is held any more, because nobody renews it."""
     most_held: int = Field(default=4096, ge=1, le=1_000_000)
     """Held requests beyond which one is answered with 503 when it comes."""
+    refuse_factor: float | None = Field(default=None, ge=0.1, le=1000)
+    """A request that is not expected to be answered within so many times its deadline is answered with 503 at once;
+    none is when not given."""
 
     def in_nginx(self) -> dict[str, float]:
-        """Names and values of the numbers that NGINX reads."""
-        return {name: float(value) for name, value in self.model_dump(exclude={"order", "slots_per_worker"}).items()}
+        """Names and values of the numbers that NGINX reads; refuse_factor only where it is given."""
+        found = self.model_dump(exclude={"order", "slots_per_worker"}, exclude_none=True)
+        return {name: float(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +59,22 @@ class LateBinding:
     Attributes:
         deadlines_s: ``[groups]``, > 0, from a request's arrival; the orders go by them.
         slots: ``[servers]``, ≥ 1: requests of one balancer that a server may have.
+        importance: ``[groups]``, > 0, by which the orders weigh a group's requests; `NEVER` for groups of which no
+            request is refused because it would be late. One each when not given.
     """
 
     topology: Topology
     deadlines_s: FloatArray
     slots: IntArray
     numbers: LateBindingNumbers = field(default_factory=LateBindingNumbers)
+    importance: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         groups, servers = self.topology.shape
+        if self.importance.size == 0:
+            object.__setattr__(self, "importance", np.ones(groups))
+        if self.importance.shape != (groups,) or not (self.importance > 0).all():
+            raise ConfigError("importance does not fit", where="late binding", remedy=f"{groups} positive ones")
         if self.deadlines_s.shape != (groups,) or not (self.deadlines_s > 0).all():
             raise ConfigError("deadlines do not fit", where="late binding", remedy=f"{groups} positive ones")
         if self.slots.shape != (servers,) or self.slots.min() < 1:
@@ -74,23 +86,31 @@ class LateBinding:
             and self.topology.plain == other.topology.plain
             and np.array_equal(self.deadlines_s, other.deadlines_s)
             and np.array_equal(self.slots, other.slots)
+            and np.array_equal(self.importance, other.importance)
             and (self.numbers.order, self.numbers.in_nginx()) == (other.numbers.order, other.numbers.in_nginx())
         )
 
     def __hash__(self) -> int:
         return hash((self.deadlines_s.tobytes(), self.slots.tobytes()))
 
+    def weights(self) -> FloatArray:
+        """``[groups]``: importance in the orders; `NEVER` weighs as the most important other one, 1 without others."""
+        return finite_importance(self.importance)
+
     def onto(self, topology: Topology) -> LateBinding:
         """The same for groups and servers in another order; those that this one lacks get its longest deadline and its
         fewest slots.
         """
-        deadlines = dict(zip((group.name for group in self.topology.groups), self.deadlines_s.tolist(), strict=True))
+        names = [group.name for group in self.topology.groups]
+        tables = (self.deadlines_s, self.importance)
+        deadlines, worth = (dict(zip(names, each.tolist(), strict=True)) for each in tables)
         slots = dict(zip(self.topology.servers, self.slots.tolist(), strict=True))
         return LateBinding(
             topology,
             np.array([deadlines.get(group.name, self.deadlines_s.max()) for group in topology.groups]),
             np.array([slots.get(server, self.slots.min()) for server in topology.servers]),
             self.numbers,
+            np.array([worth.get(group.name, 1.0) for group in topology.groups]),
         )
 
 
@@ -102,6 +122,10 @@ class LateBindingPlan(Options):
     workers. Too few cost capacity, too many cost little."""
     deadlines_ms: dict[str, Annotated[float, Field(gt=0, le=1e7)]] = Field({})
     """Group → deadline in milliseconds, by which the orders go; when not given, that of the bundle or calibration."""
+    importance: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field({})
+    """Group → how much its requests count in the order; 1 when not given. `fifo` takes no notice."""
+    never_refused: tuple[str, ...] = ()
+    """Groups of which no request is refused because it would be late; all may be when not given."""
     load_balancers: int = Field(1, ge=1, le=10_000)
     """NGINX machines that share the traffic and no counts; each has its part of the slots."""
     numbers: LateBindingNumbers = LateBindingNumbers()
@@ -119,6 +143,8 @@ class LateBindingPlan(Options):
         names = tuple(group.name for group in topology.groups)
         _require_known(self.deadlines_ms, names, "deadlines_ms", "group")
         _require_known(self.slots, topology.servers, "slots", "server")
+        _require_known(self.importance, names, "importance", "group")
+        _require_known(dict.fromkeys(self.never_refused), names, "never_refused", "group")
         wanted_s = np.array([self.deadlines_ms.get(name, 1e3 * deadlines_s[g]) / 1e3 for g, name in enumerate(names)])
         if np.isnan(wanted_s).any():
             name = names[int(np.argmax(np.isnan(wanted_s)))]
@@ -131,7 +157,9 @@ class LateBindingPlan(Options):
         each = np.ones(len(topology.servers)) if workers is None else workers
         found = slots_for(each, self.numbers.slots_per_worker, self.load_balancers)
         slots = np.array([self.slots.get(server, found[s]) for s, server in enumerate(topology.servers)], np.int64)
-        return LateBinding(topology, wanted_s, slots, self.numbers)
+        worth = {**self.importance, **dict.fromkeys(self.never_refused, NEVER)}
+        importance = np.array([worth.get(name, 1.0) for name in names])
+        return LateBinding(topology, wanted_s, slots, self.numbers, importance)
 
 
 def _require_known(given: Mapping[str, object], known: Sequence[str], where: str, kind: str) -> None:

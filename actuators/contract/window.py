@@ -160,7 +160,8 @@ class HoldWindow:
         state: `holding`, `watching` (what would be held is only counted), or why nothing is held, at the end.
         asked: requests that asked for a slot; would: those of them that would have been held, while `watching`.
         held: requests that left the line, however; held_s: seconds, their sum.
-        refused: answered with 503, because too many were held or after the longest hold.
+        refused: answered with 503, because too many were held or after the longest hold; hopeless: because they would
+            have been late.
         gone: clients that left while they were held; passed: let through without a slot.
         answered: requests that asked for a slot and were answered; answered_s: seconds, their sum.
         late: those of them that took longer than the deadline.
@@ -176,6 +177,7 @@ class HoldWindow:
     held: IntArray
     held_s: FloatArray
     refused: IntArray
+    hopeless: IntArray
     gone: IntArray
     passed: IntArray
     answered: IntArray
@@ -336,7 +338,7 @@ def _merge_admission(first: AdmissionWindow | None, second: AdmissionWindow | No
 
 
 _HELD = (
-    "asked", "would", "held", "held_s", "refused", "gone", "passed", "answered", "answered_s", "late",
+    "asked", "would", "held", "held_s", "refused", "hopeless", "gone", "passed", "answered", "answered_s", "late",
     "held_histogram", "answer_histogram",
 )  # fmt: skip
 

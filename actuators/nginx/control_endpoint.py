@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.contract.admission import NEVER
 from actuators.contract.control import (
     BY_TIMES,
     MAX_WEIGHT,
@@ -237,6 +238,16 @@ def _holding_lines(holding: LateBinding) -> list[str]:
             f"deadline {group.name} {float(deadline_s)!r}"
             for group, deadline_s in zip(topology.groups, holding.deadlines_s, strict=True)
         ),
+        *(
+            f"importance {group.name} {float(weight)!r}"
+            for group, weight in zip(topology.groups, holding.weights(), strict=True)
+            if weight != 1.0
+        ),
+        *(
+            f"never {group.name}"
+            for group, importance in zip(topology.groups, holding.importance, strict=True)
+            if importance == NEVER
+        ),
     ]
 
 
@@ -251,7 +262,12 @@ def _holding(lines: dict[tuple[str, ...], str], topology: Topology) -> LateBindi
         np.array([float(lines["deadline", group.name]) for group in topology.groups]),
         np.array([int(float(lines["slots", server])) for server in topology.servers]),
         LateBindingNumbers.model_validate({"order": order, **numbers}),
+        np.array([_importance(lines, group.name) for group in topology.groups]),
     )
+
+
+def _importance(lines: dict[tuple[str, ...], str], group: str) -> float:
+    return NEVER if ("never", group) in lines else float(lines.get(("importance", group), "1"))
 
 
 def _watch_text(holding: LateBinding) -> str:
@@ -317,7 +333,7 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
     table = {}
     for line in text.splitlines():
         words = tuple(line.split())
-        flag = words[:1] in (("down",), ("method",), ("order",))
+        flag = words[:1] in (("down",), ("method",), ("order",), ("never",))
         table[words if flag else words[:-1]] = "" if flag else words[-1]
     return table
 
@@ -332,7 +348,7 @@ def _shows(shown: str, wanted: str) -> bool:
 def _arm_shows(shown: str, wanted: str) -> bool:
     """Whether all of the wanted lines are in force, and no server is down that should be up."""
     present, expected = _lines(shown), _lines(wanted)
-    extra = {words for words in present if words[:1] == ("down",)} - set(expected)
+    extra = {words for words in present if words[:1] in (("down",), ("never",))} - set(expected)
     same = all(words in present and _equal(present[words], value) for words, value in expected.items())
     return same and not extra
 

@@ -286,9 +286,10 @@ class HoldEntry(_VtsStruct, frozen=True):
 
     `asked` for a slot; `would` have been held, where that is only counted. `in_line` is held now; `held` requests were
     held and have been sent, let through or refused, `held_s` seconds in all with the histogram `held_buckets`.
-    Refused: `full` because too many were held, `expired` after the longest hold. `gone`: clients that left meanwhile;
-    `passed`: let through without a slot. Of `answered` requests, all times counted from their arrival, `late` were
-    answered after the deadline; `answered_s` seconds in all with the histogram `answer_buckets`.
+    Refused: `full` because too many were held, `expired` after the longest hold, `hopeless` because they would have
+    been late. `gone`: clients that left meanwhile; `passed`: let through without a slot. Of `answered` requests, all
+    times counted from their arrival, `late` were answered after the deadline; `answered_s` seconds in all with the
+    histogram `answer_buckets`.
     """
 
     group: str
@@ -299,6 +300,7 @@ class HoldEntry(_VtsStruct, frozen=True):
     held_s: Seconds = 0.0
     full: Count = 0
     expired: Count = 0
+    hopeless: Count = 0
     gone: Count = 0
     passed: Count = 0
     answered: Count = 0
@@ -312,14 +314,18 @@ class HoldEntry(_VtsStruct, frozen=True):
         _named(self.group)
 
     def counts(self) -> tuple[int, ...]:
-        """asked, would, held, refused, gone, passed, answered, late."""
+        """asked, would, held, refused for want of room or after the longest hold, hopeless, gone, passed, answered,
+        late.
+        """
         return (
-            self.asked, self.would, self.held, self.refused, self.gone, self.passed, self.answered, self.late,
+            self.asked, self.would, self.held, self.full + self.expired, self.hopeless, self.gone, self.passed,
+            self.answered, self.late,
         )  # fmt: skip
 
     @property
     def refused(self) -> int:
-        return self.full + self.expired
+        """All that were answered with 503."""
+        return self.full + self.expired + self.hopeless
 
 
 class HoldStatus(_VtsStruct, frozen=True):

@@ -152,10 +152,10 @@ def _holding(before: Snapshot, after: Snapshot, topology: Topology) -> HoldWindo
     )
     if any((table < 0).any() for table in (counts, seconds, held, answers)) or counts.max() > _MOST:
         return None
-    asked, would, left, refused, gone, passed, answered, late = counts.astype(np.int64).T
+    asked, would, left, refused, hopeless, gone, passed, answered, late = counts.astype(np.int64).T
     above = [(total - bins.sum(axis=1)).clip(0)[:, None] for total, bins in ((left, held), (answered, answers))]
     return HoldWindow(
-        new.state, asked, would, left, seconds[:, 0], refused, gone, passed, answered, seconds[:, 1], late,
+        new.state, asked, would, left, seconds[:, 0], refused, hopeless, gone, passed, answered, seconds[:, 1], late,
         np.array([b.in_line for _, b in pairs], np.int64).clip(0), bounds_ms,
         np.hstack((held, above[0])), np.hstack((answers, above[1])),
     )  # fmt: skip

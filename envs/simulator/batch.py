@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from actuators.contract.admission import Admission
+from actuators.contract.admission import NEVER, Admission
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.late_binding import UNLIMITED, LateBinding
@@ -244,8 +244,10 @@ class SimulatedBatch:
             lane, numbers = self._lane(index), binding.numbers
             lane.room[...], lane.due_s[...] = binding.slots, binding.deadlines_s
             lane.rules["order"] = ORDER_CODES[numbers.order]
+            lane.worth[...], lane.never[...] = binding.weights(), binding.importance == NEVER
             for name in ("theta", "look_ahead", "longest_hold_s", "most_held"):
                 lane.rules[name] = getattr(numbers, name)
+            lane.rules["refuse_factor"] = np.inf if numbers.refuse_factor is None else numbers.refuse_factor
 
     def limit_connections(self, most: IntArray) -> None:
         """`max_conns` of `shared_least_conn`, ``[size, servers]``, >= 1, of every balancer, until the next reset.
@@ -385,7 +387,7 @@ class SimulatedBatch:
             "retry_post": o.retry_post, "balancers": o.workers_sharing_memory, "beta": o.beta,
             "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
             "by_in_flight": o.count_by_in_flight, "look_ahead": 1, "theta": 1.0, "longest_hold_s": np.inf,
-            "most_held": UNLIMITED, "probe_s": o.probe_ms / 1e3,
+            "refuse_factor": np.inf, "most_held": UNLIMITED, "probe_s": o.probe_ms / 1e3,
         }  # fmt: skip
 
 

@@ -46,13 +46,13 @@ def take_out(lane: Any, place: Any) -> Any:
 
 
 @leaf
-def priority(order: Any, age_s: Any, service_s: Any, deadline_s: Any) -> Any:
-    """The larger, the earlier the request is considered."""
+def priority(order: Any, age_s: Any, service_s: Any, deadline_s: Any, worth: Any) -> Any:
+    """The larger, the earlier the request is considered; `worth` is the importance of its group."""
     if order == FIFO:
         return age_s
     if age_s + service_s > deadline_s:
-        return LATE - service_s
-    return age_s / service_s if order == RESPONSE_RATIO else age_s - deadline_s
+        return LATE - service_s / worth
+    return age_s / service_s * worth if order == RESPONSE_RATIO else (age_s - deadline_s) / worth
 
 
 @inlined
@@ -65,7 +65,8 @@ def first_in_line(lane: Any, context: Any, now_s: float) -> Any:
         if lane.considered[place] or request.context != context:
             continue
         group = request.group
-        rank = priority(order, now_s - request.arrival_s, lane.mean_tau_s[group], lane.due_s[group])
+        age_s, worth = now_s - request.arrival_s, lane.worth[group]
+        rank = priority(order, age_s, lane.mean_tau_s[group], lane.due_s[group], worth)
         if best == NOBODY or rank > highest:
             best, highest = place, rank
     return best
@@ -119,6 +120,44 @@ def best_server(lane: Any, slot: Any, now_s: float) -> Any:
             if below(state.pick_key, state.picks, ties) == 0:
                 best = s
     return best
+
+
+@inlined
+def is_hopeless(lane: Any, slot: Any, s: Any, ahead_s: Any, now_s: float) -> bool:
+    """Whether a request of which it is known where it would best go is expected to be answered too late to be worth it.
+
+    ahead_s: what else it waits for. The wait at the server is that with what is planned there.
+    """
+    rules, request = lane.rules[0], lane.requests[slot]
+    group = request.group
+    if rules.refuse_factor == np.inf or lane.never[group]:
+        return False
+    workers = lane.believed_workers[s]
+    in_flight, work_s = lane.planned[s, 0] * rules.balancers, lane.planned[s, 1] * rules.balancers
+    wait_s = 0.0
+    if in_flight >= workers:
+        wait_s = work_s / in_flight * (in_flight - workers + 1.0) / workers
+    answered_s = now_s - request.arrival_s + ahead_s + wait_s + rules.beta * lane.tau_s[group, s]
+    return answered_s > rules.refuse_factor * lane.due_s[group]
+
+
+@inlined
+def ahead_of(lane: Any, slot: Any, now_s: float) -> Any:
+    """Seconds that all servers together need for the held requests which come before one that arrives now."""
+    request, order = lane.requests[slot], lane.rules[0].order
+    group = request.group
+    own = priority(order, now_s - request.arrival_s, lane.mean_tau_s[group], lane.due_s[group], lane.worth[group])
+    work_s, workers = 0.0, 0.0
+    for place in range(lane.state[0].held):
+        other = lane.requests[lane.line[place]]
+        if other.context == request.context:
+            g = other.group
+            age_s, worth = now_s - other.arrival_s, lane.worth[g]
+            if priority(order, age_s, lane.mean_tau_s[g], lane.due_s[g], worth) >= own:
+                work_s += lane.mean_tau_s[g]
+    for s in range(len(lane.believed_workers)):
+        workers += lane.believed_workers[s]
+    return work_s / workers
 
 
 @inlined

@@ -9,11 +9,13 @@ import numpy as np
 from envs.simulator import balancers as b
 from envs.simulator.arrivals import NOWHERE, new_request, next_number, next_of_user, release_slot
 from envs.simulator.binding import (
+    ahead_of,
     begin_look,
     best_server,
     first_in_line,
     has_room,
     hold,
+    is_hopeless,
     oldest_hold_s,
     plan,
     take_out,
@@ -247,7 +249,7 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
     there = request.server != NOWHERE
     if not there and holds(lane, slot):
         lane.state[0].binding = 1
-        if not hold(lane, slot):
+        if turned_away(lane, slot, now_s) or not hold(lane, slot):
             conclude(lane, slot, REJECTED, now_s)
     elif not there:
         s = pick(lane, slot, now_s)
@@ -260,6 +262,16 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
             conclude(lane, slot, UNAVAILABLE, now_s)
     if there:
         reach(lane, slot, now_s)
+
+
+@compiled
+def turned_away(lane: Any, slot: Any, now_s: float) -> bool:
+    """Whether a request that comes is expected to be too late for all that is in flight, held, and comes before it."""
+    if lane.rules[0].refuse_factor == np.inf:
+        return False
+    begin_look(lane, lane.requests[slot].context)
+    s = best_server(lane, slot, now_s)
+    return s != NOBODY and is_hopeless(lane, slot, s, ahead_of(lane, slot, now_s), now_s)
 
 
 @inlined
@@ -298,6 +310,9 @@ def bind_one(lane: Any, context: Any, now_s: float) -> bool:
         s = best_server(lane, slot, now_s)
         if s == NOBODY:
             conclude(lane, take_out(lane, place), UNAVAILABLE, now_s)
+            return True
+        if is_hopeless(lane, slot, s, 0.0, now_s):
+            conclude(lane, take_out(lane, place), REJECTED, now_s)
             return True
         if has_room(lane, context, s):
             queue_to_send(lane, take_out(lane, place))

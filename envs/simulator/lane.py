@@ -88,7 +88,8 @@ STATE = _record(
 RULES = _record(
     "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight "
     "trailing clients order look_ahead most_held",
-    "theta longest_hold_s read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma probe_s",
+    "theta longest_hold_s refuse_factor read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma"
+    " probe_s",
 )
 
 
@@ -116,7 +117,8 @@ class Lane(NamedTuple):
     `servers` and what belongs to it has the stages after the servers; so has `service_s`.
     `line` has the slots of held requests in the order of their arrival, with a mark each that one was `considered`;
     `planned` [servers, 2] is what is in flight there, and its seconds of work, with what held requests wait for.
-    Shapes: `visits`, `cached` [groups, stages], `gates`, `counts`, `due_s`, `mean_tau_s` [groups], `room` [servers],
+    Shapes: `visits`, `cached` [groups, stages], `gates`, `counts`, `due_s`, `mean_tau_s`, `worth` (importance) and
+    `never` (1 for a group of which nothing is refused for being late) [groups], `room` [servers],
     `peers`, `marks` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service time at
     behaviour speed 1) and `tau_s` [groups, servers];
     per server a heap of requests in service
@@ -168,6 +170,8 @@ class Lane(NamedTuple):
     room: Any
     due_s: Any
     mean_tau_s: Any
+    worth: Any
+    never: Any
     tally: Tally
 
 
@@ -234,6 +238,7 @@ def build_lane(
         cached=_cached(script, groups), trails=np.zeros(slots if rule["trailing"][0] else 0, TRAIL),
         line=np.zeros(slots, np.int64), considered=np.zeros(slots, np.int64), planned=np.zeros((servers, 2)),
         room=np.full(servers, UNLIMITED), due_s=np.full(groups, np.inf), mean_tau_s=np.ones(groups),
+        worth=np.ones(groups), never=np.zeros(groups, np.int64),
         gates=gates, counts=counts, repeats=np.zeros(slots if script.clients else 0, REPEAT),
         tally=tally,
     )  # fmt: skip

@@ -196,6 +196,7 @@ def _holding() -> Iterator[Json]:
         " whose client left meanwhile, and of the answers after the deadline, from arrival on",
         [
             (f"sum {by} ({_rate('holding_refused', _GROUP)}) / {asked}", "{{group}} refused"),
+            (f"sum {by} ({_rate('holding_hopeless', _GROUP)}) / {asked}", "{{group}} refused, too late"),
             (f"sum {by} ({_rate('holding_gone', _GROUP)}) / {asked}", "{{group}} gone"),
             (f"sum {by} ({_rate('holding_late', _GROUP)}) / {answered}", "{{group}} late"),
         ], "percentunit",

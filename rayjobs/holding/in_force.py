@@ -209,7 +209,8 @@ def _counts(entry: HoldEntry) -> str:
     mean_ms = 1e3 * entry.held_s / max(entry.held, 1)
     return (
         f"{entry.asked} requests, held {entry.held / asked:.2%} for {mean_ms:.0f} ms on average, would have been held"
-        f" {entry.would / asked:.2%}, refused {entry.refused / asked:.2%}, late {entry.late / answered:.2%};"
+        f" {entry.would / asked:.2%}, refused {entry.refused / asked:.2%} (too late {entry.hopeless / asked:.2%}),"
+        f" late {entry.late / answered:.2%};"
         f" {entry.in_line} waiting now"
     )
 

@@ -26,7 +26,7 @@ FAILING = "late binding has failed in NGINX and holds nothing for some seconds: 
 RENEWED = 1 / 3
 """Part of the control's validity after which it is set again, so that NGINX sees that a controller lives."""
 _RESTARTED = {"restart", "reset"}
-_SUMS = ("asked", "would", "held", "refused", "gone", "answered", "late")
+_SUMS = ("asked", "would", "held", "refused", "hopeless", "gone", "answered", "late")
 
 
 class HoldingSite(Protocol):

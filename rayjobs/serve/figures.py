@@ -20,7 +20,7 @@ from tuning.steering.window_json import histogram_of
 Regime = Literal["policy", "baseline"]
 _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
 _ADMITTED = ("offered", "refused", "spared", "finished", "late", "in_flight", "limits")
-_HELD = ("asked", "would", "held", "held_s", "refused", "answered", "late", "in_line")
+_HELD = ("asked", "would", "held", "held_s", "refused", "hopeless", "answered", "late", "in_line")
 SHOWN_EVENTS = 60
 
 
@@ -117,11 +117,11 @@ def holding_figures(line: Mapping[str, Any]) -> dict[str, Any] | None:
                 "held_share": held / asked if asked else None,
                 "hold_ms": 1e3 * held_s / held if held else None,
                 "hold_p99_ms": float(1e3 * tail_quantile_s(holds[g], counts["bounds_ms"], 0.99)) if held else None,
-                "refused_share": refused / asked if asked else None,
+                "refused_share": (refused + hopeless) / asked if asked else None,
                 "late_share": late / answered if answered else None,
                 "in_line": in_line,
             }
-            for g, (name, asked, would, held, held_s, refused, answered, late, in_line) in enumerate(rows)
+            for g, (name, asked, would, held, held_s, refused, hopeless, answered, late, in_line) in enumerate(rows)
         ],
     }
 

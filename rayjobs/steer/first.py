@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from actuators.contract.admission import NEVER
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
@@ -25,6 +26,7 @@ class FirstHolding(BaseModel):
     Attributes:
         slots: server → requests that it may have; deadlines_s: group → seconds.
         numbers: of `LateBindingNumbers`.
+        importance: group → importance, or None for one that is never refused; 1 where it is missing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,11 +34,14 @@ class FirstHolding(BaseModel):
     slots: dict[str, int]
     deadlines_s: dict[str, float]
     numbers: dict[str, str | float]
+    importance: dict[str, float | None] = {}
 
     @classmethod
     def of(cls, holding: LateBinding) -> FirstHolding:
         topology = holding.topology
+        worth = zip((group.name for group in topology.groups), holding.importance.tolist(), strict=True)
         return cls(
+            importance={name: None if each == NEVER else each for name, each in worth if each != 1.0},
             slots=dict(zip(topology.servers, holding.slots.tolist(), strict=True)),
             deadlines_s=dict(zip((g.name for g in topology.groups), holding.deadlines_s.tolist(), strict=True)),
             numbers={"order": holding.numbers.order, **holding.numbers.in_nginx()},
@@ -49,7 +54,9 @@ class FirstHolding(BaseModel):
         longest_s, fewest = max(self.deadlines_s.values()), min(self.slots.values())
         deadlines_s = np.array([self.deadlines_s.get(group.name, longest_s) for group in topology.groups])
         slots = np.array([self.slots.get(server, fewest) for server in topology.servers])
-        return LateBinding(topology, deadlines_s, slots, LateBindingNumbers.model_validate(self.numbers))
+        given = [self.importance.get(group.name, 1.0) for group in topology.groups]
+        importance = np.array([NEVER if each is None else each for each in given], dtype=float)
+        return LateBinding(topology, deadlines_s, slots, LateBindingNumbers.model_validate(self.numbers), importance)
 
 
 class FirstWeights(BaseModel):

@@ -32,7 +32,7 @@ PARTS = ("collect", "advise", "apply", "total")
 MOST_HISTOGRAMS = 2000
 """Servers in groups up to which each has a histogram of its own; beyond that there is one per group."""
 _ADMISSION = ("offered", "refused", "spared", "late")
-_HOLDING = ("asked", "would", "held", "refused", "gone", "answered", "late")
+_HOLDING = ("asked", "would", "held", "refused", "hopeless", "gone", "answered", "late")
 _STEPS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _PLACE = ("group", "server")
 
@@ -51,6 +51,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "holding_would": ("Those of them that would have been held, where that is only counted", ("group",)),
     "holding_held": ("Those of them that were held, and have left the line", ("group",)),
     "holding_refused": ("Those of them that were refused with 503: too many were held, or for too long", ("group",)),
+    "holding_hopeless": ("Those of them that were refused with 503 because they would have been late", ("group",)),
     "holding_gone": ("Those of them whose client left while they were held", ("group",)),
     "holding_answered": ("Those of them that were answered", ("group",)),
     "holding_late": ("Those of them that were answered after the deadline, counted from arrival", ("group",)),

@@ -112,8 +112,8 @@ def _holding(status: dict[str, Any]) -> list[str]:
     return [
         f"late binding: {'holds' if found['holds'] else 'holds nothing'}, {found['order']}{slots}: {found['reason']}",
         f"  since the start, of {sums['asked']} requests: held {sums['held'] / asked:.2%}, would have been held"
-        f" {sums['would'] / asked:.2%}, refused {sums['refused'] / asked:.2%}; of their answers late, from arrival on,"
-        f" {sums['late'] / answered:.2%}",
+        f" {sums['would'] / asked:.2%}, refused {sums['refused'] / asked:.2%}, refused as too late"
+        f" {sums['hopeless'] / asked:.2%}; of their answers late, from arrival on, {sums['late'] / answered:.2%}",
     ]
 
 

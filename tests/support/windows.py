@@ -52,6 +52,7 @@ def hold_window(
     would: int = 0,
     held: int = 0,
     refused: int = 0,
+    hopeless: int = 0,
     late: int = 0,
     answered_ms: int = 10,
     groups: int = 3,
@@ -62,10 +63,10 @@ def hold_window(
         return np.array([count, *[0] * (groups - 1)])
 
     histograms = np.zeros((2, groups, len(DEFAULT_BOUNDS_MS) + 1), np.int64)
-    answered = asked - refused
+    answered = asked - refused - hopeless
     histograms[0, 0, 0] = held
     histograms[1, 0, np.searchsorted(DEFAULT_BOUNDS_MS, answered_ms)] = answered
     return HoldWindow(
-        state, row(asked), row(would), row(held), row(held) * 5e-4, row(refused), row(0), row(0), row(answered),
-        row(answered) * answered_ms / 1e3, row(late), row(0), DEFAULT_BOUNDS_MS, *histograms,
+        state, row(asked), row(would), row(held), row(held) * 5e-4, row(refused), row(hopeless), row(0), row(0),
+        row(answered), row(answered) * answered_ms / 1e3, row(late), row(0), DEFAULT_BOUNDS_MS, *histograms,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from actuators.contract.admission import NEVER
 from actuators.contract.control import Canary, Control, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.contract.topology import Topology
@@ -32,17 +33,21 @@ def from_json(data: dict[str, Any], topology: Topology) -> Control:
 
 
 def _holding_to_json(holding: LateBinding) -> dict[str, Any]:
+    importance = [float(each) if np.isfinite(each) else None for each in holding.importance]
     return {
         "slots": holding.slots.tolist(),
         "deadlines_s": holding.deadlines_s.tolist(),
         "numbers": holding.numbers.model_dump(mode="json", exclude={"slots_per_worker"}),
+        **({"importance": importance} if importance != [1.0] * len(importance) else {}),
     }
 
 
 def _holding_from_json(data: dict[str, Any], topology: Topology) -> LateBinding:
     numbers = LateBindingNumbers.model_validate(data["numbers"])
     slots, deadlines_s = np.array(data["slots"], np.int64), np.array(data["deadlines_s"], dtype=float)
-    return LateBinding(topology, deadlines_s, slots, numbers)
+    given = data.get("importance", [1.0] * len(deadlines_s))
+    importance = np.array([NEVER if each is None else each for each in given], dtype=float)
+    return LateBinding(topology, deadlines_s, slots, numbers, importance)
 
 
 def canary_to_json(canary: Canary | None) -> dict[str, Any] | None:

@@ -220,7 +220,8 @@ def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float =
     """ART (docs/glossary.md#art): relative tardiness of a window's requests, per request; 0 for an empty window.
 
     Without a histogram, that of the servers' means. Where requests are held, or it is counted which would be, times
-    count from their arrival, so that the hold is a part of them.
+    count from their arrival, so that the hold is a part of them; one that is refused because it would be late counts as
+    late by its deadline.
 
     Args:
         deadlines_s: ``[groups]``.
@@ -233,9 +234,10 @@ def tardiness_per_request(window: Window, deadlines_s: FloatArray, most: float =
         known = held.answered > 0
         times = np.where(known[:, None], held.answer_histogram, window.latency_histogram.sum(axis=1))
         failed = errors.sum(axis=1) + held.refused
-        requests = np.where(known, held.answered, window.requests.sum(axis=1)).sum() + held.refused.sum()
-        total = tardiness(times[:, None], failed[:, None], window.bounds_ms, deadlines_s, most).sum()
-        return float(total / max(int(requests), 1))
+        refused, hopeless = int(held.refused.sum()), int(held.hopeless.sum())
+        requests = int(np.where(known, held.answered, window.requests.sum(axis=1)).sum()) + refused + hopeless
+        total = tardiness(times[:, None], failed[:, None], window.bounds_ms, deadlines_s, most).sum() + hopeless
+        return float(total / max(requests, 1))
     if window.bounds_ms:
         total = tardiness(window.latency_histogram, errors, window.bounds_ms, deadlines_s, most).sum()
     else:

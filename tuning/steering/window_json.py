@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 MAX_SERVERS = 2000
 _ADMISSION = ("offered", "refused", "spared", "finished", "late", "quick", "in_flight")
-_HELD = ("asked", "would", "held", "refused", "gone", "passed", "answered", "late", "in_line")
+_HELD = ("asked", "would", "held", "refused", "hopeless", "gone", "passed", "answered", "late", "in_line")
 _HELD_S = ("held_s", "answered_s")
 _DELAY = ("requests", "idle_requests", "idle_response_s", "predicted_wait_s", "predicted_service_s", "tau_s")
 
@@ -82,6 +82,7 @@ class HoldModel(BaseModel):
     held: list[Count] = Field(max_length=100)
     held_s: list[Sum] = Field(max_length=100)
     refused: list[Count] = Field(max_length=100)
+    hopeless: list[Count] = Field(max_length=100)
     gone: list[Count] = Field(max_length=100)
     passed: list[Count] = Field(max_length=100)
     answered: list[Count] = Field(max_length=100)

@@ -1,7 +1,8 @@
 -- The control in force: method, weights, service times. A text in shared memory, read again when its version changes.
 -- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
 -- `workers SERVER N`, `balancers N`, and of late binding `order O`, `number NAME VALUE`, `slots SERVER N`,
--- `deadline GROUP SECONDS`. A text is put in force completely or not at all.
+-- `deadline GROUP SECONDS`, and where wanted `importance GROUP NUMBER`, and `never GROUP` for a group of which nothing is refused
+-- for being late. A text is put in force completely or not at all.
 -- With `canary PERCENT` that share of the requests is balanced by the lines above the line `base`, the rest by those
 -- below it. The method `configured` balances each group as its upstream block did.
 -- After all that a line `watch` with `slots` and `deadline` lines beneath: what late binding would hold is counted.
@@ -17,6 +18,7 @@ local METHODS = { round_robin = true, least_conn = true, random_two = true, expe
 local BY_TIMES = { expected_delay = true, late_binding = true }
 local ORDERS = { response_ratio = true, earliest_deadline = true, fifo = true }
 local NUMBERS = { theta = 1, look_ahead = 1, longest_hold_s = 3, most_held = 1, valid_s = 1 }   -- with the least of each
+local OPTIONAL = { refuse_factor = 0.1 }
 
 local holds           -- whether locations ask for a slot, so that requests can be held
 local dict, layout, token, default_workers, default_balancers, configured_methods
@@ -129,8 +131,9 @@ function readers.order(parsed, name)
 end
 
 function readers.number(parsed, name, value)
+    local least = NUMBERS[name] or OPTIONAL[name]
     value = tonumber(value)
-    if not NUMBERS[name] or not value or not (value >= NUMBERS[name] and value < 1e9) then
+    if not least or not value or not (value >= least and value < 1e9) then
         return false
     end
     parsed.hold[name] = value
@@ -157,6 +160,24 @@ function readers.deadline(parsed, group_name, value)
     return true
 end
 
+function readers.importance(parsed, group_name, value)
+    local group = index_of(layout.groups, group_name, "name")
+    value = tonumber(value)
+    if not group or not value or not (value > 0 and value < 1e9) then
+        return false
+    end
+    parsed.groups[group].worth = value
+    return true
+end
+
+function readers.never(parsed, group_name)
+    local group = index_of(layout.groups, group_name, "name")
+    if group then
+        parsed.groups[group].never = true
+    end
+    return group
+end
+
 function readers.canary(parsed, value)
     value = tonumber(value)
     if not value or not (value > 0 and value < 100) then
@@ -172,7 +193,7 @@ local function empty(arm)
         local own = {
             index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = group.choices, up = {},
             backup = {}, limited = false, choices_of = layout.choices_of, current = {}, workers = parsed.workers,
-            position_key = "position " .. arm .. group.name,
+            position_key = "position " .. arm .. group.name, worth = 1, never = false,
         }
         for _, server in ipairs(group.servers) do
             own.weight[server] = 1
@@ -371,8 +392,13 @@ local function hold_text(current)
     for server, slots in ipairs(current.hold.slots) do
         lines[#lines + 1] = format("slots %s %.17g", layout.names[server], slots)
     end
+    for name in pairs(OPTIONAL) do
+        lines[#lines + 1] = current.hold[name] and format("number %s %.17g", name, current.hold[name]) or nil
+    end
     for _, group in ipairs(current.groups) do
         lines[#lines + 1] = format("deadline %s %.17g", group.name, group.deadline_s)
+        lines[#lines + 1] = group.worth ~= 1 and format("importance %s %.17g", group.name, group.worth) or nil
+        lines[#lines + 1] = group.never and "never " .. group.name or nil
     end
     return concat(lines, "\n") .. "\n"
 end

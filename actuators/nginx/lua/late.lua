@@ -30,8 +30,8 @@ local PAUSE_S = 10            -- for so long nothing is held after this code has
 
 -- Columns of a group's block; IN_LINE ends with its worker.
 local IN_LINE, HELD, HELD_S, FULL, EXPIRED, GONE, PASSED, ANSWERED, LATE = 0, 1, 2, 3, 4, 5, 6, 7, 8
-local ASKED, WOULD, ANSWERED_S = 9, 10, 11
-local HELD_BUCKETS, ANSWER_BUCKETS = 11, nil   -- each histogram begins at the column after
+local ASKED, WOULD, ANSWERED_S, HOPELESS = 9, 10, 11, 12
+local HELD_BUCKETS, ANSWER_BUCKETS = 12, nil   -- each histogram begins at the column after
 -- Columns of the block of a worker's first request that could not be sent. FAILED_AT: in row 0.
 local SAID_AT, ARRIVAL, GROUP, FAILED_AT, HEADS = 0, 1, 2, 3, 4
 
@@ -191,7 +191,7 @@ local function others_first(current, rank, now)
         local head = base + row * HEADS
         if head ~= heads.own and head[ARRIVAL] > 0 and now - head[SAID_AT] < HEAD_LASTS_S then
             local group = current.groups[head[GROUP]]
-            local theirs = rule.priority(order, now - head[ARRIVAL], group.mean_tau_s, group.deadline_s)
+            local theirs = rule.priority(order, now - head[ARRIVAL], group.mean_tau_s, group.deadline_s, group.worth)
             first = first or theirs > rank
         end
     end
@@ -229,6 +229,10 @@ local function send_one(current, now, troubled)
             M.pass(entry, place)   -- the balancer answers it: no server may be used
             return true
         end
+        if rule.hopeless(current, group, entry, server, 0, now) then
+            M.give_up(entry, place, now)
+            return true
+        end
         if has_room then
             if several() and others_first(current, rank, now) then
                 return false
@@ -238,6 +242,33 @@ local function send_one(current, now, troubled)
         rule.plan(group, server)
     end
     return false
+end
+
+-- Whether a request that comes is expected to be too late for all that is in flight and held before it. What other workers
+-- hold counts as if it were like this one's.
+function M.turns_away(current, entry, now)
+    local group, troubled = current.by_name[entry.group], health.trouble()
+    local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
+    rule.begin(current)
+    local server = rule.best(current, group, open, now, troubled)
+    if not server then
+        return false
+    end
+    local ahead_s = held > 0 and rule.ahead_s(current, line, held, entry, now) or 0
+    if several() then
+        ahead_s = ahead_s * max(rows.total(all, IN_LINE), held) / max(held, 1)
+    end
+    return rule.hopeless(current, group, entry, server, ahead_s, now)
+end
+
+-- A held request will be too late: it is refused by its own coroutine.
+function M.give_up(entry, place, now)
+    entry.hopeless = true
+    leave_line(entry, place)
+    if entry.semaphore then
+        note_hold(entry, now)
+        entry.semaphore:post(1)
+    end
 end
 
 -- The request goes on without a slot.
@@ -328,7 +359,7 @@ end
 
 local function new_entry(record, group_name, waits, deadline_s)
     return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), waits = waits,
-        watched = not waits, deadline_s = deadline_s, semaphore = nil }
+        watched = not waits, hopeless = false, deadline_s = deadline_s, semaphore = nil }
 end
 
 -- Counts a request that is not held, and whether it would be: when no server that it may go to has a free slot.
@@ -381,6 +412,14 @@ function M.enter(group_name)
     if others >= hold.most_held then
         return refuse(entry, FULL, "queue full")
     end
+    if hold.refuse_factor and not current.by_name[group_name].never then
+        local ok, what = pcall(M.turns_away, current, entry, entry.arrival_s)
+        if ok and what then
+            return refuse(entry, HOPELESS, "too late")
+        elseif not ok then
+            failed(what)
+        end
+    end
     record.entry = entry
     if others == 0 then
         local ok, what = pcall(M.send_at_once, current, entry, entry.arrival_s)
@@ -392,11 +431,15 @@ function M.enter(group_name)
     end
     M.join(entry)
     step()
+    local in_time = true
     if entry.waits then
         entry.semaphore = semaphore.new(0)
-        if not wait(entry, hold.longest_hold_s) then
-            return refuse(entry, EXPIRED, "held too long")
-        end
+        in_time = wait(entry, hold.longest_hold_s)
+    end
+    if entry.hopeless then
+        return refuse(entry, HOPELESS, "too late")
+    elseif not in_time then
+        return refuse(entry, EXPIRED, "held too long")
     end
 end
 
@@ -475,9 +518,9 @@ local function group_json(name)
     local block, total = blocks[name], rows.total
     return format(
         '{"group":"%s","inLine":%d,"asked":%.0f,"would":%.0f,"held":%.0f,"heldS":%.17g,"full":%.0f,"expired":%.0f,'
-        .. '"gone":%.0f,"passed":%.0f,"answered":%.0f,"late":%.0f,"answeredS":%.17g,"heldBuckets":%s,"answerBuckets":%s}',
+        .. '"hopeless":%.0f,"gone":%.0f,"passed":%.0f,"answered":%.0f,"late":%.0f,"answeredS":%.17g,"heldBuckets":%s,"answerBuckets":%s}',
         name, total(block, IN_LINE), total(block, ASKED), total(block, WOULD), total(block, HELD), total(block, HELD_S),
-        total(block, FULL), total(block, EXPIRED), total(block, GONE), total(block, PASSED), total(block, ANSWERED),
+        total(block, FULL), total(block, EXPIRED), total(block, HOPELESS), total(block, GONE), total(block, PASSED), total(block, ANSWERED),
         total(block, LATE), total(block, ANSWERED_S), histogram_json(block, HELD_BUCKETS),
         histogram_json(block, ANSWER_BUCKETS)
     )

@@ -15,15 +15,16 @@ local function wait_of(requests, seconds, workers)
     return requests >= workers and seconds / requests * (requests - workers + 1) / workers or 0
 end
 
--- The larger, the earlier the request is considered. `order`: response_ratio, earliest_deadline or fifo.
-local function priority(order, age_s, service_s, deadline_s)
+-- The larger, the earlier the request is considered. `order`: response_ratio, earliest_deadline or fifo; worth: the
+-- importance of its group.
+local function priority(order, age_s, service_s, deadline_s, worth)
     if order == "fifo" then
         return age_s
     end
     if age_s + service_s > deadline_s then
-        return LATE - service_s
+        return LATE - service_s / worth
     end
-    return order == "response_ratio" and age_s / service_s or age_s - deadline_s
+    return order == "response_ratio" and age_s / service_s * worth or (age_s - deadline_s) / worth
 end
 M.priority = priority
 
@@ -42,7 +43,7 @@ end
 
 local function rank_of(current, entry, now)
     local group = current.by_name[entry.group]
-    return priority(current.hold.order, now - entry.arrival_s, group.mean_tau_s, group.deadline_s)
+    return priority(current.hold.order, now - entry.arrival_s, group.mean_tau_s, group.deadline_s, group.worth)
 end
 
 -- The place in the line of the request that comes first, which has one, and its priority.
@@ -105,6 +106,32 @@ end
 function M.wait_s(group, server)
     local requests, seconds = inflight.load(group.choices_of[server], group.tau_of[server])
     return wait_of(requests * group.balancers, seconds * group.balancers, group.workers[server])
+end
+
+-- Whether a request that would best go to the server is expected to be answered later than refuse_factor times its deadline,
+-- with what is planned there. ahead_s: what else it waits for.
+function M.hopeless(current, group, entry, server, ahead_s, now)
+    local factor = current.hold.refuse_factor
+    if not factor or group.never then
+        return false
+    end
+    local wait = wait_of(count[server] * group.balancers, work[server] * group.balancers, group.workers[server])
+    return now - entry.arrival_s + ahead_s + wait + BETA * group.tau_s[server] > factor * group.deadline_s
+end
+
+-- Seconds that all servers together need for the held requests of the line that come before this one, which comes now.
+function M.ahead_s(current, line, held, entry, now)
+    local own, seconds, workers = rank_of(current, entry, now), 0, 0
+    for place = 1, held do
+        if rank_of(current, line[place], now) >= own then
+            seconds = seconds + current.by_name[line[place].group].mean_tau_s
+        end
+    end
+    local of_servers = current.groups[1].workers
+    for server = 1, #of_servers do
+        workers = workers + of_servers[server]
+    end
+    return seconds / workers
 end
 
 -- A request of the group waits for the server; those after it in this look reckon with that.

@@ -1,4 +1,5 @@
-"""Late binding, replayed: the simulator gets a real NGINX's arrivals and answers, and must make the same picks.
+"""Late binding, replayed: the simulator gets a real NGINX's arrivals and answers, and must make the same decisions:
+picks of servers, and refusals.
 
 The NGINX is under load and notes every arrival, answer and pick with its clock.
 """
@@ -9,12 +10,13 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actuators.contract.admission import NEVER
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.late_binding import HoldOrder, LateBinding, LateBindingNumbers
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
@@ -39,6 +41,8 @@ SPEEDS = (1.0, 0.61, 1.7)
 SERVICE_S = (0.018, 0.0044, 0.0033)
 SLOTS, WORKERS, DEADLINES_S = (4, 2, 5), (2.0, 1.0, 2.5), (0.15, 0.06, 0.05)
 """Some requests are in time and some are late, with forty of them at eleven slots."""
+IMPORTANCE = (4.0, 0.5, NEVER)
+"""Of the groups where requests are refused: the last one is not."""
 _TRACE = """
     location = /trace { content_by_lua_block {
       local late, inflight, trace = require "late", require "inflight", {}
@@ -50,6 +54,13 @@ _TRACE = """
         number = number + 1; numbers[entry] = number
         note("hold %d %s %.17g", number, entry.group, entry.arrival_s)
       end
+      local turns_away, give_up = late.turns_away, late.give_up
+      late.turns_away = function(current, entry, now)
+        local away = turns_away(current, entry, now)
+        note("ask %s %.17g %d", entry.group, now, away and 1 or 0)
+        return away
+      end
+      late.give_up = function(entry, ...) note("drop %d", numbers[entry]); return give_up(entry, ...) end
       late.join = function(entry) come(entry); return join(entry) end
       late.send_at_once = function(current, entry, now)
         local server = at_once(current, entry, now)
@@ -78,26 +89,58 @@ class Traced:
     token: str
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Decisions of a real NGINX and of the simulator.
+
+    Attributes:
+        picks: of servers; asked: whether a request that comes would be too late; refused: requests.
+        different: those of all these that only one of the two makes at that moment.
+    """
+
+    picks: int = 0
+    asked: int = 0
+    refused: int = 0
+    different: int = 0
+
+    def __add__(self, other: Compared) -> Compared:
+        return Compared(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """How many picks differ, over all orders (docs/results.md#late-binding)."""
-    compared, different = 0, 0
+    """How many decisions differ, over all orders, without and with refusals (docs/results.md#late-binding)."""
+    plain, refusing = Compared(), Compared()
     for order in ORDERS:
-        folder = context.work_dir / order
-        folder.mkdir()
-        picks, wrong = replayed(folder, LateBindingNumbers(order=order), requests=3000, seed=context.seed)
-        compared, different = compared + picks, different + wrong
-    how = f"{CONNECTIONS} connections, three orders, every pick of a real NGINX replayed in the simulator"
+        for factor in (None, 1.0):
+            folder = context.work_dir / f"{order}-{factor}"
+            folder.mkdir()
+            numbers = LateBindingNumbers(order=order, refuse_factor=factor)
+            importance = IMPORTANCE if factor else (1.0, 1.0, 1.0)
+            found = replayed(folder, numbers, requests=3000, seed=context.seed, importance=importance)
+            plain, refusing = (plain + found, refusing) if factor is None else (plain, refusing + found)
+    how = f"{CONNECTIONS} connections, three orders, every decision of a real NGINX replayed in the simulator"
+    more = f"{how}; importance {', '.join(map(str, IMPORTANCE))}, refuse_factor 1"
+    events = refusing.picks + refusing.asked + refusing.refused
     return [
-        at_least("late binding: picks compared with a real NGINX", compared, 5000, "picks", how=how),
-        at_most("late binding: picks that differ from a real NGINX's", different, 0, "picks", how=how),
+        at_least("late binding: picks compared with a real NGINX", plain.picks, 5000, "picks", how=how),
+        at_most("late binding: picks that differ from a real NGINX's", plain.different, 0, "picks", how=how),
+        at_least("late binding, refusing: decisions compared with a real NGINX", events, 5000, "decisions", how=more),
+        at_least("late binding, refusing: refusals among them", refusing.refused, 500, "refusals", how=more),
+        at_most("late binding, refusing: decisions that differ", refusing.different, 0, "decisions", how=more),
     ]
 
 
-def replayed(folder: Path, numbers: LateBindingNumbers, requests: int, seed: int) -> tuple[int, int]:
-    """Picks of a real NGINX in `folder`, and how many of them the simulator makes otherwise."""
+def replayed(
+    folder: Path,
+    numbers: LateBindingNumbers,
+    requests: int,
+    seed: int,
+    importance: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Compared:
+    """Decisions of a real NGINX in `folder`, and how many of them the simulator makes otherwise."""
     topology = social_network(tuple(f"127.0.0.1:{free_port('127.0.0.1')}" for _ in SPEEDS))
     tau_s = np.array([[service_s / speed for speed in SPEEDS] for service_s in SERVICE_S])
-    holding = LateBinding(topology, np.array(DEADLINES_S), np.array(SLOTS), numbers)
+    holding = LateBinding(topology, np.array(DEADLINES_S), np.array(SLOTS), numbers, np.array(importance))
     times = ServiceTimes(topology, tau_s, np.array(WORKERS), holding)
     with _nginx(folder, topology) as site, http_session(10.0) as session:
         endpoint = MemoryControl(site.control_url, site.token, topology)
@@ -105,7 +148,7 @@ def replayed(folder: Path, numbers: LateBindingNumbers, requests: int, seed: int
         endpoint.close()
         session.get(f"http://127.0.0.1:{site.port}/trace").raise_for_status()
         paths = [topology.groups[g].path for g in np.random.default_rng(seed).choice(3, requests, p=(0.2, 0.5, 0.3))]
-        asyncio.run(_ask(site.port, iter(paths)))
+        asyncio.run(_send(site.port, iter(paths)))
         trace = session.get(f"http://127.0.0.1:{site.port}/traced").text
     return _compare(trace.splitlines(), _lane(topology, times), topology)
 
@@ -158,7 +201,7 @@ def _answers(port: int) -> bool:
             return False
 
 
-async def _ask(port: int, paths: Iterator[str]) -> None:
+async def _send(port: int, paths: Iterator[str]) -> None:
     """Each connection sends the next request when it has its answer."""
 
     async def ask() -> None:
@@ -184,6 +227,7 @@ def _lane(topology: Topology, times: ServiceTimes) -> lane.Lane:
         "error_cost_s": 1.0, "error_gain": 0.1, "error_memory_s": 5.0, "by_in_flight": False,
         "look_ahead": numbers.look_ahead, "theta": numbers.theta, "longest_hold_s": numbers.longest_hold_s,
         "most_held": numbers.most_held,
+        "refuse_factor": np.inf if numbers.refuse_factor is None else numbers.refuse_factor,
     }  # fmt: skip
     script = Script(
         "replay", 1, 1e9, (Stream(topology.request_types[0], (RateStep(0.0, 1.0),)),),
@@ -197,28 +241,51 @@ def _lane(topology: Topology, times: ServiceTimes) -> lane.Lane:
         times.tau_s, times.tau_s.mean(axis=1), times.workers,
     )  # fmt: skip
     made.room[...], made.due_s[...] = times.holding.slots, times.holding.deadlines_s
+    made.worth[...], made.never[...] = times.holding.weights(), times.holding.importance == NEVER
     made.rules["learned"], made.rules["order"] = 1, ORDER_CODES[numbers.order]
     return made
 
 
 @compiled
-def _hold(lane: Any, slot: int, group: int, arrival_s: float) -> Any:
+def _ask(lane: Any, group: int, now_s: float) -> Any:
+    """Whether a request of the group that comes now is turned away; it takes no place."""
+    slot = lane.free[lane.state[0].free - 1]
+    request = lane.requests[slot]
+    request.group, request.context, request.arrival_s = group, 0, now_s
+    return engine.turned_away(lane, slot, now_s)
+
+
+@compiled
+def _hold(lane: Any, group: int, arrival_s: float) -> Any:
+    """The slot of a request that is held."""
+    state = lane.state[0]
+    state.free -= 1
+    slot = lane.free[state.free]
     request = lane.requests[slot]
     request.group, request.context, request.arrival_s = group, 0, arrival_s
-    return hold(lane, slot)
+    hold(lane, slot)
+    return slot
 
 
 @compiled
 def _look(lane: Any, now_s: float, slots: Any, servers: Any) -> Any:
-    """What the simulator sends now: slots of requests and servers, in order; how many."""
-    engine.bind(lane, now_s)
+    """What the simulator does now: slots of requests that it sends and their servers, in order, then those that it
+    refuses; how many are sent, and how many refused.
+    """
     state = lane.state[0]
-    count = state.resend
+    free = state.free
+    engine.bind(lane, now_s)
+    count, refused = state.resend, state.free - free
     for index in range(count):
         slots[index] = lane.resend[index]
         servers[index] = lane.requests[lane.resend[index]].server
+    for index in range(refused):
+        slots[count + index] = lane.free[free + index]
+    for index in range(count):
+        lane.free[state.free] = lane.resend[index]
+        state.free += 1
     state.resend = 0
-    return count
+    return count, refused
 
 
 @compiled
@@ -226,30 +293,34 @@ def _free(lane: Any, group: int, server: int) -> None:
     lane.peers[0, group, server].conns -= 1
 
 
-def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology) -> tuple[int, int]:
-    """Picks in the trace, and those of them, or of the simulator, that the other one does not make at that moment."""
+def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology) -> Compared:
+    """How the decisions in the trace compare with those of the simulator."""
     groups = {group.name: g for g, group in enumerate(topology.groups)}
     slots, servers = np.zeros(len(played.requests), np.int64), np.zeros(len(played.requests), np.int64)
-    free, slot_of, numbers = list(range(len(played.requests))), dict[str, int](), dict[int, str]()
-    picks, different = 0, 0
-    expected: list[tuple[str, int]] = []
+    numbers = dict[int, str]()
+    found, sends, drops = Compared(), list[tuple[str, int]](), list[str]()
     for line in trace:
         word, *rest = line.split()
         if word == "send":
-            picks += 1
-            different += not expected or expected.pop(0) != (rest[0], int(rest[1]) - 1)
+            wrong = not sends or sends.pop(0) != (rest[0], int(rest[1]) - 1)
+            found += Compared(picks=1, different=int(wrong))
             continue
-        different, expected = different + len(expected), []
-        if word == "hold":
-            slot_of[rest[0]] = free.pop()
-            numbers[slot_of[rest[0]]] = rest[0]
-            _hold(played, slot_of[rest[0]], groups[rest[1]], float(rest[2]))
+        if word == "drop":
+            wrong = not drops or drops.pop(0) != rest[0]
+            found += Compared(refused=1, different=int(wrong))
+            continue
+        found += Compared(different=len(sends) + len(drops))
+        sends, drops = [], []
+        if word == "ask":
+            away = int(rest[2])
+            wrong = bool(_ask(played, groups[rest[0]], float(rest[1]))) != bool(away)
+            found += Compared(asked=1, refused=away, different=int(wrong))
+        elif word == "hold":
+            numbers[_hold(played, groups[rest[1]], float(rest[2]))] = rest[0]
         elif word == "look":
-            count = _look(played, float(rest[0]), slots, servers)
-            expected = [
-                (numbers[slot], server) for slot, server in zip(slots[:count].tolist(), servers.tolist(), strict=False)
-            ]
-            free += slots[:count].tolist()
+            sent, refused = _look(played, float(rest[0]), slots, servers)
+            sends = [(numbers[slot], int(server)) for slot, server in zip(slots[:sent], servers[:sent], strict=True)]
+            drops = [numbers[slot] for slot in slots[sent : sent + refused]]
         else:
             _free(played, groups[rest[0]], int(rest[1]) - 1)
-    return picks, different + len(expected)
+    return replace(found, different=found.different + len(sends) + len(drops))

@@ -128,7 +128,7 @@ function holding(found) {
   });
   const sums = found.since_start;
   write(at("holding-sum"), `Since the controller started: ${sums.asked} requests, ${sums.held} held, ${sums.would} would have been, `
-    + `${sums.refused} refused, ${sums.gone} left while they were held; ${sums.late} late from arrival on.`);
+    + `${sums.refused} refused, ${sums.hopeless} refused as they would have been late, ${sums.gone} left while they were held; ${sums.late} late from arrival on.`);
 }
 
 function light(item, guard) {

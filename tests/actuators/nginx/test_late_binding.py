@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actuators.contract.admission import NEVER
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
 from actuators.errors import ActuationError, ConfigError
@@ -175,6 +176,13 @@ def test_the_control_reads_back_and_what_does_not_fit_is_refused(site: Site) -> 
     assert shown.holding is not None
     assert wanted.holding is not None
     assert shown.holding.numbers == wanted.holding.numbers
+    for importance, factor in (([1.0, 2.5, NEVER], 1.5), ([NEVER] * 3, None)):
+        more = with_importance(site, importance, [0.25] * 3, refuse_factor=factor)
+        site.nginx.apply(more)
+        found = site.nginx.control()
+        assert isinstance(found, ServiceTimes)
+        assert found.holding == more.holding
+    site.nginx.apply(wanted)
     assert (shown.holding.slots == 7).all()
     assert (shown.holding.deadlines_s == 0.25).all()
     with pytest.raises(ActuationError, match="late_binding takes service times"):
@@ -263,6 +271,76 @@ def test_the_longest_hold_ends_with_503(site: Site) -> None:
     assert (counted(site).expired, counted(site).held, in_line(site)) == (30, 30, 0)
     assert counted(site).held_s == pytest.approx(3.0 * 30, rel=0.2)
     end(site, connections)
+
+
+def refused_too_late(site: Site, path: str = HOME) -> bool:
+    connection = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return (response.status, response.getheader("X-Refused")) == (503, "too late")
+
+
+def with_importance(site: Site, importance: list[float], deadlines_s: list[float], **numbers: Any) -> ServiceTimes:
+    values = LateBindingNumbers.model_validate(numbers)
+    slots = np.ones(3, np.int64)
+    binding = LateBinding(site.topology, np.array(deadlines_s), slots, values, np.array(importance))
+    return ServiceTimes(site.topology, TAU_S, np.ones(3), binding)
+
+
+def test_what_would_be_late_is_refused_at_once_but_never_of_a_group_that_is_spared(site: Site) -> None:
+    """One request of 4 to 6 ms at each server: the next one waits for 4 ms, and takes 0.7 of that, at best."""
+    deadlines_s = [10.0, 0.0066, 0.0066]
+    site.nginx.apply(with_importance(site, [1.0, 1.0, NEVER], deadlines_s, refuse_factor=1.0))
+    connections = fill(site)
+    site.collector.window()
+    assert refused_too_late(site)
+    connections.append(begin(site, USER))
+    assert in_line(site) == 1
+    wait_until(lambda: counted(site).hopeless == 1)
+    assert (counted(site).refused, counted(site).held, counted(site, 2).refused) == (1, 0, 0)
+    window = site.collector.window()
+    assert window.client_errors == 0, "it is not an error of a server"
+    assert window.holding is not None
+    assert (window.holding.hopeless[1], window.holding.refused[1]) == (1, 0)
+    end(site, connections)
+    site.nginx.apply(with_importance(site, [1.0, 1.0, 1.0], [10.0, 0.0070, 0.0070], refuse_factor=1.0))
+    answer_later(site)
+    connections, held = fill(site), begin(site)
+    # Behind one that is held there is less hope, and in the end that one is too late, too.
+    assert refused_too_late(site)
+    end(site, connections)
+    assert finish(held)[0] == 503
+
+
+def test_what_has_become_hopeless_while_it_was_held_is_refused_when_it_would_be_sent(site: Site) -> None:
+    site.nginx.apply(with_importance(site, [1.0] * 3, [10.0, 0.2, 0.2], refuse_factor=1.0))
+    connections = fill(site)
+    held = begin(site)
+    since_ms = site.collector.snapshot().now_ms
+    wait_until(lambda: site.collector.snapshot().now_ms > since_ms + 250)
+    site.servers[0].answer_next(answer(200))
+    response = held.getresponse()
+    assert (response.status, response.getheader("X-Refused")) == (503, "too late")
+    response.read()
+    assert (in_line(site), counted(site).hopeless, counted(site).held) == (0, 1, 1)
+    assert len(site.servers[0].requests) == 1, "the free slot was not taken"
+    end(site, connections)
+
+
+def test_an_important_group_goes_first(site: Site) -> None:
+    for importance, first in (([100.0, 1.0, 1.0], COMPOSE), ([1.0, 1.0, 1.0], HOME)):
+        site.nginx.apply(with_importance(site, importance, [10.0] * 3))
+        answer_later(site)
+        connections = fill(site)
+        connections += [begin(site, COMPOSE), begin(site, HOME)]
+        before, held_ms = len(site.servers[0].requests), site.collector.snapshot().now_ms
+        wait_until(lambda since=held_ms: site.collector.snapshot().now_ms > since + 100)
+        site.servers[0].answer_next(answer(200))
+        wait_until(lambda count=before: len(site.servers[0].requests) > count)
+        assert site.servers[0].requests[-1].line.split()[1] == first
+        end(site, connections)
 
 
 def test_lateness_counts_from_arrival(site: Site) -> None:

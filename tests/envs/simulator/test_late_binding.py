@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actuators.contract.admission import NEVER
 from actuators.contract.late_binding import HoldOrder, LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.script import Behaviour, RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology, social_network
@@ -94,8 +95,18 @@ def test_a_request_waits_for_the_faster_server_only_as_long_as_theta_says() -> N
 )
 def test_orders(order: HoldOrder, expected: list[int]) -> None:
     held = [(0.03, 0.01, 0.10), (0.04, 0.01, 0.06), (0.02, 0.01, 0.08), (0.20, 0.02, 0.10), (0.10, 0.01, 0.10)]
-    ranks = [binding.priority.py_func(binding.ORDER_CODES[order], *request) for request in held]
+    ranks = [binding.priority.py_func(binding.ORDER_CODES[order], *request, 1.0) for request in held]
     assert [int(index) for index in np.argsort(ranks)[::-1]] == expected
+
+
+@pytest.mark.parametrize(("order", "moves"), [("fifo", False), ("response_ratio", True), ("earliest_deadline", True)])
+def test_an_important_group_comes_earlier(order: HoldOrder, moves: bool) -> None:
+    """Twice as important, both in time and late."""
+    rank, code = binding.priority.py_func, binding.ORDER_CODES[order]
+    for age_s in (0.03, 0.30):
+        plain, important = (rank(code, age_s, 0.01, 0.10, worth) for worth in (1.0, 2.0))
+        assert (important > plain) == moves
+        assert moves or important == plain
 
 
 def test_what_is_held_for_too_long_gets_503_and_a_full_line_too() -> None:
@@ -122,6 +133,29 @@ def test_in_overload_many_more_requests_are_answered_in_time(order: HoldOrder, m
     assert ours.goodput > base.goodput + 0.2
     assert ours.goodput > delayed.goodput + 0.2
     assert ours.over(base).mean_ms < most_mean
+
+
+def refusing(factor: float | None, never: tuple[int, ...] = (), order: HoldOrder = "earliest_deadline") -> Any:
+    """S8 for 60 s with true times and slots for the workers; a window over all of it."""
+    script = scenario("S8", duration_s=60.0).script(TOPOLOGY, 101)
+    batch = playing(script, TOPOLOGY, 1)
+    importance = np.array([NEVER if g in never else 1.0 for g in range(3)])
+    slots = np.array([server.workers for server in script.servers])
+    numbers = LateBindingNumbers(order=order, refuse_factor=factor)
+    batch.hold([LateBinding(TOPOLOGY, deadlines_s(scenario("S8"), TOPOLOGY), slots, numbers, importance)])
+    return batch.advance(60.0)
+
+
+def test_what_would_be_late_is_refused_at_once_but_of_a_group_that_is_never_refused() -> None:
+    plain, strict, lenient, spared = refusing(None), refusing(1.0), refusing(3.0), refusing(1.0, never=(0,))
+    assert plain.failed.sum() == 0
+    assert strict.failed.sum() > lenient.failed.sum() > 0
+    assert strict.failed.sum() < 0.2 * strict.requests.sum()
+    assert spared.failed[0, 0] == 0
+    assert spared.failed[0, 1:].sum() > 0
+    # Nobody waits for long in vain: the mean of those that are answered is far below that without refusals.
+    means = [window.latency_s_sum.sum() / window.answered.sum() for window in (plain, strict)]
+    assert means[1] < 0.8 * means[0]
 
 
 def test_slots_never_leave_workers_idle() -> None:

@@ -140,7 +140,8 @@ def test_its_numbers_are_the_apis(page: Page) -> None:
 HELD = {
     "holds": True, "reason": "requests wait for a slot", "state": "holding", "order": "response_ratio",
     "slots": [4, 4, 4],
-    "since_start": {"asked": 2000, "would": 0, "held": 175, "refused": 50, "gone": 3, "answered": 1950, "late": 125},
+    "since_start": {"asked": 2000, "would": 0, "held": 175, "refused": 50, "hopeless": 0, "gone": 3, "answered": 1950,
+                    "late": 125},
 }  # fmt: skip
 
 
