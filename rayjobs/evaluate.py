@@ -79,8 +79,9 @@ class EvaluateOptions(RayOptions):
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
     puts one on another method. Rules with service times: expected_delay (learned by the `idle` estimator),
     expected_delay_static (nothing learned), ratio, levelled, inverse_latency@expected_delay; late_binding and
-    earliest_deadline also hold requests until a server has a free slot, and send them in an order of their own. Oracles
-    (simulated): shortest_delay, join_shortest, central_queue, true_times, optimal_round_robin, optimal_least_conn.
+    earliest_deadline also hold requests until a server has a free slot, and send them in an order of their own; with
+    _learned behind the name they learn how many slots. Oracles (simulated): shortest_delay, join_shortest,
+    central_queue, true_times, optimal_round_robin, optimal_least_conn.
     Rules of other balancers and of papers (simulated): least_time, least_time_shared, peak_ewma,
     least_request, c3, join_idle_queue, prequal. NGINX without Lua (simulated and live): shared_least_conn,
     stock:FILE (a plan of `deepsched weights suggest`).

@@ -20,6 +20,8 @@ from actuators.options import Options
 
 UNLIMITED = 1 << 40
 """Slots of a server before any are set."""
+ENOUGH = 1_000_000
+"""Slots of a server, in NGINX too, that never lack."""
 HoldOrder = Literal["response_ratio", "earliest_deadline", "fifo"]
 """Which held request is considered first."""
 
@@ -175,12 +177,13 @@ def unlimited(topology: Topology) -> LateBinding:
 
 
 def slots_for(workers: FloatArray, slots_per_worker: float, balancers: int = 1) -> IntArray:
-    """Slots of servers with so many workers at each of several balancers that share no counts.
+    """Slots of servers with so many workers at each of several balancers that share no counts; `ENOUGH` for ∞ workers.
 
     One balancer: slots_per_worker × workers. L balancers: the larger of ⌈slots_per_worker × workers / L⌉ and
     ⌈workers / L⌉ + 1: with workers / L exactly, servers would be idle while requests are held.
     """
-    share = np.ceil(slots_per_worker * workers / balancers - 1e-9)
-    least = np.ceil(workers / balancers - 1e-9) + (balancers > 1)
-    slots: IntArray = np.maximum(np.maximum(share, least), 1).astype(np.int64)
+    known = np.minimum(workers, float(ENOUGH))
+    share = np.ceil(slots_per_worker * known / balancers - 1e-9)
+    least = np.ceil(known / balancers - 1e-9) + (balancers > 1)
+    slots: IntArray = np.clip(np.maximum(share, least), 1, ENOUGH).astype(np.int64)
     return slots

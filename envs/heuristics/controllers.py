@@ -16,6 +16,7 @@ from actuators.contract.late_binding import LateBinding
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from envs.estimators.base import ServiceSamples
+from envs.estimators.capacity import CapacityLearner, unlimited_at_first, with_slots
 from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named, first_control
 from envs.heuristics.names import estimator_policy
 from envs.heuristics.weights import Policy
@@ -102,6 +103,8 @@ class EstimatorController:
             the servers' configuration; when in doubt too low, never too high (docs/studies.md#workers-per-server).
         name: as it is shown in tables; by default that of `estimator_policy`.
         holding: how requests are held; None where they are sent at once.
+        learned_slots: slots are those of the workers that are learned, unlimited before, shared by so many balancers;
+            None for those of `holding`.
 
     Raises:
         ConfigError: unknown estimator, or workers below 0.25.
@@ -114,13 +117,17 @@ class EstimatorController:
         workers: float | FloatArray = 1.0,
         name: str | None = None,
         holding: LateBinding | None = None,
+        *,
+        learned_slots: int | None = None,
     ) -> None:
         self.name = name or estimator_policy(estimator)
         self.method: BalancingMethod = "expected_delay" if holding is None else "late_binding"
-        self._holding = holding
+        self._capacity = None if learned_slots is None else CapacityLearner(topology)
+        self._holding = holding if learned_slots is None else unlimited_at_first(holding)
+        self._balancers = learned_slots or 1
         self._estimator = estimator_named(estimator)(topology)
         self._workers = np.broadcast_to(np.asarray(workers, float), (topology.shape[1],)).copy()
-        self._control = replace(first_control(topology, self._workers), holding=holding)
+        self._control = replace(first_control(topology, self._workers), holding=self._holding)
 
     def begin(self, topology: Topology) -> Control:
         return self._control
@@ -128,6 +135,9 @@ class EstimatorController:
     def decide(self, window: Window) -> Control | None:
         if not window.usable or window.requests.sum() == 0:
             return None
-        tau_s = self._estimator.update(ServiceSamples.of(window))
+        samples = ServiceSamples.of(window)
+        tau_s = self._estimator.update(samples)
+        if self._capacity is not None and self._holding is not None:
+            self._holding = with_slots(self._holding, self._capacity.update(samples, tau_s), self._balancers)
         self._control = ServiceTimes(window.topology, tau_s, self._workers, self._holding)
         return self._control

@@ -12,6 +12,9 @@ ESTIMATED = {
 HELD: dict[str, HoldOrder] = {"late_binding": "response_ratio", "earliest_deadline": "earliest_deadline"}
 """Policy → the order in which `late_binding` sends what it holds."""
 
+LEARNED_SLOTS = "_learned"
+"""Behind a name of `HELD`: slots for the workers that it learns, none before it has."""
+
 TODAY = "today"
 """What balanced while a calibrated system was recorded: its method and its weights."""
 

@@ -13,10 +13,12 @@ import numpy as np
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, ServiceTimes
-from actuators.contract.late_binding import LateBinding, LateBindingPlan
+from actuators.contract.late_binding import ENOUGH, LateBinding, LateBindingPlan
 from actuators.contract.topology import Topology
 from actuators.contract.window import HoldWindow, Window
 from actuators.errors import DeepSchedError
+from envs.estimators.base import ServiceSamples
+from envs.estimators.capacity import Capacity, CapacityLearner, with_slots
 from tuning.policy.adviser import Advice
 from tuning.steering.holding import HoldVerdict, HoldWatch
 from tuning.steering.options import Ordered
@@ -48,7 +50,7 @@ class SiteHolding:
 
     Args:
         plan: slots and numbers; deadlines are those of the bundle where it gives none.
-        workers: requests that a server serves at once; None when unknown, so that the plan has all slots.
+        workers: requests that a server serves at once; None to learn them where the plan has no slots.
         watch: when requests may be held.
     """
 
@@ -59,12 +61,23 @@ class SiteHolding:
         self._held_s = float("-inf")
         self._doubtful, self._yielded = False, -1
         self._problem = ""
+        self._capacity: Capacity | None = None
+        self._learner: tuple[Topology, CapacityLearner] | None = None
         self._sums = dict.fromkeys(_SUMS, 0)
 
     def binding(self, topology: Topology, deadlines_s: FloatArray) -> LateBinding:
-        """What is held at these servers. Raises ConfigError for names that are not there, and for unknown slots."""
-        workers = None if self._workers is None else np.full(len(topology.servers), self._workers)
-        return self._plan.binding(topology, deadlines_s, workers)
+        """What is held at these servers: nothing where workers are not known yet. Raises ConfigError for names that are
+        not there.
+        """
+        servers = len(topology.servers)
+        if self._workers is not None:
+            return self._plan.binding(topology, deadlines_s, np.full(servers, self._workers))
+        holding = self._plan.binding(topology, deadlines_s, np.full(servers, np.inf))
+        if self._capacity is None or len(self._capacity.best) != servers:
+            return holding
+        learned = with_slots(holding, self._capacity).slots
+        given = np.array([server in self._plan.slots for server in topology.servers])
+        return replace(holding, slots=np.where(given, holding.slots, learned))
 
     def begin(self, present: Control) -> None:
         """This control is in force at a start: when it holds requests, an earlier controller has proved it."""
@@ -76,6 +89,7 @@ class SiteHolding:
     ) -> Advice | None:  # fmt: skip
         """The advice, whose policy also holds requests when they may be held, and else as the first control does."""
         self._watch.see(window)
+        self._learn(advice, window)
         self._add(window)
         self._verdict = self._watch.decide(orders.mode, orders.canary_percent)
         self._notice(window, orders, in_force)
@@ -121,6 +135,15 @@ class SiteHolding:
             site, self._counting = self._counting[0], None
             with contextlib.suppress(DeepSchedError):
                 site.watch(None)
+
+    def _learn(self, advice: Advice | None, window: Window) -> None:
+        """How many requests servers serve at once, from the service times that the bundle's estimator has learned."""
+        times = advice.baseline if advice is not None else None
+        if self._workers is not None or not isinstance(times, ServiceTimes) or not window.usable:
+            return
+        if self._learner is None or self._learner[0] != times.topology:
+            self._learner = times.topology, CapacityLearner(times.topology)
+        self._capacity = self._learner[1].update(ServiceSamples.of(window), times.tau_s)
 
     @property
     def _holds(self) -> bool:
@@ -172,9 +195,17 @@ class SiteHolding:
             "reason": self._verdict.reason if self._yielded == -1 else "ended outside the controller",
             "state": "absent" if counts is None else counts.state,
             "order": self._plan.numbers.order,
-            "slots": [] if holding is None else holding.slots.tolist(),
+            "slots": [] if holding is None else [None if slots == ENOUGH else int(slots) for slots in holding.slots],
+            **self._learned(),
             "since_start": dict(self._sums),
         }
+
+    def _learned(self) -> dict[str, Any]:
+        """The intervals of workers that were learned; nothing where they are given."""
+        if self._capacity is None:
+            return {}
+        high = [float(each) if np.isfinite(each) else None for each in self._capacity.high.round(2)]
+        return {"workers": {"low": self._capacity.low.round(2).tolist(), "high": high}}
 
 
 def with_holding(advice: Advice, holding: Callable[[Topology], LateBinding | None]) -> Advice:

@@ -383,7 +383,7 @@ def steer(options: SteerOptions, stopped: threading.Event | None = None) -> None
 def steered_holding(options: SteerOptions, match: Match) -> SiteHolding | None:
     """How requests are held under these options; None without late binding.
 
-    Raises ConfigError for a bundle that sets weights, and for slots that are not known; ActuationError for an NGINX
+    Raises ConfigError for a bundle that sets weights, and for names that are not there; ActuationError for an NGINX
     whose locations ask for no slot.
     """
     if not options.late_binding:

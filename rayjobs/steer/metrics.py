@@ -254,7 +254,7 @@ class SteerMetrics(Collector):
         for group, held in zip(self._groups, line["window"].get("holding", {}).get("in_line", ()), strict=False):
             families["holding_in_line"].add_metric([group], held)
         for server, slots in zip(self._servers, line.get("holding", {}).get("slots", ()), strict=False):
-            families["holding_slots"].add_metric([server], slots)
+            families["holding_slots"].add_metric([server], np.inf if slots is None else slots)
 
     def _histograms(self) -> Iterator[Metric]:
         text, labels = HISTOGRAMS["response_seconds"]

@@ -108,7 +108,8 @@ def _holding(status: dict[str, Any]) -> list[str]:
         return []
     sums = found["since_start"]
     asked, answered = max(sums["asked"], 1), max(sums["answered"], 1)
-    slots = f", slots {'/'.join(map(str, found['slots']))}" if found["slots"] else ""
+    each = ["no limit" if slots is None else str(slots) for slots in found["slots"]]
+    slots = f", slots {'/'.join(each)}" if each else ""
     return [
         f"late binding: {'holds' if found['holds'] else 'holds nothing'}, {found['order']}{slots}: {found['reason']}",
         f"  since the start, of {sums['asked']} requests: held {sums['held'] / asked:.2%}, would have been held"

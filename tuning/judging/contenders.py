@@ -25,7 +25,7 @@ from envs.environment.problem import DecisionProblem
 from envs.estimators.registry import DEFAULT_ESTIMATOR, ESTIMATORS
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController, PolicyController
 from envs.heuristics.knapsack import Knapsack
-from envs.heuristics.names import ESTIMATED, FORMER_NAMES, HELD, TODAY, policy_name
+from envs.heuristics.names import ESTIMATED, FORMER_NAMES, HELD, LEARNED_SLOTS, TODAY, policy_name
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
 from envs.scenarios.calibrated import Today
@@ -97,7 +97,7 @@ class Spec:
     @property
     def takes_workers(self) -> bool:
         """Whether the workers of the arena matter to it, as far as its name tells."""
-        learns = self.method == "expected_delay" or self.base in (*ESTIMATED, *HELD)
+        learns = self.method == "expected_delay" or self.base in (*ESTIMATED, *_HOLDING)
         return learns or self.is_bundle or self.base in ("model_based", "utilisation_pid")
 
     @property
@@ -188,7 +188,7 @@ def contender(spec: Spec, arena: Arena) -> Controller:
     if spec.method == "expected_delay" or spec.base in ESTIMATED:
         estimator = ESTIMATED.get(spec.base, spec.base)
         return EstimatorController(arena.problem.topology, estimator, arena.workers, spec.name)
-    if spec.base in HELD:
+    if spec.base in _HOLDING:
         return _holding(spec, arena)
     if spec.base in ORACLES:
         return oracle(spec.base, spec.name)
@@ -250,12 +250,19 @@ def oracle(name: str, shown: str | None = None) -> Controller:
     return Oracle(shown or name, method, knowledge)
 
 
+_HOLDING = (*HELD, *(name + LEARNED_SLOTS for name in HELD))
+
+
 def _holding(spec: Spec, arena: Arena) -> EstimatorController:
-    """`late_binding` with learned service times, and slots for the workers that are believed."""
-    problem, numbers = arena.problem, LateBindingNumbers(order=HELD[spec.base])
+    """`late_binding` with learned service times, and slots for the workers that are believed, or learned."""
+    order = HELD[spec.base.removesuffix(LEARNED_SLOTS)]
+    problem, numbers = arena.problem, LateBindingNumbers(order=order)
     slots = slots_for(arena.workers, numbers.slots_per_worker, arena.balancers)
     holding = LateBinding(problem.topology, problem.deadlines_s, slots, numbers)
-    return EstimatorController(problem.topology, DEFAULT_ESTIMATOR, arena.workers, spec.name, holding)
+    learned = arena.balancers if spec.base.endswith(LEARNED_SLOTS) else None
+    return EstimatorController(
+        problem.topology, DEFAULT_ESTIMATOR, arena.workers, spec.name, holding, learned_slots=learned
+    )
 
 
 def _today(name: str, today: Today | None) -> FixedController:
@@ -300,7 +307,7 @@ def _parse(text: str) -> Spec:
         raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
     if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
         raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
-    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *HELD, *ORACLES, *RIVAL_CODES, *PEERS)
+    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *_HOLDING, *ORACLES, *RIVAL_CODES, *PEERS)
     if base not in known:
         raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
     return Spec(text, base, cast(BalancingMethod, method) or None)

@@ -111,7 +111,7 @@ function holding(found) {
   if (!found) return;
   write(at("holding-state"), found.state);
   dress(at("holding-state"), `tag ${found.holds ? "policy" : "hold"}`);
-  const slots = found.slots.length ? `; slots ${found.slots.join(", ")}` : "";
+  const slots = found.slots.length ? `; slots ${found.slots.map((count) => count ?? "no limit").join(", ")}` : "";
   write(at("holding-reason"), `${found.reason}; order ${found.order}${slots}`);
   each(at("holding-groups"), found.groups, () => {
     const line = element("tr", undefined, { role: "row" });

@@ -202,7 +202,6 @@ def test_what_late_binding_needs_is_said_before_anything_starts(
     trained_bundle().save(short_dir / "weights")
     reach = ["--control-url", nginx.control_url, "--status-url", nginx.status_url, "--late-binding"]
     for bundle, more, named in (
-        ("times", [], "how many requests"),
         ("weights", ["--workers", "2"], "the bundle sets weights"),
         ("times", ["--set", "holding.slots={127.0.0.1:1: 3}"], "no server '127.0.0.1:1'"),
         ("times", ["--workers", "2", "--set", "holding.deadlines_ms={nobody: 3}"], "no group 'nobody'"),
