@@ -43,6 +43,8 @@ SLOTS, WORKERS, DEADLINES_S = (4, 2, 5), (2.0, 1.0, 2.5), (0.15, 0.06, 0.05)
 """Some requests are in time and some are late, with forty of them at eleven slots."""
 IMPORTANCE = (4.0, 0.5, NEVER)
 """Of the groups where requests are refused: the last one is not."""
+REFUSE_FACTOR = 0.4
+"""So small that many requests are refused with forty of them in turn."""
 _TRACE = """
     location = /trace { content_by_lua_block {
       local late, inflight, trace = require "late", require "inflight", {}
@@ -111,7 +113,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     """How many decisions differ, over all orders, without and with refusals (docs/results.md#late-binding)."""
     plain, refusing = Compared(), Compared()
     for order in ORDERS:
-        for factor in (None, 1.0):
+        for factor in (None, REFUSE_FACTOR):
             folder = context.work_dir / f"{order}-{factor}"
             folder.mkdir()
             numbers = LateBindingNumbers(order=order, refuse_factor=factor)
@@ -119,7 +121,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
             found = replayed(folder, numbers, requests=3000, seed=context.seed, importance=importance)
             plain, refusing = (plain + found, refusing) if factor is None else (plain, refusing + found)
     how = f"{CONNECTIONS} connections, three orders, every decision of a real NGINX replayed in the simulator"
-    more = f"{how}; importance {', '.join(map(str, IMPORTANCE))}, refuse_factor 1"
+    more = f"{how}; importance {', '.join(map(str, IMPORTANCE))}, refuse_factor {REFUSE_FACTOR:g}"
     events = refusing.picks + refusing.asked + refusing.refused
     return [
         at_least("late binding: picks compared with a real NGINX", plain.picks, 5000, "picks", how=how),

@@ -305,11 +305,13 @@ def test_what_would_be_late_is_refused_at_once_but_never_of_a_group_that_is_spar
     assert window.holding is not None
     assert (window.holding.hopeless[1], window.holding.refused[1]) == (1, 0)
     end(site, connections)
-    site.nginx.apply(with_importance(site, [1.0, 1.0, 1.0], [10.0, 0.0070, 0.0070], refuse_factor=1.0))
+    site.nginx.apply(with_importance(site, [1.0] * 3, [10.0, 0.0070, 0.0070], refuse_factor=1.0, order="fifo"))
     answer_later(site)
     connections, held = fill(site), begin(site)
     # Behind one that is held there is less hope, and in the end that one is too late, too.
     assert refused_too_late(site)
+    since_ms = site.collector.snapshot().now_ms
+    wait_until(lambda: site.collector.snapshot().now_ms > since_ms + 20)
     end(site, connections)
     assert finish(held)[0] == 503
 

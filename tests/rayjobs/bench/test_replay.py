@@ -22,7 +22,7 @@ def test_the_simulator_makes_every_pick_of_a_real_nginx(tmp_path: Path, order: H
 def test_the_simulator_refuses_what_a_real_nginx_refuses_and_weighs_groups_alike(
     tmp_path: Path, order: HoldOrder
 ) -> None:
-    numbers = LateBindingNumbers(order=order, refuse_factor=1.0)
+    numbers = LateBindingNumbers(order=order, refuse_factor=0.4)
     found = replayed(tmp_path, numbers, requests=600, seed=3, importance=IMPORTANCE)
     assert found.different == 0
     assert found.picks + found.refused == 600
