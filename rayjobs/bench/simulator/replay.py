@@ -321,8 +321,9 @@ def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology) -> Com
             numbers[_hold(played, groups[rest[1]], float(rest[2]))] = rest[0]
         elif word == "look":
             sent, refused = _look(played, float(rest[0]), slots, servers)
-            sends = [(numbers[slot], int(server)) for slot, server in zip(slots[:sent], servers[:sent], strict=True)]
-            drops = [numbers[slot] for slot in slots[sent : sent + refused]]
+            places = zip(slots[:sent].tolist(), servers[:sent].tolist(), strict=True)
+            sends = [(numbers[slot], server) for slot, server in places]
+            drops = [numbers[slot] for slot in slots[sent : sent + refused].tolist()]
         else:
             _free(played, groups[rest[0]], int(rest[1]) - 1)
     return replace(found, different=found.different + len(sends) + len(drops))
