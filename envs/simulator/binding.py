@@ -123,7 +123,7 @@ def best_server(lane: Any, slot: Any, now_s: float) -> Any:
 
 
 @inlined
-def is_hopeless(lane: Any, slot: Any, s: Any, ahead_s: Any, now_s: float) -> bool:
+def is_hopeless(lane: Any, slot: Any, s: Any, ahead_s: Any, now_s: float) -> Any:
     """Whether a request of which it is known where it would best go is expected to be answered too late to be worth it.
 
     ahead_s: what else it waits for. The wait at the server is that with what is planned there.

@@ -265,7 +265,7 @@ def send(lane: Any, slot: Any, now_s: float) -> None:
 
 
 @compiled
-def turned_away(lane: Any, slot: Any, now_s: float) -> bool:
+def turned_away(lane: Any, slot: Any, now_s: float) -> Any:
     """Whether a request that comes is expected to be too late for all that is in flight, held, and comes before it."""
     if lane.rules[0].refuse_factor == np.inf:
         return False
