@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 import socket
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from actuators.errors import ProcessError
 BUSY = 0.9
 """Share of a core above which a single-threaded worker counts as saturated."""
 _FIRST_PORT = 10_240
+_given_ports: deque[int] = deque(maxlen=1000)
 
 
 def family_cpu_s(pid: int) -> dict[int, float]:
@@ -82,7 +84,8 @@ def process_start_s() -> float:
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now, below those that the system gives to connections and to other programs that ask for any.
 
-    Another program may take it before the caller does. Raises ProcessError.
+    It is none of the last thousand that this process was given, which may not be in use yet. Another program may take
+    it before the caller does. Raises ProcessError.
     """
     end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for _ in range(100):
@@ -90,11 +93,15 @@ def free_port(host: str = "127.0.0.1") -> int:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             try:
                 probe.bind((host, port))
-                return int(probe.getsockname()[1])
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     remedy = "use an address of this machine"
                     raise ProcessError(f"cannot listen on {host}: {error.strerror}", remedy=remedy) from error
+                continue
+            found = int(probe.getsockname()[1])
+        if found not in _given_ports:
+            _given_ports.append(found)
+            return found
     raise ProcessError(f"no port of {host} is free", remedy="end programs that listen there")
 
 

@@ -139,6 +139,12 @@ def test_what_somebody_else_ends_stays_ended_until_the_next_order(site: Site, sh
     run.until(lambda step: step.line["holding"]["holds"] and status(site).state == "holding", 10)
 
 
+def says_that_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> bool:
+    """`steer status`, which the controller writes after NGINX has confirmed."""
+    assert main(["steer", "status", "--folder", str(folder)]) == 0
+    return "late binding: holds, response_ratio, slots 4/4/4" in capsys.readouterr().out
+
+
 def test_killed_it_ends_by_itself_and_a_revert_or_the_watchdog_brings_the_method_back(
     site: Site, short_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,8 +163,7 @@ def test_killed_it_ends_by_itself_and_a_revert_or_the_watchdog_brings_the_method
         times_bundle(trained=False).save(folder / "bundle")
         with steer_process(folder, site, *held) as controller:
             wait_until(lambda: told(site) == "late_binding", lambda: controller.log_tail(20))
-            assert main(["steer", "status", "--folder", str(folder)]) == 0
-            assert "late binding: holds, response_ratio, slots 4/4/4" in capsys.readouterr().out
+            wait_until(lambda folder=folder: says_that_it_holds(folder, capsys), "it does not say that it holds")
             controller.send_signal(signal.SIGKILL)
             controller.wait(PATIENCE_S)
         wait_until(lambda: status(site).state == "stale", "nobody renews it")
