@@ -74,6 +74,7 @@ def test_rllib_trains_with_its_default_module() -> None:
     assert np.isfinite(example("rllib_default_module").main(1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
 def test_rllib_trains_with_a_module_of_ones_own() -> None:

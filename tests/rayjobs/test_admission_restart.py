@@ -173,6 +173,7 @@ def test_a_bad_file_is_no_rule_and_one_line(place: Place, spoil: Callable[[Path]
     check_ignored(place, said)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_user_is_no_rule_and_one_line(place: Place, root_only: None) -> None:
     place.keep()
     os.chown(place.kept, NOBODY, NOBODY)

@@ -34,11 +34,11 @@ def run(out: Path, *words: str, sets: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-LARGER = ("1x2", "2x5", "1x12")
-"""They differ from the others in size only; the slow drill of an onboarding has them, too."""
+DRILLED = ("1x2", "2x5", "1x12", "3x3 names")
+"""They differ from the others in size or names only; the slow drill of an onboarding has them, too."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGER else n for n in SYSTEMS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in DRILLED else n for n in SYSTEMS])
 def test_a_recording_becomes_a_bundle_of_that_system(name: str, tmp_path: Path) -> None:
     topology, out = SYSTEMS[name], tmp_path / "runs"
     windows = record_own(tmp_path / "own.jsonl", topology)

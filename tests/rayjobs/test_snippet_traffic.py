@@ -100,7 +100,13 @@ def test_unequal_weights_a_backup_and_a_down_server_get_what_they_got(servers: S
     assert stock == memory == (Counter({"0": 50, "1": 30}), [50, 30, 0, 0])
 
 
-@pytest.mark.parametrize("method", ["random;", "random two;", "random two least_conn;"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(pytest.param(method, marks=pytest.mark.slow) for method in ("random;", "random two;")),
+        "random two least_conn;",
+    ],
+)
 def test_random_methods_have_the_same_shares(servers: Servers, method: str) -> None:
     lines = method + "server {A} weight=5; server {B} weight=2; server {C} down; server {D} weight=1;"
     count = 800

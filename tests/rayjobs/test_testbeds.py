@@ -42,6 +42,7 @@ def doing(name: str) -> str:
     return next((str(row["doing"]) for row in running_testbeds() if row["name"] == name), "not listed")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
 def test_every_named_actor_is_a_row() -> None:

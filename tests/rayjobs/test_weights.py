@@ -55,6 +55,7 @@ def test_get_set_and_explore_by_reload(site: StockSite) -> None:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_one_odd_group_disturbs_no_other(site: StockSite) -> None:
     first, second, third = site.servers
     site.write(

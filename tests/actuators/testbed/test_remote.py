@@ -18,6 +18,7 @@ from tests.support.orphans import SESSION, processes_with
 pytestmark = [pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("ray")]
 
 
+@pytest.mark.slow
 def test_it_claims_its_nodes_runs_hands_errors_of_ours_on_and_frees_them(tmp_path: Path) -> None:
     import ray
 

@@ -73,6 +73,7 @@ def test_every_option_is_read(tmp_path: Path, bundle: Path) -> None:
         assert VERB.run(reads.options) == 0
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_is_done(tmp_path: Path) -> None:
     many = ("search.searches=1", "search.trials=500", "search.draws=8", "search.held_out=16")
     command = [sys.executable, "-m", "rayjobs.admission", *words(tmp_path / "runs", quick=many)[1:]]

@@ -86,6 +86,7 @@ def test_cpu_is_measured_of_an_nginx_that_counts_every_request_and_refuses_none(
         assert counted == [(True, 0)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.nginx
 def test_a_block_without_a_rule_counts_what_clients_saw(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "BLOCK_S", 2.0)

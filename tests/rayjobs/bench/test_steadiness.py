@@ -20,6 +20,7 @@ def test_switches_are_counted_from_the_first_act_of_the_policy_and_holds_are_non
     assert steadiness.switches(decisions[:2]) == []
 
 
+@pytest.mark.slow
 def test_a_wave_switches_nothing_and_the_rates_follow_it(tmp_path: Path) -> None:
     system = own_system(2, 1)
     waving = steadiness.Waving(system, wave_s=200.0, slower_at_s=150.0)

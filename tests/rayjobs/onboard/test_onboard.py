@@ -146,6 +146,7 @@ def test_equal_servers_under_least_conn_stay(tmp_path: Path, capsys: pytest.Capt
     assert "app: good enough" in out
 
 
+@pytest.mark.slow
 def test_servers_that_the_simulator_does_not_match_get_no_promise(
     done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_servers_that_the_simulator_does_not_match_get_no_promise(
     assert "not a prediction for these servers" in page
 
 
+@pytest.mark.slow
 def test_response_times_that_are_known_badly_make_the_interval_wider(
     done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +199,7 @@ def test_every_option_in_force_is_read(unequal: Path, tmp_path: Path) -> None:
         assert unread(url, tmp_path / "onboard", rule, 0) == []
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
 def test_training_under_ray_leaves_a_residual_and_its_proof(unequal: Path, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def listeners(marker: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_head_is_private_in_a_folder_with_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray itself opens its folder to all users."""

@@ -193,7 +193,15 @@ def test_it_tells_what_is_held_and_which_times_contain_the_hold(
     assert [each for each in browser.complaints if not each.startswith(f"asked the network for {held}")] == []
 
 
-@pytest.mark.parametrize(("width_px", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width_px", "scheme"),
+    [
+        (1440, "light"),
+        (390, "dark"),
+        pytest.param(1440, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_it_fits_every_screen_and_scheme(page: Page, width_px: int, scheme: str, tmp_path: Path) -> None:
     page.browser.look(width_px, 844, scheme)
     page.open()

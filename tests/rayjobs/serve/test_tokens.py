@@ -112,6 +112,7 @@ def test_on_loopback_data_and_decisions_are_open_without_a_token_for_reading(tmp
         assert document["paths"]["/v1/orders"]["post"]["security"] == [{"order": []}, {"admin": []}]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_the_same_tokens_allow_the_same(short_dir: Path) -> None:
     for served in served_bundles(short_dir, "ray", **role_files(short_dir, "order", "read")):

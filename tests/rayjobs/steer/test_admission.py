@@ -218,6 +218,7 @@ def test_an_nginx_that_refuses_a_rule_is_an_alarm(site: Site, tmp_path: Path) ->
     assert "admission not applied: wrong token" in steered.alarms[0]
 
 
+@pytest.mark.slow
 def test_a_controller_process_counts_refuses_is_killed_and_is_reverted(
     short_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

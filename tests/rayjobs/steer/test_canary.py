@@ -21,7 +21,7 @@ REQUESTS = 900
 FIRST, POLICY = np.array([2, 1, 1]) / 4, np.array([7, 2, 1]) / 10
 
 
-@pytest.mark.parametrize("actuation", ["memory", "reload"])
+@pytest.mark.parametrize("actuation", ["memory", pytest.param("reload", marks=pytest.mark.slow)])
 def test_shares_at_every_percentage_are_told_and_true(
     short_dir: Path, actuation: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,7 @@ def reloaded(short_dir: Path) -> Iterator[Reloaded]:
         yield Reloaded(short_dir, site)
 
 
+@pytest.mark.slow
 @pytest.mark.nginx
 def test_a_server_goes_while_a_controller_steers_and_a_revert_needs_no_controller(
     reloaded: Reloaded, capsys: pytest.CaptureFixture[str]

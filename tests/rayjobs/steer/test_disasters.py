@@ -71,6 +71,7 @@ def site(world: World) -> Site:
     return world.site
 
 
+@pytest.mark.slow
 def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site: Site, short_dir: Path) -> None:
     """A day forth, two back, and right again: for NGINX, the servers, the load engine and the controller at once."""
     trained_bundle().save(short_dir / "bundle")
@@ -95,6 +96,7 @@ def test_the_wall_clock_of_nginx_and_of_the_controller_jumps(world: World, site:
     assert failed_requests(site) == 0
 
 
+@pytest.mark.slow
 def test_the_watchdog_goes_by_no_wall_clock(world: World, site: Site, short_dir: Path) -> None:
     """It restores nothing while the controller lives, whatever the date, and the first weights when it is killed."""
     trained_bundle().save(short_dir / "bundle")
@@ -134,6 +136,7 @@ def _lines(out: Path) -> list[bytes]:
     return [line for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if out.exists() else []
 
 
+@pytest.mark.slow
 def test_a_recording_goes_on_when_the_clock_jumps(world: World, site: Site, short_dir: Path) -> None:
     out = short_dir / "made" / "snapshots.jsonl"
     out.parent.mkdir()

@@ -145,6 +145,7 @@ def says_that_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> bool
     return "late binding: holds, response_ratio, slots 4/4/4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_killed_it_ends_by_itself_and_a_revert_or_the_watchdog_brings_the_method_back(
     site: Site, short_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

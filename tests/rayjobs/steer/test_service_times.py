@@ -87,6 +87,7 @@ def test_what_was_in_force_before_are_times_they_come_back(site: Site, short_dir
     assert drill.failed_requests() == 0
 
 
+@pytest.mark.slow
 def test_killed_its_times_stay_and_the_watchdog_puts_method_and_weights_back(site: Site, short_dir: Path) -> None:
     times_bundle(trained=False).save(short_dir / "bundle")
     with controller_process(short_dir, site) as controller:

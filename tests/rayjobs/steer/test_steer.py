@@ -90,6 +90,7 @@ def test_shadow_changes_nothing_and_unknown_traffic_is_recalibrated(site: Site, 
     assert old.clusters == new.clusters
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_killed_without_warning_its_weights_stay_and_the_watchdog_puts_the_first_ones_back(
     site: Site, short_dir: Path
@@ -223,6 +224,7 @@ def _watchdog(folder: Path, site: Site) -> ManagedProcess:
     return steer_process(folder, site, "watchdog", "--watchdog-after-s", str(4 * INTERVAL_S))
 
 
+@pytest.mark.slow
 def test_steering_an_nginx_by_reload(short_dir: Path) -> None:
     """Somebody else's configuration: edited in place, byte for byte the same after a revert."""
     from actuators.external.actuator import ActuatorOptions

@@ -43,6 +43,7 @@ def pids(name: str) -> set[int]:
     return {pid for pid, command in processes_with(SESSION).items() if command.startswith(f"ray::{name}")}
 
 
+@pytest.mark.slow
 def test_all_intervals_pass_at_the_same_time(tmp_path: Path) -> None:
     meetings = {f"testbed-{number}": partial(Meeting, tmp_path, 3) for number in range(3)}
     with Testbeds(meetings, "least_conn") as testbeds:
@@ -61,6 +62,7 @@ def test_all_intervals_pass_at_the_same_time(tmp_path: Path) -> None:
         assert set(testbeds.leaser.lease(3)) == set(testbeds.conductors)
 
 
+@pytest.mark.slow
 def test_a_relay_carries_the_orders_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All intervals pass at the same time; a killed conductor, and a killed relay, cost what they carry."""
     monkeypatch.setattr(relay, "FEWEST", 2)
@@ -122,6 +124,7 @@ def test_a_killed_conductor_costs_one_episode_of_its_own_testbed() -> None:
         assert len(pids("Conductor")) == 2
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_an_env_runner_and_conductors_are_killed(tmp_path: Path) -> None:
     said: list[str] = []
     algorithm = AlgorithmOptions(batch_steps=20, minibatch_steps=20, epochs=1)

@@ -70,6 +70,7 @@ def test_tabs_draw_the_figures_that_they_show(browser: Chromium, report: Path) -
     assert browser.complaints == []
 
 
+@pytest.mark.slow
 def test_the_figures_follow_a_change_of_the_colour_scheme(browser: Chromium, report: Path) -> None:
     browser.look(1400, 900, "light")
     browser.open(report)
@@ -81,6 +82,7 @@ def test_the_figures_follow_a_change_of_the_colour_scheme(browser: Chromium, rep
     assert browser.evaluate(BACKGROUND) != background
 
 
+@pytest.mark.slow
 def test_a_run_without_learning_says_so_and_draws_the_rest(browser: Chromium, tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", RunData(evaluate(rounds=1, measure_s=1.0).to_json()))
     browser.look(400, 900, "light")
@@ -102,6 +104,7 @@ def test_the_driver_hears_what_goes_wrong(browser: Chromium, tmp_path: Path) -> 
     assert any("nothing is not defined" in complaint for complaint in browser.complaints)
 
 
+@pytest.mark.slow
 def test_every_scenario_of_a_run_is_drawn_under_its_own_tab(browser: Chromium, tmp_path: Path) -> None:
     first = evaluate(rounds=2, measure_s=1.0).to_json()
     write_report(tmp_path / "report.html", RunData(first, others=[{**first, "scenario": "the other"}]))

@@ -30,6 +30,7 @@ def test_the_figures_hold_the_script(tmp_path: Path) -> None:
     assert "seed 101" in page
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(not EXECUTABLE.exists(), reason=f"{EXECUTABLE} is missing: apt-get install chromium")
 def test_the_page_is_drawn_on_a_phone_in_the_dark(tmp_path: Path) -> None:

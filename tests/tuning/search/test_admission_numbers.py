@@ -31,6 +31,7 @@ def searched(path: Path, options: NumbersSearchOptions = QUICK, threads: int = 1
     return search_all(system(), options, 3, threads, Trials(path), quiet)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = searched(tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
