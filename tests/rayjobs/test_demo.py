@@ -95,6 +95,8 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
 ) -> None:
     demo = quick_demo(tmp_path / "runs")
     demo.wait_until(stage, 120)
+    snapshots = demo.folder / "snapshots.jsonl"
+    demo.wait_for(lambda: snapshots.exists() and snapshots.stat().st_size > 0, "no snapshot")
     demo.process.send_signal(number)
     assert demo.process.wait(GONE_S) == code, demo.log.read_text()
     assert demo.left() == {}
@@ -102,7 +104,7 @@ def test_an_interrupt_ends_everything_and_says_what_was_kept(
     assert f"kept in {demo.folder}" in text
     assert "Traceback" not in text
     assert not list(demo.folder.rglob("*.tmp*"))
-    for line in (demo.folder / "snapshots.jsonl").read_text().splitlines():
+    for line in snapshots.read_text().splitlines():
         json.loads(line)
 
 
