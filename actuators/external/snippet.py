@@ -207,7 +207,7 @@ def render_snippet(
     cells = 2 * sum(len(server.addresses) for group in groups for server in group.servers)
     lua = lua_block(
         cells, path, options, token=token, balancer=_settings(groups, options), holds=options.late_binding,
-        kept=kept_rule(path),
+        kept=kept_rule(path), kept_holding=kept_holding(path),
     )  # fmt: skip
     return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
 # The balancer reads this file there: write it again to have it elsewhere.
@@ -227,6 +227,11 @@ def render_snippet(
 def kept_rule(snippet: Path) -> Path:
     """The file whose rule of admission an NGINX with this snippet begins with."""
     return snippet.with_name(snippet.name + ".admission")
+
+
+def kept_holding(snippet: Path) -> Path:
+    """The file whose late binding an NGINX with this snippet begins with."""
+    return snippet.with_name(snippet.name + ".holding")
 
 
 def changes(

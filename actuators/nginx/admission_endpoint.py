@@ -68,11 +68,6 @@ def to_text(admission: Admission) -> str:
     return "\n".join([*head, *numbers, *groups]) + "\n"
 
 
-def kept_text(admission: Admission) -> str:
-    """The rule as lua/kept_rule.lua reads it from a file: its last line shows that nothing is missing."""
-    return to_text(admission) + "end\n"
-
-
 def from_text(text: str, topology: Topology) -> Admission | None:
     """The rule of a text; None for an empty one. Raises ActuationError for a text of another kind or topology."""
     if not text.strip():

@@ -242,6 +242,7 @@ def lua_block(
     balancer: str,
     holds: bool,
     kept: Path | None = None,
+    kept_holding: Path | None = None,
 ) -> str:
     """Shared memory, Lua modules and their settings for the http block.
 
@@ -250,15 +251,16 @@ def lua_block(
         upstreams: the file with the upstream blocks, as `render_upstreams` writes them.
         balancer: settings of lua/balancer.lua; empty when NGINX itself balances.
         holds: locations ask for a slot, so that requests can be held.
-        kept: the file whose rule of admission NGINX begins with.
+        kept, kept_holding: the files whose rule of admission, and whose late binding, NGINX begins with.
     """
     bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
     first_rule = f'kept = "{kept}", snippet = "{upstreams}"' if kept is not None else ""
+    first_holding = f', kept = "{kept_holding}", snippet = "{upstreams}"' if holds and kept_holding is not None else ""
     memory = f"""
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
       groups = STATUS.groups, token = TOKEN, workers = {options.workers_per_server},
-      balancers = {options.load_balancers}, {balancer}, holds = {str(holds).lower()},
+      balancers = {options.load_balancers}, {balancer}, holds = {str(holds).lower()}{first_holding},
     }})
     STATUS.use(BALANCER)"""
     return f"""  lua_package_path "{LUA_DIRECTORY}/?.lua;/usr/share/lua/5.1/?.lua;;";

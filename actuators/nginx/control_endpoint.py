@@ -94,7 +94,7 @@ class MemoryControl:
 
         Raises ActuationError when it is refused or reads back differently; then the old one is in force.
         """
-        self._put(to_text(method, control) + ("" if beside is None else _weight_lines(beside)))
+        self._put(put_text(method, control, beside))
 
     def weights(self) -> Weights:
         """The weights in force, or beside service times those that were kept. Raises ActuationError."""
@@ -188,6 +188,11 @@ def to_text(method: MemoryMethod, control: Control) -> str:
     lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
     lines.extend(_holding_lines(control.holding) if control.holding is not None else ())
     return head + "\n".join(lines) + "\n"
+
+
+def put_text(method: MemoryMethod, control: Control, beside: Weights | None) -> str:
+    """What `MemoryControl.put` sets: the control, and weights for a method that is set later."""
+    return to_text(method, control) + ("" if beside is None else _weight_lines(beside))
 
 
 def _weight_lines(weights: Weights) -> str:

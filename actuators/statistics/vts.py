@@ -334,10 +334,11 @@ class HoldStatus(_VtsStruct, frozen=True):
     `state`: `holding`; `absent` where no location asks for a slot; `off` under another method, `watching` under
     another one beside which it is counted what would be held; `unset` without service times or slots; `stale` when
     nobody has renewed the control; `failing` when its code has failed, see NGINX's error log. Only in the first
-    requests are held.
+    requests are held. `kept` is the file whose late binding NGINX begins with; empty for none.
     """
 
     state: str = "off"
+    kept: str = ""
     groups: tuple[HoldEntry, ...] = ()
 
     def __post_init__(self) -> None:

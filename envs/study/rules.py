@@ -160,12 +160,14 @@ class Learning:
         delay_windows: windows by which what was observed comes too late.
         worker_factor: believed workers over true ones, or over learned ones.
         first_workers: the workers are learned from this start; None when they are known.
+        workers: what is believed of every server in place of the true ones.
     """
 
     estimator: str
     delay_windows: int = 0
     worker_factor: float = 1.0
     first_workers: float | None = None
+    workers: float | None = None
 
     def rule(self, options: SimulationOptions = SHARED_MEMORY) -> Rule:
         """This way of learning as a rule that can be judged."""
@@ -176,7 +178,8 @@ class Learning:
         late = f", {self.delay_windows} s late" if self.delay_windows else ""
         workers = f", workers × {self.worker_factor:g}" if self.worker_factor != 1.0 else ""
         learned = f", workers learned from {self.first_workers:g}" if self.first_workers is not None else ""
-        return f"{self.estimator}{late}{learned}{workers}"
+        given = f", {self.workers:g} workers" if self.workers is not None else ""
+        return f"{self.estimator}{late}{learned}{given}{workers}"
 
 
 def steering(learning: Learning) -> Callable[[], BatchController]:
@@ -193,6 +196,8 @@ def steering(learning: Learning) -> Callable[[], BatchController]:
             if window is None or estimator is None:
                 learner = WorkersLearner(batch.topology, (batch.size,), learning.first_workers or 1.0)
                 workers = workers_of(scripts) if learning.first_workers is None else learner.update(None, 0.0)
+                if learning.workers is not None:
+                    workers = np.full(workers.shape, learning.workers)
                 workers = np.maximum(workers * learning.worker_factor, 0.25)
                 estimator = estimator_named(learning.estimator)(batch.topology, (batch.size,))
                 batch.set_service_times(np.full((batch.size, *batch.topology.shape), FIRST_GUESS_S), workers)
@@ -238,6 +243,23 @@ def late_binding(
     learned = how.rule(options)
     name = f"late_binding {numbers.order}, {numbers.slots_per_worker:g} slots per worker, {learned.name}"
     return Rule(name, "late_binding", start, learned.options)
+
+
+def held(binding: LateBinding, how: Learning, options: SimulationOptions) -> Rule:
+    """`late_binding` with learned service times, and the same slots, order and deadlines for ever."""
+
+    def start() -> BatchController:
+        learn = steering(how)()
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            learn(batch, scripts, window)
+            if window is None:
+                batch.hold([binding] * batch.size)
+
+        return steer
+
+    learned = how.rule(options)
+    return Rule(f"late_binding {binding.numbers.order}, {learned.name}", "late_binding", start, learned.options)
 
 
 class SteeringPolicy(Protocol):

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from actuators.contract.admission import NEVER, Admission
 from actuators.contract.topology import Topology
-from actuators.errors import ConfigError
-from actuators.files import read_token, replacing
-from actuators.nginx.admission_endpoint import AdmissionEndpoint, kept_text
+from actuators.external.kept import keeping
+from actuators.files import read_token
+from actuators.nginx.admission_endpoint import AdmissionEndpoint, to_text
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
 from actuators.options import Options
 from actuators.statistics.reader import StatusReader
@@ -106,29 +106,17 @@ def _status(options: ShowOptions) -> AdmissionStatus | None:
 def _keeping(options: OffOptions, admission: Admission | None) -> Iterator[None]:
     """When the block succeeds, a restarted NGINX begins with this rule; without --keep the line that would do that.
 
-    Raises ConfigError for a file that this NGINX does not read. A folder in a container has another name here, so only
-    the last part of the name is compared.
+    Raises ConfigError for a file that this NGINX does not read.
     """
     status = _status(options)
-    read = Path(status.kept) if status is not None else Path()
-    if options.keep is None:
+    read = status.kept if status is not None else ""
+    with keeping(options.keep, read, to_text(admission) if admission is not None else None):
         yield
-        if read.name:
-            _log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
-        return
-    if options.keep.name != read.name:
-        remedy = f"give {read}" if read.name else "write its snippet again"
-        raise ConfigError("this NGINX does not begin with what is there", where="keep", remedy=remedy)
-    if not options.keep.absolute().parent.is_dir():
-        raise ConfigError(f"no folder {options.keep.parent}", where="keep", remedy="run this where NGINX's files are")
-    if admission is None:
-        yield
-        options.keep.unlink(missing_ok=True)
-    else:
-        with replacing(options.keep, private=True) as temporary:
-            temporary.write_text(kept_text(admission), encoding="utf-8")
-            yield
-    _log(f"a restarted NGINX begins {'without a rule' if admission is None else f'with this rule, in {options.keep}'}")
+    if options.keep is not None:
+        rule = "without a rule" if admission is None else f"with this rule, in {options.keep}"
+        _log(f"a restarted NGINX begins {rule}")
+    elif read:
+        _log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
 
 
 def _told(admission: Admission) -> Iterator[str]:

@@ -102,7 +102,8 @@ def _checked(options: TuneOptions) -> Calibration:
 def _search(options: TuneOptions, folder: RunFolder, calibration: Calibration) -> tuple[TunedNumbers, Judged]:
     from envs.calibration.admission import calibrated_admission
     from tuning.policy.bundle import put_admission
-    from tuning.search.admission_numbers import System, Trials, search_all, tuned
+    from tuning.search.admission_numbers import System, search_all, tuned
+    from tuning.search.trials import Trials
 
     system = System(calibration, calibrated_admission(calibration, options, 100.0))
     search = options.search

@@ -15,10 +15,12 @@ from pydantic import Field
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, MemoryMethod, ServiceTimes
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, LateBindingPlan
+from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ConfigError
+from actuators.external.kept import keeping
 from actuators.files import read_token
-from actuators.nginx.control_endpoint import MemoryControl, beside, is_split, topology_from_text
-from actuators.options import Never, Options
+from actuators.nginx.control_endpoint import MemoryControl, beside, is_split, put_text, topology_from_text
+from actuators.options import NOT_GIVEN, Never, Only, Options
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import Balancer, HoldEntry
 from rayjobs.cli.console import console_out, log_line
@@ -56,6 +58,9 @@ class ChangeOptions(ShowOptions):
 
     token_file: Path | None = None
     """File with the token of the control endpoint; changes are refused when not given."""
+    keep: Path | None = None
+    """SNIPPET.holding beside the snippet: a restarted NGINX begins with what is left there. Not given, the file stays
+    as it is."""
 
 
 class OffOptions(ChangeOptions):
@@ -68,7 +73,11 @@ class OffOptions(ChangeOptions):
 class SetOptions(ChangeOptions, LateBindingPlan):
     """How requests are held, and by which service times."""
 
-    only: ClassVar = {"numbers.valid_s": Never("what is set by hand is valid until it is changed")}
+    only: ClassVar = {
+        "numbers.valid_s": Never("what is set by hand is valid until it is changed"),
+        "numbers": Only(numbers_file=NOT_GIVEN),
+        "keep": Only(hold=True),
+    }
 
     calibration: Path | None = None
     """`calibration.json` of the system, as `onboard` and `calibrate` write it: its service times, and its deadlines.
@@ -76,6 +85,8 @@ class SetOptions(ChangeOptions, LateBindingPlan):
     workers: Annotated[float | None, Field(ge=1, le=1e4)] = None
     """Requests that a server serves at once, for servers without `slots`; those of the calibration when not given. Too
     few leave servers idle while requests wait."""
+    numbers_file: Path | None = None
+    """What `deepsched holding tune` has found: `holding.json`, or the folder of a search; `numbers` when not given."""
     hold: bool = False
     """Hold requests; as long as it is false, what would be held is only counted, and the method in force stays."""
 
@@ -102,11 +113,12 @@ def set_holding(options: SetOptions) -> int:
         if endpoint.get_split() is not None:
             remedy = "end it: deepsched steer mode shadow, or steer revert"
             raise ActuationError("a controller's canary is in force", where=options.control_url, remedy=remedy)
-        times = _times(options, endpoint, present)
-        if options.hold:
-            endpoint.put("late_binding", times, beside=endpoint.weights())
-        else:
-            endpoint.watch(times.holding)
+        times, weights = _times(options, endpoint, present), endpoint.weights()
+        with _keeping(options, put_text("late_binding", times, weights)):
+            if options.hold:
+                endpoint.put("late_binding", times, beside=weights)
+            else:
+                endpoint.watch(times.holding)
     assert times.holding is not None
     for line in _told(times.holding, options.hold, method):
         _log(line)
@@ -115,7 +127,7 @@ def set_holding(options: SetOptions) -> int:
 
 def off(options: OffOptions) -> int:
     """Nothing is held or counted any more."""
-    with _endpoint(options) as endpoint:
+    with _endpoint(options) as endpoint, _keeping(options, None):
         method, present = endpoint.get()
         if method != "late_binding":
             endpoint.watch(None)
@@ -139,10 +151,25 @@ def _endpoint(options: ChangeOptions) -> Iterator[MemoryControl]:
         yield endpoint
 
 
+@contextlib.contextmanager
+def _keeping(options: ChangeOptions, text: str | None) -> Iterator[None]:
+    """When the block succeeds, a restarted NGINX begins so; without --keep the line that would do that."""
+    with StatusReader(beside(options.control_url, "status")) as reader:
+        balancer = reader.snapshot().balancer
+    read = balancer.holding.kept if balancer is not None and balancer.holding is not None else ""
+    with keeping(options.keep, read, text):
+        yield
+    if options.keep is not None:
+        _log(f"a restarted NGINX begins {'as its configuration says' if text is None else f'so, by {options.keep}'}")
+    elif read:
+        _log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
+
+
 def _times(options: SetOptions, endpoint: MemoryControl, present: Control) -> ServiceTimes:
     """Service times, and what is held. Raises ConfigError for what is not known or not there."""
     topology = endpoint.topology
-    numbers = LateBindingNumbers.model_validate({**options.numbers.model_dump(), "valid_s": FOR_EVER_S})
+    chosen = options.numbers if options.numbers_file is None else _tuned(options.numbers_file, topology)
+    numbers = LateBindingNumbers.model_validate({**chosen.model_dump(), "valid_s": FOR_EVER_S})
     plan = options.model_copy(update={"numbers": numbers})
     if options.calibration is None:
         if not isinstance(present, ServiceTimes):
@@ -158,6 +185,17 @@ def _times(options: SetOptions, endpoint: MemoryControl, present: Control) -> Se
     workers = np.full(len(topology.servers), options.workers or float(known.parameters.workers))
     tau_s, deadlines_s = _calibrated(known, endpoint)
     return ServiceTimes(topology, tau_s, workers, plan.binding(topology, deadlines_s, workers))
+
+
+def _tuned(path: Path, topology: Topology) -> LateBindingNumbers:
+    """Raises ConfigError for numbers of another system."""
+    from envs.calibration.tuned_holding import TunedHolding
+
+    tuned = TunedHolding.load(path)
+    if set(tuned.groups) != {group.name for group in topology.groups}:
+        what = f"numbers for the groups {', '.join(tuned.groups)[:200]}"
+        raise ConfigError(what, where="numbers_file", remedy="tune this system: deepsched holding tune")
+    return tuned.numbers
 
 
 def _calibrated(known: Calibration, endpoint: MemoryControl) -> tuple[FloatArray, FloatArray]:
@@ -228,8 +266,8 @@ SET = Verb(
     options=SetOptions,
     run=set_holding,
     common=(
-        "control_url", "token_file", "calibration", "workers", "hold", "slots", "deadlines_ms", "load_balancers",
-        "numbers.order",
+        "control_url", "token_file", "keep", "calibration", "workers", "hold", "slots", "deadlines_ms",
+        "load_balancers", "numbers.order", "numbers_file",
     ),
 )  # fmt: skip
 OFF = Verb(

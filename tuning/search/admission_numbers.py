@@ -7,19 +7,14 @@ interrupted goes on, and ends as if it had not been.
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
-from scipy.special import stdtrit
 
 from actuators.contract.admission import Admission, AdmissionNumbers, AdmissionRule
 from actuators.contract.arrays import FloatArray
@@ -31,6 +26,7 @@ from envs.scenarios.own_family import own_family
 from envs.study.goodput import Goodput, play_admission
 from envs.study.rules import Rule, fixed_weights
 from tuning.search.admission_options import NumbersSearchOptions
+from tuning.search.trials import Gain, Trials, paired_gain, sampler
 
 MOST_REFUSED_IDLE = 0.001
 """Share of the requests that numbers may refuse in steady draws; what is beyond costs as much as lost goodput."""
@@ -80,15 +76,6 @@ class System:
         return play_admission(self.balancing, scripts, topology, admissions, threads=threads)
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Goodput of numbers less that of the first ones, paired over held-out draws, with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 @dataclass(frozen=True, eq=False)
 class Judged:
     """What the searches have found, on held-out draws.
@@ -120,33 +107,6 @@ class Judged:
             {"numbers": numbers.model_dump(), **vars(gain), "chosen": number == self.chosen}
             for number, (numbers, gain) in enumerate(zip(self.found, self.gains, strict=True))
         ]
-
-
-class Trials:
-    """Finished trials as JSON lines, in order.
-
-    Args:
-        path: read when it exists; a torn last line, of a process that was killed, is dropped.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, Any]] = []
-        if path.exists():
-            whole = path.read_bytes().splitlines(keepends=True)
-            self._rows = [json.loads(line) for line in whole if line.endswith(b"\n")]
-            if whole and not whole[-1].endswith(b"\n"):
-                path.write_bytes(b"".join(whole[:-1]))
-
-    def of(self, search: int) -> list[dict[str, Any]]:
-        """Those of a search: `params` and `score`."""
-        return [row for row in self._rows if row["search"] == search]
-
-    def append(self, search: int, params: Mapping[str, float], score: float) -> None:
-        row = {"search": search, "params": dict(params), "score": score}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self._rows.append(row)
 
 
 def search_all(
@@ -209,8 +169,7 @@ class _Search:
         base = self._system.admission.numbers
         study = self._study(trials, base)
         for count in range(sum(trial.state.is_finished() for trial in study.trials), self._trials):
-            # A sampler of its own for each trial: what it draws does not depend on interruptions.
-            study.sampler = _sampler(self._seed, self._number, count)
+            study.sampler = sampler(self._seed, self._number, count)
             trial = study.ask(self._distributions)
             numbers = base if count == 0 else numbers_with(base, trial.params)
             score = _score(self._system.play(self._scripts, numbers, self._threads))
@@ -230,13 +189,6 @@ class _Search:
             first = {name: float(np.clip(getattr(base, name), *ends)) for name, ends in self._space.items()}
             study.enqueue_trial(first)
         return study
-
-
-def _sampler(seed: int, search: int, trial: int) -> optuna.samplers.BaseSampler:
-    drawn = int(np.random.default_rng([seed, search, trial]).integers(2**31))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=drawn, multivariate=True)
 
 
 def _space(admission: Admission) -> dict[str, tuple[float, float]]:
@@ -259,17 +211,10 @@ def _judge(
     played = [first if numbers == base else system.play(scripts, numbers, threads) for numbers in found]
     best = played[chosen]
     return Judged(
-        tuple(found), tuple(_gain(each.shares() - first.shares()) for each in played), chosen,
+        tuple(found), tuple(paired_gain(each.shares() - first.shares()) for each in played), chosen,
         (best.shares(), first.shares(), without.shares()), (_refused_steady(best), _refused_steady(first)),
         (_worst_group(best), _worst_group(first)),
     )  # fmt: skip
-
-
-def _gain(differences: FloatArray) -> Gain:
-    """Mean and 95 % interval (Student's t) over draws."""
-    mean, n = float(differences.mean()), len(differences)
-    half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n))
-    return Gain(mean, mean - half, mean + half)
 
 
 def _score(played: Goodput) -> float:

@@ -10,6 +10,7 @@ local M = {}
 
 local cold = require "cold"
 local health = require "health"
+local kept_rule = require "kept_rule"
 local rows = require "rows"
 local tonumber, format, concat = tonumber, string.format, table.concat
 
@@ -25,6 +26,7 @@ local dict, layout, token, default_workers, default_balancers, configured_method
 local version, control = -1, nil
 local set_at          -- set_at[0]: when a control was set last, seconds since the epoch
 local newest          -- newest[0]: the version in the dict, which costs less to read here
+local kept            -- file of the control to begin with, nil for none
 
 -- The control of a configuration in which nothing was set yet: the weights and `down` of its server lines.
 local function initial_text(method)
@@ -39,6 +41,19 @@ local function initial_text(method)
     return concat(lines, "\n") .. "\n"
 end
 
+-- The kept control of a start, nil without one. An invalid one gives one line in the error log.
+local function kept_text(snippet)
+    local text, problem = kept_rule.read(kept, snippet)
+    if text then
+        local parsed, wrong = M.parse(text)
+        problem = not parsed and "refused: " .. wrong or parsed and parsed.method ~= "late_binding" and "it holds nothing" or nil
+    end
+    if problem then
+        ngx.log(ngx.ERR, "nothing is held: ", kept, ": ", problem)
+    end
+    return text and not problem and text or nil
+end
+
 -- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {
 -- name = …, servers = { global indices }, choices = { [server] = choice } }, … } }
 function M.init(shared_dict, new_layout, options)
@@ -48,7 +63,14 @@ function M.init(shared_dict, new_layout, options)
     holds, METHODS.late_binding = options.holds, options.holds
     dict:safe_add("version", 0)
     local initial = initial_text(options.method)
-    dict:safe_add("control", initial)
+    kept = options.kept
+    local starts = dict:safe_add("control", initial)
+    local begun = starts and kept and kept_text(options.snippet)
+    if begun then
+        dict:set("control", begun)
+        dict:incr("version", 1)
+        set_at[0] = ngx.now()
+    end
     if not M.parse(dict:get("control"), true) then
         -- The servers have changed with this configuration: the control in force does not fit any more.
         dict:set("control", initial)
@@ -347,6 +369,11 @@ function M.parse(text, lenient)
         return nil, "late_binding beside another method"
     end
     return parsed
+end
+
+-- The file of the control that NGINX begins with; "" for none.
+function M.kept()
+    return kept or ""
 end
 
 -- The control in force; cheap when nothing has changed.

@@ -1,5 +1,5 @@
--- The rule that a restarted NGINX begins with: a file that `deepsched admission set --keep` has written. It is read in
--- the master, before workers drop their rights; nothing about it keeps NGINX from starting.
+-- The rule of admission, or the late binding, that a restarted NGINX begins with: a file that `deepsched admission set
+-- --keep` or `holding set --keep` has written. It is read in the master, before workers drop their rights; nothing about it keeps NGINX from starting.
 local M = {}
 
 local ffi = require "ffi"

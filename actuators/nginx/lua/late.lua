@@ -533,7 +533,7 @@ function M.json()
         parts[index] = group_json(names[index])
     end
     local state = asks and state_of(control.current(), now_s()) or "absent"
-    return format('{"state":"%s","groups":[%s]}', state, concat(parts, ","))
+    return format('{"state":"%s","kept":"%s","groups":[%s]}', state, control.kept(), concat(parts, ","))
 end
 
 return M

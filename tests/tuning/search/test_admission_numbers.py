@@ -12,8 +12,9 @@ from actuators.contract.admission import AdmissionNumbers
 from envs.calibration.admission import calibrated_admission
 from envs.calibration.options import AdmissionPlan
 from envs.calibration.result import Calibration
-from tuning.search.admission_numbers import SPACE, Judged, System, Trials, numbers_with, search_all, tuned
+from tuning.search.admission_numbers import SPACE, Judged, System, numbers_with, search_all, tuned
 from tuning.search.admission_options import NumbersSearchOptions
+from tuning.search.trials import Trials
 
 CALIBRATION = Calibration.load(Path("tests/data/runs/calibration.json"))
 QUICK = NumbersSearchOptions(searches=2, trials=3, draws=8, held_out=16)
