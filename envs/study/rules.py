@@ -217,12 +217,12 @@ def steering(learning: Learning) -> Callable[[], BatchController]:
 
 
 def late_binding(
-    deadlines_s: FloatArray, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions
+    deadlines_s: FloatArray | None, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions
 ) -> Rule:
     """`late_binding` with learned service times, and slots for the workers believed (docs/studies.md#late-binding).
 
     Args:
-        deadlines_s: ``[groups]``.
+        deadlines_s: ``[groups]``; those of each script when None.
     """
 
     def start() -> BatchController:
@@ -232,7 +232,7 @@ def late_binding(
             learn(batch, scripts, window)
             batch.hold([
                 LateBinding(
-                    batch.topology, deadlines_s,
+                    batch.topology, np.array(script.deadlines_s) if deadlines_s is None else deadlines_s,
                     slots_for(workers, numbers.slots_per_worker, batch.contexts_of(script)), numbers,
                 )
                 for script, workers in zip(scripts, batch.believed_workers(), strict=True)

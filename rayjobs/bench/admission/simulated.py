@@ -8,23 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from actuators.contract.admission import NEVER, Admission, AdmissionNumbers, AdmissionRule
 from actuators.contract.arrays import FloatArray
+from actuators.contract.late_binding import HoldOrder, LateBindingNumbers
 from actuators.contract.script import Script
 from actuators.contract.topology import Group, Topology, social_network
 from envs.admission.nominal import nominal_admission
 from envs.calibration.admission import DEVIATIONS
+from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios import disturbances as happen
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.family import KINDS
 from envs.scenarios.lookup import scenario
 from envs.study.goodput import Goodput, play_admission
 from envs.study.judge import deadlines_s, observed
-from envs.study.rules import RULES
+from envs.study.rules import RULES, SHARED_MEMORY, Learning, late_binding
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
 THRESH: dict[str, Any] = {"multiple": 2.78, "gamma": 0.17, "importance_power": 0.17}
@@ -46,7 +48,8 @@ CALM, OVERLOADED = ("S1", "S2", "S2b", "S3", "S4", "S9", "S10"), ("S5", "S6", "S
 def measure(context: BenchContext) -> Sequence[Bar]:
     """All bars; a quarter of the draws when quick."""
     return [
-        *_speed(context), *_family(context), *_wrong_and_larger(context), *_scenarios(context), *_importance(context)
+        *_speed(context), *_family(context), *held(context), *_wrong_and_larger(context), *_scenarios(context),
+        *_importance(context),
     ]  # fmt: skip
 
 
@@ -98,6 +101,27 @@ def _family(context: BenchContext) -> Iterator[Bar]:
             without = steady
         else:
             yield at_least(f"{rule}: U, steady, over none", steady - without, 0.0, "", how="paired, the steady draws")
+
+
+def held(context: BenchContext) -> Iterator[Bar]:
+    """Late binding behind admission, against `expected_delay` behind it: both learn service times, and know workers."""
+    topology, how = social_network(), Learning(DEFAULT_ESTIMATOR)
+    scripts = _draws(context, HELD_OUT, 200, topology)
+    admissions = [nominal_admission(script, topology, "aimd_thresh") for script in scripts]
+    kinds = np.arange(len(scripts)) % len(KINDS)
+    delayed = play_admission(how.rule(), scripts, topology, admissions)
+    for order in get_args(HoldOrder)[:2]:
+        context.log(f"late binding by {order} behind aimd_thresh on {len(scripts)} draws of family H")
+        rule = late_binding(None, LateBindingNumbers(order=order), how, SHARED_MEMORY)
+        found = play_admission(rule, scripts, topology, admissions)
+        more = 100 * (found.shares() - delayed.shares())
+        half = 1.96 * float(more.std(ddof=1)) / np.sqrt(len(more))
+        of = (
+            f"±{half:.2f}; expected_delay {delayed.shares().mean():.3f}, refused {delayed.refused_ratio():.1%},"
+            f" worst type {np.nanmean(np.nanmin(delayed.group_shares(), axis=1)):.3f}"
+        )
+        name = f"late_binding by {order} with aimd_thresh: U over that of expected_delay with it"
+        yield at_least(name, float(more.mean()), 0.0, "points", how=_how(found, kinds), reference=of)
 
 
 def _against(name: str, found: Goodput, reference: float, *, judged: bool, how: str) -> Iterator[Bar]:

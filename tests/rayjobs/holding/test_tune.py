@@ -27,7 +27,7 @@ def words(folder: Path, *more: str, quick: tuple[str, ...] = QUICK) -> list[str]
 
 
 def test_numbers_are_written_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words(tmp_path / "runs", "--workers", "4", "--objective.goodput", "5")) == 0
+    assert main(words(tmp_path / "runs", "--workers", "4", "--set", "objective.goodput=5")) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     out = capsys.readouterr().out
     assert "simulated, 4 held-out systems" in out
@@ -78,7 +78,7 @@ def test_an_interruption_keeps_what_is_done(tmp_path: Path) -> None:
             ["--set", "objective.mean=0", "--set", "objective.p99=0", "--set", "objective.goodput=0"],
             "every weight is 0",
         ),
-        (["--load-balancers", "2"], "load_balancers"),
+        (["--set", "load_balancers=2"], "load_balancers"),
         (["--set", "search.trials=0"], "search.trials"),
         (["--resume", "nowhere"], "not the folder of a run"),
     ],
