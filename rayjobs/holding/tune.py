@@ -21,7 +21,6 @@ from actuators.errors import ConfigError, closest
 from actuators.files import write_json
 from actuators.options import Never, Only
 from envs.calibration.tuned_holding import FILE
-from rayjobs.calibrate import FILE as CALIBRATION
 from rayjobs.cli.config import resumed
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 REQUESTS_PER_S = 4e5
 """What one thread simulates, roughly; only for the display."""
-TRIALS, SEARCHES = "trials.jsonl", "searches.json"
+TRIALS, SEARCHES, CALIBRATION = "trials.jsonl", "searches.json", "calibration.json"
 
 
 class TuneOptions(LateBindingPlan):
@@ -177,7 +176,6 @@ VERB = Verb(
     run=run,
     common=(
         "calibration", "workers", "deadlines_ms", "importance", "never_refused", "seed", "out", "resume",
-        "objective.mean", "objective.p99", "objective.goodput", "search.searches", "search.trials",
-        "search.load_factor",
+        "objective.mean", "objective.p99", "objective.goodput", "search.load_factor",
     ),
 )  # fmt: skip
