@@ -41,8 +41,8 @@ ALONE = {
     "rayjobs/serve/haproxy_loopback.py", "rayjobs/onboard/kept.py",
     # A run has a folder of its own (`rayjobs.runs.folder`).
     "envs/observation/encoder.py", "envs/calibration/result.py", "envs/mixture/refit.py", "rayjobs/load.py",
-    "rayjobs/admission/tune.py", "rayjobs/holding/tune.py", "rayjobs/contract/page.py", "rayjobs/onboard/page.py", "rayjobs/park.py",
-    "rayjobs/reproduce.py",
+    "rayjobs/admission/tune.py", "rayjobs/holding/tune.py", "rayjobs/contract/page.py", "rayjobs/onboard/page.py",
+    "rayjobs/park.py", "rayjobs/reproduce.py",
     "rayjobs/runs/folder.py", "rayjobs/runs/steps.py", "rayjobs/sweep.py", "tuning/judging/blocks.py",
     "tuning/judging/evaluation.py", "tuning/judging/parquet.py", "tuning/learning/curve.py",
     "tuning/learning/recordings.py",
