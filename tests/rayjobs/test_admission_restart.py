@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Place:
     port: int
     script: dict[int, Callable[[Received], bytes]]
     server: ScriptedServer
+    rule: bytes = b""
 
     @property
     def kept(self) -> Path:
@@ -50,9 +52,21 @@ class Place:
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     def keep(self) -> None:
-        """Sets the tight rule and keeps it; NGINX has ended afterwards."""
-        with self.site.start():
-            assert self.admission("set", *TIGHT, "--keep", str(self.kept)).returncode == 0
+        """The tight rule is kept as `admission set --keep` does; NGINX has ended, and its log is empty."""
+        if not self.rule:
+            with self.site.start():
+                assert self.admission("set", *TIGHT, "--keep", str(self.kept)).returncode == 0
+            assert self.kept.stat().st_mode & 0o777 == 0o600
+            self.rule = self.kept.read_bytes()
+        self.forget()
+        self.kept.touch(0o600)
+        self.kept.write_bytes(self.rule)
+
+    def forget(self) -> None:
+        """Nothing is kept, and NGINX's log is empty."""
+        if self.kept.is_dir():
+            self.kept.rmdir()
+        self.kept.unlink(missing_ok=True)
         (self.site.folder / "error.log").write_text("")
 
     def status(self) -> AdmissionStatus:
@@ -76,19 +90,27 @@ class Place:
         return connection
 
 
-@pytest.fixture
-def place(short_dir: Path) -> Iterator[Place]:
-    script: dict[int, Callable[[Received], bytes]] = {0: lambda _: answer(200, "0")}
+@pytest.fixture(scope="module")
+def made() -> Iterator[Place]:
+    script: dict[int, Callable[[Received], bytes]] = {}
 
     def respond(request: Received) -> bytes:
         return script[0](request)
 
-    with ScriptedServer(respond) as server:
-        site = StockSite(short_dir, [server.address])
-        site.write(" ".join(f"upstream {name} {{ server {server.address}; }}" for name in GROUPS))
-        main = short_dir / "nginx.conf"
+    with tempfile.TemporaryDirectory(prefix="ds-") as name, ScriptedServer(respond) as server:
+        site = StockSite(Path(name), [server.address])
+        site.write(" ".join(f"upstream {group} {{ server {server.address}; }}" for group in GROUPS))
+        main = site.folder / "nginx.conf"
         main.write_text(main.read_text().replace("http://app", "http://home_read_backend"))
         yield Place(site, site.include_snippet("--set", "memory.admission=true"), script, server)
+
+
+@pytest.fixture
+def place(made: Place) -> Place:
+    """The one of all tests here, as if no rule had been there before."""
+    made.script[0] = lambda _: answer(200, "0")
+    made.forget()
+    return made
 
 
 def is_refusing(place: Place) -> bool:
@@ -103,7 +125,6 @@ def is_refusing(place: Place) -> bool:
 
 def test_a_restarted_nginx_refuses_by_the_kept_rule(place: Place) -> None:
     place.keep()
-    assert place.kept.stat().st_mode & 0o777 == 0o600
     with place.site.start():
         assert place.status().rule == "fixed"
         assert is_refusing(place)
@@ -173,7 +194,6 @@ def test_a_bad_file_is_no_rule_and_one_line(place: Place, spoil: Callable[[Path]
     check_ignored(place, said)
 
 
-@pytest.mark.slow
 def test_a_file_of_another_user_is_no_rule_and_one_line(place: Place, root_only: None) -> None:
     place.keep()
     os.chown(place.kept, NOBODY, NOBODY)
