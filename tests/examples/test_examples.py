@@ -68,6 +68,7 @@ def test_cleanrl_learns() -> None:
     assert np.mean(curve[-5:]) > np.mean(curve[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
 def test_rllib_trains_with_its_default_module() -> None:

@@ -127,6 +127,7 @@ def test_the_array_runner_learns_exactly_what_the_default_one_does(tmp_path: Pat
         assert tensor.allclose(nets[1][name], atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     chosen = options("ppo", 192).model_copy(update={"checkpoint_steps": 96})
     first = trained(observed().problem, chosen, tmp_path)

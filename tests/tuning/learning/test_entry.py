@@ -40,6 +40,7 @@ def outputs(net: EquivariantNet) -> float:
     return float((last.weight.abs().sum() + last.bias.abs().sum()).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
 def test_a_training_samples_whole_episodes_and_keeps_the_best_network() -> None:

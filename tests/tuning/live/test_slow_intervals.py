@@ -49,6 +49,7 @@ def test_late_samples_are_counted_and_no_batch_is_empty(tmp_path: Path) -> None:
     assert [row.late for row in run.rows] == sorted(row.late for row in run.rows)
 
 
+@pytest.mark.slow
 def test_every_interval_is_in_one_episode(tmp_path: Path) -> None:
     """A slow one, too, and one that is lost ends its episode: truncated, with reward 0, and the next one begins."""
     run = training(tmp_path, [], env_runners=0)
