@@ -84,6 +84,7 @@ def test_a_bad_option_fails_the_job_with_one_clear_line(head: tuple[str, dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.nginx
 def test_a_stopped_job_leaves_nothing(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     settings = ("parallel.testbeds=1", "observe.duration_s=60", f"out={tmp_path}")
     url, environment = head
