@@ -45,9 +45,8 @@ check: lint ## lint and the quick tests that need neither NGINX nor Ray nor a br
 	@exec $(PYTEST) --numprocesses 3 -m "not nginx and not ray and not browser and not slow and not drill and not thorough" \
 		$(ARGS)
 
-test: lint ## lint, documentation, all tests; ARGS="-k bench" goes to pytest
+test: lint ## lint, all tests, of which one builds the documentation; ARGS="-k bench" goes to pytest
 	@./rayjobs/setup.sh tests
-	@$(MKDOCS)
 	@# Five on two cores: the tests of live parts wait even longer, and one of the five has all that need Ray.
 	@exec $(PYTEST) --numprocesses 5 $(ARGS)
 

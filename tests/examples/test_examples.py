@@ -40,6 +40,7 @@ def test_every_example_is_on_the_page_and_tested_here() -> None:
     assert set(re.findall(r'example\("(\w+)"\)', Path(__file__).read_text())) == files
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_sb3_runs() -> None:
     assert example("sb3_ppo").main(steps=16, episodes=1).shape == (1,)

@@ -1,7 +1,9 @@
 """Links of README and docs lead somewhere, and what the code cites in docs/ stands there."""
 
+import os
 import re
 import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -114,3 +116,15 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     assert [problem(page, link) for link in links(page)] == [
         None, "#no-heading: no such heading", "other.md: no such file",
     ]  # fmt: skip
+
+
+@pytest.mark.thorough
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs`: links, headings and the public API that the reference names; 15 s of computing."""
+    command = [str(Path(sys.executable).with_name("mkdocs")), "build", "--strict", "--quiet"]
+    command += ["-f", "docs/mkdocs/mkdocs.yml", "--site-dir", str(tmp_path / "site")]
+    # MkDocs' announcement of its own next version is not one.
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert (tmp_path / "site" / "index.html").exists()

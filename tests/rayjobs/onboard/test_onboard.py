@@ -136,6 +136,7 @@ def test_a_gain_is_promised_and_the_folder_is_ready_to_steer(done: Done) -> None
     assert stat.S_IMODE((folder / "onboarding.json").stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_equal_servers_under_least_conn_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recorded(tmp_path / "file.jsonl", "1x2", (1.0,), "least_conn")
     with played(path) as url:
