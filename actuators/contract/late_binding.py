@@ -14,6 +14,7 @@ from pydantic import Field
 
 from actuators.contract.admission import NEVER, finite_importance
 from actuators.contract.arrays import FloatArray, IntArray
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
@@ -63,6 +64,7 @@ class LateBinding:
         slots: ``[servers]``, ≥ 1: requests of one balancer that a server may have.
         importance: ``[groups]``, > 0, by which the orders weigh a group's requests; `NEVER` for groups of which no
             request is refused because it would be late. One each when not given.
+        costs: what requests cost in relation to others of their group; all the same when not given.
     """
 
     topology: Topology
@@ -70,6 +72,7 @@ class LateBinding:
     slots: IntArray
     numbers: LateBindingNumbers = field(default_factory=LateBindingNumbers)
     importance: FloatArray = field(default_factory=lambda: np.zeros(0))
+    costs: RequestCost = field(default_factory=RequestCost)
 
     def __post_init__(self) -> None:
         groups, servers = self.topology.shape
@@ -89,6 +92,7 @@ class LateBinding:
             and np.array_equal(self.deadlines_s, other.deadlines_s)
             and np.array_equal(self.slots, other.slots)
             and np.array_equal(self.importance, other.importance)
+            and self.costs.in_force() == other.costs.in_force()
             and (self.numbers.order, self.numbers.in_nginx()) == (other.numbers.order, other.numbers.in_nginx())
         )
 
@@ -113,6 +117,7 @@ class LateBinding:
             np.array([slots.get(server, self.slots.min()) for server in topology.servers]),
             self.numbers,
             np.array([worth.get(group.name, 1.0) for group in topology.groups]),
+            self.costs,
         )
 
 

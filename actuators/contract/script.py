@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from actuators.contract.request_cost import RequestKind, SeenRequest
 from actuators.contract.topology import Topology
 
 ArrivalDistribution = Literal["exponential", "normal", "fixed", "zipf", "gamma", "weibull"]
@@ -175,6 +176,8 @@ class Script:
         clients: per group; none gives up or repeats when empty.
         deadlines_s: per group, what an answer in time is; nothing is late when empty.
         importance: per group, what an answer in time is worth; 1 when empty.
+        kinds: per group, kinds of requests that differ in what they cost and in what NGINX sees of them, on top of
+            the service-time distribution; all are alike when empty.
     """
 
     name: str
@@ -193,6 +196,7 @@ class Script:
     clients: tuple[Clients, ...] = ()
     deadlines_s: tuple[float, ...] = ()
     importance: tuple[float, ...] = ()
+    kinds: tuple[tuple[RequestKind, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Without the parts behind the servers and of the clients where there are none."""
@@ -226,10 +230,14 @@ class Script:
         fields["clients"] = tuple(Clients(**habits) for habits in data.get("clients", ()))
         for name in ("deadlines_s", "importance"):
             fields[name] = tuple(data.get(name, ()))
+        fields["kinds"] = tuple(
+            tuple(RequestKind(kind["share"], kind["work"], SeenRequest(**kind["seen"])) for kind in kinds)
+            for kinds in data.get("kinds", ())
+        )
         return cls(**fields)
 
 
-_PARTS = ("stages", "stage_behaviours", "clients", "deadlines_s", "importance")
+_PARTS = ("stages", "stage_behaviours", "clients", "deadlines_s", "importance", "kinds")
 
 
 def _stage(data: dict[str, Any]) -> Stage:

@@ -15,6 +15,7 @@ MAX_WORKERS, MAX_QUEUE, MAX_BALANCERS, MAX_CV = 4096, 1_000_000, 1024, 100.0
 MAX_STAGES, MAX_RETRIES, MAX_IMPORTANCE = 4, 1000, 1e6
 MIN_GAP_CV, MAX_GAP_CV = 0.05, 20.0
 MAX_USERS = 1_000_000
+MAX_KINDS, MAX_WORK = 256, 1000.0
 
 
 def check_script(script: Script, topology: Topology) -> None:
@@ -32,6 +33,24 @@ def check_script(script: Script, topology: Topology) -> None:
     _check_behaviours(script, topology, where)
     _check_stages(script, topology, where)
     _check_clients(script, topology, where)
+    _check_kinds(script, topology, where)
+
+
+def _check_kinds(script: Script, topology: Topology, where: str) -> None:
+    if script.kinds and len(script.kinds) != len(topology.groups):
+        raise ConfigError(f"kinds of {len(script.kinds)} groups", where=where, remedy=f"give {len(topology.groups)}")
+    for kinds in script.kinds:
+        if len(kinds) > MAX_KINDS:
+            raise ConfigError(f"{len(kinds)} kinds of a group", where=where, remedy=f"give {MAX_KINDS} at most")
+        for kind in kinds:
+            _positive(kind.share, 1.0, "the share of a kind", where)
+            _positive(kind.work, MAX_WORK, "the work of a kind", where)
+        for name, value in (
+            ("shares of kinds", sum(kind.share for kind in kinds)),
+            ("mean work of kinds", sum(kind.share * kind.work for kind in kinds)),
+        ):
+            if kinds and abs(value - 1.0) > 1e-6:
+                raise ConfigError(f"the {name} is {value:g}", where=where, remedy="make it 1")
 
 
 def check_live(script: Script) -> None:

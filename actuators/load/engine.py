@@ -94,6 +94,7 @@ class LoadEngine:
         window_s: float = 1.0,
         clients: Sequence[Clients] = (),
         deadlines_s: Sequence[float] = (),
+        varied: bool = False,
         extra: Mapping[str, str] | None = None,
     ) -> None:
         """Starts the plan against `address` (``HOST:PORT``); returns after the engine has begun (milliseconds).
@@ -101,6 +102,7 @@ class LoadEngine:
         Args:
             clients: per group, when they give up and repeat; without, they wait for `timeout_s` and never repeat.
             deadlines_s: per group, within which an answer counts as good; without, none does.
+            varied: requests differ in cost, as `actuators.social_network.costs` says.
             extra: further options of `gen_load`, for example ``{"requests-csv": "requests.csv"}``.
 
         Raises:
@@ -112,7 +114,7 @@ class LoadEngine:
         _check_positive(window_s, "window")
         private_folder(self.work_dir)
         plan = self.work_dir / "load-plan.txt"
-        plan.write_text(plan_text(topology, streams, self.options.body_files, clients, deadlines_s))
+        plan.write_text(plan_text(topology, streams, self.options.body_files, clients, deadlines_s, varied=varied))
         arguments = {
             "target": address, "plan": str(plan), "seed": str(seed), "duration-s": repr(float(duration_s)),
             "window-s": repr(float(window_s)), **self._option_arguments(), **(extra or {}), "output": "json",

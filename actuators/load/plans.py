@@ -198,11 +198,14 @@ def plan_text(
     files: Mapping[str, Path],
     clients: Sequence[Clients] = (),
     deadlines_s: Sequence[float] = (),
+    *,
+    varied: bool = False,
 ) -> str:
     """The plan file: a stream per group in the topology's order, without requests where `streams` has none.
 
     Args:
         clients, deadlines_s: per group, or empty.
+        varied: reads ask for as many posts as `actuators.social_network.costs` says, in place of ten.
 
     Raises ConfigError for an unknown or repeated request type, or invalid steps.
     """
@@ -218,7 +221,7 @@ def plan_text(
     lines = []
     for g, group in enumerate(topology.groups):
         stream = by_type.get(group.request_type, Stream(group.request_type, ()))
-        lines.append(f"stream {group.request_type} {group.method} {group.path} {body_of(group, files)}")
+        lines.append(f"stream {group.request_type} {group.method} {group.path} {body_of(group, files, varied=varied)}")
         lines += _step_lines(stream)
         lines += [f"deadline {deadlines_s[g]!r}"] if deadlines_s else []
         lines += [_client_line(clients[g])] if clients else []
@@ -240,14 +243,16 @@ def parse_plan(text: str) -> tuple[Stream, ...]:
     return tuple(Stream(name, tuple(rows)) for name, rows in steps.items())
 
 
-def body_of(group: Group, files: Mapping[str, Path]) -> str:
+def body_of(group: Group, files: Mapping[str, Path], *, varied: bool = False) -> str:
     """The body of this group's requests, as the plan file names it.
 
-    `compose` and `timeline` as DeathStarBench's wrk2 scripts send them, `file:PATH`, or `none`.
+    `compose` and `timeline` as DeathStarBench's wrk2 scripts send them, `spans` for reads of a varied number of posts,
+    `file:PATH`, or `none`.
     Raises ConfigError when the body file is missing.
     """
     if group.request_type not in files:
-        return _SOCIAL_NETWORK.get(group.request_type, "none")
+        kind = _SOCIAL_NETWORK.get(group.request_type, "none")
+        return "spans" if varied and kind == "timeline" else kind
     path = Path(files[group.request_type]).absolute()
     if not path.is_file():
         raise ConfigError(

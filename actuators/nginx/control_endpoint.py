@@ -21,6 +21,7 @@ from actuators.contract.control import (
     Weights,
 )
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError
@@ -75,7 +76,7 @@ class MemoryControl:
     """
 
     def __init__(self, url: str, token: str, topology: Topology) -> None:
-        self._endpoint = TextEndpoint(url, token, "control_url")
+        self._endpoint, self._token = TextEndpoint(url, token, "control_url"), token
         self.url, self.topology = url, topology
         self.watched: LateBinding | None = None
         self._shown = ""
@@ -126,6 +127,28 @@ class MemoryControl:
         except ActuationError:
             self.watched = before
             raise
+
+    def sample(self, rate_rps: float | None) -> None:
+        """Beside the control in force, NGINX keeps so many samples a second of what requests cost; None ends it.
+
+        Raises ActuationError, also during a canary; then all is as before.
+        """
+        text = self._endpoint.request("GET")
+        if is_split(text):
+            remedy = "end it: deepsched steer mode shadow, or steer revert"
+            raise ActuationError("a controller's canary is in force", where=self.url, remedy=remedy)
+        lines = [line for line in text.splitlines() if not line.startswith("samples ")]
+        lines[1:1] = [] if rate_rps is None else [f"samples {float(rate_rps)!r}"]
+        self._put("\n".join(lines) + "\n")
+
+    def samples_kept(self) -> bool:
+        """Whether samples are kept. Raises ActuationError."""
+        return any(line.startswith("samples ") for line in self._endpoint.request("GET").splitlines())
+
+    def samples(self) -> list[str]:
+        """The newest samples, a line each as lua/samples.lua writes them. Raises ActuationError."""
+        with contextlib.closing(TextEndpoint(f"{self.url}?samples", self._token, "control_url")) as endpoint:
+            return endpoint.request("GET").splitlines()
 
     def _put(self, text: str) -> None:
         if self.watched is not None and ("method", "late_binding") not in _lines(text):
@@ -253,6 +276,12 @@ def _holding_lines(holding: LateBinding) -> list[str]:
             for group, importance in zip(topology.groups, holding.importance, strict=True)
             if importance == NEVER
         ),
+        *(
+            f"cost {group} {feature} {weight!r}"
+            for group, terms in holding.costs.in_force().items()
+            if group in {each.name for each in topology.groups}
+            for feature, weight in terms.items()
+        ),
     ]
 
 
@@ -268,7 +297,16 @@ def _holding(lines: dict[tuple[str, ...], str], topology: Topology) -> LateBindi
         np.array([int(float(lines["slots", server])) for server in topology.servers]),
         LateBindingNumbers.model_validate({"order": order, **numbers}),
         np.array([_importance(lines, group.name) for group in topology.groups]),
+        _costs(lines),
     )
+
+
+def _costs(lines: dict[tuple[str, ...], str]) -> RequestCost:
+    terms: dict[str, dict[str, float]] = {}
+    for words, value in lines.items():
+        if words[0] == "cost":
+            terms.setdefault(words[1], {})[words[2]] = float(value)
+    return RequestCost.of_terms(terms)
 
 
 def _importance(lines: dict[tuple[str, ...], str], group: str) -> float:

@@ -39,6 +39,7 @@ class ServerPlan:
         service_s: request type → mean service time of this server in seconds, without interference; 0 for none.
         behaviours: ascending in `at_s`, of this server only.
         stages: HOST:PORT of the stages that requests pass after their work here; empty for none.
+        varied: work depends on the request, as `actuators.social_network.costs` says.
     """
 
     seed: int = 0
@@ -49,6 +50,7 @@ class ServerPlan:
     cv: float = 1.0
     behaviours: tuple[Behaviour, ...] = ()
     stages: str = ""
+    varied: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.queue_limit < 0:
@@ -98,6 +100,7 @@ def plan_of(script: Script, topology: Topology, index: int, stages: str = "") ->
         cv=script.service_cv,
         behaviours=tuple(entry for entry in script.behaviours if entry.server == index),
         stages=stages,
+        varied=bool(script.kinds),
     )
 
 

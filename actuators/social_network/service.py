@@ -19,6 +19,7 @@ from actuators.social_network.capacity import (
     WorkDraws,
     endpoint_of,
 )
+from actuators.social_network.costs import post_work, read_work
 from actuators.social_network.http_protocol import Exchange
 from actuators.social_network.posts import BadRequestError, Draft, draft, parse_form, whole_number
 from actuators.social_network.stages_endpoint import StagesClient
@@ -61,6 +62,7 @@ class SocialService:
         self._finish_everything()
         self._queue = VirtualQueue(plan.workers, plan.queue_limit)
         self._draws = WorkDraws(plan.seed, plan.distribution, plan.cv)
+        self._varied = plan.varied
         self._service_s = dict.fromkeys(PATHS.values(), 0.0) | dict(plan.service_s)
         if self._stages is not None:
             self._stages.close()
@@ -167,6 +169,8 @@ class SocialService:
         except BadRequestError as error:
             self._fail(request_type, exchange, 400, str(error))
             return
+        if self._varied and job is not None:
+            service_s *= _work_of(job)
         if self._queue.offer(now_s, service_s, exchange) is None:
             self.counters.rejected += 1
             self._fail(request_type, exchange, 503, "the queue is full")
@@ -277,3 +281,11 @@ class SocialService:
     def _send(self, exchange: Exchange) -> None:
         self.counters.count(exchange.request_type, exchange.status)
         exchange.send()
+
+
+def _work_of(job: Draft | tuple[int, int, int]) -> float:
+    """How much work it is in relation to others of its type."""
+    if isinstance(job, Draft):
+        return post_work(len(job.mentions), len(job.media))
+    _, start, stop = job
+    return read_work(stop - start)

@@ -179,6 +179,7 @@ class LiveTestbed:
             window_s=LOAD_WINDOW_S,
             clients=script.clients,
             deadlines_s=script.deadlines_s,
+            varied=bool(script.kinds),
         )
         self._running = True
         self._proxy_share(self._proxy.cpu_s())

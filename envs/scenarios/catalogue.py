@@ -25,6 +25,7 @@ from actuators.contract.script import (
 )
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
+from actuators.social_network.costs import KINDS, NOISE_CV
 from envs.scenarios import disturbances as happen
 from envs.scenarios.disturbances import Disturbance, LoadShape, ScriptExtent, Span
 
@@ -79,6 +80,8 @@ class StudyScenario:
         load_balancers: number of balancers without shared state (machines × workers).
         arrivals_cv: coefficient of variation of gamma and weibull gaps.
         think_s: the same load by users in a closed loop who think for this long on average; 0 for open arrivals.
+        costs: whether requests of a type differ in what they cost and in what NGINX sees of them, as those of
+            `actuators.social_network.costs`; `service_cv` is then the variation of the rest.
         busiest_share: share of the requests that the most frequent type makes; its usual one when 0.
     """
 
@@ -102,6 +105,7 @@ class StudyScenario:
     service_cv: float = 1.0
     randomised: bool = False
     named_types: tuple[str, ...] = ()
+    costs: bool = False
 
     def script(self, topology: Topology, seed: int) -> Script:
         """The script of this seed; equal seeds give equal scripts."""
@@ -125,6 +129,7 @@ class StudyScenario:
             service_cv=self.service_cv,
             behaviours=self.disturbance(extent, generator),
             load_balancers=self.load_balancers,
+            kinds=tuple(tuple(KINDS.get(t, ())) for t in topology.request_types) if self.costs else (),
         )
 
     def nominal(self) -> StudyScenario:
@@ -275,6 +280,17 @@ _SWING = math.sqrt((CONVERSATION_DISPERSION - CONVERSATION_CV**2) / CONVERSATION
 
 TPC_W_THINK_S = 7.0
 """Mean think time of TPC-W's emulated browsers, exponential and cut at ten times as long (clause 5.3.2.1)."""
+
+VARYING = {
+    s.name: s
+    for s in (
+        StudyScenario(
+            "S11", "what a request costs shows in its arguments and body; unequal servers, 90 %", 0.9, _HETERO,
+            service_cv=NOISE_CV, costs=True,
+        ),
+    )
+}  # fmt: skip
+"""Scenarios whose requests differ in cost, by name (docs/late-binding.md#request-cost)."""
 
 TRACED = {
     s.name: s

@@ -10,12 +10,12 @@ from actuators.contract.script import Scenario
 from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
 from envs.scenarios.calibrated import CalibratedScenario, read_calibrated
-from envs.scenarios.catalogue import SCENARIOS, STUDY, TRACED, Mixture, StudyScenario, randomised
+from envs.scenarios.catalogue import SCENARIOS, STUDY, TRACED, VARYING, Mixture, StudyScenario, randomised
 from envs.scenarios.family import FAMILY
 from envs.scenarios.file import read_scenario_file
 from envs.scenarios.own_family import read_own_family
 
-NAMED: dict[str, StudyScenario] = {**SCENARIOS, **TRACED, **FAMILY}
+NAMED: dict[str, StudyScenario] = {**SCENARIOS, **TRACED, **VARYING, **FAMILY}
 """All scenarios that have a name: the catalogue's and family H."""
 
 

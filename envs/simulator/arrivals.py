@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.simulator.clients import first_thought, wait_for
 from envs.simulator.compiling import compiled, inlined, leaf
-from envs.simulator.draws import below, unit_gap, unit_work
+from envs.simulator.draws import below, uniform, unit_gap, unit_work
 
 NOWHERE = -1
 """`REQUEST.server` before a server is chosen."""
@@ -76,6 +76,19 @@ def next_of_user(lane: Any, group: Any) -> Any:
     return number
 
 
+@leaf
+def kind_of(reached: Any, u: Any) -> Any:
+    """The first kind whose cumulated share is above u."""
+    low, high = 0, len(reached) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if reached[middle] > u:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
 @inlined
 def new_request(lane: Any, group: Any, number: Any, first_s: float, now_s: float) -> Any:
     """Takes a free slot for an attempt that comes in and draws its work and context."""
@@ -88,6 +101,11 @@ def new_request(lane: Any, group: Any, number: Any, first_s: float, now_s: float
         lane.tried[slot, word] = 0
     request.arrival_s = now_s
     request.unit = unit_work(rules.work_kind, lane.work_table, rules.sigma, stream.work_key, number)
+    request.kind, request.cost = 0, 1.0
+    if rules.kinds:
+        request.kind = kind_of(lane.kind_reached[group], uniform(stream.kind_key, number))
+        request.unit = request.unit * lane.kind_work[group, request.kind]
+        request.cost = lane.kind_cost[group, request.kind]
     request.context = 0
     if rules.contexts > 1:
         request.context = below(stream.coin_key, 2 * number + 1, rules.contexts)

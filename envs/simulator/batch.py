@@ -16,6 +16,7 @@ from actuators.contract.admission import NEVER, Admission
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
 from actuators.contract.late_binding import UNLIMITED, LateBinding
+from actuators.contract.request_cost import RequestKind
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS
@@ -26,7 +27,7 @@ from envs.simulator.balancers import METHOD_CODES, forget_all, reset_round_robin
 from envs.simulator.binding import ORDER_CODES
 from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
-from envs.simulator.lane import COUNT, GATE, STATE, Lane, Tally, build_lane, forget_marks, grown, new_tally
+from envs.simulator.lane import COST_SUMS, COUNT, GATE, STATE, Lane, Tally, build_lane, forget_marks, grown, new_tally
 from envs.simulator.limits import GateTicks, counts_since
 from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.window_batch import AttemptCounts, WindowBatch
@@ -119,6 +120,7 @@ class SimulatedBatch:
         self._bucket_table = bucket_table(self.bounds_ms)
         self._tally = new_tally(topology, size, len(bounds_ms))
         self._lanes: list[Lane | None] = [None] * size
+        self._kinds: list[tuple[tuple[RequestKind, ...], ...]] = [()] * size
         self._start_s = np.zeros(size)
         self._pending: list[tuple[float, IntArray, NDArray[np.bool_]]] = []
         self._weight = np.broadcast_to(topology.mask.astype(np.int64), (size, *topology.shape)).copy()
@@ -140,6 +142,8 @@ class SimulatedBatch:
             if self._ticks is None:
                 raise ConfigError("no admission is in force", where="simulated batch", remedy="call admit first")
             self._ticks.set(index, admission)
+        self._make_room(max(map(len, script.kinds), default=1))
+        self._kinds[index] = script.kinds
         tally = Tally(*(array[index] for array in self._tally))
         lane = build_lane(
             self.topology, script, tally, self.bounds_ms, self._bucket_table, self._rules(),
@@ -155,6 +159,15 @@ class SimulatedBatch:
         self._counted[index] = self._counts[index]
         if self._ticks is not None:
             self._ticks.begin(np.arange(self.size) == index, self._start_s)
+
+    def _make_room(self, kinds: int) -> None:
+        """For counts of so many kinds of requests."""
+        if self._tally.costs.shape[2] < kinds:
+            self._tally = self._tally._replace(costs=np.zeros((self.size, len(self.topology.groups), kinds, COST_SUMS)))
+            for index, lane in enumerate(self._lanes):
+                if lane is not None:
+                    counts = lane.tally._replace(costs=self._tally.costs[index])
+                    self._lanes[index] = lane._replace(tally=counts)
 
     def admit(self, admission: Admission | Sequence[Admission] | None) -> None:
         """From now on requests enter by this admission, or by one for each environment; None lets all in.
@@ -247,6 +260,9 @@ class SimulatedBatch:
             lane.worth[...], lane.never[...] = binding.weights(), binding.importance == NEVER
             for name in ("theta", "look_ahead", "longest_hold_s", "most_held"):
                 lane.rules[name] = getattr(numbers, name)
+            for g, kinds in enumerate(self._kinds[index]):
+                costs = [binding.costs.of(self.topology.groups[g].name, kind.seen) for kind in kinds]
+                lane.kind_cost[g, : len(costs)] = costs
             lane.rules["refuse_factor"] = np.inf if numbers.refuse_factor is None else numbers.refuse_factor
 
     def limit_connections(self, most: IntArray) -> None:

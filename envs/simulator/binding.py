@@ -66,7 +66,7 @@ def first_in_line(lane: Any, context: Any, now_s: float) -> Any:
             continue
         group = request.group
         age_s, worth = now_s - request.arrival_s, lane.worth[group]
-        rank = priority(order, age_s, lane.mean_tau_s[group], lane.due_s[group], worth)
+        rank = priority(order, age_s, lane.mean_tau_s[group] * request.cost, lane.due_s[group], worth)
         if best == NOBODY or rank > highest:
             best, highest = place, rank
     return best
@@ -108,7 +108,7 @@ def best_server(lane: Any, slot: Any, now_s: float) -> Any:
             wait_s = work_s / in_flight * (in_flight - workers + 1.0) / workers
         if not has_room(lane, request.context, s):
             wait_s = rules.theta * max(wait_s, work_s / max(in_flight * workers, 1e-9))
-        score = wait_s + rules.beta * lane.tau_s[request.group, s]
+        score = wait_s + rules.beta * lane.tau_s[request.group, s] * request.cost
         if health[s].errors > 0.0:
             age_s = now_s - health[s].error_s
             score += rules.error_cost_s * health[s].errors * math.exp(-age_s / rules.error_memory_s)
@@ -137,7 +137,7 @@ def is_hopeless(lane: Any, slot: Any, s: Any, ahead_s: Any, now_s: float) -> Any
     wait_s = 0.0
     if in_flight >= workers:
         wait_s = work_s / in_flight * (in_flight - workers + 1.0) / workers
-    answered_s = now_s - request.arrival_s + ahead_s + wait_s + rules.beta * lane.tau_s[group, s]
+    answered_s = now_s - request.arrival_s + ahead_s + wait_s + rules.beta * lane.tau_s[group, s] * request.cost
     return answered_s > rules.refuse_factor * lane.due_s[group]
 
 
@@ -146,15 +146,16 @@ def ahead_of(lane: Any, slot: Any, now_s: float) -> Any:
     """Seconds that all servers together need for the held requests which come before one that arrives now."""
     request, order = lane.requests[slot], lane.rules[0].order
     group = request.group
-    own = priority(order, now_s - request.arrival_s, lane.mean_tau_s[group], lane.due_s[group], lane.worth[group])
+    service_s = lane.mean_tau_s[group] * request.cost
+    own = priority(order, now_s - request.arrival_s, service_s, lane.due_s[group], lane.worth[group])
     work_s, workers = 0.0, 0.0
     for place in range(lane.state[0].held):
         other = lane.requests[lane.line[place]]
         if other.context == request.context:
             g = other.group
-            age_s, worth = now_s - other.arrival_s, lane.worth[g]
-            if priority(order, age_s, lane.mean_tau_s[g], lane.due_s[g], worth) >= own:
-                work_s += lane.mean_tau_s[g]
+            age_s, worth, service_s = now_s - other.arrival_s, lane.worth[g], lane.mean_tau_s[g] * other.cost
+            if priority(order, age_s, service_s, lane.due_s[g], worth) >= own:
+                work_s += service_s
     for s in range(len(lane.believed_workers)):
         workers += lane.believed_workers[s]
     return work_s / workers
@@ -174,7 +175,8 @@ def plan(lane: Any, place: Any, s: Any) -> None:
     """The request at this place waits for the server; those behind it reckon with that."""
     lane.considered[place] = 1
     lane.planned[s, 0] += 1.0
-    lane.planned[s, 1] += lane.tau_s[lane.requests[lane.line[place]].group, s]
+    request = lane.requests[lane.line[place]]
+    lane.planned[s, 1] += lane.tau_s[request.group, s] * request.cost
 
 
 @inlined

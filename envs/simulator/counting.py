@@ -59,6 +59,11 @@ def count_attempt(lane: Any, request: Any, status: Any, now_s: float) -> None:
         if request.idle:
             sums[columns.IDLE] += 1.0
             sums[columns.IDLE_S] += now_s - request.attempt_s
+            if lane.rules[0].kinds and request.tau_s > 0.0:
+                cost, costs = (now_s - request.attempt_s) / request.tau_s, tally.costs[group, request.kind]
+                costs[0] += 1.0
+                costs[1] += cost
+                costs[2] += cost * cost
         if lane.rules[0].by_in_flight and request.tau_s > 0.0 and request.in_flight < columns.IN_FLIGHT_BINS:
             ahead, took = request.ahead_s / request.tau_s, (now_s - request.attempt_s) / request.tau_s
             row = tally.by_in_flight[s, request.in_flight]

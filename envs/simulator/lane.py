@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actuators.contract import histogram
 from actuators.contract.late_binding import UNLIMITED
+from actuators.contract.request_cost import kind_tables
 from actuators.contract.script import Script
 from actuators.contract.script_check import check_script
 from actuators.contract.topology import Topology
@@ -20,6 +21,9 @@ from envs.simulator import prequal
 from envs.simulator.clients import NO_SLOT
 from envs.simulator.draws import ARRIVAL_CODES, SERVICE_CODES, gap_shape, lognormal_sigma, lognormal_table, stream_keys
 
+COST_SUMS = 3
+"""Columns of `Tally.costs`: requests that found an idle worker, the sum of their response times over the service time
+believed, and of the squares of these."""
 IN_FLIGHT_BINS, IN_FLIGHT_SUMS = 25, 6
 """Rows and columns of `Tally.by_in_flight`, see `actuators.contract.window.DelayWindow`."""
 
@@ -41,15 +45,15 @@ def _record(integers: str, floats: str = "", keys: str = "") -> np.dtype[np.void
     return np.dtype(fields + [(n, "f8") for n in floats.split()] + [(n, "u8") for n in keys.split()])
 
 
-STREAM = _record("drawn step last_step", "next_s", "gap_key work_key coin_key stage_key client_key")
+STREAM = _record("drawn step last_step", "next_s", "gap_key work_key coin_key stage_key client_key kind_key")
 STEP = _record("distribution", "start_s rate_rps shape scale")
 SERVER = _record(
     "workers limit busy held waiting head refused hanging blocking epoch",
     "speed rate clock_v clock_s next_s error_ratio error_service_s",
 )
 REQUEST = _record(
-    "number group context server status generation idle in_flight noted",
-    "arrival_s attempt_s unit wait_s tau_s ahead_s",
+    "number group context server status generation idle in_flight noted kind",
+    "arrival_s attempt_s unit wait_s tau_s ahead_s cost",
 )
 TRAIL = _record("stage missed holding epoch behind before after abandoned", "first_s")
 """Of a request in a lane with stages or clients: its next stage and whether it holds a worker; who is behind it in a
@@ -87,7 +91,7 @@ STATE = _record(
 )
 RULES = _record(
     "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight "
-    "trailing clients order look_ahead most_held",
+    "trailing clients order look_ahead most_held kinds",
     "theta longest_hold_s refuse_factor read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma"
     " probe_s",
 )
@@ -107,6 +111,7 @@ class Tally(NamedTuple):
     failed: Any
     latency_counts: Any
     latency_s_sum: Any
+    costs: Any
 
 
 class Lane(NamedTuple):
@@ -119,6 +124,8 @@ class Lane(NamedTuple):
     `planned` [servers, 2] is what is in flight there, and its seconds of work, with what held requests wait for.
     Shapes: `visits`, `cached` [groups, stages], `gates`, `counts`, `due_s`, `mean_tau_s`, `worth` (importance) and
     `never` (1 for a group of which nothing is refused for being late) [groups], `room` [servers],
+    `kind_reached` and `kind_work` [groups, kinds] cumulated shares and work, `kind_cost` [groups, kinds] what the
+    balancer believes of them,
     `peers`, `marks` [contexts, groups, servers], `health` [contexts, servers], `service_s` (mean service time at
     behaviour speed 1) and `tau_s` [groups, servers];
     per server a heap of requests in service
@@ -172,11 +179,14 @@ class Lane(NamedTuple):
     mean_tau_s: Any
     worth: Any
     never: Any
+    kind_reached: Any
+    kind_work: Any
+    kind_cost: Any
     tally: Tally
 
 
-def new_tally(topology: Topology, size: int, bounds: int) -> Tally:
-    """Empty counters of a batch of `size` environments with `bounds` histogram bounds."""
+def new_tally(topology: Topology, size: int, bounds: int, kinds: int = 1) -> Tally:
+    """Empty counters of a batch of `size` environments with `bounds` histogram bounds and `kinds` of requests."""
     groups, servers = topology.shape
     cells, totals = (size, groups, servers), (size, groups)
     return Tally(
@@ -191,6 +201,7 @@ def new_tally(topology: Topology, size: int, bounds: int) -> Tally:
         failed=np.zeros(totals, np.int64),
         latency_counts=np.zeros((*totals, histogram.SIZE), np.int64),
         latency_s_sum=np.zeros(totals),
+        costs=np.zeros((*totals, kinds, COST_SUMS)),
     )
 
 
@@ -211,7 +222,7 @@ def build_lane(
     """
     check_script(script, topology)
     groups, servers = topology.shape
-    keys = stream_keys(script.seed, 5 * groups + 1)
+    keys = stream_keys(script.seed, 6 * groups + 1)
     streams, steps = _streams(topology, script, keys)
     heap, queue = _sizes(script, bool(rules["sharing"]))
     table, rule = _rules(script, rules)
@@ -223,6 +234,7 @@ def build_lane(
     state["next_come_s"] = state["next_client_s"] = np.inf
     state["servers"], state["central_room"] = servers, servers * (heap + queue) + 1
     rows = servers + len(script.stages)
+    kind_reached, kind_work = kind_tables(script.kinds or ((),) * groups)
     return Lane(
         state=state, rules=rule, groups=_groups(topology), streams=streams, steps=steps,
         behaviours=_behaviours(script), servers=_servers(script), service_s=_service_s(script),
@@ -239,6 +251,7 @@ def build_lane(
         line=np.zeros(slots, np.int64), considered=np.zeros(slots, np.int64), planned=np.zeros((servers, 2)),
         room=np.full(servers, UNLIMITED), due_s=np.full(groups, np.inf), mean_tau_s=np.ones(groups),
         worth=np.ones(groups), never=np.zeros(groups, np.int64),
+        kind_reached=kind_reached, kind_work=kind_work, kind_cost=np.ones_like(kind_work),
         gates=gates, counts=counts, repeats=np.zeros(slots if script.clients else 0, REPEAT),
         tally=tally,
     )  # fmt: skip
@@ -350,6 +363,7 @@ def _streams(topology: Topology, script: Script, keys: NDArray[np.uint64]) -> tu
             streams[name][g] = keys[3 * g + purpose]
         # After the keys that every lane has had, so that these stay what they were.
         streams["stage_key"][g], streams["client_key"][g] = keys[3 * len(streams) + 1 + 2 * g :][:2]
+        streams["kind_key"][g] = keys[5 * len(streams) + 1 + g]
     return streams, np.array(rows, STEP)
 
 
@@ -416,5 +430,6 @@ def _rules(script: Script, rules: dict[str, Any]) -> tuple[NDArray[np.float64], 
     record["balancers"] = record["contexts"]
     record["work_kind"] = SERVICE_CODES[script.service_distribution]
     record["sigma"] = lognormal_sigma(script.service_cv)
+    record["kinds"] = bool(script.kinds)
     record["clients"], record["trailing"] = bool(script.clients), bool(script.clients or script.stages)
     return lognormal_table(script.service_cv), record

@@ -83,6 +83,8 @@ class WindowBatch:
         balances_by_delay: True under `expected_delay`.
         ended: ``[size]``, the script was over before the window's end.
         attempts: what the gate and the clients counted; a refused attempt is in no other count.
+        costs: ``[size, groups, kinds, 3]``, where the script has kinds of requests, under `expected_delay` only: those
+            that found an idle worker, their response times over the service time believed, and the squares of these.
     """
 
     topology: Topology
@@ -107,6 +109,7 @@ class WindowBatch:
     tau_s: FloatArray
     balances_by_delay: bool
     attempts: AttemptCounts
+    costs: FloatArray
 
     def window(self, index: int) -> Window:
         """One environment's window, with the client's exact view."""

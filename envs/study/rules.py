@@ -15,6 +15,7 @@ import numpy as np
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Weights
 from actuators.contract.late_binding import UNLIMITED, LateBinding, LateBindingNumbers, slots_for
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
@@ -217,13 +218,16 @@ def steering(learning: Learning) -> Callable[[], BatchController]:
 
 
 def late_binding(
-    deadlines_s: FloatArray | None, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions
-) -> Rule:
+    deadlines_s: FloatArray | None, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions,
+    costs: RequestCost | None = None,
+) -> Rule:  # fmt: skip
     """`late_binding` with learned service times, and slots for the workers believed (docs/studies.md#late-binding).
 
     Args:
         deadlines_s: ``[groups]``; those of each script when None.
+        costs: what requests are believed to cost; all the same when None.
     """
+    believed = RequestCost() if costs is None else costs
 
     def start() -> BatchController:
         learn = steering(how)()
@@ -233,7 +237,7 @@ def late_binding(
             batch.hold([
                 LateBinding(
                     batch.topology, np.array(script.deadlines_s) if deadlines_s is None else deadlines_s,
-                    slots_for(workers, numbers.slots_per_worker, batch.contexts_of(script)), numbers,
+                    slots_for(workers, numbers.slots_per_worker, batch.contexts_of(script)), numbers, costs=believed,
                 )
                 for script, workers in zip(scripts, batch.believed_workers(), strict=True)
             ])  # fmt: skip
@@ -241,7 +245,8 @@ def late_binding(
         return steer
 
     learned = how.rule(options)
-    name = f"late_binding {numbers.order}, {numbers.slots_per_worker:g} slots per worker, {learned.name}"
+    known = f", costs of {len(costs.in_force())} groups" if costs is not None else ""
+    name = f"late_binding {numbers.order}, {numbers.slots_per_worker:g} slots per worker, {learned.name}{known}"
     return Rule(name, "late_binding", start, learned.options)
 
 

@@ -84,6 +84,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "set slots and service times; at first it only counts what it would hold",
         ),
         "off": ("rayjobs.holding.in_force:OFF", "hold nothing any more"),
+        "learn": ("rayjobs.holding.learn:VERB", "learn from an NGINX what requests cost, by arguments and body"),
         "tune": ("rayjobs.holding.tune:VERB", "search order, θ, slots, refusing for a recorded system, simulated"),
     },
     "scenarios": {

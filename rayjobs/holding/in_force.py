@@ -15,6 +15,7 @@ from pydantic import Field
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, MemoryMethod, ServiceTimes
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, LateBindingPlan
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ConfigError
 from actuators.external.kept import keeping
@@ -87,6 +88,9 @@ class SetOptions(ChangeOptions, LateBindingPlan):
     few leave servers idle while requests wait."""
     numbers_file: Path | None = None
     """What `deepsched holding tune` has found: `holding.json`, or the folder of a search; `numbers` when not given."""
+    cost_file: Path | None = None
+    """What `deepsched holding learn` has found of the cost of requests: `cost.json`, or the folder of a bundle with it;
+    all requests of a group cost the same when not given."""
     hold: bool = False
     """Hold requests; as long as it is false, what would be held is only counted, and the method in force stays."""
 
@@ -171,20 +175,22 @@ def _times(options: SetOptions, endpoint: MemoryControl, present: Control) -> Se
     chosen = options.numbers if options.numbers_file is None else _tuned(options.numbers_file, topology)
     numbers = LateBindingNumbers.model_validate({**chosen.model_dump(), "valid_s": FOR_EVER_S})
     plan = options.model_copy(update={"numbers": numbers})
+    costs = RequestCost() if options.cost_file is None else RequestCost.load(options.cost_file)
     if options.calibration is None:
         if not isinstance(present, ServiceTimes):
             remedy = "give --calibration"
             raise ConfigError("no service times are in force", where="calibration", remedy=remedy)
         each = present.workers if options.workers is None else np.full(len(topology.servers), options.workers)
         unknown = np.full(len(topology.groups), np.nan)
-        return replace(present, workers=each, holding=plan.binding(topology, unknown, each))
+        return replace(present, workers=each, holding=replace(plan.binding(topology, unknown, each), costs=costs))
     # The calibration's readers load numpy's statistics, which `holding show` does without.
     from envs.calibration.result import Calibration
 
     known = Calibration.load(options.calibration)
     workers = np.full(len(topology.servers), options.workers or float(known.parameters.workers))
     tau_s, deadlines_s = _calibrated(known, endpoint)
-    return ServiceTimes(topology, tau_s, workers, plan.binding(topology, deadlines_s, workers))
+    holding = replace(plan.binding(topology, deadlines_s, workers), costs=costs)
+    return ServiceTimes(topology, tau_s, workers, holding)
 
 
 def _tuned(path: Path, topology: Topology) -> LateBindingNumbers:
@@ -225,7 +231,9 @@ def _told(holding: LateBinding, holds: bool, before: MemoryMethod) -> Iterator[s
     )
     yield f"{'requests wait' if holds else 'it is counted which requests would wait'} for a slot; slots: {slots}"
     for group, deadline_s in zip(holding.topology.groups, holding.deadlines_s, strict=True):
-        yield f"{group.name}: deadline {1e3 * deadline_s:.0f} ms"
+        model = holding.costs.groups.get(group.name)
+        known = f", costs of requests learned (R² {model.r2:.2f})" if model is not None and model.counts else ""
+        yield f"{group.name}: deadline {1e3 * deadline_s:.0f} ms{known}"
     if holds:
         yield f"{before} was in force; back to the upstream blocks' methods: deepsched holding off"
 
@@ -267,7 +275,7 @@ SET = Verb(
     run=set_holding,
     common=(
         "control_url", "token_file", "keep", "calibration", "workers", "hold", "slots", "deadlines_ms",
-        "load_balancers", "numbers.order", "numbers_file",
+        "load_balancers", "numbers.order", "numbers_file", "cost_file",
     ),
 )  # fmt: skip
 OFF = Verb(

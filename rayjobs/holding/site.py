@@ -14,6 +14,7 @@ import numpy as np
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import Control, ServiceTimes
 from actuators.contract.late_binding import ENOUGH, LateBinding, LateBindingPlan
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Topology
 from actuators.contract.window import HoldWindow, Window
 from actuators.errors import DeepSchedError
@@ -52,10 +53,14 @@ class SiteHolding:
         plan: slots and numbers; deadlines are those of the bundle where it gives none.
         workers: requests that a server serves at once; None to learn them where the plan has no slots.
         watch: when requests may be held.
+        costs: what requests cost; all the same when None.
     """
 
-    def __init__(self, plan: LateBindingPlan, workers: float | None, watch: HoldWatch) -> None:
+    def __init__(
+        self, plan: LateBindingPlan, workers: float | None, watch: HoldWatch, costs: RequestCost | None = None
+    ) -> None:
         self._plan, self._workers, self._watch = plan, workers, watch
+        self._costs = RequestCost() if costs is None else costs
         self._verdict = HoldVerdict(False, "")
         self._counting: tuple[HoldingSite, LateBinding] | None = None
         self._held_s = float("-inf")
@@ -70,9 +75,10 @@ class SiteHolding:
         not there.
         """
         servers = len(topology.servers)
+        believed = np.full(servers, np.inf if self._workers is None else self._workers)
+        holding = replace(self._plan.binding(topology, deadlines_s, believed), costs=self._costs)
         if self._workers is not None:
-            return self._plan.binding(topology, deadlines_s, np.full(servers, self._workers))
-        holding = self._plan.binding(topology, deadlines_s, np.full(servers, np.inf))
+            return holding
         if self._capacity is None or len(self._capacity.best) != servers:
             return holding
         learned = with_slots(holding, self._capacity).slots

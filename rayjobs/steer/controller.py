@@ -396,7 +396,7 @@ def steered_holding(options: SteerOptions, match: Match) -> SiteHolding | None:
         )
     require_slots(options.control_url)
     known = options.workers if options.given("workers") else None
-    holding = SiteHolding(options.holding, known, HoldWatch(options.holding.guards, proved=False))
+    holding = SiteHolding(options.holding, known, HoldWatch(options.holding.guards, proved=False), bundle.request_cost)
     holding.binding(match.site.topology, match.steering.deadlines_s)
     return holding
 

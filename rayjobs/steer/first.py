@@ -14,6 +14,7 @@ from actuators.contract.admission import NEVER
 from actuators.contract.arrays import FloatArray
 from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.testbed import Restored
 from actuators.contract.topology import Topology
 from actuators.external.actuator import Actuator
@@ -27,6 +28,7 @@ class FirstHolding(BaseModel):
         slots: server → requests that it may have; deadlines_s: group → seconds.
         numbers: of `LateBindingNumbers`.
         importance: group → importance, or None for one that is never refused; 1 where it is missing.
+        costs: group → feature → weight, of what requests cost; all the same where it is missing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +37,7 @@ class FirstHolding(BaseModel):
     deadlines_s: dict[str, float]
     numbers: dict[str, str | float]
     importance: dict[str, float | None] = {}
+    costs: dict[str, dict[str, float]] = {}
 
     @classmethod
     def of(cls, holding: LateBinding) -> FirstHolding:
@@ -45,6 +48,7 @@ class FirstHolding(BaseModel):
             slots=dict(zip(topology.servers, holding.slots.tolist(), strict=True)),
             deadlines_s=dict(zip((g.name for g in topology.groups), holding.deadlines_s.tolist(), strict=True)),
             numbers={"order": holding.numbers.order, **holding.numbers.in_nginx()},
+            costs=holding.costs.in_force(),
         )
 
     def onto(self, topology: Topology) -> LateBinding:
@@ -56,7 +60,8 @@ class FirstHolding(BaseModel):
         slots = np.array([self.slots.get(server, fewest) for server in topology.servers])
         given = [self.importance.get(group.name, 1.0) for group in topology.groups]
         importance = np.array([NEVER if each is None else each for each in given], dtype=float)
-        return LateBinding(topology, deadlines_s, slots, LateBindingNumbers.model_validate(self.numbers), importance)
+        numbers, costs = LateBindingNumbers.model_validate(self.numbers), RequestCost.of_terms(self.costs)
+        return LateBinding(topology, deadlines_s, slots, numbers, importance, costs)
 
 
 class FirstWeights(BaseModel):

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Group, Topology
 from actuators.errors import BundleError, ConfigError
 from actuators.files import read_regular, write_atomic
@@ -55,6 +56,7 @@ class Bundle:
         model: options that the network was built with.
         provenance: seed, command, config, versions, training curve, evaluation; plain JSON.
         admission: numbers of an admission rule for the same system; None when none were searched.
+        request_cost: what requests of the same system cost; None when that was not learned.
     """
 
     net: Network
@@ -62,6 +64,7 @@ class Bundle:
     model: ModelOptions
     provenance: dict[str, Any]
     admission: TunedNumbers | None = None
+    request_cost: RequestCost | None = None
 
     def policy(self) -> LearnedPolicy:
         return LearnedPolicy(self.net, self.problem)
@@ -97,6 +100,8 @@ class Bundle:
         }
         if self.admission is not None:
             description["admission"] = self.admission.model_dump(mode="json")
+        if self.request_cost is not None:
+            description["request_cost"] = self.request_cost.model_dump(mode="json")
         write_atomic(folder / "bundle.json", json.dumps(description, indent=1).encode())
 
 
@@ -107,10 +112,19 @@ def put_admission(folder: Path, numbers: TunedNumbers) -> None:
         BundleError: not a bundle.
         OSError: the disk is full, or the folder is not writable; the bundle is unchanged.
     """
+    _put(folder, "admission", numbers.model_dump(mode="json"))
+
+
+def put_request_cost(folder: Path, costs: RequestCost) -> None:
+    """Adds what requests cost to a bundle, in one step; errors as of `put_admission`."""
+    _put(folder, "request_cost", costs.model_dump(mode="json"))
+
+
+def _put(folder: Path, name: str, value: dict[str, Any]) -> None:
     path = folder / "bundle.json"
     load_bundle(folder)
     description = json.loads(read_regular(path, MAX_DESCRIPTION_BYTES))
-    description["admission"] = numbers.model_dump(mode="json")
+    description[name] = value
     write_atomic(path, json.dumps(description, indent=1).encode())
 
 
@@ -130,6 +144,7 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
         options = DecisionOptions.model_validate(description.decision)
         model = ModelOptions.model_validate(description.model)
         tuned = None if description.admission is None else TunedNumbers.model_validate(description.admission)
+        costs = None if description.request_cost is None else RequestCost.model_validate(description.request_cost)
     except ValidationError as error:
         raise _not_a_bundle(path, first_problem(error)) from error
     except (OSError, ValueError, TypeError, OverflowError, RecursionError, ConfigError) as error:
@@ -145,7 +160,7 @@ def load_bundle(folder: Path, topology: Topology | None = None) -> Bundle:
         problem.action_codec.check()
     except ConfigError as error:
         raise BundleError(error.what, where=str(path), remedy=error.remedy) from error
-    bundle = Bundle(_network(folder, problem, model), problem, model, description.provenance, tuned)
+    bundle = Bundle(_network(folder, problem, model), problem, model, description.provenance, tuned, costs)
     return bundle.on(topology or own, str(path))
 
 
@@ -160,6 +175,7 @@ class _Description(msgspec.Struct):
     provenance: dict[str, Any]
     features_version: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     admission: dict[str, Any] | None = None
+    request_cost: dict[str, Any] | None = None
 
 
 def _description(path: Path) -> _Description:

@@ -23,11 +23,12 @@ static void set_body(struct stream *stream, const char *name) {
     if (strcmp(name, "none") == 0) stream->body = BODY_NONE;
     else if (strcmp(name, "compose") == 0) stream->body = BODY_COMPOSE;
     else if (strcmp(name, "timeline") == 0) stream->body = BODY_TIMELINE;
+    else if (strcmp(name, "spans") == 0) stream->body = BODY_SPANS;
     else if (strncmp(name, "file:", 5) == 0) {
         stream->body = BODY_FILE;
         read_body_file(stream, name + 5);
     } else
-        fail_user("unknown body '%s' of type %s; expected compose, timeline, none or file:PATH", name, stream->type);
+        fail_user("unknown body '%s' of type %s; expected compose, timeline, spans, none or file:PATH", name, stream->type);
 }
 
 /* Type names are written to a header and to JSON without escaping. */

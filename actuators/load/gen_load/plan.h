@@ -1,7 +1,7 @@
 /* The plan: the streams of requests, and the rate of each over time.
  *
  * It is read from a file of lines with words, `#` begins a comment:
- *     stream TYPE METHOD PATH compose|timeline|none|file:PATH
+ *     stream TYPE METHOD PATH compose|timeline|spans|none|file:PATH
  *     step START_S RATE_RPS exponential|normal|fixed|zipf
  *     step START_S RATE_RPS gamma|weibull CV
  *     deadline S
@@ -21,7 +21,7 @@
 #define MAX_CV 20.0
 #define MAX_RETRIES 100
 
-enum body_kind { BODY_NONE, BODY_COMPOSE, BODY_TIMELINE, BODY_FILE };
+enum body_kind { BODY_NONE, BODY_COMPOSE, BODY_TIMELINE, BODY_SPANS, BODY_FILE };
 
 /* Shares of the attempts that failed or were refused after which another one follows; pauses are uniform between half and
  * one and a half of backoff_s. Without a line in the plan nobody gives up before the engine's timeout, or repeats. */

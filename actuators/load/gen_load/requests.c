@@ -59,12 +59,23 @@ static void write_compose_body(struct text *body, struct random *random, uint32_
     text_add(body, "&post_type=0");
 }
 
+/* How many posts a read asks for where requests differ in cost: actuators/social_network/costs.py has the same shares. */
+static uint32_t draw_span(struct random *random) {
+    static const struct {
+        uint32_t below, span;
+    } spans[] = {{25, 2}, {45, 5}, {65, 10}, {80, 20}, {92, 40}, {100, 80}};
+    uint32_t drawn = random_below(random, 100), i = 0;
+    while (drawn >= spans[i].below) i++;
+    return spans[i].span;
+}
+
 static void add_request_line(struct request_writer *writer, const struct stream *stream, struct random *random) {
     text_add(&writer->bytes, "%s %s", stream->method, stream->path);
-    if (stream->body == BODY_TIMELINE) {
+    if (stream->body == BODY_TIMELINE || stream->body == BODY_SPANS) {
         uint32_t start = random_below(random, LAST_TIMELINE_START + 1);
+        uint32_t span = stream->body == BODY_SPANS ? draw_span(random) : TIMELINE_LENGTH;
         text_add(&writer->bytes, "%cuser_id=%u&start=%u&stop=%u", strchr(stream->path, '?') ? '&' : '?',
-                 random_below(random, writer->users), start, start + TIMELINE_LENGTH);
+                 random_below(random, writer->users), start, start + span);
     }
     text_add(&writer->bytes, " HTTP/1.1\r\nHost: %s\r\n", writer->host);
 }

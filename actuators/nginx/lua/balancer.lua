@@ -14,6 +14,7 @@ local late = require "late"
 local methods = require "methods"
 local records = require "records"
 local rows = require "rows"
+local samples = require "samples"
 local peer = require "ngx.balancer"
 
 local ngx, var, now_s = ngx, ngx.var, ngx.now
@@ -67,6 +68,7 @@ function M.init(options)
     health.init(dict, layout, options)
     late.init(dict, options.groups, options.holds)
     methods.init(dict)
+    samples.init(dict)
     control.init(dict, layout, options)
 end
 
@@ -247,6 +249,10 @@ function M.finish(record, status, response_ms, total_ms)
             own[ANSWERS] = own[ANSWERS] + 1
             if record.idle then
                 own[IDLE], own[IDLE_MS] = own[IDLE] + 1, own[IDLE_MS] + response_ms
+                local rate = control.current().samples
+                if rate and record.service_s and record.attempts == 1 then
+                    samples.note(rate, choice.group.name, response_ms, record.service_s)
+                end
             end
             if record.wait_s then
                 own[WAIT], own[SERVICE] = own[WAIT] + record.wait_s, own[SERVICE] + record.service_s

@@ -2,15 +2,17 @@
 -- Lines: `method M`, `weight GROUP SERVER N`, `down GROUP SERVER`, `tau GROUP SERVER SECONDS`,
 -- `workers SERVER N`, `balancers N`, and of late binding `order O`, `number NAME VALUE`, `slots SERVER N`,
 -- `deadline GROUP SECONDS`, and where wanted `importance GROUP NUMBER`, and `never GROUP` for a group of which nothing is refused
--- for being late. A text is put in force completely or not at all.
+-- for being late, and `cost GROUP FEATURE WEIGHT` for what its requests take (cost.lua). A text is put in force completely or not at all.
 -- With `canary PERCENT` that share of the requests is balanced by the lines above the line `base`, the rest by those
 -- below it. The method `configured` balances each group as its upstream block did.
 -- After all that a line `watch` with `slots` and `deadline` lines beneath: what late binding would hold is counted.
 local M = {}
 
 local cold = require "cold"
+local cost = require "cost"
 local health = require "health"
 local kept_rule = require "kept_rule"
+local samples = require "samples"
 local rows = require "rows"
 local tonumber, format, concat = tonumber, string.format, table.concat
 
@@ -200,6 +202,27 @@ function readers.never(parsed, group_name)
     return group
 end
 
+function readers.cost(parsed, group_name, feature, value)
+    local group = index_of(layout.groups, group_name, "name")
+    if not group then
+        return false
+    end
+    local own = parsed.groups[group]
+    own.cost = own.cost or {}
+    parsed.costs = true
+    return cost.add(own.cost, feature, tonumber(value))
+end
+
+-- So many samples a second are kept of what requests cost (samples.lua).
+function readers.samples(parsed, value)
+    value = tonumber(value)
+    if not value or not (value > 0 and value <= 1000) then
+        return false
+    end
+    parsed.samples = value
+    return true
+end
+
 function readers.canary(parsed, value)
     value = tonumber(value)
     if not value or not (value > 0 and value < 100) then
@@ -215,7 +238,7 @@ local function empty(arm)
         local own = {
             index = index, name = group.name, weight = {}, down = {}, tau_s = {}, choices = group.choices, up = {},
             backup = {}, limited = false, choices_of = layout.choices_of, current = {}, workers = parsed.workers,
-            position_key = "position " .. arm .. group.name, worth = 1, never = false,
+            position_key = "position " .. arm .. group.name, worth = 1, never = false, cost = nil,
         }
         for _, server in ipairs(group.servers) do
             own.weight[server] = 1
@@ -252,6 +275,7 @@ local function complete_hold(parsed)
         given, missing = given or hold[name], missing or not hold[name]
     end
     parsed.hold = not missing and hold or nil
+    given = given or parsed.costs
     return not given or not missing and parsed.method == "late_binding"
 end
 
@@ -426,12 +450,14 @@ local function hold_text(current)
         lines[#lines + 1] = format("deadline %s %.17g", group.name, group.deadline_s)
         lines[#lines + 1] = group.worth ~= 1 and format("importance %s %.17g", group.name, group.worth) or nil
         lines[#lines + 1] = group.never and "never " .. group.name or nil
+        cost.lines(group.name, group.cost, lines)
     end
     return concat(lines, "\n") .. "\n"
 end
 
 local function arm_text(current)
     local lines = { "method " .. current.method, "balancers " .. current.balancers }
+    lines[3] = current.samples and format("samples %.17g", current.samples) or nil
     for index, group in ipairs(current.groups) do
         for _, server in ipairs(layout.groups[index].servers) do
             local name = group.name .. " " .. layout.names[server]
@@ -484,6 +510,13 @@ function M.serve()
     local changes = verb == "POST" or verb == "DELETE"
     if changes and ngx.req.get_headers()["X-Deepsched-Token"] ~= token then
         return refuse(403, "wrong token")
+    end
+    if verb == "GET" and ngx.var.args == "samples" then
+        -- They tell what clients have asked for.
+        if ngx.req.get_headers()["X-Deepsched-Token"] ~= token then
+            return refuse(403, "wrong token")
+        end
+        return ngx.print(cold(samples.text))
     end
     if verb == "DELETE" then
         cold(health.forget)

@@ -6,6 +6,7 @@
 local M = {}
 
 local control = require "control"
+local costs = require "cost"
 local counters = require "counters"
 local health = require "health"
 local inflight = require "inflight"
@@ -33,7 +34,7 @@ local IN_LINE, HELD, HELD_S, FULL, EXPIRED, GONE, PASSED, ANSWERED, LATE = 0, 1,
 local ASKED, WOULD, ANSWERED_S, HOPELESS = 9, 10, 11, 12
 local HELD_BUCKETS, ANSWER_BUCKETS = 12, nil   -- each histogram begins at the column after
 -- Columns of the block of a worker's first request that could not be sent. FAILED_AT: in row 0.
-local SAID_AT, ARRIVAL, GROUP, FAILED_AT, HEADS = 0, 1, 2, 3, 4
+local SAID_AT, ARRIVAL, GROUP, FAILED_AT, COST, HEADS = 0, 1, 2, 3, 4, 5
 
 local dict, heads, all          -- all: IN_LINE of all groups together
 local asks                      -- whether locations ask for a slot at all
@@ -152,7 +153,7 @@ function M.send_at_once(current, entry, now)
     if #open == 0 then
         return nil
     end
-    local server, wait_s, service_s = methods.expected_delay(group, open, now, troubled)
+    local server, wait_s, service_s = methods.expected_delay(group, open, now, troubled, entry.cost)
     local choice, in_flight = group.choices[server], inflight.of_server(group.choices_of[server])
     if in_flight >= current.hold.slots[server] or not takes_slot(current, choice, server) then
         return nil
@@ -191,7 +192,8 @@ local function others_first(current, rank, now)
         local head = base + row * HEADS
         if head ~= heads.own and head[ARRIVAL] > 0 and now - head[SAID_AT] < HEAD_LASTS_S then
             local group = current.groups[head[GROUP]]
-            local theirs = rule.priority(order, now - head[ARRIVAL], group.mean_tau_s, group.deadline_s, group.worth)
+            local service_s = group.mean_tau_s * head[COST]
+            local theirs = rule.priority(order, now - head[ARRIVAL], service_s, group.deadline_s, group.worth)
             first = first or theirs > rank
         end
     end
@@ -206,7 +208,7 @@ end
 local function say(entry, now)
     local own = heads.own
     own[SAID_AT], own[ARRIVAL] = now, entry and entry.arrival_s or 0
-    own[GROUP] = entry and index_of[entry.group] or 0
+    own[GROUP], own[COST] = entry and index_of[entry.group] or 0, entry and entry.cost or 1
 end
 
 -- Sends the first request whose best server has a free slot; false when there is none. Requests before it keep waiting for
@@ -224,7 +226,7 @@ local function send_one(current, now, troubled)
         local entry = line[place]
         local group = current.by_name[entry.group]
         local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
-        local server, has_room = rule.best(current, group, open, now, troubled)
+        local server, has_room = rule.best(current, group, open, now, troubled, entry.cost)
         if not server then
             M.pass(entry, place)   -- the balancer answers it: no server may be used
             return true
@@ -239,7 +241,7 @@ local function send_one(current, now, troubled)
             end
             return M.send(current, group, entry, place, server, now, troubled)
         end
-        rule.plan(group, server)
+        rule.plan(group, server, entry.cost)
     end
     return false
 end
@@ -250,7 +252,7 @@ function M.turns_away(current, entry, now)
     local group, troubled = current.by_name[entry.group], health.trouble()
     local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
     rule.begin(current)
-    local server = rule.best(current, group, open, now, troubled)
+    local server = rule.best(current, group, open, now, troubled, entry.cost)
     if not server then
         return false
     end
@@ -359,7 +361,7 @@ end
 
 local function new_entry(record, group_name, waits, deadline_s)
     return { record = record, group = group_name, block = blocks[group_name], arrival_s = now_s(), waits = waits,
-        watched = not waits, hopeless = false, deadline_s = deadline_s, semaphore = nil }
+        watched = not waits, hopeless = false, deadline_s = deadline_s, semaphore = nil, cost = 1 }
 end
 
 -- Counts a request that is not held, and whether it would be: when no server that it may go to has a free slot.
@@ -408,6 +410,15 @@ function M.enter(group_name)
     end
     local entry, hold = new_entry(record, group_name, true, current.by_name[group_name].deadline_s), current.hold
     add(entry, ASKED)
+    local model = current.by_name[group_name].cost
+    if model then
+        local ok, what = pcall(costs.of, model)
+        if ok then
+            entry.cost = what
+        else
+            failed(what)
+        end
+    end
     local others = rows.total(all, IN_LINE)
     if others >= hold.most_held then
         return refuse(entry, FULL, "queue full")

@@ -1,6 +1,7 @@
 -- The dispatch step of late binding (docs/studies.md#dispatch-step), as envs/simulator/binding.py computes it: which held
 -- request goes next, and to which server. It changes nothing but what is planned within one look.
--- A held request is a table with group (its name) and arrival_s; the line has them in the order of arrival.
+-- A held request is a table with group (its name), arrival_s and cost (what it takes in relation to others of its group);
+-- the line has them in the order of arrival.
 local M = {}
 
 local health = require "health"
@@ -43,7 +44,9 @@ end
 
 local function rank_of(current, entry, now)
     local group = current.by_name[entry.group]
-    return priority(current.hold.order, now - entry.arrival_s, group.mean_tau_s, group.deadline_s, group.worth)
+    return priority(
+        current.hold.order, now - entry.arrival_s, group.mean_tau_s * entry.cost, group.deadline_s, group.worth
+    )
 end
 
 -- The place in the line of the request that comes first, which has one, and its priority.
@@ -78,7 +81,7 @@ end
 
 -- Of these servers the one with the least expected delay, where the wait at one without a free slot counts theta times,
 -- and whether it has a free slot.
-function M.best(current, group, candidates, now, troubled)
+function M.best(current, group, candidates, now, troubled, cost)
     local slots, theta, balancers = current.hold.slots, current.hold.theta, group.balancers
     local best, lowest, ties = nil, huge, 1
     for index = 1, #candidates do
@@ -88,7 +91,7 @@ function M.best(current, group, candidates, now, troubled)
         if in_flight[server] >= slots[server] then
             wait = theta * max(wait, seconds / max(requests * workers, LEAST))
         end
-        local score = wait + BETA * group.tau_s[server]
+        local score = wait + BETA * group.tau_s[server] * cost
         if troubled then
             score = score + ERROR_COST_S * health.score(server, now)
         end
@@ -116,7 +119,7 @@ function M.hopeless(current, group, entry, server, ahead_s, now)
         return false
     end
     local wait = wait_of(count[server] * group.balancers, work[server] * group.balancers, group.workers[server])
-    return now - entry.arrival_s + ahead_s + wait + BETA * group.tau_s[server] > factor * group.deadline_s
+    return now - entry.arrival_s + ahead_s + wait + BETA * group.tau_s[server] * entry.cost > factor * group.deadline_s
 end
 
 -- Seconds that all servers together need for the held requests of the line that come before this one, which comes now.
@@ -124,7 +127,7 @@ function M.ahead_s(current, line, held, entry, now)
     local own, seconds, workers = rank_of(current, entry, now), 0, 0
     for place = 1, held do
         if rank_of(current, line[place], now) >= own then
-            seconds = seconds + current.by_name[line[place].group].mean_tau_s
+            seconds = seconds + current.by_name[line[place].group].mean_tau_s * line[place].cost
         end
     end
     local of_servers = current.groups[1].workers
@@ -135,8 +138,8 @@ function M.ahead_s(current, line, held, entry, now)
 end
 
 -- A request of the group waits for the server; those after it in this look reckon with that.
-function M.plan(group, server)
-    count[server], work[server] = count[server] + 1, work[server] + group.tau_s[server]
+function M.plan(group, server, cost)
+    count[server], work[server] = count[server] + 1, work[server] + group.tau_s[server] * cost
 end
 
 return M

@@ -147,8 +147,10 @@ function M.least_conn(group, candidates)
     return chosen
 end
 
--- Rule B of docs/studies.md#the-rule: least wait + 0.7 service time + error score, ties at random.
-function M.expected_delay(group, candidates, now, troubled)
+-- Rule B of docs/studies.md#the-rule: least wait + 0.7 service time + error score, ties at random. cost: what the request
+-- takes in relation to others of its group; 1 when nil.
+function M.expected_delay(group, candidates, now, troubled, cost)
+    local beta = BETA * (cost or 1)
     local balancers, tau_s, workers = group.balancers, group.tau_s, group.workers
     local choices_of, tau_of = group.choices_of, group.tau_of
     local best, best_score, best_wait, ties = nil, huge, 0, 1
@@ -160,7 +162,7 @@ function M.expected_delay(group, candidates, now, troubled)
         if count >= workers[server] then
             wait = (work / count) * (count - workers[server] + 1) / workers[server]
         end
-        local score = wait + BETA * tau_s[server]
+        local score = wait + beta * tau_s[server]
         if troubled then
             score = score + ERROR_COST_S * health.score(server, now)
         end

@@ -19,6 +19,7 @@ import numpy as np
 from actuators.contract.admission import NEVER
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.late_binding import HoldOrder, LateBinding, LateBindingNumbers
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology, social_network
 from actuators.contract.window import DEFAULT_BOUNDS_MS
@@ -45,6 +46,11 @@ IMPORTANCE = (4.0, 0.5, NEVER)
 """Of the groups where requests are refused: the last one is not."""
 REFUSE_FACTOR = 0.4
 """So small that many requests are refused with forty of them in turn."""
+COSTS = RequestCost.of_terms(
+    {name: {"one": 0.4, "arg:n": 0.06, "log_span:a:b": 0.05, "path:/wrk*-api/post/compose": 0.1}
+     for name in ("compose_backend", "home_read_backend")}
+)  # fmt: skip
+"""Of two groups, where requests are refused."""
 _TRACE = """
     location = /trace { content_by_lua_block {
       local late, inflight, trace = require "late", require "inflight", {}
@@ -54,12 +60,12 @@ _TRACE = """
       local join, step, send, at_once, add = late.join, late.step, late.send, late.send_at_once, inflight.add
       local function come(entry)
         number = number + 1; numbers[entry] = number
-        note("hold %d %s %.17g", number, entry.group, entry.arrival_s)
+        note("hold %d %s %.17g %.17g", number, entry.group, entry.arrival_s, entry.cost)
       end
       local turns_away, give_up = late.turns_away, late.give_up
       late.turns_away = function(current, entry, now)
         local away = turns_away(current, entry, now)
-        note("ask %s %.17g %d", entry.group, now, away and 1 or 0)
+        note("ask %s %.17g %d %.17g", entry.group, now, away and 1 or 0, entry.cost)
         return away
       end
       late.give_up = function(entry, ...) note("drop %d", numbers[entry]); return give_up(entry, ...) end
@@ -117,11 +123,11 @@ def measure(context: BenchContext) -> Sequence[Bar]:
             folder = context.work_dir / f"{order}-{factor}"
             folder.mkdir()
             numbers = LateBindingNumbers(order=order, refuse_factor=factor)
-            importance = IMPORTANCE if factor else (1.0, 1.0, 1.0)
-            found = replayed(folder, numbers, requests=3000, seed=context.seed, importance=importance)
+            importance, costs = (IMPORTANCE, COSTS) if factor else ((1.0, 1.0, 1.0), RequestCost())
+            found = replayed(folder, numbers, requests=3000, seed=context.seed, importance=importance, costs=costs)
             plain, refusing = (plain + found, refusing) if factor is None else (plain, refusing + found)
     how = f"{CONNECTIONS} connections, three orders, every decision of a real NGINX replayed in the simulator"
-    more = f"{how}; importance {', '.join(map(str, IMPORTANCE))}, refuse_factor {REFUSE_FACTOR:g}"
+    more = f"{how}; importance {', '.join(map(str, IMPORTANCE))}, refuse_factor {REFUSE_FACTOR:g}, costs by request"
     events = refusing.picks + refusing.asked + refusing.refused
     return [
         at_least("late binding: picks compared with a real NGINX", plain.picks, 5000, "picks", how=how),
@@ -138,18 +144,24 @@ def replayed(
     requests: int,
     seed: int,
     importance: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    costs: RequestCost | None = None,
 ) -> Compared:
     """Decisions of a real NGINX in `folder`, and how many of them the simulator makes otherwise."""
     topology = social_network(tuple(f"127.0.0.1:{free_port('127.0.0.1')}" for _ in SPEEDS))
     tau_s = np.array([[service_s / speed for speed in SPEEDS] for service_s in SERVICE_S])
-    holding = LateBinding(topology, np.array(DEADLINES_S), np.array(SLOTS), numbers, np.array(importance))
+    believed = RequestCost() if costs is None else costs
+    holding = LateBinding(topology, np.array(DEADLINES_S), np.array(SLOTS), numbers, np.array(importance), believed)
     times = ServiceTimes(topology, tau_s, np.array(WORKERS), holding)
     with _nginx(folder, topology) as site, http_session(10.0) as session:
         endpoint = MemoryControl(site.control_url, site.token, topology)
         endpoint.put("late_binding", times)
         endpoint.close()
         session.get(f"http://127.0.0.1:{site.port}/trace").raise_for_status()
-        paths = [topology.groups[g].path for g in np.random.default_rng(seed).choice(3, requests, p=(0.2, 0.5, 0.3))]
+        generator = np.random.default_rng(seed)
+        groups, values = generator.choice(3, requests, p=(0.2, 0.5, 0.3)), generator.integers(0, 30, (requests, 3))
+        paths = [
+            f"{topology.groups[g].path}?n={n}&a={a}&b={b}" for g, (n, a, b) in zip(groups, values.tolist(), strict=True)
+        ]
         asyncio.run(_send(site.port, iter(paths)))
         trace = session.get(f"http://127.0.0.1:{site.port}/traced").text
     return _compare(trace.splitlines(), _lane(topology, times), topology)
@@ -249,22 +261,22 @@ def _lane(topology: Topology, times: ServiceTimes) -> lane.Lane:
 
 
 @compiled
-def _ask(lane: Any, group: int, now_s: float) -> Any:
+def _ask(lane: Any, group: int, now_s: float, cost: float) -> Any:
     """Whether a request of the group that comes now is turned away; it takes no place."""
     slot = lane.free[lane.state[0].free - 1]
     request = lane.requests[slot]
-    request.group, request.context, request.arrival_s = group, 0, now_s
+    request.group, request.context, request.arrival_s, request.cost = group, 0, now_s, cost
     return engine.turned_away(lane, slot, now_s)
 
 
 @compiled
-def _hold(lane: Any, group: int, arrival_s: float) -> Any:
+def _hold(lane: Any, group: int, arrival_s: float, cost: float) -> Any:
     """The slot of a request that is held."""
     state = lane.state[0]
     state.free -= 1
     slot = lane.free[state.free]
     request = lane.requests[slot]
-    request.group, request.context, request.arrival_s = group, 0, arrival_s
+    request.group, request.context, request.arrival_s, request.cost = group, 0, arrival_s, cost
     hold(lane, slot)
     return slot
 
@@ -315,10 +327,10 @@ def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology) -> Com
         sends, drops = [], []
         if word == "ask":
             away = int(rest[2])
-            wrong = bool(_ask(played, groups[rest[0]], float(rest[1]))) != bool(away)
+            wrong = bool(_ask(played, groups[rest[0]], float(rest[1]), float(rest[3]))) != bool(away)
             found += Compared(asked=1, refused=away, different=int(wrong))
         elif word == "hold":
-            numbers[_hold(played, groups[rest[1]], float(rest[2]))] = rest[0]
+            numbers[_hold(played, groups[rest[1]], float(rest[2]), float(rest[3]))] = rest[0]
         elif word == "look":
             sent, refused = _look(played, float(rest[0]), slots, servers)
             places = zip(slots[:sent].tolist(), servers[:sent].tolist(), strict=True)

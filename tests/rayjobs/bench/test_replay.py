@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actuators.contract.late_binding import HoldOrder, LateBindingNumbers
-from rayjobs.bench.simulator.replay import IMPORTANCE, ORDERS, Compared, replayed
+from rayjobs.bench.simulator.replay import COSTS, IMPORTANCE, ORDERS, Compared, replayed
 
 pytestmark = pytest.mark.nginx
 
@@ -19,11 +19,11 @@ def test_the_simulator_makes_every_pick_of_a_real_nginx(tmp_path: Path, order: H
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_simulator_refuses_what_a_real_nginx_refuses_and_weighs_groups_alike(
+def test_the_simulator_refuses_what_a_real_nginx_refuses_and_weighs_groups_and_costs_alike(
     tmp_path: Path, order: HoldOrder
 ) -> None:
     numbers = LateBindingNumbers(order=order, refuse_factor=0.4)
-    found = replayed(tmp_path, numbers, requests=600, seed=3, importance=IMPORTANCE)
+    found = replayed(tmp_path, numbers, requests=600, seed=3, importance=IMPORTANCE, costs=COSTS)
     assert found.different == 0
     assert found.picks + found.refused == 600
     assert found.refused > 30

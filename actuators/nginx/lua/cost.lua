@@ -1,0 +1,93 @@
+-- What a request costs in relation to others of its group: a sum of weighted features of what NGINX sees when it comes
+-- (actuators/contract/request_cost.py has the same sum).
+local M = {}
+
+local ngx = ngx
+local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
+local log, min, max, tonumber, format = math.log, math.min, math.max, tonumber, string.format
+local LEAST, MOST, MOST_VALUE = 0.1, 20, 1e9
+local MOST_TERMS = 32
+local NAME = "^[%w_.-]+$"
+
+local KINDS = { one = 0, body = 0, arg = 1, span = 2, path = 1, method = 1 }
+
+-- A feature as a text, as a table for `of`; nil for one that is unknown.
+local function feature(text)
+    local whole = text:match("^log_(.+)$")
+    local kind, rest = (whole or text):match("^(%l+):?(.*)$")
+    local number = KINDS[kind]
+    if not number or (whole and (kind == "one" or kind == "path" or kind == "method")) then
+        return nil
+    end
+    local found = { kind = kind, logarithm = whole ~= nil }
+    if number == 0 then
+        return rest == "" and found or nil
+    elseif kind == "span" then
+        local first, last = rest:match("^([%w_.-]+):([%w_.-]+)$")
+        found.first, found.last = first and "arg_" .. first, last and "arg_" .. last
+        return first and found or nil
+    elseif kind == "arg" then
+        found.last = "arg_" .. rest
+        return rest:match(NAME) and found or nil
+    end
+    found.name = rest
+    return rest ~= "" and found or nil
+end
+
+-- Adds a term to a model; false for an unknown feature, or too many.
+function M.add(model, text, weight)
+    local term = feature(text)
+    if not term or #model >= MOST_TERMS or not (weight and weight >= -1e9 and weight <= 1e9) then
+        return false
+    end
+    term.text, term.weight = text, weight
+    model[#model + 1] = term
+    return true
+end
+
+-- A number of 0 to 1e9; 0 for any other text.
+local function number_of(text)
+    local value = text and tonumber(text)
+    return value and value >= 0 and value <= MOST_VALUE and value or 0
+end
+
+local function value_of(term)
+    local kind = term.kind
+    local value
+    if kind == "one" then
+        return 1
+    elseif kind == "body" then
+        value = min(number_of(variable(nil, "content_length")), MOST_VALUE)
+    elseif kind == "arg" then
+        value = number_of(variable(nil, term.last))
+    elseif kind == "span" then
+        value = max(number_of(variable(nil, term.last)) - number_of(variable(nil, term.first)), 0)
+    elseif kind == "path" then
+        return variable(nil, "uri"):gsub("%d+", "*"):sub(1, 256) == term.name and 1 or 0
+    else
+        return ngx.req.get_method() == term.name and 1 or 0
+    end
+    return term.logarithm and log(value + 1) or value
+end
+
+-- The cost of the present request; 1 without a model.
+function M.of(model)
+    if not model then
+        return 1
+    end
+    local sum = 0
+    for index = 1, #model do
+        local term = model[index]
+        sum = sum + term.weight * value_of(term)
+    end
+    return max(LEAST, min(sum, MOST))
+end
+
+-- The model as lines of a control.
+function M.lines(group_name, model, lines)
+    for index = 1, model and #model or 0 do
+        lines[#lines + 1] = format("cost %s %s %.17g", group_name, model[index].text, model[index].weight)
+    end
+end
+
+return M

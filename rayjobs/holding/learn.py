@@ -1,0 +1,138 @@
+"""`deepsched holding learn`: what requests cost in relation to others of their group, learned from an NGINX in traffic.
+
+NGINX keeps samples of requests that found an idle worker while this runs; models by group are fitted and tried on the
+last ones (docs/late-binding.md#request-cost).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from actuators.contract.request_cost import LEAST_R2, GroupCost, SeenRequest
+from actuators.errors import ConfigError, DataError
+from actuators.files import read_token, write_json
+from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
+from actuators.options import Options
+from rayjobs.cli.console import console_out, log_line
+from rayjobs.cli.main import Verb
+
+if TYPE_CHECKING:
+    from envs.estimators.request_cost import CostRow
+
+_log = partial(log_line, "holding")
+_POLL_S = 1.0
+
+
+class LearnOptions(Options):
+    """Which NGINX, and for how long."""
+
+    control_url: str
+    """Control endpoint of an NGINX in memory that balances by service times, as http://127.0.0.1:8090/control."""
+    token_file: Path | None = None
+    """File with the token of the control endpoint; it is refused when not given."""
+    seconds: float = Field(120.0, ge=1, le=86400)
+    """How long samples are collected."""
+    rate_rps: float = Field(100.0, gt=0, le=500)
+    """Samples that each worker of NGINX keeps in a second, at most."""
+    out: Path = Path("cost.json")
+    """File for what was learned."""
+    bundle: Path | None = None
+    """Bundle of the same system that receives it, so that `steer run --late-binding` uses it; none when not given."""
+
+
+def run(options: LearnOptions) -> int:
+    """0 when a model of any group is good enough to be used, else 1; then all requests of a group cost the same."""
+    # sklearn takes seconds to import.
+    from envs.estimators.request_cost import learn_cost
+
+    token = read_token(options.token_file) if options.token_file is not None else ""
+    topology = topology_from_text(MemoryControl.read(options.control_url))
+    if options.bundle is not None:
+        _require_bundle(options.bundle, {group.name for group in topology.groups})
+    with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
+        rows = cost_rows(_collected(endpoint, options))
+    costs = learn_cost(rows)
+    write_json(options.out, costs.model_dump(mode="json"))
+    if options.bundle is not None:
+        from tuning.policy.bundle import put_request_cost
+
+        put_request_cost(options.bundle, costs)
+    for group in topology.groups:
+        console_out().print(_told(group.name, costs.groups.get(group.name)), markup=False, soft_wrap=True)
+    _log(f"written to {options.out}")
+    return 0 if costs.in_force() else 1
+
+
+def _require_bundle(folder: Path, groups: set[str]) -> None:
+    from tuning.policy.bundle import load_bundle
+
+    own = {group.name for group in load_bundle(folder).problem.topology.groups}
+    if own != groups:
+        what = f"the bundle is of the groups {', '.join(sorted(own))[:200]}"
+        raise ConfigError(what, where=str(folder), remedy="give a bundle of this NGINX")
+
+
+def _collected(endpoint: MemoryControl, options: LearnOptions) -> list[str]:
+    """Samples of this time, in their order. What others set meanwhile ends the collecting, which then begins again."""
+    before = {line.split(" ", 1)[0] for line in endpoint.samples() if line}
+    found: dict[int, str] = {}
+    end_s = time.monotonic() + options.seconds
+    endpoint.sample(options.rate_rps)
+    try:
+        while (left_s := end_s - time.monotonic()) > 0:
+            time.sleep(min(_POLL_S, left_s))
+            for line in endpoint.samples():
+                number, _, rest = line.partition(" ")
+                if number and number not in before:
+                    found[int(number)] = rest
+            if not endpoint.samples_kept():
+                endpoint.sample(options.rate_rps)
+    finally:
+        endpoint.sample(None)
+    return [found[number] for number in sorted(found)]
+
+
+def cost_rows(samples: Sequence[str]) -> dict[str, list[CostRow]]:
+    """Group → its samples. Raises DataError for a line that lua/samples.lua does not write."""
+    from envs.estimators.request_cost import CostRow
+
+    rows: dict[str, list[CostRow]] = {}
+    for line in samples:
+        try:
+            group, response_ms, service_s, method, path, body, *arguments = line.split(" ")
+            values = dict(_argument(text) for text in arguments)
+            cost = float(response_ms) / 1e3 / float(service_s)
+            seen = SeenRequest(path, values, int(float(body)), method)
+        except (ValueError, ZeroDivisionError) as error:
+            raise DataError(f"not a sample: {line[:80]}", where="control endpoint") from error
+        rows.setdefault(group, []).append(CostRow.single(seen, cost))
+    return rows
+
+
+def _argument(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    return name, float(value)
+
+
+def _told(group: str, model: GroupCost | None) -> str:
+    if model is None or not model.terms:
+        number = 0 if model is None else model.requests
+        return f"{group}: {number} requests found an idle worker, too few or all alike: all cost the same"
+    told = f"{group}: R² {model.r2:.3f} on held-out requests of {model.requests}"
+    return f"{told}, by {', '.join(model.terms)}" if model.counts else f"{told}, below {LEAST_R2:g}: all cost the same"
+
+
+VERB = Verb(
+    name="holding learn",
+    example="deepsched holding learn --control-url http://127.0.0.1:8090/control --token-file deepsched.conf.token"
+    " --seconds 300 --out cost.json",
+    options=LearnOptions,
+    run=run,
+)
