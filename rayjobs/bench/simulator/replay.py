@@ -19,7 +19,7 @@ import numpy as np
 from actuators.contract.admission import NEVER
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.late_binding import HoldOrder, LateBinding, LateBindingNumbers
-from actuators.contract.request_cost import RequestCost
+from actuators.contract.request_cost import RequestCost, SeenRequest
 from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology, social_network
 from actuators.contract.window import DEFAULT_BOUNDS_MS
@@ -46,6 +46,7 @@ IMPORTANCE = (4.0, 0.5, NEVER)
 """Of the groups where requests are refused: the last one is not."""
 REFUSE_FACTOR = 0.4
 """So small that many requests are refused with forty of them in turn."""
+_SAME = 1e-12
 COSTS = RequestCost.of_terms(
     {name: {"one": 0.4, "arg:n": 0.06, "log_span:a:b": 0.05, "path:/wrk*-api/post/compose": 0.1}
      for name in ("compose_backend", "home_read_backend")}
@@ -60,7 +61,7 @@ _TRACE = """
       local join, step, send, at_once, add = late.join, late.step, late.send, late.send_at_once, inflight.add
       local function come(entry)
         number = number + 1; numbers[entry] = number
-        note("hold %d %s %.17g %.17g", number, entry.group, entry.arrival_s, entry.cost)
+        note("hold %d %s %.17g %.17g %s", number, entry.group, entry.arrival_s, entry.cost, ngx.var.request_uri)
       end
       local turns_away, give_up = late.turns_away, late.give_up
       late.turns_away = function(current, entry, now)
@@ -103,7 +104,8 @@ class Compared:
 
     Attributes:
         picks: of servers; asked: whether a request that comes would be too late; refused: requests.
-        different: those of all these that only one of the two makes at that moment.
+        different: those of all these that only one of the two makes at that moment, and costs of requests that are not
+            those of `RequestCost`.
     """
 
     picks: int = 0
@@ -164,7 +166,7 @@ def replayed(
         ]
         asyncio.run(_send(site.port, iter(paths)))
         trace = session.get(f"http://127.0.0.1:{site.port}/traced").text
-    return _compare(trace.splitlines(), _lane(topology, times), topology)
+    return _compare(trace.splitlines(), _lane(topology, times), topology, believed)
 
 
 @contextmanager
@@ -307,7 +309,13 @@ def _free(lane: Any, group: int, server: int) -> None:
     lane.peers[0, group, server].conns -= 1
 
 
-def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology) -> Compared:
+def _seen(uri: str) -> SeenRequest:
+    """What NGINX sees of a GET."""
+    path, _, query = uri.partition("?")
+    return SeenRequest(path, {name: float(value) for name, value in (word.split("=") for word in query.split("&"))})
+
+
+def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology, costs: RequestCost) -> Compared:
     """How the decisions in the trace compare with those of the simulator."""
     groups = {group.name: g for g, group in enumerate(topology.groups)}
     slots, servers = np.zeros(len(played.requests), np.int64), np.zeros(len(played.requests), np.int64)
@@ -331,6 +339,8 @@ def _compare(trace: Sequence[str], played: lane.Lane, topology: Topology) -> Com
             found += Compared(asked=1, refused=away, different=int(wrong))
         elif word == "hold":
             numbers[_hold(played, groups[rest[1]], float(rest[2]), float(rest[3]))] = rest[0]
+            expected = costs.of(rest[1], _seen(rest[4]))
+            found += Compared(different=int(abs(float(rest[3]) - expected) > _SAME * expected))
         elif word == "look":
             sent, refused = _look(played, float(rest[0]), slots, servers)
             places = zip(slots[:sent].tolist(), servers[:sent].tolist(), strict=True)
