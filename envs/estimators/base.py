@@ -63,6 +63,10 @@ class ServiceSamples:
             float(np.max(window.end_s - window.start_s)),
         )
 
+    def of_row(self, index: int) -> ServiceSamples:
+        """Those of one testbed of a batch, without what the balancer in memory saw."""
+        return ServiceSamples(self.requests[index], self.response_s[index], None, self.mask, self.duration_s)
+
     @property
     def batch(self) -> tuple[int, ...]:
         """The leading axes."""

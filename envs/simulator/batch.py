@@ -279,6 +279,10 @@ class SimulatedBatch:
         """``[size, servers]``, as `set_service_times` has set them; the true ones before."""
         return np.stack([self._lane(index).believed_workers for index in range(self.size)])
 
+    def service_times(self) -> FloatArray:
+        """``[size, groups, servers]`` in s, as `set_service_times` has set them."""
+        return np.stack([self._lane(index).tau_s for index in range(self.size)])
+
     def contexts_of(self, script: Script) -> int:
         """Load balancers of a script that share no counts here."""
         return max(script.load_balancers // self.options.workers_sharing_memory, 1)

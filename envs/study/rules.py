@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 import numpy as np
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod, Weights
-from actuators.contract.late_binding import UNLIMITED, LateBinding, LateBindingNumbers, slots_for
+from actuators.contract.late_binding import ENOUGH, UNLIMITED, LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.request_cost import RequestCost
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
+from envs.estimators.capacity import CapacityLearner, with_slots
 from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named
 from envs.estimators.workers import WorkersLearner
 from envs.heuristics.names import policy_name
@@ -219,34 +220,47 @@ def steering(learning: Learning) -> Callable[[], BatchController]:
 
 def late_binding(
     deadlines_s: FloatArray | None, numbers: LateBindingNumbers, how: Learning, options: SimulationOptions,
-    costs: RequestCost | None = None,
+    costs: RequestCost | None = None, *, learned_slots: bool = False,
 ) -> Rule:  # fmt: skip
     """`late_binding` with learned service times, and slots for the workers believed (docs/studies.md#late-binding).
 
     Args:
         deadlines_s: ``[groups]``; those of each script when None.
         costs: what requests are believed to cost; all the same when None.
+        learned_slots: slots are for workers that are learned, without limit before, as `late_binding_learned` has them;
+            those of `how` tell waits and idle workers all the same.
     """
     believed = RequestCost() if costs is None else costs
 
     def start() -> BatchController:
-        learn = steering(how)()
+        learn, learners = steering(how)(), list[CapacityLearner]()
+
+        def binding(batch: SimulatedBatch, script: Script, workers: FloatArray) -> LateBinding:
+            return LateBinding(
+                batch.topology, np.array(script.deadlines_s) if deadlines_s is None else deadlines_s,
+                slots_for(workers, numbers.slots_per_worker, batch.contexts_of(script)), numbers, costs=believed,
+            )  # fmt: skip
 
         def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
             learn(batch, scripts, window)
-            batch.hold([
-                LateBinding(
-                    batch.topology, np.array(script.deadlines_s) if deadlines_s is None else deadlines_s,
-                    slots_for(workers, numbers.slots_per_worker, batch.contexts_of(script)), numbers, costs=believed,
-                )
-                for script, workers in zip(scripts, batch.believed_workers(), strict=True)
-            ])  # fmt: skip
+            bindings = list(map(binding, [batch] * batch.size, scripts, batch.believed_workers()))
+            if learned_slots and window is None:
+                learners[:] = [CapacityLearner(batch.topology) for _ in scripts]
+                bindings = [replace(each, slots=np.full_like(each.slots, ENOUGH)) for each in bindings]
+            elif learned_slots and window is not None:
+                samples, tau_s = ServiceSamples.of(window), batch.service_times()
+                bindings = [
+                    with_slots(each, learner.update(samples.of_row(index), tau_s[index]), batch.contexts_of(script))
+                    for index, (each, learner, script) in enumerate(zip(bindings, learners, scripts, strict=True))
+                ]
+            batch.hold(bindings)
 
         return steer
 
     learned = how.rule(options)
     known = f", costs of {len(costs.in_force())} groups" if costs is not None else ""
-    name = f"late_binding {numbers.order}, {numbers.slots_per_worker:g} slots per worker, {learned.name}{known}"
+    worker = "learned worker" if learned_slots else "worker"
+    name = f"late_binding {numbers.order}, {numbers.slots_per_worker:g} slots per {worker}, {learned.name}{known}"
     return Rule(name, "late_binding", start, learned.options)
 
 

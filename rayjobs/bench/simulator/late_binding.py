@@ -32,11 +32,9 @@ OVERLOADED: Mapping[str, Mapping[HoldOrder, tuple[float, float]]] = {
 LEAST_PRIORITY = 1.000001
 """The study's is 1, which is out of range here: two standard deviations."""
 ROBUST = ("S2", "S2b", "S3", "S5", "S8")
-FIRST_WORKERS = 4.0
 QUICK_S, LONG_S = 30.0, {"S6": 1500.0}
 """Simulated seconds; a scenario that changes over an hour is played for longer."""
 
-LEARNED = Learning(DEFAULT_ESTIMATOR, first_workers=FIRST_WORKERS)
 KNOWN = Learning(DEFAULT_ESTIMATOR)
 
 
@@ -73,9 +71,11 @@ class Judged:
         return self._scores[key]
 
     def late_binding(self, played: StudyScenario, numbers: LateBindingNumbers, how: Learning,
-                     options: SimulationOptions = SHARED_MEMORY) -> tuple[Score, ...]:  # fmt: skip
+                     options: SimulationOptions = SHARED_MEMORY, *, learned_slots: bool = False,
+                     ) -> tuple[Score, ...]:  # fmt: skip
         """The same of held requests with the scenario's deadlines."""
-        return self.scores(late_binding(deadlines_s(played, topology(played.name)), numbers, how, options), played)
+        limits_s = deadlines_s(played, topology(played.name))
+        return self.scores(late_binding(limits_s, numbers, how, options, learned_slots=learned_slots), played)
 
     def over(self, ours: Mapping[str, Sequence[Score]], base: Rule) -> Ratios:
         """Scenario by scenario, of the study's as they are."""
@@ -98,11 +98,14 @@ def _numbers(order: HoldOrder, slots_per_worker: float = 2.0) -> LateBindingNumb
 
 
 def _suite(judged: Judged) -> Iterator[Bar]:
-    """S1 to S10, workers learned, two slots per worker."""
-    how = f"simulated, {len(judged.seeds)} seeds, workers learned, 2 slots each"
-    delayed = {name: judged.scores(LEARNED.rule(), judged.scenario(name)) for name in STUDY}
+    """S1 to S10, two slots per learned worker, without limit before it is learned."""
+    how = f"simulated, {len(judged.seeds)} seeds, 2 slots per learned worker"
+    delayed = {name: judged.scores(KNOWN.rule(), judged.scenario(name)) for name in STUDY}
     for order, limits in ORDERS.items():
-        ours = {name: judged.late_binding(judged.scenario(name), _numbers(order), LEARNED) for name in STUDY}
+        ours = {
+            name: judged.late_binding(judged.scenario(name), _numbers(order), KNOWN, learned_slots=True)
+            for name in STUDY
+        }
         ratios = judged.over(ours, Rule("least_conn", "least_conn", None, PLAIN))
         for metric, limit in zip(("mean_ms", "p99_ms", "art"), limits, strict=True):
             yield at_most(
@@ -122,9 +125,9 @@ def _overload(judged: Judged) -> Iterator[Bar]:
         played = judged.scenario(name)
         base = _goodput(judged.scores(Rule("least_conn", "least_conn", None, PLAIN), played))
         for order, (learned, known) in limits.items():
-            for limit, slots, how in ((learned, 2.0, LEARNED), (known, 1.0, KNOWN)):
-                found = _goodput(judged.late_binding(played, _numbers(order, slots), how))
-                workers = "learned" if how is LEARNED else "known"
+            for limit, slots, workers in ((learned, 2.0, "learned"), (known, 1.0, "known")):
+                learns = workers == "learned"
+                found = _goodput(judged.late_binding(played, _numbers(order, slots), KNOWN, learned_slots=learns))
                 yield at_least(
                     f"{name} {order}, {slots:g} slots per {workers} worker: goodput", found, limit, "",
                     how=f"simulated, {len(judged.seeds)} seeds", reference=f"least_conn {base:.3f}",
