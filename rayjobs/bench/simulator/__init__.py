@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayjobs.bench.parts.bars import Bar, BenchContext
-from rayjobs.bench.simulator import agreement, late_binding, late_binding_live, replay
+from rayjobs.bench.simulator import agreement, late_binding, late_binding_live, replay, request_cost
 
 PARTS = {
     "agreement": agreement.measure, "replay": replay.measure, "late_binding": late_binding.measure,
-    "late_binding_live": late_binding_live.measure,
+    "request_cost": request_cost.measure, "late_binding_live": late_binding_live.measure,
 }  # fmt: skip
 LONG = ("late_binding", "late_binding_live")
 """What is played for many hours of simulated time, or for half an hour of a quiet machine."""

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from actuators.contract.window import LoadWindow
 from actuators.errors import ConfigError, LoadError
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.load.summary import LoadSummary
+from actuators.social_network.costs import SPANS
 from tests.support.http_server import CLOSE, HANG, OK, Received, ScriptedServer
 from tests.support.load_runs import TOPOLOGY, constant, run
 
@@ -45,6 +47,24 @@ def answers(*replies: bytes) -> Any:
     """Cycles through the replies."""
     count = iter(range(10**9))
     return lambda _: replies[next(count) % len(replies)]
+
+
+def test_reads_ask_for_as_many_posts_as_the_law_says(engine: LoadEngine) -> None:
+    asked: list[int] = []
+
+    def answer(request: Received) -> bytes:
+        fields = dict(word.split("=") for word in request.line.split()[1].partition("?")[2].split("&"))
+        asked.append(int(fields["stop"]) - int(fields["start"]))
+        return OK
+
+    with ScriptedServer(answer) as server:
+        run(engine, server, constant(400, "home_read"), seed=3, duration_s=1.0, varied=True)
+    counts = Counter(asked)
+    assert sum(counts.values()) == 400
+    # Binomial: five standard deviations of the rarest are 27 of 32.
+    assert {span: counts[span] for span in SPANS} == {
+        span: pytest.approx(400 * share, abs=5 * (400 * share * (1 - share)) ** 0.5) for span, share in SPANS.items()
+    }
 
 
 def test_every_request_is_answered_and_the_windows_add_up(engine: LoadEngine) -> None:

@@ -10,6 +10,7 @@ import pytest
 from actuators.contract.script import Behaviour, Script, ServerProfile
 from actuators.contract.topology import social_network
 from actuators.social_network.capacity import ServerPlan
+from actuators.social_network.costs import SPANS, post_work, read_work
 from actuators.social_network.server import SocialNetworkServer
 from tests.support.social_site import HOME, READ, USER, Servers, call, compose, raw, timeline
 from tests.support.waiting import wait_until
@@ -128,6 +129,18 @@ def test_the_same_request_has_the_same_work_and_fate_on_every_server(servers: Se
         outcomes.append((statuses, round(server.counters()["service_s"], 9)))
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert 8 <= list(outcomes[0][0].values()).count(500) <= 32
+
+
+def test_work_depends_on_the_request_where_the_plan_says_so(server: SocialNetworkServer) -> None:
+    plan = ServerPlan(service_s=(("home_read", 0.001), ("compose", 0.001)), varied=True)
+    server.play_plan(plan)
+    for span in SPANS:
+        path = f"/wrk2-api/home-timeline/read?user_id=1&start=7&stop={7 + span}"
+        assert call(server.address, path)[0] == 200
+    expected_s = 0.001 * sum(read_work(span) for span in SPANS)
+    assert server.counters()["service_s"] == pytest.approx(expected_s)
+    assert compose(server, "hello")[0] == 200
+    assert server.counters()["service_s"] == pytest.approx(expected_s + 0.001 * post_work(0, 0))
 
 
 def test_play_takes_the_servers_own_part_of_a_script(servers: Servers) -> None:
