@@ -140,7 +140,7 @@ def test_work_depends_on_the_request_where_the_plan_says_so(server: SocialNetwor
     expected_s = 0.001 * sum(read_work(span) for span in SPANS)
     assert server.counters()["service_s"] == pytest.approx(expected_s)
     assert compose(server, "hello")[0] == 200
-    assert server.counters()["service_s"] == pytest.approx(expected_s + 0.001 * post_work(0, 0))
+    assert server.counters()["service_s"] == pytest.approx(expected_s + 0.001 * post_work(1, 1))
 
 
 def test_play_takes_the_servers_own_part_of_a_script(servers: Servers) -> None:
