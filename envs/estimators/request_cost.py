@@ -66,11 +66,8 @@ def learn_from(train: Sequence[CostRow], test: Sequence[CostRow]) -> GroupCost:
     middle = np.average(table, axis=0, weights=weights)
     spread = np.sqrt(np.average((table - middle) ** 2, axis=0, weights=weights))
     varies = spread > 1e-9 * np.maximum(np.abs(middle), 1.0)
-    features, middle, spread = (
-        [f for f, kept in zip(features, varies, strict=True) if kept],
-        middle[varies],
-        spread[varies],
-    )
+    features = [feature for feature, one in zip(features, varies, strict=True) if one]
+    middle, spread = middle[varies], spread[varies]
     if not features:
         return GroupCost(requests=number)
     scaled = (table[:, varies] - middle) / spread
@@ -79,9 +76,9 @@ def learn_from(train: Sequence[CostRow], test: Sequence[CostRow]) -> GroupCost:
     if len(features) > MOST_TERMS - 1:
         strongest = np.argsort(-np.abs(model.coef_))[: MOST_TERMS - 1]
         model = RidgeCV(alphas=np.array(_PENALTIES)).fit(scaled[:, strongest], means, sample_weight=weights)
-    slopes = model.coef_ / spread[strongest]
     level = float(np.average(means, weights=weights))
     kept = np.abs(model.coef_) > _NEGLIGIBLE * level
+    slopes = np.where(kept, model.coef_ / spread[strongest], 0.0)
     first = float(model.intercept_ - slopes @ middle[strongest])
     # Divided by the mean cost: the model tells how requests differ, not how wrong the service times are.
     terms = {"one": first / level}
