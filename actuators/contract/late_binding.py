@@ -23,7 +23,7 @@ UNLIMITED = 1 << 40
 """Slots of a server before any are set."""
 ENOUGH = 1_000_000
 """Slots of a server, in NGINX too, that never lack."""
-HoldOrder = Literal["response_ratio", "earliest_deadline", "fifo"]
+HoldOrder = Literal["response_ratio", "earliest_deadline", "fifo", "shortest"]
 """Which held request is considered first."""
 
 
@@ -32,7 +32,8 @@ class LateBindingNumbers(Options):
 
     order: HoldOrder = "response_ratio"
     """`response_ratio`: by age over expected service time; `earliest_deadline`: by what is left of the deadline; both
-    with those that will be late at the end, the shortest first; `fifo`: by age."""
+    with those that will be late at the end, the shortest first; `fifo`: by age; `shortest`: by expected service time,
+    which waiting shortens (`waiting_weight`) and lateness lengthens (`late_weight`)."""
     slots_per_worker: float = Field(default=2.0, ge=1, le=1000)
     """Requests that a server may have of one balancer, over the workers that it is believed to have."""
     theta: float = Field(default=1.4, ge=1, le=1000)
@@ -45,6 +46,10 @@ class LateBindingNumbers(Options):
     """Age of the control in NGINX from which on nothing is held any more, because nobody renews it."""
     most_held: int = Field(default=4096, ge=1, le=1_000_000)
     """Held requests beyond which one is answered with 503 when it comes."""
+    waiting_weight: float = Field(default=0.9, ge=0, le=1)
+    """`shortest`: part of the service time that is taken off when a request has waited for its whole deadline."""
+    late_weight: float = Field(default=2.0, ge=1, le=1000)
+    """`shortest`: factor on the service time of a request that will be late."""
     refuse_factor: float | None = Field(default=None, ge=0.1, le=1000)
     """A request that is not expected to be answered within so many times its deadline is answered with 503 at once;
     none is when not given."""

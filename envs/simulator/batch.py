@@ -258,7 +258,7 @@ class SimulatedBatch:
             lane.room[...], lane.due_s[...] = binding.slots, binding.deadlines_s
             lane.rules["order"] = ORDER_CODES[numbers.order]
             lane.worth[...], lane.never[...] = binding.weights(), binding.importance == NEVER
-            for name in ("theta", "look_ahead", "longest_hold_s", "most_held"):
+            for name in ("theta", "look_ahead", "longest_hold_s", "most_held", "waiting_weight", "late_weight"):
                 lane.rules[name] = getattr(numbers, name)
             for g, kinds in enumerate(self._kinds[index]):
                 costs = [binding.costs.of(self.topology.groups[g].name, kind.seen) for kind in kinds]
@@ -408,6 +408,7 @@ class SimulatedBatch:
             "error_cost_s": o.error_cost_s, "error_gain": o.error_gain, "error_memory_s": o.error_memory_s,
             "by_in_flight": o.count_by_in_flight, "look_ahead": 1, "theta": 1.0, "longest_hold_s": np.inf,
             "refuse_factor": np.inf, "most_held": UNLIMITED, "probe_s": o.probe_ms / 1e3,
+            "waiting_weight": 0.0, "late_weight": 1.0,
         }  # fmt: skip
 
 

@@ -13,8 +13,10 @@ from envs.simulator import balancers as b
 from envs.simulator.compiling import inlined, leaf
 from envs.simulator.draws import below
 
-RESPONSE_RATIO, EARLIEST_DEADLINE, FIFO = range(3)
-ORDER_CODES = {"response_ratio": RESPONSE_RATIO, "earliest_deadline": EARLIEST_DEADLINE, "fifo": FIFO}
+RESPONSE_RATIO, EARLIEST_DEADLINE, FIFO, SHORTEST = range(4)
+ORDER_CODES = {
+    "response_ratio": RESPONSE_RATIO, "earliest_deadline": EARLIEST_DEADLINE, "fifo": FIFO, "shortest": SHORTEST,
+}  # fmt: skip
 NOBODY = -1
 LATE = -1e6
 """Added to the priority of requests that will be late, so that all others come before them."""
@@ -46,11 +48,16 @@ def take_out(lane: Any, place: Any) -> Any:
 
 
 @leaf
-def priority(order: Any, age_s: Any, service_s: Any, deadline_s: Any, worth: Any) -> Any:
+def priority(rules: Any, age_s: Any, service_s: Any, deadline_s: Any, worth: Any) -> Any:
     """The larger, the earlier the request is considered; `worth` is the importance of its group."""
+    order = rules.order
     if order == FIFO:
         return age_s
-    if age_s + service_s > deadline_s:
+    late = age_s + service_s > deadline_s
+    if order == SHORTEST:
+        factor = rules.late_weight if late else 1.0 - rules.waiting_weight * age_s / deadline_s
+        return -service_s / worth * factor
+    if late:
         return LATE - service_s / worth
     return age_s / service_s * worth if order == RESPONSE_RATIO else (age_s - deadline_s) / worth
 
@@ -59,14 +66,13 @@ def priority(order: Any, age_s: Any, service_s: Any, deadline_s: Any, worth: Any
 def first_in_line(lane: Any, context: Any, now_s: float) -> Any:
     """The place of the request of a context to consider next, -1 when all have been; the first come among equals."""
     best, highest = NOBODY, 0.0
-    order = lane.rules[0].order
     for place in range(lane.state[0].held):
         request = lane.requests[lane.line[place]]
         if lane.considered[place] or request.context != context:
             continue
         group = request.group
         age_s, worth = now_s - request.arrival_s, lane.worth[group]
-        rank = priority(order, age_s, lane.mean_tau_s[group] * request.cost, lane.due_s[group], worth)
+        rank = priority(lane.rules[0], age_s, lane.mean_tau_s[group] * request.cost, lane.due_s[group], worth)
         if best == NOBODY or rank > highest:
             best, highest = place, rank
     return best
@@ -144,17 +150,17 @@ def is_hopeless(lane: Any, slot: Any, s: Any, ahead_s: Any, now_s: float) -> Any
 @inlined
 def ahead_of(lane: Any, slot: Any, now_s: float) -> Any:
     """Seconds that all servers together need for the held requests which come before one that arrives now."""
-    request, order = lane.requests[slot], lane.rules[0].order
+    request, rules = lane.requests[slot], lane.rules[0]
     group = request.group
     service_s = lane.mean_tau_s[group] * request.cost
-    own = priority(order, now_s - request.arrival_s, service_s, lane.due_s[group], lane.worth[group])
+    own = priority(rules, now_s - request.arrival_s, service_s, lane.due_s[group], lane.worth[group])
     work_s, workers = 0.0, 0.0
     for place in range(lane.state[0].held):
         other = lane.requests[lane.line[place]]
         if other.context == request.context:
             g = other.group
             age_s, worth, service_s = now_s - other.arrival_s, lane.worth[g], lane.mean_tau_s[g] * other.cost
-            if priority(order, age_s, service_s, lane.due_s[g], worth) >= own:
+            if priority(rules, age_s, service_s, lane.due_s[g], worth) >= own:
                 work_s += service_s
     for s in range(len(lane.believed_workers)):
         workers += lane.believed_workers[s]

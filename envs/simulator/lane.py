@@ -93,7 +93,7 @@ RULES = _record(
     "method sharing contexts max_fails fail_timeout_s retry_500 retry_post learned work_kind balancers by_in_flight "
     "trailing clients order look_ahead most_held kinds",
     "theta longest_hold_s refuse_factor read_timeout_s overhead_s beta error_cost_s error_gain error_memory_s sigma"
-    " probe_s",
+    " probe_s waiting_weight late_weight",
 )
 
 

@@ -19,8 +19,10 @@ local tonumber, format, concat = tonumber, string.format, table.concat
 local LARGEST_WEIGHT = 2147483647
 local METHODS = { round_robin = true, least_conn = true, random_two = true, expected_delay = true, configured = true }
 local BY_TIMES = { expected_delay = true, late_binding = true }
-local ORDERS = { response_ratio = true, earliest_deadline = true, fifo = true }
-local NUMBERS = { theta = 1, look_ahead = 1, longest_hold_s = 3, most_held = 1, valid_s = 1 }   -- with the least of each
+local ORDERS = { response_ratio = true, earliest_deadline = true, fifo = true, shortest = true }
+local NUMBERS = {   -- with the least of each
+    theta = 1, look_ahead = 1, longest_hold_s = 3, most_held = 1, valid_s = 1, waiting_weight = 0, late_weight = 1,
+}
 local OPTIONAL = { refuse_factor = 0.1 }
 
 local holds           -- whether locations ask for a slot, so that requests can be held

@@ -187,13 +187,13 @@ end
 
 -- Whether another worker's first request comes before one of that rank; it has had its chance after COURTESY_S.
 local function others_first(current, rank, now)
-    local order, base, first = current.hold.order, heads.base, false
+    local hold, base, first = current.hold, heads.base, false
     for row = 1, rows.count() - 1 do
         local head = base + row * HEADS
         if head ~= heads.own and head[ARRIVAL] > 0 and now - head[SAID_AT] < HEAD_LASTS_S then
             local group = current.groups[head[GROUP]]
             local service_s = group.mean_tau_s * head[COST]
-            local theirs = rule.priority(order, now - head[ARRIVAL], service_s, group.deadline_s, group.worth)
+            local theirs = rule.priority(hold, now - head[ARRIVAL], service_s, group.deadline_s, group.worth)
             first = first or theirs > rank
         end
     end

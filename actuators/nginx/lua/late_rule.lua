@@ -16,13 +16,17 @@ local function wait_of(requests, seconds, workers)
     return requests >= workers and seconds / requests * (requests - workers + 1) / workers or 0
 end
 
--- The larger, the earlier the request is considered. `order`: response_ratio, earliest_deadline or fifo; worth: the
--- importance of its group.
-local function priority(order, age_s, service_s, deadline_s, worth)
+-- The larger, the earlier the request is considered. `hold`: of control.lua; worth: the importance of its group.
+local function priority(hold, age_s, service_s, deadline_s, worth)
+    local order = hold.order
     if order == "fifo" then
         return age_s
     end
-    if age_s + service_s > deadline_s then
+    local late = age_s + service_s > deadline_s
+    if order == "shortest" then
+        return -service_s / worth * (late and hold.late_weight or 1 - hold.waiting_weight * age_s / deadline_s)
+    end
+    if late then
         return LATE - service_s / worth
     end
     return order == "response_ratio" and age_s / service_s * worth or (age_s - deadline_s) / worth
@@ -45,7 +49,7 @@ end
 local function rank_of(current, entry, now)
     local group = current.by_name[entry.group]
     return priority(
-        current.hold.order, now - entry.arrival_s, group.mean_tau_s * entry.cost, group.deadline_s, group.worth
+        current.hold, now - entry.arrival_s, group.mean_tau_s * entry.cost, group.deadline_s, group.worth
     )
 end
 

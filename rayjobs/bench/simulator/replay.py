@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -36,7 +36,7 @@ from envs.simulator.compiling import compiled
 from envs.simulator.counting import bucket_table
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most
 
-ORDERS: tuple[HoldOrder, ...] = ("response_ratio", "earliest_deadline", "fifo")
+ORDERS: tuple[HoldOrder, ...] = get_args(HoldOrder)
 CONNECTIONS = 40
 SPEEDS = (1.0, 0.61, 1.7)
 SERVICE_S = (0.018, 0.0044, 0.0033)
@@ -128,7 +128,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
             importance, costs = (IMPORTANCE, COSTS) if factor else ((1.0, 1.0, 1.0), RequestCost())
             found = replayed(folder, numbers, requests=3000, seed=context.seed, importance=importance, costs=costs)
             plain, refusing = (plain + found, refusing) if factor is None else (plain, refusing + found)
-    how = f"{CONNECTIONS} connections, three orders, every decision of a real NGINX replayed in the simulator"
+    how = f"{CONNECTIONS} connections, {len(ORDERS)} orders, every decision of a real NGINX replayed in the simulator"
     more = f"{how}; importance {', '.join(map(str, IMPORTANCE))}, refuse_factor {REFUSE_FACTOR:g}, costs by request"
     events = refusing.picks + refusing.asked + refusing.refused
     return [
@@ -242,7 +242,7 @@ def _lane(topology: Topology, times: ServiceTimes) -> lane.Lane:
         "read_timeout_s": 60.0, "overhead_s": 0.0, "retry_500": False, "retry_post": True, "balancers": 1, "beta": 0.7,
         "error_cost_s": 1.0, "error_gain": 0.1, "error_memory_s": 5.0, "by_in_flight": False,
         "look_ahead": numbers.look_ahead, "theta": numbers.theta, "longest_hold_s": numbers.longest_hold_s,
-        "most_held": numbers.most_held,
+        "most_held": numbers.most_held, "waiting_weight": numbers.waiting_weight, "late_weight": numbers.late_weight,
         "refuse_factor": np.inf if numbers.refuse_factor is None else numbers.refuse_factor,
     }  # fmt: skip
     script = Script(
