@@ -1,4 +1,4 @@
-"""Searches order, θ, slots and refuse factor of late binding together for one recorded system, simulated, and judges
+"""Searches order, θ, weights, slots and refuse factor of late binding together for one recorded system, simulated, and judges
 what it has found.
 
 Trials of one search play the same draws with the same random numbers. The best of each search is compared with the
@@ -39,10 +39,12 @@ SPACE: dict[str, BaseDistribution] = {
     "order": CategoricalDistribution(get_args(HoldOrder)),
     "theta": FloatDistribution(1.0, 6.0, log=True),
     "slots_per_worker": FloatDistribution(1.0, 4.0, log=True),
+    "waiting_weight": FloatDistribution(0.0, 1.0),
+    "late_weight": FloatDistribution(1.0, 8.0, log=True),
     "refuses": CategoricalDistribution((False, True)),
     "refuse_factor": FloatDistribution(0.3, 6.0, log=True),
 }
-"""What is searched; `refuse_factor` counts only where `refuses`."""
+"""What is searched; `refuse_factor` counts only where `refuses`, and the two weights under the order `shortest`."""
 _FIRST_FACTOR = 1.0
 
 
@@ -262,7 +264,8 @@ def _study(trials: Trials, number: int, most: int, first: LateBindingNumbers) ->
         study.add_trial(create_trial(params=row["params"], distributions=SPACE, value=row["score"]))
     if not study.trials:
         factor = _FIRST_FACTOR if first.refuse_factor is None else first.refuse_factor
-        begun = {"theta": first.theta, "slots_per_worker": first.slots_per_worker, "refuse_factor": factor}
+        searched = ("theta", "slots_per_worker", "waiting_weight", "late_weight")
+        begun = {**{name: float(getattr(first, name)) for name in searched}, "refuse_factor": factor}
         for name, value in begun.items():
             ends = SPACE[name]
             assert isinstance(ends, FloatDistribution)

@@ -9,6 +9,7 @@ import numpy as np
 from actuators.contract.admission import NEVER
 from actuators.contract.control import Canary, Control, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Topology
 
 
@@ -39,6 +40,7 @@ def _holding_to_json(holding: LateBinding) -> dict[str, Any]:
         "deadlines_s": holding.deadlines_s.tolist(),
         "numbers": holding.numbers.model_dump(mode="json", exclude={"slots_per_worker"}),
         **({"importance": importance} if importance != [1.0] * len(importance) else {}),
+        **({"costs": costs} if (costs := holding.costs.in_force()) else {}),
     }
 
 
@@ -47,7 +49,7 @@ def _holding_from_json(data: dict[str, Any], topology: Topology) -> LateBinding:
     slots, deadlines_s = np.array(data["slots"], np.int64), np.array(data["deadlines_s"], dtype=float)
     given = data.get("importance", [1.0] * len(deadlines_s))
     importance = np.array([NEVER if each is None else each for each in given], dtype=float)
-    return LateBinding(topology, deadlines_s, slots, numbers, importance)
+    return LateBinding(topology, deadlines_s, slots, numbers, importance, RequestCost.of_terms(data.get("costs", {})))
 
 
 def canary_to_json(canary: Canary | None) -> dict[str, Any] | None:

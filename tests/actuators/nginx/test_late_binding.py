@@ -199,10 +199,13 @@ def test_the_control_reads_back_and_what_does_not_fit_is_refused(site: Site) -> 
         ({"order": "earliest_deadline"}, (10.0, 20.0), COMPOSE),
         ({"order": "earliest_deadline"}, (20.0, 10.0), HOME),
         ({"order": "earliest_deadline"}, (0.001, 0.001), HOME),
+        ({"order": "shortest"}, (10.0, 10.0), HOME),
+        ({"order": "shortest"}, (0.001, 0.001), HOME),
+        ({"order": "shortest", "waiting_weight": 0.0, "late_weight": 1000.0}, (10.0, 0.001), COMPOSE),
     ],
 )
 def test_held_requests_go_in_order(
-    site: Site, numbers: dict[str, str], deadlines_s: tuple[float, float], first: str
+    site: Site, numbers: dict[str, Any], deadlines_s: tuple[float, float], first: str
 ) -> None:
     """compose comes first; what will be late is last, the shortest first."""
     holding = LateBinding(

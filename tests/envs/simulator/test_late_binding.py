@@ -5,6 +5,7 @@ Seeds are fixed and the clock plays no part: a comparison repeats exactly.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_a_request_waits_for_the_faster_server_only_as_long_as_theta_says() -> N
     assert shares[0] < shares[1] < shares[2]
 
 
+def rules_of(order: HoldOrder) -> Any:
+    """What the event loop has of these numbers."""
+    numbers = LateBindingNumbers(order=order)
+    return SimpleNamespace(
+        order=binding.ORDER_CODES[order], waiting_weight=numbers.waiting_weight, late_weight=numbers.late_weight
+    )
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [
@@ -91,18 +100,29 @@ def test_a_request_waits_for_the_faster_server_only_as_long_as_theta_says() -> N
         ("fifo", [3, 4, 1, 0, 2]),
         ("response_ratio", [1, 0, 2, 4, 3]),
         ("earliest_deadline", [1, 2, 0, 4, 3]),
+        ("shortest", [1, 0, 2, 4, 3]),
     ],
 )
 def test_orders(order: HoldOrder, expected: list[int]) -> None:
     held = [(0.03, 0.01, 0.10), (0.04, 0.01, 0.06), (0.02, 0.01, 0.08), (0.20, 0.02, 0.10), (0.10, 0.01, 0.10)]
-    ranks = [binding.priority.py_func(binding.ORDER_CODES[order], *request, 1.0) for request in held]
+    ranks = [binding.priority.py_func(rules_of(order), *request, 1.0) for request in held]
     assert [int(index) for index in np.argsort(ranks)[::-1]] == expected
 
 
-@pytest.mark.parametrize(("order", "moves"), [("fifo", False), ("response_ratio", True), ("earliest_deadline", True)])
+@pytest.mark.parametrize("age_s", [0.0, 0.05, 0.08])
+def test_what_will_be_late_comes_after_the_like_and_before_what_takes_much_longer(age_s: float) -> None:
+    rank, rules = binding.priority.py_func, rules_of("shortest")
+    late, fresh = rank(rules, 0.2, 0.01, 0.1, 1.0), rank(rules, age_s, 0.01, 0.1, 1.0)
+    longer = rank(rules, 0.0, 0.03, 0.3, 1.0)
+    assert fresh > late > longer
+
+
+@pytest.mark.parametrize(
+    ("order", "moves"), [("fifo", False), ("response_ratio", True), ("earliest_deadline", True), ("shortest", True)]
+)
 def test_an_important_group_comes_earlier(order: HoldOrder, moves: bool) -> None:
     """Twice as important, both in time and late."""
-    rank, code = binding.priority.py_func, binding.ORDER_CODES[order]
+    rank, code = binding.priority.py_func, rules_of(order)
     for age_s in (0.03, 0.30):
         plain, important = (rank(code, age_s, 0.01, 0.10, worth) for worth in (1.0, 2.0))
         assert (important > plain) == moves

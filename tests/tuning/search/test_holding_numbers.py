@@ -85,7 +85,8 @@ def test_what_is_searched_are_numbers_of_the_rule() -> None:
             for name, each in SPACE.items()
         }
         found = numbers_with(base, drawn)
-        assert (found.order, found.theta, found.refuse_factor) == ("fifo", drawn["theta"], drawn["refuse_factor"])
+        assert (found.order, found.refuse_factor) == (get_args(HoldOrder)[-1], drawn["refuse_factor"])
+        assert all(getattr(found, name) == drawn[name] for name in ("theta", "waiting_weight", "late_weight"))
         assert found.look_ahead == 7
         assert numbers_with(base, {**drawn, "refuses": False}).refuse_factor is None
 
