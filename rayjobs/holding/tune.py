@@ -145,8 +145,8 @@ def _told(found: TunedHolding, judged: HoldingJudged) -> Iterator[str]:
         numbers = found.numbers
         refuses = "off" if numbers.refuse_factor is None else f"{numbers.refuse_factor:.2f}"
         yield (
-            f"order {numbers.order}, theta {numbers.theta:.2f}, waiting_weight {numbers.waiting_weight:.2f}, late_weight"
-            f" {numbers.late_weight:.2f}, slots_per_worker {numbers.slots_per_worker:.2f},"
+            f"order {numbers.order}, theta {numbers.theta:.2f}, slots_per_worker {numbers.slots_per_worker:.2f},"
+            f" waiting_weight {numbers.waiting_weight:.2f}, late_weight {numbers.late_weight:.2f},"
             f" refuse_factor {refuses}"
         )
 

@@ -1,5 +1,5 @@
-"""Searches order, θ, weights, slots and refuse factor of late binding together for one recorded system, simulated, and judges
-what it has found.
+"""Searches order, θ, slots, refuse factor and weights of late binding together for one recorded system, simulated, and
+judges what it has found.
 
 Trials of one search play the same draws with the same random numbers. The best of each search is compared with the
 numbers that the search began with, and with `expected_delay`, on draws that no search has seen. Every trial is kept as
