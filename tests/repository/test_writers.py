@@ -51,7 +51,7 @@ ALONE = {
     "tuning/search/trials.py", "tuning/search/trial.py",
     # A file that the user names, written as a whole.
     "actuators/statistics/recording.py", "actuators/external/kept.py", "rayjobs/benchmark/__main__.py",
-    "rayjobs/dashboards/__main__.py",
+    "rayjobs/dashboards/__main__.py", "rayjobs/holding/learn.py",
     "rayjobs/encoder.py", "rayjobs/export.py", "rayjobs/scenarios.py", "rayjobs/serve/options.py",
     "rayjobs/steer/handover.py", "rayjobs/steer/units.py", "rayjobs/weights.py",
     # Adds a line to the audit log through `append_line`.
