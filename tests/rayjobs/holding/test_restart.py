@@ -103,6 +103,7 @@ def test_a_restarted_nginx_holds_as_was_kept_until_it_is_kept_no_more(place: Pla
     assert place.errors() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -47,6 +47,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     assert reads.unread() == []
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_is_done(tmp_path: Path) -> None:
     many = ("search.searches=1", "search.trials=500", *QUICK[2:])
     command = [sys.executable, "-m", "rayjobs.holding", *words(tmp_path / "runs", quick=many)[1:]]

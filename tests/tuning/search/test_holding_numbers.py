@@ -43,6 +43,7 @@ def searched(path: Path, threads: int = 1) -> HoldingJudged:
     return search_all(system(), PLAIN, QUICK, 3, threads, Trials(path), quiet)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = searched(tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
