@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,6 +54,7 @@ def rows_of(kinds: Sequence[RequestKind], sums: FloatArray) -> list[CostRow]:
 
 def _sums(script: Script, topology: Topology, parts_s: Sequence[float]) -> list[FloatArray]:
     """``[groups, kinds, 3]`` of consecutive parts."""
+    script = replace(script, duration_s=max(script.duration_s, WARM_UP_S + sum(parts_s)))
     batch = SimulatedBatch(topology, 1, "expected_delay", options=SHARED_MEMORY)
     batch.reset(0, script)
     steer = steering(Learning(DEFAULT_ESTIMATOR))()

@@ -566,7 +566,13 @@ def test_the_order_is_that_of_both_workers_requests(two_workers: Site) -> None:
 
 
 WRONG: tuple[Callable[[str], str], ...] = (
-    lambda text: text.replace("order response_ratio", "order shortest"),
+    lambda text: text.replace("order ", "order un"),
+    lambda text: text + "cost nobody one 1\n",
+    lambda text: text + "cost home_read_backend two 1\n",
+    lambda text: text + "cost home_read_backend arg:a/b 1\n",
+    lambda text: text + "cost home_read_backend one nan\n",
+    lambda text: text + "".join(f"cost home_read_backend arg:a{number} 1\n" for number in range(33)),
+    lambda text: text + "samples 0\n",
     lambda text: text.replace("order response_ratio\n", ""),
     lambda text: text.replace("number theta 1.4", "number theta 0.5"),
     lambda text: text.replace("number theta 1.4", "number beta 1"),
