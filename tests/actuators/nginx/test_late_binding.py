@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -573,7 +574,7 @@ WRONG: tuple[Callable[[str], str], ...] = (
     lambda text: text + "cost home_read_backend one nan\n",
     lambda text: text + "".join(f"cost home_read_backend arg:a{number} 1\n" for number in range(33)),
     lambda text: text + "samples 0\n",
-    lambda text: text.replace("order response_ratio\n", ""),
+    lambda text: re.sub("order .*\n", "", text),
     lambda text: text.replace("number theta 1.4", "number theta 0.5"),
     lambda text: text.replace("number theta 1.4", "number beta 1"),
     lambda text: text.replace("slots ", "slots nobody "),
