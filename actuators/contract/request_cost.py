@@ -56,6 +56,9 @@ class SeenRequest:
     body_bytes: int = 0
     method: str = "GET"
 
+    def __hash__(self) -> int:
+        return hash((self.path, tuple(sorted(self.arguments.items())), self.body_bytes, self.method))
+
     def value(self, feature: str) -> float:
         """Of one feature; 0 where the request lacks what it names."""
         kind, _, rest = feature.partition(":")

@@ -36,7 +36,7 @@ _OTHER_TYPE = (0.00543, 0.33)
 LIVE_WORK_SCALE = 2.0
 """Factor on the work on a live testbed: half the requests per second at the same load."""
 
-_NOMINAL_LOAD = {"S2b": 0.325, "S6": 0.5}
+_NOMINAL_LOAD = {"S2b": 0.325, "S6": 0.5, "S11": 0.65}
 """Where the load of a scenario is not that of ordinary times."""
 
 _PATIENCE_S = 3600.0
