@@ -79,6 +79,7 @@ class LoadPart(Protocol):
         window_s: float = 1.0,
         clients: Sequence[Clients] = (),
         deadlines_s: Sequence[float] = (),
+        varied: bool = False,
     ) -> None: ...
 
     def window(self) -> LoadWindow: ...
