@@ -204,11 +204,15 @@ def expected_delay_obeys_service_times(make: Factory) -> None:
         tau_s = np.tile(np.where(np.arange(servers) == 0, 0.002, 0.5), (groups, 1))
         assert testbed.apply(ServiceTimes(testbed.topology, tau_s, np.full(servers, 4.0))).changed
         testbed.advance(INTERVAL_S)
-        window = testbed.advance(INTERVAL_S)
-        assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
-        assert window.delay is not None
-        assert window.delay.tau_s[testbed.topology.mask] == pytest.approx(tau_s[testbed.topology.mask], rel=1e-3)
-        assert 0 < window.delay.idle_requests.sum() <= window.delay.requests.sum() <= window.requests.sum()
+        idle = 0
+        for _ in range(4):
+            window = testbed.advance(INTERVAL_S)
+            assert window.requests[:, 0].sum() > 0.8 * window.requests.sum()
+            assert window.delay is not None
+            assert window.delay.tau_s[testbed.topology.mask] == pytest.approx(tau_s[testbed.topology.mask], rel=1e-3)
+            assert window.delay.idle_requests.sum() <= window.delay.requests.sum() <= window.requests.sum()
+            idle += int(window.delay.idle_requests.sum())
+        assert idle > 0, "a live server that has no time for a window serves what waited, and then has idle workers"
         testbed.set_method("least_conn")  # the factory may put the next testbed before the same NGINX
 
 
