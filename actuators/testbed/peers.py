@@ -307,7 +307,11 @@ class Peer:
     def _answers(self) -> bool:
         if not _is_taken(self.address):
             return False
-        return self._program_name() != "traefik" or _status(self.address, READY_PATH) == http.client.IM_A_TEAPOT
+        program = self._program_name()
+        if program in ("haproxy", "caddy"):
+            # They listen for requests first, and for orders a moment later.
+            return _accepts(self._socket)
+        return program != "traefik" or _status(self.address, READY_PATH) == http.client.IM_A_TEAPOT
 
 
 class NoStatistics:
@@ -358,6 +362,12 @@ def _prefix() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="deepsched-peer-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
+
+
+def _accepts(path: Path) -> bool:
+    """Whether a program accepts connections on that Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _is_taken(address: str) -> bool:
