@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # exec: signals to make reach the program itself. Following: a make that is killed outright takes it along.
 RUN := @exec env DEEPSCHED_FOLLOWS_PARENT=1 $(BIN)/deepsched
 
-# Without a connection and without a warning; MkDocs' announcement of its own next version is not one.
+# Without a connection and without a warning; MkDocs announces its next version: that is silenced.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs/mkdocs.yml
 
 # Several files at once, in the order of tests/conftest.py. pytest 9.2 ignores the groups of pytest-xdist 3.8.

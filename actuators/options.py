@@ -6,6 +6,7 @@ command line refuses it where it has none, and leaves it out of the configuratio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,12 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from actuators.errors import ConfigError
+from actuators.files import read_regular
+
 OptionsT = TypeVar("OptionsT", bound="Options")
 
+MAX_DOCUMENT_BYTES = 2**24
 GIVEN, NOT_GIVEN = object(), object()
 """In a condition: any value but none, zero, no and empty; and one of these."""
 
@@ -185,6 +190,29 @@ def first_fault(error: ValidationError) -> str:
     """The first of what pydantic refuses, in one line: the dotted path of its place, and what is wrong there."""
     first = error.errors(include_url=False, include_input=False)[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
+def read_document(model: type[OptionsT], path: Path, *, what: str, remedy: str, member: str = "") -> OptionsT | None:
+    """A small JSON document of ours as its model, or one member of it; None where the document lacks that member.
+
+    Args:
+        what: what the document is not when the model refuses it, for the message.
+
+    Raises ConfigError for a file that is unreadable, larger than 16 MiB, not JSON or not such a document.
+    """
+    try:
+        data = json.loads(read_regular(path, MAX_DOCUMENT_BYTES))
+        if member and isinstance(data, dict):
+            data = data.get(member)
+            if data is None:
+                return None
+        return model.model_validate(data)
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=remedy) from error
+    except ValidationError as error:
+        raise ConfigError(f"{what}: {first_fault(error)}", where=str(path), remedy=remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}", where=str(path), remedy=remedy) from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ client has sent.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,19 +15,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from actuators.contract.arrays import FloatArray
 from actuators.errors import ConfigError
-from actuators.files import read_regular
-from actuators.options import Options, first_fault
+from actuators.options import Options, read_document
 
 LEAST, MOST = 0.1, 20.0
 """Smallest and largest cost that a model gives: a wrong one cannot hold a request back for ever."""
 LEAST_R2 = 0.1
 """Explained share of the variance on held-out requests below which a model is not used."""
 MOST_TERMS, MOST_ARGUMENTS = 32, 8
-MAX_BYTES = 2**24
 _REMEDY = "make one with: deepsched holding learn"
 NAME, PATH = re.compile(r"[A-Za-z0-9_.-]{1,64}"), re.compile(r"[!-9;-~]{1,256}")
 """Arguments and patterns of paths that a model may name: without blanks and colons."""
@@ -131,19 +128,11 @@ class RequestCost(Options):
     @classmethod
     def load(cls, path: Path) -> RequestCost:
         """From a file, or from a bundle's folder. Raises ConfigError."""
-        where = path / "bundle.json" if path.is_dir() else path
-        try:
-            data = json.loads(read_regular(where, MAX_BYTES))
-            if path.is_dir() and isinstance(data, dict):
-                data = data.get("request_cost")
-            return cls.model_validate(data)
-        except OSError as error:
-            raise ConfigError(f"cannot read: {error.strerror}", where=str(where), remedy=_REMEDY) from error
-        except ValidationError as error:
-            what = f"not what requests cost: {first_fault(error)}"
-            raise ConfigError(what, where=str(where), remedy=_REMEDY) from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not JSON: {error}", where=str(where), remedy=_REMEDY) from error
+        where, member = (path / "bundle.json", "request_cost") if path.is_dir() else (path, "")
+        found = read_document(cls, where, what="not what requests cost", remedy=_REMEDY, member=member)
+        if found is None:
+            raise ConfigError("the bundle does not hold what requests cost", where=str(where), remedy=_REMEDY)
+        return found
 
     def of(self, group: str, seen: SeenRequest) -> float:
         """The cost of a request of the group."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from actuators.contract.admission import AdmissionNumbers, AdmissionRule
 from actuators.errors import ConfigError
-from actuators.files import read_regular
-from actuators.options import Options, first_fault
+from actuators.options import Options, read_document
 
 FILE, _BUNDLE = "admission.json", "bundle.json"
-MAX_BYTES = 2**24
 _REMEDY = "make one with: deepsched admission tune"
 
 
@@ -66,17 +63,5 @@ class TunedNumbers(Options):
 
     @classmethod
     def _read(cls, path: Path) -> Self | None:
-        try:
-            data = json.loads(read_regular(path, MAX_BYTES))
-            if path.name == _BUNDLE and isinstance(data, dict):
-                data = data.get("admission")
-                if data is None:
-                    return None
-            return cls.model_validate(data)
-        except OSError as error:
-            raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=_REMEDY) from error
-        except ValidationError as error:
-            what = f"no numbers of an admission rule: {first_fault(error)}"
-            raise ConfigError(what, where=str(path), remedy=_REMEDY) from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not JSON: {error}", where=str(path), remedy=_REMEDY) from error
+        member = "admission" if path.name == _BUNDLE else ""
+        return read_document(cls, path, what="no numbers of an admission rule", remedy=_REMEDY, member=member)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from actuators.contract.late_binding import LateBindingNumbers
-from actuators.errors import ConfigError
-from actuators.files import read_regular
-from actuators.options import Options, first_fault
+from actuators.options import Options, read_document
 
 FILE = "holding.json"
-MAX_BYTES = 2**24
 _REMEDY = "make one with: deepsched holding tune"
 
 
@@ -48,12 +44,6 @@ class TunedHolding(Options):
     def load(cls, path: Path) -> Self:
         """From a file, or from the folder of a search. Raises ConfigError."""
         path = path / FILE if path.is_dir() else path
-        try:
-            return cls.model_validate(json.loads(read_regular(path, MAX_BYTES)))
-        except OSError as error:
-            raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=_REMEDY) from error
-        except ValidationError as error:
-            what = f"no numbers of late binding: {first_fault(error)}"
-            raise ConfigError(what, where=str(path), remedy=_REMEDY) from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not JSON: {error}", where=str(path), remedy=_REMEDY) from error
+        found = read_document(cls, path, what="no numbers of late binding", remedy=_REMEDY)
+        assert found is not None, "the whole document was asked for"
+        return found

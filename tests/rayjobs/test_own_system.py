@@ -35,7 +35,7 @@ def run(out: Path, *words: str, sets: tuple[str, ...] = ()) -> Path:
 
 
 DRILLED = ("1x2", "1x3", "2x5", "1x12", "3x3 names")
-"""The one that is left has several groups and shared servers; the slow drill of an onboarding has them, too."""
+"""`make test` runs the system with several groups and shared servers; these run in the drills."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in DRILLED else n for n in SYSTEMS])

@@ -123,7 +123,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """As `make docs`: links, headings and the public API that the reference names; 15 s of computing."""
     command = [str(Path(sys.executable).with_name("mkdocs")), "build", "--strict", "--quiet"]
     command += ["-f", "docs/mkdocs/mkdocs.yml", "--site-dir", str(tmp_path / "site")]
-    # MkDocs' announcement of its own next version is not one.
+    # MkDocs announces its next version; that is not a warning about the documentation.
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

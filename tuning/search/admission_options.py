@@ -11,7 +11,7 @@ class NumbersSearchOptions(Options):
     """How much is searched. Drawn systems are rounded up to a multiple of eight, the kinds of family H."""
 
     searches: int = Field(default=3, ge=1, le=20)
-    """Independent searches, each with drawn systems of its own; the one that is best on further ones is judged."""
+    """Independent searches, each on other drawn systems; the one that is best on further systems is judged."""
     trials: int = Field(default=60, ge=2, le=10_000)
     """Numbers that each search tries, those to begin with included."""
     draws: int = Field(default=48, ge=8, le=10_000)

@@ -30,7 +30,7 @@ class HoldingSearchOptions(Options):
     """How much is searched, and in which systems."""
 
     searches: int = Field(default=2, ge=1, le=20)
-    """Independent searches, each with drawn systems of its own; the one that is best on further ones is judged."""
+    """Independent searches, each on other drawn systems; the one that is best on further systems is judged."""
     trials: int = Field(default=40, ge=2, le=10_000)
     """Numbers that each search tries, those to begin with included."""
     draws: int = Field(default=16, ge=2, le=10_000)

@@ -55,7 +55,7 @@ def test_a_log_gets_a_line_per_start_and_end_and_few_between() -> None:
 
 
 def test_a_log_is_never_silent_for_ten_seconds() -> None:
-    """Whatever a stage does: its last update is said again, or the time alone; `beat` is called every second."""
+    """During any stage the last update is repeated, or the time alone; `beat` is called every second."""
     screen = Screen(terminal=False)
     with screen.progress.stage("train") as stage:
         for second in range(30):
