@@ -34,11 +34,11 @@ from rayjobs.contract.stand import WINDOW_S, Load, Stand, lost, p99_ms
 
 VICTIM, COLD = 1, 2
 """Index of the server that is slow, fails and goes away, and of the one that goes away and comes back cold."""
-_WARM_UP_S, _FAIR_S, _SLOW_S, _FAILING_S = 3.0, 8.0, 6.0, 3.0
+_WARM_UP_S, _FAIR_S, _SLOW_S, _FAILING_S = 3.0, 7.0, 5.0, 3.0
 _BEFORE_FAILURE_S = 1.0
-_MOST_EXTENSIONS = 3
-"""A share below its limit is measured on this many times before it counts: chance makes one in 1000 of a proxy that
-draws servers at random."""
+_EXTENSIONS, _BACK_EXTENSIONS = 1, 3
+"""A share below its limit is measured on this many times before it counts. Of a proxy that draws servers at random chance
+makes one in 1000 in Return, and one in 10,000 among equal servers."""
 _AWAY_AT_S, _AWAY_S, _SHARE_S = 2.0, 1.0, 2.0
 _PATIENCE_S = 15.0
 """After its return, until a server has got a request."""
@@ -91,10 +91,10 @@ class Suite:
         """
         size = len(self.stand.servers)
         whole = self.rate_rps * size / (size - 1)
-        most_s = _WARM_UP_S + _FAIR_S * (1 + _MOST_EXTENSIONS)
+        most_s = _WARM_UP_S + _FAIR_S * (1 + _EXTENSIONS)
         with self.stand.load(address, whole, most_s + 1) as load:
             seconds = load.by_second(_WARM_UP_S, _WARM_UP_S + _FAIR_S)
-            while _is_close(seconds) and len(seconds) < _FAIR_S * (1 + _MOST_EXTENSIONS):
+            while _is_close(seconds) and len(seconds) < _FAIR_S * (1 + _EXTENSIONS):
                 since_s = _WARM_UP_S + len(seconds)
                 seconds += load.by_second(since_s, since_s + _FAIR_S)
             load.finish()
@@ -120,7 +120,7 @@ class Suite:
 
     def _returning(self, address: str) -> list[Verdict]:
         """Two servers refuse connections for a while, and one of them comes back cold."""
-        most_s = _AWAY_AT_S + _AWAY_S + _PATIENCE_S + _WARM_S + BACK_WITHIN_S + _SHARE_S * (1 + _MOST_EXTENSIONS) + 1
+        most_s = _AWAY_AT_S + _AWAY_S + _PATIENCE_S + _WARM_S + BACK_WITHIN_S + _SHARE_S * (1 + _BACK_EXTENSIONS) + 1
         with self.stand.load(address, self.rate_rps, most_s) as load:
             (counts,) = load.by_second(_AWAY_AT_S - 1, _AWAY_AT_S)
             used = shares_of_fair(counts)
@@ -165,12 +165,15 @@ class Suite:
         return firsts, most
 
     def _share_later(self, load: Load, at_s: float) -> float:
-        """Of the fair share of the server that came back, from that second on."""
+        """Of the fair share of the server that came back, from that second on, among all but the cold one."""
         at_s = max(at_s, load.now_s)
-        seconds = load.by_second(at_s, at_s + _SHARE_S)
-        while _is_close(seconds, VICTIM) and len(seconds) < _SHARE_S * (1 + _MOST_EXTENSIONS):
-            seconds += load.by_second(at_s + len(seconds), at_s + len(seconds) + _SHARE_S)
+        seconds = self._without_cold(load, at_s)
+        while _is_close(seconds, VICTIM) and len(seconds) < _SHARE_S * (1 + _BACK_EXTENSIONS):
+            seconds += self._without_cold(load, at_s + len(seconds))
         return float(shares_of_fair(np.sum(seconds, axis=0))[VICTIM])
+
+    def _without_cold(self, load: Load, at_s: float) -> list[IntArray]:
+        return [np.delete(counts, COLD) for counts in load.by_second(at_s, at_s + _SHARE_S)]
 
     def _successes(self, server: int) -> int:
         counters = self.stand.servers[server].counters()
