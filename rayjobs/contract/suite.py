@@ -37,8 +37,8 @@ VICTIM, COLD = 1, 2
 _WARM_UP_S, _FAIR_S, _SLOW_S, _FAILING_S = 3.0, 7.0, 5.0, 3.0
 _BEFORE_FAILURE_S = 1.0
 _EXTENSIONS, _BACK_EXTENSIONS = 1, 3
-"""A share below its limit is measured on this many times before it counts. Of a proxy that draws servers at random chance
-makes one in 1000 in Return, and one in 10,000 among equal servers."""
+"""A share below its limit is measured on this many times before it counts. Of a proxy that draws servers at random,
+chance makes one in 1000 in Return, and one in 10,000 among equal servers."""
 _AWAY_AT_S, _AWAY_S, _SHARE_S = 2.0, 1.0, 2.0
 _PATIENCE_S = 15.0
 """After its return, until a server has got a request."""
