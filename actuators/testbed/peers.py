@@ -61,8 +61,6 @@ PEERS: dict[str, str] = {
     "caddy_random_choose": "Caddy, random_choose of two",
 }
 """Name → description. Those that are not of NGINX have one pool of servers for all request types."""
-HAPROXY = "haproxy_roundrobin"
-"""HAProxy with `balance roundrobin`, for `actuators.testbed.haproxy`: among the balancers it would tell nothing new."""
 ENVOY = "envoy_concurrency"
 """Envoy with its filter adaptive_concurrency. It refuses requests, also when it has just started (it measures idle
 latency with three at a time), so that it stands beside admission, and not among the balancers."""
@@ -86,7 +84,7 @@ class Peer:
     """One running peer; a context manager. It replaces our NGINX before the same servers.
 
     Args:
-        name: of `PEERS`, `ENVOY`, `HAPROXY`, ``stock:PATH`` of a plan of weights, or ``nginx:PATH`` of a configuration
+        name: of `PEERS`, `ENVOY`, ``stock:PATH`` of a plan of weights, or ``nginx:PATH`` of a configuration
             with the placeholders ``{listen}`` for HOST:PORT, ``{servers}`` for the `server` lines, and ``{prefix}`` for
             its private folder, which its workers can enter.
 
@@ -264,8 +262,8 @@ class Peer:
         return str(config)
 
     def _haproxy(self) -> list[str]:
-        balance = {"haproxy_leastconn": "leastconn", "haproxy_random": "random(2)", HAPROXY: "roundrobin"}
-        config = render_haproxy(self.topology, self.address, balance[self.name], self._socket)
+        balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
+        config = render_haproxy(self.topology, self.address, balance, self._socket)
         return ["-W", "-db", "-f", self._written(config, ".conf")]
 
     def _envoy(self) -> list[str]:
