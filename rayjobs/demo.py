@@ -15,6 +15,7 @@ from actuators.nginx.detect import detect, need_lua
 from actuators.options import GIVEN, Moved, Never, Only, Options, Retired
 from actuators.testbed.options import LiveOptions
 from envs.environment.phase import ObserveOptions
+from envs.estimators.registry import DEFAULT_ESTIMATOR
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage
@@ -101,7 +102,7 @@ class DemoOptions(RayOptions):
     """The observation phase."""
     training: LearningOptions = LearningOptions(steps=20_000)
     """Training on simulated testbeds. With `expected_delay` the policy is a residual on learned service times
-    (`decision.action.baseline=idle`), `paired` with them, unless these options are given."""
+    (`decision.action.baseline=levelled`), `paired` with them, unless these options are given."""
     live_training: LiveTrainingOptions = LiveTrainingOptions()
     """Training on the testbed itself."""
     judge: BlockOptions = BlockOptions(rounds=4, warm_up_s=1.5, measure_s=4.0)
@@ -121,7 +122,7 @@ class DemoOptions(RayOptions):
         values["method"] = method = best_method(self)
         baseline, paired = "training.decision.action.baseline", "training.paired"
         if self.training.decision.action.kind == "residual" and not self.given(baseline):
-            values[baseline] = "idle" if method == "expected_delay" else "inverse_latency"
+            values[baseline] = DEFAULT_ESTIMATOR if method == "expected_delay" else "inverse_latency"
         if self.training.algorithm.name in ONLINE and not self.given(paired):
             values[paired] = method == "expected_delay"
         return self.changed(values)
@@ -148,7 +149,7 @@ def best_method(options: DemoOptions) -> BalancingMethod:
         raise ConfigError(
             f"actions of kind {kind} set weights, not service times",
             where="training.decision.action",
-            remedy="take kind residual on baseline idle, or another --method",
+            remedy="take kind residual on baseline levelled, or another --method",
         )
     if method != "expected_delay" and chosen and sets_times:
         raise ConfigError(

@@ -77,8 +77,8 @@ class EvaluateOptions(RayOptions):
     )  # fmt: skip
     """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
-    puts one on another method. Rules with service times: expected_delay (learned by the `idle` estimator),
-    expected_delay_static (nothing learned), ratio, levelled, inverse_latency@expected_delay; late_binding and
+    puts one on another method. Rules with service times: expected_delay (learned),
+    expected_delay_static (nothing learned), ratio, unlevelled, inverse_latency@expected_delay; late_binding and
     earliest_deadline also hold requests until a server has a free slot, and send them in an order of their own; with
     _learned behind the name they learn how many slots. Oracles (simulated): shortest_delay, join_shortest,
     central_queue, true_times, optimal_round_robin, optimal_least_conn.

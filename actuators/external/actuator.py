@@ -19,9 +19,11 @@ from actuators.contract.late_binding import LateBinding
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
+from actuators.external.haproxy import HaproxyActuator
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.restoring import restoration
 from actuators.files import read_token
+from actuators.haproxy_api import socket_of
 from actuators.nginx.control_endpoint import (
     MemoryControl,
     Split,
@@ -40,8 +42,9 @@ class ActuatorOptions(Options):
     """Which NGINX, and how to reach its weights."""
 
     control_url: str = ""
-    """Control endpoint of an NGINX that includes our snippet, as http://127.0.0.1:8090/control; weights change
-    in memory through it, and by reload when not given."""
+    """Control endpoint of an NGINX that includes our snippet, as http://127.0.0.1:8090/control, or socket of the
+    runtime API of an HAProxy, as haproxy:/run/haproxy/admin.sock; weights change in memory through it, and by reload
+    when not given."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token of the control endpoint; changes are refused when not given."""
     reload: Annotated[ExternalNginxOptions, Only(control_url=NOT_GIVEN)] = Field(default_factory=ExternalNginxOptions)
@@ -139,13 +142,15 @@ class MemoryActuator:
 
 
 def open_actuator(options: ActuatorOptions, groups: tuple[str, ...] = ()) -> Actuator:
-    """Opens an NGINX in memory when there is a control URL, else by reload.
+    """Opens an NGINX in memory or an HAProxy when there is a control URL, else an NGINX by reload.
 
     Args:
         groups: those that are read and set; all when empty.
 
     Raises ConfigError, MissingToolError or ActuationError.
     """
+    if (path := socket_of(options.control_url)) is not None:
+        return HaproxyActuator(path, groups)
     if not options.control_url:
         return ExternalNginx(options.reload.model_copy(update={"groups": groups}) if groups else options.reload)
     token = read_token(options.token_file) if options.token_file is not None else ""

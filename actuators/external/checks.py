@@ -17,9 +17,11 @@ import psutil
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ConfigError, DeepSchedError, MissingToolError
 from actuators.external.config_reader import ParsedConfig
+from actuators.external.haproxy import HaproxyActuator
 from actuators.external.master import master_process
 from actuators.external.nginx import ExternalNginxOptions
 from actuators.files import read_token
+from actuators.haproxy_api import RuntimeApi, socket_of
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.nginx.detect import INSTALL, detect
 from actuators.statistics.names import server_names
@@ -95,10 +97,10 @@ def names_check(topology: Topology, snapshot: Snapshot) -> Check:
     """Whether every server line has an entry of its own in the statistics."""
     names = server_names(topology, snapshot)
     missing = [group.name for group in topology.groups if names.groups[group.name] not in snapshot.groups]
-    if missing and snapshot.source == "vts":
+    if missing and snapshot.source != "prometheus":
         remedy = "give the status URL and the configuration of the same NGINX, and reload it after changes"
         return Check("names", "fail", f"the statistics do not show {', '.join(missing)[:200]}", remedy)
-    if names.problems and snapshot.source == "vts":
+    if names.problems and snapshot.source != "prometheus":
         more = f" (and {len(names.problems) - 1} more)" if len(names.problems) > 1 else ""
         return Check("names", "fail", names.problems[0] + more, "write the address in the configuration, once")
     if names.aliases:
@@ -133,7 +135,11 @@ def reload_checks(config: ParsedConfig, options: ExternalNginxOptions) -> list[C
 
 
 def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
-    """Whether the control endpoint answers, which groups it has, and whether the token can be read."""
+    """Whether the control endpoint answers, which groups it has, and whether the token can be read; of an HAProxy,
+    whether its socket allows changes.
+    """
+    if (path := socket_of(control_url)) is not None:
+        return _haproxy(path)
     try:
         topology = topology_from_text(MemoryControl.read(control_url))
     except (ActuationError, ConfigError) as error:
@@ -149,6 +155,19 @@ def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
     except ConfigError as error:
         return [*checks, failed("token", error)]
     return [*checks, Check("token", "ok", "can be read, by its user only")]
+
+
+def _haproxy(path: Path) -> list[Check]:
+    try:
+        topology, level = HaproxyActuator(path).topology, RuntimeApi(path).ask("show cli level")
+    except (ActuationError, ConfigError) as error:
+        return [failed("control", error)]
+    names = ", ".join(group.name for group in topology.groups)
+    found = Check("control", "ok", f"HAProxy answers, for the backends {names[:200]}")
+    if level != "admin":
+        what, remedy = f"the socket's level is {level[:40]}: weights can be read and not changed", "write `level admin`"
+        return [found, Check("level", "warn", what, f"{remedy} behind its `stats socket`, and reload HAProxy")]
+    return [found, Check("level", "ok", "the socket allows changes")]
 
 
 def _files(config: ParsedConfig) -> Check:

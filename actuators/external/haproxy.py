@@ -6,7 +6,7 @@ that are set so last until HAProxy reads its configuration again.
 
 from __future__ import annotations
 
-import socket
+import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,47 +19,11 @@ from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology, group_of
 from actuators.errors import ActuationError, ConfigError
 from actuators.external.restoring import restoration
+from actuators.haproxy_api import RuntimeApi
 
-_TIMEOUT_S = 5.0
-_MOST_BYTES = 2**24
 _STATE_FORMAT = "1"
 _OUT = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x20
 """Bits of srv_admin_state: maintenance and drain, set by a command, by another server or by the configuration."""
-
-
-class RuntimeApi:
-    """HAProxy's runtime API on a Unix socket (`stats socket PATH level admin`); a connection per call."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def ask(self, command: str) -> str:
-        """The answer to one command, without blanks around it. Raises ActuationError when none comes."""
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(_TIMEOUT_S)
-                connection.connect(str(self.path))
-                connection.sendall(f"{command}\n".encode())
-                parts, size = [], 0
-                while part := connection.recv(65536):
-                    parts.append(part)
-                    size += len(part)
-                    if size > _MOST_BYTES:
-                        what = f"the answer is longer than {_MOST_BYTES} bytes"
-                        raise ActuationError(what, where=str(self.path))
-        except OSError as error:
-            remedy = "give the path of its `stats socket`, which this user may open"
-            what = f"HAProxy's runtime API does not answer: {error}"
-            raise ActuationError(what, where=str(self.path), remedy=remedy) from error
-        return b"".join(parts).decode(errors="replace").strip()
-
-    def order(self, *commands: str) -> None:
-        """Gives commands that answer nothing when they are obeyed. Raises ActuationError with another answer."""
-        for command in commands:
-            if answer := self.ask(command):
-                remedy = "the socket needs `level admin`" if "ermission denied" in answer else ""
-                what = f"HAProxy refused '{command}': {answer}"
-                raise ActuationError(what, where=str(self.path), remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -128,6 +92,16 @@ class HaproxyActuator:
         scaled = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
         whole = np.where(self.topology.mask, np.maximum(np.rint(scaled), 1), 0).astype(np.int64)
         return Weights(self.topology, whole, down)
+
+    @property
+    def balance(self) -> str:
+        """The `balance` algorithm of all groups in HAProxy's words, several of them with commas.
+
+        Raises ActuationError.
+        """
+        lines = self._api.ask("show stat").removeprefix("# ").splitlines()
+        rows = [row for row in csv.DictReader(lines) if row.get("svname") == "BACKEND"]
+        return ", ".join(sorted({row.get("algo") or "unknown" for row in rows if row.get("pxname") in self._groups}))
 
     def apply(self, control: Control) -> Applied:
         """As `Actuator.apply`; service times are refused, because HAProxy has no such method."""

@@ -51,14 +51,16 @@ class PreflightOptions(Options):
     }
 
     status_url: str = ""
-    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json. When not given: /status beside
-    /control of `control_url`, or without that this machine is checked."""
+    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json, or the socket of an HAProxy, as
+    haproxy:/run/haproxy/admin.sock. When not given: /status beside /control of `control_url`, or without that this
+    machine is checked."""
     groups: Annotated[tuple[str, ...], Only(status_url=GIVEN)] = ()
     """Upstreams that matter; all when empty."""
     nginx_conf: Annotated[Path | None, Only(status_url=GIVEN, control_url=NOT_GIVEN)] = None
     """Main configuration of that NGINX, for weights that change by reload; not checked when not given."""
     control_url: Annotated[str, Only(nginx_conf=NOT_GIVEN)] = ""
-    """Control endpoint of that NGINX, for weights that change in memory; not checked when not given."""
+    """Control endpoint of that NGINX, or socket of that HAProxy, for weights that change in memory; not checked when
+    not given."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token of the control endpoint; weights can be read and not changed when not given."""
     load_balancers: Annotated[int, Only(status_url=GIVEN)] = Field(0, ge=0)
@@ -101,18 +103,23 @@ def _reachable(options: PreflightOptions) -> tuple[list[Check], Snapshot | None]
         return [failed("statistics", error)], None
     took_ms = 1000 * (time.monotonic() - began_s) / len(snapshots)
     last = snapshots[-1]
-    version = (
-        "the statistics of this project"
-        if last.module_version == "deepsched"
-        else (f"nginx-module-vts {last.module_version}" if last.module_version else "statistics of an unknown module")
-    )
-    checks = [Check("statistics", "ok", f"{version}, read in {took_ms:.0f} ms")]
+    checks = [Check("statistics", "ok", f"{_source(last)}, read in {took_ms:.0f} ms")]
     hosts = {snapshot.host_name for snapshot in snapshots}
     fell = any(b.connections.requests < a.connections.requests for a, b in itertools.pairwise(snapshots))
     if len(hosts) > 1 or fell:
         names = ", ".join(sorted(filter(None, hosts))) or "counters go up and down"
         checks.append(Check("one machine", "fail", f"several NGINX answer at this URL: {names}", "give the URL of one"))
     return checks, last
+
+
+def _source(snapshot: Snapshot) -> str:
+    """Whose statistics these are, in words."""
+    if snapshot.source == "haproxy":
+        return "HAProxy's runtime API"
+    if snapshot.module_version == "deepsched":
+        return "the statistics of this project"
+    version = snapshot.module_version
+    return f"nginx-module-vts {version}" if version else "statistics of an unknown module"
 
 
 def _groups(options: PreflightOptions, snapshot: Snapshot) -> Iterator[Check]:
@@ -139,7 +146,7 @@ def _lacks(snapshot: Snapshot) -> Iterator[Check]:
     yield from (Check(each.name, "fail" if each.serious else "warn", each.what, each.remedy) for each in found)
     names = {each.name for each in found}
     servers = [each for group in named_groups(snapshot).values() for each in group.values() if each.request_counter]
-    if "histogram" not in names and servers:
+    if "histogram" not in names and servers and snapshot.source != "haproxy":
         bounds = len(servers[0].response_buckets.msecs)
         yield Check("histogram", "ok", f"{bounds} bounds, filled for all {len(servers)} servers with requests")
     if "zone" not in names and snapshot.zone is not None:
@@ -154,6 +161,8 @@ def _attempts(options: PreflightOptions, snapshot: Snapshot) -> Check:
         name, "warn", "are not counted: a server that does not answer looks as if it had no requests",
         "none is needed: steering takes a server that has weight and gets nothing as suspect",
     )  # fmt: skip
+    if snapshot.source == "haproxy":
+        return counted
     if snapshot.module_version == "deepsched":
         return Check(name, "ok", "are counted, unless these statistics were told to count final answers only")
     if any(snapshot.unserved.values()):

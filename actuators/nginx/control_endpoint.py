@@ -25,6 +25,7 @@ from actuators.contract.request_cost import RequestCost
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError
+from actuators.haproxy_api import socket_of
 from actuators.nginx.endpoint import TextEndpoint
 
 _METHODS: tuple[MemoryMethod, ...] = (*get_args(BalancingMethod), "configured")
@@ -339,7 +340,12 @@ def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def beside(control_url: str, name: str) -> str:
-    """The address of another location beside the control endpoint. Raises ConfigError for what is not an endpoint."""
+    """The address of another location beside the control endpoint; an HAProxy's socket serves all.
+
+    Raises ConfigError for what is not an endpoint.
+    """
+    if socket_of(control_url) is not None:
+        return control_url
     head, slash, last = control_url.rpartition("/")
     if not slash or not last or "://" not in head:
         raise ConfigError(

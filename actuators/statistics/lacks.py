@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from actuators.statistics import haproxy
 from actuators.statistics.prometheus import LACKS
 from actuators.statistics.vts import ServerCounters, Snapshot, Zone
 
@@ -48,6 +49,8 @@ def _source(snapshot: Snapshot) -> Iterator[Lack]:
         yield Lack(
             "source", False, f"the statistics are metrics: {LACKS}", "for steering, read vts' JSON, /status/format/json"
         )
+    if snapshot.source == "haproxy":
+        yield Lack("source", False, haproxy.LACKS, "judge by means, or by the load engine's own percentiles")
 
 
 def _zone(snapshot: Snapshot) -> Iterator[Lack]:
@@ -71,6 +74,8 @@ def _zone(snapshot: Snapshot) -> Iterator[Lack]:
 
 
 def _histogram(snapshot: Snapshot) -> Iterator[Lack]:
+    if snapshot.source == "haproxy":
+        return
     used = {
         f"{group}/{server}": counters.response_buckets.msecs
         for group, servers in named_groups(snapshot).items()

@@ -14,8 +14,10 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.credentials import without_credentials
 from actuators.errors import StatusError
+from actuators.haproxy_api import socket_of
 from actuators.http_client import MAX_BODY_BYTES, KeptConnection, NoResponseError
 from actuators.options import Options
+from actuators.statistics.haproxy import HaproxyStatistics
 from actuators.statistics.names import NameKeeper, ServerNames
 from actuators.statistics.prometheus import LACKS, parse_text
 from actuators.statistics.vts import Snapshot, parse, parse_json
@@ -42,7 +44,8 @@ class StatusReader:
     """Reads one status endpoint over a kept connection; a context manager.
 
     Args:
-        status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``.
+        status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``; or the socket of an HAProxy's
+            runtime API, as ``haproxy:/run/haproxy/admin.sock``.
         takes_text: whether vts' Prometheus text is read, too; it lacks weights and flags.
         for_decisions: leaves out the counters that only a recording holds.
 
@@ -63,16 +66,20 @@ class StatusReader:
     ) -> None:
         self.status_url, options = without_credentials(status_url), options or CollectOptions()
         self._takes_text, self._for_decisions = takes_text, for_decisions
-        self._connection = KeptConnection(
+        path = socket_of(status_url)
+        self._haproxy = None if path is None else HaproxyStatistics(path)
+        self._connection = None if path else KeptConnection(
             status_url,
             connect_timeout_s=options.connect_timeout_s,
             read_timeout_s=options.read_timeout_s,
             max_bytes=options.max_bytes,
             where="status_url",
-        )
+        )  # fmt: skip
 
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
+        if self._haproxy is not None:
+            return self._haproxy.snapshot()
         status, body = self._get()
         if status == 200 and body.lstrip()[:1] == b"#":
             return self._text(body)
@@ -108,7 +115,8 @@ class StatusReader:
         return document
 
     def close(self) -> None:
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +127,8 @@ class StatusReader:
         self.close()
 
     def _get(self) -> tuple[int, bytes]:
+        if self._connection is None:
+            raise StatusError("HAProxy has no JSON of vts", where=self.status_url, remedy="give the URL of an NGINX")
         try:
             return self._connection.request("GET")
         except NoResponseError as error:

@@ -27,6 +27,8 @@ from actuators.statistics.vts import Responses, ServerCounters, Snapshot, Source
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
 _SOURCE, _MORE_GROUPS = "source", "upstreamZones"
+_OTHER_SOURCES: tuple[Source, ...] = ("prometheus", "haproxy")
+"""Those that a line names; of vts it says nothing."""
 _RESERVED = frozenset((*_SNAPSHOT_KEYS, _SOURCE, _MORE_GROUPS, "gap"))
 _NOT_SHOWN = ("weight", "maxFails", "failTimeout", "backup", "down")
 """Keys of a server that are left out where the statistics do not show them."""
@@ -180,7 +182,7 @@ def to_json(snapshot: Snapshot) -> bytes:
         line["sharedZones"] = _known(snapshot.zone)
     if snapshot.balancer is not None:
         line["deepsched"] = snapshot.balancer
-    without = () if snapshot.source == "vts" else _NOT_SHOWN
+    without = _NOT_SHOWN if snapshot.source == "prometheus" else ()
     for name, servers in snapshot.groups.items():
         group = {server: _entry(counters, without) for server, counters in servers.items()}
         if snapshot.unserved.get(name) and name not in servers:
@@ -193,7 +195,8 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
     """The snapshot of one line with old or new keys. Raises StatusError for any other line."""
     if not isinstance(line, Mapping):
         raise StatusError("a line is not a JSON object", where="snapshots")
-    source: Source = "prometheus" if line.get(_SOURCE) == "prometheus" else "vts"
+    named = line.get(_SOURCE)
+    source: Source = next((known for known in _OTHER_SOURCES if known == named), "vts")
     own = {*_SNAPSHOT_KEYS, _MORE_GROUPS} | ({_SOURCE} if source != "vts" else set())
     more = line.get(_MORE_GROUPS, {})
     groups = {name: value for name, value in line.items() if name not in own}

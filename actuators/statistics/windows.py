@@ -169,7 +169,7 @@ def _bins(cumulative: Sequence[Sequence[int]], bounds_ms: tuple[int, ...]) -> In
 
 
 def _missing_groups(after: Snapshot, topology: Topology) -> Iterable[Fault]:
-    for group in topology.groups if after.source == "vts" else ():
+    for group in topology.groups if after.source != "prometheus" else ():
         if group.name not in after.groups:
             yield Fault("missing_group", "not in NGINX's statistics", group.name)
 

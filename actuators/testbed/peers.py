@@ -27,8 +27,8 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Topology
 from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
 from actuators.errors import ActuationError, MissingToolError, ProcessError
-from actuators.external.haproxy import RuntimeApi
 from actuators.files import private_folder, socket_place, write_atomic
+from actuators.haproxy_api import RuntimeApi
 from actuators.nginx.reload import Reloader, run_checked
 from actuators.processes.process import ManagedProcess
 from actuators.processes.system import children, family_cpu_s, free_port
@@ -84,9 +84,9 @@ class Peer:
     """One running peer; a context manager. It replaces our NGINX before the same servers.
 
     Args:
-        name: of `PEERS`, `ENVOY`, ``stock:PATH`` of a plan of weights, or ``nginx:PATH`` of a configuration with the
-            placeholders ``{listen}`` for HOST:PORT, ``{servers}`` for the `server` lines, and ``{prefix}`` for its
-            private folder, which its workers can enter.
+        name: of `PEERS`, `ENVOY`, ``stock:PATH`` of a plan of weights, or ``nginx:PATH`` of a configuration
+            with the placeholders ``{listen}`` for HOST:PORT, ``{servers}`` for the `server` lines, and ``{prefix}`` for
+            its private folder, which its workers can enter.
 
     Raises:
         MissingToolError: the program or module is not installed.
@@ -263,8 +263,8 @@ class Peer:
 
     def _haproxy(self) -> list[str]:
         balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
-        config = self._written(render_haproxy(self.topology, self.address, balance, self._socket), ".conf")
-        return ["-W", "-db", "-f", config]
+        config = render_haproxy(self.topology, self.address, balance, self._socket)
+        return ["-W", "-db", "-f", self._written(config, ".conf")]
 
     def _envoy(self) -> list[str]:
         shared = self.name != ENVOY

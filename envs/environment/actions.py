@@ -42,7 +42,7 @@ class ActionOptions(Options):
     """`residual`: the baseline × exp(bound·a), so that 0 is that baseline; `continuous`: exp(2a);
     `increments`: the present weights × exp(0.4a); `ratios`: one of a finite set of ratio vectors per group."""
     baseline: Annotated[Baseline, Only(kind="residual")] = "inverse_latency"
-    """What a residual stands on: `inverse_latency` sets weights; `idle`, `ratio`, `levelled` estimate the service times
+    """What a residual stands on: `inverse_latency` sets weights; `levelled`, `idle`, `ratio` estimate the service times
     of `expected_delay`, which a positive action shortens, so that the server gets more."""
     bound: Annotated[float, Only(kind="residual")] = Field(default=0.7, ge=0, le=10)
     """Largest |log| by which a residual may move a weight or a service time off the baseline; 0 is the baseline."""
@@ -67,7 +67,7 @@ def check_method(method: BalancingMethod, action: ActionOptions) -> None:
     """Raises ValueError unless what the actions set is what the balancing method takes: weights or service times."""
     if action.estimator is None and method == "expected_delay":
         raise ValueError(
-            "expected_delay takes service times, not weights: set decision.action.baseline=idle (kind residual)"
+            "expected_delay takes service times, not weights: set decision.action.baseline=levelled (kind residual)"
         )
     if action.estimator is not None and method != "expected_delay":
         raise ValueError(f"baseline {action.estimator} sets service times: set method=expected_delay")

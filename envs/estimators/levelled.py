@@ -8,14 +8,15 @@ from actuators.contract.arrays import FloatArray
 from envs.estimators.base import ServiceSamples
 from envs.estimators.idle import IdleEstimator
 
-_CHANCE = 3.0
-"""Standard errors within which a difference counts as chance."""
+_CHANCE, _MOST = 3.0, 0.25
+"""Standard errors within which a difference counts as chance, and the largest relative difference that does. Too little
+is known of a server that is rarely asked for a type to call it equal to one that is twice as fast."""
 _PRIOR = 20.0
 """Requests that the prior of `idle` stands for."""
 
 
 class LevelledEstimator(IdleEstimator):
-    """As `IdleEstimator`, then levelled: first each server over all types, then what is left of it at each type.
+    """The default: `IdleEstimator`, then levelled: first each server over all types, then what is left at each type.
 
     `expected_delay` sends to the least τ while a worker is idle there, so that the noise of the estimates decides
     between equal servers, and starves some of them for seconds. Source: docs/studies.md#estimator-levelled.
@@ -40,8 +41,8 @@ class LevelledEstimator(IdleEstimator):
 def levelled(values: FloatArray, requests: FloatArray) -> FloatArray:
     """Values in which servers that differ by no more than chance are equal, ``[..., servers]``.
 
-    In ascending order a server joins those before it when it is within three standard errors of their mean, which is
-    what all of them then get.
+    In ascending order a server joins those before it when it is within three standard errors of their mean and at most
+    a quarter above it. All of them then get their mean.
 
     Args:
         values: estimates > 0, whose relative standard error is 1 / √`requests` (that of exponential service times).
@@ -54,7 +55,7 @@ def levelled(values: FloatArray, requests: FloatArray) -> FloatArray:
     means[..., 0] = mean
     for server in range(1, values.shape[-1]):
         own, count = value[..., server], weight[..., server]
-        joins[..., server] = own - mean <= _CHANCE * mean * np.sqrt(1.0 / count + 1.0 / total)
+        joins[..., server] = own - mean <= mean * np.minimum(_CHANCE * np.sqrt(1.0 / count + 1.0 / total), _MOST)
         mean = np.where(joins[..., server], (mean * total + own * count) / (total + count), own)
         total = np.where(joins[..., server], total + count, count)
         means[..., server] = mean

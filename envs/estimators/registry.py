@@ -21,7 +21,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 }
 """Estimators by name; each is made with (topology, batch=())."""
 
-DEFAULT_ESTIMATOR = IdleEstimator.name
+DEFAULT_ESTIMATOR = LevelledEstimator.name
 
 
 def estimator_named(name: str) -> Callable[..., Estimator]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from actuators.contract.late_binding import HoldOrder
 
 ESTIMATED = {
-    "expected_delay": "idle", "expected_delay_static": "type_means", "ratio": "ratio", "levelled": "levelled",
+    "expected_delay": "levelled", "expected_delay_static": "type_means", "ratio": "ratio", "unlevelled": "idle",
 }  # fmt: skip
-"""Policy → the service-time estimator that it follows; the static one learns nothing about the servers."""
+"""Policy → the service-time estimator that it follows; the static one learns nothing about the servers, `unlevelled` is
+`expected_delay` as it was before servers that differ by chance got equal service times."""
 
 HELD: dict[str, HoldOrder] = {"late_binding": "response_ratio", "earliest_deadline": "earliest_deadline"}
 """Policy → the order in which `late_binding` sends what it holds."""
@@ -18,7 +19,7 @@ LEARNED_SLOTS = "_learned"
 TODAY = "today"
 """What balanced while a calibrated system was recorded: its method and its weights."""
 
-FORMER_NAMES = {"idle": "expected_delay", "type_means": "expected_delay_static"}
+FORMER_NAMES = {"idle": "expected_delay", "type_means": "expected_delay_static", "levelled": "expected_delay"}
 """Former name → name."""
 
 _SUFFIX = "@expected_delay"
@@ -32,5 +33,5 @@ def policy_name(name: str) -> str:
 
 
 def estimator_policy(estimator: str) -> str:
-    """The policy that follows an estimator: ``expected_delay`` for ``idle``, ``inverse_latency@expected_delay``."""
-    return policy_name(estimator + _SUFFIX)
+    """The policy that follows an estimator: ``expected_delay`` for ``levelled``, ``inverse_latency@expected_delay``."""
+    return next((policy for policy, followed in ESTIMATED.items() if followed == estimator), estimator + _SUFFIX)

@@ -358,7 +358,7 @@ RULES = {
         Rule("optimal_round_robin", "round_robin", optimal_split, PLAIN),
         Rule("true_speeds", "least_conn", true_speeds, PLAIN),
         Rule("expected_delay", "expected_delay", steering(Learning(DEFAULT_ESTIMATOR)), SHARED_MEMORY),
-        Rule("levelled", "expected_delay", steering(Learning("levelled")), SHARED_MEMORY),
+        Rule("unlevelled", "expected_delay", steering(Learning("idle")), SHARED_MEMORY),
         Rule("expected_delay_static", "expected_delay", type_means, SHARED_MEMORY),
         Rule("true_times", "expected_delay", true_service_times, SHARED_MEMORY),
         Rule("shortest_delay", "shortest_delay", None, PLAIN),

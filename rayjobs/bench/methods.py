@@ -18,6 +18,7 @@ from actuators.nginx.instance import Nginx
 from actuators.statistics.reader import Collector, StatusReader
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
+from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
@@ -103,14 +104,17 @@ def _arms(context: BenchContext, topology: Topology) -> Iterator[dict[str, _Arm]
     wanted: list[tuple[Controller, NginxOptions]] = [
         (FixedController(NATIVE, "least_conn"), native),
         (FixedController(CLONE, "least_conn"), memory),
-        (EstimatorController(topology, "idle", WORKERS, LEARNED), delay),
+        (EstimatorController(topology, DEFAULT_ESTIMATOR, WORKERS, LEARNED), delay),
         (oracle("true_times", TRUE), delay),
     ]
     if not context.quick:
         wanted += [
             (EstimatorController(topology, "type_means", WORKERS, MEANS), delay),
             (FixedController(NATIVE_TWO, "least_conn"), native.model_copy(update={"worker_processes": 2})),
-            (EstimatorController(topology, "idle", WORKERS, TWO), delay.model_copy(update={"worker_processes": 2})),
+            (
+                EstimatorController(topology, DEFAULT_ESTIMATOR, WORKERS, TWO),
+                delay.model_copy(update={"worker_processes": 2}),
+            ),
         ]
     with contextlib.ExitStack() as stack:
         arms = {}

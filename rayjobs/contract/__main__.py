@@ -25,7 +25,7 @@ _log = partial(log_line, "contract")
 
 
 def run(options: ContractOptions) -> int:
-    """Prints and writes the matrix; 1 when a proxy that was named, or else `levelled`, fails a check."""
+    """Prints and writes the matrix; 1 when a proxy that was named, or else `expected_delay`, fails a check."""
     from rayjobs.contract.proxies import GivenProxy, names_of
     from rayjobs.contract.stand import Stand
     from rayjobs.contract.suite import Suite
@@ -52,11 +52,11 @@ def run(options: ContractOptions) -> int:
 
 def _started(names: Sequence[str], suite: Suite, folder: RunFolder, options: ContractOptions) -> Iterator[Judged]:
     """Each of the proxies judged in turn; one at a time runs."""
-    from rayjobs.contract.proxies import LEVELLED, started
+    from rayjobs.contract.proxies import LEARNED, started
 
     for name in names:
         with started(name, suite.stand.topology, options.workers, folder.path / "proxies") as proxy:
-            yield suite.judge(proxy, required=bool(options.proxies) or name == LEVELLED)
+            yield suite.judge(proxy, required=bool(options.proxies) or name == LEARNED)
 
 
 def _write(folder: RunFolder, options: ContractOptions, judged: Sequence[Judged], servers: int) -> None:

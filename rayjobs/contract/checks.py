@@ -16,6 +16,8 @@ MOST_OF_FAILING = 0.02
 """Share of the requests that a server which fails at once may get, from a second after it began to."""
 MOST_P99 = 1.2
 """99th percentile with a slow server over that of the pool without it."""
+LEAST_BEFORE = 0.5
+"""Of its fair share that a server must get before it goes away: of one that is not used, nobody notices that."""
 BACK_WITHIN_S = 5.0
 """A server that came back has its share this long after its first successful answer."""
 
@@ -37,11 +39,11 @@ class Check:
 
 CHECKS = (
     Check("fair", "Equal servers", "requests of three types: every share ≥ 0.9 of fair, no server without one for 1 s"),
-    Check("failing", "Fast failure", "a server that answers 500 after 1 ms gets ≤ 2 % of the requests after 1 s"),
-    Check("slow", "Slow server", "one of the servers ten times slower: p99 ≤ 1.2 × that of the pool without it"),
     Check("back", "Return", "a server that comes back has 90 % of its share 5 s after its first successful answer"),
     Check("cold", "Slow start", "a server that comes back at a fifth of its speed has at most as many requests waiting "
           "as it serves at once"),
+    Check("failing", "Fast failure", "a server that answers 500 after 1 ms gets ≤ 2 % of the requests after 1 s"),
+    Check("slow", "Slow server", "one of the servers ten times slower: p99 ≤ 1.2 × that of the pool without it"),
     Check("weights", "Weights", "changed five times under load: no request is lost, no long one is cut off"),
     Check("reload", "Reload", "twice under load: no request is lost, no long one is cut off"),
 )  # fmt: skip
@@ -141,6 +143,11 @@ def judge_cold(most_waiting: int | None, workers: int) -> Verdict:
     if most_waiting is None:
         return Verdict("cold", "fail", "got no request after its return")
     return _verdict("cold", most_waiting <= workers, f"up to {most_waiting} waiting, {workers} served at once")
+
+
+def judge_unused(key: str, share: float) -> Verdict:
+    """Of a server that was to go away and come back, but had too little of its fair share before."""
+    return Verdict(key, "fail", f"had {share:.2f} of fair before it went away")
 
 
 def judge_change(key: str, sent: int, lost: str, cut_off: int, long: int, effect: str = "") -> Verdict:

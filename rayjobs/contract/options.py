@@ -29,8 +29,8 @@ class ContractOptions(Options):
     reload_command: Annotated[str, Only(proxy=GIVEN)] = ""
     """Program with arguments that makes the proxy read its configuration again. Not judged when not given."""
     proxies: Annotated[tuple[str, ...], Only(proxy=NOT_GIVEN)] = ()
-    """Proxies that are started here: expected_delay, levelled and least_conn (ours), or programs of docs/peers.md. When
-    not given, the first two and every program that is installed."""
+    """Proxies that are started here: expected_delay and least_conn (ours), or programs of docs/peers.md. When
+    not given, the first one and every program that is installed."""
     rate_rps: float = Field(1000.0, ge=200, le=5000)
     """Requests per second, to all servers together; they take 10, 20 and 60 ms."""
     workers: int = Field(4, ge=1, le=64)

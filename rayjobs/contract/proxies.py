@@ -24,10 +24,9 @@ from actuators.testbed.peers import PEERS, Peer, why_missing
 from envs.heuristics.controllers import EstimatorController
 from envs.heuristics.names import ESTIMATED
 
-LEARNED, LEVELLED = "expected_delay", "levelled"
+LEARNED = "expected_delay"
 OURS = {
     LEARNED: "our NGINX, expected_delay with learned service times",
-    LEVELLED: "our NGINX, expected_delay with service times by the estimator `levelled`",
     "least_conn": "our NGINX, least_conn in memory",
 }
 _INTERVAL_S = 1.0
@@ -63,7 +62,7 @@ def names_of(given: Sequence[str]) -> tuple[str, ...]:
             raise ConfigError(f"unknown proxy '{name}'", where="proxies", remedy=closest(name, known))
         if name in PEERS and (reason := why_missing(name)):
             raise MissingToolError(f"{name} cannot run here: {reason}", remedy="leave it out")
-    return tuple(given) or (LEARNED, LEVELLED, *(name for name in PEERS if not why_missing(name)))
+    return tuple(given) or (LEARNED, *(name for name in PEERS if not why_missing(name)))
 
 
 def address_of(url: str) -> str:

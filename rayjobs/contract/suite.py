@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from actuators.errors import DeepSchedError
 from rayjobs.contract.checks import (
     BACK_WITHIN_S,
     CHECKS,
+    LEAST_BEFORE,
     LEAST_SHARE,
     Judged,
     Verdict,
@@ -23,25 +25,27 @@ from rayjobs.contract.checks import (
     judge_failing,
     judge_fair,
     judge_slow,
+    judge_unused,
     not_applicable,
     shares_of_fair,
 )
 from rayjobs.contract.proxies import Log, Proxy
 from rayjobs.contract.stand import WINDOW_S, Load, Stand, lost, p99_ms
 
-VICTIM = 1
-"""Index of the server that is slow, fails and goes away."""
-_WARM_UP_S, _FAIR_S, _SLOW_S, _FAILING_S = 3.0, 8.0, 6.0, 3.0
+VICTIM, COLD = 1, 2
+"""Index of the server that is slow, fails and goes away, and of the one that goes away and comes back cold."""
+_WARM_UP_S, _FAIR_S, _SLOW_S, _FAILING_S = 3.0, 7.0, 5.0, 3.0
 _BEFORE_FAILURE_S = 1.0
-_MOST_EXTENSIONS = 3
-"""A share below its limit is measured on this many times before it counts: chance makes one in 1000 of a proxy that
-draws servers at random."""
-_DOWN_AT_S, _DOWN_S, _SHARE_S = 0.5, 1.0, 2.0
+_EXTENSIONS, _BACK_EXTENSIONS = 1, 3
+"""A share below its limit is measured on this many times before it counts. Of a proxy that draws servers at random,
+chance makes one in 1000 in Return, and one in 10,000 among equal servers."""
+_AWAY_AT_S, _AWAY_S, _SHARE_S = 2.0, 1.0, 2.0
 _PATIENCE_S = 15.0
 """After its return, until a server has got a request."""
-_WARMING = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Speeds of a cold server, 0.4 s each."""
 _WARMING_STEP_S, _LOOK_S = 0.4, 0.05
+_WARMING = tuple(Behaviour(step * _WARMING_STEP_S, COLD, 0.2 * (step + 1)) for step in range(5))
+"""Of the cold server, from its first answer on."""
+_WARM_S = len(_WARMING) * _WARMING_STEP_S
 _HEAVY = 10
 _CHANGES, _BETWEEN_S = 5, 0.3
 _RELOADS = 2
@@ -68,34 +72,42 @@ class Suite:
         return Judged(proxy.name, proxy.what, required, tuple(verdicts), time.monotonic() - began_s)
 
     def _parts(self, proxy: Proxy) -> Sequence[tuple[tuple[str, ...], Callable[[], list[Verdict]]]]:
+        """In the order of `CHECKS`. Servers go away and come back before one is made slow: a balancer may avoid one
+        that was slow for a while, and then does not notice that it is away.
+        """
+        equal = functools.cache(lambda: self._equal(proxy.address))
         return (
-            (("fair", "failing", "slow"), lambda: self._speeds(proxy.address)),
-            (("back",), lambda: [self._back(proxy.address)]),
-            (("cold",), lambda: [self._cold(proxy.address)]),
+            (("fair",), lambda: [equal()[0]]),
+            (("back", "cold"), lambda: self._returning(proxy.address)),
+            (("failing",), lambda: [self._failing(proxy.address)]),
+            (("slow",), lambda: [self._slow(proxy.address, equal()[1])]),
             (("weights",), lambda: [self._weights(proxy)]),
             (("reload",), lambda: [self._reload(proxy)]),
         )
 
-    def _speeds(self, address: str) -> list[Verdict]:
-        """The pool with equal servers carries per server what it carries without the slow one."""
+    def _equal(self, address: str) -> tuple[Verdict, float]:
+        """Shares of equal servers, and the 99th percentile in milliseconds. The pool carries per server what it carries
+        without one of them.
+        """
         size = len(self.stand.servers)
         whole = self.rate_rps * size / (size - 1)
-        most_s = _WARM_UP_S + _FAIR_S * (1 + _MOST_EXTENSIONS)
+        most_s = _WARM_UP_S + _FAIR_S * (1 + _EXTENSIONS)
         with self.stand.load(address, whole, most_s + 1) as load:
             seconds = load.by_second(_WARM_UP_S, _WARM_UP_S + _FAIR_S)
-            while _is_close(seconds) and len(seconds) < _FAIR_S * (1 + _MOST_EXTENSIONS):
+            while _is_close(seconds) and len(seconds) < _FAIR_S * (1 + _EXTENSIONS):
                 since_s = _WARM_UP_S + len(seconds)
                 seconds += load.by_second(since_s, since_s + _FAIR_S)
             load.finish()
-            without_ms = p99_ms(load.part(_WARM_UP_S, _WARM_UP_S + _FAIR_S))
-        failing = self._failing(address)
+            return judge_fair(seconds), p99_ms(load.part(_WARM_UP_S, _WARM_UP_S + _FAIR_S))
+
+    def _slow(self, address: str, without_ms: float) -> Verdict:
         with self.stand.load(address, self.rate_rps, _WARM_UP_S + _SLOW_S + 1) as load:
             self._behave(Behaviour(0.0, VICTIM, speed=0.1))
             load.wait_until(_WARM_UP_S + _SLOW_S + WINDOW_S)
             load.finish()
             slow = load.part(_WARM_UP_S, _WARM_UP_S + _SLOW_S)
         gone = sum(int(counts.sum()) for counts in slow.errors.values())
-        return [judge_fair(seconds), failing, judge_slow(p99_ms(slow), without_ms, gone)]
+        return judge_slow(p99_ms(slow), without_ms, gone)
 
     def _failing(self, address: str) -> Verdict:
         since_s = _BEFORE_FAILURE_S + 1
@@ -106,56 +118,66 @@ class Suite:
         counts = np.sum(seconds, axis=0)
         return judge_failing(int(counts[VICTIM]), int(counts.sum()))
 
-    def _back(self, address: str) -> Verdict:
-        """The server refuses connections for a while."""
-        most_s = _DOWN_AT_S + _DOWN_S + _PATIENCE_S + BACK_WITHIN_S + _SHARE_S * (1 + _MOST_EXTENSIONS)
+    def _returning(self, address: str) -> list[Verdict]:
+        """Two servers refuse connections for a while, and one of them comes back cold."""
+        most_s = _AWAY_AT_S + _AWAY_S + _PATIENCE_S + _WARM_S + BACK_WITHIN_S + _SHARE_S * (1 + _BACK_EXTENSIONS) + 1
         with self.stand.load(address, self.rate_rps, most_s) as load:
-            returned_s, first_s = self._away(load, Behaviour(0.0, VICTIM))
-            if first_s is None:
-                return judge_back(None, None)
-            seconds = load.by_second(first_s + BACK_WITHIN_S, first_s + BACK_WITHIN_S + _SHARE_S)
-            while _is_close(seconds, VICTIM) and len(seconds) < _SHARE_S * (1 + _MOST_EXTENSIONS):
-                since_s = first_s + BACK_WITHIN_S + len(seconds)
-                seconds += load.by_second(since_s, since_s + _SHARE_S)
-        share = float(shares_of_fair(np.sum(seconds, axis=0))[VICTIM])
-        return judge_back(share, first_s - returned_s)
+            (counts,) = load.by_second(_AWAY_AT_S - 1, _AWAY_AT_S)
+            used = shares_of_fair(counts)
+            for server in (VICTIM, COLD):
+                self._behave(Behaviour(0.0, server, refused=True))
+            load.wait_until(_AWAY_AT_S + _AWAY_S)
+            before = {server: self._successes(server) for server in (VICTIM, COLD)}
+            self._behave(Behaviour(0.0, VICTIM))
+            self._behave(_WARMING[0])
+            returned_s = load.now_s
+            firsts, most_waiting = self._watch(load, before, returned_s + _PATIENCE_S)
+            share, tried_s = None, None
+            if VICTIM in firsts:
+                tried_s = firsts[VICTIM] - returned_s
+                share = self._share_later(load, firsts[VICTIM] + BACK_WITHIN_S)
+        cold = judge_cold(most_waiting if COLD in firsts else None, self.stand.workers)
+        return [
+            verdict if used[server] >= LEAST_BEFORE else judge_unused(verdict.key, float(used[server]))
+            for server, verdict in ((VICTIM, judge_back(share, tried_s)), (COLD, cold))
+        ]
 
-    def _cold(self, address: str) -> Verdict:
-        """The server refuses connections, comes back slow, and warms up from its first answer on."""
-        warming = [Behaviour(i * _WARMING_STEP_S, VICTIM, speed) for i, speed in enumerate(_WARMING)]
-        warm_s = len(_WARMING) * _WARMING_STEP_S
-        with self.stand.load(address, self.rate_rps, _DOWN_AT_S + _DOWN_S + _PATIENCE_S + warm_s) as load:
-            _, first_s = self._away(load, warming[0])
-            if first_s is None:
-                return judge_cold(None, self.stand.workers)
-            self._behave(*warming)
-            return judge_cold(self._most_waiting(load, first_s + warm_s), self.stand.workers)
-
-    def _away(self, load: Load, returning: Behaviour) -> tuple[float, float | None]:
-        """Takes the server away and back; when it came back, and when it has answered (None: not in time)."""
-        load.wait_until(_DOWN_AT_S)
-        self._behave(Behaviour(0.0, VICTIM, refused=True))
-        load.wait_until(_DOWN_AT_S + _DOWN_S)
-        before = int(self.stand.counts()[VICTIM])
-        self._behave(returning)
-        returned_s = load.now_s
-        return returned_s, self._first_answer(load, before, returned_s + _PATIENCE_S)
-
-    def _first_answer(self, load: Load, before: int, until_s: float) -> float | None:
-        """When the server has answered its first request after its return; None when it has not by then."""
-        while load.now_s < until_s:
-            load.wait_until(load.now_s + _LOOK_S)
-            counters = self.stand.servers[VICTIM].counters()
-            if sum(by_status.get("200", 0) for by_status in counters["requests"].values()) > before:
-                return load.now_s
-        return None
-
-    def _most_waiting(self, load: Load, until_s: float) -> int:
+    def _watch(self, load: Load, before: Mapping[int, int], until_s: float) -> tuple[dict[int, float], int]:
+        """Warms the cold server up from its first answer on; when each has answered (not before `until_s`: absent), and
+        how many requests waited at the cold one.
+        """
+        firsts: dict[int, float] = {}
         most = 0
-        while load.now_s < until_s:
-            most = max(most, int(self.stand.servers[VICTIM].counters()["waiting"]))
+
+        def goes_on() -> bool:
+            missing = len(firsts) < len(before) and load.now_s < until_s
+            return missing or (COLD in firsts and load.now_s < firsts[COLD] + _WARM_S)
+
+        while goes_on():
             load.wait_until(load.now_s + _LOOK_S)
-        return most
+            for server in before.keys() - firsts.keys():
+                if self._successes(server) > before[server]:
+                    firsts[server] = load.now_s
+                    if server == COLD:
+                        self._behave(*_WARMING)
+            if COLD in firsts:
+                most = max(most, int(self.stand.servers[COLD].counters()["waiting"]))
+        return firsts, most
+
+    def _share_later(self, load: Load, at_s: float) -> float:
+        """Of the fair share of the server that came back, from that second on, among all but the cold one."""
+        at_s = max(at_s, load.now_s)
+        seconds = self._without_cold(load, at_s)
+        while _is_close(seconds, VICTIM) and len(seconds) < _SHARE_S * (1 + _BACK_EXTENSIONS):
+            seconds += self._without_cold(load, at_s + len(seconds))
+        return float(shares_of_fair(np.sum(seconds, axis=0))[VICTIM])
+
+    def _without_cold(self, load: Load, at_s: float) -> list[IntArray]:
+        return [np.delete(counts, COLD) for counts in load.by_second(at_s, at_s + _SHARE_S)]
+
+    def _successes(self, server: int) -> int:
+        counters = self.stand.servers[server].counters()
+        return sum(by_status.get("200", 0) for by_status in counters["requests"].values())
 
     def _weights(self, proxy: Proxy) -> Verdict:
         if proxy.without_weights:
@@ -190,7 +212,8 @@ class Suite:
         return judge_change("reload", int(summary.sent.sum()), lost(summary), whole.count(False), len(whole))
 
     def _behave(self, *behaviours: Behaviour) -> None:
-        self.stand.servers[VICTIM].behave(*behaviours)
+        """All of one server."""
+        self.stand.servers[behaviours[0].server].behave(*behaviours)
 
 
 def _is_close(seconds: Sequence[IntArray], server: int | None = None) -> bool:

@@ -18,6 +18,7 @@ from envs.calibration.result import Calibration
 from envs.calibration.verdict import SENTENCES, GroupVerdict, verdicts
 from envs.environment.actions import ActionOptions
 from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.mixture.fit import fit_from_windows
 from envs.observation.deadlines import MIN_REQUESTS
 from envs.observation.encoder import Encoder, EncoderOptions
@@ -129,7 +130,8 @@ def _problem(windows: Sequence[Window], calibration: Calibration, way: Way, seed
     """The decision problem; its mixture knows the traffic of today and, simulated, that under the heuristic."""
     topology, deadlines_s = calibration.topology, calibration.deadlines_s
     assert deadlines_s is not None, "a calibration that was just made has deadlines"
-    decision = DecisionOptions(action=ActionOptions(baseline="idle" if way.in_memory else "inverse_latency"))
+    action = {"baseline": DEFAULT_ESTIMATOR if way.in_memory else "inverse_latency"}
+    decision = DecisionOptions(action=ActionOptions.model_validate(action))
     options = EncoderOptions()
     seen = [window for window in windows if window.usable]
     encoder = fit_from_windows(seen, topology, deadlines_s, options, seed)

@@ -20,6 +20,7 @@ from actuators.errors import ActuationError, ConfigError, closest
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
 from actuators.files import read_token
 from actuators.load.engine import LoadEngine
+from actuators.nginx.control_endpoint import beside
 from actuators.nginx.instance import Nginx
 from actuators.social_network.server import SocialNetworkServer
 from actuators.statistics.names import server_names
@@ -283,7 +284,7 @@ def open_site(options: SteerOptions, topology: Topology) -> Iterator[Site]:
 def open_external_site(options: SiteOptions, topology: Topology) -> Iterator[Site]:
     """The NGINX that the options name. Raises ConfigError for options that do not fit."""
     actuator = actuator_options(options, tuple(group.name for group in topology.groups))
-    status_url = options.status_url or options.control_url.replace("/control", "/status")
+    status_url = options.status_url or beside(options.control_url, "status")
     with external_site(topology, actuator, status_url, options.reading) as site:
         yield site
 
@@ -345,7 +346,8 @@ def _check_takes_times(site: Site, folder: Path) -> None:
     if site.method() is None:
         raise ConfigError(
             "the bundle sets service times, which NGINX can use only when it balances in memory", where=str(folder),
-            remedy="include a snippet (deepsched weights snippet) in NGINX and give its --control-url",
+            remedy="include a snippet (deepsched weights snippet) in NGINX and give its --control-url; HAProxy takes"
+            " weights only",
         )  # fmt: skip
     if down_in(site.control()).any():
         raise ConfigError(

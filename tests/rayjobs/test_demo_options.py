@@ -17,7 +17,7 @@ def given(*assignments: str) -> DemoOptions:
 
 def test_by_default_the_policy_moves_learned_service_times() -> None:
     options = given("testbed=simulated")
-    assert (options.method, options.training.decision.action.baseline) == ("expected_delay", "idle")
+    assert (options.method, options.training.decision.action.baseline) == ("expected_delay", "levelled")
     assert options.training.paired
 
 

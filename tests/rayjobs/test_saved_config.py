@@ -48,7 +48,7 @@ EARLIER: dict[str, tuple[list[str], dict[str, Any]]] = {
          "training.paired=yes", "judge.rounds=2", "judge.measure_s=10"],
         {"seed": 3},
     ),
-    "demo": ([], {"seed": 4, "quick": True, "testbed": "simulated"}),
+    "demo": (["training.decision.action.baseline=idle"], {"seed": 4, "quick": True, "testbed": "simulated"}),
     "sweep": (["search.trials=4", "search.search=random", "search.scheduler=none"], {"seed": 5}),
     "observe": (["observe.duration_s=60"], {"seed": 6}),
 }  # fmt: skip

@@ -37,7 +37,7 @@ def assignments(*values: str) -> list[str]:
 _JUDGE = ("judge.rounds=2", "judge.warm_up_s=1", "judge.measure_s=5")
 _POLICIES = (
     "least_conn", "round_robin", "random_two", "inverse_latency", "little", "equaliser", "aimd", "model_based",
-    "utilisation_pid", "knapsack", "nothing_learned=type_means", "times_learned=idle", "ratio", "shortest_delay",
+    "utilisation_pid", "knapsack", "nothing_learned=type_means", "times_learned=unlevelled", "ratio", "shortest_delay",
 )  # fmt: skip
 _FIRST_FEATURES, _FEATURES = "observe.encoder.features_version=1", "observe.encoder.features_version=2"
 EVALUATION = [

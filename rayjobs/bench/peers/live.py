@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from actuators.contract.arrays import FloatArray
 from actuators.contract.control import DirectMethod
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import social_network
+from actuators.files import write_json
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
@@ -17,11 +21,14 @@ from actuators.testbed.peers import PEERS, NoStatistics, Peer, why_missing
 from envs.environment.phase import ObserveOptions, watch
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController
 from envs.observation.deadlines import derive_deadlines
+from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
+from rayjobs.runs.folder import commit
+from tuning.judging.blocks import Journal
 from tuning.judging.evaluation import Evaluation, describe_machine
 from tuning.judging.judge import Judge
-from tuning.judging.plan import JudgeOptions
+from tuning.judging.plan import JudgeOptions, plan_blocks
 from tuning.judging.verdicts import describe_ratio
 
 OURS = "expected_delay"
@@ -32,8 +39,15 @@ WORK_SCALES = {2.0: 6.0, 10.0: 22.0}
 """Factor on the work → measured seconds of a block: services of 11 and 54 ms, 20,000 requests per arm."""
 
 
+DEADLINES, BLOCKS, EVALUATION = "deadlines.json", "blocks.jsonl", "evaluation.json"
+"""Files of each scenario and service time, in the bench's folder: what an interrupted run goes on from, and figures."""
+
+
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """Bars per scenario and service time, and figures of every program that is installed."""
+    """Bars per scenario and service time, and figures of every program that is installed.
+
+    Three hours with all of them. What an interrupted run has measured is kept, and a second call goes on with it.
+    """
     installed = [name for name in PEERS if not why_missing(name)]
     for name in PEERS:
         if name not in installed:
@@ -51,10 +65,10 @@ def _judge(
     context: BenchContext, testbed: LiveTestbed, name: str, work_scale: float, installed: Sequence[str]
 ) -> Evaluation:
     played, quick = scenario(name, work_scale=work_scale), context.quick
-    watching = ObserveOptions(duration_s=4.0 if quick else 10.0, explore_s=0, skip_s=1.0, window_s=0.5)
-    deadlines_s = derive_deadlines(
-        watch(testbed, played, REFERENCE, watching, context.seed).equal, testbed.topology
-    ).seconds
+    # What another version measured is not gone on with.
+    folder = context.kept / f"{commit()[:9]}{'-quick' if quick else ''}" / f"{name}-{work_scale:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    deadlines_s = _deadlines(context, testbed, played, folder / DEADLINES)
     options = JudgeOptions(
         rounds=1 if quick else 8, warm_up_s=0.5 if quick else 4.0, measure_s=1.5 if quick else WORK_SCALES[work_scale],
         interval_s=0.5 if quick else 1.0, seed=context.seed, reference=REFERENCE, learned=OURS, repeats=24,
@@ -62,13 +76,29 @@ def _judge(
     workers = np.array([float(profile.workers) for profile in played.script(testbed.topology, context.seed).servers])
     controllers: list[Controller] = [FixedController(each, REFERENCE) for each in (REFERENCE, *installed)]
     controllers.append(EstimatorController(testbed.topology, workers=workers))
+    journal, plan = Journal(folder / BLOCKS), plan_blocks(controllers, options)
+    finished = [block for block in journal.read() if block.planned in plan]
     with _running(installed, testbed, context) as peers:
         judge = Judge(
             testbed, controllers, played, deadlines_s, options, machine=describe_machine(), peers=peers, kind="live",
+            finished=finished, keep=journal.append,
             progress=lambda now: context.log(f"{name} {now.index + 1}/{now.total}: {now.planned.policy}")
             if now.phase == "measure" else None,
         )  # fmt: skip
-        return judge.run()
+        evaluation = judge.run()
+    write_json(folder / EVALUATION, evaluation.to_json())
+    return evaluation
+
+
+def _deadlines(context: BenchContext, testbed: LiveTestbed, played: StudyScenario, path: Path) -> FloatArray:
+    """Those of an interrupted run, or new ones."""
+    if path.exists():
+        return np.array(json.loads(path.read_text()))
+    watching = ObserveOptions(duration_s=4.0 if context.quick else 10.0, explore_s=0, skip_s=1.0, window_s=0.5)
+    seen = watch(testbed, played, REFERENCE, watching, context.seed).equal
+    seconds = derive_deadlines(seen, testbed.topology).seconds
+    write_json(path, seconds.tolist())
+    return seconds
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.topology import social_network
 from actuators.errors import ActuationError, ConfigError
 from actuators.external.actuator import parse_weights
-from actuators.external.haproxy import HaproxyActuator, RuntimeApi, read_states
+from actuators.external.haproxy import HaproxyActuator, read_states
+from actuators.haproxy_api import RuntimeApi
 from actuators.testbed.peers import Peer, why_missing
 from rayjobs.cli.main import main
 

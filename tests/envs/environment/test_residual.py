@@ -158,7 +158,7 @@ class Fixed:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="set method=expected_delay"):
         TrainingOptions(decision=problem().options)
-    with pytest.raises(ValueError, match=r"decision\.action\.baseline=idle"):
+    with pytest.raises(ValueError, match=r"decision\.action\.baseline=levelled"):
         TrainingOptions(method="expected_delay")
     with pytest.raises(ValueError, match="paired and proof_episodes need a baseline"):
         TrainingOptions(paired=True, decision=DecisionOptions(action=ActionOptions(kind="increments")))

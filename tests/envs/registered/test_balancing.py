@@ -118,7 +118,7 @@ def test_the_decision_is_an_option() -> None:
         ({"render_mode": "human"}, ConfigError, "use ansi or rgb_array"),
         ({"method": "late_binding"}, ConfigError, "no method 'late_binding' here"),
         ({"episode_steps": 0}, ConfigError, "both must be positive"),
-        ({"method": "expected_delay"}, ValueError, r"set decision\.action\.baseline=idle"),
+        ({"method": "expected_delay"}, ValueError, r"set decision\.action\.baseline=levelled"),
         ({"decision": {"reward": "profit"}}, ValueError, "reward"),
     ],
 )

@@ -17,6 +17,7 @@ from rayjobs.contract.checks import (
     judge_failing,
     judge_fair,
     judge_slow,
+    judge_unused,
     not_applicable,
 )
 from rayjobs.contract.page import headline, markdown, write_page
@@ -55,6 +56,9 @@ def test_limits_are_those_of_the_contract() -> None:
     assert judge_back(0.89, 1.0).state == "fail"
     assert judge_back(None, None).state == judge_cold(None, 4).state == "fail"
     assert judge_cold(4, 4).state == "pass"
+    assert (judge_unused("cold", 0.02).state, judge_unused("cold", 0.02).figure) == (
+        "fail", "had 0.02 of fair before it went away",
+    )  # fmt: skip
     assert judge_cold(5, 4).state == "fail"
     assert judge_change("weights", 1000, "", 0, 4).state == "pass"
     assert judge_change("weights", 1000, "status_5xx 1", 0, 4).state == "fail"
@@ -71,7 +75,7 @@ def test_the_matrix_says_who_passes_and_what_was_measured(tmp_path: Path) -> Non
     rows = [judged("ours"), judged("other", "slow", "back")]
     assert headline(rows) == "1 of 2 proxies pass every check that applies to them: ours"
     assert headline(rows[:1]) == "ours passes all 6"
-    assert headline(rows[1:]) == "other fails: Slow server, Return"
+    assert headline(rows[1:]) == "other fails: Return, Slow server"
     text = markdown(rows)
     assert "| `ours` | pass | pass | pass | pass | pass | pass | n/a |" in text
     assert "- `other`, slow server: 1 < 2 & 3" in text

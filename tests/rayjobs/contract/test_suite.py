@@ -42,7 +42,7 @@ def test_changes_under_load_lose_nothing_and_cut_nothing_off(stand: Stand, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["levelled", "shared_least_conn"])
+@pytest.mark.parametrize("name", ["expected_delay", "shared_least_conn"])
 def test_the_whole_suite_judges_a_proxy(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["contract", "--proxies", name, "--out", str(tmp_path)])
     (folder,) = tmp_path.glob("contract-1-*")
@@ -50,7 +50,7 @@ def test_the_whole_suite_judges_a_proxy(name: str, tmp_path: Path, capsys: pytes
     states = {verdict["key"]: verdict["state"] for verdict in judged["verdicts"]}
     assert list(states) == [check.key for check in CHECKS]
     assert (status == 0) == ("fail" not in states.values())
-    if name == "levelled":
+    if name == "expected_delay":
         assert set(states.values()) == {"pass"}, judged
     else:
         assert states["fair"] == states["weights"] == states["reload"] == "pass", judged

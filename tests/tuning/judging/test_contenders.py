@@ -138,9 +138,10 @@ def test_a_name_is_given_once_and_can_be_another() -> None:
 @pytest.mark.parametrize(
     ("text", "name", "estimator"),
     [
-        ("expected_delay", "expected_delay", "idle"),
-        ("idle", "expected_delay", "idle"),
-        ("idle@expected_delay", "expected_delay", "idle"),
+        ("expected_delay", "expected_delay", "levelled"),
+        ("idle", "expected_delay", "levelled"),
+        ("levelled@expected_delay", "expected_delay", "levelled"),
+        ("unlevelled", "unlevelled", "idle"),
         ("type_means", "expected_delay_static", "type_means"),
         ("ratio", "ratio", "ratio"),
         ("inverse_latency@expected_delay", "inverse_latency@expected_delay", "inverse_latency"),
