@@ -6,6 +6,7 @@ same on `rich.progress` was not shorter.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from rayjobs.cli.console import console_err
 
 UPDATE_EVERY_S = 5.0
 """Plain lines: at most one update in this time."""
+SILENT_S = 8.0
+"""Plain lines: after this time without a line, the last update is said again, with the time so far."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Progress:
         self._console = console or console_err()
         self._clock = clock
         self._started_s = clock()
+        self._lock, self._over = threading.RLock(), threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="progress", daemon=True)
         self._live = (
             Live(get_renderable=self._draw, console=self._console, refresh_per_second=5)
             if self._console.is_terminal
@@ -61,6 +66,8 @@ class Progress:
         self._started_s = self._clock()
         if self._live:
             self._live.start()
+        else:
+            self._beating.start()
         return self
 
     def __exit__(
@@ -68,6 +75,21 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
+        else:
+            self._over.set()
+            self._beating.join()
+
+    def beat(self) -> None:
+        """Plain lines: says what goes on when nothing was said for SILENT_S; a thread calls it every second."""
+        with self._lock:
+            now_s = self._clock()
+            for index, row in enumerate(self._rows):
+                if row.start_s is not None and row.end_s is None and now_s - row.printed_s >= SILENT_S:
+                    self._say(index, now_s)
+
+    def _beat(self) -> None:
+        while not self._over.wait(1.0):
+            self.beat()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
@@ -85,23 +107,32 @@ class Progress:
         try:
             yield StageProgress(self, index)
         except BaseException as error:
-            row.end_s = self._clock()
-            row.outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._print(index, f"{row.outcome} after {_span(row.end_s - row.start_s)}")
+            outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._end(index, outcome, "after")
             raise
-        row.end_s = self._clock()
-        row.outcome = "done"
-        self._print(index, f"done in {_span(row.end_s - row.start_s)}")
+        self._end(index, "done", "in")
+
+    def _end(self, index: int, outcome: str, preposition: str) -> None:
+        with self._lock:
+            row, now_s = self._rows[index], self._clock()
+            row.end_s, row.outcome = now_s, outcome
+            took_s = now_s - (row.start_s or 0.0)
+            self._print(index, f"{outcome} {preposition} {_span(took_s)}")
 
     def update(self, index: int, text: str, fraction: float | None = None) -> None:
         """What the running stage does now; plain lines are printed at most every UPDATE_EVERY_S."""
         row = self._rows[index]
         row.text = text
         row.fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
-        now_s = self._clock()
-        if now_s - row.printed_s >= UPDATE_EVERY_S:
-            row.printed_s = now_s
-            self._print(index, f"{self._timing(row)}: {text}")
+        with self._lock:
+            now_s = self._clock()
+            if now_s - row.printed_s >= UPDATE_EVERY_S:
+                self._say(index, now_s)
+
+    def _say(self, index: int, now_s: float) -> None:
+        row = self._rows[index]
+        row.printed_s = now_s
+        self._print(index, f"{self._timing(row)}: {row.text}" if row.text else self._timing(row))
 
     def refresh(self) -> None:
         """Draws the live part now instead of at its next turn."""

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from rayjobs.cli.progress import Progress, Stage
+from tests.support.waiting import wait_until
 
 STAGES = [Stage("observe", 20), Stage("train", 150), Stage("judge", 60)]
 
@@ -51,6 +52,33 @@ def test_a_log_gets_a_line_per_start_and_end_and_few_between() -> None:
         "[2/3] train: started, about 2.5 min; next: judge",
         "[2/3] train: done in 3 min 20 s",
     ]
+
+
+def test_a_log_is_never_silent_for_ten_seconds() -> None:
+    """Whatever a stage does: its last update is said again, or the time alone; `beat` is called every second."""
+    screen = Screen(terminal=False)
+    with screen.progress.stage("train") as stage:
+        for second in range(30):
+            screen.clock.now_s += 1
+            screen.progress.beat()
+            if second == 9:
+                stage.update("iteration 1")
+    screen.progress.beat()
+    assert screen.lines() == [
+        "[2/3] train: started, about 2.5 min; next: judge",
+        "[2/3] train: 8.0 s of about 2.5 min",
+        "[2/3] train: 16.0 s of about 2.5 min: iteration 1",
+        "[2/3] train: 24.0 s of about 2.5 min: iteration 1",
+        "[2/3] train: done in 30.0 s",
+    ]
+
+
+def test_the_last_line_repeats_by_itself() -> None:
+    screen = Screen(terminal=False)
+    with screen.progress, screen.progress.stage("judge"):
+        screen.clock.now_s += 9
+        wait_until(lambda: len(screen.lines()) == 2)
+    assert screen.lines()[1] == "[3/3] judge: 9.0 s of about 60 s"
 
 
 def test_lines_carry_the_time_of_day() -> None:
