@@ -21,6 +21,8 @@ MIN_TRIALS = 8
 RESAMPLES = 20
 """Of the trials, for the interval of an importance."""
 _PARALLEL_AXIS_PX = 96
+_CLOSE = 0.12
+"""Listed numbers that are nearer than this share of their range would have ticks on each other."""
 _SCORE_COLOURS = {"colorscale": [[0, "--high"], [1, "--learned"]], "showscale": True,
                   "colorbar": {"title": {"text": "score"}, "thickness": 8, "outlinewidth": 0}}  # fmt: skip
 _STATES = {"all its steps": "--learned", "ended early": "--muted", "failed": "--bad"}
@@ -87,7 +89,7 @@ def slice_figures(table: pd.DataFrame, space: Mapping[str, Domain]) -> dict[str,
 def _slice_figure(name: str, done: pd.DataFrame, path: str, domain: Domain) -> Figure:
     if done.empty:
         return Figure(name, empty=NO_SCORE)
-    values = done[path] if _is_numeric(done[path]) else done[path].astype(str)
+    values = done[path].map(_words) if _has_places(done[path], domain) else done[path]
     trace: Trace = {
         "type": "scatter", "mode": "markers", "x": values.tolist(), "y": done["score"].tolist(),
         "text": done["trial"].tolist(), "hovertemplate": "%{text}: %{x}, score %{y:.4g}<extra></extra>",
@@ -100,7 +102,11 @@ def _slice_figure(name: str, done: pd.DataFrame, path: str, domain: Domain) -> F
 
 def _slice_axis(values: pd.Series, domain: Domain) -> dict[str, Any]:
     if not _is_numeric(values):
-        return {"type": "category", "categoryorder": "array", "categoryarray": [str(one) for one in _options(domain)]}
+        return {
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": [_words(one) for one in _options(domain)],
+        }
     numbers = values.astype(float)
     if _is_logarithmic(domain):
         return log_ticks(log_range(numbers.tolist()))
@@ -173,7 +179,7 @@ def timeline_figure(table: pd.DataFrame, steps: int) -> Figure:
     failed, early = done["error"] != "", done["steps_trained"] < steps
     state = np.where(failed, "failed", np.where(early, "ended early", "all its steps"))
     traces: list[Trace] = [
-        {"type": "bar", "orientation": "h", "name": name, "y": part["number"].tolist(),
+        {"type": "bar", "orientation": "h", "name": name, "y": part["number"].tolist(), "width": 0.7,
          "base": ((part["began_s"] - first_s) / 60).tolist(),
          "x": ((part["ended_s"] - part["began_s"]).clip(lower=0.5) / 60).tolist(),
          "customdata": part["trial"].tolist(), "marker": {"color": colour, "line": {"width": 0}},
@@ -182,7 +188,7 @@ def timeline_figure(table: pd.DataFrame, steps: int) -> Figure:
         if not (part := done[state == name]).empty
     ]  # fmt: skip
     layout = {
-        "barmode": "overlay", "bargap": 0.3, "hovermode": "closest", "showlegend": True,
+        "barmode": "overlay", "hovermode": "closest", "showlegend": True,
         "xaxis": {"title": {"text": "minutes"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "trial"}, "autorange": "reversed", "showgrid": False, "tickformat": "d"},
     }  # fmt: skip
@@ -264,10 +270,10 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def _dimension(column: pd.Series, domain: Domain) -> dict[str, Any]:
     """Values and ticks of an axis of parallel coordinates, which knows linear axes only."""
-    if not _is_numeric(column):
-        names = list(dict.fromkeys([*(str(one) for one in _options(domain)), *map(str, column)]))
+    if _has_places(column, domain):
+        names = list(dict.fromkeys(_words(one) for one in (*_options(domain), *column)))
         return {
-            "values": [names.index(str(value)) for value in column],
+            "values": [names.index(_words(value)) for value in column],
             "range": [0, max(len(names) - 1, 1)],
             "tickvals": list(range(len(names))),
             "ticktext": names,
@@ -294,6 +300,20 @@ def _ticks(values: pd.Series, domain: Domain) -> list[float]:
     low, high = math.floor(values.min()), math.ceil(values.max())
     step = max(math.ceil((high - low) / 8), 1)
     return [float(tick) for tick in range(low, high + 1, step)]
+
+
+def _has_places(column: pd.Series, domain: Domain) -> bool:
+    """Whether values have places in the order of the list: words, and numbers that would lie on each other."""
+    if not _is_numeric(column):
+        return True
+    numbers = sorted({float(one) for one in _options(domain)})
+    if len(numbers) < 3 or _is_logarithmic(domain):
+        return False
+    return float(np.diff(numbers).min()) < _CLOSE * (numbers[-1] - numbers[0])
+
+
+def _words(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _options(domain: Domain) -> Sequence[Any]:

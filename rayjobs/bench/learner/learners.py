@@ -82,10 +82,10 @@ class Found:
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """A figure per learner and heuristic: its J over `least_conn`; the table is in `learners.md` beside the files."""
-    scenarios, trainings = (SCENARIOS, TRAININGS) if not context.quick else (SCENARIOS[:1], 1)
-    folder = context.kept / ("quick" if context.quick else f"{STEPS}")
+    scenarios, trainings, steps = (SCENARIOS[:1], 1, 2400) if context.quick else (SCENARIOS, TRAININGS, STEPS)
+    folder = context.kept / f"{steps}"
     folder.mkdir(parents=True, exist_ok=True)
-    _train_missing(context, folder, scenarios, trainings)
+    _train_missing(context, folder, scenarios, trainings, steps)
     found = {
         learner.name: {
             name: [Found.read(_path(folder, learner.name, name, seed)) for seed in range(1, trainings + 1)]
@@ -101,7 +101,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     table = markdown({**{rule: rules[rule] for rule in HEURISTICS}, **found}, base)
     write_atomic(folder / "learners.md", table.encode())
     context.log(f"table: {folder / 'learners.md'}\n{table}")
-    how = f"{STEPS} steps, {trainings} trainings, evaluation seeds {PUBLISHED_SEEDS}, {', '.join(scenarios)}"
+    how = f"{steps} steps, {trainings} trainings, evaluation seeds {PUBLISHED_SEEDS}, {', '.join(scenarios)}"
     return [
         figure(f"{name}: J over {REFERENCE}", over.middle, "×", how=how, reference=over.interval)
         for name, rows in {**{rule: rules[rule] for rule in HEURISTICS}, **found}.items()
@@ -109,14 +109,13 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     ]
 
 
-def _train_missing(context: BenchContext, folder: Path, scenarios: Sequence[str], trainings: int) -> None:
+def _train_missing(context: BenchContext, folder: Path, scenarios: Sequence[str], trainings: int, steps: int) -> None:
     wanted = [(learner, name, seed) for seed in range(1, trainings + 1) for name in scenarios for learner in LEARNERS]
     missing = [one for one in wanted if not _path(folder, one[0].name, one[1], one[2]).exists()]
     if not missing:
         return
     from rayjobs.runs.local_ray import local_ray
 
-    steps = 2400 if context.quick else STEPS
     with local_ray() if any(learner.by_rllib for learner, _, _ in missing) else contextlib.nullcontext():
         for number, (learner, name, seed) in enumerate(missing):
             context.log(f"{number + 1} of {len(missing)}: {learner.name} on {name}, seed {seed}")

@@ -12,7 +12,8 @@ from rayjobs.bench.learner.learners import Found, Over, markdown
 
 
 def found(index: float, seconds: float = 0.0) -> Found:
-    score = Score(mean_ms=10 * index, p99_ms=50 * index, art=0.1, index=index, error_ratio=0.0, requests=1000)
+    score = Score(mean_ms=10 * index, p99_ms=50 * index, art=0.1, index=index, error_ratio=0.0, requests=1000,
+                  goodput=0.9)  # fmt: skip
     return Found((score, score), seconds)
 
 

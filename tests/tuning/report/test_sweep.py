@@ -71,6 +71,17 @@ def test_a_slice_has_the_axis_of_its_setting() -> None:
     assert len(rate.traces[0]["x"]) == 12
 
 
+def test_listed_numbers_that_would_lie_on_each_other_have_places() -> None:
+    space = {"training.algorithm.entropy_coefficient": (0.0, 0.001, 0.01)}
+    table = trials(4).assign(**{"training.algorithm.entropy_coefficient": [0.01, 0.001, 0.0, 0.01]})
+    entropy, _ = parallel_figure(table, space).traces[0]["dimensions"]
+    assert entropy["ticktext"] == ["0", "0.001", "0.01"]
+    assert entropy["values"] == [2, 1, 0, 2]
+    (drawn,) = slice_figures(table, space).values()
+    assert drawn.layout["xaxis"]["categoryarray"] == ["0", "0.001", "0.01"]
+    assert set(drawn.traces[0]["x"]) == {"0", "0.001", "0.01"}
+
+
 def test_the_history_has_the_best_so_far_in_the_order_of_time() -> None:
     points, best = history_figure(trials(12)).traces
     assert points["text"] == [f"trial-{number}" for number in range(12)]
