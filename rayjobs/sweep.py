@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -22,7 +23,7 @@ from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.storage import stored
 from rayjobs.runs.testbed import check_live, of_one_system
-from tuning.search.space import DRAWN, POPULATIONS, CallbackName, ConfirmOptions, SearchOptions
+from tuning.search.space import DRAWN, POPULATIONS, CallbackName, ConfirmOptions, ReporterName, SearchOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,8 @@ LIVE_START_S = 20
 
 
 class SweepOptions(RayOptions):
-    """One sweep. Its results: `sweep.parquet`, `best/` (a bundle), `report.html`, `usage.json`, TensorBoard events."""
+    """One sweep. Its results: `sweep.parquet`, `finalists.parquet`, `best/` (a bundle), `report.html`, `usage.json`,
+    TensorBoard events."""
 
     only: ClassVar = {
         "observe.encoder": Never("set search.base.encoder"),
@@ -68,6 +70,8 @@ class SweepOptions(RayOptions):
     callback: tuple[CallbackName, ...] = ()
     """Trackers that get every trial's settings and results as well: `mlflow`, `wandb`, `comet`, `aim`, each with its
     package and its own environment variables (MLFLOW_TRACKING_URI, WANDB_API_KEY, …); none when not given."""
+    reporter: ReporterName = "ours"
+    """`tune` also prints Tune's own tables of all trials, every 10 s."""
     observe: ObserveOptions = ObserveOptions(duration_s=120.0, explore_s=60.0, window_s=1.0)
     """The observation phase, on a testbed as trials have; its windows are shared by all of them."""
     search: SearchOptions = SearchOptions()
@@ -97,23 +101,49 @@ class SweepOptions(RayOptions):
 def run(options: SweepOptions) -> int:
     """Prints the best trials, their live judgement, and where everything is."""
     from tuning.search.space import check
-    from tuning.search.sweep import check_parts
 
     options = options.resolved()
     check(options.search)
-    check_parts(options.search, options.callback)
     topology = _system(options)
     if options.confirm.best or options.search.testbed == "live":
         check_live(topology)
-    folder = (
-        RunFolder(options.resume) if options.resume else RunFolder.create(options.out, "sweep", options.seed, options)
-    )
-    with (
-        stored(folder.path, options.storage),
-        kept(lambda: f"go on with: deepsched sweep --resume {folder.path}"),
-    ):
-        _work(options, folder)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(_stages(options)))
+        at_once = _start(options, len(topology.servers), progress, stack)
+        folder = (
+            RunFolder(options.resume)
+            if options.resume
+            else RunFolder.create(options.out, "sweep", options.seed, options)
+        )
+        stack.enter_context(stored(folder.path, options.storage))
+        stack.enter_context(kept(lambda: f"go on with: deepsched sweep --resume {folder.path}"))
+        tell = _work(options, folder, at_once, progress)
+    tell()
     return 0
+
+
+def _start(options: SweepOptions, servers: int, progress: Progress, stack: contextlib.ExitStack) -> int:
+    """Starts or joins Ray, and processes for the first trials; the number of trials at once.
+
+    While a Ray of our own starts, the driver imports what it needs and makes the parts of the search once.
+    """
+    from rayjobs.runs.local_ray import ray_session
+
+    def make_parts() -> None:
+        from tuning.search.sweep import check_parts
+
+        check_parts(options.search, options.callback)
+
+    with progress.stage("start") as stage:
+        stack.enter_context(ray_session(testbeds=_testbeds(options), address=options.address, meanwhile=make_parts))
+        from tuning.search.sweep import preflight, warm_up
+
+        at_once = preflight(options.search, servers)
+        if options.confirm.best:
+            _room_to_confirm(options.confirm, servers)
+        warm_up(at_once, options.search.trial_cpus)
+        stage.update(f"{at_once} trials at once")
+    return at_once
 
 
 def _system(options: SweepOptions) -> Topology:
@@ -123,61 +153,89 @@ def _system(options: SweepOptions) -> Topology:
     return topology_of(scenario(name) for name in (options.scenario, *options.search.base.training.scenarios))
 
 
-def _work(options: SweepOptions, folder: RunFolder) -> None:
+def _work(options: SweepOptions, folder: RunFolder, at_once: int, progress: Progress) -> Callable[[], None]:
+    """Does all of it; what is to be printed at the end."""
     from actuators.files import write_json
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_out
-    from rayjobs.runs.local_ray import ray_session
     from rayjobs.runs.report import provenance
     from rayjobs.runs.usage import CpuUsage, session_name
     from tuning.report.sweep import print_best, write_sweep_report
-    from tuning.search.sweep import fetch_bundle, histories, preflight, run_sweep, trial_table
+    from tuning.search.sweep import fetch_bundle, histories, run_sweep, trial_table
 
     confirm = options.confirm
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(_stages(options)))
-        with progress.stage("start") as stage:
-            stack.enter_context(ray_session(testbeds=_testbeds(options), address=options.address))
-            at_once = preflight(options.search, len(_system(options).servers))
-            if confirm.best:
-                _room_to_confirm(confirm, len(_system(options).servers))
-            stage.update(f"{at_once} trials at once")
-        with progress.stage("observe"):
-            shared = _shared(options, folder)
-        with progress.stage("sweep") as stage:
-            storage = options.storage or str(folder.path.absolute())
-            with CpuUsage(session_name()) as usage:
-                usage.phase("start")
+    with progress.stage("observe"):
+        shared = _shared(options, folder)
+    with progress.stage("sweep") as stage:
+        storage = options.storage or str(folder.path.absolute())
+        with CpuUsage(session_name()) as usage:
+            usage.phase("start")
 
-                def tell(tally: SweepStatus) -> None:
-                    usage.phase("tail" if _count(options) - tally.ended - tally.failed < at_once else "full")
-                    _say(stage, tally, options)
+            def tell(tally: SweepStatus) -> None:
+                usage.phase("tail" if _count(options) - tally.ended - tally.failed < at_once else "full")
+                _say(stage, tally, _count(options))
 
-                grid = run_sweep(options.search, shared, storage, at_once, tell, options.callback)
-            write_json(folder.path / "usage.json", {"trials": len(grid), "at_once": at_once, **usage.summary()})
-            table = trial_table(grid, options.search.space)
-            table.to_parquet(folder.path / "sweep.parquet")
-            bundles = [fetch_bundle(grid, trial, folder.file("bundles", trial)) for trial in _best(table, confirm.best)]
-        evaluations: list[dict[str, Any]] = []
-        if confirm.best:
-            from tuning.search.confirm import confirm as judge_live
+            grid = run_sweep(options.search, shared, storage, at_once, tell, options.callback, options.reporter)
+        write_json(folder.path / "usage.json", {"trials": len(grid), "at_once": at_once, **usage.summary()})
+        table = trial_table(grid, options.search.space)
+        table.to_parquet(folder.path / "sweep.parquet")
+        bundles = [fetch_bundle(grid, trial, folder.file("bundles", trial)) for trial in _best(table, confirm.best)]
+    finalists, winners = _train_again(options, folder, shared, table, storage, at_once, progress)
+    bundles = [*winners, *(path for path in bundles if path.name not in {one.name for one in winners})]
+    bundles = bundles[: max(confirm.best, 1)]
+    evaluations: list[dict[str, Any]] = []
+    if confirm.best:
+        from tuning.search.confirm import confirm as judge_live
 
-            with progress.stage("confirm live") as stage:
-                stage.update(f"the best {len(bundles)} on {confirm.testbeds} testbeds at once")
-                work_dir = folder.path.absolute() / "testbeds"
-                watched = scenario(options.scenario)
-                evaluations = judge_live(
-                    bundles, confirm.testbeds, watched, confirm.judge, options.live, work_dir, options.seed
-                )
-                write_json(folder.path / "confirmed.json", evaluations)
-        with progress.stage("report"):
-            report = write_sweep_report(
-                folder.path, table, histories(grid), options.search, evaluations, provenance(folder)
+        with progress.stage("confirm live") as stage:
+            stage.update(f"the best {len(bundles)} on {confirm.testbeds} testbeds at once")
+            work_dir = folder.path.absolute() / "testbeds"
+            watched = scenario(options.scenario)
+            evaluations = judge_live(
+                bundles, confirm.testbeds, watched, confirm.judge, options.live, work_dir, options.seed
             )
-    print_best(table, evaluations, console_out())
-    console_out().print(_pace(len(grid), usage), soft_wrap=True)
-    console_out().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
-    console_out().print(f"report: {report}", soft_wrap=True)
+            write_json(folder.path / "confirmed.json", evaluations)
+    with progress.stage("report"):
+        report = write_sweep_report(
+            folder.path, table, histories(grid), options.search, evaluations, finalists, provenance(folder)
+        )
+
+    def tell_all() -> None:
+        print_best(table, list(options.search.space), evaluations, finalists, console_out())
+        console_out().print(_pace(len(grid), usage), soft_wrap=True)
+        console_out().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
+        console_out().print(f"report: {report}", soft_wrap=True)
+
+    return tell_all
+
+
+def _train_again(
+    options: SweepOptions,
+    folder: RunFolder,
+    shared: Shared,
+    table: pd.DataFrame,
+    storage: str,
+    at_once: int,
+    progress: Progress,
+) -> tuple[pd.DataFrame, list[Path]]:
+    """The best settings with fresh seeds (`finalists.parquet`), and the winner's bundle, named by its trial."""
+    import pandas as pd
+
+    from tuning.report.sweep_figures import summary_of
+    from tuning.search.finalists import best_training, finalist_table, finalists_of, run_finalists
+    from tuning.search.sweep import fetch_bundle
+
+    if not options.search.finalists:
+        return pd.DataFrame(), []
+    plan = finalists_of(table, options.search, options.seed)
+    with progress.stage("finalists") as stage:
+        grid = run_finalists(
+            options.search, shared, plan, storage, at_once, lambda tally: _say(stage, tally, len(plan))
+        )
+    found = finalist_table(grid, plan)
+    found.to_parquet(folder.path / "finalists.parquet")
+    winner = str(summary_of(found)["trial"].iloc[0])
+    return found, [fetch_bundle(grid, best_training(found, winner), folder.file("bundles", winner))]
 
 
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
@@ -231,12 +289,12 @@ def _best(table: pd.DataFrame, count: int) -> list[str]:
     return list(table[table["bundle"] != ""]["trial"].head(max(count, 1)))
 
 
-def _say(stage: StageProgress, tally: SweepStatus, options: SweepOptions) -> None:
+def _say(stage: StageProgress, tally: SweepStatus, count: int) -> None:
     failed = f", {tally.failed} failed" if tally.failed else ""
     best = f"; best {tally.best:+.3f} (trial-{tally.best_trial})" if tally.best_trial else ""
     stage.update(
-        f"{tally.ended} of {_count(options)} trials ended, {tally.running} running{failed}{best}",
-        tally.ended / _count(options),
+        f"{tally.ended} of {count} trials ended, {tally.running} running{failed}{best}",
+        tally.ended / count,
     )
 
 
@@ -265,6 +323,9 @@ def _stages(options: SweepOptions) -> list[Stage]:
         train_s = _count(options) * training.steps * share / TRIAL_STEPS_PER_S / max(search.concurrent, 2)
     block_s = confirm.judge.warm_up_s + confirm.judge.measure_s + 1.2
     stages = [Stage("start", 15), Stage("observe", 3), Stage("sweep", 30 + train_s)]
+    if search.finalists:
+        again = search.finalists * search.seeds / _count(options) / share
+        stages.append(Stage("finalists", 15 + again * train_s))
     if confirm.best:
         stages.append(Stage("confirm live", 25 + confirm.best * confirm.judge.rounds * 3 * block_s))
     return [*stages, Stage("report", 2)]
@@ -277,7 +338,7 @@ VERB = Verb(
     run=run,
     common=(
         "scenario", "seed", "out", "resume", "storage", "address", "search.trials", "search.concurrent",
-        "search.search", "search.scheduler", "search.space", "confirm.best",
+        "search.search", "search.scheduler", "search.space", "search.finalists", "confirm.best",
     ),
 )  # fmt: skip
 

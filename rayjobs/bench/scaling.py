@@ -22,6 +22,8 @@ STEP_MS = 15.0
 MANY, MANY_STEP_MS = 1000, 150.0
 PER_NODE = 50
 """Fake testbeds behind a relay."""
+COMPARED = 100
+"""Fake testbeds of the comparison of runners."""
 LIVE_WORK_SCALE = 4.6
 """Stretches the demo's work so that about 150 requests/s arrive at each live testbed."""
 
@@ -35,6 +37,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
         return [
             *_waiting(context, problem, ray),
             *_many(context, problem),
+            *_runners(context, problem),
             *_live(context, problem),
             *_steps(context, problem),
         ]
@@ -85,6 +88,20 @@ def _many(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
             else figure(name, whole, "ms", how=how, reference=about)
         )
         yield figure(f"CPU time of the driver, {count} testbeds", float(np.median(pace.cpu_ms)), "ms a step", how=how)
+
+
+def _runners(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+    from rayjobs.bench.parts.runners import runner_costs
+
+    turns = 1 if context.quick else 6
+    array, default = runner_costs(problem, COMPARED, PER_NODE, turns, 1.0)
+    how = f"{COMPARED} fake testbeds, 4 intervals of 1 s a turn, {turns} turns of each"
+    yield figure(
+        "CPU time of an interval, array runner", array.cpu_ms, "ms", how=how,
+        reference=f"RLlib's own {default.cpu_ms:.1f}",
+    )  # fmt: skip
+    beyond = default.wall_ms - array.wall_ms
+    yield figure("wall time of an interval that RLlib's own takes more", beyond, "ms", how=how)
 
 
 def _live(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:

@@ -158,25 +158,30 @@ def _program(process: psutil.Process) -> str:
 
 
 @contextlib.contextmanager
-def ray_session(testbeds: int = 1, servers: int = 3, address: str | None = None) -> Iterator[None]:
+def ray_session(
+    testbeds: int = 1, servers: int = 3, address: str | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """The Ray of this process: connected already, one that is named, that of its job, or a `LocalRay` for the block.
 
     Says which one was joined.
 
     Args:
         address: the option of `RayOptions`.
+        meanwhile: called once, while a Ray of our own starts: imports, for example, which take as long.
 
     Raises:
         ConfigError: there is no Ray at that address, or it does not let us in.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        meanwhile()
         yield
         return
     named = named_ray(address)
     if named is None:
-        with local_ray(testbeds, servers):
+        with local_ray(testbeds, servers, meanwhile=meanwhile):
             yield
         return
+    meanwhile()
     with connected(named.address, named.source):
         _say_joined(named)
         yield
@@ -225,11 +230,18 @@ def connected(address: str, source: str = "--address") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def local_ray(testbeds: int = 1, servers: int = 3, cpus: int | None = None) -> Iterator[LocalRay]:
-    """A connected `LocalRay` for the block; restores the environment afterwards."""
+def local_ray(
+    testbeds: int = 1, servers: int = 3, cpus: int | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[LocalRay]:
+    """A connected `LocalRay` for the block; restores the environment afterwards.
+
+    Args:
+        meanwhile: called once, while it starts.
+    """
     before = dict(os.environ)
     ray = LocalRay(testbeds, servers, cpus)
     try:
+        meanwhile()
         ray.connect()
         ray.watch()
         yield ray

@@ -26,6 +26,22 @@ def trials(count: int) -> pd.DataFrame:
             "clusters": 3,
             "steps_trained": 100,
             "seconds": 1.0,
+            "began_s": 1.8e9 + 30.0 * np.arange(count),
+            "ended_s": 1.8e9 + 30.0 * np.arange(count) + 50.0,
             "error": "",
         }
     ).sort_values("score", ascending=False)
+
+
+def finalists() -> pd.DataFrame:
+    """Two settings with three fresh seeds each: the second is the better one, though the search said otherwise."""
+    return pd.DataFrame(
+        {
+            "trial": ["trial-1"] * 3 + ["trial-2"] * 3,
+            "training": [f"trial-again-{number}" for number in range(6)],
+            "searched": [0.3] * 3 + [0.2] * 3,
+            "seed": [1, 2, 3] * 2,
+            "score": [0.1, 0.2, 0.0, 0.18, 0.22, 0.2],
+            "bundle": ["there"] * 6,
+        }
+    )

@@ -104,15 +104,23 @@ class Validator:
     Args:
         episodes: number of scripts.
         seconds: simulated seconds per episode.
+        first: number of the first script.
     """
 
     def __init__(
-        self, problem: DecisionProblem, scenario: Scenario, options: TrainingOptions, episodes: int, seconds: float
+        self,
+        problem: DecisionProblem,
+        scenario: Scenario,
+        options: TrainingOptions,
+        episodes: int,
+        seconds: float,
+        first: int = 0,
     ) -> None:
         plain = problem.options.model_copy(update={"reward": "log_latency", "reward_mix": {}})
         self._problem, self._options = replace(problem, options=plain), options
         self._steps = max(round(seconds / options.interval_s), 1)
-        self._scripts = [scenario.script(problem.topology, VALIDATION_SEED + index) for index in range(episodes)]
+        numbers = range(first, first + episodes)
+        self._scripts = [scenario.script(problem.topology, VALIDATION_SEED + number) for number in numbers]
         self._reference = self._least_conn()
 
     def judge(self, net: EquivariantNet) -> Validation:

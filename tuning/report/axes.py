@@ -19,6 +19,7 @@ class Figure:
         traces, layout: as plotly.js takes them.
         height_px: on a wide screen.
         empty: why there is nothing to draw; "" when there is.
+        min_width_px: a narrower page scrolls the drawing; 0 draws it in any width.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Figure:
     layout: dict[str, Any] = field(default_factory=dict)
     height_px: int = 360
     empty: str = ""
+    min_width_px: int = 0
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ MUTABLE = tuple(
 Search = Literal["random", "grid", "optuna", "hyperopt", "ax", "bayesopt", "hebo"]
 Scheduler = Literal["asha", "hyperband", "median", "pbt", "pb2", "none"]
 CallbackName = Literal["mlflow", "wandb", "comet", "aim"]
+ReporterName = Literal["ours", "tune"]
 DRAWN = ("random", "grid")
 """Searches that need no result."""
 POPULATIONS = ("pbt", "pb2")
@@ -132,6 +133,11 @@ class SearchOptions(Options):
     """How often a trial whose process died is resumed from its last checkpoint."""
     checkpoint_every: int = Field(default=4, ge=1)
     """Training iterations between two checkpoints."""
+    finalists: int = Field(default=0, ge=0)
+    """Best settings that are trained again to the end with fresh seeds and validated on fresh episodes; the one with
+    the best mean is the winner. 0 takes the best trial as it is."""
+    seeds: Annotated[int, Only(finalists=GIVEN)] = Field(default=5, ge=2)
+    """Fresh seeds with which each of them is trained."""
     validation_episodes: Annotated[int, Only(testbed="simulated")] = Field(default=8, ge=1)
     """Simulated episodes on which every policy is validated after each iteration."""
     validation_s: float = Field(default=40.0, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import shutil
@@ -23,7 +24,17 @@ from actuators.errors import CapacityError, DataError
 from actuators.testbed.placement import check_capacity
 from tuning.search import tune_parts
 from tuning.search.live_trial import trial_resources
-from tuning.search.space import DRAWN, POPULATIONS, CallbackName, Domain, Range, SearchOptions, check, mutable
+from tuning.search.space import (
+    DRAWN,
+    POPULATIONS,
+    CallbackName,
+    Domain,
+    Range,
+    ReporterName,
+    SearchOptions,
+    check,
+    mutable,
+)
 from tuning.search.trial import BUNDLE, Shared, SweepTrial
 
 SCORE, TIME = tune_parts.SCORE, tune_parts.TIME
@@ -106,6 +117,17 @@ def preflight(options: SearchOptions, servers: int) -> int:
     return wanted
 
 
+def warm_up(processes: int, cpus: float) -> None:
+    """Lets that many of Ray's processes import what a trial needs, and does not wait: trials get them afterwards."""
+    for _ in range(processes):
+        _import_trial.options(num_cpus=cpus).remote()
+
+
+@ray.remote(max_retries=0)
+def _import_trial() -> None:
+    importlib.import_module("tuning.search.trial")
+
+
 def _room_for_live(options: SearchOptions, servers: int) -> int:
     """Trials whose testbeds fit at once, at least one. Raises CapacityError when too few fit."""
     check_capacity(max(options.concurrent, 1) * options.testbeds, servers)
@@ -134,6 +156,7 @@ def run_sweep(
     at_once: int,
     report: Callable[[SweepStatus], None],
     trackers: Sequence[CallbackName] = (),
+    reporter: ReporterName = "ours",
 ) -> ResultGrid:
     """Runs all trials, or resumes the sweep that `storage` already holds.
 
@@ -142,26 +165,45 @@ def run_sweep(
         at_once: number of trials at once, from `preflight`.
         report: called with the progress after every result.
         trackers: where trials are logged as well.
+        reporter: `tune` also prints Tune's own tables.
 
     Raises:
         DataError: no trial returned a result.
     """
+    trainable = tune.with_parameters(SweepTrial, shared=shared)
+    space = {path: _tune_domain(domain, options.search) for path, domain in options.space.items()}
+    return run_trials(options, shared, trainable, space, EXPERIMENT, storage, at_once, report, trackers, reporter)
+
+
+def run_trials(
+    options: SearchOptions,
+    shared: Shared,
+    trainable: Any,
+    space: dict[str, Any],
+    experiment: str,
+    storage: str,
+    at_once: int,
+    report: Callable[[SweepStatus], None],
+    trackers: Sequence[CallbackName] = (),
+    reporter: ReporterName = "ours",
+) -> ResultGrid:
+    """`run_sweep` for any trainable and Tune's own `space`; the experiment is in `experiment` below `storage`."""
     resources: Any = {"CPU": options.trial_cpus}
     if shared.live is not None:
         resources = trial_resources(options.trial_cpus, shared.live.testbeds, len(shared.topology.servers))
-    trainable = tune.with_resources(tune.with_parameters(SweepTrial, shared=shared), resources)
+    trainable = tune.with_resources(trainable, resources)
     SweepCallback.listener = staticmethod(report)
     # Without this, Tune prints its tables even with verbose=0 (ray 2.60).
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Tune would take Ctrl-C for itself and return what it has, as if the search had ended (ray 2.60).
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    path, population = f"{storage.rstrip('/')}/{EXPERIMENT}", options.scheduler in POPULATIONS
+    path, population = f"{storage.rstrip('/')}/{experiment}", options.scheduler in POPULATIONS
     if Tuner.can_restore(path):
         tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
         tuner = Tuner(
             trainable,
-            param_space={path: _tune_domain(domain, options.search) for path, domain in options.space.items()},
+            param_space=space,
             tune_config=TuneConfig(
                 metric=SCORE,
                 mode="max",
@@ -174,7 +216,7 @@ def run_sweep(
                 trial_dirname_creator=_name,
             ),
             run_config=RunConfig(
-                name=EXPERIMENT,
+                name=experiment,
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=options.retries),
                 checkpoint_config=CheckpointConfig(
@@ -183,7 +225,7 @@ def run_sweep(
                     checkpoint_at_end=True,
                 ),
                 callbacks=[SweepCallback(), *tune_parts.callbacks(trackers)],
-                verbose=0,
+                **tune_parts.reporting(reporter, list(options.space)),
             ),
         )
     results = tuner.fit()
@@ -201,23 +243,35 @@ def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
     """One row per trial, best first: its values (columns named by the paths of `space`), its results, its bundle."""
     rows = []
     for result in results:
-        metrics = result.metrics or {}
-        config = metrics.get("config", result.config or {})
-        bundle = Path(result.checkpoint.path) / BUNDLE if result.checkpoint else None
+        config = (result.metrics or {}).get("config", result.config or {})
         rows.append(
-            {
-                "trial": Path(result.path).name,
-                **{path: config.get(path) for path in space},
-                **{name: metrics.get(name) for name in (SCORE, "art_per_request", "error_ratio", "bic", "clusters")},
-                "iterations": metrics.get("training_iteration", 0),
-                TIME: metrics.get(TIME, 0),
-                "seconds": metrics.get("time_total_s", 0.0),
-                "error": "" if result.error is None else str(result.error).strip().splitlines()[-1],
-                "bundle": "" if bundle is None else str(bundle),
-            }
+            {"trial": Path(result.path).name, **{path: config.get(path) for path in space}, **columns_of(result)}
         )
     table = pd.DataFrame(rows).sort_values(SCORE, ascending=False, na_position="last")
     return table.reset_index(drop=True)
+
+
+def columns_of(result: Any) -> dict[str, Any]:
+    """What a table has of a trial besides its settings.
+
+    `began_s` and `ended_s` are unix times of the begin of its first step and the end of its last one, nan without any.
+    """
+    metrics, frame = result.metrics or {}, result.metrics_dataframe
+    began_s = ended_s = math.nan
+    if frame is not None and {"timestamp", "time_this_iter_s"} <= set(frame):
+        began_s = float(frame["timestamp"].iloc[0] - frame["time_this_iter_s"].iloc[0])
+        ended_s = float(frame["timestamp"].iloc[-1])
+    bundle = Path(result.checkpoint.path) / BUNDLE if result.checkpoint else None
+    return {
+        **{name: metrics.get(name) for name in (SCORE, "art_per_request", "error_ratio", "bic", "clusters")},
+        "iterations": metrics.get("training_iteration", 0),
+        TIME: metrics.get(TIME, 0),
+        "seconds": metrics.get("time_total_s", 0.0),
+        "began_s": began_s,
+        "ended_s": ended_s,
+        "error": "" if result.error is None else str(result.error).strip().splitlines()[-1],
+        "bundle": "" if bundle is None else str(bundle),
+    }
 
 
 def fetch_bundle(results: ResultGrid, trial: str, folder: Path) -> Path:

@@ -45,6 +45,7 @@ class Shared:
         work_scale: factor on the work of the training scenarios.
         validation: scenario on which every trial is validated.
         validation_episodes: number of simulated validation episodes.
+        first_episode: number of the first of them, from which their scripts follow.
         validation_s: simulated seconds per validation episode.
         live: settings of live testbeds; None trains on simulated ones.
         deadlines_s: ``[groups]`` of a recorded system; None derives them from the windows.
@@ -62,6 +63,7 @@ class Shared:
     provenance: dict[str, Any]
     live: LiveShare | None = None
     deadlines_s: FloatArray | None = None
+    first_episode: int = 0
 
 
 class SweepTrial(tune.Trainable):
@@ -82,6 +84,7 @@ class SweepTrial(tune.Trainable):
                 options.training,
                 shared.validation_episodes,
                 shared.validation_s,
+                shared.first_episode,
             )
         else:
             name, method = self.trial_name or "trial", options.training.method

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune import Callback, CLIReporter
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from actuators.errors import ConfigError, MissingToolError, closest
-from tuning.search.space import CallbackName, Domain, Range, SearchOptions, mutable
+from tuning.search.space import CallbackName, Domain, Range, ReporterName, SearchOptions, mutable
 
 SCORE, TIME = "score", "steps_trained"
 PROJECT = "deepsched-sweep"
@@ -132,6 +132,21 @@ def callbacks(names: Sequence[CallbackName]) -> list[Callback]:
         "aim": {"experiment_name": PROJECT},
     }
     return [CALLBACKS[name].load("callback")(**given[name]) for name in names]
+
+
+def reporting(reporter: ReporterName, space: Sequence[str]) -> dict[str, Any]:
+    """Arguments of Tune's RunConfig: silence, or its own tables with what is swept and the score."""
+    if reporter == "ours":
+        return {"verbose": 0}
+    tables = CLIReporter(
+        metric_columns={SCORE: SCORE, TIME: "steps", "training_iteration": "iter", "time_total_s": "seconds"},
+        parameter_columns={path: path.rpartition(".")[2] for path in space},
+        metric=SCORE,
+        mode="max",
+        max_report_frequency=10,
+        sort_by_metric=True,
+    )
+    return {"verbose": 1, "progress_reporter": tables}
 
 
 def _made(make: Callable[..., Any], given: Mapping[str, Any], arguments: Mapping[str, Any], where: str) -> Any:

@@ -1,61 +1,156 @@
-"""A sweep's figures and page: what mattered is found, and what cannot be drawn is said."""
+"""A sweep's figures, table and page: what mattered is found, and what cannot be drawn is said."""
 
 from __future__ import annotations
 
+import io
 import re
 
 import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
 
 from tests.support.pages import page_figures
-from tests.support.sweep_trials import PATHS, SPACE, trials
-from tuning.report.sweep import (
+from tests.support.sweep_trials import PATHS, SPACE, finalists, trials
+from tuning.report.sweep import print_best, render_sweep_page
+from tuning.report.sweep_figures import (
+    finalists_figure,
     history_figure,
     importance_figure,
     importances,
     mixture_figure,
     parallel_figure,
-    render_sweep_page,
+    slice_figures,
+    summary_of,
+    timeline_figure,
+    training_figure,
 )
-from tuning.search.space import SearchOptions
+from tuning.search.space import Range, SearchOptions
+
+NONE = pd.DataFrame()
 
 
-def test_the_setting_that_matters_is_found() -> None:
+def test_the_setting_that_matters_is_found_with_an_interval() -> None:
     shares = importances(trials(24), PATHS)
-    assert shares[PATHS[0]] > 0.9
-    assert sum(shares.values()) == 1.0 or abs(sum(shares.values()) - 1) < 1e-9
+    low, share, high = shares[PATHS[0]]
+    assert share > 0.9
+    assert 0.8 < low <= share <= high <= 1.0
+    assert sum(middle for _, middle, _ in shares.values()) == pytest.approx(1)
+    drawn = importance_figure(trials(24), PATHS).traces[0]
+    assert drawn["x"][-1] + drawn["error_x"]["array"][-1] == pytest.approx(high)
 
 
-def test_a_wide_range_has_a_logarithmic_axis_and_words_have_places() -> None:
-    drawn = parallel_figure(trials(12), PATHS)
-    rate, covariance, score = drawn.traces[0]["dimensions"]
+def test_a_logarithmic_range_has_round_ticks_and_words_have_places() -> None:
+    rate, covariance, score = parallel_figure(trials(12), SPACE).traces[0]["dimensions"]
     assert -4 <= min(rate["values"]) < max(rate["values"]) <= -2
+    assert set(rate["ticktext"]) <= {"0.0001", "0.0002", "0.0005", "0.001", "0.002", "0.005", "0.01"}
+    assert [round(10 ** float(tick), 9) for tick in rate["tickvals"]] == [float(text) for text in rate["ticktext"]]
     assert covariance["ticktext"] == ["diag", "full"]
     assert score["values"] == sorted(score["values"], reverse=True)
+
+
+def test_cluster_counts_are_whole() -> None:
+    space = {"encoder.clusters": (2, 4, 8), "training.episode_steps": Range(low=20, high=60, integer=True)}
+    table = trials(6).assign(
+        **{"encoder.clusters": [2, 4, 8, 8, 4, 2], "training.episode_steps": [20, 31, 42, 60, 25, 50]}
+    )
+    clusters, steps, _ = parallel_figure(table, space).traces[0]["dimensions"]
+    assert clusters["label"] == "K"
+    assert clusters["ticktext"] == ["2", "4", "8"]
+    assert all(float(text).is_integer() for text in steps["ticktext"])
+    k_axis = slice_figures(table, space)["K"].layout["xaxis"]
+    assert k_axis["tickvals"] == [2, 4, 8]
+
+
+def test_a_slice_has_the_axis_of_its_setting() -> None:
+    drawn = slice_figures(trials(12), SPACE)
+    rate, covariance = drawn.values()
+    assert list(drawn) == ["learning rate", "covariance"]
+    assert rate.layout["xaxis"]["type"] == "log"
+    assert covariance.layout["xaxis"]["type"] == "category"
+    assert len(rate.traces[0]["x"]) == 12
+
+
+def test_listed_numbers_that_would_lie_on_each_other_have_places() -> None:
+    space = {"training.algorithm.entropy_coefficient": (0.0, 0.001, 0.01)}
+    table = trials(4).assign(**{"training.algorithm.entropy_coefficient": [0.01, 0.001, 0.0, 0.01]})
+    entropy, _ = parallel_figure(table, space).traces[0]["dimensions"]
+    assert entropy["ticktext"] == ["0", "0.001", "0.01"]
+    assert entropy["values"] == [2, 1, 0, 2]
+    (drawn,) = slice_figures(table, space).values()
+    assert drawn.layout["xaxis"]["categoryarray"] == ["0", "0.001", "0.01"]
+    assert set(drawn.traces[0]["x"]) == {"0", "0.001", "0.01"}
+
+
+def test_the_history_has_the_best_so_far_in_the_order_of_time() -> None:
+    points, best = history_figure(trials(12)).traces
+    assert points["text"] == [f"trial-{number}" for number in range(12)]
+    assert best["y"] == np.maximum.accumulate(points["y"]).tolist()
+
+
+def test_the_timeline_tells_trials_apart_by_their_end() -> None:
+    table = trials(6)
+    table.loc[table["trial"] == "trial-0", "steps_trained"] = 50
+    table.loc[table["trial"] == "trial-5", "error"] = "it broke"
+    bars = {trace["name"]: trace for trace in timeline_figure(table, 100).traces}
+    assert {name: len(trace["x"]) for name, trace in bars.items()} == {
+        "all its steps": 4,
+        "ended early": 1,
+        "failed": 1,
+    }
+    assert bars["ended early"]["base"] == [0.0]
+    assert bars["ended early"]["x"] == [pytest.approx(50 / 60)]
+
+
+def test_fresh_seeds_have_a_mean_and_an_interval_and_change_the_winner() -> None:
+    first, second = summary_of(finalists()).to_dict("records")
+    assert (first["trial"], first["seeds"], first["mean"]) == ("trial-2", 3, pytest.approx(0.2))
+    # Student's t of two degrees of freedom, 4.303, over the root of 3.
+    assert first["half_interval"] == pytest.approx(4.303 * 0.02 / 3**0.5, rel=1e-3)
+    assert second["searched"] == 0.3
+    drawn = finalists_figure(finalists())
+    assert [len(trace["x"]) for trace in drawn.traces] == [2, 6, 2]
 
 
 def test_too_few_trials_are_said_in_a_sentence() -> None:
     few = trials(3)
     assert "at least 8" in importance_figure(few, PATHS).empty
-    assert history_figure({}).empty == "No trial has a score."
+    assert training_figure({}).empty == "No trial has a score."
+    assert "search.finalists" in finalists_figure(NONE).empty
     empty = few.assign(score=np.nan)
-    assert parallel_figure(empty, PATHS).empty == "No trial has a score."
+    assert history_figure(empty).empty == "No trial has a score."
+    assert parallel_figure(empty, SPACE).empty == "No trial has a score."
+    assert {figure.empty for figure in slice_figures(empty, SPACE).values()} == {"No trial has a score."}
     assert mixture_figure(empty).empty == "No trial fitted a mixture."
+    assert timeline_figure(few.assign(began_s=np.nan), 100).empty == "No trial has a result."
 
 
 def test_the_page_stands_alone_and_cannot_be_broken_by_a_name() -> None:
     table = trials(12)
     table.loc[table.index[0], "error"] = "</script><b>"
-    page = render_sweep_page(table, {"</script>": [(1, 0.5), (2, 0.7)]}, SearchOptions(space=SPACE), [])
+    page = render_sweep_page(table, {"</script>": [(1, 0.5), (2, 0.7)]}, SearchOptions(space=SPACE), [], finalists())
     assert "http" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).replace("http-equiv", "")
     assert "</script><b>" not in page
-    assert [figure["name"] for figure in page_figures(page)] == ["parallel", "mixture", "importance", "history"]
+    assert [figure["name"] for figure in page_figures(page)] == [
+        "history", "finalists", "parallel", "slice-0", "slice-1", "importance", "training", "timeline", "mixture",
+    ]  # fmt: skip
 
 
 def test_the_page_says_where_the_scores_come_from() -> None:
     simulated, live = (
-        render_sweep_page(trials(3), {}, SearchOptions(space=SPACE, testbed=testbed), [])
+        render_sweep_page(trials(3), {}, SearchOptions(space=SPACE, testbed=testbed), [], NONE)
         for testbed in ("simulated", "live")
     )
     assert "on the validation episodes" in simulated
-    assert "simulated" not in live.partition("<h2>Trials")[0]
+    assert "simulated" not in live.partition("<h2>")[0].partition("<header>")[2]
     assert "on the same testbeds" in live
+
+
+def test_the_terminals_table_shows_what_is_swept_and_what_the_score_is() -> None:
+    file = io.StringIO()
+    print_best(trials(12), PATHS, [], finalists(), Console(file=file, width=100))
+    said = file.getvalue()
+    assert re.search(r"trial .*score .*learning rate .*covariance .*steps", said)
+    assert re.search(r"trial-\d+ .* (diag|full) ", said)
+    assert "score: mean over the intervals" in said
+    assert "trial-2 is the best: 0.2 ± 0.05 (95 %), 0.2 in the search." in said

@@ -1,4 +1,4 @@
-"""Bench `learner`: environment steps, training steps and decisions, each beside the same without our part."""
+"""Environment steps, training steps and decisions, each beside the same without our part."""
 
 from __future__ import annotations
 
