@@ -18,7 +18,8 @@ from actuators.errors import ProcessError
 
 BUSY = 0.9
 """Share of a core above which a single-threaded worker counts as saturated."""
-_FIRST_PORT = 10_240
+_FIRST_PORT = 20_000
+"""Above the ports that Ray gives to its workers, 10002 to 19999, when they start."""
 _given_ports: deque[int] = deque(maxlen=1000)
 
 

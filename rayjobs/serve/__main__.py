@@ -119,8 +119,8 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
 
 
 def haproxy_environment(folder: Path) -> dict[str, str]:
-    """Settings of Ray's HAProxy: files in `folder`, statistics and metrics on free loopback ports."""
-    from rayjobs.serve.haproxy_loopback import REAL, launcher, real_binary
+    """Settings of Ray's HAProxy: files in `folder`, where statistics and metrics have sockets with these numbers."""
+    from rayjobs.serve.haproxy_sockets import REAL, launcher, real_binary
 
     prefix = "RAY_SERVE_HAPROXY_"
     return {
@@ -131,8 +131,8 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         f"{prefix}SOCKET_PATH": str(folder / "admin.sock"),
         f"{prefix}SERVER_STATE_BASE": str(folder),
         f"{prefix}SERVER_STATE_FILE": str(folder / "server-state"),
-        f"{prefix}METRICS_PORT": str(free_port("127.0.0.1")),
-        f"{prefix}STATS_PORT": str(free_port("127.0.0.1")),
+        f"{prefix}METRICS_PORT": "1",
+        f"{prefix}STATS_PORT": "2",
         f"{prefix}NBTHREAD": "1",
         f"{prefix}MAXCONN": "512",
         # Of a client that neither sends nor reads; Ray waits for an hour.

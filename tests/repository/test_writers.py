@@ -38,7 +38,7 @@ ALONE = {
     "actuators/social_network/store.py", "actuators/load/engine.py",
     "actuators/nginx/instance.py", "actuators/nginx/reload.py",
     "actuators/processes/process.py", "actuators/testbed/peers.py", "rayjobs/doctor.py", "rayjobs/runs/local_ray.py",
-    "rayjobs/serve/haproxy_loopback.py", "rayjobs/onboard/kept.py",
+    "rayjobs/serve/haproxy_sockets.py", "rayjobs/onboard/kept.py",
     # A run has a folder of its own (`rayjobs.runs.folder`).
     "envs/observation/encoder.py", "envs/calibration/result.py", "envs/mixture/refit.py", "rayjobs/load.py",
     "rayjobs/admission/tune.py", "rayjobs/holding/tune.py", "rayjobs/contract/page.py", "rayjobs/onboard/page.py",

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import requests
 
-from rayjobs.serve.haproxy_loopback import on_loopback, with_deadline
+from rayjobs.serve.haproxy_sockets import on_sockets, with_deadline
 from tests.support.orphans import SESSION, processes_with
 from tests.support.served import served_bundles
 from tests.support.waiting import PATIENCE_S
@@ -18,9 +18,10 @@ from tests.support.windows import window
 from tuning.steering import window_json
 
 
-def test_haproxys_listeners_move_to_loopback() -> None:
-    text = "frontend prometheus\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend h\n    bind 127.0.0.1:8000\n"
-    assert on_loopback(text) == text.replace("bind :", "bind 127.0.0.1:").replace("bind *:", "bind 127.0.0.1:")
+def test_haproxys_listeners_move_to_private_sockets() -> None:
+    text = "frontend prometheus\n    bind :1\nlisten stats\n  bind *:2 process 1\nfrontend h\n    bind 127.0.0.1:8000\n"
+    moved = text.replace("bind :1", "bind unix@/f/1 mode 600").replace("bind *:2 process 1", "bind unix@/f/2 mode 600")
+    assert on_sockets(text, Path("/f")) == moved
 
 
 def test_headers_have_a_deadline_at_haproxy() -> None:

@@ -1,4 +1,5 @@
-"""A wrapper of HAProxy for Ray Serve that binds its statistics and metrics to 127.0.0.1 and closes slow connections.
+"""A wrapper of HAProxy for Ray Serve that binds its statistics and metrics to private sockets and closes slow
+connections.
 
 Ray 2.60 binds both to all addresses, gives headers no deadline, and has no option to change either;
 `RAY_SERVE_HAPROXY_BINARY_PATH` names the binary. A file on its own because the launcher runs it as a script, without
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-_EVERYWHERE = re.compile(r"^(\s*bind )(?:\*)?:(\d+)", re.MULTILINE)
+_EVERYWHERE = re.compile(r"^(\s*bind )(?:\*)?:(\d+).*$", re.MULTILINE)
 HEADERS_S = 5
 """Longest time in which the headers of a request must arrive, as without HAProxy."""
 REAL = "DEEPSCHED_HAPROXY_BINARY"
@@ -34,9 +35,12 @@ def launcher(folder: Path) -> Path:
     return path
 
 
-def on_loopback(text: str) -> str:
-    """The configuration with `bind *:PORT` and `bind :PORT` changed to `bind 127.0.0.1:PORT`."""
-    return _EVERYWHERE.sub(r"\g<1>127.0.0.1:\2", text)
+def on_sockets(text: str, folder: Path) -> str:
+    """The configuration with `bind *:PORT` and `bind :PORT` changed to a socket PORT in `folder`, for this user only.
+
+    Unlike a port that is chosen before HAProxy starts, nobody can take a socket of a private folder meanwhile.
+    """
+    return _EVERYWHERE.sub(lambda found: f"{found[1]}unix@{folder}/{found[2]} mode 600", text)
 
 
 def with_deadline(text: str) -> str:
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     for flag, value in itertools.pairwise(arguments):
         if flag == "-f":
             path = Path(value)
-            path.write_text(with_deadline(on_loopback(path.read_text())))
+            path.write_text(with_deadline(on_sockets(path.read_text(), path.parent)))
     binary = os.environ[REAL]
     os.execv(binary, [binary, *arguments])
 
