@@ -90,6 +90,8 @@ def odd(control: Control | None) -> str:
 
 def wrong(good: Path, chosen: Sequence[tuple[str, Spoil]]) -> list[str]:
     found, folder = [], good.parent / "broken"
+    # Also imports what deciding needs, which must not count as memory that a broken bundle takes.
+    assert not outcome(good, checked=True)
     for name, spoil in chosen:
         shutil.copytree(good, folder)
         spoil(folder)
