@@ -13,6 +13,9 @@ from envs.simulator.compiling import inlined, leaf
 
 _LAST_BUCKET = SIZE - 1
 _TABLE_MS = 60_000
+_MANTISSA_BITS, _EXPONENT_BIAS = 52, 1023  # of IEEE 754's binary64
+_EXACT_BITS = (2 * SUB_BUCKETS).bit_length() - 2
+"""Largest exponent of the values that are exact."""
 
 
 @leaf
@@ -25,9 +28,10 @@ def whole_ms(time_s: float) -> Any:
 def latency_bucket(latency_s: float) -> Any:
     """`actuators.contract.histogram.bucket_of` of a latency in seconds."""
     value = int(latency_s * 1e6)
-    shift = 0
-    while value >> shift >= 2 * SUB_BUCKETS:
-        shift += 1
+    # The exponent of a float is the number of bits of a whole number, without a loop whose end nobody can predict.
+    bits: Any = np.float64(value).view(np.int64)
+    exponent: Any = (bits >> _MANTISSA_BITS) - _EXPONENT_BIAS
+    shift = max(exponent - _EXACT_BITS, 0)
     return min(shift * SUB_BUCKETS + (value >> shift), _LAST_BUCKET)
 
 

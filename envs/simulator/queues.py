@@ -39,7 +39,9 @@ def refresh_next(lane: Any, s: Any) -> None:
     elif server.hanging:
         server.next_s = oldest_attempt_s(lane, s) + lane.rules[0].read_timeout_s
     else:
-        server.next_s = server.clock_s + (lane.heap_v[s, 0] - server.clock_v) / server.rate
+        left_v = lane.heap_v[s, 0] - server.clock_v
+        # Most servers work at speed 1, where a division, a tenth of the time of a request, changes nothing.
+        server.next_s = server.clock_s + (left_v if server.rate == 1.0 else left_v / server.rate)
 
 
 @inlined

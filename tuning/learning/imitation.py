@@ -59,6 +59,6 @@ def lessons(
 
 def _loss(net: EquivariantNet, rows: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     if net.ratios:
-        return torch.nn.functional.cross_entropy(net.logits(rows).flatten(0, 1), actions.flatten())
+        return torch.nn.functional.cross_entropy(net.logits(net.encoder(rows)).flatten(0, 1), actions.flatten())
     mean, _ = net(rows)
     return torch.nn.functional.mse_loss(torch.tanh(mean) if net.squashed else mean, actions)

@@ -33,10 +33,15 @@ def net_of(module: Any) -> EquivariantNet:
     return EquivariantNet(row_size, int(module.model_config["groups"]), options, action)
 
 
-def distribution_inputs(net: EquivariantNet, rows: torch.Tensor) -> torch.Tensor:
+def encoded_rows(net: EquivariantNet, batch: dict[str, Any]) -> torch.Tensor:
+    """What the policy and the value have in common, ``[..., servers, hidden]``."""
+    encoded: torch.Tensor = net.encoder(batch[Columns.OBS].float())  # recorded rows are float64
+    return encoded
+
+
+def distribution_inputs(net: EquivariantNet, encoded: torch.Tensor) -> torch.Tensor:
     """Logits of all groups, concatenated, for ratios; otherwise means and log deviations."""
-    rows = rows.float()  # recorded rows are float64
-    return net.logits(rows).flatten(-2) if net.ratios else torch.cat(net(rows), dim=-1)
+    return net.logits(encoded).flatten(-2) if net.ratios else torch.cat(net.distribution(encoded), dim=-1)
 
 
 class EquivariantModule(TorchRLModule, ValueFunctionAPI):
@@ -54,10 +59,15 @@ class EquivariantModule(TorchRLModule, ValueFunctionAPI):
         return self.net
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {Columns.ACTION_DIST_INPUTS: distribution_inputs(self.net, batch[Columns.OBS])}
+        return {Columns.ACTION_DIST_INPUTS: distribution_inputs(self.net, encoded_rows(self.net, batch))}
 
-    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
-        return self.net.values(batch[Columns.OBS].float())
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        # RLlib's losses hand the embeddings on to `compute_values`, which saves a second pass, forth and back.
+        encoded = encoded_rows(self.net, batch)
+        return {Columns.ACTION_DIST_INPUTS: distribution_inputs(self.net, encoded), Columns.EMBEDDINGS: encoded}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        return self.net.values(encoded_rows(self.net, batch) if embeddings is None else embeddings)
 
 
 class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):
@@ -70,7 +80,8 @@ class EquivariantTargetModule(EquivariantModule, TargetNetworkAPI):
         return [(self.net, self._old_net)]
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {TARGET_NETWORK_ACTION_DIST_INPUTS: distribution_inputs(self._old_net, batch[Columns.OBS])}
+        old = self._old_net
+        return {TARGET_NETWORK_ACTION_DIST_INPUTS: distribution_inputs(old, encoded_rows(old, batch))}
 
 
 class _SACNetworks:

@@ -49,17 +49,21 @@ class EquivariantNet(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``[..., servers, row_size]`` → means and log deviations, each ``[..., groups * servers]``."""
-        mean = self._outputs(rows).transpose(-1, -2)
+        return self.distribution(self.encoder(rows))
+
+    def distribution(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward` of what the encoder has made of the rows, ``[..., servers, hidden]``."""
+        mean = self._outputs(encoded).transpose(-1, -2)
         log_std = self.log_std[:, None].expand_as(mean)
         return mean.flatten(-2), log_std.flatten(-2)
 
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[..., servers, row_size]`` → ``[..., groups, vectors]``, one logit per ratio vector.
+    def logits(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Encoded rows ``[..., servers, hidden]`` → ``[..., groups, vectors]``, one logit per ratio vector.
 
         A vector's logit is the sum over the servers of the score of the level that it assigns to the server. Permuting
         the servers therefore permutes the logits in the same way.
         """
-        return self.vector_scores(self._outputs(rows))
+        return self.vector_scores(self._outputs(encoded))
 
     def vector_scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """``[..., servers, groups * levels]`` scores → ``[..., groups, vectors]``."""
@@ -69,20 +73,20 @@ class EquivariantNet(nn.Module):
     def outputs(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs of the last layer without exploration (`tuning.policy.network.Network`)."""
         with torch.inference_mode():
-            outputs: NDArray[np.float32] = self._outputs(torch.from_numpy(rows)).numpy()
+            outputs: NDArray[np.float32] = self._outputs(self.encoder(torch.from_numpy(rows))).numpy()
         return outputs
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Copies of all parameters by name."""
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
 
-    def values(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[..., servers, row_size]`` → state values ``[...]``."""
-        value: torch.Tensor = self.value(self.encoder(rows).mean(dim=-2)).squeeze(-1)
+    def values(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Encoded rows ``[..., servers, hidden]`` → state values ``[...]``."""
+        value: torch.Tensor = self.value(encoded.mean(dim=-2)).squeeze(-1)
         return value
 
-    def _outputs(self, rows: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.action(with_pooled(self.encoder(rows)))
+    def _outputs(self, encoded: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.action(with_pooled(encoded))
         return outputs
 
 

@@ -53,7 +53,7 @@ def test_value_targets_follow_the_network(tmp_path: Path) -> None:
 
 def targets(net: Any, episode: Any) -> np.ndarray:
     """Lambda returns, from their definition; the recording goes on after its end, so its last value counts."""
-    values = net.values(torch.from_numpy(episode.observations)).numpy()
+    values = net.values(net.encoder(torch.from_numpy(episode.observations))).numpy()
     found, after = [], values[-1]
     for reward, value in zip(episode.rewards[::-1], values[:0:-1], strict=True):
         after = reward + DISCOUNT * ((1 - LAMBDA) * value + LAMBDA * after)

@@ -48,7 +48,7 @@ def test_permuting_the_servers_permutes_the_actions() -> None:
     moved, _ = net(rows[:, order])
     assert mean.shape == log_std.shape == (5, 12)
     assert torch.allclose(mean.reshape(5, 3, 4)[:, :, order], moved.reshape(5, 3, 4), atol=1e-6)
-    assert torch.allclose(net.values(rows), net.values(rows[:, order]), atol=1e-6)
+    assert torch.allclose(net.values(net.encoder(rows)), net.values(net.encoder(rows[:, order])), atol=1e-6)
 
 
 def test_an_untrained_policy_is_the_baseline() -> None:

@@ -55,7 +55,7 @@ def test_ratio_vectors_are_those_of_torch() -> None:
     net, arrays = both({"kind": "ratios"})
     rows = np.random.default_rng(3).normal(size=(40, 3, ROW)).astype(np.float32)
     with torch.inference_mode():
-        wanted = net.logits(torch.from_numpy(rows)).argmax(dim=-1).numpy()
+        wanted = net.logits(net.encoder(torch.from_numpy(rows))).argmax(dim=-1).numpy()
     assert (best_action(arrays, arrays.outputs(rows)) == wanted).all()
     assert len(np.unique(wanted)) > 3
 
