@@ -23,17 +23,17 @@ UNLIMITED = 1 << 40
 """Slots of a server before any are set."""
 ENOUGH = 1_000_000
 """Slots of a server, in NGINX too, that never lack."""
-HoldOrder = Literal["response_ratio", "earliest_deadline", "fifo", "shortest"]
+HoldOrder = Literal["shortest", "earliest_deadline", "response_ratio", "fifo"]
 """Which held request is considered first."""
 
 
 class LateBindingNumbers(Options):
     """The numbers of the rule."""
 
-    order: HoldOrder = "response_ratio"
-    """`response_ratio`: by age over expected service time; `earliest_deadline`: by what is left of the deadline; both
-    with those that will be late at the end, the shortest first; `fifo`: by age; `shortest`: by expected service time,
-    which waiting shortens (`waiting_weight`) and lateness lengthens (`late_weight`)."""
+    order: HoldOrder = "shortest"
+    """`shortest`: by expected service time, which waiting shortens (`waiting_weight`) and lateness lengthens
+    (`late_weight`); `earliest_deadline`: by what is left of the deadline; `response_ratio`: by age over expected
+    service time; both with those that will be late at the end, the shortest first; `fifo`: by age."""
     slots_per_worker: float = Field(default=2.0, ge=1, le=1000)
     """Requests that a server may have of one balancer, over the workers that it is believed to have."""
     theta: float = Field(default=1.4, ge=1, le=1000)

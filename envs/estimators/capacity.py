@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actuators.contract.arrays import BoolArray, FloatArray
+from actuators.contract.arrays import BoolArray, FloatArray, IntArray
 from actuators.contract.late_binding import ENOUGH, LateBinding, slots_for
 from actuators.contract.topology import Topology
 from envs.estimators.base import ServiceSamples
@@ -22,6 +22,8 @@ REMEMBERED, LEAST = 30, 5
 """Blocks in which requests waited at a server: those that count, and how many make an interval."""
 WAITED = 1.15
 """Requests in flight over busy workers from which on requests waited."""
+FULL = 0.85
+"""Requests in flight over slots from which on a server is taken to have work for all its workers."""
 NARROW = 1.6
 """Upper over lower end of an interval that is narrow."""
 FORGOTTEN_S = 3600.0
@@ -56,19 +58,23 @@ class CapacityLearner:
     """Gets every usable window with the service times learned from it.
 
     In a block of time, D = Σ answers × τ / time workers of a server were busy, and n = Σ response time / time requests
-    were in flight there (Little's law). A server has at least as many workers as were ever busy, less two standard
-    errors. In a block in which requests waited, the workers are those with which an M/M/c queue has n requests in
-    flight at D.
+    were in flight there (Little's law). A server has at least as many workers as were busy in any two blocks one after
+    the other, less two standard errors. In a block in which requests waited, the workers are those with which an M/M/c
+    queue has n requests in flight at D; where slots end that queue, all workers were busy, and D is their number.
     """
 
     def __init__(self, topology: Topology) -> None:
         servers = topology.shape[1]
         self._work_s, self._noise_s2, self._flight_s, self._length_s, self._answers = np.zeros((5, servers))
-        self._shown = np.zeros(servers)
+        self._shown, self._before = np.zeros(servers), np.zeros(servers)
         self._found: list[deque[float]] = [deque(maxlen=REMEMBERED) for _ in range(servers)]
 
-    def update(self, samples: ServiceSamples, tau_s: FloatArray) -> Capacity:
-        """What is known after a window; `tau_s`: ``[groups, servers]``."""
+    def update(self, samples: ServiceSamples, tau_s: FloatArray, slots: IntArray | None = None) -> Capacity:
+        """What is known after a window.
+
+        `tau_s`: ``[groups, servers]``, service times; `slots`: ``[servers]`` of all balancers, in force
+        meanwhile; None when nothing was held.
+        """
         each_s = np.where(samples.mask, samples.requests * tau_s, 0.0)
         self._work_s += each_s.sum(axis=0)
         # Lognormal service times with a coefficient of variation of 1: the count and the times vary alike.
@@ -78,16 +84,18 @@ class CapacityLearner:
         self._length_s += samples.duration_s
         self._shown *= 0.5 ** (samples.duration_s / FORGOTTEN_S)
         for s in np.flatnonzero((self._length_s >= BLOCK_S) & (self._answers >= BLOCK_REQUESTS)):
-            self._close(int(s))
+            self._close(int(s), np.inf if slots is None else float(slots[s]))
         return self._capacity()
 
-    def _close(self, s: int) -> None:
+    def _close(self, s: int, slots: float) -> None:
         length_s = self._length_s[s]
         busy, in_flight = self._work_s[s] / length_s, self._flight_s[s] / length_s
         error = np.sqrt(self._noise_s2[s]) / length_s
-        self._shown[s] = max(self._shown[s], busy - _DEVIATIONS * error)
+        # The most of many blocks is largely chance; of two together it is less of it.
+        lasting, self._before[s] = min(self._before[s], busy), busy
+        self._shown[s] = max(self._shown[s], lasting - _DEVIATIONS * error)
         if in_flight > WAITED * (busy + error):
-            self._found[s].append(workers_with(busy, in_flight))
+            self._found[s].append(busy if in_flight >= FULL * slots else workers_with(busy, in_flight))
         for sums in (self._work_s, self._noise_s2, self._flight_s, self._length_s, self._answers):
             sums[s] = 0.0
 
@@ -131,12 +139,12 @@ def unlimited_at_first(holding: LateBinding | None) -> LateBinding | None:
 
 
 def with_slots(holding: LateBinding, capacity: Capacity, balancers: int = 1) -> LateBinding:
-    """The same with slots for the workers that were learned.
+    """The same with slots for the lower end of the workers that were learned.
 
-    They never lack where the interval is not narrow, and are never fewer than what the server has shown that it can do,
-    and one.
+    Two slots per worker are enough for twice as many workers, and in overload more of them cost goodput. They never
+    lack where the interval is not narrow, and are never fewer than what the server has shown that it can do, and one.
     """
-    workers = np.where(capacity.narrow, capacity.best, np.inf)
+    workers = np.where(capacity.narrow, capacity.low, np.inf)
     slots = slots_for(workers, holding.numbers.slots_per_worker, balancers)
     shown = np.ceil(capacity.shown / balancers).astype(np.int64) + 1
     return replace(holding, slots=np.maximum(slots, shown))

@@ -138,6 +138,7 @@ class EstimatorController:
         samples = ServiceSamples.of(window)
         tau_s = self._estimator.update(samples)
         if self._capacity is not None and self._holding is not None:
-            self._holding = with_slots(self._holding, self._capacity.update(samples, tau_s), self._balancers)
+            found = self._capacity.update(samples, tau_s, self._holding.slots * self._balancers)
+            self._holding = with_slots(self._holding, found, self._balancers)
         self._control = ServiceTimes(window.topology, tau_s, self._workers, self._holding)
         return self._control

@@ -10,7 +10,7 @@ ESTIMATED = {
 """Policy → the service-time estimator that it follows; the static one learns nothing about the servers, `unlevelled` is
 `expected_delay` as it was before servers that differ by chance got equal service times."""
 
-HELD: dict[str, HoldOrder] = {"late_binding": "response_ratio", "earliest_deadline": "earliest_deadline"}
+HELD: dict[str, HoldOrder] = {"late_binding": "shortest", "earliest_deadline": "earliest_deadline"}
 """Policy → the order in which `late_binding` sends what it holds."""
 
 LEARNED_SLOTS = "_learned"

@@ -233,7 +233,7 @@ def late_binding(
     believed = RequestCost() if costs is None else costs
 
     def start() -> BatchController:
-        learn, learners = steering(how)(), list[CapacityLearner]()
+        learn, learners, in_force = steering(how)(), list[CapacityLearner](), list[IntArray]()
 
         def binding(batch: SimulatedBatch, script: Script, workers: FloatArray) -> LateBinding:
             return LateBinding(
@@ -250,10 +250,15 @@ def late_binding(
             elif learned_slots and window is not None:
                 samples, tau_s = ServiceSamples.of(window), batch.service_times()
                 bindings = [
-                    with_slots(each, learner.update(samples.of_row(index), tau_s[index]), batch.contexts_of(script))
-                    for index, (each, learner, script) in enumerate(zip(bindings, learners, scripts, strict=True))
+                    with_slots(
+                        each, learner.update(samples.of_row(index), tau_s[index], slots), batch.contexts_of(script)
+                    )
+                    for index, (each, learner, script, slots) in enumerate(
+                        zip(bindings, learners, scripts, in_force, strict=True)
+                    )
                 ]
             batch.hold(bindings)
+            in_force[:] = [each.slots * batch.contexts_of(s) for each, s in zip(bindings, scripts, strict=True)]
 
         return steer
 

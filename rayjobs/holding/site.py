@@ -95,7 +95,7 @@ class SiteHolding:
     ) -> Advice | None:  # fmt: skip
         """The advice, whose policy also holds requests when they may be held, and else as the first control does."""
         self._watch.see(window)
-        self._learn(advice, window)
+        self._learn(advice, window, in_force)
         self._add(window)
         self._verdict = self._watch.decide(orders.mode, orders.canary_percent)
         self._notice(window, orders, in_force)
@@ -142,14 +142,16 @@ class SiteHolding:
             with contextlib.suppress(DeepSchedError):
                 site.watch(None)
 
-    def _learn(self, advice: Advice | None, window: Window) -> None:
+    def _learn(self, advice: Advice | None, window: Window, in_force: Control) -> None:
         """How many requests servers serve at once, from the service times that the bundle's estimator has learned."""
         times = advice.baseline if advice is not None else None
         if self._workers is not None or not isinstance(times, ServiceTimes) or not window.usable:
             return
         if self._learner is None or self._learner[0] != times.topology:
             self._learner = times.topology, CapacityLearner(times.topology)
-        self._capacity = self._learner[1].update(ServiceSamples.of(window), times.tau_s)
+        holding = in_force.holding if isinstance(in_force, ServiceTimes) else None
+        slots = holding.slots if holding is not None and holding.topology == times.topology else None
+        self._capacity = self._learner[1].update(ServiceSamples.of(window), times.tau_s, slots)
 
     @property
     def _holds(self) -> bool:

@@ -142,7 +142,7 @@ def test_what_somebody_else_ends_stays_ended_until_the_next_order(site: Site, sh
 def says_that_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> bool:
     """`steer status`, which the controller writes after NGINX has confirmed."""
     assert main(["steer", "status", "--folder", str(folder)]) == 0
-    return "late binding: holds, response_ratio, slots 4/4/4" in capsys.readouterr().out
+    return "late binding: holds, shortest, slots 4/4/4" in capsys.readouterr().out
 
 
 @pytest.mark.slow
