@@ -19,10 +19,10 @@ from pydantic import Field
 
 from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
-from actuators.haproxy_api import socket_of
 from actuators.load.engine import LoadEngine
 from actuators.load.plans import PlanOptions, make_streams
 from actuators.options import GIVEN, NOT_GIVEN, Never, Only
+from actuators.other_proxies import names_another
 from actuators.statistics.history import History
 from actuators.statistics.lacks import lacks, named_groups
 from actuators.statistics.reader import CollectOptions, StatusReader
@@ -64,8 +64,8 @@ class CollectRunOptions(PlanOptions):
     """File that the snapshots are appended to, one JSON object per line."""
     status_url: str = ""
     """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json, or its Prometheus text, which
-    lacks weights; or the socket of an HAProxy's runtime API, as haproxy:/run/haproxy/admin.sock. An embedded testbed
-    when not given."""
+    lacks weights; or an HAProxy or Envoy, as haproxy:/run/haproxy/admin.sock or envoy:http://127.0.0.1:9901. An
+    embedded testbed when not given."""
     groups: tuple[str, ...] = ()
     """Upstreams that are recorded; all when empty."""
     prometheus: str = ""
@@ -149,8 +149,8 @@ def _check(options: CollectRunOptions) -> None:
     if options.target and not options.status_url:
         raise ConfigError("--target without --status-url", remedy="give the URL of that NGINX's statistics")
     for flag, url in (("--status-url", options.status_url), ("--prometheus", options.prometheus)):
-        of_socket = flag == "--status-url" and socket_of(url) is not None
-        if url and not of_socket and not url.startswith(("http://", "https://")):
+        other = flag == "--status-url" and names_another(url)
+        if url and not other and not url.startswith(("http://", "https://")):
             raise ConfigError(f"'{url}' is not a URL", where=flag, remedy="write it as http://HOST:PORT/PATH")
 
 

@@ -178,6 +178,7 @@ def _means_ms(summary: LoadSummary) -> Sequence[float]:
 
 
 POLL_S = 0.1
+_WITH_TLS = ("https", "h2", "h2c")
 _ANY_SERVER = ("server:80",)
 
 
@@ -232,6 +233,11 @@ def parse_target(url: str) -> str:
         port = parts.port
     except ValueError:
         port = 0
+    if parts.scheme in _WITH_TLS:
+        raise ConfigError(
+            f"target '{url}': requests are sent as HTTP/1.1 without TLS", where="--target",
+            remedy="give a plain listener of the same server; for TLS and HTTP/2 use h2load of nghttp2, or k6",
+        )  # fmt: skip
     if parts.scheme != "http" or not parts.hostname or port == 0 or parts.path not in ("", "/") or parts.query:
         raise ConfigError(
             f"target '{url}' is not http://HOST:PORT", where="--target", remedy="as http://127.0.0.1:8080"

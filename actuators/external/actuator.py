@@ -18,7 +18,9 @@ from actuators.contract.control import BY_TIMES, MAX_WEIGHT, Control, MemoryMeth
 from actuators.contract.late_binding import LateBinding
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology
+from actuators.envoy_admin import admin_of
 from actuators.errors import ConfigError
+from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.restoring import restoration
@@ -42,9 +44,9 @@ class ActuatorOptions(Options):
     """Which NGINX, and how to reach its weights."""
 
     control_url: str = ""
-    """Control endpoint of an NGINX that includes our snippet, as http://127.0.0.1:8090/control, or socket of the
-    runtime API of an HAProxy, as haproxy:/run/haproxy/admin.sock; weights change in memory through it, and by reload
-    when not given."""
+    """Control endpoint of an NGINX that includes our snippet, as http://127.0.0.1:8090/control, or an HAProxy or Envoy,
+    as haproxy:/run/haproxy/admin.sock or envoy:http://127.0.0.1:9901; weights change in memory through it, and by
+    reload when not given."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token of the control endpoint; changes are refused when not given."""
     reload: Annotated[ExternalNginxOptions, Only(control_url=NOT_GIVEN)] = Field(default_factory=ExternalNginxOptions)
@@ -142,7 +144,7 @@ class MemoryActuator:
 
 
 def open_actuator(options: ActuatorOptions, groups: tuple[str, ...] = ()) -> Actuator:
-    """Opens an NGINX in memory or an HAProxy when there is a control URL, else an NGINX by reload.
+    """Opens an NGINX in memory, an HAProxy or an Envoy when there is a control URL, else an NGINX by reload.
 
     Args:
         groups: those that are read and set; all when empty.
@@ -151,6 +153,8 @@ def open_actuator(options: ActuatorOptions, groups: tuple[str, ...] = ()) -> Act
     """
     if (path := socket_of(options.control_url)) is not None:
         return HaproxyActuator(path, groups)
+    if (admin := admin_of(options.control_url)) is not None:
+        return EnvoyActuator(admin, groups)
     if not options.control_url:
         return ExternalNginx(options.reload.model_copy(update={"groups": groups}) if groups else options.reload)
     token = read_token(options.token_file) if options.token_file is not None else ""

@@ -15,8 +15,10 @@ from typing import Literal
 import psutil
 
 from actuators.contract.topology import Topology
+from actuators.envoy_admin import admin_of
 from actuators.errors import ActuationError, ConfigError, DeepSchedError, MissingToolError
 from actuators.external.config_reader import ParsedConfig
+from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
 from actuators.external.master import master_process
 from actuators.external.nginx import ExternalNginxOptions
@@ -135,11 +137,13 @@ def reload_checks(config: ParsedConfig, options: ExternalNginxOptions) -> list[C
 
 
 def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
-    """Whether the control endpoint answers, which groups it has, and whether the token can be read; of an HAProxy,
-    whether its socket allows changes.
+    """Whether the control endpoint answers, which groups it has, and whether the token can be read; of an HAProxy or
+    Envoy, whether its socket or files allow changes.
     """
     if (path := socket_of(control_url)) is not None:
         return _haproxy(path)
+    if (admin := admin_of(control_url)) is not None:
+        return _envoy(admin)
     try:
         topology = topology_from_text(MemoryControl.read(control_url))
     except (ActuationError, ConfigError) as error:
@@ -168,6 +172,29 @@ def _haproxy(path: Path) -> list[Check]:
         what, remedy = f"the socket's level is {level[:40]}: weights can be read and not changed", "write `level admin`"
         return [found, Check("level", "warn", what, f"{remedy} behind its `stats socket`, and reload HAProxy")]
     return [found, Check("level", "ok", "the socket allows changes")]
+
+
+def _envoy(url: str) -> list[Check]:
+    try:
+        actuator = EnvoyActuator(url)
+        topology, sources, reasons = actuator.topology, actuator.sources(), actuator.without_weights()
+    except (ActuationError, ConfigError) as error:
+        return [failed("control", error)]
+    names = ", ".join(group.name for group in topology.groups)
+    found = Check("control", "ok", f"Envoy answers, for the clusters {names[:200]}")
+    files = {source.file for name, source in sources.items() if name not in reasons and source.file is not None}
+    refused = [
+        str(file) for file in sorted(files) if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+    ]
+    if refused:
+        what = f"cannot be written, or their folder cannot: {', '.join(refused[:3])}"
+        return [found, Check("files", "fail", what, "run as root or as the owner of the files")]
+    if reasons:
+        fixed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        level: Level = "warn" if files else "fail"
+        remedy = "let Envoy read their servers from a file: type EDS with path_config_source; or name other --groups"
+        return [found, Check("files", level, f"weights can be read and not changed of {fixed[:300]}", remedy)]
+    return [found, Check("files", "ok", f"{len(files)} with endpoints can be written")]
 
 
 def _files(config: ParsedConfig) -> Check:

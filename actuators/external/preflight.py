@@ -51,15 +51,15 @@ class PreflightOptions(Options):
     }
 
     status_url: str = ""
-    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json, or the socket of an HAProxy, as
-    haproxy:/run/haproxy/admin.sock. When not given: /status beside /control of `control_url`, or without that this
-    machine is checked."""
+    """vts JSON of your NGINX, as http://[USER:PASSWORD@]HOST:PORT/status/format/json, or another load balancer, as
+    haproxy:/run/haproxy/admin.sock or envoy:http://127.0.0.1:9901. When not given: /status beside /control of
+    `control_url`, or without that this machine is checked."""
     groups: Annotated[tuple[str, ...], Only(status_url=GIVEN)] = ()
     """Upstreams that matter; all when empty."""
     nginx_conf: Annotated[Path | None, Only(status_url=GIVEN, control_url=NOT_GIVEN)] = None
     """Main configuration of that NGINX, for weights that change by reload; not checked when not given."""
     control_url: Annotated[str, Only(nginx_conf=NOT_GIVEN)] = ""
-    """Control endpoint of that NGINX, or socket of that HAProxy, for weights that change in memory; not checked when
+    """Control endpoint of that NGINX, or that HAProxy or Envoy, for weights that change in memory; not checked when
     not given."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token of the control endpoint; weights can be read and not changed when not given."""
@@ -116,6 +116,8 @@ def _source(snapshot: Snapshot) -> str:
     """Whose statistics these are, in words."""
     if snapshot.source == "haproxy":
         return "HAProxy's runtime API"
+    if snapshot.source == "envoy":
+        return "Envoy's admin endpoint"
     if snapshot.module_version == "deepsched":
         return "the statistics of this project"
     version = snapshot.module_version
@@ -146,7 +148,7 @@ def _lacks(snapshot: Snapshot) -> Iterator[Check]:
     yield from (Check(each.name, "fail" if each.serious else "warn", each.what, each.remedy) for each in found)
     names = {each.name for each in found}
     servers = [each for group in named_groups(snapshot).values() for each in group.values() if each.request_counter]
-    if "histogram" not in names and servers and snapshot.source != "haproxy":
+    if "histogram" not in names and servers and snapshot.is_nginx:
         bounds = len(servers[0].response_buckets.msecs)
         yield Check("histogram", "ok", f"{bounds} bounds, filled for all {len(servers)} servers with requests")
     if "zone" not in names and snapshot.zone is not None:
@@ -161,7 +163,7 @@ def _attempts(options: PreflightOptions, snapshot: Snapshot) -> Check:
         name, "warn", "are not counted: a server that does not answer looks as if it had no requests",
         "none is needed: steering takes a server that has weight and gets nothing as suspect",
     )  # fmt: skip
-    if snapshot.source == "haproxy":
+    if not snapshot.is_nginx:
         return counted
     if snapshot.module_version == "deepsched":
         return Check(name, "ok", "are counted, unless these statistics were told to count final answers only")

@@ -25,8 +25,8 @@ from actuators.contract.request_cost import RequestCost
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology
 from actuators.errors import ActuationError, ConfigError
-from actuators.haproxy_api import socket_of
 from actuators.nginx.endpoint import TextEndpoint
+from actuators.other_proxies import names_another
 
 _METHODS: tuple[MemoryMethod, ...] = (*get_args(BalancingMethod), "configured")
 
@@ -340,11 +340,11 @@ def _scaled(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def beside(control_url: str, name: str) -> str:
-    """The address of another location beside the control endpoint; an HAProxy's socket serves all.
+    """The address of another location beside the control endpoint; the URL of an HAProxy or Envoy serves all.
 
     Raises ConfigError for what is not an endpoint.
     """
-    if socket_of(control_url) is not None:
+    if names_another(control_url):
         return control_url
     head, slash, last = control_url.rpartition("/")
     if not slash or not last or "://" not in head:

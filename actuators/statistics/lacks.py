@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from actuators.statistics import haproxy
+from actuators.statistics import envoy, haproxy
 from actuators.statistics.prometheus import LACKS
 from actuators.statistics.vts import ServerCounters, Snapshot, Zone
 
@@ -16,6 +16,7 @@ LackName = Literal["source", "zone", "histogram"]
 _PAGE_BYTES = 4096
 _SPARE_PAGES = 8
 _MOST_NAMES = 5
+_BY_MEANS = "judge by means, or by the load engine's own percentiles"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def _source(snapshot: Snapshot) -> Iterator[Lack]:
             "source", False, f"the statistics are metrics: {LACKS}", "for steering, read vts' JSON, /status/format/json"
         )
     if snapshot.source == "haproxy":
-        yield Lack("source", False, haproxy.LACKS, "judge by means, or by the load engine's own percentiles")
+        yield Lack("source", False, haproxy.LACKS, _BY_MEANS)
+    if snapshot.source == "envoy":
+        yield Lack("source", False, envoy.LACKS, _BY_MEANS)
 
 
 def _zone(snapshot: Snapshot) -> Iterator[Lack]:
@@ -74,7 +77,7 @@ def _zone(snapshot: Snapshot) -> Iterator[Lack]:
 
 
 def _histogram(snapshot: Snapshot) -> Iterator[Lack]:
-    if snapshot.source == "haproxy":
+    if not snapshot.is_nginx:
         return
     used = {
         f"{group}/{server}": counters.response_buckets.msecs

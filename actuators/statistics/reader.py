@@ -6,17 +6,19 @@ import contextlib
 import json
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from pydantic import Field
 
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.credentials import without_credentials
+from actuators.envoy_admin import admin_of
 from actuators.errors import StatusError
 from actuators.haproxy_api import socket_of
 from actuators.http_client import MAX_BODY_BYTES, KeptConnection, NoResponseError
 from actuators.options import Options
+from actuators.statistics.envoy import EnvoyStatistics
 from actuators.statistics.haproxy import HaproxyStatistics
 from actuators.statistics.names import NameKeeper, ServerNames
 from actuators.statistics.prometheus import LACKS, parse_text
@@ -27,6 +29,12 @@ _REMEDIES = {
     401: "put the right user and password before the host of the URL; they are sent and never recorded",
     403: "allow this machine to read the status location",
 }
+
+
+class _Limits(TypedDict):
+    connect_timeout_s: float
+    read_timeout_s: float
+    max_bytes: int
 
 
 class CollectOptions(Options):
@@ -44,8 +52,8 @@ class StatusReader:
     """Reads one status endpoint over a kept connection; a context manager.
 
     Args:
-        status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``; or the socket of an HAProxy's
-            runtime API, as ``haproxy:/run/haproxy/admin.sock``.
+        status_url: vts JSON, for example ``http://127.0.0.1:8081/status/format/json``; or an HAProxy or Envoy, as
+            ``haproxy:/run/haproxy/admin.sock`` or ``envoy:http://127.0.0.1:9901``.
         takes_text: whether vts' Prometheus text is read, too; it lacks weights and flags.
         for_decisions: leaves out the counters that only a recording holds.
 
@@ -66,20 +74,23 @@ class StatusReader:
     ) -> None:
         self.status_url, options = without_credentials(status_url), options or CollectOptions()
         self._takes_text, self._for_decisions = takes_text, for_decisions
-        path = socket_of(status_url)
-        self._haproxy = None if path is None else HaproxyStatistics(path)
-        self._connection = None if path else KeptConnection(
-            status_url,
-            connect_timeout_s=options.connect_timeout_s,
-            read_timeout_s=options.read_timeout_s,
-            max_bytes=options.max_bytes,
-            where="status_url",
-        )  # fmt: skip
+        limits: _Limits = {
+            "connect_timeout_s": options.connect_timeout_s,
+            "read_timeout_s": options.read_timeout_s,
+            "max_bytes": options.max_bytes,
+        }
+        path, admin = socket_of(status_url), admin_of(status_url)
+        self._other: HaproxyStatistics | EnvoyStatistics | None = None
+        if path is not None:
+            self._other = HaproxyStatistics(path)
+        elif admin is not None:
+            self._other = EnvoyStatistics(admin, **limits)
+        self._connection = KeptConnection(status_url, where="status_url", **limits) if self._other is None else None
 
     def snapshot(self) -> Snapshot:
         """The counters now. Raises StatusError when they cannot be read or are not vts-shaped."""
-        if self._haproxy is not None:
-            return self._haproxy.snapshot()
+        if self._other is not None:
+            return self._other.snapshot()
         status, body = self._get()
         if status == 200 and body.lstrip()[:1] == b"#":
             return self._text(body)
@@ -117,6 +128,8 @@ class StatusReader:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+        if isinstance(self._other, EnvoyStatistics):
+            self._other.close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +141,9 @@ class StatusReader:
 
     def _get(self) -> tuple[int, bytes]:
         if self._connection is None:
-            raise StatusError("HAProxy has no JSON of vts", where=self.status_url, remedy="give the URL of an NGINX")
+            raise StatusError(
+                "another load balancer has no JSON of vts", where=self.status_url, remedy="give the URL of an NGINX"
+            )
         try:
             return self._connection.request("GET")
         except NoResponseError as error:

@@ -27,7 +27,7 @@ from actuators.statistics.vts import Responses, ServerCounters, Snapshot, Source
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
 _SOURCE, _MORE_GROUPS = "source", "upstreamZones"
-_OTHER_SOURCES: tuple[Source, ...] = ("prometheus", "haproxy")
+_OTHER_SOURCES: tuple[Source, ...] = ("prometheus", "haproxy", "envoy")
 """Those that a line names; of vts it says nothing."""
 _RESERVED = frozenset((*_SNAPSHOT_KEYS, _SOURCE, _MORE_GROUPS, "gap"))
 _NOT_SHOWN = ("weight", "maxFails", "failTimeout", "backup", "down")

@@ -21,7 +21,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 Overflows = Annotated[int, msgspec.Meta(ge=0, le=2**32)]
 InFlight = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-Source = Literal["vts", "prometheus", "haproxy"]
+Source = Literal["vts", "prometheus", "haproxy", "envoy"]
 _MOST = 2**64 - 1
 _NO_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """What no message can show: control characters, and halves of surrogate pairs."""
@@ -406,8 +406,8 @@ class Snapshot:
         unserved: group → requests that met no live server (the pseudo-server of vts with the name of the group).
         duplicates: (group, server) pairs that the configuration lists more than once.
         client_requests: client-side count by server name, ``*`` for all.
-        source: "prometheus" shows no weights, and a server only once it had a request; "haproxy" has no histograms, and
-            its sums of response times are estimates (`actuators.statistics.haproxy`).
+        source: "prometheus" shows no weights, and a server only once it had a request; "haproxy" and "envoy" have no
+            histograms, and their sums of response times are estimates (`actuators.statistics.haproxy`, `….envoy`).
         client_errors: 5xx that clients got, of all virtual servers; None when the document does not tell.
     """
 
@@ -424,6 +424,11 @@ class Snapshot:
     client_errors: int | None = None
     balancer: Balancer | None = None
     source: Source = "vts"
+
+    @property
+    def is_nginx(self) -> bool:
+        """Whether an NGINX counted this, by whatever module."""
+        return self.source in ("vts", "prometheus")
 
 
 _DECODER, _RECORDED_DECODER = msgspec.json.Decoder(Document), msgspec.json.Decoder(RecordedDocument)

@@ -20,17 +20,31 @@ _PERCENTILE, _JITTER = 90, 10
 """As in the example of that page."""
 
 
+_OUTLIERS = {"consecutive_5xx": 5, "interval": "1s", "base_ejection_time": "5s", "max_ejection_percent": 50}
+"""https://www.envoyproxy.io/docs/envoy/latest/api-v3/config/cluster/v3/outlier_detection.proto; its defaults for times
+and percentage are 10 s, 30 s and 10 %."""
 ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 
 
-def render_envoy(topology: Topology, address: str, *, limits: bool, shared: bool, endpoints: Path | None = None) -> str:
-    """A bootstrap configuration with least request, a cluster per group or one for all.
+def render_envoy(
+    topology: Topology,
+    address: str,
+    *,
+    limits: bool,
+    shared: bool,
+    endpoints: Path | None = None,
+    admin: str = "",
+    policy: str = "LEAST_REQUEST",
+) -> str:
+    """A bootstrap configuration with a cluster per group or one for all.
 
     With `limits` there is one limit for all groups; every number of it is that of the documented example or a default.
 
     Args:
         endpoints: the file of `render_endpoints`, whose replacement by a move changes the servers and weights of a
             shared cluster (EDS); None for servers that stand in the configuration.
+        admin: HOST:PORT of its admin endpoint; none when empty.
+        policy: `lb_policy` of the clusters.
     """
     names = ["servers" if shared else group.name for group in topology.groups]
     pools = [topology.servers if shared else group.servers for group in topology.groups]
@@ -48,9 +62,15 @@ def render_envoy(topology: Topology, address: str, *, limits: bool, shared: bool
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
-    clusters = [_cluster(name, servers, endpoints) for name, servers in dict(zip(names, pools, strict=True)).items()]
+    clusters = [
+        _cluster(name, servers, endpoints, policy, shared=shared)
+        for name, servers in dict(zip(names, pools, strict=True)).items()
+    ]
     node = {"id": "deepsched", "cluster": "deepsched"}
-    return json.dumps({"node": node, "static_resources": {"listeners": [listener], "clusters": clusters}}, indent=1)
+    content: dict[str, Any] = {"node": node, "static_resources": {"listeners": [listener], "clusters": clusters}}
+    if admin:
+        content["admin"] = {"address": _address(*admin.rsplit(":", 1))}
+    return json.dumps(content, indent=1)
 
 
 def render_endpoints(topology: Topology, weights: Sequence[int] = ()) -> str:
@@ -87,7 +107,7 @@ def _routes(topology: Topology, clusters: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def _cluster(name: str, servers: Sequence[str], endpoints: Path | None) -> dict[str, Any]:
+def _cluster(name: str, servers: Sequence[str], endpoints: Path | None, policy: str, *, shared: bool) -> dict[str, Any]:
     most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), _MANY)
     if endpoints is None:
         members: dict[str, Any] = {"type": "STATIC", "load_assignment": _assignment(name, servers)}
@@ -97,8 +117,9 @@ def _cluster(name: str, servers: Sequence[str], endpoints: Path | None) -> dict[
     return {
         "name": name,
         "connect_timeout": "2s",
-        "lb_policy": "LEAST_REQUEST",
+        "lb_policy": policy,
         "circuit_breakers": {"thresholds": [most]},
+        **({"outlier_detection": _OUTLIERS} if shared else {}),
         **members,
     }
 

@@ -1,6 +1,7 @@
 """Configurations of other load balancers, as their users write them: one pool of servers, idle connections are reused.
 
-NGINX has an upstream per request type, or one for all. That of Envoy is in `actuators.testbed.envoy`.
+Each counts answers of 500 and above as failures, the way its documentation gives. NGINX has an upstream per request
+type, or one for all. That of Envoy is in `actuators.testbed.envoy`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from actuators.errors import ConfigError
 
 IDLE_CONNECTIONS = 512
 """That a proxy keeps open to each server."""
+_OBSERVED = "check inter 1s observe layer7 error-limit 10 on-error mark-down"
+_FAIL_S = 10
+"""A server that failed gets nothing for that long, as is NGINX's default."""
 READY_PATH = "/ready-check"
 """Answered by Traefik itself with 418, once it knows the servers."""
 
@@ -22,10 +26,13 @@ READY_PATH = "/ready-check"
 def render_haproxy(topology: Topology, address: str, balance: str, socket: Path | None = None) -> str:
     """The configuration of HAProxy: one backend with all servers; idle connections are reused.
 
+    A server with ten failures in a row is down until two checks, a second apart, can connect to it
+    (https://docs.haproxy.org/2.8/configuration.html#5.2-observe).
+
     Args:
         socket: Unix socket of its runtime API, for its owner only; None for none.
     """
-    servers = "".join(f"  server s{number} {server}\n" for number, server in enumerate(topology.servers, 1))
+    servers = "".join(f"  server s{number} {server} {_OBSERVED}\n" for number, server in enumerate(topology.servers, 1))
     control = "" if socket is None else f"  stats socket {socket} mode 600 level admin\n"
     return f"""global
   maxconn 8192
@@ -58,6 +65,8 @@ def render_nginx(
     plan: StockPlan | None = None,
 ) -> str:
     """The configuration of an NGINX without Lua; with its module the method is `fair`.
+
+    https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_next_upstream says what counts as a failure.
 
     Args:
         weights: of the topology's servers; all 1 when empty.
@@ -94,6 +103,7 @@ http {{
   proxy_set_header Connection "";
   proxy_connect_timeout 2s;
   proxy_read_timeout 30s;
+  proxy_next_upstream error timeout http_500 http_502 http_503 http_504;
 {_temp_paths(prefix)}{upstreams}  server {{
     listen {address} backlog=4096;
 {locations}    location / {{ return 404; }}
@@ -122,6 +132,9 @@ def fill_in(path: Path, topology: Topology | None, address: str, prefix: Path) -
 def render_traefik(topology: Topology, strategy: str, weights: Sequence[int] = (), generation: int = 0) -> str:
     """Traefik's dynamic configuration (JSON is YAML): one service with all servers by `wrr`, `p2c` or `leasttime`.
 
+    https://doc.traefik.io/traefik/v3.7/reference/routing-configuration/http/load-balancing/service has its passive
+    health check.
+
     Args:
         weights: of the topology's servers; all 1 when empty.
         generation: counts changes, so that Traefik takes up one that changes nothing else.
@@ -133,7 +146,10 @@ def render_traefik(topology: Topology, strategy: str, weights: Sequence[int] = (
     servers: list[dict[str, str | int]] = [{"url": f"http://{server}"} for server in topology.servers]
     if weights:
         servers = [{**server, "weight": weight} for server, weight in zip(servers, weights, strict=True)]
-    service = {"strategy": strategy, "serversTransport": "pool", "servers": servers}
+    health = {"failureWindow": f"{_FAIL_S}s", "maxFailedAttempts": 1}
+    service = {
+        "strategy": strategy, "serversTransport": "pool", "passiveHealthCheck": health, "servers": servers,
+    }  # fmt: skip
     http = {
         "routers": routers,
         "services": {"servers": {"loadBalancer": service}},
@@ -145,6 +161,8 @@ def render_traefik(topology: Topology, strategy: str, weights: Sequence[int] = (
 def render_caddy(topology: Topology, address: str, policy: str, socket: Path | None = None) -> str:
     """Caddy's JSON configuration: one reverse proxy to all servers by `least_conn` or `random_choose` (of two).
 
+    https://caddyserver.com/docs/json/apps/http/servers/routes/handle/reverse_proxy/health_checks/passive
+
     Args:
         socket: Unix socket of its admin endpoint, for its owner only; None for none.
     """
@@ -152,6 +170,7 @@ def render_caddy(topology: Topology, address: str, policy: str, socket: Path | N
         "handler": "reverse_proxy",
         "upstreams": [{"dial": server} for server in topology.servers],
         "load_balancing": {"selection_policy": {"policy": policy}, "retries": 1},
+        "health_checks": {"passive": {"fail_duration": f"{_FAIL_S}s", "max_fails": 1, "unhealthy_status": [5]}},
         "transport": {"protocol": "http", "keep_alive": {"max_idle_conns_per_host": IDLE_CONNECTIONS}},
     }
     server = {
@@ -177,7 +196,9 @@ def _extra(topology: Topology, group: int, weights: Sequence[int], plan: StockPl
 
 def _server_lines(servers: tuple[str, ...], extra: Mapping[str, str] | None = None) -> str:
     more = extra or {}
-    return "".join(f"    server {server}{more.get(server, '')} max_fails=1 fail_timeout=10s;\n" for server in servers)
+    return "".join(
+        f"    server {server}{more.get(server, '')} max_fails=1 fail_timeout={_FAIL_S}s;\n" for server in servers
+    )
 
 
 def _temp_paths(prefix: Path) -> str:

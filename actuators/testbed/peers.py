@@ -20,6 +20,7 @@ from typing import Self
 
 import numpy as np
 
+from actuators import envoy_admin, haproxy_api
 from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.stock import STOCK, StockPlan
@@ -65,6 +66,9 @@ ENVOY = "envoy_concurrency"
 """Envoy with its filter adaptive_concurrency. It refuses requests, also when it has just started (it measures idle
 latency with three at a time), so that it stands beside admission, and not among the balancers."""
 
+HAPROXY_STEERED, ENVOY_STEERED = "haproxy_roundrobin", "envoy_round_robin"
+"""By weights alone, for `actuators.testbed.steered`."""
+
 _START_TIMEOUT_S = 10.0
 _ATTEMPTS = 5
 _SIGNALS_S = 1.0
@@ -104,7 +108,7 @@ class Peer:
             self._plan.check(topology)
         self._weights: tuple[int, ...] = ()
         self._generation = 0
-        self._socket = Path()
+        self._socket, self._admin = Path(), ""
         with contextlib.ExitStack() as stack:
             self._prefix = stack.enter_context(_prefix()) if name.startswith(EXTERNAL) else self._folder
             self._process = self._start()
@@ -129,6 +133,13 @@ class Peer:
             reloader = Reloader(self._process.pid, load_ms=None)
             reloader.wait_for_few_generations()
             reloader.reload()
+
+    @property
+    def control_url(self) -> str:
+        """How options name its statistics and weights (``haproxy:…``, ``envoy:…``); empty for the other programs."""
+        return {
+            "haproxy": f"{haproxy_api.SCHEME}{self._socket}", "envoy": f"{envoy_admin.SCHEME}http://{self._admin}",
+        }.get(self._program_name(), "")  # fmt: skip
 
     @property
     def control_socket(self) -> Path:
@@ -223,7 +234,7 @@ class Peer:
 
     def _start(self) -> ManagedProcess:
         for attempt in range(_ATTEMPTS):
-            self.address = f"127.0.0.1:{free_port()}"
+            self.address, self._admin = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
             # The run's folder may be too long for the path of a socket.
             sockets = Path(tempfile.mkdtemp(prefix="deepsched-peer-", dir=socket_place(_SOCKET_BYTES)))
             self._socket = sockets / "control"
@@ -237,7 +248,7 @@ class Peer:
             except ProcessError:
                 process.close()
                 # Another program may have taken the port before the peer did.
-                if attempt + 1 == _ATTEMPTS or not _is_taken(self.address):
+                if attempt + 1 == _ATTEMPTS or not (_is_taken(self.address) or _is_taken(self._admin)):
                     raise
             else:
                 return process
@@ -262,7 +273,7 @@ class Peer:
         return str(config)
 
     def _haproxy(self) -> list[str]:
-        balance = "leastconn" if self.name == "haproxy_leastconn" else "random(2)"
+        balance = "random(2)" if self.name == "haproxy_random" else self.name.removeprefix("haproxy_")
         config = render_haproxy(self.topology, self.address, balance, self._socket)
         return ["-W", "-db", "-f", self._written(config, ".conf")]
 
@@ -271,7 +282,10 @@ class Peer:
         endpoints = self._folder / "endpoints.json" if shared else None
         if endpoints is not None:
             write_atomic(endpoints, render_endpoints(self.topology, self._weights))
-        config = render_envoy(self.topology, self.address, limits=not shared, shared=shared, endpoints=endpoints)
+        config = render_envoy(
+            self.topology, self.address, limits=not shared, shared=shared, endpoints=endpoints, admin=self._admin,
+            policy="ROUND_ROBIN" if self.name == ENVOY_STEERED else "LEAST_REQUEST",
+        )  # fmt: skip
         written = self._written(config, ".json")
         return ["--disable-hot-restart", "--concurrency", "1", "-l", "error", "-c", written]
 
@@ -311,6 +325,8 @@ class Peer:
         if program in ("haproxy", "caddy"):
             # They listen for requests first, and for orders a moment later.
             return _accepts(self._socket)
+        if program == "envoy" and not _is_taken(self._admin):
+            return False
         return program != "traefik" or _status(self.address, READY_PATH) == http.client.IM_A_TEAPOT
 
 

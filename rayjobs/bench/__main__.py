@@ -37,8 +37,8 @@ class BenchOptions(Options):
     """Fixes everything random in a bench."""
     part: str = ""
     """Part of a bench that is measured alone, into NAME-PART.json (`admission`: simulated, cpu, live, flash, envoy;
-    `simulator`: agreement, replay, late_binding, request_cost, late_binding_live; `peers`: simulated, live; `learner`:
-    pace, learners); all when not given, but `learners`, which takes about an hour."""
+    `simulator`: agreement, replay, late_binding, request_cost, late_binding_live; `peers`: simulated, copies, live;
+    `learner`: pace, learners); all when not given, but `learners`, which takes about an hour."""
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, with less precise figures."""
     out: Path = Path("runs/bench")

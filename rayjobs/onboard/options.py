@@ -34,13 +34,13 @@ class OnboardOptions(RayOptions):
     }
 
     status_url: str
-    """vts JSON of your NGINX, as http://HOST:PORT/status/format/json, or the socket of an HAProxy, as
-    haproxy:/run/haproxy/admin.sock."""
+    """vts JSON of your NGINX, as http://HOST:PORT/status/format/json, or an HAProxy or Envoy, as
+    haproxy:/run/haproxy/admin.sock or envoy:http://127.0.0.1:9901."""
     nginx_conf: Annotated[Path | None, Only(control_url=NOT_GIVEN)] = None
     """Main configuration of that NGINX, if its weights may be changed by reload."""
     control_url: Annotated[str, Only(nginx_conf=NOT_GIVEN)] = ""
     """Control endpoint of that NGINX, as http://HOST:PORT/control, if it balances in memory (`deepsched weights
-    snippet`), or the socket of that HAProxy, if its weights may be changed."""
+    snippet`), or that HAProxy or Envoy, if its weights may be changed."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token that a change through the control endpoint needs; its path is kept for steering. When not
     given, nothing can be changed that way."""

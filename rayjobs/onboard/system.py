@@ -11,8 +11,9 @@ from actuators.errors import ConfigError
 from actuators.external.actuator import ActuatorOptions, MemoryActuator, open_actuator
 from actuators.external.config_lexer import Directive
 from actuators.external.config_reader import read_config
+from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
-from actuators.haproxy_api import socket_of
+from actuators.other_proxies import names_another
 from rayjobs.onboard.options import OnboardOptions
 
 STEERABLE = ("round_robin", "least_conn", "random_two")
@@ -20,9 +21,11 @@ _METHODS = {
     "least_conn": "least_conn", "random": "random_two", "ip_hash": "ip_hash", "hash": "hash", "sticky": "sticky",
     "least_time": "least_time", "fair": "fair",
 }  # fmt: skip
-_OF_HAPROXY = {
+_OF_OTHERS = {
     "roundrobin": "round_robin", "static-rr": "round_robin", "leastconn": "least_conn", "random": "random_two",
+    "ROUND_ROBIN": "round_robin", "LEAST_REQUEST": "random_two",
 }  # fmt: skip
+"""Of HAProxy and Envoy, whose least request takes the better of two random servers."""
 _PLAIN = {"random": (("two",), ("two", "least_conn"))}
 """The arguments with which a method is the one that is simulated; none where it is not listed."""
 _ONE_METHOD = "name groups of one method with --groups; another --folder takes the others"
@@ -64,9 +67,9 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
     machines = max(options.load_balancers, 1)
     if options.control_url:
         opened = ActuatorOptions(control_url=options.control_url, token_file=options.token_file)
-        actuator = open_actuator(opened, tuple(groups) if socket_of(options.control_url) else ())
-        if isinstance(actuator, HaproxyActuator):
-            found = _OF_HAPROXY.get(actuator.balance, actuator.balance)
+        actuator = open_actuator(opened, tuple(groups) if names_another(options.control_url) else ())
+        if isinstance(actuator, HaproxyActuator | EnvoyActuator):
+            found = _OF_OTHERS.get(actuator.balance, actuator.balance)
             return Way(_steerable(found, options.control_url), False, True, options.control_url, machines)
         assert isinstance(actuator, MemoryActuator)
         method = actuator.method

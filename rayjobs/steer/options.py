@@ -60,7 +60,7 @@ class SiteOptions(FolderOptions, ActuatorOptions):
     through `control_url`."""
     status_url: str = ""
     """vts JSON of that NGINX, as http://HOST:PORT/status/format/json; with `control_url`, /status beside /control when
-    not given, or the same socket of an HAProxy."""
+    not given, or the same HAProxy or Envoy."""
     reading: Annotated[CollectOptions, (Only(nginx_conf=GIVEN), Only(control_url=GIVEN))] = CollectOptions()
     """How the statistics are read."""
 

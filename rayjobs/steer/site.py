@@ -346,8 +346,8 @@ def _check_takes_times(site: Site, folder: Path) -> None:
     if site.method() is None:
         raise ConfigError(
             "the bundle sets service times, which NGINX can use only when it balances in memory", where=str(folder),
-            remedy="include a snippet (deepsched weights snippet) in NGINX and give its --control-url; HAProxy takes"
-            " weights only",
+            remedy="include a snippet (deepsched weights snippet) in NGINX and give its --control-url; HAProxy and"
+            " Envoy take weights only",
         )  # fmt: skip
     if down_in(site.control()).any():
         raise ConfigError(

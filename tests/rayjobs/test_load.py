@@ -138,7 +138,8 @@ def test_a_killed_engine_leaves_the_loss_counted(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--target=no url"], "is not http://HOST:PORT"),
-        (["--target=https://127.0.0.1"], "is not http://HOST:PORT"),
+        (["--target=https://127.0.0.1"], "without TLS"),
+        (["--target=h2c://127.0.0.1"], "use h2load"),
         (["--target=http://127.0.0.1:1"], "Connection refused"),
         (["--target=http://nowhere.invalid"], "nowhere.invalid"),
         (["--rate-rps=0"], "rate"),

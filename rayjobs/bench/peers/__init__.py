@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayjobs.bench.parts.bars import Bar, BenchContext
-from rayjobs.bench.peers import live, simulated
+from rayjobs.bench.peers import copies, live, simulated
 
-PARTS = {"simulated": simulated.measure, "live": live.measure}
+PARTS = {"simulated": simulated.measure, "copies": copies.measure, "live": live.measure}
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:

@@ -7,22 +7,37 @@ from dataclasses import replace
 
 import numpy as np
 
+from actuators.contract.late_binding import LateBindingNumbers
 from actuators.contract.topology import social_network
-from envs.scenarios.catalogue import STUDY, TRACED
+from actuators.files import writable_folder, write_atomic
+from envs.estimators.registry import DEFAULT_ESTIMATOR
+from envs.scenarios.catalogue import STUDY, TRACED, VARYING
 from envs.scenarios.lookup import scenario
 from envs.simulator.rivals import RIVAL_CODES
-from envs.study.judge import Score, judge_each
-from envs.study.rules import rule_named
+from envs.study.judge import Score, deadlines_s, judge_each
+from envs.study.rules import SHARED_MEMORY, Learning, Rule, late_binding, rule_named
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
-from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Ratios
+from rayjobs.bench.parts.ratios import GENERALIST, PUBLISHED_SEEDS, Ratios
+from rayjobs.runs.local_ray import local_ray
+from tuning.learning.study import train
 
 OURS, REFERENCE = "expected_delay", "least_conn"
 OTHERS = ("round_robin", "random_two", "inverse_latency", *RIVAL_CODES)
+SHOWN = ("least_time", "least_time_shared", "peak_ewma", "least_request", "c3", "join_idle_queue", "prequal",
+         "inverse_latency")  # fmt: skip
+"""In the table."""
 EQUAL = ("S1", "S4", "S5", "S7", "S8", "S10")
 """Scenarios whose servers are equally fast when nothing disturbs them."""
 QUICK = ("S1", "S2b", "T1")
 MOST_P99, MOST_P99_EQUAL, LEAST_GOODPUT = 1.0, 1.02, -0.001
 """Over the best of the others; goodput as a difference."""
+
+LATE, LEARNED = "late_binding", "learned"
+BESIDE = (LATE, LEARNED)
+"""Ours as well, reported and not judged: late binding with learned slots, and weights on least_conn that PPO learned as
+in bench `training` (`rayjobs.bench.parts.ratios.GENERALIST`), once, with this bench's seed."""
+TABLE = "simulated.md"
+"""The table, in the bench's folder: mean and 99th percentile over those of least_conn."""
 
 Scores = Mapping[str, Sequence[Score]]
 """Rule → a score per seed."""
@@ -31,21 +46,60 @@ Scores = Mapping[str, Sequence[Score]]
 def measure(context: BenchContext) -> Sequence[Bar]:
     """A figure per scenario and rule, and bars against the best of the others."""
     bars: list[Bar] = []
-    for name in QUICK if context.quick else (*STUDY, *TRACED):
+    rows: list[str] = []
+    learned = _learned(context)
+    for name in QUICK if context.quick else (*STUDY, *VARYING, *TRACED):
         context.log(name)
-        bars += _bars(name, _scores(name, quick=context.quick))
+        scores = _scores(name, learned, quick=context.quick)
+        bars += _bars(name, scores)
+        rows.append(_row(name, scores))
+        write_atomic(writable_folder(context.kept) / TABLE, "\n".join((*_head(), *rows)) + "\n")
+    context.log(f"table: {context.kept / TABLE}")
     return bars
 
 
-def _scores(name: str, *, quick: bool) -> Scores:
-    played = replace(scenario(name), duration_s=30.0) if quick else scenario(name)
+def _learned(context: BenchContext) -> Rule:
+    """Weights that PPO learns in this run; a quick run shows only that it works."""
+    arm = replace(GENERALIST, steps=2 * GENERALIST.algorithm.batch_steps) if context.quick else GENERALIST
+    context.log(f"training {arm.name}: {arm.steps} steps")
+    with local_ray():
+        trained = train(arm, social_network(), context.seed, context.work_dir / "learned", held_out=not context.quick)
+    return replace(trained.rule, name=LEARNED)
+
+
+def _scores(name: str, learned: Rule, *, quick: bool) -> Scores:
+    played, topology = scenario(name), social_network()
+    played = replace(played, duration_s=30.0) if quick else played
     seeds = PUBLISHED_SEEDS[:1] if quick else PUBLISHED_SEEDS
-    return {rule: judge_each(rule_named(rule), played, social_network(), seeds) for rule in (REFERENCE, *OTHERS, OURS)}
+    rules = {rule: rule_named(rule) for rule in (REFERENCE, *OTHERS, OURS)}
+    limits_s, numbers = deadlines_s(played, topology), LateBindingNumbers()
+    rules[LATE] = late_binding(limits_s, numbers, Learning(DEFAULT_ESTIMATOR), SHARED_MEMORY, learned_slots=True)
+    rules[LEARNED] = learned
+    return {rule: judge_each(how, played, topology, seeds) for rule, how in rules.items()}
+
+
+def _head() -> tuple[str, str]:
+    names = (*SHOWN, OURS, *BESIDE)
+    return f"| scenario | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (len(names) + 1) + "|"
+
+
+def _row(name: str, scores: Scores) -> str:
+    """**Bold** is the least of a row, within 0.3 %."""
+    cells = {}
+    for rule in (*SHOWN, OURS, *BESIDE):
+        ratios = Ratios.of({name: scores[rule]}, {name: scores[REFERENCE]})
+        cells[rule] = ratios.geometric("mean_ms"), ratios.geometric("p99_ms")
+    least = [min(values) for values in zip(*cells.values(), strict=True)]
+    shown = (
+        ", ".join(f"**{v:.2f}**" if v <= 1.003 * best else f"{v:.2f}" for v, best in zip(pair, least, strict=True))
+        for pair in cells.values()
+    )
+    return f"| {name} | {' | '.join(shown)} |"
 
 
 def _bars(name: str, scores: Scores) -> Iterator[Bar]:
     seeds = len(scores[REFERENCE])
-    for rule in (*OTHERS, OURS):
+    for rule in (*OTHERS, OURS, *BESIDE):
         ratios = Ratios.of({name: scores[rule]}, {name: scores[REFERENCE]})
         yield figure(
             f"{name} {rule}: p99 over {REFERENCE}", ratios.geometric("p99_ms"), "×",

@@ -21,9 +21,9 @@ TOPOLOGY = social_network(("127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003")
 
 def test_one_upstream_is_shared_by_all_types_or_each_has_its_own(tmp_path: Path) -> None:
     shared = render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path, shared=True)
-    assert (shared.count("upstream "), shared.count("proxy_pass http://all_types;")) == (1, 3)
+    assert (shared.count("  upstream "), shared.count("proxy_pass http://all_types;")) == (1, 3)
     own = render_nginx(TOPOLOGY, "127.0.0.1:80", tmp_path, fair_module="/x/fair.so")
-    assert (own.count("upstream "), own.count("    fair;"), own.count("least_conn")) == (3, 3, 0)
+    assert (own.count("  upstream "), own.count("    fair;"), own.count("least_conn")) == (3, 3, 0)
     assert own.startswith("load_module /x/fair.so;")
 
 
@@ -49,7 +49,7 @@ def test_weights_and_sockets_stand_in_the_configurations_only_when_there_are_som
 def test_haproxy_gets_the_algorithm_and_every_server() -> None:
     text = render_haproxy(TOPOLOGY, "127.0.0.1:80", "random(2)")
     assert "balance random(2)" in text
-    assert all(f" {server}\n" in text for server in TOPOLOGY.servers)
+    assert all(f" {server} check " in text for server in TOPOLOGY.servers)
 
 
 def test_envoy_gets_a_limit_on_requests_in_flight_and_every_server_of_a_group() -> None:
@@ -73,6 +73,19 @@ def test_envoy_without_a_limit_has_one_cluster_for_all_groups() -> None:
     (cluster,) = config["clusters"]
     assert {each["route"]["cluster"] for each in routes} == {cluster["name"]}
     assert cluster["lb_policy"] == "LEAST_REQUEST"
+
+
+def test_answers_of_500_and_above_count_as_failures_of_every_program() -> None:
+    assert "observe layer7 error-limit 10 on-error mark-down" in render_haproxy(TOPOLOGY, "127.0.0.1:80", "leastconn")
+    assert "proxy_next_upstream error timeout http_500 " in render_nginx(TOPOLOGY, "127.0.0.1:80", Path("/p"))
+    (cluster,) = json.loads(render_envoy(TOPOLOGY, "127.0.0.1:80", limits=False, shared=True))["static_resources"][
+        "clusters"
+    ]
+    assert cluster["outlier_detection"]["consecutive_5xx"] == 5
+    traefik = json.loads(render_traefik(TOPOLOGY, "p2c"))["http"]["services"]["servers"]["loadBalancer"]
+    assert traefik["passiveHealthCheck"]["maxFailedAttempts"] == 1
+    front = json.loads(render_caddy(TOPOLOGY, "127.0.0.1:80", "least_conn"))["apps"]["http"]["servers"]["front"]
+    assert front["routes"][0]["handle"][0]["health_checks"]["passive"]["unhealthy_status"] == [5]
 
 
 def test_nginx_of_1_31_gets_its_method_before_its_servers() -> None:

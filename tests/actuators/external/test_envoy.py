@@ -1,0 +1,196 @@
+"""Weights of an Envoy: files of endpoints edited; weights and health put in force and back by a real Envoy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.topology import social_network
+from actuators.envoy_admin import admin_of
+from actuators.errors import ActuationError, ConfigError
+from actuators.external.actuator import parse_weights
+from actuators.external.envoy import EnvoyActuator
+from actuators.external.preflight import PreflightOptions, preflight
+from actuators.testbed.peers import ENVOY, Peer, why_missing
+from rayjobs.cli.main import main
+from tests.support.json_endpoint import serving
+
+SERVERS = ("127.0.0.1:9001", "127.0.0.1:9002", "[::1]:9003", "127.0.0.1:9004")
+
+
+def endpoint(server: str, **more: object) -> dict[str, object]:
+    host, _, port = server.rpartition(":")
+    address = {"socketAddress": {"address": host.strip("[]"), "portValue": int(port)}}
+    return {"endpoint": {"address": address}, **more}
+
+
+def shown(weights: dict[str, int], out: str = "") -> dict[str, object]:
+    """A document of /clusters with one cluster."""
+    hosts = [
+        {
+            **endpoint(server)["endpoint"],  # type: ignore[dict-item]
+            "stats": [],
+            "weight": weight,
+            "health_status": {"eds_health_status": "UNHEALTHY" if server == out else "HEALTHY"},
+        }
+        for server, weight in weights.items()
+    ]
+    return {"cluster_statuses": [{"name": "app", "host_statuses": hosts}]}
+
+
+def dump(path: Path | None, panic: float | None = None) -> dict[str, object]:
+    config = {"eds_config": {"path_config_source": {"path": str(path)}}, "service_name": "service"}
+    cluster: dict[str, object] = {"name": "app", "type": "EDS", "eds_cluster_config": config}
+    if path is None:
+        cluster = {"name": "app", "type": "STRICT_DNS", "lb_policy": "LEAST_REQUEST"}
+    if panic is not None:
+        cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": panic} if panic else {}}
+    return {"configs": [{"cluster": cluster}]}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "endpoints.yaml"
+    members = [endpoint(server, healthStatus="HEALTHY") for server in SERVERS]
+    resource = {"@type": "type.googleapis.com/…ClusterLoadAssignment", "clusterName": "service"}
+    path.write_text(yaml.safe_dump({"resources": [{**resource, "endpoints": [{"lbEndpoints": members}]}]}))
+    return path
+
+
+def documents(file: Path | None, weights: dict[str, int], **more: float) -> dict[str, object]:
+    return {
+        "/clusters": shown(weights), "/config_dump?resource=static_clusters": dump(file, **more),
+        "/config_dump?resource=dynamic_active_clusters": {},
+    }  # fmt: skip
+
+
+def test_a_change_in_a_file_leaves_everything_else_and_is_put_back_when_it_is_not_taken_up(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actuators.external.envoy._IN_FORCE_S", 0.1)
+    equal, before = dict.fromkeys(SERVERS, 1), file.read_text()
+    with serving(documents(file, equal)) as (url, answers):
+        actuator = EnvoyActuator(url)
+        wanted = parse_weights([f"{SERVERS[2]}=7", f"{SERVERS[0]}=down"], Weights.equal(actuator.topology))
+        with pytest.raises(ActuationError, match="has not taken up the weight of app/127"):
+            actuator.apply(wanted)
+        assert file.read_text() == before
+        # An Envoy that shows the new weights at the next question.
+        answers["/clusters"] = [shown(equal), shown({**equal, SERVERS[2]: 7}, out=SERVERS[0])]
+        assert actuator.apply(wanted).changed
+    (resource,) = yaml.safe_load(file.read_text())["resources"]
+    members = resource["endpoints"][0]["lbEndpoints"]
+    assert members[2] == endpoint(SERVERS[2], healthStatus="HEALTHY", load_balancing_weight=7)
+    assert members[0] == endpoint(SERVERS[0], healthStatus="UNHEALTHY")
+    assert members[1] == endpoint(SERVERS[1], healthStatus="HEALTHY")
+
+
+def test_what_envoy_would_not_obey_is_refused(file: Path) -> None:
+    equal = dict.fromkeys(SERVERS, 1)
+    most_down = [f"{server}=down" for server in SERVERS[:3]]
+    for panic, refused in ((None, True), (20.0, False), (0.0, False)):
+        more = {} if panic is None else {"panic": panic}
+        with serving(documents(file, equal, **more)) as (url, _):
+            actuator = EnvoyActuator(url)
+            source = actuator.sources()["app"]
+            assert source.panic_percent == (50.0 if panic is None else panic)
+            if refused:
+                with pytest.raises(ActuationError, match="25 % of the servers of app left"):
+                    actuator.apply(parse_weights(most_down, Weights.equal(actuator.topology)))
+    with serving(documents(None, equal)) as (url, _):
+        actuator = EnvoyActuator(url)
+        assert actuator.balance == "LEAST_REQUEST"
+        with pytest.raises(ActuationError, match=r"do not come from a file \(STRICT_DNS\)"):
+            actuator.apply(Weights.equal(actuator.topology, 3))
+        checks = {each.name: each for each in preflight(PreflightOptions(control_url=f"envoy:{url}").resolved())}
+        assert (checks["control"].level, checks["files"].level) == ("ok", "fail")
+
+
+@pytest.mark.parametrize("text", ["{}", "resources: 3", "a: [", "resources:\n- {cluster_name: service}\n", "\xff"])
+def test_a_file_of_another_form_is_one_line(file: Path, text: str) -> None:
+    file.write_bytes(text.encode("latin-1"))
+    with serving(documents(file, dict.fromkeys(SERVERS, 1))) as (url, _):
+        actuator = EnvoyActuator(url)
+        with pytest.raises(ActuationError, match=r"cannot be read|has no server") as caught:
+            actuator.apply(Weights.equal(actuator.topology, 2))
+    assert "\n" not in str(caught.value)
+    assert file.read_bytes() == text.encode("latin-1")
+
+
+@pytest.mark.parametrize("document", [[], {"cluster_statuses": 3}, {"cluster_statuses": [{"host_statuses": []}]}])
+def test_another_document_is_one_line(document: object) -> None:
+    with serving({"/clusters": document}) as (url, _), pytest.raises(ActuationError, match="of another format"):
+        EnvoyActuator(url)
+
+
+def test_no_envoy_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "get", "--control-url", "envoy:http://127.0.0.1:1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "admin endpoint does not answer" in line
+    assert main(["weights", "get", "--control-url", "envoy:127.0.0.1"]) == 2
+    assert "is not an HTTP address" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    if why_missing(ENVOY):
+        pytest.skip(why_missing(ENVOY))
+    with Peer("envoy_least_request", social_network(SERVERS), tmp_path_factory.mktemp("envoy")) as peer:
+        yield peer
+
+
+@pytest.fixture
+def actuator(peer: Peer) -> Iterator[EnvoyActuator]:
+    url = admin_of(peer.control_url)
+    assert url is not None
+    found = EnvoyActuator(url)
+    first = found.control()
+    yield found
+    found.restore(first)
+
+
+def test_clusters_are_groups_and_weights_are_set_and_read_back(actuator: EnvoyActuator) -> None:
+    assert [group.name for group in actuator.topology.groups] == ["servers"]
+    assert set(actuator.topology.servers) == set(SERVERS)
+    assert (actuator.balance, actuator.without_weights()) == ("LEAST_REQUEST", {})
+    first = actuator.control()
+    assert first == Weights.equal(actuator.topology)
+    changed = parse_weights([f"{SERVERS[0]}=100", f"{SERVERS[1]}=down"], first)
+    assert actuator.apply(changed).changed
+    assert not actuator.apply(changed).changed
+    assert actuator.control() == changed
+    back = actuator.restore(first)
+    assert back.changed
+    assert back.missing == back.added == ()
+    assert actuator.control() == first
+
+
+def test_what_envoy_cannot_take_changes_nothing(actuator: EnvoyActuator, peer: Peer) -> None:
+    first = actuator.control()
+    with pytest.raises(ActuationError, match="not service times"):
+        actuator.apply(ServiceTimes(actuator.topology, np.full((1, 4), 0.1), np.ones(4)))
+    with pytest.raises(ActuationError, match="another topology"):
+        actuator.apply(Weights.equal(social_network(SERVERS)))
+    with pytest.raises(ActuationError, match="send requests to all of them"):
+        actuator.apply(parse_weights([f"{server}=down" for server in SERVERS[:3]], first))
+    with pytest.raises(ConfigError, match="did you mean 'servers'"):
+        EnvoyActuator(admin_of(peer.control_url) or "", ["server"])
+    assert actuator.control() == first
+
+
+def test_the_verbs_read_set_and_check_them(
+    actuator: EnvoyActuator, peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del actuator
+    assert main(["weights", "set", f"servers/{SERVERS[0]}=5", "--control-url", peer.control_url]) == 0
+    assert main(["weights", "get", "--control-url", peer.control_url]) == 0
+    assert f"servers/{SERVERS[0]}=5" in capsys.readouterr().out
+    checks = {each.name: each for each in preflight(PreflightOptions(control_url=peer.control_url).resolved())}
+    assert (checks["statistics"].level, checks["control"].level, checks["files"].level) == ("ok", "ok", "ok")
+    assert json.dumps(checks["source"].what).count("response times per server") == 1
