@@ -32,7 +32,13 @@ def render_haproxy(topology: Topology, address: str, balance: str, socket: Path 
     Args:
         socket: Unix socket of its runtime API, for its owner only; None for none.
     """
-    servers = "".join(f"  server s{number} {server} {_OBSERVED}\n" for number, server in enumerate(topology.servers, 1))
+    # It draws from a ring with 16 places per unit of weight: with the default of 1 equal servers get 0.8 to 1.2 of fair.
+    weight = "weight 100 " if balance.startswith("random") else ""
+    servers = "".join(
+        f"  server s{number} {server} {weight}{_OBSERVED}\n" for number, server in enumerate(topology.servers, 1)
+    )
+    rest = f"{weight}{_OBSERVED}"
+    servers = "".join(f"  server s{number} {server} {rest}\n" for number, server in enumerate(topology.servers, 1))
     control = "" if socket is None else f"  stats socket {socket} mode 600 level admin\n"
     return f"""global
   maxconn 8192

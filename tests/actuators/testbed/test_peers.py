@@ -49,7 +49,7 @@ def test_weights_and_sockets_stand_in_the_configurations_only_when_there_are_som
 def test_haproxy_gets_the_algorithm_and_every_server() -> None:
     text = render_haproxy(TOPOLOGY, "127.0.0.1:80", "random(2)")
     assert "balance random(2)" in text
-    assert all(f" {server} check " in text for server in TOPOLOGY.servers)
+    assert all(f" {server} weight 100 check " in text for server in TOPOLOGY.servers)
 
 
 def test_envoy_gets_a_limit_on_requests_in_flight_and_every_server_of_a_group() -> None:
