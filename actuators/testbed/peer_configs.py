@@ -32,7 +32,7 @@ def render_haproxy(topology: Topology, address: str, balance: str, socket: Path 
     Args:
         socket: Unix socket of its runtime API, for its owner only; None for none.
     """
-    # It draws from a ring with 16 places per unit of weight: with the default of 1 equal servers get 0.8 to 1.2 of fair.
+    # It draws from a ring with 16 places per unit of weight: at the default of 1 equal servers get 0.8 to 1.2 of fair.
     weight = "weight 100 " if balance.startswith("random") else ""
     servers = "".join(
         f"  server s{number} {server} {weight}{_OBSERVED}\n" for number, server in enumerate(topology.servers, 1)

@@ -17,7 +17,7 @@ MOST_OF_FAILING = 0.02
 MOST_P99 = 1.2
 """99th percentile with a slow server over that of the pool without it."""
 LEAST_BEFORE = 0.5
-"""Of its fair share that a server must get before it goes away: of one that is not used, nobody notices that."""
+"""Of its fair share that a server must get before its fault: of one that is not used, nobody notices that."""
 BACK_WITHIN_S = 5.0
 """A server that came back has its share this long after its first successful answer."""
 
@@ -42,8 +42,8 @@ CHECKS = (
     Check("back", "Return", "a server that comes back has 90 % of its share 5 s after its first successful answer"),
     Check("cold", "Slow start", "a server that comes back at a fifth of its speed has at most as many requests waiting "
           "as it serves at once"),
-    Check("failing", "Fast failure", "a server that answers 500 after 1 ms gets ≤ 2 % of the requests after 1 s"),
     Check("slow", "Slow server", "one of the servers ten times slower: p99 ≤ 1.2 × that of the pool without it"),
+    Check("failing", "Fast failure", "a server that answers 500 after 1 ms gets ≤ 2 % of the requests after 1 s"),
     Check("weights", "Weights", "changed five times under load: no request is lost, no long one is cut off"),
     Check("reload", "Reload", "twice under load: no request is lost, no long one is cut off"),
 )  # fmt: skip
@@ -146,8 +146,8 @@ def judge_cold(most_waiting: int | None, workers: int) -> Verdict:
 
 
 def judge_unused(key: str, share: float) -> Verdict:
-    """Of a server that was to go away and come back, but had too little of its fair share before."""
-    return Verdict(key, "fail", f"had {share:.2f} of fair before it went away")
+    """Of a server that was to go away or fail, but had too little of its fair share before."""
+    return Verdict(key, "fail", f"had {share:.2f} of fair before its fault")
 
 
 def judge_change(key: str, sent: int, lost: str, cut_off: int, long: int, effect: str = "") -> Verdict:

@@ -32,10 +32,11 @@ from rayjobs.contract.checks import (
 from rayjobs.contract.proxies import Log, Proxy
 from rayjobs.contract.stand import WINDOW_S, Load, Stand, lost, p99_ms
 
-VICTIM, COLD = 1, 2
-"""Index of the server that is slow, fails and goes away, and of the one that goes away and comes back cold."""
+SLOW, VICTIM, COLD, FAILING = range(4)
+"""Index of the server that is slow, of the two that go away, the second to come back cold, and of the one that fails.
+Each is another one: a proxy may avoid a server for seconds after its fault."""
 _WARM_UP_S, _FAIR_S, _SLOW_S, _FAILING_S = 3.0, 7.0, 5.0, 3.0
-_BEFORE_FAILURE_S = 1.0
+_BEFORE_FAILURE_S = 1.5
 _EXTENSIONS, _BACK_EXTENSIONS = 1, 3
 """A share below its limit is measured on this many times before it counts. Of a proxy that draws servers at random,
 chance makes one in 1000 in Return, and one in 10,000 among equal servers."""
@@ -73,14 +74,15 @@ class Suite:
 
     def _parts(self, proxy: Proxy) -> Sequence[tuple[tuple[str, ...], Callable[[], list[Verdict]]]]:
         """In the order of `CHECKS`. Servers go away and come back before one is made slow: a balancer may avoid one
-        that was slow for a while, and then does not notice that it is away.
+        that was slow for a while, and then does not notice that it is away. The one that fails comes last: many take it
+        out of the pool for ten seconds, and the rest would have more load than the pool that the slow one is judged by.
         """
         equal = functools.cache(lambda: self._equal(proxy.address))
         return (
             (("fair",), lambda: [equal()[0]]),
             (("back", "cold"), lambda: self._returning(proxy.address)),
-            (("failing",), lambda: [self._failing(proxy.address)]),
             (("slow",), lambda: [self._slow(proxy.address, equal()[1])]),
+            (("failing",), lambda: [self._failing(proxy.address)]),
             (("weights",), lambda: [self._weights(proxy)]),
             (("reload",), lambda: [self._reload(proxy)]),
         )
@@ -102,7 +104,7 @@ class Suite:
 
     def _slow(self, address: str, without_ms: float) -> Verdict:
         with self.stand.load(address, self.rate_rps, _WARM_UP_S + _SLOW_S + 1) as load:
-            self._behave(Behaviour(0.0, VICTIM, speed=0.1))
+            self._behave(Behaviour(0.0, SLOW, speed=0.1))
             load.wait_until(_WARM_UP_S + _SLOW_S + WINDOW_S)
             load.finish()
             slow = load.part(_WARM_UP_S, _WARM_UP_S + _SLOW_S)
@@ -112,11 +114,14 @@ class Suite:
     def _failing(self, address: str) -> Verdict:
         since_s = _BEFORE_FAILURE_S + 1
         with self.stand.load(address, self.rate_rps, since_s + _FAILING_S + 1) as load:
-            load.wait_until(_BEFORE_FAILURE_S)
-            self._behave(Behaviour(0.0, VICTIM, error_ratio=1.0, error_service_s=0.001))
+            (before,) = load.by_second(_BEFORE_FAILURE_S - 1, _BEFORE_FAILURE_S)
+            used = float(shares_of_fair(before)[FAILING])
+            self._behave(Behaviour(0.0, FAILING, error_ratio=1.0, error_service_s=0.001))
             seconds = load.by_second(since_s, since_s + _FAILING_S)
         counts = np.sum(seconds, axis=0)
-        return judge_failing(int(counts[VICTIM]), int(counts.sum()))
+        if used < LEAST_BEFORE:
+            return judge_unused("failing", used)
+        return judge_failing(int(counts[FAILING]), int(counts.sum()))
 
     def _returning(self, address: str) -> list[Verdict]:
         """Two servers refuse connections for a while, and one of them comes back cold."""

@@ -57,7 +57,7 @@ def test_limits_are_those_of_the_contract() -> None:
     assert judge_back(None, None).state == judge_cold(None, 4).state == "fail"
     assert judge_cold(4, 4).state == "pass"
     assert (judge_unused("cold", 0.02).state, judge_unused("cold", 0.02).figure) == (
-        "fail", "had 0.02 of fair before it went away",
+        "fail", "had 0.02 of fair before its fault",
     )  # fmt: skip
     assert judge_cold(5, 4).state == "fail"
     assert judge_change("weights", 1000, "", 0, 4).state == "pass"
