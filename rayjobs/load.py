@@ -158,7 +158,7 @@ def footer(summary: LoadSummary) -> str:
     """Duration, and the state of the engine itself."""
     line = (
         f"{summary.end_s:.1f} s; engine: {summary.cpu_share:.0%} of a core, "
-        f"send delay p99 {summary.send_delay_p99_ms:.2f} ms, "
+        f"send delay p99 {summary.send_delay_p99_ms:.2f} ms, gaps off by {summary.gap_error:.1%} of their mean, "
         f"{summary.saturated_windows} of {summary.windows} windows saturated"
     )
     if summary.interrupted:
@@ -305,6 +305,7 @@ def _start_line(options: LoadRunOptions, engine: LoadEngine) -> dict[str, object
     return {
         "kind": "start", "version": 1, "target": options.target, "seed": options.seed, "duration_s": options.duration_s,
         "priority": engine.priority, "cores_awake": engine.cores_awake,
+        "wake_late_us": engine.wake_late_us, "spin_us": engine.spin_us,
         "monotonic_s": engine.started_at_s, "unix_s": engine.started_unix_s,
     }  # fmt: skip
 

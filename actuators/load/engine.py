@@ -36,8 +36,10 @@ class LoadOptions(Options):
     """Longest wait for a connection to open, in seconds."""
     max_connections: int = Field(2048, ge=1, le=60000)
     """Most connections open at once; requests beyond that wait, and count as late or not sent."""
-    spin_us: float = Field(0.0, ge=0)
-    """Busy-wait before each send, in microseconds: exact to microseconds with 60, at the cost of CPU time."""
+    spin_us: float | None = Field(None, ge=0)
+    """Busy-wait before each send, in microseconds: exact to microseconds with 60, at the cost of CPU time. When not
+    given: none for random gaps; for fixed ones as long as waking up is late on this machine, at most a quarter of the
+    gap."""
     normal_priority: bool = False
     """Keep the normal scheduling priority: sends may then be late on a busy machine."""
     allow_cpu_idle: bool = False
@@ -82,6 +84,8 @@ class LoadEngine:
         """Scheduling priority of the engine: ``realtime`` (until it is saturated), ``raised`` or ``normal``."""
         self.cores_awake = False
         """Whether idle cores of this virtual machine are kept from halting while the engine runs."""
+        self.wake_late_us, self.spin_us = 0.0, 0.0
+        """By how much a sleep ends too late here (0 where it was not measured), and the busy-wait that is in force."""
 
     def start(
         self,
@@ -209,8 +213,8 @@ class LoadEngine:
 
     def _option_arguments(self) -> dict[str, str]:
         names = (
-            "timeout_s", "connect_timeout_s", "max_connections", "spin_us", "users", "saturated_cpu_share",
-            "saturated_delay_ms",
+            "timeout_s", "connect_timeout_s", "max_connections", "users", "saturated_cpu_share", "saturated_delay_ms",
+            *(() if self.options.spin_us is None else ("spin_us",)),
         )  # fmt: skip
         arguments = {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
         flags = [name for name in ("normal_priority", "allow_cpu_idle") if getattr(self.options, name)]
@@ -224,6 +228,7 @@ class LoadEngine:
             raise error
         self.started_at_s, self.started_unix_s = output.begin["monotonic_s"], output.begin["unix_s"]
         self.priority, self.cores_awake = output.begin["priority"], output.begin.get("cores_awake", False)
+        self.wake_late_us, self.spin_us = (output.begin.get(name, 0.0) for name in ("wake_late_us", "spin_us"))
 
     def _death(self) -> LoadError:
         """The error for an engine that ended without a summary: its own message when it refused the plan."""

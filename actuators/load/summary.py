@@ -34,6 +34,8 @@ class LoadSummary:
             time, of responses with a status below 400 (corrected for coordinated omission).
         raw_counts, raw_s_sum: the same from the actual send time.
         send_delay_p50_ms, send_delay_p99_ms: actual minus intended send time.
+        gap_error: root mean square of the differences between gaps as sent and as planned, over the mean gap; of
+            planned gaps that are fixed, their coefficient of variation as sent.
         cpu_share: CPU seconds of the engine per second.
         windows, saturated_windows: number of windows, and of those in which the engine was the bottleneck.
         interrupted: the arrivals ended before the end of the plan.
@@ -68,6 +70,7 @@ class LoadSummary:
     complete: bool = True
     in_flight: int = 0
     connections: int = 0
+    gap_error: float = 0.0
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Self:
@@ -93,6 +96,7 @@ class LoadSummary:
             complete=line.get("complete", True),
             in_flight=line.get("in_flight", 0),
             connections=line.get("connections", 0),
+            gap_error=line.get("gap_error", 0.0),
             **_each(_COUNTS, lambda name: _ints([row[name] for row in rows])),
             # Lines of before 2026-12 have none.
             **_each(_CLIENT_COUNTS, lambda name: _ints([row.get(name, 0) for row in rows])),
@@ -127,6 +131,7 @@ class LoadSummary:
             complete=self.complete and later.complete,
             in_flight=later.in_flight,
             connections=later.connections,
+            gap_error=_together(self, later),
             **_each(_SUMMED, lambda name: getattr(self, name) + getattr(later, name)),
         )
 
@@ -142,7 +147,7 @@ class LoadSummary:
         delays_ms = {"p50": self.send_delay_p50_ms, "p99": self.send_delay_p99_ms}
         types = {name: self._type_to_json(i) for i, name in enumerate(self.request_types)}
         times = {"start_s": self.start_s, "end_s": self.end_s, "cpu_share": self.cpu_share}
-        return {**head, **times, "send_delay_ms": delays_ms, "types": types}
+        return {**head, **times, "send_delay_ms": delays_ms, "gap_error": self.gap_error, "types": types}
 
     def window(self) -> LoadWindow:
         """The same as what testbeds carry in a Window."""
@@ -213,6 +218,13 @@ def dense(pairs: Sequence[Sequence[int]]) -> IntArray:
 def sparse(counts: IntArray) -> list[list[int]]:
     """Inverse of `dense`."""
     return [[int(bucket), int(counts[bucket])] for bucket in np.flatnonzero(counts)]
+
+
+def _together(one: LoadSummary, other: LoadSummary) -> float:
+    """The gap error of both, weighted by what they sent; exact for parts of one rate."""
+    sent = int(one.sent.sum()), int(other.sent.sum())
+    squares = sent[0] * one.gap_error**2 + sent[1] * other.gap_error**2
+    return float(np.sqrt(squares / sum(sent))) if sum(sent) else 0.0
 
 
 def _statistics_ms(counts: IntArray, sum_s: float) -> dict[str, float] | None:

@@ -1,5 +1,7 @@
 #include "counters.h"
 
+#include <math.h>
+
 const char *const error_names[ERROR_CLASSES] = {
     "connect", "timeout", "closed", "status_4xx", "status_5xx", "not_sent"};
 
@@ -25,10 +27,17 @@ double histogram_percentile_ms(const struct histogram *histogram, double percent
     return bucket_middle_us(BUCKETS - 1) / 1e3;
 }
 
+double period_gap_error(const struct period *period) {
+    double length_ns = (period->end_s - period->start_s) * 1e9;
+    if (period->gaps == 0 || length_ns <= 0) return 0;
+    return sqrt(period->gap_error_ns2 / (double)period->gaps) * (double)period->gaps / length_ns;
+}
+
 void period_begin(struct period *period, double start_s) {
     memset(period->types, 0, period->type_count * sizeof *period->types);
     memset(&period->send_delay, 0, sizeof period->send_delay);
     memset(&period->pick_delay, 0, sizeof period->pick_delay);
+    period->gap_error_ns2 = 0, period->gaps = 0;
     period->start_s = start_s;
 }
 
@@ -47,6 +56,7 @@ void period_add(struct period *sum, const struct period *part) {
     for (size_t i = 0; i < sum->type_count; i++) counters_add(&sum->types[i], &part->types[i]);
     histogram_add(&sum->send_delay, &part->send_delay);
     histogram_add(&sum->pick_delay, &part->pick_delay);
+    sum->gap_error_ns2 += part->gap_error_ns2, sum->gaps += part->gaps;
     sum->end_s = part->end_s;
     sum->cpu_s += part->cpu_s;
     sum->windows++;

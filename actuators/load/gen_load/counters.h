@@ -57,8 +57,13 @@ struct period {
     struct counters *types;
     struct histogram send_delay; /* actual minus intended send time */
     struct histogram pick_delay; /* until a connection was picked: the engine's own share of the send delay */
+    double gap_error_ns2;        /* sum of the squared differences between the gaps as sent and as planned */
+    uint64_t gaps;
     uint64_t windows, saturated_windows;
 };
+
+/* Root mean square of those differences over the mean gap; of planned gaps that are fixed, their variation as sent. */
+double period_gap_error(const struct period *period);
 
 void period_begin(struct period *period, double start_s);
 

@@ -11,6 +11,9 @@
 #include <unistd.h>
 
 enum { EVENT_BATCH = 64 };
+#define EVEN_SHARE 0.005 /* of a fixed gap that waking up may be late by */
+#define SPIN_SPARE_NS 20000LL
+#define MOST_SPIN_SHARE 0.25 /* of a fixed gap, and so of a core */
 #define NEAR_NS 20000LL /* arming a timer and waking up costs 5 to 35 us, the more in a virtual machine */
 
 /* Index of the stream whose request is due next; *due_ns is absolute, NEVER when there is none. */
@@ -201,16 +204,46 @@ void engine_prepare(struct engine *engine, const struct options *options, const 
     watch(engine, &engine->signals, EPOLLIN);
 }
 
+/* The least mean gap of the plan's fixed steps, of all streams together; NEVER when there is none. */
+static int64_t fixed_gap_ns(const struct plan *plan) {
+    double rate_rps = 0;
+    bool fixed = false;
+    for (size_t i = 0; i < plan->stream_count; i++) {
+        double most = 0;
+        for (size_t k = 0; k < plan->streams[i].step_count; k++) {
+            const struct step *step = &plan->streams[i].steps[k];
+            fixed |= step->distribution == FIXED && step->rate_rps > 0;
+            if (step->rate_rps > most) most = step->rate_rps;
+        }
+        rate_rps += most;
+    }
+    return fixed ? (int64_t)(1e9 / rate_rps) : NEVER;
+}
+
+/* As the option says. Without it: none where gaps are random or waking up is even enough, else long enough to be awake
+ * in time, within a part of the gap. */
+static int64_t spin_ns(const struct engine *engine, int64_t *late_ns) {
+    if (engine->options->spin_us >= 0) return (int64_t)(engine->options->spin_us * 1e3);
+    int64_t gap_ns = fixed_gap_ns(engine->plan);
+    if (gap_ns == NEVER) return 0;
+    *late_ns = wake_late_ns();
+    if ((double)*late_ns <= EVEN_SHARE * (double)gap_ns) return 0;
+    int64_t wanted_ns = *late_ns + SPIN_SPARE_NS, most_ns = (int64_t)(MOST_SPIN_SHARE * (double)gap_ns);
+    return wanted_ns < most_ns ? wanted_ns : most_ns;
+}
+
 void engine_begin(struct engine *engine, struct arrivals *arrivals) {
     engine->arrivals = arrivals;
-    engine->spin_ns = (int64_t)(engine->options->spin_us * 1e3);
     const char *priority = engine->options->normal_priority ? "normal" : raise_priority();
     bool cores_awake = !engine->options->allow_cpu_idle && keep_cores_awake();
+    int64_t late_ns = 0;
+    engine->spin_ns = spin_ns(engine, &late_ns);
     engine->start_ns = now_ns();
     engine->end_ns = engine->start_ns + seconds_to_ns(engine->options->duration_s);
     engine->window_end_ns = engine->start_ns + seconds_to_ns(engine->options->window_s);
     engine->cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    report_start(&engine->report, engine->start_ns, priority, cores_awake);
+    struct machine_state machine = {priority, cores_awake, (double)late_ns / 1e3, (double)engine->spin_ns / 1e3};
+    report_start(&engine->report, engine->start_ns, machine);
 }
 
 void engine_end(struct engine *engine) {

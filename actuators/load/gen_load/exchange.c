@@ -106,7 +106,14 @@ static void request_written(struct engine *engine, struct connection *connection
     struct counters *counters = counters_of(engine, request);
     counters->sent++;
     counters->sent_bytes += engine->writer.bytes.length;
-    histogram_record(&engine->window.send_delay, now - request->due_ns);
+    int64_t delay_ns = now - request->due_ns;
+    histogram_record(&engine->window.send_delay, delay_ns);
+    if (engine->last_due_ns != 0) {
+        double error_ns = (double)(delay_ns - engine->last_delay_ns);
+        engine->window.gap_error_ns2 += error_ns * error_ns;
+        engine->window.gaps++;
+    }
+    engine->last_due_ns = request->due_ns, engine->last_delay_ns = delay_ns;
     if (now - request->due_ns > LATE_NS) counters->late++;
 }
 

@@ -28,6 +28,26 @@ bool keep_cores_awake(void) {
     return false;
 }
 
+enum { WAKES = 40 };
+#define WAKE_AFTER_NS 500000LL
+
+static int compare_times(const void *a, const void *b) {
+    int64_t left = *(const int64_t *)a, right = *(const int64_t *)b;
+    return (left > right) - (left < right);
+}
+
+int64_t wake_late_ns(void) {
+    int64_t late[WAKES];
+    for (int i = 0; i < WAKES; i++) {
+        int64_t due = now_ns() + WAKE_AFTER_NS;
+        struct timespec until = {due / NS_PER_S, due % NS_PER_S};
+        while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) {}
+        late[i] = now_ns() - due;
+    }
+    qsort(late, WAKES, sizeof late[0], compare_times);
+    return late[WAKES * 9 / 10];
+}
+
 enum { RAISED_NICE = -10 };
 #define LONGEST_RUN_US 200000
 

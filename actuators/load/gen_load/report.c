@@ -74,6 +74,7 @@ static void add_period(struct text *line, const struct plan *plan, const struct 
     double p50_ms = histogram_percentile_ms(&period->send_delay, 50);
     double p99_ms = histogram_percentile_ms(&period->send_delay, 99);
     text_add(line, ",\"send_delay_ms\":{\"p50\":%.6g,\"p99\":%.6g}", p50_ms < 0 ? 0 : p50_ms, p99_ms < 0 ? 0 : p99_ms);
+    text_add(line, ",\"gap_error\":%.6g", period_gap_error(period));
     text_add(line, ",\"types\":{");
     for (size_t i = 0; i < period->type_count; i++) {
         if (i > 0) text_add(line, ",");
@@ -82,13 +83,14 @@ static void add_period(struct text *line, const struct plan *plan, const struct 
     text_add(line, "}}\n");
 }
 
-void report_start(struct report *report, int64_t start_ns, const char *priority, bool cores_awake) {
+void report_start(struct report *report, int64_t start_ns, struct machine_state machine) {
     if (!report->json) return;
     double age_s = ns_to_seconds(now_ns() - start_ns);
     text_add(&report->line, "{\"kind\":\"start\",\"version\":1,\"target\":\"%s\",\"seed\":%llu,\"duration_s\":%.9g",
              report->options->target, (unsigned long long)report->options->seed, report->options->duration_s);
-    text_add(&report->line, ",\"priority\":\"%s\",\"cores_awake\":%s,\"monotonic_s\":%.9f,\"unix_s\":%.6f}\n",
-             priority, cores_awake ? "true" : "false",
+    text_add(&report->line, ",\"priority\":\"%s\",\"cores_awake\":%s,\"wake_late_us\":%.1f,\"spin_us\":%.1f",
+             machine.priority, machine.cores_awake ? "true" : "false", machine.wake_late_us, machine.spin_us);
+    text_add(&report->line, ",\"monotonic_s\":%.9f,\"unix_s\":%.6f}\n",
              ns_to_seconds(start_ns), ns_to_seconds(clock_ns(CLOCK_REALTIME)) - age_s);
     report_flush(report);
 }

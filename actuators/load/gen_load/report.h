@@ -21,7 +21,14 @@ double period_cpu_share(const struct period *period);
 
 bool period_is_saturated(const struct period *period, const struct options *options);
 
-void report_start(struct report *report, int64_t start_ns, const char *priority, bool cores_awake);
+/* What was found and chosen before the plan began. */
+struct machine_state {
+    const char *priority;
+    bool cores_awake;
+    double wake_late_us, spin_us; /* the first is 0 where nothing was to be chosen */
+};
+
+void report_start(struct report *report, int64_t start_ns, struct machine_state machine);
 
 void report_window(struct report *report, const struct period *period, struct load_state state);
 
