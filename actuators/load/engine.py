@@ -36,10 +36,10 @@ class LoadOptions(Options):
     """Longest wait for a connection to open, in seconds."""
     max_connections: int = Field(2048, ge=1, le=60000)
     """Most connections open at once; requests beyond that wait, and count as late or not sent."""
-    spin_us: float | None = Field(None, ge=0)
-    """Busy-wait before each send, in microseconds: exact to microseconds with 60, at the cost of CPU time. When not
-    given: none for random gaps; for fixed ones as long as waking up is late on this machine, at most a quarter of the
-    gap."""
+    spin_us: float = Field(0.0, ge=0)
+    """Busy-wait before each send, in microseconds: exact to microseconds with 60, at the cost of CPU time. At 0, random
+    gaps have none, and fixed ones as long as waking up is late on this machine, at most a quarter of the gap. With 1
+    there is practically none."""
     normal_priority: bool = False
     """Keep the normal scheduling priority: sends may then be late on a busy machine."""
     allow_cpu_idle: bool = False
@@ -213,8 +213,8 @@ class LoadEngine:
 
     def _option_arguments(self) -> dict[str, str]:
         names = (
-            "timeout_s", "connect_timeout_s", "max_connections", "users", "saturated_cpu_share", "saturated_delay_ms",
-            *(() if self.options.spin_us is None else ("spin_us",)),
+            "timeout_s", "connect_timeout_s", "max_connections", "spin_us", "users", "saturated_cpu_share",
+            "saturated_delay_ms",
         )  # fmt: skip
         arguments = {name.replace("_", "-"): str(getattr(self.options, name)) for name in names}
         flags = [name for name in ("normal_priority", "allow_cpu_idle") if getattr(self.options, name)]

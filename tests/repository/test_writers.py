@@ -26,6 +26,7 @@ STORED = {
 
 LOCKED = {
     "actuators/external/nginx.py": "somebody else's configuration: a lock file beside it",
+    "actuators/external/envoy.py": "somebody else's file of endpoints: a lock file beside it",
     "actuators/testbed/parts.py": "the database that the servers of a testbed share: a lock file beside it",
     "tuning/steering/audit.py": "the audit log: rotated under a lock, a line is one write",
     "rayjobs/steer/folder.py": "heartbeat and access: by the one controller that holds the folder's lock",

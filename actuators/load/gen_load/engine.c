@@ -223,7 +223,7 @@ static int64_t fixed_gap_ns(const struct plan *plan) {
 /* As the option says. Without it: none where gaps are random or waking up is even enough, else long enough to be awake
  * in time, within a part of the gap. */
 static int64_t spin_ns(const struct engine *engine, int64_t *late_ns) {
-    if (engine->options->spin_us >= 0) return (int64_t)(engine->options->spin_us * 1e3);
+    if (engine->options->spin_us > 0) return (int64_t)(engine->options->spin_us * 1e3);
     int64_t gap_ns = fixed_gap_ns(engine->plan);
     if (gap_ns == NEVER) return 0;
     *late_ns = wake_late_ns();

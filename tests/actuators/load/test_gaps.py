@@ -18,9 +18,7 @@ TOPOLOGY = Topology((Group("all", "read", "GET", "/", 2.0, ("server:80",)),))
 RATE_RPS, DURATION_S = 200.0, 1.0
 
 
-def run(
-    folder: Path, distribution: ArrivalDistribution, spin_us: float | None = None
-) -> tuple[LoadEngine, LoadSummary]:
+def run(folder: Path, distribution: ArrivalDistribution, spin_us: float = 0.0) -> tuple[LoadEngine, LoadSummary]:
     with ScriptedServer() as server, LoadEngine(LoadOptions(spin_us=spin_us), folder) as engine:
         streams = [Stream("read", (RateStep(0.0, RATE_RPS, distribution),))]
         extra = {"requests-csv": str(folder / "requests.csv")}
