@@ -40,14 +40,17 @@ class LoadReport:
         folder: receives windows.jsonl and latency.hlog during the run, and the files of the summary at its end.
         json_lines: print JSON lines on stdout; else a table at the end.
         live: rewrite a line on stderr with every window.
+        fixed: the plan has fixed gaps; a machine that does not keep them even is told.
 
     Attributes:
         has_results: `end` was called.
         only_errors: then, no request was answered with a status below 400.
     """
 
-    def __init__(self, folder: RunFolder, duration_s: float, *, json_lines: bool, live: bool) -> None:
-        self._folder, self._duration_s = folder, duration_s
+    def __init__(
+        self, folder: RunFolder, duration_s: float, *, json_lines: bool, live: bool, fixed: bool = False
+    ) -> None:
+        self._folder, self._duration_s, self._fixed = folder, duration_s, fixed
         self._json_lines, self._live = json_lines, live
         self.has_results = False
         self.only_errors = False
@@ -79,6 +82,8 @@ class LoadReport:
         for i, name in enumerate(summary.request_types):
             for kind, counts in (("corrected", summary.latency_counts[i]), ("raw", summary.raw_counts[i])):
                 write_atomic(self._folder.file(f"{name}-{kind}.hgrm"), percentile_table(counts))
+        if self._fixed and summary.gap_error > EVEN:
+            log_line("load", uneven(summary))
         if not self._json_lines:
             out = console_out()
             out.print(counts_table(summary))
@@ -102,6 +107,20 @@ class LoadReport:
         if self._json_lines:
             sys.stdout.write(text)
             sys.stdout.flush()
+
+
+EVEN = 0.02
+"""Variation of fixed gaps as sent, above which they are not called even."""
+
+
+def uneven(summary: LoadSummary) -> str:
+    """What to know of fixed gaps that this machine did not keep."""
+    return (
+        f"the gaps of this plan are fixed, and vary by {summary.gap_error:.1%} as sent: this machine does not keep them"
+        f" within {EVEN:.0%}. Half of all sends are late by {summary.send_delay_p50_ms:.2f} ms or less, 99 % by"
+        f" {summary.send_delay_p99_ms:.2f} ms; stalls of milliseconds come from other work, or from the host of a"
+        " virtual machine (steal in top)"
+    )
 
 
 def live_line(window: LoadSummary, duration_s: float) -> str:
@@ -212,7 +231,8 @@ def run(options: LoadRunOptions) -> int:
     folder = RunFolder.create(options.out, "load", options.seed, options)
     folder.write("plan.txt", text)
     json_lines = options.output == "json" or (options.output == "auto" and not sys.stdout.isatty())
-    with LoadReport(folder, options.duration_s, json_lines=json_lines, live=sys.stderr.isatty()) as report:
+    fixed = any(step.distribution == "fixed" for stream in streams for step in stream.steps)
+    with LoadReport(folder, options.duration_s, json_lines=json_lines, live=sys.stderr.isatty(), fixed=fixed) as report:
         try:
             if options.engine == "wrk2":
                 _run_wrk2(options, streams, folder, report)

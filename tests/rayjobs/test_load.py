@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import actuators
 from actuators.load.build import engine_path
 from actuators.load.summary import LoadSummary
 from rayjobs.cli.main import run_verb
-from rayjobs.load import VERB
+from rayjobs.load import VERB, LoadReport, LoadRunOptions
+from rayjobs.runs.folder import RunFolder
 from tests.support.http_server import HANG, OK, ScriptedServer
 from tests.support.waiting import PATIENCE_S
 
@@ -99,6 +101,16 @@ def test_a_run_prints_lines_and_keeps_its_files(tmp_path: Path) -> None:
     assert (folder / "windows.jsonl").read_text() == result.stdout
     assert json.loads((folder / "summary.json").read_text()) == lines[-1]
     assert str(folder) in result.stderr
+
+
+def test_fixed_gaps_that_were_not_kept_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = replace(LoadSummary.empty(("ping",)), gap_error=0.08, send_delay_p99_ms=3.0)
+    folder = RunFolder.create(tmp_path, "load", 1, LoadRunOptions())
+    for fixed, error in ((True, 0.08), (True, 0.01), (False, 0.08)):
+        with LoadReport(folder, 1.0, json_lines=True, live=False, fixed=fixed) as report:
+            report.end(replace(summary, gap_error=error))
+        told = "vary by 8.0% as sent" in capsys.readouterr().err
+        assert told == (fixed and error > 0.02)
 
 
 def test_ctrl_c_still_gives_the_summary(tmp_path: Path) -> None:
