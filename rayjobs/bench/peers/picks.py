@@ -26,10 +26,6 @@ from envs.simulator.compiling import compiled
 SERVERS = 5
 MOST_HELD = 4 * SERVERS
 """Requests in flight walk at random between 0 and this."""
-RESERVOIR = "caddy_2_11"
-"""`random_choose` of Caddy 2.11: each server takes one of the two places with a probability of 2 / its number, so that
-a place may stay empty, and later servers are drawn more often. Sources after it fill both places first, as `random_two`
-does. https://github.com/caddyserver/caddy/blob/master/modules/caddyhttp/reverseproxy/selectionpolicies.go"""
 PATH = "/picks"
 _TIMEOUT_S = 10.0
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -155,11 +151,8 @@ def simulated_picks(rule: str, in_flight: IntArray, seed: int) -> Picks:
 
     Args:
         rule: `least_request` (two draws, maybe of the same server), `random_two` (two different servers), or
-            `shared_least_conn` (the least, ties by smooth weighted round robin), which goes on from pick to pick. Or
-            `RESERVOIR`, which no rule of the simulator is.
+            `shared_least_conn` (the least, ties by smooth weighted round robin), which goes on from pick to pick.
     """
-    if rule == RESERVOIR:
-        return Picks(in_flight, _reservoir(in_flight, seed))
     peers, rules = np.zeros((1, SERVERS), lane.PEER), np.zeros(1, lane.RULES)
     state, chosen = np.zeros(1, lane.STATE), np.zeros(len(in_flight), np.int64)
     peers["weight"] = peers["effective"] = 1
@@ -168,19 +161,6 @@ def simulated_picks(rule: str, in_flight: IntArray, seed: int) -> Picks:
     room = np.full(SERVERS, _MANY)
     _pick_all(peers, room, codes[rule], in_flight, rules, state, np.zeros(1, np.int64), chosen)
     return Picks(in_flight, chosen)
-
-
-def _reservoir(in_flight: IntArray, seed: int) -> IntArray:
-    generator, chosen = np.random.default_rng(seed), np.zeros(len(in_flight), np.int64)
-    for pick, row in enumerate(in_flight):
-        places = dict[int, int]()
-        for server in range(len(row)):
-            if (place := int(generator.integers(server + 1))) < 2:
-                places[place] = server
-        drawn = list(places.values())
-        generator.shuffle(drawn)
-        chosen[pick] = min(drawn, key=lambda server: row[server])
-    return chosen
 
 
 @compiled
