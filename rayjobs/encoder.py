@@ -20,6 +20,7 @@ from actuators.files import exclusive, write_atomic
 from actuators.options import GIVEN, Only, Options
 from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, main
+from rayjobs.cli.progress import Progress, Stage, StageProgress
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.recordings import read_windows, windows_of
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 EXIT_RECALIBRATE = 3
 EXIT_NOT_PROVEN = 4
 ENCODER, BUNDLE, PREVIOUS = "encoder.npz", "bundle.json", "previous"
+_FURTHER, _STEPS_PER_S = "train further", 1500
+"""A stage, and how many environment steps train in a second, roughly; only for the display."""
 
 
 class RollbackOptions(Options):
@@ -73,9 +76,14 @@ def check_encoder(options: CheckOptions) -> int:
     from envs.mixture.novelty import check, load_known
 
     folder, snapshots = options.bundle, options.snapshots
-    _, topology, _ = windows_of(snapshots)
-    topology, encoder, deadlines_s = load_known(folder, topology)
-    novelty = check(read_windows(snapshots, topology), topology, encoder, deadlines_s)
+    with Progress([Stage("read", None), Stage("compare", None)]) as progress:
+        with progress.stage("read"):
+            _, topology, _ = windows_of(snapshots)
+            topology, encoder, deadlines_s = load_known(folder, topology)
+            windows = read_windows(snapshots, topology)
+        with progress.stage("compare") as stage:
+            stage.update(f"{len(windows)} windows")
+            novelty = check(windows, topology, encoder, deadlines_s)
     needed = novelty.share > options.novel_share
     out = console_out()
     out.print(f"{novelty.novel} of {novelty.windows} windows are novel, typical novelty {novelty.typical:.2f}")
@@ -92,11 +100,13 @@ def check_encoder(options: CheckOptions) -> int:
 
 def recalibrate_encoder(options: RecalibrateOptions) -> int:
     """Refits, proves on held-out windows, and swaps; 4 when the new mixture is not proven and the old one stays."""
-    with _alone(options.bundle):
-        return _recalibrate(options)
+    further = [Stage(_FURTHER, options.retrain_steps / _STEPS_PER_S)] if options.retrain_steps else []
+    stages = [Stage("read", None), Stage("refit", None), *further]
+    with _alone(options.bundle), Progress(stages) as progress:
+        return _recalibrate(options, progress)
 
 
-def _recalibrate(options: RecalibrateOptions) -> int:
+def _recalibrate(options: RecalibrateOptions, progress: Progress) -> int:
     import numpy as np
 
     from envs.mixture.fit import window_samples
@@ -104,14 +114,17 @@ def _recalibrate(options: RecalibrateOptions) -> int:
     from envs.mixture.refit import recalibrate
 
     folder, snapshots = options.bundle, options.snapshots
-    _, topology, _ = windows_of(snapshots)
-    topology, old, deadlines_s = load_known(folder, topology)
-    windows = [w for w in read_windows(snapshots, topology) if w.usable and w.requests.any()]
-    flat = window_samples(windows, topology, deadlines_s, old.kind, old.features_version)
+    with progress.stage("read"):
+        _, topology, _ = windows_of(snapshots)
+        topology, old, deadlines_s = load_known(folder, topology)
+        windows = [w for w in read_windows(snapshots, topology) if w.usable and w.requests.any()]
+        flat = window_samples(windows, topology, deadlines_s, old.kind, old.features_version)
     rows = topology.shape[1] if old.kind == "server" else 1
     new = flat.reshape(-1, rows, flat.shape[1])[FIRST_WINDOWS:]
-    known = _known(folder, old, options.seed)
-    fresh, proof = recalibrate(old, known, new, options.novel_share, options.seed)
+    with progress.stage("refit") as stage:
+        stage.update(f"{len(new)} new windows")
+        known = _known(folder, old, options.seed)
+        fresh, proof = recalibrate(old, known, new, options.novel_share, options.seed)
     _print_proof(old, fresh, proof)
     if not proof.proven:
         for reason in proof.reasons:
@@ -120,7 +133,7 @@ def _recalibrate(options: RecalibrateOptions) -> int:
         return EXIT_NOT_PROVEN
     samples = np.concatenate([known, new.reshape(-1, flat.shape[1])])
     if (folder / BUNDLE).exists():
-        _swap_bundle(options, folder, fresh, samples)
+        _swap_bundle(options, folder, fresh, samples, progress)
     else:
         _swap_encoder(folder, fresh, samples)
     console_out().print(f"the new encoder is in {folder}; undo: deepsched encoder rollback {folder}", markup=False,
@@ -207,7 +220,9 @@ def _swap_encoder(folder: Path, fresh: Encoder, samples: FloatArray | None) -> N
     fresh.save(folder / ENCODER)
 
 
-def _swap_bundle(options: RecalibrateOptions, folder: Path, fresh: Encoder, samples: FloatArray) -> None:
+def _swap_bundle(
+    options: RecalibrateOptions, folder: Path, fresh: Encoder, samples: FloatArray, progress: Progress
+) -> None:
     """Widens the policy to the new mixture, and trains it further for `retrain_steps`."""
     from envs.mixture.refit import SAMPLES, save_samples
     from tuning.policy.bundle import check_bundle, load_bundle, swap_in
@@ -218,7 +233,8 @@ def _swap_bundle(options: RecalibrateOptions, folder: Path, fresh: Encoder, samp
     warm = replace(bundle, net=widened(bundle.net, bundle.model, bundle.problem, problem), problem=problem)
     note = {"snapshots": str(options.snapshots), "clusters": fresh.clusters, "retrain_steps": options.retrain_steps}
     if options.retrain_steps:
-        net, run = _retrained(options, warm)
+        with progress.stage(_FURTHER) as stage:
+            net, run = _retrained(options, warm, stage)
         warm = replace(warm, net=net)
         note["run"] = str(run)
     history = [*warm.provenance.get("recalibrations", []), note]
@@ -231,10 +247,10 @@ def _swap_bundle(options: RecalibrateOptions, folder: Path, fresh: Encoder, samp
     swap_in(folder, fill)
 
 
-def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNet, Path]:
+def _retrained(options: RecalibrateOptions, warm: Bundle, stage: StageProgress) -> tuple[EquivariantNet, Path]:
     """The network after further training with the bundle's own options, and the folder of that run."""
     from rayjobs.runs.local_ray import ray_session
-    from rayjobs.runs.steps import training_scenarios
+    from rayjobs.runs.steps import reporter, training_scenarios
     from tuning.learning.trainer import Trainer
     from tuning.policy.model import learning_net
 
@@ -242,7 +258,7 @@ def _retrained(options: RecalibrateOptions, warm: Bundle) -> tuple[EquivariantNe
     folder = RunFolder.create(options.out, "recalibrate", options.seed, options)
     with ray_session(address=options.address):
         start = learning_net(warm.net, warm.problem, warm.model)
-        trainer = Trainer(warm.problem, training, folder.path, options.seed, start=start)
+        trainer = Trainer(warm.problem, training, folder.path, options.seed, reporter(stage), start=start)
         held_out = training_scenarios(training, options.work_scale, training.held_out.scenarios)
         trainer.train_simulated(training_scenarios(training, options.work_scale), held_out)
     if trainer.proof is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -51,21 +52,23 @@ def run(options: SimulateOptions) -> int:
     from envs.study.judge import judge
     from envs.study.rules import RULES, rule_named
     from rayjobs.cli.console import console_err, console_out
+    from rayjobs.cli.progress import Progress, Stage
 
     played = scenario(options.scenario, options.duration_s)
     addresses = tuple(f"server-{number}:80" for number in range(1, options.servers + 1))
     topology = social_network(addresses) if _of_catalogue(options) else topology_of([played])
     rules = [rule_named(name) for name in options.rules]
+    base, scores = RULES["least_conn"], {}
     start = time.perf_counter()
-    base = judge(RULES["least_conn"], played, topology, options.seeds, options.interval_s)
-    scores = {
-        rule.name: base
-        if rule.name == "least_conn"
-        else judge(rule, played, topology, options.seeds, options.interval_s)
-        for rule in rules
-    }
-    console_out().print(_table(f"{played.name}: {played.summary}", scores, base))
-    requests = base.requests + sum(s.requests for name, s in scores.items() if name != "least_conn")
+    with Progress([Stage(name, None) for name in dict.fromkeys(rule.name for rule in (base, *rules))]) as progress:
+        for rule in (base, *rules):
+            if rule.name not in scores:
+                with progress.stage(rule.name) as stage:
+                    report = partial(stage.update, "simulated")
+                    scores[rule.name] = judge(rule, played, topology, options.seeds, options.interval_s, report)
+    shown = {rule.name: scores[rule.name] for rule in rules}
+    console_out().print(_table(f"{played.name}: {played.summary}", shown, scores[base.name]))
+    requests = sum(score.requests for score in scores.values())
     took_s = time.perf_counter() - start
     console_err().print(f"{requests / 1e6:.1f} million simulated requests in {took_s:.1f} s", markup=False)
     return 0

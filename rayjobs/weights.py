@@ -278,12 +278,12 @@ def suggest(options: SuggestOptions) -> int:
     from envs.scenarios.lookup import scenario, topology_of
     from envs.study.stock import suggest as simulated
     from envs.study.stock import today_rule, upstream_lines
+    from rayjobs.cli.progress import Progress, Stage
 
     played = scenario(options.system, options.duration_s)
     topology = topology_of([played])
-    found = simulated(
-        played, topology, today_rule(played), range(101, 101 + options.seeds), lambda name: _log(f"simulating {name}")
-    )
+    with Progress([Stage("simulate", None)]) as progress, progress.stage("simulate") as stage:
+        found = simulated(played, topology, today_rule(played), range(101, 101 + options.seeds), stage.update)
     console_out().print(_suggested(played.name, found))
     if found.best is None or found.best.plan is None:
         console_out().print("Keep what you have: without Lua no way is better by more than chance and 1 %.")

@@ -57,11 +57,24 @@ class Score:
         )
 
 
+def _unheard(fraction: float) -> None:
+    """For those who do not ask how much is done."""
+
+
 def judge(
-    rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float = 1.0
+    rule: Rule,
+    scenario: StudyScenario,
+    topology: Topology,
+    seeds: Sequence[int],
+    interval_s: float = 1.0,
+    report: Callable[[float], None] = _unheard,
 ) -> Score:
-    """Plays the scenario once per seed, without its first 10 s; one score of all requests."""
-    totals = _play_seeds(rule, scenario, topology, seeds, interval_s)
+    """Plays the scenario once per seed, without its first 10 s; one score of all requests.
+
+    Args:
+        report: as of `play`.
+    """
+    totals = _play_seeds(rule, scenario, topology, seeds, interval_s, report)
     return totals.pooled().scores(deadlines_s(scenario, topology))[0]
 
 
@@ -92,7 +105,7 @@ def play(
     warm_up_s: float = WARM_UP_S,
     interval_s: float = 1.0,
     threads: int = 1,
-    report: Callable[[float], None] = lambda fraction: None,
+    report: Callable[[float], None] = _unheard,
 ) -> Totals:
     """Plays every script for `duration_s`, all at once; what came of it, without the first `warm_up_s`.
 
@@ -119,10 +132,15 @@ def play(
 
 
 def _play_seeds(
-    rule: Rule, scenario: StudyScenario, topology: Topology, seeds: Sequence[int], interval_s: float
+    rule: Rule,
+    scenario: StudyScenario,
+    topology: Topology,
+    seeds: Sequence[int],
+    interval_s: float,
+    report: Callable[[float], None] = _unheard,
 ) -> Totals:
     scripts = [scenario.script(topology, seed) for seed in seeds]
-    return play(rule, scripts, topology, scenario.duration_s, interval_s=interval_s)
+    return play(rule, scripts, topology, scenario.duration_s, interval_s=interval_s, report=report)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ from actuators.options import Options
 from rayjobs.bench.parts.bars import Bar, BenchContext
 from rayjobs.cli.console import console_err, console_out
 from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import commit, machine
 
 EXIT_BAR_MISSED = 1
 EXIT_NOT_MEASURED = 2
+_QUICK_S = 60.0
+"""Longest time of a bench that is asked to be quick."""
 
 
 class BenchOptions(Options):
@@ -38,7 +41,8 @@ class BenchOptions(Options):
     part: str = ""
     """Part of a bench that is measured alone, into NAME-PART.json (`admission`: simulated, cpu, live, flash, envoy;
     `simulator`: agreement, replay, late_binding, request_cost, late_binding_live; `peers`: simulated, copies, live;
-    `learner`: pace, learners); all when not given, but `learners`, which takes about an hour."""
+    `learner`: pace, learners; `scaling`: waiting, many, runners, live, steps, env_runners); all when not given, but
+    `learners`, which takes about an hour, and `env_runners`, which starts 64 processes."""
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, with less precise figures."""
     out: Path = Path("runs/bench")
@@ -124,10 +128,11 @@ def run(options: BenchOptions) -> int:
         for name in wanted:
             _measure_of(name, options.part)
     measured: dict[str, tuple[Bar, ...] | str] = {}
-    for name in wanted:
-        measured[name] = _run_one(name, options)
-        if len(wanted) > 1:
-            write_json(options.out.with_suffix(".json"), together(measured, options.seed))
+    with Progress([Stage(name, _QUICK_S if options.quick else None) for name in wanted], drawn=False) as progress:
+        for name in wanted:
+            measured[name] = _run_one(name, options, progress)
+            if len(wanted) > 1:
+                write_json(options.out.with_suffix(".json"), together(measured, options.seed))
     if len(wanted) > 1:
         console_out().print(table("all", measured))
         console_out().print(f"written: {options.out.with_suffix('.json')}", markup=False)
@@ -147,13 +152,13 @@ def together(measured: Mapping[str, tuple[Bar, ...] | str], seed: int) -> dict[s
     }
 
 
-def _run_one(name: str, options: BenchOptions) -> tuple[Bar, ...] | str:
+def _run_one(name: str, options: BenchOptions, progress: Progress) -> tuple[Bar, ...] | str:
     """The bars, or why they were not measured."""
-    err = console_err()
     try:
-        bars = run_bench(name, options, lambda line: err.print(f"bench {name}: {line}", markup=False))
+        with progress.stage(name) as stage:
+            bars = run_bench(name, options, stage.say)
     except DeepSchedError as error:
-        err.print(f"deepsched bench: {name} was not measured: {error}", markup=False)
+        console_err().print(f"deepsched bench: {name} was not measured: {error}", markup=False)
         return str(error)
     out = console_out()
     out.print(table(name, {name: bars}))

@@ -35,7 +35,8 @@ class Stage:
     """One part of a job, announced before it starts."""
 
     name: str
-    expected_s: float
+    expected_s: float | None
+    """None when nothing is known of its length."""
 
 
 class Progress:
@@ -45,10 +46,16 @@ class Progress:
         stages: in the order they will run; one that is never entered is shown as skipped.
         console: stderr when None.
         clock: seconds, monotonic.
+        drawn: False prints plain lines on a terminal as well: drawing takes CPU time from what is measured meanwhile.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        stages: Sequence[Stage],
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        drawn: bool = True,
     ) -> None:
         self._rows = [_Row(stage) for stage in stages]
         self._console = console or console_err()
@@ -58,7 +65,7 @@ class Progress:
         self._beating = threading.Thread(target=self._beat, name="progress", daemon=True)
         self._live = (
             Live(get_renderable=self._draw, console=self._console, refresh_per_second=5)
-            if self._console.is_terminal
+            if drawn and self._console.is_terminal
             else None
         )
 
@@ -103,7 +110,8 @@ class Progress:
             raise KeyError(f"no stage '{name}' among {[row.stage.name for row in self._rows]}")
         row = self._rows[index]
         row.start_s = row.printed_s = self._clock()
-        self._print(index, f"started, {_about(row.stage.expected_s)}; next: {self._next(index)}")
+        about = "" if row.stage.expected_s is None else f", {_about(row.stage.expected_s)}"
+        self._print(index, f"started{about}; next: {self._next(index)}")
         try:
             yield StageProgress(self, index)
         except BaseException as error:
@@ -129,6 +137,15 @@ class Progress:
             if now_s - row.printed_s >= UPDATE_EVERY_S:
                 self._say(index, now_s)
 
+    def say(self, index: int, text: str) -> None:
+        """A line of the running stage that is printed at once and never left out; also what it does now."""
+        with self._lock:
+            self._rows[index].text = text
+            if self._live is None:
+                self._say(index, self._clock())
+            else:
+                self._console.print(f"{self._rows[index].stage.name}: {text}", markup=False, soft_wrap=True)
+
     def _say(self, index: int, now_s: float) -> None:
         row = self._rows[index]
         row.printed_s = now_s
@@ -152,6 +169,8 @@ class Progress:
     def _timing(self, row: _Row) -> str:
         start_s = self._started_s if row.start_s is None else row.start_s
         elapsed_s = (self._clock() if row.end_s is None else row.end_s) - start_s
+        if row.stage.expected_s is None:
+            return _span(elapsed_s)
         late = ", longer than expected" if row.end_s is None and elapsed_s > 1.2 * row.stage.expected_s else ""
         return f"{_span(elapsed_s)} of {_about(row.stage.expected_s)}{late}"
 
@@ -161,8 +180,9 @@ class Progress:
         for index, row in enumerate(self._rows):
             grid.add_row(*self._cells(row, passed=index < last_started))
         running = next((i for i, row in enumerate(self._rows) if row.start_s is not None and row.end_s is None), None)
-        total_s = sum(row.stage.expected_s for row in self._rows)
-        line = f"  {_span(self._clock() - self._started_s)} of {_about(total_s)} in all"
+        known_s = [row.stage.expected_s for row in self._rows if row.stage.expected_s is not None]
+        whole = f" of {_about(sum(known_s))}" if len(known_s) == len(self._rows) else ""
+        line = f"  {_span(self._clock() - self._started_s)}{whole} in all"
         if running is not None:
             line += f" · next: {self._next(running)}"
         return Group(grid, Text(line, style="dim"))
@@ -175,8 +195,8 @@ class Progress:
             share = row.fraction
             if share is None:
                 # Without a report from the stage, time is the best guess; it never shows the end.
-                share = min((self._clock() - row.start_s) / max(row.stage.expected_s, 1e-9), 0.97)
-            bar = ProgressBar(total=1.0, completed=share, width=24)
+                share = _guessed(self._clock() - row.start_s, row.stage.expected_s)
+            bar = ProgressBar(total=None if share is None else 1.0, completed=share or 0.0, width=24)
             return row.spinner, Text(row.stage.name, style="bold"), bar, self._timing(row), Text(row.text)
         mark = Text(" ✓", style="green") if row.outcome == "done" else Text(" ✗", style="red")
         outcome = "" if row.outcome == "done" else row.outcome
@@ -192,6 +212,10 @@ class StageProgress:
     def update(self, text: str, fraction: float | None = None) -> None:
         """What happens now, and the share of the stage that is over (0…1) when it is known."""
         self._progress.update(self._index, text, fraction)
+
+    def say(self, text: str) -> None:
+        """As `update`, and the line is printed at once, also on a terminal."""
+        self._progress.say(self._index, text)
 
 
 class _Row:
@@ -211,5 +235,11 @@ def _span(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
-def _about(seconds: float) -> str:
+def _about(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.1f} min"
+
+
+def _guessed(elapsed_s: float, expected_s: float | None) -> float | None:
+    return None if expected_s is None else min(elapsed_s / max(expected_s, 1e-9), 0.97)

@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actuators.errors import ConfigError
-from rayjobs.cli.console import console_out, log_line
+from rayjobs.cli.console import console_out
 from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage
 from rayjobs.contract.options import ContractOptions
 
 if TYPE_CHECKING:
     from rayjobs.contract.checks import Judged
-    from rayjobs.contract.suite import Suite
     from rayjobs.runs.folder import RunFolder
 
 EXIT_FAILED = 1
 PAGE, TABLE, CONTENT = "contract.html", "contract.md", "contract.json"
 _SERVERS = 10
-
-_log = partial(log_line, "contract")
+_START, _START_S, _PROXY_S = "test servers", 2.0, 60.0
+"""What test servers take to start, and the checks of a proxy, roughly; only for the display."""
 
 
 def run(options: ContractOptions) -> int:
     """Prints and writes the matrix; 1 when a proxy that was named, or else `expected_delay`, fails a check."""
-    from rayjobs.contract.proxies import GivenProxy, names_of
+    from rayjobs.contract.proxies import LEARNED, GivenProxy, names_of, started
     from rayjobs.contract.stand import Stand
     from rayjobs.contract.suite import Suite
     from rayjobs.runs.folder import RunFolder
 
     given = GivenProxy(options.proxy, options.weights_command, options.reload_command) if options.proxy else None
-    names = () if given else names_of(options.proxies)
+    names = (given.name,) if given else names_of(options.proxies)
     addresses = _loopback(options.servers) if given else ("127.0.0.1:0",) * _SERVERS
     folder = RunFolder.create(options.out, "contract", options.seed, options)
     judged: list[Judged] = []
-    with Stand(addresses, folder.path / "servers", workers=options.workers, seed=options.seed) as stand:
-        suite = Suite(stand, options.rate_rps, _log)
-        if given:
-            judged.append(suite.judge(given, required=True))
-            _write(folder, options, judged, len(addresses))
-        for each in _started(names, suite, folder, options):
-            judged.append(each)
-            _write(folder, options, judged, len(addresses))
-            _log(f"{each.name}: {', '.join(each.failed) or 'nothing'} failed, {each.seconds:.0f} s")
+    stages = [Stage(_START, _START_S), *(Stage(name, _PROXY_S) for name in names)]
+    with Progress(stages) as progress, contextlib.ExitStack() as stack:
+        with progress.stage(_START):
+            servers = Stand(addresses, folder.path / "servers", workers=options.workers, seed=options.seed)
+            stand = stack.enter_context(servers)
+        for name in names:
+            required = bool(given or options.proxies) or name == LEARNED
+            work_dir = folder.path / "proxies"
+            running = (
+                contextlib.nullcontext(given) if given else started(name, stand.topology, options.workers, work_dir)
+            )
+            with progress.stage(name) as stage, running as proxy:
+                judged.append(Suite(stand, options.rate_rps, stage.update).judge(proxy, required=required))
+                _write(folder, options, judged, len(addresses))
+                stage.say(f"failed: {', '.join(judged[-1].failed) or 'nothing'}")
     console_out().print(_table(judged))
     console_out().print(f"page: {folder.path / PAGE}", markup=False, soft_wrap=True)
     return EXIT_FAILED if any(each.failed for each in judged if each.required) else 0
-
-
-def _started(names: Sequence[str], suite: Suite, folder: RunFolder, options: ContractOptions) -> Iterator[Judged]:
-    """Each of the proxies judged in turn; one at a time runs."""
-    from rayjobs.contract.proxies import LEARNED, started
-
-    for name in names:
-        with started(name, suite.stand.topology, options.workers, folder.path / "proxies") as proxy:
-            yield suite.judge(proxy, required=bool(options.proxies) or name == LEARNED)
 
 
 def _write(folder: RunFolder, options: ContractOptions, judged: Sequence[Judged], servers: int) -> None:

@@ -65,7 +65,7 @@ class Suite:
         began_s = time.monotonic()
         verdicts: list[Verdict] = []
         for keys, measure in self._parts(proxy):
-            self.log(f"{proxy.name}: {', '.join(check.title.lower() for check in CHECKS if check.key in keys)}")
+            self.log(", ".join(check.title.lower() for check in CHECKS if check.key in keys))
             try:
                 verdicts += measure()
             except DeepSchedError as error:

@@ -92,7 +92,7 @@ class Steps:
         from tuning.learning.trainer import Trainer
 
         with self.progress.stage("train") as stage:
-            trainer = Trainer(observed.problem, options, self.folder.path, self.seed, _reporter(stage))
+            trainer = Trainer(observed.problem, options, self.folder.path, self.seed, reporter(stage))
             held_out = training_scenarios(options, work_scale, options.held_out.scenarios)
             trainer.train_simulated(training_scenarios(options, work_scale), held_out)
         return trainer
@@ -115,7 +115,7 @@ class Steps:
             )
 
         with self.progress.stage("train live") as stage:
-            trainer.report = _reporter(stage)
+            trainer.report = reporter(stage)
             trainer.train_live(make_env, steps, algorithm)
 
     def export(self, trainer: Trainer) -> Bundle:
@@ -240,7 +240,9 @@ def _found(observed: Observed) -> str:
     return f"deadlines: {deadlines}; {observed.problem.encoder.clusters} clusters by BIC"
 
 
-def _reporter(stage: StageProgress) -> Callable[[CurveRow, int], None]:
+def reporter(stage: StageProgress) -> Callable[[CurveRow, int], None]:
+    """What a Trainer calls, for a stage."""
+
     def report(row: CurveRow, steps: int) -> None:
         stage.update(f"{row.step} of {steps} steps, return {row.episode_return:.2f}", row.step / steps)
 

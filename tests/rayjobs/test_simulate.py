@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from rayjobs.cli.main import main
 def test_simulate_prints_a_row_per_rule(capsys: pytest.CaptureFixture[str]) -> None:
     command = "simulate --scenario S3 --rules least_conn,true_times --seeds 1,2 --duration-s 30"
     assert main(command.split()) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert [re.search(r"\[\d/2\] \w+: \w+", line)[0] for line in err.splitlines()[:4]] == [  # type: ignore[index]
+        "[1/2] least_conn: started", "[1/2] least_conn: done", "[2/2] true_times: started", "[2/2] true_times: done",
+    ]  # fmt: skip
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows] == ["least_conn", "true_times"]
     assert rows[0][2] == "1.00"

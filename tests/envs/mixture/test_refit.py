@@ -171,8 +171,11 @@ def test_check_recalibrate_check_and_back(tmp_path: Path, capsys: pytest.Capture
     heard = capsys.readouterr()
     assert "deepsched_novel_window_share" in heard.out
     assert "warning: recalibrate" in heard.err
+    assert "[2/2] compare: done" in heard.err
     assert main(["encoder", "recalibrate", str(folder), "--snapshots", slow]) == 0
-    assert "novel before" in capsys.readouterr().out
+    heard = capsys.readouterr()
+    assert "novel before" in heard.out
+    assert "[2/2] refit: done" in heard.err
     assert main(["encoder", "check", str(folder), "--snapshots", slow]) == 0
     assert (folder / "previous" / "encoder.npz").read_bytes() == first
     with np.load(folder / SAMPLES) as data:

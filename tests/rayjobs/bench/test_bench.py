@@ -74,7 +74,8 @@ def test_writes_what_the_contract_says(install: Any, tmp_path: Path, capsys: pyt
     captured = capsys.readouterr()
     assert "≤ 1 " in captured.out
     assert "≥ 2500" in captured.out
-    assert "bench mine: seed 7" in captured.err
+    assert re.search(r"\[1/1\] mine: started; next: nothing, then done$", captured.err, re.MULTILINE)
+    assert re.search(r"\[1/1\] mine: \d\.\d s: seed 7$", captured.err, re.MULTILINE)
 
 
 def test_gets_an_empty_folder_that_is_removed(install: Any, tmp_path: Path) -> None:

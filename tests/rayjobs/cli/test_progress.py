@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
@@ -25,11 +26,11 @@ class Clock:
 class Screen:
     """A console that writes to a string."""
 
-    def __init__(self, *, terminal: bool) -> None:
+    def __init__(self, *, terminal: bool, drawn: bool = True, stages: Sequence[Stage] = STAGES) -> None:
         self.file = io.StringIO()
         self.console = Console(file=self.file, force_terminal=terminal, width=120, color_system=None)
         self.clock = Clock()
-        self.progress = Progress(STAGES, console=self.console, clock=self.clock)
+        self.progress = Progress(stages, console=self.console, clock=self.clock, drawn=drawn)
 
     def lines(self) -> list[str]:
         return [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in self.file.getvalue().splitlines()]
@@ -79,6 +80,49 @@ def test_the_last_line_repeats_by_itself() -> None:
         screen.clock.now_s += 9
         wait_until(lambda: len(screen.lines()) == 2)
     assert screen.lines()[1] == "[3/3] judge: 9.0 s of about 60 s"
+
+
+def test_a_line_that_is_said_is_printed_at_once_and_repeated_later() -> None:
+    screen = Screen(terminal=False)
+    with screen.progress.stage("train") as stage:
+        for number in (1, 2):
+            stage.say(f"result {number}")
+        screen.clock.now_s += 8
+        screen.progress.beat()
+    assert screen.lines()[1:4] == [
+        "[2/3] train: 0.0 s of about 2.5 min: result 1",
+        "[2/3] train: 0.0 s of about 2.5 min: result 2",
+        "[2/3] train: 8.0 s of about 2.5 min: result 2",
+    ]
+
+
+def test_what_is_said_stays_above_the_drawing() -> None:
+    screen = Screen(terminal=True)
+    with screen.progress, screen.progress.stage("train") as stage:
+        stage.say("result [1]")
+    assert "train: result [1]" in screen.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_stage_of_unknown_length_shows_its_time_alone_and_plain_lines_are_plain_anywhere(terminal: bool) -> None:
+    screen = Screen(terminal=terminal, drawn=False, stages=[Stage("load", None), Stage("judge", 60)])
+    with screen.progress, screen.progress.stage("load") as stage:
+        screen.clock.now_s += 70
+        stage.update("part 1")
+    assert screen.lines() == [
+        "[1/2] load: started; next: judge",
+        "[1/2] load: 1 min 10 s: part 1",
+        "[1/2] load: done in 1 min 10 s",
+    ]
+
+
+def test_a_drawing_knows_no_whole_time_when_a_stage_has_none() -> None:
+    screen = Screen(terminal=True, stages=[Stage("load", None), Stage("judge", 60)])
+    with screen.progress, screen.progress.stage("load"):
+        screen.clock.now_s += 70
+        screen.progress.refresh()
+        drawn = screen.file.getvalue()
+    assert "1 min 10 s in all · next: judge" in drawn
 
 
 def test_lines_carry_the_time_of_day() -> None:
