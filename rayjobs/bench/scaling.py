@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from rayjobs.runs.local_ray import LocalRay, local_ray
 if TYPE_CHECKING:
     from envs.environment.problem import DecisionProblem
 
+_Part = Callable[[BenchContext, "DecisionProblem", LocalRay], Iterator[Bar]]
 MEMORY_GIB = 16.0
 MAX_TESTBEDS = 32
 STEP_MS = 15.0
@@ -24,23 +25,24 @@ PER_NODE = 50
 """Fake testbeds behind a relay."""
 COMPARED = 100
 """Fake testbeds of the comparison of runners."""
+WAITING_EACH = 2
+"""Waiting testbeds of each of many env runners."""
 LIVE_WORK_SCALE = 4.6
 """Stretches the demo's work so that about 150 requests/s arrive at each live testbed."""
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """Env steps/s and memory up to 32 testbeds, two live ones against one, and the whole control step."""
+    return _measured(context, _waiting, _many, _runners, _live, _steps)
+
+
+def _measured(context: BenchContext, *parts: _Part) -> Sequence[Bar]:
+    """Those parts, on one Ray."""
     from rayjobs.bench.parts.control_step import small_problem
 
     problem = small_problem(context.seed)
     with local_ray(testbeds=2) as ray:
-        return [
-            *_waiting(context, problem, ray),
-            *_many(context, problem),
-            *_runners(context, problem),
-            *_live(context, problem),
-            *_steps(context, problem),
-        ]
+        return [bar for part in parts for bar in part(context, problem, ray)]
 
 
 def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
@@ -69,7 +71,7 @@ def _waiting(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> 
     )
 
 
-def _many(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+def _many(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
     from rayjobs.bench.parts.control_step import fake_pace
 
     counts = (32, MANY) if context.quick else (32, 100, 300, MANY)
@@ -90,7 +92,7 @@ def _many(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
         yield figure(f"CPU time of the driver, {count} testbeds", float(np.median(pace.cpu_ms)), "ms a step", how=how)
 
 
-def _runners(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+def _runners(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
     from rayjobs.bench.parts.runners import runner_costs
 
     turns = 1 if context.quick else 6
@@ -104,7 +106,29 @@ def _runners(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
     yield figure("wall time of an interval that RLlib's own takes more", beyond, "ms", how=how)
 
 
-def _live(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+def _env_runners(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
+    from rayjobs.bench.parts.env_runners import simulated_pace, waiting_pace
+
+    iterations = 2 if context.quick else 6
+    for count in (0, 2) if context.quick else (0, 1, 2, 4):
+        pace = simulated_pace(problem, count, iterations, ray.folder)
+        context.log(f"{count} env runners that simulate: {pace.steps_per_s:.0f} steps/s")
+        yield figure(
+            f"environment steps of PPO, {count} env runners", pace.steps_per_s, "per s",
+            how=f"{iterations} iterations after a first one, S2, sampling and learning by turns; 0: no process beside",
+            reference=f"sampling alone {pace.sampled_per_s:.0f}",
+        )  # fmt: skip
+    for count in (1, 4) if context.quick else (1, 4, 16, 64):
+        pace = waiting_pace(problem, count, WAITING_EACH, iterations, ray.folder)
+        context.log(f"{count} env runners that wait: {pace.share:.3f} of ideal, started in {pace.start_s:.0f} s")
+        yield figure(
+            f"sampled steps/s over ideal, {count} env runners", pace.share, "",
+            how=f"{WAITING_EACH} waiting testbeds each, interval 1 s, {iterations} iterations, all on this machine",
+            reference=f"started in {pace.start_s:.0f} s; {pace.memory_gib:.1f} GiB with Ray itself",
+        )  # fmt: skip
+
+
+def _live(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
     from rayjobs.bench.parts.control_step import live_pace
 
     steps = {1: 10, 2: 10} if context.quick else {1: 120, 2: 40}
@@ -123,7 +147,7 @@ def _live(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
     yield _p99("the same with Ray's calls between processes", one.whole_ms[one.undisturbed], "but for the wait")
 
 
-def _steps(context: BenchContext, problem: DecisionProblem) -> Iterator[Bar]:
+def _steps(context: BenchContext, problem: DecisionProblem, ray: LocalRay) -> Iterator[Bar]:
     from rayjobs.bench.parts.control_step import PARTS, local_steps
 
     steps = 10 if context.quick else 120
@@ -153,3 +177,14 @@ def _p99(name: str, taken_ms: NDArray[np.float64], how: str, limit_ms: float | N
     if limit_ms is None:
         return figure(f"{name}, p99", value, "ms", how=how, reference=reference)
     return at_most(f"{name}, p99", value, limit_ms, "ms", how=how, reference=reference)
+
+
+def _alone(part: _Part) -> Callable[[BenchContext], Sequence[Bar]]:
+    return lambda context: _measured(context, part)
+
+
+PARTS = {
+    "waiting": _alone(_waiting), "many": _alone(_many), "runners": _alone(_runners), "live": _alone(_live),
+    "steps": _alone(_steps), "env_runners": _alone(_env_runners),
+}  # fmt: skip
+"""`env_runners` starts 64 processes with RLlib, and is measured when it is asked for alone."""

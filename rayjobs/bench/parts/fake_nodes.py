@@ -44,10 +44,14 @@ class InTurn:
 
 
 class FakeNodes:
-    """Implements `vector_env.Leasing`: nodes with `per_node` waiting testbeds each."""
+    """Implements `vector_env.Leasing`: nodes with `per_node` waiting testbeds each.
 
-    def __init__(self, per_node: int) -> None:
-        self._per_node = per_node
+    Args:
+        relayed: behind real relays; else in the process that drives them.
+    """
+
+    def __init__(self, per_node: int, *, relayed: bool = True) -> None:
+        self._per_node, self._relayed = per_node, relayed
 
     def lease(self, count: int) -> dict[str, Any]:
         return {f"fake-{number}": None for number in range(count)}
@@ -55,7 +59,9 @@ class FakeNodes:
     def channels(self, leased: Mapping[str, Any]) -> tuple[list[Channel], dict[str, str]]:
         names = list(leased)
         parts = [names[first : first + self._per_node] for first in range(0, len(names), self._per_node)]
-        channels: list[Channel] = [Relayed(part, RELAY.remote(InTurn(part))) for part in parts]
+        channels: list[Channel] = [
+            Relayed(part, RELAY.remote(InTurn(part))) if self._relayed else InTurn(part) for part in parts
+        ]
         return channels, {name: f"node-{number}" for number, part in enumerate(parts) for name in part}
 
     def release(self) -> None:
