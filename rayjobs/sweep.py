@@ -167,7 +167,10 @@ def _work(options: SweepOptions, folder: RunFolder, at_once: int, progress: Prog
     with progress.stage("observe"):
         shared = _shared(options, folder)
     with progress.stage("sweep") as stage:
-        storage = options.storage or str(folder.path.absolute())
+        # A storage holds the experiments of many sweeps.
+        storage = (
+            f"{options.storage.rstrip('/')}/{folder.path.name}" if options.storage else str(folder.path.absolute())
+        )
         with CpuUsage(session_name()) as usage:
             usage.phase("start")
 
@@ -221,8 +224,10 @@ def _train_again(
     """The best settings with fresh seeds (`finalists.parquet`), and the winner's bundle, named by its trial."""
     import pandas as pd
 
+    from actuators.errors import DataError
+    from rayjobs.cli.console import console_err
     from tuning.report.sweep_figures import summary_of
-    from tuning.search.finalists import best_training, finalist_table, finalists_of, run_finalists
+    from tuning.search.finalists import EXPERIMENT, best_training, finalist_table, finalists_of, run_finalists
     from tuning.search.sweep import fetch_bundle
 
     if not options.search.finalists:
@@ -230,12 +235,24 @@ def _train_again(
     plan = finalists_of(table, options.search, options.seed)
     with progress.stage("finalists") as stage:
         grid = run_finalists(
-            options.search, shared, plan, storage, at_once, lambda tally: _say(stage, tally, len(plan))
+            options.search,
+            shared,
+            plan,
+            storage,
+            at_once,
+            lambda tally: _say(stage, tally, len(plan)),
+            options.reporter,
         )
-    found = finalist_table(grid, plan)
+    found = finalist_table(grid)
     found.to_parquet(folder.path / "finalists.parquet")
-    winner = str(summary_of(found)["trial"].iloc[0])
-    return found, [fetch_bundle(grid, best_training(found, winner), folder.file("bundles", winner))]
+    ended = found[found["error"] == ""]
+    if failed := len(grid) - len(ended):
+        where, remedy = str(folder.path), f"see error.txt in the folders below {EXPERIMENT}, then --resume"
+        if ended.empty:
+            raise DataError("no training of a finalist has ended", where=where, remedy=remedy)
+        console_err().print(f"warning: {failed} of {len(grid)} trainings of finalists failed; {remedy}", markup=False)
+    winner = str(summary_of(ended)["trial"].iloc[0])
+    return ended, [fetch_bundle(grid, best_training(ended, winner), folder.file("bundles", winner))]
 
 
 def _shared(options: SweepOptions, folder: RunFolder) -> Shared:

@@ -42,29 +42,29 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 RATE = "training.algorithm.learning_rate"
 
 
-def finished(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def finished(folder: Path, experiment: str = "sweep") -> dict[str, list[dict[str, Any]]]:
     """Trials that have trained all their steps and have ended by the sweep's own record, with all their results.
 
     Results alone do not tell: the last one is stored some moments before the checkpoint that belongs to it.
     """
-    ended = recorded(folder)
-    found = {trial: rows for trial, rows in reported(folder).items() if trial in ended}
+    ended = recorded(folder, experiment)
+    found = {trial: rows for trial, rows in reported(folder, experiment).items() if trial in ended}
     return {trial: rows for trial, rows in found.items() if rows and rows[-1]["steps_trained"] >= 960}
 
 
-def recorded(folder: Path) -> set[str]:
+def recorded(folder: Path, experiment: str) -> set[str]:
     """Trials that have ended, by the newest record of the sweep; none while that is being written."""
     try:
-        (path,) = sorted(folder.glob("sweep/experiment_state-*.json"))[-1:]
+        (path,) = sorted(folder.glob(f"{experiment}/experiment_state-*.json"))[-1:]
         trials = [json.loads(state) for state, _ in json.loads(path.read_text())["trial_data"]]
     except ValueError:
         return set()
     return {trial["relative_logdir"] for trial in trials if trial["status"] == "TERMINATED"}
 
 
-def reported(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def reported(folder: Path, experiment: str = "sweep") -> dict[str, list[dict[str, Any]]]:
     """Trial → every result it has reported."""
-    paths = folder.glob("sweep/trial-*/result.json")
+    paths = folder.glob(f"{experiment}/trial-*/result.json")
     return {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
 
 
@@ -75,11 +75,13 @@ def ended(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def one_finished(process: subprocess.Popen[str], folders: Callable[[], Iterable[Path]]) -> dict[str, Any]:
+def one_finished(
+    process: subprocess.Popen[str], folders: Callable[[], Iterable[Path]], experiment: str = "sweep"
+) -> dict[str, Any]:
     """`finished`, as soon as there is one in one of the folders."""
     deadline_s = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline_s:
-        if found := next((finished(folder) for folder in folders()), {}):
+        if found := next((finished(folder, experiment) for folder in folders()), {}):
             return found
         time.sleep(0.05)
     process.kill()
@@ -137,6 +139,34 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_confirms_nothing(tmp_path: P
         arguments = ["--resume", str(folder)]
 
 
+def test_finalists_that_are_interrupted_go_on_and_repeat_nothing(tmp_path: Path) -> None:
+    own = ("search.trials=2", "search.finalists=2", "search.seeds=2")
+    first = start("--out", str(tmp_path), *(f"--set={setting}" for setting in (*SETTINGS, *own)))
+    before = one_finished(first, tmp_path.iterdir, "finalists")
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=PATIENCE_S)
+    (folder,) = tmp_path.iterdir()
+    assert first.returncode == 128 + signal.SIGINT, said
+    assert f"go on with: deepsched sweep --resume {folder}\n" in said
+    assert len(before) < 4
+    searched = reported(folder)
+    output = ended(start("--resume", str(folder)))
+    assert reported(folder) == searched
+    after = finished(folder, "finalists")
+    assert len(after) == 4
+    for trial, rows in before.items():
+        assert after[trial] == rows, f"{trial} was trained again"
+    table = pd.read_parquet(folder / "finalists.parquet")
+    assert (table["error"] == "").all()
+    assert sorted(table.groupby("trial")["seed"].nunique()) == [2, 2]
+    assert set(table["trial"]) == set(searched)
+    best = load_bundle(folder / "best").provenance
+    winner = table.groupby("trial")["score"].mean().idxmax()
+    assert best["searched_as"] == winner
+    assert best["seed"] in set(table["seed"])
+    assert f"2 fresh seeds and validated on fresh episodes, {winner} is the best" in output
+
+
 @pytest.mark.parametrize("cpus_each", [0.5, 1.0], ids=["all at once", "in turn"])
 def test_a_population_exchanges_and_never_changes_what_a_network_is_built_for(tmp_path: Path, cpus_each: float) -> None:
     own = (
@@ -170,14 +200,14 @@ def test_an_optuna_sweep_on_storage_by_url_is_resumed_from_there(tmp_path: Path)
     out, store = tmp_path / "out", tmp_path / "store"
     own = ("search.search=optuna", "search.scheduler=asha", f"storage=file://{store}")
     first = start("--out", str(out), *(f"--set={setting}" for setting in (*SETTINGS, *own)))
-    before = one_finished(first, lambda: [store])
+    before = one_finished(first, lambda: store.glob("*"))
     os.kill(first.pid, signal.SIGKILL)
     first.communicate(timeout=200)
     assert wait_gone(f"{tmp_path}/", 20.0) == {}
     assert len(before) < TRIALS
     (folder,) = out.iterdir()
     ended(start("--resume", str(folder)))
-    after = reported(store)
+    after = reported(store / folder.name)
     assert len(after) == TRIALS
     for trial, rows in before.items():
         assert after[trial] == rows, f"{trial} was trained again"

@@ -43,5 +43,6 @@ def finalists() -> pd.DataFrame:
             "seed": [1, 2, 3] * 2,
             "score": [0.1, 0.2, 0.0, 0.18, 0.22, 0.2],
             "bundle": ["there"] * 6,
+            "error": [""] * 6,
         }
     )

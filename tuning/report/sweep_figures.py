@@ -20,7 +20,7 @@ MIN_TRIALS = 8
 """Scored trials from which the importance of settings is estimated."""
 RESAMPLES = 20
 """Of the trials, for the interval of an importance."""
-_PARALLEL_AXIS_PX = 96
+_PARALLEL_AXIS_PX = 132
 _CLOSE = 0.12
 """Listed numbers that are nearer than this share of their range would have ticks on each other."""
 _SCORE_COLOURS = {"colorscale": [[0, "--high"], [1, "--learned"]], "showscale": True,
@@ -78,7 +78,7 @@ def parallel_figure(table: pd.DataFrame, space: Mapping[str, Domain]) -> Figure:
 
 
 def slice_figures(table: pd.DataFrame, space: Mapping[str, Domain]) -> dict[str, Figure]:
-    """Score by each setting alone, by its name; later trials are darker."""
+    """Score by each setting alone, by its name; later trials have a stronger colour."""
     done = _in_order(_scored(table))
     return {
         short(path): _slice_figure(f"slice-{number}", done, path, domain)

@@ -7,7 +7,7 @@ interval, and its mean is not chosen by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from ray import tune
 from ray.tune import ResultGrid
 
-from tuning.search.space import SearchOptions
+from tuning.search.space import ReporterName, SearchOptions
 from tuning.search.sweep import SCORE, SweepStatus, columns_of, run_trials
 from tuning.search.trial import Shared, SweepTrial
 
@@ -23,7 +23,7 @@ EXPERIMENT = "finalists"
 FRESH_EPISODES = 100_000
 """Number of the first validation episode of finalists; the search takes those from 0 on."""
 _FRESH_SEED = 1_000_003
-_NUMBER = "finalist"
+_FINALIST = "finalist"
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,16 @@ class Finalist:
 
 
 class FinalistTrial(SweepTrial):
-    """A trial whose `config` is its number in the plan."""
+    """A trial whose Tune configuration is a `Finalist`: a resumed experiment knows its own plan."""
 
-    def setup(self, config: dict[str, Any], shared: Shared | None = None, plan: Sequence[Finalist] = ()) -> None:
-        """Tune calls it, with `shared` and `plan` from the object store."""
+    @property
+    def values(self) -> dict[str, Any]:
+        return dict(self.config[_FINALIST]["values"])
+
+    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+        """Tune calls it, with `shared` from the object store."""
         assert shared is not None
-        self._common, self._plan = shared, plan
+        self._common = shared
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -52,15 +56,10 @@ class FinalistTrial(SweepTrial):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        one, common = self._plan[config[_NUMBER]], self._common
-        self._number = config[_NUMBER]
-        self.config = dict(one.values)
+        one, common = Finalist(**config[_FINALIST]), self._common
         provenance = {**common.provenance, "seed": one.seed, "searched_as": one.trial}
         own = replace(common, seed=one.seed, first_episode=FRESH_EPISODES, provenance=provenance)
-        SweepTrial.setup(self, self.config, own)
-
-    def step(self) -> dict[str, Any]:
-        return {**super().step(), _NUMBER: self._number}
+        SweepTrial.setup(self, dict(one.values), own)
 
 
 def finalists_of(table: pd.DataFrame, options: SearchOptions, seed: int) -> list[Finalist]:
@@ -94,25 +93,30 @@ def run_finalists(
     storage: str,
     at_once: int,
     report: Callable[[SweepStatus], None],
+    reporter: ReporterName = "ours",
 ) -> ResultGrid:
-    """Trains all of them to the end, or goes on with what `storage` already holds. Raises DataError as `run_sweep`."""
+    """Trains all of them to the end, or goes on with those that `storage` already holds, whatever `plan` says.
+
+    Raises DataError as `run_sweep`.
+    """
     own = options.changed({"search": "grid", "scheduler": "none", "trials": 1})
-    trainable = tune.with_parameters(FinalistTrial, shared=shared, plan=tuple(plan))
-    space = {_NUMBER: tune.grid_search(list(range(len(plan))))}
-    return run_trials(own, shared, trainable, space, EXPERIMENT, storage, at_once, report)
+    trainable = tune.with_parameters(FinalistTrial, shared=shared)
+    space = {_FINALIST: tune.grid_search([asdict(one) for one in plan])}
+    shown = [f"{_FINALIST}/{name}" for name in ("trial", "seed")]
+    return run_trials(
+        own, shared, trainable, space, EXPERIMENT, storage, at_once, report, reporter=reporter, shown=shown
+    )
 
 
-def finalist_table(results: ResultGrid, plan: Sequence[Finalist]) -> pd.DataFrame:
-    """A row per training: `trial` of the search, `searched`, `seed`, then what `trial_table` has of a trial."""
-    rows = []
-    for result in results:
-        number = (result.metrics or {}).get(_NUMBER, (result.config or {}).get(_NUMBER))
-        if number is None:
-            continue
-        one = plan[int(number)]
-        rows.append({**columns_of(result), "trial": one.trial, "training": Path(result.path).name,
-                     "searched": one.searched, "seed": one.seed})  # fmt: skip
-    return pd.DataFrame(rows)
+def finalist_table(results: ResultGrid) -> pd.DataFrame:
+    """A row per training that has a result: `trial` of the search, `searched`, `seed`, and what `trial_table` has."""
+    ran = [(result, (result.config or {}).get(_FINALIST)) for result in results]
+    return pd.DataFrame([
+        {**columns_of(result), "trial": one["trial"], "training": Path(result.path).name, "searched": one["searched"],
+         "seed": one["seed"]}
+        for result, one in ran
+        if one is not None
+    ])  # fmt: skip
 
 
 def best_training(finalists: pd.DataFrame, trial: str) -> str:

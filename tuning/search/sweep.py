@@ -172,7 +172,9 @@ def run_sweep(
     """
     trainable = tune.with_parameters(SweepTrial, shared=shared)
     space = {path: _tune_domain(domain, options.search) for path, domain in options.space.items()}
-    return run_trials(options, shared, trainable, space, EXPERIMENT, storage, at_once, report, trackers, reporter)
+    return run_trials(
+        options, shared, trainable, space, EXPERIMENT, storage, at_once, report, trackers, reporter, list(space)
+    )
 
 
 def run_trials(
@@ -186,8 +188,13 @@ def run_trials(
     report: Callable[[SweepStatus], None],
     trackers: Sequence[CallbackName] = (),
     reporter: ReporterName = "ours",
+    shown: Sequence[str] = (),
 ) -> ResultGrid:
-    """`run_sweep` for any trainable and Tune's own `space`; the experiment is in `experiment` below `storage`."""
+    """`run_sweep` for any trainable and Tune's own `space`; the experiment is in `experiment` below `storage`.
+
+    Args:
+        shown: parameters in Tune's own tables; ``/`` leads into nested ones.
+    """
     resources: Any = {"CPU": options.trial_cpus}
     if shared.live is not None:
         resources = trial_resources(options.trial_cpus, shared.live.testbeds, len(shared.topology.servers))
@@ -225,7 +232,7 @@ def run_trials(
                     checkpoint_at_end=True,
                 ),
                 callbacks=[SweepCallback(), *tune_parts.callbacks(trackers)],
-                **tune_parts.reporting(reporter, list(options.space)),
+                **tune_parts.reporting(reporter, shown),
             ),
         )
     results = tuner.fit()

@@ -69,6 +69,12 @@ class Shared:
 class SweepTrial(tune.Trainable):
     """RLlib's algorithm under Tune's class interface; `config` maps dotted option paths to values."""
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """What this trial tries: dotted option path → value."""
+        config: dict[str, Any] = self.config
+        return config
+
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         """Builds the trial from the configuration. Tune calls it, with `shared` from the object store."""
         assert shared is not None
@@ -121,14 +127,14 @@ class SweepTrial(tune.Trainable):
         training = self._options.training
         own = {
             "trial": self.trial_name,
-            "options": self.config,
+            "options": self.values,
             "steps": self._steps,
             "method": training.method,
             "interval_s": training.interval_s,
         }
         provenance = {**self._shared.provenance, **own}
         Bundle(self._net(), self._observed.problem, training.network, provenance).save(folder / BUNDLE)
-        write_json(folder / STATE, {"config": self.config, "steps": self._steps})
+        write_json(folder / STATE, {"config": self.values, "steps": self._steps})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Resumes from a checkpoint; takes only the network if its hyperparameters differ (PBT).
@@ -138,7 +144,7 @@ class SweepTrial(tune.Trainable):
         """
         folder = Path(checkpoint_dir).absolute()
         state = json.loads((folder / STATE).read_bytes())
-        own = json.loads(json.dumps(self.config))
+        own = json.loads(json.dumps(self.values))
         if structure(state["config"]) != structure(own):
             raise DataError(
                 "the checkpoint has another structure",

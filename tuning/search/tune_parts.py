@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,16 +135,15 @@ def callbacks(names: Sequence[CallbackName]) -> list[Callback]:
     return [CALLBACKS[name].load("callback")(**given[name]) for name in names]
 
 
-def reporting(reporter: ReporterName, space: Sequence[str]) -> dict[str, Any]:
-    """Arguments of Tune's RunConfig: silence, or its own tables with what is swept and the score."""
+def reporting(reporter: ReporterName, shown: Sequence[str]) -> dict[str, Any]:
+    """Arguments of Tune's RunConfig: silence, or its own tables with these parameters and the score."""
     if reporter == "ours":
         return {"verbose": 0}
     tables = CLIReporter(
         metric_columns={SCORE: SCORE, TIME: "steps", "training_iteration": "iter", "time_total_s": "seconds"},
-        parameter_columns={path: path.rpartition(".")[2] for path in space},
-        metric=SCORE,
-        mode="max",
+        parameter_columns={path: re.split(r"[./]", path)[-1] for path in shown},
         max_report_frequency=10,
+        print_intermediate_tables=True,
         sort_by_metric=True,
     )
     return {"verbose": 1, "progress_reporter": tables}

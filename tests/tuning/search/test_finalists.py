@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pandas as pd
 from ray.tune import CLIReporter
 
 from tests.support.sweep_trials import PATHS, SPACE, finalists, trials
-from tuning.search.finalists import FRESH_EPISODES, best_training, finalists_of, seed_of
+from tuning.search.finalists import FRESH_EPISODES, best_training, finalist_table, finalists_of, seed_of
 from tuning.search.space import SearchOptions
 from tuning.search.tune_parts import reporting
 
@@ -47,3 +50,23 @@ def test_tunes_own_reporter_shows_what_is_swept() -> None:
     own = reporting("tune", PATHS)
     assert own["verbose"] == 1
     assert isinstance(own["progress_reporter"], CLIReporter)
+    # Tune does this with the metric of the search, and refuses a reporter that has one already.
+    assert own["progress_reporter"].set_search_properties("score", "max")
+
+
+def test_a_table_has_the_trainings_that_have_a_result() -> None:
+    one = SimpleNamespace(
+        path="/there/again-3",
+        metrics={"score": 0.2},
+        config={"finalist": {"trial": "trial-1", "searched": 0.3, "seed": 1000004, "values": {}}},
+        metrics_dataframe=None, checkpoint=None, error=ValueError("it broke"),
+    )  # fmt: skip
+    without = SimpleNamespace(path="/there/again-4", config=None)
+    table = finalist_table(cast("Any", [one, without]))
+    (row,) = table.to_dict("records")
+    assert (row["trial"], row["training"], row["seed"], row["error"]) == (
+        "trial-1",
+        "again-3",
+        1000004,
+        "it broke",
+    )
