@@ -158,9 +158,7 @@ def _work(options: SweepOptions, folder: RunFolder, at_once: int, progress: Prog
     from actuators.files import write_json
     from envs.scenarios.lookup import scenario
     from rayjobs.cli.console import console_out
-    from rayjobs.runs.report import provenance
     from rayjobs.runs.usage import CpuUsage, session_name
-    from tuning.report.sweep import print_best, write_sweep_report
     from tuning.search.sweep import fetch_bundle, histories, run_sweep, trial_table
 
     confirm = options.confirm
@@ -199,6 +197,10 @@ def _work(options: SweepOptions, folder: RunFolder, at_once: int, progress: Prog
             )
             write_json(folder.path / "confirmed.json", evaluations)
     with progress.stage("report"):
+        # With sklearn, which takes seconds: the first trials do not wait for it.
+        from rayjobs.runs.report import provenance
+        from tuning.report.sweep import print_best, write_sweep_report
+
         report = write_sweep_report(
             folder.path, table, histories(grid), options.search, evaluations, finalists, provenance(folder)
         )
@@ -226,7 +228,6 @@ def _train_again(
 
     from actuators.errors import DataError
     from rayjobs.cli.console import console_err
-    from tuning.report.sweep_figures import summary_of
     from tuning.search.finalists import EXPERIMENT, best_training, finalist_table, finalists_of, run_finalists
     from tuning.search.sweep import fetch_bundle
 
@@ -243,6 +244,8 @@ def _train_again(
             lambda tally: _say(stage, tally, len(plan)),
             options.reporter,
         )
+    from tuning.report.sweep_figures import summary_of
+
     found = finalist_table(grid)
     found.to_parquet(folder.path / "finalists.parquet")
     ended = found[found["error"] == ""]

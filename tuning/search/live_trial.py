@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,9 +21,11 @@ from actuators.testbed.options import LiveOptions
 from actuators.testbed.placement import testbed_bundles
 from envs.environment.problem import DecisionProblem
 from envs.environment.rewards import reward_terms
-from tuning.learning.scoring import Validation
 from tuning.live.conductor import ConductedTestbed
 from tuning.live.testbeds import LiveRecipe, Testbeds
+
+if TYPE_CHECKING:
+    from tuning.learning.scoring import Validation
 
 REFERENCE: BalancingMethod = "least_conn"
 
@@ -107,6 +109,8 @@ class LiveTrial:
         Raises:
             TestbedError: no interval was usable.
         """
+        from tuning.learning.scoring import Validation  # noqa: PLC0415 - with torch
+
         if "relative_latency" not in terms:
             raise TestbedError("no window of an iteration was usable", remedy="lower the load or use more nodes")
         score = _log_latency(terms["relative_latency"]) - self._reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import shutil
@@ -35,7 +34,7 @@ from tuning.search.space import (
     check,
     mutable,
 )
-from tuning.search.trial import BUNDLE, Shared, SweepTrial
+from tuning.search.trial import BUNDLE, Shared, SweepTrial, import_all
 
 SCORE, TIME = tune_parts.SCORE, tune_parts.TIME
 EXPERIMENT = "sweep"
@@ -125,7 +124,7 @@ def warm_up(processes: int, cpus: float) -> None:
 
 @ray.remote(max_retries=0)
 def _import_trial() -> None:
-    importlib.import_module("tuning.search.trial")
+    import_all()
 
 
 def _room_for_live(options: SearchOptions, servers: int) -> int:

@@ -1,16 +1,18 @@
-"""One trial of a sweep: fits a mixture, trains, validates after every iteration and saves a bundle."""
+"""One trial of a sweep: fits a mixture, trains, validates after every iteration and saves a bundle.
+
+The driver of a sweep imports this module, too: RLlib and torch, which would take it 6 s, are imported in a trial.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import tune
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import register_env
 
 from actuators.contract.arrays import FloatArray
@@ -21,19 +23,28 @@ from actuators.files import write_json
 from envs.environment.phase import Observed, Watched, fit_problem
 from envs.environment.vector_env import SimulatedVectorEnv
 from envs.scenarios.lookup import training_mixture
-from tuning.learning.algorithm import Setting, algorithm_config, module_path
-from tuning.learning.curve import TERMS
-from tuning.learning.scoring import Validation, Validator
 from tuning.learning.scripts import ScriptSource
 from tuning.live.metrics import TrialMetrics
 from tuning.live.vector_env import make_environment
 from tuning.policy.bundle import Bundle
-from tuning.policy.model import EquivariantNet
 from tuning.search.live_trial import LiveShare, LiveTrial
 from tuning.search.space import TrialOptions, apply, structure
 
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    from tuning.learning.scoring import Validation
+    from tuning.policy.model import EquivariantNet
+
 _ENVIRONMENT, _LIVE = "deepsched-trial", "deepsched-live-trial"
 CHECKPOINT, BUNDLE, STATE = "algorithm", "bundle", "trial.json"
+_LATE = ("tuning.learning.algorithm", "tuning.learning.scoring", "sklearn.mixture", "sklearn.metrics")
+
+
+def import_all() -> None:
+    """What a trial needs, ahead of time."""
+    for name in _LATE:
+        importlib.import_module(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +88,10 @@ class SweepTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
         """Builds the trial from the configuration. Tune calls it, with `shared` from the object store."""
+        import torch  # noqa: PLC0415 - as this file says
+
+        from tuning.learning.scoring import Validator  # noqa: PLC0415 - as this file says
+
         assert shared is not None
         self._shared = shared
         torch.set_num_threads(1)
@@ -102,6 +117,8 @@ class SweepTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Runs one training iteration and validates the network."""
+        from tuning.learning.curve import TERMS  # noqa: PLC0415 - as this file says
+
         result = self._algorithm.train()
         self._steps = self._before + int(result["num_env_steps_sampled_lifetime"])
         sampled = result.get("env_runners", {})
@@ -142,6 +159,8 @@ class SweepTrial(tune.Trainable):
         Raises:
             DataError: the checkpoint belongs to another problem or network; it might load with another meaning.
         """
+        from tuning.learning.algorithm import module_path  # noqa: PLC0415 - as this file says
+
         folder = Path(checkpoint_dir).absolute()
         state = json.loads((folder / STATE).read_bytes())
         own = json.loads(json.dumps(self.values))
@@ -186,6 +205,8 @@ class SweepTrial(tune.Trainable):
         return fit_problem(shared.windows, shared.topology, decision, options.encoder, shared.seed, shared.deadlines_s)
 
     def _build(self, load_module: Path | None) -> None:
+        from tuning.learning.algorithm import Setting, algorithm_config  # noqa: PLC0415 - as this file says
+
         options = self._options.training
         # After a restart the environment must not repeat its random numbers.
         seed = self._shared.seed + self._steps
