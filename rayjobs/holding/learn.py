@@ -51,20 +51,14 @@ def run(options: LearnOptions) -> int:
     """0 when a model of any group is good enough to be used, else 1; then all requests of a group cost the same."""
     # sklearn takes seconds to import.
     from envs.estimators.request_cost import learn_cost
-    from rayjobs.cli.progress import Progress, Stage
 
     token = read_token(options.token_file) if options.token_file is not None else ""
     topology = topology_from_text(MemoryControl.read(options.control_url))
     if options.bundle is not None:
         _require_bundle(options.bundle, {group.name for group in topology.groups})
-    with Progress([Stage("collect", options.seconds), Stage("learn", None)]) as progress:
-        with (
-            contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint,
-            progress.stage("collect"),
-        ):
-            rows = cost_rows(_collected(endpoint, options))
-        with progress.stage("learn"):
-            costs = learn_cost(rows)
+    with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
+        rows = cost_rows(_collected(endpoint, options))
+    costs = learn_cost(rows)
     write_json(options.out, costs.model_dump(mode="json"))
     if options.bundle is not None:
         from tuning.policy.bundle import put_request_cost

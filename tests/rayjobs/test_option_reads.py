@@ -31,7 +31,10 @@ WATCH = ("observe.duration_s=12", "observe.explore_s=4", "observe.encoder.cluste
 
 
 @contextlib.contextmanager
-def no_ray(*, testbeds: int = 1, address: str | None = None) -> Iterator[None]:
+def no_ray(
+    *, testbeds: int = 1, address: str | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    meanwhile()
     yield
 
 

@@ -19,14 +19,13 @@ from envs.environment.env import BalancingEnv
 from envs.environment.problem import DecisionProblem
 from envs.simulator.testbed import SimulatedTestbed
 from tests.support.option_reads import OptionReads
-from tuning.learning import algorithm
 from tuning.search import confirm, sweep, trial
 from tuning.search.space import TrialOptions
 from tuning.search.trial import Shared, SweepTrial
 
 NETWORK = "tests/tuning/policy/test_model.py::test_the_network_reads_all_of_its_options"
 RESOURCES = {"CPU": 4.0, "proxy": 2.0, "client": 2.0, "server": 6.0}
-_APPLY, _CONFIGURE = trial.apply, algorithm.algorithm_config
+_APPLY, _CONFIGURE = trial.apply, trial.configured
 _JUDGE = confirm.judge_live._function  # noqa: SLF001 - Ray's own attribute (pinned in pyproject.toml): no Ray runs here
 
 
@@ -54,12 +53,13 @@ def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str
         return _CONFIGURE(algorithm, model, setting)
 
     monkeypatch.setattr(trial, "apply", followed)
-    monkeypatch.setattr(algorithm, "algorithm_config", configured)
+    monkeypatch.setattr(trial, "configured", configured)
     monkeypatch.setattr(trial, "LiveTrial", _LiveTrial)
     monkeypatch.setattr(trial, "TrialMetrics", lambda: SimpleNamespace(report=lambda score, steps: None))
     monkeypatch.setattr(confirm, "start_remote_testbed", testbed)
     monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(remote=_JUDGE))
     monkeypatch.setattr(sweep, "Tuner", _Tuner)
+    monkeypatch.setattr(sweep, "warm_up", lambda processes, cpus: None)
     monkeypatch.setattr(tune, "with_parameters", lambda trainable, shared: shared)
     monkeypatch.setattr(tune, "with_resources", lambda shared, resources: shared)
     monkeypatch.setattr("ray.get", lambda results: results)

@@ -32,8 +32,11 @@ from tuning.search.space import TrialOptions, apply, structure
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+    from tuning.learning.algorithm import Setting
     from tuning.learning.scoring import Validation
+    from tuning.options import AlgorithmOptions, ModelOptions
     from tuning.policy.model import EquivariantNet
 
 _ENVIRONMENT, _LIVE = "deepsched-trial", "deepsched-live-trial"
@@ -75,6 +78,13 @@ class Shared:
     live: LiveShare | None = None
     deadlines_s: FloatArray | None = None
     first_episode: int = 0
+
+
+def configured(options: AlgorithmOptions, model: ModelOptions, setting: Setting) -> AlgorithmConfig:
+    """`tuning.learning.algorithm.algorithm_config`, imported when it is called."""
+    from tuning.learning.algorithm import algorithm_config  # noqa: PLC0415 - as this file says
+
+    return algorithm_config(options, model, setting)
 
 
 class SweepTrial(tune.Trainable):
@@ -205,7 +215,7 @@ class SweepTrial(tune.Trainable):
         return fit_problem(shared.windows, shared.topology, decision, options.encoder, shared.seed, shared.deadlines_s)
 
     def _build(self, load_module: Path | None) -> None:
-        from tuning.learning.algorithm import Setting, algorithm_config  # noqa: PLC0415 - as this file says
+        from tuning.learning.algorithm import Setting  # noqa: PLC0415 - as this file says
 
         options = self._options.training
         # After a restart the environment must not repeat its random numbers.
@@ -223,7 +233,7 @@ class SweepTrial(tune.Trainable):
             load_module=load_module,
         )
         self._before = self._steps
-        self._algorithm: Algorithm = algorithm_config(options.algorithm, options.network, setting).build_algo()
+        self._algorithm: Algorithm = configured(options.algorithm, options.network, setting).build_algo()
 
     def _environment(self, seed: int) -> tuple[str, dict[str, Any], int]:
         """Name in RLlib's registry, configuration, and number of testbeds."""
