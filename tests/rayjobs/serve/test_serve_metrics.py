@@ -149,7 +149,7 @@ def running() -> int:
     from ray import serve
 
     (application,) = serve.status().applications.values()
-    return application.deployments["Policy"].replica_states.get("RUNNING", 0)
+    return int(application.deployments["Policy"].replica_states.get("RUNNING", 0))
 
 
 @contextmanager
