@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from actuators.closing import Closing
 from actuators.credentials import without_credentials
 from actuators.errors import ActuationError
 from actuators.http_client import MAX_BODY_BYTES, KeptConnection, NoResponseError
@@ -78,7 +78,7 @@ class ClusterSource:
     panic_percent: float
 
 
-class EnvoyAdmin:
+class EnvoyAdmin(Closing):
     """Reads the admin endpoint of one Envoy over kept connections; a context manager, and not for threads.
 
     Args:
@@ -167,14 +167,6 @@ class EnvoyAdmin:
         """Closes the connections; a later call opens new ones."""
         for connection in self._connections.values():
             connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _connection(self, path: str) -> KeptConnection:
         if path not in self._connections:

@@ -193,7 +193,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def read_document(model: type[OptionsT], path: Path, *, what: str, remedy: str, member: str = "") -> OptionsT | None:
-    """A small JSON document of ours as its model, or one member of it; None where the document lacks that member.
+    """Reads a small JSON document into its model, or one member of it. Returns None when that member is missing.
 
     Args:
         what: what the document is not when the model refuses it, for the message.

@@ -17,6 +17,7 @@ from pydantic import Field
 from rich import box
 from rich.table import Table
 
+from actuators.closing import Closing
 from actuators.contract import histogram
 from actuators.contract.script import Stream
 from actuators.contract.topology import Group, Topology, social_network
@@ -33,7 +34,7 @@ from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.folder import RunFolder
 
 
-class LoadReport:
+class LoadReport(Closing):
     """Follows one run; a context manager that closes its files.
 
     Args:
@@ -93,12 +94,6 @@ class LoadReport:
     def close(self) -> None:
         self._lines.close()
         self._log.close()
-
-    def __enter__(self) -> LoadReport:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
         text = json.dumps(line, separators=(",", ":")) + "\n"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.contract.arrays import FloatArray
 from actuators.contract.late_binding import LateBinding
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
@@ -59,6 +60,15 @@ class Weights:
         if empty.any():
             name = self.topology.groups[int(np.argmax(empty))].name
             raise ConfigError("every server is down", where=f"group {name}", remedy="leave at least one usable server")
+
+    @classmethod
+    def scaled(cls, topology: Topology, values: FloatArray, down: NDArray[np.bool_]) -> Self:
+        """Of another balancer's weights ``[groups, servers]``: those of a group with one above 100 in proportion, whole
+        numbers, at least 1. Raises ConfigError where every server of a group is down.
+        """
+        largest = values.max(axis=1, keepdims=True)
+        within = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
+        return cls(topology, np.maximum(np.rint(within), 1).astype(np.int64), down)
 
     def __eq__(self, other: object) -> bool:
         return (

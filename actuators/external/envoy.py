@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, Weights
+from actuators.contract.control import Control, MemoryMethod, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology, group_of
 from actuators.credentials import without_credentials
@@ -77,10 +77,7 @@ class EnvoyActuator:
         values, down = np.zeros(self.topology.shape), np.zeros(self.topology.shape, bool)
         for (g, s), host in self._cells().items():
             values[g, s], down[g, s] = host.weight, host.out
-        largest = values.max(axis=1, keepdims=True)
-        scaled = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
-        whole = np.where(self.topology.mask, np.maximum(np.rint(scaled), 1), 0).astype(np.int64)
-        return Weights(self.topology, whole, down)
+        return Weights.scaled(self.topology, values, down)
 
     @property
     def balance(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actuators.contract.control import MAX_WEIGHT, Control, MemoryMethod, Weights
+from actuators.contract.control import Control, MemoryMethod, Weights
 from actuators.contract.testbed import Applied, Restored
 from actuators.contract.topology import Topology, group_of
 from actuators.errors import ActuationError, ConfigError
@@ -88,10 +88,7 @@ class HaproxyActuator:
         values, down = np.zeros(self.topology.shape), np.zeros(self.topology.shape, bool)
         for g, s, state in self._cells(self._states()):
             values[g, s], down[g, s] = max(state.weight, 1), state.out or state.weight == 0
-        largest = values.max(axis=1, keepdims=True)
-        scaled = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
-        whole = np.where(self.topology.mask, np.maximum(np.rint(scaled), 1), 0).astype(np.int64)
-        return Weights(self.topology, whole, down)
+        return Weights.scaled(self.topology, values, down)
 
     @property
     def balance(self) -> str:

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, ClassVar
 
 from pydantic import Field
 
+from actuators.closing import Closing
 from actuators.contract.script import Clients, Stream
 from actuators.contract.topology import Topology
 from actuators.contract.window import LoadWindow, merge_load_windows
@@ -58,7 +58,7 @@ class LoadOptions(Options):
     moved: ClassVar = {"let_cores_sleep": Moved("allow_cpu_idle")}
 
 
-class LoadEngine:
+class LoadEngine(Closing):
     """One load engine at a time; a context manager. `start` may be called again: it ends a running engine first.
 
     Windows count what happened in them: `planned` by intended send time, `sent` by actual send time,
@@ -202,14 +202,6 @@ class LoadEngine:
         process, self._process, self._output = self._process, None, None
         if process is not None:
             process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _option_arguments(self) -> dict[str, str]:
         names = (

@@ -14,12 +14,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from actuators.closing import Closing
 from actuators.contract import histogram
 from actuators.contract.script import Stream
 from actuators.errors import ConfigError, LoadError, MissingToolError, ProcessError
@@ -62,7 +62,7 @@ class Wrk2Plan:
     script: Path
 
 
-class Wrk2Engine:
+class Wrk2Engine(Closing):
     """Runs wrk2 for every stream at once; a context manager.
 
     Attributes:
@@ -146,14 +146,6 @@ class Wrk2Engine:
         for process in self._processes:
             process.close()
         self._processes = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def parse_output(text: str, request_type: str, rate_rps: int, duration_s: int) -> LoadSummary:

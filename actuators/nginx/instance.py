@@ -6,12 +6,11 @@ import secrets
 import signal
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BY_TIMES, BalancingMethod, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding
@@ -41,7 +40,7 @@ from actuators.statistics.vts import Snapshot
 _BIND_ATTEMPTS = 8
 
 
-class Nginx:
+class Nginx(Closing):
     """The NGINX of a testbed; a context manager. `start` starts it.
 
     Args:
@@ -259,14 +258,6 @@ class Nginx:
                 endpoint.close()
         if self._process is not None:
             self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _running(self) -> ManagedProcess:
         if self._process is None:

@@ -11,16 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
+from actuators.closing import Closing
 from actuators.errors import ProcessError
 from actuators.files import open_private
 
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
-class ManagedProcess:
+class ManagedProcess(Closing):
     """A command under a guardian (`actuators.processes.guardian`); a context manager.
 
     Args:
@@ -138,14 +138,6 @@ class ManagedProcess:
         if self._status_fd >= 0:
             os.close(self._status_fd)
             self._status_fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_lifeline", -1) >= 0:

@@ -9,12 +9,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlencode
 
 import msgspec
 
+from actuators.closing import Closing
 from actuators.credentials import without_credentials
 from actuators.errors import ConfigError, StatusError
 from actuators.http_client import KeptConnection, NoResponseError, TooLongError
@@ -28,7 +27,7 @@ _STEPS_PER_QUERY = 240
 _TIMEOUT_S = 60.0
 
 
-class History:
+class History(Closing):
     """One Prometheus server; a context manager.
 
     Args:
@@ -80,14 +79,6 @@ class History:
 
     def close(self) -> None:
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _moments(self, start_s: float, end_s: float, step_s: float) -> list[tuple[int, list[Sample]]]:
         """Time of the scrape (ms) and its samples, for each step that has one."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import Any, TypedDict
 
 from pydantic import Field
 
+from actuators.closing import Closing
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.credentials import without_credentials
@@ -48,7 +48,7 @@ class CollectOptions(Options):
     """Longest document that is read, in bytes, after decoding; 300 servers take about 1 MB."""
 
 
-class StatusReader:
+class StatusReader(Closing):
     """Reads one status endpoint over a kept connection; a context manager.
 
     Args:
@@ -130,14 +130,6 @@ class StatusReader:
             self._connection.close()
         if isinstance(self._other, EnvoyStatistics):
             self._other.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _get(self) -> tuple[int, bytes]:
         if self._connection is None:

@@ -16,11 +16,11 @@ from dataclasses import replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 
+from actuators.closing import Closing
 from actuators.errors import DataError, StatusError
 from actuators.files import open_private
 from actuators.statistics.vts import Responses, ServerCounters, Snapshot, Source, parse
@@ -93,7 +93,7 @@ class Recording(NamedTuple):
     gaps: int = 0
 
 
-class SnapshotWriter:
+class SnapshotWriter(Closing):
     """Appends snapshots to a file, each with one write. A new file in which nothing was written is removed again.
 
     Raises DataError when the file cannot be opened or written.
@@ -131,14 +131,6 @@ class SnapshotWriter:
         self._file.close()
         if self._is_new and self.written + self.gaps == 0:
             self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_snapshots(path: Path) -> Recording:

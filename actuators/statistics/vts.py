@@ -427,7 +427,7 @@ class Snapshot:
 
     @property
     def is_nginx(self) -> bool:
-        """Whether an NGINX counted this, by whatever module."""
+        """Whether NGINX counted this, with vts or with our Lua."""
         return self.source in ("vts", "prometheus")
 
 

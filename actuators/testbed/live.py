@@ -9,9 +9,9 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BY_TIMES, BalancingMethod, Control, ServiceTimes, Weights
 from actuators.contract.script import Clients, Scenario, Script, Stream
@@ -93,7 +93,7 @@ Reading = tuple[Window, LoadWindow | LoadError, dict[int, float]]
 """The window of NGINX, that of the load engine or its error, and CPU seconds by process of NGINX."""
 
 
-class LiveTestbed:
+class LiveTestbed(Closing):
     """A testbed of parts that already run.
 
     Args:
@@ -228,14 +228,6 @@ class LiveTestbed:
         self._closed = True
         self._running = False
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _collect(self) -> Window:
         window, client, cpu_s = self._read()

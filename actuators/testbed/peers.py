@@ -15,12 +15,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from actuators import envoy_admin, haproxy_api
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.stock import STOCK, StockPlan
@@ -84,7 +83,7 @@ _TRAEFIK_NOTICES_S = 0.1
 """Traefik takes up a change of its file within this time; its default of 2 s holds back a second change."""
 
 
-class Peer:
+class Peer(Closing):
     """One running peer; a context manager. It replaces our NGINX before the same servers.
 
     Args:
@@ -223,14 +222,6 @@ class Peer:
     def close(self) -> None:
         """Ends the peer; idempotent."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start(self) -> ManagedProcess:
         for attempt in range(_ATTEMPTS):

@@ -7,9 +7,8 @@ Each has one pool of servers, so that a topology has one group with the name of 
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BY_TIMES, BalancingMethod, Control, Weights
 from actuators.contract.testbed import Applied
@@ -23,7 +22,7 @@ GROUP = "servers"
 STEERED = (HAPROXY_STEERED, ENVOY_STEERED)
 
 
-class SteeredProxy:
+class SteeredProxy(Closing):
     """A running HAProxy or Envoy, as `actuators.testbed.live.ProxyPart`; a context manager.
 
     Args:
@@ -83,11 +82,3 @@ class SteeredProxy:
     def close(self) -> None:
         """Ends it; idempotent."""
         self._peer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

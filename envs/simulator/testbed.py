@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 import numpy as np
 
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BY_TIMES, BalancingMethod, CappedWeights, Control, ServiceTimes, Weights
 from actuators.contract.late_binding import unlimited
@@ -21,7 +19,7 @@ from envs.simulator.window_batch import WindowBatch
 __all__ = ["OracleMethod", "SimulatedBatch", "SimulatedTestbed", "SimulationOptions", "WindowBatch", "warm_up"]
 
 
-class SimulatedTestbed:
+class SimulatedTestbed(Closing):
     """A Testbed whose time is simulated: `advance` returns as soon as the interval has been computed."""
 
     def __init__(
@@ -92,14 +90,6 @@ class SimulatedTestbed:
     def close(self) -> None:
         self._closed = True
         self._running = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _require_open(self) -> None:
         if self._closed:

@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actuators.closing import Closing
 from actuators.contract.script import ArrivalDistribution, RateStep, Stream
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import LoadError
@@ -46,7 +45,7 @@ http {{
 """
 
 
-class TrivialServer:
+class TrivialServer(Closing):
     """A context manager. Raises MissingToolError without an NGINX, ProcessError when it does not start."""
 
     def __init__(self, folder: Path) -> None:
@@ -80,14 +79,6 @@ class TrivialServer:
     def close(self) -> None:
         self.resume()
         self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _answers(self) -> bool:
         with socket.socket() as probe:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from actuators.closing import Closing
 from actuators.contract import histogram
 from actuators.contract.arrays import IntArray
 from actuators.contract.script import RateStep, ServiceDistribution, Stream
@@ -45,7 +45,7 @@ def topology_of(servers: Sequence[str]) -> Topology:
     return Topology((*groups, patient))
 
 
-class Stand:
+class Stand(Closing):
     """Running test servers and a load engine; a context manager.
 
     Args:
@@ -106,14 +106,6 @@ class Stand:
     def close(self) -> None:
         """Ends servers and load; idempotent."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Load:

@@ -124,9 +124,9 @@ def _argument(text: str) -> tuple[str, float]:
 def _told(group: str, model: GroupCost | None) -> str:
     if model is None or not model.terms:
         number = 0 if model is None else model.requests
-        return f"{group}: all cost the same: {number} requests found an idle worker, too few, or they do not differ"
+        return f"{group}: no cost model: only {number} requests found an idle worker, or their costs do not differ"
     told = f"{group}: R² {model.r2:.3f} on held-out requests of {model.requests}"
-    return f"{told}, by {', '.join(model.terms)}" if model.counts else f"{told}, below {LEAST_R2:g}: all cost the same"
+    return f"{told}, by {', '.join(model.terms)}" if model.counts else f"{told}, below {LEAST_R2:g}: not used"
 
 
 VERB = Verb(

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ray
 
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control
 from actuators.contract.script import Scenario
@@ -263,7 +263,7 @@ START_TIMEOUT_S = 240.0
 ANSWER_SLACK_S = 60.0
 
 
-class ConductedTestbed:
+class ConductedTestbed(Closing):
     """Implements the Testbed protocol over a conductor, to observe or evaluate on one testbed of several.
 
     Raises:
@@ -302,14 +302,6 @@ class ConductedTestbed:
 
     def close(self) -> None:
         """Does nothing: `Testbeds` owns the conductor and closes it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _call(self, timeout_s: float, method: str, *args: Any) -> Any:
         return self._wait(self._conductor.call.remote(method, *args), timeout_s)

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from actuators.closing import Closing
 from actuators.contract.control import BalancingMethod
 from actuators.contract.testbed import Testbed
 from actuators.contract.topology import Topology
@@ -53,7 +53,7 @@ class LiveRecipe:
         )
 
 
-class Testbeds:
+class Testbeds(Closing):
     """Starts a conductor per testbed and ends them all in `close`; a context manager.
 
     Args:
@@ -138,14 +138,6 @@ class Testbeds:
         for group in self._owned:
             remove_placement_group(group)
         self._owned = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _strategy(self, name: str) -> Any:
         if name not in self._places:

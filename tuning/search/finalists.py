@@ -95,7 +95,7 @@ def run_finalists(
     report: Callable[[SweepStatus], None],
     reporter: ReporterName = "ours",
 ) -> ResultGrid:
-    """Trains all of them to the end, or goes on with those that `storage` already holds, whatever `plan` says.
+    """Trains all of them to the end, or resumes those that `storage` already holds, regardless of `plan`.
 
     Raises DataError as `run_sweep`.
     """

@@ -1,6 +1,6 @@
 """One trial of a sweep: fits a mixture, trains, validates after every iteration and saves a bundle.
 
-The driver of a sweep imports this module, too: RLlib and torch, which would take it 6 s, are imported in a trial.
+The driver of a sweep also imports this module. RLlib and torch take 6 s to import, so only trials import them.
 """
 
 from __future__ import annotations

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from actuators.closing import Closing
 from actuators.contract.admission import Admission
 from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.script import Scenario
@@ -22,7 +21,7 @@ from actuators.contract.window import DEFAULT_BOUNDS_MS, Window
 from actuators.errors import TestbedError
 
 
-class WaitingTestbed:
+class WaitingTestbed(Closing):
     """Testbed protocol; every window says the same about ten requests of 10 ms per group and server."""
 
     def __init__(self, topology: Topology) -> None:
@@ -62,14 +61,6 @@ class WaitingTestbed:
 
     def close(self) -> None:
         self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _require_open(self) -> None:
         if self._closed:

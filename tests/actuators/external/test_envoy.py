@@ -20,6 +20,7 @@ from actuators.external.preflight import PreflightOptions, preflight
 from actuators.testbed.peers import ENVOY, Peer, why_missing
 from rayjobs.cli.main import main
 from tests.support.json_endpoint import serving
+from tests.support.round_trip import check_round_trip
 
 SERVERS = ("127.0.0.1:9001", "127.0.0.1:9002", "[::1]:9003", "127.0.0.1:9004")
 
@@ -159,16 +160,7 @@ def test_clusters_are_groups_and_weights_are_set_and_read_back(actuator: EnvoyAc
     assert [group.name for group in actuator.topology.groups] == ["servers"]
     assert set(actuator.topology.servers) == set(SERVERS)
     assert (actuator.balance, actuator.without_weights()) == ("LEAST_REQUEST", {})
-    first = actuator.control()
-    assert first == Weights.equal(actuator.topology)
-    changed = parse_weights([f"{SERVERS[0]}=100", f"{SERVERS[1]}=down"], first)
-    assert actuator.apply(changed).changed
-    assert not actuator.apply(changed).changed
-    assert actuator.control() == changed
-    back = actuator.restore(first)
-    assert back.changed
-    assert back.missing == back.added == ()
-    assert actuator.control() == first
+    check_round_trip(actuator, SERVERS)
 
 
 def test_what_envoy_cannot_take_changes_nothing(actuator: EnvoyActuator, peer: Peer) -> None:

@@ -11,11 +11,11 @@ import pytest
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.topology import social_network
 from actuators.errors import ActuationError, ConfigError
-from actuators.external.actuator import parse_weights
 from actuators.external.haproxy import HaproxyActuator, read_states
 from actuators.haproxy_api import RuntimeApi
 from actuators.testbed.peers import Peer, why_missing
 from rayjobs.cli.main import main
+from tests.support.round_trip import check_round_trip
 
 HEAD = (
     "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight"
@@ -72,16 +72,7 @@ def actuator(peer: Peer) -> Iterator[HaproxyActuator]:
 def test_backends_are_groups_and_weights_are_set_and_read_back(actuator: HaproxyActuator) -> None:
     assert [group.name for group in actuator.topology.groups] == ["servers"]
     assert actuator.topology.servers == SERVERS
-    first = actuator.control()
-    assert first == Weights.equal(actuator.topology)
-    changed = parse_weights([f"{SERVERS[0]}=100", f"{SERVERS[1]}=down"], first)
-    assert actuator.apply(changed).changed
-    assert not actuator.apply(changed).changed
-    assert actuator.control() == changed
-    back = actuator.restore(first)
-    assert back.changed
-    assert back.missing == back.added == ()
-    assert actuator.control() == first
+    check_round_trip(actuator, SERVERS)
 
 
 def test_what_haproxy_cannot_take_changes_nothing(actuator: HaproxyActuator, peer: Peer) -> None:
