@@ -33,6 +33,7 @@ from actuators.testbed.parts import make_load, make_nginx, make_server
 from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import SILENT_S
 from rayjobs.load import parse_target, topology_of
 from rayjobs.runs.folder import RunFolder
 
@@ -158,9 +159,11 @@ def _record_history(options: CollectRunOptions, chosen: Chosen, writer: Snapshot
     start_s, end_s = time_of(options.start, "--start"), time_of(options.end, "--end")
     if start_s >= end_s:
         raise ConfigError(f"the history begins at '{options.start}', after its end", where="--start")
+    tell = _teller(writer)
     with History(options.prometheus, options.match, options.groups) as history:
         for snapshot in history.snapshots(start_s, end_s, options.step_s):
             writer.write(chosen(snapshot))
+            tell()
 
 
 def time_of(text: str, flag: str) -> float:
@@ -208,9 +211,33 @@ def _embedded(options: CollectRunOptions, folder: Path, stack: contextlib.ExitSt
     return nginx.address, topology, nginx.status_url
 
 
+def _teller(writer: SnapshotWriter) -> Callable[[], None]:
+    """Says how much was recorded, when nothing was said for `SILENT_S`."""
+    said_s = time.monotonic()
+
+    def tell() -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s >= SILENT_S:
+            said_s = time.monotonic()
+            _log(f"{writer.written} snapshots and {writer.gaps} gaps so far")
+
+    return tell
+
+
 def _record(options: CollectRunOptions, subject: Subject, read: Callable[[], Snapshot], writer: SnapshotWriter) -> None:
+    pause, tell = _pause(options, subject), _teller(writer)
+
+    def pause_and_tell(duration_s: float) -> bool:
+        end_s = time.monotonic() + duration_s
+        while (left_s := end_s - time.monotonic()) > SILENT_S:
+            if pause(SILENT_S):
+                return True
+            tell()
+        tell()
+        return pause(left_s)
+
     try:
-        record(read, writer, options.interval_s, _pause(options, subject), _log)
+        record(read, writer, options.interval_s, pause_and_tell, _log)
     except Terminated:
         raise
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.options import Options
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb
+from rayjobs.cli.progress import Progress, Stage
 
 if TYPE_CHECKING:
     from envs.estimators.request_cost import CostRow
@@ -49,16 +50,17 @@ class LearnOptions(Options):
 
 def run(options: LearnOptions) -> int:
     """0 when a model of any group is good enough to be used, else 1; then all requests of a group cost the same."""
-    # sklearn takes seconds to import.
-    from envs.estimators.request_cost import learn_cost
-
     token = read_token(options.token_file) if options.token_file is not None else ""
     topology = topology_from_text(MemoryControl.read(options.control_url))
     if options.bundle is not None:
         _require_bundle(options.bundle, {group.name for group in topology.groups})
     with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
-        rows = cost_rows(_collected(endpoint, options))
-    costs = learn_cost(rows)
+        samples = _collected(endpoint, options)
+    _log(f"fits models to {len(samples)} samples")
+    # sklearn takes seconds to import.
+    from envs.estimators.request_cost import learn_cost
+
+    costs = learn_cost(cost_rows(samples))
     write_json(options.out, costs.model_dump(mode="json"))
     if options.bundle is not None:
         from tuning.policy.bundle import put_request_cost
@@ -86,14 +88,16 @@ def _collected(endpoint: MemoryControl, options: LearnOptions) -> list[str]:
     end_s = time.monotonic() + options.seconds
     endpoint.sample(options.rate_rps)
     try:
-        while (left_s := end_s - time.monotonic()) > 0:
-            time.sleep(min(_POLL_S, left_s))
-            for line in endpoint.samples():
-                number, _, rest = line.partition(" ")
-                if number and number not in before:
-                    found[int(number)] = rest
-            if not endpoint.samples_kept():
-                endpoint.sample(options.rate_rps)
+        with Progress([Stage("collect", options.seconds)]) as progress, progress.stage("collect") as stage:
+            while (left_s := end_s - time.monotonic()) > 0:
+                time.sleep(min(_POLL_S, left_s))
+                for line in endpoint.samples():
+                    number, _, rest = line.partition(" ")
+                    if number and number not in before:
+                        found[int(number)] = rest
+                stage.update(f"{len(found)} samples")
+                if not endpoint.samples_kept():
+                    endpoint.sample(options.rate_rps)
     finally:
         endpoint.sample(None)
     return [found[number] for number in sorted(found)]

@@ -46,6 +46,17 @@ def test_an_unknown_group_is_refused_before_anything_is_written(
     assert not (tmp_path / "x.json").exists()
 
 
+def test_a_long_recording_tells_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayjobs.collect.SILENT_S", 0.01)
+    with served(document("after_load")) as server:
+        assert collect(tmp_path / "x.json", f"--status-url=http://{server.address}/status/format/json") == 0
+    *told, _ = (line for line in capsys.readouterr().err.splitlines() if "snapshots and 0 gaps" in line)
+    assert told
+    assert all(line.endswith("so far") for line in told)
+
+
 def test_nothing_recorded_is_exit_status_1_and_no_password_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
