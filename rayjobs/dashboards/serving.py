@@ -10,22 +10,22 @@ from rayjobs.serve.metric_names import COUNTERS, HISTOGRAMS, NOVELTY, NOVELTY_TE
 _WINDOW = "[$__rate_interval]"
 _OF_SERVE = 'application=~"$application"'
 RAY_SERVE = {
-    "serve_deployment_replica_healthy": "Healthy replicas of each deployment",
-    "serve_autoscaling_target_replicas": "Replicas that Ray Serve's autoscaler wants",
+    "serve_replica_utilization_percent": "Share of what a replica can do that requests took in the last 10 minutes",
+    "serve_autoscaling_desired_replicas": "Replicas that the autoscaler's policy wants, before its bounds",
     "serve_autoscaling_total_requests": "Requests in progress and waiting, as the autoscaler counts them",
     "serve_replica_processing_queries": "Requests that each replica works on",
     "serve_deployment_request_counter_total": "Requests that each replica has answered",
     "serve_deployment_error_counter_total": "Requests on which a replica failed",
 }
 """Ray Serve's own metrics that are drawn, without the prefix `ray_` (ray 2.60)."""
+_ALIVE = "serve_replica_utilization_percent"
+"""Renewed by every replica that runs; `serve_deployment_replica_healthy` vanishes a minute after a change."""
 
 
 def serving_dashboard() -> Json:
     """The whole dashboard, for Ray Serve and, but for the replicas, for `--front uvicorn`."""
     items = [*_answers(), *_replicas()]
-    application = variable(
-        "application", "Application", "label_values(ray_serve_deployment_replica_healthy, application)"
-    )
+    application = variable("application", "Application", f"label_values(ray_{_ALIVE}, application)")
     about = "The policy that `deepsched serve` serves; counts reach Prometheus within Ray's report interval (10 s)."
     return dashboard("deepsched-serving", "Deep Scheduling: serving", items, [application], about)
 
@@ -56,12 +56,12 @@ def _answers() -> Iterator[Json]:
 
 def _replicas() -> Iterator[Json]:
     yield row("Replicas")
-    healthy, wanted = "serve_deployment_replica_healthy", "serve_autoscaling_target_replicas"
+    wanted = "serve_autoscaling_desired_replicas"
     by = "by (application, deployment)"
     yield lines(
-        "Replicas", f"{RAY_SERVE[healthy]}. {RAY_SERVE[wanted]}",
+        "Replicas", f"Replicas that run. {RAY_SERVE[wanted]}",
         [
-            (f"sum {by} (ray_{healthy}{{{_OF_SERVE}}})", "{{deployment}} healthy"),
+            (f"count {by} (ray_{_ALIVE}{{{_OF_SERVE}}})", "{{deployment}} running"),
             (f"max {by} (ray_{wanted}{{{_OF_SERVE}}})", "{{deployment}} wanted"),
         ],
         "short",
@@ -72,6 +72,8 @@ def _replicas() -> Iterator[Json]:
     ):
         query = f"sum {by} (ray_{name}{{{_OF_SERVE}}})"
         yield lines(title, RAY_SERVE[name], [(query, "{{deployment}}")], "short")
+    busy = f"sum by (replica) (ray_{_ALIVE}{{{_OF_SERVE}}})"
+    yield lines("Utilization of each replica", RAY_SERVE[_ALIVE], [(busy, "{{replica}}")], "percent")
     for title, name in (
         ("Requests per second and replica", "serve_deployment_request_counter_total"),
         ("Failures per second and replica", "serve_deployment_error_counter_total"),
