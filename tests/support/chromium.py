@@ -45,6 +45,8 @@ class Chromium:
 
     def open(self, page: Path | str, *, drawn: bool = True) -> None:
         """Loads a file or URL; `drawn` waits until the page has set `data-drawn` on its root element."""
+        # The page before, which may poll its server, must not complain from here on.
+        self._page.goto("about:blank")
         self.complaints.clear()
         self._page.goto(page.as_uri() if isinstance(page, Path) else page)
         if drawn:
