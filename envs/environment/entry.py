@@ -28,8 +28,6 @@ LEAK, STEP, LEAST_Z, MOST_Z = 0.95, 0.4, -3.0, 2.5
 """The logarithm of a limit's factor: what is kept of it, the largest step, and its bounds."""
 MOST_RATE_Z = 0.7
 """Largest logarithm of a rate's factor."""
-ACTION = 3.0
-"""Bound of an action, before tanh."""
 
 
 @dataclass(frozen=True, eq=False)

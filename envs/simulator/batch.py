@@ -265,6 +265,17 @@ class SimulatedBatch:
                 lane.kind_cost[g, : len(costs)] = costs
             lane.rules["refuse_factor"] = np.inf if numbers.refuse_factor is None else numbers.refuse_factor
 
+    def in_line(self) -> tuple[IntArray, FloatArray]:
+        """Requests that are held now, and the age of the oldest of them in s, 0 without any; ``[size, groups]``."""
+        groups = len(self.topology.groups)
+        held, oldest_s = np.zeros((self.size, groups), np.int64), np.zeros((self.size, groups))
+        for index in range(self.size):
+            lane = self._lane(index)
+            waiting = lane.requests[lane.line[: lane.state["held"][0]]]
+            held[index] = np.bincount(waiting["group"], minlength=groups)
+            np.maximum.at(oldest_s[index], waiting["group"], self._start_s[index] - waiting["arrival_s"])
+        return held, oldest_s
+
     def limit_connections(self, most: IntArray) -> None:
         """`max_conns` of `shared_least_conn`, ``[size, servers]``, >= 1, of every balancer, until the next reset.
 

@@ -24,7 +24,8 @@ from envs.study.goodput import Goodput, play_admission
 from envs.study.rules import RULES
 from rayjobs.bench.admission_rl.search import AIMD, MIMD, searched
 from rayjobs.bench.parts.bars import BenchContext
-from tuning.learning.entry import EntryTraining, fit_regimes, learned_goodput, prove_entry, train_entry, untrained
+from tuning.learning.entry import fit_regimes, learned_goodput, prove_entry, train_entry, untrained
+from tuning.learning.windowed import WindowedTraining
 from tuning.policy.model import EquivariantNet
 
 TOPOLOGY = social_network()
@@ -168,10 +169,10 @@ class Experiment:
             return whole
         return learned_goodput(replace(arm.task, believed_factor=factor), one.kept, scripts, threads=2)
 
-    def _training(self, arm: Arm) -> EntryTraining:
+    def _training(self, arm: Arm) -> WindowedTraining:
         if self._context.quick:
-            return EntryTraining(2, 2, 16, 16, threads=2)
-        return EntryTraining(arm.iterations, arm.iterations // 5, threads=2)
+            return WindowedTraining(2, 2, 16, 16, threads=2)
+        return WindowedTraining(arm.iterations, arm.iterations // 5, threads=2)
 
     def _trained(self, arm: Arm, seed: int) -> Training:
         name = arm.name.replace(",", "").replace(" ", "-")

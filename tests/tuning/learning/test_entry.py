@@ -14,24 +14,16 @@ from envs.observation.entry import REGIME_NAMES
 from envs.scenarios.family import KINDS
 from envs.scenarios.lookup import scenario
 from tuning.learning.curve import CurveRow
-from tuning.learning.entry import (
-    ENVIRONMENTS,
-    EPISODE_STEPS,
-    EntryTraining,
-    fit_regimes,
-    learned_goodput,
-    prove_entry,
-    train_entry,
-    untrained,
-)
+from tuning.learning.entry import fit_regimes, learned_goodput, prove_entry, train_entry, untrained
 from tuning.learning.proof import REACHES, prove_by
+from tuning.learning.windowed import ENVIRONMENTS, EPISODE_STEPS, WindowedTraining
 from tuning.policy.model import EquivariantNet
 
 pytestmark = pytest.mark.thorough
 
 TOPOLOGY = social_network()
 TASK = EntryTask(TOPOLOGY)
-SHORT = EntryTraining(iterations=1, look_every=1, look_episodes=8, proof_episodes=16)
+SHORT = WindowedTraining(iterations=1, look_every=1, look_episodes=8, proof_episodes=16)
 
 
 def outputs(net: EquivariantNet) -> float:
