@@ -23,7 +23,7 @@ from tuning.options import AlgorithmOptions, ParallelOptions, TrainingOptions
 from tuning.policy.learned import LearnedPolicy
 
 SCENARIO = scenario("demo", duration_s=600.0, work_scale=4.0)
-STEPS = 8
+STEPS, DURING = 8, 32
 
 
 def say(**values: Any) -> None:
@@ -51,11 +51,13 @@ def main(address: str, folder: Path) -> None:
             servers=list(testbed.topology.servers),
             places=row["places"],
         )
-        sys.stdin.readline()
-        again = ParallelTraining(problem(), TrainingOptions(interval_s=0.5), options, folder, 2)
-        again.run(testbeds, SCENARIO)
-        (row,) = running_testbeds()
-        say(trained=again.rows[-1].step, builds=row["builds"], places=row["places"])
+        for seed, steps in ((2, DURING), (3, DURING), (4, STEPS)):
+            sys.stdin.readline()
+            changed = options.model_copy(update={"steps": steps})
+            again = ParallelTraining(problem(), TrainingOptions(interval_s=0.5), changed, folder / f"{seed}", seed)
+            again.run(testbeds, SCENARIO)
+            (row,) = running_testbeds()
+            say(trained=again.rows[-1].step, wanted=steps, builds=row["builds"], places=row["places"])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""A testbed over six hosts with addresses of their own: it trains, is judged, and survives the loss of a host."""
+"""A testbed over six hosts with addresses of their own: it trains, is judged, and survives the loss of a host.
+
+The hosts have a token, and share neither sessions of Ray nor checkouts: each has its own copy on a disk of its own.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actuators.files import write_private
 from actuators.processes.process import ManagedProcess
 from tests.support.hosts import Hosts
 from tests.support.orphans import wait_gone
@@ -23,12 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.nginx, pytest.mark.
 NAMES = ("head", "proxy", "client", "server1", "server2", "server3", "spare")
 ROLES = {"proxy": "proxy", "client": "client", "server1": "server", "server2": "server", "server3": "server"}
 PORT = 6399
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with Hosts(NAMES) as made:
-        yield made
+PACKAGES = ("actuators", "envs", "tuning", "rayjobs", "tests")
+CUT_S = 6.0
+"""Less than Ray needs to give a node up."""
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +42,38 @@ def folder() -> Iterator[Path]:
     assert wait_gone(f"{path}/", 15.0) == {}
 
 
+@pytest.fixture(scope="module")
+def hosts(folder: Path) -> Iterator[Hosts]:
+    """Each with a checkout and the cluster's token on its own disk."""
+    disk, token = folder / "d", secrets.token_hex(32)
+    disk.mkdir()
+    with Hosts(NAMES, disk) as made:
+        for name in NAMES:
+            own = made.disk_of(name)
+            own.mkdir()
+            for package in PACKAGES:
+                # With compiled code, which belongs to files of this age.
+                shutil.copytree(ROOT / package, own / package, copy_function=shutil.copy2)
+            write_private(own / "token", token)
+        yield made
+
+
 class Cluster:
-    """A Ray node on each host, without a token: nothing but these hosts can reach them."""
+    """A Ray node on each host, which a driver joins with the token."""
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
-        self.hosts, self.folder = hosts, folder
+        self.hosts, self.folder, self.disk = hosts, folder, folder / "d"
         self.environment = {
-            **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
-            "RAY_raylet_start_wait_time_s": "120",
+            **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{self.disk}/token",
+            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120",
+            "PYTHONPATH": str(self.disk),
         }  # fmt: skip
         self.nodes: dict[str, ManagedProcess] = {}
 
     def start(self, name: str) -> None:
         address = self.hosts.address[name]
         joins = (
-            ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self.folder}/ray", "--num-cpus=2"]
+            ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self.disk}/ray", "--num-cpus=2"]
             if name == "head"
             else [f"--address={self.hosts.address['head']}:{PORT}", "--num-cpus=1"]
         )
@@ -82,9 +103,9 @@ def cluster(hosts: Hosts, folder: Path) -> Iterator[Cluster]:
     try:
         made.start("head")
         made.await_started("head")
-        # One after the other: nodes that share a session folder and start together can hang (ray 2.60).
         for name in ROLES:
             made.start(name)
+        for name in ROLES:
             made.await_started(name)
         yield made
     finally:
@@ -100,6 +121,12 @@ def told(driver: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     raise AssertionError(log.read_text()[-3000:])
 
 
+def go_on(driver: subprocess.Popen[str]) -> None:
+    assert driver.stdin is not None
+    driver.stdin.write("go on\n")
+    driver.stdin.flush()
+
+
 def test_a_testbed_over_hosts_trains_is_judged_and_survives_a_lost_one(
     cluster: Cluster, hosts: Hosts, folder: Path
 ) -> None:
@@ -109,7 +136,7 @@ def test_a_testbed_over_hosts_trains_is_judged_and_survives_a_lost_one(
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            [*command, f"{hosts.address['head']}:{PORT}", str(folder)], cwd=ROOT, env=cluster.environment, text=True,
+            [*command, f"{hosts.address['head']}:{PORT}", str(cluster.disk)], env=cluster.environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         ) as driver,
     ):  # fmt: skip
@@ -133,12 +160,23 @@ def test_a_testbed_over_hosts_trains_is_judged_and_survives_a_lost_one(
             for name in ROLES:
                 assert after[name] - before[name] > first["requests"] / 10, name
             assert after["proxy"] - before["proxy"] > first["requests"]
+            assert {name: list(hosts.disk_of(name).glob("ray/session_*")) != [] for name in ROLES} == dict.fromkeys(
+                ROLES, True
+            )
+            # A link that is cut for a while, and not a process that ends: nothing is lost but intervals.
+            for name in ("server2", "proxy"):
+                go_on(driver)
+                time.sleep(1.0)
+                hosts.cut(name)
+                time.sleep(CUT_S)
+                hosts.mend(name)
+                during = told(driver, log)
+                assert during["trained"] >= during["wanted"], name
+                assert during["places"] == first["places"], name
             cluster.nodes["server3"].close()
             cluster.start("spare")
             cluster.await_started("spare")
-            assert driver.stdin is not None
-            driver.stdin.write("go on\n")
-            driver.stdin.flush()
+            go_on(driver)
             second = told(driver, log)
             assert second["trained"] >= 8
             assert second["builds"] >= 2
