@@ -16,6 +16,7 @@ from rich.table import Table
 
 from actuators.contract.script import ServiceDistribution
 from actuators.errors import ConfigError, DataError, ServiceError
+from actuators.files import read_regular
 from actuators.options import NOT_GIVEN, Only, Options
 from actuators.social_network.store import SocialNetworkOptions
 from rayjobs.cli.console import console_err, console_out
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 0.25
 _LAST_PORT = 65535
+_MAX_SCRIPT_BYTES = 2**28
 
 Speed = Annotated[float, Field(gt=0)]
 SpeedsOfServer = Speed | tuple[Speed, Speed, Speed]
@@ -125,7 +127,7 @@ def _read_script(path: Path) -> Script:
     from actuators.contract.script import Script
 
     try:
-        return Script.from_json(json.loads(path.read_text()))
+        return Script.from_json(json.loads(read_regular(path, _MAX_SCRIPT_BYTES)))
     except OSError as error:
         raise ConfigError(f"cannot read the script: {error.strerror}", where=str(path)) from error
     except (ValueError, TypeError, KeyError) as error:

@@ -15,7 +15,8 @@ from actuators.contract.control import MAX_WEIGHT, CappedWeights, Weights
 from actuators.contract.late_binding import UNLIMITED
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
-from actuators.options import Options, first_fault
+from actuators.files import read_regular
+from actuators.options import MAX_DOCUMENT_BYTES, Options, first_fault
 
 STOCK = "stock:"
 """Prefix of the path of a plan among policies: ``stock:/path/to/stock.json``."""
@@ -67,7 +68,7 @@ class StockPlan(Options):
         """Reads a plan. Raises ConfigError for a file that is unreadable or not one."""
         remedy = "make one with: deepsched weights suggest"
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_regular(path, MAX_DOCUMENT_BYTES))
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=remedy) from error
         except ValidationError as error:

@@ -22,13 +22,14 @@ from actuators.contract.script import ArrivalDistribution, ServiceDistribution
 from actuators.contract.script_check import MAX_RATE_RPS
 from actuators.contract.topology import Topology, group_of
 from actuators.errors import ConfigError
-from actuators.files import write_atomic
+from actuators.files import read_regular, write_atomic
 from actuators.options import Options, first_fault
 
 MEAN_BAR, P99_BAR = 0.10, 0.20
 """Largest relative errors of mean and p99 per group with which a calibration counts as faithful."""
 
 _Cell = TypeVar("_Cell")
+_MAX_BYTES = 2**28
 
 PositiveMs = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -271,7 +272,7 @@ class Calibration(Options):
         """Reads `calibration.json`. Raises ConfigError for a file that is unreadable or not a calibration."""
         remedy = "make one with: deepsched calibrate SNAPSHOTS"
         try:
-            calibration = cls.model_validate_json(path.read_bytes())
+            calibration = cls.model_validate_json(read_regular(path, _MAX_BYTES))
         except OSError as error:
             raise ConfigError(f"cannot read: {error.strerror}", where=str(path), remedy=remedy) from error
         except ValidationError as error:

@@ -51,6 +51,7 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing() -> None:
     (["--speeds=1,1,0"], "greater than 0"),
     (["--scenario", "S33"], "did you mean 'S3'"),
     (["--script", "/none"], "cannot read the script"),
+    (["--script", "/dev/zero"], "not a regular file"),
     (["--servers", "0"], "servers"),
     (["--port", "65535"], "port 65537 does not exist"),
     (["--database", "/none/network.sqlite"], "cannot write the database"),

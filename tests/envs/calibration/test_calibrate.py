@@ -6,6 +6,7 @@ Seeds are fixed and the clock plays no part: a comparison with a threshold repea
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -154,6 +155,9 @@ def test_a_twin_fits_its_own_shape_only() -> None:
 
 def test_what_is_no_calibration_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
+        read_calibrated(tmp_path / "calibration.json")
+    os.mkfifo(tmp_path / "calibration.json")  # whose reader would wait for ever
+    with pytest.raises(ConfigError, match="not a regular file"):
         read_calibrated(tmp_path / "calibration.json")
 
 

@@ -64,6 +64,8 @@ def test_a_plan_is_read_back_and_a_wrong_one_is_one_line(tmp_path: Path) -> None
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="cannot read"):
         StockPlan.load(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        StockPlan.load(Path("/dev/zero"))
 
 
 def test_upstream_blocks_have_weights_and_limits() -> None:
