@@ -122,8 +122,8 @@ def render_main(
     lua = "" if vts else lua_block(cells, upstreams, options, token=token, balancer=balancer, holds=holds)
     return f"""# Written by deepsched; changes are lost.
 {_load_modules(build, vts=vts)}{_user()}daemon off;
-pid {site.prefix}/nginx.pid;
-error_log {site.prefix}/error.log error;
+pid {_quoted(site.prefix / "nginx.pid")};
+error_log {_quoted(site.prefix / "error.log")} error;
 worker_processes {options.worker_processes};
 worker_shutdown_timeout {_ms(options.shutdown_timeout_s)};
 events {{ worker_connections {options.worker_connections}; }}
@@ -144,7 +144,7 @@ http {{
   proxy_read_timeout {_ms(options.read_timeout_s)};
   proxy_send_timeout {_ms(options.read_timeout_s)};
 {_vts(topology) if vts else lua}
-  include {upstreams};
+  include {_quoted(upstreams)};
   server {{
     listen {site.address} default_server backlog=4096;
     server_name localhost;
@@ -254,8 +254,10 @@ def lua_block(
         kept, kept_holding: the files whose rule of admission, and whose late binding, NGINX begins with.
     """
     bounds = ", ".join(map(str, DEFAULT_BOUNDS_MS))
-    first_rule = f'kept = "{kept}", snippet = "{upstreams}"' if kept is not None else ""
-    first_holding = f', kept = "{kept_holding}", snippet = "{upstreams}"' if holds and kept_holding is not None else ""
+    first_rule = f"kept = {_quoted(kept)}, snippet = {_quoted(upstreams)}" if kept is not None else ""
+    first_holding = ""
+    if holds and kept_holding is not None:
+        first_holding = f", kept = {_quoted(kept_holding)}, snippet = {_quoted(upstreams)}"
     memory = f"""
     BALANCER = require "balancer"
     COLD(BALANCER.init, {{
@@ -275,8 +277,9 @@ def lua_block(
     STATUS, ADMISSION = require "status", require "admission"
     local TOKEN = "{token}"
     COLD(STATUS.init, {{
-      upstreams = "{upstreams}", server_name = "localhost", bounds_ms = {{ {bounds} }}, attempts = "{options.attempts}",
-      token = TOKEN, admission = {f"{{ {first_rule} }}" if options.admission else "nil"},
+      upstreams = {_quoted(upstreams)}, server_name = "localhost", bounds_ms = {{ {bounds} }},
+      attempts = "{options.attempts}", token = TOKEN,
+      admission = {f"{{ {first_rule} }}" if options.admission else "nil"},
     }})\
 {memory if balancer else ""}
   }}
@@ -317,7 +320,7 @@ def _server_line(weights: Weights, g: int, server: str, options: NginxOptions) -
 def _load_modules(build: NginxBuild, *, vts: bool) -> str:
     lua = () if vts else need_lua(build)
     modules = [*lua, build.vts] if vts else [*lua]
-    return "".join(f"load_module {path};\n" for path in modules if path not in (None, Path()))
+    return "".join(f"load_module {_quoted(path)};\n" for path in modules if path not in (None, Path()))
 
 
 def _user() -> str:
@@ -328,13 +331,19 @@ def _user() -> str:
     return f"user {'www-data' if 'www-data' in names else 'nobody'};\n"
 
 
+def _quoted(path: Path) -> str:
+    """A path as one word of NGINX, or as a string of Lua, whatever is in it."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def _ms(seconds: float) -> str:
     return f"{max(round(seconds * 1000), 1)}ms"
 
 
 def _temp_paths(prefix: Path) -> str:
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    return "\n".join(f"  {kind}_temp_path {prefix}/temp_{kind};" for kind in kinds)
+    return "\n".join(f"  {kind}_temp_path {_quoted(prefix / f'temp_{kind}')};" for kind in kinds)
 
 
 def _vts(topology: Topology) -> str:

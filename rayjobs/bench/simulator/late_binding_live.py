@@ -6,8 +6,9 @@ Every arm has an NGINX of its own before the same servers; all times are the cli
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 from scipy import stats
@@ -15,6 +16,7 @@ from scipy import stats
 from actuators.contract.arrays import FloatArray
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.topology import Topology, social_network
+from actuators.files import write_json
 from actuators.nginx.config import NginxOptions
 from actuators.statistics.reader import Collector
 from actuators.testbed.live import LiveTestbed
@@ -28,6 +30,7 @@ from envs.scenarios.lookup import scenario
 from envs.study.judge import deadlines_s
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most
 from rayjobs.bench.parts.site import front
+from rayjobs.runs.folder import commit
 from tuning.judging.evaluation import Evaluation
 from tuning.judging.judge import Judge
 from tuning.judging.plan import Excerpt, JudgeOptions
@@ -45,18 +48,27 @@ AGREE = 0.03
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """All bars (docs/results.md#late-binding)."""
+    """All bars (docs/results.md#late-binding); a second run goes on from the scenarios that an earlier one ended."""
     bars: list[Bar] = []
     with start_local_testbed(social_network(), LiveOptions(), context.work_dir / "servers", context.seed) as testbed:
         for name in ["S8"] if context.quick else (*GOODPUT_POINTS, *MEANS):
-            played = _scenario(name)
-            arms = (NATIVE, DELAY, LATE, BY_DEADLINE, TWO) if name in GOODPUT_POINTS else (NATIVE, DELAY, LATE)
-            due_s = deadlines_s(played, testbed.topology)
-            evaluation = _judge(context, testbed, played, arms, due_s)
-            found = _overload(name, evaluation, due_s) if name in GOODPUT_POINTS else _ordinary(name, evaluation)
-            # A round of a second is too short for learning: no bar is held against it.
-            bars += [replace(bar, limit=None, holds=True) if context.quick else bar for bar in found]
+            kept = context.kept / f"{commit()[:9]}-live" / f"{name}.json"
+            if context.quick or not kept.exists():
+                found = _measured(context, testbed, name)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_json(kept, [asdict(bar) for bar in found])
+            bars += [Bar(**row) for row in json.loads(kept.read_bytes())]
     return bars
+
+
+def _measured(context: BenchContext, testbed: LiveTestbed, name: str) -> list[Bar]:
+    played = _scenario(name)
+    arms = (NATIVE, DELAY, LATE, BY_DEADLINE, TWO) if name in GOODPUT_POINTS else (NATIVE, DELAY, LATE)
+    due_s = deadlines_s(played, testbed.topology)
+    evaluation = _judge(context, testbed, played, arms, due_s)
+    found = list(_overload(name, evaluation, due_s) if name in GOODPUT_POINTS else _ordinary(name, evaluation))
+    # A round of a second is too short for learning: no bar is held against it.
+    return [replace(bar, limit=None, holds=True) for bar in found] if context.quick else found
 
 
 def _scenario(name: str) -> StudyScenario:

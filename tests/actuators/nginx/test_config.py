@@ -89,7 +89,7 @@ def main(build: NginxBuild, options: NginxOptions, *, memory: bool) -> str:
 
 def test_with_the_real_module_there_is_no_lua() -> None:
     text = main(WITH_VTS, NginxOptions(), memory=False)
-    assert "load_module /m/vts.so;" in text
+    assert 'load_module "/m/vts.so";' in text
     assert "lua" not in text
     bounds = " ".join(f"{bound / 1000:g}" for bound in DEFAULT_BOUNDS_MS)
     assert f"vhost_traffic_status_histogram_buckets {bounds};" in text

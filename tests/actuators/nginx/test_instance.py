@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actuators.contract.control import Weights
+from actuators.contract.control import BalancingMethod, Weights
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.contract.window import Window
 from actuators.errors import ActuationError, ConfigError, MissingToolError, ProcessError, StatusError
@@ -51,6 +51,13 @@ def shape(value: object) -> object:
 def site(short_dir: Path) -> Iterator[Site]:
     with running_site(short_dir, NginxOptions(method="round_robin", actuation="reload")) as site:
         yield site
+
+
+@pytest.mark.parametrize("method", ["least_conn", "expected_delay", "late_binding"])
+def test_the_folder_may_have_blanks_and_quotes_in_its_name(short_dir: Path, method: BalancingMethod) -> None:
+    actuation = "reload" if method == "least_conn" else "memory"
+    with running_site(short_dir / 'of "my" own;', NginxOptions(method=method, actuation=actuation)) as site:
+        assert site.get(HOME)[0] == 200
 
 
 @pytest.mark.parametrize("actuation", ["memory", "reload"])
