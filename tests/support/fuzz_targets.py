@@ -38,7 +38,8 @@ DOCUMENTS = [
     for name in ("calibration", "evaluation", "blocks", "served", "body", "bundle-bundle.json")
     for seed in READERS[name].seeds()
 ]
-MAIN = Path(tempfile.mkdtemp(prefix="ds-fuzz-")) / "nginx.conf"
+_KEPT = tempfile.TemporaryDirectory(prefix="ds-fuzz-")
+MAIN = Path(_KEPT.name) / "nginx.conf"
 
 
 def vts(data: bytes) -> None:

@@ -11,7 +11,8 @@ import pytest
 from tests.support.every_python import sitecustomize
 from tests.support.paths import ROOT
 
-FOLDER = Path(tempfile.mkdtemp(prefix="ds-needs-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="ds-needs-")
+FOLDER = Path(_KEPT.name)
 _MARKERS = FOLDER / "markers"
 _REFUSED = FOLDER / "markers.refused"
 

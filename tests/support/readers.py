@@ -35,7 +35,8 @@ from tuning.policy.bundle import check_bundle, load_bundle
 from tuning.policy.worth import describe_worth, noted_worth
 from tuning.steering.audit import read_lines
 
-FOLDER = Path(tempfile.mkdtemp(prefix="ds-readers-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="ds-readers-")
+FOLDER = Path(_KEPT.name)
 
 
 @dataclass(frozen=True)
