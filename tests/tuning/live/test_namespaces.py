@@ -244,12 +244,13 @@ def two_testbeds(cluster: Cluster) -> Cluster:
 
 
 def test_a_submitted_job_sweeps_two_live_trials_on_testbeds_of_their_own(two_testbeds: Cluster, hosts: Hosts) -> None:
-    disk, before = two_testbeds.disk, hosts.packets()
+    # Tune wants a folder that all hosts see for what trials leave.
+    shared, before = two_testbeds.folder / "shared", hosts.packets()
     ray = str(Path(sys.executable).with_name("ray"))
     url = f"http://{hosts.address['head']}:{DASHBOARD_PORT}"
-    words = ["-m", "rayjobs.sweep", "--out", f"{disk}/sweep", *(f"--set={one}" for one in SETTINGS)]
+    words = ["-m", "rayjobs.sweep", "--out", str(shared), *(f"--set={one}" for one in SETTINGS)]
     two_testbeds.run("client2", ray, "job", "submit", "--address", url, "--", sys.executable, *words)
-    (run,) = (hosts.disk_of("head") / "sweep").iterdir()
+    (run,) = shared.iterdir()
     table = pd.read_parquet(run / "sweep.parquet")
     assert len(table) == 2
     assert (table["error"] == "").all()
