@@ -53,7 +53,7 @@ def site(short_dir: Path) -> Iterator[Site]:
         yield site
 
 
-@pytest.mark.parametrize("method", ["least_conn", "expected_delay", "late_binding"])
+@pytest.mark.parametrize("method", ["least_conn", "late_binding"])
 def test_the_folder_may_have_blanks_and_quotes_in_its_name(short_dir: Path, method: BalancingMethod) -> None:
     actuation = "reload" if method == "least_conn" else "memory"
     with running_site(short_dir / 'of "my" own;', NginxOptions(method=method, actuation=actuation)) as site:

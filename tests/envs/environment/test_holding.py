@@ -38,7 +38,7 @@ TOPOLOGY = social_network()
 TASK = HoldingTask(TOPOLOGY, np.array([0.05, 0.02, 0.02]))
 
 
-OVERLOADED = replace(scenario("S2", 40.0), load=1.05)
+OVERLOADED = replace(scenario("S2", 40.0), load=1.05, work_scale=4.0)
 
 
 def draws(count: int = 3) -> list[Script]:
