@@ -332,7 +332,7 @@ def _user() -> str:
 
 
 def _quoted(path: Path) -> str:
-    """A path as one word of NGINX, or as a string of Lua, whatever is in it."""
+    """The path in double quotes, escaped: one word for NGINX, a string in Lua."""
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

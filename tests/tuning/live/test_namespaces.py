@@ -1,6 +1,6 @@
 """A testbed over six hosts with addresses of their own: it trains, is judged, and survives the loss of a host.
 
-The hosts have a token, and share neither sessions of Ray nor checkouts: each has its own copy on a disk of its own.
+The hosts have a token. Each has its own disk, with its own session of Ray and its own checkout.
 """
 
 from __future__ import annotations
