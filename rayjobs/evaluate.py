@@ -83,8 +83,8 @@ class EvaluateOptions(RayOptions):
     _learned behind the name they learn how many slots. Oracles (simulated): shortest_delay, join_shortest,
     central_queue, true_times, optimal_round_robin, optimal_least_conn.
     Rules of other balancers and of papers (simulated): least_time, least_time_shared, peak_ewma,
-    least_request, c3, join_idle_queue, prequal. NGINX without Lua (simulated and live): shared_least_conn,
-    stock:FILE (a plan of `deepsched weights suggest`).
+    least_request, random_choose, c3, join_idle_queue, prequal. NGINX without Lua (simulated and live):
+    shared_least_conn, stock:FILE (a plan of `deepsched weights suggest`).
     Others (live, `make setup-peers`): nginx_fair, nginx131_least_time,
     nginx131_least_time_shared, haproxy_leastconn, haproxy_random, envoy_least_request, traefik_leasttime,
     traefik_p2c, caddy_least_conn, caddy_random_choose, nginx:FILE. Further bundles by their folder. today (on

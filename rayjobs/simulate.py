@@ -27,12 +27,12 @@ class SimulateOptions(Options):
         "round_robin", "least_conn", "inverse_latency", "expected_delay_static", "true_times", "shortest_delay",
     )  # fmt: skip
     """Rules to compare: round_robin, least_conn, random_two, inverse_latency, expected_delay (learned service times),
-    unlevelled (the same without equal times for servers that differ by chance), expected_delay_static (nothing
+    unlevelled (the same by the estimator idle, docs/studies.md), expected_delay_static (nothing
     learned); and oracles: true_times (expected_delay with true service times), optimal_round_robin (best split),
     true_speeds (weights on least_conn), shortest_delay, join_shortest, central_queue; and rules of other balancers and
-    of papers: least_time, least_time_shared, peak_ewma, least_request, c3, join_idle_queue, prequal; and NGINX's
-    least_conn with one upstream for all types: shared_least_conn (equal weights), shared_weights (by inverse latency),
-    shared_capped (with max_conns on slow servers too)."""
+    of papers: least_time, least_time_shared, peak_ewma, least_request, random_choose, c3, join_idle_queue, prequal;
+    and NGINX's least_conn with one upstream for all types: shared_least_conn (equal weights), shared_weights (by
+    inverse latency), shared_capped (with max_conns on slow servers too)."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(101, 102, 103, 104), min_length=1)
     """Every rule meets the same arrivals and the same work for each seed."""
     duration_s: float | None = Field(default=None, gt=10, le=1e7)

@@ -1,10 +1,10 @@
-"""The default estimator: service times from requests that found an idle worker."""
+"""Service times from requests that found an idle worker: the base of the default estimator."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from actuators.contract.arrays import FloatArray
+from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.topology import Topology
 from envs.estimators.base import Row, ServiceSamples, TypeMeans, within_guards
 
@@ -31,16 +31,22 @@ class IdleEstimator:
         self._seconds = np.zeros((*batch, *topology.shape))
 
     def update(self, samples: ServiceSamples) -> FloatArray:
-        seen, kept = samples.seen(), _KEPT_PER_S**samples.duration_s
-        self._requests = kept * self._requests + np.where(samples.mask, seen.idle_requests, 0)
+        seen = samples.seen()
+        requests = np.where(samples.mask, seen.idle_requests, 0)
+        kept = self._kept(requests, samples)
+        self._requests = kept * self._requests + requests
         self._seconds = kept * self._seconds + np.where(samples.mask, seen.idle_response_s, 0.0)
         means = self._means.update(samples)
         prior = _SERVER_PRIOR * means.mean(axis=-1, keepdims=True)
         expected = (self._requests * means[..., None]).sum(axis=-2)
         slowness = (self._seconds.sum(axis=-2) + prior) / (expected + prior)
-        typical = means[..., None] * slowness[..., None, :]
-        tau_s = (self._seconds + _CELL_PRIOR * typical) / (self._requests + _CELL_PRIOR)
+        typical_s = means[..., None] * slowness[..., None, :]
+        tau_s = (self._seconds + _CELL_PRIOR * typical_s) / (self._requests + _CELL_PRIOR)
         return within_guards(tau_s, means)
+
+    def _kept(self, requests: IntArray, samples: ServiceSamples) -> FloatArray:
+        """Share of what was known before that counts beside these ``[..., groups, servers]``; 1 broadcasts to them."""
+        return np.asarray(_KEPT_PER_S**samples.duration_s)
 
     def forget(self, row: Row = ...) -> None:
         self._means.forget(row)

@@ -1,16 +1,20 @@
-"""The estimator `idle` with equal service times for servers that differ by chance only."""
+"""The default estimator: `idle` that forgets by requests, with equal times for servers that differ by chance."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from actuators.contract.arrays import FloatArray
+from actuators.contract.arrays import FloatArray, IntArray
 from envs.estimators.base import ServiceSamples
 from envs.estimators.idle import IdleEstimator
 
 _CHANCE, _MOST = 3.0, 0.25
 """Standard errors within which a difference counts as chance, and the largest relative difference that does. Too little
 is known of a server that is rarely asked for a type to call it equal to one that is twice as fast."""
+_REMEMBERED = 100.0
+"""Requests of a group at one server after which what was known before counts 1/e."""
+_LEAST_KEPT_PER_S, _MOST_KEPT_PER_S = 0.6, 0.97
+"""Limits of forgetting, with much and with little traffic."""
 _PRIOR = 20.0
 """Requests that the prior of `idle` stands for."""
 
@@ -19,7 +23,8 @@ class LevelledEstimator(IdleEstimator):
     """The default: `IdleEstimator`, then levelled: first each server over all types, then what is left at each type.
 
     `expected_delay` sends to the least τ while a worker is idle there, so that the noise of the estimates decides
-    between equal servers, and starves some of them for seconds. Source: docs/studies.md#estimator-levelled.
+    between equal servers, and starves some of them for seconds. A group forgets by its requests, 3 to 40 %/s, so that
+    slow services keep as many samples as fast ones. Source: docs/studies.md#estimator-levelled.
     """
 
     name = "levelled"
@@ -36,6 +41,13 @@ class LevelledEstimator(IdleEstimator):
         typical = mean[..., None] * level[..., None, :]
         found: FloatArray = typical * levelled(tau_s / typical, self._requests + _PRIOR)
         return found
+
+    def _kept(self, requests: IntArray, samples: ServiceSamples) -> FloatArray:
+        # Of the whole group: a server that is no longer asked is forgotten with the others.
+        typical = requests.sum(axis=-1, keepdims=True) / samples.mask.sum(axis=-1, keepdims=True)
+        least, most = _LEAST_KEPT_PER_S**samples.duration_s, _MOST_KEPT_PER_S**samples.duration_s
+        kept: FloatArray = np.clip(np.exp(-typical / _REMEMBERED), least, most)
+        return kept
 
 
 def levelled(values: FloatArray, requests: FloatArray) -> FloatArray:

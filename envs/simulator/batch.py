@@ -41,6 +41,7 @@ RivalMethod = Literal[
     "join_idle_queue",
     "prequal",
     "shared_least_conn",
+    "random_choose",
 ]
 """Rules of other load balancers and of papers (`envs.simulator.rivals`), simulated only."""
 OracleMethod = Literal["shortest_delay", "join_shortest", "central_queue"]

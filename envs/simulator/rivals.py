@@ -22,10 +22,11 @@ from envs.simulator.gate import GAVE_UP
 from envs.simulator.prequal import note_latency, pick_prequal, present_at, probe
 
 LEAST_TIME, LEAST_TIME_SHARED, PEAK_EWMA, LEAST_REQUEST, C3, JOIN_IDLE_QUEUE, PREQUAL, SHARED_LEAST_CONN = range(8, 16)
+RANDOM_CHOOSE = 16
 RIVAL_CODES = {
     "least_time": LEAST_TIME, "least_time_shared": LEAST_TIME_SHARED, "peak_ewma": PEAK_EWMA,
     "least_request": LEAST_REQUEST, "c3": C3, "join_idle_queue": JOIN_IDLE_QUEUE, "prequal": PREQUAL,
-    "shared_least_conn": SHARED_LEAST_CONN,
+    "shared_least_conn": SHARED_LEAST_CONN, "random_choose": RANDOM_CHOOSE,
 }  # fmt: skip
 """After the codes of `envs.simulator.balancers.METHOD_CODES`."""
 
@@ -322,6 +323,35 @@ def pick_least_request(peers: Any, method: Any, group: Any, tried: Any, clock: A
 
 
 @leaf
+def pick_random_choose(peers: Any, method: Any, group: Any, tried: Any, clock: Any, rules: Any, state: Any) -> Any:
+    """Two servers by a reservoir of two; of these the first that has no request in flight, or one of both by chance
+    when the second has no more than the first, or else the first; -1 for none.
+
+    Source: `leastRequests` of selectionpolicies.go of Caddy (2.7 to 2.11), which keeps a first choice with more
+    requests beside a second one with fewer. Always two choices, as the picks of Caddy 2.11 show; older ones sometimes
+    draw one.
+    """
+    one, other, count = -1, -1, 0
+    for server in range(peers.shape[1]):
+        if not passes(peers, method, group, server, tried, clock, rules):
+            continue
+        count += 1
+        place = count - 1 if count <= 2 else drawn(state, count)
+        if place == 0:
+            one = server
+        elif place == 1:
+            other = server
+    if other < 0:
+        return one
+    first, second = in_flight_of(peers, method, group, one), in_flight_of(peers, method, group, other)
+    if first == 0 or second > first:
+        return one
+    if second == 0 or drawn(state, 2):
+        return other
+    return one
+
+
+@leaf
 def pick_c3(peers: Any, marks: Any, method: Any, group: Any, tried: Any, clock: Any, rules: Any, state: Any) -> Any:
     """The least `c3_score`; the first from a random one on in a tie; -1 for none.
 
@@ -422,6 +452,8 @@ def pick_rival(lane: Any, slot: Any, now_s: float) -> Any:
         return pick_peak_ewma(peers, marks, method, group, tried, now_s, rules, state)
     if method == LEAST_REQUEST:
         return pick_least_request(peers, method, group, tried, clock, rules, state)
+    if method == RANDOM_CHOOSE:
+        return pick_random_choose(peers, method, group, tried, clock, rules, state)
     if method == C3:
         return pick_c3(peers, marks, method, group, tried, clock, rules, state)
     if method == JOIN_IDLE_QUEUE:

@@ -15,7 +15,7 @@ from rayjobs.bench.peers.picks import SERVERS, Picks, real_picks, simulated_pick
 
 LEAST_P = 1e-5
 """Of the test whether both pick alike: an honest copy fails once in 100,000 runs."""
-OTHER = {"least_request": "random_two", "random_two": "least_request"}
+OTHER = {"least_request": "random_two", "random_two": "least_request", "random_choose": "random_two"}
 """A near rule, which the same test must tell from the program."""
 
 
@@ -27,14 +27,12 @@ class Copy:
         exact: both pick the same server every time; else the ranks of what they pick have one distribution.
         least: share of its picks that are among those with the fewest requests in flight; the order of ties is its
             own. 0 where the rule is another one.
-        judged: False where the program is known to differ from the rule, which is only the nearest.
     """
 
     program: str
     rule: str
     exact: bool = False
     least: float = 0.0
-    judged: bool = True
 
 
 COPIES = (
@@ -45,8 +43,7 @@ COPIES = (
     Copy("envoy_least_request", "least_request"),
     Copy("haproxy_random", "least_request"),
     Copy("traefik_p2c", "random_two"),
-    # Its newer sources draw two different servers; those of 2.11 do not draw them evenly.
-    Copy("caddy_random_choose", "random_two", judged=False),
+    Copy("caddy_random_choose", "random_choose"),
 )
 
 
@@ -78,11 +75,8 @@ def bars_of(copy: Copy, work_dir: Path, count: int, seed: int) -> Iterator[Bar]:
         yield at_least(f"{copy.program}: picks that are those of {copy.rule}", same, 1.0, "", how=how)
     elif not copy.least:
         name, p = f"{copy.program}: whether it picks as {copy.rule}, p", alike(real, ours)
-        how_p, shares = f"chi-square of ranks and ties; {how}", _shares(real, ours)
-        if copy.judged:
-            yield at_least(name, p, LEAST_P, "", how=how_p, reference=shares)
-        else:
-            yield figure(name, p, "", how=how_p, reference=shares)
+        how_p = f"chi-square of ranks and ties; {how}"
+        yield at_least(name, p, LEAST_P, "", how=how_p, reference=_shares(real, ours))
         other = OTHER[copy.rule]
         p = alike(real, simulated_picks(other, real.in_flight, seed))
         yield figure(f"{copy.program}: whether it picks as {other}, p", p, "", how="a near rule, in the same test")

@@ -150,17 +150,21 @@ def simulated_picks(rule: str, in_flight: IntArray, seed: int) -> Picks:
     """What a rule of the simulator picks when so many requests are in flight.
 
     Args:
-        rule: `least_request` (two draws, maybe of the same server), `random_two` (two different servers), or
-            `shared_least_conn` (the least, ties by smooth weighted round robin), which goes on from pick to pick.
+        rule: `least_request` (two draws, maybe of the same server), `random_two` (two different servers),
+            `random_choose` (Caddy's two), or `shared_least_conn` (the least, ties by smooth weighted round robin),
+            which goes on from pick to pick.
     """
     peers, rules = np.zeros((1, SERVERS), lane.PEER), np.zeros(1, lane.RULES)
     state, chosen = np.zeros(1, lane.STATE), np.zeros(len(in_flight), np.int64)
     peers["weight"] = peers["effective"] = 1
     state["pick_key"] = seed
-    codes = {"random_two": 0, "least_request": rivals.LEAST_REQUEST, "shared_least_conn": rivals.SHARED_LEAST_CONN}
+    codes = {"random_two": 0, **{name: rivals.RIVAL_CODES[name] for name in RIVALS}}
     room = np.full(SERVERS, _MANY)
     _pick_all(peers, room, codes[rule], in_flight, rules, state, np.zeros(1, np.int64), chosen)
     return Picks(in_flight, chosen)
+
+
+RIVALS = ("least_request", "random_choose", "shared_least_conn")
 
 
 @compiled
@@ -173,6 +177,8 @@ def _pick_all(
             peers[0, server].conns = in_flight[pick, server]
         if method == rivals.LEAST_REQUEST:
             chosen[pick] = rivals.pick_least_request(peers, method, 0, tried, clock, rules[0], state[0])
+        elif method == rivals.RANDOM_CHOOSE:
+            chosen[pick] = rivals.pick_random_choose(peers, method, 0, tried, clock, rules[0], state[0])
         elif method == rivals.SHARED_LEAST_CONN:
             chosen[pick] = rivals.pick_shared_least_conn(peers, room, method, 0, tried, clock, rules[0])
         else:

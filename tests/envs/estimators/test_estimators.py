@@ -287,6 +287,23 @@ def test_servers_that_differ_by_chance_are_equal_and_others_keep_their_values() 
     assert few == pytest.approx([1.0, 1.4])
 
 
+def test_slow_services_are_remembered_as_many_requests_as_fast_ones() -> None:
+    """Ten times slower services answer a tenth of the requests: as many requests show a change of theirs."""
+
+    def seen_after(requests: int, answered: int) -> float:
+        """τ of a server that has become three times slower, over its former one, after so many answers."""
+        estimator, tau_s = ESTIMATORS["levelled"](TOPOLOGY), np.full(TOPOLOGY.shape, 0.01)
+        before = [estimator.update(ServiceSamples.of(told_window(tau_s, requests=requests))) for _ in range(100)][-1]
+        tau_s[:, 1] *= 3
+        for _ in range(answered // requests):
+            after = estimator.update(ServiceSamples.of(told_window(tau_s, requests=requests)))
+        return float(after[0, 1] / before[0, 1])
+
+    assert seen_after(20, 200) == pytest.approx(seen_after(100, 200), abs=0.1)
+    assert seen_after(20, 200) > 2.0
+    assert seen_after(1000, 1000) > 1.6, "with much traffic 40 % is forgotten within a second"
+
+
 def test_ten_equal_servers_get_equal_shares() -> None:
     """Simulated as in the contract of any proxy, with a fixed seed; the noise of `idle` starves some of them."""
     types = {"short": (0.5, 0.010), "medium": (0.35, 0.020), "long": (0.15, 0.060)}

@@ -53,6 +53,8 @@ def _pick(
         answer[0] = rivals.pick_peak_ewma(peers, marks, method, group, tried, now_s, rules[0], state[0])
     elif method == rivals.LEAST_REQUEST:
         answer[0] = rivals.pick_least_request(peers, method, group, tried, clock, rules[0], state[0])
+    elif method == rivals.RANDOM_CHOOSE:
+        answer[0] = rivals.pick_random_choose(peers, method, group, tried, clock, rules[0], state[0])
     else:
         answer[0] = rivals.pick_c3(peers, marks, method, group, tried, clock, rules[0], state[0])
 
@@ -202,6 +204,26 @@ def test_least_request_draws_twice_with_replacement() -> None:
     assert pool.pick("least_request") == -1
 
 
+def test_random_choose_keeps_a_first_choice_with_more_requests() -> None:
+    """The pairs are (0, 1), (0, 2) and (2, 1): the third server takes one of two places, or none."""
+    pool = Pool(1, 3)
+
+    def picks(*conns: int) -> Any:
+        pool.peers["conns"] = conns
+        return np.bincount([pool.pick("random_choose") for _ in range(9000)], minlength=3)
+
+    # 250 are 5.3 standard deviations. Half of the first two pairs go to the fuller server, which stands first.
+    assert picks(5, 2, 1) == pytest.approx(np.array([3000, 1500, 4500]), abs=250)
+    # A server without requests is taken whenever it is one of the two.
+    assert picks(5, 0, 1) == pytest.approx(np.array([1500, 6000, 1500]), abs=250)
+    pool.tried[0] = 2
+    assert {pool.pick("random_choose") for _ in range(50)} == {0, 2}
+    pool.tried[0] = 3
+    assert pool.pick("random_choose") == 2
+    pool.peers["down"] = 1
+    assert pool.pick("random_choose") == -1
+
+
 def test_c3_scores_the_cube_of_the_estimated_queue() -> None:
     pool = Pool(1, 1)
     assert noted(pool, 4, 7.0, 3.0) == 0.0
@@ -310,12 +332,22 @@ def test_prequal_estimates_by_the_median_at_the_nearest_number_in_flight() -> No
     assert found == [3.0, 3.0, 6.0, 6.0, 6.0]
 
 
-@pytest.mark.parametrize("method", RIVAL_CODES)
-def test_equal_servers_get_equal_shares(method: str) -> None:
-    batch = SimulatedBatch(TOPOLOGY, 1, method)  # type: ignore[arg-type]
+def _shares_of_equal_servers(method: Any) -> Any:
+    batch = SimulatedBatch(TOPOLOGY, 1, method)
     batch.reset(0, scenario("S1", 60.0).script(TOPOLOGY, 3))
     shares = batch.advance(60.0).requests[0].sum(axis=0)
-    assert shares / shares.sum() == pytest.approx(np.full(3, 1 / 3), abs=0.03)
+    return shares / shares.sum()
+
+
+@pytest.mark.parametrize("method", [method for method in RIVAL_CODES if method != "random_choose"])
+def test_equal_servers_get_equal_shares(method: str) -> None:
+    assert _shares_of_equal_servers(method) == pytest.approx(np.full(3, 1 / 3), abs=0.03)
+
+
+def test_random_choose_prefers_the_first_of_equal_servers() -> None:
+    """The first of its two that is idle is taken: the first server in two of three pairs, the second in none."""
+    shares = _shares_of_equal_servers("random_choose")
+    assert shares[0] > 0.36 > shares[2] > 0.30 > shares[1]
 
 
 @pytest.mark.parametrize("method", RIVAL_CODES)

@@ -1,4 +1,5 @@
-"""A testbed over six hosts with addresses of their own: it trains, is judged, and survives the loss of a host.
+"""Testbeds over five hosts each, which have addresses of their own: one trains, is judged, and survives cut links and
+the loss of a host; two are swept by a submitted job; and a bundle is served by replicas on several hosts.
 
 The hosts have a token. Each has its own disk, with its own session of Ray and its own checkout.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from actuators.files import write_private
@@ -25,11 +29,32 @@ from actuators.processes.process import ManagedProcess
 from tests.support.hosts import Hosts
 from tests.support.orphans import wait_gone
 from tests.support.paths import ROOT
+from tests.support.serve_requests import bodies
+from tests.support.steering_cases import trained_bundle
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.nginx, pytest.mark.usefixtures("root_only")]
-NAMES = ("head", "proxy", "client", "server1", "server2", "server3", "spare")
 ROLES = {"proxy": "proxy", "client": "client", "server1": "server", "server2": "server", "server3": "server"}
-PORT = 6399
+SECOND = {"proxy2": "proxy", "client2": "client", "server4": "server", "server5": "server", "server6": "server"}
+NAMES = ("head", *ROLES, "spare", *SECOND)
+PORT, DASHBOARD_PORT, SERVE_PORT = 6399, 8265, 8500
+SETTINGS = (
+    "search.testbed=live", "search.trials=2", "search.concurrent=2", "search.trial_cpus=0.5", "search.scheduler=none",
+    "search.search=random", "search.base.training.steps=16", "search.base.training.interval_s=0.5",
+    "search.base.training.episode_steps=4", "search.base.training.algorithm.batch_steps=8",
+    "search.base.training.algorithm.minibatch_steps=8", "search.checkpoint_every=1", "search.validation_s=3",
+    "search.space={encoder.clusters: [2, 3]}", "observe.duration_s=12", "observe.explore_s=8", "observe.skip_s=1",
+    "observe.window_s=0.5", "confirm.best=0",
+)  # fmt: skip
+ASK = """
+import json, sys, requests
+url, token, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+body = sys.stdin.buffer.read()
+answers = [requests.post(url + "/v1/weights", data=body, headers=headers, timeout=60) for _ in range(count)]
+print(json.dumps([answer.status_code for answer in answers]))
+print(json.dumps(requests.get(url + "/metrics", headers=headers, timeout=60).text))
+"""
 PACKAGES = ("actuators", "envs", "tuning", "rayjobs", "tests")
 CUT_S = 6.0
 """Less than Ray needs to give a node up."""
@@ -73,11 +98,18 @@ class Cluster:
     def start(self, name: str) -> None:
         address = self.hosts.address[name]
         joins = (
-            ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self.disk}/ray", "--num-cpus=2"]
+            [
+                "--head",
+                f"--port={PORT}",
+                f"--dashboard-host={address}",
+                f"--dashboard-port={DASHBOARD_PORT}",
+                f"--temp-dir={self.disk}/ray",
+                "--num-cpus=2",
+            ]
             if name == "head"
             else [f"--address={self.hosts.address['head']}:{PORT}", "--num-cpus=1"]
         )
-        role = {ROLES.get(name, "server"): 1} if name != "head" else {}
+        role = {(ROLES | SECOND).get(name, "server"): 1} if name != "head" else {}
         command = [
             *self.hosts.inside(name), sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *joins,
             f"--node-ip-address={address}", f"--resources={json.dumps(role)}", "--object-store-memory=100000000",
@@ -87,6 +119,18 @@ class Cluster:
             command, name=f"Ray on {name}", log_path=self.folder / f"{name}.log", env=self.environment,
             stop_signal=signal.SIGKILL,
         )  # fmt: skip
+
+    def run(self, name: str, *command: str, text: str = "") -> str:
+        """What a command on a host says. Raises AssertionError when it fails."""
+        done = subprocess.run(
+            [*self.hosts.inside(name), *command], env=self.environment, input=text, capture_output=True, text=True,
+            check=False, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        return done.stdout
+
+    def runs(self, name: str) -> bool:
+        return name in self.nodes and self.nodes[name].poll() is None
 
     def await_started(self, name: str) -> None:
         log = self.folder / f"{name}.log"
@@ -99,6 +143,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(hosts: Hosts, folder: Path) -> Iterator[Cluster]:
+    """The head and the hosts of a testbed."""
     made = Cluster(hosts, folder)
     try:
         made.start("head")
@@ -185,3 +230,60 @@ def test_a_testbed_over_hosts_trains_is_judged_and_survives_a_lost_one(
             assert driver.wait(60) == 0
         finally:
             driver.kill()
+
+
+@pytest.fixture
+def two_testbeds(cluster: Cluster) -> Cluster:
+    """The hosts of two testbeds."""
+    missing = [name for name in (*ROLES, *SECOND) if not cluster.runs(name)]
+    for name in missing:
+        cluster.start(name)
+    for name in missing:
+        cluster.await_started(name)
+    return cluster
+
+
+def test_a_submitted_job_sweeps_two_live_trials_on_testbeds_of_their_own(two_testbeds: Cluster, hosts: Hosts) -> None:
+    # Tune wants a folder that all hosts see for what trials leave.
+    shared, before = two_testbeds.folder / "shared", hosts.packets()
+    ray = str(Path(sys.executable).with_name("ray"))
+    url = f"http://{hosts.address['head']}:{DASHBOARD_PORT}"
+    words = ["-m", "rayjobs.sweep", "--out", str(shared), *(f"--set={one}" for one in SETTINGS)]
+    two_testbeds.run("client2", ray, "job", "submit", "--address", url, "--", sys.executable, *words)
+    (run,) = shared.iterdir()
+    table = pd.read_parquet(run / "sweep.parquet")
+    assert len(table) == 2
+    assert (table["error"] == "").all()
+    assert np.isfinite(table["score"]).all()
+    assert (run / "best" / "bundle.json").exists()
+    after = hosts.packets()
+    both = [name for name in (*ROLES, *SECOND) if name != "server3"]
+    # Two trials at a time, each with its own proxy, client and servers.
+    assert [name for name in both if after[name] - before[name] < 500] == []
+
+
+def test_a_bundle_is_served_by_replicas_on_several_hosts(two_testbeds: Cluster, hosts: Hosts) -> None:
+    disk, token = two_testbeds.disk, secrets.token_hex(16)
+    for name in NAMES:
+        trained_bundle().save(hosts.disk_of(name) / "bundle")
+    write_private(hosts.disk_of("head") / "serve.token", token)
+    command = [
+        *hosts.inside("head"), sys.executable, "-m", "rayjobs.serve", f"{disk}/bundle",
+        f"--address={hosts.address['head']}:{PORT}", f"--host={hosts.address['head']}", f"--port={SERVE_PORT}",
+        "--replicas=4", "--cpus=0.5", f"--folder={disk}/state", f"--token-file={disk}/serve.token",
+    ]  # fmt: skip
+    url = f"http://{hosts.address['head']}:{SERVE_PORT}"
+    ask = [sys.executable, "-c", ASK, url, token]
+    body = bodies()[0].decode()
+    log = two_testbeds.folder / "serve.log"
+    with ManagedProcess(command, name="serve", log_path=log, env=two_testbeds.environment) as served:
+        served.wait_ready(lambda: b"deepsched serve: http://" in log.read_bytes(), 240)
+        statuses, _ = two_testbeds.run("client", *ask, "40", text=body).splitlines()
+        assert json.loads(statuses) == [200] * 40
+
+        def nodes() -> set[str]:
+            page = json.loads(two_testbeds.run("client", *ask, "4", text=body).splitlines()[1])
+            return set(re.findall(r'deepsched_answers_total{[^}]*node="([^"]+)"', page))
+
+        wait_until(lambda: len(nodes()) > 1, "one host answers all")
+        assert nodes() <= set(hosts.address.values())
