@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """A context manager for classes with `close`."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends what the object holds; idempotent."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from actuators.errors import ConfigError
+from actuators.files import writable_folder
 from actuators.options import GIVEN, Moved, Never, Only, Retired
 from actuators.testbed.options import LiveOptions
 from envs.environment.phase import ObserveOptions
@@ -19,7 +20,7 @@ from rayjobs.cli.config import resumed
 from rayjobs.cli.interrupts import kept
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import Progress, Stage, StageProgress
-from rayjobs.runs.folder import RunFolder
+from rayjobs.runs.folder import RUNS, RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.storage import stored
 from rayjobs.runs.testbed import check_live, of_one_system
@@ -136,9 +137,12 @@ def _start(options: SweepOptions, servers: int, progress: Progress, stack: conte
 
     with progress.stage("start") as stage:
         stack.enter_context(ray_session(testbeds=_testbeds(options), address=options.address, meanwhile=make_parts))
-        from tuning.search.sweep import preflight, warm_up
+        from tuning.search.sweep import check_seen, preflight, warm_up
 
         at_once = preflight(options.search, servers)
+        if options.storage is None:
+            kept_in = options.resume or writable_folder(options.out or RUNS)
+            check_seen(kept_in.absolute(), options.search.trial_cpus)
         if options.confirm.best:
             _room_to_confirm(options.confirm, servers)
         warm_up(at_once, options.search.trial_cpus)

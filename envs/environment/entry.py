@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +49,6 @@ class EntryTask:
     def admission(self, script: Script) -> Admission:
         """What is believed of the script's system."""
         return nominal_admission(script, self.topology, "aimd_thresh", self.numbers, self.believed_factor)
-
-
-class EntryPolicy(Protocol):
-    """A network without exploration."""
-
-    def actions(self, rows: NDArray[np.float32]) -> FloatArray:
-        """Rows ``[n, groups, row]`` → actions ``[n, groups]``."""
-        ...
 
 
 class LearnedEntry:

@@ -25,6 +25,14 @@ class BatchPolicy(Protocol):
         ...
 
 
+class RowPolicy(Protocol):
+    """The policy of what is moved per group: admission, or late binding."""
+
+    def actions(self, rows: NDArray[np.float32]) -> FloatArray:
+        """Rows ``[n, rows, row_size]`` → actions ``[n, actions]``, both as the environment defines them."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """Rewards of a policy and their terms by name, each ``[steps, scripts]``."""

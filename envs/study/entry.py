@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from actuators.contract.script import Script
-from envs.environment.entry import EntryPolicy, EntryTask, LearnedEntry
+from envs.environment.entry import EntryTask, LearnedEntry
+from envs.environment.rollout import RowPolicy
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
 from envs.study.rules import BatchController
 
 
-def learned_steering(task: EntryTask, policy: EntryPolicy | None) -> BatchController:
+def learned_steering(task: EntryTask, policy: RowPolicy | None) -> BatchController:
     """For `envs.study.goodput.play_admission` with windows of `envs.environment.entry.WINDOW_S`.
 
     Args:

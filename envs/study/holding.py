@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from actuators.contract.script import Script
-from envs.environment.entry import EntryPolicy
 from envs.environment.holding import WINDOW_S, HoldingTask, LearnedHolding
 from envs.environment.holding_env import SHARED_MEMORY
+from envs.environment.rollout import RowPolicy
 from envs.observation.holding import MOVES
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
@@ -17,7 +17,7 @@ from envs.study.judge import Totals, play
 from envs.study.rules import BatchController, Rule
 
 
-def moved_holding(task: HoldingTask, policy: EntryPolicy | None) -> BatchController:
+def moved_holding(task: HoldingTask, policy: RowPolicy | None) -> BatchController:
     """For windows of `envs.environment.holding.WINDOW_S`.
 
     Args:
@@ -39,7 +39,7 @@ def moved_holding(task: HoldingTask, policy: EntryPolicy | None) -> BatchControl
 
 
 def play_moved(
-    task: HoldingTask, policy: EntryPolicy | None, scripts: Sequence[Script], duration_s: float, threads: int = 1
+    task: HoldingTask, policy: RowPolicy | None, scripts: Sequence[Script], duration_s: float, threads: int = 1
 ) -> Totals:
     """What came of these scripts, without their first 10 s."""
     rule = Rule("late_binding, moved", "late_binding", lambda: moved_holding(task, policy), SHARED_MEMORY)

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from actuators.contract.control import BalancingMethod, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
+from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Topology
 from actuators.load.summary import LoadSummary
 from actuators.nginx.config import NginxOptions
@@ -27,8 +28,9 @@ from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.site import (
+    Cost,
     constant_servers,
-    cpu_per_request_us,
+    cost_per_request,
     front,
     load_engine,
     raise_priority,
@@ -201,12 +203,14 @@ _SLOW_S = 3.0
 
 def measure(context: BenchContext) -> Sequence[Bar]:
     """Cost and effect of reloads and of weights in memory (docs/results.md#bench-actuation)."""
+    return _measured(context, _memory, _reload, _slow_reload, _cost)
+
+
+def _measured(context: BenchContext, *parts: Callable[[BenchContext, Topology], list[Bar]]) -> Sequence[Bar]:
+    """Those parts, before the same servers."""
     raise_priority(os.getpid())
     with constant_servers(context.work_dir / "servers") as topology:
-        return [
-            *_memory(context, topology), *_reload(context, topology), *_slow_reload(context, topology),
-            *_cost(context, topology),
-        ]  # fmt: skip
+        return [bar for part in parts for bar in part(context, topology)]
 
 
 def _memory(context: BenchContext, topology: Topology) -> list[Bar]:
@@ -280,6 +284,7 @@ class _Arm:
 
 
 _NATIVE, _NATIVE_LEAST = "round_robin, native", "least_conn, native"
+_COSTS = "late_binding with request cost"
 _ARMS = (
     _Arm(_NATIVE, NginxOptions(method="round_robin", actuation="reload"), kind=_Uncounted),
     _Arm(_NATIVE_LEAST, NginxOptions(method="least_conn", actuation="reload"), kind=_Uncounted),
@@ -288,13 +293,20 @@ _ARMS = (
     _Arm("least_conn in memory", NginxOptions(method="least_conn", actuation="memory"), 1.35),
     _Arm("expected_delay", NginxOptions(method="expected_delay", actuation="memory"), 1.5),
     _Arm("late_binding", NginxOptions(method="late_binding", actuation="memory"), 1.35),
+    _Arm(_COSTS, NginxOptions(method="late_binding", actuation="memory")),
 )
+_TERMS = {
+    "one": 0.5, "body": 1e-6, "log_body": 1e-3, "arg:user_id": 1e-6, "log_arg:user_id": 1e-3, "arg:start": 1e-6,
+    "arg:stop": 1e-6, "span:start:stop": 1e-2, "log_span:start:stop": 1e-2, "method:GET": 0.1, "method:POST": 0.1,
+    **{f"path:/wrk2-api/{number}/*": 0.1 for number in range(21)},
+}  # fmt: skip
+"""As many as a model may have, of every kind."""
 
 
 def _cost(context: BenchContext, topology: Topology) -> list[Bar]:
-    """CPU of the worker per request against native NGINX without any Lua; arms in turn, forth and back."""
-    rounds, duration_s = (2, 1.0) if context.quick else (8, 5.0)
-    cpu_us: dict[str, list[float]] = {arm.name: [] for arm in _ARMS}
+    """CPU of the worker and the client's median per request against native NGINX; arms in turn, forth and back."""
+    rounds, duration_s = (2, 1.0) if context.quick else (10, 5.0)
+    found: dict[str, list[Cost]] = {arm.name: [] for arm in _ARMS}
     with contextlib.ExitStack() as stack:
         fronts = {
             arm.name: stack.enter_context(front(topology, arm.options, context.work_dir / f"cost-{index}", arm.kind))
@@ -305,23 +317,41 @@ def _cost(context: BenchContext, topology: Topology) -> list[Bar]:
         numbers, servers = LateBindingNumbers(valid_s=1e6), topology.shape[1]
         holding = LateBinding(topology, np.full(topology.shape[0], 0.1), np.full(servers, 8), numbers)
         fronts["late_binding"].apply(replace(times, holding=holding))
+        costs = RequestCost.of_terms({group.name: _TERMS for group in topology.groups})
+        fronts[_COSTS].apply(replace(times, holding=replace(holding, costs=costs)))
 
-        def cpu_of(name: str, duration_s: float, index: int) -> float:
-            return cpu_per_request_us(
+        def cost_of(name: str, duration_s: float, index: int) -> Cost:
+            return cost_per_request(
                 fronts[name], _COST_RPS, context.work_dir, seed=context.seed + index, duration_s=duration_s
             )
 
         for name in fronts:
-            cpu_of(name, 0.5, 0)
+            cost_of(name, 0.5, 0)
         for index in range(rounds):
             for arm in _ARMS[:: -1 if index % 2 else 1]:
-                cpu_us[arm.name].append(cpu_of(arm.name, duration_s, index))
-                context.log(f"round {index + 1}/{rounds} {arm.name}: {cpu_us[arm.name][-1]:.1f} us CPU per request")
+                cost = cost_of(arm.name, duration_s, index)
+                found[arm.name].append(cost)
+                told = f"{cost.cpu_us:.1f} us CPU per request, median {cost.median_ms:.3f} ms"
+                context.log(f"round {index + 1}/{rounds} {arm.name}: {told}")
     how = (
         f"median of {rounds} rounds of {duration_s:g} s at {_COST_RPS:.0f} requests/s against native NGINX without"
         " any Lua in the same round; statistics by Lua in all others"
     )
-    return [_cost_bar(arm, cpu_us, how) for arm in _ARMS if arm.kind is Nginx]
+    cpu_us = {name: [cost.cpu_us for cost in costs] for name, costs in found.items()}
+    median_ms = {name: np.array([cost.median_ms for cost in costs]) for name, costs in found.items()}
+    more_ms = float(np.median(median_ms["late_binding"] - median_ms[_NATIVE_LEAST]))
+    return [
+        *(_cost_bar(arm, cpu_us, how) for arm in _ARMS if arm.kind is Nginx),
+        at_most(
+            "late_binding that holds nothing: the client's median beyond that of native least_conn", more_ms, 0.1,
+            "ms", how=how, reference=f"{np.median(median_ms[_NATIVE_LEAST]):.3f} ms with native least_conn",
+        ),
+        at_most(
+            f"CPU per request of a cost of {len(_TERMS)} terms",
+            float(np.median(np.subtract(cpu_us[_COSTS], cpu_us["late_binding"]))), 10.0, "us", how=how,
+            reference=f"late_binding without it {np.median(cpu_us['late_binding']):.1f} us",
+        ),
+    ]  # fmt: skip
 
 
 def _cost_bar(arm: _Arm, cpu_us: dict[str, list[float]], how: str) -> Bar:
@@ -332,3 +362,9 @@ def _cost_bar(arm: _Arm, cpu_us: dict[str, list[float]], how: str) -> Bar:
     if arm.limit is None:
         return figure(name, ratio, "×", how=how, reference=text)
     return at_most(name, ratio, arm.limit, "×", how=how, reference=text)
+
+
+PARTS = {
+    "memory": lambda context: _measured(context, _memory), "reload": lambda context: _measured(context, _reload),
+    "slow_reload": lambda context: _measured(context, _slow_reload), "cost": lambda context: _measured(context, _cost),
+}  # fmt: skip

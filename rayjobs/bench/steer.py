@@ -34,6 +34,7 @@ from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts import canary, steadiness
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
 from rayjobs.bench.parts.live_steering import half_hour
+from rayjobs.bench.parts.memory import growth_percent
 from rayjobs.bench.parts.own_systems import own_systems
 from rayjobs.bench.parts.serve import make_bundle
 from rayjobs.cli.console import console_err
@@ -49,8 +50,8 @@ from tuning.steering.decide import Steering
 from tuning.steering.options import SteeringOptions
 
 INTERVAL_S = 1.0
-WARM_UP_S = 60.0
-"""Afterwards memory is expected to stay as it is."""
+WARM_UP = 60
+"""Steps, one a second, after which memory is expected to stay as it is."""
 RATE_RPS = 500.0
 LOAD = 0.5
 """Share of what the servers can do: at more, a server of the testbed that is late would be blamed on the controller."""
@@ -129,12 +130,6 @@ class Soak:
     def failed(self) -> int:
         return sum(self.failures.values())
 
-    def growth_percent(self, series_mb: list[float]) -> float:
-        """Of the last minute's median above the first one's after warm-up."""
-        after = series_mb[min(int(WARM_UP_S), len(series_mb) // 4) :]
-        part = max(min(len(after) // 4, 60), 1)
-        return 100.0 * float(np.median(after[-part:]) / np.median(after[:part]) - 1.0)
-
     def record(self) -> dict[str, Any]:
         """Plain JSON."""
         totals = np.array(self.total_ms or [np.nan])
@@ -145,8 +140,8 @@ class Soak:
             "rate_rps": round(self.answered / max(self.seconds, 1e-3), 1), "illegal": self.illegal,
             "step_ms": {f"p{p:g}": round(float(np.percentile(totals, p)), 3) for p in (50, 99, 100)},
             "controller_mb": _ends(self.controller_mb), "nginx_mb": _ends(self.nginx_mb),
-            "controller_growth_percent": round(self.growth_percent(self.controller_mb), 2),
-            "nginx_growth_percent": round(self.growth_percent(self.nginx_mb), 2),
+            "controller_growth_percent": round(growth_percent(self.controller_mb, WARM_UP), 2),
+            "nginx_growth_percent": round(growth_percent(self.nginx_mb, WARM_UP), 2),
         }  # fmt: skip
 
 
@@ -246,9 +241,9 @@ def _soaked(context: BenchContext) -> list[Bar]:
         figure("control step, p50", float(np.median(total_ms)), "ms", how=how),
         at_most("failed client requests", result.failed, 0, "", how=how, reference=f"{result.answered} answered"),
         at_most("steps with illegal weights in force", result.illegal, 0, "", how="NGINX itself was asked"),
-        at_most("memory growth after warm-up", max(result.growth_percent(result.controller_mb), 0.0), 5, "%",
+        at_most("memory growth after warm-up", max(growth_percent(result.controller_mb, WARM_UP), 0.0), 5, "%",
                 how="resident set of the controller"),
-        at_most("memory growth of NGINX", max(result.growth_percent(result.nginx_mb), 0.0), 5, "%",
+        at_most("memory growth of NGINX", max(growth_percent(result.nginx_mb, WARM_UP), 0.0), 5, "%",
                 how="resident sets of its processes"),
     ]  # fmt: skip
 

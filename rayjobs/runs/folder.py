@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _DISTRIBUTION = "deep-scheduling"
 STAYS = "the results of this job stay in PATH on HOST until Ray clears it"
 """Begin of the line that a submitted job says; `deepsched fetch` reads it in the job's log."""
+RUNS = Path("runs")
+"""Where runs are kept when nothing else is said."""
 TRAIN = "train"
 """The extra with all that a host that only steers does not need."""
 
@@ -50,12 +52,12 @@ class RunFolder:
     def create(
         cls, out: Path | None, name: str, seed: int, options: Options, argv: Sequence[str] | None = None
     ) -> RunFolder:
-        """Makes `OUT/NAME-SEED-TIME/` (OUT: `runs` when None) with config.yaml, command.txt and versions.txt.
+        """Makes `OUT/NAME-SEED-TIME/` (OUT: `RUNS` when None) with config.yaml, command.txt and versions.txt.
 
         Raises:
             ConfigError: the folder cannot be written.
         """
-        parent = writable_folder(out or Path("runs"))
+        parent = writable_folder(out or RUNS)
         time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         run = cls(_new_folder(parent, f"{name}-{seed}-{time}"))
         run.write("config.yaml", dump_yaml(options))

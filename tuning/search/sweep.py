@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actuators.errors import CapacityError, DataError
+from actuators.errors import CapacityError, ConfigError, DataError
 from actuators.testbed.placement import check_capacity
 from tuning.search import tune_parts
 from tuning.search.live_trial import trial_resources
@@ -38,6 +40,8 @@ from tuning.search.trial import BUNDLE, Shared, SweepTrial, import_all
 
 SCORE, TIME = tune_parts.SCORE, tune_parts.TIME
 EXPERIMENT = "sweep"
+SEEN_TIMEOUT_S = 60.0
+"""For a node to look whether it has a folder: a new process of Ray, which imports nothing of ours."""
 POPULATION_KEEPS = 8
 """Checkpoints kept per trial of a population: an exchange may copy an earlier one. Otherwise one is kept. Tune saves
 the state of the experiment with every checkpoint (ray 2.60), so that a finished trial is never repeated."""
@@ -114,6 +118,46 @@ def preflight(options: SearchOptions, servers: int) -> int:
     if options.scheduler in POPULATIONS:
         wanted = _population_at_once(options, room, cpus)
     return wanted
+
+
+def check_seen(folder: Path, cpus: float) -> None:
+    """Tune keeps the checkpoints of trials in a folder below this one, and loses the trials of a node without it.
+
+    Args:
+        folder: absolute; writable here.
+        cpus: of a trial; nodes that have fewer get none.
+
+    Raises:
+        ConfigError: a node does not see the folder.
+        CapacityError: a node does not answer within `SEEN_TIMEOUT_S`.
+    """
+    nodes = {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0.0) >= cpus
+    }
+    looks = ray.remote(num_cpus=0)(os.path.exists)
+    # Its name is new: no network file system answers from memory that it is not there.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as mark:
+        asked = [
+            looks.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(mark.name)
+            for node in nodes
+        ]
+        try:
+            seen = ray.get(asked, timeout=SEEN_TIMEOUT_S)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise CapacityError(
+                f"not every node could be asked whether it sees {folder}", evidence=str(error).splitlines()[0],
+                remedy="look at `ray status`",
+            ) from error  # fmt: skip
+    without = [name for name, sees in zip(nodes.values(), seen, strict=True) if not sees]
+    if without:
+        raise ConfigError(
+            f"trials on {', '.join(without[:3])}{' and others' * (len(without) > 3)} would lose their checkpoints:"
+            f" {folder} is not there",
+            where="--out",
+            remedy="give a folder that all nodes see, or --storage a URL that all of them reach",
+        )
 
 
 def warm_up(processes: int, cpus: float) -> None:

@@ -18,7 +18,7 @@ from actuators.nginx.instance import Nginx
 from actuators.processes.system import children
 from actuators.statistics.reader import StatusReader
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.site import MIX, constant_servers, cpu_together_us, front
+from rayjobs.bench.parts.site import MIX, constant_servers, costs_together, front
 
 WAYS = {
     "least_conn in memory": NginxOptions(method="least_conn", actuation="memory"),
@@ -72,15 +72,15 @@ def _pairs(
                 for worker in children(each.master_pid):
                     os.sched_setaffinity(worker, core)
             seeds = (context.seed, context.seed + 1)
-            cpu_together_us(dict(zip(nginx.values(), seeds, strict=True)), RATE_RPS, folder, duration_s=2.0)
+            costs_together(dict(zip(nginx.values(), seeds, strict=True)), RATE_RPS, folder, duration_s=2.0)
             for pair in range(pairs):
                 number = start * pairs + pair
                 seeds = (context.seed + 2 * number, context.seed + 2 * number + 1)
                 first = number % 2 == 0
                 order = {nginx[first]: seeds[0], nginx[not first]: seeds[1]}
-                used_us = cpu_together_us(order, RATE_RPS, folder, duration_s=duration_s)
+                used = costs_together(order, RATE_RPS, folder, duration_s=duration_s)
                 for admits in nginx:
-                    found[admits].append(used_us[nginx[admits]])
+                    found[admits].append(used[nginx[admits]].cpu_us)
                 last = f"{found[True][-1]:.1f} us with, {found[False][-1]:.1f} us without"
                 context.log(f"{way}, pair {number + 1}/{starts * pairs}: {last}")
             _require_counted(nginx[True])

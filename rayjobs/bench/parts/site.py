@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from actuators.contract.histogram import percentile_ms
 from actuators.contract.script import ArrivalDistribution, RateStep, Stream
 from actuators.contract.topology import Topology, social_network
 from actuators.load.engine import LoadEngine, LoadOptions
@@ -106,16 +107,27 @@ class WorkerCpu:
         return sum(_cpu_s(pid) for pid in children(self.nginx.master_pid))
 
 
-def cpu_per_request_us(
-    nginx: Nginx, rate_rps: float, folder: Path, *, seed: int, duration_s: float
-) -> float:  # fmt: skip
-    """CPU of the workers per answer of the mixed workload at that rate, in microseconds."""
-    return cpu_together_us({nginx: seed}, rate_rps, folder, duration_s=duration_s)[nginx]
+@dataclass(frozen=True)
+class Cost:
+    """What an answer costs.
+
+    Attributes:
+        cpu_us: CPU time of NGINX's workers per answer, microseconds.
+        median_ms: the client's median, from the intended send time to the last byte.
+    """
+
+    cpu_us: float
+    median_ms: float
 
 
-def cpu_together_us(
+def cost_per_request(nginx: Nginx, rate_rps: float, folder: Path, *, seed: int, duration_s: float) -> Cost:
+    """Of the mixed workload at that rate."""
+    return costs_together({nginx: seed}, rate_rps, folder, duration_s=duration_s)[nginx]
+
+
+def costs_together(
     seeds: Mapping[Nginx, int], rate_rps: float, folder: Path, *, duration_s: float
-) -> Mapping[Nginx, float]:  # fmt: skip
+) -> Mapping[Nginx, Cost]:
     """The same of several at once, each with a load of that rate drawn by its own seed: what the machine does
     meanwhile meets all alike."""
     with contextlib.ExitStack() as stack:
@@ -123,8 +135,12 @@ def cpu_together_us(
         before_s = {each: WorkerCpu(each).seconds() for each in engines}
         for each, engine in engines.items():
             engine.start(each.address, each.topology, streams(rate_rps), seed=seeds[each], duration_s=duration_s)
-        answered = {each: int(engine.finish(duration_s + 20.0).answered.sum()) for each, engine in engines.items()}
-        return {each: (WorkerCpu(each).seconds() - before_s[each]) / count * 1e6 for each, count in answered.items()}
+        found = {}
+        for each, engine in engines.items():
+            summary = engine.finish(duration_s + 20.0)
+            cpu_us = (WorkerCpu(each).seconds() - before_s[each]) / int(summary.answered.sum()) * 1e6
+            found[each] = Cost(cpu_us, percentile_ms(summary.latency_counts.sum(axis=0), 50.0))
+        return found
 
 
 def free_address() -> str:

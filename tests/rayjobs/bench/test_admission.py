@@ -16,7 +16,7 @@ from rayjobs.bench.admission import envoy, flash, live
 from rayjobs.bench.admission.cpu import wide
 from rayjobs.bench.admission.reaction import SurgeSamples, reaction_s
 from rayjobs.bench.parts.bars import BenchContext
-from rayjobs.bench.parts.site import constant_servers, cpu_per_request_us, front
+from rayjobs.bench.parts.site import constant_servers, cost_per_request, front
 
 SAMPLE_S, WINDOW_S, LATE_SHARE = 0.1, 0.5, 0.14
 CALM, LATE, PROBING = 0.0, 0.5, 0.2
@@ -78,7 +78,9 @@ def test_cpu_is_measured_of_an_nginx_that_counts_every_request_and_refuses_none(
         StatusReader(nginx.status_url) as reader,
     ):
         nginx.admit(wide(topology))
-        assert cpu_per_request_us(nginx, 200.0, short_dir, seed=1, duration_s=0.5) > 0
+        cost = cost_per_request(nginx, 200.0, short_dir, seed=1, duration_s=0.5)
+        assert cost.cpu_us > 0
+        assert 0 < cost.median_ms < 100
         balancer = reader.snapshot().balancer
         assert balancer is not None
         assert balancer.admission is not None

@@ -120,13 +120,13 @@ class Cluster:
             stop_signal=signal.SIGKILL,
         )  # fmt: skip
 
-    def run(self, name: str, *command: str, text: str = "") -> str:
-        """What a command on a host says. Raises AssertionError when it fails."""
+    def run(self, name: str, *command: str, text: str = "", code: int = 0) -> str:
+        """What a command on a host says. Raises AssertionError when it ends with another code."""
         done = subprocess.run(
             [*self.hosts.inside(name), *command], env=self.environment, input=text, capture_output=True, text=True,
             check=False, timeout=600,
         )  # fmt: skip
-        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        assert done.returncode == code, (done.stdout + done.stderr)[-3000:]
         return done.stdout
 
     def runs(self, name: str) -> bool:
@@ -248,8 +248,11 @@ def test_a_submitted_job_sweeps_two_live_trials_on_testbeds_of_their_own(two_tes
     shared, before = two_testbeds.folder / "shared", hosts.packets()
     ray = str(Path(sys.executable).with_name("ray"))
     url = f"http://{hosts.address['head']}:{DASHBOARD_PORT}"
-    words = ["-m", "rayjobs.sweep", "--out", str(shared), *(f"--set={one}" for one in SETTINGS)]
-    two_testbeds.run("client2", ray, "job", "submit", "--address", url, "--", sys.executable, *words)
+    submit = [ray, "job", "submit", "--address", url, "--", sys.executable, "-m", "rayjobs.sweep"]
+    words = [f"--set={one}" for one in SETTINGS]
+    own_disk = f"--out={two_testbeds.disk}/sweeps"
+    assert "would lose their checkpoints" in two_testbeds.run("client2", *submit, own_disk, *words, code=1)
+    two_testbeds.run("client2", *submit, f"--out={shared}", *words)
     (run,) = shared.iterdir()
     table = pd.read_parquet(run / "sweep.parquet")
     assert len(table) == 2

@@ -1,4 +1,4 @@
-"""A sweep's best bundle comes from whatever storage Tune wrote it to."""
+"""Where Tune keeps trials: a folder that every node sees, and a sweep's best bundle comes from any storage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from pyarrow import fs
 from ray.tune import Checkpoint
 
-from tuning.search.sweep import fetch_bundle
+from actuators.errors import CapacityError, ConfigError
+from tuning.search import sweep
+from tuning.search.sweep import check_seen, fetch_bundle
 from tuning.search.trial import BUNDLE
 
 
@@ -29,3 +32,29 @@ def test_a_bundle_is_fetched_through_its_checkpoints_filesystem(tmp_path: Path) 
     (target / "stale").touch()
     found = fetch_bundle(grid(Checkpoint("bucket/sweep/trial-a/checkpoint_000001", remote)), "trial-a", target)
     assert [path.name for path in found.iterdir()] == ["bundle.json"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray")
+def test_a_folder_that_a_node_does_not_see_is_refused_before_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_seen(tmp_path, 0.5)
+    monkeypatch.chdir(tmp_path)
+    # The working folder of whichever process looks: that of Ray's processes is another one.
+    refused = r"would lose their checkpoints: /proc/self/cwd is not there \(--out\).*--storage"
+    with pytest.raises(ConfigError, match=refused):
+        check_seen(Path("/proc/self/cwd"), 0.5)
+    check_seen(Path("/proc/self/cwd"), 1e6)  # No node could get a trial.
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray")
+def test_a_node_that_does_not_answer_whether_it_sees_the_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "SEEN_TIMEOUT_S", 0.0)
+    with pytest.raises(CapacityError, match="not every node could be asked"):
+        check_seen(tmp_path, 0.5)
+    assert list(tmp_path.iterdir()) == []
