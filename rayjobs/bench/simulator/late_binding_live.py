@@ -42,7 +42,7 @@ WORKERS = 4.0
 GOODPUT_POINTS = {"S8": {LATE: 11.0, BY_DEADLINE: 12.0}, "S5": {LATE: 0.0, BY_DEADLINE: 0.0}}
 """Least gain over least_conn; in S5 the lower end of its interval must be above 0."""
 BLOCK_S = {"S8": 120.0, "S5": 30.0}
-"""Overloads of S8 come every three minutes and last one: a block of 30 s has one or none, and never the end of one."""
+"""Overloads of S8 last 30 s and begin every 95 s, roughly: many a block of 30 s has none."""
 MEANS = {"S1": 1.03, "S2": 1.03, "S3": 1.03, "S4": 1.03, "S2 at 90 %": 0.90}
 """Most of late_binding's mean over that of expected_delay."""
 AGREE = 0.03
