@@ -51,21 +51,16 @@ local function number_of(text)
     return value and value >= 0 and value <= MOST_VALUE and value or 0
 end
 
+-- The value of a feature that is a number; `path` and `method` are 1 or 0.
 local function value_of(term)
     local kind = term.kind
     local value
-    if kind == "one" then
-        return 1
-    elseif kind == "body" then
+    if kind == "body" then
         value = min(number_of(variable(nil, "content_length")), MOST_VALUE)
     elseif kind == "arg" then
         value = number_of(variable(nil, term.last))
-    elseif kind == "span" then
-        value = max(number_of(variable(nil, term.last)) - number_of(variable(nil, term.first)), 0)
-    elseif kind == "path" then
-        return variable(nil, "uri"):gsub("%d+", "*"):sub(1, 256) == term.name and 1 or 0
     else
-        return ngx.req.get_method() == term.name and 1 or 0
+        value = max(number_of(variable(nil, term.last)) - number_of(variable(nil, term.first)), 0)
     end
     return term.logarithm and log(value + 1) or value
 end
@@ -75,10 +70,21 @@ function M.of(model)
     if not model then
         return 1
     end
-    local sum = 0
+    local sum, path, method = 0, nil, nil
     for index = 1, #model do
         local term = model[index]
-        sum = sum + term.weight * value_of(term)
+        local kind, value = term.kind, 1
+        if kind == "path" then
+            -- Once for all patterns: `gsub` is the dearest of all this.
+            path = path or variable(nil, "uri"):gsub("%d+", "*"):sub(1, 256)
+            value = path == term.name and 1 or 0
+        elseif kind == "method" then
+            method = method or ngx.req.get_method()
+            value = method == term.name and 1 or 0
+        elseif kind ~= "one" then
+            value = value_of(term)
+        end
+        sum = sum + term.weight * value
     end
     return max(LEAST, min(sum, MOST))
 end

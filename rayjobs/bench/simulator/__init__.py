@@ -10,9 +10,10 @@ from rayjobs.bench.simulator import agreement, late_binding, late_binding_chaos,
 PARTS = {
     "agreement": agreement.measure, "replay": replay.measure, "late_binding": late_binding.measure,
     "request_cost": request_cost.measure, "late_binding_live": late_binding_live.measure,
-    "late_binding_chaos": late_binding_chaos.measure, "late_binding_soak": late_binding_chaos.soak,
+    "late_binding_chaos": late_binding_chaos.chaos, "late_binding_crash": late_binding_chaos.crash,
+    "late_binding_soak": late_binding_chaos.soak,
 }  # fmt: skip
-LONG = ("late_binding", "late_binding_live", "late_binding_chaos", "late_binding_soak")
+LONG = ("late_binding", "late_binding_live", "late_binding_chaos", "late_binding_crash", "late_binding_soak")
 """What is played for many hours of simulated time, or for half an hour of a quiet machine."""
 
 

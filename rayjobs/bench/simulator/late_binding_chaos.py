@@ -129,18 +129,20 @@ class Outcome:
         return f"{self.errors} of {requests} {kinds}; rude clients: {rude}"
 
 
-def measure(context: BenchContext) -> Sequence[Bar]:
-    """Both arms with reloads and killed workers at a load of 0.9, and with a killed server at 0.55."""
-    return [
-        *_beside(context, "reloads and killed workers, load 0.9", 0.9, CHAOS_S, CHAOS),
-        *_beside(context, "a server killed and back, load 0.55", 0.55, CRASH_S, CRASH),
-    ]
+def chaos(context: BenchContext) -> Sequence[Bar]:
+    """Both arms with reloads and killed workers, before unequal servers at a load of 0.9."""
+    return list(_beside(context, "reloads and killed workers", "S2", 0.9, CHAOS_S, CHAOS))
+
+
+def crash(context: BenchContext) -> Sequence[Bar]:
+    """Both arms with a server killed and back; at a load of 0.55 the two others can do its work."""
+    return list(_beside(context, "a server killed and back", "S1", 0.55, CRASH_S, CRASH))
 
 
 def soak(context: BenchContext) -> Sequence[Bar]:
     """Half an hour at a load of 0.9 with rude clients: memory of NGINX."""
     seconds = 10.0 if context.quick else SOAK_S
-    found = _play(context, LATE, 0.9, seconds, ())
+    found = _play(context, LATE, "S2", 0.9, seconds, ())
     growth = growth_percent(found.memory_mb, int(seconds / 5))
     how = f"{seconds:g} s at a load of 0.9, {found.held} requests held"
     return [
@@ -153,11 +155,12 @@ def soak(context: BenchContext) -> Sequence[Bar]:
 
 
 def _beside(
-    context: BenchContext, what: str, load: float, seconds: float, deeds: Sequence[tuple[float, Deed]]
+    context: BenchContext, what: str, name: str, load: float, seconds: float, deeds: Sequence[tuple[float, Deed]]
 ) -> Iterator[Bar]:
     seconds = 10.0 if context.quick else seconds
-    native, late = (_play(context, arm, load, seconds, deeds) for arm in (NATIVE, LATE))
-    how = f"{what}, {seconds:g} s, {ABORTED:.0%} of clients leave, {SLOW:.0%} are slow; {late.held} requests held"
+    native, late = (_play(context, arm, name, load, seconds, deeds) for arm in (NATIVE, LATE))
+    clients = f"{ABORTED:.0%} of clients leave, {SLOW:.0%} are slow"
+    how = f"{name} at a load of {load:g}, {what}, {seconds:g} s, {clients}; {late.held} requests held"
     chance = CHANCE * float(np.sqrt(native.errors + late.errors))
     yield at_most(
         "late binding: errors beyond those of least_conn and chance", max(late.errors - native.errors - chance, 0.0),
@@ -174,9 +177,13 @@ def _left(found: Outcome, how: str) -> Iterator[Bar]:
     yield figure("late binding: requests held", found.held, "", how=how)
 
 
-def _play(context: BenchContext, arm: str, load: float, seconds: float, deeds: Sequence[tuple[float, Deed]]) -> Outcome:
-    played = replace(scenario("S2", work_scale=LIVE_WORK_SCALE), load=load, duration_s=seconds)
-    folder = context.work_dir / f"{arm}-{load:g}-{seconds:g}"
+def _play(
+    context: BenchContext, arm: str, name: str, load: float, seconds: float, deeds: Sequence[tuple[float, Deed]]
+) -> Outcome:
+    # Rude clients are a part of the load.
+    ordinary = load / (1.0 + ABORTED + SLOW)
+    played = replace(scenario(name, work_scale=LIVE_WORK_SCALE), load=ordinary, duration_s=seconds)
+    folder = context.work_dir / f"{arm}-{name}"
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(server) for server in _servers(folder, context.seed)]
         topology = social_network(tuple(server.address for server in servers))
@@ -192,7 +199,7 @@ def _play(context: BenchContext, arm: str, load: float, seconds: float, deeds: S
         if ours:
             own.nginx.apply(_control(topology, script, deadlines_s(played, topology)))
         engine = stack.enter_context(load_engine(folder / "load"))
-        return _watch(context, own, engine, seconds, deeds, told=f"{arm}, load {load:g}")
+        return _watch(context, own, engine, seconds, deeds, told=f"{arm}, {name} at a load of {load:g}")
 
 
 def _watch(
