@@ -48,11 +48,15 @@ SETTINGS = (
 )  # fmt: skip
 ASK = """
 import json, sys, requests
+from concurrent.futures import ThreadPoolExecutor
 url, token, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 body = sys.stdin.buffer.read()
-answers = [requests.post(url + "/v1/weights", data=body, headers=headers, timeout=60) for _ in range(count)]
-print(json.dumps([answer.status_code for answer in answers]))
+def ask(_):
+    return requests.post(url + "/v1/weights", data=body, headers=headers, timeout=60).status_code
+# At once, since Serve prefers replicas of the host that was asked as long as they are free.
+with ThreadPoolExecutor(64) as clients:
+    print(json.dumps(list(clients.map(ask, range(count)))))
 print(json.dumps(requests.get(url + "/metrics", headers=headers, timeout=60).text))
 """
 PACKAGES = ("actuators", "envs", "tuning", "rayjobs", "tests")
@@ -281,11 +285,11 @@ def test_a_bundle_is_served_by_replicas_on_several_hosts(two_testbeds: Cluster, 
     log = two_testbeds.folder / "serve.log"
     with ManagedProcess(command, name="serve", log_path=log, env=two_testbeds.environment) as served:
         served.wait_ready(lambda: b"deepsched serve: http://" in log.read_bytes(), 240)
-        statuses, _ = two_testbeds.run("client", *ask, "40", text=body).splitlines()
-        assert json.loads(statuses) == [200] * 40
+        statuses, _ = two_testbeds.run("client", *ask, "400", text=body).splitlines()
+        assert json.loads(statuses) == [200] * 400
 
         def nodes() -> set[str]:
-            page = json.loads(two_testbeds.run("client", *ask, "4", text=body).splitlines()[1])
+            page = json.loads(two_testbeds.run("client", *ask, "100", text=body).splitlines()[1])
             return set(re.findall(r'deepsched_answers_total{[^}]*node="([^"]+)"', page))
 
         wait_until(lambda: len(nodes()) > 1, "one host answers all")
