@@ -137,12 +137,12 @@ def _start(options: SweepOptions, servers: int, progress: Progress, stack: conte
 
     with progress.stage("start") as stage:
         stack.enter_context(ray_session(testbeds=_testbeds(options), address=options.address, meanwhile=make_parts))
-        from tuning.search.sweep import check_seen, preflight, warm_up
+        from tuning.search.sweep import check_seen, other_nodes, preflight, warm_up
 
         at_once = preflight(options.search, servers)
         if options.storage is None:
             kept_in = options.resume or writable_folder(options.out or RUNS)
-            check_seen(kept_in.absolute(), options.search.trial_cpus)
+            check_seen(kept_in.absolute(), other_nodes(options.search.trial_cpus))
         if options.confirm.best:
             _room_to_confirm(options.confirm, servers)
         warm_up(at_once, options.search.trial_cpus)

@@ -43,7 +43,7 @@ class LevelledEstimator(IdleEstimator):
         return found
 
     def _kept(self, requests: IntArray, samples: ServiceSamples) -> FloatArray:
-        # Of the whole group: a server that is no longer asked is forgotten with the others.
+        # One rate for the whole group: what is known of a server without requests is forgotten as well.
         typical = requests.sum(axis=-1, keepdims=True) / samples.mask.sum(axis=-1, keepdims=True)
         least, most = _LEAST_KEPT_PER_S**samples.duration_s, _MOST_KEPT_PER_S**samples.duration_s
         kept: FloatArray = np.clip(np.exp(-typical / _REMEMBERED), least, most)

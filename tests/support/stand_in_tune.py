@@ -60,7 +60,7 @@ def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str
     monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(remote=_JUDGE))
     monkeypatch.setattr(sweep, "Tuner", _Tuner)
     monkeypatch.setattr(sweep, "warm_up", lambda processes, cpus: None)
-    monkeypatch.setattr(sweep, "check_seen", lambda folder, cpus: None)
+    monkeypatch.setattr(sweep, "other_nodes", lambda cpus: {})
     monkeypatch.setattr(tune, "with_parameters", lambda trainable, shared: shared)
     monkeypatch.setattr(tune, "with_resources", lambda shared, resources: shared)
     monkeypatch.setattr("ray.get", lambda results: results)

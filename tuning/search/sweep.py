@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,7 +41,7 @@ from tuning.search.trial import BUNDLE, Shared, SweepTrial, import_all
 SCORE, TIME = tune_parts.SCORE, tune_parts.TIME
 EXPERIMENT = "sweep"
 SEEN_TIMEOUT_S = 60.0
-"""For a node to look whether it has a folder: a new process of Ray, which imports nothing of ours."""
+"""Longest wait for the nodes to say whether they see a folder; each may have to start a process of Ray for it."""
 POPULATION_KEEPS = 8
 """Checkpoints kept per trial of a population: an exchange may copy an earlier one. Otherwise one is kept. Tune saves
 the state of the experiment with every checkpoint (ray 2.60), so that a finished trial is never repeated."""
@@ -120,22 +120,29 @@ def preflight(options: SearchOptions, servers: int) -> int:
     return wanted
 
 
-def check_seen(folder: Path, cpus: float) -> None:
+def other_nodes(cpus: float) -> dict[str, str]:
+    """Nodes that could get a trial with so many CPUs, but for this one: id → name and address."""
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0.0) >= cpus
+    }
+
+
+def check_seen(folder: Path, nodes: Mapping[str, str]) -> None:
     """Tune keeps the checkpoints of trials in a folder below this one, and loses the trials of a node without it.
 
     Args:
         folder: absolute; writable here.
-        cpus: of a trial; nodes that have fewer get none.
+        nodes: those that are asked, id → name for messages.
 
     Raises:
         ConfigError: a node does not see the folder.
         CapacityError: a node does not answer within `SEEN_TIMEOUT_S`.
     """
-    nodes = {
-        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0.0) >= cpus
-    }
+    if not nodes:
+        return
     looks = ray.remote(num_cpus=0)(os.path.exists)
     # Its name is new: no network file system answers from memory that it is not there.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as mark:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
+from ray import get_runtime_context
 from ray.tune import Checkpoint
 
 from actuators.errors import CapacityError, ConfigError
-from tuning.search import sweep
-from tuning.search.sweep import check_seen, fetch_bundle
+from tuning.search.sweep import check_seen, fetch_bundle, other_nodes
 from tuning.search.trial import BUNDLE
 
 
@@ -39,22 +39,20 @@ def test_a_bundle_is_fetched_through_its_checkpoints_filesystem(tmp_path: Path) 
 def test_a_folder_that_a_node_does_not_see_is_refused_before_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_seen(tmp_path, 0.5)
+    this_node = {get_runtime_context().get_node_id(): "the head"}
+    check_seen(tmp_path, this_node)
     monkeypatch.chdir(tmp_path)
     # The working folder of whichever process looks: that of Ray's processes is another one.
     refused = r"would lose their checkpoints: /proc/self/cwd is not there \(--out\).*--storage"
     with pytest.raises(ConfigError, match=refused):
-        check_seen(Path("/proc/self/cwd"), 0.5)
-    check_seen(Path("/proc/self/cwd"), 1e6)  # No node could get a trial.
+        check_seen(Path("/proc/self/cwd"), this_node)
+    assert other_nodes(0.5) == {}, "the node of the driver sees its own folder"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray")
-def test_a_node_that_does_not_answer_whether_it_sees_the_folder_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep, "SEEN_TIMEOUT_S", 0.0)
+def test_a_node_that_has_left_cannot_say_whether_it_sees_the_folder(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match="not every node could be asked"):
-        check_seen(tmp_path, 0.5)
+        check_seen(tmp_path, {28 * "ab": "a node that is not there"})
     assert list(tmp_path.iterdir()) == []
