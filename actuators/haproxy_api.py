@@ -26,7 +26,9 @@ class RuntimeApi:
         self.path = path
 
     def ask(self, command: str) -> str:
-        """The answer to one command, without blanks around it. Raises ActuationError when none comes."""
+        """The answer to one command, without blanks around it; after an empty line the answer to a next one that stands
+        after ``;``. Raises ActuationError when none comes.
+        """
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(_TIMEOUT_S)

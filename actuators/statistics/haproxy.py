@@ -47,7 +47,8 @@ class HaproxyStatistics:
         """The counters now. Raises StatusError when they cannot be read or are of another format."""
         where = str(self._api.path)
         try:
-            info, stat = self._api.ask("show info"), self._api.ask("show stat")
+            # In one connection, so that one process answers both: during a reload the next connection is another's.
+            info, _, stat = self._api.ask("show info;show stat").partition("\n\n")
         except ActuationError as error:
             raise StatusError(error.what, where=where, remedy=error.remedy) from error
         facts = _facts(info)

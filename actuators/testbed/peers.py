@@ -208,10 +208,12 @@ class Peer(Closing):
 
         def replaced() -> bool:
             nonlocal due_s
-            if time.monotonic() > due_s:
+            new = set(children(self._process.pid)) - workers
+            if not new and time.monotonic() > due_s:
                 due_s = time.monotonic() + _SIGNALS_S
                 self._process.send_signal(signal.SIGUSR2)
-            return bool(set(children(self._process.pid)) - workers)
+            # A new worker takes the socket over a moment after its start.
+            return bool(new) and _answering_process(self._socket) in new
 
         self._process.wait_ready(replaced, _START_TIMEOUT_S)
 
@@ -319,6 +321,15 @@ class Peer(Closing):
         if program == "envoy" and not _is_taken(self._admin):
             return False
         return program != "traefik" or _status(self.address, READY_PATH) == http.client.IM_A_TEAPOT
+
+
+def _answering_process(path: Path) -> int:
+    """The id of the HAProxy that answers at this socket; 0 while none does."""
+    try:
+        lines = RuntimeApi(path).ask("show info").splitlines()
+    except ActuationError:
+        return 0
+    return next((int(value) for name, _, value in (line.partition(":") for line in lines) if name == "Pid"), 0)
 
 
 class NoStatistics:
