@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -31,9 +32,10 @@ from envs.study.judge import deadlines_s
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most
 from rayjobs.bench.parts.site import front
 from rayjobs.runs.folder import commit
+from tuning.judging.blocks import Journal
 from tuning.judging.evaluation import Evaluation
 from tuning.judging.judge import Judge
-from tuning.judging.plan import Excerpt, JudgeOptions
+from tuning.judging.plan import Excerpt, JudgeOptions, plan_blocks
 
 NATIVE, DELAY, LATE, BY_DEADLINE, TWO = (
     "least_conn", "expected_delay", "late_binding", "earliest_deadline", "late_binding, 2 workers",
@@ -41,8 +43,8 @@ NATIVE, DELAY, LATE, BY_DEADLINE, TWO = (
 WORKERS = 4.0
 GOODPUT_POINTS = {"S8": {LATE: 11.0, BY_DEADLINE: 12.0}, "S5": {LATE: 0.0, BY_DEADLINE: 0.0}}
 """Least gain over least_conn; in S5 the lower end of its interval must be above 0."""
-BLOCK_S = {"S8": 120.0, "S5": 30.0}
-"""Overloads of S8 last 30 s and begin every 95 s, roughly: many a block of 30 s has none."""
+BLOCKS = {"S8": (4, 300.0), "S5": (6, 30.0)}
+"""Rounds and seconds. Overloads of S8 last 30 s and begin every 95 s, roughly: a short block may have none."""
 MEANS = {"S1": 1.03, "S2": 1.03, "S3": 1.03, "S4": 1.03, "S2 at 90 %": 0.90}
 """Most of late_binding's mean over that of expected_delay."""
 AGREE = 0.03
@@ -50,24 +52,24 @@ AGREE = 0.03
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
-    """All bars (docs/results.md#late-binding); a second run goes on from the scenarios that an earlier one ended."""
+    """All bars (docs/results.md#late-binding); a second run goes on from the blocks that an earlier one ended."""
     bars: list[Bar] = []
     with start_local_testbed(social_network(), LiveOptions(), context.work_dir / "servers", context.seed) as testbed:
         for name in ["S8"] if context.quick else (*GOODPUT_POINTS, *MEANS):
             kept = context.kept / f"{commit()[:9]}-live" / f"{name}.json"
             if context.quick or not kept.exists():
-                found = _measured(context, testbed, name)
                 kept.parent.mkdir(parents=True, exist_ok=True)
+                found = _measured(context, testbed, name, kept.with_suffix(".jsonl"))
                 write_json(kept, [asdict(bar) for bar in found])
             bars += [Bar(**row) for row in json.loads(kept.read_bytes())]
     return bars
 
 
-def _measured(context: BenchContext, testbed: LiveTestbed, name: str) -> list[Bar]:
+def _measured(context: BenchContext, testbed: LiveTestbed, name: str, blocks: Path) -> list[Bar]:
     played = _scenario(name)
-    arms = (NATIVE, DELAY, LATE, BY_DEADLINE, TWO) if name in GOODPUT_POINTS else (NATIVE, DELAY, LATE)
+    arms = (NATIVE, LATE, BY_DEADLINE, TWO) if name in GOODPUT_POINTS else (NATIVE, DELAY, LATE)
     due_s = deadlines_s(played, testbed.topology)
-    evaluation = _judge(context, testbed, played, arms, due_s)
+    evaluation = _judge(context, testbed, played, arms, due_s, blocks)
     found = list(_overload(name, evaluation, due_s) if name in GOODPUT_POINTS else _ordinary(name, evaluation))
     # A round of a second is too short for learning: no bar is held against it.
     return [replace(bar, limit=None, holds=True) for bar in found] if context.quick else found
@@ -80,13 +82,17 @@ def _scenario(name: str) -> StudyScenario:
 
 
 def _judge(
-    context: BenchContext, testbed: LiveTestbed, played: StudyScenario, arms: Sequence[str], due_s: FloatArray
-) -> Evaluation:
-    seconds = 3.0 if context.quick else BLOCK_S.get(played.name, 12.0)
+    context: BenchContext, testbed: LiveTestbed, played: StudyScenario, arms: Sequence[str], due_s: FloatArray,
+    blocks: Path,
+) -> Evaluation:  # fmt: skip
+    rounds, seconds = (2, 3.0) if context.quick else BLOCKS.get(played.name, (6, 12.0))
     options = JudgeOptions(
-        rounds=2 if context.quick else 6, warm_up_s=1.0 if context.quick else 4.0, measure_s=seconds,
+        rounds=rounds, warm_up_s=1.0 if context.quick else 4.0, measure_s=seconds,
         interval_s=0.5 if context.quick else 1.0, repeats=12, seed=context.seed, reference=NATIVE, learned=LATE,
     )  # fmt: skip
+    controllers = [_controller(name, testbed.topology, due_s) for name in arms]
+    journal, plan = Journal(blocks), plan_blocks(controllers, options)
+    finished = [] if context.quick else [block for block in journal.read() if block.planned in plan]
     with contextlib.ExitStack() as stack:
         behind = {}
         for index, name in enumerate(arms):
@@ -99,8 +105,8 @@ def _judge(
             collector = stack.enter_context(Collector(own.status_url, testbed.topology))
             behind[name] = testbed.behind(own.address, own, collector)
         return Judge(
-            testbed, [_controller(name, testbed.topology, due_s) for name in arms], Excerpt(played, seconds), due_s,
-            options, arms=behind, kind="live",
+            testbed, controllers, Excerpt(played, seconds), due_s, options, arms=behind, kind="live",
+            finished=finished, keep=None if context.quick else journal.append,
             progress=lambda now: context.log(f"{played.name} {now.index + 1}/{now.total}: {now.planned.policy}")
             if now.phase == "measure" else None,
         ).run()  # fmt: skip
