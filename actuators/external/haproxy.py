@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class ServerState:
     Attributes:
         backend, name: as the configuration calls them.
         address: HOST:PORT, or what HAProxy shows in its place.
-        weight: as configured or set, 0…256.
+        weight: as configured or set, 0…256; with 0 it takes no new requests.
         out: takes no new requests, by a command or the configuration.
     """
 
@@ -42,6 +42,10 @@ class ServerState:
     address: str
     weight: int
     out: bool
+
+    def shows(self, weight: int, down: bool) -> bool:
+        """Whether this is in force already; a server with the weight 0 is down, and stays as its operator made it."""
+        return (down and self.weight == 0) or (self.weight, self.out) == (weight, down)
 
 
 def read_states(text: str) -> list[ServerState]:
@@ -109,16 +113,15 @@ class HaproxyActuator:
             raise ActuationError("the control is of another topology", where=str(self._api.path))
         states = self._states()
         wanted = [(state, int(control.values[g, s]), bool(control.down[g, s])) for g, s, state in self._cells(states)]
-        changes = [
-            (state, weight, down) for state, weight, down in wanted if (state.weight, state.out) != (weight, down)
-        ]
+        changes = [(state, weight, down) for state, weight, down in wanted if not state.shows(weight, down)]
         if not changes:
             return Applied(False, time.monotonic() - began_s)
         try:
-            self._put(changes)
+            for state, weight, down in changes:
+                self._api.order(*_orders(state, (state.weight, state.out), (weight, down)))
             self._confirm(wanted)
-        except ActuationError:
-            self._put([(state, state.weight, state.out) for state, _, _ in changes])
+        except ActuationError as error:
+            self._put_back(changes, error)
             raise
         return Applied(True, time.monotonic() - began_s)
 
@@ -128,19 +131,24 @@ class HaproxyActuator:
         changed = self.apply(found.control).changed
         return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
 
-    def _put(self, changes: Sequence[tuple[ServerState, int, bool]]) -> None:
+    def _put_back(self, changes: Sequence[tuple[ServerState, int, bool]], cause: ActuationError) -> None:
+        """Orders what was in force of every server, since nothing tells which of the changes were made."""
+        failed = None
         for state, weight, down in changes:
-            name = f"{state.backend}/{state.name}"
-            if weight != state.weight:
-                self._api.order(f"set server {name} weight {weight}")
-            if down != state.out:
-                self._api.order(f"set server {name} state {'maint' if down else 'ready'}")
+            for order in _orders(state, (weight, down), (state.weight, state.out)):
+                try:
+                    self._api.order(order)
+                except ActuationError as error:
+                    failed = error
+        if failed is not None:
+            what = f"not applied ({cause.what}), and what was in force is not back: {failed.what}"
+            raise ActuationError(what, where=failed.where, remedy="set the weights anew") from cause
 
     def _confirm(self, wanted: Sequence[tuple[ServerState, int, bool]]) -> None:
         now = {(state.backend, state.name): state for state in self._states()}
         for state, weight, down in wanted:
             shown = now.get((state.backend, state.name))
-            if shown is None or (shown.weight, shown.out) != (weight, down):
+            if shown is None or not shown.shows(weight, down):
                 what = f"HAProxy shows another weight of {state.backend}/{state.name} than was set"
                 raise ActuationError(what, where=str(self._api.path))
 
@@ -155,6 +163,15 @@ class HaproxyActuator:
         ]:
             raise ActuationError("the servers of HAProxy have changed", where=str(self._api.path), remedy="start anew")
         return [(self.topology.group_index(s.backend), self.topology.server_index(s.address), s) for s in own]
+
+
+def _orders(server: ServerState, old: tuple[int, bool], new: tuple[int, bool]) -> Iterator[str]:
+    """The commands from one weight and state (out or not) of a server to another."""
+    name, (weight, out) = f"{server.backend}/{server.name}", new
+    if weight != old[0]:
+        yield f"set server {name} weight {weight}"
+    if out != old[1]:
+        yield f"set server {name} state {'maint' if out else 'ready'}"
 
 
 def _topology(states: Sequence[ServerState], path: Path) -> Topology:

@@ -37,8 +37,6 @@ def render_haproxy(topology: Topology, address: str, balance: str, socket: Path 
     servers = "".join(
         f"  server s{number} {server} {weight}{_OBSERVED}\n" for number, server in enumerate(topology.servers, 1)
     )
-    rest = f"{weight}{_OBSERVED}"
-    servers = "".join(f"  server s{number} {server} {rest}\n" for number, server in enumerate(topology.servers, 1))
     control = "" if socket is None else f"  stats socket {socket} mode 600 level admin\n"
     return f"""global
   maxconn 8192

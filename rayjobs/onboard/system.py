@@ -22,7 +22,7 @@ _METHODS = {
     "least_time": "least_time", "fair": "fair",
 }  # fmt: skip
 _OF_OTHERS = {
-    "roundrobin": "round_robin", "static-rr": "round_robin", "leastconn": "least_conn", "random": "random_two",
+    "roundrobin": "round_robin", "leastconn": "least_conn", "random": "random_two",
     "ROUND_ROBIN": "round_robin", "LEAST_REQUEST": "random_two",
 }  # fmt: skip
 """Of HAProxy and Envoy, whose least request takes the better of two random servers."""

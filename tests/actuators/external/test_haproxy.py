@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,13 @@ import pytest
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.topology import social_network
 from actuators.errors import ActuationError, ConfigError
+from actuators.external.checks import Check
 from actuators.external.haproxy import HaproxyActuator, read_states
-from actuators.haproxy_api import RuntimeApi
+from actuators.external.preflight import PreflightOptions, preflight
+from actuators.haproxy_api import SCHEME, RuntimeApi
+from actuators.processes.process import ManagedProcess
 from actuators.testbed.peers import Peer, why_missing
+from actuators.testbed.programs import PeerPrograms, program_of
 from rayjobs.cli.main import main
 from tests.support.round_trip import check_round_trip
 
@@ -23,6 +28,26 @@ HEAD = (
     " bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord\n"
 )
 LINE = "3 servers 1 s1 127.0.0.1 2 {admin} {weight} 1 41 1 0 0 0 0 0 0 - 9001 -\n"
+MIXED = """global
+  stats socket {socket} mode 600 level admin
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 1s
+  timeout server 1s
+frontend front
+  bind {folder}/front
+  use_backend fixed if {{ path /fixed }}
+  default_backend free
+backend free
+  balance leastconn
+  server s1 127.0.0.1:9001 weight 10
+  server s2 127.0.0.1:9002 weight 0
+backend fixed
+  balance static-rr
+  server s1 127.0.0.1:9001 weight 10
+  server s2 127.0.0.1:9002 weight 10
+"""
 SERVERS = ("127.0.0.1:9001", "127.0.0.1:9002", "[::1]:9003")
 
 
@@ -105,3 +130,61 @@ def test_the_verb_reads_and_sets_them(
     assert main(["weights", "set", f"servers/{SERVERS[0]}=5", *where]) == 0
     assert main(["weights", "get", *where]) == 0
     assert f"servers/{SERVERS[0]}=5" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of an HAProxy with a backend whose weights cannot be set, after one whose weights can."""
+    if why_missing("haproxy_leastconn"):
+        pytest.skip(why_missing("haproxy_leastconn"))
+    folder = Path(tempfile.mkdtemp(prefix="ds-"))
+    socket, config = folder / "control", folder / "haproxy.cfg"
+    config.write_text(MIXED.format(folder=folder, socket=socket))
+    command = [program_of("haproxy_leastconn", PeerPrograms()), "-db", "-f", str(config)]
+    log = tmp_path_factory.mktemp("mixed") / "log"
+    with ManagedProcess(command, name="haproxy", log_path=log, remove=folder) as process:
+        process.wait_ready(lambda: answers(socket))
+        yield socket
+
+
+def answers(socket: Path) -> bool:
+    try:
+        return bool(RuntimeApi(socket).ask("show info"))
+    except ActuationError:
+        return False
+
+
+def test_a_refused_change_leaves_no_other_behind(mixed: Path) -> None:
+    actuator = HaproxyActuator(mixed)
+    first, before = actuator.control(), RuntimeApi(mixed).ask("show servers state")
+    values = [[3, 1], [5, 7]]
+    with pytest.raises(ActuationError, match="refused 'set server fixed/s1 weight 5'"):
+        actuator.apply(Weights(actuator.topology, np.array(values), np.array([[True, False], [False, False]])))
+    assert actuator.control() == first
+    assert shown(RuntimeApi(mixed).ask("show servers state")) == shown(before)
+
+
+def shown(states: str) -> list[tuple[int, bool]]:
+    return [(state.weight, state.out) for state in read_states(states)]
+
+
+def test_a_server_that_its_operator_drains_by_weight_stays_so(mixed: Path) -> None:
+    """`maint` in its place would end sessions that stick to it, and a later weight would not bring it back."""
+    actuator = HaproxyActuator(mixed, ["free"])
+    first = actuator.control()
+    assert first.down.tolist() == [[False, True]]
+    assert actuator.apply(Weights(actuator.topology, np.array([[4, 1]]), first.down)).changed
+    assert shown(RuntimeApi(mixed).ask("show servers state"))[:2] == [(4, False), (0, False)]
+    assert not actuator.apply(Weights(actuator.topology, np.array([[4, 9]]), first.down)).changed
+    assert actuator.apply(Weights(actuator.topology, np.array([[4, 9]]), np.zeros((1, 2), bool))).changed
+    assert shown(RuntimeApi(mixed).ask("show servers state"))[:2] == [(4, False), (9, False)]
+    RuntimeApi(mixed).order("set server free/s1 weight 10", "set server free/s2 weight 0")
+
+
+def test_weights_that_only_a_reload_changes_are_told_beforehand(mixed: Path) -> None:
+    assert (level_of(mixed).level, level_of(mixed).remedy) == ("warn", "write `balance roundrobin`")
+
+
+def level_of(socket: Path) -> Check:
+    url = f"{SCHEME}{socket}"
+    return next(each for each in preflight(PreflightOptions(control_url=url).resolved()) if each.name == "level")
