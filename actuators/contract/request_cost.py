@@ -34,8 +34,8 @@ _FEATURE = re.compile(
     r"|(arg|log_arg):[A-Za-z0-9_.-]{1,64}|(span|log_span):[A-Za-z0-9_.-]{1,64}:[A-Za-z0-9_.-]{1,64}"
     r"|path:[!-9;-~]{1,256}|method:[A-Z]{1,16}"
 )
-_DIGITS = re.compile(r"[0-9]+")
-_MOST_VALUE = 1e9
+_DIGITS, _ODD = re.compile(r"[0-9]+"), re.compile(r"[^!-9;-~]")
+_MOST_VALUE = 1e12
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SeenRequest:
 
     Attributes:
         path: without arguments.
-        arguments: those of them that are numbers of 0 to 1e9, by name.
+        arguments: those of them that are decimal numbers of 0 to 1e12, by name.
         body_bytes: `Content-Length`; 0 without a body.
     """
 
@@ -75,8 +75,10 @@ class SeenRequest:
 
 
 def path_pattern(path: str) -> str:
-    """The path with each number in it replaced by `*`, at most 256 characters."""
-    return _DIGITS.sub("*", path)[:256]
+    """The path with `*` for each number, and `?` for each byte that is a colon, a blank or not ASCII; 256 characters at
+    most.
+    """
+    return _DIGITS.sub("*", _ODD.sub("?", path.encode().decode("latin-1")))[:256]
 
 
 class GroupCost(Options):

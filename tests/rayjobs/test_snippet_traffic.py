@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -275,3 +277,45 @@ def test_with_late_binding_a_location_holds_and_an_exempt_one_does_not(servers: 
         endpoint.put(method, Weights.equal(topology))
         assert (counted().state, method) == ("watching", "round_robin")
         endpoint.close()
+
+
+def test_max_conns_below_the_slots_holds_and_admission_counts_the_time_of_a_hold(servers: Servers) -> None:
+    write(servers, "server {A} max_conns=1; server {B} max_conns=1;")
+    port = servers.site.include_snippet("--set", "memory.late_binding=true", "--set", "memory.admission=true")
+    token = (servers.site.folder / "deepsched.conf.token").read_text().strip()
+    topology = Topology((Group("app", "app", "GET", "/", 2.0, tuple(servers.site.servers[:2])),))
+    one, deadline_s = np.ones(1), 0.2
+    holding = LateBinding(topology, one, np.full(2, 3))
+    admission = Admission(topology, "fixed", deadline_s * one, one, 0.01 * one, one, AdmissionNumbers(multiple=100))
+    with (
+        servers.site.start(),
+        StatusReader(f"http://127.0.0.1:{port}/status") as reader,
+        contextlib.closing(MemoryControl(f"http://127.0.0.1:{port}/control", token, topology)) as control,
+        contextlib.closing(AdmissionEndpoint(f"http://127.0.0.1:{port}/admission", token, topology)) as endpoint,
+    ):
+
+        def counted() -> tuple[int, int]:
+            """Held now, and late for admission."""
+            balancer = reader.snapshot().balancer
+            assert balancer is not None
+            assert balancer.holding is not None
+            assert balancer.admission is not None
+            return balancer.holding.groups[0].in_line, balancer.admission.groups[0].late
+
+        control.put("late_binding", ServiceTimes(topology, np.full((1, 2), 0.01), np.ones(2), holding))
+        endpoint.put(admission)
+        for index in range(2):
+            servers.script[index] = lambda _: LATER
+        connections = [servers.pending() for _ in range(2)]
+        connections.append(http.client.HTTPConnection(f"127.0.0.1:{servers.site.port}", timeout=PATIENCE_S))
+        connections[-1].request("GET", "/x")
+        wait_until(lambda: counted() == (1, 0))
+        since_s = time.monotonic()
+        wait_until(lambda: time.monotonic() > since_s + deadline_s)
+        servers.heal()
+        for server in servers.servers[:2]:
+            server.answer_next(answer(200))
+        assert [connection.getresponse().status for connection in connections] == [200, 200, 200]
+        for connection in connections:
+            connection.close()
+        wait_until(lambda: counted() == (0, 3))

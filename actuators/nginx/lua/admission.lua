@@ -144,7 +144,8 @@ function M.count(record, group)
     end
 end
 
--- Log phase: status of the response, upstream time of all attempts in ms, nil when no server was asked.
+-- Log phase: status of the response, upstream time of all attempts in ms, nil when no server was asked. To it comes the
+-- time for which late binding held the request.
 function M.leave(record, status, response_ms)
     local block = record.block
     if not block then
@@ -156,11 +157,11 @@ function M.leave(record, status, response_ms)
     if not entry then
         return
     end
-    local gone = status == CLIENT_GONE
-    local seconds = gone and now_s() - record.entered_s or (response_ms or 0) / 1000
+    local gone, held_s = status == CLIENT_GONE, record.held_s
+    local seconds = gone and now_s() - record.entered_s or (response_ms or 0) / 1000 + (held_s or 0)
     local is_late = seconds > entry.deadline_s
     -- These do not indicate overload: an immediate error, a client that leaves early, an answer of NGINX itself.
-    if not response_ms and not gone or gone and not is_late or status >= 500 and seconds < entry.idle_s then
+    if not (response_ms or held_s or gone) or gone and not is_late or status >= 500 and seconds < entry.idle_s then
         return add(block, QUICK, 1)
     end
     add(block, FINISHED, 1)

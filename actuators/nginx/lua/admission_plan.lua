@@ -4,8 +4,9 @@
 -- actuators/contract/admission.py.
 local M = {}
 
+local decimal = require "decimal"
 local rule = require "admission_rule"
-local tonumber, huge = tonumber, math.huge
+local huge = math.huge
 
 local RULES = { none = true, fixed = true, thresh = true, aimd_thresh = true, gradient = true, aimd = true }
 -- name -> least, most
@@ -25,7 +26,7 @@ function M.init(names)
 end
 
 local function between(text, least, most)
-    local value = tonumber(text)
+    local value = decimal(text)
     return value and value >= least and value <= most and value or nil
 end
 

@@ -129,7 +129,7 @@ end
 local function settle_previous(record)
     local choice, kind = record.choice, peer.get_last_failure()
     if choice then
-        if not record.uncounted then
+        if not (record.uncounted or record.released) then
             inflight.add(choice, -1)
         end
         record.choice = nil

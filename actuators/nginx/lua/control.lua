@@ -10,11 +10,12 @@ local M = {}
 
 local cold = require "cold"
 local cost = require "cost"
+local decimal = require "decimal"
 local health = require "health"
 local kept_rule = require "kept_rule"
 local samples = require "samples"
 local rows = require "rows"
-local tonumber, format, concat = tonumber, string.format, table.concat
+local format, concat = string.format, table.concat
 
 local LARGEST_WEIGHT = 2147483647
 local METHODS = { round_robin = true, least_conn = true, random_two = true, expected_delay = true, configured = true }
@@ -106,7 +107,7 @@ end
 
 function readers.weight(parsed, group_name, server_name, value)
     local group, server = cell(parsed, group_name, server_name)
-    value = tonumber(value)
+    value = decimal(value)
     if not group or not value or value < 1 or value > LARGEST_WEIGHT or value % 1 ~= 0 then
         return false
     end
@@ -124,7 +125,7 @@ end
 
 function readers.tau(parsed, group_name, server_name, value)
     local group, server = cell(parsed, group_name, server_name)
-    value = tonumber(value)
+    value = decimal(value)
     if not group or not value or not (value > 0 and value < 1e6) then
         return false
     end
@@ -134,7 +135,7 @@ end
 
 function readers.workers(parsed, server_name, value)
     local server = index_of(layout.names, server_name)
-    value = tonumber(value)
+    value = decimal(value)
     if not server or not value or not (value >= 0.25 and value < 1e6) then
         return false
     end
@@ -143,7 +144,7 @@ function readers.workers(parsed, server_name, value)
 end
 
 function readers.balancers(parsed, value)
-    value = tonumber(value)
+    value = decimal(value)
     if not value or not (value >= 1 and value < 1e4) then
         return false
     end
@@ -158,7 +159,7 @@ end
 
 function readers.number(parsed, name, value)
     local least = NUMBERS[name] or OPTIONAL[name]
-    value = tonumber(value)
+    value = decimal(value)
     if not least or not value or not (value >= least and value < 1e9) then
         return false
     end
@@ -168,7 +169,7 @@ end
 
 function readers.slots(parsed, server_name, value)
     local server = index_of(layout.names, server_name)
-    value = tonumber(value)
+    value = decimal(value)
     if not server or not value or not (value >= 1 and value < 1e9) then
         return false
     end
@@ -178,7 +179,7 @@ end
 
 function readers.deadline(parsed, group_name, value)
     local group = index_of(layout.groups, group_name, "name")
-    value = tonumber(value)
+    value = decimal(value)
     if not group or not value or not (value > 0 and value < 1e9) then
         return false
     end
@@ -188,7 +189,7 @@ end
 
 function readers.importance(parsed, group_name, value)
     local group = index_of(layout.groups, group_name, "name")
-    value = tonumber(value)
+    value = decimal(value)
     if not group or not value or not (value > 0 and value < 1e9) then
         return false
     end
@@ -212,12 +213,12 @@ function readers.cost(parsed, group_name, feature, value)
     local own = parsed.groups[group]
     own.cost = own.cost or {}
     parsed.costs = true
-    return cost.add(own.cost, feature, tonumber(value))
+    return cost.add(own.cost, feature, decimal(value))
 end
 
 -- So many samples a second are kept of what requests cost (samples.lua).
 function readers.samples(parsed, value)
-    value = tonumber(value)
+    value = decimal(value)
     if not value or not (value > 0 and value <= 1000) then
         return false
     end
@@ -226,7 +227,7 @@ function readers.samples(parsed, value)
 end
 
 function readers.canary(parsed, value)
-    value = tonumber(value)
+    value = decimal(value)
     if not value or not (value > 0 and value < 100) then
         return false
     end

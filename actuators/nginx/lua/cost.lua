@@ -5,7 +5,7 @@ local M = {}
 local ngx = ngx
 local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
 local log, min, max, tonumber, format = math.log, math.min, math.max, tonumber, string.format
-local LEAST, MOST, MOST_VALUE = 0.1, 20, 1e9
+local LEAST, MOST, MOST_VALUE = 0.1, 20, 1e12
 local MOST_TERMS = 32
 local NAME = "^[%w_.-]+$"
 
@@ -45,10 +45,18 @@ function M.add(model, text, weight)
     return true
 end
 
--- A number of 0 to 1e9; 0 for any other text.
+-- A decimal number of 0 to 1e12, as samples.lua takes them; 0 for any other text.
 local function number_of(text)
-    local value = text and tonumber(text)
-    return value and value >= 0 and value <= MOST_VALUE and value or 0
+    local value = text and text:find("^%d+%.?%d*$") and tonumber(text)
+    return value and value <= MOST_VALUE and value or 0
+end
+
+-- As samples.lua has it. Most paths need no change: `find` is cheaper than `gsub`, the dearest of all this.
+local function pattern_of(path)
+    if path:find("[^!-9;-~]") then
+        path = path:gsub("[^!-9;-~]", "?")
+    end
+    return path:gsub("%d+", "*"):sub(1, 256)
 end
 
 -- The value of a feature that is a number; `path` and `method` are 1 or 0.
@@ -56,7 +64,7 @@ local function value_of(term)
     local kind = term.kind
     local value
     if kind == "body" then
-        value = min(number_of(variable(nil, "content_length")), MOST_VALUE)
+        value = number_of(variable(nil, "content_length"))
     elseif kind == "arg" then
         value = number_of(variable(nil, term.last))
     else
@@ -75,8 +83,7 @@ function M.of(model)
         local term = model[index]
         local kind, value = term.kind, 1
         if kind == "path" then
-            -- Once for all patterns: `gsub` is the dearest of all this.
-            path = path or variable(nil, "uri"):gsub("%d+", "*"):sub(1, 256)
+            path = path or pattern_of(variable(nil, "uri"))   -- once for all patterns
             value = path == term.name and 1 or 0
         elseif kind == "method" then
             method = method or ngx.req.get_method()

@@ -69,6 +69,11 @@ local function count_line(entry, change)
     all.own[IN_LINE] = all.own[IN_LINE] + change
 end
 
+local function has_failed(now)
+    local since_s = now - heads.base[FAILED_AT]
+    return since_s >= 0 and since_s < PAUSE_S   -- below 0 when the clock has been set back
+end
+
 -- Whether requests are held; else the reason: off (another method), watching (the same, and what would be held is counted),
 -- unset (no slots yet), stale or failing.
 local function state_of(current, now)
@@ -79,7 +84,7 @@ local function state_of(current, now)
     elseif now - control.set_at() > current.hold.valid_s then
         return "stale"
     end
-    return now - heads.base[FAILED_AT] < PAUSE_S and "failing" or "holding"
+    return has_failed(now) and "failing" or "holding"
 end
 
 -- Whether the balancer has to do without service times, as least_conn.
@@ -99,6 +104,7 @@ local function count_time(entry, sum, buckets, seconds)
 end
 
 local function note_hold(entry, now)
+    entry.record.held_s = now - entry.arrival_s
     add(entry, HELD)
     count_time(entry, HELD_S, HELD_BUCKETS, now - entry.arrival_s)
 end
@@ -174,6 +180,7 @@ function M.send(current, group, entry, place, server, now, troubled)
         return false
     end
     bind(entry, choice, wait_s, group.tau_s[server], idle)
+    polite_since = nil
     if troubled then
         health.picked(choice, now)
     end
@@ -190,10 +197,11 @@ local function others_first(current, rank, now)
     local hold, base, first = current.hold, heads.base, false
     for row = 1, rows.count() - 1 do
         local head = base + row * HEADS
-        if head ~= heads.own and head[ARRIVAL] > 0 and now - head[SAID_AT] < HEAD_LASTS_S then
-            local group = current.groups[head[GROUP]]
+        local arrival_s, group = head[ARRIVAL], current.groups[head[GROUP]]
+        -- Its worker may be writing, or be an old one that knows other groups.
+        if head ~= heads.own and arrival_s > 0 and group and now - head[SAID_AT] < HEAD_LASTS_S then
             local service_s = group.mean_tau_s * head[COST]
-            local theirs = rule.priority(hold, now - head[ARRIVAL], service_s, group.deadline_s, group.worth)
+            local theirs = rule.priority(hold, now - arrival_s, service_s, group.deadline_s, group.worth)
             first = first or theirs > rank
         end
     end
@@ -207,12 +215,29 @@ end
 
 local function say(entry, now)
     local own = heads.own
-    own[SAID_AT], own[ARRIVAL] = now, entry and entry.arrival_s or 0
-    own[GROUP], own[COST] = entry and index_of[entry.group] or 0, entry and entry.cost or 1
+    if not entry then
+        own[ARRIVAL] = 0
+        return
+    end
+    own[GROUP], own[COST] = index_of[entry.group], entry.cost
+    own[ARRIVAL], own[SAID_AT] = entry.arrival_s, now
+end
+
+-- Whether a server that a held request may go to has a free slot, after `rule.begin`. `M.open_servers` is the balancer's.
+local function has_room(current, now, troubled)
+    for index = 1, #names do
+        if blocks[names[index]].own[IN_LINE] > 0 then
+            local group = current.by_name[names[index]]
+            if rule.has_room(current, M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)) then
+                return true
+            end
+        end
+    end
+    return false
 end
 
 -- Sends the first request whose best server has a free slot; false when there is none. Requests before it keep waiting for
--- a busy server. `M.open_servers` is the balancer's.
+-- a busy server.
 local function send_one(current, now, troubled)
     local place, rank = rule.first(current, line, held, now)
     local number = min(held, current.hold.look_ahead)
@@ -226,28 +251,27 @@ local function send_one(current, now, troubled)
         local entry = line[place]
         local group = current.by_name[entry.group]
         local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
-        local server, has_room = rule.best(current, group, open, now, troubled, entry.cost)
-        if not server then
-            M.pass(entry, place)   -- the balancer answers it: no server may be used
-            return true
-        end
-        if rule.hopeless(current, group, entry, server, 0, now) then
-            M.give_up(entry, place, now)
-            return true
-        end
-        if has_room then
-            if several() and others_first(current, rank, now) then
-                return false
+        local server, is_free = rule.best(current, group, open, now, troubled, entry.cost)
+        -- Without one, `max_conns` of all its servers is reached.
+        if server then
+            if rule.hopeless(current, group, entry, server, 0, now) then
+                M.give_up(entry, place, now)
+                return true
             end
-            return M.send(current, group, entry, place, server, now, troubled)
+            if is_free then
+                if several() and others_first(current, rank, now) then
+                    return false
+                end
+                return M.send(current, group, entry, place, server, now, troubled)
+            end
+            rule.plan(group, server, entry.cost)
         end
-        rule.plan(group, server, entry.cost)
     end
     return false
 end
 
 -- Whether a request that comes is expected to be too late for all that is in flight and held before it. What other workers
--- hold counts as if it were like this one's.
+-- hold counts as if it were like this one's, or like this request where it holds none.
 function M.turns_away(current, entry, now)
     local group, troubled = current.by_name[entry.group], health.trouble()
     local open = M.open_servers(group, troubled and NONE_TRIED or nil, now, troubled)
@@ -256,9 +280,11 @@ function M.turns_away(current, entry, now)
     if not server then
         return false
     end
-    local ahead_s = held > 0 and rule.ahead_s(current, line, held, entry, now) or 0
-    if several() then
-        ahead_s = ahead_s * max(rows.total(all, IN_LINE), held) / max(held, 1)
+    local ahead_s, others = held > 0 and rule.ahead_s(current, line, held, entry, now) or 0, rows.total(all, IN_LINE)
+    if held > 0 then
+        ahead_s = ahead_s * max(others, held) / held
+    else
+        ahead_s = rule.shared_s(current, others * group.mean_tau_s)
     end
     return rule.hopeless(current, group, entry, server, ahead_s, now)
 end
@@ -274,12 +300,9 @@ function M.give_up(entry, place, now)
 end
 
 -- The request goes on without a slot.
-function M.pass(entry, place)
+local function pass(entry)
     add(entry, PASSED)
-    leave_line(entry, place)
-    if entry.semaphore then
-        entry.semaphore:post(1)
-    end
+    leave_line(entry)
 end
 
 -- Sends what can be sent.
@@ -290,8 +313,15 @@ function M.step(now)
     end
     local troubled, free = health.trouble(), false
     repeat
-        free = held > 0 and rule.begin(current)
+        free = false
+        if held > 0 then
+            rule.begin(current)
+            free = has_room(current, now, troubled)
+        end
     until not (free and send_one(current, now, troubled))
+    if not free then
+        polite_since = nil
+    end
     if several() then
         say(held > 0 and not free and line[rule.first(current, line, held, now)] or nil, now)
     end
@@ -330,7 +360,7 @@ local function wait(entry, longest_s)
             return false
         elseif state_of(control.current(), now) ~= "holding" then
             note_hold(entry, now)
-            M.pass(entry)
+            pass(entry)
             return true
         end
         local first = line[1] == entry
@@ -342,14 +372,6 @@ local function wait(entry, longest_s)
         end
     end
     return true
-end
-
-local function has_body()
-    local length = variable(nil, "content_length")
-    if length and length ~= "" then
-        return length ~= "0"
-    end
-    return variable(nil, "http_transfer_encoding") ~= nil
 end
 
 -- The request is the last one of the line.
@@ -364,10 +386,16 @@ local function new_entry(record, group_name, waits, deadline_s)
         watched = not waits, hopeless = false, deadline_s = deadline_s, semaphore = nil, cost = 1 }
 end
 
+-- Whether the request asks for another protocol. NGINX never upgrades to HTTP/2, for which some clients ask with each request.
+local function upgrades()
+    local asked = variable(nil, "http_upgrade")
+    return asked and asked ~= "" and asked:lower() ~= "h2c"
+end
+
 -- Counts a request that is not held, and whether it would be: when no server that it may go to has a free slot.
 local function note_watched(current, group_name, now)
     local record, watch, group = records.get(true), current.watch, current.by_name[group_name]
-    if record.attempts > 0 or record.refused or record.entry or variable(nil, "http_upgrade") then
+    if record.attempts > 0 or record.refused or record.entry or upgrades() then
         return
     end
     local entry = new_entry(record, group_name, false, watch.deadline_s[group_name])
@@ -384,12 +412,12 @@ local function note_watched(current, group_name, now)
     add(entry, WOULD, #open > 0 and 1 or 0)
 end
 
--- Access phase of a location of the group, after admission. A request that comes again, as by error_page, waits once only;
+-- Access phase of a location of the group, after admission and, with lua_need_request_body, the body. A request that comes again, as by error_page, waits once only;
 -- one that asks for another protocol may last for hours and takes no slot.
 function M.enter(group_name)
     local current, now = control.current(), now_s()
     local state = state_of(current, now)
-    if state == "watching" and now - heads.base[FAILED_AT] >= PAUSE_S then
+    if state == "watching" and not has_failed(now) then
         local ok, what = pcall(note_watched, current, group_name, now)
         if not ok then
             failed(what)
@@ -401,12 +429,9 @@ function M.enter(group_name)
     local record = records.get(true)
     if record.attempts > 0 or record.refused or record.entry then
         return
-    elseif variable(nil, "http_upgrade") then
+    elseif upgrades() then
         record.uncounted = true
         return
-    end
-    if has_body() then
-        ngx.req.read_body()
     end
     local entry, hold = new_entry(record, group_name, true, current.by_name[group_name].deadline_s), current.hold
     add(entry, ASKED)
@@ -472,7 +497,7 @@ end
 -- The last byte of an answer has come, or the request has ended: counts lateness, from arrival on.
 local function note_answer(record)
     local entry = record.entry
-    if entry then
+    if entry and not record.refused then   -- its error page may come from a server
         local answered_s = now_s() - entry.arrival_s
         add(entry, ANSWERED)
         count_time(entry, ANSWERED_S, ANSWER_BUCKETS, answered_s)
@@ -488,6 +513,11 @@ function M.answered()
         return
     end
     local record = records.find()
+    if record and record.bound then   -- a cache has answered
+        inflight.add(record.bound, -1)
+        record.bound = nil
+        M.freed()
+    end
     if record and record.choice and not record.released then
         record.released = true
         if not record.uncounted then
@@ -502,6 +532,7 @@ end
 function M.leave(record, status)
     local entry = record.entry
     if entry and entry.waits then
+        note_hold(entry, now_s())
         add(entry, GONE)
         leave_line(entry)
     end

@@ -35,15 +35,24 @@ M.priority = priority
 
 local in_flight, count, work = {}, {}, {} -- of each server: now, and with what is planned
 
--- Begins a look at what is in flight at every server; whether any has a free slot.
+-- Begins a look at what is in flight at every server.
 function M.begin(current)
-    local slots, found, group = current.hold.slots, false, current.groups[1]
-    for server = 1, #slots do
+    local group = current.groups[1]
+    for server = 1, #current.hold.slots do
         local own, seconds = inflight.load(group.choices_of[server], group.tau_of[server])
         in_flight[server], count[server], work[server] = own, own, seconds
-        found = found or own < slots[server]
     end
-    return found
+end
+
+-- Whether one of these servers has a free slot.
+function M.has_room(current, servers)
+    local slots = current.hold.slots
+    for index = 1, #servers do
+        if in_flight[servers[index]] < slots[servers[index]] then
+            return true
+        end
+    end
+    return false
 end
 
 local function rank_of(current, entry, now)
@@ -126,19 +135,24 @@ function M.hopeless(current, group, entry, server, ahead_s, now)
     return now - entry.arrival_s + ahead_s + wait + BETA * group.tau_s[server] * entry.cost > factor * group.deadline_s
 end
 
+-- Seconds of work, shared by the workers of all servers.
+function M.shared_s(current, seconds)
+    local of_servers, workers = current.groups[1].workers, 0
+    for server = 1, #of_servers do
+        workers = workers + of_servers[server]
+    end
+    return seconds / workers
+end
+
 -- Seconds that all servers together need for the held requests of the line that come before this one, which comes now.
 function M.ahead_s(current, line, held, entry, now)
-    local own, seconds, workers = rank_of(current, entry, now), 0, 0
+    local own, seconds = rank_of(current, entry, now), 0
     for place = 1, held do
         if rank_of(current, line[place], now) >= own then
             seconds = seconds + current.by_name[line[place].group].mean_tau_s * line[place].cost
         end
     end
-    local of_servers = current.groups[1].workers
-    for server = 1, #of_servers do
-        workers = workers + of_servers[server]
-    end
-    return seconds / workers
+    return M.shared_s(current, seconds)
 end
 
 -- A request of the group waits for the server; those after it in this look reckon with that.

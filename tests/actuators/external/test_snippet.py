@@ -217,8 +217,8 @@ def test_locations_ask_for_a_slot_and_free_it_with_the_last_byte(tmp_path: Path)
         passes = asking_locations(config, found, ("= /health",), asks)
         main = changes(config, found, Path("/etc/deepsched.conf"), LUA, passes, asks)[tmp_path / "nginx.conf"][1]
         line = (
-            f"      access_by_lua_block {{ {access} }} lua_check_client_abort on; body_filter_by_lua_block"
-            " { BALANCER.answered() }   # mine\n"
+            f"      access_by_lua_block {{ {access} }} lua_need_request_body on; lua_check_client_abort on;"
+            " body_filter_by_lua_block { BALANCER.answered() }   # mine\n"
         )
         assert line in main
         assert main.count("BALANCER.enter") == main.count("BALANCER.answered") == 2

@@ -20,6 +20,7 @@ import pytest
 from actuators.contract.admission import NEVER
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers
+from actuators.contract.request_cost import GroupCost, SeenRequest
 from actuators.errors import ActuationError, ConfigError
 from actuators.http_client import http_session
 from actuators.nginx import instance as nginx_module
@@ -44,6 +45,29 @@ EXTRA = """
     location = /break { content_by_lua_block {
       local rule = require "late_rule"
       rule.begin = function() error("broken on purpose") end ngx.say("broken") } }
+"""
+
+TWO = """
+    location = /pid { content_by_lua_block { ngx.print(ngx.worker.pid()) } }
+    location = /half { content_by_lua_block {
+      local rows = require "rows"
+      local heads = rows.add({}, "late heads", 5)   -- said at, arrival, group, -, cost
+      for row = 1, rows.count() - 1 do
+        local head = heads.base + row * 5
+        if head[1] == 0 then head[0], head[1], head[2] = ngx.now() + 1000, 1, tonumber(ngx.var.arg_group) end
+      end
+      ngx.say("half") } }
+"""
+
+COSTS = """
+    location ~ ^/(v[0-9]+/|x$) { content_by_lua_block {
+      local cost = require "cost"
+      for feature, weight in ngx.var.http_terms:gmatch("(%S+)=(%S+)") do
+        local model = {}
+        cost.add(model, "one", 1)
+        cost.add(model, feature, tonumber(weight))
+        ngx.say(string.format("%.12g", cost.of(model)))
+      end } }
 """
 
 
@@ -248,6 +272,18 @@ def test_a_client_that_goes_away_leaves_nothing(site: Site) -> None:
     end(site, [*connections[1:], last])
 
 
+def test_a_client_that_goes_away_after_its_body_leaves_nothing(site: Site) -> None:
+    """A body that NGINX finds whole in the socket, most of it beyond what it read with the head."""
+    connections = fill(site)
+    with socket.create_connection((site.nginx.address.split(":")[0], int(site.nginx.address.split(":")[1]))) as client:
+        head = f"POST {COMPOSE} HTTP/1.1\r\nHost: x\r\nContent-Length: 8000\r\n\r\n"
+        client.sendall(head.encode() + bytes(8000))
+        wait_until(lambda: in_line(site) == 1)
+    wait_until(lambda: in_line(site) == 0)
+    assert (counted(site, 0).gone, counted(site, 0).held) == (1, 1)
+    end(site, connections)
+
+
 def test_beyond_the_bound_requests_are_refused_and_may_come_again(site: Site) -> None:
     site.nginx.apply(control(site, most_held=2))
     connections = [*fill(site), begin(site), begin(site)]
@@ -432,7 +468,11 @@ def test_another_protocol_takes_no_slot(site: Site) -> None:
     connection.request("GET", HOME, headers={"Upgrade": "websocket", "Connection": "upgrade"})
     wait_until(lambda: reached(site) == 4)
     assert site.in_flight() == 3
-    end(site, [*connections, connection])
+    # Clients that would rather have HTTP/2 ask for it with every request, and get it from no NGINX.
+    plain = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
+    plain.request("GET", HOME, headers={"Upgrade": "h2c", "Connection": "upgrade, http2-settings"})
+    wait_until(lambda: in_line(site) == 1)
+    end(site, [*connections, connection, plain])
 
 
 def leave_at_once(site: Site) -> None:
@@ -509,7 +549,7 @@ def fill_again(site: Site) -> list[http.client.HTTPConnection]:
 @pytest.fixture
 def two_workers(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The kernel gives a connection to either of two workers, and `of_worker` knows to which."""
-    add_locations(monkeypatch, "location = /pid { content_by_lua_block { ngx.print(ngx.worker.pid()) } }")
+    add_locations(monkeypatch, TWO)
     render = nginx_module.render_main
     monkeypatch.setattr(
         nginx_module, "render_main", lambda *a, **k: render(*a, **k).replace("backlog=4096", "backlog=4096 reuseport")
@@ -546,17 +586,25 @@ def test_two_workers_share_slots_and_neither_forgets_its_requests(two_workers: S
     assert (counted(site).held, counted(site).answered) == (21, 24)
 
 
-def test_the_order_is_that_of_both_workers_requests(two_workers: Site) -> None:
-    """The slot of one worker's request goes to the other's older one, unless that worker has no time for some ms."""
+@pytest.mark.parametrize("down", [False, True])
+def test_the_order_is_that_of_both_workers_requests(two_workers: Site, down: bool) -> None:
+    """The slot of one worker's request goes to the other's older one, unless that worker has no time for some ms. A
+    server that nothing goes to has free slots, and changes nothing.
+    """
     site, older, turns = two_workers, 0, 0
-    site.nginx.apply(control(site, order="fifo"))
+    text = to_text("late_binding", control(site, order="fifo"))
+    groups, last = [group.name for group in site.topology.groups], site.servers[2].address
+    text += "".join(f"down {group} {last}\n" for group in groups if down)
+    with http_session(10.0) as session:
+        assert session.post(site.nginx.control_url, data=text, headers={"X-Deepsched-Token": site.nginx.token}).ok
+    busy = [1, 1, int(not down)]
     # Without the courtesy of the worker whose slot it is, none would ever go to the other; on a busy machine some do.
     while older < 3 and turns < 60:
         turns += 1
-        connections = [begin(site, connection=of_worker(site, 1)) for _ in range(3)]
+        connections = [begin(site, connection=of_worker(site, 1)) for _ in range(sum(busy))]
         connections.append(begin(site, COMPOSE, connection=of_worker(site, 0)))
         connections.append(begin(site, USER, connection=of_worker(site, 1)))
-        assert ([server.waiting for server in site.servers], in_line(site)) == ([1, 1, 1], 2)
+        assert ([server.waiting for server in site.servers], in_line(site)) == (busy, 2)
         before = len(site.servers[0].requests)
         site.servers[0].answer_next(answer(200))
         wait_until(lambda before=before: len(site.servers[0].requests) > before)
@@ -564,6 +612,22 @@ def test_the_order_is_that_of_both_workers_requests(two_workers: Site) -> None:
         end(site, connections)
         answer_later(site)
     assert older == 3
+
+
+@pytest.mark.parametrize("group", [0, 99])
+def test_what_another_worker_has_half_written_is_no_failure(two_workers: Site, group: int) -> None:
+    """Or what one of an older configuration says, which knows more groups."""
+    site = two_workers
+    site.nginx.apply(control(site))
+    connections = [begin(site, connection=of_worker(site, 1)) for _ in range(4)]
+    assert in_line(site) == 1
+    other = of_worker(site, 0)
+    other.request("GET", f"/half?group={group}")
+    assert finish(other) == (200, "half\n")
+    site.servers[0].answer_next(answer(200))
+    wait_until(lambda: len(site.servers[0].requests) == 2)
+    assert status(site).state == "holding"
+    end(site, connections)
 
 
 WRONG: tuple[Callable[[str], str], ...] = (
@@ -576,6 +640,7 @@ WRONG: tuple[Callable[[str], str], ...] = (
     lambda text: text + "samples 0\n",
     lambda text: re.sub("order .*\n", "", text),
     lambda text: text.replace("number theta 1.4", "number theta 0.5"),
+    lambda text: text.replace("number theta 1.4", "number theta 0x2"),
     lambda text: text.replace("number theta 1.4", "number beta 1"),
     lambda text: text.replace("slots ", "slots nobody "),
     lambda text: text.replace("deadline user_read_backend 10.0\n", ""),
@@ -594,6 +659,31 @@ def test_a_text_that_is_not_complete_is_refused_whole(site: Site) -> None:
             refused = session.post(site.nginx.control_url, data=wrong, headers=headers)
             assert (refused.status_code, refused.text[:9]) == (400, "refused: "), wrong
         assert session.get(site.nginx.control_url).text == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen"),
+    [
+        ("/v1/x:batch?start=1764500000&stop=1764500600", SeenRequest(
+            "/v1/x:batch", {"start": 1764500000, "stop": 1764500600})),
+        ("/v12/x%C3%A9?n=0x10", SeenRequest("/v12/xé")), ("/x?n=1e5&start=-1", SeenRequest("/x")),
+        ("/v3/x?n=2.5&start=9&stop=3", SeenRequest("/v3/x", {"n": 2.5, "start": 9, "stop": 3})),
+    ],
+)  # fmt: skip
+def test_nginx_sees_what_a_request_costs_as_it_was_learned(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, uri: str, seen: SeenRequest
+) -> None:
+    terms = {
+        "path:/v*/x?batch": 1.0, "path:/v*/x??": 2.0, "arg:start": 1e-9, "span:start:stop": 1e-2, "log_arg:n": 0.5,
+        "method:GET": 3.0,
+    }  # fmt: skip
+    add_locations(monkeypatch, COSTS)
+    with running_site(short_dir, NginxOptions(method="late_binding", actuation="memory")) as site:
+        headers = {"Terms": " ".join(f"{feature}={weight}" for feature, weight in terms.items())}
+        with http_session(10.0) as session:
+            lines = session.get(f"http://{site.nginx.address}{uri}", headers=headers).text.split()
+    for (feature, weight), line in zip(terms.items(), lines, strict=True):
+        assert float(line) == pytest.approx(GroupCost(terms={"one": 1.0, feature: weight}, r2=1.0).of(seen)), feature
 
 
 def test_an_nginx_whose_locations_ask_for_no_slot_refuses_the_method(short_dir: Path) -> None:
@@ -699,7 +789,7 @@ def test_requests_over_http2_are_held_too(short_dir: Path, monkeypatch: pytest.M
     )
     body = short_dir / "body"
     body.write_bytes(b"x" * 300_000)
-    with held_site(short_dir) as site:
+    with held_site(short_dir) as site, contextlib.ExitStack() as stack:
         site.nginx.apply(control(site))
         clients = [curl(site) for _ in range(3)]
         gone = curl(site)
@@ -708,8 +798,20 @@ def test_requests_over_http2_are_held_too(short_dir: Path, monkeypatch: pytest.M
         gone.communicate()
         wait_until(lambda: in_line(site) == 0)
         assert counted(site).gone == 1
+        slow = subprocess.Popen(
+            ["curl", "-sS", "--http2-prior-knowledge", "-X", "POST", "-T", "-", f"http://{site.nginx.address}{COMPOSE}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        stack.callback(slow.kill)
+        assert slow.stdin is not None
+        slow.stdin.write(b"y" * 1000)
+        slow.stdin.flush()
         clients.append(curl(site, COMPOSE, "--data-binary", f"@{body}"))
-        assert in_line(site) == 1
+        assert in_line(site) == 1, "a body of unknown length takes no place before it has come"
+        slow.stdin.close()
+        slow.stdin = None
+        wait_until(lambda: in_line(site) == 2)
+        clients.append(slow)
         site.heal()
         for server in site.servers:
             server.answer_next(answer(200, "late"))
@@ -717,5 +819,6 @@ def test_requests_over_http2_are_held_too(short_dir: Path, monkeypatch: pytest.M
             out, error = client.communicate()
             assert (client.returncode, error) == (0, b"")
             assert out in (b"late", b"0", b"1", b"2")
-        assert [len(each.body) for server in site.servers for each in server.requests if each.body] == [300_000]
+        bodies = [len(each.body) for server in site.servers for each in server.requests if each.body]
+        assert sorted(bodies) == [1000, 300_000]
         wait_until(lambda: site.in_flight() == 0)
