@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 from actuators.errors import ActuationError
@@ -29,6 +30,7 @@ class RuntimeApi:
         """The answer to one command, without blanks around it; after an empty line the answer to a next one that stands
         after ``;``. Raises ActuationError when none comes.
         """
+        until_s = time.monotonic() + _TIMEOUT_S
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(_TIMEOUT_S)
@@ -41,6 +43,7 @@ class RuntimeApi:
                     if size > _MOST_BYTES:
                         what = f"the answer is longer than {_MOST_BYTES} bytes"
                         raise ActuationError(what, where=str(self.path))
+                    connection.settimeout(max(until_s - time.monotonic(), 1e-3))
         except OSError as error:
             remedy = "give the path of its `stats socket`, which this user may open"
             what = f"HAProxy's runtime API does not answer: {error}"

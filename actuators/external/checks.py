@@ -187,11 +187,7 @@ def _envoy(url: str) -> list[Check]:
     names = ", ".join(group.name for group in topology.groups)
     found = Check("control", "ok", f"Envoy answers, for the clusters {names[:200]}")
     files = {source.file for name, source in sources.items() if name not in reasons and source.file is not None}
-    refused = [
-        str(file) for file in sorted(files) if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
-    ]
-    if refused:
-        what = f"cannot be written, or their folder cannot: {', '.join(refused[:3])}"
+    if what := _kept_from(sorted(files)):
         return [found, Check("files", "fail", what, "run as root or as the owner of the files")]
     if reasons:
         fixed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -202,13 +198,21 @@ def _envoy(url: str) -> list[Check]:
 
 
 def _files(config: ParsedConfig) -> Check:
-    """Weights are written to a new file that takes the old one's place."""
     files = list(dict.fromkeys(line.file for line in config.servers))
+    if what := _kept_from(files):
+        return Check("files", "fail", what, "run as root or as their owner; see docs/your-nginx.md#rights")
+    return Check("files", "ok", f"{len(files)} with server lines can be written")
+
+
+def _kept_from(files: Sequence[Path]) -> str:
+    """Why this user cannot put a new file, which keeps its owner, in the place of one of these; empty when all can."""
     refused = [str(path) for path in files if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))]
     if refused:
-        remedy = "run as root or as their owner; see docs/your-nginx.md#rights"
-        return Check("files", "fail", f"cannot be written, or their folder cannot: {', '.join(refused[:3])}", remedy)
-    return Check("files", "ok", f"{len(files)} with server lines can be written")
+        return f"cannot be written, or their folder cannot: {', '.join(refused[:3])}"
+    others = [str(path) for path in files if os.geteuid() not in (0, path.stat().st_uid)]
+    if others:
+        return f"belong to another user, so that a changed file could not keep its owner: {', '.join(others[:3])}"
+    return ""
 
 
 def _test(

@@ -147,7 +147,9 @@ class EnvoyActuator:
             self._await(wanted)
         except (ActuationError, OSError):
             for file, text in old.items():
-                write_atomically(file, text)
+                # Somebody else may have written another one meanwhile.
+                if read_regular(file, _MOST_BYTES) == new[file]:
+                    write_atomically(file, text)
             raise
 
     def _await(self, wanted: Mapping[str, Mapping[str, _Wanted]]) -> None:

@@ -71,7 +71,8 @@ class ExternalNginxOptions(Options):
     reload_timeout_s: float = Field(5.0, gt=0)
     """Seconds until a new configuration must be in force."""
     drain_timeout_s: float = Field(60.0, gt=0)
-    """Longest wait, in seconds, while workers of two earlier configurations are still busy."""
+    """Longest wait, in seconds, while workers of two earlier configurations are still busy; earlier weights are put
+    back in force without it."""
 
 
 class ExternalNginx:
@@ -115,7 +116,8 @@ class ExternalNginx:
         """Puts earlier weights in force again, also when servers or groups came, went or were renamed meanwhile.
 
         Servers that are not in the files any more are `missing`; servers that the earlier weights do not know are
-        `added` and keep what the files say. Raises ActuationError; the old files are then on disk and in force.
+        `added` and keep what the files say. Without statistics that show these weights NGINX is reloaded even when the
+        files hold them. Raises ActuationError; the old files are then on disk and in force.
         """
         began_s = time.monotonic()
         if not isinstance(first, Weights):
@@ -129,22 +131,25 @@ class ExternalNginx:
                 return Restored(False, time.monotonic() - began_s, missing=tuple(names_of(first.topology)))
             found = restoration(first, config_weights(config, config_topology(config, usable)))
             assert isinstance(found.control, Weights)
-            changed = self._set(config, found.control)
+            changed = self._set(config, found.control, restoring=True)
         return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
 
-    def _set(self, config: ParsedConfig, control: Weights) -> bool:
-        """Whether the files had to change. The lock is held."""
+    def _set(self, config: ParsedConfig, control: Weights, *, restoring: bool = False) -> bool:
+        """Whether the files had to change or to be loaded. The lock is held."""
         edits = config_edits(config, control, self._originals(config))
         changes = changed_files(edits)
-        # An actuator that was killed may have left new files that were never loaded.
+        # An actuator that was killed may have left new files that were never loaded, and so may somebody who has put
+        # the first ones back by hand.
         needed = bool(changes) or self._lock_path.read_text() == _PENDING
+        needed = needed or (restoring and not self._shows(edits, control.topology))
         if needed:
-            self._put_in_force(config, changes, edits, control)
+            self._put_in_force(config, changes, edits, control, patient=not restoring)
         return needed
 
     def _put_in_force(
-        self, config: ParsedConfig, changes: Mapping[Path, Change], edits: Sequence[ServerEdit], control: Weights
-    ) -> None:
+        self, config: ParsedConfig, changes: Mapping[Path, Change], edits: Sequence[ServerEdit], control: Weights,
+        *, patient: bool,
+    ) -> None:  # fmt: skip
         _check_links(changes)
         self._remove_leftovers(changes)
         self._on_step("test")
@@ -156,6 +161,7 @@ class ExternalNginx:
             changes,
             self._reloader(config),
             confirm=lambda: self._confirm(edits, control.topology),
+            patient=patient,
             on_step=self._on_step,
         )
         self._on_step("done")
@@ -218,11 +224,29 @@ class ExternalNginx:
             return reader.snapshot().load_ms
 
     def _confirm(self, edits: Sequence[ServerEdit], topology: Topology) -> None:
-        """Compares with the statistics, if there are any."""
+        """Compares with the statistics, if there are any that answer."""
+        if (snapshot := self._snapshot()) is not None:
+            confirm_weights(edits, topology, snapshot, where=self.options.status_url)
+
+    def _shows(self, edits: Sequence[ServerEdit], topology: Topology) -> bool:
+        """Whether the statistics show that these are in force: somebody may have written files and not loaded them."""
+        if (snapshot := self._snapshot()) is None:
+            return False
+        try:
+            confirm_weights(edits, topology, snapshot, where=self.options.status_url)
+        except (ActuationError, StatusError):
+            return False
+        return True
+
+    def _snapshot(self) -> Snapshot | None:
+        """None without statistics, or when they do not answer."""
         if not self.options.status_url:
-            return
-        with StatusReader(self.options.status_url) as reader:
-            confirm_weights(edits, topology, reader.snapshot(), where=self.options.status_url)
+            return None
+        try:
+            with StatusReader(self.options.status_url) as reader:
+                return reader.snapshot()
+        except StatusError:
+            return None
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

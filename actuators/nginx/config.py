@@ -25,8 +25,8 @@ LUA_DIRECTORY = Path(__file__).with_name("lua")
 _PATH = re.compile(r"^/[\w./~%-]*\Z")
 _IN_MEMORY = ("round_robin", "least_conn", "expected_delay", "late_binding")
 _SLOTS = "lua_need_request_body on; lua_check_client_abort on; body_filter_by_lua_block { BALANCER.answered() }"
-"""A slow body takes no slot; a client that goes away while its request is held ends it, which is only seen when the body
-was read before the Lua of the access phase; the last byte of an answer frees the slot."""
+"""A slow body takes no slot; a client that goes away while its request is held ends it, which is seen only when the
+body was read before the Lua of the access phase; the last byte of an answer frees the slot."""
 _NATIVE = {"round_robin": "", "least_conn": "  least_conn;\n", "random_two": "  random two least_conn;\n"}
 
 

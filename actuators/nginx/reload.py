@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -33,7 +34,8 @@ class Reloader:
     Attributes:
         master_pid: process that gets SIGHUP.
         load_ms: reads `loadMsec` from the statistics over a new connection, may raise DeepSchedError; None without
-            statistics: then new workers are the only evidence.
+            statistics. Then, and when they do not answer, new workers are the only evidence: a control must be put back
+            in force where an overload or an access rule keeps the statistics from answering.
         command: reloads in place of the signal, for example through sudo; empty for the signal.
         timeout_s: seconds until the new configuration must be in force.
         drain_timeout_s: longest wait, in seconds, while an earlier generation of workers is still busy.
@@ -58,15 +60,22 @@ class Reloader:
         """Returns when all workers that accept connections have the new configuration. Raises ActuationError."""
         # Workers of an NGINX that is still starting would not be seen as old ones.
         self._wait(lambda: any(map(accepts, children(self.master_pid))), "no workers yet")
-        before, workers = self.load_ms() if self.load_ms else 0, children(self.master_pid)
-        self._signal()
+        before, workers = self._loaded(), children(self.master_pid)
+        self.signal()
         self._wait(lambda: not any(map(accepts, workers)), "old workers still accept connections")
         self._wait(lambda: any(map(accepts, children(self.master_pid))), "no new workers")
-        if self.load_ms is not None:
-            read = self.load_ms
-            self._wait(lambda: read() != before, "the statistics still show the old configuration")
+        if before is not None:
+            self._wait(lambda: self._loaded() != before, "the statistics still show the old configuration")
 
-    def _signal(self) -> None:
+    def _loaded(self) -> int | None:
+        """When NGINX read its configuration, as its statistics say; None when they say nothing."""
+        try:
+            return None if self.load_ms is None else self.load_ms()
+        except DeepSchedError:
+            return None
+
+    def signal(self) -> None:
+        """Tells NGINX to read its configuration, and returns at once. Raises ActuationError."""
         if self.command:
             run_checked(self.command, "the reload command failed")
             return
@@ -91,6 +100,7 @@ def put_in_force(
     reloader: Reloader,
     *,
     confirm: Callable[[], None] = lambda: None,
+    patient: bool = True,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Swaps the files and reloads NGINX. Every file holds its old or its new content at every moment.
@@ -98,17 +108,21 @@ def put_in_force(
     Args:
         changes: path → change; the new contents must have passed `nginx -t`.
         confirm: reads back what is in force; raises DeepSchedError when it is wrong.
+        patient: waits while workers of two earlier configurations are busy, which websockets may be for hours.
         on_step: called with the name of each step before it.
 
     Raises:
         ActuationError: the change is not in force; the old contents are on disk and in force again.
     """
-    reloader.wait_for_few_generations()
+    if patient:
+        reloader.wait_for_few_generations()
+    told = False
     try:
         for path, change in changes.items():
             on_step(f"swap {path.name}")
             swap(path, change.old, change.new)
         on_step("reload")
+        told = True
         reloader.reload()
         on_step("confirm")
         confirm()
@@ -120,6 +134,10 @@ def put_in_force(
         ) from error
     except BaseException:
         _restore(changes)
+        if told:
+            # Interrupted: NGINX may have read the new contents already.
+            with contextlib.suppress(ActuationError):
+                reloader.signal()
         raise
 
 

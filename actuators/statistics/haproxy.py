@@ -30,7 +30,7 @@ Row = Mapping[str, str]
 
 
 class HaproxyStatistics:
-    """Reads one HAProxy. Stateful: response times are summed from reading to reading, and begin again at 0 when its
+    """Reads one HAProxy. Stateful: response times are summed from the first reading on, and begin again at 0 when its
     process is a new one.
 
     Args:
@@ -59,14 +59,14 @@ class HaproxyStatistics:
             raise StatusError(f"`show stat` cannot be read: {error!r}", where=where, remedy=remedy) from error
 
     def _snapshot(self, facts: Mapping[str, str], rows: Sequence[Row]) -> Snapshot:
-        process = f"{facts.get('node', '')} process {facts['Pid']}"
+        process, is_first = f"{facts.get('node', '')} process {facts['Pid']}", not self._process
         if process != self._process:
             self._process, self._answers, self._msecs = process, {}, {}
         groups: dict[str, dict[str, ServerCounters]] = {}
         duplicates = set()
         for row in rows:
             if row["type"] == _SERVER:
-                counters = self._counters(row)
+                counters = self._counters(row, is_first=is_first)
                 servers = groups.setdefault(row["pxname"], {})
                 if counters.server in servers:
                     duplicates.add((row["pxname"], counters.server))
@@ -86,13 +86,13 @@ class HaproxyStatistics:
             source="haproxy",
         )
 
-    def _counters(self, row: Row) -> ServerCounters:
+    def _counters(self, row: Row, *, is_first: bool) -> ServerCounters:
         by_class = [_number(row, name) for name in _CLASSES]
         answered, failed = sum(by_class), sum(_number(row, name) for name in _FAILED)
         by_class[4] += failed
         place, now = (row["pxname"], row["svname"]), answered
         # Counters that fell were cleared.
-        since = max(now - self._answers.get(place, 0), 0)
+        since = max(now - self._answers.get(place, now if is_first else 0), 0)
         self._msecs[place] = self._msecs.get(place, 0) + since * _number(row, "rtime")
         self._answers[place] = now
         weight = _number(row, "uweight") if row.get("uweight") else _number(row, "weight")

@@ -82,7 +82,8 @@ def gap(topology: Topology, start_s: float, end_s: float, detail: str) -> Window
 def _whole(before: Snapshot, after: Snapshot) -> Iterable[Fault]:
     """Faults of the whole NGINX."""
     started = [snapshot.balancer.start_msec for snapshot in (before, after) if snapshot.balancer]
-    counts_fell = after.connections.requests < before.connections.requests
+    # An NGINX that was loaded earlier is another one, as when an upgrade of its program is taken back.
+    counts_fell = after.connections.requests < before.connections.requests or after.load_ms < before.load_ms
     if counts_fell or after.connections.accepted < before.connections.accepted or len(set(started)) > 1:
         yield Fault("restart", "NGINX was restarted: its counters began again at 0")
     elif before.zone and after.zone and before.zone.max_size != after.zone.max_size:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from actuators import envoy_admin, haproxy_api
 from actuators.closing import Closing
@@ -212,8 +213,8 @@ class Peer(Closing):
             if not new and time.monotonic() > due_s:
                 due_s = time.monotonic() + _SIGNALS_S
                 self._process.send_signal(signal.SIGUSR2)
-            # A new worker takes the socket over a moment after its start.
-            return bool(new) and _answering_process(self._socket) in new
+            # For a moment both take connections, and either may answer.
+            return bool(new) and not any(map(_listens, workers)) and _answering_process(self._socket) in new
 
         self._process.wait_ready(replaced, _START_TIMEOUT_S)
 
@@ -321,6 +322,13 @@ class Peer(Closing):
         if program == "envoy" and not _is_taken(self._admin):
             return False
         return program != "traefik" or _status(self.address, READY_PATH) == http.client.IM_A_TEAPOT
+
+
+def _listens(pid: int) -> bool:
+    try:
+        return any(each.status == psutil.CONN_LISTEN for each in psutil.Process(pid).net_connections("tcp"))
+    except psutil.Error:
+        return False  # it has ended
 
 
 def _answering_process(path: Path) -> int:

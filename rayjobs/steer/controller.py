@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actuators.contract.control import Control
+from actuators.contract.control import Control, ServiceTimes
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, DeepSchedError
@@ -107,7 +107,7 @@ class SiteController:
         self._initial_options = match.steering.options
         self._bundle: str | None = None
         self._present_alarms: tuple[str, ...] = ()
-        self._orders_version = 0
+        self._orders_version, self._to_revert, self._reverted_version = 0, False, -1
         self._suspect, self._checked_s = False, float("-inf")
         self._interval_s = 0.0
         self._changes: deque[dict[str, Any]] = deque(folder.status().get("changes", ()), KEPT_CHANGES)
@@ -178,7 +178,7 @@ class SiteController:
             self._changes.append(heartbeat.change(shares_before, self.steering, decision))
         self._status = {
             **heartbeat.of(self.steering, window, advice, decision, line["alarms"]),
-            "now_s": began_s, "interval_s": self._interval_s, "guards": dict(self.guards),
+            "now_s": time.monotonic(), "interval_s": self._interval_s, "guards": dict(self.guards),
             "orders_version": self._orders_version, "reverted": self._is_reverted(), "changes": list(self._changes),
             "expected": self._expected, **admission, **holding,
         }  # fmt: skip
@@ -190,7 +190,12 @@ class SiteController:
         steering = self.steering
         in_force = not differ(steering.in_force, steering.original) and steering.canary is None
         admits = self._admission is None or self._admission.reverted
-        return steering.override == "reverted" and in_force and admits
+        return steering.override == "reverted" and self._is_made and in_force and admits
+
+    @property
+    def _is_made(self) -> bool:
+        """Whether the revert that was ordered last has been made; true without one."""
+        return not self._to_revert or self._reverted_version == self._orders_version
 
     def _admit(self, window: Window) -> tuple[dict[str, Any], list[str]]:
         """Puts the rule of admission in force; its entry of the audit line, empty without one, and alarms."""
@@ -260,24 +265,37 @@ class SiteController:
             return None, f"no advice: {error}"[:300]
 
     def _apply(self, decision: Decision, now_s: float) -> tuple[bool, str]:
-        """Whether the decision's weights were applied, and the error if they could not be."""
-        if not decision.change:
+        """Whether the decision's weights were applied, and the error if they could not be.
+
+        A revert that was ordered is made once even where the first weights seem to be in force.
+        """
+        # Files or memory may say something else than this controller believes.
+        ordered = not self._is_made
+        if not (decision.change or ordered):
             return False, ""
         try:
             self._folder.first.seal()
-            self._site.apply(decision.control, decision.canary)
+            done = self._site.apply(decision.control, decision.canary, restoring=decision.source == "baseline")
         except DeepSchedError as error:
             self._suspect = True
             return False, f"not applied: {error}"[:300]
         except OSError as error:
             return False, f"not applied, as the first weights could not be marked as such: {error.strerror}"[:300]
+        if ordered:
+            self._reverted_version = self._orders_version
+        if not (decision.change or done.changed):
+            return False, ""
         self.steering.applied(decision, now_s)
         return True, ""
 
     def _reread_control(self, window: Window) -> list[str]:
-        """Reads the control in force again after a restart or an external reload; alarms when it differs."""
+        """Reads the control in force again after a restart or an external reload, and every time where nothing tells of
+        a change: an operator's `maint` must not be undone. Alarms when it differs.
+        """
         kinds = {fault.kind for fault in window.faults} & {"restart", "reload", "reset"}
-        if not kinds:
+        # What holds requests is renewed, and looked after, by `SiteHolding`.
+        held = isinstance(self.steering.in_force, ServiceTimes) and self.steering.in_force.holding is not None
+        if not kinds and (held or not self._site.changes_silently):
             return []
         try:
             present, canary, kept = self._site.control(), self._site.canary(), self._folder.first.read()
@@ -310,6 +328,7 @@ class SiteController:
         orders, self._orders_version = stored.value or Orders(), stored.version
         notes = [stored.problem] if stored.problem else []
         self.steering.override = orders.override
+        self._to_revert = orders.pending
         initial, percent = self._initial_options, orders.canary_percent
         update = {
             "mode": orders.mode or initial.mode,

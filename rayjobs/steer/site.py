@@ -18,6 +18,8 @@ from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ActuationError, ConfigError, closest
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
+from actuators.external.envoy import EnvoyActuator
+from actuators.external.haproxy import HaproxyActuator
 from actuators.files import read_token
 from actuators.load.engine import LoadEngine
 from actuators.nginx.control_endpoint import beside
@@ -117,14 +119,26 @@ class Site:
         """The balancing method; None where only a reload could change it. Raises ActuationError."""
         return self.actuator.method if isinstance(self.actuator, _SWITCHING) else None
 
-    def apply(self, control: Control, canary: Canary | None = None) -> Applied:
-        """Returns when the control is in force, or a canary of it; other groups keep theirs. Raises ActuationError."""
+    @property
+    def changes_silently(self) -> bool:
+        """Whether somebody can change the control so that no fault in the statistics tells it."""
+        return isinstance(self.actuator, MemoryActuator | HaproxyActuator | EnvoyActuator)
+
+    def apply(self, control: Control, canary: Canary | None = None, *, restoring: bool = False) -> Applied:
+        """Returns when the control is in force, or a canary of it; other groups keep theirs. Raises ActuationError.
+
+        Args:
+            restoring: nothing is waited for, and nothing believed of what is in force.
+        """
         if canary is not None:
             return self._split(control, canary)
         kind = _kind(control)
         if self._kind is None:
             self.control()
         wanted = self._whole(control)
+        if kind == self._kind and restoring and not isinstance(self.actuator, _SWITCHING):
+            restored = self.actuator.restore(wanted)
+            return Applied(restored.changed, restored.duration_s)
         if kind == self._kind:
             return self.actuator.apply(wanted)
         if not isinstance(self.actuator, _SWITCHING):
@@ -261,6 +275,9 @@ def embedded_site(
         yield Site(topology, collector, nginx, nginx.address, load, servers)
 
 
+DRAIN_S = 2.0
+"""A controller's wait while workers of two earlier configurations are busy, unless the options say another: its
+heartbeat must go on. What it would have changed is changed in a later interval."""
 DEADLINE_SHARE = 0.1
 """Share of the control interval within which Serve must answer."""
 
@@ -295,6 +312,8 @@ def actuator_options(options: SiteOptions, groups: tuple[str, ...] = ()) -> Actu
         if not options.status_url:
             raise ConfigError("no statistics", where="steer", remedy="give --status-url")
         given = {"config": options.nginx_conf.absolute(), "status_url": options.status_url, "groups": groups}
+        if not options.reload.given("drain_timeout_s"):
+            given["drain_timeout_s"] = DRAIN_S
         return ActuatorOptions(reload=options.reload.model_copy(update=given))
     if not options.control_url:
         raise ConfigError("no NGINX is given", where="steer", remedy=_WAYS)

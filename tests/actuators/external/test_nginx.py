@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -304,7 +306,7 @@ def test_first_weights_come_back_on_the_servers_that_still_exist(external: Exter
     assert f"server {servers[2]} down;" in external.site.read_text()
     assert "server 127.0.0.1:9 weight=7 down;" in external.site.read_text()
     assert set(external.who(8)) == {"0"}
-    assert not nginx.restore(first).changed
+    assert nginx.restore(first).restored == restored.restored
     other = ExternalNginx(external.options)
     external.site.write_text(external.site.read_text().replace("upstream app", "upstream other"))
     assert other.restore(first).missing == tuple(f"app/{server}" for server in servers)
@@ -321,7 +323,64 @@ def test_first_weights_are_written_as_they_stood_there(external: External, line:
         assert nginx.apply(Weights(nginx.topology, np.array([values]), first.down)).changed
     assert nginx.apply(first).changed
     assert {path: path.read_bytes() for path in before} == before
-    assert not nginx.restore(first).changed
+
+
+def test_first_weights_that_somebody_wrote_and_did_not_load_are_loaded(external: External) -> None:
+    """NGINX would go on with those of the controller, and the files would deny it."""
+    nginx = ExternalNginx(external.options)
+    first, text = nginx.control(), external.site.read_text()
+    nginx.apply(weights(nginx, 1, 1, 8, 1))
+    assert "2" in external.who(11)
+    external.site.write_text(text)
+    assert nginx.restore(first).changed
+    assert external.site.read_text() == text
+    assert "2" not in external.who(11), "it is down again"
+
+
+def test_weights_are_set_although_the_statistics_do_not_answer(external: External) -> None:
+    """In an overload they time out, and that is when a controller goes back to its baseline."""
+    options = external.options.model_copy(update={"status_url": f"http://{external.address}/status"})
+    nginx = ExternalNginx(options)
+    first = nginx.control()
+    nginx.apply(weights(nginx, 1, 1, 8, 1))
+    assert "2" in external.who(11)
+    assert nginx.restore(first).changed
+    assert "2" not in external.who(11)
+
+
+def test_long_requests_hold_up_changes_and_not_what_is_put_back(external: External) -> None:
+    """As of websockets, which keep workers of earlier configurations busy for hours: here three, where two serve."""
+    main = external.folder / "nginx.conf"
+    main.write_text(main.read_text().replace("worker_shutdown_timeout 5s;", ""))
+    nginx = ExternalNginx(external.options.model_copy(update={"drain_timeout_s": 0.2}))
+    first = nginx.control()
+    with contextlib.ExitStack() as stack:
+        for value in (4, 5, 6, 7):
+            nginx.apply(weights(nginx, value, 1, 8, 1))
+            client = stack.enter_context(socket.create_connection(external.address.split(":"), timeout=PATIENCE_S))
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        with pytest.raises(ActuationError, match="two earlier configurations are still busy"):
+            nginx.apply(weights(nginx, 8, 1, 8, 1))
+        assert "2" in external.who(11)
+        assert nginx.restore(first).changed
+        assert "2" not in external.who(11)
+
+
+def test_an_interruption_after_the_signal_puts_the_old_weights_in_force_again(external: External) -> None:
+    class Interruption(BaseException):
+        pass
+
+    def interrupt(step: str) -> None:
+        if step == "confirm":
+            raise Interruption
+
+    text = external.site.read_bytes()
+    nginx = ExternalNginx(external.options, on_step=interrupt)
+    with pytest.raises(Interruption):
+        nginx.apply(weights(nginx, 1, 1, 8, 1))
+    assert external.site.read_bytes() == text
+    wait_until(lambda: "2" not in external.who(11))
 
 
 STEPS = ["test", "keep originals", "swap app", "swap more.inc", "reload", "confirm", "done"]

@@ -211,6 +211,17 @@ def test_files_that_this_user_cannot_write(tmp_path: Path, monkeypatch: pytest.M
     assert (found.level, str(tmp_path) in found.what) == ("fail", True)
 
 
+def test_files_of_another_user_are_told_even_where_they_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As through a group or an ACL: their owner could not be kept."""
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    found = configured(tmp_path, upstream(GROUPS[0]))["files"]
+    assert (found.level, found.remedy.partition(";")[0]) == ("fail", "run as root or as their owner")
+    assert "belong to another user" in found.what
+
+
 @pytest.mark.parametrize(
     ("script", "level", "words"),
     [

@@ -95,6 +95,20 @@ def test_a_restart_is_never_a_number() -> None:
     assert result.requests.sum() == 0
 
 
+def test_an_nginx_that_was_loaded_earlier_is_another_one() -> None:
+    """As when an upgrade of its program is taken back: all its counters are larger than those of the new one."""
+    base = document("after_load")
+
+    def older(doc: dict[str, Any]) -> None:
+        doc["loadMsec"] -= 500
+        doc["connections"]["requests"] += 3
+        entry(doc, "compose_backend", A)["requestCounter"] += 3
+
+    result = window(base, later(base, older))
+    assert "restart" in kinds(result)
+    assert not result.usable
+
+
 def test_a_reset_counter_blanks_its_cell_only() -> None:
     base = document("after_load")
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
-from actuators.contract.control import Canary, Control
+from actuators.contract.control import Canary, Control, Weights
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Window
 from actuators.errors import ActuationError
-from rayjobs.steer.controller import Match, SiteController
+from rayjobs.steer.controller import CHANGED, Match, SiteController
 from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.order_store import Orders
 from rayjobs.steer.site import Site
 from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options
 from tests.support.windows import TOPOLOGY, window
@@ -31,8 +33,10 @@ class Nowhere:
     topology = TOPOLOGY
     first_method = None
     broken: bool = False
+    changes_silently: bool = False
     in_force: Control = EQUAL
     asked: list[Control] = field(default_factory=list)
+    restored: list[Control] = field(default_factory=list)
 
     @property
     def collector(self) -> Nowhere:
@@ -47,13 +51,18 @@ class Nowhere:
     def control(self) -> Control:
         return self.in_force
 
-    def apply(self, control: Control, canary: Canary | None = None) -> Applied:
+    def canary(self) -> None:
+        return None
+
+    def apply(self, control: Control, canary: Canary | None = None, *, restoring: bool = False) -> Applied:
         assert canary is None
         self.asked.append(control)
         if self.broken:
             raise ActuationError("no answer", where="nginx")
-        self.in_force = control
-        return Applied(True, 0.0)
+        if restoring:
+            self.restored.append(control)
+        changed, self.in_force = control != self.in_force, control
+        return Applied(changed, 0.0)
 
 
 class Always:
@@ -127,6 +136,44 @@ def test_a_revert_that_fails_is_tried_again(tmp_path: Path) -> None:
     run.steps(1)
     assert run.site.in_force == EQUAL
     assert run.status()["guards"]["operator"] == 3
+
+
+def test_a_revert_does_not_rest_on_what_the_controller_believes(tmp_path: Path) -> None:
+    """Somebody has put weights in force of which the statistics of this site tell nothing."""
+    run = loop(tmp_path, quick(mode="shadow"))
+    run.steps(2)
+    run.site.in_force, run.site.broken = UNEVEN, True
+    assert run.folder.order(override="reverted").pending
+    run.steps(2)
+    assert (run.site.restored, orders(run).pending) == ([], True)
+    run.site.broken = False
+    run.steps(3)
+    assert (run.site.restored, run.site.in_force) == ([EQUAL], EQUAL)
+    assert not orders(run).pending
+
+
+def orders(run: Loop) -> Orders:
+    found = run.folder.orders.read().value
+    assert found is not None
+    return found
+
+
+def test_what_an_operator_takes_out_of_rotation_stays_out(tmp_path: Path) -> None:
+    """As by HAProxy's `set server … state maint`, which no statistics tell."""
+    run = loop(tmp_path, quick())
+    run.site.changes_silently = True
+    run.steps(3)
+    assert isinstance(run.site.in_force, Weights)
+    down = np.zeros(TOPOLOGY.shape, bool)
+    down[:, 0] = True
+    run.site.in_force = Weights(TOPOLOGY, run.site.in_force.values, down)
+    run.steps(3)
+    assert isinstance(run.site.in_force, Weights)
+    assert run.site.in_force.down.tolist() == down.tolist()
+    assert run.lines[3]["alarms"][:1] == [CHANGED]
+    run.site.in_force = Weights(TOPOLOGY, run.site.in_force.values)
+    run.steps(3)
+    assert not run.site.in_force.down.any()
 
 
 def test_orders_move_a_running_controller_through_its_modes(tmp_path: Path) -> None:
