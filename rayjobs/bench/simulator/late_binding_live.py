@@ -43,7 +43,7 @@ NATIVE, DELAY, LATE, BY_DEADLINE, TWO = (
 WORKERS = 4.0
 GOODPUT_POINTS = {"S8": {LATE: 11.0, BY_DEADLINE: 12.0}, "S5": {LATE: 0.0, BY_DEADLINE: 0.0}}
 """Least gain over least_conn; in S5 the lower end of its interval must be above 0."""
-BLOCKS = {"S8": (4, 300.0), "S5": (6, 30.0)}
+BLOCKS = {"S8": (3, 300.0), "S5": (6, 30.0)}
 """Rounds and seconds. Overloads of S8 last 30 s and begin every 95 s, roughly: a short block may have none."""
 MEANS = {"S1": 1.03, "S2": 1.03, "S3": 1.03, "S4": 1.03, "S2 at 90 %": 0.90}
 """Most of late_binding's mean over that of expected_delay."""
