@@ -77,9 +77,12 @@ install_packages() {
 }
 
 python=$(find_python)
-exec 9>.setup.lock
-flock 9
 part=${1:-all}
+# `system` changes nothing here, has a lock of its own, and is run by root: no file of root's may stay.
+if [ "$part" != system ]; then
+    exec 9>.setup.lock
+    flock 9
+fi
 if [ "$part" = all ] && [ -e "$STAMP" ] && [ ! pyproject.toml -nt "$STAMP" ] && [ ! rayjobs/setup.sh -nt "$STAMP" ]; then
     exit 0 # another set-up has just done it
 fi

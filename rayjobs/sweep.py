@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, DataError
 from actuators.files import writable_folder
 from actuators.options import GIVEN, Moved, Never, Only, Retired
 from actuators.testbed.options import LiveOptions
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from actuators.contract.topology import Topology
+    from envs.environment.phase import Watched
     from rayjobs.runs.usage import CpuUsage
     from tuning.search.sweep import SweepStatus
     from tuning.search.trial import Shared
 
+OBSERVED = "observed.json"
+"""Of a live sweep: its windows of the observation phase, from which all trials have their problem."""
+_PHASES = ("equal", "exploring")
 TRIAL_STEPS_PER_S = 900
 LIVE_START_S = 20
 """What one core trains and validates, and what the testbeds of a trial take to start, roughly; only for the display."""
@@ -278,8 +283,15 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     if search.testbed == "live":
         live = LiveShare(options.live, work_dir, watched, search.testbeds, search.validation_s)
     topology = _system(options)
-    with open_testbed(search.testbed, topology, work_dir / "observe", options.seed, options.live) as testbed:
-        windows = watch(testbed, watched, base.training.method, options.observe, options.seed)
+    observed = folder.path / OBSERVED
+    if not (live and observed.exists()):
+        with open_testbed(search.testbed, topology, work_dir / "observe", options.seed, options.live) as testbed:
+            windows = watch(testbed, watched, base.training.method, options.observe, options.seed)
+    if live:
+        # A sweep that goes on keeps its problem: another look at a live testbed would give another one.
+        if not observed.exists():
+            write_windows(windows, observed)
+        windows = read_windows(observed, topology)
     return Shared(
         windows=windows,
         topology=topology,
@@ -293,6 +305,33 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
         provenance=provenance(folder, options.seed, ()),
         live=live,
     )
+
+
+def write_windows(watched: Watched, path: Path) -> None:
+    """Keeps the windows of the observation phase. Raises OSError."""
+    from actuators.files import write_json
+    from tuning.steering.window_json import to_json
+
+    write_json(path, {name: [to_json(window) for window in getattr(watched, name)] for name in _PHASES})
+
+
+def read_windows(path: Path, topology: Topology) -> Watched:
+    """The windows that `write_windows` kept. Raises DataError."""
+    from envs.environment.phase import Watched
+    from tuning.steering.window_json import WindowModel, from_json, topology_of
+
+    remedy = "begin a new sweep"
+    try:
+        rows = json.loads(path.read_bytes())
+        kept = {name: [WindowModel.model_validate(row) for row in rows[name]] for name in _PHASES}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("not the windows of an observation phase", where=str(path), remedy=remedy) from error
+    windows = {}
+    for name, models in kept.items():
+        # The servers of a live testbed have other addresses at each start.
+        placed = [topology_of(topology, dict.fromkeys(model.groups, model.servers)) for model in models]
+        windows[name] = tuple(from_json(model, there) for model, there in zip(models, placed, strict=True))
+    return Watched(**windows)
 
 
 def _testbeds(options: SweepOptions) -> int:

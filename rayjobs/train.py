@@ -285,6 +285,7 @@ def _train_live(
             say=lambda text: console_err().print(text, markup=False, soft_wrap=True),
         )
         trainer.net().load_state_dict(training.run(testbeds, watched).state_dict())
+        trainer.prove()
 
 
 def _stages(options: TrainOptions) -> list[Stage]:

@@ -13,6 +13,8 @@ from actuators.errors import ConfigError, closest
 MAX_RATE_RPS, MAX_DURATION_S, MAX_SERVICE_S = 1e6, 1e10, 1e6
 MAX_WORKERS, MAX_QUEUE, MAX_BALANCERS, MAX_CV = 4096, 1_000_000, 1024, 100.0
 MAX_STAGES, MAX_RETRIES, MAX_IMPORTANCE = 4, 1000, 1e6
+MAX_LIVE_RETRIES, LEAST_LIVE_S = 100, 0.001
+"""Of the load engine (load/gen_load/plan.h)."""
 MIN_GAP_CV, MAX_GAP_CV = 0.05, 20.0
 MAX_USERS = 1_000_000
 MAX_KINDS, MAX_WORK = 256, 1000.0
@@ -59,6 +61,11 @@ def check_live(script: Script) -> None:
     if any(habits.users for habits in script.clients):
         what = "clients in a closed loop cannot be played live"
         raise ConfigError(what, where=f"script '{script.name}'", remedy=remedy)
+    for habits in script.clients:
+        if habits.retries > MAX_LIVE_RETRIES or (habits.retries and habits.backoff_s < LEAST_LIVE_S):
+            what = f"{habits.retries} retries after {habits.backoff_s:g} s cannot be played live"
+            limits = f"at most {MAX_LIVE_RETRIES}, after at least {LEAST_LIVE_S:g} s, or {remedy}"
+            raise ConfigError(what, where=f"script '{script.name}'", remedy=limits)
     if any(profile.blocking for profile in script.servers):
         raise ConfigError("blocking servers cannot be played live", where=f"script '{script.name}'", remedy=remedy)
 

@@ -76,6 +76,12 @@ class Arrivals(Options):
     steps: tuple[tuple[float, float], ...] = Field(min_length=1)
     """(start in seconds from 0, requests per second), ascending."""
 
+    def mean_rps(self, seconds: float) -> float:
+        """Over so many seconds, at the end of which the last step ends."""
+        starts_s, rates_rps = np.array(self.steps).T
+        lengths_s = np.diff(starts_s, append=max(seconds, starts_s[-1]))
+        return float(np.average(rates_rps, weights=lengths_s)) if lengths_s.sum() > 0 else float(rates_rps.mean())
+
     @field_validator("steps")
     @classmethod
     def _ascend(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
@@ -212,8 +218,8 @@ class Calibration(Options):
 
     @property
     def rates_rps(self) -> FloatArray:
-        """``[groups]``, > 0: requests per second, the mean of the recording."""
-        return np.maximum([float(np.mean([rate for _, rate in each.steps])) for each in self.arrivals], 1e-6)
+        """``[groups]``, > 0: requests per second, the mean of the recording, of which the steps are unequal parts."""
+        return np.maximum([each.mean_rps(self.observed.seconds) for each in self.arrivals], 1e-6)
 
     @property
     def today(self) -> Weights:

@@ -151,7 +151,13 @@ class SimulatedVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[Any],
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Restarts every episode; a seed restarts the sequence of scripts."""
+        """Restarts every episode; a seed restarts the sequence of scripts.
+
+        Raises ConfigError for an `episode_seed`, which single environments take.
+        """
+        if options and "episode_seed" in options:
+            what = "an episode_seed is of one episode"
+            raise ConfigError(what, where="options", remedy="give it to gymnasium.make(…).reset")
         if seed is not None:
             self._generator = np.random.default_rng(seed if isinstance(seed, int) else [s or 0 for s in seed])
         self._done[:] = False

@@ -30,7 +30,7 @@ def optimal_shares(script: Script, topology: Topology, at_s: float) -> FloatArra
     factors = server_speeds(script, at_s)
     speeds = np.array([profile.speeds for profile in script.servers]).T * np.maximum(factors, 1e-9)
     tau_s = np.array(script.mean_service_s)[:, None] / speeds
-    second = 1.0 + script.service_cv**2 if script.service_distribution == "lognormal" else 2.0
+    second = {"lognormal": 1.0 + script.service_cv**2, "constant": 1.0}.get(script.service_distribution, 2.0)
     workers = tuple(profile.workers for profile in script.servers)
     tau_s = np.where(topology.mask, tau_s, np.inf)
     key = tuple(map(tuple, tau_s.tolist())), tuple(rates_rps(script, at_s).tolist()), workers, second

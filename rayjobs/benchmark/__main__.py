@@ -49,6 +49,9 @@ def run(options: BenchmarkOptions) -> int:
     entries = {_shown(text): entry_of(text, suite) for text in options.policies}
     if len(entries) < len(options.policies):
         raise ConfigError("two entries have one name", where="--policies", remedy="name each once")
+    for text in options.policies:
+        if _shown(text) in (LOWEST, HIGHEST, BOUND) and text != _shown(text):
+            raise ConfigError(f"'{_shown(text)}' is a reference", where=f"--policies {text}", remedy="rename it")
     each_s = _SECONDS_PER_PLAY * len(suite.scenarios)
     stages = [Stage(LOWEST, each_s), Stage(HIGHEST, 3 * each_s), Stage(BOUND, each_s)]
     stages += [Stage(f"entry {name}", each_s) for name in entries]

@@ -100,6 +100,10 @@ def resumed(options: OptionsT, folder: Path, may_differ: Sequence[str] = ()) -> 
         if path in may_differ:
             changes[path] = value
         elif path != "resume" and value != before:
+            if isinstance(value, str) and without_credentials(value) == before:
+                # A run does not keep credentials: they are given again.
+                changes[path] = value
+                continue
             what = f"'{path}' is {in_words(value)}, but {in_words(before)} in the run that goes on"
             raise ConfigError(what, where=str(folder), remedy="leave it out, or begin a new run")
     return earlier.changed(changes)

@@ -32,6 +32,7 @@ class _State:
         clean_up_s, closing_line: how long the clean-up after it may take, and what is said then; see `kept`.
         terminated: it was SIGTERM.
         timer: ends the process when the clean-up takes too long.
+        status: exit status then.
     """
 
     first_s: float | None = None
@@ -39,6 +40,7 @@ class _State:
     closing_line: Callable[[], str] = str
     terminated: bool = False
     timer: threading.Timer | None = None
+    status: int = 0
 
 
 _state = _State()
@@ -82,6 +84,13 @@ def kept(line: Callable[[], str], *also: type[Exception], clean_up_s: float = CL
             _state.clean_up_s, _state.closing_line = before
 
 
+def allow(seconds: float) -> None:
+    """A clean-up that has begun may take so long from now on, as one that copies results to a storage."""
+    if _state.timer is not None:
+        _state.timer.cancel()
+        _give_up_after(seconds)
+
+
 def end_now(line: str, status: int) -> NoReturn:
     """Ends the process from any thread, without clean-up: prints `line` and what is kept; guardians end the rest."""
     try:
@@ -120,12 +129,17 @@ def _raise_once(number: int, frame: FrameType | None) -> None:
         os.write(2, "cleaning up…\n".encode())
         return
     _state.first_s, _state.terminated = now_s, number == signal.SIGTERM
+    _state.status = 128 + number
     if _state.clean_up_s is not None:
-        _state.timer = threading.Timer(_state.clean_up_s, _give_up, (128 + number,))
-        _state.timer.daemon = True
-        _state.timer.start()
+        _give_up_after(_state.clean_up_s)
     raise Terminated() if _state.terminated else KeyboardInterrupt()
 
 
-def _give_up(status: int) -> None:
-    end_now("the clean-up took too long; guardians end what is left", status)
+def _give_up_after(seconds: float) -> None:
+    _state.timer = threading.Timer(seconds, _give_up)
+    _state.timer.daemon = True
+    _state.timer.start()
+
+
+def _give_up() -> None:
+    end_now("the clean-up took too long; guardians end what is left", _state.status)

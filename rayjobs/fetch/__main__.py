@@ -25,11 +25,12 @@ class FetchOptions(Options):
 def run(options: FetchOptions) -> int:
     """Writes the folders of the job's runs; prints where they are. Of a running job it fetches what is there now."""
     from rayjobs.cli.console import console_err, console_out
-    from rayjobs.fetch.transfer import folders_of, job_client, packed, unpack
+    from rayjobs.fetch.transfer import answering, folders_of, job_client, packed, unpack
 
     client = job_client(options.address)
     folders = folders_of(client, options.job)
-    status = client.get_job_status(options.job)
+    with answering():
+        status = client.get_job_status(options.job)
     if not status.is_terminal():
         console_err().print(f"the job is {status.value.lower()}: its results are not complete", markup=False)
     into = writable_folder(options.out)

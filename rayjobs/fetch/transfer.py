@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import gzip
 import io
 import re
 import shlex
 import tarfile
+import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+
+from requests import RequestException
 
 from actuators.errors import ConfigError, DataError, ProcessError
 from rayjobs.runs.folder import STAYS
@@ -39,10 +44,22 @@ def job_client(address: str | None) -> Any:
         raise ConfigError(f"cannot reach Ray's jobs: {what}", where="--address", remedy=remedy) from error
 
 
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Raises ProcessError when Ray's jobs, which have answered once, do not any more."""
+    try:
+        yield
+    except (RuntimeError, RequestException) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "see whether it can still be reached, and fetch again"
+        raise ProcessError(f"Ray's jobs do not answer any more: {what}", where="--address", remedy=remedy) from error
+
+
+@answering()
 def folders_of(client: Any, job: str) -> list[str]:
     """Paths on the cluster of the folders that the job said would stay there.
 
-    Raises ConfigError for an unknown job, or when it has said none.
+    Raises ConfigError for an unknown job, or when it has said none, and as `answering`.
     """
     known = [each.submission_id for each in client.list_jobs() if each.submission_id]
     if job not in known:
@@ -55,12 +72,13 @@ def folders_of(client: Any, job: str) -> list[str]:
     return found
 
 
+@answering()
 def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) -> bytes:
     """The folder as a compressed archive.
 
     Raises:
         DataError: the cluster does not have the folder any more, or the log is not whole.
-        ProcessError: the job that packs did not end in time.
+        ProcessError: the job that packs did not end in time, or Ray's jobs do not answer any more.
     """
     parent, _, name = folder.rpartition("/")
     pack = f"echo {_BEGIN}; tar -C {shlex.quote(parent)} -cz {shlex.quote(name)} | base64; echo {_END}"
@@ -84,20 +102,24 @@ def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) ->
 
 
 def unpack(archive: bytes, into: Path) -> Path:
-    """Writes the one folder of the archive below `into`; where it is.
+    """Writes the one folder of the archive below `into`, as a whole or not at all; where it is.
 
-    Raises ConfigError when it is there already, DataError for anything but ordinary files below one folder.
+    Raises ConfigError when it is there already, DataError for anything but ordinary files below one folder, and OSError
+    when it cannot be written.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        with contextlib.ExitStack() as stack:
+            tar = stack.enter_context(tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz"))
             names = {member.name.split("/")[0] for member in tar.getmembers()}
             if len(names) != 1 or names & {"", ".", ".."}:
                 raise DataError("not one folder", where="archive", remedy="fetch again")
             target = into / names.pop()
             if target.exists():
                 raise ConfigError("it is there already", where=str(target), remedy="remove it, or give another --out")
-            tar.extractall(into, filter="data")
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            partial = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".fetch-", dir=into)))
+            tar.extractall(partial, filter="data")
+            (partial / target.name).rename(target)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"the archive is not whole: {error}", where="archive", remedy="fetch again") from error
     return target
 

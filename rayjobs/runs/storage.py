@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 
 from actuators.errors import ConfigError
 from rayjobs.cli.console import console_out
+from rayjobs.cli.interrupts import allow
 
 if TYPE_CHECKING:
     from pyarrow import fs
+
+
+UPLOAD_S = 300.0
+"""How long results may take to the storage after a signal; the line that names them comes when all are there."""
 
 
 @contextlib.contextmanager
@@ -31,6 +36,7 @@ def stored(folder: Path, storage: str | None) -> Iterator[None]:
     try:
         yield
     finally:
+        allow(UPLOAD_S)
         upload(folder, storage)
         console_out().print(f"results: {target}", markup=False, soft_wrap=True)
 

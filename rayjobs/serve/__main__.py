@@ -102,8 +102,9 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
             with ray_session(address=options.address):
                 from ray import serve
 
-                from rayjobs.serve.ray_app import NAME, deployed, settings_args, start
+                from rayjobs.serve.ray_app import NAME, deployed, runs, settings_args, start
 
+                found = joins and runs()
                 start(options.host, port)
                 app = deployed(settings_args(settings), deployment(options))
                 try:
@@ -113,6 +114,8 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
                     # A Ray that was joined goes on, with what else it serves.
                     if joins:
                         serve.delete(NAME)
+                        if not (found or serve.status().applications):
+                            serve.shutdown()
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -184,10 +184,12 @@ class BundleStore:
         real = check_bundle(folder, self.root)
         loaded = LoadedBundle(real)  # proves that it loads before the pointer names it
         with self._lock:
-            present, times = self._in_use.bundle, stored.value.times_taken_back if stored.value is not None else 0
+            present, pointed = self._in_use.bundle, stored.value or Served(current=self._in_use.bundle.folder)
+            # Not `present`: another replica may have swapped, and this one has not followed yet.
             served = Served(
-                current=real, previous=present.folder, given=self._first, swapped_s=swapped_s, times_taken_back=times
-            )
+                current=real, previous=pointed.current, given=self._first, swapped_s=swapped_s,
+                times_taken_back=pointed.times_taken_back,
+            )  # fmt: skip
             version = self._pointer.change(lambda _: served, expected=stored.version).version
             # Not the stamp of now: somebody may have changed the pointer since.
             self._seen, self._in_use = _UNSEEN, InUse(loaded, self._before(served, present), served, version)

@@ -101,11 +101,14 @@ class Gate:
             self._intake.release(body)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
-        rules, path, host = self._rules, scope["path"], headers.get("host", "")
+        rules, path, host = self._rules, route_path(scope), headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if not rules.public and name.lower() not in LOCAL_NAMES:
             # DNS rebinding: a foreign page whose name resolves to 127.0.0.1 must not read the answers.
             raise Refused(421, "this server answers requests from this machine only")
+        if not path.isprintable():
+            # Starlette's routes end in `$`, which also matches before a line feed.
+            raise Refused(400, "the path has a control character")
         needed = rules.needed(path, scope["method"])
         if needed is None:
             return
@@ -127,6 +130,15 @@ class Gate:
         if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._rules.max_body_bytes:
             raise self._intake.too_long()
         return int(length) > 0 or "transfer-encoding" in headers
+
+
+def route_path(scope: Scope) -> str:
+    """The path by which the app finds its route: without the prefix under which it is mounted, as Serve's
+    `route_prefix` (https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope, `root_path`).
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if path == root or path.startswith(f"{root}/") else path
 
 
 def _answered(send: Send) -> Send:

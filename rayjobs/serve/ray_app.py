@@ -13,6 +13,8 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.context import _get_global_client  # nothing public tells what Serve listens on
+from ray.serve.exceptions import RayServeException
 
 from actuators.errors import ConfigError, ProcessError
 from rayjobs.cli.config import load_options
@@ -59,8 +61,22 @@ class PolicyReplica:
         return await self._answers.answer_each(bodies)
 
 
+def runs() -> bool:
+    """Whether this cluster has a Ray Serve."""
+    try:
+        _get_global_client()
+    except RayServeException:
+        return False
+    return True
+
+
 def start(host: str, port: int) -> None:
-    """Starts Ray Serve on this cluster. Raises ProcessError when its proxy does not listen in time."""
+    """Starts Ray Serve on this cluster.
+
+    Raises:
+        ProcessError: its proxy does not listen in time.
+        ConfigError: it runs already with another host or port, which it keeps.
+    """
     http = {"host": host, "port": port}
     last: Exception | None = None
     for _ in range(START_TRIES):
@@ -70,6 +86,10 @@ def start(host: str, port: int) -> None:
         except (TimeoutError, RayActorError) as error:
             last = error
         else:
+            kept = _get_global_client().http_config
+            if (kept.host, kept.port) != (host, port):
+                remedy = f"give --host {kept.host} --port {kept.port}, or end it first: serve shutdown"
+                raise ConfigError(f"Serve runs there on {kept.host}:{kept.port}", where="serve", remedy=remedy)
             return
     raise ProcessError("Ray Serve's proxy did not start", where="serve", remedy="see Ray's logs/serve") from last
 

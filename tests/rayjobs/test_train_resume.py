@@ -9,7 +9,8 @@ import pytest
 
 from actuators.errors import ConfigError
 from envs.environment.phase import ObserveOptions
-from rayjobs.cli.config import load_options
+from rayjobs.cli.config import dump_yaml, load_options
+from rayjobs.sweep import SweepOptions
 from rayjobs.train import TrainOptions, run
 from tuning.judging.plan import BlockOptions
 from tuning.options import AlgorithmOptions, LearningOptions
@@ -44,6 +45,16 @@ def test_a_run_goes_on_in_its_folder_with_its_options(tmp_path: Path) -> None:
     assert steps_of(folder) == ["48", "96", "144", "192"]
     assert list(tmp_path.iterdir()) == [folder]
     assert load_options(TrainOptions, file=folder / "config.yaml") == longer.changed({"resume": None})
+
+
+def test_a_storage_is_given_again_with_its_credentials(tmp_path: Path) -> None:
+    url = "s3://KEY:SECRET@bucket/runs"
+    began = SweepOptions(storage=url)
+    (tmp_path / "config.yaml").write_text(dump_yaml(began))
+    assert "SECRET" not in (tmp_path / "config.yaml").read_text()
+    assert load_options(SweepOptions, flags={"resume": tmp_path, "storage": url}).storage == url
+    with pytest.raises(ConfigError, match="'storage' is s3://other/runs"):
+        load_options(SweepOptions, flags={"resume": tmp_path, "storage": "s3://KEY:SECRET@other/runs"})
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -92,3 +93,18 @@ def test_setup_uses_files_and_extras_that_exist(cluster: dict[str, Any]) -> None
     assert all((root / script).is_file() for script in re.findall(r"\./([\w.]+\.sh)", commands))
     for extra in re.findall(r"\.\[(\w+)\]", commands):
         assert f"\n{extra} = [" in (root / "pyproject.toml").read_text()
+
+
+def test_what_is_not_copied_is_at_the_top_and_no_code(cluster: dict[str, Any]) -> None:
+    """rsync leaves out a name without a slash in every folder, as in rayjobs/runs."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for pattern in cluster["rsync_exclude"]:
+        assert pattern.startswith("/"), pattern
+        assert not [name for name in tracked if f"/{name}".startswith(f"{pattern}/")]
+
+
+def test_root_leaves_no_file_that_the_user_cannot_write(cluster: dict[str, Any]) -> None:
+    """`setup.sh system` runs as root before `setup.sh`; the lock of the second one must be the user's."""
+    assert "sudo ./rayjobs/setup.sh system && ./rayjobs/setup.sh" in " ".join(cluster["setup_commands"])
+    text = (ROOT / "rayjobs" / "setup.sh").read_text()
+    assert text.index('[ "$part" != system ]; then') < text.index("exec 9>.setup.lock")

@@ -181,10 +181,20 @@ def spread_parts(run_seeds: tuple[int, ...], seed: int) -> list[SpreadPart]:
     return parts
 
 
+def _of_none(rounds: int) -> tuple[float | None, float | None]:
+    """The interval of 0, of which every resample is 0 as well; None for fewer rounds than a sign test needs.
+
+    The upper end is that of the probability that a round has any (Clopper and Pearson 1934, doi 10.2307/2331986), as if
+    such a round were like the other policy's.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    return (0.0, 1 - tail ** (1 / rounds)) if 0.5**rounds <= tail else (None, None)
+
+
 def interval(
     value: float, draws: Sequence[FloatArray], parts: Sequence[SpreadPart]
 ) -> tuple[float | None, float | None]:
-    """Student's interval with the bootstrap's standard error, on the log scale unless a draw is 0.
+    """Student's interval with the bootstrap's standard error, on the log scale unless a draw is 0; `_of_none` for 0.
 
     Plain bootstrap percentiles are too narrow for few rounds: they lack the factor sqrt(n/(n-1)) and take
     the spread as known (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 4.3), and with two or
@@ -198,6 +208,8 @@ def interval(
     """
     if not all(np.isfinite(values).all() for values in draws):
         return None, None
+    if value == 0:
+        return _of_none(round(parts[-1].freedom) + 1)
     logarithmic = value > 0 and all((values > 0).all() for values in draws)
     variances = [
         _variance(value, values, part, logarithmic=logarithmic) for values, part in zip(draws, parts, strict=True)

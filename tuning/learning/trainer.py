@@ -124,6 +124,7 @@ class Trainer:
         self.proof: ResidualProof | None = None
         self.report = report
         self._simulation = simulation
+        self._scenario: Scenario | None = None
         self._checkpoints = Checkpoints(folder / "checkpoints")
         with torch.random.fork_rng(devices=[]):
             # Imitation starts from these parameters, so they must depend on the run's seed only.
@@ -177,6 +178,15 @@ class Trainer:
         """The trained network: the best one on the held-out episodes if early stopping is on, else the last one."""
         return self._net
 
+    def prove(self) -> None:
+        """Keeps the largest part of the residual that is proven in simulation, where that was asked for
+        (`proof_episodes`). Every phase of training ends with it; after live training elsewhere it is called again.
+        """
+        if self.options.proof_episodes and self._scenario is not None:
+            proven, self.proof = prove_some(self._net, self.problem, self._scenario, self.options, self._simulation)
+            write_json(self.folder / "proof.json", self.proof.to_json())
+            self._net.load_state_dict(proven.state_dict())
+
     def _run(self, phase: _Phase, judge: HeldOut | None = None, saved: Saved | None = None) -> None:
         with self._built(phase, saved) as algo, SummaryWriter(str(self.folder)) as events:
             if saved is None and phase.name == "simulated":
@@ -190,9 +200,11 @@ class Trainer:
             if progress.best.state:
                 self._net.load_state_dict(progress.best.state)
                 _write(algo, self._net)
-            if phase.name == "simulated" and self.options.proof_episodes:
-                self._prove(algo)
+            # What goes on from here, with more steps or live, goes on from what was learned, not from what was proven.
             self.checkpoint = self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=True)
+            if phase.name == "simulated":
+                self._scenario = phase.env_config["next_script"].scenario
+        self.prove()
 
     def _iterate(
         self, algo: Algorithm, phase: _Phase, progress: _Progress, judge: HeldOut | None, events: SummaryWriter
@@ -215,14 +227,6 @@ class Trainer:
             imitate(self._net, self.problem, config["next_script"], self.options, self.seed)
         if self.options.imitation.steps or self._begun:
             _write(algo, self._net)
-
-    def _prove(self, algo: Algorithm) -> None:
-        """Keeps the largest part of the residual that is proven."""
-        scenario = algo.config.env_config["next_script"].scenario
-        proven, self.proof = prove_some(self._net, self.problem, scenario, self.options, self._simulation)
-        write_json(self.folder / "proof.json", self.proof.to_json())
-        self._net.load_state_dict(proven.state_dict())
-        _write(algo, self._net)
 
     def _look(self, algo: Algorithm, judge: HeldOut, progress: _Progress) -> float:
         score = judge.score(read_net(algo, self._net))

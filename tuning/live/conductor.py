@@ -68,7 +68,7 @@ class News:
     """An event to report to the user: a fault or a repair.
 
     Attributes:
-        number: sequence number within a testbed, from 1.
+        number: ascends within a testbed, also over restarts of its conductor.
         at: time in UTC, ISO 8601.
         lost: number of intervals lost, 0 or 1.
     """
@@ -93,7 +93,8 @@ class TestbedDriver:
         self._testbed: Testbed | None = None
         self._builds = self._windows = self._faults = 0
         self._news: deque[News] = deque(maxlen=NEWS_KEPT)
-        self._said = 0
+        # Ray may restart this process between two questions: what the new one says is newer than all of the old one.
+        self._said = time.time_ns()
         self._doing = "idle"
 
     def reset(self, scenario: Scenario, seed: int, interval_s: float) -> Stepped:

@@ -118,9 +118,7 @@ class Testbeds(Closing):
             try:
                 fresh = ray.get(reference)
             except ray.exceptions.RayActorError:
-                # Ray is restarting it; its event numbers then start from 1 again.
-                self._heard[name] = 0
-                continue
+                continue  # Ray is restarting it
             news += fresh
             self._heard[name] = max([self._heard[name], *(news.number for news in fresh)])
         return news

@@ -111,15 +111,16 @@ static void arm_timer(struct engine *engine, int64_t wake_ns) {
 static void on_signal(struct engine *engine) {
     struct signalfd_siginfo info;
     if (read(engine->signals, &info, sizeof info) != sizeof info) return;
+    bool again = engine->interrupted;
+    engine->interrupted = true; /* what is given up now is not repeated */
     for (size_t i = 0; i < engine->plan->stream_count; i++) engine->arrivals[i].at_s = INFINITY;
     engine->end_ns = now_ns();
     engine->repeats.count = 0;
     while (engine->backlog.count > 0) drop_first_of_backlog(engine);
-    while (engine->interrupted && engine->pool.connecting.first != NULL)
+    while (again && engine->pool.connecting.first != NULL)
         request_failed(engine, engine->pool.connecting.first, ERROR_TIMEOUT);
-    for (size_t i = 0; engine->interrupted && i < engine->pool.waiting_count; i++)
+    for (size_t i = 0; again && i < engine->pool.waiting_count; i++)
         while (engine->pool.waiting[i].first != NULL) request_failed(engine, engine->pool.waiting[i].first, ERROR_TIMEOUT);
-    engine->interrupted = true;
 }
 
 /* Sleeps until the timer or a connection wakes it, unless the next send is so near that sleeping costs more. */

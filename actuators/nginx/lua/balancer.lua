@@ -179,9 +179,7 @@ local function choose(current, group, record)
     if not record.uncounted then
         inflight.add(choice, 1)
     end
-    if troubled then
-        health.picked(choice, now)
-    end
+    record.is_trial = troubled and health.picked(choice, now)
     return choice
 end
 
@@ -215,11 +213,11 @@ local function no_answer(status)
     return (status == 502 or status == 504) and (var.upstream_bytes_received or "0"):match("[^%s,]+$") == "0"
 end
 
-local function note_error(choice, status)
+local function note_error(record, choice, status)
     if no_answer(status) then
         health.failed(choice, now_s())
     else
-        health.answered(choice, now_s(), 1)
+        health.answered(choice, now_s(), 1, record.is_trial)
     end
 end
 
@@ -244,7 +242,7 @@ function M.finish(record, status, response_ms, total_ms)
             own[IN_FLIGHT] = own[IN_FLIGHT] - 1
         end
         if status >= 500 then
-            note_error(choice, status)
+            note_error(record, choice, status)
         elseif status ~= CLIENT_GONE then
             own[ANSWERS] = own[ANSWERS] + 1
             if record.idle then
@@ -258,7 +256,7 @@ function M.finish(record, status, response_ms, total_ms)
                 own[WAIT], own[SERVICE] = own[WAIT] + record.wait_s, own[SERVICE] + record.service_s
             end
             if health.trouble() then
-                health.answered(choice, now_s(), 0)
+                health.answered(choice, now_s(), 0, record.is_trial)
             end
         end
     end

@@ -63,13 +63,16 @@ function M.is_due(choice, now)
     return out_until > 0 and out_until <= now
 end
 
--- The server was chosen. When its pause has just ended, this request tries it and the others wait for the outcome.
+-- The server was chosen; whether that is a trial. When its pause has just ended, this request tries it and the others wait
+-- for the outcome.
 function M.picked(choice, now)
     local state = choice.health
     if state.shared[OUT_UNTIL] > 0 then
         state.shared[OUT_UNTIL] = now + state.pause_s
         lengthen_trouble(now, 2 * state.pause_s)
+        return true
     end
+    return false
 end
 
 -- No connection, no response in time, or a response that proxy_next_upstream retries.
@@ -96,12 +99,12 @@ local function any_out()
     return false
 end
 
--- A response; is_error is 1 from status 500 on. A server on trial is back in rotation, as in NGINX, and one that answers
--- well has its whole share at once.
-function M.answered(choice, now, is_error)
+-- A response; is_error is 1 from status 500 on. With that of a trial the server is back in rotation, as in NGINX, and has
+-- its whole share at once when it is a good one. Answers to requests from before its failure say nothing.
+function M.answered(choice, now, is_error, is_trial)
     local state = choice.health
     M.scored(choice.index, now, is_error)
-    if state.shared[OUT_UNTIL] > 0 then
+    if is_trial and state.shared[OUT_UNTIL] > 0 then
         state.shared[OUT_UNTIL] = 0
         dict:delete(state.fails)
         if is_error == 0 then

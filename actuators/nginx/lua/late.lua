@@ -165,9 +165,7 @@ function M.send_at_once(current, entry, now)
         return nil
     end
     bind(entry, choice, wait_s, service_s, in_flight < group.workers[server])
-    if troubled then
-        health.picked(choice, now)
-    end
+    entry.record.is_trial = troubled and health.picked(choice, now)
     return server
 end
 
@@ -181,9 +179,7 @@ function M.send(current, group, entry, place, server, now, troubled)
     end
     bind(entry, choice, wait_s, group.tau_s[server], idle)
     polite_since = nil
-    if troubled then
-        health.picked(choice, now)
-    end
+    entry.record.is_trial = troubled and health.picked(choice, now)
     leave_line(entry, place)
     if entry.semaphore then
         note_hold(entry, now)
@@ -386,7 +382,7 @@ local function new_entry(record, group_name, waits, deadline_s)
         watched = not waits, hopeless = false, deadline_s = deadline_s, semaphore = nil, cost = 1 }
 end
 
--- Whether the request asks for another protocol. NGINX never upgrades to HTTP/2, for which some clients ask with each request.
+-- Whether the request asks for another protocol. NGINX never upgrades to HTTP/2, for which some clients ask every time.
 local function upgrades()
     local asked = variable(nil, "http_upgrade")
     return asked and asked ~= "" and asked:lower() ~= "h2c"
@@ -412,8 +408,8 @@ local function note_watched(current, group_name, now)
     add(entry, WOULD, #open > 0 and 1 or 0)
 end
 
--- Access phase of a location of the group, after admission and, with lua_need_request_body, the body. A request that comes again, as by error_page, waits once only;
--- one that asks for another protocol may last for hours and takes no slot.
+-- Access phase of a location of the group, after admission; its body has been read (lua_need_request_body). A request that
+-- comes again, as by error_page, waits once only; one that asks for another protocol may last for hours and takes no slot.
 function M.enter(group_name)
     local current, now = control.current(), now_s()
     local state = state_of(current, now)

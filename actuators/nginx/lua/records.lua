@@ -2,7 +2,8 @@
 -- request, which an error_page or a retry does not change (they clear ngx.ctx). Records are reused.
 -- A record: attempts (servers chosen so far), choice (the last one), tried, wait_s, service_s, idle, is_new (whether the
 -- new control balances it; nil outside of a canary), of admission.lua block, entered_s, refused, and of late.lua entry,
--- bound (a server that it has a slot of), released (its slot is free again), uncounted (it takes none), held_s.
+-- bound (a server that it has a slot of), released (its slot is free again), uncounted (it takes none), held_s;
+-- is_trial (it tries a server whose pause is over).
 local M = {}
 
 local ffi = require "ffi"
@@ -34,7 +35,7 @@ function M.get(is_main)
         else
             record = { attempts = 0, choice = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false,
                 is_new = nil, block = nil, entered_s = 0, refused = false, entry = nil, bound = nil, released = false,
-                uncounted = false, held_s = nil }
+                uncounted = false, held_s = nil, is_trial = false }
         end
         open[key], record.is_sub = record, not is_main and ngx.is_subrequest
         if record.is_sub then
@@ -76,6 +77,7 @@ function M.give_back(record)
     record.attempts, record.choice, record.tried, record.is_new = 0, nil, nil, nil
     record.block, record.refused = nil, false
     record.entry, record.bound, record.released, record.uncounted, record.held_s = nil, nil, false, false, nil
+    record.is_trial = false
     spares = spares + 1
     spare[spares] = record
 end

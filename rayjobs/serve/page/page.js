@@ -154,19 +154,12 @@ function link(kind, text) {
   write(at("link"), text);
 }
 
-async function follow() {
-  const answer = await fetch("/v1/live/events", { headers: authorization() });
+// Not /v1/live/events: a stream is an ongoing request, by which Ray Serve scales and each replica has few.
+async function look() {
+  const answer = await fetch("/v1/live", { headers: authorization() });
   if (!answer.ok) throw new Error(answer.status === 401 ? "enter the token" : `status ${answer.status}`);
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) if (part.startsWith("data: ")) show(JSON.parse(part.slice(6)));
-    document.documentElement.dataset.drawn = "true";
-  }
+  show(await answer.json());
+  document.documentElement.dataset.drawn = "true";
 }
 
 async function refreshHistory() {
@@ -193,7 +186,7 @@ async function order(button) {
 async function forever() {
   for (;;) {
     try {
-      await follow();
+      await look();
     } catch (error) {
       link("lost", error.message === "enter the token" ? error.message : "no answer; trying again");
     }

@@ -11,7 +11,7 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.nginx.config import NginxOptions
-from tests.support.http_server import CLOSE
+from tests.support.http_server import CLOSE, LATER
 from tests.support.nginx_site import USER, Site, answer, running_site
 from tests.support.waiting import wait_until
 
@@ -56,6 +56,22 @@ def test_after_its_pause_one_request_tries_the_server_again(short_dir: Path) -> 
 
         wait_until(back)
         assert Counter(site.who(9)) == {"0": 3, "1": 3, "2": 3}
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_that_was_under_way_does_not_end_a_pause(site: Site, status: int) -> None:
+    for index in range(3):
+        site.script[index] = lambda _: LATER
+    connections = [site.pending() for _ in range(3)]
+    site.heal()
+    site.script[0] = lambda _: CLOSE
+    assert set(site.who(6)) == {"1", "2"}
+    for server in site.servers:
+        server.answer_next(answer(status))
+    assert [connection.getresponse().status for connection in connections] == [status] * 3
+    wait_until(lambda: site.in_flight() == 0)
+    assert {entry.server for entry in site.balancer().servers if entry.out} == {site.servers[0].address}
+    assert set(site.who(6)) == {"1", "2"}
 
 
 @pytest.mark.parametrize("status", [500, 404])

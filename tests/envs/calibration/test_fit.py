@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from envs.calibration.fit import neighbours
-from envs.calibration.result import Parameters
+from envs.calibration.result import Arrivals, Parameters
 
 
 def test_a_move_back_to_no_overhead_leaves_no_remainder() -> None:
@@ -13,3 +15,9 @@ def test_a_move_back_to_no_overhead_leaves_no_remainder() -> None:
     assert min(place.overhead_ms for place in places) == 0.0
     for place in places:
         Parameters(service_ms=at.service_ms, **place._asdict())
+
+
+def test_a_mean_rate_is_that_of_the_time_and_not_of_the_steps() -> None:
+    arrivals = Arrivals(distribution="exponential", dispersion=1.0, steps=((0.0, 50.0), (57.0, 500.0)))
+    assert arrivals.mean_rps(60.0) == pytest.approx((57 * 50 + 3 * 500) / 60)
+    assert Arrivals(distribution="exponential", dispersion=1.0, steps=((0.0, 50.0),)).mean_rps(0.0) == 50.0

@@ -93,6 +93,14 @@ def test_an_action_of_zeros_is_equal_weights_and_info_tells_the_terms() -> None:
     assert reward == pytest.approx(-np.log(info["terms"]["relative_latency"] + 0.01))
 
 
+def test_an_episode_seed_is_refused_by_a_vector_environment() -> None:
+    """It would play other episodes than the held-out ones that somebody asked for."""
+    env = gymnasium.make_vec("DeepScheduling/Social-v0", num_envs=2)
+    with pytest.raises(ConfigError, match="an episode_seed is of one episode"):
+        env.reset(options={"episode_seed": 2**31 + 4})
+    env.close()
+
+
 def test_an_episode_seed_can_be_chosen() -> None:
     env = gymnasium.make(SCENARIO)
     chosen = [env.reset(seed=seed, options={"episode_seed": 2**31 + 4}) for seed in (1, 2)]

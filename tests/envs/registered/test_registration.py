@@ -23,6 +23,16 @@ def test_the_order_of_the_imports_does_not_matter(imports: str) -> None:
     assert output_of(program).split() == list(IDS)
 
 
+def test_a_look_for_gymnasium_is_no_import() -> None:
+    program = (
+        "import envs, importlib.util\n"
+        "for _ in range(2): importlib.util.find_spec('gymnasium')\n"
+        "import gymnasium\n"
+        "print(*[name for name in gymnasium.registry if name.startswith('DeepScheduling/')])"
+    )
+    assert output_of(program).split() == list(IDS)
+
+
 def test_gymnasium_is_itself_again_after_it_was_imported() -> None:
     program = (
         "import sys, envs, gymnasium, importlib\n"

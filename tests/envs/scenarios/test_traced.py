@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from actuators.contract.on_off import draw_on_off
-from actuators.contract.script_check import check_live
+from actuators.contract.script import Clients
+from actuators.contract.script_check import check_live, check_script
 from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from envs.scenarios.catalogue import CONVERSATION_DISPERSION, CONVERSATION_REQUESTS, TRACED
@@ -124,4 +125,13 @@ def test_users_in_a_closed_loop_make_the_load_of_their_number_and_think_time() -
     assert load_ratio(script, 0.0) == pytest.approx(0.85, rel=1e-3)
     assert rates / rates.sum() == pytest.approx([0.1, 0.6, 0.3], rel=1e-2)
     with pytest.raises(ConfigError, match="closed loop cannot be played live"):
+        check_live(script)
+
+
+@pytest.mark.parametrize(("retries", "backoff_s"), [(101, 1.0), (1, 0.0)])
+def test_repeats_that_the_load_engine_does_not_take_are_told_beforehand(retries: int, backoff_s: float) -> None:
+    habits = Clients(3.0, retries=retries, backoff_s=backoff_s)
+    script = replace(TRACED["T1"].script(TOPOLOGY, 1), clients=(habits,) * len(TOPOLOGY.groups))
+    check_script(script, TOPOLOGY)
+    with pytest.raises(ConfigError, match=f"{retries} retries after {backoff_s:g} s cannot be played live"):
         check_live(script)

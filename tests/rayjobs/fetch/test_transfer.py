@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from actuators.errors import ConfigError, DataError
+from actuators.errors import ConfigError, DataError, ProcessError
 from actuators.options import Options
 from rayjobs.fetch.transfer import folders_of, job_client, packed, unpack
 from rayjobs.runs.folder import RunFolder, left_on_the_cluster
+from tests.support.disasters import full, small_disk
 
 
 class TrainOptions(Options):
@@ -132,3 +133,28 @@ def test_nothing_is_overwritten_or_written_elsewhere(tmp_path: Path) -> None:
         unpack(archive("a/b", "c/d"), into)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert [path.name for path in into.iterdir()] == ["train-1"]
+
+
+def test_a_folder_that_finds_no_room_is_not_there(tmp_path: Path, root_only: None) -> None:
+    """Else the next `fetch` would say that it is there already."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo("train-1/a")
+        member.size = 2_000_000
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+    with small_disk(tmp_path / "disk") as disk, full(disk):
+        with pytest.raises(OSError, match="No space left"):
+            unpack(buffer.getvalue(), disk)
+        assert not (disk / "train-1").exists()
+        assert not list(disk.glob(".fetch-*"))
+
+
+def test_jobs_that_do_not_answer_any_more_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dropped() -> list[Any]:
+        raise RuntimeError("Request failed with status code 502\nTraceback")
+
+    jobs = Jobs({})
+    monkeypatch.setattr(jobs, "list_jobs", dropped)
+    with pytest.raises(ProcessError, match="do not answer any more: Request failed with status code 502") as caught:
+        folders_of(jobs, "raysubmit_1")
+    assert "Traceback" not in str(caught.value)

@@ -33,6 +33,17 @@ def test_every_replica_follows_a_swap_also_one_that_starts_later(root: Path, tmp
     assert one.in_use().served.previous == (root / "second").resolve()
 
 
+def test_a_replica_that_has_not_followed_remembers_what_was_served(root: Path, tmp_path: Path) -> None:
+    one, other = replica(root, tmp_path), replica(root, tmp_path)
+    one.swap(root / "second")
+    other.swap(root / "third")
+    before = other.in_use().before
+    assert before is not None
+    assert {before.folder, other.in_use().served.previous} == {(root / "second").resolve()}
+    one.rollback()
+    assert other.in_use().bundle.folder.name == "second"
+
+
 def test_another_start_serves_its_own_bundle(root: Path, tmp_path: Path) -> None:
     replica(root, tmp_path).swap(root / "second")
     assert replica(root, tmp_path, "third").in_use().bundle.folder.name == "third"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rayjobs.cli.main import main
-from rayjobs.serve.gate import GateRules
+from rayjobs.serve.gate import GateRules, route_path
 from rayjobs.serve.options import ServeOptions, make_settings
 from rayjobs.serve.ray_app import settings_args, settings_of
 from rayjobs.serve.tokens import ROLES, Tokens
@@ -79,6 +79,25 @@ def test_other_methods_are_no_way_around(served: Served, method: str) -> None:
 
     for path in ("/v1/bundles", "/v1/orders", "//v1/bundles", "/v1/bundles/"):
         assert requests.request(method, served.url + path, timeout=30).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/orders", "/v1/bundles", "/v1/weights", "/v1/policy"])
+@pytest.mark.parametrize("end", ["%0A", "%0D", "%00", "%0A%0A"])
+def test_a_path_that_ends_in_a_line_feed_is_no_way_around(served: Served, path: str, end: str) -> None:
+    """Routes end in `$`, which also matches before one."""
+    for answered in (served.post(f"{path}{end}", {"override": "paused"}, None), served.get(f"{path}{end}")):
+        assert (answered.status_code, answered.json()["detail"]) == (400, "the path has a control character")
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "route"),
+    [
+        ("/x/v1/orders", "/x", "/v1/orders"), ("/v1/orders", "", "/v1/orders"), ("/x", "/x", ""),
+        ("/xy/v1/orders", "/x", "/xy/v1/orders"), ("/v1/orders", "/x", "/v1/orders"),
+    ],
+)  # fmt: skip
+def test_the_prefix_under_which_it_is_served_is_no_way_around(path: str, root: str, route: str) -> None:
+    assert route_path({"path": path, "root_path": root}) == route
 
 
 def test_the_scheme_is_bearer(served: Served) -> None:

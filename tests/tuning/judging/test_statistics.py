@@ -94,6 +94,16 @@ def test_one_round_gives_no_interval_and_no_verdict() -> None:
     assert (ratio.low, ratio.high, ratio.verdict) == (None, None, "inconclusive")
 
 
+@pytest.mark.parametrize(("rounds", "verdict"), [(2, "inconclusive"), (5, "inconclusive"), (6, "better")])
+def test_none_against_some_is_judged_by_the_rounds(rounds: int, verdict: str) -> None:
+    """Two rounds without an error against two with one each are no evidence, although every resample says 0."""
+    clean = Sample([tally(np.full(10, 2.0))] * rounds, DEADLINE_S)
+    failing = Sample([tally(np.full(9, 2.0), status_5xx=1)] * rounds, DEADLINE_S)
+    ratio = compare(clean, failing, rounds=rounds, seed=1)["errors"]
+    assert (ratio.value, ratio.verdict) == (0.0, verdict)
+    assert ratio.high is None or ratio.high == pytest.approx(1 - 0.025 ** (1 / rounds))
+
+
 def test_a_ratio_without_meaning_is_none_not_a_number() -> None:
     clean = Sample([tally(np.full(10, 2.0))] * 2, DEADLINE_S)
     ratios = compare(clean, clean, rounds=2, seed=1)

@@ -73,11 +73,20 @@ def test_a_killed_part_costs_an_interval_and_is_repaired(env: LiveVectorEnv, tes
 
 def test_a_killed_conductor_takes_its_nginx_along_and_comes_back(env: LiveVectorEnv, testbeds: Testbeds) -> None:
     run_until(env, fault=False)
+    # Something that the first process has said and the driver has heard.
+    os.kill(victim("ray::LoadGenerator"), signal.SIGKILL)
+    assert run_until(env, fault=True)
+    run_until(env, fault=False)
+    assert testbeds.news()
     os.kill(victim("ray::Conductor"), signal.SIGKILL)
     assert run_until(env, fault=True)
     run_until(env, fault=False)
+    os.kill(victim("ray::LoadGenerator"), signal.SIGKILL)
+    assert run_until(env, fault=True)
+    assert testbeds.news(), "the first words of the new process count, although it was not asked while it was away"
+    run_until(env, fault=False)
     (row,) = running_testbeds()
-    assert row["builds"] == 1  # a new process counts anew
+    assert row["builds"] == 2  # a new process counts anew
 
 
 def test_a_killed_nginx_is_replaced(
