@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,7 +39,18 @@ def test_a_joined_ray_serves_and_goes_on(short_dir: Path) -> None:
         with joined(head.folder):
             from ray import serve
 
-            assert serve.status().applications == {}
+            from rayjobs.serve.ray_app import runs
+
+            assert not runs(), "it has started Serve there, and nothing else used it"
+            # A Serve of somebody else's keeps what it listens on.
+            serve.start(http_options={"host": "127.0.0.1", "port": free_port("127.0.0.1")})
+            refused = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            )
+            assert runs()
             serve.shutdown()
+        assert refused.returncode == 2, refused.stderr
+        assert "Serve runs there on 127.0.0.1:" in refused.stderr
+        assert "Traceback" not in refused.stderr
     finally:
         head.close()
