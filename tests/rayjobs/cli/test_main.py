@@ -293,6 +293,19 @@ def test_a_clean_up_that_hangs_is_cut_short() -> None:
     assert b"kept all" in said
 
 
+def test_a_clean_up_that_copies_results_may_take_longer() -> None:
+    program = (
+        "import signal, time; from rayjobs.cli.interrupts import allow, claim_signals, kept\n"
+        "claim_signals()\n"
+        "with kept(str, clean_up_s=0.2):\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    finally:\n        allow(60.0); time.sleep(0.6); print('copied', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "copied\n"
+    assert "took too long" not in done.stderr
+
+
 def test_a_verb_that_has_cleaned_up_in_time_is_not_cut_short_later() -> None:
     program = (
         "import os, signal, threading; from rayjobs.cli.interrupts import claim_signals, kept, release_signals\n"
