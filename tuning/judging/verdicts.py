@@ -57,7 +57,7 @@ class MetricComparison:
         compared = COMPARED.get(self.metric)
         told = f"{ours} against {theirs}, {compared} requests " if compared else ""
         if self.verdict == "inconclusive":
-            rounds = "one round" if self.ratio.rounds == 1 else f"{self.ratio.rounds} rounds, too few for an interval"
+            rounds = "one round" if self.ratio.rounds == 1 else f"{self.ratio.rounds} rounds, which give no interval"
             return f"inconclusive; {told}{format_ratio(self.ratio.value)} from {rounds}"
         return f"{self.verdict}, {told}{describe_ratio(self.ratio)}"
 
