@@ -320,12 +320,12 @@ def read_windows(path: Path, topology: Topology) -> Watched:
     from envs.environment.phase import Watched
     from tuning.steering.window_json import WindowModel, from_json, topology_of
 
-    remedy = "begin a new sweep"
     try:
         rows = json.loads(path.read_bytes())
         kept = {name: [WindowModel.model_validate(row) for row in rows[name]] for name in _PHASES}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("not the windows of an observation phase", where=str(path), remedy=remedy) from error
+        what, remedy = "not the windows of an observation phase", "begin a new sweep"
+        raise DataError(what, where=str(path), remedy=remedy) from error
     windows = {}
     for name, models in kept.items():
         # The servers of a live testbed have other addresses at each start.

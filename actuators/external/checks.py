@@ -164,7 +164,7 @@ def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
 def _haproxy(path: Path) -> list[Check]:
     try:
         actuator, level = HaproxyActuator(path), RuntimeApi(path).ask("show cli level")
-        topology, static = actuator.topology, [name for name in actuator.balance.split(", ") if name == "static-rr"]
+        topology, is_static = actuator.topology, "static-rr" in actuator.balance.split(", ")
     except (ActuationError, ConfigError) as error:
         return [failed("control", error)]
     names = ", ".join(group.name for group in topology.groups)
@@ -172,7 +172,7 @@ def _haproxy(path: Path) -> list[Check]:
     if level != "admin":
         what, remedy = f"the socket's level is {level[:40]}: weights can be read and not changed", "write `level admin`"
         return [found, Check("level", "warn", what, f"{remedy} behind its `stats socket`, and reload HAProxy")]
-    if static:
+    if is_static:
         what = "a backend is balanced by static-rr, whose weights HAProxy changes only by a reload"
         return [found, Check("level", "warn", what, "write `balance roundrobin`")]
     return [found, Check("level", "ok", "the socket allows changes")]

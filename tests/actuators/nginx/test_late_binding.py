@@ -468,7 +468,7 @@ def test_another_protocol_takes_no_slot(site: Site) -> None:
     connection.request("GET", HOME, headers={"Upgrade": "websocket", "Connection": "upgrade"})
     wait_until(lambda: reached(site) == 4)
     assert site.in_flight() == 3
-    # Clients that would rather have HTTP/2 ask for it with every request, and get it from no NGINX.
+    # Some clients ask for HTTP/2 with every request; NGINX never upgrades to it.
     plain = http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S)
     plain.request("GET", HOME, headers={"Upgrade": "h2c", "Connection": "upgrade, http2-settings"})
     wait_until(lambda: in_line(site) == 1)

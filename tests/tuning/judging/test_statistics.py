@@ -96,7 +96,7 @@ def test_one_round_gives_no_interval_and_no_verdict() -> None:
 
 @pytest.mark.parametrize(("rounds", "verdict"), [(2, "inconclusive"), (5, "inconclusive"), (6, "better")])
 def test_none_against_some_is_judged_by_the_rounds(rounds: int, verdict: str) -> None:
-    """Two rounds without an error against two with one each are no evidence, although every resample says 0."""
+    """Two rounds without errors against two with one each prove nothing, although every resample gives 0."""
     clean = Sample([tally(np.full(10, 2.0))] * rounds, DEADLINE_S)
     failing = Sample([tally(np.full(9, 2.0), status_5xx=1)] * rounds, DEADLINE_S)
     ratio = compare(clean, failing, rounds=rounds, seed=1)["errors"]
