@@ -348,10 +348,12 @@ class HoldStatus(_VtsStruct, frozen=True):
 class Balancer(_VtsStruct, frozen=True):
     """The block that lua/status.lua adds to the document; nginx-module-vts has none.
 
-    `start_msec` changes at a restart, not at a reload. `method` is empty while NGINX itself balances.
+    `start_msec` changes at a restart, not at a reload. `method` is empty while NGINX itself balances. `masked_refusals`
+    are refused requests to which `error_page` gave a status below 500.
     """
 
     start_msec: Count = 0
+    masked_refusals: Count = 0
     method: str = ""
     version: Count = 0
     servers: tuple[BalancerEntry, ...] = ()
@@ -359,7 +361,7 @@ class Balancer(_VtsStruct, frozen=True):
     holding: HoldStatus | None = None
 
     def __post_init__(self) -> None:
-        _bounded(self.start_msec, self.version)
+        _bounded(self.start_msec, self.version, self.masked_refusals)
         _named(self.method)
 
 

@@ -100,15 +100,18 @@ def _client_errors(before: Snapshot, after: Snapshot) -> int | None:
     if before.client_errors is None or after.client_errors is None:
         return None
     # A refused request is not an error of a server.
-    count = after.client_errors - _refused(after) - before.client_errors + _refused(before)
+    count = after.client_errors - _shown_refusals(after) - before.client_errors + _shown_refusals(before)
     return count if 0 <= count <= _MOST else None
 
 
-def _refused(snapshot: Snapshot) -> int:
-    """By admission, and of those that wait for a slot."""
+def _shown_refusals(snapshot: Snapshot) -> int:
+    """Refused by admission or while they waited for a slot, and shown to clients as a 5xx."""
     balancer = snapshot.balancer
-    parts = (balancer.admission, balancer.holding) if balancer else ()
-    return sum(entry.refused for part in parts if part is not None for entry in part.groups)
+    if balancer is None:
+        return 0
+    parts = (balancer.admission, balancer.holding)
+    refused = sum(entry.refused for part in parts if part is not None for entry in part.groups)
+    return refused - balancer.masked_refusals
 
 
 def _admission(before: Snapshot, after: Snapshot, topology: Topology) -> AdmissionWindow | None:

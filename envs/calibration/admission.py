@@ -20,8 +20,8 @@ def calibrated_admission(calibration: Calibration, plan: AdmissionPlan, percent:
     """A rule for the groups of a calibration.
 
     The idle response time of a group is the mean over its servers, weighted as their requests were shared, of the
-    service time without waiting, plus the overhead; its rate is the mean of the recording. Deadlines are those of
-    `patient_deadlines_s`.
+    service time without waiting, plus the overhead; its rate is the mean of the recording, which is of one NGINX, times
+    the machines that share the traffic. Deadlines are those of `patient_deadlines_s`.
 
     Args:
         percent: 0 … 100, of the requests beyond the limit; with 0 they are only counted.
@@ -48,7 +48,7 @@ def calibrated_admission(calibration: Calibration, plan: AdmissionPlan, percent:
         topology, plan.rule, deadlines_s,
         np.array([worth[name] for name in calibration.groups]),
         (calibration.today.shares() * service_s).sum(axis=1) + best.overhead_ms / 1e3,
-        calibration.rates_rps, _numbers(calibration, plan), plan.load_balancers, percent,
+        calibration.rates_rps * plan.load_balancers, _numbers(calibration, plan), plan.load_balancers, percent,
     )  # fmt: skip
 
 

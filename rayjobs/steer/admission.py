@@ -92,6 +92,7 @@ class SiteAdmission:
         present = endpoint.text()
         self.first = store.keep(present)
         self._expected, self._doubtful, self._yielded = present, False, -1
+        self._in_force = present  # may differ from the expected one
         self._idle = IdleLatency(admission)
         self._go_on(present)
         self._sums = dict.fromkeys(_SUMS, 0)
@@ -99,7 +100,8 @@ class SiteAdmission:
 
     def step(self, window: Window, orders: Ordered) -> tuple[dict[str, Any], list[str]]:
         """Puts in force what should be; the entry of the audit line, and alarms. Errors become alarms."""
-        self._watch.see(window)
+        if self._own(self._in_force) is not None:  # another rule's refusals prove nothing about this one
+            self._watch.see(window)
         self._idle.see(window)
         self._admission = replace(self._admission, idle_s=self._idle.measured(self._admission.idle_s))
         self._add(window)
@@ -123,14 +125,20 @@ class SiteAdmission:
         """When a text is this rule as an earlier controller left it, response times that it measured count on, and what
         it has proved.
         """
+        present = self._own(text)
+        if present is not None:
+            self._admission = replace(self._admission, idle_s=present.idle_s)
+            self._watch.proved = self._watch.proved or present.percent > 0
+
+    def _own(self, text: str) -> Admission | None:
+        """The rule of a text when it is this one, with any percentage and any idle response times."""
         try:
-            present = from_text(text, self._admission.topology)
+            found = from_text(text, self._admission.topology)
         except ActuationError:
-            return
-        if present is None or text != to_text(replace(self._admission, percent=present.percent, idle_s=present.idle_s)):
-            return
-        self._admission = replace(self._admission, idle_s=present.idle_s)
-        self._watch.proved = self._watch.proved or present.percent > 0
+            return None
+        if found is None or text != to_text(replace(self._admission, percent=found.percent, idle_s=found.idle_s)):
+            return None
+        return found
 
     def _wanted(self, verdict: AdmissionVerdict, orders: Ordered) -> tuple[str | None, str]:
         """The rule that should be in force, None to leave it, and why."""
@@ -144,13 +152,13 @@ class SiteAdmission:
 
     def _put(self, text: str | None, window: Window, orders: Ordered) -> list[str]:
         """Sets the rule when it differs; alarms about one that somebody else has set, which stays."""
-        present = self._endpoint.text()
+        present = self._in_force = self._endpoint.text()
         if present != self._expected and not self._lost(present, window, orders):
             return [CHANGED] if self._yielded == orders.version else []
         if text is not None and text != present:
             self._store.seal()
             self._endpoint.put_text(text)
-            present = text
+            present = self._in_force = text
         self._expected, self._doubtful = present, False
         if orders.override == "reverted" and present == self.first.text:
             self._store.seal(False)
@@ -218,7 +226,7 @@ def site_admission(options: SteerOptions, store: FirstRuleStore) -> Iterator[Sit
     calibration = Calibration.load(options.admission_calibration)
     admission = calibrated_admission(calibration, options.admission, 0.0)
     _require_groups(topology_from_text(MemoryControl.read(options.control_url)), admission.topology)
-    token = read_token(options.token_file) if options.token_file is not None else ""
+    token = read_token(options.token_file)
     endpoint = AdmissionEndpoint(beside(options.control_url, "admission"), token, admission.topology)
     with contextlib.closing(endpoint):
         endpoint.require()
@@ -247,7 +255,7 @@ def restore_first_rule(store: FirstRuleStore, control_url: str, token_file: Path
         return False
     if not control_url:
         raise ActuationError("the control endpoint is not known", where="admission", remedy="start a controller")
-    token = read_token(token_file) if token_file is not None else ""
+    token = read_token(token_file)
     topology = topology_from_text(MemoryControl.read(control_url))
     with contextlib.closing(AdmissionEndpoint(beside(control_url, "admission"), token, topology)) as endpoint:
         endpoint.put_text(first.text)

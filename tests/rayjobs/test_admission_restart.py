@@ -155,7 +155,7 @@ def torn(path: Path) -> None:
 
 
 def of_other_groups(path: Path) -> None:
-    path.write_text(path.read_text().replace("group user_read_backend", "group user_write_backend"))
+    path.write_text(path.read_text().replace("\ngroup ", "\ngroup other_"))
 
 
 def writable(path: Path) -> None:
@@ -181,7 +181,7 @@ def empty(path: Path) -> None:
 
 
 BAD = (
-    (torn, "it is torn"), (empty, "it is torn"), (of_other_groups, "refused: line 'group user_write_backend"),
+    (torn, "it is torn"), (empty, "it is torn"), (of_other_groups, "refused: no group"),
     (writable, "others may write it"), (replaced_by_a_pipe, "not a regular file"),
     (replaced_by_a_folder, "not a regular file"), (huge, "too large"),
 )  # fmt: skip
@@ -192,6 +192,16 @@ def test_a_bad_file_is_no_rule_and_one_line(place: Place, spoil: Callable[[Path]
     place.keep()
     spoil(place.kept)
     check_ignored(place, said)
+
+
+def test_a_rule_still_protects_when_one_of_its_groups_has_gone(place: Place) -> None:
+    place.keep()
+    text = place.kept.read_text()
+    place.kept.write_text(text.replace("\ngroup user_read_backend", "\ngroup gone_backend"))
+    with place.site.start():
+        assert is_refusing(place)
+    assert len(place.errors()) == 1, place.errors()
+    assert "without these groups, which are not balanced here: gone_backend" in place.errors()[0]
 
 
 def test_a_file_of_another_user_is_no_rule_and_one_line(place: Place, root_only: None) -> None:

@@ -319,3 +319,31 @@ def test_max_conns_below_the_slots_holds_and_admission_counts_the_time_of_a_hold
         for connection in connections:
             connection.close()
         wait_until(lambda: counted() == (0, 3))
+
+
+def test_a_request_that_waited_for_a_server_and_found_no_other_is_late(servers: Servers) -> None:
+    write(servers, "server {A}; server {B};")
+    main = servers.site.folder / "nginx.conf"
+    main.write_text(main.read_text().replace("location / {", "location / { proxy_read_timeout 300ms;"))
+    port = servers.site.include_snippet("--set", "memory.admission=true")
+    token = (servers.site.folder / "deepsched.conf.token").read_text().strip()
+    topology = Topology((Group("app", "app", "GET", "/", 2.0, tuple(servers.site.servers[:2])),))
+    one = np.ones(1)
+    admission = Admission(topology, "fixed", 0.2 * one, one, 0.01 * one, one, AdmissionNumbers(multiple=100))
+    with (
+        servers.site.start(),
+        StatusReader(f"http://127.0.0.1:{port}/status") as reader,
+        contextlib.closing(MemoryControl(f"http://127.0.0.1:{port}/control", token, topology)) as control,
+        contextlib.closing(AdmissionEndpoint(f"http://127.0.0.1:{port}/admission", token, topology)) as endpoint,
+    ):
+        control.put("round_robin", Weights(topology, np.ones((1, 2), np.int64), np.array([[False, True]])))
+        endpoint.put(admission)
+        servers.script[A] = lambda _: HANG
+        assert status(servers, "/x") == 502
+        snapshot = reader.snapshot()
+        assert snapshot.balancer is not None
+        assert snapshot.balancer.admission is not None
+        (entry,) = snapshot.balancer.admission.groups
+        assert (entry.finished, entry.late, entry.quick) == (1, 1, 0)
+        assert snapshot.groups["app"][servers.site.servers[A]].responses.server_errors == 1
+        assert snapshot.client_errors == 1

@@ -31,6 +31,17 @@ local names = {}            -- in the order of the configuration
 local newest                -- newest[0]: version of the plan in the dict
 local version, plan = -1, { rule = "none", entries = {}, by_name = {} }
 
+-- What of a text can be in force with these groups; nil and a reason without anything. A configuration that has lost one of
+-- its groups still protects the others; the error log names it.
+local function usable_part(text)
+    local part, gone = plans.known_part(text)
+    local parsed, wrong = plans.parse(part)
+    if parsed and gone ~= "" then
+        ngx.log(ngx.ERR, "the rule of admission is in force without these groups, which are not balanced here: ", gone)
+    end
+    return parsed and part or nil, not parsed and "refused: " .. wrong or nil
+end
+
 -- The plan of a start: the kept one, or "" without one. An invalid kept text gives one line in the error log.
 local function first_plan(options)
     local text, problem = nil, nil
@@ -38,13 +49,12 @@ local function first_plan(options)
         text, problem = kept_rule.read(kept, options.snippet)
     end
     if text then
-        local parsed, wrong = plans.parse(text)
-        problem = not parsed and "refused: " .. wrong or nil
+        text, problem = usable_part(text)
     end
     if problem then
         ngx.log(ngx.ERR, "no rule of admission is in force: ", kept, ": ", problem)
     end
-    return text and not problem and text or ""
+    return text or ""
 end
 
 -- groups: of counters.lua; token; kept: file of the rule to begin with, nil for none, trusted as much as the file
@@ -62,7 +72,7 @@ function M.init(options)
     local present = dict:get("admission")
     if not present or not plans.parse(present) then
         -- A start, or the groups have changed with this configuration.
-        dict:set("admission", first_plan(options))
+        dict:set("admission", present and usable_part(present) or first_plan(options))
         dict:incr("admission version", 1)
     end
     newest[0] = dict:get("admission version")
@@ -73,7 +83,8 @@ end
 local function current()
     if newest and version ~= newest[0] then
         version = newest[0]
-        plan = cold(plans.parse, dict:get("admission"))
+        -- An old worker does not know the groups of a new configuration, and keeps the plan that it has.
+        plan = cold(plans.parse, dict:get("admission")) or plan
     end
     return plan
 end
@@ -112,7 +123,8 @@ local function refuse(record, block)
     return ngx.exit(REFUSED_STATUS)
 end
 
--- Access phase of a location of the group. A request that comes again, as by error_page, is not asked twice.
+-- Access phase of a location of the group. A request that comes again, as by error_page, is not asked twice. One that asks
+-- for another protocol may be refused; once inside it may last for hours, which says nothing of load, and is not counted.
 function M.enter(group)
     local now_plan = current()
     if not now_plan.by_name[group] then
@@ -133,13 +145,16 @@ function M.enter(group)
         end
         add(block, SPARED, 1)
     end
-    let_in(record, block, inside)
+    if not records.upgrades() then
+        let_in(record, block, inside)
+    end
 end
 
--- A request of the group that did not pass the access phase there: a subrequest, or the page for a refused request.
+-- A request of the group that did not pass the access phase there: a subrequest, or the page for a refused request, which
+-- was offered already.
 function M.count(record, group)
-    if not record.block and current().by_name[group] then
-        add(blocks[group], OFFERED, 1)
+    if not record.block and current().by_name[group] and not records.upgrades() then
+        add(blocks[group], OFFERED, record.refused and 0 or 1)
         let_in(record, blocks[group], rows.total(all, IN_FLIGHT))
     end
 end
@@ -154,7 +169,7 @@ function M.leave(record, status, response_ms)
     add(block, IN_FLIGHT, -1)
     add(all, IN_FLIGHT, -1)
     local entry = current().by_name[block.name]
-    if not entry then
+    if not entry or record.refused then
         return
     end
     local gone, held_s = status == CLIENT_GONE, record.held_s
@@ -241,7 +256,9 @@ end
 function M.tick(now)
     local now_plan, base, ticks = current(), all.base, {}
     local tick_s = now_plan.numbers.tick_s
-    if now - base[TICKED] > STALE_TICKS * tick_s then
+    -- Below 0 when the clock has been set back.
+    local since_s = now - base[TICKED]
+    if since_s < 0 or since_s > STALE_TICKS * tick_s then
         restart(now, tick_s)
     end
     for index = 1, #now_plan.entries do

@@ -105,4 +105,18 @@ function M.parse(text)
     return rule.prepare(plan)
 end
 
+-- The text without the lines of groups that are not known, and the names of these, with blanks between them.
+function M.known_part(text)
+    local lines, gone = {}, {}
+    for line in text:gmatch("[^\r\n]+") do
+        local name = line:match("^%s*group%s+(%S+)")
+        if name and not known[name] then
+            gone[#gone + 1] = name
+        else
+            lines[#lines + 1] = line .. "\n"
+        end
+    end
+    return table.concat(lines), table.concat(gone, " ")
+end
+
 return M

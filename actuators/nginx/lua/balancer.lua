@@ -196,7 +196,7 @@ function M.pick(group_name)
         admission.count(record, group_name)
     end
     local choice = late.take_bound(record, group_name) or choose(current, group, record)
-    record.attempts = record.attempts + 1
+    record.attempts, record.group = record.attempts + 1, group_name
     if not choice then
         return ngx.exit(NO_LIVE_SERVER)
     end

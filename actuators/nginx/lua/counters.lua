@@ -74,7 +74,7 @@ local function buckets(bounds)
 end
 
 -- options: upstreams (path), bounds_ms (array), server_name. Runs at each (re)load; existing counters are kept.
--- Fields: dict, bounds, bucket_of (whole ms -> bucket), server_name, loaded_ms, groups (by name), order (groups in the file's order), other.
+-- Fields: dict, bounds, bucket_of (whole ms -> bucket), server_name, loaded_ms, groups (by name), order (groups in the file's order), other, masked.
 -- A group: name, cells (by address), order (cells with the parameters of their server lines), extra (a cell: attempts that were retried).
 function M.init(options)
     M.dict, M.bounds, M.server_name = ngx.shared.deepsched_status, options.bounds_ms, options.server_name
@@ -85,6 +85,7 @@ function M.init(options)
     M.dict:safe_add("start_ms", M.loaded_ms)
     M.groups, M.order = read_upstreams(options.upstreams)
     M.other = new_cell("*", "*")
+    M.masked = rows.add({}, "masked refusals", 1)   -- refused requests that got a status below 500, by error_page
 end
 
 return M

@@ -1,6 +1,6 @@
 -- What the balancer knows of each request from the choice of a server to the log phase. The key is the address of the
 -- request, which an error_page or a retry does not change (they clear ngx.ctx). Records are reused.
--- A record: attempts (servers chosen so far), choice (the last one), tried, wait_s, service_s, idle, is_new (whether the
+-- A record: attempts (servers chosen so far), choice (the last one), group (of the last attempt), tried, wait_s, service_s, idle, is_new (whether the
 -- new control balances it; nil outside of a canary), of admission.lua block, entered_s, refused, and of late.lua entry,
 -- bound (a server that it has a slot of), released (its slot is free again), uncounted (it takes none), held_s;
 -- is_trial (it tries a server whose pause is over).
@@ -10,6 +10,7 @@ local ffi = require "ffi"
 local get_request = require("resty.core.base").get_request
 local ngx, cast, tonumber, format, gmatch = ngx, ffi.cast, tonumber, string.format, string.gmatch
 local ADDRESS = ffi.typeof("intptr_t")
+local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
 
 local open, spare, spares = {}, {}, 0
 local subrequests = 0   -- number of open records that belong to subrequests
@@ -33,7 +34,7 @@ function M.get(is_main)
         if spares > 0 then
             record, spares = spare[spares], spares - 1
         else
-            record = { attempts = 0, choice = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false,
+            record = { attempts = 0, choice = nil, group = nil, tried = nil, wait_s = nil, service_s = nil, idle = false, is_sub = false,
                 is_new = nil, block = nil, entered_s = 0, refused = false, entry = nil, bound = nil, released = false,
                 uncounted = false, held_s = nil, is_trial = false }
         end
@@ -43,6 +44,13 @@ function M.get(is_main)
         end
     end
     return record
+end
+
+-- Whether the current request asks for another protocol. NGINX never upgrades to HTTP/2, for which some clients ask every
+-- time.
+function M.upgrades()
+    local asked = variable(nil, "http_upgrade")
+    return asked and asked ~= "" and asked:lower() ~= "h2c"
 end
 
 local function take(key)
@@ -74,7 +82,7 @@ function M.take_cut_off()
 end
 
 function M.give_back(record)
-    record.attempts, record.choice, record.tried, record.is_new = 0, nil, nil, nil
+    record.attempts, record.choice, record.group, record.tried, record.is_new = 0, nil, nil, nil, nil
     record.block, record.refused = nil, false
     record.entry, record.bound, record.released, record.uncounted, record.held_s = nil, nil, false, false, nil
     record.is_trial = false

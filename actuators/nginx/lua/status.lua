@@ -128,8 +128,11 @@ local function count_final(group, servers, count, times, final)
 end
 
 -- Counts a request that was retried or reached no server; returns the time of its last attempt and of all in ms.
-local function count_attempts(group, addresses, final)
+local function count_attempts(group, record, addresses, final)
     local servers, count = split(addresses)
+    if record and record.attempts > 1 and not record.choice then
+        servers[count] = group.name   -- NGINX names the server before again when the balancer found no other
+    end
     local times = split(variable(nil, "upstream_response_time"))
     local count_them = only_final and count_final or count_every
     count_them(group, servers, count, times, final)
@@ -159,7 +162,7 @@ local function count(group, record, status)
     end
     local addresses = variable(nil, "upstream_addr")
     if addresses then
-        return count_attempts(group, addresses, status)
+        return count_attempts(group, record, addresses, status)
     end
 end
 
@@ -170,13 +173,25 @@ local function count_other(status)
     end
 end
 
+-- The status of the server that has sent the page for a refused request, which has not failed; else the one shown.
+local function status_of_page(record, shown)
+    if shown < 500 then
+        counters.masked.own[0] = counters.masked.own[0] + 1
+    end
+    return tonumber((variable(nil, "upstream_status") or ""):match("(%d+)$")) or shown
+end
+
 local function log(group, record)
-    local status, response_ms, total_ms = property(ngx, "status"), nil, nil
+    local shown, response_ms, total_ms = property(ngx, "status"), nil, nil
+    local status = record and record.refused and status_of_page(record, shown) or shown
     if group then
         response_ms, total_ms = count(group, record, status)
     end
     if not response_ms then
-        count_other(status)
+        count_other(shown)
+    elseif status ~= shown then
+        count_class(group.extra.own, status)   -- the server's answer is not what the client saw
+        count_class(other.own, shown)
     end
     if record then
         owner.finish(record, status, response_ms or 0, total_ms)
@@ -191,7 +206,7 @@ end
 -- log_by_lua of a configuration that includes our snippet: the balancer knows the group.
 function M.log_any()
     local record = owner.take()
-    log(record and record.choice and groups[record.choice.group.name], record)
+    log(record and (record.choice or record.attempts > 1) and groups[record.group], record)
 end
 
 -- log_by_lua of our endpoints in such a configuration.

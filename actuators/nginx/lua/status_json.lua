@@ -130,7 +130,10 @@ end
 local function own_json(balancer)
     local own = balancer and "," .. balancer.json() or ""
     local entry = admission.json()
-    return format('{"startMsec":%.0f%s%s}', dict:get("start_ms"), own, entry and ',"admission":' .. entry or "")
+    return format(
+        '{"startMsec":%.0f,"maskedRefusals":%.0f%s%s}', dict:get("start_ms"), rows.total(counters.masked, 0), own,
+        entry and ',"admission":' .. entry or ""
+    )
 end
 
 -- The whole document; `balancer` is nil when NGINX itself balances.

@@ -38,6 +38,13 @@ EXTRA = r"""
       access_by_lua_block { ADMISSION.enter("home_read_backend") } log_by_lua_block { STATUS.log("home_read_backend") }
     }
     location = /page { proxy_pass http://user_read_backend; }
+    location = /with-plain-page {
+      proxy_pass http://home_read_backend; error_page 503 /counted-page;
+      access_by_lua_block { ADMISSION.enter("home_read_backend") } log_by_lua_block { STATUS.log("home_read_backend") }
+    }
+    location = /counted-page {
+      proxy_pass http://user_read_backend; log_by_lua_block { STATUS.log("user_read_backend") }
+    }
     location = /steps {
       content_by_lua_block {
         local rule, plans = require "admission_rule", require "admission_plan"
@@ -60,6 +67,7 @@ EXTRA = r"""
       }
     }
     location = /no-more-ticks { content_by_lua_block { ADMISSION.on_timer = function() end } }
+    location = /two-hours-back { content_by_lua_block { ADMISSION.tick(ngx.now() - 7200) ADMISSION.tick(ngx.now()) } }
 """
 
 
@@ -94,6 +102,12 @@ def status(site: Site) -> tuple[AdmissionEntry, ...]:
     found = site.balancer().admission
     assert found is not None
     return found.groups
+
+
+def multiple(site: Site) -> float:
+    found = site.balancer().admission
+    assert found is not None
+    return found.multiple
 
 
 def counts(site: Site) -> AdmissionWindow:
@@ -315,6 +329,73 @@ def test_the_page_for_refused_requests_is_not_refused(site: Site) -> None:
     assert window.refused.tolist() == [0, 1, 0]
     pending.close()
     wait_until(lambda: sum(entry.in_flight for entry in status(site)) == 0)
+
+
+def test_a_server_that_sends_the_page_for_refused_requests_has_not_failed(site: Site) -> None:
+    admit(site, rule(site.topology, 1))
+    site.hang()
+    pending = site.pending(HOME)
+    site.heal()
+    site.collector.window()
+    refused = [ask(site, "/with-plain-page") for _ in range(5)]
+    assert {(each.status, each.getheader("X-Refused")) for each in refused} == {(503, "overload")}
+    window = site.collector.window()
+    assert window.requests[2].sum() == 5
+    assert window.server_errors.sum() == 0
+    assert window.client_errors == 0
+    assert window.admission is not None
+    assert window.admission.offered.tolist() == [0, 5, 0]
+    assert window.admission.refused.tolist() == [0, 5, 0]
+    assert window.admission.late.sum() == window.admission.finished.sum() == 0
+    pending.close()
+
+
+def test_errors_are_counted_beside_refusals_that_clients_see_as_something_else(site: Site) -> None:
+    admit(site, rule(site.topology, 1))
+    site.hang()
+    pending = site.pending(HOME)
+    site.heal()
+    site.collector.window()
+    assert [ask(site, "/with-page").status for _ in range(5)] == [200] * 5
+    pending.close()
+    wait_until(lambda: sum(entry.in_flight for entry in status(site)) == 0)
+    before = site.collector.window()
+    for index in range(3):
+        site.script[index] = lambda _: answer(500)
+    assert ask(site).status == 500
+    after = site.collector.window()
+    assert (before.client_errors, after.client_errors) == (0, 1)
+
+
+def test_a_connection_that_changes_its_protocol_is_not_in_flight(site: Site) -> None:
+    admit(site, rule(site.topology, 2))
+    site.hang()
+    before = sum(len(server.requests) for server in site.servers)
+    sockets = [http.client.HTTPConnection(site.nginx.address, timeout=PATIENCE_S) for _ in range(4)]
+    for connection in sockets:
+        connection.request("GET", HOME, headers={"Upgrade": "websocket", "Connection": "Upgrade"})
+    wait_until(lambda: sum(len(server.requests) for server in site.servers) == before + 4)
+    assert [entry.in_flight for entry in status(site)] == [0, 0, 0]
+    site.heal()
+    assert ask(site).status == 200
+    for connection in sockets:
+        connection.close()
+    counted = counts(site)
+    assert (counted.offered[1], counted.refused[1], counted.late[1]) == (5, 0, 0)
+
+
+def test_limits_hold_although_the_clock_was_set_back(site: Site) -> None:
+    moving = rule(site.topology, rule="aimd_thresh")
+    admit(site, moving)
+    assert ask(site).status == 200
+    wait_until(lambda: multiple(site) > moving.numbers.start)
+    assert ask(site, "/no-more-ticks").status == 200
+    wait_until(lambda: status(site)[1].limit is None)
+    assert [ask(site).status for _ in range(3)] == [200] * 3
+    assert ask(site, "/two-hours-back").status == 200
+    limit = status(site)[1].limit
+    assert limit is not None
+    assert limit < 100
 
 
 def test_limits_that_nobody_moves_are_not_in_force(site: Site) -> None:
