@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 _log = partial(log_line, "holding")
 
-FOR_EVER_S = 1e8
-"""Validity of what is set by hand, which nobody renews: three years."""
+UNTIL_CHANGED_S = 1e8
+"""Validity of what is set by hand, which no controller renews: three years."""
 _WORDS = {
     "holding": "requests wait for a slot",
-    "watching": "what would wait is only counted",
-    "off": "nothing waits: another method is in force",
-    "unset": "nothing waits: there are no service times or no slots",
-    "stale": "nothing waits: nobody has renewed the control, and requests go by least_conn",
-    "failing": "nothing waits for some seconds: its code has failed, see the error log of NGINX",
-    "absent": "the locations of this NGINX ask for no slot: write its snippet with --set memory.late_binding=true",
+    "watching": "requests that would be held are counted, none is held",
+    "off": "no request is held: another method is in force",
+    "unset": "no request is held: service times or slots are missing",
+    "stale": "no request is held: the control was not renewed in time, and least_conn balances",
+    "failing": "no request is held for 10 s after an error of the Lua code; see NGINX's error log",
+    "absent": "no location of this NGINX asks for a slot: write its snippet with --set memory.late_binding=true",
 }
 
 
@@ -148,7 +148,7 @@ def off(options: OffOptions) -> int:
 
 @contextlib.contextmanager
 def _endpoint(options: ChangeOptions) -> Iterator[MemoryControl]:
-    token = read_token(options.token_file) if options.token_file is not None else ""
+    token = read_token(options.token_file)
     topology = topology_from_text(MemoryControl.read(options.control_url))
     require_slots(options.control_url)
     with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
@@ -173,7 +173,7 @@ def _times(options: SetOptions, endpoint: MemoryControl, present: Control) -> Se
     """Service times, and what is held. Raises ConfigError for what is not known or not there."""
     topology = endpoint.topology
     chosen = options.numbers if options.numbers_file is None else _tuned(options.numbers_file, topology)
-    numbers = LateBindingNumbers.model_validate({**chosen.model_dump(), "valid_s": FOR_EVER_S})
+    numbers = LateBindingNumbers.model_validate({**chosen.model_dump(), "valid_s": UNTIL_CHANGED_S})
     plan = options.model_copy(update={"numbers": numbers})
     costs = RequestCost() if options.cost_file is None else RequestCost.load(options.cost_file)
     if options.calibration is None:

@@ -50,7 +50,7 @@ class LearnOptions(Options):
 
 def run(options: LearnOptions) -> int:
     """0 when a model of any group is good enough to be used, else 1; then all requests of a group cost the same."""
-    token = read_token(options.token_file) if options.token_file is not None else ""
+    token = read_token(options.token_file)
     topology = topology_from_text(MemoryControl.read(options.control_url))
     if options.bundle is not None:
         _require_bundle(options.bundle, {group.name for group in topology.groups})

@@ -17,7 +17,6 @@ local rule = require "late_rule"
 local semaphore = require "ngx.semaphore"
 
 local ngx, now_s = ngx, ngx.now
-local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
 local format, concat, min, max, floor = string.format, table.concat, math.min, math.max, math.floor
 local pcall, random, tostring = pcall, math.random, tostring
 local REFUSED_STATUS, CLIENT_GONE = 503, 499
@@ -27,6 +26,7 @@ local LEAST_SLEEP_S = 0.001
 local LOOK_S, LOOK_ALONE_S = 0.001, 0.1   -- sleep of the request that was held first, with and without other workers
 local COURTESY_S = 0.003      -- for so long a worker leaves a slot to a request of another one that comes first
 local HEAD_LASTS_S = 0.05     -- what another worker said of its first request is old after that
+local SEARCH_S = 0.005        -- so often the whole line is searched for what this worker says
 local PAUSE_S = 10            -- for so long nothing is held after this code has failed
 
 -- Columns of a group's block; IN_LINE ends with its worker.
@@ -42,6 +42,7 @@ local blocks, names, index_of = {}, {}, {}   -- by group, by index, and index by
 local line, held = {}, 0        -- requests of this worker in the order of arrival
 local places, ranks = {}, {}    -- of the requests that one look considers
 local polite_since              -- since when a slot is left to another worker
+local foremost, searched_at_s   -- the request that comes first, and when the line was last searched for it
 
 -- groups: of counters.lua; holds: locations ask for a slot. Before the workers start.
 function M.init(shared_dict, groups, holds)
@@ -209,6 +210,18 @@ local function others_first(current, rank, now)
     return now - polite_since < COURTESY_S
 end
 
+-- The request of this worker that comes first. A search of a long line costs more than all else of a look, so that in
+-- between only the last one that joined is compared: ages change the order slowly.
+local function find_foremost(current, now)
+    local last = line[held]
+    if not (foremost and foremost.waits) or now - searched_at_s >= SEARCH_S or now < searched_at_s then
+        foremost, searched_at_s = line[rule.first(current, line, held, now)], now
+    elseif last ~= foremost and rule.rank(current, last, now) > rule.rank(current, foremost, now) then
+        foremost = last
+    end
+    return foremost
+end
+
 local function say(entry, now)
     local own = heads.own
     if not entry then
@@ -319,7 +332,7 @@ function M.step(now)
         polite_since = nil
     end
     if several() then
-        say(held > 0 and not free and line[rule.first(current, line, held, now)] or nil, now)
+        say(held > 0 and not free and find_foremost(current, now) or nil, now)
     end
 end
 
@@ -382,16 +395,10 @@ local function new_entry(record, group_name, waits, deadline_s)
         watched = not waits, hopeless = false, deadline_s = deadline_s, semaphore = nil, cost = 1 }
 end
 
--- Whether the request asks for another protocol. NGINX never upgrades to HTTP/2, for which some clients ask every time.
-local function upgrades()
-    local asked = variable(nil, "http_upgrade")
-    return asked and asked ~= "" and asked:lower() ~= "h2c"
-end
-
 -- Counts a request that is not held, and whether it would be: when no server that it may go to has a free slot.
 local function note_watched(current, group_name, now)
     local record, watch, group = records.get(true), current.watch, current.by_name[group_name]
-    if record.attempts > 0 or record.refused or record.entry or upgrades() then
+    if record.attempts > 0 or record.refused or record.entry or records.upgrades() then
         return
     end
     local entry = new_entry(record, group_name, false, watch.deadline_s[group_name])
@@ -425,7 +432,7 @@ function M.enter(group_name)
     local record = records.get(true)
     if record.attempts > 0 or record.refused or record.entry then
         return
-    elseif upgrades() then
+    elseif records.upgrades() then
         record.uncounted = true
         return
     end

@@ -61,6 +61,7 @@ local function rank_of(current, entry, now)
         current.hold, now - entry.arrival_s, group.mean_tau_s * entry.cost, group.deadline_s, group.worth
     )
 end
+M.rank = rank_of
 
 -- The place in the line of the request that comes first, which has one, and its priority.
 function M.first(current, line, held, now)
