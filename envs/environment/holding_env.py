@@ -14,7 +14,7 @@ from actuators.contract.script import Script
 from envs.environment.holding import WINDOW_S, HoldingTask, LearnedHolding
 from envs.environment.vector_env import NextScript
 from envs.environment.windowed_env import WindowedVectorEnv
-from envs.observation.deadlines import ERROR_LATENCY_S
+from envs.observation.deadlines import failure_s
 from envs.observation.holding import MOVES, row_size
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
@@ -81,5 +81,5 @@ class HoldingVectorEnv(WindowedVectorEnv):
 
 def cost_table(deadlines_s: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Cost of an answer by the bucket of its response time, ``[groups, SIZE]``, and of a failure, ``[groups]``."""
-    relative, failed = midpoints_s() / deadlines_s[:, None], ERROR_LATENCY_S / deadlines_s
+    relative, failed = midpoints_s() / deadlines_s[:, None], failure_s(deadlines_s) / deadlines_s
     return relative + np.maximum(relative - 1, 0.0), failed + np.maximum(failed - 1, 0.0)

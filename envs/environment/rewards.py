@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
-from envs.observation.deadlines import ERROR_LATENCY_S, bucket_values_s, tardiness
+from envs.observation.deadlines import bucket_values_s, failure_s, tardiness
 from envs.observation.features import Counters, quantile_s
 
 RewardName = Literal["log_latency", "art", "p99", "cluster_rank"]
@@ -35,10 +35,10 @@ def reward_terms(counters: Counters, deadlines_s: FloatArray) -> dict[str, Float
     requests = by_type.sum(axis=-1)
     safe = np.maximum(requests, 1)
     counts = counters.latency_histogram.sum(axis=-2)
-    failure_s = _failure_s(counts, counters.bounds_ms)
-    seconds = counters.response_ms_sum.sum(axis=-1) / 1e3 + errors * failure_s
+    of_failure_s = np.maximum(_worst_s(counts, counters.bounds_ms), failure_s(deadlines_s))
+    seconds = counters.response_ms_sum.sum(axis=-1) / 1e3 + errors * of_failure_s
     late = tardiness(counters.latency_histogram, counters.responses[..., 4], counters.bounds_ms, deadlines_s)
-    p99_s = np.where(errors > 0.01 * by_type, failure_s, quantile_s(counts, counters.bounds_ms, 0.99))
+    p99_s = np.where(errors > 0.01 * by_type, of_failure_s, quantile_s(counts, counters.bounds_ms, 0.99))
     return {
         "relative_latency": (seconds / deadlines_s).sum(axis=-1) / safe,
         "relative_p99": (p99_s / deadlines_s * by_type).sum(axis=-1) / safe,
@@ -119,7 +119,7 @@ class Ledger:
         return means
 
 
-def _failure_s(counts: NDArray[np.int64], bounds_ms: tuple[int, ...]) -> FloatArray:
+def _worst_s(counts: NDArray[np.int64], bounds_ms: tuple[int, ...]) -> FloatArray:
     _, upper = bucket_values_s(bounds_ms)
     worst: FloatArray = np.where(counts > 0, upper, 0.0).max(axis=-1)
-    return np.maximum(worst, ERROR_LATENCY_S)
+    return worst

@@ -108,6 +108,14 @@ def response_deviation_s(counts: NDArray[Any], bounds_ms: Sequence[int], mean_s:
     return deviation_s
 
 
+def failure_s(deadlines_s: FloatArray) -> FloatArray:
+    """What a failed request counts as at least, ``[groups]`` in seconds: 1 s or twice its deadline, the longer one.
+
+    With deadlines beyond 1 s it would else be better to fail than to answer.
+    """
+    return np.maximum(ERROR_LATENCY_S, 2.0 * deadlines_s)
+
+
 def tardiness(
     latency_histogram: NDArray[np.int64],
     errors: NDArray[np.int64] | FloatArray,
@@ -120,7 +128,7 @@ def tardiness(
     Args:
         latency_histogram: ``[..., groups, servers, bounds + 1]``.
         errors: ``[..., groups, servers]`` failed requests; each is charged at least the worst
-            tardiness of the window and at least that of a 1 s answer.
+            tardiness of the window and at least that of an answer after `failure_s`.
         bounds_ms: upper bounds of the histogram's columns.
         deadlines_s: ``[groups]``.
         most: relative tardiness at which that of one request is cut.
@@ -136,7 +144,7 @@ def tardiness(
     counts = latency_histogram.sum(axis=-2)
     of_answers: FloatArray = (counts * cost).sum(axis=-1)
     worst_s = np.where(counts > 0, upper, 0.0).max(axis=-1)
-    of_error = (np.maximum(worst_s, ERROR_LATENCY_S) - deadlines_s) / deadlines_s
+    of_error = (np.maximum(worst_s, failure_s(deadlines_s)) - deadlines_s) / deadlines_s
     failed = errors.sum(axis=-1)
     total: FloatArray = of_answers + failed * np.clip(of_error, 0.0, most)
     return total

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray
 from envs.observation import robust
-from envs.observation.deadlines import ERROR_LATENCY_S, bucket_values_s
+from envs.observation.deadlines import bucket_values_s
 
 FeaturesVersion = Literal[1, 2]
 """1: plain means and ratios, as up to version 0.1. 2: a single error or a single very long response moves neither the
@@ -29,6 +29,8 @@ GROUP_RATE_SCALE = 6.0
 SLOW_EWMA = 0.1
 FAST_EWMA = 0.5
 ERROR_CHARGE = 10.0
+LEAST_CHARGE_S, CHARGED_TIMES = 0.1, 5.0
+"""A server all of whose answers are errors counts as at least so slow: in seconds, and in means of the good ones."""
 """A failed answer counts as this many times its response time in the latency that baselines follow."""
 EXPONENTIAL_P90 = 2.302585092994046
 """90th percentile over mean of an exponential distribution."""
@@ -194,9 +196,12 @@ def _remember(
     version: FeaturesVersion,
 ) -> None:
     charged = mean_s * (1 + (ERROR_CHARGE - 1) * error_ratio)
-    # A fast failure must not look like a fast server: charge at least a share of the error latency.
+    # A fast failure must not look like a fast server, whatever is fast for the servers that do not fail.
     failing = error_ratio if version == 1 else np.maximum(error_ratio - robust.ONE_ERROR, 0.0)
-    charged = np.maximum(charged, failing * ERROR_LATENCY_S * 0.1)
+    good = seen & (failing == 0)
+    count = np.maximum(good.sum(axis=-1, keepdims=True), 1)
+    of_good_s = np.where(good, mean_s, 0.0).sum(axis=-1, keepdims=True) / count
+    charged = np.maximum(charged, failing * np.maximum(LEAST_CHARGE_S, CHARGED_TIMES * of_good_s))
     first = np.isnan(memory.fast_s)
     blended = np.where(first, charged, memory.fast_s + FAST_EWMA * (charged - memory.fast_s))
     log_mean = np.log(mean_s)

@@ -5,6 +5,7 @@ Source: docs/studies.md#how-the-studies-measure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +17,8 @@ from actuators.contract.control import BalancingMethod
 from actuators.contract.histogram import SIZE, midpoints_s, percentile_ms
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology
-from envs.observation.deadlines import ERROR_LATENCY_S, Deadlines, derive_deadlines
+from actuators.errors import ConfigError
+from envs.observation.deadlines import Deadlines, derive_deadlines, failure_s
 from envs.scenarios.catalogue import StudyScenario
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
@@ -24,6 +26,8 @@ from envs.study.rules import Rule
 
 WARM_UP_S = 10.0
 _OBSERVED_S, _OBSERVED_SEED = 300.0, 999
+_ROUNDING = 1e-6
+"""Share of an interval by which a window may begin too early."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +124,28 @@ def play(
     cells = (len(scripts), len(topology.groups))
     totals = Totals(np.zeros((*cells, SIZE)), np.zeros(cells), np.zeros(cells))
     window: WindowBatch | None = None
-    ticks = round(duration_s / interval_s)
+    ticks, first = round(duration_s / interval_s), _first_judged(interval_s, warm_up_s)
     for tick in range(ticks):
         if steer is not None:
             steer(batch, scripts, window)
         window = batch.advance(interval_s)
-        if (tick + 1) * interval_s > warm_up_s:
+        if tick >= first:
             totals.add(window)
         report((tick + 1) / ticks)
     return totals
+
+
+def check_windows(duration_s: float, interval_s: float) -> None:
+    """Raises ConfigError when no whole window follows the first 10 s, of which nothing is judged."""
+    first = _first_judged(interval_s, WARM_UP_S)
+    if round(duration_s / interval_s) <= first:
+        what = f"{duration_s:g} s have no interval of {interval_s:g} s after the first {WARM_UP_S:g} s"
+        raise ConfigError(what, where="duration_s", remedy=f"play at least {(first + 1) * interval_s:g} s")
+
+
+def _first_judged(interval_s: float, warm_up_s: float) -> int:
+    """Number of the first window that begins after the warm-up."""
+    return max(math.ceil(warm_up_s / interval_s - _ROUNDING), 0)
 
 
 def _play_seeds(
@@ -139,6 +156,7 @@ def _play_seeds(
     interval_s: float,
     report: Callable[[float], None] = _unheard,
 ) -> Totals:
+    check_windows(scenario.duration_s, interval_s)
     scripts = [scenario.script(topology, seed) for seed in seeds]
     return play(rule, scripts, topology, scenario.duration_s, interval_s=interval_s, report=report)
 
@@ -173,9 +191,9 @@ def _score(counts: FloatArray, seconds: FloatArray, failed: FloatArray, deadline
     answered, failures = float(counts.sum()), float(failed.sum())
     total = answered + failures
     lateness = np.maximum(midpoints_s() - deadline_s[:, None], 0.0) / deadline_s[:, None]
-    error_lateness = np.maximum(ERROR_LATENCY_S - deadline_s, 0.0) / deadline_s
+    error_lateness = (failure_s(deadline_s) - deadline_s) / deadline_s
     art = float((counts * lateness).sum() + failed @ error_lateness) / total
-    relative = float(((seconds + failed * ERROR_LATENCY_S) / deadline_s).sum()) / total
+    relative = float(((seconds + failed * failure_s(deadline_s)) / deadline_s).sum()) / total
     return Score(
         mean_ms=float(seconds.sum()) / answered * 1e3,
         p99_ms=percentile_ms(counts.sum(axis=0).astype(np.int64), 99),

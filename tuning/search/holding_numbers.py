@@ -24,7 +24,7 @@ from actuators.contract.script import Script
 from envs.calibration.result import Calibration
 from envs.calibration.tuned_holding import TunedHolding
 from envs.estimators.registry import DEFAULT_ESTIMATOR
-from envs.observation.deadlines import ERROR_LATENCY_S
+from envs.observation.deadlines import failure_s
 from envs.scenarios.calibrated import calibrated
 from envs.scenarios.catalogue import randomised
 from envs.simulator.batch import SimulationOptions
@@ -92,7 +92,7 @@ class Played:
     """Figures per play and group, ``[plays, groups]``; nan where no request came.
 
     Attributes:
-        mean_s, p99_s: refused and failed requests count as answers after 1 s.
+        mean_s, p99_s: refused and failed requests count as answers after 1 s or twice their deadline, the longer one.
         goodput: share of all that were answered in time.
         refused: share of all that were refused or failed.
     """
@@ -107,11 +107,12 @@ class Played:
         counts, failed = totals.counts, totals.failed
         every = counts.sum(axis=2) + failed
         with np.errstate(invalid="ignore"):
-            mean_s = (totals.seconds + failed * ERROR_LATENCY_S) / np.where(every > 0, every, np.nan)
+            mean_s = (totals.seconds + failed * failure_s(deadlines_s)) / np.where(every > 0, every, np.nan)
             good = (counts * (midpoints_s() <= deadlines_s[:, None])).sum(axis=2) / np.where(every > 0, every, np.nan)
             refused = failed / np.where(every > 0, every, np.nan)
         with_failed = counts.copy()
-        with_failed[..., int(np.searchsorted(midpoints_s(), ERROR_LATENCY_S))] += failed
+        at = np.minimum(np.searchsorted(midpoints_s(), failure_s(deadlines_s)), SIZE - 1)
+        with_failed[:, np.arange(len(at)), at] += failed
         reached = np.cumsum(with_failed, axis=2) >= np.ceil(0.99 * every)[..., None]
         p99_s = midpoints_s()[np.minimum(reached.argmax(axis=2), SIZE - 1)]
         return cls(mean_s, np.where(every > 0, np.maximum(p99_s, 1e-6), np.nan), good, refused)

@@ -58,11 +58,13 @@ def test_silence_holds_the_slow_average() -> None:
     assert (memory.fast_s == before).all()
 
 
-def test_failing_fast_does_not_look_fast() -> None:
+@pytest.mark.parametrize("good_ms", [20.0, 60.0, 200.0, 2000.0])
+@pytest.mark.parametrize("requests", [10, 200])
+def test_failing_fast_does_not_look_fast(good_ms: float, requests: int) -> None:
     memory = LatencyMemory.empty(TOPOLOGY.shape)
-    latency_ms = np.array([[20.0, 20.0, 1.0]] * 3)
+    latency_ms, errors = np.array([[good_ms, good_ms, 2.0]] * 3), np.array([[0, 0, requests]] * 3)
     for seed in range(5):
-        server_features(window(latency_ms, 200, errors=np.array([[0, 0, 200]] * 3), seed=seed), DEADLINES_S, memory)
+        server_features(window(latency_ms, requests, errors=errors, seed=seed), DEADLINES_S, memory)
     assert (memory.fast_s[:, 2] > memory.fast_s[:, 0]).all()
 
 
