@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -25,7 +25,8 @@ from rayjobs.runs.folder import RUNS, RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.storage import stored
 from rayjobs.runs.testbed import check_live, of_one_system
-from tuning.search.space import DRAWN, POPULATIONS, CallbackName, ConfirmOptions, ReporterName, SearchOptions
+from tuning.search.space import DRAWN, IN_TURN, CallbackName, ConfirmOptions, ReporterName, SearchOptions, trial_count
+from tuning.search.storage import below
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,11 +92,12 @@ class SweepOptions(RayOptions):
         if self.resume is not None:
             return resumed(self, self.resume, may_differ=("address",))
         own = self._of_one_system()
-        if self.search.scheduler not in POPULATIONS or self.search.search in DRAWN:
+        if self.search.scheduler not in IN_TURN or self.search.search in DRAWN:
             return own
         if self.given("search.search"):
-            what = f"{self.search.search} does not draw for population-based training"
-            raise ConfigError(what, where="search.search", remedy="set search.search=random, or another scheduler")
+            what = f"{self.search.search} does not draw for {self.search.scheduler}"
+            remedy = "set search.search=random, or search.scheduler=asha"
+            raise ConfigError(what, where="search.search", remedy=remedy)
         return own.changed({"search.search": "random"})
 
     def _of_one_system(self) -> Self:
@@ -175,24 +177,29 @@ def _work(options: SweepOptions, folder: RunFolder, at_once: int, progress: Prog
         shared = _shared(options, folder)
     with progress.stage("sweep") as stage:
         # A storage holds the experiments of many sweeps.
-        storage = (
-            f"{options.storage.rstrip('/')}/{folder.path.name}" if options.storage else str(folder.path.absolute())
-        )
+        storage = below(options.storage, folder.path.name) if options.storage else str(folder.path.absolute())
+        total = trial_count(options.search)
+        ended_before: int | None = None
         with CpuUsage(session_name()) as usage:
             usage.phase("start")
 
             def tell(tally: SweepStatus) -> None:
-                usage.phase("tail" if _count(options) - tally.ended - tally.failed < at_once else "full")
-                _say(stage, tally, _count(options))
+                nonlocal ended_before
+                ended_before = tally.ended if ended_before is None else ended_before
+                usage.phase("tail" if total - tally.ended - tally.failed < at_once else "full")
+                _say(stage, tally, total)
 
             grid = run_sweep(options.search, shared, storage, at_once, tell, options.callback, options.reporter)
-        write_json(folder.path / "usage.json", {"trials": len(grid), "at_once": at_once, **usage.summary()})
+        ended = 0 if ended_before is None else len(grid) - ended_before
+        session = {"trials": len(grid), "ended": ended, "at_once": at_once, **usage.summary()}
+        write_usage(folder.path / "usage.json", session)
         table = trial_table(grid, options.search.space)
         table.to_parquet(folder.path / "sweep.parquet")
         bundles = [fetch_bundle(grid, trial, folder.file("bundles", trial)) for trial in _best(table, confirm.best)]
     finalists, winners = _train_again(options, folder, shared, table, storage, at_once, progress)
     bundles = [*winners, *(path for path in bundles if path.name not in {one.name for one in winners})]
     bundles = bundles[: max(confirm.best, 1)]
+    best = bundles[0].name if bundles else ""
     evaluations: list[dict[str, Any]] = []
     if confirm.best:
         from tuning.search.confirm import confirm as judge_live
@@ -211,13 +218,14 @@ def _work(options: SweepOptions, folder: RunFolder, at_once: int, progress: Prog
         from tuning.report.sweep import print_best, write_sweep_report
 
         report = write_sweep_report(
-            folder.path, table, histories(grid), options.search, evaluations, finalists, provenance(folder)
+            folder.path, table, histories(grid), options.search, evaluations, finalists, provenance(folder), best
         )
 
     def tell_all() -> None:
-        print_best(table, list(options.search.space), evaluations, finalists, console_out())
-        console_out().print(_pace(len(grid), usage), soft_wrap=True)
-        console_out().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
+        print_best(table, options.search, evaluations, finalists, console_out())
+        console_out().print(pace(ended, len(grid), usage), soft_wrap=True)
+        if best:
+            console_out().print(f"best bundle: {folder.path / 'best'}", soft_wrap=True)
         console_out().print(f"report: {report}", soft_wrap=True)
 
     return tell_all
@@ -307,6 +315,24 @@ def _shared(options: SweepOptions, folder: RunFolder) -> Shared:
     )
 
 
+def write_usage(path: Path, session: Mapping[str, Any]) -> None:
+    """Writes how this session used the cores; what the sessions before it used stays in the list `earlier`.
+
+    Raises:
+        DataError: the file that is there was not written by a sweep.
+    """
+    from actuators.files import write_json
+
+    earlier: list[Any] = []
+    if path.exists():
+        try:
+            last = json.loads(path.read_bytes())
+            earlier = [*last.pop("earlier", []), last]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DataError("not the usage of a sweep", where=str(path), remedy="remove the file") from error
+    write_json(path, {**session, "earlier": earlier})
+
+
 def write_windows(watched: Watched, path: Path) -> None:
     """Keeps the windows of the observation phase. Raises OSError."""
     from actuators.files import write_json
@@ -361,18 +387,11 @@ def _say(stage: StageProgress, tally: SweepStatus, count: int) -> None:
     )
 
 
-def _pace(trials: int, usage: CpuUsage) -> str:
+def pace(ended: int, trials: int, usage: CpuUsage) -> str:
+    """How long this session took for the trials that ended in it, of all of them, and how busy the cores were."""
     busy = f"{usage.share:.0%} of this machine's {os.cpu_count()} cores, {usage.share_of_free:.0%} of what others left"
-    return f"{trials} trials in {usage.elapsed_s / 60:.1f} minutes, which used {busy}"
-
-
-def _count(options: SweepOptions) -> int:
-    search = options.search
-    combinations = 1
-    if search.search == "grid":
-        for domain in search.space.values():
-            combinations *= len(domain) if isinstance(domain, tuple) else 1
-    return search.trials * combinations
+    of_all = f"{trials} trials" if ended == trials else f"{ended} of {trials} trials"
+    return f"{of_all} in {usage.elapsed_s / 60:.1f} minutes, which used {busy}"
 
 
 def _stages(options: SweepOptions) -> list[Stage]:
@@ -381,13 +400,13 @@ def _stages(options: SweepOptions) -> list[Stage]:
     training = search.base.training
     if search.testbed == "live":
         each_s = LIVE_START_S + search.validation_s + training.steps * share * training.interval_s / search.testbeds
-        train_s = _count(options) * each_s / max(search.concurrent, 1)
+        train_s = trial_count(options.search) * each_s / max(search.concurrent, 1)
     else:
-        train_s = _count(options) * training.steps * share / TRIAL_STEPS_PER_S / max(search.concurrent, 2)
+        train_s = trial_count(options.search) * training.steps * share / TRIAL_STEPS_PER_S / max(search.concurrent, 2)
     block_s = confirm.judge.warm_up_s + confirm.judge.measure_s + 1.2
     stages = [Stage("start", 15), Stage("observe", 3), Stage("sweep", 30 + train_s)]
     if search.finalists:
-        again = search.finalists * search.seeds / _count(options) / share
+        again = search.finalists * search.seeds / trial_count(options.search) / share
         stages.append(Stage("finalists", 15 + again * train_s))
     if confirm.best:
         stages.append(Stage("confirm live", 25 + confirm.best * confirm.judge.rounds * 3 * block_s))

@@ -102,7 +102,9 @@ def test_a_killed_sweep_is_resumed_and_no_finished_trial_is_repeated(tmp_path: P
     assert wait_gone(f"{tmp_path}/", 20.0) == {}
     (folder,) = tmp_path.iterdir()
     assert len(before) < TRIALS
+    already = len(recorded(folder, "sweep"))
     output = ended(start("--resume", str(folder)))
+    assert f"{TRIALS - already} of {TRIALS} trials in" in output
     table = pd.read_parquet(folder / "sweep.parquet")
     assert len(table) == TRIALS
     assert (table["steps_trained"] == 960).all()
@@ -164,7 +166,10 @@ def test_finalists_that_are_interrupted_go_on_and_repeat_nothing(tmp_path: Path)
     winner = table.groupby("trial")["score"].mean().idxmax()
     assert best["searched_as"] == winner
     assert best["seed"] in set(table["seed"])
-    assert f"2 fresh seeds and validated on fresh episodes, {winner} is the best" in output
+    assert f"2 fresh seeds and validated on the same 2 fresh episodes, {winner} is the best" in output
+    assert "0 of 2 trials in" in output
+    usage = json.loads((folder / "usage.json").read_text())
+    assert [one["ended"] for one in (*usage["earlier"], usage)] == [2, 0]
 
 
 @pytest.mark.parametrize("cpus_each", [0.5, 1.0], ids=["all at once", "in turn"])

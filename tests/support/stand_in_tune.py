@@ -43,7 +43,7 @@ def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str
         return options
 
     @contextlib.contextmanager
-    def testbed(topology: object, live: Options, *arguments: object) -> Iterator[SimulatedTestbed]:
+    def testbed(topology: object, live: Options, *arguments: object, label: str) -> Iterator[SimulatedTestbed]:
         reads.hand_over(live, live_parts)
         with SimulatedTestbed(social_network()) as simulated:
             yield simulated

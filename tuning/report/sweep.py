@@ -15,7 +15,7 @@ from rich.table import Table
 from actuators.files import write_atomic
 from tuning.report import sweep_figures as figures
 from tuning.report.page import Provenance, render
-from tuning.report.sweep_figures import short, summary_of
+from tuning.report.sweep_figures import short_names, summary_of
 from tuning.search.space import SearchOptions
 
 SHOWN = 8
@@ -56,6 +56,7 @@ def write_sweep_report(
     evaluations: Sequence[dict[str, Any]],
     finalists: pd.DataFrame,
     provenance: Provenance,
+    best: str,
 ) -> Path:
     """Writes `report.html` and `best/`; the page's path.
 
@@ -63,15 +64,13 @@ def write_sweep_report(
         table: `tuning.search.sweep.trial_table`.
         evaluations: `tuning.search.confirm.confirm`; empty when nothing was confirmed.
         finalists: `tuning.search.finalists.finalist_table`; empty when nothing was trained again.
+        best: trial whose bundle below `bundles/` is the result; "" when no trial has left one.
     """
-    bundles = sorted((folder / "bundles").glob("*"))
-    winner = table["trial"].iloc[0] if finalists.empty else summary_of(finalists)["trial"].iloc[0]
-    best = next((path for path in bundles if path.name == winner), bundles[0] if bundles else None)
-    if best is not None:
-        shutil.rmtree(folder / "best", ignore_errors=True)
-        shutil.copytree(best, folder / "best")
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    if best:
+        shutil.copytree(folder / "bundles" / best, folder / "best")
     page = folder / "report.html"
-    write_atomic(page, render_sweep_page(table, histories, options, evaluations, finalists, provenance))
+    write_atomic(page, render_sweep_page(table, histories, options, evaluations, finalists, provenance, best))
     return page
 
 
@@ -82,11 +81,14 @@ def render_sweep_page(
     evaluations: Sequence[dict[str, Any]],
     finalists: pd.DataFrame,
     provenance: Provenance | None = None,
+    best: str = "",
 ) -> str:
-    """The page as text."""
+    """The page as text. Its headline is about the trial `best`, the first one of the table when ""."""
     paths, space, steps = list(options.space), options.space, options.base.training.steps
     columns = ["trial", "score", "art_per_request", *paths, "steps_trained", "seconds", "error"]
-    source, best = _SCORE_SOURCES[options.testbed], table.iloc[0]
+    names, source = short_names(columns), _SCORE_SOURCES[options.testbed]
+    top = table[table["trial"] == best].iloc[0] if best else table.iloc[0]
+    caution = f"{source.caution}; the comparison on live testbeds is not affected."
     failed = int((table["error"] != "").sum())
     ended_early = int((table["steps_trained"] < steps).sum()) - failed
     return render(
@@ -94,16 +96,16 @@ def render_sweep_page(
         provenance,
         title="Sweep",
         headline=(
-            f"The best trial scores {_format(best['score'])}: {source.on} its latency / deadline is "
-            f"{math.exp(-best['score']):.3f} of that of least_conn {source.reference}"
+            f"The best trial scores {_format(top['score'])}: {source.on} its latency / deadline is "
+            f"{math.exp(-top['score']):.3f} of that of least_conn {source.reference}"
         ),
-        lead=" ".join([f"{source.caution}; the comparison on live testbeds is not affected.", *_winner(finalists)]),
+        lead=" ".join([caution, *_winner(finalists, options)]),
         facts=[
-            f"best trial {best['trial']}", f"{len(table)} trials", f"{options.search} search",
+            f"best trial {top['trial']}", f"{len(table)} trials", f"{options.search} search",
             f"scheduler {options.scheduler}", f"{max(ended_early, 0)} ended early", f"{failed} failed",
         ],
         live_lines=_live_lines(evaluations),
-        columns=["ART per request" if name == "art_per_request" else short(name) for name in columns],
+        columns=["ART per request" if name == "art_per_request" else names[name] for name in columns],
         rows=[[_format(row[name]) for name in columns] for row in table.to_dict("records")],
         score_in_words=SCORE_IN_WORDS,
         first={
@@ -123,33 +125,42 @@ def render_sweep_page(
 
 def print_best(
     table: pd.DataFrame,
-    space: Sequence[str],
+    options: SearchOptions,
     evaluations: Sequence[dict[str, Any]],
     finalists: pd.DataFrame,
     console: Console,
 ) -> None:
     """The best trials with what was swept, what the score is, and how those that were judged again did."""
+    space = list(options.space)
     drawn = Table(title="best trials", title_justify="left", caption=SCORE_IN_WORDS, caption_justify="left")
     drawn.add_column("trial", no_wrap=True)
-    for column in ("score", *map(short, space), "steps"):
+    for column in ("score", *short_names(space).values(), "steps"):
         drawn.add_column(column, justify="right")
     for row in table.head(SHOWN).to_dict("records"):
         settings = [_format(row[path]) for path in space]
         drawn.add_row(str(row["trial"]), _format(row["score"]), *settings, _format(row["steps_trained"]))
     console.print(drawn)
-    for line in (*_winner(finalists), *_live_lines(evaluations)):
+    for line in (*_winner(finalists, options), *_live_lines(evaluations)):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _winner(finalists: pd.DataFrame) -> list[str]:
-    """What training again with fresh seeds said, in a sentence."""
+def _winner(finalists: pd.DataFrame, options: SearchOptions) -> list[str]:
+    """What training again with fresh seeds said, in a sentence: where the scores are from, what the interval covers."""
     if finalists.empty:
         return []
-    best = summary_of(finalists).iloc[0]
-    interval = "" if math.isnan(best["half_interval"]) else f" ± {best['half_interval']:.2g} (95 %)"
+    rows = summary_of(finalists)
+    best = rows.iloc[0]
+    seeds = "1 fresh seed" if best["seeds"] == 1 else f"{best['seeds']} fresh seeds"
+    scored = "and scored by its last training intervals, as in the search, not on fresh episodes"
+    if options.testbed == "simulated":
+        scored = f"and validated on the same {options.validation_episodes} fresh episodes"
+    interval = " (one seed, no interval"
+    if not math.isnan(best["half_interval"]):
+        interval = f" ± {best['half_interval']:.2g} (95 %, over training seeds"
+    of_several = f"; the best of {len(rows)} means)" if len(rows) > 1 else ")"
     return [
-        f"Trained again with {best['seeds']} fresh seeds and validated on fresh episodes, {best['trial']} is the best: "
-        f"{_format(best['mean'])}{interval}, {_format(best['searched'])} in the search."
+        f"Trained again with {seeds} {scored}, {best['trial']} is the best: "
+        f"{_format(best['mean'])}{interval}{of_several}, {_format(best['searched'])} in the search."
     ]
 
 

@@ -70,7 +70,8 @@ def parallel_figure(table: pd.DataFrame, space: Mapping[str, Domain]) -> Figure:
     if done.empty:
         return Figure("parallel", empty=NO_SCORE)
     scores = done["score"].tolist()
-    dimensions = [{"label": short(path), **_dimension(done[path], domain)} for path, domain in space.items()]
+    names = short_names(list(space))
+    dimensions = [{"label": names[path], **_dimension(done[path], domain)} for path, domain in space.items()]
     dimensions.append({"label": "score", "values": scores})
     trace = {"type": "parcoords", "line": {"color": scores, **_SCORE_COLOURS}, "dimensions": dimensions}
     layout = {"margin": {"l": 60, "r": 20, "t": 60, "b": 30}}
@@ -80,8 +81,9 @@ def parallel_figure(table: pd.DataFrame, space: Mapping[str, Domain]) -> Figure:
 def slice_figures(table: pd.DataFrame, space: Mapping[str, Domain]) -> dict[str, Figure]:
     """Score by each setting alone, by its name; later trials have a stronger colour."""
     done = _in_order(_scored(table))
+    names = short_names(list(space))
     return {
-        short(path): _slice_figure(f"slice-{number}", done, path, domain)
+        names[path]: _slice_figure(f"slice-{number}", done, path, domain)
         for number, (path, domain) in enumerate(space.items())
     }
 
@@ -120,9 +122,10 @@ def importance_figure(table: pd.DataFrame, paths: Sequence[str]) -> Figure:
     if not shares:
         return Figure("importance", empty=f"Needs at least {MIN_TRIALS} scored trials that differ.")
     ordered = sorted(shares.items(), key=lambda item: item[1][1])
+    names = short_names(paths)
     middles = [share for _, (_, share, _) in ordered]
     trace = {
-        "type": "bar", "orientation": "h", "x": middles, "y": [short(path) for path, _ in ordered],
+        "type": "bar", "orientation": "h", "x": middles, "y": [names[path] for path, _ in ordered],
         "marker": {"color": "--learned"}, "hovertemplate": "%{x:.0%}, %{customdata}<extra></extra>",
         "customdata": [f"90 % interval {low:.0%} to {high:.0%}" for _, (low, _, high) in ordered],
         "error_x": {"type": "data", "symmetric": False, "color": "--ink", "thickness": 1.4, "width": 4,
@@ -213,12 +216,12 @@ def mixture_figure(table: pd.DataFrame) -> Figure:
 
 
 def finalists_figure(finalists: pd.DataFrame) -> Figure:
-    """Scores of the best settings with fresh seeds: every training, mean and 95 % interval, and the search's score."""
+    """Scores of the best settings with fresh seeds: every training, means with their interval, the search's score."""
     if finalists.empty:
         return Figure("finalists", empty="Set search.finalists to train the best settings again with fresh seeds.")
     rows = summary_of(finalists)
     names = rows["trial"].tolist()
-    half = [0.0 if math.isnan(one) else one for one in rows["half_interval"]]
+    known = rows["half_interval"].notna()
     traces: list[Trace] = [
         {"type": "scatter", "mode": "markers", "name": "score in the search", "x": rows["searched"].tolist(),
          "y": names, "marker": {"symbol": "circle-open", "size": 10, "color": "--muted", "line": {"width": 2}},
@@ -226,16 +229,34 @@ def finalists_figure(finalists: pd.DataFrame) -> Figure:
         {"type": "scatter", "mode": "markers", "name": "a training with a fresh seed",
          "x": finalists["score"].tolist(), "y": finalists["trial"].tolist(),
          "marker": {"size": 6, "color": "--learned@0.45"}, "hovertemplate": "%{x:.4g}<extra></extra>"},
-        {"type": "scatter", "mode": "markers", "name": "mean and 95 % interval", "x": rows["mean"].tolist(),
-         "y": names, "marker": {"symbol": "diamond", "size": 10, "color": "--learned"},
-         "error_x": {"type": "data", "array": half, "color": "--learned", "thickness": 2, "width": 6},
-         "hovertemplate": "mean %{x:.4g}<extra></extra>"},
     ]  # fmt: skip
+    if known.any():
+        traces.append(_means("mean and 95 % interval over training seeds", rows[known]))
+    if not known.all():
+        # Plotly draws a null in a list of errors as one of width 0.
+        traces.append(_means("mean without an interval", rows[~known]))
     layout = {
         "xaxis": {"title": {"text": "score"}}, "hovermode": "closest", "showlegend": True,
         "yaxis": {"type": "category", "categoryorder": "array", "categoryarray": names[::-1], "showgrid": False},
     }  # fmt: skip
     return Figure("finalists", traces, layout, 140 + 44 * len(rows))
+
+
+def _means(name: str, rows: pd.DataFrame) -> Trace:
+    """Means of settings, all with an interval or all without one."""
+    half = rows["half_interval"].tolist()
+    trace: Trace = {
+        "type": "scatter", "mode": "markers", "name": name, "x": rows["mean"].tolist(), "y": rows["trial"].tolist(),
+        "marker": {"symbol": "diamond", "size": 10, "color": "--learned"},
+        "customdata": [
+            f"no interval, seeds: {seeds}" if math.isnan(one) else f"± {one:.2g} (95 %) over {seeds} training seeds"
+            for one, seeds in zip(half, rows["seeds"], strict=True)
+        ],
+        "hovertemplate": "mean %{x:.4g}, %{customdata}<extra></extra>",
+    }  # fmt: skip
+    if rows["half_interval"].notna().all():
+        trace["error_x"] = {"type": "data", "array": half, "color": "--learned", "thickness": 2, "width": 6}
+    return trace
 
 
 def summary_of(finalists: pd.DataFrame) -> pd.DataFrame:
@@ -253,9 +274,16 @@ def summary_of(finalists: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("mean", ascending=False, na_position="last").reset_index(drop=True)
 
 
-def short(path: str) -> str:
-    """The last part of an option's path, as words; K for the number of clusters."""
-    return "K" if path == "encoder.clusters" else path.rpartition(".")[2].replace("_", " ")
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Option path → its last part as words, K for the number of clusters; more parts where the last is not unique."""
+    return {path: "K" if path == "encoder.clusters" else _short(path, paths) for path in paths}
+
+
+def _short(path: str, paths: Sequence[str]) -> str:
+    parts = path.split(".")
+    endings = (parts[-count:] for count in range(1, len(parts)))
+    unique = (tail for tail in endings if sum(other.split(".")[-len(tail) :] == tail for other in paths) == 1)
+    return " ".join(next(unique, parts)).replace("_", " ")
 
 
 def _scored(table: pd.DataFrame) -> pd.DataFrame:

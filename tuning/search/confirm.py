@@ -66,7 +66,9 @@ def judge_live(
     bundle: Path, scenario: Scenario, blocks: BlockOptions, live: LiveOptions, work_dir: Path, seed: int
 ) -> dict[str, Any]:
     """The evaluation of a bundle on a live testbed that starts for it, as `Evaluation.to_json`; a Ray task."""
-    with start_remote_testbed(topology_of([scenario]), live, work_dir, seed) as testbed:
+    # All testbeds of a bundle start at once, in folders with one parent.
+    label = f"{work_dir.parent.name} {work_dir.name}"
+    with start_remote_testbed(topology_of([scenario]), live, work_dir, seed, label=label) as testbed:
         loaded = load_bundle(bundle, testbed.topology)
         problem, method = loaded.problem, loaded.provenance["method"]
         # Bundles of earlier versions do not hold the interval; those were judged at the default.

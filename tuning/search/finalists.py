@@ -1,7 +1,8 @@
 """Trains the best settings of a search again, each with several fresh seeds, and validates them on fresh episodes.
 
-The best of many trials is partly luck: its score rises with their number. What is trained and validated anew has an
-interval, and its mean is not chosen by itself.
+The best of many trials is partly luck: its score rises with their number. A mean over fresh seeds has an interval, of
+training seeds alone: all are validated on the same episodes, and the winner's is the best of several means. On live
+testbeds a training is scored as in the search, by its last training intervals.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Imports neither torch nor Ray, so that `--help` answers quickly; `tuning.search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,9 +26,9 @@ class Range(Options):
     high: float
     """Largest value."""
     log: bool = False
-    """Draw uniformly on a logarithmic scale."""
+    """Draw uniformly on a logarithmic scale; the exchanges of `pb2` vary on a linear one."""
     integer: bool = False
-    """Whole numbers only."""
+    """Whole numbers only; an option that is one needs it."""
 
 
 Domain = Range | tuple[Any, ...]
@@ -80,6 +81,8 @@ DRAWN = ("random", "grid")
 """Searches that need no result."""
 POPULATIONS = ("pbt", "pb2")
 """Schedulers under which trials exchange networks and settings."""
+IN_TURN = (*POPULATIONS, "hyperband")
+"""Schedulers under which trials wait for each other: their settings are drawn, and all of them begin."""
 
 
 class SearchOptions(Options):
@@ -103,7 +106,7 @@ class SearchOptions(Options):
     """Number of trials; with `grid`, repetitions of the whole grid."""
     search: Search = "optuna"
     """`random`, `grid` (every combination of the lists) or `optuna` (tree-structured Parzen estimator); `hyperopt`,
-    `ax`, `bayesopt` and `hebo` need their package. With `pbt` and `pb2` the first settings are drawn, `random` or as
+    `ax`, `bayesopt` and `hebo` need their package. With `pbt`, `pb2` and `hyperband` settings are drawn, `random` or as
     a `grid`."""
     search_arguments: Annotated[dict[str, Any], Only(search=("optuna", "hyperopt", "ax", "bayesopt", "hebo"))] = Field(
         default_factory=dict
@@ -111,8 +114,9 @@ class SearchOptions(Options):
     """Arguments of Tune's class of that search algorithm, for example {n_initial_points: 8} for `hyperopt`; ours when
     not given."""
     scheduler: Scheduler = "asha"
-    """`asha`, `hyperband` and `median` end the worse trials early, `pbt` and `pb2` let them copy better ones and vary,
-    `none` trains all to the end."""
+    """`asha`, `hyperband` and `median` end the worse trials early, `pbt` and `pb2` let them copy better ones and vary
+    (`pb2` on linear scales only), `none` trains all to the end. With `hyperband` trials wait for each other at each
+    halving; `asha` needs no waiting and fewer trials."""
     scheduler_arguments: Annotated[dict[str, Any], Only(scheduler=("asha", "hyperband", "median", "pb2"))] = Field(
         default_factory=dict
     )
@@ -126,7 +130,7 @@ class SearchOptions(Options):
     length."""
     concurrent: int = Field(default=0, ge=0)
     """Trials that run at once; 0 runs as many as fit on the cluster, or one at a time on live testbeds of this machine.
-    `pbt` and `pb2` always run as many as fit."""
+    `pbt`, `pb2` and `hyperband` always run as many as fit."""
     trial_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved per trial; with 0.5, four trials share two cores, and no core is idle while one is replaced."""
     retries: int = Field(default=3, ge=0)
@@ -134,8 +138,9 @@ class SearchOptions(Options):
     checkpoint_every: int = Field(default=4, ge=1)
     """Training iterations between two checkpoints."""
     finalists: int = Field(default=0, ge=0)
-    """Best settings that are trained again to the end with fresh seeds and validated on fresh episodes; the one with
-    the best mean is the winner. 0 takes the best trial as it is."""
+    """Best settings that are trained again to the end with fresh seeds and validated on fresh episodes, the same ones
+    for all (on live testbeds scored as in the search); the one with the best mean is the winner. 0 takes the best trial
+    as it is."""
     seeds: Annotated[int, Only(finalists=GIVEN)] = Field(default=5, ge=2)
     """Fresh seeds with which each of them is trained."""
     validation_episodes: Annotated[int, Only(testbed="simulated")] = Field(default=8, ge=1)
@@ -179,6 +184,14 @@ def apply(base: TrialOptions, values: Mapping[str, Any]) -> TrialOptions:
         raise ConfigError(f"{first['msg']}: {first.get('input')!r}", where=f"space, {where}") from error
 
 
+def trial_count(options: SearchOptions) -> int:
+    """Number of trials of a search: with a grid, its combinations times its repetitions."""
+    if options.search != "grid":
+        return options.trials
+    lists = [domain for domain in options.space.values() if not isinstance(domain, Range)]
+    return options.trials * math.prod(len(values) for values in lists)
+
+
 def check(options: SearchOptions) -> None:
     """Raises ConfigError for invalid paths and values and for what the search or the scheduler does not support."""
     space = options.space
@@ -186,14 +199,12 @@ def check(options: SearchOptions) -> None:
         raise ConfigError("the search space is empty", where="space", remedy="give at least one option to try")
     for path, domain in space.items():
         if isinstance(domain, Range):
-            if not domain.low < domain.high or (domain.log and domain.low <= 0):
-                raise ConfigError(f"{domain.low} to {domain.high} is not a range", where=f"space, {path}")
-            if options.search == "grid":
-                raise ConfigError("a grid needs a list of values", where=f"space, {path}", remedy="or use random")
+            _check_range(options, path, domain)
         elif not domain:
-            raise ConfigError("the list of values is empty", where=f"space, {path}")
-        for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
-            _check_value(options, path, int(value) if isinstance(domain, Range) and domain.integer else value)
+            raise ConfigError("the list of values is empty", where=f"space, {path}", remedy="list a value to try")
+        else:
+            for value in domain:
+                _check_value(options, path, value)
     if options.search == "bayesopt":
         _check_real(space)
     if options.scheduler in POPULATIONS and not mutable(space):
@@ -204,12 +215,38 @@ def check(options: SearchOptions) -> None:
         )
 
 
+def _check_range(options: SearchOptions, path: str, domain: Range) -> None:
+    """Raises ConfigError unless the option takes both ends and, of a range of real numbers, what is between them."""
+    where = f"space, {path}"
+    if not domain.low < domain.high or (domain.log and domain.low <= 0):
+        what, remedy = f"{domain.low} to {domain.high} is not a range", "give low < high, above 0 with log"
+        raise ConfigError(what, where=where, remedy=remedy)
+    if options.search == "grid":
+        raise ConfigError("a grid needs a list of values", where=where, remedy="or use random")
+    for end in (domain.low, domain.high):
+        _check_value(options, path, int(end) if domain.integer else end)
+    if domain.integer:
+        return
+    try:
+        # No whole number is there: an option of whole numbers takes ends such as 2.0 and no other value of the range.
+        _check_value(options, path, domain.low + (domain.high - domain.low) / math.pi)
+    except ConfigError as error:
+        cause = error.__cause__
+        if not isinstance(cause, ValidationError) or not cause.errors()[0]["type"].startswith(("int_", "bool_")):
+            raise
+        what, remedy = "a range of real numbers for an option of whole numbers", "add integer: true"
+        raise ConfigError(what, where=where, remedy=remedy) from error
+
+
 def _check_real(space: Mapping[str, Domain]) -> None:
     """Raises ConfigError for what bayesopt cannot draw."""
     for path, domain in space.items():
         if not isinstance(domain, Range) or domain.integer:
             what = "bayesopt draws real numbers only"
             raise ConfigError(what, where=f"space, {path}", remedy="give {low: …, high: …}, or another search")
+        if domain.log:
+            what = "bayesopt draws on a linear scale only"
+            raise ConfigError(what, where=f"space, {path}", remedy="leave log out, or use another search")
 
 
 def _check_value(options: SearchOptions, path: str, value: Any) -> None:
@@ -217,6 +254,10 @@ def _check_value(options: SearchOptions, path: str, value: Any) -> None:
     if trial.training.algorithm.offline:
         what = f"{trial.training.algorithm.name} learns from records, and a sweep trains on testbeds"
         raise ConfigError(what, where="training.algorithm.name", remedy=f"take {', '.join(ONLINE)}")
+    if trial.training.steps != options.base.training.steps:
+        # Early stopping, exchanges and the report go by the steps of the base.
+        what = f"all trials train {options.base.training.steps} steps"
+        raise ConfigError(what, where=f"space, {path}", remedy="set search.base.training.steps")
     for idle in idle_options(options.changed({"base": trial, "space": {}})):
         if is_within(f"base.{path}", idle.path):
             raise ConfigError(

@@ -27,6 +27,7 @@ from tuning.search import tune_parts
 from tuning.search.live_trial import trial_resources
 from tuning.search.space import (
     DRAWN,
+    IN_TURN,
     POPULATIONS,
     CallbackName,
     Domain,
@@ -35,7 +36,9 @@ from tuning.search.space import (
     SearchOptions,
     check,
     mutable,
+    trial_count,
 )
+from tuning.search.storage import below
 from tuning.search.trial import BUNDLE, Shared, SweepTrial, import_all
 
 SCORE, TIME = tune_parts.SCORE, tune_parts.TIME
@@ -89,8 +92,8 @@ class SweepCallback(tune.Callback):
 
 
 def check_parts(options: SearchOptions, trackers: Sequence[CallbackName]) -> None:
-    """Makes search algorithm, scheduler and callbacks once. Raises ConfigError or MissingToolError."""
-    _searcher(options, 0)
+    """Makes search algorithm, with its space, scheduler and callbacks once. Raises ConfigError or MissingToolError."""
+    _searcher(options, 0, _tune_space(options))
     _scheduler(options, 1)
     tune_parts.callbacks(trackers)
 
@@ -115,8 +118,8 @@ def preflight(options: SearchOptions, servers: int) -> int:
             where="search.concurrent",
             remedy="lower search.concurrent or search.trial_cpus, or add nodes",
         )
-    if options.scheduler in POPULATIONS:
-        wanted = _population_at_once(options, room, cpus)
+    if options.scheduler in IN_TURN:
+        wanted = _at_once_in_turn(options, room, cpus)
     return wanted
 
 
@@ -186,13 +189,14 @@ def _room_for_live(options: SearchOptions, servers: int) -> int:
     return max(int(min(places) / options.testbeds + 1e-9), 1)
 
 
-def _population_at_once(options: SearchOptions, room: int, cpus: float) -> int:
-    """Trials of a population that fit at once; the others take turns between two exchanges."""
-    at_once = min(room, options.trials)
+def _at_once_in_turn(options: SearchOptions, room: int, cpus: float) -> int:
+    """Trials that fit at once of those that wait for each other; the others take turns."""
+    trials = trial_count(options)
+    at_once = min(room, trials)
     if 0 < options.concurrent < at_once:
-        # Tune counts a paused trial as running, so with a limit the population would never be complete.
+        # Tune counts a paused trial as running, so with a limit they would never be complete.
         raise CapacityError(
-            f"with pbt, the number of trials at once follows from trial_cpus: {options.trials} trials on {cpus:g} CPUs",
+            f"with {options.scheduler}, trial_cpus says how many trials run at once: {trials} trials on {cpus:g} CPUs",
             where="search.concurrent",
             remedy=f"set search.trial_cpus={cpus / options.concurrent:g} and leave search.concurrent at 0",
         )
@@ -221,7 +225,7 @@ def run_sweep(
         DataError: no trial returned a result.
     """
     trainable = tune.with_parameters(SweepTrial, shared=shared)
-    space = {path: _tune_domain(domain, options.search) for path, domain in options.space.items()}
+    space = _tune_space(options)
     return run_trials(
         options, shared, trainable, space, EXPERIMENT, storage, at_once, report, trackers, reporter, list(space)
     )
@@ -254,9 +258,13 @@ def run_trials(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Tune would take Ctrl-C for itself and return what it has, as if the search had ended (ray 2.60).
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    path, population = f"{storage.rstrip('/')}/{experiment}", options.scheduler in POPULATIONS
+    path, population = below(storage, experiment), options.scheduler in POPULATIONS
+    # A search that draws has a limit of its own; beside it Tune ignores this one.
+    limit = None if _is_drawn(options) else at_once
     if Tuner.can_restore(path):
         tuner = Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+        # Tune keeps the limit of the first session, and this cluster may have another room.
+        tuner._local_tuner._tune_config.max_concurrent_trials = limit
     else:
         tuner = Tuner(
             trainable,
@@ -265,7 +273,7 @@ def run_trials(
                 metric=SCORE,
                 mode="max",
                 num_samples=options.trials,
-                max_concurrent_trials=None if population else at_once,
+                max_concurrent_trials=limit,
                 search_alg=_searcher(options, shared.seed),
                 scheduler=_scheduler(options, at_once),
                 reuse_actors=True,
@@ -297,15 +305,21 @@ def run_trials(
 
 
 def trial_table(results: ResultGrid, space: dict[str, Domain]) -> pd.DataFrame:
-    """One row per trial, best first: its values (columns named by the paths of `space`), its results, its bundle."""
+    """A row per trial: its values (columns named by the paths of `space`), its results, its bundle.
+
+    The best of those that ended is first, then the best of those that failed; trials without a score are last of each.
+    """
     rows = []
     for result in results:
         config = (result.metrics or {}).get("config", result.config or {})
         rows.append(
             {"trial": Path(result.path).name, **{path: config.get(path) for path in space}, **columns_of(result)}
         )
-    table = pd.DataFrame(rows).sort_values(SCORE, ascending=False, na_position="last")
-    return table.reset_index(drop=True)
+    table = pd.DataFrame(rows)
+    table = table.assign(failed=table["error"] != "").sort_values(
+        ["failed", SCORE], ascending=[True, False], na_position="last"
+    )
+    return table.drop(columns="failed").reset_index(drop=True)
 
 
 def columns_of(result: Any) -> dict[str, Any]:
@@ -364,12 +378,21 @@ def _tune_domain(domain: Domain, search: str) -> Any:
     return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
 
 
-def _searcher(options: SearchOptions, seed: int) -> SearchAlgorithm | Any:
-    if options.search in DRAWN or options.scheduler in POPULATIONS:
-        # A population decides on all changes after the first draw.
-        return BasicVariantGenerator(random_state=seed)
+def _tune_space(options: SearchOptions) -> dict[str, Any]:
+    return {path: _tune_domain(domain, options.search) for path, domain in options.space.items()}
+
+
+def _is_drawn(options: SearchOptions) -> bool:
+    """Whether all settings are drawn: a population decides on all changes after the first draw."""
+    return options.search in DRAWN or options.scheduler in IN_TURN
+
+
+def _searcher(options: SearchOptions, seed: int, space: dict[str, Any] | None = None) -> SearchAlgorithm | Any:
+    if _is_drawn(options):
+        limit = 0 if options.scheduler in IN_TURN else options.concurrent
+        return BasicVariantGenerator(random_state=seed, max_concurrent=limit)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return tune_parts.searcher(options, seed)
+    return tune_parts.searcher(options, seed, space)
 
 
 def _scheduler(options: SearchOptions, at_once: int) -> TrialScheduler:

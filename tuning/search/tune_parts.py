@@ -1,7 +1,7 @@
-"""Tune's search algorithms, schedulers and callbacks by name, with arguments of their own.
+"""Tune's search algorithms, schedulers and callbacks by name, with their arguments.
 
-What a sweep decides itself (metric, mode, space, the measure of progress) is no argument. All are made once before the
-work begins, so that a wrong argument or a missing package costs nothing.
+What a sweep decides itself (metric, mode, space, the measure of progress) is not an argument. All are made once before
+the work begins, so that a wrong argument or a missing package costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ray.tune import Callback, CLIReporter
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from actuators.errors import ConfigError, MissingToolError, closest
-from tuning.search.space import CallbackName, Domain, Range, ReporterName, SearchOptions, mutable
+from tuning.search.halving import Halving
+from tuning.search.space import CallbackName, Domain, Range, ReporterName, SearchOptions, mutable, trial_count
 
 SCORE, TIME = "score", "steps_trained"
 PROJECT = "deepsched-sweep"
@@ -60,7 +61,7 @@ SEARCHERS = {
 }
 SCHEDULERS = {
     "asha": Part(f"{_SCHEDULERS}:ASHAScheduler"),
-    "hyperband": Part(f"{_SCHEDULERS}:HyperBandScheduler"),
+    "hyperband": Part("tuning.search.halving:Halving"),
     "median": Part(f"{_SCHEDULERS}:MedianStoppingRule"),
     "pbt": Part("tuning.search.population:Population"),
     "pb2": Part(f"{_SCHEDULERS}.pb2:PB2"),
@@ -71,20 +72,28 @@ CALLBACKS: dict[CallbackName, Part] = {
     "comet": Part("ray.air.integrations.comet:CometLoggerCallback", "comet_ml", "comet-ml"),
     "aim": Part("ray.tune.logger.aim:AimLoggerCallback", "aim", "aim"),
 }
-_SEEDS = {"optuna": "seed", "hyperopt": "random_state_seed", "bayesopt": "random_state", "hebo": "random_state_seed"}
-"""What each calls its seed; `ax` has it in a client of its own."""
-_DECIDED = {"self", "space", "metric", "mode", "time_attr", "hyperparam_mutations", "hyperparam_bounds"}
+_SEEDS = {
+    "optuna": "seed", "hyperopt": "random_state_seed", "ax": "random_seed", "bayesopt": "random_state",
+    "hebo": "random_state_seed",
+}  # fmt: skip
+"""What each calls its seed."""
+_DECIDED = {
+    "self", "space", "metric", "mode", "time_attr", "time", "steps", "hyperparam_mutations", "hyperparam_bounds",
+}  # fmt: skip
 
 
-def searcher(options: SearchOptions, seed: int) -> Any:
-    """The search algorithm of a sweep that has one by name. Raises ConfigError or MissingToolError."""
+def searcher(options: SearchOptions, seed: int, space: Mapping[str, Any] | None = None) -> Any:
+    """The search algorithm of a sweep that has one by name. Raises ConfigError or MissingToolError.
+
+    Args:
+        space: path → Tune's domain. One that is made as a test gets it here, as Tune gives it to one that is used: some
+            arguments are about the space.
+    """
     where = "search.search"
     make = SEARCHERS[options.search].load(where)
-    given: dict[str, Any] = {"metric": SCORE, "mode": "max"}
-    if options.search in _SEEDS:
-        given[_SEEDS[options.search]] = seed
+    given: dict[str, Any] = {"metric": SCORE, "mode": "max", _SEEDS[options.search]: seed}
     try:
-        return _made(make, given, options.search_arguments, f"{where}_arguments")
+        return _made(make, given, options.search_arguments, f"{where}_arguments", space)
     except AttributeError as error:
         # It reaches for what another version of its package has.
         what, remedy = f"this version does not fit Ray's {options.search}: {error}", "pip install '{}'"
@@ -92,7 +101,7 @@ def searcher(options: SearchOptions, seed: int) -> Any:
 
 
 def scheduler(options: SearchOptions, at_once: int, distributions: Mapping[str, Any]) -> TrialScheduler:
-    """The scheduler of a sweep. Raises ConfigError.
+    """The scheduler of a sweep. Raises ConfigError, also for too few trials.
 
     Args:
         at_once: trials that run at the same time.
@@ -108,7 +117,7 @@ def scheduler(options: SearchOptions, at_once: int, distributions: Mapping[str, 
         grace = max(round(options.grace_share * steps), 1)
         given |= {"max_t": steps, "grace_period": grace, "reduction_factor": options.reduction}
     elif options.scheduler == "hyperband":
-        given |= {"max_t": steps}
+        given = {"time": TIME, "steps": steps}
     elif options.scheduler == "median":
         given |= {"grace_period": max(round(options.grace_share * steps), 1)}
     else:
@@ -121,6 +130,8 @@ def scheduler(options: SearchOptions, at_once: int, distributions: Mapping[str, 
         else:
             given |= {"perturbation_interval": interval, "hyperparam_bounds": _bounds(options.space)}
     made: TrialScheduler = _made(make, given, options.scheduler_arguments, f"{where}_arguments")
+    if isinstance(made, Halving):
+        made.check_room(trial_count(options))
     return made
 
 
@@ -149,17 +160,29 @@ def reporting(reporter: ReporterName, shown: Sequence[str]) -> dict[str, Any]:
     return {"verbose": 1, "progress_reporter": tables}
 
 
-def _made(make: Callable[..., Any], given: Mapping[str, Any], arguments: Mapping[str, Any], where: str) -> Any:
-    """The part with its own arguments, which win over ours. Raises ConfigError for one that it does not take."""
-    known = [name for name in inspect.signature(make).parameters if name not in _DECIDED and not name.startswith("_")]
+def _made(
+    make: Callable[..., Any],
+    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    where: str,
+    space: Mapping[str, Any] | None = None,
+) -> Any:
+    """The part with its own arguments, which win over ours. Raises ConfigError for what it does not take."""
+    parameters = inspect.signature(make).parameters.values()
+    others = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    named = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    known = [name for name in named if name not in _DECIDED and not name.startswith("_")]
     for name in arguments:
-        if name not in known:
+        if name not in known and (not others or name in _DECIDED or name.startswith("_")):
             raise ConfigError(f"no argument '{name}'", where=where, remedy=closest(name, known))
     try:
-        return make(**{**given, **arguments})
-    except (TypeError, ValueError, AssertionError) as error:
+        made = make(**{**given, **arguments})
+        if space is not None:
+            made.set_search_properties(SCORE, "max", dict(space))
+    except (TypeError, ValueError, AssertionError, LookupError) as error:
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(what, where=where, remedy=f"its arguments are {', '.join(known)}") from error
+    return made
 
 
 def _bounds(space: Mapping[str, Domain]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from tests.support.pages import page_figures
 from tests.support.sweep_trials import PATHS, SPACE, finalists, trials
-from tuning.report.sweep import print_best, render_sweep_page
+from tuning.report.page import Provenance
+from tuning.report.sweep import print_best, render_sweep_page, write_sweep_report
 from tuning.report.sweep_figures import (
     finalists_figure,
     history_figure,
@@ -148,9 +150,61 @@ def test_the_page_says_where_the_scores_come_from() -> None:
 
 def test_the_terminals_table_shows_what_is_swept_and_what_the_score_is() -> None:
     file = io.StringIO()
-    print_best(trials(12), PATHS, [], finalists(), Console(file=file, width=100))
+    print_best(trials(12), SearchOptions(space=SPACE), [], finalists(), Console(file=file, width=100))
     said = file.getvalue()
     assert re.search(r"trial .*score .*learning rate .*covariance .*steps", said)
     assert re.search(r"trial-\d+ .* (diag|full) ", said)
     assert "score: mean over the intervals" in said
-    assert "trial-2 is the best: 0.2 ± 0.05 (95 %), 0.2 in the search." in said
+    assert "3 fresh seeds and validated on the same 8 fresh episodes, trial-2 is the best" in said
+    assert "0.2 ± 0.05 (95 %, over training seeds; the best of 2 means), 0.2 in the search." in said
+
+
+def test_finalists_on_live_testbeds_are_not_said_to_be_validated() -> None:
+    page = render_sweep_page(trials(3), {}, SearchOptions(space=SPACE, testbed="live"), [], finalists())
+    lead = page.partition('<p class="lead">')[2].partition("</p>")[0]
+    assert "scored by its last training intervals, as in the search, not on fresh episodes" in lead
+    assert "over training seeds; the best of 2 means" in lead
+    assert "validated" not in lead
+
+
+def test_a_mean_of_one_seed_is_drawn_without_an_interval() -> None:
+    one_seed = finalists().drop(index=[1, 2])
+    *_, known, unknown = finalists_figure(one_seed).traces
+    assert (known["y"], len(known["error_x"]["array"])) == (["trial-2"], 1)
+    assert (unknown["y"], unknown["customdata"]) == (["trial-1"], ["no interval, seeds: 1"])
+    assert "error_x" not in unknown
+    file = io.StringIO()
+    print_best(trials(3), SearchOptions(space=SPACE), [], one_seed.iloc[:1], Console(file=file, width=100))
+    assert "1 fresh seed and validated" in file.getvalue()
+    assert "0.1 (one seed, no interval), 0.3 in the search." in file.getvalue()
+
+
+def test_headline_and_bundle_are_of_the_trial_that_was_chosen(tmp_path: Path) -> None:
+    table = trials(6)
+    first, chosen = table["trial"].iloc[:2]
+    for name in (first, chosen):
+        (tmp_path / "bundles" / name).mkdir(parents=True)
+        (tmp_path / "bundles" / name / "bundle.json").write_text(name)
+    options = SearchOptions(space=SPACE)
+    page = write_sweep_report(tmp_path, table, {}, options, [], NONE, Provenance(), chosen).read_text()
+    assert (tmp_path / "best" / "bundle.json").read_text() == chosen
+    assert f"best trial {chosen}<" in page
+    assert f"The best trial scores {table['score'].iloc[1]:.4g}:" in page
+    # A sweep that goes on and of which nothing is left has no best bundle either.
+    write_sweep_report(tmp_path, table, {}, options, [], NONE, Provenance(), "")
+    assert not (tmp_path / "best").exists()
+
+
+def test_settings_with_the_same_last_name_are_told_apart() -> None:
+    space = {"encoder.kind": ("server", "joint"), "training.decision.action.kind": ("residual", "increments")}
+    table = trials(12).assign(
+        **{
+            "encoder.kind": ["server"] * 6 + ["joint"] * 6,
+            "training.decision.action.kind": ["residual", "increments"] * 6,
+        }
+    )
+    names = ["encoder kind", "action kind"]
+    assert list(slice_figures(table, space)) == names
+    dimensions = parallel_figure(table, space).traces[0]["dimensions"]
+    assert [one["label"] for one in dimensions] == [*names, "score"]
+    assert sorted(importance_figure(table, list(space)).traces[0]["y"]) == sorted(names)

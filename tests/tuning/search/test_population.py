@@ -80,7 +80,17 @@ def test_a_population_runs_as_many_as_there_is_room_for(
     assert preflight(options, servers=3) == at_once
 
 
-def test_a_population_cannot_be_limited_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_population_of_a_grid_has_all_its_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    space: dict[str, Domain] = {"encoder.clusters": (2, 4), EPOCHS: (2, 4)}
+    assert preflight(SearchOptions(space=space, search="grid", scheduler="pbt", trials=1), servers=3) == 4
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "hyperband"])
+def test_trials_that_wait_for_each_other_cannot_be_limited_by_number(
+    monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    options = SearchOptions.model_validate({"scheduler": scheduler, "trials": 4, "concurrent": 2})
     with pytest.raises(CapacityError, match="trial_cpus=2 and leave"):
-        preflight(SearchOptions(scheduler="pbt", trials=4, concurrent=2), servers=3)
+        preflight(options, servers=3)

@@ -18,6 +18,7 @@ from tuning.search.space import (
     apply,
     check,
     mutable,
+    trial_count,
 )
 
 BASE = TrialOptions()
@@ -46,6 +47,10 @@ def test_values_land_at_their_paths_and_nothing_else_changes() -> None:
         ({"training.algorithm.clip": ()}, "list of values is empty"),
         ({"training.algorithm.clip": Range(low=0.3, high=0.1)}, "not a range"),
         ({"training.algorithm.clip": Range(low=0.0, high=0.1, log=True)}, "not a range"),
+        ({"encoder.clusters": Range(low=2, high=8)}, "add integer: true"),
+        ({"training.algorithm.epochs": Range(low=2, high=8)}, "add integer: true"),
+        ({"training.model.hidden": Range(low=16, high=128)}, "add integer: true"),
+        ({"training.steps": (12_000, 24_000)}, "set search.base.training.steps"),
         ({"training.algorithm.replay_steps": (100,)}, "no effect with base.training.algorithm.name=ppo"),
         ({"training.held_out.patience": (2,)}, "trials are validated after every iteration"),
         ({"training.algorithm.name": ("bc",)}, "bc learns from records"),
@@ -80,3 +85,25 @@ def test_a_space_is_read_from_yaml_as_people_write_it() -> None:
     assert options.search.space == {"encoder.clusters": (2, 4), "training.interval_s": Range(low=0.5, high=2.0)}
     check(options.search)
     check(SearchOptions())
+
+
+def test_a_range_of_whole_numbers_says_so_and_one_of_real_numbers_need_not() -> None:
+    space: dict[str, Domain] = {
+        "encoder.clusters": Range(low=2, high=8, integer=True),
+        "training.algorithm.epochs": Range(low=2, high=8, integer=True),
+        "training.algorithm.clip": Range(low=1, high=3),
+    }
+    check(SearchOptions(space=space, search="random"))
+
+
+def test_a_grid_has_all_combinations_as_often_as_asked() -> None:
+    space: dict[str, Domain] = {"encoder.clusters": (2, 4), "training.algorithm.clip": (0.1, 0.2, 0.3)}
+    assert trial_count(SearchOptions(space=space, search="grid", trials=2)) == 12
+    assert trial_count(SearchOptions(space=space, search="random", trials=2)) == 2
+
+
+def test_hyperband_draws_as_populations_do() -> None:
+    assert SweepOptions.model_validate({"search": {"scheduler": "hyperband"}}).resolved().search.search == "random"
+    asked = SweepOptions.model_validate({"search": {"scheduler": "hyperband", "search": "optuna"}})
+    with pytest.raises(ConfigError, match=r"optuna does not draw for hyperband.*search\.scheduler=asha"):
+        asked.resolved()

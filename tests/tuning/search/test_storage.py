@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pyarrow import fs
 from ray import get_runtime_context
-from ray.tune import Checkpoint
+from ray.tune import Checkpoint, Tuner
 
 from actuators.errors import CapacityError, ConfigError
+from tuning.search.storage import below
 from tuning.search.sweep import check_seen, fetch_bundle, other_nodes
 from tuning.search.trial import BUNDLE
 
@@ -56,3 +57,26 @@ def test_a_node_that_has_left_cannot_say_whether_it_sees_the_folder(tmp_path: Pa
     with pytest.raises(CapacityError, match="not every node could be asked"):
         check_seen(tmp_path, {28 * "ab": "a node that is not there"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("storage", "place"),
+    [
+        ("s3://bucket/runs?endpoint_override=minio:9000", "s3://bucket/runs/sweep-1?endpoint_override=minio:9000"),
+        ("s3://bucket/", "s3://bucket/sweep-1"),
+        ("file:///runs", "file:///runs/sweep-1"),
+        ("hdfs:///runs/", "hdfs:///runs/sweep-1"),
+        ("/runs/", "/runs/sweep-1"),
+    ],
+)
+def test_a_name_stands_at_the_end_of_the_path(storage: str, place: str) -> None:
+    assert below(storage, "sweep-1") == place
+
+
+def test_a_folder_below_the_working_folder_is_one_that_tune_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = below("runs", "sweep-1")
+    assert place == str(tmp_path / "runs" / "sweep-1")
+    assert not Tuner.can_restore(below(place, "sweep"))
