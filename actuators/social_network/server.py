@@ -21,7 +21,7 @@ from actuators.http_client import http_session, responds
 from actuators.processes.process import ManagedProcess
 from actuators.social_network.capacity import ServerPlan, plan_of
 from actuators.social_network.stages import stages_plan
-from actuators.social_network.store import SocialNetworkOptions
+from actuators.social_network.store import SocialNetworkOptions, remove_database
 
 _CALL_TIMEOUT_S = 5.0
 
@@ -133,7 +133,7 @@ class SocialNetworkServer(AdminProcess):
 
     Args:
         work_dir: receives `server-INDEX.log` and `server-INDEX.json` (both addresses).
-        database: made by `create_database`; shared by all servers of a testbed.
+        database: made by `create_database`; shared by all servers of a testbed on one machine.
         index: of the server in its topology, 0…1023; unique among the database's servers.
         port: 0 takes a free port at the first start and keeps it for later ones.
     """
@@ -188,6 +188,10 @@ class SocialNetworkServer(AdminProcess):
     def behave(self, *behaviours: Behaviour) -> None:
         """Replaces the plan's behaviours; seconds count from this call. Raises ServiceError."""
         self._admin_call("POST", "/behaviours", [vars(behaviour) for behaviour in behaviours])
+
+    def remove_database(self) -> None:
+        """Removes the database, after all of its servers were closed; idempotent. Raises OSError."""
+        remove_database(self._database)
 
     def _arguments(self) -> list[str]:
         return [

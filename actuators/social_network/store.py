@@ -1,6 +1,7 @@
 """The database of the social network: how it is created, and one server's reads and writes.
 
-A writer never waits for another one. All stand-in servers of a testbed share one database.
+A writer never waits for another one. The stand-in servers of a testbed on one machine share a database; machines do
+not: WAL mode needs memory that all processes of the database share (https://www.sqlite.org/wal.html).
 """
 
 from __future__ import annotations
@@ -73,12 +74,17 @@ def create_database(path: Path, options: SocialNetworkOptions, seed: int) -> Non
                 _fill(database, options, seed)
                 database.execute("COMMIT")
             # The log of the old database must not be replayed into the new one.
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            remove_database(path)
     except (OSError, sqlite3.Error) as error:
         raise ServiceError(
             f"cannot write the database: {error}", where=str(path), remedy="give another folder"
         ) from error
+
+
+def remove_database(path: Path) -> None:
+    """Removes a database that no process has open, with its log, if it is there. Raises OSError."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def follower_graph(options: SocialNetworkOptions, seed: int) -> list[NDArray[np.int64]]:

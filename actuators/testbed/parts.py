@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,14 +19,21 @@ from actuators.statistics.reader import Collector
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
 
+LOOPBACK = "127.0.0.1"
+
 
 def make_server(
-    options: LiveOptions, work_dir: Path, index: int, seed: int, host: str = "127.0.0.1"
+    options: LiveOptions, work_dir: Path, index: int, seed: int, host: str = LOOPBACK
 ) -> SocialNetworkServer:
-    """A running stand-in server; the first one in a folder creates the shared database."""
+    """A running stand-in server; the first one of a host in a folder creates the database of this host.
+
+    Hosts may share the folder, over NFS for instance, but no database (`actuators.social_network.store`).
+    """
     private_folder(work_dir)
-    database = work_dir / "social_network.sqlite"
-    with open(work_dir / "database.lock", "w") as lock:
+    # Colons, as an IPv6 address has, need quoting in a command line.
+    here = "" if host == LOOPBACK else "-" + host.replace(":", "_")
+    database = work_dir / f"social_network{here}.sqlite"
+    with open(work_dir / f"database{here}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not database.exists():
             create_database(database, options.service, seed)
@@ -34,7 +42,7 @@ def make_server(
     return server
 
 
-def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: str = "127.0.0.1") -> Nginx:
+def make_nginx(options: LiveOptions, topology: Topology, work_dir: Path, host: str = LOOPBACK) -> Nginx:
     """A running NGINX in front of the topology's addresses."""
     private_folder(work_dir)
     nginx = Nginx(options.nginx, topology, work_dir=work_dir, host=host)
@@ -65,10 +73,13 @@ def dead_process(part: object) -> str:
 def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path, seed: int) -> LiveTestbed:
     """A live testbed whose parts are objects of this process; real addresses replace the servers of `topology`.
 
+    Its `close` leaves the logs in `work_dir`, and removes the database.
+
     Raises MissingToolError or ProcessError; then it ends the parts that it has started.
     """
     with contextlib.ExitStack() as parts:
-        servers = []
+        servers: list[SocialNetworkServer] = []
+        parts.callback(_remove_databases, servers)
         for index in range(len(topology.servers)):
             servers.append(make_server(options, work_dir, index, seed))
             parts.callback(servers[-1].close)
@@ -85,3 +96,8 @@ def start_local_testbed(topology: Topology, options: LiveOptions, work_dir: Path
     return LiveTestbed(
         live, nginx.address, servers=servers, proxy=nginx, collector=collector, load=load, close=close, stages=stages
     )
+
+
+def _remove_databases(servers: Sequence[SocialNetworkServer]) -> None:
+    for server in servers:
+        server.remove_database()

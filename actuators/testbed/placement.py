@@ -8,20 +8,21 @@ runs beside it. A process on the proxy node may hold NGINX and the collector its
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actuators.contract.topology import Topology
-from actuators.errors import CapacityError
+from actuators.errors import CapacityError, ConflictError
 from actuators.testbed.live import CollectorPart, LoadPart, ProxyPart, ServerPart
 from actuators.testbed.options import LiveOptions
-from actuators.testbed.parts import make_collector, make_load, make_nginx, make_server
+from actuators.testbed.parts import LOOPBACK, make_collector, make_load, make_nginx, make_server
 from actuators.testbed.remote import (
     LoadGenerator,
     NginxActuator,
@@ -33,9 +34,12 @@ from actuators.testbed.remote import (
 
 NAMESPACE = "deepsched"
 """Of the actors that `deepsched testbeds` asks for their state: each has a name and a method `describe`."""
-CLOSE_TIMEOUT_S = 4.0
+CLOSE_TIMEOUT_S, REMOVE_TIMEOUT_S = 4.0, 1.0
+MOST_NAMES = 10_000
+"""Of actors that begin alike, at one time."""
 PROXY_BUNDLE = 1
 """Index of NGINX in `testbed_bundles`."""
+Created = TypeVar("Created")
 
 
 def testbed_bundles(servers: int) -> list[dict[str, float]]:
@@ -65,15 +69,17 @@ def start_remote_testbed(
     group: PlacementGroup | None = None,
     first_bundle: int = 0,
     hold_proxy: bool = False,
+    label: str = "",
 ) -> RemoteTestbed:
     """Places and starts a live testbed on the running Ray; its `close` releases the resources.
 
     Args:
         topology: groups and servers; the real addresses replace those of the servers.
-        work_dir: for logs and the database; created on the nodes. Servers on different machines each have a database,
-            equal at the start, unless they share this folder.
+        work_dir: for logs and, until `close`, databases; created on the nodes. Servers on different machines each have
+            a database, equal at the start, even if they share this folder.
         group: of the caller, with `testbed_bundles` from `first_bundle` on; `close` does not remove it.
         hold_proxy: starts NGINX and its collector in this process, which must be in the proxy bundle of the group.
+        label: what `deepsched testbeds` calls it; the name of the folder above `work_dir` when empty.
 
     Raises:
         CapacityError: the cluster lacks the resources.
@@ -86,7 +92,7 @@ def start_remote_testbed(
     placer = _Placer(group, first_bundle, spread=_machines() > 1)
     close = partial(_close_all, placer, group if own else None)
     try:
-        return _start(placer, topology, options, work_dir, seed, close, hold_proxy=hold_proxy)
+        return _start(placer, topology, options, work_dir, seed, close, hold_proxy=hold_proxy, label=label)
     except BaseException:
         close()
         raise
@@ -107,7 +113,7 @@ class _Placer:
         named = {} if name is None else {"name": name, "namespace": NAMESPACE}
         options = kind.options(num_cpus=0, resources=resources, scheduling_strategy=strategy, **named)
         actor = options.remote(make)
-        part = RemotePart(actor, kind.__ray_metadata__.class_name)
+        part = RemotePart(actor, _name_of(kind))
         self.started.append(part)
         return part
 
@@ -121,6 +127,7 @@ def _start(
     close: Callable[[], None],
     *,
     hold_proxy: bool,
+    label: str,
 ) -> RemoteTestbed:
     at = _on_node if placer.spread else _on_loopback
     servers = [
@@ -133,11 +140,13 @@ def _start(
     live = topology.with_servers(tuple(server.read("address") for server in servers))
     make = partial(at, partial(make_nginx, options, live, work_dir))
     make_reader = partial(make_collector, options, live)
-    # A conductor that holds the proxy describes the testbed itself.
-    name = free_names([f"single {work_dir.absolute().parent.name}"])[0]
-    proxy, collector, address = (
-        _hold(placer, make, make_reader) if hold_proxy else _place(placer, make, make_reader, name)
-    )
+    name = ""
+    if hold_proxy:
+        # The conductor that holds the proxy describes the testbed itself.
+        proxy, collector, address = _hold(placer, make, make_reader)
+    else:
+        base = f"single {label or work_dir.absolute().parent.name}"
+        name, proxy, collector, address = _place(placer, make, make_reader, base)
     testbed = RemoteTestbed(
         live,
         address,
@@ -153,27 +162,41 @@ def _start(
     return testbed
 
 
-def free_names(names: Sequence[str]) -> list[str]:
-    """Each name, with a number appended if an actor of this cluster has it."""
-    taken = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
-    free = []
-    for name in names:
-        number, candidate = 1, name
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}.{number}"
-        free.append(candidate)
-    return free
+def taken_names() -> set[str]:
+    """Of all actors of this cluster, in every namespace."""
+    return {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+
+
+def create_named(base: str, create: Callable[[str], Created], taken: Set[str]) -> tuple[str, Created]:
+    """A name that no actor of this cluster has, and what `create` made under it in `NAMESPACE`.
+
+    Args:
+        base: the name, or its beginning; a number follows if an actor has it.
+        create: starts an actor of this name.
+        taken: from `taken_names`; others may have been taken since.
+
+    Raises:
+        ConflictError: `MOST_NAMES` names that begin like this are taken.
+    """
+    for number in range(1, MOST_NAMES + 1):
+        name = base if number == 1 else f"{base}.{number}"
+        if name not in taken:
+            # Another process may take the name after it was seen free: Ray does not do both in one step.
+            with contextlib.suppress(ActorAlreadyExistsError):
+                return name, create(name)
+    raise ConflictError(f"{MOST_NAMES} names like this are taken", where=base, remedy="end other runs of this cluster")
 
 
 def _place(
-    placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any], name: str
-) -> tuple[Any, Any, str]:
-    """NGINX, under this name, and its collector in separate actors, and the address of NGINX."""
-    proxy = placer.start(NginxActuator, PROXY_BUNDLE, {"proxy": 0.5 if placer.spread else 1}, make, name)
+    placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any], base: str
+) -> tuple[str, Any, Any, str]:
+    """NGINX in an actor whose name begins with `base`, its collector in another: the name, both, NGINX's address."""
+    share = {"proxy": 0.5 if placer.spread else 1}
+    start = partial(placer.start, NginxActuator, PROXY_BUNDLE, share, make)
+    name, proxy = create_named(base, start, taken_names())
     status_url, address = proxy.read("status_url"), proxy.read("address")
     beside = (PROXY_BUNDLE, {"proxy": 0.5}) if placer.spread else (0, {"client": 0.5})
-    return proxy, placer.start(StatisticsCollector, *beside, partial(make_reader, status_url)), address
+    return name, proxy, placer.start(StatisticsCollector, *beside, partial(make_reader, status_url)), address
 
 
 def _hold(placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str], Any]) -> tuple[Any, Any, str]:
@@ -184,11 +207,16 @@ def _hold(placer: _Placer, make: Callable[[], Any], make_reader: Callable[[str],
 
 
 def _on_loopback(make: Callable[..., Any]) -> Any:
-    return make(host="127.0.0.1")
+    return make(host=LOOPBACK)
 
 
 def _on_node(make: Callable[..., Any]) -> Any:
     return make(host=ray.util.get_node_ip_address())
+
+
+def _name_of(kind: Any) -> str:
+    name: str = kind.__ray_metadata__.class_name
+    return name
 
 
 def _machines() -> int:
@@ -196,13 +224,17 @@ def _machines() -> int:
 
 
 def _close_all(placer: _Placer, group: PlacementGroup | None) -> None:
-    """Closes all parts at once, then ends their actors, also those that did not close in time."""
+    """Closes all parts at once, then removes databases and ends all actors, even those that did not close in time."""
     closing = [part.begin_close() for part in placer.started]
     with contextlib.ExitStack() as held:
         for part in placer.held.values():
             held.callback(part.close)
     if closing:
         ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
+    # Not earlier: another server of the machine may have its database open until then.
+    removing = [part.begin_remove_database() for part in placer.started if part.name == _name_of(SocialNetworkNode)]
+    if removing:
+        ray.wait(removing, num_returns=len(removing), timeout=REMOVE_TIMEOUT_S)
     for started in placer.started:
         started.kill()
     if group is not None:

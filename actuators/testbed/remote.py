@@ -118,6 +118,10 @@ class RemotePart:
         """Starts to close the part; returns a reference."""
         return self._actor.call.remote("close")
 
+    def begin_remove_database(self) -> Any:
+        """Starts to remove the database of a closed server (`SocialNetworkServer`); returns a reference."""
+        return self._actor.call.remote("remove_database")
+
     def kill(self) -> None:
         """Ends the actor; guardians end the processes of a part that did not close."""
         ray.kill(self._actor)

@@ -29,6 +29,8 @@ from rayjobs.runs.folder import STAYS
 
 _BEGIN, _END = "deepsched-fetch-begin", "deepsched-fetch-end"
 _PAUSE_S, PACK_TIMEOUT_S = 0.5, 300.0
+_LEFT_OUT = "social_network*.sqlite*"
+"""Databases of servers that were killed (`actuators.testbed.parts`)."""
 _ON_CLUSTER = re.compile(STAYS.replace("PATH", r"(?P<path>/.*)").replace("HOST", r"\S+"))
 
 
@@ -74,14 +76,15 @@ def folders_of(client: Any, job: str) -> list[str]:
 
 @answering()
 def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) -> bytes:
-    """The folder as a compressed archive.
+    """The folder as a compressed archive, without databases of stand-in servers.
 
     Raises:
         DataError: the cluster does not have the folder any more, or the log is not whole.
         ProcessError: the job that packs did not end in time, or Ray's jobs do not answer any more.
     """
     parent, _, name = folder.rpartition("/")
-    pack = f"echo {_BEGIN}; tar -C {shlex.quote(parent)} -cz {shlex.quote(name)} | base64; echo {_END}"
+    tar = f"tar -C {shlex.quote(parent)} --exclude={shlex.quote(_LEFT_OUT)} -cz {shlex.quote(name)}"
+    pack = f"echo {_BEGIN}; {tar} | base64; echo {_END}"
     command = f"sh -c {shlex.quote(f'test -d {shlex.quote(folder)} || exit 3; {pack}')}"
     packing = client.submit_job(entrypoint=command, entrypoint_resources=_same_node(client, job))
     deadline_s = time.monotonic() + PACK_TIMEOUT_S
@@ -89,13 +92,15 @@ def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) ->
         while not (status := client.get_job_status(packing)).is_terminal():
             report(f"packing {folder}")
             if time.monotonic() > deadline_s:
-                client.stop_job(packing)
                 raise ProcessError(f"packing took more than {PACK_TIMEOUT_S:g} s", where=folder, remedy="try again")
             time.sleep(_PAUSE_S)
         log = client.get_job_logs(packing)
     finally:
+        # After an interrupt as well as after the time limit it would go on.
         if client.get_job_status(packing).is_terminal():
             client.delete_job(packing)
+        else:
+            client.stop_job(packing)
     if str(status.value) != "SUCCEEDED":
         raise DataError("the cluster does not have this folder any more", where=folder, remedy="run the job again")
     return _unwrapped(log, folder)

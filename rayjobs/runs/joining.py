@@ -12,7 +12,7 @@ from actuators.options import Options
 
 LOCAL, AUTO = "local", "auto"
 VARIABLE = "RAY_ADDRESS"
-_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it in the environment of the entrypoint of a submitted job."""
 _REACH_S = 5.0
 
@@ -35,13 +35,13 @@ class Named:
 
 def in_job() -> bool:
     """Whether `ray job submit` started this process."""
-    return _SUBMITTED in os.environ
+    return JOB_CONFIG in os.environ
 
 
 def submitted_job() -> str:
     """The submission id of the job that this process belongs to; JOB when Ray does not tell."""
     try:
-        return str(json.loads(os.environ[_SUBMITTED])["metadata"]["job_submission_id"])
+        return str(json.loads(os.environ[JOB_CONFIG])["metadata"]["job_submission_id"])
     except (KeyError, ValueError, TypeError):
         return "JOB"
 
@@ -78,7 +78,7 @@ def _check(named: Named) -> None:
     host, colon, port = named.address.rpartition(":")
     if "://" in named.address or not colon or not port.isdecimal():
         remedy = "give HOST:PORT of the head, auto or local"
-        raise ConfigError(f"'{named.address}' is no address of Ray", where=named.source, remedy=remedy)
+        raise ConfigError(f"invalid Ray address '{named.address}'", where=named.source, remedy=remedy)
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
     except (OSError, OverflowError) as error:

@@ -7,6 +7,7 @@ killed, ray 2.60 leaves its dashboard and runtime-env agents running (docs/ray-f
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import logging
@@ -15,28 +16,30 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 from actuators.errors import ConfigError
-from actuators.files import is_own_folder, read_regular, socket_place, write_private
+from actuators.files import is_own_folder, open_private, read_regular, socket_place, write_private
 from actuators.processes.process import ManagedProcess
 from rayjobs.cli.console import console_err
 from rayjobs.cli.interrupts import claim_signals, end_now
-from rayjobs.runs.joining import Named, named_ray
+from rayjobs.runs.joining import JOB_CONFIG, Named, named_ray
 
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 120.0
+_REACH_S = 5.0
 PREFIX = "deepsched-ray-"
 _BELOW_BYTES = len(PREFIX) + 8 + len("/ray/session_2026-11-29_12-00-00_000000_4194304/sockets/plasma_store")
 """Of the longest path of a socket of Ray, below the folder for temporary folders."""
-_RAY, _ADDRESS = "ray", "ray_current_cluster"
+_RAY, _ADDRESS, _OWNER = "ray", "ray_current_cluster", "owner"
 _BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's variable, named after the systems where it is off by default; it works on Linux (ray 2.60)."""
 _PATIENCE = {
@@ -66,7 +69,7 @@ class LocalRay:
     def __init__(
         self, testbeds: int = 1, servers: int = 3, cpus: int | None = None, dashboard_port: int | None = None
     ) -> None:
-        self.folder = _made_folder(_BELOW_BYTES)
+        self.folder, self._owner = _made_folder(_BELOW_BYTES)
         write_private(self.folder / "token", secrets.token_hex(32))
         self.environment = _environment(self.folder)
         self._watch: _Watch | None = None
@@ -102,7 +105,13 @@ class LocalRay:
         os.environ.update(self.environment)
         os.environ.pop("RAY_ADDRESS", None)
         _take_environment()
-        _connect(address.read_text().strip())
+        # Of a job that asks for a private Ray: its runtime environment exists on the job's cluster only.
+        submitted = os.environ.pop(JOB_CONFIG, None)
+        try:
+            _connect(address.read_text().strip())
+        finally:
+            if submitted is not None:
+                os.environ[JOB_CONFIG] = submitted
 
     def watch(self) -> None:
         """Ends this process with one line, from now until `close`, as soon as a process of this head is gone.
@@ -121,6 +130,7 @@ class LocalRay:
             ray.shutdown()
         self._head.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._owner.close()
 
 
 class _Watch:
@@ -203,11 +213,12 @@ def socket_folder(below: int) -> Iterator[Path]:
     Args:
         below: bytes that the path of a socket has below it.
     """
-    folder = _made_folder(len(PREFIX) + 9 + below)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder, owner = _made_folder(len(PREFIX) + 9 + below)
+    with owner:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -259,13 +270,18 @@ def running_heads() -> list[Path]:
 
 @contextlib.contextmanager
 def joined(folder: Path) -> Iterator[None]:
-    """Makes this process another driver of the head in that folder for the block."""
+    """Makes this process another driver of the head in that folder for the block.
+
+    Raises OSError when the head has ended.
+    """
+    address = _address(folder)
+    _require_listener(address)
     environment = _environment(folder)
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
         _take_environment()
-        _connect(_address(folder))
+        _connect(address)
         yield
     finally:
         sys.modules["ray"].shutdown()
@@ -274,12 +290,20 @@ def joined(folder: Path) -> Iterator[None]:
 
 
 def _address(folder: Path) -> str:
-    """Address of that head; empty when it is not ready or its owner has ended."""
+    """HOST:PORT of that head; empty when it is not ready or its owner has ended."""
     try:
         text = read_regular(folder / _RAY / _ADDRESS, 1024).decode() if _is_owned(folder) else ""
         return text.strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError when nobody listens there: Ray itself would wait for minutes, and then end the process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConnectionError(f"no head at '{address}'")
+    socket.create_connection((host, int(port)), _REACH_S).close()
 
 
 def _take_environment() -> None:
@@ -320,11 +344,15 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _made_folder(below: int) -> Path:
+def _made_folder(below: int) -> tuple[Path, BinaryIO]:
+    """A private folder, and the file by which it counts as owned until the file is closed or this process ends."""
     sweep_stale_folders()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_place(below)))
-    write_private(folder / "owner", str(os.getpid()))
-    return folder
+    owner = open(folder / ".owner", "wb", opener=open_private)  # noqa: SIM115 - open as long as its folder is owned
+    # A sweep that met the file before it is locked would remove the folder.
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    (folder / ".owner").rename(folder / _OWNER)
+    return folder, owner
 
 
 def _own_folders() -> list[Path]:
@@ -341,8 +369,17 @@ def sweep_stale_folders() -> None:
 
 
 def _is_owned(folder: Path) -> bool:
-    """False when the process that created the folder has ended; a folder without a process id is being created."""
+    """False when the process that created the folder has ended; a folder without the file is being created.
+
+    The lock on the file ends with its process, whatever the namespace of process ids and whatever it was killed by.
+    """
     try:
-        return psutil.pid_exists(int(read_regular(folder / "owner", 64)))
+        with open(os.open(folder / _OWNER, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as owner:
+            if pid := owner.read(64):
+                # Version 0.1 wrote its process id and locked nothing.
+                return psutil.pid_exists(int(pid))
+            # Shared: two processes that ask at the same time must not see each other.
+            fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
     except (OSError, ValueError):
         return True

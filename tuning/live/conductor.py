@@ -85,7 +85,7 @@ class TestbedDriver:
 
     Args:
         make: builds the testbed; receives the build number, from 0.
-        method: balancing method that the weights act on.
+        method: balancing method that the weights act on, until `call` sets another one.
     """
 
     def __init__(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod) -> None:
@@ -119,8 +119,7 @@ class TestbedDriver:
         self._doing = "stepping"
         began_s = time.monotonic()
         try:
-            # Only this process knows the current addresses of the servers.
-            applied = self._testbed.apply(replace(control, topology=self._testbed.topology))
+            applied = self._apply(self._testbed, control)
             apply_s = time.monotonic() - began_s
             return replace(self._advance(self._testbed, interval_s, changed=applied.changed), apply_s=apply_s)
         except ActuationError as error:
@@ -129,14 +128,31 @@ class TestbedDriver:
             self._break()
             return self._note(Stepped(None, str(error)))
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the testbed (for `ConductedTestbed`)."""
+    def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of the testbed (for `ConductedTestbed`); `reset` and `set_method` repair it first.
+
+        Raises:
+            TestbedError: it is not running, for the other methods.
+        """
         self._doing = method
-        return getattr(self._sound() if method in ("reset", "set_method") else self._running(), method)(*args, **kwargs)
+        testbed = self._sound() if method in ("reset", "set_method") else self._running()
+        if method == "apply":
+            return self._apply(testbed, *args)
+        answer = getattr(testbed, method)(*args)
+        if method == "set_method":
+            # A repair in the middle of a block must not go on under another method.
+            (self._method,) = args
+        return answer
+
+    def dead_parts(self) -> list[str]:
+        """What has died of the testbed, in words; empty when nothing has."""
+        if self._testbed is None:
+            return [f"{self.name} is not running"]
+        return self._testbed.dead_parts() if isinstance(self._testbed, RemoteTestbed) else []
 
     def topology(self) -> Any:
         """The topology with real addresses; builds the testbed if it is not running."""
-        return self._sound().topology
+        return (self._testbed or self._sound()).topology
 
     def describe(self) -> dict[str, Any]:
         """State for display: activity, number of builds, windows and faults so far, placement of the parts."""
@@ -162,6 +178,10 @@ class TestbedDriver:
         if testbed is not None:
             testbed.close()
 
+    def _apply(self, testbed: Testbed, control: Control) -> Applied:
+        # Only this process knows the current addresses of the servers: those of a rebuilt testbed are new.
+        return testbed.apply(replace(control, topology=testbed.topology))
+
     def _advance(self, testbed: Testbed, interval_s: float, *, changed: bool) -> Stepped:
         began_s = time.monotonic()
         remote = testbed if isinstance(testbed, RemoteTestbed) else None
@@ -183,7 +203,7 @@ class TestbedDriver:
     def _sound(self) -> Testbed:
         """The running testbed; rebuilds it if it is not running or one of its parts has died."""
         if self._testbed is not None:
-            dead = self._testbed.dead_parts() if isinstance(self._testbed, RemoteTestbed) else []
+            dead = self.dead_parts()
             if not dead:
                 return self._testbed
             self._say(f"{', '.join(dead)}; rebuilding the testbed")
@@ -267,24 +287,28 @@ ANSWER_SLACK_S = 60.0
 class ConductedTestbed(Closing):
     """Implements the Testbed protocol over a conductor, to observe or evaluate on one testbed of several.
 
+    `reset` and `set_method` repair a testbed of which a part has died; its servers then have new addresses.
+
     Raises:
-        TestbedError: from the constructor, when the testbed does not start within 240 s; from every method, when the
-            conductor dies or does not answer in time.
+        TestbedError: from the constructor, `reset` and `set_method`, when the testbed does not start within 240 s; from
+            every method, when the conductor dies or does not answer in time.
     """
 
     def __init__(self, conductor: Any, name: str) -> None:
         self._conductor, self._name = conductor, name
-        self._topology: Topology = self._wait(conductor.topology.remote(), START_TIMEOUT_S)
+        self._topology = self._read_topology()
 
     @property
     def topology(self) -> Topology:
         return self._topology
 
     def reset(self, scenario: Scenario, seed: int) -> None:
-        self._call(ANSWER_SLACK_S, "reset", scenario, seed)
+        self._call(START_TIMEOUT_S, "reset", scenario, seed)
+        self._topology = self._read_topology()
 
     def set_method(self, method: BalancingMethod) -> None:
-        self._call(ANSWER_SLACK_S, "set_method", method)
+        self._call(START_TIMEOUT_S, "set_method", method)
+        self._topology = self._read_topology()
 
     def apply(self, control: Control) -> Applied:
         applied: Applied = self._call(ANSWER_SLACK_S, "apply", control)
@@ -301,8 +325,17 @@ class ConductedTestbed(Closing):
         window: Window = self._call(timeout_s + ANSWER_SLACK_S, "drain", timeout_s)
         return window
 
+    def dead_parts(self) -> list[str]:
+        """What has died of the testbed, in words; empty when nothing has."""
+        dead: list[str] = self._wait(self._conductor.dead_parts.remote(), ANSWER_SLACK_S)
+        return dead
+
     def close(self) -> None:
         """Does nothing: `Testbeds` owns the conductor and closes it."""
+
+    def _read_topology(self) -> Topology:
+        topology: Topology = self._wait(self._conductor.topology.remote(), START_TIMEOUT_S)
+        return topology
 
     def _call(self, timeout_s: float, method: str, *args: Any) -> Any:
         return self._wait(self._conductor.call.remote(method, *args), timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from actuators.testbed.placement import (
     NAMESPACE,
     PROXY_BUNDLE,
     check_capacity,
-    free_names,
+    create_named,
     start_remote_testbed,
+    taken_names,
     testbed_bundles,
 )
 from tuning.live.conductor import CONDUCTOR, News
@@ -72,11 +74,9 @@ class Testbeds(Closing):
     ) -> None:
         self._places, self._owned = places or {}, owned
         self._heard = dict.fromkeys(makers, 0)
-        names = dict(zip(makers, free_names(list(makers)), strict=True))
+        taken = taken_names()
         self.conductors = {
-            name: CONDUCTOR.options(
-                name=names[name], namespace=NAMESPACE, scheduling_strategy=self._strategy(name)
-            ).remote(name, make, method)
+            name: create_named(name, partial(self._start, name, make, method), taken)[1]
             for name, make in makers.items()
         }
         self._state = tempfile.TemporaryDirectory(prefix="deepsched-leases-")
@@ -136,6 +136,11 @@ class Testbeds(Closing):
         for group in self._owned:
             remove_placement_group(group)
         self._owned = ()
+
+    def _start(self, name: str, make: Callable[[int], Testbed], method: BalancingMethod, shown: str) -> Any:
+        """The conductor of a testbed, under the name that `deepsched testbeds` shows."""
+        options = CONDUCTOR.options(name=shown, namespace=NAMESPACE, scheduling_strategy=self._strategy(name))
+        return options.remote(name, make, method)
 
     def _strategy(self, name: str) -> Any:
         if name not in self._places:

@@ -92,9 +92,12 @@ def test_a_killed_load_engine_is_a_fault_and_not_a_number(parts: LiveParts) -> N
         assert testbed.advance(0.4).usable
 
 
-def test_closing_ends_every_process(tmp_path: Path) -> None:
+def test_closing_ends_every_process_and_leaves_no_database(tmp_path: Path) -> None:
     testbed = start_local_testbed(social_network(), LiveOptions(), tmp_path, seed=1)
     testbed.reset(ContractScenario(), 1)
     assert len(processes_with(f"{tmp_path}/")) >= len(testbed.topology.servers)
+    assert list(tmp_path.glob("*.sqlite*"))
     testbed.close()
     assert processes_with(f"{tmp_path}/") == {}
+    assert not list(tmp_path.glob("*.sqlite*"))
+    assert list(tmp_path.glob("server-*.log")), "the logs stay"

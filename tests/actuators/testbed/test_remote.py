@@ -40,7 +40,10 @@ def test_it_claims_its_nodes_runs_hands_errors_of_ours_on_and_frees_them(tmp_pat
         assert (state["name"], state["method"]) == (name, "least_conn")
         assert state["windows"] >= len(windows)
         assert {place.split()[0] for place in state["places"]} >= {"NginxActuator", "LoadGenerator"}
+        assert list(tmp_path.glob("*.sqlite"))
     assert processes_with(f"{tmp_path}/") == {}
+    assert not list(tmp_path.glob("*.sqlite*"))
+    assert list(tmp_path.glob("server-*.log")), "the logs stay"
     check_capacity(1, 3)
 
 
@@ -57,6 +60,7 @@ def test_a_killed_actor_is_a_testbed_error_and_the_rest_can_be_closed(tmp_path: 
     finally:
         testbed.close()
     assert processes_with(f"{tmp_path}/") == {}
+    assert not list(tmp_path.glob("*.sqlite*"))
     check_capacity(1, 3)
 
 

@@ -56,6 +56,22 @@ class Jobs:
         del self.logs[job]
 
 
+@dataclass
+class SlowJobs(Jobs):
+    """A job runs until it is stopped."""
+
+    stopped: list[str] = field(default_factory=list)
+
+    def submit_job(self, entrypoint: str, entrypoint_resources: Any) -> str:
+        return "packing"
+
+    def get_job_status(self, job: str) -> Any:
+        return SimpleNamespace(is_terminal=lambda: job in self.stopped, value="RUNNING")
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run of a submitted job, which says so."""
@@ -82,17 +98,49 @@ def test_a_job_says_where_its_results_stay_and_they_are_fetched(run: RunFolder, 
     assert list(jobs.logs) == ["raysubmit_1"], "the packing job is gone"
 
 
+def test_databases_of_servers_stay_on_the_cluster(run: RunFolder, tmp_path: Path) -> None:
+    (run.path / "testbed").mkdir()
+    databases = ("social_network.sqlite", "social_network.sqlite-wal", "social_network-10.0.0.7.sqlite")
+    for name in (*databases, "server-0.log"):
+        (run.path / "testbed" / name).write_text("content")
+    (tmp_path / "here").mkdir()
+    target = unpack(packed(Jobs({}), "raysubmit_1", str(run.path), lambda text: None), tmp_path / "here")
+    assert [path.name for path in (target / "testbed").iterdir()] == ["server-0.log"]
+    assert (target / "config.yaml").exists()
+
+
+def test_an_interrupted_fetch_stops_the_job_that_packs() -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    jobs = SlowJobs({})
+    with pytest.raises(KeyboardInterrupt):
+        packed(jobs, "raysubmit_1", "/session/run", interrupt)
+    assert jobs.stopped == ["packing"]
+
+
+def test_packing_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayjobs.fetch.transfer.PACK_TIMEOUT_S", 0.0)
+    jobs = SlowJobs({})
+    with pytest.raises(ProcessError, match="more than 0 s"):
+        packed(jobs, "raysubmit_1", "/session/run", lambda text: None)
+    assert jobs.stopped == ["packing"]
+
+
 def test_a_run_with_a_place_of_its_own_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "package").mkdir()
+    monkeypatch.chdir(tmp_path / "package")
     RunFolder.create(None, "train", 3, TrainOptions(), [])
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     RunFolder.create(tmp_path, "train", 3, TrainOptions(), [])
-    RunFolder.create(None, "train", 3, TrainOptions(storage="s3://bucket"), [])
     assert capsys.readouterr().err == ""
-    RunFolder.create(None, "train", 3, TrainOptions(), [])
-    assert "deepsched fetch JOB" in capsys.readouterr().err
+    for out in (None, Path("here")):
+        RunFolder.create(out, "train", 3, TrainOptions(), [])
+        assert "deepsched fetch JOB" in capsys.readouterr().err
+    RunFolder.create(None, "train", 3, TrainOptions(storage="s3://bucket"), [])
+    assert "`deepsched fetch JOB` fetches them; they are copied to s3://bucket" in capsys.readouterr().err
 
 
 def test_what_cannot_be_fetched_is_said_in_one_line(tmp_path: Path) -> None:

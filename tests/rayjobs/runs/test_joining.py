@@ -60,9 +60,9 @@ def test_the_option_wins_over_the_environment_and_that_over_a_job(monkeypatch: p
     ("address", "words"),
     [
         ("http://127.0.0.1:8265", "takes submitted jobs only"),
-        ("ray://127.0.0.1:10001", "is no address of Ray"),
-        ("head", "is no address of Ray"),
-        ("head:port", "is no address of Ray"),
+        ("ray://127.0.0.1:10001", "invalid Ray address"),
+        ("head", "invalid Ray address"),
+        ("head:port", "invalid Ray address"),
         ("127.0.0.1:1", "no Ray at 127.0.0.1:1"),
         ("127.0.0.1:99999", "no Ray at"),
     ],

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from actuators.files import is_own_folder, socket_place
-from rayjobs.runs.local_ray import LocalRay, running_heads, sweep_stale_folders
+from rayjobs.runs.local_ray import LocalRay, joined, running_heads, socket_folder, sweep_stale_folders
 from tests.support.orphans import processes_with, wait_gone
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -65,6 +65,61 @@ def test_what_others_left_in_the_shared_folder_is_neither_joined_nor_removed(sha
     sweep_stale_folders()
     assert before - {path.name for path in shared.iterdir()} == {"deepsched-ray-ended"}
     assert (tmp_path / "kept" / "owner").exists()
+
+
+@pytest.fixture
+def alone(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same; nothing is made or removed anywhere else."""
+    monkeypatch.setattr("rayjobs.runs.local_ray.socket_place", lambda below: shared)
+    return shared
+
+
+def test_another_namespace_of_process_ids_removes_no_folder_of_a_living_owner(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may share a folder for temporary folders; each has process ids of its own."""
+    with socket_folder(1) as folder:
+        assert folder.parent == alone
+        monkeypatch.setattr(psutil, "pid_exists", lambda pid: False)
+        sweep_stale_folders()
+        sweep_stale_folders()
+        assert (folder / "owner").exists()
+    assert not folder.exists()
+
+
+KILLED = (
+    "import signal, sys\nfrom rayjobs.runs.local_ray import socket_folder\n"
+    "with socket_folder(1) as folder:\n    print(folder, flush=True)\n    signal.pause()\n"
+)
+
+
+def test_the_folder_of_a_killed_owner_is_removed_although_its_process_id_is_used_again(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container that is started again, the same ids come again."""
+    with subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        assert folder.parent == alone
+        sweep_stale_folders()
+        assert folder.exists()
+        owner.kill()
+    assert folder.exists()
+    monkeypatch.setattr(psutil, "pid_exists", lambda pid: True)
+    sweep_stale_folders()
+    assert not folder.exists()
+
+
+def test_a_head_that_does_not_listen_is_not_joined(shared: Path) -> None:
+    """Ray would wait for it for minutes, and then end the process."""
+    head = plant(shared / "deepsched-ray-hung", os.getpid())
+    before = dict(os.environ)
+    with pytest.raises(ConnectionRefusedError), joined(head):
+        pass
+    (head / "ray" / "ray_current_cluster").write_text("soon")
+    with pytest.raises(ConnectionError, match="no head at 'soon'"), joined(head):
+        pass
+    assert dict(os.environ) == before
 
 
 def test_sockets_lie_where_their_paths_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

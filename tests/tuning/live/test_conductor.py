@@ -7,13 +7,16 @@ import re
 import signal
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from actuators.contract.control import Weights
 from actuators.testbed.options import LiveOptions
 from envs.scenarios.lookup import scenario
 from rayjobs.runs.local_ray import local_ray
 from tests.support.orphans import SESSION, processes_with, wait_gone
 from tests.support.problems import TOPOLOGY, problem
+from tests.support.waiting import wait_until
 from tuning.live.conductor import ConductedTestbed
 from tuning.live.testbeds import Testbeds, running_testbeds
 from tuning.live.vector_env import LiveVectorEnv
@@ -104,6 +107,25 @@ def test_a_killed_server_ends_the_episode(env: LiveVectorEnv, testbeds: Testbeds
     os.kill(victim(word), signal.SIGKILL)
     assert re.search("the server at|SocialNetworkNode", run_until(env, fault=True))
     run_until(env, fault=False)
+
+
+def test_a_judge_that_began_before_a_repair_goes_on_after_it(testbeds: Testbeds) -> None:
+    ((name, conductor),) = testbeds.conductors.items()
+    testbed = ConductedTestbed(conductor, name)
+    testbed.set_method("round_robin")
+    testbed.reset(SCENARIO, 1)
+    before = testbed.topology
+    os.kill(victim("ray::SocialNetworkNode"), signal.SIGKILL)
+    wait_until(lambda: testbed.dead_parts() != [])
+    testbed.reset(SCENARIO, 1)
+    assert testbed.topology != before
+    assert testbed.dead_parts() == []
+    assert testbed.apply(Weights(before, np.tile([5, 3, 1], (before.shape[0], 1)))).changed
+    assert testbed.advance(INTERVAL_S).weight.tolist() == [[5, 3, 1]] * before.shape[0]
+    (row,) = running_testbeds()
+    assert row["method"] == "round_robin"
+    testbed.drain()
+    testbed.set_method("least_conn")
 
 
 def test_it_can_be_driven_by_hand_and_is_listed(testbeds: Testbeds) -> None:

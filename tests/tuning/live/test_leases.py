@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 import ray as ray_package
 
@@ -84,16 +83,12 @@ def test_a_killed_desk_comes_back_with_its_leases(tmp_path: Path) -> None:
     desk = LEASE_DESK.remote(["a", "b"], tmp_path / "leases.json")
     assert ray_package.get(desk.lease.remote("one", 1)) == ["a"]
 
-    def pids() -> set[int]:
-        return {
-            each.pid
-            for each in psutil.process_iter(["cmdline"])
-            if "ray::LeaseBook" in " ".join(each.info["cmdline"] or ())
-        }
+    def pid() -> int:
+        return int(ray_package.get(desk.__ray_call__.remote(lambda book: os.getpid())))
 
-    (before,) = pids()
+    before = pid()
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: pids() not in (set(), {before}))
+    wait_until(lambda: pid() != before)
     assert ray_package.get(desk.table.remote()) == {"a": "one", "b": ""}
     assert ray_package.get(desk.lease.remote("two", 1)) == ["b"]
     ray_package.kill(desk)
