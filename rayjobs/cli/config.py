@@ -297,7 +297,7 @@ def _superseded(options: Options, layers: Sequence[Layer]) -> list[str]:
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the values that are no mappings."""
+    """Dotted paths of the values that are not mappings."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _paths(value, f"{prefix}{name}.")

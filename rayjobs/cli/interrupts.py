@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions in the main thread, so that every `with` and `finally` runs."""
+"""Ctrl-C, SIGTERM and SIGHUP as exceptions in the main thread, so that every `with` and `finally` runs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ class _State:
     Attributes:
         first_s: when the first signal arrived; None before.
         clean_up_s, closing_line: how long the clean-up after it may take, and what is said then; see `kept`.
-        terminated: it was SIGTERM.
+        reserved_s: how much longer it may take; see `reserved`.
+        terminated: it was SIGTERM or SIGHUP.
         timer: ends the process when the clean-up takes too long.
         status: exit status then.
     """
 
     first_s: float | None = None
     clean_up_s: float | None = None
+    reserved_s: float = 0.0
     closing_line: Callable[[], str] = str
     terminated: bool = False
     timer: threading.Timer | None = None
@@ -47,21 +49,25 @@ _state = _State()
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; handled like Ctrl-C, but the exit status is 143."""
+    """SIGTERM or SIGHUP arrived; handled like Ctrl-C, but the exit status is 143 or 129."""
 
 
 def claim_signals() -> None:
-    """Handles SIGINT and SIGTERM: the main thread gets KeyboardInterrupt or Terminated, once.
+    """Handles SIGINT, SIGTERM and SIGHUP: the main thread gets KeyboardInterrupt or Terminated, once.
 
-    `ray.init` replaces the handler of SIGTERM: call this again after it.
+    SIGHUP is that of a closed terminal or a lost ssh; under `nohup` it stays ignored. `ray.init` replaces the handler
+    of SIGTERM: call this again after it.
     """
     signal.signal(signal.SIGINT, _raise_once)
     signal.signal(signal.SIGTERM, _raise_once)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _raise_once)
 
 
-def terminated() -> bool:
-    """Whether the signal was SIGTERM; libraries (`ray.wait`) raise a KeyboardInterrupt of their own in its place."""
-    return _state.terminated
+def terminated() -> str:
+    """The name of the signal, empty when it was Ctrl-C; libraries (`ray.wait`) raise a KeyboardInterrupt of their own
+    in its place."""
+    return signal.Signals(_state.status - 128).name if _state.terminated else ""
 
 
 @contextlib.contextmanager
@@ -76,7 +82,8 @@ def kept(line: Callable[[], str], *also: type[Exception], clean_up_s: float = CL
     try:
         yield
     except ends:
-        print(line(), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            print(line(), file=sys.stderr, flush=True)
         _state.closing_line = str
         raise
     finally:
@@ -84,11 +91,14 @@ def kept(line: Callable[[], str], *also: type[Exception], clean_up_s: float = CL
             _state.clean_up_s, _state.closing_line = before
 
 
-def allow(seconds: float) -> None:
-    """A clean-up that has begun may take so long from now on, as one that copies results to a storage."""
-    if _state.timer is not None:
-        _state.timer.cancel()
-        _give_up_after(seconds)
+@contextlib.contextmanager
+def reserved(seconds: float) -> Iterator[None]:
+    """The clean-up after a signal in the block may take so much longer, as one that ends with a copy to a storage."""
+    _state.reserved_s += seconds
+    try:
+        yield
+    finally:
+        _state.reserved_s -= seconds
 
 
 def end_now(line: str, status: int) -> NoReturn:
@@ -119,6 +129,8 @@ def release_signals() -> None:
         _state.timer.cancel()
         _state.clean_up_s, _state.closing_line, _state.timer = None, str, None
     signal.signal(signal.SIGTERM, signal.SIG_IGN if interrupted else signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if interrupted else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -128,10 +140,10 @@ def _raise_once(number: int, frame: FrameType | None) -> None:
         # os.write: a handler may interrupt a print, and Python's streams are not reentrant.
         os.write(2, "cleaning up…\n".encode())
         return
-    _state.first_s, _state.terminated = now_s, number == signal.SIGTERM
+    _state.first_s, _state.terminated = now_s, number != signal.SIGINT
     _state.status = 128 + number
     if _state.clean_up_s is not None:
-        _give_up_after(_state.clean_up_s)
+        _give_up_after(_state.clean_up_s + _state.reserved_s)
     raise Terminated() if _state.terminated else KeyboardInterrupt()
 
 

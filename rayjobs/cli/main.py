@@ -145,8 +145,8 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
             raise
         return _exit_with(f"deepsched {name}: {of_the_machine}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        if terminated():
-            return _exit_with(f"deepsched {name}: ended by SIGTERM", EXIT_TERMINATED)
+        if ended_by := terminated():
+            return _exit_with(f"deepsched {name}: ended by {ended_by}", 128 + signal.Signals[ended_by])
         return _exit_with(f"deepsched {name}: interrupted", EXIT_INTERRUPTED)
     except SystemExit as end:
         # While `ray.init` runs, SIGTERM goes to Ray's own handler, which exits with the signal's number.

@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "encoder": {
-        "check": ("rayjobs.encoder:CHECK", "check the encoder against new snapshots; exit 3 when it no longer fits"),
+        "check": ("rayjobs.encoder:CHECK", "check the encoder against new snapshots; exit 3 when it does not fit"),
         "recalibrate": ("rayjobs.encoder:RECALIBRATE", "refit it, prove it and swap it in; exit 4 when not proven"),
         "rollback": ("rayjobs.encoder:ROLLBACK", "restore the encoder from before the last recalibration"),
     },

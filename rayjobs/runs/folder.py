@@ -63,8 +63,10 @@ class RunFolder:
         run.write("config.yaml", dump_yaml(options))
         run.write("command.txt", command_line(name, argv) + "\n")
         run.write("versions.txt", "".join(f"{key}: {value}\n" for key, value in versions().items()))
-        if in_job() and out is None and getattr(options, "storage", None) is None:
-            console_err().print(left_on_the_cluster(run.path), markup=False, soft_wrap=True)
+        # The working directory of a job is below Ray's session folder, which Ray clears.
+        if in_job() and run.path.absolute().is_relative_to(Path.cwd()):
+            line = left_on_the_cluster(run.path, getattr(options, "storage", None))
+            console_err().print(line, markup=False, soft_wrap=True)
         return run
 
     def file(self, *parts: str) -> Path:
@@ -84,10 +86,15 @@ class RunFolder:
         return path
 
 
-def left_on_the_cluster(folder: Path) -> str:
-    """What a user of `ray job submit` must know who gave neither a storage nor a folder."""
+def left_on_the_cluster(folder: Path, storage: str | None = None) -> str:
+    """What a user of `ray job submit` must know whose results are in the job's working directory.
+
+    Args:
+        storage: where they are copied to at the end, if that succeeds.
+    """
     stays = STAYS.replace("PATH", str(folder.absolute())).replace("HOST", socket.gethostname())
-    return f"{stays}; `deepsched fetch {submitted_job()}` fetches them; train and sweep take --storage"
+    copied = f"they are copied to {without_credentials(storage)}" if storage else "train and sweep take --storage"
+    return f"{stays}; `deepsched fetch {submitted_job()}` fetches them; {copied}"
 
 
 def command_line(verb: str, argv: Sequence[str] | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,26 +16,37 @@ if TYPE_CHECKING:
 SNAPSHOTS = "snapshots.jsonl"
 
 
-def windows_of(path: Path, groups: Sequence[str] = ()) -> tuple[list[Window], Topology, list[str]]:
+def windows_of(
+    path: Path, groups: Sequence[str] = (), *, in_rotation: bool = False
+) -> tuple[list[Window], Topology, list[str]]:
     """The windows between the snapshots of a file or of a run's folder, and what the file lacks, in words.
 
     Args:
         groups: names of the groups that are wanted; all that had requests when empty.
+        in_rotation: without servers that balancing gives no requests, as `windows_topology` leaves them out.
     """
     from actuators.statistics.recording import read_snapshots
     from envs.calibration.calibrate import windows_topology
 
     recording = read_snapshots(path / SNAPSHOTS if path.is_dir() else path)
-    topology, left_out = windows_topology(recording.snapshots, groups)
+    topology, left_out, spare = windows_topology(recording.snapshots, groups, in_rotation=in_rotation)
     windows = windows_between(recording.snapshots, topology)
     unfit = {} if groups else _unfit(windows, topology)
     if unfit and len(unfit) < len(topology.groups):
         topology = Topology(tuple(group for group in topology.groups if group.name not in unfit))
         windows, left_out = windows_between(recording.snapshots, topology), left_out | unfit
     notes = [f"group {name} is left out: it {why}" for name, why in left_out.items()]
+    notes += [_without(group.name, spare[group.name]) for group in topology.groups if group.name in spare]
     notes += [f"{recording.skipped} lines are torn or no snapshots"] if recording.skipped else []
     notes += [f"the statistics could not be read {recording.gaps} times"] if recording.gaps else []
     return windows, topology, notes
+
+
+def _without(group: str, spare: Mapping[str, str], most: int = 12) -> str:
+    """Which servers of a group are left out, and why, in a sentence."""
+    named = [f"{server} ({why})" for server, why in spare.items()]
+    shown = named if len(named) <= most else [*named[:most], f"and {len(named) - most} more"]
+    return f"servers of group {group} are left out: {', '.join(shown)}"
 
 
 def _unfit(windows: Sequence[Window], topology: Topology) -> dict[str, str]:

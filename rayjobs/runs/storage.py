@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from actuators.errors import ConfigError
 from rayjobs.cli.console import console_out
-from rayjobs.cli.interrupts import allow
+from rayjobs.cli.interrupts import reserved
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
 
 UPLOAD_S = 300.0
-"""How long results may take to the storage after a signal; the line that names them comes when all are there."""
+"""How long results may take to the storage after a signal."""
 
 
 @contextlib.contextmanager
@@ -33,12 +33,12 @@ def stored(folder: Path, storage: str | None) -> Iterator[None]:
         yield
         return
     target = made(storage, folder.name)
-    try:
-        yield
-    finally:
-        allow(UPLOAD_S)
-        upload(folder, storage)
-        console_out().print(f"results: {target}", markup=False, soft_wrap=True)
+    with reserved(UPLOAD_S):
+        try:
+            yield
+        finally:
+            upload(folder, storage)
+            console_out().print(f"results: {target}", markup=False, soft_wrap=True)
 
 
 def made(url: str, name: str) -> str:

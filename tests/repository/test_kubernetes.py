@@ -97,5 +97,6 @@ def test_the_service_is_what_serve_prints(tmp_path: Path, capsys: pytest.Capture
     printed = yaml.safe_load(capsys.readouterr().out.replace(str(tmp_path), STATE))
     (application,) = printed["applications"]
     application["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    printed["proxy_location"] = "EveryNode"
     service, *_ = documents("rayservice.yaml")
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == printed

@@ -46,7 +46,7 @@ def own_signals() -> Iterator[None]:
     Python discards an exception that a handler raises in a callback of the collector, and hypothesis has one there:
     the test would wait for ever for a signal that has come.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     gc.disable()
     yield
     gc.enable()
@@ -295,15 +295,31 @@ def test_a_clean_up_that_hangs_is_cut_short() -> None:
 
 def test_a_clean_up_that_copies_results_may_take_longer() -> None:
     program = (
-        "import signal, time; from rayjobs.cli.interrupts import allow, claim_signals, kept\n"
+        "import signal, time; from rayjobs.cli.interrupts import claim_signals, kept, reserved\n"
         "claim_signals()\n"
-        "with kept(str, clean_up_s=0.2):\n"
+        "with reserved(60.0), kept(str, clean_up_s=0.2):\n"
         "    try:\n        signal.raise_signal(signal.SIGINT)\n"
-        "    finally:\n        allow(60.0); time.sleep(0.6); print('copied', flush=True)\n"
+        "    finally:\n        time.sleep(0.6); print('copied', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout == "copied\n"
     assert "took too long" not in done.stderr
+
+
+@pytest.mark.parametrize(("before", "status"), [("SIG_DFL", 129), ("SIG_IGN", 0)], ids=["terminal", "nohup"])
+def test_a_closed_terminal_runs_the_clean_up_and_leaves_nohup_alone(before: str, status: int) -> None:
+    program = (
+        "import signal, sys; from rayjobs.cli import main\n"
+        f"signal.signal(signal.SIGHUP, signal.{before})\n"
+        "def work():\n"
+        "    try:\n        signal.raise_signal(signal.SIGHUP)\n"
+        "    finally:\n        print('restored', flush=True)\n"
+        "    return 0\n"
+        "sys.exit(main._guarded('demo', work))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (status, "restored\n"), done.stderr
+    assert ("ended by SIGHUP" in done.stderr) == (status == 129)
 
 
 def test_a_verb_that_has_cleaned_up_in_time_is_not_cut_short_later() -> None:
