@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from actuators.options import Options
+from actuators.external.balancing import configured_balancing
+from actuators.options import NOT_GIVEN, Only, Options
 from envs.calibration.options import CalibrateOptions
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.runs.recordings import _between, windows_of
@@ -24,8 +26,14 @@ FILE = "calibration.json"
 class CalibrateVerbOptions(Options):
     """One calibration."""
 
+    only: ClassVar = {"calibrate.method": Only(nginx_conf=NOT_GIVEN)}
+
     snapshots: Path
     """File that `deepsched collect` recorded, or the folder of a run that kept `snapshots.jsonl`."""
+    nginx_conf: Path | None = None
+    """Main configuration of the recorded NGINX, from which its balancing method and the workers that share no state
+    are read (`auto`: as many as this machine has cores); calibrate.load_balancers counts where it is larger, as with
+    several NGINX machines. When not given, both are taken from `calibrate`."""
     seed: int = Field(default=1, ge=0)
     """Fixes simulated arrivals and service times, and the resamples."""
     out: Path | None = None
@@ -43,21 +51,54 @@ def run(options: CalibrateVerbOptions) -> int:
     from rayjobs.cli.progress import Progress, Stage
     from rayjobs.runs.folder import RunFolder
 
-    windows, topology, notes = windows_of(options.snapshots, options.groups)
+    windows, topology, notes = windows_of(options.snapshots, options.groups, in_rotation=True)
+    fit = as_configured(options, [group.name for group in topology.groups])
     folder = RunFolder.create(options.out, "calibrate", options.seed, options)
     with Progress([Stage("calibrate", 60)]) as progress, progress.stage("calibrate") as stage:
         source = str(options.snapshots)
-        calibration = calibrate(windows, topology, options.calibrate, options.seed, source, stage.update)
+        calibration = calibrate(windows, topology, fit, options.seed, source, stage.update)
     calibration.save(folder.path / FILE)
-    for note in (*notes, *warnings(calibration)):
-        console_err().print(f"warning: {note}", markup=False)
+    for note in (*notes, *assumptions(options), *warnings(calibration)):
+        console_err().print(f"warning: {note}", markup=False, soft_wrap=True)
     tables = (parameters_table, response_table, arrivals_table, comparison_table)
     for table in (make(calibration) for make in tables):
         console_out().print(table)
-    verdict = "the simulator passes" if calibration.faithful else "the simulator does not pass"
-    console_out().print(f"{verdict}: mean within 10 % and p99 within 20 % per group on held-out windows")
+    console_out().print(f"balanced by {calibration.balancing}", soft_wrap=True, markup=False)
+    console_out().print(verdict(calibration), soft_wrap=True, markup=False)
     console_out().print(f"train on it: deepsched train --scenario {folder.path / FILE}", soft_wrap=True, markup=False)
     return 0
+
+
+def as_configured(options: CalibrateVerbOptions, groups: Sequence[str]) -> CalibrateOptions:
+    """How the simulator is fitted, under what the configuration says of these groups where it is given.
+
+    Raises ConfigError as `configured_balancing`.
+    """
+    if options.nginx_conf is None:
+        return options.calibrate
+    found = configured_balancing(options.nginx_conf, groups)
+    workers = max(found.workers, options.calibrate.load_balancers)
+    return options.calibrate.changed({"method": found.method, "load_balancers": workers})
+
+
+def assumptions(options: CalibrateVerbOptions) -> list[str]:
+    """What is assumed of the balancing because nothing was given, in at most one sentence."""
+    known = {"calibrate.method": options.calibrate.method, "calibrate.load_balancers": "one shared state"}
+    assumed = [] if options.nginx_conf else [path for path in known if not options.given(path)]
+    if not assumed:
+        return []
+    what = " and ".join(known[path] for path in assumed)
+    return [f"assumed of the balancing: {what}; give --nginx-conf, or --set {' and --set '.join(assumed)}"]
+
+
+def verdict(calibration: Calibration) -> str:
+    """Whether the simulator passes on held-out windows, in a sentence."""
+    bars = "mean within 10 % and p99 within 20 % per group on held-out windows"
+    if not all(row.within for row in calibration.compared):
+        return f"the simulator does not pass: {bars}"
+    if calibration.uncompared:
+        return f"too few held-out requests to tell ({', '.join(calibration.uncompared)}): {bars}"
+    return f"the simulator passes: {bars}"
 
 
 def warnings(calibration: Calibration) -> list[str]:
@@ -133,10 +174,22 @@ def _table(title: str, columns: tuple[str, ...]) -> Any:
 
 VERB = Verb(
     name="calibrate",
-    example="deepsched calibrate snapshots.json --set calibrate.method=least_conn",
+    example="deepsched calibrate snapshots.json --nginx-conf /etc/nginx/nginx.conf",
     options=CalibrateVerbOptions,
     run=run,
     positional=("snapshots",),
+    common=(
+        "nginx_conf",
+        "groups",
+        "seed",
+        "out",
+        "calibrate.method",
+        "calibrate.load_balancers",
+        "calibrate.workers",
+        "calibrate.held_out",
+        "calibrate.priorities",
+        "calibrate.deadlines_ms",
+    ),
 )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import secrets
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -14,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from actuators.contract.control import MAX_WEIGHT, Control, ServiceTimes, Weights
-from actuators.errors import ActuationError
+from actuators.errors import ActuationError, ConfigError
 from actuators.external.actuator import (
     EXPLORED_VALUES,
     Actuator,
@@ -39,7 +43,7 @@ from actuators.external.snippet import (
     render_snippet,
     unified_diff,
 )
-from actuators.files import write_private
+from actuators.files import REMEDIES, write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
 from actuators.options import NOT_GIVEN, Moved, Never, Only, Options
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 
 _log = partial(log_line, "weights")
 
+_OTHERS = "Other parameters of your server lines, and servers that are not listed, stay as they are."
 
 _NOTHING_CHANGES = {
     f"reload.{name}": Never("nothing is changed here")
@@ -233,6 +238,7 @@ def _shown(weights: Weights) -> str:
 
 def snippet(options: SnippetOptions) -> int:
     """Writes the snippet and its token, readable by this user only, and prints the change of the configuration."""
+    _require_place(options.out)
     config, build = read_config(options.reload.config), detect(options.memory.binary)
     groups = memory_groups(config, options.groups)
     out, token = options.out.absolute(), secrets.token_hex(16)
@@ -242,7 +248,8 @@ def snippet(options: SnippetOptions) -> int:
     diff = unified_diff(changes(config, groups, out, build, passes, asking))
     token_file = out.with_name(out.name + ".token")
     for path, content in ((token_file, token + "\n"), (out, text)):
-        write_private(path, content)
+        with _writing(path):
+            write_private(path, content)
     for note in [*notes(groups), *(asking_notes(config, passes, asking) if any(asking) else ())]:
         _log(note)
     _log(f"written: {out} and {token_file}, for this user only; NGINX must start as root or as this user")
@@ -257,6 +264,25 @@ def snippet(options: SnippetOptions) -> int:
     if options.memory.late_binding:
         _log("and deepsched holding set, which at first only counts what it would hold")
     return 0
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises ConfigError when the block cannot write the file."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "choose another --out")
+        raise ConfigError(f"cannot write: {error.strerror}", where=str(path), remedy=remedy) from error
+
+
+def _require_place(path: Path) -> None:
+    """Before the work for a file. Raises ConfigError when it cannot be made."""
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
 
 
 class SuggestOptions(Options):
@@ -280,6 +306,8 @@ def suggest(options: SuggestOptions) -> int:
     from envs.study.stock import today_rule, upstream_lines
     from rayjobs.cli.progress import Progress, Stage
 
+    if options.out is not None:
+        _require_place(options.out)
     played = scenario(options.system, options.duration_s)
     topology = topology_of([played])
     with Progress([Stage("simulate", None)]) as progress, progress.stage("simulate") as stage:
@@ -290,8 +318,10 @@ def suggest(options: SuggestOptions) -> int:
         return 0
     console_out().print(f"Use {found.best.name}: mean {found.best.mean}, 99th percentile {found.best.p99}.\n")
     console_out().print(upstream_lines(found.best.plan, topology), markup=False, soft_wrap=True)
+    console_out().print(_OTHERS, soft_wrap=True)
     if options.out is not None:
-        write_private(options.out.absolute(), found.best.plan.model_dump_json(indent=1) + "\n")
+        with _writing(options.out):
+            write_private(options.out.absolute(), found.best.plan.model_dump_json(indent=1) + "\n")
         _log(f"written: {options.out}")
     return 0
 

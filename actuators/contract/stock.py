@@ -30,7 +30,7 @@ class StockPlan(Options):
     shared: bool
     """One upstream for all request types; it needs groups with the same servers."""
     weights: tuple[tuple[Annotated[int, Field(ge=0, le=MAX_WEIGHT)], ...], ...] = Field(min_length=1)
-    """``[groups][servers]``; equal rows when shared, 0 where a group lacks the server."""
+    """``[groups][servers]``; equal rows when shared, 0 where a group lacks the server or does not use it (`down`)."""
     max_conns: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """``[servers]``, only when shared: requests in flight that a server may have; 0 for any number. None when empty."""
 
@@ -46,12 +46,16 @@ class StockPlan(Options):
         return self
 
     def control(self, topology: Topology) -> Weights:
-        """As a control of the simulator. Raises ConfigError for a system of another shape."""
+        """As a control of the simulator.
+
+        Raises ConfigError for a system of another shape, or when the plan uses no server of a group.
+        """
         self.check(topology)
-        values = np.array(self.weights)
+        down = topology.mask & (np.array(self.weights) == 0)
+        values = np.where(down, 1, self.weights)
         if not self.max_conns:
-            return Weights(topology, values)
-        return CappedWeights(topology, values, most=np.array([most or UNLIMITED for most in self.max_conns]))
+            return Weights(topology, values, down)
+        return CappedWeights(topology, values, down, most=np.array([most or UNLIMITED for most in self.max_conns]))
 
     def check(self, topology: Topology) -> None:
         """Raises ConfigError for a system of another shape, or with different servers behind a shared upstream."""

@@ -157,7 +157,7 @@ def open_actuator(options: ActuatorOptions, groups: tuple[str, ...] = ()) -> Act
         return EnvoyActuator(admin, groups)
     if not options.control_url:
         return ExternalNginx(options.reload.model_copy(update={"groups": groups}) if groups else options.reload)
-    token = read_token(options.token_file) if options.token_file is not None else ""
+    token = read_token(options.token_file)
     topology = topology_from_text(MemoryControl.read(options.control_url))
     return MemoryActuator(MemoryControl(options.control_url, token, topology), groups)
 

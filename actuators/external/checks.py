@@ -201,7 +201,22 @@ def _files(config: ParsedConfig) -> Check:
     files = list(dict.fromkeys(line.file for line in config.servers))
     if what := _kept_from(files):
         return Check("files", "fail", what, "run as root or as their owner; see docs/your-nginx.md#rights")
+    refused = [str(folder) for folder in _folders(config, files) if not os.access(folder, os.W_OK | os.X_OK)]
+    if refused:
+        what = f"folders of a lock and of the copies that `nginx -t` reads cannot be written: {', '.join(refused[:3])}"
+        return Check("files", "fail", what, "run as root, or grant write access; see docs/your-nginx.md#rights")
     return Check("files", "ok", f"{len(files)} with server lines can be written")
+
+
+def _folders(config: ParsedConfig, files: Sequence[Path]) -> list[Path]:
+    """Those of the main file, of the files, and of all that include them: a test makes a copy beside each."""
+    copied, size = {config.main, *files}, 0
+    while size < len(copied):
+        size = len(copied)
+        copied |= {
+            path for path, found in config.includers.items() if any(copied & set(each) for each in found.values())
+        }
+    return sorted({path.parent for path in copied} | {config.main.resolve().parent})
 
 
 def _kept_from(files: Sequence[Path]) -> str:

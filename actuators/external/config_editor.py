@@ -67,7 +67,7 @@ def _server_at(text: bytes, line: ServerLine) -> Directive:
 
 def _moved(line: ServerLine) -> ActuationError:
     where = f"{line.file}:{line.line}"
-    return ActuationError("'server' is no longer at this place", where=where, remedy="try again")
+    return ActuationError("the server line has moved", where=where, remedy="try again")
 
 
 def _check(old: bytes, new: bytes, edits: Sequence[ServerEdit]) -> None:

@@ -136,7 +136,7 @@ class ExternalNginx:
 
     def _set(self, config: ParsedConfig, control: Weights, *, restoring: bool = False) -> bool:
         """Whether the files had to change or to be loaded. The lock is held."""
-        edits = config_edits(config, control, self._originals(config))
+        edits = config_edits(config, control, self._originals(config) or config)
         changes = changed_files(edits)
         # An actuator that was killed may have left new files that were never loaded, and so may somebody who has put
         # the first ones back by hand.

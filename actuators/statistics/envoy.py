@@ -18,7 +18,7 @@ from actuators.errors import ActuationError, StatusError
 from actuators.statistics.vts import ConnectionCounts, Responses, ServerCounters, Snapshot
 
 LACKS = (
-    "Envoy tells no response times per server: means follow from the requests in flight, which are read every 50 ms,"
+    "Envoy reports no response times per server: means follow from the requests in flight, which are read every 50 ms,"
     " percentiles and late shares are unknown, and every answer below 500 counts as a success"
 )
 

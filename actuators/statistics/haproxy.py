@@ -16,7 +16,7 @@ from actuators.haproxy_api import RuntimeApi
 from actuators.statistics.vts import ConnectionCounts, Responses, ServerCounters, Snapshot
 
 LACKS = (
-    "HAProxy tells an average response time of the last 1024 answers of a server, and no histogram: means follow"
+    "HAProxy reports an average response time of the last 1024 answers of a server, and no histogram: means follow"
     " late, percentiles and late shares are unknown"
 )
 

@@ -40,6 +40,30 @@ def lacks(snapshot: Snapshot) -> list[Lack]:
     return [*_source(snapshot), *_zone(snapshot), *_histogram(snapshot)]
 
 
+def unfit(snapshot: Snapshot, groups: Sequence[str] = ()) -> Lack | None:
+    """Why no simulator can be fitted to a recording of such statistics; None when they show nothing against it.
+
+    A fit compares histograms of response times: one server without them leaves none for all that are fitted together.
+
+    Args:
+        groups: names of those that are fitted together; all when empty.
+    """
+    if snapshot.source in ("haproxy", "envoy"):
+        what = haproxy.LACKS if snapshot.source == "haproxy" else envoy.LACKS
+        return Lack("source", True, f"{_NO_FIT}: {what}", _AN_NGINX)
+    chosen = {name: servers for name, servers in named_groups(snapshot).items() if not groups or name in groups}
+    bounds = _bounds(chosen)
+    empty = [name for name, msecs in bounds.items() if not msecs]
+    if not bounds or set.intersection(*map(set, bounds.values())):
+        return None
+    if not empty:
+        return Lack("histogram", True, f"{_NO_FIT}: those of the servers have no bound in common", _ANEW)
+    if len(empty) == len(bounds):
+        return Lack("histogram", True, f"{_NO_FIT}: no server has one", _ADD)
+    remedy = f"{_ANEW}; or name the other upstreams with --groups"
+    return Lack("histogram", True, f"{_NO_FIT}: {_LATER}: {_listed(empty)}", remedy)
+
+
 def named_groups(snapshot: Snapshot) -> dict[str, Mapping[str, ServerCounters]]:
     """The groups of upstream blocks; vts files addresses without one under `::nogroups`."""
     return {name: servers for name, servers in snapshot.groups.items() if not name.startswith("::")}
@@ -79,32 +103,40 @@ def _zone(snapshot: Snapshot) -> Iterator[Lack]:
 def _histogram(snapshot: Snapshot) -> Iterator[Lack]:
     if not snapshot.is_nginx:
         return
-    used = {
-        f"{group}/{server}": counters.response_buckets.msecs
-        for group, servers in named_groups(snapshot).items()
-        for server, counters in servers.items()
-        if counters.request_counter > 0 and not counters.removed
-    }
-    empty = [name for name, bounds in used.items() if not bounds]
+    bounds = _bounds(named_groups(snapshot))
+    empty = [name for name, msecs in bounds.items() if not msecs]
     if not empty:
-        if len(set(used.values())) > 1:
+        if len(set(bounds.values())) > 1:
             what = (
                 "servers have histograms of different bounds, from before and after a reload: only common bounds count"
             )
             yield Lack("histogram", False, what, _ANEW)
-    elif len(empty) == len(used):
-        what = "no server has a histogram of response times: percentiles and late shares are unknown, means are known"
-        yield Lack("histogram", False, what, f"{_DIRECTIVE} and reload; if it is there: {_ANEW}")
+    elif len(empty) == len(bounds):
+        yield Lack("histogram", False, _NO_HISTOGRAM, _ADD)
     else:
-        what = f"servers without a histogram, because a reload added it later: {_listed(empty)}"
-        yield Lack("histogram", False, what, _ANEW)
+        yield Lack("histogram", False, f"{_LATER}: {_listed(empty)}", _ANEW)
 
 
+def _bounds(groups: Mapping[str, Mapping[str, ServerCounters]]) -> dict[str, tuple[int, ...]]:
+    """GROUP/SERVER → bounds of its histogram in milliseconds, empty without one; of the servers that had requests."""
+    return {
+        f"{group}/{server}": counters.response_buckets.msecs
+        for group, servers in groups.items()
+        for server, counters in servers.items()
+        if counters.request_counter > 0 and not counters.removed
+    }
+
+
+_NO_FIT = "a simulator is fitted to histograms of response times"
+_NO_HISTOGRAM = "no server has a histogram of response times: percentiles and late shares are unknown, means are known"
+_LATER = "servers without a histogram, because a reload added it later"
+_AN_NGINX = "onboard an NGINX with nginx-module-vts; `doctor`, `collect`, `weights` and `steer` need no histogram"
 _DIRECTIVE = "add vhost_traffic_status_histogram_buckets 0.001 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 5; in http"
 _ANEW = (
     "delete the old counters once (curl 'http://HOST/status/control?cmd=delete&group=upstream@group&zone=*'; a reset "
     "does not help), or restart NGINX: servers that were counted before a reload keep the bounds that they had, or none"
 )
+_ADD = f"{_DIRECTIVE} and reload; if it is there: {_ANEW}"
 
 
 def _needed(snapshot: Snapshot) -> int:

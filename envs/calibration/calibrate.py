@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +36,12 @@ class Recorded(NamedTuple):
     Attributes:
         topology: the groups that can be used.
         left_out: why others cannot, by name.
+        spare: group → server → why it is not in the topology although the group is.
     """
 
     topology: Topology
     left_out: dict[str, str]
+    spare: dict[str, dict[str, str]]
 
 
 def calibrate(
@@ -115,7 +117,9 @@ def compare(evidence: Evidence, answers: ReplayCounts, weights: FloatArray) -> t
     return tuple(rows)
 
 
-def windows_topology(snapshots: Sequence[Snapshot], chosen: Sequence[str] = ()) -> Recorded:
+def windows_topology(
+    snapshots: Sequence[Snapshot], chosen: Sequence[str] = (), *, in_rotation: bool = False
+) -> Recorded:
     """The groups that had requests while the snapshots were taken, with every server that appears in them.
 
     Each group is a request type by itself, with the names of the social network for its groups. Left out are groups
@@ -123,6 +127,8 @@ def windows_topology(snapshots: Sequence[Snapshot], chosen: Sequence[str] = ()) 
 
     Args:
         chosen: names of the groups that are wanted; all when empty.
+        in_rotation: without servers that got no request, backups, and servers that are gone at the end. A server that
+            answered and was then taken out of rotation stays: its service times are known.
 
     Raises:
         DataError: no group had requests.
@@ -132,7 +138,10 @@ def windows_topology(snapshots: Sequence[Snapshot], chosen: Sequence[str] = ()) 
     for name in chosen:
         if name not in shown:
             raise ConfigError(f"no group '{name}' in the recording", where="--groups", remedy=closest(name, shown))
-    left_out = {name: why for name in shown if (not chosen or name in chosen) and (why := _unfit(name, snapshots))}
+    spare = {name: _spare(name, snapshots) if in_rotation else {} for name in shown}
+    left_out = {
+        name: why for name in shown if (not chosen or name in chosen) and (why := _unfit(name, snapshots, spare[name]))
+    }
     for name in chosen:
         if name in left_out:
             raise ConfigError(f"group {name} {left_out[name]}", where="--groups", remedy="leave it out")
@@ -142,27 +151,48 @@ def windows_topology(snapshots: Sequence[Snapshot], chosen: Sequence[str] = ()) 
         if len(snapshots) == 1:
             raise DataError("one reading makes no window", where="snapshots", remedy="record for a minute or more")
         raise DataError(f"nothing to learn from: {what}", where="snapshots", remedy="record under load")
-    groups = [group_of(name, _servers(name, snapshots)) for name in wanted]
+    groups = [
+        group_of(name, tuple(server for server in _servers(name, snapshots) if server not in spare[name]))
+        for name in wanted
+    ]
     types = [group.request_type for group in groups]
     groups = [
         group if types.count(group.request_type) == 1 else group_of(group.name, group.servers, group.name)
         for group in groups
     ]
-    return Recorded(Topology(tuple(groups)), left_out)
+    return Recorded(Topology(tuple(groups)), left_out, {name: spare[name] for name in wanted if spare[name]})
 
 
 def _servers(name: str, snapshots: Sequence[Snapshot]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(server for each in snapshots for server in each.groups.get(name, {})))
 
 
-def _unfit(name: str, snapshots: Sequence[Snapshot]) -> str:
-    """Why a group cannot be used, in words; empty when it can."""
+def _spare(name: str, snapshots: Sequence[Snapshot]) -> dict[str, str]:
+    """Servers of a group that balancing gives no requests, and why, in a word or two."""
+    last = next(each.groups[name] for each in reversed(snapshots) if name in each.groups)
+    found = {}
+    for server in _servers(name, snapshots):
+        seen = [each.groups.get(name, {}).get(server) for each in snapshots]
+        counts = [0 if counters is None else counters.request_counter for counters in seen]
+        if server not in last:
+            found[server] = "gone"
+        elif last[server].backup:
+            found[server] = "backup"
+        elif not any(later > earlier for earlier, later in itertools.pairwise(counts)):
+            found[server] = "down" if last[server].down else "without requests"
+    return found
+
+
+def _unfit(name: str, snapshots: Sequence[Snapshot], spare: Container[str]) -> str:
+    """Why a group cannot be used without these servers, in words; empty when it can."""
     twice = sorted({server for each in snapshots for group, server in each.duplicates if group == name})
     if twice:
         return f"lists {twice[0]} more than once"
     counts = [sum(c.request_counter for c in each.groups.get(name, {}).values()) for each in snapshots]
-    grew = any(later > earlier for earlier, later in itertools.pairwise(counts))
-    return "" if grew else "had no requests"
+    if not any(later > earlier for earlier, later in itertools.pairwise(counts)):
+        return "had no requests"
+    in_rotation = any(server not in spare for server in _servers(name, snapshots))
+    return "" if in_rotation else "had no requests at servers in rotation"
 
 
 def _figures(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -160,6 +160,18 @@ class _Target:
         mean_ms = np.tensordot(self.weights, answers.response_ms, 1) / np.maximum(simulated, 1)
         return np.where(self.mask & (simulated > 0), self.mean_ms - mean_ms, 0.0)
 
+    def known_ms(self, trial: Trial) -> FloatArray:
+        """Service times of the trial, ``[groups, servers]``; a server without simulated requests is like its group.
+
+        Nothing has moved its service time from that of the start, and no answer depends on it.
+        """
+        service_ms, simulated = trial.parameters.service_array_ms, np.tensordot(self.weights, trial.answers.requests, 1)
+        met = self.mask & (simulated > 0)
+        group_ms = np.where(met, service_ms, 0.0).sum(axis=1, keepdims=True) / np.maximum(
+            met.sum(axis=1, keepdims=True), 1
+        )
+        return np.where(met | ~met.any(axis=1, keepdims=True), service_ms, group_ms)
+
     def log_likelihood(self, answers: ReplayCounts) -> float:
         """Of the observed histograms under the simulated ones, with half an answer added to every bucket."""
         simulated = np.tensordot(self.weights, answers.histogram, 1) + 0.5
@@ -183,7 +195,7 @@ def _settle(replay: Replay, target: _Target, place: SearchPoint, service_ms: Flo
         service_ms = np.clip(service_ms + _GAIN * missed, 0.6 * service_ms, 1.6 * service_ms)
         service_ms = np.maximum(service_ms, LEAST_SERVICE_MS)
     assert best is not None
-    return best
+    return replace(best, parameters=_parameters(place, target.known_ms(best), target.mask))
 
 
 def neighbours(at: Parameters, step: float, fastest_ms: float, any_workers: bool) -> list[SearchPoint]:

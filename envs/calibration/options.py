@@ -57,7 +57,7 @@ class AdmissionPlan(Options):
     """Group → deadline in milliseconds; when not given, that of `calibrate.deadlines_ms`, or else the mean and six
     standard deviations of the recorded response times."""
     load_balancers: int = Field(1, ge=1, le=10_000)
-    """NGINX machines that share the traffic; each has its part of the limit."""
+    """NGINX machines that share the traffic evenly, of which one was recorded."""
     numbers: Annotated[AdmissionNumbers, Only(numbers_file=NOT_GIVEN)] = AdmissionNumbers()
     """Numbers of the rule."""
     numbers_file: Path | None = None

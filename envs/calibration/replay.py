@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actuators.contract.arrays import FloatArray, IntArray
 from actuators.contract.control import MAX_WEIGHT, BalancingMethod
@@ -189,4 +190,12 @@ class Replay:
     def _weigh(self, batch: SimulatedBatch, window: Window) -> None:
         """A window holds the weights at its end, which were set at its beginning."""
         weight = within_limits(window.weight, window.topology)
-        batch.set_weights(np.broadcast_to(weight, (batch.size, *weight.shape)), window.down)
+        batch.set_weights(np.broadcast_to(weight, (batch.size, *weight.shape)), _out_of_rotation(window))
+
+
+def _out_of_rotation(window: Window) -> NDArray[np.bool_]:
+    """``[groups, servers]``: down, or a backup in a group that has another server up."""
+    if window.backup is None:
+        return window.down
+    first = window.topology.mask & ~window.down & ~window.backup
+    return window.down | (window.backup & first.any(axis=1, keepdims=True))

@@ -229,9 +229,26 @@ class Calibration(Options):
         return Weights(self.topology, np.array(self.weights), np.array(self.down, bool))
 
     @property
+    def balancing(self) -> str:
+        """What balanced during the recording, in words."""
+        alone = self.load_balancers
+        return f"{self.method}, " + (f"{alone} workers that share no state" if alone > 1 else "one shared state")
+
+    @property
+    def compared(self) -> tuple[HeldOutComparison, ...]:
+        """Whole groups on held-out windows; without those that had fewer than 20 requests there."""
+        return tuple(row for row in self.held_out if not row.server)
+
+    @property
+    def uncompared(self) -> tuple[str, ...]:
+        """Names of the groups that had too few held-out requests to tell."""
+        known = {row.group for row in self.compared}
+        return tuple(name for name in self.groups if name not in known)
+
+    @property
     def faithful(self) -> bool:
-        """Whether mean (10 %) and p99 (20 %) of every group agree on held-out windows."""
-        return all(row.within for row in self.held_out if not row.server)
+        """Whether mean (10 %) and p99 (20 %) agree on held-out windows of every group; not where one is uncompared."""
+        return not self.uncompared and all(row.within for row in self.compared)
 
     def of_groups(self, names: Sequence[str]) -> Calibration:
         """The part of the system that these groups and their servers are.

@@ -53,6 +53,11 @@ class Slope:
     high: float
     variation: float
 
+    def when_doubled(self) -> tuple[float, float, float]:
+        """Change of the response time, relative, from the mean load to twice that: `value`, `low` and `high`."""
+        value, low, high = (float(np.expm1(slope)) for slope in (self.value, self.low, self.high))
+        return value, low, high
+
 
 class GroupVerdict(Options):
     """The verdict on one group."""
@@ -151,9 +156,10 @@ def _verdict(
         known = widest if sure and held_out is not None else None
         return GroupVerdict(group=group, judgement="little_traffic", detail=detail, imprecision=known)
     if live is not None and ours is not None and _ignores_load(live, ours):
+        value, low, high = live.when_doubled()
         detail = (
-            f"response time changes by {live.value:+.0%} ({live.low:+.0%} to {live.high:+.0%}) when the load doubles,"
-            f" in the simulator by {ours.value:+.0%}"
+            f"response time changes by {value:+.0%} ({low:+.0%} to {high:+.0%}) when the load doubles,"
+            f" in the simulator by {ours.when_doubled()[0]:+.0%}"
         )
         return GroupVerdict(group=group, judgement="no_queueing", detail=detail)
     mean, _, p99 = held_out.errors()

@@ -20,7 +20,7 @@ from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from actuators.options import Options
 from envs.calibration.replay import script_of
-from envs.calibration.result import Calibration, Parameters
+from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration, Parameters
 from envs.scenarios.calibrated import played
 from envs.study.judge import Totals, play
 from envs.study.promise_options import PromiseOptions
@@ -86,7 +86,8 @@ class Promise(Options):
     pairs: int
     """Pairs that they rest on."""
     errors: dict[Metric, float]
-    """Relative errors of the calibration on held-out windows, by which intervals of ratios were widened."""
+    """Relative errors of the calibration on held-out windows, by which intervals of ratios were widened; those of
+    `held_out_errors` where nothing was compared."""
     loads: tuple[LoadPromise, ...]
     """At today's traffic, and at more."""
     conclusion: Conclusion
@@ -172,6 +173,9 @@ def compare(
 def promise(proposal: str, loads: Sequence[LoadPromise], plan: Plan) -> Promise:
     """The promise that these predictions allow; the first is at today's traffic."""
     conclusion, reasons = conclude(loads[0], plan.options.measure_s)
+    if not plan.calibration.compared:
+        reason = "Too few held-out requests to tell whether the simulator answers as these servers do: watch longer."
+        conclusion, reasons = "watch_longer", (reason,)
     return Promise(
         proposal=proposal,
         measure_s=plan.options.measure_s,
@@ -224,11 +228,12 @@ def held_out_errors(calibration: Calibration) -> dict[Metric, float]:
     """How far the simulator is off on held-out windows, relative; over all groups, weighted by their requests.
 
     The mean's is that of the mean over all requests; the p99's is the root mean square of those of the groups, and
-    late requests, of which the held-out comparison knows nothing, take the p99's.
+    late requests, of which the held-out comparison knows nothing, take the p99's. Where nothing was compared they are
+    the largest errors that pass: nothing says that they are smaller.
     """
-    rows = [row for row in calibration.held_out if not row.server]
+    rows = calibration.compared
     if not rows:
-        return dict.fromkeys(METRICS, 0.0)
+        return {"mean_ms": MEAN_BAR, "p99_ms": P99_BAR, "late_per_hour": P99_BAR}
     requests = np.array([row.requests for row in rows], float)
     live, ours = (np.array([getattr(row, side)[0] for row in rows]) for side in ("live_ms", "simulated_ms"))
     mean = abs(float(requests @ ours / max(requests @ live, 1e-9)) - 1.0)

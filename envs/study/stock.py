@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from actuators.contract.arrays import FloatArray
@@ -93,9 +94,14 @@ def suggest(
         today: what the ratios are to.
         seeds: at least two.
         report: called with the name of what is played next.
+
+    Servers that are out of rotation today stay out: what they could do is no gain of weights.
     """
-    plans = plans_of(scenario.script(topology, seeds[0]), topology)
-    rules = {today.name: today, **{name: rule_of(plan, name) for name, plan in plans.items()}, LUA: RULES[LUA]}
+    down = np.zeros(topology.shape, bool)
+    if isinstance(scenario, CalibratedScenario):
+        down = scenario.today.weights.down
+    plans = plans_of(scenario.script(topology, seeds[0]), topology, down)
+    rules = {today.name: today, **{name: rule_of(plan, name) for name, plan in plans.items()}, LUA: _with_lua(down)}
     scores: dict[str, tuple[Score, ...]] = {}
     for name, rule in rules.items():
         report(name)
@@ -117,26 +123,31 @@ def today_rule(scenario: StudyScenario) -> Rule:
     if today.method in BY_TIMES:
         what = f"the recorded system balances by {today.method}"
         raise ConfigError(what, where=scenario.name, remedy="it has Lua; deepsched steer learns its service times")
-    return Rule("today", today.method, lambda: fixed_weights(today.weights), PLAIN)
+    return Rule(f"today's {scenario.twin_of.balancing}", today.method, lambda: fixed_weights(today.weights), PLAIN)
 
 
-def plans_of(script: Script, topology: Topology) -> dict[str, StockPlan]:
-    """Name → plan, from the service times of a script at its undisturbed speeds; shared ones where groups allow it."""
+def plans_of(script: Script, topology: Topology, down: NDArray[np.bool_] | None = None) -> dict[str, StockPlan]:
+    """Name → plan, from the service times of a script at its undisturbed speeds; shared ones where groups allow it.
+
+    Args:
+        down: ``[groups, servers]`` that no plan uses; none when not given. Every group has another server.
+    """
     service_s = np.array(script.mean_service_s)[:, None] / np.array([each.speeds for each in script.servers]).T
-    mask = topology.mask
-    own = np.where(mask, 1.0 / service_s, 0.0)
-    plans = {PER_TYPE: StockPlan(shared=False, weights=_rows(own))}
-    if not mask.all():
+    used = topology.mask if down is None else topology.mask & ~down
+    plans = {PER_TYPE: StockPlan(shared=False, weights=_rows(np.where(used, 1.0 / service_s, 0.0)))}
+    up = used[0]
+    if not topology.mask.all() or (used != up).any():
         return plans
     # A server's slowness at the mix of types, each relative to the type's mean.
-    slowness = mean_rates_rps(script) @ (service_s / service_s.mean(axis=1, keepdims=True))
-    speed = 1.0 / slowness
+    slowness = mean_rates_rps(script) @ (service_s / service_s[:, up].mean(axis=1, keepdims=True))
+    speed = np.where(up, 1.0 / slowness, 0.0)
     weights = _rows(np.broadcast_to(speed, service_s.shape))
     plans[SHARED] = StockPlan(shared=True, weights=weights)
-    relative = speed / speed.mean()
+    relative = speed / speed[up].mean()
     workers = np.array([each.workers for each in script.servers])
-    if (relative <= SLOW).any():
-        most = np.where(relative <= SLOW, np.maximum(np.rint(workers * relative), 1), 0)
+    slow = up & (relative <= SLOW)
+    if slow.any():
+        most = np.where(slow, np.maximum(np.rint(workers * relative), 1), 0)
         plans[CAPPED] = StockPlan(shared=True, weights=weights, max_conns=tuple(map(int, most)))
     return plans
 
@@ -192,8 +203,30 @@ def upstream_lines(plan: StockPlan, topology: Topology) -> str:
     return "".join(blocks)
 
 
+def _with_lua(down: NDArray[np.bool_]) -> Rule:
+    """`expected_delay` without these servers, ``[groups, servers]``."""
+    rule = RULES[LUA]
+    if rule.steering is None or not down.any():
+        return rule
+    begin = rule.steering
+
+    def start() -> BatchController:
+        learn = begin()
+
+        def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
+            if window is None:
+                put(batch, replace(Weights.equal(batch.topology), down=down))
+            learn(batch, scripts, window)
+
+        return steer
+
+    return replace(rule, steering=start)
+
+
 def _line(plan: StockPlan, topology: Topology, g: int, server: str) -> str:
     s = topology.server_index(server)
+    if not plan.weights[g][s]:
+        return f"  server {server} down;\n"
     most = plan.max_conns[s] if plan.max_conns else 0
     return f"  server {server} weight={plan.weights[g][s]}{f' max_conns={most}' if most else ''};\n"
 

@@ -25,6 +25,7 @@ from envs.observation.encoder import Encoder, EncoderOptions
 from envs.observation.precision import precision
 from envs.study.rules import BaselinePolicy
 from rayjobs.calibrate import FILE as CALIBRATION
+from rayjobs.onboard.faults import commonest_fault
 from rayjobs.onboard.system import Way
 from rayjobs.onboard.twin import play_policy
 
@@ -59,9 +60,10 @@ class Fit:
 def telling(windows: Sequence[Window], topology: Topology) -> tuple[Topology, tuple[GroupVerdict, ...]]:
     """The groups with enough requests for a fit, and verdicts on the others.
 
-    Raises DataError when no group has enough.
+    Raises DataError when no group has enough; it names the most common fault where that is why.
     """
-    requests = sum(window.requests.sum(axis=1) for window in windows if window.usable)
+    usable = [window for window in windows if window.usable]
+    requests = sum(window.requests.sum(axis=1) for window in usable)
     enough = np.broadcast_to(np.asarray(requests) >= MIN_REQUESTS, (len(topology.groups),))
     few = tuple(
         GroupVerdict(
@@ -70,6 +72,10 @@ def telling(windows: Sequence[Window], topology: Topology) -> tuple[Topology, tu
         for group, sure in zip(topology.groups, enough, strict=True)
         if not sure
     )
+    if not enough.any() and len(usable) < len(windows) / 2:
+        what = f"{len(windows) - len(usable)} of {len(windows)} windows cannot be used, as {commonest_fault(windows)}"
+        remedy = "correct that, or leave such groups out with --groups, and onboard in another --folder"
+        raise DataError(what, where="recording", remedy=remedy)
     if not enough.any():
         raise DataError(
             f"{SENTENCES['little_traffic']}: no group had {MIN_REQUESTS} requests",

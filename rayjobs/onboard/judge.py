@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -32,7 +33,7 @@ SETTLED_S = 180
 MOST_IMPRECISE = 0.25
 """Relative half-width of a mean response time beyond which no interval that is widened by it is to be trusted."""
 MUCH = 0.2
-"""Share of the requests above which a group that cannot be judged forbids a promise."""
+"""Share of the requests above which groups that cannot be judged forbid a promise, all together."""
 _ONE_SIDED = 1.645
 
 
@@ -157,32 +158,55 @@ def judge(
 
 
 def imprecision(fitted: Fit) -> float:
-    """Relative error of the recorded response times, where that is all that stands against a promise."""
-    return max((verdict.imprecision or 0.0 for verdict in _doubtful(fitted) if _bearable(verdict)), default=0.0)
+    """Relative error of the recorded response times, where that is all that stands against a promise.
+
+    The largest one such that groups that are known no better have MUCH of the requests together.
+    """
+    rates = _rates_rps(fitted.calibration)
+    worst_first = sorted(_doubtful(fitted, rates), key=_half_width, reverse=True)
+    together = accumulate(rates[verdict.group] for verdict in worst_first)
+    much = MUCH * sum(rates.values())
+    decisive = next((each for each, rate in zip(worst_first, together, strict=True) if rate >= much), None)
+    return _half_width(decisive) if decisive is not None and _bearable(decisive) else 0.0
 
 
 def limited(found: Promise, fitted: Fit) -> Promise:
-    """The promise, unless a group with much of the traffic cannot be judged: then there is none.
+    """The promise, unless groups that cannot be judged have much of the requests together: then there is none.
 
     A group whose response times are known badly makes the intervals wider, and that decides.
     """
-    for verdict in _doubtful(fitted):
-        if _bearable(verdict):
-            continue
-        conclusion: Conclusion = "watch_longer" if verdict.judgement == "little_traffic" else "no_promise"
-        reason = f"{verdict.group}: {verdict.sentence} ({verdict.detail}), so nothing is promised."
-        return found.model_copy(update={"conclusion": conclusion, "reasons": (reason,)})
-    return found
-
-
-def _doubtful(fitted: Fit) -> list[GroupVerdict]:
     rates = _rates_rps(fitted.calibration)
-    much = MUCH * sum(rates.values())
-    return [each for each in fitted.verdicts if each.judgement != "good" and rates.get(each.group, 0.0) >= much]
+    whole = sum(rates.values())
+
+    def share(verdicts: Sequence[GroupVerdict]) -> float:
+        return sum(rates[verdict.group] for verdict in verdicts) / whole
+
+    against = [verdict for verdict in _doubtful(fitted, rates) if not _bearable(verdict)]
+    if share(against) < MUCH:
+        return found
+    # A longer watch helps groups with too little traffic, and no others.
+    lasting = [verdict for verdict in against if verdict.judgement != "little_traffic"]
+    conclusion: Conclusion = "no_promise" if share(lasting) >= MUCH else "watch_longer"
+    deciding = lasting if conclusion == "no_promise" else [each for each in against if each not in lasting]
+    largest = max(deciding, key=lambda verdict: rates[verdict.group])
+    reason = f"{largest.group}: {largest.sentence} ({largest.detail}), so nothing is promised."
+    if len(against) > 1:
+        reason = f"{len(against)} groups with {share(against):.0%} of the requests cannot be judged, as {reason}"
+    return found.model_copy(update={"conclusion": conclusion, "reasons": (reason,)})
+
+
+def _doubtful(fitted: Fit, rates_rps: Mapping[str, float]) -> list[GroupVerdict]:
+    """The verdicts that are not good, on groups that are simulated: nothing is said of the others."""
+    return [verdict for verdict in fitted.verdicts if verdict.judgement != "good" and verdict.group in rates_rps]
+
+
+def _half_width(verdict: GroupVerdict) -> float:
+    """How badly response times are known, relative; inf where that is not why the group cannot be judged."""
+    return float("inf") if verdict.imprecision is None else verdict.imprecision
 
 
 def _bearable(verdict: GroupVerdict) -> bool:
-    return verdict.imprecision is not None and verdict.imprecision <= MOST_IMPRECISE
+    return _half_width(verdict) <= MOST_IMPRECISE
 
 
 def _rates_rps(calibration: Calibration) -> dict[str, float]:

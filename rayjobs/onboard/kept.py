@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actuators.errors import ConfigError, DataError
 from actuators.files import write_json
@@ -77,23 +77,24 @@ class Kept:
             self._path(later).unlink(missing_ok=True)
 
     def _compare(self) -> None:
+        first, changes = "", list[_Change]()
         for step in STEPS:
             kept = self._read(step)
             if kept is None:
                 continue
-            differing = [name for name, value in self._options[step].items() if kept["options"].get(name) != value]
-            if not differing:
-                continue
-            name = differing[0]
-            before, now = (_words(options.get(name)) for options in (kept["options"], self._options[step]))
-            if step == _OF_THE_SYSTEM:
+            options = self._options[step]
+            found = list(_changes({name: kept["options"].get(name) for name in options}, options))
+            if found and step == _OF_THE_SYSTEM:
+                what = "; ".join(f"{name} was {before}, now {now}" for name, before, now in found)
                 raise ConfigError(
-                    f"this onboarding is of another system: {name} was {before}, now {now}",
-                    where=str(self.folder), remedy=_REMEDY,
-                )  # fmt: skip
-            self.restarted = f"{name} was {before} and is {now}: begins again at '{step}'"
-            self.forget_from(step)
-            return
+                    f"this onboarding is of another system: {what}", where=str(self.folder), remedy=_REMEDY
+                )
+            first = first or (step if found else "")
+            changes += found
+        if first:
+            what = ", ".join(f"{name} was {before} and is {now}" for name, before, now in changes)
+            self.restarted = f"{what}: begins again at '{first}'"
+            self.forget_from(first)
 
     def _read(self, step: str) -> dict[str, Any] | None:
         path = self._path(step)
@@ -127,7 +128,27 @@ def _private(folder: Path) -> Path:
     return path
 
 
+class _Change(NamedTuple):
+    """An option that differs: its dotted path, and its values in words."""
+
+    name: str
+    before: str
+    now: str
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[_Change]:
+    """Every option that differs, in groups too; one that is in one of them only counts as not given in the other."""
+    for name in dict.fromkeys([*now, *before]):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{prefix}{name}.")
+        else:
+            yield _Change(prefix + name, _words(old), _words(new))
+
+
 def _words(value: object) -> str:
-    if value is None or value in ("", []):
+    if value is None or value in ("", [], {}):
         return "not given"
     return ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -34,34 +34,33 @@ class OnboardOptions(RayOptions):
     }
 
     status_url: str
-    """vts JSON of your NGINX, as http://HOST:PORT/status/format/json, or an HAProxy or Envoy, as
-    haproxy:/run/haproxy/admin.sock or envoy:http://127.0.0.1:9901."""
+    """vts JSON of your NGINX, with a histogram of every server, as http://HOST:PORT/status/format/json."""
     nginx_conf: Annotated[Path | None, Only(control_url=NOT_GIVEN)] = None
     """Main configuration of that NGINX, if its weights may be changed by reload."""
     control_url: Annotated[str, Only(nginx_conf=NOT_GIVEN)] = ""
     """Control endpoint of that NGINX, as http://HOST:PORT/control, if it balances in memory (`deepsched weights
-    snippet`), or that HAProxy or Envoy, if its weights may be changed."""
+    snippet`)."""
     token_file: Annotated[Path | None, Only(control_url=GIVEN)] = None
     """File with the token that a change through the control endpoint needs; its path is kept for steering. When not
     given, nothing can be changed that way."""
     folder: Path = Path("runs/onboard")
-    """Receives everything, for its owner only; a second call goes on where the first one ended. `deepsched steer run`
-    takes the same folder."""
+    """Receives all results, for its owner only; a second call continues where the first one ended. `deepsched steer
+    run` takes the same folder."""
     groups: tuple[str, ...] = ()
-    """Upstreams to look at; all that have requests when empty."""
+    """Upstreams to watch; all that have requests when empty."""
     method: Annotated[DirectMethod | None, Only(nginx_conf=NOT_GIVEN, control_url=NOT_GIVEN)] = None
-    """How NGINX balances today; read from --nginx-conf or --control-url, and without these round_robin, which is
-    NGINX's own, when not given."""
+    """NGINX's present balancing method; when not given, it is read from --nginx-conf or --control-url, and without
+    these it is round_robin, NGINX's default."""
     load_balancers: int = Field(default=0, ge=0)
-    """How many NGINX machines send requests to these servers, which no statistics show; 0 when unknown."""
+    """Number of NGINX machines that send requests to these servers, which statistics do not show; 0 when unknown."""
     watch_s: float | None = Field(default=None, gt=0)
-    """Exact length of the watch in seconds; it ends by `watch` when not given."""
+    """Exact length of the watch in seconds; when not given, the rules of `watch` end it."""
     interval_s: float = Field(default=1.0, gt=0)
     """Seconds between two readings, and between two decisions later."""
     seed: int = Field(default=1, ge=0)
     """Fixes everything random."""
     train_steps: int = Field(default=20_000, ge=0)
-    """Steps of the reinforcement learning; 0 for none: then the heuristic is judged and exported."""
+    """Steps of the reinforcement learning; with 0 the heuristic is evaluated and exported."""
     reading: CollectOptions = CollectOptions()
     """How the statistics are read."""
     watch: WatchOptions = WatchOptions()

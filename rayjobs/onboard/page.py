@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from pydantic_core import to_jsonable_python
 
 from actuators.credentials import without_credentials
 from actuators.files import write_atomic
+from actuators.options import in_words, value_at
 from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, Metric
+from rayjobs.cli.config import Field, fields_of, parse_value
 from rayjobs.onboard.fit import Fit
 from rayjobs.onboard.judge import Judged
 from rayjobs.onboard.options import OnboardOptions
@@ -106,20 +110,21 @@ def write_page(path: Path, found: Found) -> None:
 
 def next_command(found: Found) -> dict[str, str]:
     """What to do now, and the command."""
-    folder, conclusion = shlex.quote(str(found.options.folder)), found.judged.promise.conclusion
-    steer = f"deepsched steer run --mode shadow --folder {folder}"
-    if shown_url(found.options) != found.options.status_url:
-        # Credentials are kept nowhere.
-        steer += f" --status-url {shlex.quote(shown_url(found.options).replace('://', '://USER:PASSWORD@'))}"
+    options, conclusion = found.options, found.judged.promise.conclusion
+    steer = f"deepsched steer run --mode shadow --folder {shlex.quote(str(options.folder))}"
+    for flag, url in (("--status-url", options.status_url), ("--control-url", options.control_url)):
+        if without_credentials(url) != url:
+            steer += f" {flag} {shlex.quote(_shown(url))}"
     if conclusion == "watch_longer":
-        longer = f"deepsched onboard {found_again(found.options)} --watch-s {2 * found.watched['seconds']:.0f}"
+        again = found_again(options, without=("watch_s", "watch.least_s", "watch.most_s"))
+        longer = f"deepsched onboard {again} --watch-s {2 * found.watched['seconds']:.0f}"
         return {"text": "Watch longer; what was recorded is kept:", "command": longer}
     if not found.way.changeable:
         text = (
             "No way to change anything was given. Weights need --nginx-conf FILE, service times in memory need"
             " --control-url URL --token-file FILE (deepsched weights snippet). With one of them, in a new folder:"
         )
-        return {"text": text, "command": f"deepsched onboard --status-url {shlex.quote(shown_url(found.options))} …"}
+        return {"text": text, "command": f"deepsched onboard --status-url {shlex.quote(_shown(options.status_url))} …"}
     if conclusion == "no_promise":
         text = (
             "Shadow decides and records, and changes nothing. A watch at other hours, in a new folder, may fit better."
@@ -127,24 +132,44 @@ def next_command(found: Found) -> dict[str, str]:
         return {"text": text, "command": steer}
     if conclusion == "stay":
         text = "Nothing needs to be done. When traffic or servers change, onboard again in a new folder:"
-        return {"text": text, "command": f"deepsched onboard {found_again(found.options, 'NEW')}"}
+        return {"text": text, "command": f"deepsched onboard {found_again(options, 'NEW')}"}
     return {"text": "Shadow first: it decides and records, and changes nothing.", "command": steer}
 
 
-def found_again(options: OnboardOptions, folder: str = "") -> str:
-    """The flags that name the system."""
-    words = ["--status-url", shown_url(options)]
-    words += ["--nginx-conf", str(options.nginx_conf)] if options.nginx_conf else []
-    words += ["--control-url", options.control_url] if options.control_url else []
-    words += ["--token-file", str(options.token_file)] if options.token_file else []
-    words += ["--groups", ",".join(options.groups)] if options.groups else []
-    words += ["--method", options.method] if options.method else []
+def found_again(options: OnboardOptions, folder: str = "", without: Collection[str] = ()) -> str:
+    """All options that were given, as words of a command line; in place of credentials what they are.
+
+    Args:
+        folder: in place of the one that was given.
+        without: dotted paths of options that are left out.
+    """
+    words = ["--status-url", _shown(options.status_url)]
+    for field in fields_of(type(options)):
+        if field.path in ("status_url", "folder", *without) or not options.given(field.path):
+            continue
+        text = _shown(_typed(field, value_at(options, field.path)))
+        words += ["--set", f"{field.path}={text}"] if "." in field.path else [_flag(field.path), text]
     return shlex.join([*words, "--folder", folder or str(options.folder)])
 
 
-def shown_url(options: OnboardOptions) -> str:
-    """The URL of the statistics without its credentials."""
-    return without_credentials(options.status_url)
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _typed(field: Field, value: object) -> str:
+    """A value as one types it on a command line."""
+    plain = to_jsonable_python(value)
+    text = in_words(plain)
+    kind = field.info.annotation
+    if not isinstance(plain, list | dict) or (isinstance(plain, list) and parse_value(kind, text) == plain):
+        return text
+    return yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False).strip()
+
+
+def _shown(text: str) -> str:
+    """Credentials are kept nowhere: who repeats the command puts them in again."""
+    bare = without_credentials(text)
+    return text if bare == text else bare.replace("://", "://USER:PASSWORD@", 1)
 
 
 def _sentence(load: LoadPromise, busiest: tuple[float, float]) -> str:
@@ -261,11 +286,18 @@ def _sure(found: Found) -> dict[str, Any]:
         )  # fmt: skip
     low, high = fitted.calibration.interval()
     best = fitted.calibration.parameters.workers
+    mean_off, p99_off = f"{promise.errors['mean_ms']:.1%}", f"{promise.errors['p99_ms']:.1%}"
+    off = f"On windows that were not fitted to, the simulated mean is off by {mean_off}, the 99th percentile by"
+    off += f" {p99_off}"
+    if not fitted.calibration.compared:
+        off = (
+            f"The other windows have too few requests to compare: the mean may be off by {mean_off} and the 99th"
+            f" percentile by {p99_off}"
+        )
     lines = [
         f"Requests that a server serves at once: {best} fits best, {low['workers']:.0f} to {high['workers']:.0f} fit as"
         f" well; {fitted.problem.believed_workers[0]:.0f} is relied on.",
-        f"On windows that were not fitted to, the simulated mean is off by {promise.errors['mean_ms']:.1%}, the 99th"
-        f" percentile by {promise.errors['p99_ms']:.1%}; the intervals are wider by that.",
+        f"{off}; the intervals are wider by that.",
         f"{promise.pairs} simulated pairs of {promise.measure_s / 60:g} min, {len(fitted.calibration.ensemble)} fits.",
         f"The busiest server has {found.judged.busiest[0]:.0%} of the work that it can do today,"
         f" {found.judged.busiest[1]:.0%} with the proposal.",

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from actuators.credentials import without_credentials
-from actuators.errors import DataError
+from actuators.errors import ConfigError, DataError, StatusError
+from actuators.external.checks import Check, failed
 from actuators.external.preflight import PreflightOptions, preflight
+from actuators.statistics.lacks import unfit
+from actuators.statistics.reader import StatusReader
 from envs.observation.precision import precision
 from rayjobs.cli.console import console_err
 from rayjobs.cli.progress import Progress, Stage
@@ -44,11 +47,20 @@ def _shown(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) else value
 
 
+def _without_password(url: str) -> str:
+    """The URL, or nothing when it has credentials: these are kept nowhere, and it must be given to `steer` again."""
+    return url if without_credentials(url) == url else ""
+
+
 def stages(options: OnboardOptions) -> list[Stage]:
     """What will happen and about how long it takes."""
     rule = rule_of(options)
     train = [Stage("train", 25 + options.train_steps / 600)] if options.train_steps else [Stage("train", 1)]
     return [Stage("preflight", 3), Stage("watch", rule.least_s), Stage("fit", 60), *train, Stage("judge", 60)]
+
+
+def _forbids(check: Check) -> bool:
+    return check.level == "fail" and check.name in NEEDED
 
 
 class Onboarding:
@@ -62,17 +74,15 @@ class Onboarding:
         if self._kept.result("preflight") is not None:
             return []
         with self._progress.stage("preflight") as stage:
-            checks = [dataclasses.asdict(check) for check in preflight(self._preflight_options())]
-            failed = [check for check in checks if check["level"] == "fail" and check["name"] in NEEDED]
-            stage.update(f"{len(checks)} checks, {len(failed)} failed", 1.0)
+            checks = self._checks()
+            forbidding = [check for check in checks if _forbids(check)]
+            stage.update(f"{len(checks)} checks, {len(forbidding)} failed", 1.0)
         for check in checks:
-            if check["level"] != "ok" and check not in failed:
-                console_err().print(
-                    f"{check['name']}: {check['what']}; {check['remedy']}", markup=False, soft_wrap=True
-                )
-        if not failed:
-            self._kept.keep("preflight", {"checks": checks})
-        return failed
+            if check.level != "ok" and check not in forbidding:
+                console_err().print(f"{check.name}: {check.what}; {check.remedy}", markup=False, soft_wrap=True)
+        if not forbidding:
+            self._kept.keep("preflight", {"checks": [dataclasses.asdict(check) for check in checks]})
+        return [dataclasses.asdict(check) for check in forbidding]
 
     def finish(self) -> Found:
         """All other steps, and the page. Raises DataError when the recording does not allow a fit."""
@@ -86,6 +96,22 @@ class Onboarding:
         found = Found(self._options, way, fitted, judged, checks["checks"], watched, proof)
         write_page(self._kept.folder / PAGE, found)
         return found
+
+    def _checks(self) -> list[Check]:
+        """Those of the preflight and, where none of them forbids the watch, what its recording would lack for a fit."""
+        checks = preflight(self._preflight_options())
+        lacking = None if any(map(_forbids, checks)) else self._lacking()
+        return checks if lacking is None else [*(each for each in checks if each.name != lacking.name), lacking]
+
+    def _lacking(self) -> Check | None:
+        """Read as the watch does: the preflight also takes vts' metrics, with which nothing can be steered."""
+        options = self._options
+        try:
+            with StatusReader(options.status_url, options.reading) as reader:
+                lack = unfit(reader.snapshot(), options.groups)
+        except (ConfigError, StatusError) as error:
+            return failed("source", error)
+        return None if lack is None else Check(lack.name, "fail", lack.what, lack.remedy)
 
     def _preflight_options(self) -> PreflightOptions:
         options = self._options
@@ -112,24 +138,27 @@ class Onboarding:
             return Watch(options, path, lambda text, part: None, note).seen
         with self._progress.stage("watch") as stage:
             seen = Watch(options, path, stage.update, note).run()
-        windows, topology = seen.windows(), seen.topology()
-        if topology is None or not windows:
+        if len(seen.snapshots) < 2:
+            what = f"the statistics were read {len(seen.snapshots)} times in {rule_of(options).most_s:g} s"
+            raise DataError(what, where=options.status_url, remedy="see the gaps above, and repeat the command")
+        windows = seen.windows()
+        if not windows:
             raise DataError("no request was seen", where=options.status_url, remedy="watch while there is traffic")
-        self._kept.keep("watch", summary(precision(windows), topology, rule_of(options)))
+        self._kept.keep("watch", summary(precision(windows), windows[0].topology, rule_of(options)))
         return seen
 
     def _fit(self, seen: Recorded) -> tuple[Way, Fit]:
         kept = self._kept.result("fit")
         if kept is not None:
             return Way(**kept["way"]), load_fit(self._kept.place, kept)
-        options, topology = self._options, seen.topology()
-        assert topology is not None, "the watch has seen requests"
-        chosen, few = telling(seen.windows(), topology)
+        options, windows = self._options, seen.windows()
+        assert windows, "the watch has seen requests"
+        chosen, few = telling(windows, windows[0].topology)
         way = way_of(options, [group.name for group in chosen.groups])
         with self._progress.stage("fit") as stage:
             windows = seen.windows_of(chosen)
             fitted = fit(windows, chosen, way, options.calibrate, options.seed, str(self._kept.place), stage.update)
-        fitted = dataclasses.replace(fitted, verdicts=(*fitted.verdicts, *few))
+        fitted = dataclasses.replace(fitted, verdicts=(*fitted.verdicts, *few, *seen.left_out))
         save_fit(fitted, self._kept.place)
         self._kept.keep("fit", {"way": dataclasses.asdict(way), **fitted.to_json()})
         return way, fitted
@@ -157,23 +186,21 @@ class Onboarding:
         with self._progress.stage("judge") as stage:
             judged, bundle = judge(fitted, way, bundle, self._options.promise, self._options.seed, stage.update)
         bundle.save(self._kept.folder / BUNDLE)
-        self._hand_over(fitted, way)
+        handover_of(self._options, fitted, way).write(self._kept.folder)
         self._kept.keep("judge", json.loads(judged.model_dump_json()))
         return judged
 
-    def _hand_over(self, fitted: Fit, way: Way) -> None:
-        """What `deepsched steer run --folder` goes on with."""
-        options = self._options
-        handover = Handover(
-            bundle=Path(BUNDLE),
-            nginx_conf=options.nginx_conf and options.nginx_conf.absolute(),
-            control_url=options.control_url,
-            token_file=options.token_file and options.token_file.absolute(),
-            # Credentials are kept nowhere: with them, the URL must be given to `steer` again.
-            status_url=options.status_url if _shown(options.status_url) == options.status_url else "",
-            groups=fitted.calibration.groups,
-            workers=float(fitted.problem.believed_workers[0]) if way.in_memory else None,
-            interval_s=options.interval_s,
-            reload=options.reload if options.nginx_conf else None,
-        )
-        handover.write(self._kept.folder)
+
+def handover_of(options: OnboardOptions, fitted: Fit, way: Way) -> Handover:
+    """What `deepsched steer run --folder` goes on with, without credentials."""
+    return Handover(
+        bundle=Path(BUNDLE),
+        nginx_conf=options.nginx_conf and options.nginx_conf.absolute(),
+        control_url=_without_password(options.control_url),
+        token_file=options.token_file and options.token_file.absolute(),
+        status_url=_without_password(options.status_url),
+        groups=fitted.calibration.groups,
+        workers=float(fitted.problem.believed_workers[0]) if way.in_memory else None,
+        interval_s=options.interval_s,
+        reload=options.reload if options.nginx_conf else None,
+    )

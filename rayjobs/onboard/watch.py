@@ -14,11 +14,14 @@ import numpy as np
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, DataError, closest
+from actuators.statistics.lacks import unfit
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.recording import SnapshotWriter, read_snapshots, record
 from actuators.statistics.vts import Snapshot
 from envs.calibration.calibrate import windows_topology
+from envs.calibration.verdict import GroupVerdict
 from envs.observation.precision import Precision, WatchOptions, expected_s, is_enough, precision
+from rayjobs.onboard.faults import faulty
 from rayjobs.onboard.options import OnboardOptions
 from rayjobs.runs.recordings import windows_between
 
@@ -47,19 +50,24 @@ class Watch:
         self._options, self._path, self._report, self._note = options, path, report, note
         self._rule = rule_of(options)
         self.seen = Recorded(options.groups)
-        if path.exists() and path.stat().st_size:
-            self.seen.snapshots.extend(read_snapshots(path).snapshots)
+        self.seen.snapshots.extend(_recorded(path))
+        self._found = len(self.seen.snapshots)
         self._began_s = self._looked_s = time.monotonic()
         self._before_s = sum(window.duration_s for window in self.seen.windows() if window.usable)
 
     def run(self) -> Recorded:
-        """Returns when the rule is met. Raises DataError when the recording cannot be written."""
+        """Returns when the rule is met.
+
+        Raises:
+            DataError: the recording cannot be written, or no simulator can be fitted to what is read.
+        """
         if not self._is_over():
             with (
                 _Keeping(self._path, self.seen.snapshots) as writer,
                 StatusReader(self._options.status_url, self._options.reading) as reader,
             ):
                 record(reader.snapshot, writer, self._options.interval_s, self._pause, self._note)
+            self._require_histograms(self.seen.windows())
         return self.seen
 
     @property
@@ -78,11 +86,20 @@ class Watch:
         if not windows:
             self._report("no requests yet", min(elapsed_s / self._rule.most_s, 1.0))
             return elapsed_s >= self._rule.most_s
+        self._require_histograms(windows)
         known = precision(windows)
         total_s = max(expected_s(known, self._rule), elapsed_s)
         self._report(describe(known, total_s - elapsed_s, self._rule), elapsed_s / total_s)
         exact = self._options.watch_s is not None
         return elapsed_s >= self._rule.most_s or (not exact and is_enough(known, self._rule))
+
+    def _require_histograms(self, windows: Sequence[Window]) -> None:
+        """The preflight cannot see what servers without requests lack; what was recorded earlier may be corrected."""
+        if not windows or windows[-1].bounds_ms or len(self.seen.snapshots) == self._found:
+            return
+        lack = unfit(self.seen.snapshots[-1], [group.name for group in windows[-1].topology.groups])
+        if lack is not None:
+            raise DataError(lack.what, where=self._options.status_url, remedy=lack.remedy)
 
 
 class Recorded:
@@ -90,17 +107,42 @@ class Recorded:
 
     Args:
         groups: the upstreams that are looked at; all when empty.
+
+    Attributes:
+        left_out: verdicts on groups that would have spoiled the windows of `windows` for the others, as of its last
+            call; none when all groups would.
     """
 
     def __init__(self, groups: Sequence[str]) -> None:
         self.snapshots: list[Snapshot] = []
+        self.left_out: tuple[GroupVerdict, ...] = ()
         self._groups = groups
-        self._topology: Topology | None = None
-        self._windows: list[Window] = []
-        self._done = 0
+        self._observed: _Windows | None = None
+        self._usable: _Windows | None = None
 
-    def topology(self) -> Topology | None:
-        """The groups that had requests, and the servers that answered them; None while there was no request."""
+    def windows(self) -> list[Window]:
+        """Without those that span an interruption; empty while there was no request.
+
+        Their topology: the groups that had requests and can be used, and the servers that answered them.
+        """
+        topology, self.left_out = self._topology(), ()
+        if topology is None:
+            return []
+        self._observed = _of(topology, self._observed)
+        windows = self._observed.until_now(self.snapshots)
+        left_out = faulty(windows, topology)
+        names = {verdict.group for verdict in left_out}
+        whole = tuple(group for group in topology.groups if group.name not in names)
+        if not left_out or not whole:
+            return windows
+        self.left_out, self._usable = left_out, _of(Topology(whole), self._usable)
+        return self._usable.until_now(self.snapshots)
+
+    def windows_of(self, topology: Topology) -> list[Window]:
+        """The same for some of the groups."""
+        return _whole(windows_between(self.snapshots, topology))
+
+    def _topology(self) -> Topology | None:
         if len(self.snapshots) < 2:
             return None
         # Counters are cumulative: a few snapshots tell as much as all of them.
@@ -110,20 +152,39 @@ class Recorded:
         except DataError:
             return None
 
-    def windows(self) -> list[Window]:
-        """Without those that span an interruption; empty while there was no request."""
-        topology = self.topology()
-        if topology is None:
-            return []
-        if topology != self._topology:
-            self._topology, self._windows, self._done = topology, [], 0
-        self._windows += windows_between(self.snapshots[self._done :], topology)
-        self._done = max(len(self.snapshots) - 1, 0)
+
+class _Windows:
+    """The windows of one topology; each is made once."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self._windows: list[Window] = []
+        self._done = 0
+
+    def until_now(self, snapshots: Sequence[Snapshot]) -> list[Window]:
+        """Those of all snapshots, of which there are more at each call."""
+        self._windows += windows_between(snapshots[self._done :], self.topology)
+        self._done = max(len(snapshots) - 1, 0)
         return _whole(self._windows)
 
-    def windows_of(self, topology: Topology) -> list[Window]:
-        """The same for some of the groups."""
-        return _whole(windows_between(self.snapshots, topology))
+
+def _of(topology: Topology, known: _Windows | None) -> _Windows:
+    return known if known is not None and known.topology == topology else _Windows(topology)
+
+
+def _recorded(path: Path) -> list[Snapshot]:
+    """What an earlier watch has left; nothing where it saw gaps only, or was killed in its first line.
+
+    Raises DataError when the file cannot be read.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return []
+    try:
+        return read_snapshots(path).snapshots
+    except DataError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return []
 
 
 def _whole(windows: Sequence[Window]) -> list[Window]:

@@ -141,5 +141,5 @@ def test_weights_of_lines_that_moved_are_not_set(tmp_path: Path) -> None:
     config = read_config(main)
     edits = config_edits(config, Weights.equal(config_topology(config, ()), 7))
     main.write_text("# new\nhttp { upstream a { server a:1; } }")
-    with pytest.raises(ActuationError, match="no longer at this place"):
+    with pytest.raises(ActuationError, match="the server line has moved"):
         changed_files(edits)

@@ -325,6 +325,19 @@ def test_first_weights_are_written_as_they_stood_there(external: External, line:
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_group_that_stays_keeps_weights_above_100(external: External) -> None:
+    shop = "upstream shop { server 127.0.0.1:1 weight=1000; server 127.0.0.1:2; }\n"
+    external.site.write_text(external.site.read_text() + shop)
+    nginx = ExternalNginx(external.options)
+    present = nginx.control()
+    app = next(group for group in nginx.topology.groups if group.name == "app")
+    values = present.values.copy()
+    values[nginx.topology.groups.index(app), nginx.topology.server_index(app.servers[0])] = 7
+    assert nginx.apply(Weights(nginx.topology, values, present.down)).changed
+    assert " weight=7;" in external.site.read_text()
+    assert external.site.read_text().endswith(shop)
+
+
 def test_first_weights_that_somebody_wrote_and_did_not_load_are_loaded(external: External) -> None:
     """NGINX would go on with those of the controller, and the files would deny it."""
     nginx = ExternalNginx(external.options)

@@ -211,6 +211,17 @@ def test_files_that_this_user_cannot_write(tmp_path: Path, monkeypatch: pytest.M
     assert (found.level, str(tmp_path) in found.what) == ("fail", True)
 
 
+def test_a_main_file_in_a_folder_that_this_user_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change makes a lock and a copy beside it, although only an included file changes."""
+    included = tmp_path / "conf.d" / "app.conf"
+    included.parent.mkdir()
+    included.write_text(upstream(GROUPS[0]))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    found = configured(tmp_path, f"include {included};")["files"]
+    assert found.level == "fail"
+    assert found.what.endswith(f"cannot be written: {tmp_path}")
+
+
 def test_files_of_another_user_are_told_even_where_they_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

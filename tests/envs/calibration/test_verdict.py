@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.topology import Group, Topology
@@ -27,6 +28,15 @@ def test_queueing_shows_as_a_slope_above_zero() -> None:
     assert abs(found.value - 1.0) < 0.02
     assert found.low > 0
     assert abs(found.variation - np.std(loads) / np.mean(loads)) < 1e-9
+
+
+def test_a_slope_is_told_as_the_change_at_twice_the_load() -> None:
+    """Response times exp(load / mean load) grow by the factor e, which is 172 %, not 100 %."""
+    loads = np.linspace(0.5, 1.5, BATCHES)
+    found = slope(100 * loads, 0.01 * np.exp(loads / np.mean(loads)))
+    assert found is not None
+    assert found.when_doubled() == pytest.approx((np.e - 1,) * 3, abs=1e-6)
+    assert Slope(-np.log(2), -np.log(4), 0.0, 0.1).when_doubled() == pytest.approx((-0.5, -0.75, 0.0))
 
 
 def test_response_times_without_queueing_have_a_slope_of_zero() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from actuators.contract.histogram import midpoints_s
+from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration
 from envs.study.judge import Totals
-from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, conclude, figures
+from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, Plan, conclude, figures, promise
+from envs.study.promise_options import PromiseOptions
 
 NONE = Interval(value=0.0, low=0.0, high=0.0)
 
@@ -40,6 +44,20 @@ def test_what_follows_from_a_prediction(
     found, (reason,) = conclude(predicted(mean, p99), 600.0)
     assert found == conclusion
     assert said in reason
+
+
+def test_nothing_is_promised_of_a_simulator_that_was_compared_with_nothing() -> None:
+    gain = predicted(interval(0.72, 0.75, 0.78), interval(0.5, 0.6, 0.7))
+    known = Calibration.load(Path("tests/data/runs/calibration.json"))
+    compared, blind = (
+        promise("expected_delay", (gain,), Plan(each, each.topology, PromiseOptions(), seed=1))
+        for each in (known, known.changed({"held_out": ()}))
+    )
+    assert compared.conclusion == "change"
+    assert compared.errors["mean_ms"] < MEAN_BAR
+    assert blind.conclusion == "watch_longer"
+    assert "Too few held-out requests" in blind.reasons[0]
+    assert blind.errors == {"mean_ms": MEAN_BAR, "p99_ms": P99_BAR, "late_per_hour": P99_BAR}
 
 
 def test_figures_of_two_measurements_by_hand() -> None:

@@ -13,6 +13,8 @@ from actuators.contract.control import CappedWeights
 from actuators.contract.stock import StockPlan
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.errors import ConfigError
+from envs.calibration.result import Calibration
+from envs.scenarios.calibrated import calibrated
 from envs.scenarios.lookup import scenario
 from envs.simulator.batch import SimulatedBatch
 from envs.study.stock import CAPPED, LUA, PER_TYPE, SHARED, plans_of, ratio_of, suggest, today_rule, upstream_lines
@@ -75,6 +77,44 @@ def test_upstream_blocks_have_weights_and_limits() -> None:
     assert "  server server-3:80 weight=25 max_conns=2;\n" in shared
     assert "  server server-1:80 weight=100;\n" in shared
     assert upstream_lines(plans[PER_TYPE], TOPOLOGY).count("upstream ") == 3
+
+
+def test_servers_out_of_rotation_stay_out() -> None:
+    script = scenario("S2b").script(TOPOLOGY, 1)
+    everywhere = np.zeros(TOPOLOGY.shape, bool)
+    everywhere[:, 0] = True
+    plans = plans_of(script, TOPOLOGY, everywhere)
+    # Without the first server the third one is not very slow: 0.57 of the mean of the two that are left.
+    assert set(plans) == {PER_TYPE, SHARED}
+    assert plans[PER_TYPE].weights == plans[SHARED].weights == ((0, 100, 40),) * 3
+    for plan in plans.values():
+        assert plan.control(TOPOLOGY).down.tolist() == everywhere.tolist()
+        assert "  server server-1:80 down;\n" in upstream_lines(plan, TOPOLOGY)
+    # One upstream for all types cannot leave a server out for one of them.
+    once = everywhere & (np.arange(3) == 0)[:, None]
+    (plan,) = plans_of(script, TOPOLOGY, once).values()
+    assert plan.weights == ((0, 100, 40), (100, 62, 25), (100, 62, 25))
+    with pytest.raises(ConfigError, match="every server is down"):
+        StockPlan(shared=False, weights=((0, 0, 0), (1, 1, 1), (1, 1, 1))).control(TOPOLOGY)
+
+
+def test_nothing_is_gained_from_a_fast_server_that_is_down() -> None:
+    """Seeds are fixed: it repeats exactly."""
+    recorded = Calibration.load(Path("tests/data/runs/calibration.json"))
+    fast = tuple((*row[:2], 1.0) for row in recorded.parameters.service_ms)
+    parameters = recorded.parameters.changed({"service_ms": fast})
+    down = recorded.changed({"parameters": parameters, "down": ((False, False, True),) * 3})
+    played = replace(calibrated(down), load_factor=0.5, duration_s=25.0)
+    found = suggest(played, down.topology, today_rule(played), range(101, 103))
+    assert {weights[2] for way in found.ways if way.plan is not None for weights in way.plan.weights} == {0}
+    assert all(way.mean.value > 0.6 for way in found.ways)
+
+
+def test_today_is_told_with_the_method_and_the_workers() -> None:
+    recorded = Calibration.load(Path("tests/data/runs/calibration.json"))
+    assert today_rule(calibrated(recorded)).name == "today's least_conn, one shared state"
+    eight = recorded.changed({"method": "round_robin", "load_balancers": 8})
+    assert today_rule(calibrated(eight)).name == "today's round_robin, 8 workers that share no state"
 
 
 def test_a_server_with_max_conns_never_has_more_in_flight() -> None:

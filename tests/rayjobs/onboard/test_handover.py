@@ -52,6 +52,14 @@ def test_the_folder_says_everything_and_print_config_shows_it(
     assert watchdog.nginx_conf == Path("/etc/nginx/nginx.conf")
 
 
+def test_an_nginx_whose_urls_were_not_stored_must_be_named_again(tmp_path: Path) -> None:
+    Handover(bundle=Path("bundle"), groups=("9.shop",), interval_s=1.0).write(tmp_path)
+    with pytest.raises(ConfigError, match="give --control-url with user and password"):
+        steering(folder=tmp_path)
+    given = steering(folder=tmp_path, control_url="http://ops:secret@127.0.0.1:8090/control", token_file=tmp_path / "t")
+    assert given.interval_s == 1.0
+
+
 def test_in_memory_too(tmp_path: Path) -> None:
     options = steering(folder=in_memory(tmp_path))
     assert (options.control_url, options.workers) == ("http://127.0.0.1:8090/control", 3.0)

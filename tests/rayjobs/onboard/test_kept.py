@@ -52,6 +52,28 @@ def test_another_system_is_refused_and_nothing_is_forgotten(tmp_path: Path) -> N
     assert Kept(tmp_path / "new", options()).result("judge") is not None
 
 
+def test_every_difference_is_named_also_in_groups_of_options(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "new", options(fit__calibrate={"deadlines_ms": {}, "workers": 2, "rounds": 3}))
+    for step in STEPS:
+        kept.keep(step, {"of": step})
+    fit = {"deadlines_ms": {"app": 50.0}, "workers": None, "rounds": 3}
+    again = Kept(tmp_path / "new", options(fit__calibrate=fit, fit__number=5, judge__number=6))
+    with again.locked():
+        assert [step for step in STEPS if again.result(step)] == ["preflight", "watch"]
+    assert again.restarted == (
+        "number was 1 and is 5, calibrate.deadlines_ms.app was not given and is 50.0, calibrate.workers was 2 and is"
+        " not given, number was 1 and is 6: begins again at 'fit'"
+    )
+
+
+def test_every_difference_to_another_system_is_named(tmp_path: Path) -> None:
+    filled(tmp_path / "new")
+    other = Kept(tmp_path / "new", options(preflight__number=2, preflight__groups=["app"], fit__number=2))
+    words = "another system: number was 1, now 2; groups was not given, now app"
+    with pytest.raises(ConfigError, match=words), other.locked():
+        pass
+
+
 def test_the_folder_is_private_and_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     kept = filled(tmp_path / "new")
     for path in (kept.folder, kept.place):

@@ -10,6 +10,7 @@ import pytest
 from rayjobs.onboard.options import OnboardOptions
 from rayjobs.onboard.system import Way, way_of
 from rayjobs.onboard.twin import simulation_of
+from tests.support.http_server import Received, ScriptedServer
 
 URL = "http://127.0.0.1:1/status/format/json"
 
@@ -31,3 +32,15 @@ def test_steered_in_memory_the_workers_of_a_machine_share_and_by_reload_they_for
     by_reload = simulation_of(6, Way("least_conn", False, True, "test", machines=2, workers=3))
     assert (by_reload.workers_sharing_memory, by_reload.actuation) == (1, "reload")
     assert by_reload.actuation_delay_s == pytest.approx(0.11)
+
+
+def test_the_source_of_a_method_shows_no_password() -> None:
+    text = b"method round_robin\nweight app 10.0.0.1:80 1\n"
+
+    def answer(request: Received) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+
+    with ScriptedServer(answer) as server:
+        options = OnboardOptions(status_url=URL, control_url=f"http://me:secret@{server.address}/control")
+        way = way_of(options, ["app"])
+    assert (way.method, way.in_memory, way.source) == ("round_robin", True, f"http://{server.address}/control")
