@@ -26,7 +26,8 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
     by = "sum by (instance, group)"
     refused = f"{by} (rate({PREFIX}admission_refused_total[5m])) / {by} (rate({PREFIX}admission_offered_total[5m]))"
     waited = f"{by} (rate({PREFIX}holding_late_total[5m])) / {by} (rate({PREFIX}holding_answered_total[5m]))"
-    turned = f"{by} (rate({PREFIX}holding_refused_total[5m])) / {by} (rate({PREFIX}holding_asked_total[5m]))"
+    turned = " + ".join(f"{by} (rate({PREFIX}holding_{why}_total[5m]))" for why in ("refused", "hopeless"))
+    turned = f"({turned}) / {by} (rate({PREFIX}holding_asked_total[5m]))"
     rules = [
         _rule(
             "DeepschedDown", f'up{{job="{JOB}"}} == 0 or absent(up{{job="{JOB}"}})', "1m", "critical",
@@ -72,7 +73,7 @@ def alert_rules(late_share: float, stale_after_s: float) -> dict[str, Any]:
         ),
         _rule(
             "DeepschedHoldRefusing", f"{turned} > 0.01", "5m", "warning",
-            "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} find no room, or wait too long",
+            "{{ $value | humanizePercentage }} of the requests of {{ $labels.group }} are refused by late binding",
             "Late binding: more requests come than servers with these slots answer, or servers have too few slots.",
             f"{_STATUS}; add capacity or slots; deepsched steer mode shadow --folder FOLDER holds nothing",
         ),

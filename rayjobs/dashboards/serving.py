@@ -84,7 +84,8 @@ def _replicas() -> Iterator[Json]:
 
 def _named(name: str) -> str:
     """The series as a replica's Ray exports it, and as `/metrics` on uvicorn does."""
-    return f'{{__name__=~"(ray_)?{PREFIX}{name}"}}'
+    # Training has series of the same prefix, all of them with the label `node`.
+    return f'{{__name__=~"(ray_)?{PREFIX}{name}",node=""}}'
 
 
 def _rate(name: str) -> str:

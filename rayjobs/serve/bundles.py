@@ -195,7 +195,7 @@ class BundleStore:
             self._seen, self._in_use = _UNSEEN, InUse(loaded, self._before(served, present), served, version)
 
     def _opened(self, stored: Stored[Served], present: LoadedBundle | None) -> InUse:
-        """Loads what the pointer names; a bundle that does not load gives its place to the one before.
+        """Loads what the pointer names; a swapped-in bundle that does not load gives its place to the one before.
 
         Args:
             present: the bundle in memory, which may be the one before.
@@ -206,7 +206,7 @@ class BundleStore:
         try:
             bundle = LoadedBundle(check_bundle(served.current, self.root))
         except (BundleError, OSError) as error:
-            if served.previous is None:
+            if served.previous is None or served.swapped_s is None:  # an operator chose it
                 raise
             return self._without_current(stored, LoadedBundle(check_bundle(served.previous, self.root)), str(error))
         return InUse(bundle, self._before(served, present), served, stored.version)
@@ -231,7 +231,8 @@ class BundleStore:
             return present
         try:
             return LoadedBundle(check_bundle(served.previous, self.root))
-        except (BundleError, OSError):
+        except (BundleError, OSError) as error:
+            event("no bundle to return to", logging.WARNING, folder=str(served.previous), why=str(error))
             return None
 
     def _begun(self, stored: Stored[Served]) -> Served:

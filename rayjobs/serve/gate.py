@@ -21,6 +21,8 @@ OPEN = frozenset({"/", "/page.js", "/charts.js", "/parts.js", "/page.css", "/doc
 CHANGES: Mapping[str, Role] = {"/v1/orders": "order", "/v1/bundles": "admin"}
 """What always needs a token, and whose."""
 DECISIONS = "/v1/weights"
+_LONGEST = 18
+"""Digits of a `Content-Length` that is read."""
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
@@ -126,10 +128,11 @@ class Gate:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise Refused(415, f"Content-Encoding: {encoding[:40]} is not read; send the body plain")
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._rules.max_body_bytes:
+        given, most = headers.get("content-length", "0"), self._rules.max_body_bytes
+        length = given.lstrip("0") or "0"
+        if not (given.isascii() and given.isdigit()) or len(length) > _LONGEST or int(length) > most:
             raise self._intake.too_long()
-        return int(length) > 0 or "transfer-encoding" in headers
+        return length != "0" or "transfer-encoding" in headers
 
 
 def route_path(scope: Scope) -> str:

@@ -179,9 +179,11 @@ class LiveView:
         sums = {"policy": Measured(), "baseline": Measured()}
         for line in lines:
             sums[line["regime"]].join(line["measured"])
+        # An order may have swapped it since the start.
+        bundle = str(self._folder.status().get("bundle") or self._bundle)
         return {
-            "predicted": noted_worth(Path(self._bundle)) if self._bundle else None,
-            "bundle": self._bundle,
+            "predicted": noted_worth(Path(bundle)) if bundle else None,
+            "bundle": bundle,
             "measured": {name: total.to_json() for name, total in sums.items()},
         }
 

@@ -55,8 +55,8 @@ class ServeOptions(RayOptions):
     front: Literal["ray", "uvicorn"] = "ray"
     """ray: Ray Serve with replicas; uvicorn: one process without Ray, several times faster per request."""
     haproxy: Annotated[bool, Only(front="ray", address=NOT_GIVEN)] = True
-    """ray: HAProxy instead of Ray's own proxy, four times faster; its statistics stay on loopback. A Ray that is joined
-    has the proxy that it was started with."""
+    """ray: HAProxy instead of Ray's own proxy, four times faster; its statistics stay on loopback. A joined Ray keeps
+    the proxy that it was started with."""
     replicas: Annotated[int, Only(front="ray")] = Field(1, ge=1, le=64)
     """ray: number of replicas; the minimum when `max_replicas` is given."""
     max_replicas: Annotated[int | None, Only(front="ray")] = Field(None, ge=1, le=64)
@@ -67,11 +67,11 @@ class ServeOptions(RayOptions):
     upscale_delay_s: Annotated[float | None, Only(front="ray", max_replicas=GIVEN)] = Field(None, ge=0)
     """ray, with `max_replicas`: how long requests wait before a replica is added; Ray's 30 s when not given."""
     downscale_delay_s: Annotated[float | None, Only(front="ray", max_replicas=GIVEN)] = Field(None, ge=0)
-    """ray, with `max_replicas`: how long a replica is not needed before it goes; Ray's 600 s when not given."""
+    """ray, with `max_replicas`: how long a replica is not needed before it is removed; Ray's 600 s when not given."""
     batch_size: Annotated[int, Only(front="ray")] = Field(1, ge=1, le=256)
     """ray: maximum number of requests that one call of the network decides; 1 is fastest for a single client."""
     batch_wait_ms: Annotated[float, Only(front="ray")] = Field(0.0, ge=0, le=1000)
-    """ray: how long the first request of a batch waits for others; 0 takes only those that wait already."""
+    """ray: how long the first request of a batch waits for others; 0 takes only those that are already waiting."""
     max_ongoing_requests: Annotated[int, Only(front="ray")] = Field(64, ge=1)
     """ray: maximum number of concurrent requests per replica."""
     cpus: Annotated[float, Only(front="ray")] = Field(0.5, ge=0)
@@ -81,16 +81,16 @@ class ServeOptions(RayOptions):
     folder: Path = Path("runs/serve")
     """Folder of the state: the bundle in use, and the token when `token_file` is not given."""
     steer_folder: Path = Path("runs/steer")
-    """Folder of the controller (`deepsched steer`) that the live page shows and commands."""
+    """Folder of the controller (`deepsched steer`) that the live page shows and controls."""
     token_file: Path | None = None
-    """File with the bearer token that allows everything, also to swap bundles; `FOLDER/token`, created, when not
-    given."""
+    """File with the bearer token that allows everything, including bundle swaps; when not given, `FOLDER/token`, which
+    is created."""
     order_token_file: Path | None = None
-    """File with a token that allows to read, to ask for decisions and to give orders, and no swap of bundles; only the
-    first token allows it when not given."""
+    """File with a token that allows reading, decisions and orders, but no bundle swaps; when not given, only the first
+    token allows orders."""
     read_token_file: Path | None = None
-    """File with a token that only allows to read: live page, metrics, what is served. When given, data and decisions
-    need a token also on loopback; beyond loopback they always do."""
+    """File with a token that allows only reading: live page, metrics, the served policy. When given, data and decisions
+    need a token on loopback, too; beyond loopback they always do."""
     max_body_bytes: int = Field(16 * 2**20, ge=1024)
     """Largest request body that is accepted."""
     guards: GuardOptions = GuardOptions()

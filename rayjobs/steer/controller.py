@@ -180,7 +180,7 @@ class SiteController:
             **heartbeat.of(self.steering, window, advice, decision, line["alarms"]),
             "now_s": time.monotonic(), "interval_s": self._interval_s, "guards": dict(self.guards),
             "orders_version": self._orders_version, "reverted": self._is_reverted(), "changes": list(self._changes),
-            "expected": self._expected, **admission, **holding,
+            "bundle": self._bundle, "expected": self._expected, **admission, **holding,
         }  # fmt: skip
         self._write_status(self._status)
         self._log_new(line["alarms"])

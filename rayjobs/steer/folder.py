@@ -18,7 +18,7 @@ from rayjobs.steer.order_store import Moment, Orders, OrderStore
 
 _MAX_BYTES = 2**26
 _PROBE_S = 0.5
-"""Whoever asks whether a controller runs holds its lock for a moment."""
+"""A process that checks for a running controller holds its lock for a moment."""
 
 
 class SteerFolder:

@@ -111,7 +111,7 @@ def _await(folder: SteerFolder, stored: Stored[Orders], changes: dict[str, Any],
         select.select([], [], [], _POLL_S)
     _require_kept(folder, stored, changes)
     if changes.get("override") == "reverted":
-        # Whoever gave it knows now, so that a later order is obeyed.
+        # The sender has its answer here, so that a later order is obeyed.
         folder.orders.answer(stored.version)
     last_s = time.monotonic() - float(folder.status().get("now_s", began_s))
     log_line(

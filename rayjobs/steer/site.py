@@ -340,7 +340,7 @@ def serve_first(options: SteerOptions, site: Site, local: Adviser, stack: contex
     if options.serve_app:
         post = handle_post(options.serve_app, 10 * deadline_s)
     elif options.serve_url:
-        token = read_token(options.serve_token_file) if options.serve_token_file else ""
+        token = read_token(options.serve_token_file)
         post = http_post(options.serve_url, token, 10 * deadline_s)
     else:
         return local

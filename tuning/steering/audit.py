@@ -275,8 +275,11 @@ def recorded_percent(line: dict[str, Any]) -> float:
 
 
 def has_data(line: dict[str, Any]) -> bool:
-    """Whether a decision line's window could be used; `art` alone does not tell while an operator's order holds."""
-    return line["art"] is not None or line["novelty"] is not None
+    """Whether a decision line's window could be used; `art` alone does not tell while an operator's order holds, and
+    without requests nothing but the faults does."""
+    if line["art"] is not None or line["novelty"] is not None:
+        return True
+    return all(fault["kind"] == "reload" for fault in line["window"]["faults"])
 
 
 def _steering(line: dict[str, Any]) -> Steering:

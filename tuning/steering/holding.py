@@ -94,7 +94,7 @@ class HoldWatch:
 
     def _refusing(self) -> tuple[str, ...]:
         """An alarm when requests are refused although they were held, or because too many are."""
-        refused = sum(int(each.refused.sum()) for each in self._counted) / max(self._asked(), 1)
+        refused = sum(int((each.refused + each.hopeless).sum()) for each in self._counted) / max(self._asked(), 1)
         if refused <= MOST_REFUSED:
             return ()
         return (f"late binding refuses {refused:.1%} of the requests: more come than servers with these slots answer",)

@@ -53,13 +53,13 @@ class GuardOptions(Options):
     largest_step: float = Field(default=1.5, gt=1)
     """Largest factor by which one change may move a server's share, up or down."""
     canary_within: bool = True
-    """In `canary` by weights no share moves beyond its part of the way, also where floor, cap or whole numbers ask
-    for it; False rounds to the nearest whole numbers, as version 0.1 did."""
+    """In `canary` by weights no share moves beyond its part of the way, even if floor, cap or rounding would require
+    it; False rounds to the nearest whole numbers, as version 0.1 did."""
     min_between_changes_s: float = Field(default=1.0, ge=0)
     """Shortest time between two changes in seconds; a revert never waits."""
     min_between_reloads_s: float = Field(default=15.0, ge=0)
-    """The same where weights change by reload, which closes the idle connections of clients: some of them do not send
-    a request again that met a closed one. A server that dies or comes back does not wait either."""
+    """The same if weights change by reload, which closes idle client connections: some clients do not retry a request
+    on a closed connection. The change for a server that dies or comes back does not wait either."""
     min_requests: int = Field(default=10, ge=0)
     """Requests that a group needs in a window; with fewer it keeps its weights."""
     stale_after_s: float = Field(default=10.0, gt=0)
@@ -70,13 +70,13 @@ class GuardOptions(Options):
     novel_above: float = Field(default=1.0, gt=0)
     """Novelty above which a server lies outside every cluster; 1 is the three-sigma rule."""
     novel_windows: int = Field(default=20, ge=1)
-    """Consecutive novel windows after which the baseline is put in force and a recalibration is advised; every
-    withdrawal of the policy doubles it until `max_back_off_s` have passed without one."""
+    """Consecutive novel windows after which the baseline takes over and a recalibration is advised; every withdrawal
+    of the policy doubles this number until `max_back_off_s` have passed without one."""
     most_novel_windows: int = Field(default=160, ge=1)
-    """Largest number that it is doubled to."""
+    """Maximum of that number after doubling."""
     familiar_ratio: float = Field(default=0.8, gt=0, le=1)
-    """A window is familiar again only when the servers are inside this share of `novel_above`; between the two nothing
-    changes."""
+    """A window is familiar again only if the servers stay below this share of `novel_above`; between the two limits
+    nothing changes."""
     familiar_windows: int = Field(default=60, ge=1)
     """Consecutive familiar windows after which the policy acts again."""
     dwell_s: float = Field(default=30.0, ge=0)
@@ -85,23 +85,23 @@ class GuardOptions(Options):
     error_rise_ratio: float = Field(default=0.02, gt=0, le=1)
     """Share of failed requests above the baseline's share that counts as a surge."""
     error_windows: int = Field(default=2, ge=1)
-    """Consecutive windows with a surge after which the baseline is put back."""
+    """Consecutive windows with a surge after which the baseline is restored."""
     art_worse_ratio: float = Field(default=0.25, gt=0)
-    """Relative increase of tardiness over the baseline's that is tolerated."""
+    """Tolerated relative increase of tardiness over that of the baseline."""
     art_margin: float = Field(default=0.1, ge=0)
-    """Relative tardiness per request tolerated on top of that, for a baseline near zero."""
+    """Relative tardiness per request that is tolerated in addition, for a baseline near zero."""
     art_windows: int = Field(default=4, ge=1)
-    """Consecutive windows beyond this tolerance after which the baseline is put back."""
+    """Consecutive windows beyond this tolerance after which the baseline is restored."""
     art_windows_higher_load: int = Field(default=20, ge=1)
-    """The same while the request rate is above that of the measured baseline by more than `load_rise_ratio`: then it is
-    not known how late the baseline would be, and a burst must not look like harm."""
+    """The same while the request rate is above that of the measured baseline by more than `load_rise_ratio`: the
+    baseline's tardiness at such a rate is unknown, and a burst must not count as harm."""
     art_spreads: float = Field(default=4.0, ge=0)
-    """Mean deviations of single windows that are tolerated on top of both."""
+    """Number of mean deviations of single windows that are tolerated in addition to both."""
     most_lateness: float = Field(default=10.0, gt=0)
-    """Relative tardiness at which the tardiness of a single answer is cut, so that no single one makes harm."""
+    """Relative tardiness at which that of a single answer is capped, so that no single answer counts as harm."""
     load_rise_ratio: float = Field(default=0.1, ge=0)
-    """Rise of the request rate above that of the measured baseline from which on the tolerance follows slowly what is
-    seen, because more load makes every control later."""
+    """Rise of the request rate above that of the measured baseline from which the tolerance slowly follows the
+    observed tardiness, because more load increases tardiness under every control."""
     back_off_s: float = Field(default=60.0, gt=0)
     """Time under the baseline after the first revert, in seconds; it doubles with every further revert."""
     max_back_off_s: float = Field(default=3600.0, gt=0)
@@ -109,13 +109,13 @@ class GuardOptions(Options):
     reference_windows: int = Field(default=10, ge=1)
     """Windows under the baseline that are measured before the policy may act."""
     remembered_windows: int = Field(default=60, ge=1)
-    """Windows under the baseline that its averages are over, when there are so many: a few do not show how far lateness
-    varies."""
+    """Windows under the baseline that its averages cover, once there are so many: a few windows do not show how much
+    tardiness varies."""
     reference_age_s: float = Field(default=3600.0, gt=0)
     """Age in seconds after which the baseline is measured again, for as many windows."""
     silent_requests: float = Field(default=11.5, gt=0)
-    """Answers that were due from a server and did not come in three windows, after which it keeps a probing share only;
-    11.5 errs once in 100 000 times."""
+    """Answers that were due from a server and missing in three or more windows, after which it keeps only a probing
+    share; 11.5 errs once in 100 000 times."""
     overload_ratio: float = Field(default=1.0, gt=0)
     """Mean response time relative to the deadline above which a server is late."""
     overload_pull: float = Field(default=0.5, ge=0, le=1)

@@ -21,7 +21,7 @@ from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 
 WINDOWS = 3
-"""Windows in a row without a good answer; a pause of a second or two is no death."""
+"""Windows in a row without a good answer; after a pause of one or two seconds a server may live."""
 SHOWN_DOWN_DUE = 3.0
 SHARE_EWMA = 0.05
 UNSEEN_SHARE = 1.0 / 3.0

@@ -67,7 +67,20 @@ const draw = (document_) => {
   }
 };
 
-fetch("/openapi.json")
-  .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`status ${answer.status}`))))
-  .then(draw)
-  .catch((error) => { document.getElementById("operations").textContent = `openapi.json cannot be read: ${error.message}`; });
+const read = async () => {
+  const entry = document.getElementById("entry"), token = document.getElementById("token").value.trim();
+  const answer = await fetch("/openapi.json", { headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  entry.hidden = entry.hidden && answer.status !== 401;
+  if (answer.status === 401) throw new Error("enter the token");
+  if (!answer.ok) throw new Error(`status ${answer.status}`);
+  draw(await answer.json());
+};
+
+const attempt = () => read().catch((error) => {
+  document.getElementById("operations").textContent = `openapi.json cannot be read: ${error.message}`;
+});
+document.getElementById("entry").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt();
+});
+attempt();

@@ -28,6 +28,8 @@ function dress(node, name) {
   if (node.className !== name) node.className = name;
 }
 
+const PATIENCE_MS = 5000; // a connection that stays open without an answer, as of a broken tunnel
+
 // Makes `parent` have one child per item.
 function each(parent, items, make, fill) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
@@ -41,7 +43,9 @@ function show(now) {
   last = now;
   document.body.dataset.version = now.version;
   link(now.alive ? "ok" : "lost", now.alive ? "live" : now.version ? "the controller is silent" : "no controller has run yet");
-  if (!now.version) return;
+  document.body.classList.toggle("silent", !now.alive);
+  // No decision of the last 15 minutes: what is shown, if anything, is older.
+  if (!now.groups) return;
   write(at("source"), now.source);
   // In shadow nothing of it is in force: grey.
   dress(at("source"), `tag ${now.mode === "shadow" ? "hold" : now.source}`);
@@ -156,7 +160,7 @@ function link(kind, text) {
 
 // Not /v1/live/events: a stream is an ongoing request, by which Ray Serve scales and each replica has few.
 async function look() {
-  const answer = await fetch("/v1/live", { headers: authorization() });
+  const answer = await fetch("/v1/live", { headers: authorization(), signal: AbortSignal.timeout(PATIENCE_MS) });
   if (!answer.ok) throw new Error(answer.status === 401 ? "enter the token" : `status ${answer.status}`);
   show(await answer.json());
   document.documentElement.dataset.drawn = "true";
@@ -164,7 +168,7 @@ async function look() {
 
 async function refreshHistory() {
   try {
-    const answer = await fetch("/v1/history", { headers: authorization() });
+    const answer = await fetch("/v1/history", { headers: authorization(), signal: AbortSignal.timeout(PATIENCE_MS) });
     if (answer.ok) history(await answer.json());
   } catch (error) {
     link("lost", "no answer; trying again");
@@ -177,6 +181,7 @@ async function order(button) {
   if (wanted.mode === "canary" && percent !== "") wanted.canary_percent = Number(percent);
   const answer = await fetch("/v1/orders", {
     method: "POST", headers: { "Content-Type": "application/json", ...authorization() }, body: JSON.stringify(wanted),
+    signal: AbortSignal.timeout(PATIENCE_MS),
   });
   const body = await answer.json();
   const then = body.controller ? "the controller applies it within one interval" : "no controller is running to apply it";

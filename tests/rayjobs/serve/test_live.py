@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayjobs.serve.live import LiveView
+from rayjobs.steer.folder import SteerFolder
 from tests.support.steering_cases import recorded
 from tuning.steering.audit import AuditOptions
 
@@ -56,6 +57,16 @@ def test_a_clock_that_is_put_back_or_forth_leaves_the_latest_lines(
         recorded(path, 3)
         view.now()
         assert len(view.history()["points"]) == 3
+
+
+def test_the_bundle_that_acts_is_the_one_of_the_latest_order(tmp_path: Path) -> None:
+    recorded(tmp_path / "audit.jsonl", 2)
+    view, folder = LiveView(tmp_path), SteerFolder(tmp_path)
+    first = view.history()["gain"]["bundle"]
+    folder.write_status({"bundle": None})
+    assert view.history()["gain"]["bundle"] == first
+    folder.write_status({"bundle": "/srv/bundles/second"})
+    assert view.history()["gain"]["bundle"] == "/srv/bundles/second"
 
 
 def test_no_controller_is_no_error(tmp_path: Path) -> None:

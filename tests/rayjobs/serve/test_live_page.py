@@ -310,6 +310,39 @@ def test_a_token_for_reading_shows_everything_and_orders_nothing(page: Page, tmp
         page.until(lambda: "order written" in page.text("#answer"))
 
 
+def test_decisions_of_long_ago_are_no_lost_server(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "steer"
+    folder.mkdir(0o700)
+    recorded(folder / "audit.jsonl", 5)
+    options = ServeOptions(
+        bundle=page.folder / "bundle", port=0, front="uvicorn", folder=tmp_path / "state", steer_folder=folder
+    )
+    with serving(options, make_settings(options)) as address:
+        page.browser.open(f"http://{address}")
+        page.until(lambda: page.text("#link") == "the controller is silent")
+        monkeypatch.setattr("rayjobs.serve.live.HISTORY_S", 0.0)
+        wait_until(lambda: "groups" not in requests.get(f"http://{address}/v1/live", timeout=5).json())
+        page.browser.evaluate("document.querySelector('#link').textContent = ''")
+        page.until(lambda: page.text("#link") != "")
+        assert page.text("#link") == "the controller is silent"
+        assert page.browser.evaluate("document.body.classList.contains('silent')")
+
+
+def test_the_interface_page_asks_for_the_token(page: Page, tmp_path: Path) -> None:
+    options = ServeOptions(
+        bundle=page.folder / "bundle", port=0, front="uvicorn", folder=tmp_path / "state", steer_folder=page.folder,
+        **role_files(tmp_path, "order", "read"),
+    )  # fmt: skip
+    with serving(options, make_settings(options)) as address:
+        page.browser.open(f"http://{address}/docs", drawn=False)
+        page.until(lambda: "enter the token" in page.text("#operations"))
+        page.browser.evaluate(
+            f"document.querySelector('#token').value = '{TOKENS['read']}';"
+            "document.querySelector('#entry button').click()"
+        )
+        page.until(lambda: "/v1/weights" in page.text("#operations"))
+
+
 def test_a_killed_server_shows_within_a_few_decisions(page: Page) -> None:
     page.browser.look(1280, 900, "light")
     page.open()

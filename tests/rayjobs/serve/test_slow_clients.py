@@ -102,6 +102,12 @@ def test_a_body_that_does_not_end_is_refused(served: Served, monkeypatch: pytest
             assert "the body did not arrive within 0.2 s" in answer
 
 
+@pytest.mark.parametrize(("length", "status"), [("0" * 5000, "HTTP/1.1 4"), ("0" * 30 + "9" * 12, "HTTP/1.1 413")])
+def test_zeros_before_the_length_of_a_body_are_no_failure(served: Served, length: str, status: str) -> None:
+    with connected(served, f"POST /v1/weights {HEAD}Connection: close\r\nContent-Length: {length}\r\n\r\n") as client:
+        assert received(client).startswith(status)
+
+
 def test_a_client_that_leaves_answers_unread_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[object] = []
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *said, **more: errors.append(more))

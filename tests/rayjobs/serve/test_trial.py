@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from actuators.errors import DeepSchedError
+from actuators.errors import BundleError, DeepSchedError
 from envs.simulator.testbed import SimulatedTestbed
 from rayjobs.serve import bundles, trial
 from rayjobs.serve.answers import Answers
@@ -269,6 +269,24 @@ def test_a_replica_that_cannot_load_what_was_swapped_in_takes_it_back(root: Path
     taken = one.store.in_use().served.taken_back
     assert taken is not None
     assert "not plain arrays" in taken.why
+
+
+def test_a_bundle_that_an_operator_went_back_to_keeps_its_place_though_a_replica_cannot_load_it(
+    root: Path, tmp_path: Path
+) -> None:
+    trained_bundle(seed=4).save(root / "chosen")
+    one = Replica(root, tmp_path)
+    for name in ("chosen", "second"):
+        one.store.swap(Path(name))
+    one.store.rollback()
+    good = (root / "chosen" / "encoder.npz").read_bytes()
+    (root / "chosen" / "encoder.npz").write_bytes(b"torn")
+    with pytest.raises(BundleError, match="not plain arrays"):
+        Replica(root, tmp_path)
+    assert one.ask()["bundle"] == one.id
+    assert one.name == "chosen"
+    (root / "chosen" / "encoder.npz").write_bytes(good)
+    assert Replica(root, tmp_path).name == "chosen"
 
 
 def test_a_disk_that_is_full_delays_it(
