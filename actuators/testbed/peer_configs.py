@@ -13,6 +13,7 @@ from pathlib import Path
 from actuators.contract.stock import StockPlan
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError
+from actuators.nginx.config import temp_paths
 
 IDLE_CONNECTIONS = 512
 """That a proxy keeps open to each server."""
@@ -108,7 +109,8 @@ http {{
   proxy_connect_timeout 2s;
   proxy_read_timeout 30s;
   proxy_next_upstream error timeout http_500 http_502 http_503 http_504;
-{_temp_paths(prefix)}{upstreams}  server {{
+{temp_paths(prefix)}
+{upstreams}  server {{
     listen {address} backlog=4096;
 {locations}    location / {{ return 404; }}
   }}
@@ -190,11 +192,12 @@ def render_caddy(topology: Topology, address: str, policy: str, socket: Path | N
 
 
 def _extra(topology: Topology, group: int, weights: Sequence[int], plan: StockPlan | None) -> list[str]:
-    """Weight and `max_conns` of every server in a group, as directives write them; empty where there are none."""
+    """Weight and `max_conns` of every server in a group, as directives write them; `down` for a weight of 0."""
     if plan is not None:
         most = plan.max_conns or [0] * len(topology.servers)
         row = zip(plan.weights[group], most, strict=True)
-        return [f" weight={weight}{f' max_conns={limit}' if limit else ''}" for weight, limit in row]
+        limits = ((weight, f" max_conns={limit}" if limit else "") for weight, limit in row)
+        return [f" weight={weight}{limit}" if weight else " down" for weight, limit in limits]
     return [f" weight={weight}" for weight in weights] or [""] * len(topology.servers)
 
 
@@ -203,8 +206,3 @@ def _server_lines(servers: tuple[str, ...], extra: Mapping[str, str] | None = No
     return "".join(
         f"    server {server}{more.get(server, '')} max_fails=1 fail_timeout={_FAIL_S}s;\n" for server in servers
     )
-
-
-def _temp_paths(prefix: Path) -> str:
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    return "".join(f"  {kind}_temp_path {prefix}/temp_{kind};\n" for kind in kinds)

@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from actuators.files import private_folder, socket_place, write_atomic
 from actuators.haproxy_api import RuntimeApi
 from actuators.nginx.reload import Reloader, run_checked
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import children, family_cpu_s, free_port
+from actuators.processes.system import children, family_cpu_s, free_port, is_listening
 from actuators.statistics.vts import Snapshot
 from actuators.testbed.envoy import render_endpoints, render_envoy
 from actuators.testbed.peer_configs import (
@@ -66,9 +65,12 @@ ENVOY = "envoy_concurrency"
 """Envoy with its filter adaptive_concurrency. It refuses requests, also when it has just started (it measures idle
 latency with three at a time), so that it stands beside admission, and not among the balancers."""
 
-HAPROXY_STEERED, ENVOY_STEERED = "haproxy_roundrobin", "envoy_round_robin"
-"""By weights alone, for `actuators.testbed.steered`."""
+HAPROXY_STEERED, ENVOY_STEERED = "haproxy_steered", "envoy_steered"
+"""By weights alone, which we set: `actuators.testbed.steered`."""
 
+_HAPROXY_BALANCE = {
+    "haproxy_leastconn": "leastconn", "haproxy_random": "random(2)", HAPROXY_STEERED: "roundrobin",
+}  # fmt: skip
 _START_TIMEOUT_S = 10.0
 _ATTEMPTS = 5
 _SIGNALS_S = 1.0
@@ -242,7 +244,7 @@ class Peer(Closing):
             except ProcessError:
                 process.close()
                 # Another program may have taken the port before the peer did.
-                if attempt + 1 == _ATTEMPTS or not (_is_taken(self.address) or _is_taken(self._admin)):
+                if attempt + 1 == _ATTEMPTS or not (is_listening(self.address) or is_listening(self._admin)):
                     raise
             else:
                 return process
@@ -267,7 +269,7 @@ class Peer(Closing):
         return str(config)
 
     def _haproxy(self) -> list[str]:
-        balance = "random(2)" if self.name == "haproxy_random" else self.name.removeprefix("haproxy_")
+        balance = _HAPROXY_BALANCE[self.name]
         config = render_haproxy(self.topology, self.address, balance, self._socket)
         return ["-W", "-db", "-f", self._written(config, ".conf")]
 
@@ -313,13 +315,13 @@ class Peer(Closing):
         )  # fmt: skip
 
     def _answers(self) -> bool:
-        if not _is_taken(self.address):
+        if not is_listening(self.address):
             return False
         program = self._program_name()
         if program in ("haproxy", "caddy"):
             # They listen for requests first, and for orders a moment later.
-            return _accepts(self._socket)
-        if program == "envoy" and not _is_taken(self._admin):
+            return is_listening(self._socket)
+        if program == "envoy" and not is_listening(self._admin):
             return False
         return program != "traefik" or _status(self.address, READY_PATH) == http.client.IM_A_TEAPOT
 
@@ -388,20 +390,6 @@ def _prefix() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="deepsched-peer-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
-
-
-def _accepts(path: Path) -> bool:
-    """Whether a program accepts connections on that Unix socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
-
-
-def _is_taken(address: str) -> bool:
-    """Whether a program accepts connections at the address."""
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, int(port))) == 0
 
 
 def _status(address: str, path: str) -> int:

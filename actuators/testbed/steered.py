@@ -6,6 +6,7 @@ Each has one pool of servers, so that a topology has one group with the name of 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from actuators.closing import Closing
@@ -20,6 +21,11 @@ from actuators.testbed.peers import ENVOY_STEERED, HAPROXY_STEERED, Peer
 GROUP = "servers"
 """The backend or cluster of what we run."""
 STEERED = (HAPROXY_STEERED, ENVOY_STEERED)
+
+
+def pool_of(topology: Topology) -> Topology:
+    """The same servers as one group for all request types."""
+    return Topology((replace(topology.groups[0], name=GROUP, servers=topology.servers),))
 
 
 class SteeredProxy(Closing):
@@ -44,6 +50,11 @@ class SteeredProxy(Closing):
         except BaseException:
             self._peer.close()
             raise
+
+    @property
+    def topology(self) -> Topology:
+        """Of the one pool."""
+        return self._topology
 
     @property
     def address(self) -> str:

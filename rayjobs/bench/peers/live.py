@@ -88,7 +88,7 @@ def _judge(
     with _running(installed, testbed, context) as peers:
         judge = Judge(
             testbed, controllers, played, deadlines_s, options, machine=describe_machine(), peers=peers, kind="live",
-            finished=finished, keep=journal.append,
+            finished=finished, relearn=False, keep=journal.append,
             progress=lambda now: context.log(f"{name} {now.index + 1}/{now.total}: {now.planned.policy}")
             if now.phase == "measure" else None,
         )  # fmt: skip
@@ -101,11 +101,13 @@ def _deadlines(context: BenchContext, testbed: LiveTestbed, played: StudyScenari
     """Those of an interrupted run, or new ones."""
     if path.exists():
         return np.array(json.loads(path.read_text()))
-    watching = ObserveOptions(duration_s=4.0 if context.quick else 10.0, explore_s=0, skip_s=1.0, window_s=0.5)
+    # With more work per request fewer come: ten seconds at work × 2.
+    seconds = 4.0 if context.quick else 5.0 * played.work_scale
+    watching = ObserveOptions(duration_s=seconds, explore_s=0, skip_s=1.0, window_s=0.5)
     seen = watch(testbed, played, REFERENCE, watching, context.seed).equal
-    seconds = derive_deadlines(seen, testbed.topology).seconds
-    write_json(path, seconds.tolist())
-    return seconds
+    deadlines_s = derive_deadlines(seen, testbed.topology).seconds
+    write_json(path, deadlines_s.tolist())
+    return deadlines_s
 
 
 @contextlib.contextmanager
@@ -129,8 +131,8 @@ def _bars(where: str, limits: tuple[float, float], evaluation: Evaluation, *, ju
             f"{where}: {name}, p99", values["p99_ms"], "ms",
             how=f"live, {policies[name]['judged_requests']} requests, {discarded} blocks discarded; over {REFERENCE}:"
             f" mean {describe_ratio(ratios['mean_ms'])}, p99 {describe_ratio(ratios['p99_ms'])}",
-            reference=f"mean {values['mean_ms']:.2f} ms, goodput {1 - values['miss_ratio']:.3f}, {cpu_us:.0f} µs CPU per"
-            " request",
+            reference=f"mean {values['mean_ms']:.2f} ms, goodput {1 - values['miss_ratio']:.3f},"
+            f" {cpu_us:.0f} µs CPU per request",
         )  # fmt: skip
     for metric, limit in zip(("mean_ms", "p99_ms"), limits, strict=True):
         best = min(others, key=lambda name: evaluation.values[name][metric])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from actuators.contract.topology import Topology, social_network
+from actuators.contract.topology import social_network
 from actuators.errors import ActuationError, ConfigError
 from actuators.statistics.reader import Collector
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.peers import why_missing
-from actuators.testbed.steered import GROUP, STEERED, SteeredProxy
+from actuators.testbed.steered import STEERED, SteeredProxy, pool_of
 from tests.support import contracts
 from tests.support.contracts import Factory
 from tests.support.live_parts import LiveParts, running_parts
@@ -47,17 +46,13 @@ def proxy(
 ) -> Iterator[SteeredProxy]:
     if why_missing(request.param):
         pytest.skip(why_missing(request.param))
-    with SteeredProxy(request.param, one_group(parts.topology), tmp_path_factory.mktemp("proxy")) as proxy:
+    with SteeredProxy(request.param, pool_of(parts.topology), tmp_path_factory.mktemp("proxy")) as proxy:
         yield proxy
-
-
-def one_group(topology: Topology) -> Topology:
-    return Topology((replace(topology.groups[0], name=GROUP, servers=topology.servers),))
 
 
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.__name__)
 def test_testbed(clause: Callable[[Factory], None], parts: LiveParts, proxy: SteeredProxy) -> None:
-    topology = one_group(parts.topology)
+    topology = pool_of(parts.topology)
     with Collector(proxy.status_url, topology) as collector:
 
         def make() -> LiveTestbed:
