@@ -22,7 +22,7 @@ from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.testbed import TestbedKind, open_testbed
-from tuning.judging.plan import BlockOptions, JudgeOptions
+from tuning.judging.plan import BlockOptions, JudgeOptions, check_reference
 from tuning.options import ONLINE, AlgorithmOptions, LearningOptions, TrainingOptions, check_live_algorithm
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def run(options: DemoOptions) -> int:
     from tuning.judging.tables import print_evaluation
 
     options = options.resolved()
+    _check_reference(options)
     for name in (options.scenario, *options.training.scenarios):
         scenario(name)
     folder = RunFolder.create(options.out, "demo", options.seed, options)
@@ -254,12 +255,29 @@ def judged(options: DemoOptions, problem: DecisionProblem, learned: Policy) -> l
     from tuning.judging.contenders import LEARNED, Arena, contender, learned_controller, parse_policies
 
     method = _method(options)
-    names = ["round_robin", "least_conn", "inverse_latency"]
-    if options.testbed == "simulated" or detect(options.live.nginx.binary).has_lua:
-        names += ["expected_delay_static", "expected_delay"]
     arena = Arena(problem, "least_conn" if method == "expected_delay" else method, problem.believed_workers)
-    others = [contender(spec, arena) for spec in parse_policies(names)]
+    others = [contender(spec, arena) for spec in parse_policies(_others(options))]
     return [*others, learned_controller(LEARNED, method, learned, problem)]
+
+
+_ANYWHERE = ("round_robin", "least_conn", "inverse_latency")
+_IN_MEMORY = ("expected_delay_static", "expected_delay")
+
+
+def _others(options: DemoOptions) -> tuple[str, ...]:
+    """Names of what is judged beside the policy. Raises MissingToolError without an NGINX."""
+    in_memory = options.testbed == "simulated" or detect(options.live.nginx.binary).has_lua
+    return (*_ANYWHERE, *_IN_MEMORY) if in_memory else _ANYWHERE
+
+
+def _check_reference(options: DemoOptions) -> None:
+    """Raises ConfigError for a reference that will not be judged."""
+    from tuning.judging.contenders import LEARNED
+
+    reference = options.judge.reference
+    # Of an NGINX that may be missing, which `diagnose` says better, only those in memory depend.
+    if reference not in (*_ANYWHERE, LEARNED):
+        check_reference(reference, (*_others(options), LEARNED))
 
 
 VERB = Verb(

@@ -30,7 +30,7 @@ from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.testbed import TestbedKind, check_live, open_testbed
-from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName
+from tuning.judging.plan import BlockOptions, JudgeOptions, PolicyName, check_reference
 
 if TYPE_CHECKING:
     from actuators.contract.testbed import Testbed
@@ -87,7 +87,8 @@ class EvaluateOptions(RayOptions):
     shared_least_conn, stock:FILE (a plan of `deepsched weights suggest`).
     Others (live, `make setup-peers`): nginx_fair, nginx131_least_time,
     nginx131_least_time_shared, haproxy_leastconn, haproxy_random, envoy_least_request, traefik_leasttime,
-    traefik_p2c, caddy_least_conn, caddy_random_choose, nginx:FILE. Further bundles by their folder. today (on
+    traefik_p2c, caddy_least_conn, caddy_random_choose, nginx:FILE; haproxy_steered and envoy_steered balance round
+    robin by weights that we set, by inverse latency. Further bundles by their folder. today (on
     the `calibration.json` of a recorded system, where it comes first unless policies are given): the weights and the
     method of the recording. OTHER=NAME shows NAME as OTHER in the tables."""
     scenario: tuple[str, ...] = Field(default=("demo",), min_length=1)
@@ -106,8 +107,8 @@ class EvaluateOptions(RayOptions):
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     resume: Path | None = None
-    """Run folder of an interrupted evaluation: continues it with its options and finished blocks. A new one when not
-    given."""
+    """Run folder of an interrupted evaluation: continues it with its options and finished blocks. Of a seed that is not
+    finished, policies that learn repeat their blocks, as what they had learned is lost. A new one when not given."""
     method: Annotated[
         DirectMethod, OnlyIf(_takes_method, "as every policy brings its own method", "judge a heuristic")
     ] = "least_conn"
@@ -138,10 +139,10 @@ class EvaluateOptions(RayOptions):
 
 
 def run(options: EvaluateOptions) -> int:
-    """Prints a table per part; `evaluation.json`, both parquet files and `report.html` are in the run's folder."""
+    """Prints a table per part and means; `evaluation.json`, parquet files and `report.html` are in the run.s folder."""
     from rayjobs.cli.console import console_out
     from rayjobs.runs.report import write_evaluation_report
-    from tuning.judging.tables import print_evaluation
+    from tuning.judging.tables import print_evaluation, print_means
 
     options = options.resolved()
     check(options)
@@ -155,6 +156,7 @@ def run(options: EvaluateOptions) -> int:
             report = write_evaluation_report(folder, evaluations)
     for evaluation in evaluations:
         print_evaluation(evaluation.to_json(), console_out())
+    print_means([evaluation.to_json() for evaluation in evaluations], console_out())
     console_out().print(f"report: {report}", soft_wrap=True)
     return 0
 
@@ -172,16 +174,16 @@ def system(options: EvaluateOptions) -> Topology:
 
 
 def check(options: EvaluateOptions) -> None:
-    """Raises ConfigError (BundleError) for names that do not exist, before anything is made or started."""
-    from envs.scenarios.lookup import scenario
-
+    """Raises ConfigError (BundleError) for what cannot be judged, before anything is made or started."""
     specs = options.specs()
     names = [spec.name for spec in specs]
-    for where, role in (("judge.reference", options.judge.reference), ("--learned", options.learned)):
-        if role is not None and role not in names:
-            raise ConfigError(f"'{role}' is not judged", where=where, remedy=closest(role, names))
-    for name in options.scenario:
-        scenario(name)
+    if options.learned is not None and options.learned not in names:
+        raise ConfigError(
+            f"'{options.learned}' is not judged", where="--learned", remedy=closest(options.learned, names)
+        )
+    check_reference(options.judge.reference, names)
+    _check_reference_runs(options, specs)
+    _check_names(options)
     topology = system(options)
     if "live" in options.testbed:
         check_live(topology)
@@ -192,6 +194,30 @@ def check(options: EvaluateOptions) -> None:
 
         for bundle in bundles:
             load_bundle(bundle, topology)
+
+
+def _check_reference_runs(options: EvaluateOptions, specs: Sequence[Spec]) -> None:
+    (reference,) = (spec for spec in specs if spec.name == options.judge.reference)
+    for kind in options.testbed:
+        if lack := _lack(reference, kind, options.live):
+            what = f"'{reference.name}' cannot be judged on the {kind} testbed: {lack}"
+            raise ConfigError(what, where="judge.reference", remedy="take a policy that every testbed can judge")
+
+
+def _check_names(options: EvaluateOptions) -> None:
+    """Scenarios of one name would share a folder with its deadlines and blocks. Raises ConfigError."""
+    from envs.scenarios.lookup import scenario
+
+    given: dict[str, str] = {}
+    for text in options.scenario:
+        name = scenario(text).name
+        if name in given:
+            what = f"{given[name]} and {text} are both called '{name}'"
+            remedy = "give each its own name; a calibration.json has that of its folder"
+            raise ConfigError(what, where="scenario", remedy=remedy)
+        given[name] = text
+    if len(set(options.testbed)) < len(options.testbed):
+        raise ConfigError("a testbed is given twice", where="testbed", remedy="name each once")
 
 
 def _check_today(options: EvaluateOptions, specs: Sequence[Spec]) -> None:
@@ -238,16 +264,19 @@ def plan_parts(options: EvaluateOptions, folder: RunFolder) -> list[Part]:
 
 
 def _can_run(spec: Spec, kind: TestbedKind, live: LiveOptions) -> bool:
+    lack = _lack(spec, kind, live)
+    if lack:
+        console_err().print(f"left out on the {kind} testbed: {spec.name}, {lack}", markup=False)
+    return not lack
+
+
+def _lack(spec: Spec, kind: TestbedKind, live: LiveOptions) -> str:
+    """Why a policy cannot be judged on a testbed; empty when it can."""
     from actuators.testbed.peers import why_missing
 
     if spec.kind not in ("any", kind):
-        what = "the simulator's own" if spec.kind == "simulated" else "another balancer"
-        console_err().print(f"left out on the {kind} testbed: {spec.name}, {what}", markup=False)
-        return False
-    missing = why_missing(spec.base, _programs(live)) if kind == "live" and spec.is_peer else ""
-    if missing:
-        console_err().print(f"left out: {spec.name}: {missing}", markup=False)
-    return not missing
+        return "the simulator's own" if spec.kind == "simulated" else "another balancer"
+    return why_missing(spec.base, _programs(live)) if kind == "live" and spec.is_peer else ""
 
 
 def _programs(live: LiveOptions) -> PeerPrograms:
@@ -371,6 +400,8 @@ def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[d
     """A testbed behind every peer that is judged; all run at once, and one at a time has traffic."""
     from actuators.testbed.live import LiveTestbed
     from actuators.testbed.peers import NoStatistics, Peer
+    from actuators.testbed.steered import STEERED, SteeredProxy, pool_of
+    from tuning.judging.steered_pool import SteeredPool
 
     with contextlib.ExitStack() as stack:
         peers: dict[str, Testbed] = {}
@@ -378,6 +409,11 @@ def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[d
             if not isinstance(testbed, LiveTestbed):
                 raise DataError(f"{spec.name} needs a live testbed", where="policies")
             folder = part.folder.path.absolute() / "peers"
+            if spec.base in STEERED:
+                proxy = stack.enter_context(SteeredProxy(spec.base, pool_of(testbed.topology), folder))
+                pool = stack.enter_context(SteeredPool(testbed.topology, proxy))
+                peers[spec.name] = testbed.behind(proxy.address, pool, pool)
+                continue
             peer = stack.enter_context(Peer(spec.base, testbed.topology, folder, _programs(options.live)))
             peers[spec.name] = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
         yield peers

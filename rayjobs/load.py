@@ -5,9 +5,10 @@ The report of a run: a live line, JSON lines, tables, and HdrHistogram files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from actuators.load.wrk2 import Wrk2Engine, Wrk2Options
 from actuators.options import Only
 from rayjobs.cli.console import console_err, console_out, log_line
 from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage
 from rayjobs.runs.folder import RunFolder
 
 
@@ -192,6 +194,8 @@ def _means_ms(summary: LoadSummary) -> Sequence[float]:
 
 
 POLL_S = 0.1
+MOST_SILENT_S = 10.0
+"""Longer windows are too rare to tell by themselves that the sending goes on."""
 _WITH_TLS = ("https", "h2", "h2c")
 _ANY_SERVER = ("server:80",)
 
@@ -227,12 +231,15 @@ def run(options: LoadRunOptions) -> int:
     folder.write("plan.txt", text)
     json_lines = options.output == "json" or (options.output == "auto" and not sys.stdout.isatty())
     fixed = any(step.distribution == "fixed" for stream in streams for step in stream.steps)
-    with LoadReport(folder, options.duration_s, json_lines=json_lines, live=sys.stderr.isatty(), fixed=fixed) as report:
+    shown = options.engine == "native" and options.window_s <= MOST_SILENT_S
+    live = shown and sys.stderr.isatty()
+    saying = _saying(options.duration_s, quiet=live or (shown and json_lines))
+    with LoadReport(folder, options.duration_s, json_lines=json_lines, live=live, fixed=fixed) as report:
         try:
             if options.engine == "wrk2":
-                _run_wrk2(options, streams, folder, report)
+                _run_wrk2(options, streams, folder, report, saying)
             else:
-                _run_native(options, address, topology, streams, folder, report)
+                _run_native(options, address, topology, streams, folder, report, saying)
         finally:
             if report.has_results:
                 (console_err() if json_lines else console_out()).print(f"written: {folder.path}", markup=False)
@@ -283,6 +290,7 @@ def _run_native(
     streams: Sequence[Stream],
     folder: RunFolder,
     report: LoadReport,
+    saying: contextlib.AbstractContextManager[Say],
 ) -> None:
     with LoadEngine(options.sending, folder.path / "engine") as engine:
         engine.start(
@@ -290,7 +298,8 @@ def _run_native(
         )
         report.begin(_start_line(options, engine))
         try:
-            _follow(engine, report)
+            with saying as say:
+                _follow(engine, report, options.duration_s, say)
         except KeyboardInterrupt:
             engine.stop()
             report.end(_finish(engine, options, report))
@@ -298,10 +307,26 @@ def _run_native(
         report.end(_finish(engine, options, report))
 
 
-def _follow(engine: LoadEngine, report: LoadReport) -> None:
+Say = Callable[[str, float], None]
+"""Takes what goes on and the share of the sending that is over, 0…1."""
+
+
+@contextlib.contextmanager
+def _saying(duration_s: float, *, quiet: bool) -> Iterator[Say]:
+    """Says on stderr every few seconds how far the sending is; nothing when `quiet`."""
+    if quiet:
+        yield lambda text, fraction: None
+        return
+    # Drawing would take CPU time from what is measured.
+    with Progress([Stage("send", duration_s)], drawn=False) as progress, progress.stage("send") as stage:
+        yield stage.update
+
+
+def _follow(engine: LoadEngine, report: LoadReport, duration_s: float, say: Say) -> None:
     while not engine.wait(POLL_S):
         for window in engine.poll_summaries():
             report.window(window)
+            say(live_line(window, duration_s), window.end_s / duration_s)
 
 
 def _finish(engine: LoadEngine, options: LoadRunOptions, report: LoadReport) -> LoadSummary:
@@ -325,19 +350,26 @@ def _start_line(options: LoadRunOptions, engine: LoadEngine) -> dict[str, object
     }  # fmt: skip
 
 
-def _run_wrk2(options: LoadRunOptions, streams: Sequence[Stream], folder: RunFolder, report: LoadReport) -> None:
+def _run_wrk2(
+    options: LoadRunOptions,
+    streams: Sequence[Stream],
+    folder: RunFolder,
+    report: LoadReport,
+    saying: contextlib.AbstractContextManager[Say],
+) -> None:
     with Wrk2Engine(options.wrk2, folder.path / "wrk2") as engine:
         engine.start(options.target, streams, duration_s=options.duration_s)
-        told = _tell(engine.warnings)
+        warned = _tell(engine.warnings)
         try:
-            while not engine.wait(POLL_S):
-                pass
+            with saying:
+                while not engine.wait(POLL_S):
+                    pass
         except KeyboardInterrupt:
             engine.stop()
             report.end(engine.finish(10.0))
             raise
         report.end(engine.finish(10.0))
-        _tell(engine.warnings[told:])
+        _tell(engine.warnings[warned:])
 
 
 def _tell(warnings: Sequence[str]) -> int:

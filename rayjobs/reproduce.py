@@ -32,7 +32,7 @@ class ReproduceOptions(Options):
 
 
 def run(options: ReproduceOptions) -> int:
-    """Runs it again and says for every part whether it agrees; 1 when one does not."""
+    """Runs it again and says for every part whether it agrees; 1 when one does not, or says nothing."""
     from rayjobs.cli.console import console_out
     from tuning.judging.agreement import agreement, load_evaluations
 
@@ -57,7 +57,7 @@ def run(options: ReproduceOptions) -> int:
         "parts": [{"part": p.title, "exact": p.exact, "differences": list(p.differences), "compared": p.compared}
                   for p in agreements],
     })  # fmt: skip
-    return EXIT_DIFFERS if missing or any(part.differences for part in agreements) else 0
+    return 0 if not missing and all(part.agrees for part in agreements) else EXIT_DIFFERS
 
 
 def _as_then(saved: Path) -> list[str]:
@@ -79,13 +79,12 @@ def saved_verb(folder: Path) -> str:
         raise ConfigError(
             "not the folder of a run", where=str(folder), remedy="give the one that holds command.txt"
         ) from error
-    # `deepsched VERB …` or `python -m rayjobs.VERB …`; run folders are named VERB-SEED-TIME.
-    candidates = [
-        *words[1:2],
-        *(word.removeprefix("rayjobs.") for word in words),
-        folder.resolve().name.partition("-")[0],
-    ]
-    verb = next((word for word in candidates if word in VERBS), None)
+    # `deepsched VERB …` or `python -m rayjobs.VERB …`; run folders are named VERB-SEED-TIME, which alone tells the verb
+    # of a run that `reproduce` made.
+    own = folder.resolve().name.partition("-")[0]
+    again = words[1:2] == [VERB.name] or f"rayjobs.{VERB.name}" in words
+    candidates = [own] if again else [*words[1:2], *(word.removeprefix("rayjobs.") for word in words), own]
+    verb = next((word for word in candidates if word in VERBS and word != VERB.name), None)
     if verb is None:
         raise ConfigError("the saved command names no verb", where=str(folder / "command.txt"))
     return verb

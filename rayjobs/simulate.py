@@ -49,12 +49,13 @@ def run(options: SimulateOptions) -> int:
     """Prints the table; ratios are to least_conn on the same seeds."""
     from actuators.contract.topology import social_network
     from envs.scenarios.lookup import scenario, topology_of
-    from envs.study.judge import judge
+    from envs.study.judge import check_windows, judge
     from envs.study.rules import RULES, rule_named
     from rayjobs.cli.console import console_err, console_out
     from rayjobs.cli.progress import Progress, Stage
 
     played = scenario(options.scenario, options.duration_s)
+    check_windows(played.duration_s, options.interval_s)
     addresses = tuple(f"server-{number}:80" for number in range(1, options.servers + 1))
     topology = social_network(addresses) if _of_catalogue(options) else topology_of([played])
     rules = [rule_named(name) for name in options.rules]

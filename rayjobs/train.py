@@ -29,7 +29,7 @@ from rayjobs.runs.folder import RunFolder
 from rayjobs.runs.joining import RayOptions
 from rayjobs.runs.storage import stored
 from rayjobs.runs.testbed import TestbedKind, check_live, of_one_system
-from tuning.judging.plan import BlockOptions, JudgeOptions
+from tuning.judging.plan import BlockOptions, JudgeOptions, check_reference
 from tuning.options import (
     OFFLINE,
     ONLINE,
@@ -131,7 +131,7 @@ def run(options: TrainOptions) -> int:
     from envs.scenarios.lookup import scenario, topology_of
     from rayjobs.cli.console import console_err, console_out
     from rayjobs.runs.steps import Steps, today_of
-    from tuning.judging.contenders import LEARNED, contenders
+    from tuning.judging.contenders import LEARNED, contender_names, contenders
     from tuning.judging.tables import print_evaluation
 
     options = options.resolved()
@@ -141,6 +141,8 @@ def run(options: TrainOptions) -> int:
     watched, topology = played[0], topology_of(played)
     if options.testbed == "live":
         check_live(topology)
+    names = contender_names(options.training.decision.action.estimator, today=today_of(watched) is not None)
+    check_reference(options.judge.reference, names)
     folder = _folder(options)
     training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
     judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)

@@ -16,18 +16,21 @@ from actuators.contract.control import BalancingMethod
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Testbed
 from actuators.contract.window import Fault, Window
-from actuators.errors import ActuationError
+from actuators.errors import ActuationError, TestbedError
 from envs.environment.picture import RenderMode, check_render_mode, rendered
 from envs.environment.problem import DecisionProblem
 from envs.environment.rewards import Ledger
 from envs.observation.observer import Observation
+
+BEGINS = 5
+"""Attempts to begin an episode, of which a fault on a live testbed may spoil some."""
 
 
 class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
     """Sets weights once per control interval; an episode is a fixed number of intervals.
 
     Observation ``[servers, row_size]`` float32, action as `envs.environment.actions` has it. Episodes end
-    by truncation only: after `episode_steps`, or at once with `info["fault"]` when a window is not
+    by truncation only: after `episode_steps`, or at once with `info["fault"]` when the window of a step is not
     usable or a control could not be applied (reward 0: a fault never becomes a number).
 
     Args:
@@ -76,9 +79,14 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Starts the next scenario under equal weights or service times and observes one interval of it.
 
+        A fault in that interval begins the episode anew, so that every episode starts from numbers.
+
         Args:
             seed: restarts the sequence of episodes.
             options: `{"episode_seed": n}` plays the episode of that seed; those from 2³¹ on are never drawn.
+
+        Raises:
+            TestbedError: the first interval had a fault in each of `BEGINS` attempts.
         """
         super().reset(seed=seed)
         if self._testbed is None:
@@ -87,14 +95,11 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         drawn = int(self.np_random.integers(2**31))
         episode_seed = int((options or {}).get("episode_seed", drawn))
         scenario = self._next_scenario(episode_seed)
-        self._testbed.reset(scenario, episode_seed)
+        window = self._begun(self._testbed, scenario, episode_seed)
         self.ledger.start(0, scenario.name, episode_seed)
         self._observer.reset()
         self._step = 0
-        if self.problem.options.action.estimator is not None:
-            self._testbed.apply(self.problem.first_control())
-        window = self._testbed.advance(self._interval_s)
-        return self._see(window), {"episode_seed": episode_seed, **_fault(window.faults)}
+        return self._see(window), {"episode_seed": episode_seed}
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Applies the action's weights, waits one interval; `info` has the reward's terms."""
@@ -128,6 +133,24 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         if self._testbed is not None and self._closes_testbed:
             self._testbed.close()
         self._testbed = None
+
+    def _begun(self, testbed: Testbed, scenario: Scenario, seed: int) -> Window:
+        """The first window of an episode, usable."""
+        why = ""
+        for _ in range(BEGINS):
+            testbed.reset(scenario, seed)
+            try:
+                if self.problem.options.action.estimator is not None:
+                    testbed.apply(self.problem.first_control())
+            except ActuationError as error:
+                why = str(error)
+                continue
+            window = testbed.advance(self._interval_s)
+            if window.usable:
+                return window
+            why = _fault(window.faults)["fault"]
+        remedy = "look for the cause, then build a new testbed"
+        raise TestbedError(f"no episode began in {BEGINS} attempts: {why}", where="environment", remedy=remedy)
 
     def _see(self, window: Window) -> NDArray[np.float32]:
         self._window, self._observation = window, self._observer.observe_window(window)

@@ -51,7 +51,7 @@ class DecisionProblem:
     Attributes:
         deadlines_s: ``[groups]``.
         workers: ``[servers]``, requests that each server serves at once; None means 1 each, which is safe and costs
-            some of the gain.
+            some of the gain; in training on simulated testbeds, those of each script.
     """
 
     topology: Topology

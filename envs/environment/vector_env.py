@@ -31,6 +31,8 @@ from envs.simulator.window_batch import WindowBatch
 class SteeredBatch:
     """`size` simulated testbeds steered by one problem's actions; each plays its script from `restart` on.
 
+    A problem that knows no workers believes in those of each script.
+
     Attributes:
         observation: of the last interval, None before the first.
     """
@@ -61,7 +63,8 @@ class SteeredBatch:
         self._observer.reset(index)
         self._weights[index] = equal_weights(self.problem.topology)
         self._tau_s[index] = FIRST_GUESS_S
-        self._workers[index] = [float(profile.workers) for profile in script.servers]
+        believed = self.problem.workers
+        self._workers[index] = [float(each.workers) for each in script.servers] if believed is None else believed
 
     def act(self, actions: NDArray[Any], observation: Observation) -> None:
         """Puts the actions on this observation in force from the next `advance` on."""

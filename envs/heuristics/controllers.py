@@ -24,7 +24,10 @@ from envs.observation.observer import Observation, Observer
 
 
 class Controller(Protocol):
-    """What steers a testbed: it observes windows and decides on controls; it may remember more than one window."""
+    """What steers a testbed: it observes windows and decides on controls; it may remember more than one window.
+
+    One that forgets everything after a block may say so by an attribute `stateless`; others are taken to learn.
+    """
 
     name: str
     method: BalancingMethod
@@ -39,10 +42,16 @@ class Controller(Protocol):
 
 
 class FixedController:
-    """The same weights for ever, equal ones when none are given: NGINX as shipped with this balancing method."""
+    """The same weights for ever, equal ones when none are given: NGINX as shipped with this balancing method.
 
-    def __init__(self, name: str, method: BalancingMethod, weights: Weights | None = None) -> None:
-        self.name, self.method, self._weights = name, method, weights
+    Args:
+        stateless: False where what it stands for learns by itself, as a balancer that is steered elsewhere.
+    """
+
+    def __init__(
+        self, name: str, method: BalancingMethod, weights: Weights | None = None, *, stateless: bool = True
+    ) -> None:
+        self.name, self.method, self._weights, self.stateless = name, method, weights, stateless
 
     def begin(self, topology: Topology) -> Control:
         if self._weights is None:

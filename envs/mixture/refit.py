@@ -100,11 +100,14 @@ def recalibrate(
         novel_limit: largest share of novel windows, 0…1.
 
     Raises:
-        DataError: fewer than 20 new windows.
+        DataError: fewer than 20 new windows, or fewer than 4 old samples, of which none could be held out.
     """
     if len(new) < LEAST_WINDOWS:
         remedy = f"record until there are {LEAST_WINDOWS}"
         raise DataError(f"{len(new)} new windows", where="recalibration", remedy=remedy)
+    if len(known) < HELD_OUT:
+        what, remedy = f"{len(known)} samples of the old encoder", "observe for longer, or remove samples.npz beside it"
+        raise DataError(what, where="recalibration", remedy=remedy)
     rows, size = new.shape[1:]
     known_out, new_out = _held_out(len(known), rows), _held_out(len(new), 1)
     candidate = refit(old, known[~known_out], new[~new_out].reshape(-1, size), seed)
@@ -116,7 +119,10 @@ def recalibrate(
 def prove(
     old: Encoder, candidate: Encoder, known: FloatArray, new: FloatArray, novel_limit: float, stability: float
 ) -> RefitProof:
-    """Compares a candidate with the old mixture on held-out samples ``[n, D]`` and ``[windows, rows, D]``."""
+    """Compares a candidate with the old mixture on held-out samples ``[n, D]`` and ``[windows, rows, D]``.
+
+    A comparison with nothing proves nothing.
+    """
     novel, before = (float((e.encode(new)[1].max(axis=1) > 1.0).mean()) for e in (candidate, old))
     gained = float((candidate.log_likelihood(new) - old.log_likelihood(new)).mean())
     # Weight that moved to new clusters does not count as forgetting.
@@ -127,7 +133,7 @@ def prove(
         reasons.append(f"{novel:.0%} of the held-out new windows are still novel, the limit is {novel_limit:.0%}")
     if gained < 0:
         reasons.append(f"held-out new samples are less likely than before, by {-gained:.2f} per sample")
-    if forgotten > MOST_FORGOTTEN:
+    if not forgotten <= MOST_FORGOTTEN:  # not a number without old samples
         reasons.append(f"old samples are less likely by {forgotten:.2f} per sample, the limit is {MOST_FORGOTTEN:g}")
     if stability < LEAST_STABILITY:
         reasons.append(f"refits disagree: adjusted Rand index {stability:.2f}, at least {LEAST_STABILITY:g} is needed")
@@ -211,6 +217,7 @@ def _stability(old: Encoder, known: FloatArray, new: FloatArray, seed: int) -> f
 
 
 def _held_out(count: int, rows: int) -> NDArray[np.bool_]:
-    """Mask of every fourth block of 5 windows of `rows` rows each."""
-    held: NDArray[np.bool_] = (np.arange(count) // (BLOCK * rows)) % HELD_OUT == HELD_OUT - 1
+    """Mask of every fourth block of 5 windows of `rows` rows each; shorter blocks where there would be no fourth."""
+    block = max(min(BLOCK * rows, count // HELD_OUT), 1)
+    held: NDArray[np.bool_] = (np.arange(count) // block) % HELD_OUT == HELD_OUT - 1
     return held

@@ -171,7 +171,7 @@ def _named(name: str, randomise: bool, parts: _Parts) -> _Parts:
 def _calibration(path: str) -> str:
     if not path.endswith(".json"):
         remedy = "give the calibration.json that `deepsched calibrate` wrote"
-        raise ConfigError(f"'{path}' is no calibration", where="calibration", remedy=remedy)
+        raise ConfigError(f"'{path}' is not a calibration.json", where="calibration", remedy=remedy)
     return path
 
 

@@ -166,7 +166,7 @@ def _check(scenario: ScenarioFile, path: Path) -> None:
     if starts != sorted(starts) or starts[:1] != [0.0] or min(factor for _, factor in scenario.load_steps) < 0:
         raise ConfigError("load steps must ascend from 0 s with factors of at least 0", where=str(path))
     if scenario.arrivals_cv != 1.0 and scenario.arrivals not in SPREAD:
-        what, remedy = f"{scenario.arrivals} gaps have a cv of their own", f"set arrivals to {' or '.join(SPREAD)}"
+        what, remedy = f"{scenario.arrivals} gaps have a fixed cv", f"set arrivals to {' or '.join(SPREAD)}"
         raise ConfigError(what, where=f"{path}: arrivals_cv", remedy=remedy)
     if scenario.on_off is not None and scenario.given("load_steps"):
         raise ConfigError("a rate that jumps at random has no steps", where=f"{path}: load_steps", remedy="keep one")

@@ -238,7 +238,8 @@ class SimulatedBatch:
         """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
         known = tau_s[:, self.topology.mask]
         if not (np.isfinite(known).all() and (known > 0).all() and np.isfinite(workers).all() and workers.min() > 0.2):
-            raise ConfigError("a service time or worker count is not positive", where="simulated batch")
+            what, remedy = "a service time is not above 0 s or a worker count is not above 0.2", "give larger ones"
+            raise ConfigError(what, where="simulated batch", remedy=remedy)
         for index, lane in enumerate(self._lanes):
             if lane is None:
                 continue

@@ -55,7 +55,7 @@ class Suite:
         search_seeds: what a search may look at, as often as it likes.
         held_out_seeds: what an entry is judged on, once, after all choices.
         training_steps: environment steps (control intervals of one system) that training an entry may take, in all.
-        search_evaluations: evaluations on the search seeds that an entry may take.
+        search_evaluations: evaluations on the search seeds that an entry may take; stated by its author, not checked.
     """
 
     name: str

@@ -10,7 +10,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from actuators.load.plans import PlanOptions, make_streams
 from actuators.load.summary import LoadSummary
 from actuators.nginx.detect import detect
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import free_port, resident_mb
+from actuators.processes.system import free_port, is_listening, resident_mb
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
 _CONFIG = """
@@ -63,7 +62,7 @@ class TrivialServer(Closing):
             str(config),
         ]
         self._process = ManagedProcess(command, name="the trivial server", log_path=self._folder / "trivial.log")
-        self._process.wait_ready(self._answers)
+        self._process.wait_ready(lambda: is_listening(f"127.0.0.1:{self.port}"))
 
     @property
     def address(self) -> str:
@@ -79,11 +78,6 @@ class TrivialServer(Closing):
     def close(self) -> None:
         self.resume()
         self._process.close()
-
-    def _answers(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 _SERVERS = ("server:80",)
@@ -260,7 +254,7 @@ def _kill(context: BenchContext, server: TrivialServer) -> Iterator[Bar]:
         known = _drained(engine)
         after = _run(context, server, 1000, 1.0, context.seed)
     yield at_most(
-        "engine killed: seconds of the run that nobody knows", killed_s - known.end_s, 0.25, "s",
+        "engine killed: seconds of the run without counts", killed_s - known.end_s, 0.25, "s",
         reference=f"{known.sent.sum()} sent and {known.answered.sum()} answered were reported after {killed_s:.2f} s",
         how="SIGKILL after 1 s at 1000/s with windows of 0.1 s; from the last window to the kill",
     )  # fmt: skip

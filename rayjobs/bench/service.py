@@ -187,7 +187,7 @@ def _kill(context: BenchContext, servers: Sequence[SocialNetworkServer]) -> Iter
     counted = {name: int(errors.sum()) for name, errors in lost.errors.items() if errors.sum()}
     yield at_most("errors at the two other servers", failed, 0, "", how=how)
     yield at_most(
-        "requests of the killed server that nobody counted",
+        "requests of the killed server that were not counted",
         abs(int(lost.unaccounted.sum())),
         0,
         "",

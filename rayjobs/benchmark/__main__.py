@@ -13,6 +13,7 @@ from actuators.options import Options
 from rayjobs.cli.main import Verb, run_verb
 
 if TYPE_CHECKING:
+    from actuators.contract.control import BalancingMethod
     from envs.study.benchmark import Entry, Played, Points, Suite
 
 _SECONDS_PER_PLAY = 0.5
@@ -98,15 +99,34 @@ def _bundle_entry(folder: Path, suite: Suite) -> Entry:
     elif steps > suite.training_steps:
         text = f"{folder}: trained {steps:,} steps, beyond the budget of {suite.training_steps:,}"
         console_err().print(text, markup=False, soft_wrap=True)
+    trained = _trained(bundle.provenance)
+    interval_s, method = trained.get("interval_s"), trained.get("method")
+    if isinstance(interval_s, int | float) and interval_s != suite.interval_s:
+        text = f"{folder}: trained to decide every {interval_s:g} s, decides every {suite.interval_s:g} s here"
+        console_err().print(text, markup=False, soft_wrap=True)
     policy, problem = bundle.policy(), bundle.problem
     times = problem.options.action.estimator is not None
     rule = Rule(
         _shown(str(folder)),
-        "expected_delay" if times else "least_conn",
+        "expected_delay" if times else next((each for each in _WEIGHTED if each == method), "least_conn"),
         lambda: policy_steering(policy, problem),
         SHARED_MEMORY if times else PLAIN,
     )
     return lambda each, topology: rule
+
+
+_WEIGHTED: tuple[BalancingMethod, ...] = ("round_robin", "least_conn", "random_two")
+"""Methods that a bundle's weights can be trained for."""
+
+
+def _trained(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle was trained with: a sweep's says it itself, others in their configuration, those of 0.1 deeper."""
+    config = _mapping(provenance.get("config"))
+    return {**config, **_mapping(config.get("training")), **provenance}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _shown(text: str) -> str:

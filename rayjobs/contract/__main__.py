@@ -28,12 +28,13 @@ def run(options: ContractOptions) -> int:
     """Prints and writes the matrix; 1 when a proxy that was named, or else `expected_delay`, fails a check."""
     from rayjobs.contract.proxies import LEARNED, GivenProxy, names_of, started
     from rayjobs.contract.stand import Stand
-    from rayjobs.contract.suite import Suite
+    from rayjobs.contract.suite import Suite, check_load
     from rayjobs.runs.folder import RunFolder
 
     given = GivenProxy(options.proxy, options.weights_command, options.reload_command) if options.proxy else None
     names = (given.name,) if given else names_of(options.proxies)
     addresses = _loopback(options.servers) if given else ("127.0.0.1:0",) * _SERVERS
+    check_load(len(addresses), options.workers, options.rate_rps)
     folder = RunFolder.create(options.out, "contract", options.seed, options)
     judged: list[Judged] = []
     stages = [Stage(_START, _START_S), *(Stage(name, _PROXY_S) for name in names)]

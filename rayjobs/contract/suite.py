@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from actuators.contract.arrays import IntArray
 from actuators.contract.script import Behaviour
-from actuators.errors import DeepSchedError
+from actuators.errors import ConfigError, DeepSchedError
 from rayjobs.contract.checks import (
     BACK_WITHIN_S,
     CHECKS,
@@ -29,8 +30,9 @@ from rayjobs.contract.checks import (
     not_applicable,
     shares_of_fair,
 )
+from rayjobs.contract.options import LEAST_RATE_RPS
 from rayjobs.contract.proxies import Log, Proxy
-from rayjobs.contract.stand import WINDOW_S, Load, Stand, lost, p99_ms
+from rayjobs.contract.stand import TYPES, WINDOW_S, Load, Stand, lost, p99_ms
 
 SLOW, VICTIM, COLD, FAILING = range(4)
 """Index of the server that is slow, of the two that go away, the second to come back cold, and of the one that fails.
@@ -50,6 +52,30 @@ _WARM_S = len(_WARMING) * _WARMING_STEP_S
 _HEAVY = 10
 _CHANGES, _BETWEEN_S = 5, 0.3
 _RELOADS = 2
+
+MOST_LOAD = 0.7
+"""Of the capacity of all servers but one: with more of it the stand fails, whatever the proxy does."""
+_MEAN_WORK_S = sum(share * mean_s for share, mean_s in TYPES.values())
+_ROUNDING = 1e-6
+
+
+def check_load(servers: int, workers: int, rate_rps: float) -> None:
+    """Raises ConfigError for more load than the test servers carry, with what fits.
+
+    Args:
+        workers: requests that each server serves at once.
+    """
+    each_rps = MOST_LOAD * (servers - 1) / _MEAN_WORK_S
+    least = math.ceil(rate_rps / each_rps - _ROUNDING)
+    if workers >= least:
+        return
+    load, most_rps = MOST_LOAD * rate_rps / (each_rps * workers), math.floor(each_rps * workers + _ROUNDING)
+    rate = f"--rate-rps {most_rps} or less, or " if most_rps >= LEAST_RATE_RPS else ""
+    raise ConfigError(
+        f"{rate_rps:g} requests per second are {load:.0%} of what {servers - 1} of the {servers} servers can do, "
+        f"more than {MOST_LOAD:.0%}",
+        where="rate_rps", remedy=f"give {rate}--workers {least} or more",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

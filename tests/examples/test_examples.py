@@ -133,12 +133,21 @@ def test_rules_are_scored_between_least_conn_and_the_oracle(tmp_path: Path) -> N
 def test_results_are_read_into_pandas(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "train-1"
     run.mkdir(parents=True)
-    write_results([json.loads((ROOT / "tests/data/runs/evaluation.json").read_bytes())], run / "evaluation.parquet")
+    content = json.loads((ROOT / "tests/data/runs/evaluation.json").read_bytes())
+    write_results([content], run / "evaluation.parquet")
     (run / "progress.csv").write_text("phase,step,episode_return\nsimulated,100,1.5\n")
     pd.DataFrame({"trial": ["trial-a"], "score": [1.0]}).to_parquet(run / "sweep.parquet")
-    found = example("results_pandas").main(str(tmp_path / "runs"))
+    several = tmp_path / "runs" / "evaluate-1"
+    for folder in (several, several / "S2-simulated", several / "S2-live"):
+        folder.mkdir()
+        write_results([content], folder / "evaluation.parquet")
+    read = example("results_pandas").main
+    found = read(str(tmp_path / "runs"))
     assert {kind: set(table["run"]) for kind, table in found.items()} == {
-        "curves": {"train-1"}, "judged": {"train-1"}, "trials": {"train-1"},
+        "curves": {"train-1"}, "judged": {"train-1", "evaluate-1"}, "trials": {"train-1"},
     }  # fmt: skip
     assert found["curves"]["episode_return"].tolist() == [1.5]
     assert {"policy", "metric", "value"} <= set(found["judged"].columns)
+    assert (
+        len(read(str(several))["judged"]) == len(found["judged"]) / 2 == len(read(str(several / "S2-live"))["judged"])
+    )

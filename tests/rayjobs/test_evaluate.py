@@ -71,7 +71,28 @@ def test_a_run_is_resumed_where_it_was_broken_off(run: Path, capsys: pytest.Capt
     after = contents(run)
     assert after["S4-simulated"]["policies"] == before["S4-simulated"]["policies"]
     assert len(path.read_text().splitlines()) == len(lines) == 16
-    assert "left out on the simulated testbed: nginx_fair" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "left out on the simulated testbed: nginx_fair" in said.err
+    assert "geometric mean over 2 scenarios, simulated: × least_conn" in said.out
+
+
+def learns(block: dict[str, object]) -> bool:
+    return block["policy"] == "expected_delay"
+
+
+def test_policies_that_learn_begin_a_broken_seed_again_and_the_numbers_are_those_of_a_whole_run(run: Path) -> None:
+    before = contents(run)["S4-simulated"]["policies"]
+    path = run / "S4-simulated" / "blocks.jsonl"
+    # Broken off in the second round of the second seed, before the block of the one policy that learns.
+    lines = path.read_text().splitlines(keepends=True)
+    end = next(n for n, line in enumerate(lines) if (block := json.loads(line))["round"] == 3 and learns(block))
+    path.write_text("".join(lines[:end]))
+    (run / "S4-simulated" / "evaluation.json").unlink()
+    assert main(["evaluate", "--resume", str(run)]) == 0
+    assert contents(run)["S4-simulated"]["policies"] == before
+    again = [json.loads(line) for line in path.read_text().splitlines()[end:]]
+    assert [block["round"] for block in again if learns(block)] == [2, 3]
+    assert {block["round"] for block in again if not learns(block)} <= {3}
 
 
 def test_a_run_is_reproduced_to_the_bit_and_not_on_another_seed(

@@ -21,6 +21,7 @@ from rayjobs.cli.main import run_verb
 from rayjobs.load import VERB, LoadReport, LoadRunOptions
 from rayjobs.runs.folder import RunFolder
 from tests.support.http_server import HANG, OK, ScriptedServer
+from tests.support.stand_in_wrk2 import OUTPUT, fake_wrk2
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.thorough
@@ -101,6 +102,43 @@ def test_a_run_prints_lines_and_keeps_its_files(tmp_path: Path) -> None:
     assert (folder / "windows.jsonl").read_text() == result.stdout
     assert json.loads((folder / "summary.json").read_text()) == lines[-1]
     assert str(folder) in result.stderr
+
+
+@pytest.mark.parametrize(("output", "told"), [("text", True), ("json", False)])
+def test_a_long_run_says_how_far_it_is_where_no_windows_are_printed(output: str, told: bool, tmp_path: Path) -> None:
+    """From its begin on; that lines follow every few seconds is up to `rayjobs.cli.progress`."""
+    with ScriptedServer() as server:
+        arguments = ["--plan=constant", "--rate-rps=50", "--duration-s=0.5", f"--output={output}", f"--out={tmp_path}"]
+        result = deepsched(f"--target=http://{server.address}", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert ("[1/1] send: started, about 0 s" in result.stderr) == told
+    assert ("[1/1] send: done in" in result.stderr) == told
+
+
+def test_windows_too_long_to_wait_for_are_not_all_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer() as server:
+        target = f"--target=http://{server.address}"
+        words = ["--plan=constant", "--duration-s=0.5", "--window-s=30", "--output=json", f"--out={tmp_path}"]
+        assert run_verb(VERB, [target, *words]) == 0
+    assert "[1/1] send: started" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_wrk2_tells_no_windows_so_that_the_run_is_followed(
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "home.lua"
+    script.write_text("-- lua")
+    binary = fake_wrk2(tmp_path, f"cat <<'E'\n{OUTPUT}E")
+    chosen = [f"wrk2.path={binary}", f"wrk2.scripts={{home_read: {script}}}", "mix={home_read: 1}"]
+    words = [word for text in chosen for word in ("--set", text)]
+    assert run_verb(VERB, ["--engine=wrk2", "--plan=constant", "--rate-rps=1000", "--duration-s=12",
+                           f"--output={output}", f"--out={tmp_path}", *words]) == 0  # fmt: skip
+    told = capsys.readouterr().err
+    assert "[1/1] send: started, about 12 s" in told
+    assert "[1/1] send: done in" in told
 
 
 def test_fixed_gaps_that_were_not_kept_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,3 +37,18 @@ def test_scenarios_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_
     assert "server 2" in capsys.readouterr().out
     assert json.loads(script.read_text())["name"] == "S7"
     assert "plotly" in page.read_text()[:5_000_000]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--duration-s 10.4", "10.4 s have no interval of 1 s after the first 10 s (duration_s); play at least 11 s"),
+        ("--interval-s 500 --duration-s 600",
+         "600 s have no interval of 500 s after the first 10 s (duration_s); play at least 1000 s"),
+    ],
+)  # fmt: skip
+def test_simulate_refuses_what_leaves_nothing_to_judge(
+    words: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "--scenario", "S3", *words.split()]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"deepsched simulate: {line}"]

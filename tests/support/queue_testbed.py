@@ -219,6 +219,7 @@ class Fixed:
     name: str
     method: BalancingMethod
     weights: tuple[int, ...] = (1, 1, 1)
+    stateless: bool = True
 
     def begin(self, topology: Topology) -> Control:
         return Weights(topology, np.tile(self.weights, (topology.shape[0], 1)))

@@ -16,7 +16,7 @@ from actuators.options import first_fault
 from tuning.judging.content import EvaluationContent
 from tuning.judging.evaluation import with_present_names
 from tuning.judging.statistics import PairedRatio
-from tuning.judging.verdicts import METRIC_NAMES, ratio_of
+from tuning.judging.verdicts import METRIC_NAMES, format_ratio, ratio_of
 
 FILE = "evaluation.json"
 
@@ -29,22 +29,32 @@ class Agreement:
         title: scenario and testbed.
         exact: bit-equality was asked for.
         differences: where they do not agree, a line each.
-        compared: numbers (exact) or ratios (live) that were looked at.
+        compared: numbers (exact) or ratios with an interval in both runs (live).
+        unknown: ratios without an interval in one of them, which say nothing.
     """
 
     title: str
     exact: bool
     differences: tuple[str, ...]
     compared: int
+    unknown: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether something was compared and nothing differs."""
+        return self.compared > 0 and not self.differences
 
     @property
     def sentence(self) -> str:
         """What was found, in one line."""
+        without = f"{self.unknown} ratios have no interval in one of the runs" if self.unknown else ""
+        if self.differences:
+            more = f" and {len(self.differences) - 1} more" if len(self.differences) > 1 else ""
+            return f"{self.title}: {len(self.differences)} of {self.compared} differ: {self.differences[0]}{more}"
+        if not self.compared:
+            return f"{self.title}: nothing can be compared: {without or 'no policy was judged'}"
         what = "numbers are equal to the bit" if self.exact else "ratios are within both runs' intervals"
-        if not self.differences:
-            return f"{self.title}: all {self.compared} {what}"
-        more = f" and {len(self.differences) - 1} more" if len(self.differences) > 1 else ""
-        return f"{self.title}: {len(self.differences)} of {self.compared} differ: {self.differences[0]}{more}"
+        return f"{self.title}: all {self.compared} {what}" + (f"; {without}" if without else "")
 
 
 def load_evaluations(run: Path) -> dict[str, dict[str, Any]]:
@@ -97,23 +107,23 @@ def agreement(title: str, old: dict[str, Any], new: dict[str, Any]) -> Agreement
         for n in names
         for m in _LIVE
     ]
+    looked = [(name, a, b, within(a, b)) for name, a, b in pairs]
+    compared = sum(near is not None for *_, near in looked)
     apart = [
-        f"{name} was {a.value:.2f}×, is {b.value:.2f}×"
-        for name, a, b in pairs
-        if a.value is not None and b.value is not None and not within(a, b)
+        f"{n} was {format_ratio(a.value)}, is {format_ratio(b.value)}" for n, a, b, near in looked if near is False
     ]
     missing = [f"{name} is not in both" for name in old["policies"].keys() ^ new["policies"].keys()]
-    return Agreement(title, False, tuple(missing + apart), len(pairs))
+    return Agreement(title, False, tuple(missing + apart), compared, len(pairs) - compared)
 
 
 _LIVE = ("mean_ms", "p99_ms")
 
 
-def within(one: PairedRatio, other: PairedRatio) -> bool:
-    """Whether two ratios differ by no more than both intervals together allow; True when one has no interval."""
+def within(one: PairedRatio, other: PairedRatio) -> bool | None:
+    """Whether two ratios differ by no more than both intervals together allow; None when one has no interval."""
     ends = (one.value, one.low, one.high, other.value, other.low, other.high)
     if any(end is None or end <= 0 for end in ends):
-        return True
+        return None
     first, low_1, high_1, second, low_2, high_2 = (math.log(end) for end in ends if end)
     return abs(first - second) <= math.hypot((high_1 - low_1) / 2, (high_2 - low_2) / 2)
 

@@ -20,12 +20,12 @@ from actuators.contract.stock import STOCK, StockPlan
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError, closest
-from actuators.testbed.peers import EXTERNAL, PEERS
+from actuators.testbed.peers import ENVOY_STEERED, EXTERNAL, HAPROXY_STEERED, PEERS
 from envs.environment.problem import DecisionProblem
 from envs.estimators.registry import DEFAULT_ESTIMATOR, ESTIMATORS
 from envs.heuristics.controllers import Controller, EstimatorController, FixedController, PolicyController
 from envs.heuristics.knapsack import Knapsack
-from envs.heuristics.names import ESTIMATED, FORMER_NAMES, HELD, LEARNED_SLOTS, TODAY, policy_name
+from envs.heuristics.names import ESTIMATED, FORMER_NAMES, HELD, LEARNED_SLOTS, TODAY, estimator_policy, policy_name
 from envs.heuristics.queueing_model import ModelBased, UtilisationPid
 from envs.heuristics.weights import Aimd, Equal, Equaliser, InverseLatency, Little, Policy
 from envs.scenarios.calibrated import Today
@@ -38,6 +38,8 @@ LEARNED = "learned"
 
 NATIVE = ("round_robin", "least_conn", "random_two")
 """NGINX as shipped, equal weights."""
+_OTHERS = (*PEERS, HAPROXY_STEERED, ENVOY_STEERED)
+"""Other programs; the last two with weights that we set."""
 Knowledge = Callable[[Topology, Script, float], Control]
 """The best control at a moment of a script, seconds since reset."""
 
@@ -82,12 +84,12 @@ class Spec:
             return "any"
         if self.base in ORACLES or self.base in RIVAL_CODES:
             return "simulated"
-        return "live" if self.base in PEERS or self.base.startswith(EXTERNAL) else "any"
+        return "live" if self.base in _OTHERS or self.base.startswith(EXTERNAL) else "any"
 
     @property
     def is_peer(self) -> bool:
         """Whether another program balances on a live testbed."""
-        return self.base in PEERS or self.base.startswith((EXTERNAL, STOCK))
+        return self.base in _OTHERS or self.base.startswith((EXTERNAL, STOCK))
 
     @property
     def takes_method(self) -> bool:
@@ -107,6 +109,8 @@ class Spec:
 
 class Oracle:
     """Sets the best control for the script's true state before every interval; `tuning.judging.judge.Informed`."""
+
+    stateless = True
 
     def __init__(self, name: str, method: BalancingMethod, knowledge: Knowledge) -> None:
         self.name, self.method, self._knowledge = name, method, knowledge
@@ -183,7 +187,7 @@ def parse_policies(texts: Sequence[str]) -> tuple[Spec, ...]:
 
 
 def contender(spec: Spec, arena: Arena) -> Controller:
-    """A fresh controller. Raises BundleError for a folder that is no bundle of this topology."""
+    """A fresh controller. Raises BundleError for a folder that is not a bundle of this topology."""
     method = spec.method or arena.method
     if spec.method == "expected_delay" or spec.base in ESTIMATED:
         estimator = ESTIMATED.get(spec.base, spec.base)
@@ -197,8 +201,9 @@ def contender(spec: Spec, arena: Arena) -> Controller:
     if spec.base.startswith(STOCK):
         return _stock(spec, arena.problem.topology)
     if spec.kind == "live":
-        # The other balancer does as it likes; what we set is a formality.
-        return FixedController(spec.name, cast(BalancingMethod, spec.base))
+        # The other balancer does as it likes; what we set is a formality. A pool that we steer learns all the same.
+        is_steered = spec.base in (HAPROXY_STEERED, ENVOY_STEERED)
+        return FixedController(spec.name, cast(BalancingMethod, spec.base), stateless=not is_steered)
     if spec.base in NATIVE or spec.base in RIVAL_CODES:
         return FixedController(spec.name, cast(BalancingMethod, spec.base))
     if spec.is_bundle:
@@ -224,6 +229,17 @@ def contenders(
     return [*native, baseline_of(problem, method), learned_controller(LEARNED, method, learned, problem)]
 
 
+def contender_names(estimator: str | None, *, today: bool) -> list[str]:
+    """The names of `contenders`, before there is a policy.
+
+    Args:
+        estimator: that of the decision problem's actions; None where they set weights.
+        today: whether something balances the system today.
+    """
+    baseline = "inverse_latency" if estimator is None else estimator_policy(estimator)
+    return [*([TODAY] if today else []), "round_robin", REFERENCE, baseline, LEARNED]
+
+
 def baseline_of(problem: DecisionProblem, method: BalancingMethod) -> Controller:
     """What a residual of 0 does: inverse latency's weights, or an estimator's service times."""
     estimator = problem.options.action.estimator
@@ -239,6 +255,15 @@ def learned_controller(
     in_memory = problem.options.action.estimator is not None
     chosen: BalancingMethod = "expected_delay" if in_memory else method
     return PolicyController(name, chosen, policy, problem.observer(), problem.first_control())
+
+
+def is_heuristic(name: str, method: str) -> bool:
+    """Whether a judged policy can stand in for the one on trial: no oracle, and no rule or program of another balancer.
+
+    One that was renamed (`best=true_times`) is known by its method, where that is its own.
+    """
+    foreign = {*ORACLES, *RIVAL_CODES, *_OTHERS}
+    return not ({name, method} & foreign) and not any(each.startswith((EXTERNAL, STOCK)) for each in (name, method))
 
 
 def oracle(name: str, shown: str | None = None) -> Controller:
@@ -307,7 +332,7 @@ def _parse(text: str) -> Spec:
         raise ConfigError(f"'{base}' estimates no service times", where="policies", remedy=closest(base, ESTIMATORS))
     if at and method != "expected_delay" and base not in (*BASELINES, *STEERED):
         raise ConfigError(f"'{base}' brings its own method", where="policies", remedy=f"write '{base}'")
-    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *_HOLDING, *ORACLES, *RIVAL_CODES, *PEERS)
+    known = (*NATIVE, TODAY, *BASELINES, *STEERED, *ESTIMATED, *_HOLDING, *ORACLES, *RIVAL_CODES, *_OTHERS)
     if base not in known:
         raise ConfigError(f"unknown policy '{base}'", where="policies", remedy=closest(base, known))
     return Spec(text, base, cast(BalancingMethod, method) or None)

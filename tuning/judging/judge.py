@@ -45,6 +45,13 @@ class Informed(Protocol):
 
 
 @runtime_checkable
+class Stateless(Protocol):
+    """A controller that says whether it forgets everything after a block; any other is taken to learn."""
+
+    stateless: bool
+
+
+@runtime_checkable
 class Monitored(Protocol):
     """A testbed whose parts can end while the rest goes on."""
 
@@ -97,7 +104,9 @@ class Judge:
         deadlines_s: ``[groups]``, from the observation phase.
         progress: called before each phase of each block.
         machine: facts about the machine, saved with the result.
-        finished: blocks of an interrupted run with the same options; usable ones are not run again.
+        finished: blocks of an interrupted run with the same options; usable ones are not run again, but see `relearn`.
+        relearn: what a policy had learned is lost with the interrupted run: of a seed that is not finished it repeats
+            its earlier blocks, and the later usable ones count; `Stateless` ones go on. False: all go on, untrained.
         keep: called with every block as it ends.
         remake: returns the controllers of a further seed; None keeps the same ones.
         arms: policy → testbed of another NGINX of ours before the same servers; other policies use `testbed`.
@@ -119,6 +128,7 @@ class Judge:
         progress: Callable[[JudgeProgress], None] | None = None,
         machine: Mapping[str, Any] | None = None,
         finished: Sequence[Block] = (),
+        relearn: bool = True,
         keep: Callable[[Block], None] | None = None,
         remake: Remake | None = None,
         arms: Mapping[str, Testbed] | None = None,
@@ -132,18 +142,16 @@ class Judge:
         self._remake, self._run_seed = remake, options.seed
         self._peers, self._kind = dict(peers or {}), kind
         self._testbeds = {**(arms or {}), **self._peers}
-        self.blocks: list[Block] = list(finished)
+        self.blocks: list[Block] = _counted(finished)
+        self._relearn = relearn
         self._latest: Evaluation | None = None
         check_names(controllers, options)
         self.plan = plan_blocks(controllers, options)
 
     def run(self) -> Evaluation:
         """Runs the unfinished blocks. Raises TestbedError when a part of the testbed fails; `blocks` are kept."""
-        done = {block.planned for block in self.blocks if block.usable}
         repeats = self._options.repeats
-        for index, planned in enumerate(self.plan):
-            if planned in done:
-                continue
+        for index, planned in self._unfinished():
             self._meet(planned.run_seed)
             self._judge_block(index, planned)
             while repeats and not self.blocks[-1].usable:
@@ -151,12 +159,28 @@ class Judge:
                 self._judge_block(index, planned)
         return self.evaluation()
 
+    def _unfinished(self) -> list[tuple[int, PlannedBlock]]:
+        """What is still to run, with its place in the plan; a course is finished as a whole or begins anew."""
+        done = {block.planned for block in self.blocks if block.usable}
+        missing = [planned for planned in self.plan if planned not in done]
+        again = {self._course(planned) for planned in missing if self._relearn and self._learns(planned.policy)}
+        wanted = {*missing, *(planned for planned in self.plan if self._course(planned) in again)}
+        return [(index, planned) for index, planned in enumerate(self.plan) if planned in wanted]
+
+    def _course(self, planned: PlannedBlock) -> tuple[int, str]:
+        """The blocks in which one controller goes on learning: those of a policy and, where it is remade, of a seed."""
+        return planned.run_seed if self._remake is not None else self._options.seed, planned.policy
+
+    def _learns(self, policy: str) -> bool:
+        controller = self._controllers[policy]
+        return not (isinstance(controller, Stateless) and controller.stateless)
+
     def evaluation(self) -> Evaluation:
         """The evaluation of the finished blocks; blocks of an unfinished round are kept but not judged.
 
         The same object until a further block ends: it computes its statistics once.
         """
-        if self._latest is None or len(self._latest.blocks) < len(self.blocks):
+        if self._latest is None:
             self._latest = self._evaluated()
         return self._latest
 
@@ -195,7 +219,7 @@ class Judge:
         block = self._run_block(index, planned)
         dead = self._dead()
         block = replace(block, flags=(*block.flags, *(f"died: {part}" for part in dead)))
-        self.blocks.append(block)
+        self.blocks, self._latest = _counted([*self.blocks, block]), None
         self._keep(block)
         self._require_alive(dead, planned)
 
@@ -250,6 +274,12 @@ class Judge:
 def _proxy_cpu_s(windows: Sequence[Window]) -> float | None:
     known_s = [window.proxy_cpu_s for window in windows if window.proxy_cpu_s is not None]
     return round(sum(known_s), 4) if known_s else None
+
+
+def _counted(blocks: Sequence[Block]) -> list[Block]:
+    """Without the usable blocks that were run again and were usable again."""
+    latest = {block.planned: index for index, block in enumerate(blocks) if block.usable}
+    return [block for index, block in enumerate(blocks) if not block.usable or latest[block.planned] == index]
 
 
 class _BlockRun:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from tuning.judging.agreement import part_title
 from tuning.judging.statistics import PairedRatio
-from tuning.judging.verdicts import COMPARED, METRIC_NAMES, format_interval, format_ratio, format_value, ratio_of
+from tuning.judging.verdicts import (
+    COMPARED,
+    METRIC_NAMES,
+    by_testbed,
+    format_interval,
+    format_ratio,
+    format_value,
+    geometric_mean,
+    ratio_of,
+)
 
 LEGEND = (
     "Ratios are to `{reference}` on the same arrivals and service draws, with 95 % intervals; "
@@ -18,7 +27,7 @@ LEGEND = (
 def results_markdown(evaluations: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Tables of several contents of `evaluation.json` that share a reference, a legend above them.
 
-    The last row is the geometric mean over the scenarios in which the policy was judged in all.
+    The last row of a testbed is the geometric mean over its scenarios, of a policy that was judged in all of them.
     """
     reference = evaluations[0]["reference"]
     names = dict.fromkeys(name for evaluation in evaluations for name in evaluation["policies"] if name != reference)
@@ -48,14 +57,18 @@ def _table(evaluations: Sequence[dict[str, Any]], metric: str, reference: str, n
         f"| {METRIC_NAMES.get(metric, metric)} | `{reference}` | " + " | ".join(f"`{name}`" for name in names) + " |",
         "|---" * (len(names) + 2) + "|",
     ]
-    for evaluation in evaluations:
-        policies = evaluation["policies"]
-        cells = [_policy_cell(policies[name], metric) if name in policies else "–" for name in names]
-        value = format_value(policies[reference][metric], metric) if reference in policies else "–"
-        lines.append(f"| {evaluation['scenario']} | {value} | " + " | ".join(cells) + " |")
-    if len(evaluations) > 1:
-        cells = [_cell(_geometric(evaluations, name, metric), metric) for name in names]
-        lines.append(f"| geometric mean | 1 | {' | '.join(cells)} |")
+    testbeds = by_testbed(evaluations)
+    for testbed, own in testbeds.items():
+        several = len(testbeds) > 1
+        for evaluation in own:
+            policies = evaluation["policies"]
+            cells = [_policy_cell(policies[name], metric) if name in policies else "–" for name in names]
+            value = format_value(policies[reference][metric], metric) if reference in policies else "–"
+            title = part_title(evaluation) if several else evaluation["scenario"]
+            lines.append(f"| {title} | {value} | " + " | ".join(cells) + " |")
+        if len(own) > 1:
+            cells = [_cell(geometric_mean(own, name, metric), metric) for name in names]
+            lines.append(f"| geometric mean{f', {testbed}' if several else ''} | 1 | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -71,17 +84,3 @@ def _cell(ratio: PairedRatio, metric: str) -> str:
         return text
     mark = {"better": "**", "worse": "*"}.get(ratio.verdict, "")
     return f"{mark}{text}{mark} ({format_interval(ratio, '–')})"
-
-
-def _geometric(evaluations: Sequence[dict[str, Any]], name: str, metric: str) -> PairedRatio:
-    """Geometric mean of a policy's ratios; scenarios are independent, so that half widths add as squares do."""
-    ratios = [ratio_of(e["policies"][name], metric) for e in evaluations if name in e["policies"]]
-    values = [ratio.value for ratio in ratios if ratio.value]
-    if len(values) < len(evaluations):
-        return PairedRatio(None, None, None, None, 0)
-    value = math.exp(sum(map(math.log, values)) / len(values))
-    halves = [math.log(r.high / r.low) / 2 for r in ratios if r.low and r.high]
-    if len(halves) < len(values):
-        return PairedRatio(value, None, None, None, 0)
-    factor = math.exp(math.hypot(*halves) / len(halves))
-    return PairedRatio(value, value / factor, value * factor, None, min(ratio.rounds for ratio in ratios))

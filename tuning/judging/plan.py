@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from actuators.contract.control import BalancingMethod
-from actuators.contract.script import Behaviour, Scenario, Script, Stream
+from actuators.contract.script import Behaviour, Scenario, Script, StageBehaviour, Stream
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, closest
 from actuators.options import Options
@@ -128,6 +128,12 @@ def balanced_orders(count: int, rounds: int, seed: int) -> list[list[int]]:
     return orders[:rounds]
 
 
+def check_reference(reference: str, names: Sequence[str]) -> None:
+    """Raises ConfigError unless the reference is among the policies that a verb is going to judge."""
+    if reference not in names:
+        raise ConfigError(f"'{reference}' is not judged", where="judge.reference", remedy=closest(reference, names))
+
+
 def check_names(controllers: Sequence[Controller], options: JudgeOptions) -> None:
     """Raises ConfigError unless names are unique and the reference and the learned policy are among them."""
     names = [controller.name for controller in controllers]
@@ -139,7 +145,10 @@ def check_names(controllers: Sequence[Controller], options: JudgeOptions) -> Non
 
 
 def from_moment(script: Script, at_s: float) -> Script:
-    """The rest of a script from a moment on; load and servers begin in their state of that moment."""
+    """The rest of a script from a moment on; load, servers and stages begin in their state of that moment.
+
+    A cache begins with its first share of hits: how full it is then depends on what was balanced before.
+    """
     states: dict[int, Behaviour] = {}
     for change in script.behaviours:
         if change.at_s <= at_s:
@@ -148,7 +157,21 @@ def from_moment(script: Script, at_s: float) -> Script:
     present = tuple(state for server, state in sorted(states.items()) if state != normal[server])
     later = tuple(replace(c, at_s=c.at_s - at_s) for c in script.behaviours if c.at_s > at_s)
     streams = tuple(_stream_from(stream, at_s) for stream in script.streams)
-    return replace(script, duration_s=script.duration_s - at_s, behaviours=(*present, *later), streams=streams)
+    return replace(
+        script, duration_s=script.duration_s - at_s, behaviours=(*present, *later), streams=streams,
+        stage_behaviours=_stages_from(script, at_s),
+    )  # fmt: skip
+
+
+def _stages_from(script: Script, at_s: float) -> tuple[StageBehaviour, ...]:
+    """The last speed of every stage as of 0 s, without the flushes of before, and what follows."""
+    speeds: dict[int, float] = {}
+    for change in script.stage_behaviours:
+        if change.at_s <= at_s:
+            speeds[change.stage] = change.speed
+    present = tuple(StageBehaviour(0.0, stage, speed) for stage, speed in sorted(speeds.items()) if speed != 1.0)
+    later = (replace(c, at_s=c.at_s - at_s) for c in script.stage_behaviours if c.at_s > at_s)
+    return (*present, *later)
 
 
 def _stream_from(stream: Stream, at_s: float) -> Stream:

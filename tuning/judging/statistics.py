@@ -27,6 +27,8 @@ METRICS: tuple[str, ...] = (
 """What policies are compared by; for all of them less is better."""
 
 _PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p95_ms": 95.0, "p99_ms": 99.0, "p999_ms": 99.9}
+_SAME = 1e-12
+"""Relative difference below which two values differ by rounding only."""
 
 Verdict = Literal["better", "worse", "no measurable difference", "inconclusive"]
 
@@ -37,7 +39,8 @@ class PairedRatio:
 
     Attributes:
         value: ratio of the values pooled over the paired rounds; None where it has no meaning (0/0, x/0).
-        low, high: 95 % bootstrap interval over seeds and rounds; None from one round, or where it has no meaning.
+        low, high: 95 % bootstrap interval over seeds and rounds; None from one round, from fewer than six that are all
+            alike, or where it has no meaning.
         median: median of the rounds' own ratios.
         rounds: paired rounds behind it.
     """
@@ -181,20 +184,27 @@ def spread_parts(run_seeds: tuple[int, ...], seed: int) -> list[SpreadPart]:
     return parts
 
 
-def _of_none(rounds: int) -> tuple[float | None, float | None]:
-    """The interval of 0, of which every resample is 0 as well; None for fewer rounds than a sign test needs.
+def _of_equal(value: float, units: int) -> tuple[float | None, float | None]:
+    """The interval of a ratio that every resample gives as well; None for fewer units than a sign test needs.
 
-    The upper end is that of the probability that a round has any (Clopper and Pearson 1934, doi 10.2307/2331986), as if
-    such a round were like the other policy's.
+    One end is the ratio. The other is as far towards 1 as the upper limit of the probability that a unit, a round or a
+    seed, differs from these (Clopper and Pearson 1934, doi 10.2307/2331986), as if such a unit had a ratio of 1.
     """
+    if abs(value - 1.0) <= _SAME:
+        return min(value, 1.0), max(value, 1.0)
     tail = (1 - CONFIDENCE) / 2
-    return (0.0, 1 - tail ** (1 / rounds)) if 0.5**rounds <= tail else (None, None)
+    if 0.5**units > tail:
+        return None, None
+    other = value + (1.0 - value) * (1 - tail ** (1 / units))
+    return min(value, other), max(value, other)
 
 
 def interval(
     value: float, draws: Sequence[FloatArray], parts: Sequence[SpreadPart]
 ) -> tuple[float | None, float | None]:
-    """Student's interval with the bootstrap's standard error, on the log scale unless a draw is 0; `_of_none` for 0.
+    """Student's interval with the bootstrap's standard error, on the log scale unless a draw is 0.
+
+    `_of_equal` where no resample differs, for 0 in particular.
 
     Plain bootstrap percentiles are too narrow for few rounds: they lack the factor sqrt(n/(n-1)) and take
     the spread as known (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 4.3), and with two or
@@ -208,16 +218,17 @@ def interval(
     """
     if not all(np.isfinite(values).all() for values in draws):
         return None, None
+    units = parts[-1].freedom + 1
     if value == 0:
-        return _of_none(round(parts[-1].freedom) + 1)
+        return _of_equal(value, units)
     logarithmic = value > 0 and all((values > 0).all() for values in draws)
     variances = [
         _variance(value, values, part, logarithmic=logarithmic) for values, part in zip(draws, parts, strict=True)
     ]
     shares = [variances[0], *(max(later - variances[0], 0.0) for later in variances[1:])]
     total = sum(shares)
-    if total == 0:
-        return value, value
+    if total <= _SAME**2:
+        return _of_equal(value, units)
     freedom = total**2 / sum(share**2 / part.freedom for share, part in zip(shares, parts, strict=True))
     reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(total))
     if logarithmic:

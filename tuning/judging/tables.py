@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -11,7 +12,17 @@ from rich.text import Text
 
 from tuning.judging.statistics import PairedRatio
 from tuning.judging.tally import sides
-from tuning.judging.verdicts import METRIC_NAMES, digits, format_ratio, format_value, ratio_of, verdicts
+from tuning.judging.verdicts import (
+    METRIC_NAMES,
+    by_testbed,
+    digits,
+    format_interval,
+    format_ratio,
+    format_value,
+    geometric_mean,
+    ratio_of,
+    verdicts,
+)
 
 _STYLES = {"better": "green", "worse": "red", "no measurable difference": "dim", "inconclusive": "dim"}
 
@@ -26,6 +37,40 @@ def print_evaluation(evaluation: dict[str, Any], console: Console | None = None)
     """Prints what `render` makes."""
     console = console or Console()
     console.print(render(evaluation, console.width))
+
+
+_MEANS = {"mean_ms": "mean", "p99_ms": "p99", "miss_ratio": "late", "art_per_request": "ART"}
+"""Metrics of the table of means and what their ratios are of."""
+
+
+def print_means(evaluations: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """Prints the geometric means over the scenarios of every testbed that has several, as `deepsched compare` does.
+
+    Args:
+        evaluations: contents of `evaluation.json` that share a reference.
+    """
+    console = console or Console()
+    for testbed, own in by_testbed(evaluations).items():
+        if len(own) > 1:
+            console.print(_means(own, testbed))
+
+
+def _means(evaluations: Sequence[dict[str, Any]], testbed: str) -> Table:
+    reference = evaluations[0]["reference"]
+    table = Table(
+        title=f"geometric mean over {len(evaluations)} scenarios, {testbed}: × {reference}, 95 % intervals",
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    table.add_column("policy", no_wrap=True)
+    for title in _MEANS.values():
+        table.add_column(title, justify="right")
+    names = dict.fromkeys(name for evaluation in evaluations for name in evaluation["policies"] if name != reference)
+    for name in names:
+        ratios = [geometric_mean(evaluations, name, metric) for metric in _MEANS]
+        cells = [f"{format_ratio(ratio.value)} {format_interval(ratio, '–')}".rstrip() for ratio in ratios]
+        styled = (Text(text, style=_STYLES[each.verdict]) for text, each in zip(cells, ratios, strict=True))
+        table.add_row(Text(name), *styled)
+    return table
 
 
 def _table(evaluation: dict[str, Any], gap: int) -> Table:

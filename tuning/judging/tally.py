@@ -25,7 +25,8 @@ class BlockTally:
 
     Attributes:
         planned, sent, answered, late, retried, errors, latency_counts, latency_s_sum: as in `LoadWindow`;
-            `errors` has one more class, ``unanswered``: sent, and neither answered nor given up at the end.
+            `errors` has one more class, ``unanswered``: sent, and neither answered nor given up at the end. Where
+            clients repeat, all of these but `planned` count attempts.
         nginx_requests: requests (attempts) that NGINX counted in the same windows.
         nginx_errors: those of them with a 5xx status.
         uncounted: requests sent to a balancer that is not ours and keeps no count.

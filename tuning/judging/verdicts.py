@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +96,7 @@ def verdicts(evaluation: dict[str, Any]) -> dict[str, list[MetricComparison]]:
     learned, reference, best = evaluation["learned"], evaluation["reference"], evaluation["best_heuristic"]
     found = {f"{learned} against {reference}": comparisons(evaluation)}
     if best is not None:
-        heading = f"{learned} against {best['policy']}, the best of the others"
+        heading = f"{learned} against {best['policy']}, the best of the other heuristics"
         found[heading] = comparisons(evaluation, best["policy"])
     return {heading: rows for heading, rows in found.items() if rows}
 
@@ -103,6 +105,31 @@ def ratio_of(source: dict[str, Any], metric: str) -> PairedRatio:
     """The ratio of one metric out of a policy of `evaluation.json`."""
     low, high = source["intervals"][metric] or (None, None)
     return PairedRatio(source["ratios"][metric], low, high, source["median_ratios"][metric], source["paired_rounds"])
+
+
+def by_testbed(evaluations: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Contents of `evaluation.json` by their testbed: means over simulated and live ones have no meaning."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for evaluation in evaluations:
+        found.setdefault(evaluation["testbed"], []).append(evaluation)
+    return found
+
+
+def geometric_mean(evaluations: Sequence[dict[str, Any]], name: str, metric: str) -> PairedRatio:
+    """Geometric mean of a policy's ratios over scenarios; without a value where one of them has none.
+
+    The scenarios are independent, so that half widths add as squares do.
+    """
+    ratios = [ratio_of(e["policies"][name], metric) for e in evaluations if name in e["policies"]]
+    values = [ratio.value for ratio in ratios if ratio.value]
+    if len(values) < len(evaluations):
+        return PairedRatio(None, None, None, None, 0)
+    value = math.exp(sum(map(math.log, values)) / len(values))
+    halves = [math.log(r.high / r.low) / 2 for r in ratios if r.low and r.high]
+    if len(halves) < len(values):
+        return PairedRatio(value, None, None, None, 0)
+    factor = math.exp(math.hypot(*halves) / len(halves))
+    return PairedRatio(value, value / factor, value * factor, None, min(ratio.rounds for ratio in ratios))
 
 
 def describe_ratio(ratio: PairedRatio) -> str:

@@ -33,7 +33,7 @@ def headline(evaluation: dict[str, Any]) -> str:
 
 
 def subline(evaluation: dict[str, Any]) -> str:
-    """What the headline leaves out: the rows without a difference, and the best of the other policies."""
+    """What the headline leaves out: the rows without a difference, and the best of the other heuristics."""
     sentences = []
     rows = comparisons(evaluation)
     equal = _named(rows, "no measurable difference")
@@ -45,7 +45,7 @@ def subline(evaluation: dict[str, Any]) -> str:
         verdict_names: tuple[Verdict, ...] = ("better", "worse", "no measurable difference")
         parts = [f"{verdict} in {_named(rows, verdict)}" for verdict in verdict_names if _named(rows, verdict)]
         sentences.append(
-            f"Against {best['policy']}, the best of the other policies: {'; '.join(parts) or 'inconclusive'}."
+            f"Against {best['policy']}, the best of the other heuristics: {'; '.join(parts) or 'inconclusive'}."
         )
     return " ".join(sentences)
 

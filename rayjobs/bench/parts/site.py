@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import children, free_port
+from actuators.processes.system import children, free_port, is_listening
 
 MIX = (0.1, 0.6, 0.3)
 """Shares of compose, home read and user read in DeathStarBench's mixed workload."""
@@ -65,7 +64,7 @@ def constant_servers(folder: Path, count: int = 3) -> Iterator[Topology]:
     config.write_text(_CONFIG.format(folder=folder, servers=servers))
     command = [str(detect().binary), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
     with ManagedProcess(command, name="constant servers", log_path=folder / "error.log") as process:
-        process.wait_ready(lambda: all(_listens(port) for port in ports))
+        process.wait_ready(lambda: all(is_listening(f"127.0.0.1:{port}") for port in ports))
         raise_priority(process.pid)
         yield social_network(tuple(f"127.0.0.1:{port}" for port in ports))
 
@@ -151,8 +150,3 @@ def free_address() -> str:
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/schedstat").read_text().split()
     return int(fields[0]) / 1e9
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == os.EX_OK

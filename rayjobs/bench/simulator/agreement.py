@@ -21,6 +21,7 @@ from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Group, Topology, social_network
 from actuators.nginx.detect import detect
 from actuators.processes.process import ManagedProcess
+from actuators.processes.system import is_listening
 from envs.scenarios.catalogue import STUDY, randomised
 from envs.scenarios.lookup import scenario
 from envs.simulator import lane
@@ -69,16 +70,10 @@ def nginx_over(
     )
     command = [str(detect().binary), "-p", str(folder), "-c", str(config)]
     with ManagedProcess(command, name="nginx", log_path=folder / "log") as process:
-        process.wait_ready(lambda: _accepts(folder / "front"))
+        process.wait_ready(lambda: is_listening(folder / "front"))
         connection = UnixConnection(folder / "front")
         yield connection
         connection.close()
-
-
-def _accepts(path: Path) -> bool:
-    """Whether a program listens on the socket; the file exists some time before that."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def real_picks(connection: UnixConnection, count: int = PICKS) -> list[int]:

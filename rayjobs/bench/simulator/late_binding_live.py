@@ -106,7 +106,7 @@ def _judge(
             behind[name] = testbed.behind(own.address, own, collector)
         return Judge(
             testbed, controllers, Excerpt(played, seconds), due_s, options, arms=behind, kind="live",
-            finished=finished, keep=None if context.quick else journal.append,
+            finished=finished, relearn=False, keep=None if context.quick else journal.append,
             progress=lambda now: context.log(f"{played.name} {now.index + 1}/{now.total}: {now.planned.policy}")
             if now.phase == "measure" else None,
         ).run()  # fmt: skip

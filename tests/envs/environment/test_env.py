@@ -13,7 +13,7 @@ from actuators.contract.control import Control, Weights
 from actuators.contract.script import Script
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Fault, Window
-from actuators.errors import ActuationError
+from actuators.errors import ActuationError, TestbedError
 from envs.environment.actions import ActionOptions
 from envs.environment.env import BalancingEnv
 from envs.environment.problem import DecisionOptions, DecisionProblem
@@ -94,6 +94,27 @@ def test_a_faulty_window_truncates_and_is_no_number() -> None:
     _, reward, terminated, truncated, info = env.step(np.zeros(9, dtype=np.float32))
     assert (reward, terminated, truncated) == (0.0, False, True)
     assert "restart" in info["fault"]
+
+
+def test_an_episode_whose_first_window_is_faulty_begins_anew() -> None:
+    testbed, sound = Faulty(TOPOLOGY), make()
+    testbed.bad_window = 0
+    env = make(testbed)
+    array, info = env.reset(seed=1)
+    assert "fault" not in info
+    assert testbed.windows == 2
+    assert np.array_equal(array, sound.reset(seed=1)[0])
+    assert not env.step(np.zeros(9, dtype=np.float32))[3]
+    assert [episode.seed for episode in env.ledger.take_episodes()] == [info["episode_seed"]]
+
+
+def test_an_episode_that_never_begins_is_an_error() -> None:
+    class Broken(SimulatedTestbed):
+        def advance(self, interval_s: float) -> Window:
+            return replace(super().advance(interval_s), faults=(Fault("restart", "nginx restarted"),))
+
+    with pytest.raises(TestbedError, match="no episode began in 5 attempts: restart: nginx restarted"):
+        make(Broken(TOPOLOGY)).reset(seed=1)
 
 
 def test_a_control_that_is_refused_truncates() -> None:

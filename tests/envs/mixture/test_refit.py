@@ -156,6 +156,18 @@ def test_a_mixture_that_does_not_know_the_new_or_forgot_the_old_is_not_proven() 
     assert any("refits disagree" in reason for reason in lost.reasons)
 
 
+def test_few_old_samples_are_held_out_too_and_none_prove_nothing() -> None:
+    """13 old windows are fewer than the blocks of which every fourth is held out."""
+    old, known, new = problem().encoder, known_samples(), rows_of(play(40.0))
+    _, proof = recalibrate(old, known[: 13 * 3], new, 0.2, 1)
+    assert np.isfinite(proof.forgotten)
+    with pytest.raises(DataError, match="3 samples of the old encoder"):
+        recalibrate(old, known[:3], new, 0.2, 1)
+    with pytest.warns(RuntimeWarning):
+        nothing = prove(old, old, known[:0], new, 1.0, 1.0)
+    assert ["old samples are less likely" in reason for reason in nothing.reasons] == [True]
+
+
 def test_draws_from_a_mixture_are_like_what_it_was_fitted_to() -> None:
     drawn, known = drawn_samples(problem().encoder, 1), known_samples()
     assert abs(drawn.mean(axis=0) - known.mean(axis=0)).max() < 0.5 * known.std(axis=0).max()

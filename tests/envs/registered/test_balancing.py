@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -166,6 +167,29 @@ def test_the_vector_environment_plays_what_single_ones_play() -> None:
         assert info["terms"]["art"][0] == pytest.approx(told["terms"]["art"])
     assert over[0]
     assert truncated
+
+
+def test_single_and_vector_environments_believe_in_the_same_workers(tmp_path: Path) -> None:
+    """Also where the drawn system has others: servers of the ensemble serve 3 requests at once, of the best fit 4."""
+    known, path = Calibration.load(ROOT / "tests" / "data" / "runs" / "calibration.json"), tmp_path / "calibration.json"
+    assert known.parameters.workers == 4
+    known.changed({"ensemble": tuple(member.changed({"workers": 3}) for member in known.ensemble)}).save(path)
+    options: dict[str, Any] = {
+        "calibration": str(path), "method": "expected_delay", "decision": {"action": {"baseline": "idle"}},
+        "episode_steps": 6,
+    }  # fmt: skip
+    many, one = vector(CALIBRATED, 1, seed=7, **options), gymnasium.make(CALIBRATED, **options)
+    drawn = int(np.random.default_rng(7).integers(2**31))
+    observations, _ = many.reset()
+    alone, _ = one.reset(options={"episode_seed": drawn})
+    assert np.allclose(observations[0], alone, atol=1e-5)
+    many.action_space.seed(1)
+    for _ in range(6):
+        action = many.action_space.sample()
+        observations, rewards, *_ = many.step(action)
+        alone, reward, *_ = one.step(action[0])
+        assert np.allclose(observations[0], alone, atol=1e-5)
+        assert rewards[0] == pytest.approx(reward)
 
 
 def test_both_ways_to_begin_the_next_episode() -> None:

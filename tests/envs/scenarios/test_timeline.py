@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from actuators.contract.script import Script
+from actuators.contract.script_check import check_script
 from actuators.contract.topology import social_network
 from envs.heuristics.controllers import FixedController
 from envs.scenarios.catalogue import STUDY
@@ -27,6 +28,32 @@ def test_load_and_speeds_are_those_of_the_whole_script_at_every_later_moment(nam
     for later_s in np.linspace(0.01, rest.duration_s - 1, 40):
         assert np.array_equal(server_speeds(rest, later_s), server_speeds(whole, 123.4 + later_s))
         assert np.array_equal(rates_rps(rest, later_s), rates_rps(whole, 123.4 + later_s))
+
+
+def stage_speeds(script: Script, at_s: float) -> list[float]:
+    """Speed of every stage at a time."""
+    speeds = [1.0] * len(script.stages)
+    for change in script.stage_behaviours:
+        if change.at_s <= at_s:
+            speeds[change.stage] = change.speed
+    return speeds
+
+
+@pytest.mark.parametrize("name", ["H-slow-stage", "H-flush", "H-mixed"])
+def test_stages_behave_as_in_the_whole_script_at_every_later_moment(name: str) -> None:
+    slow_at_once = 0
+    for seed in range(10):
+        whole = scenario(name).script(TOPOLOGY, seed)
+        for moment_s in (6.0, 20.0, 34.0):
+            rest = from_moment(whole, moment_s)
+            check_script(rest, TOPOLOGY)
+            assert [c.at_s for c in rest.stage_behaviours] == sorted(c.at_s for c in rest.stage_behaviours)
+            flushes = [c.at_s - moment_s for c in whole.stage_behaviours if c.flush and c.at_s > moment_s]
+            assert [c.at_s for c in rest.stage_behaviours if c.flush] == pytest.approx(flushes)
+            slow_at_once += stage_speeds(rest, 0.0) != [1.0] * len(rest.stages)
+            for later_s in np.linspace(0.01, rest.duration_s, 40):
+                assert stage_speeds(rest, later_s) == stage_speeds(whole, moment_s + later_s)
+    assert slow_at_once > 0 or name != "H-slow-stage"
 
 
 def test_seeds_choose_moments_and_short_blocks_see_what_happens_late() -> None:

@@ -98,7 +98,7 @@ def test_arrivals_of_chosen_spread_keep_rate_and_spread(arrivals: Any, cv: float
 
 def test_a_variation_that_the_gaps_cannot_have_is_refused() -> None:
     batch = SimulatedBatch(line_of(1), 1)
-    for step, words in ((RateStep(0.0, 1.0, "zipf", 2.0), "of their own"), (RateStep(0.0, 1.0, "gamma", 30.0), "30")):
+    for step, words in ((RateStep(0.0, 1.0, "zipf", 2.0), "fixed cv"), (RateStep(0.0, 1.0, "gamma", 30.0), "30")):
         with pytest.raises(ConfigError, match=words):
             batch.reset(0, script_of(0.0, 0.01, steps=(step,)))
 

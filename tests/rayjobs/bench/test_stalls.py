@@ -1,4 +1,4 @@
-"""The watch over the machine's cores: what it finds, and that it outlives nobody."""
+"""The watch over the machine's cores: what it finds, and that it ends with its parent."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import psutil
 from rayjobs.bench.parts.control_step import undisturbed
 from rayjobs.bench.parts.stalls import StallWatch
 from tests.support.orphans import wait_gone
+from tests.support.waiting import wait_until
 
 
-def test_a_stall_counts_for_whatever_overlaps_it() -> None:
+def test_a_stall_counts_for_all_that_overlaps_it() -> None:
     watch = StallWatch()
     watch.stalls = [(1.0, 1.01), (5.0, 5.02)]
     assert watch.stalled(0.9, 1.005)
@@ -34,17 +35,16 @@ def test_it_sees_a_core_that_stands_still() -> None:
         # A watcher that gets no time for a while is all that a stall is, for it.
         victim = watchers()[0]
         victim.suspend()
-        while victim.status() != psutil.STATUS_STOPPED:
-            pass
+        wait_until(lambda: victim.status() == psutil.STATUS_STOPPED, "the watcher did not stop")
         began_s = time.monotonic()
-        time.sleep(0.1)
+        time.sleep(0.1)  # the stall
         victim.resume()
         ended_s = time.monotonic()
     assert watch.stalled(began_s, ended_s)
     assert any(end_s - start_s > 0.05 for start_s, end_s in watch.stalls)
 
 
-def test_a_watcher_ends_with_whoever_began_it() -> None:
+def test_a_watcher_ends_with_its_parent() -> None:
     program = (
         "import os, psutil\nfrom rayjobs.bench.parts.stalls import StallWatch\n"
         "watch = StallWatch().__enter__()\nprint(*[w.pid for w in psutil.Process().children()], flush=True)\n"

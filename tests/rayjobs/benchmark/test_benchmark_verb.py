@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +60,26 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert line in error
     assert "Traceback" not in error
+
+
+def test_a_bundle_is_played_on_the_method_that_it_was_trained_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said_by: dict[str, dict[str, Any]] = {
+        "silent": {},
+        "train": {"config": {"method": "round_robin", "interval_s": 1.0}},
+        "sweep": {"method": "round_robin", "interval_s": 0.5, "config": {"seed": 1}},
+        "old": {"config": {"training": {"method": "round_robin"}}},
+        "unknown": {"config": {"method": "auto"}},
+        "broken": {"config": [1], "interval_s": "soon"},
+    }
+    for name, provenance in said_by.items():
+        replace(trained_bundle(), provenance=provenance).save(tmp_path / name / "bundle")
+    policies = ",".join(f"{tmp_path}/{name}/bundle" for name in said_by)
+    assert main(["benchmark", "tiny-1", "--policies", policies, "--out", str(tmp_path / "scores.json")]) == 0
+    entries = json.loads((tmp_path / "scores.json").read_text())["entries"]
+    found = {name: entries[name]["index_of_play"] for name in said_by}
+    assert found["train"] == found["sweep"] == found["old"] != found["silent"]
+    assert found["silent"] == found["unknown"] == found["broken"]
+    remarks = [line for line in capsys.readouterr().err.splitlines() if "trained to decide" in line]
+    assert remarks == [f"{tmp_path}/sweep/bundle: trained to decide every 0.5 s, decides every 1 s here"]

@@ -10,7 +10,9 @@ import pytest
 from actuators.errors import ActuationError, ConfigError, MissingToolError
 from actuators.testbed.peers import why_missing
 from rayjobs.cli.main import main
+from rayjobs.contract.options import ContractOptions
 from rayjobs.contract.proxies import GivenProxy, address_of, names_of
+from rayjobs.contract.suite import check_load
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,9 @@ def test_names_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         names_of(["caddy_least_conn"])
 
 
+FOUR = "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3,127.0.0.1:4"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -72,6 +77,12 @@ def test_names_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--proxy", "http://127.0.0.1:1", "--reload-command", "'"], "not a command"),
         (["--reload-command", "true"], "no effect without proxy"),
         (["--proxies", "nginx131"], "unknown proxy"),
+        (["--proxy", "http://127.0.0.1:1", "--servers", FOUR], "give --rate-rps 400 or less, or --workers 10 or more"),
+        (
+            ["--proxy", "http://127.0.0.1:1", "--servers", FOUR, "--workers", "1", "--rate-rps", "200"],
+            "are 140% of what 3 of the 4 servers can do, more than 70% (rate_rps); give --workers 2 or more",
+        ),
+        (["--workers", "1"], "give --rate-rps 300 or less, or --workers 4 or more"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,3 +90,12 @@ def test_a_mistake_is_one_line(words: list[str], told: str, tmp_path: Path, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("deepsched contract: ")
     assert told in line
+
+
+def test_the_stand_carries_what_is_sent_by_default_and_what_the_refusal_says_would_fit() -> None:
+    chosen = ContractOptions()
+    check_load(len(chosen.servers), chosen.workers, chosen.rate_rps)
+    check_load(4, 4, 400.0)
+    check_load(4, 10, 1000.0)
+    with pytest.raises(ConfigError):
+        check_load(4, 4, 401.0)

@@ -104,9 +104,11 @@ def test_another_number_is_found_and_live_ratios_may_differ_within_their_interva
     assert len(found.differences) == 1
     assert "round_robin.p99_ms" in found.sentence
     live = [{**one, "testbed": "live"} for one in (content, changed)]
-    assert agreement("steady", *live).differences == ()
+    agreed = agreement("steady", *live)
+    assert (agreed.differences, agreed.compared, agreed.unknown, agreed.agrees) == ((), 2, 0, True)
     assert not within(PairedRatio(0.8, 0.78, 0.82, 0.8, 8), PairedRatio(0.9, 0.88, 0.92, 0.9, 8))
     assert within(PairedRatio(0.8, 0.7, 0.9, 0.8, 8), PairedRatio(0.9, 0.8, 1.0, 0.9, 8))
+    assert within(PairedRatio(0.8, None, None, 0.8, 1), PairedRatio(0.9, 0.8, 1.0, 0.9, 8)) is None
 
 
 def test_a_block_is_spoiled_by_a_large_scheduling_delay() -> None:

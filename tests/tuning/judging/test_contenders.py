@@ -18,13 +18,25 @@ from envs.environment.phase import ObserveOptions, watch
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.estimators.registry import estimator_named
 from envs.heuristics.names import ESTIMATED, HELD
+from envs.heuristics.weights import Equal
 from envs.mixture.fit import fit_from_windows
 from envs.observation.encoder import EncoderOptions
+from envs.scenarios.calibrated import Today
 from envs.scenarios.lookup import scenario
 from envs.simulator.rivals import RIVAL_CODES
 from envs.simulator.testbed import SimulatedTestbed
-from tuning.judging.contenders import BASELINES, NATIVE, ORACLES, STEERED, Arena, contender, parse_policies
-from tuning.judging.judge import Informed, Judge
+from tuning.judging.contenders import (
+    BASELINES,
+    NATIVE,
+    ORACLES,
+    STEERED,
+    Arena,
+    contender,
+    contender_names,
+    contenders,
+    parse_policies,
+)
+from tuning.judging.judge import Informed, Judge, Stateless
 from tuning.judging.plan import JudgeOptions
 
 DEADLINES_S = np.array([0.06, 0.025, 0.02])
@@ -168,3 +180,21 @@ def test_a_rule_with_service_times_is_on_no_other_method(text: str) -> None:
 def test_a_former_name_cannot_be_given_to_another_policy() -> None:
     with pytest.raises(ConfigError, match="'idle' is the former name of 'expected_delay'"):
         parse_policies(["idle=least_conn"])
+
+
+def test_only_what_forgets_after_a_block_says_so(arena: Arena) -> None:
+    names = ("least_conn", "true_times", "peak_ewma", "nginx_fair", "expected_delay", "inverse_latency",
+             "haproxy_steered", "envoy_steered")  # fmt: skip
+    made = {spec.name: contender(spec, arena) for spec in parse_policies(names)}
+    forget = {name for name, each in made.items() if isinstance(each, Stateless) and each.stateless}
+    assert forget == {"least_conn", "true_times", "peak_ewma", "nginx_fair"}
+
+
+@pytest.mark.parametrize("baseline", ["inverse_latency", "levelled", "idle"])
+@pytest.mark.parametrize("today", [False, True])
+def test_names_are_known_before_there_is_a_policy(arena: Arena, baseline: str, today: bool) -> None:
+    chosen = DecisionOptions(action=ActionOptions.model_validate({"baseline": baseline}))
+    problem = replace(arena.problem, options=chosen)
+    balances = Today("least_conn", Weights.equal(problem.topology)) if today else None
+    made = contenders(problem, "least_conn", Equal(), balances)
+    assert contender_names(chosen.action.estimator, today=today) == [each.name for each in made]

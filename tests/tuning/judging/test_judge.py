@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from actuators.contract.control import BalancingMethod
+from actuators.contract.control import BalancingMethod, Control, Weights
 from actuators.contract.script import Behaviour, RateStep
-from actuators.contract.topology import social_network
-from actuators.contract.window import Fault
+from actuators.contract.topology import Topology, social_network
+from actuators.contract.window import Fault, Window
 from actuators.errors import ConfigError, TestbedError
 from envs.heuristics.controllers import Controller
 from tests.support.queue_testbed import Fixed, InverseLatency, QueueTestbed, SteadyScenario
+from tuning.judging.blocks import Block
 from tuning.judging.judge import EndingArrivals, Judge, JudgeProgress
 from tuning.judging.plan import JudgeOptions, balanced_orders
 
@@ -184,6 +185,84 @@ def test_finished_blocks_survive_an_interrupt_and_are_not_run_again() -> None:
     assert len(resumed.blocks) == len(whole.blocks) == 9
     assert all(b.usable for b in resumed.blocks)
     assert sum(call.startswith("method") for call in testbed.calls) == 5
+
+
+class Counting:
+    """Learns one thing, the number of blocks it has had, and puts it in force as the weight of the first server."""
+
+    def __init__(self) -> None:
+        self.name, self.blocks = "inverse_latency", 0
+        self.method: BalancingMethod = "least_conn"
+
+    def begin(self, topology: Topology) -> Control:
+        self.blocks += 1
+        return Weights(topology, np.tile((self.blocks, 1, 1), (topology.shape[0], 1)))
+
+    def decide(self, window: Window) -> Control | None:
+        return None
+
+
+def known(blocks: Sequence[Block]) -> list[int]:
+    """What the learning policy knew in each of its blocks, in the order of the rounds."""
+    own = [block for block in blocks if block.planned.policy == "inverse_latency"]
+    return [block.windows[0]["weights"][0][0] for block in sorted(own, key=lambda block: block.planned.round)]
+
+
+def resumed(
+    kept: list[Block], *, progress: Callable[[JudgeProgress], None] | None = None, relearn: bool = True
+) -> Judge:
+    """Three policies, three rounds, two seeds; goes on with what is kept, and keeps more."""
+
+    def make(seed: int) -> list[Controller]:
+        return [*controllers()[:2], Counting()]
+
+    chosen = options(rounds=3, seeds=2)
+    return Judge(QueueTestbed(), make(chosen.seed), STEADY, DEADLINES_S, chosen, progress=progress,
+                 finished=tuple(kept), relearn=relearn, keep=kept.append, remake=make)  # fmt: skip
+
+
+def test_a_policy_that_learns_repeats_the_seed_in_which_it_was_interrupted() -> None:
+    kept: list[Block] = []
+    with pytest.raises(KeyboardInterrupt):
+        resumed(kept, progress=interrupt_at(15)).run()
+    assert (len(kept), known(kept)) == (15, [1, 2, 3, 1, 2])
+    steps: list[JudgeProgress] = []
+    judge = resumed(kept, progress=steps.append)
+    evaluation = judge.run()
+    assert known(evaluation.blocks) == [1, 2, 3, 1, 2, 3]
+    ran = [step.planned for step in steps if step.phase == "measure"]
+    assert [step.index for step in steps] == sorted(judge.plan.index(step.planned) for step in steps)
+    assert [(planned.round, planned.policy) for planned in ran if planned.policy != "inverse_latency"] == [
+        (5, planned.policy) for planned in judge.plan[15:] if planned.policy != "inverse_latency"
+    ]
+    assert [planned.round for planned in ran if planned.policy == "inverse_latency"] == [3, 4, 5]
+    # The journal holds all, the evaluation each block once: the later one.
+    assert len(kept) == 15 + 5
+    assert sorted(block.planned.round for block in evaluation.blocks) == sorted(3 * [*range(6)])
+    again = resumed(kept)
+    assert again.run().to_json()["policies"] == evaluation.to_json()["policies"]
+    assert len(kept) == 20
+    assert [policy["discarded_blocks"] for policy in evaluation.to_json()["policies"].values()] == [0, 0, 0]
+
+
+def test_a_policy_can_go_on_untrained_where_hours_were_measured() -> None:
+    kept: list[Block] = []
+    with pytest.raises(KeyboardInterrupt):
+        resumed(kept, progress=interrupt_at(15)).run()
+    assert known(resumed(kept, relearn=False).run().blocks) == [1, 2, 3, 1, 2, 1]
+    assert len(kept) == 18
+
+
+def test_a_repeated_block_that_is_spoiled_leaves_the_earlier_one_in_force() -> None:
+    kept: list[Block] = []
+    with pytest.raises(KeyboardInterrupt):
+        resumed(kept, progress=interrupt_at(15)).run()
+    first = next(block for block in kept if block.planned.round == 3 and block.planned.policy == "inverse_latency")
+    kept.append(replace(first, flags=("stall: a window took 9 s",)))
+    partial = resumed(kept).evaluation()
+    own = [block for block in partial.blocks if block.planned == first.planned]
+    assert [block.usable for block in own] == [True, False]
+    assert partial.values["inverse_latency"]["mean_ms"] is not None
 
 
 def test_an_evaluation_of_nothing_can_be_written(tmp_path: Path) -> None:

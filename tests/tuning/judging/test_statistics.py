@@ -104,6 +104,24 @@ def test_none_against_some_is_judged_by_the_rounds(rounds: int, verdict: str) ->
     assert ratio.high is None or ratio.high == pytest.approx(1 - 0.025 ** (1 / rounds))
 
 
+@pytest.mark.parametrize(
+    ("rounds", "verdicts"), [(2, ("inconclusive",) * 2), (5, ("inconclusive",) * 2), (6, ("better", "worse"))]
+)
+def test_rounds_that_are_all_alike_are_judged_by_their_number(rounds: int, verdicts: tuple[str, str]) -> None:
+    """One error per round against two: every resample gives one half, which two rounds do not prove."""
+    one = Sample([tally(np.full(9, 2.0), status_5xx=1)] * rounds, DEADLINE_S)
+    two = Sample([tally(np.full(8, 2.0), status_5xx=2)] * rounds, DEADLINE_S)
+    fewer, more = (compare(a, b, rounds=rounds, seed=1)["errors"] for a, b in ((one, two), (two, one)))
+    assert (fewer.value, more.value) == (0.5, 2.0)
+    assert (fewer.verdict, more.verdict) == verdicts
+    same = compare(one, one, rounds=rounds, seed=1)["errors"]
+    assert (same.low, same.high, same.verdict) == (1.0, 1.0, "no measurable difference")
+    if rounds == 6:
+        reach = 1 - 0.025 ** (1 / rounds)
+        assert (fewer.low, fewer.high) == pytest.approx((0.5, 0.5 + 0.5 * reach))
+        assert (more.low, more.high) == pytest.approx((2.0 - reach, 2.0))
+
+
 def test_a_ratio_without_meaning_is_none_not_a_number() -> None:
     clean = Sample([tally(np.full(10, 2.0))] * 2, DEADLINE_S)
     ratios = compare(clean, clean, rounds=2, seed=1)
