@@ -95,11 +95,13 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
-def read_token(path: Path) -> str:
-    """The token in a file.
+def read_token(path: Path | None) -> str:
+    """The token in a file; empty without a file.
 
     Raises ConfigError when it cannot be read, is too short or no token, or when others may read or change it.
     """
+    if path is None:
+        return ""
     try:
         status = path.stat()
         token = read_regular(path, _MOST_TOKEN_BYTES).decode("ascii").strip()

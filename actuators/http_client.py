@@ -126,12 +126,13 @@ class KeptConnection:
             return self._once(method, body, headers, until_s)
         except TimeoutError as error:
             raise NoResponseError(_reason(error)) from error
-        except (HTTPError, OSError, http.client.HTTPException):
-            pass
+        except (HTTPError, OSError, http.client.HTTPException) as error:
+            first = error
         try:
             return self._once(method, body, headers, until_s)
         except (HTTPError, OSError, http.client.HTTPException) as error:
-            raise NoResponseError(_reason(error)) from error
+            before = "" if _reason(error) == _reason(first) else f"; before that: {_reason(first)}"
+            raise NoResponseError(f"{_reason(error)}{before}") from error
 
     def close(self) -> None:
         """Closes the connection; a later `request` opens a new one."""

@@ -158,7 +158,8 @@ def _check(options: CollectRunOptions) -> None:
 def _record_history(options: CollectRunOptions, chosen: Chosen, writer: SnapshotWriter) -> None:
     start_s, end_s = time_of(options.start, "--start"), time_of(options.end, "--end")
     if start_s >= end_s:
-        raise ConfigError(f"the history begins at '{options.start}', after its end", where="--start")
+        remedy = f"give an earlier --start, or a later --end than '{options.end}'"
+        raise ConfigError(f"'{options.start}' is not before the end", where="--start", remedy=remedy)
     tell = _teller(writer)
     with History(options.prometheus, options.match, options.groups) as history:
         for snapshot in history.snapshots(start_s, end_s, options.step_s):

@@ -19,9 +19,9 @@ class ModelOptions(Options):
     hidden: int = Field(default=64, ge=4, le=4096)
     """Units of every hidden layer."""
     initial_log_std: float = Field(default=-1.0, ge=-20, le=2)
-    """Log standard deviation of exploration at the start; actions live in [-1, 1]."""
+    """Log standard deviation of exploration at the start; actions are in [-1, 1]."""
     squashed: bool = False
-    """Whether the policy's mean goes through tanh; SAC's does, and its training sets this."""
+    """Whether tanh is applied to the policy's mean; training sets it, for `sac` and `cql`."""
 
 
 AlgorithmName = Literal["ppo", "appo", "sac", "dqn", "bc", "marwil", "cql"]
@@ -67,18 +67,18 @@ class AlgorithmOptions(Options):
     learning_starts_steps: Annotated[int, Only(name=OFF_POLICY)] = Field(default=1000, ge=1)
     """SAC and DQN: environment steps before the first gradient step."""
     exploring_steps: Annotated[int, Only(name="dqn")] = Field(default=10_000, ge=1)
-    """DQN: environment steps over which random actions fall from all to 5 %."""
+    """DQN: environment steps over which the share of random actions falls from 100 to 5 %."""
     advantage_exponent: Annotated[float, Only(name="marwil")] = Field(default=1.0, ge=0, le=1)
-    """MARWIL's beta: 0 imitates, more prefers what turned out well."""
+    """MARWIL's beta: 0 imitates, larger values prefer actions with better outcomes."""
     imitated_updates: Annotated[int, Only(name="cql")] = Field(default=200, ge=0)
-    """CQL: gradient steps in which the policy only imitates, until the values mean something."""
+    """CQL: gradient steps in which the policy only imitates, until the value estimates are usable."""
     conservatism: Annotated[float, Only(name="cql")] = Field(default=1.0, ge=0)
-    """CQL: weight of the loss that holds down the value of actions that were not recorded."""
+    """CQL: weight of the loss that lowers the value of actions that were not recorded."""
     transitions: Annotated[Path | None, Only(name=OFFLINE)] = None
     """Folder of parquet files for `bc`, `marwil` and `cql` (`tuning.learning.recordings`); when not given,
-    `deepsched train` records `recorded_steps` of its own."""
+    `deepsched train` records `recorded_steps` itself."""
     recorded_steps: Annotated[int, Only(name=OFFLINE, transitions=NOT_GIVEN)] = Field(default=20_000, ge=1)
-    """Simulated steps under the exploring baseline that are recorded beside the observed windows."""
+    """Simulated steps under the exploring baseline that are recorded in addition to the observed windows."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,31 +100,31 @@ class ImitationOptions(Options):
     """Environment steps of the inverse-latency baseline to imitate before training; 0 for none. A residual
     policy needs none: it starts as the baseline."""
     epochs: Annotated[int, Only(steps=GIVEN)] = Field(default=30, ge=1)
-    """Passes over them."""
+    """Passes over these steps."""
 
 
 class HeldOutOptions(Options):
     """Early stopping: episodes that are never trained on decide which network is kept (`tuning.learning.scoring`)."""
 
     every_steps: int = Field(default=10_000, ge=0)
-    """Environment steps between two looks; 0 keeps the last network and never stops early."""
+    """Environment steps between two evaluations; 0 keeps the last network and never stops early."""
     patience: Annotated[int, Only(every_steps=GIVEN)] = Field(default=4, ge=1)
-    """Looks without a better result after which training stops."""
+    """Evaluations without a better result after which training stops."""
     episodes: Annotated[int, Only(every_steps=GIVEN)] = Field(default=12, ge=1)
-    """Episodes per look, drawn from `scenarios` by turns, with seeds that training does not use."""
+    """Episodes per evaluation, drawn from `scenarios` in turn, with seeds that training does not use."""
     scenarios: Annotated[tuple[str, ...], Only(every_steps=GIVEN)] = ()
-    """Scenarios to look at; those of the training when empty."""
+    """Scenarios of the evaluations; those of the training when empty."""
 
 
 class RunnerOptions(Options):
     """Processes of RLlib beside the one that trains; the names are RLlib's."""
 
     num_env_runners: int = Field(default=0, ge=0)
-    """Processes that step environments; with 0 the training process does, and nothing has to be started first."""
+    """Processes that step environments; with 0 the training process does this, and no other is started."""
     num_cpus_per_env_runner: Annotated[float, Only(num_env_runners=GIVEN)] = Field(default=1.0, gt=0)
     """CPUs that each of them claims."""
     num_learners: int = Field(default=0, ge=0)
-    """Processes that compute gradients; with 0 the training process does."""
+    """Processes that compute gradients; with 0 the training process does this."""
     num_gpus_per_learner: float = Field(default=0.0, ge=0)
     """GPUs of each of them, or of the training process."""
 
@@ -137,9 +137,9 @@ class LearningOptions(Options):
     steps: int = Field(default=40_000, ge=1)
     """Environment steps on simulated testbeds."""
     environments: int = Field(default=24, ge=1, le=4096)
-    """Simulated testbeds that are advanced together, by each environment runner."""
+    """Simulated testbeds that each environment runner advances together."""
     threads: Annotated[int, Only(algorithm__name=ONLINE)] = Field(default=2, ge=1)
-    """Threads that simulate; what is learned does not depend on it."""
+    """Threads that simulate; the learned policy does not depend on their number."""
     episode_steps: int = Field(default=50, ge=1)
     """Control intervals per episode."""
     scenarios: tuple[str, ...] = Field(default=("demo", "S2", "S2b", "S4"), min_length=1)
@@ -147,23 +147,23 @@ class LearningOptions(Options):
     algorithm: AlgorithmOptions = AlgorithmOptions()
     """The algorithm and its hyperparameters."""
     imitation: ImitationOptions = ImitationOptions()
-    """What is imitated before."""
+    """Imitation before the training."""
     held_out: HeldOutOptions = HeldOutOptions()
     """Early stopping."""
     runners: Annotated[RunnerOptions, Only(algorithm__name=ONLINE)] = RunnerOptions()
-    """More processes, on this machine or on the cluster."""
+    """Additional processes, on this machine or on the cluster."""
     checkpoint_steps: int = Field(default=20_000, ge=1)
-    """Environment steps between two checkpoints, from which `--resume` goes on."""
+    """Environment steps between two checkpoints, from which `--resume` continues."""
     model: ModelOptions = ModelOptions()
     """Size of the network."""
     decision: DecisionOptions = DecisionOptions()
-    """What the policy sees, does and is paid for."""
+    """Observation, action and reward of the policy."""
     paired: Annotated[bool, Only(decision__action__kind="residual", algorithm__name=ONLINE)] = False
-    """Pay for what differs from the baseline on the very same simulated arrivals, instead of for the latency itself:
-    twice the simulation, and chance no longer drowns what an action did. For residuals."""
+    """Reward the difference from the baseline on the same simulated arrivals, instead of the latency itself:
+    this doubles the simulation and removes the variance of the arrivals from the reward. For residuals."""
     proof_episodes: Annotated[int, Only(decision__action__kind="residual")] = Field(default=0, ge=0)
-    """Fresh simulated episodes at the end on which a residual must prove that it does good and nowhere harm
-    (`tuning.learning.proof`); one that cannot is set back to its baseline. 0 believes it."""
+    """New simulated episodes at the end on which a residual must prove that it helps overall and harms nowhere
+    (`tuning.learning.proof`); one that cannot is reset to its baseline. 0 accepts it without a proof."""
 
     @property
     def network(self) -> ModelOptions:
@@ -189,9 +189,9 @@ class TrainingOptions(LearningOptions):
     """One training: how, on which balancing method and at which interval (`tuning.learning.trainer`)."""
 
     method: DirectMethod = "least_conn"
-    """Under the weights: `least_conn`, the better base. On `round_robin` weights matter more and learning wins more
-    over heuristics, but the best policy there still loses to untuned `least_conn` where servers change quickly.
-    `expected_delay` for a residual on a service-time estimator (`decision.action.baseline`), and for it only."""
+    """Balancing method under the weights: `least_conn` is the better base. On `round_robin` weights matter more and
+    learning gains more over heuristics, but the best policy there still loses to untuned `least_conn` if servers change
+    quickly. `expected_delay` is for a residual on a service-time estimator (`decision.action.baseline`) only."""
     interval_s: float = Field(default=1.0, gt=0)
     """Seconds between two decisions."""
 
@@ -222,9 +222,9 @@ class ParallelOptions(Options):
     testbeds: int = Field(default=2, ge=1)
     """Testbeds; each claims proxy: 1, client: 1 and server: 1 per server."""
     env_runners: int = Field(default=1, ge=0)
-    """RLlib processes that drive them, each its share; 0 drives them all from the training process itself."""
+    """RLlib processes that drive the testbeds, each its share; with 0 the training process drives all of them."""
     steps: int = Field(default=64, ge=1)
-    """Control intervals in all, over all testbeds."""
+    """Total number of control intervals of all testbeds."""
     episode_steps: int = Field(default=32, ge=1)
     """Control intervals per episode."""
     algorithm: AlgorithmOptions = AlgorithmOptions(learning_rate=3e-5, batch_steps=32, minibatch_steps=32, epochs=2)

@@ -95,7 +95,8 @@ class Admission:
         for name in ("deadlines_s", "importance", "idle_s", "rates_rps", "factors"):
             self._check(name, getattr(self, name))
         if not (0 <= self.percent <= 100 and self.machines >= 1):
-            raise ConfigError(f"percent {self.percent}, machines {self.machines}", where="admission")
+            what, remedy = f"percent {self.percent:g}, machines {self.machines}", "give 0 to 100, and 1 or more"
+            raise ConfigError(what, where="admission", remedy=remedy)
 
     def _check(self, name: str, values: FloatArray) -> None:
         if values.shape != (len(self.topology.groups),):

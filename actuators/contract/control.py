@@ -154,7 +154,8 @@ class ServiceTimes:
             raise ConfigError("service times have the wrong shape", remedy=f"expected {self.topology.shape}")
         known = self.tau_s[self.topology.mask]
         if not (np.isfinite(known).all() and (known > 0).all() and (self.workers >= 0.25).all()):
-            raise ConfigError("a service time or worker count is not positive", where="service times")
+            what, remedy = "a service time is not above 0 s or a worker count is below 0.25", "give larger ones"
+            raise ConfigError(what, where="service times", remedy=remedy)
         if self.holding is not None and self.holding.topology != self.topology:
             raise ConfigError("late binding is of another topology", where="service times")
 

@@ -21,15 +21,15 @@ MAX_KINDS, MAX_WORK = 256, 1000.0
 
 
 def check_script(script: Script, topology: Topology) -> None:
-    """Raises ConfigError, naming what is wrong, when the script does not fit the topology or a number is no time,
-    rate, speed or count that can be played."""
+    """Raises ConfigError when the script does not fit the topology, or a time, rate, speed or count is out of range."""
     where = f"script '{script.name}'"
     _number(script.duration_s, 0.0, MAX_DURATION_S, "duration_s", where)
     _number(script.overhead_s, 0.0, 3600.0, "overhead_s", where)
     _number(script.service_cv, 0.0, MAX_CV, "service_cv", where)
     _number(script.load_balancers, 1, MAX_BALANCERS, "load_balancers", where)
     if script.service_distribution not in get_args(ServiceDistribution):
-        raise ConfigError(f"unknown service distribution '{script.service_distribution}'", where=where)
+        remedy = closest(script.service_distribution, get_args(ServiceDistribution))
+        raise ConfigError(f"unknown service distribution '{script.service_distribution}'", where=where, remedy=remedy)
     _check_servers(script, topology, where)
     _check_streams(script, topology, where)
     _check_behaviours(script, topology, where)
@@ -122,7 +122,7 @@ def check_gaps(step: RateStep, where: str) -> None:
         _number(step.cv, MIN_GAP_CV, MAX_GAP_CV, f"cv of {step.distribution} gaps", where)
     elif step.cv != 1.0:
         remedy = f"leave it out, or take {' or '.join(SPREAD)}"
-        raise ConfigError(f"{step.distribution} gaps have a cv of their own", where=where, remedy=remedy)
+        raise ConfigError(f"{step.distribution} gaps have a fixed cv", where=where, remedy=remedy)
 
 
 def _check_behaviours(script: Script, topology: Topology, where: str) -> None:

@@ -75,7 +75,8 @@ class Topology:
 
     def __post_init__(self) -> None:
         if self.addresses and [*map(len, self.addresses)] != [len(group.servers) for group in self.groups]:
-            raise ConfigError("counts of addresses do not fit the servers", where="topology")
+            remedy = "give one count per server of each group"
+            raise ConfigError("counts of addresses do not fit the servers", where="topology", remedy=remedy)
         names = [group.name for group in self.groups]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"groups are {names}", where="topology", remedy="give at least one, each name once")

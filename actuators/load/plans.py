@@ -133,7 +133,8 @@ def parse_step(text: str) -> tuple[float, float]:
 def diurnal_steps(options: PlanOptions) -> list[tuple[float, float]]:
     """A raised cosine from low to high and back, in steps of 1/120 of the period, each at the rate of its middle."""
     if options.low_rps > options.high_rps:
-        raise ConfigError(f"low_rps {options.low_rps:g} exceeds high_rps {options.high_rps:g}", where="diurnal plan")
+        what = f"low_rps {options.low_rps:g} exceeds high_rps {options.high_rps:g}"
+        raise ConfigError(what, where="diurnal plan", remedy="lower low_rps or raise high_rps")
     step_s = options.period_s / _STEPS_PER_PERIOD
     _check_count(options.duration_s / step_s, "steps", "diurnal plan")
     swing_rps = (options.high_rps - options.low_rps) / 2
@@ -302,7 +303,7 @@ def _trace_row(row: Sequence[str], types: int, where: str) -> list[float]:
     try:
         numbers = [float(cell) for cell in row]
     except ValueError as error:
-        raise ConfigError(f"not a number: {error}", where=where) from error
+        raise ConfigError(f"not a number: {error}", where=where, remedy="write a time and a rate per type") from error
     if len(numbers) != types + 1:
         raise ConfigError(f"{len(numbers)} columns", where=where, remedy=f"the header has {types + 1}")
     return numbers

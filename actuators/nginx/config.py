@@ -134,7 +134,7 @@ http {{
   keepalive_timeout 600s;
   keepalive_requests 1000000000;
   tcp_nodelay on;
-{_temp_paths(site.prefix)}
+{temp_paths(site.prefix)}
   client_max_body_size {options.max_body_bytes};
   client_body_buffer_size {options.max_body_bytes};
   proxy_http_version 1.1;
@@ -342,7 +342,8 @@ def _ms(seconds: float) -> str:
     return f"{max(round(seconds * 1000), 1)}ms"
 
 
-def _temp_paths(prefix: Path) -> str:
+def temp_paths(prefix: Path) -> str:
+    """The lines that keep all temporary files of an NGINX below its prefix."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     return "\n".join(f"  {kind}_temp_path {_quoted(prefix / f'temp_{kind}')};" for kind in kinds)
 

@@ -68,7 +68,7 @@ class Reloader:
             self._wait(lambda: self._loaded() != before, "the statistics still show the old configuration")
 
     def _loaded(self) -> int | None:
-        """When NGINX read its configuration, as its statistics say; None when they say nothing."""
+        """When NGINX read its configuration, by its statistics; None without an answer: new workers are evidence."""
         try:
             return None if self.load_ms is None else self.load_ms()
         except DeepSchedError:

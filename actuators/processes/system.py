@@ -106,6 +106,15 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise ProcessError(f"no port of {host} is free", remedy="end programs that listen there")
 
 
+def is_listening(address: Path | str) -> bool:
+    """Whether a program accepts connections on a Unix socket, or at HOST:PORT; within a second."""
+    unix = isinstance(address, Path)
+    with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as probe:
+        probe.settimeout(1.0)
+        host, _, port = str(address).rpartition(":")
+        return probe.connect_ex(str(address) if unix else (host, int(port))) == 0
+
+
 def set_realtime_priority() -> bool:
     """Schedules all threads of this process before ordinary ones, for good; False where the system forbids it.
 

@@ -56,7 +56,8 @@ class ServerPlan:
         if self.workers < 1 or self.queue_limit < 0:
             raise ConfigError(f"{self.workers} workers, queue of {self.queue_limit}", remedy="give at least 1 and 0")
         if any(not 0 <= mean < float("inf") for _, mean in self.service_s) or self.cv < 0:
-            raise ConfigError("a service time or its cv is negative", where="server plan")
+            what, remedy = "a service time is negative or not finite, or cv is negative", "give numbers of at least 0"
+            raise ConfigError(what, where="server plan", remedy=remedy)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

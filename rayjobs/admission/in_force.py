@@ -90,7 +90,7 @@ def off(options: OffOptions) -> int:
 
 @contextlib.contextmanager
 def _endpoint(options: OffOptions, topology: Topology) -> Iterator[AdmissionEndpoint]:
-    token = read_token(options.token_file) if options.token_file is not None else ""
+    token = read_token(options.token_file)
     with contextlib.closing(AdmissionEndpoint(beside(options.control_url, "admission"), token, topology)) as endpoint:
         endpoint.require()
         yield endpoint

@@ -312,7 +312,7 @@ def _resolved(path: Path) -> Path:
 
 
 def _check_archive(path: Path, max_bytes: int) -> None:
-    """Raises BundleError for what is no archive of plain arrays."""
+    """Raises BundleError when the file is not an archive of plain arrays."""
     try:
         load_arrays(path, max_bytes)
     except (OSError, ValueError) as error:

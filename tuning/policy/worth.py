@@ -56,7 +56,7 @@ def note_worth(bundle: Path, evaluation: Mapping[str, Any]) -> None:
 
 
 def noted_worth(bundle: Path) -> dict[str, Any] | None:
-    """What is noted in the bundle, or else measured in the run folder that it lies in; None without an evaluation."""
+    """What is noted in the bundle, or measured in the run folder around it; None without a readable evaluation."""
     try:
         noted = json.loads((bundle / "bundle.json").read_bytes())["provenance"].get("evaluation")
         if noted is None:

@@ -13,6 +13,7 @@ from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.load.summary import LoadSummary
 from actuators.nginx.detect import detect
 from actuators.processes.process import ManagedProcess
+from actuators.processes.system import is_listening
 
 pytestmark = pytest.mark.nginx
 
@@ -36,12 +37,7 @@ def start_nginx(folder: Path) -> tuple[ManagedProcess, str]:
     config.write_text(CONFIG.format(folder=folder, port=port))
     command = [str(detect().binary), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
     process = ManagedProcess(command, name="nginx", log_path=folder / "nginx.log")
-
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    process.wait_ready(answers)
+    process.wait_ready(lambda: is_listening(f"127.0.0.1:{port}"))
     return process, f"127.0.0.1:{port}"
 
 

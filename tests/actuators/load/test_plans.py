@@ -92,7 +92,7 @@ def test_a_variation_of_gaps_goes_into_the_plan_and_back() -> None:
     assert text.count(" gamma 13.0\n") == 3
     assert parse_plan(text) == streams
     wrong = (Stream("compose", (RateStep(0.0, 1.0, "exponential", 2.0),)),)
-    with pytest.raises(ConfigError, match="exponential gaps have a cv of their own"):
+    with pytest.raises(ConfigError, match="exponential gaps have a fixed cv"):
         plan_text(social_network(), wrong, {})
 
 
