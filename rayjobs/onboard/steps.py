@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from actuators.contract.control import Weights
 from actuators.credentials import without_credentials
-from actuators.errors import ConfigError, DataError, StatusError
+from actuators.errors import ActuationError, ConfigError, DataError, StatusError
+from actuators.external.actuator import ActuatorOptions, open_actuator
 from actuators.external.checks import Check, failed
 from actuators.external.preflight import PreflightOptions, preflight
+from actuators.other_proxies import names_another
 from actuators.statistics.lacks import unfit
 from actuators.statistics.reader import StatusReader
 from envs.observation.precision import precision
@@ -27,7 +30,17 @@ from rayjobs.onboard.watch import RECORDING, Recorded, Watch, rule_of, summary
 from rayjobs.steer.handover import Handover
 from tuning.policy.bundle import Bundle, load_bundle
 
-NEEDED = ("statistics", "one machine", "upstreams", "source", "zone", "histogram", "configuration", "control")
+NEEDED = (
+    "statistics",
+    "one machine",
+    "upstreams",
+    "source",
+    "zone",
+    "histogram",
+    "configuration",
+    "control",
+    "balancing",
+)
 """Checks without which nothing can be watched or said; the others must hold before something is changed."""
 
 
@@ -101,17 +114,47 @@ class Onboarding:
         """Those of the preflight and, where none of them forbids the watch, what its recording would lack for a fit."""
         checks = preflight(self._preflight_options())
         lacking = None if any(map(_forbids, checks)) else self._lacking()
-        return checks if lacking is None else [*(each for each in checks if each.name != lacking.name), lacking]
+        if lacking is not None:
+            return [*(each for each in checks if each.name != lacking.name), lacking]
+        return [*checks, *self._out_of_rotation()]
+
+    def _out_of_rotation(self) -> list[Check]:
+        """What would keep a controller of service times from starting."""
+        options = self._options
+        if not options.control_url or names_another(options.control_url):
+            return []
+        reached = ActuatorOptions(control_url=options.control_url, token_file=options.token_file)
+        try:
+            control = open_actuator(reached, options.groups).control()
+        except (ConfigError, ActuationError) as error:
+            return [failed("rotation", error)]
+        if not isinstance(control, Weights) or not control.down.any():
+            return []
+        down = [server for s, server in enumerate(control.topology.servers) if control.down[:, s].any()]
+        what = f"{', '.join(down)[:200]} out of rotation, which service times cannot express"
+        return [Check("rotation", "warn", what, "before steering in memory, put it back or remove it")]
 
     def _lacking(self) -> Check | None:
         """Read as the watch does: the preflight also takes vts' metrics, with which nothing can be steered."""
         options = self._options
         try:
             with StatusReader(options.status_url, options.reading) as reader:
-                lack = unfit(reader.snapshot(), options.groups)
+                snapshot = reader.snapshot()
         except (ConfigError, StatusError) as error:
             return failed("source", error)
-        return None if lack is None else Check(lack.name, "fail", lack.what, lack.remedy)
+        lack = unfit(snapshot, options.groups)
+        if lack is not None:
+            return Check(lack.name, "fail", lack.what, lack.remedy)
+        used = [
+            name for name, servers in snapshot.groups.items() if any(each.request_counter for each in servers.values())
+        ]
+        groups = options.groups or used
+        try:
+            if groups:
+                way_of(options, groups)
+        except (ConfigError, ActuationError) as error:
+            return failed("balancing", error)
+        return None
 
     def _preflight_options(self) -> PreflightOptions:
         options = self._options

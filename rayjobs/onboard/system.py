@@ -9,7 +9,7 @@ from actuators.contract.control import BalancingMethod
 from actuators.credentials import without_credentials
 from actuators.errors import ConfigError
 from actuators.external.actuator import ActuatorOptions, MemoryActuator, open_actuator
-from actuators.external.balancing import ONE_METHOD, configured_balancing, steerable
+from actuators.external.balancing import configured_balancing, steerable
 from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
 from actuators.other_proxies import names_another
@@ -20,6 +20,11 @@ _OF_OTHERS = {
     "ROUND_ROBIN": "round_robin", "LEAST_REQUEST": "random_two",
 }  # fmt: skip
 """Of HAProxy and Envoy, whose least request takes the better of two random servers."""
+
+
+_ONE_METHOD_IN_MEMORY = (
+    "write the snippet for groups of one method: deepsched weights snippet --groups A,B; the others stay as they are"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
         method = actuator.method
         if method == "configured":
             what = "its groups balance by different methods, each by that of its upstream block"
-            raise ConfigError(what, where=address, remedy=ONE_METHOD)
+            raise ConfigError(what, where=address, remedy=_ONE_METHOD_IN_MEMORY)
         return Way(steerable(method, address), True, True, address, machines)
     if options.nginx_conf is not None:
         own = configured_balancing(options.nginx_conf, groups)

@@ -368,6 +368,14 @@ def _check_takes_times(site: Site, folder: Path) -> None:
             remedy="include a snippet (deepsched weights snippet) in NGINX and give its --control-url; HAProxy and"
             " Envoy take weights only",
         )  # fmt: skip
+    own = {group.name for group in site.topology.groups}
+    unknown = [group.name for group in site.actuator.topology.groups if group.name not in own]
+    if unknown:
+        raise ConfigError(
+            f"the bundle has no service times of {', '.join(unknown)[:200]}, which NGINX balances in memory too",
+            where=str(folder),
+            remedy=f"write the snippet for its groups only: deepsched weights snippet --groups {','.join(sorted(own))}",
+        )
     if down_in(site.control()).any():
         raise ConfigError(
             "a server is out of rotation, which service times cannot express", where=str(folder),

@@ -164,3 +164,20 @@ def test_haproxy_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_recordings_of_metrics_may_be_fitted() -> None:
     """`calibrate` reads them: only steering, and so an onboarding, needs the JSON."""
     assert unfit(replace(parse(document("after_load")), source="prometheus")) is None
+
+
+@pytest.mark.nginx
+def test_groups_of_different_methods_end_it_before_the_watch(tmp_path: Path) -> None:
+    found = document("after_load")
+    blocks = [
+        f"upstream {name} {{ {'least_conn;' if name == OTHER else ''}"
+        + "".join(f" server {each['server']};" for each in servers if each["server"] != name) + " }"
+        for name, servers in found["upstreamZones"].items() if not name.startswith("::")
+    ]  # fmt: skip
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(f"events {{}} http {{ {' '.join(blocks)} }}")
+    with nginx(json.dumps(found)) as url:
+        (check,) = forbidding(url, tmp_path / "all", nginx_conf=conf)
+        assert (check["name"], f"{OTHER}: least_conn" in check["what"]) == ("balancing", True)
+        assert "--groups" in check["remedy"]
+        assert forbidding(url, tmp_path / "one", nginx_conf=conf, groups=(OTHER,)) == []
