@@ -331,12 +331,18 @@ def test_the_page_for_refused_requests_is_not_refused(site: Site) -> None:
     wait_until(lambda: sum(entry.in_flight for entry in status(site)) == 0)
 
 
-def test_a_server_that_sends_the_page_for_refused_requests_has_not_failed(site: Site) -> None:
+def filled(site: Site) -> http.client.HTTPConnection:
+    """The one request that may be in flight; the servers answer all later ones."""
     admit(site, rule(site.topology, 1))
     site.hang()
     pending = site.pending(HOME)
     site.heal()
     site.collector.window()
+    return pending
+
+
+def test_a_server_that_sends_the_page_for_refused_requests_has_not_failed(site: Site) -> None:
+    pending = filled(site)
     refused = [ask(site, "/with-plain-page") for _ in range(5)]
     assert {(each.status, each.getheader("X-Refused")) for each in refused} == {(503, "overload")}
     window = site.collector.window()
@@ -351,11 +357,7 @@ def test_a_server_that_sends_the_page_for_refused_requests_has_not_failed(site: 
 
 
 def test_errors_are_counted_beside_refusals_that_clients_see_as_something_else(site: Site) -> None:
-    admit(site, rule(site.topology, 1))
-    site.hang()
-    pending = site.pending(HOME)
-    site.heal()
-    site.collector.window()
+    pending = filled(site)
     assert [ask(site, "/with-page").status for _ in range(5)] == [200] * 5
     pending.close()
     wait_until(lambda: sum(entry.in_flight for entry in status(site)) == 0)

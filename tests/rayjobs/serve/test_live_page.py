@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,12 +294,19 @@ def test_orders_need_the_token_and_show_within_seconds(page: Page) -> None:
     page.until(lambda: "canary" not in page.text("#facts"))
 
 
-def test_a_token_for_reading_shows_everything_and_orders_nothing(page: Page, tmp_path: Path) -> None:
+@contextmanager
+def with_tokens(page: Page, folder: Path) -> Iterator[str]:
+    """HOST:PORT of a server in front of the same controller that asks for the tokens of `TOKENS`."""
     options = ServeOptions(
-        bundle=page.folder / "bundle", port=0, front="uvicorn", folder=tmp_path / "state", steer_folder=page.folder,
-        **role_files(tmp_path, "order", "read"),
+        bundle=page.folder / "bundle", port=0, front="uvicorn", folder=folder / "state", steer_folder=page.folder,
+        **role_files(folder, "order", "read"),
     )  # fmt: skip
     with serving(options, make_settings(options)) as address:
+        yield address
+
+
+def test_a_token_for_reading_shows_everything_and_orders_nothing(page: Page, tmp_path: Path) -> None:
+    with with_tokens(page, tmp_path) as address:
         page.browser.open(f"http://{address}", drawn=False)
         page.until(lambda: page.text("#link") == "enter the token")
         page.enter(TOKENS["read"])
@@ -329,11 +337,7 @@ def test_decisions_of_long_ago_are_no_lost_server(page: Page, tmp_path: Path, mo
 
 
 def test_the_interface_page_asks_for_the_token(page: Page, tmp_path: Path) -> None:
-    options = ServeOptions(
-        bundle=page.folder / "bundle", port=0, front="uvicorn", folder=tmp_path / "state", steer_folder=page.folder,
-        **role_files(tmp_path, "order", "read"),
-    )  # fmt: skip
-    with serving(options, make_settings(options)) as address:
+    with with_tokens(page, tmp_path) as address:
         page.browser.open(f"http://{address}/docs", drawn=False)
         page.until(lambda: "enter the token" in page.text("#operations"))
         page.browser.evaluate(
