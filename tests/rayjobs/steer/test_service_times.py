@@ -6,18 +6,22 @@ import contextlib
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.topology import Topology, social_network
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.instance import Nginx
 from actuators.testbed.options import LiveOptions
 from rayjobs.cli.main import main
 from rayjobs.steer.site import Site
+from tests.support.http_server import ScriptedServer
+from tests.support.nginx_site import answer
 from tests.support.steer_site import (
     INTERVAL_S,
     Drill,
@@ -113,6 +117,27 @@ def test_a_bundle_of_service_times_needs_an_nginx_in_memory(
         words = ["--nginx-conf", str(config), "--status-url", status_url, "--folder", str(short_dir / "run")]
         assert main(["steer", "run", "--bundle", str(short_dir / "bundle"), *words]) == 2
     assert "balances in memory" in capsys.readouterr().err
+
+
+def test_a_group_in_memory_of_which_the_bundle_knows_no_times_is_named(
+    short_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times_bundle(trained=False).save(short_dir / "bundle")
+    with ScriptedServer(lambda _: answer(200)) as server:
+        known = social_network((server.address,))
+        more = replace(known.groups[0], name="admin_backend", request_type="admin", path="/admin")
+        whole = Topology((*known.groups, more))
+        with Nginx(NginxOptions(method="least_conn", actuation="memory"), whole, work_dir=short_dir) as nginx:
+            nginx.start()
+            token = short_dir / "token"
+            token.touch(0o600)
+            token.write_text(nginx.token)
+            words = ["--control-url", nginx.control_url, "--token-file", str(token), "--status-url", nginx.status_url]
+            words += ["--bundle", str(short_dir / "bundle"), "--folder", str(short_dir / "run")]
+            assert main(["steer", "run", *words]) == 2
+    said = capsys.readouterr().err
+    assert "no service times of admin_backend" in said
+    assert f"--groups {','.join(sorted(group.name for group in known.groups))}" in said
 
 
 def told(site: Site) -> str:
