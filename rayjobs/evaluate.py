@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rayjobs.runs.steps import Steps
     from tuning.judging.contenders import Spec
     from tuning.judging.evaluation import Evaluation
+    from tuning.judging.steered_pool import SteeredPool
 
 START_S, BLOCK_OVERHEAD_S, SIMULATED_S = 20.0, 1.2, 10.0
 
@@ -355,10 +356,16 @@ def _judge_part(part: Part, options: EvaluateOptions, testbed: Testbed, progress
         seeds=options.seeds,
         learned=_on_trial(part, options),
     )
-    with _peers(part, testbed, options) as peers:
+    with _peers(part, testbed, options) as (peers, pools):
+
+        def remake(seed: int) -> list[Controller]:
+            for pool in pools:
+                pool.forget()
+            return make(seed)
+
         return steps.judge(
             testbed, make(options.seed), Excerpt(part.scenario, judging.measure_s), problem.deadlines_s, judging,
-            kind=part.kind, name=f"judge {part.title}", remake=make, peers=peers,
+            kind=part.kind, name=f"judge {part.title}", remake=remake, peers=peers,
         )  # fmt: skip
 
 
@@ -396,8 +403,11 @@ def _on_trial(part: Part, options: EvaluateOptions) -> str | None:
 
 
 @contextlib.contextmanager
-def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[dict[str, Testbed]]:
-    """A testbed behind every peer that is judged; all run at once, and one at a time has traffic."""
+def _peers(
+    part: Part, testbed: Testbed, options: EvaluateOptions
+) -> Iterator[tuple[dict[str, Testbed], list[SteeredPool]]]:
+    """A testbed behind every peer that is judged, and those of them that we steer. All run at once, and one at a time
+    has traffic."""
     from actuators.testbed.live import LiveTestbed
     from actuators.testbed.peers import NoStatistics, Peer
     from actuators.testbed.steered import STEERED, SteeredProxy, pool_of
@@ -405,18 +415,19 @@ def _peers(part: Part, testbed: Testbed, options: EvaluateOptions) -> Iterator[d
 
     with contextlib.ExitStack() as stack:
         peers: dict[str, Testbed] = {}
+        pools: list[SteeredPool] = []
         for spec in (spec for spec in part.specs if part.kind == "live" and spec.is_peer):
             if not isinstance(testbed, LiveTestbed):
                 raise DataError(f"{spec.name} needs a live testbed", where="policies")
             folder = part.folder.path.absolute() / "peers"
             if spec.base in STEERED:
                 proxy = stack.enter_context(SteeredProxy(spec.base, pool_of(testbed.topology), folder))
-                pool = stack.enter_context(SteeredPool(testbed.topology, proxy))
-                peers[spec.name] = testbed.behind(proxy.address, pool, pool)
+                pools.append(stack.enter_context(SteeredPool(testbed.topology, proxy)))
+                peers[spec.name] = testbed.behind(proxy.address, pools[-1], pools[-1])
                 continue
             peer = stack.enter_context(Peer(spec.base, testbed.topology, folder, _programs(options.live)))
             peers[spec.name] = testbed.behind(peer.address, peer, NoStatistics(testbed.topology))
-        yield peers
+        yield peers, pools
 
 
 def _sets_times(spec: Spec) -> bool:

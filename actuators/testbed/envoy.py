@@ -52,7 +52,9 @@ def render_envoy(
     manager = {
         "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "front",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(topology, names)}]},
+        "route_config": {
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(topology, names, shared=shared)}]
+        },
         "http_filters": [*([_adaptive_concurrency()] if limits else []), _filter("router", {})],
     }
     listener = {
@@ -100,7 +102,9 @@ def _adaptive_concurrency() -> dict[str, Any]:
     return _filter("adaptive_concurrency", {"gradient_controller_config": controller, "enabled": enabled})
 
 
-def _routes(topology: Topology, clusters: Sequence[str]) -> list[dict[str, Any]]:
+def _routes(topology: Topology, clusters: Sequence[str], *, shared: bool) -> list[dict[str, Any]]:
+    if shared:  # requests of all types, whose paths a pool does not know
+        return [{"match": {"prefix": "/"}, "route": {"cluster": clusters[0], "timeout": "30s"}}]
     return [
         {"match": {"path": group.path}, "route": {"cluster": cluster, "timeout": "30s"}}
         for group, cluster in zip(topology.groups, clusters, strict=True)

@@ -43,6 +43,12 @@ class SteeredPool(NoStatistics, Closing):
         self._memory = LatencyMemory.empty(proxy.topology.shape)
         self._weights = Weights.equal(proxy.topology)
 
+    def forget(self) -> None:
+        """Equal weights and no memory, as at the start. Raises ActuationError."""
+        self._memory = LatencyMemory.empty(self._proxy.topology.shape)
+        self._weights = Weights.equal(self._proxy.topology)
+        self._proxy.apply(self._weights)
+
     @property
     def weights(self) -> IntArray:
         """``[servers]``: the ones in force."""
