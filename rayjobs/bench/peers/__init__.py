@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from rayjobs.bench.parts.bars import Bar, BenchContext
 from rayjobs.bench.peers import copies, live, simulated
 
-PARTS = {"simulated": simulated.measure, "copies": copies.measure, "live": live.measure}
+PARTS = {
+    "simulated": simulated.measure, "copies": copies.measure, "live": live.measure_fast,
+    "live_slow": live.measure_slow,
+}  # fmt: skip
 
 
 def measure(context: BenchContext) -> Sequence[Bar]:
