@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from actuators.closing import Closing
 from actuators.contract import histogram
 from actuators.contract.script import Stream
 from actuators.contract.topology import Group, Topology, social_network
-from actuators.errors import ConfigError, LoadError
+from actuators.errors import ConfigError, LoadError, closest
 from actuators.files import write_atomic
 from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.load.hdr_files import log_header, log_lines, percentile_table
@@ -78,7 +79,7 @@ class LoadReport(Closing):
         if self._live:
             sys.stderr.write("\r\x1b[K")
         self.has_results = True
-        self.only_errors = bool(summary.planned.sum() > 0 and summary.latency_counts.sum() == 0)
+        self.only_errors = only_errors(summary)
         document = summary.to_json("summary")
         self._write(document)
         self._folder.write("summary.json", json.dumps(document, indent=2) + "\n")
@@ -104,6 +105,11 @@ class LoadReport(Closing):
         if self._json_lines:
             sys.stdout.write(text)
             sys.stdout.flush()
+
+
+def only_errors(summary: LoadSummary) -> bool:
+    """Whether requests were due and none was answered with a status below 400."""
+    return bool(summary.planned.sum() > 0 and summary.latency_counts.sum() == 0)
 
 
 EVEN = 0.02
@@ -198,6 +204,10 @@ MOST_SILENT_S = 10.0
 """Longer windows are too rare to tell by themselves that the sending goes on."""
 _WITH_TLS = ("https", "h2", "h2c")
 _ANY_SERVER = ("server:80",)
+_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,127}")
+_MAX_METHOD, _MAX_PATH_BYTES = 31, 1023
+"""As gen_load/plan.c reads them."""
+_ENCODE = "percent-encode it (%20)"
 
 
 class LoadRunOptions(PlanOptions):
@@ -224,7 +234,7 @@ class LoadRunOptions(PlanOptions):
 def run(options: LoadRunOptions) -> int:
     """Sends the plan; 0 when it has ended, 1 when no request was answered as it should be."""
     address = parse_target(options.target)
-    streams = make_streams(options)
+    streams = make_streams(options, options.sending.engine)
     topology = topology_of(streams, options.requests)
     text = plan_text(topology, streams, options.sending.body_files)
     folder = RunFolder.create(options.out, "load", options.seed, options)
@@ -237,7 +247,7 @@ def run(options: LoadRunOptions) -> int:
     with LoadReport(folder, options.duration_s, json_lines=json_lines, live=live, fixed=fixed) as report:
         try:
             if options.engine == "wrk2":
-                _run_wrk2(options, streams, folder, report, saying)
+                _run_wrk2(options, address, streams, folder, report, saying)
             else:
                 _run_native(options, address, topology, streams, folder, report, saying)
         finally:
@@ -250,7 +260,11 @@ def run(options: LoadRunOptions) -> int:
 
 def parse_target(url: str) -> str:
     """HOST:PORT of ``http://HOST:PORT``. Raises ConfigError for anything else."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    remedy = "as http://127.0.0.1:8080, an IPv6 address as http://[::1]:8080"
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError as error:  # of brackets
+        raise ConfigError(f"target '{url}' is not http://HOST:PORT", where="--target", remedy=remedy) from error
     try:
         port = parts.port
     except ValueError:
@@ -261,26 +275,50 @@ def parse_target(url: str) -> str:
             remedy="give a plain listener of the same server; for TLS and HTTP/2 use h2load of nghttp2, or k6",
         )  # fmt: skip
     if parts.scheme != "http" or not parts.hostname or port == 0 or parts.path not in ("", "/") or parts.query:
-        raise ConfigError(
-            f"target '{url}' is not http://HOST:PORT", where="--target", remedy="as http://127.0.0.1:8080"
-        )
+        raise ConfigError(f"target '{url}' is not http://HOST:PORT", where="--target", remedy=remedy)
     return parts.netloc if port is not None else f"{parts.netloc}:80"
 
 
 def topology_of(streams: Sequence[Stream], requests: dict[str, str]) -> Topology:
     """The groups of the streams: those of the social network and of `requests`.
 
-    Raises ConfigError for a type in neither.
+    Raises ConfigError for a type in neither, a request that the engine's plan cannot carry, and one whose type has no
+    stream.
     """
     groups = {group.request_type: group for group in social_network(_ANY_SERVER).groups}
     for name, text in requests.items():
-        method, _, path = text.partition(" ")
-        if not method.isalpha() or not path.startswith("/"):
-            raise ConfigError(f"invalid request '{text}'", where=f"requests.{name}", remedy="write 'METHOD /PATH'")
-        groups[name] = Group(f"{name}_backend", name, method.upper(), path, 2.0, _ANY_SERVER)
+        method, path = _request(name, text)
+        groups[name] = Group(f"{name}_backend", name, method, path, 2.0, _ANY_SERVER)
     known = Topology(tuple(groups.values()))
     plan_text(known, streams, {})  # names what is unknown, with the closest match
-    return Topology(tuple(groups[stream.request_type] for stream in streams))
+    sent = [stream.request_type for stream in streams]
+    for name in requests:
+        if name not in sent:
+            raise ConfigError(
+                f"the plan sends no requests of type '{name}'", where=f"requests.{name}", remedy=closest(name, sent)
+            )
+    return Topology(tuple(groups[name] for name in sent))
+
+
+def _request(name: str, text: str) -> tuple[str, str]:
+    """Method and path of one of the `requests`. Raises ConfigError for what the engine's plan cannot carry."""
+    where = f"requests.{name}"
+    if not _TYPE.fullmatch(name):
+        remedy = "name it with 1 to 127 ASCII letters, digits, '_', '-' and '.'"
+        raise ConfigError("invalid request type", where=where, remedy=remedy)
+    method, _, path = text.partition(" ")
+    if not (method.isascii() and method.isalpha() and path.startswith("/")):
+        raise ConfigError(f"invalid request '{text}'", where=where, remedy="write 'METHOD /PATH'")
+    if len(method) > _MAX_METHOD:
+        remedy = f"use at most {_MAX_METHOD} letters"
+        raise ConfigError(f"a method of {len(method)} letters", where=where, remedy=remedy)
+    if " " in path or not path.isprintable():
+        raise ConfigError("white space or a control character in the path", where=where, remedy=_ENCODE)
+    if len(path.encode()) > _MAX_PATH_BYTES:
+        raise ConfigError(
+            f"a path of {len(path.encode())} bytes", where=where, remedy=f"give at most {_MAX_PATH_BYTES}"
+        )
+    return method.upper(), path
 
 
 def _run_native(
@@ -323,19 +361,23 @@ def _saying(duration_s: float, *, quiet: bool) -> Iterator[Say]:
 
 
 def _follow(engine: LoadEngine, report: LoadReport, duration_s: float, say: Say) -> None:
-    while not engine.wait(POLL_S):
-        for window in engine.poll_summaries():
-            report.window(window)
-            say(live_line(window, duration_s), window.end_s / duration_s)
+    with contextlib.suppress(LoadError):  # `_finish` tells of an engine that died
+        while not engine.wait(POLL_S):
+            for window in engine.poll_summaries():
+                report.window(window)
+                say(live_line(window, duration_s), window.end_s / duration_s)
 
 
 def _finish(engine: LoadEngine, options: LoadRunOptions, report: LoadReport) -> LoadSummary:
-    """The summary; when the engine has died, reports what is known before the error is passed on."""
+    """The summary; when the engine has died, reports what it has written before the error is passed on."""
     try:
         summary = engine.finish(options.sending.timeout_s + options.sending.connect_timeout_s + 5.0)
         for window in engine.poll_summaries():
             report.window(window)
     except LoadError:
+        with contextlib.suppress(LoadError):
+            for window in engine.poll_summaries():
+                report.window(window)
         report.end(engine.partial_summary())
         raise
     return summary
@@ -352,13 +394,14 @@ def _start_line(options: LoadRunOptions, engine: LoadEngine) -> dict[str, object
 
 def _run_wrk2(
     options: LoadRunOptions,
+    address: str,
     streams: Sequence[Stream],
     folder: RunFolder,
     report: LoadReport,
     saying: contextlib.AbstractContextManager[Say],
 ) -> None:
     with Wrk2Engine(options.wrk2, folder.path / "wrk2") as engine:
-        engine.start(options.target, streams, duration_s=options.duration_s)
+        engine.start(f"http://{address}", streams, duration_s=options.duration_s)
         warned = _tell(engine.warnings)
         try:
             with saying:

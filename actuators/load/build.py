@@ -1,9 +1,11 @@
-"""Builds the load engine from its C sources with the machine's compiler; one cached binary per state of the sources."""
+"""Builds the load engine from its C sources with the machine's compiler; one cached binary per state of the sources,
+architecture and C library, because machines may share a home folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -37,7 +39,7 @@ def engine_path(cache: Path | None = None) -> Path:
         LoadError: the sources do not compile.
     """
     folder = cache if cache is not None else cache_dir()
-    binary = folder / f"gen_load-{_source_hash()}"
+    binary = folder / f"gen_load-{_digest()}"
     if not _is_trusted(binary):
         _build(find_compiler(), binary)
     return binary
@@ -52,8 +54,9 @@ def find_compiler() -> str:
     raise MissingToolError("no C compiler", where="building the load engine", remedy="apt-get install gcc")
 
 
-def _source_hash() -> str:
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+def _digest() -> str:
+    """Of the sources and of what decides whether their binary runs."""
+    digest = hashlib.sha256(" ".join((*FLAGS, platform.machine(), *platform.libc_ver())).encode())
     for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

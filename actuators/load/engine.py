@@ -26,14 +26,23 @@ from actuators.load.summary import LoadSummary
 from actuators.options import Moved, Options
 from actuators.processes.process import ManagedProcess
 
+LONGEST_TIMEOUT_S = 120.0
+"""Of both time-outs: the latency histogram ends at 134 s (`actuators.contract.histogram.SIZE`)."""
+_END_S = 2.0
+LONGEST_FINISH_S = 2 * LONGEST_TIMEOUT_S + _END_S
+"""Longest wait of `LoadEngine.finish` without a time-out of the caller."""
+MOST_UNREAD = 1000
+"""Windows that are kept apart until they are polled: 68 MB with three types."""
+
 
 class LoadOptions(Options):
     """How the load engine sends requests; the plan says which and when."""
 
-    timeout_s: float = Field(10.0, gt=0)
-    """Longest wait for a response, or for a free connection, in seconds."""
-    connect_timeout_s: float = Field(3.0, gt=0)
-    """Longest wait for a connection to open, in seconds."""
+    timeout_s: float = Field(10.0, gt=0, le=LONGEST_TIMEOUT_S)
+    """Longest wait for a response, or for a free connection, in seconds; at most 120, because the latency histogram
+    ends at 134 s."""
+    connect_timeout_s: float = Field(3.0, gt=0, le=LONGEST_TIMEOUT_S)
+    """Longest wait for a connection to open, in seconds; at most 120."""
     max_connections: int = Field(2048, ge=1, le=60000)
     """Most connections open at once; requests beyond that wait, and count as late or not sent."""
     spin_us: float = Field(0.0, ge=0)
@@ -64,7 +73,7 @@ class LoadEngine(Closing):
     Windows count what happened in them: `planned` by intended send time, `sent` by actual send time,
     responses, errors and latencies by the time they ended. So a window is final at its end, and the windows of a run
     add up exactly to its summary. After the end of the plan more windows follow until nothing is in flight;
-    the last one may be short.
+    the last one may be short. When more than `MOST_UNREAD` windows wait for a poll, the oldest ones are added to one.
 
     Raises:
         MissingToolError: no compiler and no `options.engine`.
@@ -180,13 +189,19 @@ class LoadEngine(Closing):
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
 
-    def finish(self, timeout_s: float) -> LoadSummary:
+    def finish(self, timeout_s: float | None = None) -> LoadSummary:
         """The summary, when the plan has ended or was stopped and nothing is in flight.
+
+        Args:
+            timeout_s: None for as long as requests in flight may take after `stop`, by the options' time-outs; at
+                most `LONGEST_FINISH_S`.
 
         Raises LoadError when the engine died, or still runs after `timeout_s` seconds.
         """
         if self._output is None:
             raise LoadError("no load was started", remedy="call start first")
+        if timeout_s is None:
+            timeout_s = self.options.timeout_s + self.options.connect_timeout_s + _END_S
         if not self._output.wait_end(timeout_s):
             raise LoadError(f"the load has not ended after {timeout_s:g} s", remedy="call stop first, or wait longer")
         if self._output.summary is None:
@@ -253,7 +268,7 @@ class EngineOutput:
         threading.Thread(target=self._read, args=(descriptor,), name="load-engine-output", daemon=True).start()
 
     def take_windows(self) -> list[LoadSummary]:
-        """The windows since the last call, in order; never waits."""
+        """The windows since the last call, in order, the oldest of more than `MOST_UNREAD` as one; never waits."""
         with self._news:
             windows = list(self._windows)
             self._windows.clear()
@@ -290,6 +305,8 @@ class EngineOutput:
                 self.begin = content
             elif content["kind"] == "window":
                 self._windows.append(summary)
+                if len(self._windows) > MOST_UNREAD:
+                    self._windows.appendleft(self._windows.popleft() + self._windows.popleft())
             else:
                 self.summary = summary
             self._news.notify_all()

@@ -25,6 +25,7 @@ _STEPS_PER_PERIOD, _FOR_ON_OFF = 120, 0x0F
 MAX_STEPS = 100_000
 """Of one stream."""
 MAX_TRACE_BYTES = 2**24
+_ENGINE = "give the path of a gen_load, or none to have it built"
 _SOCIAL_NETWORK = {"compose": "compose", "home_read": "timeline", "user_read": "timeline"}
 
 
@@ -81,15 +82,18 @@ class PlanOptions(Options):
     """random: longest pause after a burst, in seconds."""
 
 
-def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
+def make_streams(options: PlanOptions, engine: Path | None = None) -> tuple[Stream, ...]:
     """The plan's streams; equal options give equal streams.
 
+    Args:
+        engine: the `gen_load` that draws the bursts of `random`; built on first use when None.
+
     Raises:
-        ConfigError: a bound, step, share or trace is invalid.
-        MissingToolError: `random` without a compiler for the engine, which draws the bursts.
+        ConfigError: a bound, step, share or trace is invalid, or `engine` is not a `gen_load`.
+        MissingToolError: `random` without a compiler for the engine.
     """
     if options.plan == "random":
-        return random_streams(options)
+        return random_streams(options, engine)
     if options.plan == "trace":
         return trace_streams(options)
     if options.plan == "constant":
@@ -104,7 +108,7 @@ def make_streams(options: PlanOptions) -> tuple[Stream, ...]:
 
 
 def random_streams(options: PlanOptions, engine: Path | None = None) -> tuple[Stream, ...]:
-    """The bursts that `gen_load` draws for this seed, duration and bounds."""
+    """The bursts that `gen_load` draws for this seed, duration and bounds. Raises as `make_streams`."""
     _check_count(options.duration_s / (options.min_burst_s + options.min_backoff_s), "bursts", "random plan")
     names = (
         "seed", "duration_s", "min_rate_rps", "max_rate_rps", "min_burst_s", "max_burst_s", "min_backoff_s",
@@ -112,11 +116,17 @@ def random_streams(options: PlanOptions, engine: Path | None = None) -> tuple[St
     )  # fmt: skip
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)!r}" for name in names]
     command = [str(engine or engine_path()), "--print-plan", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"the load engine does not run: {error}", where=command[0], remedy=_ENGINE) from error
     if result.returncode != 0:
         line = result.stderr.strip().removeprefix("gen_load: ")
         raise ConfigError(line, where="random plan", remedy="correct the bounds")
-    return parse_plan(result.stdout)
+    streams = parse_plan(result.stdout)
+    if not streams:
+        raise ConfigError("it is not a load engine: it printed no plan", where=command[0], remedy=_ENGINE)
+    return streams
 
 
 def parse_step(text: str) -> tuple[float, float]:
@@ -208,7 +218,8 @@ def plan_text(
         clients, deadlines_s: per group, or empty.
         varied: reads ask for as many posts as `actuators.social_network.costs` says, in place of ten.
 
-    Raises ConfigError for an unknown or repeated request type, or invalid steps.
+    Raises ConfigError for an unknown or repeated request type, invalid steps, or a body file that is missing or of no
+    type of the topology.
     """
     known = topology.request_types
     by_type = {stream.request_type: stream for stream in streams}
@@ -219,6 +230,9 @@ def plan_text(
             )
     if len(by_type) != len(streams) or len(set(known)) != len(known):
         raise ConfigError("a request type is listed twice", where="load plan", remedy="give each type one stream")
+    for name in files:
+        if name not in known:
+            raise ConfigError(f"no requests of type '{name}'", where=f"body_files.{name}", remedy=closest(name, known))
     lines = []
     for g, group in enumerate(topology.groups):
         stream = by_type.get(group.request_type, Stream(group.request_type, ()))

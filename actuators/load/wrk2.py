@@ -30,6 +30,8 @@ from actuators.processes.process import ManagedProcess
 
 DISCARDED_S = 10.0
 """wrk2 empties its histogram after ten seconds; a shorter run keeps everything in it."""
+_OTHER_RATE = 0.01
+"""Share of the plan's rate by which the one of wrk2 may differ without a warning."""
 _USAGE_TIMEOUT_S = 10.0
 _BUILD = "build wrk2 of https://github.com/delimitrou/DeathStarBench (folder wrk2) and give its path"
 _LUA_SOCKET = (
@@ -54,10 +56,15 @@ class Wrk2Options(Options):
 
 @dataclass(frozen=True)
 class Wrk2Plan:
-    """One process: a request type at a constant rate, which wrk2 takes in whole requests per thread and second."""
+    """One process: a request type at a constant rate, which wrk2 takes in whole requests per thread and second.
+
+    Attributes:
+        rate_rps: what wrk2 sends; `asked_rps`: what the plan asks for.
+    """
 
     request_type: str
     rate_rps: int
+    asked_rps: float
     distribution: str
     script: Path
 
@@ -80,16 +87,21 @@ class Wrk2Engine(Closing):
         self._duration_s = 0
 
     def start(self, url: str, streams: Sequence[Stream], *, duration_s: float) -> None:
-        """Starts all processes.
+        """Starts a process per stream that has requests.
 
         Raises:
-            ConfigError: a plan that wrk2 cannot run (changing rates, `normal`), or a missing script.
+            ConfigError: a plan without requests or one that wrk2 cannot run (changing rates, `normal`), or a missing
+                script.
             ProcessError: a process did not start.
         """
         self.close()
-        self._plans = [_plan(stream, self.options) for stream in streams]
+        self._plans = [
+            _plan(stream, self.options) for stream in streams if any(step.rate_rps > 0 for step in stream.steps)
+        ]
+        if not self._plans:
+            raise ConfigError("the plan has no requests", where="load plan", remedy="give a rate of more than 0")
         self._duration_s = max(round(duration_s), 1)
-        self.warnings = _warnings(self._plans, self._duration_s)
+        self.warnings = _warnings(self._plans, duration_s, self._duration_s)
         if not self._shows_sent:
             self.warnings.append(
                 "this wrk2 does not tell how many requests it sent: those without an answer are unknown"
@@ -266,11 +278,21 @@ def _plan(stream: Stream, options: Wrk2Options) -> Wrk2Plan:
             remedy="give one per request type of the mix, as DeathStarBench's wrk2/scripts/social-network/*.lua",
         )  # fmt: skip
     per_thread = max(round(step.rate_rps / options.threads), 1)
-    return Wrk2Plan(stream.request_type, per_thread * options.threads, step.distribution, Path(script).absolute())
+    rate_rps = per_thread * options.threads
+    return Wrk2Plan(stream.request_type, rate_rps, step.rate_rps, step.distribution, Path(script).absolute())
 
 
-def _warnings(plans: Sequence[Wrk2Plan], duration_s: int) -> list[str]:
+def _warnings(plans: Sequence[Wrk2Plan], asked_s: float, duration_s: int) -> list[str]:
+    """What to know of these plans; `duration_s` is what wrk2 takes of `asked_s`."""
     lines = [
+        f"{plan.request_type}: wrk2 takes whole requests per second and thread, {plan.rate_rps}/s in place of"
+        f" {plan.asked_rps:g}/s"
+        for plan in plans
+        if abs(plan.rate_rps - plan.asked_rps) > _OTHER_RATE * plan.asked_rps
+    ]
+    if duration_s != asked_s:
+        lines.append(f"wrk2 takes whole seconds: it runs for {duration_s} s in place of {asked_s:g} s")
+    lines += [
         "wrk2 pipelines: NGINX does not see requests that wait in a connection, and answers a connection in order",
         "wrk2 counts latency from the actual send time and rounds its timers to milliseconds",
         "wrk2's timeouts count idle connections: requests without an answer at the end are counted instead",

@@ -23,6 +23,9 @@ from actuators.social_network.http_protocol import Exchange, Listener
 from actuators.social_network.service import SocialService
 
 Behaviours = tuple[Behaviour, ...]
+MAX_CHANGES = 100_000
+"""Most changes of behaviour that a pattern may have."""
+_MAY_BE_ZERO = ("phase_s", "error_service_s")
 
 
 class Admin:
@@ -46,7 +49,7 @@ class Admin:
             return
         try:
             route(exchange)
-        except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, ConfigError) as error:
             exchange.fail(400, str(error) if isinstance(error, ConfigError) else repr(error))
 
     def close(self) -> None:
@@ -108,8 +111,10 @@ def telegraph(
     speed: float, duration_s: float, good_s: float = 10.0, bad_s: float = 5.0, seed: int = 0, server: int = 0
 ) -> Behaviours:
     """Random telegraph: good and bad (`speed`) periods of exponential length with the given means."""
-    generator, at_s, bad, changes = random.Random(seed), 0.0, False, []
+    generator, at_s, bad = random.Random(seed), 0.0, False
+    changes: list[Behaviour] = []
     while at_s < duration_s:
+        _check_count(len(changes))
         changes.append(Behaviour(at_s, server, speed if bad else 1.0))
         at_s += generator.expovariate(1 / (bad_s if bad else good_s))
         bad = not bad
@@ -121,7 +126,9 @@ def periodic(
 ) -> Behaviours:
     """Speed `speed` for the first `slow_s` of every period; the first period begins at `phase_s`."""
     changes = []
-    for number in range(math.ceil(max(duration_s - phase_s, 0) / period_s)):
+    periods = max(duration_s - phase_s, 0) / period_s
+    _check_count(2 * periods)
+    for number in range(math.ceil(periods)):
         begin_s = phase_s + number * period_s
         changes += [Behaviour(begin_s, server, speed), Behaviour(begin_s + slow_s, server)]
     return (*(change for change in changes if change.at_s < duration_s), Behaviour(duration_s, server))
@@ -129,6 +136,7 @@ def periodic(
 
 def slow_start(speed: float = 0.2, steps: int = 9, step_s: float = 5.0, server: int = 0) -> Behaviours:
     """From `speed` to 1 in equal steps, as caches warm up."""
+    _check_count(steps)
     rise = (1.0 - speed) / max(steps - 1, 1)
     return tuple(Behaviour(number * step_s, server, speed + number * rise) for number in range(steps))
 
@@ -154,14 +162,16 @@ def behaviours_from_json(data: Any) -> Behaviours:
     """Behaviours from the JSON that a user or a program posts.
 
     ``{"speed": 0.5}`` holds from now on; a list of such objects with ``at_s``; or a pattern with its
-    arguments, ``{"pattern": "telegraph", "speed": 0.5, "duration_s": 600}``. Raises ConfigError.
+    arguments, ``{"pattern": "telegraph", "speed": 0.5, "duration_s": 600}``. All numbers of a pattern are finite, times
+    and lengths are positive (`phase_s` and `error_service_s` may be 0), and it has at most `MAX_CHANGES` changes.
+    Raises ConfigError.
     """
     try:
         if isinstance(data, dict) and "pattern" in data:
             return check(_pattern(data))
         entries = data if isinstance(data, list) else [data]
         return check(tuple(Behaviour(**{"at_s": 0.0, "server": 0, **entry}) for entry in entries))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ConfigError(f"invalid behaviour: {error}", remedy=closest("", Behaviour.__dataclass_fields__)) from error
 
 
@@ -186,4 +196,24 @@ def _pattern(data: dict[str, Any]) -> Behaviours:
     for argument in arguments:
         if argument not in known:
             raise ConfigError(f"pattern {name} has no '{argument}'", remedy=closest(argument, known))
+    for argument, value in arguments.items():
+        for number in value if isinstance(value, list) else [value]:
+            _check_number(number, argument, f"pattern {name}")
     return PATTERNS[name](**arguments)
+
+
+def _check_number(number: Any, argument: str, where: str) -> None:
+    try:
+        finite = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    if not finite:
+        raise ConfigError(f"{argument} is {number!r}", where=where, remedy="give a finite number")
+    if argument.endswith("_s") and argument not in _MAY_BE_ZERO and not number > 0:
+        raise ConfigError(f"{argument} is {number!r}", where=where, remedy="it must be more than 0")
+
+
+def _check_count(changes: float) -> None:
+    """Raises ConfigError before more changes are made than a server should hold."""
+    if not changes <= MAX_CHANGES:
+        raise ConfigError(f"more than {MAX_CHANGES} changes", remedy="give a shorter duration, or longer periods")

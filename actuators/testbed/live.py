@@ -26,7 +26,6 @@ from actuators.statistics.vts import Snapshot
 LOAD_WINDOW_S = 0.25
 SETTLE_TIMEOUT_S = 2.0
 SETTLE_INTERVAL_S = 0.02
-DRAIN_TIMEOUT_S = 15.0
 
 
 class ServerPart(Protocol):
@@ -86,7 +85,7 @@ class LoadPart(Protocol):
 
     def stop(self) -> None: ...
 
-    def finish(self, timeout_s: float) -> Any: ...
+    def finish(self, timeout_s: float | None = None) -> Any: ...
 
 
 Reading = tuple[Window, LoadWindow | LoadError, dict[int, float]]
@@ -214,7 +213,11 @@ class LiveTestbed(Closing):
             window = replace(window, faults=(*window.faults, ended))
         return window
 
-    def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> Window:
+    def drain(self, timeout_s: float | None = None) -> Window:
+        """As `Testbed.drain`; None waits as long as requests in flight may take by the load engine's time-outs.
+
+        Raises LoadError when the load engine died, or has not ended by then.
+        """
         self._require_running()
         self._load.stop()
         self._load.finish(timeout_s)
@@ -274,7 +277,7 @@ class LiveTestbed(Closing):
             self._load.stop()
             # An engine that died has ended, and the next start replaces one that hangs.
             with contextlib.suppress(LoadError):
-                self._load.finish(DRAIN_TIMEOUT_S)
+                self._load.finish()
 
     def _require_open(self) -> None:
         if self._closed:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actuators.errors import LoadError, TestbedError
+from actuators.load.engine import LONGEST_FINISH_S
 from actuators.processes.system import set_realtime_priority
 from actuators.testbed.live import LiveTestbed, Reading
 from actuators.testbed.parts import dead_process
@@ -96,7 +97,8 @@ class RemotePart:
     def begin_call(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
         """Calls a method of the part; returns a function that waits for the result."""
         reference = self._actor.call.remote(method, *args, **kwargs)
-        return lambda: self._wait(reference, method, CALL_TIMEOUT_S)
+        timeout_s = CALL_TIMEOUT_S + (LONGEST_FINISH_S if method == "finish" else 0.0)
+        return lambda: self._wait(reference, method, timeout_s)
 
     def read(self, attribute: str) -> Any:
         """An attribute of the part; waits for the start of the actor."""

@@ -21,6 +21,7 @@ from rayjobs.cli.main import run_verb
 from rayjobs.load import VERB, LoadReport, LoadRunOptions
 from rayjobs.runs.folder import RunFolder
 from tests.support.http_server import HANG, OK, ScriptedServer
+from tests.support.stand_in_engine import fake_engine, part
 from tests.support.stand_in_wrk2 import OUTPUT, fake_wrk2
 from tests.support.waiting import PATIENCE_S
 
@@ -188,6 +189,7 @@ def test_a_killed_engine_leaves_the_loss_counted(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--target=no url"], "is not http://HOST:PORT"),
+        (["--target=http://[::1:8080"], "is not http://HOST:PORT"),
         (["--target=https://127.0.0.1"], "without TLS"),
         (["--target=h2c://127.0.0.1"], "use h2load"),
         (["--target=http://127.0.0.1:1"], "Connection refused"),
@@ -196,7 +198,17 @@ def test_a_killed_engine_leaves_the_loss_counted(tmp_path: Path) -> None:
         (["--duration-s=-3"], "duration"),
         (["--distribution=exponentail"], "exponential"),
         (["--set", "sending.body_files={compose: /nowhere/body}"], "no body file '/nowhere/body'"),
+        (["--set", "sending.body_files={compse: /etc/hostname}"], "did you mean 'compose'"),
+        (["--set", "sending.timeout_s=200"], "120"),
         (["--mix={compse: 1}"], "did you mean 'compose'"),
+        (["--requests={ping: GET /ping}"], "the plan sends no requests of type 'ping'"),
+        (["--requests={'a b': GET /ping}"], "invalid request type"),
+        ([f"--requests={{{'p' * 128}: GET /ping}}"], "1 to 127 ASCII letters"),
+        (["--requests={ping: GÉT /ping}"], "write 'METHOD /PATH'"),
+        ([f"--requests={{ping: {'G' * 32} /ping}}"], "a method of 32 letters"),
+        (["--requests={ping: GET /a b}"], "(requests.ping); percent-encode it (%20)"),
+        (['--requests={ping: "GET /a\\tb"}'], "(requests.ping); percent-encode it (%20)"),
+        ([f"--requests={{ping: GET /{'x' * 1023}}}"], "a path of 1024 bytes"),
         (["--engine=wrk2"], "no wrk2 binary"),
     ],
 )
@@ -208,6 +220,28 @@ def test_what_is_wrong_is_one_clear_line(
     assert message in said.err
     assert len(said.err.strip().splitlines()) == 1
     assert said.out == ""
+
+
+def test_windows_of_an_engine_that_died_are_in_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those that it wrote just before."""
+    windows = [part(("compose",), 0.0, answered=3), part(("compose",), 1.0, answered=4)]
+    binary = fake_engine(tmp_path, windows, code=3)
+    words = ["--plan=constant", "--mix={compose: 1}", "--set", f"sending.engine={binary}", f"--out={tmp_path / 'runs'}"]
+    assert run_verb(VERB, words) == 2
+    said = capsys.readouterr()
+    assert "the load engine died with code 3" in said.err
+    lines = lines_of(said.out)
+    assert [line["kind"] for line in lines] == ["start", "window", "window", "summary"]
+    assert (lines[-1]["complete"], lines[-1]["types"]["compose"]["answered"]) == (False, 7)
+
+
+def test_the_given_engine_draws_the_plan(tmp_path: Path) -> None:
+    whole = part(("compose",), 0.0, answered=3)
+    plan = "stream compose POST /compose compose\nstep 0 5 fixed\n"
+    binary = fake_engine(tmp_path, [whole], summary=whole, plan=plan)
+    assert run_verb(VERB, ["--set", f"sending.engine={binary}", f"--out={tmp_path / 'runs'}"]) == 0
+    (kept,) = (tmp_path / "runs").glob("*/plan.txt")
+    assert kept.read_text().splitlines()[1:] == ["step 0.0 5.0 fixed"]
 
 
 def wait_for_window(folder: Path) -> None:

@@ -25,6 +25,7 @@ from actuators.contract.testbed import Applied, Testbed
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ActuationError, DeepSchedError, TestbedError
+from actuators.load.engine import LONGEST_FINISH_S
 from actuators.processes.system import set_realtime_priority
 from actuators.testbed.remote import RemoteTestbed
 
@@ -321,8 +322,9 @@ class ConductedTestbed(Closing):
         window: Window = self._call(interval_s + ANSWER_SLACK_S, "advance", interval_s)
         return window
 
-    def drain(self, timeout_s: float = 15.0) -> Window:
-        window: Window = self._call(timeout_s + ANSWER_SLACK_S, "drain", timeout_s)
+    def drain(self, timeout_s: float | None = None) -> Window:
+        within_s = (LONGEST_FINISH_S if timeout_s is None else timeout_s) + ANSWER_SLACK_S
+        window: Window = self._call(within_s, "drain", *(() if timeout_s is None else (timeout_s,)))
         return window
 
     def dead_parts(self) -> list[str]:

@@ -1,7 +1,7 @@
 /* The life of a request, from its due time until it is counted.
  *
  *    due → picked (a connection, or the backlog while all are busy) → sent → done or failed.
- *   planned = sent + not_sent + connect errors;  sent = answered + timeouts + closed. */
+ *   planned + repeated = sent + not_sent + connect errors;  sent = answered + timeouts + closed. */
 #ifndef GEN_LOAD_EXCHANGE_H
 #define GEN_LOAD_EXCHANGE_H
 

@@ -15,11 +15,13 @@ import pytest
 from actuators.contract.script import RateStep, Stream
 from actuators.contract.window import LoadWindow
 from actuators.errors import ConfigError, LoadError
-from actuators.load.engine import LoadEngine, LoadOptions
+from actuators.load.engine import MOST_UNREAD, LoadEngine, LoadOptions
 from actuators.load.summary import LoadSummary
 from actuators.social_network.costs import SPANS
 from tests.support.http_server import CLOSE, HANG, OK, Received, ScriptedServer
 from tests.support.load_runs import TOPOLOGY, constant, run
+from tests.support.stand_in_engine import fake_engine, part
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -216,6 +218,30 @@ def test_a_killed_engine_is_an_error_that_keeps_what_was_counted(engine: LoadEng
     assert not partial.complete
     assert (partial.sent == sum(window.sent for window in windows)).all()
     assert (partial.unaccounted >= 0).all()
+
+
+def test_of_windows_that_nobody_polls_the_oldest_become_one(tmp_path: Path) -> None:
+    parts = [part(TOPOLOGY.request_types, float(second), answered=1) for second in range(MOST_UNREAD + 500)]
+    binary = fake_engine(tmp_path, parts, summary=parts[0])
+    with LoadEngine(LoadOptions(engine=binary), tmp_path / "work") as engine:
+        engine.start("127.0.0.1:9", TOPOLOGY, constant(1.0), seed=1, duration_s=1.0)
+        assert engine.wait(PATIENCE_S)
+        windows = engine.poll()
+    assert len(windows) == MOST_UNREAD
+    assert (windows[0].start_s, windows[0].end_s) == (0.0, 501.0)
+    assert all(later.start_s == earlier.end_s for earlier, later in itertools.pairwise(windows))
+    assert np.sum([window.answered for window in windows], axis=0).tolist() == [len(parts)] * 3
+
+
+def test_without_a_time_out_the_end_is_awaited_as_long_as_requests_may_take(tmp_path: Path) -> None:
+    options = LoadOptions(timeout_s=0.3, connect_timeout_s=0.2)
+    with ScriptedServer(lambda _: HANG) as server, LoadEngine(options, tmp_path) as engine:
+        engine.start(server.address, TOPOLOGY, constant(100, "home_read"), seed=1, duration_s=600.0)
+        wait_until(lambda: len(server.requests) > 0)
+        with pytest.raises(LoadError, match=r"not ended after 2\.5 s"):
+            engine.finish()
+        engine.stop()
+        assert engine.finish(60.0).errors["timeout"].sum() > 0
 
 
 def test_closing_twice_leaves_nothing(engine: LoadEngine) -> None:

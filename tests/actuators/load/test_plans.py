@@ -11,6 +11,7 @@ from actuators.contract.script import RateStep, Stream
 from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from actuators.load.plans import PlanOptions, make_streams, parse_plan, plan_text
+from tests.support.stand_in_engine import fake_engine
 
 
 def rate_at(stream: Stream, at_s: float) -> float:
@@ -69,6 +70,22 @@ def test_random_bursts_stay_within_their_bounds_and_repeat() -> None:
             assert 0.999999 <= after.start_s - pause.start_s <= 2.000001
             used.add(burst.distribution)
     assert used == {"exponential", "normal", "fixed", "zipf"}
+
+
+def test_the_given_engine_draws_the_random_plan(tmp_path: Path) -> None:
+    plan = "stream compose POST /compose compose\nstep 0 5 fixed\nstep 2 0 fixed\n"
+    drawn = make_streams(PlanOptions(), fake_engine(tmp_path, [], plan=plan))
+    assert drawn == (Stream("compose", (RateStep(0.0, 5.0, "fixed"), RateStep(2.0, 0.0, "fixed"))),)
+    with pytest.raises(ConfigError, match="printed no plan"):
+        make_streams(PlanOptions(), fake_engine(tmp_path, []))
+    with pytest.raises(ConfigError, match="does not run"):
+        make_streams(PlanOptions(), tmp_path / "nowhere")
+
+
+def test_a_body_file_of_no_type_is_refused(tmp_path: Path) -> None:
+    streams = make_streams(PlanOptions(plan="constant"))
+    with pytest.raises(ConfigError, match="did you mean 'compose'"):
+        plan_text(social_network(), streams, {"compse": tmp_path})
 
 
 def test_on_off_jumps_around_its_rate_for_all_types_at_once() -> None:

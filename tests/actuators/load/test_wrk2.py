@@ -48,8 +48,9 @@ def test_the_users_binary_and_scripts_are_run(tmp_path: Path, script: Path) -> N
     output = tmp_path / "output.txt"
     output.write_text(OUTPUT)
     options = Wrk2Options(path=fake_wrk2(tmp_path, f"cat {output}"), scripts={"compose": script}, connections=8)
+    silent = Stream("home_read", (RateStep(0, 0.0),))  # needs no script
     with Wrk2Engine(options, tmp_path / "work") as engine:
-        engine.start("http://127.0.0.1:8080", constant("zipf"), duration_s=12.0)
+        engine.start("http://127.0.0.1:8080", [*constant("zipf"), silent], duration_s=12.0)
         summary = engine.finish(10.0)
     assert summary.request_types == ("compose",)
     command = (tmp_path / "commands").read_text().split()
@@ -70,6 +71,7 @@ def test_the_users_binary_and_scripts_are_run(tmp_path: Path, script: Path) -> N
     assert any("run at least 30 s" in line for line in engine.warnings)
     assert any("exponent 3" in line for line in engine.warnings)
     assert any("compose: latencies are those of 2000 of 11904 answers" in line for line in engine.warnings)
+    assert not any("in place of" in line for line in engine.warnings)
 
 
 def test_one_that_does_not_tell_what_it_sent_is_not_asked(tmp_path: Path, script: Path) -> None:
@@ -79,12 +81,15 @@ def test_one_that_does_not_tell_what_it_sent_is_not_asked(tmp_path: Path, script
         path=fake_wrk2(tmp_path, f"cat {tmp_path}/output.txt", USAGE), scripts={"compose": script}, threads=4
     )
     with Wrk2Engine(options, tmp_path / "work") as engine:
-        engine.start("http://127.0.0.1:8080", constant(rate_rps=10), duration_s=9.0)
+        engine.start("http://127.0.0.1:8080", constant(rate_rps=10), duration_s=9.4)
         summary = engine.finish(10.0)
     assert "-r" not in (tmp_path / "commands").read_text().split()
     assert "-R8" in (tmp_path / "commands").read_text().split(), "whole requests per thread"
     assert (summary.planned[0], summary.sent[0], summary.errors["timeout"][0]) == (72, 11909, 0)
     assert any("does not tell how many" in line for line in engine.warnings)
+    assert any("compose: wrk2 takes whole requests per second and thread, 8/s in place of 10/s" in line
+               for line in engine.warnings)  # fmt: skip
+    assert any("it runs for 9 s in place of 9.4 s" in line for line in engine.warnings)
     assert not any("first 10 s" in line for line in engine.warnings), "a short run keeps its whole histogram"
 
 
@@ -134,6 +139,8 @@ def test_what_wrk2_cannot_do_is_refused_with_the_reason(tmp_path: Path, script: 
         engine.start("u", [Stream("compose", (RateStep(0, 1), RateStep(1, 2)))], duration_s=1.0)
     with pytest.raises(ConfigError, match="no Lua script"):
         engine.start("u", [Stream("home_read", (RateStep(0, 1),))], duration_s=1.0)
+    with pytest.raises(ConfigError, match="no requests"):
+        engine.start("u", constant(rate_rps=0.0), duration_s=1.0)
     assert not os.path.exists(tmp_path / "commands")
 
 
@@ -150,7 +157,8 @@ def test_the_verb_runs_it_and_tells_its_traps(tmp_path: Path, script: Path, caps
     wrk2 = fake_wrk2(tmp_path, f"cat {output}")
     words = ["--engine=wrk2", "--plan=constant", "--mix={compose: 1}", "--duration-s=12", f"--out={tmp_path / 'runs'}"]
     assignments = ["--set", f"wrk2.path={wrk2}", "--set", f"wrk2.scripts={{compose: {script}}}"]
-    assert run_verb(VERB, [*words, *assignments]) == 0
+    assert run_verb(VERB, [*words, *assignments, "--target=127.0.0.1:8080"]) == 0
+    assert (tmp_path / "commands").read_text().split()[-1] == "http://127.0.0.1:8080"
     said = capsys.readouterr()
     assert "first 10 s" in said.err
     summary = json.loads(said.out.splitlines()[-1])

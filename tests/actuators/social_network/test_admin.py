@@ -54,6 +54,11 @@ def test_a_single_behaviour_holds_at_once_and_a_list_keeps_its_times() -> None:
     assert behaviours_from_json([{"hang": True}, {"at_s": 3}]) == (Behaviour(0.0, 0, hang=True), Behaviour(3, 0))
 
 
+def test_a_phase_and_the_time_of_an_error_may_be_zero() -> None:
+    assert behaviours_from_json({"pattern": "periodic", "speed": 0.5, "duration_s": 9, "phase_s": 0})
+    assert behaviours_from_json({"pattern": "errors", "ratio": 1, "duration_s": 9, "error_service_s": 0})
+
+
 @pytest.mark.parametrize(("posted", "says"), [
     ({"sped": 0.5}, "sped"),
     ({"speed": 0}, "speed 0"),
@@ -65,6 +70,16 @@ def test_a_single_behaviour_holds_at_once_and_a_list_keeps_its_times() -> None:
     ({"pattern": "telegraf", "speed": 1}, "did you mean 'telegraph'"),
     ({"pattern": "telegraph", "sped": 1}, "did you mean 'speed'"),
     ({"pattern": "telegraph", "speed": 0.5}, "duration_s"),
+    ({"pattern": "telegraph", "speed": 0.5, "duration_s": 9, "good_s": 0}, "good_s is 0.*more than 0"),
+    ({"pattern": "telegraph", "speed": 0.5, "duration_s": 9, "bad_s": -5}, "bad_s is -5"),
+    ({"pattern": "telegraph", "speed": 0.5, "duration_s": float("inf")}, "duration_s is inf.*finite"),
+    ({"pattern": "telegraph", "speed": 0.5, "duration_s": 1e9, "good_s": 1e-9}, "more than 100000 changes"),
+    ({"pattern": "periodic", "speed": 0.5, "duration_s": 9, "period_s": 0}, "period_s is 0"),
+    ({"pattern": "periodic", "speed": 0.5, "duration_s": 9, "period_s": 1e-320}, "more than 100000 changes"),
+    ({"pattern": "slow_start", "steps": 10**9}, "more than 100000 changes"),
+    ({"pattern": "steps", "speeds": [0.5, float("nan")], "step_s": 1}, "speeds is nan"),
+    ({"pattern": "crash", "down_s": 10**400}, "down_s is 1000.*finite"),
+    ({"speed": 10**400}, "invalid behaviour"),
 ])  # fmt: skip
 def test_what_no_server_can_play_is_refused_in_words(posted: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -94,6 +94,8 @@ def test_patterns_by_hand_and_their_mistakes(server: SocialNetworkServer) -> Non
     status, answer = call(server.admin, "/behaviours", '{"pattern": "eror"}')
     assert (status, answer) == (400, {"error": "unknown pattern 'eror'; did you mean 'errors'?"})
     assert call(server.admin, "/behaviours", "{")[0] == 400
+    endless = '{"pattern": "periodic", "speed": 0.5, "duration_s": 9, "period_s": 0}'
+    assert call(server.admin, "/behaviours", endless)[0] == 400
     assert call(server.admin, "/play", "[]")[0] == 400
     assert call(server.admin, "/plan", "{}") == (404, {"error": "unknown path '/plan'; did you mean '/play'?"})
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from actuators.contract.topology import social_network
+from actuators.load.summary import LoadSummary
 from actuators.testbed.options import LiveOptions
 from actuators.testbed.parts import start_local_testbed
 from envs.environment.env import BalancingEnv
@@ -72,6 +73,28 @@ def test_the_script_ending_is_said(parts: LiveParts) -> None:
         testbed.reset(ContractScenario(duration_s=0.5), 1)
         window = testbed.advance(1.0)
         assert [fault.kind for fault in window.faults] == ["load_ended"]
+
+
+def test_a_drain_waits_as_long_as_the_time_outs_of_the_load_engine_say(
+    parts: LiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None at the load engine; tests/actuators/load/test_engine.py says how long that is."""
+    waits_s: list[float | None] = []
+    finish = parts.load.finish
+
+    def awaited(timeout_s: float | None = None) -> LoadSummary:
+        waits_s.append(timeout_s)
+        return finish(timeout_s)
+
+    monkeypatch.setattr(parts.load, "finish", awaited)
+    with parts.testbed() as testbed:
+        for _ in range(2):
+            testbed.reset(ContractScenario(), 1)
+            testbed.advance(0.3)
+        testbed.drain()
+        testbed.reset(ContractScenario(), 1)
+        testbed.drain(40.0)
+    assert waits_s == [None, None, 40.0]
 
 
 def load_engines() -> list[int]:

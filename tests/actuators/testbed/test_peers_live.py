@@ -59,7 +59,7 @@ class SwitchedLoad:
     def stop(self) -> None:
         self.engine.stop()
 
-    def finish(self, timeout_s: float) -> Any:
+    def finish(self, timeout_s: float | None = None) -> Any:
         return self.engine.finish(timeout_s)
 
 
