@@ -34,7 +34,7 @@ from rayjobs.cli.console import log_line
 from rayjobs.cli.interrupts import Terminated
 from rayjobs.cli.main import Verb, run_verb
 from rayjobs.cli.progress import SILENT_S
-from rayjobs.load import parse_target, topology_of
+from rayjobs.load import only_errors, parse_target, topology_of
 from rayjobs.runs.folder import RunFolder
 
 _log = partial(log_line, "collect")
@@ -101,7 +101,7 @@ class Subject:
 
 @dataclass
 class Chosen:
-    """Restricts snapshots to the wanted groups, and says once what they do not show."""
+    """Restricts snapshots to the wanted groups, and says once what they do not show, or that they show none."""
 
     groups: tuple[str, ...]
     _said: set[str] = field(default_factory=set)
@@ -115,6 +115,10 @@ class Chosen:
                 raise ConfigError(f"NGINX has no upstream '{name}'", where="--groups", remedy=closest(name, known))
         wanted = {name: snapshot.groups[name] for name in self.groups or snapshot.groups if name in snapshot.groups}
         self._seen |= set(wanted)
+        if not wanted and "upstream" not in self._said:
+            self._said.add("upstream")
+            which = "of --groups" if self.groups else "block"
+            _log(f"the statistics show no upstream {which}: readings without one are not recorded; {_why(snapshot)}")
         chosen = replace(snapshot, groups=wanted)
         for lack in lacks(chosen):
             if lack.name not in self._said:
@@ -127,8 +131,20 @@ class Chosen:
         return sorted(set(self.groups) - self._seen)
 
 
+def _why(snapshot: Snapshot) -> str:
+    """What to do where no upstream is shown."""
+    if snapshot.source == "prometheus":
+        return "metrics show a server after its first request"
+    if snapshot.is_nginx:
+        return "let proxy_pass name an upstream block with the servers"
+    return "give a load balancer that has servers"
+
+
 def run(options: CollectRunOptions) -> int:
-    """Records until the load ends, the duration is over, or Ctrl-C; 0 then, and 1 when nothing was recorded."""
+    """Records until the load ends, the duration is over, or Ctrl-C; 0 then, and 1 when nothing was recorded.
+
+    Raises LoadError when the load engine has died; what was recorded before remains.
+    """
     _check(options)
     chosen = Chosen(options.groups)
     with SnapshotWriter(options.out) as writer:
@@ -149,6 +165,8 @@ def run(options: CollectRunOptions) -> int:
 def _check(options: CollectRunOptions) -> None:
     if options.target and not options.status_url:
         raise ConfigError("--target without --status-url", remedy="give the URL of that NGINX's statistics")
+    if options.target:
+        parse_target(options.target)
     for flag, url in (("--status-url", options.status_url), ("--prometheus", options.prometheus)):
         other = flag == "--status-url" and names_another(url)
         if url and not other and not url.startswith(("http://", "https://")):
@@ -188,7 +206,7 @@ def _subject(options: CollectRunOptions) -> Iterator[Subject]:
             yield Subject(options.status_url)
             return
         folder = RunFolder.create(None, "collect", options.seed, options)
-        streams = make_streams(options)
+        streams = make_streams(options, options.live.load.engine)
         if options.target:
             address, topology, url = parse_target(options.target), topology_of(streams, {}), options.status_url
         else:
@@ -242,7 +260,12 @@ def _record(options: CollectRunOptions, subject: Subject, read: Callable[[], Sna
     except Terminated:
         raise
     except KeyboardInterrupt:
-        return  # Ctrl-C is the usual end of a recording
+        pass  # Ctrl-C is the usual end of a recording
+    if subject.engine is not None:
+        summary = subject.engine.partial_summary()
+        # After Ctrl-C, requests may be in flight that have not failed.
+        if only_errors(summary) and any(counts.any() for counts in summary.errors.values()):
+            _log("no request of the load was answered without an error; is the target what was meant?")
 
 
 def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bool]:
@@ -250,7 +273,10 @@ def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bo
 
     def pause(duration_s: float) -> bool:
         if subject.engine is not None:
-            return subject.engine.wait(duration_s)
+            ended = subject.engine.wait(duration_s)
+            while subject.engine.poll_summaries():
+                pass  # their sum is all that is asked for; a dead engine is an error after its last window
+            return ended
         stopped.wait(min(duration_s, max(end_s - time.monotonic(), 0.0)))
         gone = options.until_pid > 0 and not os.path.exists(f"/proc/{options.until_pid}")
         return gone or time.monotonic() >= end_s

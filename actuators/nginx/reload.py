@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ import psutil
 
 from actuators.errors import ActuationError, DeepSchedError
 from actuators.processes.system import children
+
+COMMAND_TIMEOUT_S = 20.0
+"""Longest time that a short command takes, such as `nginx -t`."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def put_in_force(
 ) -> None:
     """Swaps the files and reloads NGINX. Every file holds its old or its new content at every moment.
 
+    Both contents are on the disk before the first swap, so that swapping and putting back need no more room.
+
     Args:
         changes: path → change; the new contents must have passed `nginx -t`.
         confirm: reads back what is in force; raises DeepSchedError when it is wrong.
@@ -112,47 +117,104 @@ def put_in_force(
         on_step: called with the name of each step before it.
 
     Raises:
-        ActuationError: the change is not in force; the old contents are on disk and in force again.
+        ActuationError: the change is not in force; the old contents are on disk and in force again, but for files that
+            the error names because they could not be put back.
+        OSError: a file cannot be read or written, with its name; the old contents are on disk.
     """
     if patient:
         reloader.wait_for_few_generations()
     told = False
+    with _prepared(changes) as swaps:
+        try:
+            for swap in swaps:
+                on_step(f"swap {swap.path.name}")
+                swap.make()
+            on_step("reload")
+            told = True
+            reloader.reload()
+            on_step("confirm")
+            confirm()
+        except DeepSchedError as error:
+            left = _restore(swaps)
+            _reload_again(reloader, error, left)
+            raise ActuationError(
+                f"not applied: {error.what}{left}", where=error.where, remedy=error.remedy, evidence=error.evidence
+            ) from error
+        except BaseException as error:
+            left = _restore(swaps)
+            if told:
+                # Interrupted: NGINX may have read the new contents already.
+                with contextlib.suppress(ActuationError):
+                    reloader.signal()
+            if left and isinstance(error, Exception):
+                raise ActuationError(f"not applied: {error}{left}", remedy="put them back by hand") from error
+            raise
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """A change of one file, made and undone by a rename: both contents are in files beside it."""
+
+    path: Path
+    change: Change
+    new: Path
+    old: Path
+
+    def make(self) -> None:
+        """Raises ActuationError when the content is not the expected old one, and OSError."""
+        with _naming(self.path):
+            if self.path.read_bytes() != self.change.old:
+                what, remedy = "the file has been changed by another program", "check it and try again"
+                raise ActuationError(what, where=str(self.path), remedy=remedy)
+            self.new.replace(self.path)
+
+    def undo(self) -> None:
+        """Leaves the file alone when it has not the new content. Raises OSError."""
+        with _naming(self.path):
+            if self.path.read_bytes() == self.change.new:
+                self.old.replace(self.path)
+
+
+@contextlib.contextmanager
+def _prepared(changes: Mapping[Path, Change]) -> Iterator[list[_Swap]]:
+    """The changes with their contents on the disk, which are removed at the end. Raises OSError with a file's name."""
+    with contextlib.ExitStack() as stack:
+
+        def beside(path: Path, text: bytes) -> Path:
+            with _naming(path):
+                temporary = _written_beside(path, text)
+            stack.callback(_discard, temporary)
+            return temporary
+
+        yield [
+            _Swap(path, change, beside(path, change.new), beside(path, change.old)) for path, change in changes.items()
+        ]
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # of a disk that has failed meanwhile; the next change removes it
+        temporary.unlink(missing_ok=True)
+
+
+def _restore(swaps: Sequence[_Swap]) -> str:
+    """Puts the old contents back. Words about the files that keep the new one, to end a sentence; empty for none."""
+    kept = []
+    for swap in swaps:
+        try:
+            swap.undo()
+        except OSError as error:
+            kept.append(f"{swap.path} ({error.strerror})")
+    return f"; these could not be put back: {', '.join(kept)}" if kept else ""
+
+
+def _reload_again(reloader: Reloader, cause: DeepSchedError, left: str) -> None:
+    """Puts in force what is on the disk. Raises ActuationError, with the words about files that are `left`."""
     try:
-        for path, change in changes.items():
-            on_step(f"swap {path.name}")
-            swap(path, change.old, change.new)
-        on_step("reload")
-        told = True
-        reloader.reload()
-        on_step("confirm")
-        confirm()
-    except DeepSchedError as error:
-        _restore(changes)
-        _reload_again(reloader, error)
-        raise ActuationError(
-            f"not applied: {error.what}", where=error.where, remedy=error.remedy, evidence=error.evidence
-        ) from error
-    except BaseException:
-        _restore(changes)
-        if told:
-            # Interrupted: NGINX may have read the new contents already.
-            with contextlib.suppress(ActuationError):
-                reloader.signal()
-        raise
-
-
-def _restore(changes: Mapping[Path, Change]) -> None:
-    for path, change in changes.items():
-        if path.read_bytes() == change.new:
-            write_atomically(path, change.old)
-
-
-def _reload_again(reloader: Reloader, cause: DeepSchedError) -> None:
-    try:
         reloader.reload()
     except DeepSchedError as error:
+        back = f"{left}; the rest is back on disk" if left else "; the old configuration is back on disk"
         raise ActuationError(
-            f"not applied ({cause.what}); the old configuration is back on disk, but not confirmed: {error.what}",
+            f"not applied ({cause.what}){back}, but not confirmed: {error.what}",
             remedy=cause.remedy or "check NGINX",
         ) from cause
 
@@ -162,26 +224,26 @@ def test_config(command: Sequence[str]) -> None:
     run_checked(command, "nginx -t refuses the configuration")
 
 
+def run_short(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a short command to its end; bytes of its output that are not UTF-8 are replaced.
+
+    Raises OSError when it cannot be started, and subprocess.TimeoutExpired after `COMMAND_TIMEOUT_S`.
+    """
+    # `nginx -t` makes log files of the configuration that are missing; NGINX's workers have to read them.
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=COMMAND_TIMEOUT_S, check=False, umask=0o022
+    )
+
+
 def run_checked(command: Sequence[str], problem: str) -> None:
     """Runs a short command. Raises ActuationError with the end of its stderr when it fails."""
     try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=20, check=False, umask=0o022
-        )  # `nginx -t` makes log files of the configuration that are missing
+        result = run_short(command)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ActuationError(f"{problem}: {error}", where=" ".join(command)) from error
     if result.returncode != 0:
         lines = [line for line in result.stderr.splitlines() if "[emerg]" in line] or result.stderr.splitlines()
         raise ActuationError(problem, evidence=" | ".join(lines[-3:])[:500])
-
-
-def swap(path: Path, old: bytes, new: bytes) -> None:
-    """Replaces the content of a file. Raises ActuationError when it is not the expected old one."""
-    if path.read_bytes() != old:
-        raise ActuationError(
-            "the file has been changed by another program", where=str(path), remedy="check it and try again"
-        )
-    write_atomically(path, new)
 
 
 def write_atomically(path: Path, text: bytes | str) -> None:
@@ -190,13 +252,26 @@ def write_atomically(path: Path, text: bytes | str) -> None:
     The name of the temporary file begins with a dot, so that NGINX's include patterns do not match it. Raises OSError
     with the name of the file; it is then as it was.
     """
+    with _naming(path):
+        temporary = _written_beside(path, text.encode() if isinstance(text, str) else text)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError the name of the file in place of that of a temporary one."""
     try:
-        _replace(path, text.encode() if isinstance(text, str) else text)
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _replace(path: Path, text: bytes) -> None:
+def _written_beside(path: Path, text: bytes) -> Path:
+    """A temporary file in the same folder with this content, and the rights of the file if there is one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".deepsched")
     temporary = Path(name)
     try:
@@ -210,10 +285,10 @@ def _replace(path: Path, text: bytes) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return temporary
 
 
 def accepts(pid: int) -> bool:

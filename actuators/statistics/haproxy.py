@@ -25,6 +25,8 @@ _CLASSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 _FAILED = ("econ", "eresp", "wretr", "wredis")
 """Attempts without an answer: no connection, a broken answer, and those that were made again, there or elsewhere."""
 _OUT = ("MAINT", "DRAIN", "DOWN", "NOLB")
+_NO_ADDRESS = ("", "unix")
+"""In place of an address; the latter for every Unix socket. Such servers have their names, as with the weights."""
 
 Row = Mapping[str, str]
 
@@ -97,7 +99,7 @@ class HaproxyStatistics:
         self._answers[place] = now
         weight = _number(row, "uweight") if row.get("uweight") else _number(row, "weight")
         return ServerCounters(
-            row.get("addr") or row["svname"],
+            row["svname"] if (address := row.get("addr", "")) in _NO_ADDRESS else address,
             answered + failed,
             in_bytes=_number(row, "bin"),
             out_bytes=_number(row, "bout"),

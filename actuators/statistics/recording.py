@@ -1,8 +1,9 @@
 """Recordings of snapshots as JSON lines (docs/file-formats.md#snapshots): record at an even pace, write, read.
 
 One line: ``{"nowMsec": …, "loadMsec": …, "hostName": …, "connections": {…}, GROUP: {"HOST:PORT": {…}}}``. Groups with
-the name of one of the line's own keys are in ``"upstreamZones": {GROUP: {…}}``. A killed writer tears at most its last
-line; files with the keys of the project's first data set can be read too.
+the name of one of the line's own keys are in ``"upstreamZones": {GROUP: {…}}``; ``"duplicates": [[GROUP, SERVER], …]``
+are servers that a group lists more than once. A killed writer tears at most its last line; files with the keys of the
+project's first data set can be read too.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from actuators.files import open_private
 from actuators.statistics.vts import Responses, ServerCounters, Snapshot, Source, parse
 
 _SNAPSHOT_KEYS = ("nowMsec", "loadMsec", "hostName", "connections", "sharedZones", "deepsched")
-_SOURCE, _MORE_GROUPS = "source", "upstreamZones"
+_SOURCE, _MORE_GROUPS, _DUPLICATES = "source", "upstreamZones", "duplicates"
 _OTHER_SOURCES: tuple[Source, ...] = ("prometheus", "haproxy", "envoy")
 """Those that a line names; of vts it says nothing."""
-_RESERVED = frozenset((*_SNAPSHOT_KEYS, _SOURCE, _MORE_GROUPS, "gap"))
+_RESERVED = frozenset((*_SNAPSHOT_KEYS, _SOURCE, _MORE_GROUPS, _DUPLICATES, "gap"))
 _NOT_SHOWN = ("weight", "maxFails", "failTimeout", "backup", "down")
 """Keys of a server that are left out where the statistics do not show them."""
 _GAP = "gap"
@@ -110,6 +111,9 @@ class SnapshotWriter(Closing):
             raise DataError(f"cannot write: {error.strerror}", where=str(path), remedy="choose another file") from error
 
     def write(self, snapshot: Snapshot) -> None:
+        """One without groups is left out: there is nothing in it to read back."""
+        if not snapshot.groups:
+            return
         self._write(to_json(snapshot))
         self.written += 1
 
@@ -174,6 +178,8 @@ def to_json(snapshot: Snapshot) -> bytes:
         line["sharedZones"] = _known(snapshot.zone)
     if snapshot.balancer is not None:
         line["deepsched"] = snapshot.balancer
+    if twice := sorted(pair for pair in snapshot.duplicates if pair[1] in snapshot.groups.get(pair[0], ())):
+        line[_DUPLICATES] = twice
     without = _NOT_SHOWN if snapshot.source == "prometheus" else ()
     for name, servers in snapshot.groups.items():
         group = {server: _entry(counters, without) for server, counters in servers.items()}
@@ -190,6 +196,9 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
     named = line.get(_SOURCE)
     source: Source = next((known for known in _OTHER_SOURCES if known == named), "vts")
     own = {*_SNAPSHOT_KEYS, _MORE_GROUPS} | ({_SOURCE} if source != "vts" else set())
+    pairs = line.get(_DUPLICATES)
+    if isinstance(pairs, list):  # else a group of an earlier version has this name
+        own.add(_DUPLICATES)
     more = line.get(_MORE_GROUPS, {})
     groups = {name: value for name, value in line.items() if name not in own}
     groups |= more if isinstance(more, Mapping) else {_MORE_GROUPS: more}
@@ -203,7 +212,20 @@ def from_json(line: Mapping[str, Any], index: int = 0) -> Snapshot:
         name: [_server_from_json(server, counters) for server, counters in servers.items()]
         for name, servers in groups.items()
     }
-    return replace(parse(document), source=source)
+    snapshot = parse(document)
+    return replace(snapshot, source=source, duplicates=_duplicates(pairs, snapshot.groups))
+
+
+def _duplicates(pairs: Any, groups: Mapping[str, Mapping[str, object]]) -> frozenset[tuple[str, str]]:
+    """Those of a line that the groups show. Raises StatusError for a list of anything else."""
+    if not isinstance(pairs, list):
+        return frozenset()
+    try:
+        known = msgspec.convert(pairs, list[tuple[str, str]])
+    except msgspec.MsgspecError as error:
+        remedy = "expected [[GROUP, SERVER], …]"
+        raise StatusError(f"wrong '{_DUPLICATES}' of a line", where="snapshots", remedy=remedy) from error
+    return frozenset(pair for pair in known if pair[1] in groups.get(pair[0], ()))
 
 
 def _entry(counters: ServerCounters, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -374,7 +374,10 @@ class _ServerZone(_VtsStruct, frozen=True):
 
 
 class Document(_VtsStruct, frozen=True, kw_only=True):
-    """A validated vts document; `snapshot` makes a Snapshot of it."""
+    """A validated vts document; `snapshot` makes a Snapshot of it.
+
+    vts leaves `upstreamZones` out where the configuration has no upstream.
+    """
 
     now_msec: Count
     load_msec: Count
@@ -383,7 +386,7 @@ class Document(_VtsStruct, frozen=True, kw_only=True):
     module_version: str = ""
     shared_zones: Zone | None = None
     server_zones: dict[str, _ServerZone] = msgspec.field(default_factory=dict)
-    upstream_zones: dict[str, tuple[ServerCounters, ...]]
+    upstream_zones: dict[str, tuple[ServerCounters, ...]] = msgspec.field(default_factory=dict)
     deepsched: Balancer | None = None
 
     def __post_init__(self) -> None:
@@ -395,7 +398,9 @@ class Document(_VtsStruct, frozen=True, kw_only=True):
 class RecordedDocument(Document, frozen=True, kw_only=True):
     """The same with all keys of a recording; a large one takes half as long again to decode."""
 
-    upstream_zones: dict[str, tuple[RecordedCounters, ...]]  # type: ignore[assignment]
+    upstream_zones: dict[str, tuple[RecordedCounters, ...]] = msgspec.field(  # type: ignore[assignment]
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)

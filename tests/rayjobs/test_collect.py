@@ -11,7 +11,9 @@ import pytest
 from rayjobs.cli.main import run_verb
 from rayjobs.collect import VERB, time_of
 from tests.support.http_server import ScriptedServer
-from tests.support.metrics import StandIn, scrapes
+from tests.support.metrics import StandIn, as_text, scrapes
+from tests.support.nginx_site import answer
+from tests.support.stand_in_engine import fake_engine, part
 from tests.support.vts_documents import document
 
 
@@ -86,13 +88,68 @@ def test_what_the_statistics_lack_is_said_once(tmp_path: Path, capsys: pytest.Ca
     assert "cmd=delete&group=upstream@group&zone=*'; a reset does not help), or restart NGINX" in said
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_readings_without_an_upstream_are_not_recorded(
+    text: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doc = document("before_load")  # no server had a request, so that metrics show none
+    body = as_text(doc) if text else json.dumps({**doc, "upstreamZones": {}})
+    with ScriptedServer(lambda _: answer(200, body)) as server:
+        assert collect(tmp_path / "x.json", f"--status-url=http://{server.address}/status") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("the statistics show no upstream block") == 1
+    assert ("after its first request" in said) == text
+    assert "0 snapshots and 0 gaps" in said
+    assert not (tmp_path / "x.json").exists()
+
+
+LOADED = ["--plan=constant", "--mix={compose: 1}", "--target=http://127.0.0.1:9"]
+
+
+def test_a_load_engine_that_died_is_told_and_the_recording_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    binary = fake_engine(tmp_path, [part(("compose",), 0.0, answered=3)], code=3)
+    with served(document("after_load")) as server:
+        words = [f"--status-url=http://{server.address}/status", "--set", f"live.load.engine={binary}", *LOADED]
+        assert collect(tmp_path / "x.json", *words) == 2
+    assert "the load engine died with code 3" in " ".join(capsys.readouterr().err.split())
+    assert lines(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(("answered", "told"), [(0, True), (1, False)])
+def test_a_load_of_errors_only_is_told(
+    answered: int, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = part(("compose",), 0.0, answered=answered, refused=3)
+    binary = fake_engine(tmp_path, [whole], summary=whole)
+    with served(document("after_load")) as server:
+        words = [f"--status-url=http://{server.address}/status", "--set", f"live.load.engine={binary}", *LOADED]
+        assert collect(tmp_path / "x.json", *words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("no request of the load was answered without an error" in said) == told
+
+
+def test_a_target_that_is_no_address_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--status-url=http://127.0.0.1:9/status", "--target=http://[::1:8080"]
+    assert collect(tmp_path / "x.json", *words) == 2
+    assert "is not http://HOST:PORT" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_history_becomes_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with ScriptedServer(StandIn(scrapes())) as server:
+    later = {125.25: as_text(document("after_load"))}
+    with ScriptedServer(StandIn(scrapes() | later)) as server:
         words = [f"--prometheus=http://me:secret@{server.address}", '--match={instance="a:80"}', "--step-s=5"]
         span = ["--start=1970-01-01T00:01:30Z", "--end=1970-01-01T00:02:10"]
         assert run_verb(VERB, [str(tmp_path / "x.json"), *words, *span]) == 0
         found = lines(tmp_path / "x.json")
-        assert [line["nowMsec"] for line in found] == [100_250, 115_500]
+        assert [line["nowMsec"] for line in found] == [115_500, 125_250], "the first one shows no server"
         assert run_verb(VERB, [str(tmp_path / "y.json"), *words, "--start=1h"]) == 1
         assert run_verb(VERB, [str(tmp_path / "z.json"), *words, *span, "--duration-s=9"]) == 2
     said = capsys.readouterr().err

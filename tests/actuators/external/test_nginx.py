@@ -171,6 +171,60 @@ def test_a_full_disk_and_a_read_only_one_are_said_in_words(external: External, t
         external.site.write_bytes(before)
 
 
+@pytest.mark.usefixtures("root_only")
+def test_files_are_put_back_on_a_disk_that_has_filled_up(external: External, tmp_path: Path) -> None:
+    """Another program fills it between the first and the second file."""
+    with small_disk(tmp_path / "disk") as disk, contextlib.ExitStack() as filling:
+        files = [_moved(external.site, disk), _moved(external.folder / "more.inc", disk)]
+
+        def disturb(step: str) -> None:
+            if step == "swap more.inc":
+                filling.enter_context(full(disk))
+            if step == "confirm":
+                raise ActuationError("refused here")
+
+        nginx, before = ExternalNginx(external.options, on_step=disturb), [path.read_bytes() for path in files]
+        with pytest.raises(ActuationError, match="not applied: refused here"):
+            nginx.apply(weights(nginx, 5, 3, 2, 4))
+        assert [path.read_bytes() for path in files] == before
+        assert not list(disk.glob(".*.deepsched"))
+        filling.close()
+        assert ExternalNginx(external.options).apply(weights(nginx, 5, 3, 2, 4)).changed
+        assert all(path.read_bytes() != text for path, text in zip(files, before, strict=True))
+        assert not list(disk.glob(".*.deepsched"))
+
+
+@pytest.mark.usefixtures("root_only")
+def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(
+    external: External, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        site, other = _moved(external.site, disk), external.folder / "more.inc"
+
+        def disturb(step: str) -> None:
+            if step == "confirm":
+                subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=20)
+                raise ActuationError("refused here")
+
+        nginx, before = ExternalNginx(external.options, on_step=disturb), other.read_bytes()
+        with pytest.raises(ActuationError, match="not applied: refused here; these could not be put back") as refused:
+            nginx.apply(weights(nginx, 5, 3, 2, 4))
+        assert f"{site} (Read-only file system)" in refused.value.what
+        assert str(other) not in refused.value.what
+        assert (other.read_bytes(), b"weight=5" in site.read_bytes()) == (before, True)
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True, timeout=20)
+        assert ExternalNginx(external.options).apply(weights(nginx, 1, 2, 1, 1, down=2)).changed
+        assert not list(disk.glob(".*.deepsched"))
+
+
+def _moved(path: Path, disk: Path) -> Path:
+    """Where the file is then, behind a link in its place."""
+    place = disk / path.name
+    shutil.move(path, place)
+    path.symlink_to(place)
+    return place
+
+
 def test_a_refused_configuration_changes_nothing(external: External) -> None:
     nginx = ExternalNginx(external.options)
     (external.folder / "nginx.conf").write_text(

@@ -89,6 +89,16 @@ def test_counters_of_servers_and_failed_attempts(answers: Answers) -> None:
     assert (again.source, recorded.totals(), recorded.weight) == ("haproxy", server.totals(), 5)
 
 
+@pytest.mark.parametrize("shown", ["unix", ""])
+def test_a_server_on_a_unix_socket_has_its_name_as_its_weight_has(answers: Answers, shown: str) -> None:
+    statistics = tell(answers, good=94, rtime=12)
+    rows = [SERVER.format(good=94, rtime=12, status="UP", econ=0).replace("10.0.0.1:80", shown)]
+    rows.append(rows[0].replace("s1", "s2"))
+    answers.texts["show stat"] = "\n".join([f"# {COLUMNS}", *rows]) + "\n"
+    found = statistics.snapshot()
+    assert (list(found.groups["app"]), found.duplicates) == (["s1", "s2"], frozenset())
+
+
 def test_response_times_are_summed_from_reading_to_reading(answers: Answers) -> None:
     statistics = tell(answers, good=94, rtime=12)
     assert statistics.snapshot().groups["app"]["10.0.0.1:80"].response_msec_counter == 0, "not those of its whole life"

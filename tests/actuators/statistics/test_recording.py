@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from actuators.contract.topology import social_network
-from actuators.errors import DataError
-from actuators.statistics.recording import SnapshotWriter, read_snapshots
+from actuators.errors import DataError, StatusError
+from actuators.statistics.recording import SnapshotWriter, from_json, read_snapshots, to_json
 from actuators.statistics.vts import parse
 from actuators.statistics.windows import difference
 from tests.support.paths import VTS
+from tests.support.vts_documents import A, document, kinds
 
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
 
@@ -35,6 +36,46 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     for name in ("requests", "in_bytes", "out_bytes", "responses", "response_ms_sum", "latency_histogram", "weight"):
         assert getattr(actual, name).tolist() == getattr(expected, name).tolist(), name
     assert actual.duration_s == expected.duration_s
+
+
+def twice(name: str) -> dict[str, Any]:
+    """A document of a configuration that lists a server of a group twice."""
+    doc = document(name)
+    entries = doc["upstreamZones"]["home_read_backend"]
+    entries.append({**next(each for each in entries if each["server"] == A), "weight": 3})
+    return doc
+
+
+def test_servers_that_are_listed_twice_are_read_back_as_such(tmp_path: Path) -> None:
+    with SnapshotWriter(tmp_path / "x.json") as writer:
+        for name in ("before_load", "after_load"):
+            writer.write(parse(twice(name)))
+    recording = read_snapshots(tmp_path / "x.json")
+    assert [each.duplicates for each in recording.snapshots] == [{("home_read_backend", A)}] * 2
+    window = difference(*recording.snapshots, TOPOLOGY)
+    assert kinds(window) == {"duplicate_server"}
+    assert "duplicates" not in json.loads(to_json(snapshots()[0]))
+
+
+def test_a_group_may_have_the_name_of_a_key() -> None:
+    servers = document("after_load")["upstreamZones"]["home_read_backend"]
+    doc = twice("after_load")
+    doc["upstreamZones"]["duplicates"] = servers
+    again = from_json(json.loads(to_json(parse(doc))))
+    assert again.groups.keys() == parse(doc).groups.keys()
+    assert again.groups["duplicates"].keys() == again.groups["home_read_backend"].keys()
+    assert again.duplicates == {("home_read_backend", A)}
+    # As an earlier version wrote it.
+    old = from_json({"duplicates": {"a:1": {"requestCounter": 7}}})
+    assert (old.groups["duplicates"]["a:1"].request_counter, old.duplicates) == (7, frozenset())
+
+
+@pytest.mark.parametrize("pairs", [["app"], [["app"]], [["app", 1]], [{"app": "a:1"}], [None]])
+def test_other_lists_of_duplicates_are_refused(pairs: Any) -> None:
+    line = {"app": {"a:1": {"requestCounter": 7}}}
+    with pytest.raises(StatusError, match="wrong 'duplicates'"):
+        from_json({**line, "duplicates": pairs})
+    assert from_json({**line, "duplicates": [["app", "b:1"], ["other", "a:1"]]}).duplicates == frozenset()
 
 
 def test_a_line_has_the_keys_of_the_first_data_set(tmp_path: Path) -> None:
@@ -92,6 +133,13 @@ def test_old_files_load(tmp_path: Path) -> None:
     assert (window.requests == 150).all()
     assert (window.response_ms_sum == 450).all()
     assert (window.server_errors == 15).all()
+
+
+def test_a_reading_without_a_group_is_not_written(tmp_path: Path) -> None:
+    with SnapshotWriter(tmp_path / "x.json") as writer:
+        writer.write(parse({**document("after_load"), "upstreamZones": {}}))
+        assert writer.written == 0
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_a_file_without_snapshots_says_so(tmp_path: Path) -> None:

@@ -94,6 +94,18 @@ def test_every_other_part_is_checked(change: dict[str, Any]) -> None:
         parse({**document("after_load"), **change})
 
 
+def test_vts_without_an_upstream_leaves_the_key_out() -> None:
+    """The other marks of vts are still required."""
+    doc = document("after_load")
+    del doc["upstreamZones"]
+    for brief in (False, True):
+        assert parse_json(json.dumps(doc).encode(), for_decisions=brief).groups == {}
+    assert parse(doc).groups == {}
+    for mark in ("nowMsec", "loadMsec", "connections"):
+        with pytest.raises(StatusError, match=f"not vts statistics.*{mark}"):
+            parse({key: value for key, value in doc.items() if key != mark})
+
+
 def test_the_reader_gives_the_same_line() -> None:
     body = json.dumps(broken("requestCounter", HUGE)).encode()
     with (

@@ -19,7 +19,7 @@ from tests.support.vts_documents import document, window
     [
         ({}, "nowMsec"),
         ([], "list"),
-        ({"nowMsec": 1, "loadMsec": 1, "connections": {}}, "upstreamZones"),
+        ({"nowMsec": 1, "loadMsec": 1, "upstreamZones": {}}, "connections"),
         ({"nowMsec": True, "loadMsec": 1, "connections": {}, "upstreamZones": {}}, "nowMsec"),
         ({"nowMsec": 1, "loadMsec": math.nan, "connections": {}, "upstreamZones": {}}, "loadMsec"),
         ({"nowMsec": 1, "loadMsec": 1, "connections": {}, "upstreamZones": {"g": [{"server": "a"}]}}, "requestCounter"),

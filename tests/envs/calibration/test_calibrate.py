@@ -19,7 +19,8 @@ from actuators.contract.script import Script
 from actuators.contract.topology import Topology, group_of, social_network
 from actuators.contract.window import Fault
 from actuators.errors import ConfigError, DataError
-from actuators.statistics.recording import from_json
+from actuators.statistics.recording import SnapshotWriter, from_json, read_snapshots
+from actuators.statistics.vts import parse
 from envs.calibration.arrivals import dispersion, nearest_distribution, rate_steps
 from envs.calibration.calibrate import Recorded, calibrate, windows_topology
 from envs.calibration.options import CalibrateOptions
@@ -30,6 +31,7 @@ from envs.scenarios.catalogue import randomised
 from envs.scenarios.lookup import scenario, topology_of
 from envs.simulator.testbed import SimulatedTestbed, SimulationOptions
 from tests.support.own_systems import SYSTEMS, OwnLoad
+from tests.support.vts_documents import A, document, entry
 from tests.support.windows import window
 
 pytestmark = pytest.mark.thorough
@@ -232,6 +234,20 @@ def test_topology_comes_from_groups_with_traffic_while_recording() -> None:
     assert found.left_out == {"silent": "had no requests", "pseudo": "had no requests"}
     with pytest.raises(DataError, match=r"nothing to learn from: home_read_backend had no requests; 2nd.search had"):
         recorded(later, later)
+
+
+def test_a_group_of_a_file_that_lists_a_server_twice_is_left_out(tmp_path: Path) -> None:
+    """Its counters are those of both lines, and so is each of its weights."""
+    name = "home_read_backend"
+    with SnapshotWriter(tmp_path / "x.json") as writer:
+        for document_name in ("before_load", "after_load"):
+            doc = document(document_name)
+            doc["upstreamZones"][name].append({**entry(doc, name, A), "weight": 3})
+            writer.write(parse(doc))
+    found = read_snapshots(tmp_path / "x.json").snapshots
+    assert windows_topology(found).left_out == {name: f"lists {A} more than once"}
+    with pytest.raises(ConfigError, match="more than once"):
+        windows_topology(found, [name])
 
 
 def test_chosen_groups_only() -> None:
