@@ -28,8 +28,10 @@ from actuators.external.actuator import (
     open_actuator,
     parse_weights,
     ratio_vectors,
+    sets_rotation,
 )
 from actuators.external.config_reader import read_config
+from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
 from actuators.external.nginx import ExternalNginx, ExternalNginxOptions
 from actuators.external.snippet import (
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
     from envs.study.stock import Suggestion
 
 _log = partial(log_line, "weights")
+
+_LEAVING_OUT = ExternalNginx | HaproxyActuator | EnvoyActuator
+"""Those that know groups whose weights cannot be set."""
 
 _OTHERS = "Other parameters of your server lines, and servers that are not listed, stay as they are."
 
@@ -165,25 +170,35 @@ def _print_control(control: Control, groups: tuple[str, ...]) -> None:
     for g, group in enumerate(topology.groups):
         for server in group.servers if group.name in groups or not groups else ():
             s = topology.server_index(server)
-            if isinstance(control, ServiceTimes):
+            if control.down[g, s]:
+                value = "down"
+            elif isinstance(control, ServiceTimes):
                 value = f"tau {control.tau_s[g, s] * 1e3:.3f} ms, {control.workers[s]:g} workers"
                 value += "" if control.holding is None else f", {control.holding.slots[s]} slots"
             else:
-                value = "down" if control.down[g, s] else str(control.values[g, s])
+                value = str(control.values[g, s])
             console_out().print(f"{group.name}/{server}={value}", markup=False)
 
 
 def set_weights(options: SetOptions) -> int:
     """Applies the changes; a refused change raises and leaves the old weights in force."""
     actuator = _opened(options, options.changes)
-    base = actuator.control()
-    if not isinstance(base, Weights):
-        raise ActuationError(
-            "this NGINX balances by service times, not by weights", remedy="change them with deepsched steer run"
-        )
-    applied = actuator.apply(parse_weights(options.changes, base))
+    if isinstance(actuator, MemoryActuator) and sets_rotation(options.changes):
+        applied = actuator.rotate(options.changes)
+    else:
+        applied = actuator.apply(parse_weights(options.changes, _weights(actuator)))
     _log(f"in force after {applied.duration_s * 1e3:.1f} ms" if applied.changed else "already in force")
     return 0
+
+
+def _weights(actuator: Actuator) -> Weights:
+    """The weights in force. Raises ActuationError where a controller has set service times, or a canary."""
+    base = actuator.control()
+    split = isinstance(actuator, MemoryActuator) and actuator.split_in_force() is not None
+    if split or not isinstance(base, Weights):
+        what = "a controller's canary is in force" if split else "this NGINX balances by service times, not by weights"
+        raise ActuationError(what, remedy="only =down and =up can be set; end it with deepsched steer revert")
+    return base
 
 
 def explore(options: ExploreOptions) -> int:
@@ -192,36 +207,35 @@ def explore(options: ExploreOptions) -> int:
     topology = actuator.topology
     counts = ", ".join(f"{len(ratio_vectors(len(g.servers), options.values))} for {g.name}" for g in topology.groups)
     _log(f"distinct ratio vectors of {set(options.values)}: {counts}; one every {options.interval_s:g} s")
-    before = actuator.control()
+    before = _weights(actuator)
     # A server that an operator took out of rotation stays out of rotation.
-    down = before.down if isinstance(before, Weights) else None
+    down = before.down
     due_s = time.monotonic()
     try:
         for index in range(options.rounds):
             for weights in exploration(topology, options.seed + index, options.values):
-                wanted = Weights(topology, weights.values, weights.down if down is None else down)
+                wanted = Weights(topology, weights.values, down)
                 applied = actuator.apply(wanted)
                 _log(f"{_shown(wanted)} in force after {applied.duration_s * 1e3:.1f} ms")
                 due_s += options.interval_s
                 time.sleep(max(due_s - time.monotonic(), 0.0))
     finally:
         restored = actuator.restore(before)
-        gone = f"; no longer there: {', '.join(restored.missing)}" if restored.missing else ""
+        gone = f"; gone, or not to be set now: {', '.join(restored.missing)}" if restored.missing else ""
         _log(f"the first weights are restored{gone}")
     return 0
 
 
 def _opened(options: GroupOptions, changes: Sequence[str] = ()) -> Actuator:
-    """The NGINX; tells the groups whose weights cannot be set. Raises ConfigError when a change names one of them, or
-    the statistics that shall confirm a change do not show every server.
+    """The load balancer; tells the groups whose weights cannot be set. Raises ConfigError when a change names one of
+    them, or the statistics that shall confirm a change do not show every server.
     """
-    if options.haproxy_socket is not None:
-        return HaproxyActuator(options.haproxy_socket, options.groups)
-    actuator = open_actuator(options, options.groups)
+    socket = options.haproxy_socket
+    actuator = open_actuator(options, options.groups) if socket is None else HaproxyActuator(socket, options.groups)
     if options.reload.status_url:
         with StatusReader(options.reload.status_url) as reader:
             server_names(actuator.topology, reader.snapshot()).check()
-    for name, reason in actuator.left_out.items() if isinstance(actuator, ExternalNginx) else ():
+    for name, reason in actuator.left_out.items() if isinstance(actuator, _LEAVING_OUT) else ():
         if any(change.startswith(f"{name}/") for change in changes):
             raise reason
         _log(f"left out: {reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -56,10 +56,7 @@ class Weights:
                 where=f"group {self.topology.groups[g].name}",
                 remedy=f"weights are integers from 1 to {MAX_WEIGHT}; use down to remove a server",
             )
-        empty = ~(mask & ~self.down).any(axis=1)
-        if empty.any():
-            name = self.topology.groups[int(np.argmax(empty))].name
-            raise ConfigError("every server is down", where=f"group {name}", remedy="leave at least one usable server")
+        _check_rotation(self.topology, self.down)
 
     @classmethod
     def scaled(cls, topology: Topology, values: FloatArray, down: NDArray[np.bool_]) -> Self:
@@ -142,26 +139,40 @@ class ServiceTimes:
         tau_s: float ``[groups, servers]``, learned service time in seconds, > 0.
         workers: float ``[servers]``, requests that a server serves at once, >= 0.25.
         holding: how `late_binding` holds requests; None for no slots, so that it works as `expected_delay`.
+        down: bool ``[groups, servers]``; True takes the server out of that group's rotation.
     """
 
     topology: Topology
     tau_s: NDArray[np.float64]
     workers: NDArray[np.float64]
     holding: LateBinding | None = None
+    down: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
 
     def __post_init__(self) -> None:
-        if self.tau_s.shape != self.topology.shape or self.workers.shape != (self.topology.shape[1],):
-            raise ConfigError("service times have the wrong shape", remedy=f"expected {self.topology.shape}")
+        if self.down.size == 0:
+            object.__setattr__(self, "down", np.zeros(self.topology.shape, dtype=bool))
+        shape = self.topology.shape
+        if self.tau_s.shape != shape or self.workers.shape != shape[1:] or self.down.shape != shape:
+            raise ConfigError("service times have the wrong shape", remedy=f"expected {shape}")
         known = self.tau_s[self.topology.mask]
         if not (np.isfinite(known).all() and (known > 0).all() and (self.workers >= 0.25).all()):
             what, remedy = "a service time is not above 0 s or a worker count is below 0.25", "give larger ones"
             raise ConfigError(what, where="service times", remedy=remedy)
         if self.holding is not None and self.holding.topology != self.topology:
             raise ConfigError("late binding is of another topology", where="service times")
+        _check_rotation(self.topology, self.down)
 
     def as_weights(self) -> Weights:
         """Weights ∝ 1/τ, for methods that take weights."""
-        return Weights.from_shares(self.topology, 1.0 / np.where(self.topology.mask, self.tau_s, 1.0))
+        weights = Weights.from_shares(self.topology, 1.0 / np.where(self.topology.mask, self.tau_s, 1.0))
+        return replace(weights, down=self.down)
+
+
+def _check_rotation(topology: Topology, down: NDArray[np.bool_]) -> None:
+    empty = ~(topology.mask & ~down).any(axis=1)
+    if empty.any():
+        name = topology.groups[int(np.argmax(empty))].name
+        raise ConfigError("every server is down", where=f"group {name}", remedy="leave at least one usable server")
 
 
 Control = Weights | ServiceTimes

@@ -36,7 +36,8 @@ class Restored(Applied):
 
     Attributes:
         restored: GROUP/SERVER that have their earlier control again.
-        missing: those of the earlier control that NGINX does not have any more.
+        missing: those of the earlier control that NGINX does not have any more, or whose group takes no weights now, as
+            when all of its servers are down.
         added: those of its groups that NGINX has now and the earlier control does not know; they keep what they had.
     """
 

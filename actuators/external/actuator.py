@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
@@ -109,6 +109,27 @@ class MemoryActuator:
     def apply(self, control: Control) -> Applied:
         return self.endpoint.apply(restoration(control, self.endpoint.get()[1]).control if self.groups else control)
 
+    def rotate(self, texts: Sequence[str]) -> Applied:
+        """Takes servers out of rotation or puts them back, by changes as ``[GROUP/]SERVER=down`` or ``=up``.
+
+        Everything else in force stays: weights or service times, what is held, a canary.
+
+        Raises ConfigError with the closest match, or when a group would be left without a server; ActuationError.
+        """
+        began_s, present = time.monotonic(), self.endpoint.weights()
+        down = present.down.copy()
+        for text in texts:
+            name, _, value = text.rpartition("=")
+            for g, s in _cells(name, self.topology):
+                group, server = self.topology.groups[g].name, self.topology.servers[s]
+                cell = present.topology.group_index(group), present.topology.server_index(server)
+                down[cell] = value == "down"
+        wanted = replace(present, down=down)
+        changed = wanted != present
+        if changed:
+            self.endpoint.rotate(wanted.down)
+        return Applied(changed, time.monotonic() - began_s)
+
     def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """As `Actuator.restore`; without a method, the present one stays where it takes the control."""
         began_s = time.monotonic()
@@ -181,6 +202,11 @@ def parse_weights(texts: Sequence[str], base: Weights) -> Weights:
     largest = values.max(axis=1, keepdims=True)
     scaled = np.where(largest > MAX_WEIGHT, values * MAX_WEIGHT / largest, values)
     return Weights(topology, np.where(topology.mask, np.maximum(np.rint(scaled), 1), 0).astype(np.int64), down)
+
+
+def sets_rotation(texts: Sequence[str]) -> bool:
+    """Whether the changes only take servers out of rotation or put them back."""
+    return all(text.rpartition("=")[2] in ("down", "up") for text in texts)
 
 
 def ratio_vectors(servers: int, values: Sequence[int] = EXPLORED_VALUES) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,13 +26,16 @@ from actuators.files import read_token
 from actuators.haproxy_api import RuntimeApi, socket_of
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.nginx.detect import INSTALL, detect
+from actuators.nginx.reload import COMMAND_TIMEOUT_S, run_short
 from actuators.statistics.names import server_names
 from actuators.statistics.vts import Snapshot
 
 Level = Literal["ok", "warn", "fail"]
 _FIXED = frozenset(("hash", "ip_hash", "sticky", "sticky_route", "jvm_route"))
 _METHODS = frozenset((*_FIXED, "least_conn", "least_time", "random", "fair", "balancer_by_lua_block"))
-_TEST_TIMEOUT_S = 20.0
+_BY_WEIGHT = {"HAProxy": ("roundrobin", "leastconn", "random"), "Envoy": ("ROUND_ROBIN", "LEAST_REQUEST")}
+"""Methods of others in which weights decide, and can change while it runs; the other ones are static, tie requests to
+servers or ignore weights (https://docs.haproxy.org/2.8/configuration.html#4.2-balance)."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +139,17 @@ def reload_checks(config: ParsedConfig, options: ExternalNginxOptions) -> list[C
     return [_files(config), _test(config, options, str(build.binary), master), _signal(options, master), lua]
 
 
-def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
+def control_checks(control_url: str, token_file: Path | None, groups: Sequence[str] = ()) -> list[Check]:
     """Whether the control endpoint answers, which groups it has, and whether the token can be read; of an HAProxy or
-    Envoy, whether its socket or files allow changes.
+    Envoy, whether its socket or files allow changes, and whether weights decide there.
+
+    Args:
+        groups: those of an HAProxy or Envoy that the user chose; all when empty, of which some may be unfit.
     """
     if (path := socket_of(control_url)) is not None:
-        return _haproxy(path)
+        return _haproxy(path, groups)
     if (admin := admin_of(control_url)) is not None:
-        return _envoy(admin)
+        return _envoy(admin, groups)
     try:
         topology = topology_from_text(MemoryControl.read(control_url))
     except (ActuationError, ConfigError) as error:
@@ -161,40 +167,57 @@ def control_checks(control_url: str, token_file: Path | None) -> list[Check]:
     return [*checks, Check("token", "ok", "can be read, by its user only")]
 
 
-def _haproxy(path: Path) -> list[Check]:
+def _haproxy(path: Path, groups: Sequence[str]) -> list[Check]:
     try:
-        actuator, level = HaproxyActuator(path), RuntimeApi(path).ask("show cli level")
-        topology, is_static = actuator.topology, "static-rr" in actuator.balance.split(", ")
+        actuator, level = HaproxyActuator(path, groups), RuntimeApi(path).ask("show cli level")
+        methods = actuator.methods()
     except (ActuationError, ConfigError) as error:
         return [failed("control", error)]
-    names = ", ".join(group.name for group in topology.groups)
-    found = Check("control", "ok", f"HAProxy answers, for the backends {names[:200]}")
+    found = _answers("HAProxy answers, for the backends", actuator)
     if level != "admin":
+        # Such a socket does not tell the methods.
         what, remedy = f"the socket's level is {level[:40]}: weights can be read and not changed", "write `level admin`"
-        return [found, Check("level", "warn", what, f"{remedy} behind its `stats socket`, and reload HAProxy")]
-    if is_static:
-        what = "a backend is balanced by static-rr, whose weights HAProxy changes only by a reload"
-        return [found, Check("level", "warn", what, "write `balance roundrobin`")]
-    return [found, Check("level", "ok", "the socket allows changes")]
+        return [*found, Check("level", "warn", what, f"{remedy} behind its `stats socket`, and reload HAProxy")]
+    return [*found, Check("level", "ok", "the socket allows changes"), _by_weight("HAProxy", methods, bool(groups))]
 
 
-def _envoy(url: str) -> list[Check]:
+def _answers(words: str, actuator: HaproxyActuator | EnvoyActuator) -> list[Check]:
+    """Its groups, and those that are left out."""
+    names = ", ".join(group.name for group in actuator.topology.groups)
+    left_out = [failed("control", reason).softer() for reason in actuator.left_out.values()]
+    return [Check("control", "ok", f"{words} {names[:200]}"), *left_out]
+
+
+def _by_weight(program: str, methods: Mapping[str, str], named: bool) -> Check:
+    """Whether weights decide in these groups, as `method_check`."""
+    good = _BY_WEIGHT[program]
+    fixed = [f"{name} ({method})" for name, method in methods.items() if method not in good]
+    if not fixed:
+        return Check("methods", "ok", f"{', '.join(sorted(set(methods.values())))}: weights decide")
+    steerable = [name for name, method in methods.items() if method in good]
+    what = f"weights cannot steer {', '.join(fixed)[:200]}: it takes no weights at run time, or they do not decide"
+    remedy = f"balance by {', '.join(good)}"
+    remedy += f", or leave them out: --groups {','.join(steerable)[:200]}" if steerable else ""
+    return Check("methods", "warn" if steerable and not named else "fail", what, remedy)
+
+
+def _envoy(url: str, groups: Sequence[str]) -> list[Check]:
     try:
-        actuator = EnvoyActuator(url)
-        topology, sources, reasons = actuator.topology, actuator.sources(), actuator.without_weights()
+        actuator = EnvoyActuator(url, groups)
+        sources, reasons = actuator.sources(), actuator.without_weights()
     except (ActuationError, ConfigError) as error:
         return [failed("control", error)]
-    names = ", ".join(group.name for group in topology.groups)
-    found = Check("control", "ok", f"Envoy answers, for the clusters {names[:200]}")
+    found = _answers("Envoy answers, for the clusters", actuator)
+    found.append(_by_weight("Envoy", {name: source.policy for name, source in sources.items()}, bool(groups)))
     files = {source.file for name, source in sources.items() if name not in reasons and source.file is not None}
     if what := _kept_from(sorted(files)):
-        return [found, Check("files", "fail", what, "run as root or as the owner of the files")]
+        return [*found, Check("files", "fail", what, "run as root or as the owner of the files")]
     if reasons:
         fixed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        level: Level = "warn" if files else "fail"
+        level: Level = "warn" if files and not groups else "fail"
         remedy = "let Envoy read their servers from a file: type EDS with path_config_source; or name other --groups"
-        return [found, Check("files", level, f"weights can be read and not changed of {fixed[:300]}", remedy)]
-    return [found, Check("files", "ok", f"{len(files)} with endpoints can be written")]
+        return [*found, Check("files", level, f"weights can be read and not changed of {fixed[:300]}", remedy)]
+    return [*found, Check("files", "ok", f"{len(files)} with endpoints can be written")]
 
 
 def _files(config: ParsedConfig) -> Check:
@@ -235,9 +258,9 @@ def _test(
 ) -> Check:
     command = [*(options.test_command or (binary, "-t", "-q", "-c")), str(config.main)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TEST_TIMEOUT_S, check=False)
+        done = run_short(command)
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = getattr(error, "strerror", None) or f"no end within {_TEST_TIMEOUT_S:g} s"
+        reason = getattr(error, "strerror", None) or f"no end within {COMMAND_TIMEOUT_S:g} s"
         return Check("nginx -t", "fail", f"{shlex.join(command)}: {reason}", "set reload.test_command")
     prefix = _argument([] if isinstance(master, ActuationError) else master.cmdline(), "-p")
     wanted = ["-p", prefix] if prefix and "-p" not in command else []
@@ -298,7 +321,7 @@ def _signal(options: ExternalNginxOptions, master: psutil.Process | ActuationErr
 
 def _succeeds(command: Sequence[str]) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, timeout=_TEST_TIMEOUT_S, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 

@@ -60,6 +60,9 @@ def _problem(config: ParsedConfig, name: str) -> ConfigError | None:
             line.weight  # noqa: B018 - read for its check
     except ConfigError as error:
         return ConfigError(f"{name}: {error.what}", where=error.where, remedy=f"{error.remedy}; or {_REMEDY}")
+    if all(line.down for line in lines):
+        remedy = f"remove `down` from one of its servers, or {_REMEDY}"
+        return ConfigError(f"every server of {name} is down", where=config.groups[name], remedy=remedy)
     return None
 
 
@@ -68,7 +71,10 @@ def _group(config: ParsedConfig, name: str) -> Group:
 
 
 def config_weights(config: ParsedConfig, topology: Topology) -> Weights:
-    """The weights in the files, at most MAX_WEIGHT. Raises ConfigError when the servers have changed."""
+    """The weights in the files, at most MAX_WEIGHT.
+
+    Raises ConfigError when the servers have changed, or all of a group are down.
+    """
     check_servers(config, topology)
     values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
     for g, group in enumerate(topology.groups):

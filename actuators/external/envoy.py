@@ -19,11 +19,12 @@ import yaml
 
 from actuators.contract.control import Control, MemoryMethod, Weights
 from actuators.contract.testbed import Applied, Restored
-from actuators.contract.topology import Topology, group_of
 from actuators.credentials import without_credentials
 from actuators.envoy_admin import OUT_BY_EDS, ClusterSource, EnvoyAdmin, Host, address_of, spelt
 from actuators.errors import ActuationError, ConfigError
-from actuators.external.restoring import restoration
+from actuators.external.choice import Member, chosen, unusable
+from actuators.external.large_weights import LargeWeights
+from actuators.external.restoring import names_of, restoration
 from actuators.files import REMEDIES, exclusive, read_regular
 from actuators.nginx.reload import write_atomically
 from actuators.yaml_files import parse_yaml
@@ -34,7 +35,7 @@ _SUFFIXES = (".json", ".yaml", ".yml")
 _MOST_BYTES = 2**24
 _IN_FORCE_S, _LOOK_S = 5.0, 0.02
 _LOCK_S = 5.0
-_BY_FILE = "let it take its servers from a file: `type: EDS` with `path_config_source`"
+_BY_FILE = "let it take its servers from a file that is not a link: `type: EDS` with `path_config_source`"
 
 
 @dataclass(frozen=True)
@@ -49,40 +50,47 @@ class EnvoyActuator:
     Args:
         url: ``http://HOST:PORT`` of the admin endpoint. The files must be on this machine, under the paths that Envoy
             knows.
-        groups: clusters that are read and set, all with servers when empty.
+        groups: clusters that are read and set, all whose servers can be set when empty.
+
+    Attributes:
+        left_out: clusters whose weights cannot be set because of their servers, and why; only without `groups`, which
+            name what must be usable.
 
     Raises:
-        ConfigError: an unknown cluster, or no server in any, or no HTTP address.
+        ConfigError: no cluster has servers that can be set, or a named one is unknown or cannot be set, or `url` is not
+            an HTTP address.
         ActuationError: the admin endpoint does not answer.
     """
 
     in_memory = True
 
     def __init__(self, url: str, groups: Sequence[str] = ()) -> None:
-        self._url, self._where = url, without_credentials(url)
+        self._url, self._where, self._large = url, without_credentials(url), LargeWeights()
         clusters = self._clusters()
         if not clusters:
             raise ConfigError(
                 "Envoy has no cluster with servers", where=self._where, remedy="give the address of another"
             )
-        topology = Topology(
-            tuple(group_of(name, tuple(host.server for host in hosts)) for name, hosts in clusters.items())
-        )
-        topology.check_groups(groups)
-        names = tuple(groups) or tuple(clusters)
-        self.topology = Topology(tuple(group for group in topology.groups if group.name in names))
+        self.topology, self.left_out = chosen(_members(clusters), groups, self._where)
 
     def control(self) -> Weights:
-        """The weights in force, 1…100: larger ones are scaled."""
+        """The weights in force, 1…100: larger ones are scaled.
+
+        Raises ActuationError, and ConfigError when all servers of a cluster are out of rotation.
+        """
         values, down = np.zeros(self.topology.shape), np.zeros(self.topology.shape, bool)
         for (g, s), host in self._cells().items():
             values[g, s], down[g, s] = host.weight, host.out
-        return Weights.scaled(self.topology, values, down)
+        return self._large.scaled(self.topology, values, down)
 
     @property
     def balance(self) -> str:
         """The balancing policy of all groups in Envoy's words, several of them with commas. Raises ActuationError."""
-        return ", ".join(sorted({source.policy for source in self.sources().values()}))
+        return ", ".join(sorted(set(self.methods().values())))
+
+    def methods(self) -> dict[str, str]:
+        """Group → its balancing policy in Envoy's words. Raises ActuationError."""
+        return {name: source.policy for name, source in self.sources().items()}
 
     def sources(self) -> dict[str, ClusterSource]:
         """Where each group has its servers from. Raises ActuationError."""
@@ -109,8 +117,9 @@ class EnvoyActuator:
         if control.topology != self.topology:
             raise ActuationError("the control is of another topology", where=self._where)
         wanted: dict[str, dict[str, _Wanted]] = {}
+        values = self._large.unscaled(control)
         for (g, s), host in self._cells().items():
-            weight, down = int(control.values[g, s]), bool(control.down[g, s])
+            weight, down = int(values[g, s]), bool(control.down[g, s])
             if (host.weight, host.out) != (weight, down):
                 wanted.setdefault(self.topology.groups[g].name, {})[host.server] = _Wanted(weight, down)
         if not wanted:
@@ -126,9 +135,18 @@ class EnvoyActuator:
         return Applied(True, time.monotonic() - began_s)
 
     def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
-        """As `Actuator.restore`; the method is that of Envoy's configuration."""
-        began_s, found = time.monotonic(), restoration(first, self.control())
-        changed = self.apply(found.control).changed
+        """As `Actuator.restore`, also when servers or clusters came or went meanwhile; those of a cluster that cannot
+        be set now (`left_out`) are `missing`. The method is that of Envoy's configuration.
+        """
+        began_s, clusters = time.monotonic(), _members(self._clusters())
+        reasons, groups = unusable(clusters, self._where), {group.name for group in first.topology.groups}
+        names = [name for name in clusters if name in groups and name not in reasons]
+        if not names:
+            return Restored(False, time.monotonic() - began_s, missing=tuple(names_of(first.topology)))
+        present = EnvoyActuator(self._url, names)
+        present._large = self._large
+        found = restoration(first, present.control())
+        changed = present.apply(found.control).changed
         return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
 
     def _put(self, wanted: Mapping[str, Mapping[str, _Wanted]], sources: Mapping[str, ClusterSource]) -> None:
@@ -192,6 +210,10 @@ class EnvoyActuator:
         return cells
 
 
+def _members(clusters: Mapping[str, Sequence[Host]]) -> dict[str, list[Member]]:
+    return {name: [Member(host.server, host.out) for host in hosts] for name, hosts in clusters.items()}
+
+
 def _differ(clusters: Mapping[str, Sequence[Host]], wanted: Mapping[str, Mapping[str, _Wanted]]) -> str:
     """The first server that is not as wanted; empty when all are."""
     for name, servers in wanted.items():
@@ -223,6 +245,8 @@ def _reason(source: ClusterSource) -> str:
         return f"{source.file} is neither JSON nor YAML"
     if not source.file.exists():
         return f"{source.file} is not on this machine"
+    if source.file.is_symlink():
+        return f"{source.file} is a symbolic link"
     return ""
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from actuators.contract.control import Control, MemoryMethod, Weights
 from actuators.contract.testbed import Applied, Restored
-from actuators.contract.topology import Topology, group_of
 from actuators.errors import ActuationError, ConfigError
-from actuators.external.restoring import restoration
+from actuators.external.choice import Member, chosen, unusable
+from actuators.external.large_weights import LargeWeights
+from actuators.external.restoring import names_of, restoration
 from actuators.haproxy_api import RuntimeApi
 
 _STATE_FORMAT = "1"
@@ -42,6 +43,11 @@ class ServerState:
     address: str
     weight: int
     out: bool
+
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether it is out, or has the weight 0."""
+        return self.out or self.weight == 0
 
     def shows(self, weight: int, down: bool) -> bool:
         """Whether this is in force already; a server with the weight 0 is down, and stays as its operator made it."""
@@ -70,29 +76,37 @@ class HaproxyActuator:
     """The weights of an HAProxy (`actuators.external.actuator.Actuator`).
 
     Args:
-        groups: backends that are read and set, all with servers when empty.
+        groups: backends that are read and set, all whose weights can be set when empty.
+
+    Attributes:
+        left_out: backends whose weights cannot be set, and why; only without `groups`, which name what must be usable.
 
     Raises:
-        ConfigError: an unknown backend, or no server in any.
+        ConfigError: no backend has servers that can be set, or a named one is unknown or cannot be set.
         ActuationError: the runtime API does not answer.
     """
 
     in_memory = True
 
     def __init__(self, path: Path, groups: Sequence[str] = ()) -> None:
-        self._api = RuntimeApi(path)
-        states = self._states()
-        topology = _topology(states, path)
-        topology.check_groups(groups)
-        self._groups = tuple(groups) or tuple(group.name for group in topology.groups)
-        self.topology = Topology(tuple(group for group in topology.groups if group.name in self._groups))
+        self._api, self._large = RuntimeApi(path), LargeWeights()
+        backends = _backends(self._states())
+        if not backends:
+            raise ConfigError(
+                "HAProxy has no backend with servers", where=str(path), remedy="give the socket of another"
+            )
+        self.topology, self.left_out = chosen(backends, groups, str(path))
+        self._groups = tuple(group.name for group in self.topology.groups)
 
     def control(self) -> Weights:
-        """The weights in force, 1…100: larger ones are scaled; a weight of 0 counts as down."""
+        """The weights in force, 1…100: larger ones are scaled; a weight of 0 counts as down.
+
+        Raises ActuationError, and ConfigError when all servers of a backend are out of rotation.
+        """
         values, down = np.zeros(self.topology.shape), np.zeros(self.topology.shape, bool)
         for g, s, state in self._cells(self._states()):
-            values[g, s], down[g, s] = max(state.weight, 1), state.out or state.weight == 0
-        return Weights.scaled(self.topology, values, down)
+            values[g, s], down[g, s] = max(state.weight, 1), state.takes_nothing
+        return self._large.scaled(self.topology, values, down)
 
     @property
     def balance(self) -> str:
@@ -100,9 +114,14 @@ class HaproxyActuator:
 
         Raises ActuationError.
         """
+        return ", ".join(sorted(set(self.methods().values())))
+
+    def methods(self) -> dict[str, str]:
+        """Group → its `balance` algorithm in HAProxy's words. Raises ActuationError."""
         lines = self._api.ask("show stat").removeprefix("# ").splitlines()
         rows = [row for row in csv.DictReader(lines) if row.get("svname") == "BACKEND"]
-        return ", ".join(sorted({row.get("algo") or "unknown" for row in rows if row.get("pxname") in self._groups}))
+        found = {row.get("pxname"): row.get("algo") for row in rows}
+        return {name: found.get(name) or "unknown" for name in self._groups}
 
     def apply(self, control: Control) -> Applied:
         """As `Actuator.apply`; service times are refused, because HAProxy has no such method."""
@@ -112,7 +131,8 @@ class HaproxyActuator:
         if control.topology != self.topology:
             raise ActuationError("the control is of another topology", where=str(self._api.path))
         states = self._states()
-        wanted = [(state, int(control.values[g, s]), bool(control.down[g, s])) for g, s, state in self._cells(states)]
+        values = self._large.unscaled(control)
+        wanted = [(state, int(values[g, s]), bool(control.down[g, s])) for g, s, state in self._cells(states)]
         changes = [(state, weight, down) for state, weight, down in wanted if not state.shows(weight, down)]
         if not changes:
             return Applied(False, time.monotonic() - began_s)
@@ -126,9 +146,18 @@ class HaproxyActuator:
         return Applied(True, time.monotonic() - began_s)
 
     def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
-        """As `Actuator.restore`; the method is that of HAProxy's configuration."""
-        began_s, found = time.monotonic(), restoration(first, self.control())
-        changed = self.apply(found.control).changed
+        """As `Actuator.restore`, also when servers or backends came or went meanwhile; those of a backend that cannot
+        be set now (`left_out`) are `missing`. The method is that of HAProxy's configuration.
+        """
+        began_s, backends = time.monotonic(), _backends(self._states())
+        reasons, groups = unusable(backends, str(self._api.path)), {group.name for group in first.topology.groups}
+        names = [name for name in backends if name in groups and name not in reasons]
+        if not names:
+            return Restored(False, time.monotonic() - began_s, missing=tuple(names_of(first.topology)))
+        present = HaproxyActuator(self._api.path, names)
+        present._large = self._large
+        found = restoration(first, present.control())
+        changed = present.apply(found.control).changed
         return Restored(changed, time.monotonic() - began_s, found.restored, found.missing, found.added)
 
     def _put_back(self, changes: Sequence[tuple[ServerState, int, bool]], cause: ActuationError) -> None:
@@ -174,13 +203,11 @@ def _orders(server: ServerState, old: tuple[int, bool], new: tuple[int, bool]) -
         yield f"set server {name} state {'maint' if out else 'ready'}"
 
 
-def _topology(states: Sequence[ServerState], path: Path) -> Topology:
-    backends: dict[str, list[str]] = {}
+def _backends(states: Sequence[ServerState]) -> dict[str, list[Member]]:
+    backends: dict[str, list[Member]] = {}
     for state in states:
-        backends.setdefault(state.backend, []).append(state.address)
-    if not backends:
-        raise ConfigError("HAProxy has no backend with servers", where=str(path), remedy="give the socket of another")
-    return Topology(tuple(group_of(name, tuple(servers)) for name, servers in backends.items()))
+        backends.setdefault(state.backend, []).append(Member(state.address, state.takes_nothing))
+    return backends
 
 
 def _state(row: dict[str, str]) -> ServerState:

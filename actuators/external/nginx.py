@@ -115,9 +115,11 @@ class ExternalNginx:
     def restore(self, first: Control, method: MemoryMethod | None = None) -> Restored:
         """Puts earlier weights in force again, also when servers or groups came, went or were renamed meanwhile.
 
-        Servers that are not in the files any more are `missing`; servers that the earlier weights do not know are
-        `added` and keep what the files say. Without statistics that show these weights NGINX is reloaded even when the
-        files hold them. Raises ActuationError; the old files are then on disk and in force.
+        Servers that are not in the files any more, or whose group cannot be set now (`left_out`), are `missing` and
+        stay as they are; servers that the earlier weights do not know are `added` and keep what the files say. Without
+        statistics that show these weights NGINX is reloaded even when the files hold them.
+
+        Raises ActuationError; the old files are then on disk and in force.
         """
         began_s = time.monotonic()
         if not isinstance(first, Weights):

@@ -228,7 +228,7 @@ def _changing(
     elif config is not None:
         yield from _by_reload(options, config, snapshot)
     elif options.control_url:
-        yield from control_checks(options.control_url, options.token_file)
+        yield from control_checks(options.control_url, options.token_file, options.groups)
     else:
         remedy = "give --nginx-conf FILE, or --control-url URL --token-file FILE"
         yield Check("weights", "warn", "no way to change weights is given: this NGINX can be watched only", remedy)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actuators.contract.arrays import BoolArray
 from actuators.contract.control import Control, ServiceTimes, Weights
 from actuators.contract.topology import Topology
 
@@ -55,19 +56,25 @@ def _weights(first: Weights, present: Weights, cells: _Cells) -> Weights:
     values, down = present.values.copy(), present.down.copy()
     for old, new in cells:
         values[new], down[new] = first.values[old], first.down[old]
-    usable = (present.topology.mask & ~down).any(axis=1, keepdims=True)
-    return Weights(present.topology, values, np.where(usable, down, present.down))
+    return Weights(present.topology, values, _usable(down, present))
 
 
 def _times(first: ServiceTimes, present: Control, cells: _Cells) -> ServiceTimes:
     topology = present.topology
-    tau_s, workers = np.zeros(topology.shape), np.ones(topology.shape[1])
+    tau_s, workers, down = np.zeros(topology.shape), np.ones(topology.shape[1]), present.down.copy()
     if isinstance(present, ServiceTimes):
         tau_s, workers = present.tau_s.copy(), present.workers.copy()
     for old, new in cells:
-        tau_s[new], workers[new[1]] = first.tau_s[old], first.workers[old[1]]
+        tau_s[new], workers[new[1]], down[new] = first.tau_s[old], first.workers[old[1]], first.down[old]
     known = topology.mask & (tau_s > 0)
     overall = float(tau_s[known].mean()) if known.any() else 1.0
     means = [float(row[has].mean()) if has.any() else overall for row, has in zip(tau_s, known, strict=True)]
     holding = None if first.holding is None else first.holding.onto(topology)
-    return ServiceTimes(topology, np.where(known, tau_s, np.array(means)[:, None]), workers, holding)
+    tau_s = np.where(known, tau_s, np.array(means)[:, None])
+    return ServiceTimes(topology, tau_s, workers, holding, _usable(down, present))
+
+
+def _usable(down: BoolArray, present: Control) -> BoolArray:
+    """`down` where it leaves the group a server, else what is down now."""
+    left = np.asarray((present.topology.mask & ~down).any(axis=1, keepdims=True))
+    return np.where(left, down, present.down)

@@ -92,7 +92,7 @@ class MemoryControl:
         """Returns when every worker uses the control: no later request is balanced by the old one.
 
         Args:
-            beside: kept for a method by weights that is set later; who is down in it gets no requests.
+            beside: kept for a method by weights that is set later; servers that are down in it get no requests.
 
         Raises ActuationError when it is refused or reads back differently; then the old one is in force.
         """
@@ -128,6 +128,27 @@ class MemoryControl:
         except ActuationError:
             self.watched = before
             raise
+
+    def rotate(self, down: NDArray[np.bool_]) -> None:
+        """These servers ``[groups, servers]`` are out of rotation from now on, also for the base of a split; everything
+        else in force stays.
+
+        Raises ActuationError; then all is as before.
+        """
+        head, watch_mark, watch = self._endpoint.request("GET").partition(_WATCH)
+        new, base_mark, base = head.partition(_BASE)
+        lines = self._down_lines(down)
+        rotated = _with_down(new, lines) + base_mark + (_with_down(base, lines) if base_mark else "")
+        self._put(rotated + watch_mark + watch)
+
+    def _down_lines(self, down: NDArray[np.bool_]) -> list[str]:
+        topology = self.topology
+        return [
+            f"down {group.name} {server}"
+            for g, group in enumerate(topology.groups)
+            for server in group.servers
+            if down[g, topology.server_index(server)]
+        ]
 
     def sample(self, rate_rps: float | None) -> None:
         """Beside the control in force, NGINX keeps so many samples a second of what requests cost; None ends it.
@@ -207,11 +228,19 @@ def to_text(method: MemoryMethod, control: Control) -> str:
     lines, topology = [], control.topology
     for g, group in enumerate(topology.groups):
         for server in group.servers:
-            lines += [f"tau {group.name} {server} {float(control.tau_s[g, topology.server_index(server)])!r}"]
+            s = topology.server_index(server)
+            lines += [f"tau {group.name} {server} {float(control.tau_s[g, s])!r}"]
+            lines += [f"down {group.name} {server}"] if control.down[g, s] else []
     workers = zip(topology.servers, control.workers, strict=True)
     lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
     lines.extend(_holding_lines(control.holding) if control.holding is not None else ())
     return head + "\n".join(lines) + "\n"
+
+
+def _with_down(arm: str, lines: list[str]) -> str:
+    """The lines of one control, in which exactly these servers are down."""
+    kept = [line for line in arm.split("\n") if not line.startswith("down ")]
+    return "\n".join([kept[0], *lines, *kept[1:]])
 
 
 def put_text(method: MemoryMethod, control: Control, beside: Weights | None) -> str:
@@ -242,18 +271,24 @@ def from_text(text: str, topology: Topology) -> tuple[MemoryMethod, Control]:
             tau_s[g, s] = float(lines.get(("tau", group.name, server), "0"))
             workers[s] = float(lines.get(("workers", server), "1"))
     if method in BY_TIMES and (tau_s[topology.mask] > 0).all():
-        return method, ServiceTimes(topology, tau_s, workers, _holding(lines, topology))
+        return method, ServiceTimes(topology, tau_s, workers, _holding(lines, topology), _down(lines, topology))
     return method, _weights(lines, topology)
 
 
 def _weights(lines: dict[tuple[str, ...], str], topology: Topology) -> Weights:
-    values, down = np.zeros(topology.shape, np.int64), np.zeros(topology.shape, bool)
+    values = np.zeros(topology.shape, np.int64)
     for g, group in enumerate(topology.groups):
         for server in group.servers:
-            s = topology.server_index(server)
-            values[g, s] = int(lines.get(("weight", group.name, server), "1"))
-            down[g, s] = ("down", group.name, server) in lines
-    return Weights(topology, _scaled(values), down)
+            values[g, topology.server_index(server)] = int(lines.get(("weight", group.name, server), "1"))
+    return Weights(topology, _scaled(values), _down(lines, topology))
+
+
+def _down(lines: dict[tuple[str, ...], str], topology: Topology) -> NDArray[np.bool_]:
+    down = np.zeros(topology.shape, bool)
+    for g, group in enumerate(topology.groups):
+        for server in group.servers:
+            down[g, topology.server_index(server)] = ("down", group.name, server) in lines
+    return down
 
 
 def _holding_lines(holding: LateBinding) -> list[str]:

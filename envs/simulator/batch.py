@@ -234,12 +234,16 @@ class SimulatedBatch:
         else:
             self._pending.append((self.options.actuation_delay_s, wanted, np.array(out)))
 
-    def set_service_times(self, tau_s: FloatArray, workers: FloatArray) -> None:
-        """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``."""
+    def set_service_times(self, tau_s: FloatArray, workers: FloatArray, down: NDArray[np.bool_] | None = None) -> None:
+        """`expected_delay`'s control: tau in s ``[size, groups, servers]``, workers ``[size, servers]``, and which
+        servers are out of rotation ``[size, groups, servers]``; as before when None.
+        """
         known = tau_s[:, self.topology.mask]
         if not (np.isfinite(known).all() and (known > 0).all() and np.isfinite(workers).all() and workers.min() > 0.2):
             what, remedy = "a service time is not above 0 s or a worker count is not above 0.2", "give larger ones"
             raise ConfigError(what, where="simulated batch", remedy=remedy)
+        if down is not None and not np.array_equal(down & self.topology.mask, self._down):
+            self._enforce(self._weight, down & self.topology.mask)
         for index, lane in enumerate(self._lanes):
             if lane is None:
                 continue

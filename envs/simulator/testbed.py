@@ -66,7 +66,7 @@ class SimulatedTestbed(Closing):
             if isinstance(control, CappedWeights):
                 self._batch.limit_connections(control.most[None])
         else:
-            self._batch.set_service_times(control.tau_s[None], control.workers[None])
+            self._batch.set_service_times(control.tau_s[None], control.workers[None], control.down[None])
             self._batch.hold([control.holding or unlimited(self.topology)])
         self._control = control
         return Applied(changed, 0.0)
@@ -104,5 +104,5 @@ class SimulatedTestbed(Closing):
 def _same(one: Control, other: Control) -> bool:
     if isinstance(one, Weights) or isinstance(other, Weights):
         return one == other
-    times = np.array_equal(one.tau_s, other.tau_s) and np.array_equal(one.workers, other.workers)
-    return times and one.holding is other.holding
+    same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("tau_s", "workers", "down"))
+    return same and one.holding is other.holding

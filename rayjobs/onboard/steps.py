@@ -7,13 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actuators.contract.control import Weights
 from actuators.credentials import without_credentials
 from actuators.errors import ActuationError, ConfigError, DataError, StatusError
-from actuators.external.actuator import ActuatorOptions, open_actuator
 from actuators.external.checks import Check, failed
 from actuators.external.preflight import PreflightOptions, preflight
-from actuators.other_proxies import names_another
 from actuators.statistics.lacks import unfit
 from actuators.statistics.reader import StatusReader
 from envs.observation.precision import precision
@@ -116,23 +113,7 @@ class Onboarding:
         lacking = None if any(map(_forbids, checks)) else self._lacking()
         if lacking is not None:
             return [*(each for each in checks if each.name != lacking.name), lacking]
-        return [*checks, *self._out_of_rotation()]
-
-    def _out_of_rotation(self) -> list[Check]:
-        """What would keep a controller of service times from starting."""
-        options = self._options
-        if not options.control_url or names_another(options.control_url):
-            return []
-        reached = ActuatorOptions(control_url=options.control_url, token_file=options.token_file)
-        try:
-            control = open_actuator(reached, options.groups).control()
-        except (ConfigError, ActuationError) as error:
-            return [failed("rotation", error)]
-        if not isinstance(control, Weights) or not control.down.any():
-            return []
-        down = [server for s, server in enumerate(control.topology.servers) if control.down[:, s].any()]
-        what = f"{', '.join(down)[:200]} out of rotation, which service times cannot express"
-        return [Check("rotation", "warn", what, "before steering in memory, put it back or remove it")]
+        return checks
 
     def _lacking(self) -> Check | None:
         """Read as the watch does: the preflight also takes vts' metrics, with which nothing can be steered."""

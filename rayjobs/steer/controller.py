@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actuators.contract.control import Control, ServiceTimes
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
@@ -43,6 +45,7 @@ RECHECK_S = 5.0
 """Least time between two looks at which servers NGINX has, while something is wrong."""
 _SUSPECT = {"restart", "reset", "reload", "missing_server", "missing_group", "duplicate_server"}
 """Faults after which NGINX may have other servers."""
+_UNREAD = "unread"
 KEPT_CHANGES = 10
 """Changes that the heartbeat carries."""
 
@@ -109,6 +112,7 @@ class SiteController:
         self._present_alarms: tuple[str, ...] = ()
         self._orders_version, self._to_revert, self._reverted_version = 0, False, -1
         self._suspect, self._checked_s = False, float("-inf")
+        self._unread: set[str] = set()
         self._interval_s = 0.0
         self._changes: deque[dict[str, Any]] = deque(folder.status().get("changes", ()), KEPT_CHANGES)
         self._status: dict[str, Any] = {"now_s": time.monotonic()}
@@ -271,7 +275,8 @@ class SiteController:
         """
         # Files or memory may say something else than this controller believes.
         ordered = not self._is_made
-        if not (decision.change or ordered):
+        # A control that cannot be read may be an operator's doing: a group without a server in rotation.
+        if not ordered and (self._unread or not decision.change):
             return False, ""
         try:
             self._folder.first.seal()
@@ -290,17 +295,25 @@ class SiteController:
 
     def _reread_control(self, window: Window) -> list[str]:
         """Reads the control in force again after a restart or an external reload, and every time where nothing tells of
-        a change: an operator's `maint` must not be undone. Alarms when it differs.
+        a change: an operator's `maint` must not be undone. Alarms when it differs, and as long as it cannot be read;
+        until then only an ordered revert is applied.
         """
-        kinds = {fault.kind for fault in window.faults} & {"restart", "reload", "reset"}
-        # What holds requests is renewed, and looked after, by `SiteHolding`.
-        held = isinstance(self.steering.in_force, ServiceTimes) and self.steering.in_force.holding is not None
-        if not kinds and (held or not self._site.changes_silently):
+        kinds = self._unread | ({fault.kind for fault in window.faults} & {"restart", "reload", "reset"})
+        if not kinds and not self._site.changes_silently:
             return []
+        in_force = self.steering.in_force
         try:
+            if isinstance(in_force, ServiceTimes) and in_force.holding is not None and kinds <= {_UNREAD}:
+                # What holds requests is renewed, and looked after, by `SiteHolding`.
+                down = self._site.out_of_rotation()
+                self._unread = set()
+                same = np.array_equal(down, in_force.down)
+                return [] if same else self._adopt_theirs(replace(in_force, down=down))
             present, canary, kept = self._site.control(), self._site.canary(), self._folder.first.read()
         except DeepSchedError as error:
-            return [f"weights in force unknown: {error}"[:300]]
+            self._unread = kinds | {_UNREAD}
+            return [f"weights in force unknown, holding: {error}"[:300]]
+        self._unread = set()
         if not (differ(present, self.steering.in_force) or canaries_differ(canary, self.steering.canary)):
             return []
         if "restart" in kinds and (kept is None or kept.sealed):

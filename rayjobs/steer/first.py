@@ -124,7 +124,7 @@ class FirstWeights(BaseModel):
 
     def onto(self, present: Control) -> Control:
         """This control on the servers that there are now. Servers without a first weight keep what they have, or get
-        their group's mean; who is out of rotation stays out, as no controller decides that.
+        their group's mean; a server that is out of rotation stays out, as no controller decides that.
         """
         topology = present.topology
         if self.service_times_s:
@@ -133,10 +133,10 @@ class FirstWeights(BaseModel):
             workers = np.array([self.workers.get(server, np.nan) for server in topology.servers])
             known = present.workers if isinstance(present, ServiceTimes) else np.full(len(workers), 1.0)
             holding = None if self.holding is None else self.holding.onto(topology)
-            return ServiceTimes(topology, tau_s, np.where(np.isfinite(workers), workers, known), holding)
+            return ServiceTimes(topology, tau_s, np.where(np.isfinite(workers), workers, known), holding, present.down)
         shown = present.values if isinstance(present, Weights) else None
         values = np.rint(_table(topology, self.weights, shown)).clip(1, MAX_WEIGHT).astype(np.int64)
-        return Weights(topology, values, present.down) if isinstance(present, Weights) else Weights(topology, values)
+        return Weights(topology, values, present.down)
 
     def missing(self, topology: Topology) -> tuple[str, ...]:
         """GROUP/SERVER that have a first weight but are not there any more."""

@@ -170,7 +170,7 @@ def _restore(folder: SteerFolder, version: int) -> int:
 
 def missing_in_words(missing: tuple[str, ...]) -> str:
     """A remark on servers that could not get their first weights back; empty when all did."""
-    return f", but not of servers that are not there any more: {', '.join(missing)}" if missing else ""
+    return f", but not of servers that are gone or cannot be set now: {', '.join(missing)}" if missing else ""
 
 
 def in_force(status: dict[str, Any]) -> str:

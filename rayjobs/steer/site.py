@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actuators.contract.arrays import BoolArray
 from actuators.contract.control import BY_TIMES, Canary, Control, MemoryMethod, ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding
 from actuators.contract.script import Scenario
@@ -24,6 +25,7 @@ from actuators.files import read_token
 from actuators.load.engine import LoadEngine
 from actuators.nginx.control_endpoint import beside
 from actuators.nginx.instance import Nginx
+from actuators.other_proxies import names_another
 from actuators.social_network.server import SocialNetworkServer
 from actuators.statistics.names import server_names
 from actuators.statistics.reader import CollectOptions, Collector
@@ -32,7 +34,6 @@ from actuators.testbed.parts import make_collector, make_load, make_nginx, make_
 from rayjobs.steer.advisers import ServeAdviser, handle_post, http_post
 from tuning.policy.adviser import Adviser, Advises
 from tuning.policy.bundle import check_bundle, load_bundle
-from tuning.steering.limits import down_in
 
 if TYPE_CHECKING:
     from rayjobs.steer.options import SiteOptions, SteerOptions
@@ -75,6 +76,10 @@ class Site:
         self._kind = _kind(control)
         return self._own(control)
 
+    def out_of_rotation(self) -> BoolArray:
+        """Bool ``[groups, servers]``, of the bundle's groups. Raises as `control`."""
+        return self._own(self.actuator.control()).down
+
     def canary(self) -> Canary | None:
         """For which part of the requests that control is; None for all. Raises as `control`."""
         split = self.actuator.split_in_force() if isinstance(self.actuator, _SWITCHING) else None
@@ -91,13 +96,13 @@ class Site:
     def _own(self, control: Control) -> Control:
         """The bundle's groups of a control."""
         theirs = self.actuator.topology
+        down = _between(theirs, self.topology, control.down, np.zeros(self.topology.shape, bool))
         if isinstance(control, ServiceTimes):
             columns = [theirs.server_index(server) for server in self.topology.servers]
             tau_s = _between(theirs, self.topology, control.tau_s, np.ones(self.topology.shape))
             holding = None if control.holding is None else control.holding.onto(self.topology)
-            return ServiceTimes(self.topology, tau_s, control.workers[columns], holding)
+            return ServiceTimes(self.topology, tau_s, control.workers[columns], holding, down)
         values = _between(theirs, self.topology, control.values, np.ones(self.topology.shape, np.int64))
-        down = _between(theirs, self.topology, control.down, np.zeros(self.topology.shape, bool))
         return Weights(self.topology, values, down)
 
     def changed(self) -> str:
@@ -182,9 +187,12 @@ class Site:
             columns = [self.topology.server_index(server) for server in theirs.servers]
             tau_s = _between(self.topology, theirs, control.tau_s, np.ones(theirs.shape))
             holding = None if control.holding is None else control.holding.onto(theirs)
-            return ServiceTimes(theirs, tau_s, control.workers[columns], holding)
-        present = self.actuator.control()
-        base = present if isinstance(present, Weights) else Weights.equal(theirs)
+            down = _between(self.topology, theirs, control.down, np.zeros(theirs.shape, bool))
+            return ServiceTimes(theirs, tau_s, control.workers[columns], holding, down)
+        base = Weights.equal(theirs)
+        if not {group.name for group in theirs.groups} <= {group.name for group in self.topology.groups}:
+            present = self.actuator.control()
+            base = present if isinstance(present, Weights) else base
         values = _between(self.topology, theirs, control.values, base.values)
         return Weights(theirs, values, _between(self.topology, theirs, control.down, base.down))
 
@@ -236,7 +244,9 @@ def external_site(
     """An external NGINX. Raises ConfigError, also for servers whose names are not one to one with the statistics',
     MissingToolError, StatusError or ActuationError.
     """
-    actuator = open_actuator(options)
+    # Other groups of an NGINX in memory belong to its control; those of an HAProxy or Envoy are left alone.
+    groups = tuple(group.name for group in model.groups) if names_another(options.control_url) else ()
+    actuator = open_actuator(options, groups)
     topology = matched(model, actuator.topology)
     with Collector(status_url, topology, reading, for_decisions=True) as collector:
         names = server_names(topology, collector.snapshot())
@@ -244,8 +254,9 @@ def external_site(
         counted = topology.with_entries(names.counts)
         notes = tuple(f"{alias}: write one name for it in every upstream" for alias in names.aliases)
         yield Site(
-            counted, collector, actuator, present=lambda: matched(model, open_actuator(options).topology), notes=notes
-        )
+            counted, collector, actuator, notes=notes,
+            present=lambda: matched(model, open_actuator(options, groups).topology),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -376,8 +387,3 @@ def _check_takes_times(site: Site, folder: Path) -> None:
             where=str(folder),
             remedy=f"write the snippet for its groups only: deepsched weights snippet --groups {','.join(sorted(own))}",
         )
-    if down_in(site.control()).any():
-        raise ConfigError(
-            "a server is out of rotation, which service times cannot express", where=str(folder),
-            remedy="put it back, or remove it from the configuration",
-        )  # fmt: skip

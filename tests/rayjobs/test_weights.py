@@ -60,7 +60,8 @@ def test_one_odd_group_disturbs_no_other(site: StockSite) -> None:
     first, second, third = site.servers
     site.write(
         f"upstream app {{ server {first}; server {second} down; server {third} weight=2; }}\n"
-        f"upstream twice {{ server {first}; server {first}; }}\nupstream 'two words' {{ server {second}; }}"
+        f"upstream twice {{ server {first}; server {first}; }}\nupstream 'two words' {{ server {second}; }}\n"
+        f"upstream gone {{ server {first} down; }}"
     )
     config = f"reload.config={site.folder}/nginx.conf"
     with site.start():
@@ -69,11 +70,15 @@ def test_one_odd_group_disturbs_no_other(site: StockSite) -> None:
             f"app/{first}=1", f"app/{second}=down", f"app/{third}=2", f"two words/{second}=1",
         ]  # fmt: skip
         assert f"left out: {first} is listed twice in twice" in result.stderr
+        assert "left out: every server of gone is down" in result.stderr
         assert "left out" not in deepsched("get", "--groups", "app", "--set", config).stderr
         result = deepsched("set", f"twice/{first}=3", "--set", config)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert "listed twice in twice" in result.stderr
         assert "--groups" in result.stderr
+        result = deepsched("get", "--groups", "app,gone", "--set", config)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "remove `down` from one of its servers" in result.stderr
         before = (site.folder / "nginx.conf").read_text()
         result = deepsched("set", f"{third}=4", "--groups", "two words", "--set", config)
         assert result.returncode == 2
@@ -119,6 +124,27 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: StockSi
             snapshot = reader.snapshot()
         assert [snapshot.groups["app"][server].request_counter for server in site.servers] == [11, 5, 3]
         assert snapshot.client_requests["*"] == 19
+        nginx = open_actuator(ActuatorOptions(control_url=memory[1], token_file=Path(memory[3])))
+        assert isinstance(nginx, MemoryActuator)
+        times = ServiceTimes(nginx.topology, np.array([[0.1, 0.2, 0.3]]), np.full(3, 2.0))
+        nginx.split(50, "expected_delay", times, "round_robin", Weights(nginx.topology, np.array([[5, 3, 2]])))
+        result = deepsched("set", f"{site.servers[0]}=4", *memory)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "a controller's canary is in force" in result.stderr
+        result = deepsched("set", f"app/{site.servers[1]}=down", *memory)
+        assert result.returncode == 0, result.stderr
+        assert deepsched("get", *memory).stdout.splitlines() == [
+            "canary: 50 % of the requests by expected_delay",
+            f"app/{site.servers[0]}=tau 100.000 ms, 2 workers",
+            f"app/{site.servers[1]}=down",
+            f"app/{site.servers[2]}=tau 300.000 ms, 2 workers",
+            "the other requests by round_robin",
+            f"app/{site.servers[0]}=5", f"app/{site.servers[1]}=down", f"app/{site.servers[2]}=2",
+        ]  # fmt: skip
+        assert "1" not in site.who(20)
+        result = deepsched("set", f"{site.servers[0]}=down", f"{site.servers[2]}=down", *memory)
+        assert result.returncode == 2
+        assert "every server is down" in result.stderr
 
 
 def test_the_first_control_comes_back_in_memory_on_the_servers_that_still_exist(site: StockSite) -> None:

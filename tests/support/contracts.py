@@ -154,6 +154,30 @@ def a_server_that_is_down_gets_nothing(make: Factory) -> None:
         assert window.down[:, -1].all()
 
 
+def a_server_that_is_down_gets_nothing_by_service_times(make: Factory) -> None:
+    with make() as testbed:
+        testbed.set_method("expected_delay")
+        testbed.reset(ContractScenario(), 12)
+        groups, servers = testbed.topology.shape
+        out = np.zeros(testbed.topology.shape, dtype=bool)
+        out[:, -1] = testbed.topology.mask[:, -1]
+        # The fastest of all.
+        tau_s = np.tile(np.where(np.arange(servers) == servers - 1, 0.002, 0.02), (groups, 1))
+        times = ServiceTimes(testbed.topology, tau_s, np.full(servers, 4.0), down=out)
+        assert testbed.apply(times).changed
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        assert window.requests.sum() > 0
+        assert window.requests[:, -1].sum() == 0
+        assert window.down[:, -1].all()
+        assert testbed.apply(replace(times, down=np.zeros_like(out))).changed
+        testbed.advance(INTERVAL_S)
+        window = testbed.advance(INTERVAL_S)
+        assert window.requests[:, -1].sum() > 0
+        assert not window.down.any()
+        testbed.set_method("least_conn")  # the factory may put the next testbed before the same NGINX
+
+
 def reset_puts_equal_weights_in_force(make: Factory) -> None:
     with make() as testbed:
         testbed.set_method("round_robin")
@@ -283,6 +307,7 @@ CONTRACT = (
     weights_are_in_force_and_read_back,
     admission_refuses_what_finds_its_limit_reached,
     a_server_that_is_down_gets_nothing,
+    a_server_that_is_down_gets_nothing_by_service_times,
     reset_puts_equal_weights_in_force,
     a_control_of_another_topology_is_refused,
     service_times_are_read_as_inverse_weights,

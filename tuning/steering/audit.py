@@ -24,7 +24,7 @@ from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
 from tuning.steering.decide import Decision, Steering
-from tuning.steering.limits import as_shared, canaries_differ, differ, down_in
+from tuning.steering.limits import as_shared, canaries_differ, differ
 from tuning.steering.options import FIRST_RULES, AuditOptions, SteeringOptions, current_mode
 from tuning.steering.window_json import WindowModel
 
@@ -299,7 +299,7 @@ def _rows(addresses: list[list[int]]) -> tuple[tuple[int, ...], ...]:
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     """Restores mode, orders and control in force as recorded, for the decision at that moment."""
-    present: Control = Weights(steering.topology, window.weight, down_in(steering.original))
+    present: Control = Weights(steering.topology, window.weight, steering.original.down)
     known = np.array_equal(window.weight, steering.shown.values)
     canary = control_json.canary_from_json(line.get("canaries", {}).get("before"), steering.topology)
     if "exact" in line:

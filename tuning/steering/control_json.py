@@ -14,13 +14,14 @@ from actuators.contract.topology import Topology
 
 
 def to_json(control: Control) -> dict[str, Any]:
-    """`values` and `down`, or `tau_s` and `workers`, with `holding` where requests are held. Rows per group, columns
-    per server. Exact.
+    """`values` and `down`; or `tau_s` and `workers`, with `holding` where requests are held, and `down` where a server
+    is out of rotation. Rows per group, columns per server. Exact.
     """
     if isinstance(control, ServiceTimes):
         holding = control.holding
         held = {} if holding is None else {"holding": _holding_to_json(holding)}
-        return {"tau_s": control.tau_s.tolist(), "workers": control.workers.tolist(), **held}
+        out = {"down": control.down.tolist()} if control.down.any() else {}
+        return {"tau_s": control.tau_s.tolist(), "workers": control.workers.tolist(), **held, **out}
     return {"values": control.values.tolist(), "down": control.down.tolist()}
 
 
@@ -29,7 +30,8 @@ def from_json(data: dict[str, Any], topology: Topology) -> Control:
     if "tau_s" in data:
         holding = _holding_from_json(data["holding"], topology) if "holding" in data else None
         tau_s, workers = (np.array(data[name], dtype=float) for name in ("tau_s", "workers"))
-        return ServiceTimes(topology, tau_s, workers, holding)
+        down = np.array(data.get("down", np.zeros(topology.shape)), dtype=bool)
+        return ServiceTimes(topology, tau_s, workers, holding, down)
     return Weights(topology, np.array(data["values"]), np.array(data["down"], dtype=bool))
 
 

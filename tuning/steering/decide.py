@@ -24,7 +24,6 @@ from tuning.steering.limits import (
     as_weights,
     canaries_differ,
     differ,
-    down_in,
     limit,
     overloaded,
 )
@@ -396,12 +395,12 @@ class Steering:
 
     def _baseline(self, advice: Advice | None) -> Control:
         if self.options.baseline == "equal":
-            return replace(Weights.equal(self.topology), down=down_in(self.original))
+            return replace(Weights.equal(self.topology), down=self.original.down)
         if self.options.baseline != "original" and advice is not None:
             simple = advice.baseline
             if self.topology.addresses:
                 return as_weights(simple.as_weights().shares(), self.original.as_weights())
-            return replace(simple, down=down_in(self.original)) if isinstance(simple, Weights) else simple
+            return replace(simple, down=self.original.down)
         return self.original
 
 

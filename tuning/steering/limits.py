@@ -56,6 +56,7 @@ def differ(a: Control, b: Control) -> bool:
     """Whether two controls share or hold requests differently; weights 1:1 and 100:100 do not."""
     if isinstance(a, ServiceTimes) and isinstance(b, ServiceTimes):
         same = np.allclose(np.where(a.topology.mask, a.tau_s / b.tau_s - 1.0, 0.0), 0.0, atol=1e-6)
+        same = same and np.array_equal(a.down, b.down)
         return not (same and np.allclose(a.workers, b.workers, rtol=1e-6) and a.holding == b.holding)
     if isinstance(a, ServiceTimes) or isinstance(b, ServiceTimes):
         return True
@@ -67,11 +68,6 @@ def canaries_differ(a: Canary | None, b: Canary | None) -> bool:
     if a is None or b is None:
         return a is not b
     return a.percent != b.percent or differ(a.base, b.base)
-
-
-def down_in(control: Control) -> BoolArray:
-    """Bool ``[groups, servers]``, out of rotation; service times take no server out."""
-    return control.down if isinstance(control, Weights) else np.zeros(control.topology.shape, bool)
 
 
 def overloaded(window: Window, deadlines_s: FloatArray, ratio: float, min_requests: int) -> BoolArray:
@@ -173,7 +169,7 @@ def as_shared(weights: Weights) -> Weights:
 
 def _limit_weights(wanted: Weights, limits: Limits) -> LimitedControl:
     guards, topology = limits.guards, limits.original.topology
-    down = down_in(limits.original)
+    down = limits.original.down
     like = Weights(topology, limits.original.as_weights().values, down)
     mask = topology.mask & ~down
     equal = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
@@ -199,8 +195,9 @@ def _limit_weights(wanted: Weights, limits: Limits) -> LimitedControl:
 
 def _limit_times(wanted: ServiceTimes, limits: Limits) -> LimitedControl:
     """Limits log τ, so that half and twice the service time are equally far away."""
-    guards, mask = limits.guards, wanted.topology.mask
-    log = _log(wanted.tau_s, mask)
+    guards, down = limits.guards, limits.original.down
+    mask = wanted.topology.mask & ~down
+    log = _log(wanted.tau_s, wanted.topology.mask)
     measured = _log_times(limits.measured, log, mask)
     # Equal times would send as much to a slow server as to a fast one, which hurts most in overload.
     log = np.where(limits.late[:, None], log + guards.overload_pull * (measured - log), log)
@@ -217,7 +214,8 @@ def _limit_times(wanted: ServiceTimes, limits: Limits) -> LimitedControl:
         far = bool((mask & (np.abs(log - present) > most + 1e-9)).any())
         log = np.clip(log, present - most, present + most)
         log = np.where(limits.quiet[:, None], present, log)
-    control = replace(wanted, tau_s=np.exp(log))
+    # What no request goes to has no step: when it comes back, it has the policy's service time.
+    control = replace(wanted, tau_s=np.where(down, wanted.tau_s, np.exp(log)), down=down)
     return LimitedControl(control, _active_guards(limits, high=high, low=low, far=far))
 
 

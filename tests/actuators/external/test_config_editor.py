@@ -112,6 +112,19 @@ def test_a_server_that_is_listed_twice_disturbs_only_its_own_group(tmp_path: Pat
     assert config_topology(config, ("g",)).servers == ("a:1", "b:1")
 
 
+def test_a_group_without_a_server_in_rotation_disturbs_only_itself(tmp_path: Path) -> None:
+    """NGINX takes it; weights of such a group are refused everywhere."""
+    (tmp_path / "nginx.conf").write_text(
+        "http { upstream g { server a:1 down; server b:1 backup; }\n"
+        "upstream old { server a:1 down; server b:1 down; } }"
+    )
+    config = read_config(tmp_path / "nginx.conf")
+    assert [group.name for group in config_topology(config, ()).groups] == ["g"]
+    assert config_weights(config, config_topology(config, ())).down.tolist() == [[True, False]]
+    with pytest.raises(ConfigError, match=r"every server of old is down \(.*nginx.conf:2\)"):
+        config_topology(config, ("old",))
+
+
 def test_a_carriage_return_alone_does_not_end_a_line(tmp_path: Path) -> None:
     main = tmp_path / "nginx.conf"
     main.write_bytes(b"http { upstream g {\rserver a:1; } upstream h {\nserver a:1; } }")

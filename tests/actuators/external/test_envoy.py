@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def endpoint(server: str, **more: object) -> dict[str, object]:
     return {"endpoint": {"address": address}, **more}
 
 
-def shown(weights: dict[str, int], out: str = "") -> dict[str, object]:
+def shown(weights: dict[str, int], out: str = "", name: str = "app") -> dict[str, Any]:
     """A document of /clusters with one cluster."""
     hosts = [
         {
@@ -42,7 +43,7 @@ def shown(weights: dict[str, int], out: str = "") -> dict[str, object]:
         }
         for server, weight in weights.items()
     ]
-    return {"cluster_statuses": [{"name": "app", "host_statuses": hosts}]}
+    return {"cluster_statuses": [{"name": name, "host_statuses": hosts}]}
 
 
 def dump(path: Path | None, panic: float | None = None) -> dict[str, object]:
@@ -111,6 +112,64 @@ def test_what_envoy_would_not_obey_is_refused(file: Path) -> None:
             actuator.apply(Weights.equal(actuator.topology, 3))
         checks = {each.name: each for each in preflight(PreflightOptions(control_url=f"envoy:{url}").resolved())}
         assert (checks["control"].level, checks["files"].level) == ("ok", "fail")
+
+
+def test_a_symbolic_link_is_told_and_not_replaced(file: Path) -> None:
+    """A move over it would part it from the file that it names, for ever."""
+    link = file.with_name("link.yaml")
+    link.symlink_to(file)
+    with serving(documents(link, dict.fromkeys(SERVERS, 1))) as (url, _):
+        actuator = EnvoyActuator(url)
+        assert actuator.without_weights() == {"app": f"{link} is a symbolic link"}
+        with pytest.raises(ActuationError, match=r"app: .*link.yaml is a symbolic link"):
+            actuator.apply(Weights.equal(actuator.topology, 2))
+        (found,) = (
+            each for each in preflight(PreflightOptions(control_url=f"envoy:{url}").resolved()) if each.name == "files"
+        )
+        assert (found.level, "link.yaml is a symbolic link" in found.what) == ("fail", True)
+    assert link.is_symlink()
+
+
+def test_servers_that_came_or_went_are_named_and_the_others_restored(file: Path) -> None:
+    equal = dict.fromkeys(SERVERS, 1)
+    now = dict.fromkeys((*SERVERS[:3], "127.0.0.1:9005"), 1)
+    with serving(documents(file, equal)) as (url, answers):
+        actuator = EnvoyActuator(url)
+        first = parse_weights([f"{SERVERS[0]}=5"], Weights.equal(actuator.topology))
+        # Envoy shows the restored weight when it is asked whether it has taken it up.
+        answers["/clusters"] = [*[shown(now)] * 4, shown({**now, SERVERS[0]: 5})]
+        back = actuator.restore(first)
+    assert (back.changed, back.missing, back.added) == (True, ("app/127.0.0.1:9004",), ("app/127.0.0.1:9005",))
+    assert back.restored == tuple(f"app/{server}" for server in SERVERS[:3])
+
+
+def test_weights_above_100_come_back_as_they_were(file: Path) -> None:
+    equal = dict.fromkeys(SERVERS, 1)
+    large = {**equal, SERVERS[0]: 999}
+    with serving(documents(file, large)) as (url, answers):
+        actuator = EnvoyActuator(url)
+        first = actuator.control()
+        assert first.values.tolist() == [[100, 1, 1, 1]]
+        assert not actuator.apply(first).changed
+        answers["/clusters"] = [*[shown(equal)] * 4, shown(large)]
+        assert actuator.restore(first).changed
+    (resource,) = yaml.safe_load(file.read_text())["resources"]
+    assert resource["endpoints"][0]["lbEndpoints"][0]["load_balancing_weight"] == 999
+
+
+def test_a_cluster_without_a_server_in_rotation_disturbs_no_other(file: Path) -> None:
+    equal = dict.fromkeys(SERVERS, 1)
+    out = shown({SERVERS[0]: 1}, out=SERVERS[0], name="old")["cluster_statuses"]
+    with serving(documents(file, equal)) as (url, answers):
+        answers["/clusters"]["cluster_statuses"] += out
+        actuator = EnvoyActuator(url)
+        assert [group.name for group in actuator.topology.groups] == ["app"]
+        assert list(actuator.left_out) == ["old"]
+        with pytest.raises(ConfigError, match="every server of old is out of rotation"):
+            EnvoyActuator(url, ["app", "old"])
+        first = actuator.control()
+        answers["/clusters"] = {"cluster_statuses": out}
+        assert actuator.restore(first).missing == tuple(f"app/{server}" for server in SERVERS)
 
 
 @pytest.mark.parametrize("text", ["{}", "resources: 3", "a: [", "resources:\n- {cluster_name: service}\n", "\xff"])

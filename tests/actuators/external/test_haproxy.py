@@ -12,14 +12,17 @@ import pytest
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.topology import social_network
 from actuators.errors import ActuationError, ConfigError
+from actuators.external.actuator import ActuatorOptions
 from actuators.external.checks import Check
 from actuators.external.haproxy import HaproxyActuator, read_states
 from actuators.external.preflight import PreflightOptions, preflight
 from actuators.haproxy_api import SCHEME, RuntimeApi
 from actuators.processes.process import ManagedProcess
+from actuators.statistics.reader import CollectOptions
 from actuators.testbed.peers import Peer, why_missing
 from actuators.testbed.programs import PeerPrograms, program_of
 from rayjobs.cli.main import main
+from rayjobs.steer.site import external_site
 from tests.support.round_trip import check_round_trip
 
 HEAD = (
@@ -47,6 +50,12 @@ backend fixed
   balance static-rr
   server s1 127.0.0.1:9001 weight 10
   server s2 127.0.0.1:9002 weight 10
+backend twice
+  server s1 127.0.0.1:9001
+  server s2 127.0.0.1:9001
+backend gone
+  server s1 127.0.0.1:9001 disabled
+  server s2 127.0.0.1:9002 weight 0
 """
 SERVERS = ("127.0.0.1:9001", "127.0.0.1:9002", "[::1]:9003")
 
@@ -120,6 +129,43 @@ def test_weights_of_another_program_are_scaled_to_ours(actuator: HaproxyActuator
     shown = actuator.control()
     assert shown.values.tolist() == [[100, 50, 1]]
     assert shown.down.tolist() == [[False, False, True]]
+    assert actuator.apply(Weights(actuator.topology, np.array([[1, 2, 3]]), shown.down)).changed
+    assert actuator.restore(shown).changed
+    assert weights_of(peer) == [256, 128, 0]
+    assert not actuator.apply(actuator.control()).changed
+    api.order("set server servers/s1 weight 100", "set server servers/s2 weight 50")
+    actuator.restore(actuator.control())
+    assert weights_of(peer) == [100, 50, 0], "somebody has set these"
+
+
+def weights_of(peer: Peer) -> list[int]:
+    return [state.weight for state in read_states(RuntimeApi(peer.control_socket).ask("show servers state"))]
+
+
+def test_servers_that_came_or_went_are_named_and_the_others_restored(actuator: HaproxyActuator, peer: Peer) -> None:
+    first, api = Weights(actuator.topology, np.array([[5, 3, 2]])), RuntimeApi(peer.control_socket)
+    api.ask("set server servers/s3 addr ::1 port 9009")
+    try:
+        back = actuator.restore(first)
+    finally:
+        api.ask("set server servers/s3 addr ::1 port 9003")
+    assert back.changed
+    assert back.restored == tuple(f"servers/{server}" for server in SERVERS[:2])
+    assert (back.missing, back.added) == (("servers/[::1]:9003",), ("servers/[::1]:9009",))
+    assert weights_of(peer) == [5, 3, 1]
+
+
+def test_a_backend_without_a_server_in_rotation_stays_so(actuator: HaproxyActuator, peer: Peer) -> None:
+    first, api = actuator.control(), RuntimeApi(peer.control_socket)
+    api.order(*(f"set server servers/s{index} state maint" for index in (1, 2, 3)))
+    try:
+        with pytest.raises(ConfigError, match="every server is down"):
+            actuator.control()
+        back = actuator.restore(first)
+        assert (back.changed, back.missing) == (False, tuple(f"servers/{server}" for server in SERVERS))
+        assert all(out for _, out in shown(api.ask("show servers state")))
+    finally:
+        api.order(*(f"set server servers/s{index} state ready" for index in (1, 2, 3)))
 
 
 def test_the_verb_reads_and_sets_them(
@@ -181,10 +227,52 @@ def test_a_server_that_its_operator_drains_by_weight_stays_so(mixed: Path) -> No
     RuntimeApi(mixed).order("set server free/s1 weight 10", "set server free/s2 weight 0")
 
 
-def test_weights_that_only_a_reload_changes_are_told_beforehand(mixed: Path) -> None:
-    assert (level_of(mixed).level, level_of(mixed).remedy) == ("warn", "write `balance roundrobin`")
+def test_odd_backends_disturb_no_other(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = HaproxyActuator(mixed)
+    assert [group.name for group in found.topology.groups] == ["free", "fixed"]
+    assert list(found.left_out) == ["twice", "gone"]
+    assert HaproxyActuator(mixed, ["free"]).left_out == {}
+    for name, words in (("twice", "is listed twice in twice"), ("gone", "every server of gone is out of rotation")):
+        with pytest.raises(ConfigError, match=words):
+            HaproxyActuator(mixed, ["free", name])
+    where = ["--haproxy-socket", str(mixed)]
+    assert main(["weights", "get", *where]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "free/127.0.0.1:9001=10"
+    assert printed.err.count("left out: 127.0.0.1:9001 is listed twice in twice") == 1
+    assert printed.err.count("left out: every server of gone is out of rotation") == 1
+    assert main(["weights", "set", "gone/127.0.0.1:9001=up", *where]) == 2
+    assert "every server of gone is out of rotation" in capsys.readouterr().err
 
 
-def level_of(socket: Path) -> Check:
-    url = f"{SCHEME}{socket}"
-    return next(each for each in preflight(PreflightOptions(control_url=url).resolved()) if each.name == "level")
+def test_a_site_depends_on_no_other_backend(mixed: Path) -> None:
+    url, api = f"{SCHEME}{mixed}", RuntimeApi(mixed)
+    model = HaproxyActuator(mixed, ["free"]).topology
+    with external_site(model, ActuatorOptions(control_url=url), url, CollectOptions()) as site:
+        first = site.control()
+        api.order("set server fixed/s1 state maint", "set server fixed/s2 state maint")
+        try:
+            assert site.control() == first
+            api.order("set server free/s1 state maint")
+            with pytest.raises(ConfigError, match="every server is down"):
+                site.control()
+            assert not site.apply(first, restoring=True).changed, "a revert leaves it as it is"
+        finally:
+            api.order(*(f"set server {name} state ready" for name in ("fixed/s1", "fixed/s2", "free/s1")))
+
+
+def test_methods_that_weights_cannot_steer_are_told_beforehand(mixed: Path) -> None:
+    found = checks_of(mixed)
+    assert [each.what for each in found if each.name == "control" and each.level == "warn"] == [
+        f"127.0.0.1:9001 is listed twice in twice ({mixed})", f"every server of gone is out of rotation ({mixed})",
+    ]  # fmt: skip
+    for groups, level in (((), "warn"), (("fixed",), "fail"), (("free", "fixed"), "fail")):
+        (methods,) = (each for each in checks_of(mixed, *groups) if each.name == "methods")
+        assert methods.level == level
+        assert methods.what.startswith("weights cannot steer fixed (static-rr)")
+    found = checks_of(mixed, "free")
+    assert [each.level for each in found if each.name in ("control", "level", "methods")] == ["ok"] * 3
+
+
+def checks_of(socket: Path, *groups: str) -> list[Check]:
+    return preflight(PreflightOptions(control_url=f"{SCHEME}{socket}", groups=groups).resolved())

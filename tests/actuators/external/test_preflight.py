@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,13 @@ def test_groups_silent_unknown_or_missing() -> None:
     assert checks(Status(only_addresses))["upstreams"].level == "fail"
 
 
+def test_an_nginx_without_an_upstream_block() -> None:
+    """Its vts leaves the key out."""
+    found = checks(Status(lambda doc: doc.pop("upstreamZones")))
+    assert found["statistics"].level == "ok"
+    assert (found["upstreams"].level, found["upstreams"].what) == ("fail", "the statistics show no upstream block")
+
+
 def test_a_full_zone_and_an_empty_histogram() -> None:
     def change(doc: dict[str, Any]) -> None:
         doc["sharedZones"]["freeSize"] = 0
@@ -238,6 +246,7 @@ def test_files_of_another_user_are_told_even_where_they_can_be_written(
     [
         ("exit 0", "ok", "accepts"),
         ("echo 'nginx: [emerg] open() \"/etc/x\" failed' >&2; exit 1", "fail", "open\\(\\) ./etc/x. failed"),
+        ("printf 'a name in Latin-1: \\366' >&2; exit 1", "fail", "Latin-1: \ufffd$"),
     ],
 )
 def test_the_test_of_the_configuration_is_run(tmp_path: Path, script: str, level: str, words: str) -> None:
@@ -249,6 +258,19 @@ def test_the_test_of_the_configuration_is_run(tmp_path: Path, script: str, level
     assert re.search(words, found.what)
     gone = configured(tmp_path, upstream(GROUPS[0]), reload={"test_command": (str(tmp_path / "no"),)})["nginx -t"]
     assert (gone.level, gone.remedy) == ("fail", "set reload.test_command")
+
+
+def test_logs_that_the_test_of_the_configuration_makes_can_be_read(tmp_path: Path) -> None:
+    """The files of this project are private; those of NGINX are its own."""
+    command = tmp_path / "test-nginx"
+    command.write_text(f"#!/bin/sh\ntouch {tmp_path}/log\n")
+    command.chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        configured(tmp_path, upstream(GROUPS[0]), reload={"test_command": (str(command), "-c")})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o644
 
 
 def test_sudo_is_asked_whether_it_allows_the_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

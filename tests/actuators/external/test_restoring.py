@@ -47,3 +47,19 @@ def test_service_times_go_back_and_new_servers_get_the_mean() -> None:
     assert isinstance(again, ServiceTimes)
     assert np.where(NOW.mask, again.tau_s, 0).tolist() == [[0.6, 0.9, 0, 0], [0, 0, 0.2, 0.1]]
     assert again.workers.tolist() == [3.0, 4.0, 2.0, 1.0]
+
+
+def test_service_times_bring_back_who_was_out_of_rotation() -> None:
+    out = np.array([[False, True, False], [True, False, False]])
+    first = ServiceTimes(FIRST, np.full((2, 3), 0.1), np.ones(3), down=out)
+    found = restoration(first, Weights.equal(NOW)).control
+    names = {
+        f"{group.name}/{server}"
+        for g, group in enumerate(NOW.groups)
+        for server in group.servers
+        if found.down[g, NOW.server_index(server)]
+    }
+    gone = {f"{FIRST.groups[g].name}/{FIRST.servers[s]}" for g, s in np.argwhere(out)}
+    there = {f"{group.name}/{server}" for group in NOW.groups for server in group.servers}
+    assert names == gone & there
+    assert names

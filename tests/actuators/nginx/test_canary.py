@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from actuators.contract.control import ServiceTimes, Weights
 from actuators.errors import ActuationError, ConfigError
 from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
+from actuators.nginx.control_endpoint import MemoryControl
 from tests.support.http_server import CLOSE
 from tests.support.nginx_site import HOME, Site, answer, running_site
 from tests.support.waiting import wait_until
@@ -81,6 +84,31 @@ def test_it_is_shown_and_ends_with_the_next_control(site: Site) -> None:
     site.nginx.balance("round_robin", base)
     assert site.nginx.split_in_force() is None
     assert sorted(site.who(9)) == sorted(3 * "012")
+
+
+def test_a_server_leaves_the_rotation_of_both_and_comes_back(site: Site) -> None:
+    times = ServiceTimes(site.topology, np.full((3, 3), 0.01), np.full(3, 2.0))
+    endpoint = MemoryControl(site.nginx.control_url, site.nginx.token, site.topology)
+    with contextlib.closing(endpoint):
+        site.nginx.split(50, "expected_delay", times, "round_robin", weights(site, NEW))
+        down = np.tile([False, True, False], (3, 1))
+        endpoint.rotate(down)
+        shown = site.nginx.split_in_force()
+        assert shown is not None
+        assert shown.percent == 50
+        assert shown.control.down.tolist() == shown.base_control.down.tolist() == down.tolist()
+        assert isinstance(shown.control, ServiceTimes)
+        assert shown.control.tau_s.tolist() == times.tau_s.tolist()
+        assert shown.base_control == replace(weights(site, NEW), down=down)
+        assert "1" not in site.who(30)
+        with pytest.raises(ActuationError, match="usable server"):
+            endpoint.rotate(np.ones((3, 3), bool))
+        endpoint.rotate(np.zeros((3, 3), bool))
+        shown = site.nginx.split_in_force()
+        assert shown is not None
+        assert not shown.control.down.any()
+        assert not shown.base_control.down.any()
+        assert {*site.who(30)} == {*"012"}
 
 
 def test_both_controls_count_the_same_requests_in_flight(short_dir: Path) -> None:

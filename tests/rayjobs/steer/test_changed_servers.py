@@ -132,6 +132,10 @@ def test_first_service_times_follow_names_too() -> None:
     assert isinstance(now, ServiceTimes)
     assert now.tau_s == pytest.approx(np.array([[0.3, 0.1, 0.2]]))
     assert now.workers == pytest.approx(np.array([3.0, 1.0, 1.0]))
+    out = np.array([[True, False, False]])
+    assert first.onto(Weights(NEW, np.ones((1, 3)), out)).down.tolist() == out.tolist()
+    times = ServiceTimes(NEW, np.full((1, 3), 0.1), np.ones(3), down=out)
+    assert FirstWeights.of(Weights.equal(OLD), "least_conn").onto(times).down.tolist() == out.tolist()
 
 
 def test_first_weights_are_the_administrators_until_a_controller_sets_something(tmp_path: Path) -> None:

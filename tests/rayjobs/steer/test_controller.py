@@ -13,8 +13,8 @@ import pytest
 
 from actuators.contract.control import Canary, Control, Weights
 from actuators.contract.testbed import Applied
-from actuators.contract.window import Window
-from actuators.errors import ActuationError
+from actuators.contract.window import Fault, Window
+from actuators.errors import ActuationError, ConfigError
 from rayjobs.steer.controller import CHANGED, Match, SiteController
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.order_store import Orders
@@ -28,11 +28,13 @@ from tuning.steering.options import SteeringOptions
 
 @dataclass
 class Nowhere:
-    """A site without an NGINX: the same window again and again; changes nothing while it is broken."""
+    """A site without an NGINX: the same window again and again, but for faults; changes nothing while it is broken."""
 
     topology = TOPOLOGY
     first_method = None
     broken: bool = False
+    unreadable: bool = False
+    faults: tuple[Fault, ...] = ()
     changes_silently: bool = False
     in_force: Control = EQUAL
     asked: list[Control] = field(default_factory=list)
@@ -43,12 +45,14 @@ class Nowhere:
         return self
 
     def window(self) -> Window:
-        return window(10.0)
+        return window(10.0, faults=self.faults)
 
     def method(self) -> None:
         return None
 
     def control(self) -> Control:
+        if self.unreadable:
+            raise ConfigError("every server is down", where="group a")
         return self.in_force
 
     def canary(self) -> None:
@@ -174,6 +178,36 @@ def test_what_an_operator_takes_out_of_rotation_stays_out(tmp_path: Path) -> Non
     run.site.in_force = Weights(TOPOLOGY, run.site.in_force.values)
     run.steps(3)
     assert not run.site.in_force.down.any()
+
+
+@pytest.mark.parametrize("silently", [True, False])
+def test_nothing_is_applied_while_what_is_in_force_cannot_be_read(tmp_path: Path, silently: bool) -> None:
+    """As when an operator has taken the last server of a group out, which is no valid control."""
+    run = loop(tmp_path, quick())
+    run.site.changes_silently, run.site.unreadable = silently, True
+    run.site.faults = () if silently else (Fault("reload", "by somebody else"),)
+    run.steps(1)
+    # The reload is told in one window only.
+    run.site.faults = ()
+    run.steps(4)
+    assert run.site.asked == []
+    assert [line["alarms"][0] for line in run.lines] == [
+        "weights in force unknown, holding: every server is down (group a)"
+    ] * 5
+    assert run.lines[-1]["source"] == "policy"
+    assert not any(line["applied"] for line in run.lines)
+    run.site.unreadable = False
+    run.steps(1)
+    assert (run.lines[-1]["applied"], run.site.in_force) == (True, UNEVEN)
+
+
+def test_a_revert_is_made_although_what_is_in_force_cannot_be_read(tmp_path: Path) -> None:
+    run = loop(tmp_path, quick())
+    run.steps(3)
+    run.site.changes_silently = run.site.unreadable = True
+    run.folder.order(override="reverted")
+    run.steps(3)
+    assert (run.site.restored, run.site.in_force) == ([EQUAL], EQUAL)
 
 
 def test_orders_move_a_running_controller_through_its_modes(tmp_path: Path) -> None:

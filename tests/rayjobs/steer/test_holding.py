@@ -15,6 +15,7 @@ import pytest
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, LateBindingPlan
 from actuators.contract.topology import Topology
+from actuators.external.actuator import MemoryActuator
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.instance import Nginx
@@ -137,6 +138,28 @@ def test_what_somebody_else_ends_stays_ended_until_the_next_order(site: Site, sh
     run.until(lambda step: not step.line["holding"]["holds"], 10)
     run.folder.order(override="")
     run.until(lambda step: step.line["holding"]["holds"] and status(site).state == "holding", 10)
+
+
+def test_a_server_that_an_operator_drains_stays_out_while_requests_are_held(site: Site, short_dir: Path) -> None:
+    """`weights set SERVER=down`, on an NGINX that anybody can change in memory."""
+    nginx = site.actuator
+    assert isinstance(nginx, Nginx)
+    with contextlib.closing(MemoryControl(nginx.control_url, nginx.token, site.topology)) as endpoint:
+        theirs = MemoryActuator(endpoint)
+        run = drill(replace(site, actuator=theirs), short_dir)
+        run.until(lambda step: step.line["holding"]["holds"], 60)
+        server = site.topology.servers[0]
+        theirs.rotate([f"{server}=down"])
+        step = run.step()
+        assert run.controller.steering.in_force.down[:, 0].all()
+        assert not step.decision.control.down[:, 1:].any()
+        run.until(lambda step: step.line["holding"]["holds"], 60)
+        assert theirs.control().down[:, 0].all()
+        assert status(site).state == "holding"
+        theirs.rotate([f"{server}=up"])
+        run.step()
+        assert not theirs.control().down.any()
+        assert run.failed_requests() == 0
 
 
 def says_that_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> bool:

@@ -24,6 +24,8 @@ from tests.support.windows import window
 from tuning.policy.adviser import Advice, Adviser, Recent
 from tuning.steering import audit
 from tuning.steering.audit import AuditLog, replay
+from tuning.steering.control_json import from_json, to_json
+from tuning.steering.limits import differ
 from tuning.steering.options import GuardOptions
 
 WORKERS = 4.0
@@ -103,7 +105,24 @@ def test_the_estimator_may_stand_in_for_the_policy() -> None:
     run = Run(options(baseline="estimator"))
     decision = run.step(window(), given(None))
     assert decision.source == "baseline"
-    assert decision.control is MEASURED
+    assert not differ(decision.control, MEASURED)
+
+
+def test_a_server_out_of_rotation_stays_out_and_limits_no_other() -> None:
+    down = np.zeros(TOPOLOGY.shape, bool)
+    down[:, 2] = True
+    run = steered(largest_step=1e9, floor=5, cap_share=0.8)
+    run.steering.adopt(replace(MEASURED, down=down), external=True, original=replace(EQUAL, down=down))
+    run.until_steering(window(), given(times((1, 1.2, 1000), (4, 4, 8), (3, 3, 500))))
+    control = run.steering.in_force
+    assert isinstance(control, ServiceTimes)
+    assert control.down.tolist() == down.tolist()
+    # Of the two that are left neither is too fast; the third one's time waits for its return.
+    assert control.tau_s == pytest.approx(np.array([[1, 1.2, 1000], [4, 4, 8], [3, 3, 500]]) / 1e3)
+    assert not {"floor", "cap"} & set(run.decisions[-1].guards)
+    again = from_json(to_json(control), TOPOLOGY)
+    assert not differ(again, control)
+    assert differ(again, replace(control, down=np.zeros(TOPOLOGY.shape, bool)))
 
 
 def test_all_late_goes_to_what_is_measured_not_to_equal() -> None:
