@@ -308,6 +308,8 @@ def _group(config: ParsedConfig, block: UpstreamBlock) -> MemoryGroup:
     servers = [_server(line) for line in config.group(block.name)]
     if not servers:
         raise ConfigError(f"no servers in {block.name}", where=where, remedy=_REMEDY)
+    if all(server.down for server in servers):
+        raise ConfigError(f"every server of {block.name} is down", where=where, remedy=_REMEDY)
     method, zone, keepalive = "round_robin", False, []
     for directive in block.settings:
         words = (directive.name, *directive.arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from actuators.contract.topology import Group, Topology
 from actuators.http_client import http_session
 from actuators.nginx.admission_endpoint import AdmissionEndpoint
 from actuators.nginx.control_endpoint import MemoryControl
+from actuators.nginx.reload import accepts
+from actuators.processes.system import children
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import HoldStatus
 from tests.support.http_server import CLOSE, HANG, LATER, Received, ScriptedServer
@@ -140,6 +143,47 @@ def test_max_fails_zero_keeps_a_failing_server_in_rotation(servers: Servers) -> 
     assert stock == memory == (Counter({"1": 12}), [6, 12, 0, 0])
 
 
+def test_the_only_server_is_asked_again_when_it_has_closed_a_kept_connection(servers: Servers) -> None:
+    def measure() -> object:
+        answers = iter([answer(200, "first"), CLOSE, answer(200, "second")])
+        servers.script[A] = lambda _: next(answers)
+        return servers.site.who(2)
+
+    keeping = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass'
+    write(servers, "server {A}; keepalive 4;")
+    config, seen = servers.site.folder / "nginx.conf", []
+    config.write_text(config.read_text().replace("proxy_pass", keeping))
+    for is_memory in (False, True):
+        if is_memory:
+            servers.site.include_snippet()
+        with servers.site.start():
+            seen.append(measure())
+    assert seen == [Counter({"first": 1, "second": 1})] * 2
+
+
+def test_a_reload_without_a_server_keeps_what_is_in_force_of_the_others(servers: Servers) -> None:
+    write(servers, "server {A}; server {B}; server {C};")
+    port = servers.site.include_snippet()
+    memory = ["--control-url", f"http://127.0.0.1:{port}/control"]
+    memory += ["--token-file", f"{servers.site.folder}/deepsched.conf.token"]
+    snippet = servers.site.folder / "deepsched.conf"
+    gone = servers.site.servers[C]
+    with servers.site.start() as process:
+        assert deepsched("set", f"{servers.site.servers[B]}=down", *memory).returncode == 0
+        assert servers.counted(10)[1][B] == 0
+        # The line of a server as the snippet writes it.
+        lines = [line for line in snippet.read_text().splitlines() if gone not in line]
+        assert len(lines) < len(snippet.read_text().splitlines())
+        snippet.write_text("\n".join(lines) + "\n")
+        workers = children(process.pid)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not any(map(accepts, workers)))
+        answers, received = servers.counted(10)
+        assert received == [10, 0, 0, 0], answers
+    log = (servers.site.folder / "error.log").read_text()
+    assert f"are gone: weight app {gone}" in log
+
+
 def test_max_conns_limits_the_requests_of_a_server(servers: Servers) -> None:
     def measure() -> object:
         for index in range(4):
@@ -158,6 +202,18 @@ def test_max_conns_limits_the_requests_of_a_server(servers: Servers) -> None:
     lines = "server {A} weight=9 max_conns=2; server {B} max_conns=1; server {C} backup max_conns=1; server {D} down;"
     stock, memory = before_and_after(servers, lines, measure)
     assert stock == memory == ([2, 1, 1, 0], True)
+
+
+def test_a_request_that_finds_no_room_counts_for_its_group(servers: Servers) -> None:
+    write(servers, "server {A} max_conns=1; server {D} down;")
+    port = servers.site.include_snippet()
+    servers.script[A] = lambda _: HANG
+    with servers.site.start():
+        pending = servers.pending()
+        assert "502 Bad Gateway" in next(iter(servers.site.who(1)))
+        with StatusReader(f"http://127.0.0.1:{port}/status") as reader:
+            wait_until(lambda: reader.snapshot().unserved.get("app") == 1)
+        pending.close()
 
 
 def test_a_host_name_is_each_of_its_addresses_and_a_group_keeps_its_method(servers: Servers) -> None:

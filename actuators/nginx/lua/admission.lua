@@ -23,7 +23,7 @@ local TOLD = {
 }
 -- The same columns of row 0 hold what had been counted at the last step; then follow what ticks computed.
 local LIMIT, SILENT_S, RECENT_OFFERED, RECENT_REFUSED, ENDED, INSIDE, COLUMNS = 8, 9, 10, 11, 12, 13, 14
-local MULTIPLE, HELD, LATE_SHARE, PEAK, TICKED, LAST_PEAK, STEPPED = 1, 2, 3, 4, 5, 6, 7   -- row 0 of `all`
+local MULTIPLE, HELD, LATE_SHARE, PEAK, TICKED, LAST_PEAK, STEPPED, PERIOD = 1, 2, 3, 4, 5, 6, 7, 8   -- row 0 of `all`
 
 local dict, all, token, kept
 local blocks = {}           -- group -> block
@@ -272,6 +272,24 @@ function M.tick(now)
     base[TICKED] = now
 end
 
+-- Whether this worker is the first one in this period; also after the clock was set back. The dict has one key for this and
+-- not one per period: it frees what has expired only where no key that never expires is older.
+local function is_first(period)
+    local base = all.base
+    local function is_new()
+        return period > base[PERIOD] or period < base[PERIOD] - 1
+    end
+    if not is_new() or not dict:add("admission ticking", true, 1) then
+        return false
+    end
+    local first = is_new()
+    if first then
+        base[PERIOD] = period
+    end
+    dict:delete("admission ticking")
+    return first
+end
+
 local function schedule(delay_s)
     ngx.timer.at(delay_s, M.on_timer)
 end
@@ -284,7 +302,7 @@ function M.on_timer(ending)
     local now_plan, tick_s, now = current(), 0.5, now_s()
     if now_plan.rule ~= "none" then
         tick_s = now_plan.numbers.tick_s
-        if dict:add(format("admission tick %.0f", floor(now / tick_s)), true, 10 * tick_s) then
+        if is_first(floor(now / tick_s)) then
             cold(M.tick, now)
         end
     end
@@ -325,7 +343,11 @@ function M.serve()
             return ngx.say("wrong token")
         end
         ngx.req.read_body()
-        local done, problem = put(verb == "POST" and ngx.req.get_body_data() or "")
+        local text = verb == "DELETE" and "" or ngx.req.get_body_data()
+        local done, problem = nil, "no rule in the body; DELETE lets every request enter"
+        if text then
+            done, problem = put(text)
+        end
         if not done then
             ngx.status = 400
             return ngx.say("refused: " .. problem)

@@ -138,8 +138,11 @@ local function settle_previous(record)
     if not kind then
         record.tried = nil
     elseif choice then
-        record.tried = record.tried or {}
-        record.tried[choice.index] = true
+        -- As NGINX does, the only server of a group is asked again: it may just have closed a kept connection.
+        if #choice.group.servers > 1 then
+            record.tried = record.tried or {}
+            record.tried[choice.index] = true
+        end
         if kind ~= "next" then
             health.failed(choice, now_s())
         end

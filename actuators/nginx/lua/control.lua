@@ -59,6 +59,51 @@ local function kept_text(snippet)
     return text and not problem and text or nil
 end
 
+local function index_of(list, name, field)
+    for index, value in ipairs(list) do
+        if (field and value[field] or value) == name then
+            return index
+        end
+    end
+end
+
+local OF_CELL = { weight = true, down = true, tau = true }
+local OF_SERVER = { workers = true, slots = true }
+local OF_GROUP = { deadline = true, importance = true, never = true, cost = true }
+
+local function is_known(line)
+    local word, first, second = line:match("^(%S+) ?(%S*) ?(%S*)")
+    if OF_SERVER[word] then
+        return index_of(layout.names, first) ~= nil
+    elseif OF_GROUP[word] then
+        return index_of(layout.groups, first, "name") ~= nil
+    elseif OF_CELL[word] then
+        local group, server = index_of(layout.groups, first, "name"), index_of(layout.names, second)
+        return group and server and layout.groups[group].choices[server] ~= nil
+    end
+    return true
+end
+
+-- What of a text fits the servers of this configuration, which has lost some; else its initial control, without the servers
+-- that were out of rotation. The error log names what is gone.
+local function fitting(text, initial)
+    local kept, gone, down = {}, {}, {}
+    for line in text:gmatch("[^\n]+") do
+        local known = is_known(line)
+        kept[#kept + 1] = known and line or nil
+        gone[#gone + 1] = not known and line or nil
+        down[#down + 1] = known and line:match("^down .*") or nil
+    end
+    for _, part in ipairs { concat(kept, "\n") .. "\n", initial .. concat(down, "\n") .. "\n" } do
+        if M.parse(part, true) then
+            ngx.log(ngx.ERR, "of the control in force these servers or groups are gone: ", concat(gone, "; "))
+            return part
+        end
+    end
+    ngx.log(ngx.ERR, "the control in force does not fit this configuration, which begins with its own")
+    return initial
+end
+
 -- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {
 -- name = …, servers = { global indices }, choices = { [server] = choice } }, … } }
 function M.init(shared_dict, new_layout, options)
@@ -76,20 +121,12 @@ function M.init(shared_dict, new_layout, options)
         dict:incr("version", 1)
         set_at[0] = ngx.now()
     end
-    if not M.parse(dict:get("control"), true) then
-        -- The servers have changed with this configuration: the control in force does not fit any more.
-        dict:set("control", initial)
+    local present = dict:get("control")
+    if not present or not M.parse(present, true) then
+        dict:set("control", present and fitting(present, initial) or initial)
         dict:incr("version", 1)
     end
     newest[0] = dict:get("version")
-end
-
-local function index_of(list, name, field)
-    for index, value in ipairs(list) do
-        if (field and value[field] or value) == name then
-            return index
-        end
-    end
 end
 
 local readers = {}

@@ -52,15 +52,16 @@ local function lengthen_trouble(now, seconds)
     end
 end
 
--- Out of rotation.
+-- Out of rotation. An end that is later than any pause allows is from before the clock was set back.
 function M.is_out(choice, now)
-    return choice.health.shared[OUT_UNTIL] > now
+    local left_s = choice.health.shared[OUT_UNTIL] - now
+    return left_s > 0 and left_s <= LONGEST_PAUSE_S
 end
 
 -- Its pause is over, and no request has tried it since.
 function M.is_due(choice, now)
     local out_until = choice.health.shared[OUT_UNTIL]
-    return out_until > 0 and out_until <= now
+    return out_until > 0 and not M.is_out(choice, now)
 end
 
 -- The server was chosen; whether that is a trial. When its pause has just ended, this request tries it and the others wait

@@ -107,7 +107,7 @@ end
 local function note_hold(entry, now)
     entry.record.held_s = now - entry.arrival_s
     add(entry, HELD)
-    count_time(entry, HELD_S, HELD_BUCKETS, now - entry.arrival_s)
+    count_time(entry, HELD_S, HELD_BUCKETS, max(0, now - entry.arrival_s))
 end
 
 local function leave_line(entry, place)
@@ -363,6 +363,9 @@ local function wait(entry, longest_s)
     local until_s = entry.arrival_s + longest_s
     while entry.waits do
         local now = now_s()
+        if now < entry.arrival_s then   -- the clock was set back
+            entry.arrival_s, until_s = now, now + longest_s
+        end
         if now >= until_s then
             note_hold(entry, now)
             leave_line(entry)
@@ -503,7 +506,7 @@ local function note_answer(record)
     if entry and not record.refused then   -- its error page may come from a server
         local answered_s = now_s() - entry.arrival_s
         add(entry, ANSWERED)
-        count_time(entry, ANSWERED_S, ANSWER_BUCKETS, answered_s)
+        count_time(entry, ANSWERED_S, ANSWER_BUCKETS, max(0, answered_s))
         if answered_s > entry.deadline_s then
             add(entry, LATE)
         end

@@ -130,7 +130,8 @@ end
 -- Counts a request that was retried or reached no server; returns the time of its last attempt and of all in ms.
 local function count_attempts(group, record, addresses, final)
     local servers, count = split(addresses)
-    if record and record.attempts > 1 and not record.choice then
+    if record and record.attempts > 0 and not record.choice then
+        count = max(count, 1)
         servers[count] = group.name   -- NGINX names the server before again when the balancer found no other
     end
     local times = split(variable(nil, "upstream_response_time"))
@@ -160,7 +161,7 @@ local function count(group, record, status)
         count_request(own)
         return response_ms, response_ms
     end
-    local addresses = variable(nil, "upstream_addr")
+    local addresses = variable(nil, "upstream_addr") or record and record.attempts > 0 and ""
     if addresses then
         return count_attempts(group, record, addresses, status)
     end
@@ -206,7 +207,7 @@ end
 -- log_by_lua of a configuration that includes our snippet: the balancer knows the group.
 function M.log_any()
     local record = owner.take()
-    log(record and (record.choice or record.attempts > 1) and groups[record.group], record)
+    log(record and record.attempts > 0 and groups[record.group], record)
 end
 
 -- log_by_lua of our endpoints in such a configuration.

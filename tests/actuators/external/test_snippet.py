@@ -87,6 +87,14 @@ def test_lua_that_the_snippet_needs_for_itself_is_named(tmp_path: Path, line: st
     assert groups(tmp_path, "server { location / { content_by_lua_block { f() } } } upstream app { server [::1]; }")
 
 
+def test_a_group_without_a_server_in_rotation_is_named(tmp_path: Path) -> None:
+    text = "upstream app { server 127.0.0.1:1; } upstream old { server 127.0.0.1:2 down; }"
+    with pytest.raises(ConfigError, match=r"every server of old is down.*--groups"):
+        groups(tmp_path, text)
+    (other,) = groups(tmp_path, text, "app")
+    assert other.name == "app"
+
+
 def test_a_group_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown group 'ap'"):
         groups(tmp_path, "upstream app { server 127.0.0.1:1; }", "ap")

@@ -66,6 +66,21 @@ EXTRA = r"""
         end
       }
     }
+    location = /tick-keys {
+      content_by_lua_block {
+        local count = 0
+        for _, key in ipairs(ngx.shared.deepsched_balancer:get_keys(0)) do
+          count = count + (key:find("tick") and 1 or 0)
+        end
+        ngx.print(count)
+      }
+    }
+    location = /out-for-hours {
+      content_by_lua_block {
+        local health, choice = require "health", { health = { shared = { [0] = ngx.now() + 7200 } } }
+        ngx.print(tostring(health.is_out(choice, ngx.now())), tostring(health.is_due(choice, ngx.now())))
+      }
+    }
     location = /no-more-ticks { content_by_lua_block { ADMISSION.on_timer = function() end } }
     location = /two-hours-back { content_by_lua_block { ADMISSION.tick(ngx.now() - 7200) ADMISSION.tick(ngx.now()) } }
 """
@@ -398,6 +413,35 @@ def test_limits_hold_although_the_clock_was_set_back(site: Site) -> None:
     limit = status(site)[1].limit
     assert limit is not None
     assert limit < 100
+
+
+def test_ticks_leave_no_keys_behind(site: Site) -> None:
+    """Behind a key that never expires, those that have expired would fill the dict, and push out the control."""
+    admit(site, rule(site.topology, 50, rule="aimd_thresh"))
+    seen = set[float]()
+
+    def has_moved() -> bool:
+        ask(site)
+        seen.add(multiple(site))
+        return len(seen) > 8
+
+    wait_until(has_moved)
+    assert int(site.get("/tick-keys")[1]) <= 1
+
+
+def test_a_clock_that_was_set_back_keeps_no_server_out(site: Site) -> None:
+    assert site.get("/out-for-hours") == (200, "falsetrue")
+
+
+def test_a_request_without_a_rule_in_its_body_changes_nothing(site: Site) -> None:
+    admit(site, rule(site.topology, 50))
+    headers = {"X-Deepsched-Token": site.nginx.token}
+    with http_session(PATIENCE_S) as session:
+        refused = session.post(site.nginx.admission_url, data=b"", headers=headers)
+    assert (refused.status_code, refused.text) == (
+        400, "refused: no rule in the body; DELETE lets every request enter\n",
+    )  # fmt: skip
+    assert all(entry.limit is not None for entry in status(site))
 
 
 def test_limits_that_nobody_moves_are_not_in_force(site: Site) -> None:
