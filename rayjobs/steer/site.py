@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from actuators.contract.late_binding import LateBinding
 from actuators.contract.script import Scenario
 from actuators.contract.testbed import Applied
 from actuators.contract.topology import Group, Topology, social_network
-from actuators.errors import ActuationError, ConfigError, closest
+from actuators.errors import ActuationError, ConfigError, DeepSchedError, closest
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
 from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
@@ -135,6 +135,7 @@ class Site:
         Args:
             restoring: nothing is waited for, and nothing believed of what is in force.
         """
+        control, canary = self._rotated(control, canary, restoring=restoring)
         if canary is not None:
             return self._split(control, canary)
         kind = _kind(control)
@@ -161,6 +162,21 @@ class Site:
         if not isinstance(self.actuator, _SWITCHING):
             raise ActuationError("only an NGINX that balances in memory can hold requests", where="controller")
         self.actuator.watch(None if holding is None else holding.onto(self.actuator.topology))
+
+    def _rotated(self, control: Control, canary: Canary | None, *, restoring: bool) -> tuple[Control, Canary | None]:
+        """Both, with the servers out of rotation that are so now: since the control was decided, an operator may have
+        taken one out, which no controller undoes.
+        """
+        if not self.changes_silently:
+            return control, canary
+        try:
+            down = self.out_of_rotation()
+        except DeepSchedError:
+            if not restoring:
+                raise
+            return control, canary
+        base = None if canary is None else replace(canary, base=replace(canary.base, down=down))
+        return replace(control, down=down), base
 
     def _split(self, control: Control, canary: Canary) -> Applied:
         if not isinstance(self.actuator, _SWITCHING):

@@ -156,7 +156,12 @@ def test_a_server_that_an_operator_drains_stays_out_while_requests_are_held(site
         run.until(lambda step: step.line["holding"]["holds"], 60)
         assert theirs.control().down[:, 0].all()
         assert status(site).state == "holding"
-        theirs.rotate([f"{server}=up"])
+        # What was decided before somebody took another server out does not put it back.
+        other = site.topology.servers[1]
+        theirs.rotate([f"{other}=down"])
+        run.site.apply(run.controller.steering.in_force)
+        assert theirs.control().down[:, :2].all()
+        theirs.rotate([f"{server}=up", f"{other}=up"])
         run.step()
         assert not theirs.control().down.any()
         assert run.failed_requests() == 0
