@@ -66,6 +66,7 @@ class Site:
     present: Callable[[], Topology] | None = None
     notes: tuple[str, ...] = ()
     _kind: str | None = None
+    _down: BoolArray | None = None
 
     def control(self) -> Control:
         """The control in force for the bundle's groups, of a canary the new one.
@@ -74,11 +75,14 @@ class Site:
         """
         control = self.actuator.control()
         self._kind = _kind(control)
-        return self._own(control)
+        own = self._own(control)
+        self._down = own.down
+        return own
 
     def out_of_rotation(self) -> BoolArray:
         """Bool ``[groups, servers]``, of the bundle's groups. Raises as `control`."""
-        return self._own(self.actuator.control()).down
+        self._down = self._own(self.actuator.control()).down
+        return self._down
 
     def canary(self) -> Canary | None:
         """For which part of the requests that control is; None for all. Raises as `control`."""
@@ -164,16 +168,20 @@ class Site:
         self.actuator.watch(None if holding is None else holding.onto(self.actuator.topology))
 
     def _rotated(self, control: Control, canary: Canary | None, *, restoring: bool) -> tuple[Control, Canary | None]:
-        """Both, with the servers out of rotation that are so now: since the control was decided, an operator may have
-        taken one out, which no controller undoes.
+        """Both; where other servers are out of rotation than when that was read last, with those that are so now: an
+        operator may have taken one out after the control was decided, which no controller undoes.
         """
-        if not self.changes_silently:
+        if not self.changes_silently or self._down is None:
             return control, canary
+        before = self._down
         try:
             down = self.out_of_rotation()
         except DeepSchedError:
             if not restoring:
                 raise
+            return control, canary
+        if np.array_equal(down, before):
+            self._down = control.down
             return control, canary
         base = None if canary is None else replace(canary, base=replace(canary.base, down=down))
         return replace(control, down=down), base
