@@ -264,7 +264,7 @@ def snippet(options: SnippetOptions) -> int:
     for path, content in ((token_file, token + "\n"), (out, text)):
         with _writing(path):
             write_private(path, content)
-    for note in [*notes(groups), *(asking_notes(config, passes, asking) if any(asking) else ())]:
+    for note in [*notes(config, groups), *(asking_notes(config, passes, asking) if any(asking) else ())]:
         _log(note)
     _log(f"written: {out} and {token_file}, for this user only; NGINX must start as root or as this user")
     _log("change the configuration as follows (deepsched weights snippet … | patch -d / -p1), test and reload it")

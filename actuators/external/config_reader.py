@@ -21,6 +21,7 @@ _NOT_DIRECTIVES = (["split_clients"], ["charset_map"])
 _UPSTREAM = ["http", "upstream"]
 _WEIGHT = re.compile("0*[1-9][0-9]{0,9}")
 _LUA = re.compile("lua|^log_subrequest$")
+_SUBREQUESTS = ("auth_request", "mirror", "ssi", "add_before_body", "add_after_body")
 _PASSES = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass")
 
 
@@ -116,6 +117,7 @@ class ParsedConfig:
         blocks: name → upstream block.
         passes: directives of locations that pass requests on.
         satisfy_any: where `satisfy any` stands (file:line).
+        subrequests: directives of `http` that make subrequests, and where they stand (file:line).
         lua: directives that load modules or run Lua outside of upstream blocks, and their files.
     """
 
@@ -128,6 +130,7 @@ class ParsedConfig:
     blocks: dict[str, UpstreamBlock] = field(default_factory=dict)
     passes: list[PassLine] = field(default_factory=list)
     satisfy_any: list[str] = field(default_factory=list)
+    subrequests: list[tuple[str, str]] = field(default_factory=list)
     lua: list[tuple[Directive, Path]] = field(default_factory=list)
 
     def group(self, name: str) -> list[ServerLine]:
@@ -225,6 +228,8 @@ class _Reading:
             self.config.passes.append(PassLine(words[0], self.locations[-1], self._real(path), *place))
         elif name == "satisfy" and words == ("any",):
             self.config.satisfy_any.append(f"{path}:{directive.line}")
+        elif name in _SUBREQUESTS and words not in ((), ("off",)) and blocks[:1] == ["http"]:
+            self.config.subrequests.append((name, f"{path}:{directive.line}"))
         elif name == "load_module" or (blocks[:1] == ["http"] and _LUA.search(name)):
             self.config.lua.append((directive, path))
         elif not blocks and words:

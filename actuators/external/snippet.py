@@ -171,9 +171,15 @@ def asking_notes(config: ParsedConfig, passes: Sequence[PassLine], asking: Askin
     return lines
 
 
-def notes(groups: Sequence[MemoryGroup]) -> list[str]:
+def notes(config: ParsedConfig, groups: Sequence[MemoryGroup]) -> list[str]:
     """What is different in memory, or decided at another time, one line each."""
     lines = []
+    if config.subrequests:
+        directive, where = config.subrequests[0]
+        lines.append(
+            f"{where}: '{directive}' makes subrequests, and the snippet has 'log_subrequest on': the access log gets a"
+            " line for each of them, too"
+        )
     for group in groups:
         for server in group.servers:
             if _is_host_name(server.address):
@@ -309,7 +315,8 @@ def _group(config: ParsedConfig, block: UpstreamBlock) -> MemoryGroup:
     if not servers:
         raise ConfigError(f"no servers in {block.name}", where=where, remedy=_REMEDY)
     if all(server.down for server in servers):
-        raise ConfigError(f"every server of {block.name} is down", where=where, remedy=_REMEDY)
+        remedy = "leave the group out with --groups A,B, or remove the upstream"
+        raise ConfigError(f"every server of {block.name} is down", where=where, remedy=remedy)
     method, zone, keepalive = "round_robin", False, []
     for directive in block.settings:
         words = (directive.name, *directive.arguments)

@@ -15,6 +15,9 @@ from actuators.yaml_files import read_mapping
 from envs.scenarios import disturbances as happen
 from envs.scenarios.disturbances import ScriptExtent, Span
 
+MAX_ROUNDS = 100_000
+"""Of a periodic disturbance, and of a rate that jumps: each round has two changes per server, or two steps."""
+
 
 class Part(Options):
     """A part of a scenario's file; every number in it is finite."""
@@ -134,6 +137,21 @@ class ScenarioFile(Part):
             return happen.on_off(jumps.on_s, jumps.off_s, jumps.off_factor)(extent, generator)
         return tuple((float(start_s), float(factor)) for start_s, factor in self.load_steps)
 
+    def require_few_changes(self, duration_s: float, path: Path) -> None:
+        """Raises ConfigError when so many rounds of the disturbance or of the rate take place in this time that their
+        list would not fit into memory.
+        """
+        rounds_s = {}
+        if self.disturbance.kind == "periodic":
+            rounds_s["disturbance.period_s"] = self.disturbance.period_s
+        if self.on_off is not None:
+            rounds_s["on_off"] = self.on_off.on_s + self.on_off.off_s
+        for field, round_s in rounds_s.items():
+            if duration_s / round_s > MAX_ROUNDS:
+                what = f"{duration_s / round_s:.3g} rounds of {round_s:g} s in {duration_s:g} s"
+                remedy = f"{MAX_ROUNDS} are the most: make the rounds longer or the scenario shorter"
+                raise ConfigError(what, where=f"{path}: {field}", remedy=remedy)
+
 
 def read_scenario_file(path: Path) -> ScenarioFile:
     """Reads a scenario. Raises ConfigError for an unreadable file, an unknown key (closest match) or a wrong value."""
@@ -168,5 +186,27 @@ def _check(scenario: ScenarioFile, path: Path) -> None:
     if scenario.arrivals_cv != 1.0 and scenario.arrivals not in SPREAD:
         what, remedy = f"{scenario.arrivals} gaps have a fixed cv", f"set arrivals to {' or '.join(SPREAD)}"
         raise ConfigError(what, where=f"{path}: arrivals_cv", remedy=remedy)
+    if scenario.service != "lognormal" and scenario.given("service_cv"):
+        what, remedy = f"{scenario.service} work has a fixed cv", "set service to lognormal, or leave it out"
+        raise ConfigError(what, where=f"{path}: service_cv", remedy=remedy)
+    if scenario.surging_type and scenario.on_off is None and not scenario.given("load_steps"):
+        what = "no load changes that the type could have"
+        raise ConfigError(what, where=f"{path}: surging_type", remedy="give load_steps or on_off, or leave it out")
+    _check_disturbance(scenario, path)
     if scenario.on_off is not None and scenario.given("load_steps"):
         raise ConfigError("a rate that jumps at random has no steps", where=f"{path}: load_steps", remedy="keep one")
+
+
+def _check_disturbance(scenario: ScenarioFile, path: Path) -> None:
+    disturbance, where = scenario.disturbance, f"{path}: disturbance"
+    slowest, fastest = disturbance.speed
+    if not 0 < slowest <= fastest:
+        what, remedy = f"speed {[slowest, fastest]} is not a range above 0", "write the lower one first"
+        raise ConfigError(what, where=f"{where}.speed", remedy=remedy)
+    if scenario.behaviours and disturbance.kind != "none":
+        what = f"changes at fixed times take the place of '{disturbance.kind}'"
+        raise ConfigError(what, where=f"{path}: behaviours", remedy="keep behaviours or the disturbance")
+    for field, kinds in (("period_s", ("periodic",)), ("speed", ("antagonist", "telegraph", "periodic"))):
+        if disturbance.given(field) and disturbance.kind not in kinds:
+            what, remedy = f"'{disturbance.kind}' does not use it", f"leave it out, or set kind to {' or '.join(kinds)}"
+            raise ConfigError(what, where=f"{where}.{field}", remedy=remedy)

@@ -26,7 +26,7 @@ def scenario(name: str, duration_s: float | None = None, work_scale: float | Non
 
     Raises ConfigError, with the closest match for an unknown name.
     """
-    base = _from_file(name) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
+    base = _from_file(name, duration_s) if name.endswith((".yaml", ".yml", ".json")) else _by_name(name)
     return replace(
         base,
         duration_s=base.duration_s if duration_s is None else duration_s,
@@ -61,7 +61,7 @@ def _by_name(name: str) -> StudyScenario:
     return NAMED[names[name.lower()]]
 
 
-def _from_file(name: str) -> StudyScenario:
+def _from_file(name: str, duration_s: float | None) -> StudyScenario:
     family, colon, file_name = name.partition(":")
     kinds = {known.lower(): known for known in FAMILY}
     if colon and family.lower() in kinds and file_name.endswith(".json"):
@@ -70,6 +70,7 @@ def _from_file(name: str) -> StudyScenario:
     if path.suffix == ".json":
         return read_calibrated(path)
     file = read_scenario_file(path)
+    file.require_few_changes(file.duration_s if duration_s is None else duration_s, path)
     same = (
         "name",
         "summary",

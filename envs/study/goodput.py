@@ -44,11 +44,13 @@ class Goodput:
     importance: FloatArray
 
     def shares(self) -> FloatArray:
-        """``[plays]``: weighted by importance."""
+        """``[plays]``: weighted by importance; nan for a play without requests. It can exceed 1: a request of the
+        warm-up may be answered after it.
+        """
         return _weighted(self.good, self)
 
     def first_shares(self) -> FloatArray:
-        """``[plays]``: from the first attempts, weighted by importance."""
+        """``[plays]``: from the first attempts, weighted by importance; nan for a play without requests."""
         return _weighted(self.good_first, self)
 
     def plain_shares(self) -> FloatArray:
@@ -71,8 +73,9 @@ class Goodput:
 
 
 def _weighted(good: FloatArray, of: Goodput) -> FloatArray:
-    weighted: FloatArray = (of.importance * good).sum(axis=1) / (of.importance * of.planned).sum(axis=1)
-    return weighted
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weighted: FloatArray = (of.importance * good).sum(axis=1) / (of.importance * of.planned).sum(axis=1)
+    return np.where(of.planned.sum(axis=1) > 0, weighted, np.nan)
 
 
 def play_admission(

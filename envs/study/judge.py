@@ -32,7 +32,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Score:
-    """Results of the clients, over all seeds.
+    """Results of the clients, over all seeds; nan where nothing was answered, or no request ended at all.
 
     Attributes:
         art: relative tardiness per request, a failure counted as a 1 s answer.
@@ -192,17 +192,22 @@ def _score(counts: FloatArray, seconds: FloatArray, failed: FloatArray, deadline
     total = answered + failures
     lateness = np.maximum(midpoints_s() - deadline_s[:, None], 0.0) / deadline_s[:, None]
     error_lateness = (failure_s(deadline_s) - deadline_s) / deadline_s
-    art = float((counts * lateness).sum() + failed @ error_lateness) / total
-    relative = float(((seconds + failed * failure_s(deadline_s)) / deadline_s).sum()) / total
+    art = _ratio((counts * lateness).sum() + failed @ error_lateness, total)
+    relative = _ratio(((seconds + failed * failure_s(deadline_s)) / deadline_s).sum(), total)
     return Score(
-        mean_ms=float(seconds.sum()) / answered * 1e3,
+        mean_ms=_ratio(seconds.sum(), answered) * 1e3,
         p99_ms=percentile_ms(counts.sum(axis=0).astype(np.int64), 99),
         art=art,
         index=relative + art,
-        error_ratio=failures / total,
+        error_ratio=_ratio(failures, total),
         requests=int(total),
-        goodput=float((counts * (lateness <= 0)).sum()) / total,
+        goodput=_ratio((counts * (lateness <= 0)).sum(), total),
     )
+
+
+def _ratio(part: float, whole: float) -> float:
+    """nan of nothing: no request, or none that was answered."""
+    return float(part) / whole if whole > 0 else float("nan")
 
 
 @lru_cache(maxsize=64)

@@ -30,10 +30,10 @@ def program_rule(path: Path) -> Rule:
     if not callable(function):
         remedy = "define `weights(seen, memory)`, as docs/examples/initial_rule.py does"
         raise DataError("no function `weights`", where=str(path), remedy=remedy)
-    return Rule(path.stem, "least_conn", lambda: _steered(function), PLAIN)
+    return Rule(path.stem, "least_conn", lambda: _steered(function, path), PLAIN)
 
 
-def _steered(function: Weights) -> BatchController:
+def _steered(function: Weights, path: Path) -> BatchController:
     memory: dict[str, Any] = {}
 
     def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
@@ -45,10 +45,20 @@ def _steered(function: Weights) -> BatchController:
             "requests": window.requests, "errors": window.responses[..., 4], "response_s": mean_s,
             "in_flight": window.active,
         }  # fmt: skip
-        shares: FloatArray = np.asarray(function(seen, memory), dtype=np.float64)
-        if shares.shape != window.requests.shape or not (np.isfinite(shares) & (shares > 0)).all():
-            raise ValueError(f"weights must be positive numbers of shape {window.requests.shape}")
+        shares = _checked(function(seen, memory), window.requests.shape, path)
         relative = MAX_WEIGHT * shares / shares.max(axis=-1, keepdims=True)
         batch.set_weights(np.rint(np.clip(relative, 1, MAX_WEIGHT)).astype(np.int64))
 
     return steer
+
+
+def _checked(returned: object, shape: tuple[int, ...], path: Path) -> FloatArray:
+    """What the function has returned. Raises DataError for anything but positive numbers of that shape."""
+    try:
+        shares: FloatArray = np.asarray(returned, dtype=np.float64)
+    except (TypeError, ValueError):
+        shares = np.zeros(())
+    if shares.shape != shape or not (np.isfinite(shares) & (shares > 0)).all():
+        remedy = f"return positive numbers [n, groups, servers], here {list(shape)}"
+        raise DataError("`weights` has returned something else", where=str(path), remedy=remedy)
+    return shares

@@ -247,7 +247,7 @@ def _comparison(metric: Metric, today: FloatArray, new: FloatArray, error: float
     ratio = None
     # With a zero in every tenth pair a ratio says nothing.
     if both.mean() >= 0.9:
-        ratio = _widened(new[both] / today[both], error)
+        ratio = widened(new[both] / today[both], error)
     return Comparison(metric=metric, today=_interval(today), new=_interval(new), ratio=ratio)
 
 
@@ -259,10 +259,14 @@ def _interval(values: FloatArray) -> Interval:
     return Interval(value=float(middle), low=float(low), high=float(high))
 
 
-def _widened(ratios: FloatArray, error: float) -> Interval:
+def widened(ratios: FloatArray, error: float) -> Interval:
+    """The interval of ratios ``[pairs]``, wider by the simulator's error of the logarithm; it may end at 0."""
     found = _interval(ratios)
-    if found.low <= 0:
+    if found.value <= 0:
         return found
-    below = np.hypot(np.log(found.value / found.low), error)
     above = np.hypot(np.log(found.high / found.value), error)
-    return Interval(value=found.value, low=float(found.value * np.exp(-below)), high=float(found.value * np.exp(above)))
+    high = float(found.value * np.exp(above))
+    if found.low <= 0:
+        return Interval(value=found.value, low=0.0, high=high)
+    below = np.hypot(np.log(found.value / found.low), error)
+    return Interval(value=found.value, low=float(found.value * np.exp(-below)), high=high)

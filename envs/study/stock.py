@@ -18,13 +18,13 @@ from actuators.contract.control import BY_TIMES, MAX_WEIGHT, CappedWeights, Weig
 from actuators.contract.script import Script
 from actuators.contract.stock import StockPlan
 from actuators.contract.topology import Topology
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, DataError
 from envs.scenarios.calibrated import CalibratedScenario
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.timeline import closed_loop_rps
-from envs.simulator.batch import SimulatedBatch
+from envs.simulator.batch import SimulatedBatch, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
-from envs.study.judge import Score, judge_each
+from envs.study.judge import WARM_UP_S, Score, judge_each
 from envs.study.rules import PLAIN, RULES, SHARED_MEMORY, BatchController, Rule, fixed_weights
 
 PER_TYPE, SHARED, CAPPED, LUA = "an upstream per type", "one upstream", "one upstream, max_conns", "expected_delay"
@@ -96,16 +96,23 @@ def suggest(
         report: called with the name of what is played next.
 
     Servers that are out of rotation today stay out: what they could do is no gain of weights.
+
+    Raises DataError when nothing is answered under a rule.
     """
     down = np.zeros(topology.shape, bool)
     if isinstance(scenario, CalibratedScenario):
         down = scenario.today.weights.down
     plans = plans_of(scenario.script(topology, seeds[0]), topology, down)
-    rules = {today.name: today, **{name: rule_of(plan, name) for name, plan in plans.items()}, LUA: _with_lua(down)}
+    options = _sharing(scenario)
+    proposed = {name: rule_of(plan, name, options) for name, plan in plans.items()}
+    rules = {today.name: today, **proposed, LUA: _with_lua(down, options)}
     scores: dict[str, tuple[Score, ...]] = {}
     for name, rule in rules.items():
         report(name)
         scores[name] = judge_each(rule, scenario, topology, seeds)
+        if any(np.isnan(score.mean_ms) for score in scores[name]):
+            what = f"{name}: no request was answered after the first {WARM_UP_S:g} s"
+            raise DataError(what, where=scenario.name, remedy="simulate longer, or a system under more traffic")
     ways = tuple(_way(name, plans, scores[name], scores[today.name]) for name in (*plans, LUA))
     gaining = [way for way in ways if way.plan is not None and way.gains]
     best = min(gaining, key=lambda way: way.mean.value * way.p99.value, default=None)
@@ -152,8 +159,19 @@ def plans_of(script: Script, topology: Topology, down: NDArray[np.bool_] | None 
     return plans
 
 
-def rule_of(plan: StockPlan, name: str) -> Rule:
-    """The plan as a rule that can be judged."""
+def _sharing(scenario: StudyScenario) -> SimulationOptions | None:
+    """A recorded NGINX after the change: its workers share their counts, as they do with `zone` and with Lua."""
+    if not isinstance(scenario, CalibratedScenario):
+        return None
+    return SimulationOptions(retry_post=True, workers_sharing_memory=scenario.twin_of.load_balancers)
+
+
+def rule_of(plan: StockPlan, name: str, options: SimulationOptions | None = None) -> Rule:
+    """The plan as a rule that can be judged.
+
+    Args:
+        options: how NGINX is set up; as in the studies when None.
+    """
 
     def start() -> BatchController:
         def steer(batch: SimulatedBatch, scripts: Sequence[Script], window: WindowBatch | None) -> None:
@@ -162,9 +180,8 @@ def rule_of(plan: StockPlan, name: str) -> Rule:
 
         return steer
 
-    return Rule(
-        name, "shared_least_conn" if plan.shared else "least_conn", start, SHARED_MEMORY if plan.shared else PLAIN
-    )
+    studied = SHARED_MEMORY if plan.shared else PLAIN
+    return Rule(name, "shared_least_conn" if plan.shared else "least_conn", start, options or studied)
 
 
 def put(batch: SimulatedBatch, weights: Weights) -> None:
@@ -203,9 +220,9 @@ def upstream_lines(plan: StockPlan, topology: Topology) -> str:
     return "".join(blocks)
 
 
-def _with_lua(down: NDArray[np.bool_]) -> Rule:
-    """`expected_delay` without these servers, ``[groups, servers]``."""
-    rule = RULES[LUA]
+def _with_lua(down: NDArray[np.bool_], options: SimulationOptions | None) -> Rule:
+    """`expected_delay` without these servers, ``[groups, servers]``; set up as in the studies when None."""
+    rule = replace(RULES[LUA], options=options or RULES[LUA].options)
     if rule.steering is None or not down.any():
         return rule
     begin = rule.steering

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from actuators.contract.admission import NEVER, Admission
 from actuators.contract.topology import Topology
-from actuators.external.kept import keeping
 from actuators.files import read_token
 from actuators.nginx.admission_endpoint import AdmissionEndpoint, to_text
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
@@ -21,6 +20,7 @@ from actuators.statistics.vts import AdmissionStatus
 from envs.calibration.options import AdmissionPlan
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb
+from rayjobs.cli.restarts import kept_for_restarts
 
 _log = partial(log_line, "admission")
 
@@ -104,19 +104,13 @@ def _status(options: ShowOptions) -> AdmissionStatus | None:
 
 @contextlib.contextmanager
 def _keeping(options: OffOptions, admission: Admission | None) -> Iterator[None]:
-    """When the block succeeds, a restarted NGINX begins with this rule; without --keep the line that would do that.
-
-    Raises ConfigError for a file that this NGINX does not read.
-    """
+    """As `kept_for_restarts`."""
     status = _status(options)
     read = status.kept if status is not None else ""
-    with keeping(options.keep, read, to_text(admission) if admission is not None else None):
+    text = to_text(admission) if admission is not None else None
+    begins = "without a rule" if admission is None else f"with this rule, in {options.keep}"
+    with kept_for_restarts(options.keep, read, text, begins, _log):
         yield
-    if options.keep is not None:
-        rule = "without a rule" if admission is None else f"with this rule, in {options.keep}"
-        _log(f"a restarted NGINX begins {rule}")
-    elif read:
-        _log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
 
 
 def _told(admission: Admission) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from actuators.errors import ConfigError
 from actuators.files import write_json
 from actuators.options import Only
-from envs.admission.tuned import FILE
+from envs.admission.tuned import FILE, TunedNumbers
 from envs.calibration.options import AdmissionPlan
 from rayjobs.calibrate import FILE as CALIBRATION
 from rayjobs.cli.config import resumed
@@ -27,13 +27,13 @@ from rayjobs.runs.folder import RunFolder
 from tuning.search.admission_options import NumbersSearchOptions
 
 if TYPE_CHECKING:
-    from envs.admission.tuned import TunedNumbers
     from envs.calibration.result import Calibration
     from tuning.search.admission_numbers import Judged, System
 
 ATTEMPTS_PER_S = 1.2e6
 """What one thread simulates, roughly; only for the display."""
-TRIALS, SEARCHES = "trials.jsonl", "searches.json"
+TRIALS, SEARCHES, FIRST = "trials.jsonl", "searches.json", "first.json"
+"""Trials and results of the searches, and what `numbers_file` had when the search began, if it was given."""
 
 
 class TuneOptions(AdmissionPlan):
@@ -65,11 +65,15 @@ def run(options: TuneOptions) -> int:
     options = options.resolved()
     if options.resume is not None:
         folder = RunFolder(options.resume)
+        if (folder.path / FIRST).exists():
+            options = options.changed({"numbers_file": folder.path / FIRST})
         calibration = Calibration.load(folder.path / CALIBRATION)
     else:
         calibration = _checked(options)
         folder = RunFolder.create(options.out, "admission-tune", options.seed, options)
         calibration.save(folder.path / CALIBRATION)
+        if options.numbers_file is not None:
+            write_json(folder.path / FIRST, TunedNumbers.load(options.numbers_file).model_dump(mode="json"))
     with kept(lambda: f"go on with: deepsched admission tune --resume {folder.path}"):
         found, judged = _search(options, folder, calibration)
     for line in _told(found, judged):
@@ -121,7 +125,7 @@ def _search(options: TuneOptions, folder: RunFolder, calibration: Calibration) -
 def _told(found: TunedNumbers, judged: Judged) -> Iterator[str]:
     how = f"simulated, {found.draws} held-out systems of family H around yours"
     gain = f"{_points(found.gain)} points ({_points(found.low)} to {_points(found.high)})"
-    first = judged.goodput[1].mean()
+    _, first, _ = judged.mean_goodput
     if found.gained:
         yield f"goodput {found.goodput:.3f}, {gain} more than with the numbers before ({how})"
     else:

@@ -18,7 +18,6 @@ from actuators.contract.late_binding import LateBinding, LateBindingNumbers, Lat
 from actuators.contract.request_cost import RequestCost
 from actuators.contract.topology import Topology
 from actuators.errors import ActuationError, ConfigError
-from actuators.external.kept import keeping
 from actuators.files import read_token
 from actuators.nginx.control_endpoint import MemoryControl, beside, is_split, put_text, topology_from_text
 from actuators.options import NOT_GIVEN, Never, Only, Options
@@ -26,6 +25,7 @@ from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import Balancer, HoldEntry
 from rayjobs.cli.console import console_out, log_line
 from rayjobs.cli.main import Verb
+from rayjobs.cli.restarts import kept_for_restarts
 from rayjobs.holding.slots import require_slots
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ def set_holding(options: SetOptions) -> int:
         if endpoint.get_split() is not None:
             remedy = "end it: deepsched steer mode shadow, or steer revert"
             raise ActuationError("a controller's canary is in force", where=options.control_url, remedy=remedy)
+        if not options.hold and method == "late_binding":
+            # Another method has to balance while requests are only counted; the slots before would stay in force.
+            remedy = "--hold changes how; deepsched holding off ends it"
+            raise ActuationError("requests are held", where=options.control_url, remedy=remedy)
         times, weights = _times(options, endpoint, present), endpoint.weights()
         with _keeping(options, put_text("late_binding", times, weights)):
             if options.hold:
@@ -157,16 +161,13 @@ def _endpoint(options: ChangeOptions) -> Iterator[MemoryControl]:
 
 @contextlib.contextmanager
 def _keeping(options: ChangeOptions, text: str | None) -> Iterator[None]:
-    """When the block succeeds, a restarted NGINX begins so; without --keep the line that would do that."""
+    """As `kept_for_restarts`."""
     with StatusReader(beside(options.control_url, "status")) as reader:
         balancer = reader.snapshot().balancer
     read = balancer.holding.kept if balancer is not None and balancer.holding is not None else ""
-    with keeping(options.keep, read, text):
+    begins = "as its configuration says" if text is None else f"so, by {options.keep}"
+    with kept_for_restarts(options.keep, read, text, begins, _log):
         yield
-    if options.keep is not None:
-        _log(f"a restarted NGINX begins {'as its configuration says' if text is None else f'so, by {options.keep}'}")
-    elif read:
-        _log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
 
 
 def _times(options: SetOptions, endpoint: MemoryControl, present: Control) -> ServiceTimes:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
 from actuators.contract.request_cost import LEAST_R2, GroupCost, SeenRequest
-from actuators.errors import ConfigError, DataError
+from actuators.errors import ActuationError, ConfigError, DataError
 from actuators.files import read_token, write_json
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.options import Options
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 _log = partial(log_line, "holding")
 _POLL_S = 1.0
+SILENT_S = 60.0
+"""After so long without an answer, or with a canary in force, collecting ends with what there is."""
+MOST_SAMPLES = 200_000
+"""Samples that are kept, the newest: some 60 MB."""
+
+
+class SampleSource(Protocol):
+    """What keeps samples; `MemoryControl` is one, and its methods tell what they raise."""
+
+    def sample(self, rate_rps: float | None) -> None: ...
+    def samples_kept(self) -> bool: ...
+    def samples(self) -> list[str]: ...
 
 
 class LearnOptions(Options):
@@ -39,7 +51,7 @@ class LearnOptions(Options):
     token_file: Path | None = None
     """File with the token of the control endpoint; it is refused when not given."""
     seconds: float = Field(120.0, ge=1, le=86400)
-    """How long samples are collected."""
+    """How long samples are collected; the newest 200,000 of this time are used."""
     rate_rps: float = Field(100.0, gt=0, le=500)
     """Samples that each worker of NGINX keeps in a second, at most."""
     out: Path = Path("cost.json")
@@ -55,7 +67,7 @@ def run(options: LearnOptions) -> int:
     if options.bundle is not None:
         _require_bundle(options.bundle, {group.name for group in topology.groups})
     with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
-        samples = _collected(endpoint, options)
+        samples = collect(endpoint, options)
     _log(f"fits models to {len(samples)} samples")
     # sklearn takes seconds to import.
     from envs.estimators.request_cost import learn_cost
@@ -81,26 +93,89 @@ def _require_bundle(folder: Path, groups: set[str]) -> None:
         raise ConfigError(what, where=str(folder), remedy="give a bundle of this NGINX")
 
 
-def _collected(endpoint: MemoryControl, options: LearnOptions) -> list[str]:
-    """Samples of this time, in their order. What others set meanwhile ends the collecting, which then begins again."""
-    before = {line.split(" ", 1)[0] for line in endpoint.samples() if line}
-    found: dict[int, str] = {}
-    end_s = time.monotonic() + options.seconds
+def collect(
+    endpoint: SampleSource,
+    options: LearnOptions,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> list[str]:
+    """Samples of `options.seconds` in their order, the newest `MOST_SAMPLES`, each without its number.
+
+    What others set meanwhile, and a restart of NGINX, end the sampling, which then begins again. After `SILENT_S` of
+    failures, what was collected before is all.
+
+    Args:
+        clock: seconds, monotonic.
+        wait: returns after these seconds.
+
+    Raises ActuationError when it does not begin, or when nothing was collected before it failed.
+    """
+    collected = _Collected(endpoint.samples())
+    began_s = good_s = clock()
+    failing = False
     endpoint.sample(options.rate_rps)
     try:
         with Progress([Stage("collect", options.seconds)]) as progress, progress.stage("collect") as stage:
-            while (left_s := end_s - time.monotonic()) > 0:
-                time.sleep(min(_POLL_S, left_s))
-                for line in endpoint.samples():
-                    number, _, rest = line.partition(" ")
-                    if number and number not in before:
-                        found[int(number)] = rest
-                stage.update(f"{len(found)} samples")
-                if not endpoint.samples_kept():
-                    endpoint.sample(options.rate_rps)
+            while (left_s := began_s + options.seconds - clock()) > 0:
+                wait(min(_POLL_S, left_s))
+                try:
+                    if collected.add(endpoint.samples()):
+                        stage.say(f"only the newest {MOST_SAMPLES} samples are kept")
+                    if not endpoint.samples_kept():
+                        endpoint.sample(options.rate_rps)
+                except ActuationError as error:
+                    if clock() - good_s >= SILENT_S:
+                        if not collected.samples:
+                            raise
+                        stage.say(f"failed for {SILENT_S:g} s: ends with {len(collected.samples)} samples")
+                        break
+                    if not failing:
+                        stage.say(f"{error}; goes on, for up to {SILENT_S:g} s of failures")
+                    failing = True
+                    continue
+                good_s, failing = clock(), False
+                stage.update(f"{len(collected.samples)} samples")
     finally:
-        endpoint.sample(None)
-    return [found[number] for number in sorted(found)]
+        try:
+            endpoint.sample(None)
+        except ActuationError as error:
+            if not collected.samples:
+                raise
+            _log(f"NGINX may go on keeping samples: {error}")
+    return [collected.samples[key] for key in sorted(collected.samples)]
+
+
+class _Collected:
+    """Samples by number; NGINX numbers them from 1 after a start, which begins a new epoch.
+
+    Attributes:
+        samples: (epoch, number) → the rest of the line.
+    """
+
+    def __init__(self, before: Sequence[str]) -> None:
+        self.samples: dict[tuple[int, int], str] = {}
+        self._before = set(_numbered(before))
+        self._epoch, self._newest, self._cut = 0, max(self._before, default=0), False
+
+    def add(self, lines: Sequence[str]) -> bool:
+        """Whether samples were left out for the first time."""
+        seen = _numbered(lines)
+        newest = max(seen, default=0)
+        if newest < self._newest:
+            self._epoch, self._before = self._epoch + 1, set()
+        self._newest = newest
+        self.samples.update({(self._epoch, n): rest for n, rest in seen.items() if n not in self._before})
+        excess = len(self.samples) - MOST_SAMPLES
+        if excess > 0:
+            for key in sorted(self.samples)[:excess]:
+                del self.samples[key]
+        first, self._cut = excess > 0 and not self._cut, self._cut or excess > 0
+        return first
+
+
+def _numbered(lines: Sequence[str]) -> dict[int, str]:
+    """Number → the rest of each line."""
+    return {int(number): rest for number, _, rest in (line.partition(" ") for line in lines) if number}
 
 
 def cost_rows(samples: Sequence[str]) -> dict[str, list[CostRow]]:

@@ -1,4 +1,4 @@
-"""`deepsched calibrate`: fits a simulator to snapshots of a live system and says how well it does."""
+"""Recordings as windows, for the verbs that learn from them."""
 
 from __future__ import annotations
 

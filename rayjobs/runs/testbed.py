@@ -1,4 +1,4 @@
-"""Opens the testbed that a verb asks for; and `deepsched testbeds` lists what runs where."""
+"""Opens the testbed that a verb asks for."""
 
 from __future__ import annotations
 

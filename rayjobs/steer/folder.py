@@ -73,8 +73,15 @@ class SteerFolder:
         return self.orders.give(changes, given or Moment.now()).value or Orders()
 
     def require(self) -> None:
-        """Raises ConfigError when no controller has used this folder."""
-        if not (self.path / "original.json").exists():
+        """Raises ConfigError when no controller has used this folder, or when it is closed to this user."""
+        try:
+            used = (self.path / "original.json").exists()
+        except PermissionError as error:
+            # As the folder of a service is, which another user runs.
+            owner = self.path.stat().st_uid
+            remedy = f"run this as its owner: sudo -u '#{owner}' …"
+            raise ConfigError("the folder belongs to another user", where=str(self.path), remedy=remedy) from error
+        if not used:
             raise ConfigError("no controller has run here", where=str(self.path), remedy="give its --folder")
 
     def record_access(self, access: dict[str, Any] | None) -> None:

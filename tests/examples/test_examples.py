@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from ray.cloudpickle import register_pickle_by_value
 
+from actuators.errors import DataError
 from tests.support.paths import ROOT
 from tuning.judging.parquet import write_results
 
@@ -126,7 +127,7 @@ def test_rules_are_scored_between_least_conn_and_the_oracle(tmp_path: Path) -> N
     rule.write_text("import numpy as np\ndef weights(seen, memory):\n    return np.ones(seen['requests'].shape)\n")
     assert abs(evaluator.evaluate(str(rule), seeds=[1])["score"]) < 0.02
     rule.write_text("def weights(seen, memory):\n    return [1.0]\n")
-    with pytest.raises(ValueError, match="positive numbers of shape"):
+    with pytest.raises(DataError, match="return positive numbers"):
         evaluator.evaluate(str(rule), seeds=[1])
 
 

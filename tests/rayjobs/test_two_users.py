@@ -79,6 +79,26 @@ def _closed(path: Path) -> str:
     return next((str(folder) for folder in way if not folder.stat().st_mode & 0o001), "")
 
 
+ASK = """
+import contextlib, io, sys
+from rayjobs.cli.main import main
+with contextlib.redirect_stderr(io.StringIO()) as told:
+    status = main(["steer", sys.argv[2], "--folder", sys.argv[1]])
+print(status, told.getvalue(), end="")
+"""
+
+
+@pytest.mark.parametrize("verb", ["status", "revert"])
+def test_the_folder_of_another_users_controller_is_told(place: Path, stranger: Stranger, verb: str) -> None:
+    """As of a service, which runs as its own user."""
+    folder = place / "steer"
+    folder.mkdir(mode=0o700)
+    told = stranger.run(ASK, str(folder), verb)
+    assert told.startswith("2 deepsched steer")
+    assert told.count("\n") == 1
+    assert f"sudo -u '#{os.getuid()}'" in told
+
+
 @pytest.fixture
 def place(short_dir: Path) -> Path:
     """A folder that every user can enter."""

@@ -19,6 +19,7 @@ from optuna.trial import create_trial
 from actuators.contract.admission import Admission, AdmissionNumbers, AdmissionRule
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
+from actuators.errors import DataError
 from envs.admission.tuned import TunedNumbers
 from envs.calibration.result import Calibration
 from envs.scenarios.family import KINDS
@@ -84,7 +85,8 @@ class Judged:
         found: the best numbers of each search.
         gains: theirs.
         chosen: index of the one that was best on draws that neither trained nor judge.
-        goodput: ``[draws]``, of the chosen ones, of the first ones, and without admission.
+        goodput: ``[draws]``, of the chosen ones, of the first ones, and without admission; nan for a draw without a
+            request.
         refused: share of the attempts in steady draws, of the chosen ones and of the first ones.
         worst_group: goodput of the worst group, a mean over the draws, of the chosen ones and of the first ones.
     """
@@ -100,6 +102,14 @@ class Judged:
     def gained(self) -> bool:
         """Whether the interval of the chosen ones lies above 0."""
         return self.gains[self.chosen].low > 0
+
+    @property
+    def mean_goodput(self) -> tuple[float, float, float]:
+        """Means of `goodput` over the draws with requests, at most 1: a request that is planned before the judged part
+        may be answered in it.
+        """
+        best, first, without = (min(1.0, float(np.nanmean(shares))) for shares in self.goodput)
+        return best, first, without
 
     def to_json(self) -> list[dict[str, Any]]:
         """One row per search: its numbers, their gain and its interval, and whether they were chosen."""
@@ -118,6 +128,8 @@ def search_all(
     Args:
         threads: threads that simulate; the result does not depend on it.
         report: called after every trial with what is known and the share of the work that is done.
+
+    Raises DataError for a system with so few requests that no draws can be compared.
     """
     total = options.searches * options.trials
     found = []
@@ -134,12 +146,12 @@ def search_all(
 
 def tuned(system: System, judged: Judged, seed: int) -> TunedNumbers:
     """The result: without a gain, the numbers that the search began with."""
-    gain, (best, first, without) = judged.gains[judged.chosen], judged.goodput
+    gain, (best, first, without) = judged.gains[judged.chosen], judged.mean_goodput
     return TunedNumbers(
         rule=system.admission.rule, groups=system.calibration.groups, gained=judged.gained, seed=seed,
         numbers=judged.found[judged.chosen] if judged.gained else system.admission.numbers,
-        gain=gain.mean, low=gain.low, high=gain.high, goodput=float((best if judged.gained else first).mean()),
-        without=float(without.mean()), draws=len(first),
+        gain=gain.mean, low=gain.low, high=gain.high, goodput=best if judged.gained else first,
+        without=without, draws=int(np.isfinite(judged.goodput[1]).sum()),
     )  # fmt: skip
 
 
@@ -211,7 +223,7 @@ def _judge(
     played = [first if numbers == base else system.play(scripts, numbers, threads) for numbers in found]
     best = played[chosen]
     return Judged(
-        tuple(found), tuple(paired_gain(each.shares() - first.shares()) for each in played), chosen,
+        tuple(found), tuple(_gain(each, first) for each in played), chosen,
         (best.shares(), first.shares(), without.shares()), (_refused_steady(best), _refused_steady(first)),
         (_worst_group(best), _worst_group(first)),
     )  # fmt: skip
@@ -219,7 +231,20 @@ def _judge(
 
 def _score(played: Goodput) -> float:
     """Goodput, less the refusals at ordinary times that are too many."""
-    return float(played.shares().mean()) - max(_refused_steady(played) - MOST_REFUSED_IDLE, 0.0)
+    return float(_known(played.shares(), 1).mean()) - max(_refused_steady(played) - MOST_REFUSED_IDLE, 0.0)
+
+
+def _gain(played: Goodput, first: Goodput) -> Gain:
+    return paired_gain(_known(played.shares() - first.shares(), 2))
+
+
+def _known(values: FloatArray, least: int) -> FloatArray:
+    """Those of the draws with requests. Raises DataError when these are fewer than `least`."""
+    known: FloatArray = values[np.isfinite(values)]
+    if len(known) < least:
+        remedy = "calibrate the system under more traffic, or raise search.draws and search.held_out"
+        raise DataError(f"{len(known)} of {len(values)} simulated systems get a request", where="search", remedy=remedy)
+    return known
 
 
 def _refused_steady(played: Goodput) -> float:
@@ -228,7 +253,8 @@ def _refused_steady(played: Goodput) -> float:
 
 
 def _worst_group(played: Goodput) -> float:
-    return float(np.nanmean(np.nanmin(played.group_shares(), axis=1)))
+    shares = played.group_shares()
+    return float(np.nanmin(shares[np.isfinite(shares).any(axis=1)], axis=1).mean())
 
 
 def _whole(draws: int) -> int:

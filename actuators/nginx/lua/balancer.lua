@@ -17,7 +17,7 @@ local rows = require "rows"
 local samples = require "samples"
 local peer = require "ngx.balancer"
 
-local ngx, var, now_s = ngx, ngx.var, ngx.now
+local ngx, now_s = ngx, ngx.now
 local format, concat, tostring = string.format, table.concat, tostring
 local CLIENT_GONE = 499
 local NO_LIVE_SERVER = -3   -- NGX_BUSY: NGINX answers 502
@@ -125,10 +125,26 @@ local function candidates(group, tried, now, troubled)
     return #healthy > 0 and healthy or others
 end
 
+-- What an attempt says of its server: `silent` when no byte came. It was a trial of the server if the record says so.
+local function judge(record, choice, status, silent)
+    if silent then
+        health.failed(choice, now_s())
+    elseif status >= 500 or health.trouble() then
+        health.answered(choice, now_s(), status >= 500 and 1 or 0, record.is_trial)
+    end
+end
+
 -- Accounts for the server that this request used before: a retry, or an error_page that is balanced too.
 local function settle_previous(record)
     local choice, kind = record.choice, peer.get_last_failure()
     if choice then
+        local status, silent = nil, nil
+        if not kind then
+            status, silent = records.answer(record, 1)   -- the present attempt has its entry already
+        end
+        if status then
+            judge(record, choice, status, silent)
+        end
         if not (record.uncounted or record.released) then
             inflight.add(choice, -1)
         end
@@ -212,18 +228,6 @@ function M.pick(group_name)
     end
 end
 
-local function no_answer(status)
-    return (status == 502 or status == 504) and (var.upstream_bytes_received or "0"):match("[^%s,]+$") == "0"
-end
-
-local function note_error(record, choice, status)
-    if no_answer(status) then
-        health.failed(choice, now_s())
-    else
-        health.answered(choice, now_s(), 1, record.is_trial)
-    end
-end
-
 -- Log phase: the record of the request, nil when no server was chosen for it.
 function M.take()
     local cut_off = records.take_cut_off()
@@ -234,8 +238,8 @@ function M.take()
     return records.take()
 end
 
--- Log phase of every request and subrequest with a record: status of the response, upstream time of the last attempt
--- and of all attempts in ms.
+-- Log phase of every request and subrequest with a record: status of the server's answer in the last attempt (499 when the
+-- client has gone), upstream time of the last attempt and of all attempts in ms.
 function M.finish(record, status, response_ms, total_ms)
     admission.leave(record, status, total_ms)
     local choice = record.choice
@@ -245,7 +249,8 @@ function M.finish(record, status, response_ms, total_ms)
             own[IN_FLIGHT] = own[IN_FLIGHT] - 1
         end
         if status >= 500 then
-            note_error(record, choice, status)
+            local _, silent = records.answer(record, 0)
+            judge(record, choice, status, silent)
         elseif status ~= CLIENT_GONE then
             own[ANSWERS] = own[ANSWERS] + 1
             if record.idle then
@@ -258,9 +263,7 @@ function M.finish(record, status, response_ms, total_ms)
             if record.wait_s then
                 own[WAIT], own[SERVICE] = own[WAIT] + record.wait_s, own[SERVICE] + record.service_s
             end
-            if health.trouble() then
-                health.answered(choice, now_s(), 0, record.is_trial)
-            end
+            judge(record, choice, status, false)
         end
     end
     late.leave(record, status)

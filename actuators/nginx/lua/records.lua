@@ -46,6 +46,45 @@ function M.get(is_main)
     return record
 end
 
+-- $upstream_addr and similar variables are lists, "A, B : C", when a request was retried or redirected.
+function M.split(text)
+    local parts, count = {}, 0
+    for part in gmatch(text or "", "[^%s,]+") do
+        if part ~= ":" then
+            count = count + 1
+            parts[count] = part
+        end
+    end
+    return parts, count
+end
+
+-- The place of the record's last attempt in such lists, whose last `others` entries are not its; nil when it is not known.
+-- NGINX may have asked servers of other upstreams before, between and after.
+local function place(record, others)
+    local _, count = M.split(variable(nil, "upstream_status"))
+    if count - others == record.attempts then
+        return record.attempts
+    end
+    local servers, last = M.split(variable(nil, "upstream_addr"))
+    for index = last, 1, -1 do
+        if record.choice and servers[index] == record.choice.server then
+            return index
+        end
+    end
+end
+
+-- What the server of the last attempt has answered, and whether no byte came; nil when it is not known.
+function M.answer(record, others)
+    local index = record.attempts > 0 and place(record, others)
+    local status = index and tonumber((M.split(variable(nil, "upstream_status")))[index])
+    if not status then
+        return nil
+    end
+    local silent = (status == 502 or status == 504)
+        and (M.split(variable(nil, "upstream_bytes_received")))[index] == "0"
+    return status, silent
+end
+
 -- Whether the current request asks for another protocol. NGINX never upgrades to HTTP/2, for which some clients ask every
 -- time.
 function M.upgrades()

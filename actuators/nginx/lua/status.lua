@@ -6,18 +6,20 @@ local admission = require "admission"
 local cold = require "cold"
 local counters = require "counters"
 local document = require "status_json"
+local records = require "records"
 local rows = require "rows"
 
 local ngx = ngx
 -- Called directly: LuaJIT does not compile calls through the metatable (return to lower frame).
 local variable, property = getmetatable(ngx.var).__index, getmetatable(ngx).__index
 local floor, tonumber = math.floor, tonumber
-local gmatch, min, max = string.gmatch, math.min, math.max
+local min, max = math.min, math.max
 local start_time, now_s = ngx.req.start_time, ngx.now
 local CLIENT_GONE = 499
 local IN_BYTES, OUT_BYTES, REQUEST_MS = counters.IN_BYTES, counters.OUT_BYTES, counters.REQUEST_MS
 local RESPONSE_MS, CLASSES, REQUEST_BUCKETS = counters.RESPONSE_MS, counters.CLASSES, counters.REQUEST_BUCKETS
 
+local split = records.split
 local groups, other, response_buckets, only_final
 local owner = admission   -- takes and closes the records of requests
 local bucket_of
@@ -82,18 +84,6 @@ end
 local function milliseconds(text)
     local seconds = tonumber(text)
     return seconds and floor(seconds * 1000 + 0.5)
-end
-
--- $upstream_addr and similar variables are lists, "A, B : C", when a request was retried or redirected.
-local function split(text)
-    local parts, count = {}, 0
-    for part in gmatch(text or "", "[^%s,]+") do
-        if part ~= ":" then
-            count = count + 1
-            parts[count] = part
-        end
-    end
-    return parts, count
 end
 
 -- Every attempt counts for its server, as in the newest source of vts; bytes and request time only for the last one.
@@ -182,6 +172,14 @@ local function status_of_page(record, shown)
     return tonumber((variable(nil, "upstream_status") or ""):match("(%d+)$")) or shown
 end
 
+-- The status by which the server of a balanced request is judged: that of its last attempt, which error_page and stale
+-- answers of a cache hide.
+local function status_of_server(record, status)
+    local hidden = record.attempts > 0 and not record.refused and status ~= CLIENT_GONE
+        and tonumber(variable(nil, "upstream_status")) ~= status
+    return hidden and records.answer(record, 0) or status
+end
+
 local function log(group, record)
     local shown, response_ms, total_ms = property(ngx, "status"), nil, nil
     local status = record and record.refused and status_of_page(record, shown) or shown
@@ -195,7 +193,7 @@ local function log(group, record)
         count_class(other.own, shown)
     end
     if record then
-        owner.finish(record, status, response_ms or 0, total_ms)
+        owner.finish(record, status_of_server(record, status), response_ms or 0, total_ms)
     end
 end
 

@@ -53,7 +53,7 @@ def test_every_parameter_that_nginx_has_is_carried_over(tmp_path: Path) -> None:
         "  keepalive_requests 50;",
         "}",
     ]
-    assert any("'zone' is left out" in note for note in notes([group]))
+    assert any("'zone' is left out" in note for note in notes(ParsedConfig(tmp_path), [group]))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,19 @@ def test_a_group_without_a_server_in_rotation_is_named(tmp_path: Path) -> None:
     assert other.name == "app"
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("auth_request /a;", True), ("mirror /m;", True), ("mirror off;", False), ("ssi on;", True),
+        ("ssi off;", False), ("add_before_body /a;", True), ("add_after_body /a;", True), ("gzip on;", False),
+    ],
+)  # fmt: skip
+def test_the_access_log_of_a_configuration_with_subrequests_is_told(tmp_path: Path, line: str, told: bool) -> None:
+    found = groups(tmp_path, f"upstream app {{ server [::1]; }} server {{ location /p {{ {line} }} }}")
+    lines = notes(read_config(tmp_path / "nginx.conf"), found)
+    assert [f"nginx.conf:3: '{line.split(maxsplit=1)[0]}'" in each for each in lines] == [True] * told
+
+
 def test_a_group_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown group 'ap'"):
         groups(tmp_path, "upstream app { server 127.0.0.1:1; }", "ap")
@@ -108,7 +121,7 @@ def test_host_names_are_told_with_the_addresses_that_they_have(tmp_path: Path, m
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     (group,) = groups(tmp_path, "upstream app { server three:81 weight=2; server 10.0.0.9; server 10.0.0.3:80; }")
     assert group.servers[0].addresses == ("10.0.0.1:81", "10.0.0.2:81", "[::1]:81")
-    (note,) = notes([group])
+    (note,) = notes(ParsedConfig(tmp_path), [group])
     assert "three:81 is resolved when NGINX starts" in note
     assert "10.0.0.1:81 and 10.0.0.2:81 and [::1]:81" in note
     with pytest.raises(ConfigError, match=r"two different lines for 10\.0\.0\.2:81"):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
+from actuators.contract.topology import social_network
 from actuators.nginx.config import NginxOptions
 from tests.support.http_server import CLOSE, LATER
-from tests.support.nginx_site import USER, Site, answer, running_site
+from tests.support.nginx_site import USER, Site, add_locations, answer, running_site
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.nginx
@@ -145,6 +146,54 @@ def test_a_server_that_fails_quickly_loses_its_attraction(site: Site) -> None:
     site.script[0] = lambda _: answer(500)
     codes = [site.get()[0] for _ in range(20)]
     assert codes.count(500) <= 2
+
+
+SORRY = """    proxy_intercept_errors on; proxy_next_upstream off; error_page 500 502 504 {0};
+    location = /sorry.html {{ return 200 sorry; }}
+    location @home {{ proxy_pass http://{1}; proxy_intercept_errors off; }}
+"""
+
+
+@pytest.mark.parametrize("failure", [CLOSE, answer(500)])
+def test_a_failure_behind_an_error_page_counts_for_its_server(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, failure: bytes
+) -> None:
+    add_locations(monkeypatch, SORRY.format("=200 /sorry.html", social_network().groups[1].name))
+    with running_site(short_dir, NginxOptions(method="expected_delay", actuation="memory")) as site:
+        site.nginx.apply(service_times(site, 0.001, 0.010, 0.010))
+        site.script[0] = lambda _: failure
+        assert site.who(20).count("sorry") <= 2
+        assert set(site.answers) == {200}
+        assert any(entry.out for entry in site.balancer().servers) == (failure == CLOSE)
+        assert site.in_flight() == 0
+
+
+@pytest.mark.parametrize("failure", [CLOSE, answer(500)])
+def test_a_failure_behind_a_balanced_error_page_counts_before_that_is_balanced(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, failure: bytes
+) -> None:
+    add_locations(monkeypatch, SORRY.format("= @home", social_network().groups[1].name))
+    with running_site(short_dir, NginxOptions(method="expected_delay", actuation="memory")) as site:
+        site.nginx.apply(service_times(site, 0.001, 0.010, 0.010))
+        site.script[0] = lambda _: failure
+        assert "0" not in site.who(20)
+        assert set(site.answers) == {200}
+        assert len(site.servers[0].requests) <= 2
+        assert site.in_flight() == 0
+
+
+def test_an_answer_of_another_upstream_before_is_not_the_servers(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a cache in front that has failed: the server that answered instead is a good one."""
+    before = """    location = /before { proxy_pass http://127.0.0.1:1; error_page 502 504 = @home; }
+    location @home { proxy_pass http://GROUP; }
+"""
+    add_locations(monkeypatch, before.replace("GROUP", social_network().groups[1].name))
+    with running_site(short_dir, NginxOptions(method="round_robin", actuation="memory")) as site:
+        assert Counter(site.who(9, "/before")) == {"0": 3, "1": 3, "2": 3}
+        assert not any(entry.out for entry in site.balancer().servers)
+        assert sum(entry.requests for entry in site.balancer().servers) == 9
 
 
 def test_when_all_servers_are_out_requests_are_still_tried(site: Site) -> None:

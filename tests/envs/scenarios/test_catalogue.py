@@ -147,9 +147,18 @@ def test_a_users_own_scenario(tmp_path: Path) -> None:
         ("lod: 0.3", "did you mean 'load'"),
         ("speeds: []", "empty"),
         ("speeds: [1, 0]", "not positive"),
+        ("disturbance: {kind: antagonist, speed: [0.9, 0.5]}", "disturbance.speed"),
         ("load_steps: [[5, 1]]", "ascend from 0"),
         ("disturbance: {kind: periodically}", "periodic"),
-        ("surging_type: home_raed", "did you mean 'home_read'"),
+        ("surging_type: home_raed\nload_steps: [[0, 1], [5, 2]]", "did you mean 'home_read'"),
+        ("surging_type: home_read", "surging_type"),
+        ("disturbance: {kind: periodic, period_s: 0.1}\nduration_s: 1e7", "disturbance.period_s"),
+        ("on_off: {on_s: 0.02, off_s: 0.02}\nduration_s: 1e7", "on_off"),
+        ("disturbance: {kind: telegraph}\nbehaviours: [{at_s: 1, server: 0}]", "behaviours"),
+        ("disturbance: {kind: telegraph, period_s: 5}", "disturbance.period_s"),
+        ("disturbance: {kind: degraded, speed: [0.5, 0.9]}", "disturbance.speed"),
+        ("service_cv: 2\nservice: exponential", "service_cv"),
+        ("service_cv: 2\nservice: constant", "service_cv"),
         ("service: [", "not valid YAML: line 3"),
     ],
 )
@@ -160,6 +169,15 @@ def test_mistakes_in_it_get_one_clear_line(tmp_path: Path, change: str, message:
     path.write_text("\n".join([*kept, change]))
     with pytest.raises(ConfigError, match=message):
         scenario(str(path)).script(TOPOLOGY, 1)
+
+
+def test_the_length_that_is_played_counts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nload: 0.4\ndisturbance: {kind: periodic, period_s: 1}\nduration_s: 50\n")
+    with pytest.raises(ConfigError, match=r"disturbance\.period_s.*100000 are the most"):
+        scenario(str(path), duration_s=1e7)
+    path.write_text(path.read_text().replace("duration_s: 50", "duration_s: 1e7"))
+    assert scenario(str(path), duration_s=50.0).script(TOPOLOGY, 1).duration_s == 50
 
 
 def test_groups_of_other_types_get_their_share() -> None:

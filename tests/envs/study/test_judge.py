@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,17 @@ def test_no_part_of_the_warm_up_is_judged(interval_s: float, begins_s: float) ->
     # Without steering the length of the windows changes nothing but what they are added up to.
     expected = play(rule, scripts, TOPOLOGY, 60.0, warm_up_s=begins_s, interval_s=1.0)
     np.testing.assert_array_equal(found.counts, expected.counts)
+
+
+def test_what_nothing_has_answered_has_no_mean(tmp_path: Path) -> None:
+    path = tmp_path / "gone.yaml"
+    refusing = "".join(f"  - {{at_s: 1, server: {server}, refused: true}}\n" for server in range(3))
+    path.write_text(f"name: gone\nload: 0.4\nduration_s: 20\nbehaviours:\n{refusing}")
+    score = judge(rule_named("least_conn"), scenario(str(path)), TOPOLOGY, [1])
+    assert np.isnan(score.mean_ms)
+    assert (score.error_ratio, score.goodput) == (1.0, 0.0)
+    path.write_text("name: silent\nload: 0.4\nduration_s: 20\nload_steps: [[0, 1], [5, 0]]\n")
+    assert np.isnan(judge(rule_named("least_conn"), scenario(str(path)), TOPOLOGY, [1]).goodput)
 
 
 def test_a_play_needs_a_window_after_the_warm_up() -> None:

@@ -10,7 +10,7 @@ import pytest
 from actuators.contract.histogram import midpoints_s
 from envs.calibration.result import MEAN_BAR, P99_BAR, Calibration
 from envs.study.judge import Totals
-from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, Plan, conclude, figures, promise
+from envs.study.promise import METRICS, Comparison, Interval, LoadPromise, Plan, conclude, figures, promise, widened
 from envs.study.promise_options import PromiseOptions
 
 NONE = Interval(value=0.0, low=0.0, high=0.0)
@@ -58,6 +58,12 @@ def test_nothing_is_promised_of_a_simulator_that_was_compared_with_nothing() -> 
     assert blind.conclusion == "watch_longer"
     assert "Too few held-out requests" in blind.reasons[0]
     assert blind.errors == {"mean_ms": MEAN_BAR, "p99_ms": P99_BAR, "late_per_hour": P99_BAR}
+
+
+def test_an_interval_that_ends_at_nothing_is_widened_upwards() -> None:
+    found = widened(np.array([0.0, 0.0, *[0.5] * 38]), 0.2)
+    assert (found.value, found.low) == (0.5, 0.0)
+    assert found.high > 0.6
 
 
 def test_figures_of_two_measurements_by_hand() -> None:

@@ -12,7 +12,7 @@ import pytest
 from actuators.contract.control import CappedWeights
 from actuators.contract.stock import StockPlan
 from actuators.contract.topology import Group, Topology, social_network
-from actuators.errors import ConfigError
+from actuators.errors import ConfigError, DataError
 from envs.calibration.result import Calibration
 from envs.scenarios.calibrated import calibrated
 from envs.scenarios.lookup import scenario
@@ -115,6 +115,27 @@ def test_today_is_told_with_the_method_and_the_workers() -> None:
     assert today_rule(calibrated(recorded)).name == "today's least_conn, one shared state"
     eight = recorded.changed({"method": "round_robin", "load_balancers": 8})
     assert today_rule(calibrated(eight)).name == "today's round_robin, 8 workers that share no state"
+
+
+def test_after_the_change_all_workers_of_a_recorded_nginx_share_their_counts() -> None:
+    """Then it makes no difference how many workers it has. Seeds are fixed: it repeats exactly."""
+    recorded = Calibration.load(Path("tests/data/runs/calibration.json"))
+
+    def relative_to_shared(load_balancers: int) -> list[float]:
+        twin = calibrated(recorded.changed({"load_balancers": load_balancers}))
+        found = suggest(replace(twin, duration_s=25.0), recorded.topology, today_rule(twin), range(101, 103))
+        ways = {way.name: way.mean.value for way in found.ways}
+        return [ways[PER_TYPE] / ways[SHARED], ways[LUA] / ways[SHARED]]
+
+    assert relative_to_shared(8) == pytest.approx(relative_to_shared(1))
+
+
+def test_weights_are_not_suggested_from_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "silent.yaml"
+    path.write_text("name: silent\nload: 0.4\nduration_s: 20\nload_steps: [[0, 1], [5, 0]]\n")
+    silent = scenario(str(path))
+    with pytest.raises(DataError, match="no request was answered after the first 10 s"):
+        suggest(silent, TOPOLOGY, today_rule(silent), range(101, 103))
 
 
 def test_a_server_with_max_conns_never_has_more_in_flight() -> None:

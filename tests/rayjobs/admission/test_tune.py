@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from actuators.contract.admission import AdmissionNumbers
+from actuators.files import write_json
 from envs.admission.tuned import TunedNumbers
 from envs.calibration.admission import calibrated_admission
 from envs.calibration.options import AdmissionPlan
@@ -95,6 +97,23 @@ def test_an_interruption_keeps_what_is_done(tmp_path: Path) -> None:
     assert main(["admission", "tune", "--resume", str(folder)]) == 0
     assert len((folder / "trials.jsonl").read_text().splitlines()) == done + 1
     assert TunedNumbers.load(folder).seed == 1
+
+
+def test_a_search_goes_on_with_the_numbers_that_it_began_with(tmp_path: Path) -> None:
+    before = AdmissionNumbers(most=3.0, least=0.7, start=2.0)
+    given = tmp_path / "before.json"
+    tuned = TunedNumbers(
+        rule=AdmissionPlan().rule, numbers=before, groups=Calibration.load(Path(CALIBRATION)).groups, gained=True,
+        gain=0.1, low=0.05, high=0.15, goodput=0.9, without=0.8, draws=16, seed=1,
+    )  # fmt: skip
+    write_json(given, tuned.model_dump(mode="json"))
+    assert main(words(tmp_path / "runs", "--numbers-file", str(given))) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    found = TunedNumbers.load(folder)
+    given.unlink()
+    (folder / "admission.json").unlink()
+    assert main(["admission", "tune", "--resume", str(folder)]) == 0
+    assert TunedNumbers.load(folder) == found
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_everything_that_may_take_part_does(tmp_path: Path, capsys: pytest.Captu
         (["tiny-1", "--policies", "nowhere.py"], "no such file"),
         (["tiny-1", "--policies", "nowhere/bundle"], "nowhere/bundle"),
         (["tiny-1", "--policies", "least_conn,least_conn"], "two entries have one name"),
+        (["tiny-1", "--policies", "nothing.py"], "return positive numbers"),
         (["tiny-1", "--policies", "oracle.py"], "'oracle' is a reference (--policies oracle.py); rename it"),
     ],
 )
@@ -55,6 +56,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     """A file that is called as a reference would have its score without being played."""
     monkeypatch.chdir(tmp_path)
+    Path("nothing.py").write_text("def weights(seen, memory): pass\n")
     Path("oracle.py").write_text((ROOT / "docs/examples/initial_rule.py").read_text())
     assert main(["benchmark", *words]) == 2
     error = capsys.readouterr().err

@@ -73,6 +73,11 @@ def test_it_counts_holds_and_goes_back(
     assert main(["holding", "set", *reach, *given, "--hold"]) == 0
     assert "round_robin was in force" in capsys.readouterr().err
     assert (state(site), site.balancer().method) == ("holding", "late_binding")
+    assert main(["holding", "set", *reach, *given]) == 2, "requests are held, so that they cannot only be counted"
+    told = capsys.readouterr().err
+    assert "requests are held" in told
+    assert "--hold changes how; deepsched holding off ends it" in told
+    assert (state(site), site.balancer().method) == ("holding", "late_binding")
     for index in range(3):
         site.script[index] = lambda _: LATER
     pending = [site.pending() for _ in range(4)]

@@ -15,12 +15,13 @@ import pytest
 
 from actuators.contract.control import ServiceTimes
 from actuators.contract.request_cost import RequestCost, SeenRequest
+from actuators.errors import ActuationError
 from actuators.http_client import http_session
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.control_endpoint import MemoryControl
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import main
-from rayjobs.holding.learn import VERB, cost_rows
+from rayjobs.holding.learn import MOST_SAMPLES, SILENT_S, VERB, LearnOptions, collect, cost_rows
 from tests.support.http_server import Received
 from tests.support.nginx_site import HOME, USER, Site, answer, running_site
 from tests.support.option_reads import OptionReads
@@ -132,3 +133,82 @@ def test_a_sample_is_a_row() -> None:
     (row,) = cost_rows(["home_read_backend 12 0.004 GET /a/* 17 start=3 stop=5.5"])["home_read_backend"]
     assert row.total == pytest.approx(3.0)
     assert row.seen == SeenRequest("/a/*", {"start": 3.0, "stop": 5.5}, 17, "GET")
+
+
+class StandIn:
+    """Samples of an NGINX that answers each read with the next of these lists, or fails; a read per second."""
+
+    def __init__(self, answers: Iterator[list[str] | ActuationError], *, can_end: bool = True) -> None:
+        self._answers, self._can_end = answers, can_end
+        self.now_s, self.rates = 0.0, list[float | None]()
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def samples(self) -> list[str]:
+        answer = next(self._answers)
+        if isinstance(answer, ActuationError):
+            raise answer
+        return answer
+
+    def samples_kept(self) -> bool:
+        return True
+
+    def sample(self, rate_rps: float | None) -> None:
+        self.rates.append(rate_rps)
+        if rate_rps is None and not self._can_end:
+            raise ActuationError("no answer", where="http://nginx/control")
+
+    def collected(self, seconds: float) -> list[str]:
+        return collect(self, LearnOptions(control_url="http://nginx/control", seconds=seconds), self.clock, self.wait)
+
+
+def lines(numbers: range, word: str = "sample") -> list[str]:
+    return [f"{number} {word} {number}" for number in numbers] or [""]
+
+
+def test_what_was_collected_survives_failures_and_a_restart(capsys: pytest.CaptureFixture[str]) -> None:
+    lost = ActuationError("no answer", where="http://nginx/control")
+    answers = iter([lines(range(1, 4)), lines(range(1, 6)), lost, lost, [""], lines(range(1, 4), "later")])
+    site = StandIn(answers)
+    # The numbers of before, 1 to 3, are no samples of this time; after the restart the same numbers are.
+    assert site.collected(5.0) == ["sample 4", "sample 5", "later 1", "later 2", "later 3"]
+    assert site.rates == [100.0, None]
+    told = capsys.readouterr().err
+    assert told.count("no answer (http://nginx/control); goes on") == 1
+
+
+def test_after_long_silence_it_learns_from_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def answers() -> Iterator[list[str] | ActuationError]:
+        yield [""]
+        yield lines(range(1, 3))
+        while True:
+            yield ActuationError("no answer", where="http://nginx/control")
+
+    site = StandIn(answers(), can_end=False)
+    assert site.collected(3600.0) == ["sample 1", "sample 2"]
+    assert site.now_s == pytest.approx(1 + SILENT_S)
+    told = capsys.readouterr().err
+    assert "ends with 2 samples" in told
+    assert "NGINX may go on keeping samples: no answer" in told
+
+
+def test_nothing_collected_is_an_error() -> None:
+    def answers() -> Iterator[list[str] | ActuationError]:
+        yield [""]
+        while True:
+            yield ActuationError("no answer", where="http://nginx/control")
+
+    with pytest.raises(ActuationError, match="no answer"):
+        StandIn(answers()).collected(3600.0)
+
+
+def test_the_newest_samples_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    half = MOST_SAMPLES // 2
+    site = StandIn(iter([[""], *(lines(range(n * half + 1, (n + 1) * half + 1)) for n in range(4))]))
+    found = site.collected(4.0)
+    assert (found[0], found[-1], len(found)) == (f"sample {2 * half + 1}", f"sample {4 * half}", MOST_SAMPLES)
+    assert capsys.readouterr().err.count("only the newest 200000 samples are kept") == 1

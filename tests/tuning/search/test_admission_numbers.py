@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from actuators.contract.admission import AdmissionNumbers
+from actuators.errors import DataError
 from envs.calibration.admission import calibrated_admission
 from envs.calibration.options import AdmissionPlan
 from envs.calibration.result import Calibration
@@ -68,6 +69,34 @@ def test_without_a_gain_the_numbers_stay(tmp_path: Path) -> None:
     assert not result.gained
     assert result.numbers == AdmissionNumbers()
     assert result.goodput == pytest.approx(judged.goodput[1].mean())
+
+
+def test_shares_of_requests_that_were_planned_before_do_not_exceed_one(tmp_path: Path) -> None:
+    judged = searched(tmp_path / "trials.jsonl", QUICK.changed({"trials": 2, "searches": 1}))
+    over = np.array([1.01, 1.0])
+    result = tuned(system(), replace(judged, goodput=(over, over, over)), 3)
+    assert (result.goodput, result.without) == (1.0, 1.0)
+
+
+def with_rates(rps: float) -> System:
+    quiet_groups = tuple(entry.model_copy(update={"steps": ((0.0, rps),)}) for entry in CALIBRATION.arrivals)
+    rare = CALIBRATION.changed({"arrivals": quiet_groups})
+    return System(rare, calibrated_admission(rare, AdmissionPlan(), 0.0))
+
+
+def test_draws_without_a_request_do_not_count(tmp_path: Path) -> None:
+    """Seeds are fixed: it repeats exactly."""
+    rare = with_rates(0.01)
+    options = QUICK.changed({"trials": 2, "searches": 1})
+    judged = search_all(rare, options, 1, 1, Trials(tmp_path / "trials.jsonl"), quiet)
+    shares = judged.goodput[1]
+    known = shares[~np.isnan(shares)]
+    assert 0 < len(known) < len(shares)
+    result = tuned(rare, replace(judged, gains=tuple(replace(gain, low=-0.01) for gain in judged.gains)), 1)
+    assert result.draws == len(known)
+    assert result.goodput == pytest.approx(min(1.0, known.mean()))
+    with pytest.raises(DataError, match="0 of 8 simulated systems get a request"):
+        search_all(with_rates(1e-6), options, 1, 1, Trials(tmp_path / "silent.jsonl"), quiet)
 
 
 def test_every_searched_number_is_one_of_the_rule() -> None:
