@@ -177,8 +177,8 @@ def notes(config: ParsedConfig, groups: Sequence[MemoryGroup]) -> list[str]:
     if config.subrequests:
         directive, where = config.subrequests[0]
         lines.append(
-            f"{where}: '{directive}' makes subrequests, and the snippet has 'log_subrequest on': the access log gets a"
-            " line for each of them, too"
+            f"{where}: '{directive}' makes subrequests, and the snippet has 'log_subrequest on': the access log also"
+            " gets a line for each of them"
         )
     for group in groups:
         for server in group.servers:

@@ -137,18 +137,9 @@ class MemoryControl:
         """
         head, watch_mark, watch = self._endpoint.request("GET").partition(_WATCH)
         new, base_mark, base = head.partition(_BASE)
-        lines = self._down_lines(down)
+        lines = _down_lines(self.topology, down)
         rotated = _with_down(new, lines) + base_mark + (_with_down(base, lines) if base_mark else "")
         self._put(rotated + watch_mark + watch)
-
-    def _down_lines(self, down: NDArray[np.bool_]) -> list[str]:
-        topology = self.topology
-        return [
-            f"down {group.name} {server}"
-            for g, group in enumerate(topology.groups)
-            for server in group.servers
-            if down[g, topology.server_index(server)]
-        ]
 
     def sample(self, rate_rps: float | None) -> None:
         """Beside the control in force, NGINX keeps so many samples a second of what requests cost; None ends it.
@@ -228,9 +219,8 @@ def to_text(method: MemoryMethod, control: Control) -> str:
     lines, topology = [], control.topology
     for g, group in enumerate(topology.groups):
         for server in group.servers:
-            s = topology.server_index(server)
-            lines += [f"tau {group.name} {server} {float(control.tau_s[g, s])!r}"]
-            lines += [f"down {group.name} {server}"] if control.down[g, s] else []
+            lines += [f"tau {group.name} {server} {float(control.tau_s[g, topology.server_index(server)])!r}"]
+    lines += _down_lines(topology, control.down)
     workers = zip(topology.servers, control.workers, strict=True)
     lines.extend(f"workers {server} {float(number)!r}" for server, number in workers)
     lines.extend(_holding_lines(control.holding) if control.holding is not None else ())
@@ -252,10 +242,17 @@ def _weight_lines(weights: Weights) -> str:
     lines, topology = [], weights.topology
     for g, group in enumerate(topology.groups):
         for server in group.servers:
-            s = topology.server_index(server)
-            lines += [f"weight {group.name} {server} {weights.values[g, s]}\n"]
-            lines += [f"down {group.name} {server}\n"] if weights.down[g, s] else []
-    return "".join(lines)
+            lines += [f"weight {group.name} {server} {weights.values[g, topology.server_index(server)]}"]
+    return "".join(f"{line}\n" for line in (*lines, *_down_lines(topology, weights.down)))
+
+
+def _down_lines(topology: Topology, down: NDArray[np.bool_]) -> list[str]:
+    return [
+        f"down {group.name} {server}"
+        for g, group in enumerate(topology.groups)
+        for server in group.servers
+        if down[g, topology.server_index(server)]
+    ]
 
 
 def from_text(text: str, topology: Topology) -> tuple[MemoryMethod, Control]:

@@ -129,6 +129,30 @@ def fake_nginx(folder: Path, arguments: str, *modules: str) -> str:
     return str(binary)
 
 
+AHEAD_S = 7200
+_CLOCK = f"""init_by_lua_block {{
+    local true_now, clock = ngx.now, {{ ahead_s = {AHEAD_S} }}
+    package.loaded["tests.clock"], ngx.now = clock, function() return true_now() + clock.ahead_s end
+"""
+
+
+def run_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of our Lua code is `AHEAD_S` ahead in every NGINX of this test, until `set_clock_back`."""
+    back = '    location = /set-clock-back { content_by_lua_block { require("tests.clock").ahead_s = 0 } }\n'
+    add_locations(monkeypatch, back)
+    render = nginx_module.render_main
+
+    def with_clock(*args: object, **kwargs: object) -> str:
+        return render(*args, **kwargs).replace("init_by_lua_block {\n", _CLOCK)
+
+    monkeypatch.setattr(nginx_module, "render_main", with_clock)
+
+
+def set_clock_back(site: Site) -> None:
+    """Of the only worker of an NGINX that began by `run_ahead`."""
+    assert site.get("/set-clock-back")[0] == 200
+
+
 def add_locations(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Every NGINX of this test gets more locations in its public server."""
     render = nginx_module.render_main

@@ -11,6 +11,7 @@ local kept_rule = require "kept_rule"
 
 local ngx, now_s, random = ngx, ngx.now, math.random
 local max, exp, floor, huge, format, concat = math.max, math.exp, math.floor, math.huge, string.format, table.concat
+local pcall, tostring = pcall, tostring
 local CLIENT_GONE, REFUSED_STATUS = 499, 503
 local MEMORY_S = 10         -- time constant of the counts from which the share of refused requests is known
 local STALE_TICKS = 3       -- limits that were not moved for so many ticks are not in force
@@ -68,7 +69,7 @@ function M.init(options)
     end
     plans.init(names)
     kept = options.kept
-    dict:safe_add("admission version", 0)
+    dict:safe_add("admission version", newest[0])
     local present = dict:get("admission")
     if not present or not plans.parse(present) then
         -- A start, or the groups have changed with this configuration.
@@ -87,6 +88,12 @@ local function current()
         plan = cold(plans.parse, dict:get("admission")) or plan
     end
     return plan
+end
+
+-- Whether the limits were not moved lately: also those of a time before the clock was set back.
+local function is_stale(now_plan)
+    local since_s, tick_s = now_s() - all.base[TICKED], now_plan.numbers.tick_s
+    return since_s > STALE_TICKS * tick_s or since_s < -tick_s
 end
 
 local function add(block, column, change)
@@ -136,8 +143,7 @@ function M.enter(group)
     end
     add(block, OFFERED, 1)
     local inside = rows.total(all, IN_FLIGHT)
-    local stale = now_s() - all.base[TICKED] > STALE_TICKS * now_plan.numbers.tick_s
-    if not stale and inside >= block.base[LIMIT] then
+    if not is_stale(now_plan) and inside >= block.base[LIMIT] then
         local percent = now_plan.percent
         local meant = percent >= 100 or (percent > 0 and 100 * random() < percent)
         if meant and not too_many_refused(block, now_plan.numbers.most_refused) then
@@ -303,7 +309,11 @@ function M.on_timer(ending)
     if now_plan.rule ~= "none" then
         tick_s = now_plan.numbers.tick_s
         if is_first(floor(now / tick_s)) then
-            cold(M.tick, now)
+            -- An error must not end the timer.
+            local ok, problem = pcall(cold, M.tick, now)
+            if not ok then
+                ngx.log(ngx.ERR, "admission control has not moved its limits: ", tostring(problem))
+            end
         end
     end
     schedule(tick_s)
@@ -328,7 +338,7 @@ local function put(text)
     else
         cold(set_limits, parsed, { multiple = base[MULTIPLE], held = base[HELD], late_share = base[LATE_SHARE] })
     end
-    newest[0] = dict:incr("admission version", 1)
+    newest[0] = dict:incr("admission version", 1, newest[0])
     return true
 end
 
@@ -345,15 +355,17 @@ function M.serve()
         ngx.req.read_body()
         local text = verb == "DELETE" and "" or ngx.req.get_body_data()
         local done, problem = nil, "no rule in the body; DELETE lets every request enter"
-        if text then
+        if verb == "DELETE" or text and text:find("%S") then
             done, problem = put(text)
+        elseif ngx.req.get_body_file() then
+            problem = "the body is in a file; this location needs `client_body_in_file_only off` and a larger client_body_buffer_size"
         end
         if not done then
             ngx.status = 400
             return ngx.say("refused: " .. problem)
         end
     end
-    ngx.print(dict:get("admission"))
+    ngx.print(dict:get("admission") or "")
 end
 
 local function number_json(value)
@@ -377,7 +389,7 @@ function M.json()
         return nil
     end
     local now_plan, base, parts = current(), all.base, {}
-    local stale = now_plan.rule == "none" or now_s() - base[TICKED] > STALE_TICKS * now_plan.numbers.tick_s
+    local stale = now_plan.rule == "none" or is_stale(now_plan)
     for index = 1, #names do
         parts[index] = group_json(names[index], now_plan, stale)
     end

@@ -94,14 +94,14 @@ local function fitting(text, initial)
         gone[#gone + 1] = not known and line or nil
         down[#down + 1] = known and line:match("^down .*") or nil
     end
-    for _, part in ipairs { concat(kept, "\n") .. "\n", initial .. concat(down, "\n") .. "\n" } do
-        if M.parse(part, true) then
-            ngx.log(ngx.ERR, "of the control in force these servers or groups are gone: ", concat(gone, "; "))
-            return part
-        end
+    local rest = concat(kept, "\n") .. "\n"
+    if M.parse(rest, true) then
+        ngx.log(ngx.ERR, "of the control in force these servers or groups are gone: ", concat(gone, "; "))
+        return rest
     end
-    ngx.log(ngx.ERR, "the control in force does not fit this configuration, which begins with its own")
-    return initial
+    ngx.log(ngx.ERR, "the control in force does not fit the servers of this configuration, which begins with its own")
+    rest = initial .. concat(down, "\n") .. "\n"
+    return M.parse(rest, true) and rest or initial
 end
 
 -- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {

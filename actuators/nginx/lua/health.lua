@@ -5,7 +5,7 @@
 local M = {}
 
 local rows = require "rows"
-local exp, min, now_s = math.exp, math.min, ngx.now
+local abs, exp, min, now_s = math.abs, math.exp, math.min, ngx.now
 local SCORE_GAIN, SCORE_DECAY_S, SCORE_LASTS_S = 0.1, 5, 60
 local LONGEST_PAUSE_S = 30
 local OUT_UNTIL, SCORE, SCORE_AT = 0, 1, 2   -- columns of a cell's row 0, which all workers may write (rows.lua)
@@ -140,11 +140,11 @@ function M.forget()
     trouble_until[0] = 0
 end
 
--- Recent share of errors, 0 … 1; it decays within seconds.
+-- Recent share of errors, 0 … 1; it decays within seconds, and counts as little when the clock was set back since.
 function M.score(server, now)
     local shared = scores[server]
     local score = shared[SCORE]
-    return score > 0 and score * exp((shared[SCORE_AT] - now) / SCORE_DECAY_S) or 0
+    return score > 0 and score * exp(-abs(now - shared[SCORE_AT]) / SCORE_DECAY_S) or 0
 end
 
 return M

@@ -105,9 +105,10 @@ local function count_time(entry, sum, buckets, seconds)
 end
 
 local function note_hold(entry, now)
-    entry.record.held_s = now - entry.arrival_s
+    local held_s = max(0, now - entry.arrival_s)   -- below 0 when the clock has been set back
+    entry.record.held_s = held_s
     add(entry, HELD)
-    count_time(entry, HELD_S, HELD_BUCKETS, max(0, now - entry.arrival_s))
+    count_time(entry, HELD_S, HELD_BUCKETS, held_s)
 end
 
 local function leave_line(entry, place)
@@ -206,7 +207,7 @@ local function others_first(current, rank, now)
         polite_since = nil
         return false
     end
-    polite_since = polite_since or now
+    polite_since = min(polite_since or now, now)
     return now - polite_since < COURTESY_S
 end
 

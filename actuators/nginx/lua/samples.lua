@@ -42,8 +42,11 @@ function M.note(rate, group_name, response_ms, service_s)
     local line = format("%s %g %.9g %s", group_name, response_ms, service_s, seen())
     if #line <= LONGEST then
         taken = taken + 1
-        local number = dict:incr("samples", 1)
-        dict:safe_set("sample " .. number % MOST, format("%d %s", number, line))
+        -- A dict that had no room has lost the count.
+        local number = dict:incr("samples", 1) or dict:safe_add("samples", 1) and 1
+        if number then
+            dict:safe_set("sample " .. number % MOST, format("%d %s", number, line))
+        end
     end
 end
 

@@ -23,7 +23,17 @@ from actuators.nginx.config import NginxOptions
 from actuators.processes.system import children
 from actuators.statistics.vts import AdmissionEntry
 from envs.admission.rule import Limits, TickCounts
-from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site
+from tests.support.nginx_site import (
+    COMPOSE,
+    HOME,
+    USER,
+    Site,
+    add_locations,
+    answer,
+    run_ahead,
+    running_site,
+    set_clock_back,
+)
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.nginx
@@ -66,23 +76,20 @@ EXTRA = r"""
         end
       }
     }
-    location = /tick-keys {
-      content_by_lua_block {
-        local count = 0
-        for _, key in ipairs(ngx.shared.deepsched_balancer:get_keys(0)) do
-          count = count + (key:find("tick") and 1 or 0)
-        end
-        ngx.print(count)
-      }
+    location = /keys {
+      content_by_lua_block { ngx.print(table.concat(ngx.shared.deepsched_balancer:get_keys(0), "\n")) }
     }
-    location = /out-for-hours {
+    location = /without-version {
+      content_by_lua_block { ngx.shared.deepsched_balancer:delete("admission version") }
+    }
+    location = /in-a-file { client_body_in_file_only clean; content_by_lua_block { ADMISSION.serve() } }
+    location = /break-a-tick {
       content_by_lua_block {
-        local health, choice = require "health", { health = { shared = { [0] = ngx.now() + 7200 } } }
-        ngx.print(tostring(health.is_out(choice, ngx.now())), tostring(health.is_due(choice, ngx.now())))
+        local tick = ADMISSION.tick
+        ADMISSION.tick = function() ADMISSION.tick = tick error("broken on purpose") end
       }
     }
     location = /no-more-ticks { content_by_lua_block { ADMISSION.on_timer = function() end } }
-    location = /two-hours-back { content_by_lua_block { ADMISSION.tick(ngx.now() - 7200) ADMISSION.tick(ngx.now()) } }
 """
 
 
@@ -401,47 +408,99 @@ def test_a_connection_that_changes_its_protocol_is_not_in_flight(site: Site) -> 
     assert (counted.offered[1], counted.refused[1], counted.late[1]) == (5, 0, 0)
 
 
-def test_limits_hold_although_the_clock_was_set_back(site: Site) -> None:
-    moving = rule(site.topology, rule="aimd_thresh")
-    admit(site, moving)
-    assert ask(site).status == 200
-    wait_until(lambda: multiple(site) > moving.numbers.start)
-    assert ask(site, "/no-more-ticks").status == 200
-    wait_until(lambda: status(site)[1].limit is None)
-    assert [ask(site).status for _ in range(3)] == [200] * 3
-    assert ask(site, "/two-hours-back").status == 200
-    limit = status(site)[1].limit
-    assert limit is not None
-    assert limit < 100
+@pytest.fixture
+def ahead(short_dir: Path, options: NginxOptions, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """As `site`, with a clock that a test sets back; limits move by every tick in which a request was answered."""
+    add_locations(monkeypatch, EXTRA)
+    run_ahead(monkeypatch)
+    with running_site(short_dir, options) as site:
+        admit(site, rule(site.topology, 50, rule="aimd_thresh"))
+        wait_until(lambda: moves(site, 2))
+        yield site
+
+
+def moves(site: Site, count: int) -> bool:
+    """Whether the limits move so many times while requests are answered."""
+    for _ in range(count):
+        before = multiple(site)
+        wait_until(lambda before=before: ask(site).status == 200 and multiple(site) > before)
+    return True
+
+
+def test_limits_go_on_moving_after_the_clock_was_set_back(ahead: Site) -> None:
+    set_clock_back(ahead)
+    assert moves(ahead, 3)
+    assert all(entry.limit is not None for entry in status(ahead))
+
+
+def test_limits_of_a_time_before_the_clock_was_set_back_are_not_in_force(ahead: Site) -> None:
+    ahead.nginx.admit(rule(ahead.topology, 1))
+    wait_until(lambda: status(ahead)[1].limit == 1)
+    ahead.hang()
+    pending = ahead.pending()
+    assert ask(ahead).status == 503
+    assert ask(ahead, "/no-more-ticks").status == 200
+    set_clock_back(ahead)
+    assert status(ahead)[1].limit is None
+    ahead.heal()
+    assert [ask(ahead).status for _ in range(3)] == [200] * 3
+    pending.close()
+
+
+def test_an_error_in_a_tick_does_not_end_the_ticks(site: Site) -> None:
+    admit(site, rule(site.topology, 50, rule="aimd_thresh"))
+    assert ask(site, "/break-a-tick").status == 200
+    wait_until(lambda: "broken on purpose" in site.nginx.log_tail())
+    assert moves(site, 2)
 
 
 def test_ticks_leave_no_keys_behind(site: Site) -> None:
     """Behind a key that never expires, those that have expired would fill the dict, and push out the control."""
-    admit(site, rule(site.topology, 50, rule="aimd_thresh"))
-    seen = set[float]()
-
-    def has_moved() -> bool:
-        ask(site)
-        seen.add(multiple(site))
-        return len(seen) > 8
-
-    wait_until(has_moved)
-    assert int(site.get("/tick-keys")[1]) <= 1
+    numbers = AdmissionNumbers(tick_s=0.1, least_answers=1, most=1000)
+    admit(site, rule(site.topology, rule="aimd_thresh", numbers=numbers))
+    assert moves(site, 20)
+    keys = site.get("/keys")[1].splitlines()
+    assert len([key for key in keys if "tick" in key]) <= 1
+    assert {"admission", "admission version"} <= set(keys)
+    assert not site.nginx.in_memory or {"control", "version"} <= set(keys)
 
 
-def test_a_clock_that_was_set_back_keeps_no_server_out(site: Site) -> None:
-    assert site.get("/out-for-hours") == (200, "falsetrue")
+def test_a_rule_can_be_taken_back_although_its_version_was_lost(site: Site) -> None:
+    admit(site, rule(site.topology, 1))
+    assert ask(site, "/without-version").status == 200
+    site.nginx.admit(None)
+    site.hang()
+    pending = [site.pending() for _ in range(2)]
+    site.heal()
+    assert ask(site).status == 200
+    for connection in pending:
+        connection.close()
 
 
-def test_a_request_without_a_rule_in_its_body_changes_nothing(site: Site) -> None:
+@pytest.mark.parametrize("body", [b"", b"\n"])
+def test_a_request_without_a_rule_in_its_body_changes_nothing(site: Site, body: bytes) -> None:
     admit(site, rule(site.topology, 50))
     headers = {"X-Deepsched-Token": site.nginx.token}
     with http_session(PATIENCE_S) as session:
-        refused = session.post(site.nginx.admission_url, data=b"", headers=headers)
+        refused = session.post(site.nginx.admission_url, data=body, headers=headers)
     assert (refused.status_code, refused.text) == (
         400, "refused: no rule in the body; DELETE lets every request enter\n",
     )  # fmt: skip
     assert all(entry.limit is not None for entry in status(site))
+
+
+def test_a_rule_in_a_file_is_refused_and_changes_nothing(site: Site) -> None:
+    before = rule(site.topology, 50)
+    admit(site, before)
+    for folder in (site.upstreams_file.parent, site.upstreams_file.parent.parent):
+        folder.chmod(0o711)  # else workers cannot write the file
+    headers = {"X-Deepsched-Token": site.nginx.token}
+    with http_session(PATIENCE_S) as session:
+        url = f"http://{site.nginx.address}/in-a-file"
+        refused = session.post(url, data=to_text(rule(site.topology, 1)), headers=headers)
+        assert (refused.status_code, refused.text.count("\n")) == (400, 1)
+        assert "client_body_in_file_only" in refused.text
+        assert session.get(url).text == to_text(before)
 
 
 def test_limits_that_nobody_moves_are_not_in_force(site: Site) -> None:

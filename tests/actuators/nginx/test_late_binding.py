@@ -30,7 +30,17 @@ from actuators.processes.system import children
 from actuators.statistics.reader import StatusReader
 from actuators.statistics.vts import HoldEntry, HoldStatus
 from tests.support.http_server import LATER
-from tests.support.nginx_site import COMPOSE, HOME, USER, Site, add_locations, answer, running_site
+from tests.support.nginx_site import (
+    COMPOSE,
+    HOME,
+    USER,
+    Site,
+    add_locations,
+    answer,
+    run_ahead,
+    running_site,
+    set_clock_back,
+)
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.nginx
@@ -311,6 +321,21 @@ def test_the_longest_hold_ends_with_503(site: Site) -> None:
     assert (counted(site).expired, counted(site).held, in_line(site)) == (30, 30, 0)
     assert counted(site).held_s == pytest.approx(3.0 * 30, rel=0.2)
     end(site, connections)
+
+
+def test_a_clock_that_is_set_back_holds_no_request_for_longer(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ahead(monkeypatch)
+    with held_site(short_dir) as site:
+        site.nginx.apply(control(site, longest_hold_s=3))
+        connections, held = fill(site), begin(site)
+        set_clock_back(site)
+        assert finish(held)[0] == 503
+        connections.append(begin(site))
+        end(site, connections)
+        entry = counted(site)
+    assert (entry.expired, entry.held) == (1, 2)
+    assert 0 <= entry.held_s < 7
+    assert 0 <= entry.answered_s < 60
 
 
 def refused_too_late(site: Site, path: str = HOME) -> bool:
