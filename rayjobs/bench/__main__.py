@@ -42,8 +42,9 @@ class BenchOptions(Options):
     """Part of a bench that is measured alone, into NAME-PART.json (`admission`: simulated, cpu, live, flash, envoy;
     `simulator`: agreement, replay, late_binding, request_cost, late_binding_live, late_binding_chaos,
     late_binding_crash, late_binding_soak; `actuation`: memory, reload, slow_reload, cost; `peers`: simulated, copies,
-    live, live_slow; `learner`: pace, learners; `scaling`: waiting, many, runners, live, steps, env_runners); all when
-    not given, but `learners`, which takes about an hour, and `env_runners`, which starts 64 processes."""
+    live, live_slow, live_others; `learner`: pace, learners; `scaling`: waiting, many, runners, live, steps,
+    env_runners); all when not given, but `learners`, which takes about an hour, and `env_runners`, which starts 64
+    processes."""
     quick: bool = False
     """Fewer repeats: each bench ends within 60 s, with less precise figures."""
     out: Path = Path("runs/bench")

@@ -46,6 +46,8 @@ class TrainingArm:
     algorithm: AlgorithmOptions = field(default_factory=AlgorithmOptions)
     paired: bool = False
     proof_episodes: int = 0
+    work_scale: float | None = None
+    """Factor on the work of every request, as on the testbed where the policy is to act; None: the scenarios' own."""
 
     @property
     def simulation(self) -> SimulationOptions:
@@ -103,7 +105,7 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(problem, options, folder, seed, report, arm.simulation)
-    mixture = training_mixture(arm.scenarios, duration_s=110.0)
+    mixture = training_mixture(arm.scenarios, duration_s=110.0, work_scale=arm.work_scale)
     # Early stopping plays every scenario equally often.
     held_out_scenarios = Rotation(tuple(dict.fromkeys(mixture.scenarios)), HELD_OUT_SEED)
     trainer.train_simulated(mixture, held_out_scenarios)
@@ -112,9 +114,11 @@ def train(
 
 def study_problem(arm: TrainingArm, topology: Topology, seed: int) -> DecisionProblem:
     """Problem with the deadlines of nominal S1 and a mixture of `arm.clusters`, fitted under weights from {1, 3, 5}."""
-    deadline_s = deadlines_s(scenario("S1"), topology)
+    deadline_s = deadlines_s(scenario("S1", work_scale=arm.work_scale), topology)
     scripts = [
-        randomised(scenario(name), _OBSERVED_STEPS + 1.0).script(topology, 10_000 * (seed + 1) + row)
+        randomised(scenario(name, work_scale=arm.work_scale), _OBSERVED_STEPS + 1.0).script(
+            topology, 10_000 * (seed + 1) + row
+        )
         for name in dict.fromkeys(arm.scenarios)
         for row in range(max(_ROWS_PER_SCENARIO, 12 // len(arm.scenarios)))
     ]

@@ -9,7 +9,7 @@ from rayjobs.bench.peers import copies, live, simulated
 
 PARTS = {
     "simulated": simulated.measure, "copies": copies.measure, "live": live.measure_fast,
-    "live_slow": live.measure_slow,
+    "live_slow": live.measure_slow, "live_others": live.measure_others,
 }  # fmt: skip
 
 
