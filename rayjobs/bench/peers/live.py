@@ -14,7 +14,7 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.control import DirectMethod
 from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slots_for
 from actuators.contract.testbed import Testbed
-from actuators.contract.topology import social_network
+from actuators.contract.topology import Topology, social_network
 from actuators.files import write_json
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
@@ -37,7 +37,7 @@ from tuning.judging.evaluation import Evaluation, describe_machine
 from tuning.judging.judge import Judge
 from tuning.judging.plan import Excerpt, JudgeOptions, plan_blocks
 from tuning.judging.verdicts import describe_ratio
-from tuning.learning.study import train
+from tuning.learning.study import Trained, train
 from tuning.policy.learned import LearnedPolicy
 
 OURS, HOLDING, LEARNED = "expected_delay", "late_binding", "learned"
@@ -86,14 +86,15 @@ def measure_slow(context: BenchContext) -> Sequence[Bar]:
 def measure_others(context: BenchContext) -> Sequence[Bar]:
     """Figures of `OTHERS`, learned weights beside them; 80 minutes."""
     installed = _installed(context, ONE_EACH)
-    learned = _learned(context)
+    trained = _trained(context)
     bars: list[Bar] = []
     with start_local_testbed(social_network(), LiveOptions(), context.work_dir, context.seed) as testbed:
         for name in ["S2"] if context.quick else OTHERS:
             named, _, at = name.partition(AT)
             played = scenario(named, work_scale=OTHERS[name].work_scale)
             played = replace(played, name=name, load=0.9) if at else played
-            bars += _figures(name, _judge(context, testbed, played, OTHERS[name], installed, learned))
+            steering = _steering(trained, testbed.topology)
+            bars += _figures(name, _judge(context, testbed, played, OTHERS[name], installed, [steering]))
     return bars
 
 
@@ -120,19 +121,23 @@ def _installed(context: BenchContext, names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in missing]
 
 
-def _learned(context: BenchContext) -> Controller:
+def _trained(context: BenchContext) -> Trained:
     """Weights that PPO learns in this run with the servers' work; a quick run shows only that it works."""
     arm = replace(GENERALIST, work_scale=FAST.work_scale)
     arm = replace(arm, steps=2 * arm.algorithm.batch_steps) if context.quick else arm
     context.log(f"training {arm.name}: {arm.steps} steps")
     with local_ray():
-        found = train(arm, social_network(), context.seed, context.work_dir / "learned", held_out=not context.quick)
-    return learned_controller(LEARNED, arm.method, LearnedPolicy(found.net, found.problem), found.problem)
+        return train(arm, social_network(), context.seed, context.work_dir / "learned", held_out=not context.quick)
+
+
+def _steering(trained: Trained, topology: Topology) -> Controller:
+    problem = replace(trained.problem, topology=topology)
+    return learned_controller(LEARNED, trained.arm.method, LearnedPolicy(trained.net, problem), problem)
 
 
 def _judge(
     context: BenchContext, testbed: LiveTestbed, played: StudyScenario, service: Blocks, installed: Sequence[str],
-    learned: Controller | None = None,
+    further: Sequence[Controller] = (),
 ) -> Evaluation:  # fmt: skip
     quick = context.quick
     # What another version measured is not gone on with.
@@ -151,7 +156,7 @@ def _judge(
     numbers = LateBindingNumbers(order=HELD[HOLDING])
     holding = LateBinding(testbed.topology, deadlines_s, slots_for(workers, numbers.slots_per_worker), numbers)
     controllers.append(EstimatorController(testbed.topology, DEFAULT_ESTIMATOR, workers, HOLDING, holding))
-    controllers += [learned] if learned is not None else []
+    controllers += further
     journal, plan = Journal(folder / BLOCKS), plan_blocks(controllers, options)
     finished = [block for block in journal.read() if block.planned in plan]
     with _running(installed, testbed, context) as peers:
@@ -198,6 +203,9 @@ def _figures(where: str, evaluation: Evaluation) -> Iterator[Bar]:
     policies = evaluation.to_json()["policies"]
     discarded = sum(not block.usable for block in evaluation.blocks)
     for name in evaluation.policies:
+        if not policies[name]["judged_requests"]:
+            yield figure(f"{where}: {name}, p99", float("nan"), "ms", how=f"no usable block, {discarded} discarded")
+            continue
         values, ratios = evaluation.values[name], evaluation.ratios(name, REFERENCE)
         cpu_us = policies[name].get("proxy_cpu_us", float("nan"))
         yield figure(
@@ -212,7 +220,7 @@ def _figures(where: str, evaluation: Evaluation) -> Iterator[Bar]:
 def _bars(where: str, limits: tuple[float, float], evaluation: Evaluation, *, judged: bool) -> Iterator[Bar]:
     others = [name for name in evaluation.policies if name not in (OURS, HOLDING)]
     for metric, limit in zip(("mean_ms", "p99_ms"), limits, strict=True):
-        best = min(others, key=lambda name: evaluation.values[name][metric])
+        best = min(others, key=lambda name: evaluation.values[name][metric] or float("inf"))
         ratio = evaluation.ratios(OURS, best)[metric]
         value = float("nan") if ratio.median is None else ratio.median
         text, how = f"{where}: {metric} of {OURS} over the best", f"median of {ratio.rounds} paired rounds"
