@@ -102,6 +102,7 @@ enum connect_result connection_open(struct pool *pool, struct connection *connec
     connection->fd = socket(pool->address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (connection->fd < 0) return CONNECT_FAILED;
     setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    setsockopt(connection->fd, SOL_SOCKET, SO_TIMESTAMPNS, &yes, sizeof yes);
     const struct sockaddr *address = (const struct sockaddr *)&pool->address;
     bool done = connect(connection->fd, address, pool->address_length) == 0;
     if (!done && errno != EINPROGRESS) return CONNECT_FAILED;
@@ -137,6 +138,33 @@ enum write_result connection_write(struct connection *connection, const char *by
     connection->unsent_length = length - taken;
     connection->unsent_at = 0;
     return WRITE_PARTLY;
+}
+
+#define OFFSET_ERROR_NS 20000LL /* between two readings of clocks whose difference changes only when one is set */
+
+ssize_t connection_read(struct pool *pool, struct connection *connection, char *buffer, size_t size,
+                        int64_t *arrived_ns) {
+    union {
+        char bytes[CMSG_SPACE(sizeof(struct timespec))];
+        struct cmsghdr aligned;
+    } control;
+    struct iovec room = {buffer, size};
+    struct msghdr message = {
+        .msg_iov = &room, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    ssize_t got = recvmsg(connection->fd, &message, 0);
+    if (got < 0) return got;
+    int64_t now = *arrived_ns = now_ns();
+    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    pool->stamps = header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_TIMESTAMPNS;
+    if (!pool->stamps) return got;
+    struct timespec stamp;
+    memcpy(&stamp, CMSG_DATA(header), sizeof stamp);
+    int64_t offset_ns = clock_ns(CLOCK_REALTIME) - now, known_ns = pool->wall_offset_ns;
+    pool->wall_offset_ns = offset_ns;
+    if (llabs(offset_ns - known_ns) > OFFSET_ERROR_NS) return got;
+    int64_t stamp_ns = (int64_t)stamp.tv_sec * NS_PER_S + stamp.tv_nsec - offset_ns;
+    if (stamp_ns < now) *arrived_ns = stamp_ns;
+    return got;
 }
 
 struct target parse_target(const char *url) {

@@ -31,6 +31,7 @@ struct connection {
     struct connection *previous, *next;
     struct request request;
     int64_t deadline_ns;
+    size_t received; /* bytes of the response so far */
     struct response response;
     char *unsent; /* what the socket did not take at once */
     size_t unsent_length, unsent_at;
@@ -49,6 +50,8 @@ struct pool {
     struct list closed, idle, connecting;
     struct list *waiting; /* one per stream, because streams wait for different times */
     size_t waiting_count;
+    int64_t wall_offset_ns; /* CLOCK_REALTIME less now_ns() */
+    bool stamps;            /* the kernel noted when the last bytes arrived */
 };
 
 /* Exits with one line for a URL of another form. */
@@ -86,5 +89,9 @@ enum write_result connection_write(struct connection *connection, const char *by
 
 /* Writes what an earlier write has left. */
 enum write_result connection_flush(struct connection *connection);
+
+/* As recv does, with the time by now_ns() at which the kernel received the last of the bytes (SO_TIMESTAMPNS, socket(7));
+ * the present time when it did not note it or the wall clock was set. */
+ssize_t connection_read(struct pool *pool, struct connection *connection, char *buffer, size_t size, int64_t *arrived_ns);
 
 #endif

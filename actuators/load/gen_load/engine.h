@@ -28,6 +28,7 @@ struct engine {
     int64_t last_due_ns, last_delay_ns; /* of the last request that was sent */
     size_t in_flight;
     bool interrupted;
+    bool read_at_once; /* some answers are too large for the kernel to keep, or end when their connection does */
     FILE *requests_csv;
 };
 

@@ -3,7 +3,7 @@
 #include <sys/epoll.h>
 
 #define LATE_NS 1000000LL
-enum { READ_BUFFER = 1 << 16, STATUS_REFUSED = 503 };
+enum { READ_BUFFER = 1 << 16, SMALL_ANSWER = 1 << 14, STATUS_REFUSED = 503 };
 
 static void backlog_grow(struct backlog *backlog) {
     size_t capacity = backlog->capacity > 0 ? 2 * backlog->capacity : 1024;
@@ -64,31 +64,32 @@ void request_failed(struct engine *engine, struct connection *connection, enum e
     connection_close(&engine->pool, connection);
 }
 
-static void count_good(struct engine *engine, const struct request *request, int64_t now) {
+static void count_good(struct engine *engine, const struct request *request, int64_t done_ns) {
     struct counters *counters = counters_of(engine, request);
     int64_t deadline_ns = seconds_to_ns(engine->plan->streams[request->stream].deadline_s);
-    counters->good += now - request->due_ns <= deadline_ns;
-    counters->good_first += now - request->first_ns <= deadline_ns;
+    counters->good += done_ns - request->due_ns <= deadline_ns;
+    counters->good_first += done_ns - request->first_ns <= deadline_ns;
 }
 
-static void request_done(struct engine *engine, struct connection *connection) {
+static void request_done(struct engine *engine, struct connection *connection, int64_t arrived_ns) {
     const struct request *request = &connection->request;
     struct counters *counters = counters_of(engine, request);
-    int64_t now = now_ns();
     int status = connection->response.status;
+    /* On loopback an answer can arrive before send() has returned. */
+    int64_t done_ns = arrived_ns > request->sent_ns ? arrived_ns : request->sent_ns;
     counters->answered++;
     if (status >= 500) {
         counters->errors[ERROR_STATUS_5XX]++;
-        repeat(engine, request, status == STATUS_REFUSED, now);
+        repeat(engine, request, status == STATUS_REFUSED, now_ns());
     } else if (status >= 400) counters->errors[ERROR_STATUS_4XX]++;
     else {
-        histogram_record(&counters->corrected, now - request->due_ns);
-        histogram_record(&counters->raw, now - request->sent_ns);
-        counters->corrected_ns += (uint64_t)(now - request->due_ns);
-        counters->raw_ns += (uint64_t)(now - request->sent_ns);
-        count_good(engine, request, now);
+        histogram_record(&counters->corrected, done_ns - request->due_ns);
+        histogram_record(&counters->raw, done_ns - request->sent_ns);
+        counters->corrected_ns += (uint64_t)(done_ns - request->due_ns);
+        counters->raw_ns += (uint64_t)(done_ns - request->sent_ns);
+        count_good(engine, request, done_ns);
     }
-    note_outcome(engine, request, now, status, "answered");
+    note_outcome(engine, request, done_ns, status, "answered");
     engine->in_flight--;
     if (connection->response.keep_alive && connection->unsent == NULL) connection_release(&engine->pool, connection);
     else connection_close(&engine->pool, connection);
@@ -124,6 +125,7 @@ static void request_send(struct engine *engine, struct connection *connection) {
     const struct stream *stream = &engine->plan->streams[request->stream];
     write_request(&engine->writer, stream, request->stream, request->ordinal);
     response_begin(&connection->response, strcmp(stream->method, "HEAD") == 0);
+    connection->received = 0;
     const struct text *bytes = &engine->writer.bytes;
     if (connection_write(connection, bytes->data, bytes->length) == WRITE_FAILED) connection_lost(engine, connection);
     else request_written(engine, connection);
@@ -199,22 +201,25 @@ void repeat_due(struct engine *engine) {
 static void connection_readable(struct engine *engine, struct connection *connection, bool closing) {
     static char buffer[READ_BUFFER];
     for (;;) {
-        ssize_t got = recv(connection->fd, buffer, sizeof buffer, 0);
+        int64_t arrived_ns;
+        ssize_t got = connection_read(&engine->pool, connection, buffer, sizeof buffer, &arrived_ns);
         if (got < 0 && errno == EAGAIN) return;
         if (got <= 0) {
-            if (got == 0 && connection->response.state == UNTIL_CLOSE) request_done(engine, connection);
+            if (got == 0 && connection->response.state == UNTIL_CLOSE) request_done(engine, connection, arrived_ns);
             else connection_lost(engine, connection);
             return;
         }
         counters_of(engine, &connection->request)->received_bytes += (uint64_t)got;
+        connection->received += (size_t)got;
         response_feed(&connection->response, buffer, (size_t)got);
+        engine->read_at_once |= connection->received > SMALL_ANSWER || connection->response.state == UNTIL_CLOSE;
         if (connection->response.state == MALFORMED) {
             request_failed(engine, connection, ERROR_CLOSED);
             return;
         }
         if (connection->response.state == COMPLETE) {
             connection->response.keep_alive &= !closing;
-            request_done(engine, connection);
+            request_done(engine, connection, arrived_ns);
             return;
         }
         if ((size_t)got < sizeof buffer && !closing) return; /* edge-triggered: more raises another event */

@@ -1,5 +1,6 @@
 """The load engine against servers that answer, break, hang and stall: everything is accounted for."""
 
+import csv
 import itertools
 import os
 import signal
@@ -18,7 +19,7 @@ from actuators.errors import ConfigError, LoadError
 from actuators.load.engine import MOST_UNREAD, LoadEngine, LoadOptions
 from actuators.load.summary import LoadSummary
 from actuators.social_network.costs import SPANS
-from tests.support.http_server import CLOSE, HANG, OK, Received, ScriptedServer
+from tests.support.http_server import CLOSE, HANG, LATER, OK, Received, ScriptedServer
 from tests.support.load_runs import TOPOLOGY, constant, run
 from tests.support.stand_in_engine import fake_engine, part
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -185,6 +186,40 @@ def test_latency_counts_from_the_intended_send_time(tmp_path: Path) -> None:
     assert corrected["p99"] > 450
     # With four connections, all but four requests of the stall were sent only after it.
     assert raw["p95"] < corrected["p95"] / 2
+    assert_accounted(summary)
+
+
+def test_an_answer_counts_from_when_it_arrived_not_from_when_the_engine_read_it(tmp_path: Path) -> None:
+    log, timeout_s, held = tmp_path / "requests.csv", 5.0, 10
+
+    def answer(_: Received) -> bytes:
+        return LATER if len(server.requests) > held else OK
+
+    with ScriptedServer(answer) as server, LoadEngine(LoadOptions(timeout_s=timeout_s), tmp_path) as engine:
+        streams = [Stream("home_read", (RateStep(0.0, 100.0, "fixed"), RateStep((held + 0.5) / 100, 0.0, "fixed")))]
+        extra = {"requests-csv": str(log)}
+        engine.start(server.address, TOPOLOGY, streams, seed=1, duration_s=1.0, extra=extra)
+        wait_until(lambda: server.waiting == 1, "the last request arrives")
+        os.kill(engine.pid, signal.SIGSTOP)
+        try:
+            server.answer_next()
+            # Longer than the engine waits for an answer.
+            time.sleep(timeout_s + 0.5)
+            stopped_until_s = time.monotonic() - engine.started_at_s
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+        summary = engine.finish(60.0)
+    assert summary.answered[1] == held + 1, "no time-out"
+    assert_accounted(summary)
+    with log.open(newline="") as file:
+        last_s = max(int(row["done_ns"]) for row in csv.DictReader(file)) / 1e9
+    assert last_s < stopped_until_s - 0.5
+
+
+def test_where_answers_wait_for_the_next_send_all_are_counted(tmp_path: Path) -> None:
+    with ScriptedServer(answers(OK, *FORMS)) as server, LoadEngine(LoadOptions(timeout_s=60.0), tmp_path) as engine:
+        summary = run(engine, server, constant(3000, "home_read"), duration_s=0.3)
+    assert summary.answered[1] == summary.planned[1] == 900
     assert_accounted(summary)
 
 
