@@ -45,7 +45,10 @@ def run(options: TestbedsOptions) -> int:
 
 
 def controllers() -> list[dict[str, Any]]:
-    """This user's controllers on this machine that run without Ray, with the keys of `Conductor.describe`."""
+    """Controllers on this machine that run without Ray, with the keys of `Conductor.describe`.
+
+    The folders of other users are closed: of their controllers, as of a service, only the process is shown.
+    """
     import psutil
 
     from rayjobs.steer.folder import SteerFolder
@@ -54,22 +57,29 @@ def controllers() -> list[dict[str, Any]]:
     rows = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.uids().real != os.getuid() or (given := _folder_of(process.cmdline())) is None:
+            if not _steers(process.cmdline()):
                 continue
-            folder = Path(process.cwd()) / given
-            if folder.is_dir() and SteerFolder(folder).is_locked():
-                rows.append(described(folder, SteerFolder(folder).status(), {"controller": f"process {process.pid}"}))
+            place = {"controller": f"process {process.pid}"}
+            if process.uids().real != os.getuid():
+                rows.append(_of_another_user(process.username(), place))
+                continue
+            # Its options may be in a file that has changed since; the lock of its folder is open.
+            locks = [Path(file.path) for file in process.open_files() if Path(file.path).name == "lock"]
+            folders = [lock.parent for lock in locks if SteerFolder(lock.parent).is_locked()]
+            rows += [described(folder, SteerFolder(folder).status(), place) for folder in folders]
     return rows
 
 
-def _folder_of(words: list[str]) -> str | None:
-    """The folder of a command line `deepsched steer run …`; None for any other, and for a controller in an actor."""
-    begins = [i for i in range(len(words) - 1) if _is_steer(words[i]) and words[i + 1] == "run"]
-    if not begins or "--actor" in words:
-        return None
-    given = [after for word, after in itertools.pairwise(words) if word == "--folder"]
-    given += [word.partition("=")[2] for word in words if word.startswith("--folder=")]
-    return given[-1] if given else "runs/steer"
+def _of_another_user(user: str, place: dict[str, str]) -> dict[str, Any]:
+    unknown = dict.fromkeys(("method", "windows", "faults", "builds"), "")
+    return {**unknown, "name": f"controller of {user}", "doing": f"shown to {user} only", "places": place}
+
+
+def _steers(command: list[str]) -> bool:
+    """Whether this is `python … deepsched steer run …`, and neither `sudo` before it nor a controller in an actor."""
+    if not command or not Path(command[0]).name.startswith("python") or "--actor" in command:
+        return False
+    return any(_is_steer(word) and after == "run" for word, after in itertools.pairwise(command))
 
 
 def _is_steer(word: str) -> bool:
@@ -81,13 +91,19 @@ def _of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]
     from rayjobs.cli.console import log_line
     from rayjobs.runs.joining import named_ray
     from rayjobs.runs.local_ray import connected, joined, running_heads
+
+    named = named_ray(address)
+    heads = [] if named else running_heads()
+    if not named and not heads:
+        # The small installation has no Ray, and may have controllers.
+        return
     from tuning.live.testbeds import running_testbeds
 
-    if (named := named_ray(address)) is not None:
+    if named:
         with connected(named.address, named.source):
             yield named.address, running_testbeds()
         return
-    for folder in running_heads():
+    for folder in heads:
         try:
             with joined(folder):
                 found = running_testbeds()

@@ -19,7 +19,7 @@ from actuators.contract.control import DirectMethod
 from actuators.errors import DataError
 from actuators.options import GIVEN, NOT_GIVEN, Moved, Never, Only, Retired
 from actuators.testbed.options import LiveOptions
-from envs.environment.actions import check_method
+from envs.environment.actions import ActionCodec, check_method
 from envs.environment.phase import Observed, ObserveOptions
 from rayjobs.cli.config import dump_yaml, resumed
 from rayjobs.cli.interrupts import kept
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from tuning.live.training import ParallelRow
 
 POLICIES, BLOCK_OVERHEAD_S = 4, 1.2
+MAY_DIFFER = ("training.steps", "training.proof_episodes", "address", "storage")
+"""Options that may be given anew to a run that goes on."""
 
 
 class TrainOptions(RayOptions):
@@ -111,7 +113,8 @@ class TrainOptions(RayOptions):
     `training.algorithm.recorded_steps` simulated ones."""
     resume: Annotated[Path | None, Only(testbed="simulated")] = None
     """Folder of an earlier run to continue from its newest checkpoint, with its options; a new run when not given. Only
-    `training.steps` may be given anew."""
+    `training.steps` and `training.proof_episodes` may be given anew. More steps also continue a training that early
+    stopping ended."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -122,7 +125,7 @@ class TrainOptions(RayOptions):
 
     def resolved(self) -> Self:
         if self.resume is not None:
-            return resumed(self, self.resume, may_differ=("training.steps", "address", "storage"))
+            return resumed(self, self.resume, MAY_DIFFER)
         return self.changed(of_one_system(self, "training.scenarios"))
 
 
@@ -130,7 +133,7 @@ def run(options: TrainOptions) -> int:
     """Prints the table of the judgement and the bundle's folder."""
     from envs.scenarios.lookup import scenario, topology_of
     from rayjobs.cli.console import console_err, console_out
-    from rayjobs.runs.steps import Steps, today_of
+    from rayjobs.runs.steps import Steps, today_of, training_scenarios
     from tuning.judging.contenders import LEARNED, contender_names, contenders
     from tuning.judging.tables import print_evaluation
 
@@ -143,8 +146,13 @@ def run(options: TrainOptions) -> int:
         check_live(topology)
     names = contender_names(options.training.decision.action.estimator, today=today_of(watched) is not None)
     check_reference(options.judge.reference, names)
-    folder = _folder(options)
     training = options.training.extended(TrainingOptions, method=options.method, interval_s=options.interval_s)
+    ActionCodec(topology, training.decision.action).check()
+    if training.proof_episodes:
+        from tuning.learning.proof import check_episodes
+
+        check_episodes(training.proof_episodes, training_scenarios(training, watched.work_scale))
+    folder = _folder(options)
     judging = options.judge.extended(JudgeOptions, interval_s=options.interval_s, seed=options.seed, learned=LEARNED)
     with contextlib.ExitStack() as stack:
         stack.enter_context(stored(folder.path, options.storage))

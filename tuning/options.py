@@ -111,7 +111,8 @@ class HeldOutOptions(Options):
     patience: Annotated[int, Only(every_steps=GIVEN)] = Field(default=4, ge=1)
     """Evaluations without a better result after which training stops."""
     episodes: Annotated[int, Only(every_steps=GIVEN)] = Field(default=12, ge=1)
-    """Episodes per evaluation, drawn from `scenarios` in turn, with seeds that training does not use."""
+    """Episodes per evaluation, always the same ones: each of a scenario drawn at random from `scenarios`, with seeds
+    that training does not use."""
     scenarios: Annotated[tuple[str, ...], Only(every_steps=GIVEN)] = ()
     """Scenarios of the evaluations; those of the training when empty."""
 
@@ -162,8 +163,9 @@ class LearningOptions(Options):
     """Reward the difference from the baseline on the same simulated arrivals, instead of the latency itself:
     this doubles the simulation and removes the variance of the arrivals from the reward. For residuals."""
     proof_episodes: Annotated[int, Only(decision__action__kind="residual")] = Field(default=0, ge=0)
-    """New simulated episodes at the end on which a residual must prove that it helps overall and harms nowhere
-    (`tuning.learning.proof`); one that cannot is reset to its baseline. 0 accepts it without a proof."""
+    """New simulated episodes at the end, two or more per scenario, on which a residual must prove that it helps overall
+    and harms nowhere (`tuning.learning.proof`); one that cannot is reset to its baseline. 0 accepts it without a
+    proof."""
 
     @property
     def network(self) -> ModelOptions:

@@ -17,7 +17,10 @@ SUITE = SUITES["social-1"]
 
 
 def evaluate(program_path: str, seeds: Sequence[int] = SUITE.search_seeds) -> dict[str, float]:
-    """The `score`, its parts `goodput` and `index` (J), and the latter for each scenario."""
+    """The `score`, its parts `goodput` and `index` (J), and the latter for each scenario.
+
+    The file is executed anew for every scenario and seed, which share neither memory nor global variables.
+    """
     rule = program_rule(Path(program_path))
     played = play_suite(SUITE, lambda scenario, topology: rule, seeds)
     found = points(SUITE, played, *(reference(SUITE, name, tuple(seeds)) for name in ("least_conn", "oracle")))

@@ -6,12 +6,12 @@ import numpy as np
 
 
 def weights(seen: dict[str, np.ndarray], memory: dict[str, Any]) -> np.ndarray:
-    """The weights for the next second, ``[systems, groups, servers]``, positive; only their ratios matter.
+    """One system's weights for the next second, ``[groups, servers]``, positive; only ratios within a group matter.
 
     Args:
-        seen: of the last second, each ``[systems, groups, servers]``: `requests`, `errors`, `response_s` (the mean; nan
-            without an answer) and `in_flight` (now).
-        memory: empty at the start; what the rule puts there is there in the next second.
+        seen: of the last second, each ``[groups, servers]``: `requests`, `errors`, `response_s` (the mean; nan without
+            an answer) and `in_flight` (now).
+        memory: this system's alone, empty at the start; what the rule puts there is there in the next second.
     """
     mean_s = np.where(seen["errors"] > 0, np.nan_to_num(seen["response_s"]) + 0.1, seen["response_s"])
     before = memory.get("response_s", mean_s)

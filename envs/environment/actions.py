@@ -30,6 +30,9 @@ CONTINUOUS_RANGE = 2.0
 INCREMENT = 0.4
 MAX_VECTORS = 1000
 """Ratio vectors per group; {1, 3, 5} stays below it up to six servers."""
+MAX_JOINT = 50_000
+"""Joint actions; {1, 3, 5} gives 15,625 for three groups on three servers. DQN computes a value of each of them for
+every step of a batch: 50 MB per tensor."""
 
 
 SETS_WEIGHTS = (Only(baseline="inverse_latency"), Only(kind=("continuous", "increments", "ratios")))
@@ -102,15 +105,23 @@ class ActionCodec:
         self.size = topology.shape[0] * topology.shape[1]
 
     def check(self) -> None:
-        """Raises ConfigError when there are no ratio vectors, or too many, for so many servers."""
-        if self.options.kind == "ratios":
-            ratio_levels(self.options.ratios, self.topology.shape[1])
+        """Raises ConfigError when there are no ratio vectors, or too many, for so many servers and groups."""
+        if self.options.kind != "ratios":
+            return
+        groups, vectors = self.topology.shape[0], len(self._levels)
+        if self.options.joint and vectors**groups > MAX_JOINT:
+            raise ConfigError(
+                f"{vectors} ratio vectors for each of {groups} groups are {vectors**groups:,} joint actions",
+                where="decision.action.joint",
+                remedy=f"at most {MAX_JOINT:,} are possible: set fewer decision.action.ratios, or joint=false with ppo",
+            )
 
     @property
     def space(self) -> spaces.Space[Any]:
-        """Of one testbed's action."""
+        """Of one testbed's action. Raises ConfigError as `check` does."""
         from gymnasium import spaces  # noqa: PLC0415 - `--help` reads the options above and must answer at once
 
+        self.check()
         if self.options.kind != "ratios":
             return spaces.Box(-1.0, 1.0, (self.size,), np.float32)
         groups, vectors = self.topology.shape[0], len(self._levels)

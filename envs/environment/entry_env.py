@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
 from envs.environment.entry import WINDOW_S, EntryTask, LearnedEntry
+from envs.environment.study_setup import PLAIN
 from envs.environment.vector_env import NextScript
 from envs.environment.windowed_env import WindowedVectorEnv
 from envs.observation.entry import row_size
-from envs.simulator.batch import SimulatedBatch, SimulationOptions
+from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
 
-PLAIN = SimulationOptions(retry_post=True)
 REWARD_SCALE = 0.1
 """Of goodput less 1, so that values are of the order of 1: RLlib's PPO learns nothing from larger errors of them."""
 

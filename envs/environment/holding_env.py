@@ -12,15 +12,14 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.histogram import midpoints_s
 from actuators.contract.script import Script
 from envs.environment.holding import WINDOW_S, HoldingTask, LearnedHolding
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.environment.vector_env import NextScript
 from envs.environment.windowed_env import WindowedVectorEnv
 from envs.observation.deadlines import failure_s
 from envs.observation.holding import MOVES, row_size
-from envs.simulator.batch import SimulatedBatch, SimulationOptions
+from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
 
-SHARED_MEMORY = SimulationOptions(retry_post=True, workers_sharing_memory=2)
-"""As the studies have it: the two workers of each NGINX share what they count."""
 MOST_REWARD = 1.0
 _LEAST_COST = 0.1
 

@@ -5,6 +5,7 @@ A failed request costs at least as much as the slowest answer of its type, and a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,8 @@ from envs.observation.features import Counters, quantile_s
 RewardName = Literal["log_latency", "art", "p99", "cluster_rank"]
 
 _FLOOR = 0.01
+KEPT_EPISODES = 2**16
+"""Started episodes that a ledger keeps; a training takes them after every sampling, other users may never do so."""
 
 
 def reward_terms(counters: Counters, deadlines_s: FloatArray) -> dict[str, FloatArray]:
@@ -90,9 +93,9 @@ class Episode:
 
 @dataclass
 class Ledger:
-    """Filled by an environment, emptied by the callback that logs it."""
+    """Filled by an environment, emptied by the callback that logs it; keeps the newest `KEPT_EPISODES` episodes."""
 
-    _episodes: list[Episode] = field(default_factory=list)
+    _episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=KEPT_EPISODES))
     _sums: dict[str, float] = field(default_factory=dict)
     _steps: int = 0
 
@@ -108,8 +111,9 @@ class Ledger:
         self._steps += int(next(iter(chosen.values())).size if rows is None else rows.sum())
 
     def take_episodes(self) -> list[Episode]:
-        """Episodes started since the last call."""
-        taken, self._episodes = self._episodes, []
+        """Episodes started since the last call, at most the newest `KEPT_EPISODES`."""
+        taken = list(self._episodes)
+        self._episodes.clear()
         return taken
 
     def take_means(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Benchmarks that others can compare with: fixed scenarios, seeds and budgets, and scores between two references.
 
-What a version fixes never changes: another scenario, seed or formula is another version (docs/benchmark.md).
+What a version fixes never changes: another scenario, seed or formula of the score is another version
+(docs/benchmark.md).
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from actuators.contract.late_binding import LateBinding, LateBindingNumbers, slo
 from actuators.contract.script import Script, ServerProfile
 from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.heuristics.names import HELD
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch
+from envs.study.interval import student_interval
 from envs.study.judge import Score, deadlines_s, judge_each, play
 from envs.study.rules import (
     RULES,
-    SHARED_MEMORY,
     BatchController,
     Learning,
     Rule,
@@ -43,7 +45,6 @@ LOWEST, HIGHEST = "least_conn", "oracle"
 """Score 0 and score 1."""
 BOUND = "bound"
 _UNLIMITED = 1024
-_RESAMPLES, _RESAMPLING_SEED = 2000, 1
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Points:
         goodput: part of the oracle's gain in goodput, summed over scenarios.
         index: part of the oracle's gain in the logarithm of J, summed over scenarios.
         scenarios: the last one for each scenario.
-        interval: of `total`, 95 %, bootstrap over seeds.
+        interval: of `total`, 95 %, Student's t over seeds; nan from one seed.
     """
 
     total: float
@@ -166,32 +167,30 @@ def play_suite(
 
 def points(suite: Suite, played: Played, lowest: Played, highest: Played) -> Points:
     """Scores `played` between the two references, which played the same seeds."""
-    resampled = np.random.default_rng(_RESAMPLING_SEED).integers(
-        played.index.shape[1], size=(_RESAMPLES, played.index.shape[1])
-    )
-    goodput, index = _parts(played, lowest, highest, np.arange(played.index.shape[1])[None])
-    spread = np.mean(_parts(played, lowest, highest, resampled), axis=0)
-    gains = np.log(lowest.index / played.index).mean(axis=1) / np.log(lowest.index / highest.index).mean(axis=1)
-    low, high = np.quantile(spread, (0.025, 0.975))
+    own, whole = np.log(lowest.index / played.index), np.log(lowest.index / highest.index)
+    goodput, goodput_of_seed = _part(played.goodput - lowest.goodput, highest.goodput - lowest.goodput)
+    index, index_of_seed = _part(own, whole)
     return Points(
-        total=float((goodput[0] + index[0]) / 2),
-        goodput=float(goodput[0]),
-        index=float(index[0]),
-        scenarios=dict(zip(suite.scenarios, map(float, gains), strict=True)),
-        interval=(float(low), float(high)),
+        total=(goodput + index) / 2,
+        goodput=goodput,
+        index=index,
+        scenarios=dict(zip(suite.scenarios, map(float, own.mean(axis=1) / whole.mean(axis=1)), strict=True)),
+        interval=student_interval((goodput_of_seed + index_of_seed) / 2),
     )
 
 
-def _parts(played: Played, lowest: Played, highest: Played, seeds: np.ndarray) -> tuple[FloatArray, FloatArray]:
-    """Parts of the gain in goodput and in J for each row of chosen seeds, ``[rows]``."""
+def _part(own: FloatArray, whole: FloatArray) -> tuple[float, FloatArray]:
+    """The part that an entry's gains are of the oracle's, and its values per seed, ``[seeds]``.
 
-    def gain(of: FloatArray) -> FloatArray:
-        chosen: FloatArray = of[:, seeds].mean(axis=2).sum(axis=0)
-        return chosen
+    The mean of these values is the part, and their standard error is that of a ratio of two means
+    (docs/benchmark.md#the-score).
 
-    goodput = gain(played.goodput - lowest.goodput) / gain(highest.goodput - lowest.goodput)
-    index = gain(np.log(lowest.index / played.index)) / gain(np.log(lowest.index / highest.index))
-    return goodput, index
+    Args:
+        own, whole: gains of the entry and of the oracle, ``[scenarios, seeds]``.
+    """
+    gain, most = own.sum(axis=0), whole.sum(axis=0)
+    part = float(gain.mean() / most.mean())
+    return part, part + (gain - part * most) / most.mean()
 
 
 @cache

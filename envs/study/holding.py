@@ -8,8 +8,8 @@ import numpy as np
 
 from actuators.contract.script import Script
 from envs.environment.holding import WINDOW_S, HoldingTask, LearnedHolding
-from envs.environment.holding_env import SHARED_MEMORY
 from envs.environment.rollout import RowPolicy
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.observation.holding import MOVES
 from envs.simulator.batch import SimulatedBatch
 from envs.simulator.window_batch import WindowBatch

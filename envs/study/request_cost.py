@@ -11,10 +11,11 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.request_cost import RequestCost, RequestKind
 from actuators.contract.script import Scenario, Script
 from actuators.contract.topology import Topology
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.estimators.request_cost import HELD_OUT, CostRow, explained, learn_from
 from envs.simulator.batch import SimulatedBatch
-from envs.study.rules import SHARED_MEMORY, Learning, steering
+from envs.study.rules import Learning, steering
 
 WARM_UP_S = 20.0
 """In which service times are learned, and whose requests do not count."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from actuators.contract.request_cost import RequestCost
 from actuators.contract.script import Script
 from actuators.errors import ConfigError, closest
 from envs.environment.problem import DecisionProblem
+from envs.environment.study_setup import PLAIN, SHARED_MEMORY
 from envs.estimators.base import FIRST_GUESS_S, Estimator, ServiceSamples
 from envs.estimators.capacity import CapacityLearner, with_slots
 from envs.estimators.registry import DEFAULT_ESTIMATOR, estimator_named
@@ -43,7 +44,7 @@ class Rule:
     name: str
     method: BalancingMethod | OracleMethod | RivalMethod
     steering: Callable[[], BatchController] | None = None
-    options: SimulationOptions = field(default_factory=lambda: SimulationOptions(retry_post=True))
+    options: SimulationOptions = PLAIN
 
 
 def inverse_latency() -> BatchController:
@@ -145,12 +146,6 @@ def true_speeds() -> BatchController:
 def workers_of(scripts: Sequence[Script]) -> FloatArray:
     """Workers of every server, ``[scripts, servers]``."""
     return np.array([[float(profile.workers) for profile in script.servers] for script in scripts])
-
-
-PLAIN = SimulationOptions(retry_post=True)
-"""As in the studies, lost POSTs are sent to another server as well."""
-SHARED_MEMORY = SimulationOptions(retry_post=True, workers_sharing_memory=2)
-"""As in the studies: the two workers of each load balancer share their counters (S9: 4 contexts)."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from actuators.contract.script import Script
 from actuators.contract.stock import StockPlan
 from actuators.contract.topology import Topology
 from actuators.errors import ConfigError, DataError
+from envs.environment.study_setup import PLAIN, SHARED_MEMORY
 from envs.scenarios.calibrated import CalibratedScenario
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.timeline import closed_loop_rps
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
 from envs.simulator.window_batch import WindowBatch
 from envs.study.judge import WARM_UP_S, Score, judge_each
-from envs.study.rules import PLAIN, RULES, SHARED_MEMORY, BatchController, Rule, fixed_weights
+from envs.study.rules import RULES, BatchController, Rule, fixed_weights
 
 PER_TYPE, SHARED, CAPPED, LUA = "an upstream per type", "one upstream", "one upstream, max_conns", "expected_delay"
 SLOW = 0.5

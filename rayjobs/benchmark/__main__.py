@@ -87,7 +87,8 @@ def entry_of(text: str, suite: Suite) -> Entry:
 
 
 def _bundle_entry(folder: Path, suite: Suite) -> Entry:
-    from envs.study.rules import PLAIN, SHARED_MEMORY, Rule, policy_steering
+    from envs.environment.study_setup import PLAIN, SHARED_MEMORY
+    from envs.study.rules import Rule, policy_steering
     from rayjobs.cli.console import console_err
     from tuning.policy.bundle import load_bundle
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from actuators.contract.request_cost import LEAST_R2, GroupCost, SeenRequest
 from actuators.errors import ActuationError, ConfigError, DataError
-from actuators.files import read_token, write_json
+from actuators.files import read_token, writable_folder, write_json
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
 from actuators.options import Options
 from rayjobs.cli.console import console_out, log_line
@@ -66,12 +66,13 @@ def run(options: LearnOptions) -> int:
     topology = topology_from_text(MemoryControl.read(options.control_url))
     if options.bundle is not None:
         _require_bundle(options.bundle, {group.name for group in topology.groups})
+    # Before collecting: neither a missing scikit-learn (extra `train`) nor a closed folder may cost the samples.
+    from envs.estimators.request_cost import learn_cost
+
+    writable_folder(options.out.parent)
     with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
         samples = collect(endpoint, options)
     _log(f"fits models to {len(samples)} samples")
-    # sklearn takes seconds to import.
-    from envs.estimators.request_cost import learn_cost
-
     costs = learn_cost(cost_rows(samples))
     write_json(options.out, costs.model_dump(mode="json"))
     if options.bundle is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
 
-from actuators.errors import CapacityError
+from actuators.errors import CapacityError, ConfigError
 from actuators.testbed.placement import NAMESPACE
 from rayjobs.cli.console import log_line
 from rayjobs.runs.local_ray import ray_session
@@ -55,7 +55,10 @@ class SteerActor:
 
 
 def start_actor(options: SteerOptions) -> Any:
-    """The actor's handle; the actor claims `proxy` and is restarted whenever it dies."""
+    """The handle of a new actor, which claims `proxy` and is restarted when it dies; it ends with this process.
+
+    Raises ConfigError when there is one for this folder.
+    """
     given = options.model_dump(mode="json") | {
         "actor": False,
         "address": None,
@@ -65,15 +68,19 @@ def start_actor(options: SteerOptions) -> Any:
     given |= {name: str(Path(given[name]).absolute()) for name in paths if given[name]}
     made = ray.remote(SteerActor).options(
         num_cpus=0, resources={"proxy": 1}, max_restarts=-1, max_task_retries=-1, max_concurrency=4,
-        name=f"steer {given['folder']}", namespace=NAMESPACE, get_if_exists=True,
+        name=f"steer {given['folder']}", namespace=NAMESPACE,
     )  # fmt: skip
-    return made.remote(given)
+    try:
+        return made.remote(given)
+    except ActorAlreadyExistsError as error:
+        remedy = "end it, or give another --folder"
+        raise ConfigError("another controller is running", where=given["folder"], remedy=remedy) from error
 
 
 def steer_on_proxy(options: SteerOptions) -> None:
-    """Runs the actor until it ends or this process is interrupted.
+    """Runs a new actor until it ends or this process is interrupted.
 
-    Raises CapacityError, and what the controller raises.
+    Raises CapacityError, ConfigError when another actor steers with this folder, and what the controller raises.
     """
     with ray_session(address=options.address):
         if ray.cluster_resources().get("proxy", 0) < 1:
@@ -84,6 +91,8 @@ def steer_on_proxy(options: SteerOptions) -> None:
         log_line("steer", "the controller runs as an actor on the proxy node")
         try:
             ray.get(running)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except KeyboardInterrupt:
             with contextlib.suppress(RayError):
                 ray.get([actor.stop.remote(), running], timeout=END_TIMEOUT_S)

@@ -21,6 +21,7 @@ from actuators.errors import ActuationError, ConfigError, DeepSchedError, closes
 from actuators.files import read_token
 from actuators.nginx.admission_endpoint import AdmissionEndpoint, from_text, to_text
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
+from actuators.other_proxies import names_another
 from actuators.store import Store, Stored
 from tuning.steering.admission import AdmissionVerdict, AdmissionWatch, IdleLatency
 from tuning.steering.options import Ordered
@@ -28,6 +29,7 @@ from tuning.steering.options import Ordered
 if TYPE_CHECKING:
     from rayjobs.steer.options import SteerOptions
 
+LEFT = "admission not applied: the rule of an earlier controller is not taken back"
 CHANGED = "the rule of admission was changed outside the controller, and stays: steer resume sets ours again"
 _RESTARTED = {"restart", "reset"}
 _SUMS = ("offered", "refused", "spared", "finished", "late")
@@ -39,12 +41,14 @@ class FirstRule(BaseModel):
     Attributes:
         text: as the endpoint shows it; empty for none.
         sealed: a controller has set a rule since.
+        ours: the rule that a controller set last; empty where none is known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str = ""
     sealed: bool = False
+    ours: str = ""
 
 
 class FirstRuleStore:
@@ -58,18 +62,28 @@ class FirstRuleStore:
         return self._store.read().value
 
     def keep(self, text: str) -> FirstRule:
-        """The first rule, when this one is in force at a start. Raises ConflictError, DataError, OSError."""
+        """The first rule, when this one is in force: it is the first as long as no controller has set one.
+
+        Raises ConflictError, DataError, OSError.
+        """
 
         def update(stored: Stored[FirstRule]) -> FirstRule:
             return stored.value if stored.value is not None and stored.value.sealed else FirstRule(text=text)
 
         return self._change(update)
 
-    def seal(self, sealed: bool = True) -> None:
-        """Call before a controller sets a rule; or, with False, when the first one is in force again."""
+    def seal(self, ours: str) -> None:
+        """Call before a controller sets this rule. Raises ConflictError, DataError, OSError."""
+        self._update(sealed=True, ours=ours)
+
+    def unseal(self) -> None:
+        """Call when the first rule is in force again. Raises ConflictError, DataError, OSError."""
+        self._update(sealed=False, ours="")
+
+    def _update(self, **values: Any) -> None:
         kept = self.read()
-        if kept is not None and kept.sealed != sealed:
-            self._change(lambda stored: (stored.value or kept).model_copy(update={"sealed": sealed}))
+        if kept is not None and kept != kept.model_copy(update=values):
+            self._change(lambda stored: (stored.value or kept).model_copy(update=values))
 
     def _change(self, update: Any) -> FirstRule:
         value = self._store.change(update).value
@@ -93,6 +107,7 @@ class SiteAdmission:
         self.first = store.keep(present)
         self._expected, self._doubtful, self._yielded = present, False, -1
         self._in_force = present  # may differ from the expected one
+        self._sealed, self._ours = self.first.sealed, self.first.ours
         self._idle = IdleLatency(admission)
         self._go_on(present)
         self._sums = dict.fromkeys(_SUMS, 0)
@@ -106,9 +121,10 @@ class SiteAdmission:
         self._admission = replace(self._admission, idle_s=self._idle.measured(self._admission.idle_s))
         self._add(window)
         verdict = self._watch.decide(orders.mode, orders.canary_percent)
-        text, reason = self._wanted(verdict, orders)
-        alarms = list(verdict.alarms) if orders.override == "" else []
+        alarms, reason = list(verdict.alarms) if orders.override == "" else [], verdict.reason
         try:
+            self._look(window, orders)
+            text, reason = self._wanted(verdict, orders)
             alarms += self._put(text, window, orders)
         except DeepSchedError as error:
             alarms.append(f"admission not applied: {error}"[:300])
@@ -140,36 +156,60 @@ class SiteAdmission:
             return None
         return found
 
+    def _look(self, window: Window, orders: Ordered) -> None:
+        """Reads the rule in force. As long as no controller has set one, another one is what a revert restores."""
+        present = self._in_force = self._endpoint.text()
+        if self._sealed or present == self._expected:
+            return
+        ended = orders.override == "reverted" and self._doubtful and not _restarted(window)
+        if present or ended:
+            self.first = self._store.keep(present)
+            self._expected, self._doubtful = present, False
+
+    def _is_theirs(self, orders: Ordered) -> bool:
+        """In shadow mode: whether a rule is in force that neither a controller has set nor was there before."""
+        present = self._in_force
+        if orders.mode != "shadow" or orders.override or present in ("", self.first.text, self._ours):
+            return False
+        return self._own(present) is None
+
     def _wanted(self, verdict: AdmissionVerdict, orders: Ordered) -> tuple[str | None, str]:
         """The rule that should be in force, None to leave it, and why."""
         if orders.override == "paused":
             return None, "paused by the operator"
         if orders.override == "reverted":
             return self.first.text, "reverted by the operator"
+        if self._is_theirs(orders):
+            return None, "shadow: a rule that was set outside the controller stays"
         if orders.mode == "shadow" and self.first.text:
             return self.first.text, "shadow: the rule from before the controller stays"
         return to_text(replace(self._admission, percent=verdict.percent)), verdict.reason
 
     def _put(self, text: str | None, window: Window, orders: Ordered) -> list[str]:
         """Sets the rule when it differs; alarms about one that somebody else has set, which stays."""
-        present = self._in_force = self._endpoint.text()
-        if present != self._expected and not self._lost(present, window, orders):
+        present = self._in_force
+        if present != self._expected and not self._lost(window, orders):
             return [CHANGED] if self._yielded == orders.version else []
         if text is not None and text != present:
-            self._store.seal()
+            if text != self.first.text:
+                self._store.seal(text)
+                self._sealed, self._ours = True, text
             self._endpoint.put_text(text)
             present = self._in_force = text
         self._expected, self._doubtful = present, False
         if orders.override == "reverted" and present == self.first.text:
-            self._store.seal(False)
+            self._store.unseal()
+            self._sealed, self._ours = False, ""
         return []
 
-    def _lost(self, present: str, window: Window, orders: Ordered) -> bool:
-        """Whether another rule than the last one is there because NGINX was restarted, or may be set over.
+    def _lost(self, window: Window, orders: Ordered) -> bool:
+        """Whether another rule than the last one is there because NGINX was restarted, or is taken as it is, or may be
+        set over.
 
         A restart may show in the next window only, so a change is taken for somebody's after that.
         """
-        if _RESTARTED & {fault.kind for fault in window.faults} or orders.override == "reverted":
+        taken_back = orders.override == "reverted" and self._sealed
+        if _restarted(window) or taken_back or self._is_theirs(orders):
             return True
         if not self._doubtful:
             self._doubtful = True
@@ -193,13 +233,40 @@ class SiteAdmission:
     def _entry(self, reason: str, counts: AdmissionWindow | None) -> dict[str, Any]:
         """What the audit log and the heartbeat tell; `late_beyond`: late in windows with requests beyond a limit."""
         return {
-            "rule": _word(self._expected, "rule") or "none",
-            "percent": _percent(self._expected),
+            "rule": _word(self._in_force, "rule") or "none",
+            "percent": _percent(self._in_force),
             "reason": reason,
             "idle_ms": (1e3 * self._admission.idle_s).round(3).tolist(),
             "since_start": {**self._sums, "late_beyond": self._late_beyond},
             "counted": counts is not None,
         }
+
+
+class LeftAdmission:
+    """The rule that an earlier controller set, under a controller that sets none: a revert takes it back.
+
+    Args:
+        control_url: of the present NGINX; empty when it does not balance in memory, and then the rule is only told of.
+    """
+
+    def __init__(self, store: FirstRuleStore, control_url: str, token_file: Path | None) -> None:
+        self._store, self._control_url, self._token_file = store, control_url, token_file
+        self.reverted = not control_url
+
+    def step(self, window: Window, orders: Ordered) -> tuple[dict[str, Any], list[str]]:
+        """As `SiteAdmission.step`; without an entry."""
+        if orders.override != "reverted" or (self.reverted and self._control_url):
+            return {}, []
+        try:
+            restore_first_rule(self._store, self._control_url, self._token_file)
+        except (DeepSchedError, OSError) as error:
+            return {}, [f"{LEFT}: {error}"[:300]]
+        self.reverted = True
+        return {}, []
+
+
+def _restarted(window: Window) -> bool:
+    return bool(_RESTARTED & {fault.kind for fault in window.faults})
 
 
 def _word(text: str, name: str) -> str:
@@ -212,13 +279,16 @@ def _percent(text: str) -> float:
 
 
 @contextlib.contextmanager
-def site_admission(options: SteerOptions, store: FirstRuleStore) -> Iterator[SiteAdmission | None]:
-    """The rule that the options describe; None without one.
+def site_admission(options: SteerOptions, store: FirstRuleStore) -> Iterator[SiteAdmission | LeftAdmission | None]:
+    """The rule that the options describe; without one, that of an earlier controller, or None.
 
-    Raises ConfigError, also for a group that NGINX does not have; ActuationError when it has no admission control.
+    Raises ConfigError, also for a group that NGINX does not have; ActuationError when it has no admission control;
+    DataError when the file of the first rule cannot be read.
     """
     if options.admission_calibration is None:
-        yield None
+        first = store.read()
+        in_memory = "" if names_another(options.control_url) else options.control_url
+        yield LeftAdmission(store, in_memory, options.token_file) if first is not None and first.sealed else None
         return
     from envs.calibration.admission import calibrated_admission
     from envs.calibration.result import Calibration
@@ -253,11 +323,12 @@ def restore_first_rule(store: FirstRuleStore, control_url: str, token_file: Path
     first = store.read()
     if first is None or not first.sealed:
         return False
-    if not control_url:
-        raise ActuationError("the control endpoint is not known", where="admission", remedy="start a controller")
+    if not control_url or names_another(control_url):
+        remedy = "start a controller with its --control-url"
+        raise ActuationError("the control endpoint of its NGINX is not known", where="admission", remedy=remedy)
     token = read_token(token_file)
     topology = topology_from_text(MemoryControl.read(control_url))
     with contextlib.closing(AdmissionEndpoint(beside(control_url, "admission"), token, topology)) as endpoint:
         endpoint.put_text(first.text)
-    store.seal(False)
+    store.unseal()
     return True

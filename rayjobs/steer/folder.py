@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.errors import ConfigError, ConflictError
-from actuators.files import exclusive, open_private, read_regular, writable_folder, write_private
+from actuators.files import exclusive, give_to_owner, open_private, read_regular, writable_folder, write_private
 from actuators.processes.system import boot_id
 from rayjobs.steer.admission import FirstRuleStore
 from rayjobs.steer.first import FirstStore
@@ -70,7 +70,8 @@ class SteerFolder:
     def order(self, given: Moment | None = None, **changes: Any) -> Orders:
         """Changes the orders (`OrderStore.give`). Raises ConfigError when no controller has used this folder."""
         self.require()
-        return self.orders.give(changes, given or Moment.now()).value or Orders()
+        kept = self.orders.give(changes, given or Moment.now()).value
+        return Orders() if kept is None else Orders.model_validate(kept.model_dump(exclude={"given"}))
 
     def require(self) -> None:
         """Raises ConfigError when no controller has used this folder, or when it is closed to this user."""
@@ -89,6 +90,7 @@ class SteerFolder:
 
         Raises OSError.
         """
+        # Not given to the folder's owner: it names programs, which root then would not run.
         write_private(self.path / "access.json", json.dumps(access))
 
     def access(self) -> dict[str, Any]:
@@ -112,16 +114,25 @@ class SteerFolder:
         # Not synced to disk: it is written in every interval and has no use after a reboot.
         temporary = self.path / ".status.json.tmp"
         with open(temporary, "w", opener=open_private) as file:
+            give_to_owner(file.fileno(), self.path)
             file.write(json.dumps({**status, "boot": boot_id(), "pid": os.getpid()}))
         temporary.replace(self.path / "status.json")
 
     def status(self) -> dict[str, Any]:
         """The last heartbeat; empty when there is none since the last boot."""
+        status = self._last_status()
+        return status if status.get("boot") == boot_id() else {}
+
+    def has_ended(self) -> bool:
+        """Whether the last controller ended regularly, in this boot or an earlier one."""
+        return bool(self._last_status().get("ended"))
+
+    def _last_status(self) -> dict[str, Any]:
         try:
             status = json.loads(read_regular(self.path / "status.json", _MAX_BYTES))
         except (OSError, ValueError, RecursionError):
             return {}
-        return status if isinstance(status, dict) and status.get("boot") == boot_id() else {}
+        return status if isinstance(status, dict) else {}
 
 
 _START = "start a controller on it: deepsched steer run"

@@ -65,17 +65,28 @@ class Orders(BaseModel):
         return self.override == "reverted" and self.answered is None
 
 
+class GivenOrders(Orders):
+    """The orders as they are stored.
+
+    Attributes:
+        given: name of an order → when it was given last, in seconds since the epoch. So an order that is given again
+            is a change as well, which the controller obeys.
+    """
+
+    given: dict[str, float] = {}
+
+
 class OrderStore:
     """`orders.json` of a controller."""
 
     def __init__(self, path: Path) -> None:
-        self._store = Store(path, Orders, "an orders file")
+        self._store = Store(path, GivenOrders, "an orders file")
 
-    def read(self) -> Stored[Orders]:
+    def read(self) -> Stored[GivenOrders]:
         """The orders; a value of None stands for none. Raises DataError when the file cannot be read."""
         return self._store.read()
 
-    def give(self, changes: dict[str, Any], given: Moment) -> Stored[Orders]:
+    def give(self, changes: dict[str, Any], given: Moment) -> Stored[GivenOrders]:
         """Changes the orders; the controller applies them within one interval.
 
         Raises:
@@ -84,14 +95,16 @@ class OrderStore:
             DataError, OSError: the file cannot be read or written; nothing has changed.
         """
 
-        def update(stored: Stored[Orders]) -> Orders:
-            present = stored.value or Orders()
+        def update(stored: Stored[GivenOrders]) -> GivenOrders:
+            present = stored.value or GivenOrders()
             override = changes.get("override", present.override)
             if present.override == "reverted" and changes.get("override") != "reverted":
                 _require_answered(present, given)
             answered = present.answered if override == present.override else None
+            times = {**present.given, **dict.fromkeys(changes, time.time())}
+            orders = {**present.model_dump(), **changes, "answered": answered, "given": times}
             try:
-                return Orders.model_validate({**present.model_dump(), **changes, "answered": answered})
+                return GivenOrders.model_validate(orders)
             except ValidationError as error:
                 raise ConfigError(f"invalid order: {error.errors()[0]['msg']}", where="orders") from error
 
@@ -103,8 +116,8 @@ class OrderStore:
         Raises as `give`.
         """
 
-        def update(stored: Stored[Orders]) -> Orders:
-            present = stored.value or Orders()
+        def update(stored: Stored[GivenOrders]) -> GivenOrders:
+            present = stored.value or GivenOrders()
             # A revert that was given meanwhile is another one, and nobody has obeyed it.
             if stored.version != version or not present.pending:
                 return present

@@ -17,7 +17,7 @@ from rayjobs.cli.console import log_line
 from rayjobs.cli.main import Verb
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import ModeOptions, OrderOptions, SwapOptions
-from rayjobs.steer.order_store import Moment, Orders
+from rayjobs.steer.order_store import GivenOrders, Moment, Orders
 
 INTERVALS = 3
 """Control intervals within which a controller obeys and says so."""
@@ -79,7 +79,7 @@ def _order(options: OrderOptions, given: Moment | None = None, **changes: Any) -
     return 0
 
 
-def _give(folder: SteerFolder, given: Moment, changes: dict[str, Any]) -> Stored[Orders]:
+def _give(folder: SteerFolder, given: Moment, changes: dict[str, Any]) -> Stored[GivenOrders]:
     """The orders with these changes. Raises as `OrderStore.give`."""
     folder.require()
     try:
@@ -91,11 +91,13 @@ def _give(folder: SteerFolder, given: Moment, changes: dict[str, Any]) -> Stored
         ) from error  # fmt: skip
 
 
-def _await(folder: SteerFolder, stored: Stored[Orders], changes: dict[str, Any], wait_s: float | None) -> int | None:
+def _await(
+    folder: SteerFolder, stored: Stored[GivenOrders], changes: dict[str, Any], wait_s: float | None
+) -> int | None:
     """Watches the controller's heartbeat until it has obeyed these orders, and says what is in force.
 
     1 when it does not within `wait_s`; None when no controller is running.
-    Raises ConflictError when another order came after this one.
+    Raises ConflictError when another order came after this one, ConfigError when the controller refuses the bundle.
     """
     wait_s = wait_s or max(INTERVALS * float(folder.status().get("interval_s", 0.0)), LEAST_WAIT_S)
     began_s = time.monotonic()
@@ -106,6 +108,7 @@ def _await(folder: SteerFolder, stored: Stored[Orders], changes: dict[str, Any],
         status = folder.status()
         if int(status.get("orders_version", -1)) >= stored.version and _obeyed(status, changes):
             _require_kept(folder, stored, changes)
+            _require_taken(status, changes)
             log_line("steer", f"in force now: {in_force(status)}")
             return 0
         select.select([], [], [], _POLL_S)
@@ -126,7 +129,16 @@ def _obeyed(status: dict[str, Any], changes: dict[str, Any]) -> bool:
     return bool(status.get("reverted")) or changes.get("override") != "reverted"
 
 
-def _require_kept(folder: SteerFolder, stored: Stored[Orders], changes: dict[str, Any]) -> None:
+def _require_taken(status: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Raises ConfigError when the controller has refused the bundle that these changes order."""
+    if "bundle" in changes and status.get("refused"):
+        raise ConfigError(
+            f"{status['refused']}: the controller goes on with the bundle before", where=str(changes["bundle"]),
+            remedy="correct it and repeat this order, or order another one",
+        )  # fmt: skip
+
+
+def _require_kept(folder: SteerFolder, stored: Stored[GivenOrders], changes: dict[str, Any]) -> None:
     """Raises ConflictError when another order has replaced this one, or a revert given meanwhile overrides it."""
     now, then = folder.orders.read().value or Orders(), stored.value or Orders()
     lost = any(getattr(now, name) != value for name, value in changes.items())

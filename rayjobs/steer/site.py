@@ -21,6 +21,7 @@ from actuators.errors import ActuationError, ConfigError, DeepSchedError, closes
 from actuators.external.actuator import Actuator, ActuatorOptions, MemoryActuator, open_actuator
 from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
+from actuators.external.nginx import ExternalNginx
 from actuators.files import read_token
 from actuators.load.engine import LoadEngine
 from actuators.nginx.control_endpoint import beside
@@ -169,18 +170,18 @@ class Site:
 
     def _rotated(self, control: Control, canary: Canary | None, *, restoring: bool) -> tuple[Control, Canary | None]:
         """Both; where other servers are out of rotation than when that was read last, with those that are so now: an
-        operator may have taken one out after the control was decided, which no controller undoes.
+        operator may have taken one out after the control was decided, or marked it `down` in a file that the change
+        will load, which no controller undoes.
         """
-        if not self.changes_silently or self._down is None:
+        if not (self.changes_silently or isinstance(self.actuator, ExternalNginx)) or self._down is None:
             return control, canary
-        before = self._down
         try:
-            down = self.out_of_rotation()
+            down = self._own(self.actuator.control()).down
         except DeepSchedError:
             if not restoring:
                 raise
             return control, canary
-        if np.array_equal(down, before):
+        if np.array_equal(down, self._down):
             self._down = control.down
             return control, canary
         base = None if canary is None else replace(canary, base=replace(canary.base, down=down))

@@ -118,7 +118,10 @@ def commands(out: Path, steer: SteerOptions, user: str) -> list[str]:
     """What an administrator types, in this order; docs/your-nginx.md#as-a-service explains it."""
     folder, conf, ours = steer.folder, steer.nginx_conf, user == OWN_USER
     names = ("deepsched-steer", "deepsched-watchdog")
-    made = "" if _state_directory(folder) else f"sudo install -d -m 700 -o {user} {folder}"
+    # Files of a folder that was used before, as by `onboard`, belong to another user. systemd itself changes the owner
+    # of a folder below /var/lib.
+    made = f"sudo install -d -m 700 -o {user} {folder} && sudo chown -R {user} {folder}"
+    made = "" if _state_directory(folder) else made
     return [
         "# install and start",
         *([f"sudo useradd --system --no-create-home --shell /usr/sbin/nologin {user}"] if ours else []),

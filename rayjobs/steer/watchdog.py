@@ -51,8 +51,8 @@ def watch(
 ) -> None:
     """Watches the heartbeat until `stopped` is set or `duration_s` is over; `opened` reaches NGINX as it is then.
 
-    When a controller has ended regularly, its last weights stay. When it is silent for `after_s` (killed, hung), the
-    weights from before it are restored once; a failed attempt is repeated.
+    When a controller has ended regularly, its last weights stay, also after a reboot. When it is silent for `after_s`
+    (killed, hung) and has set something, the weights from before it are restored once; a failed attempt is repeated.
     """
     stopped = stopped or threading.Event()
     began_s = time.monotonic()
@@ -63,13 +63,14 @@ def watch(
             return
         status = folder.status()
         silent_s = now_s - max(float(status.get("now_s", began_s)), began_s - after_s)
-        if status.get("ended") or silent_s < after_s:
+        if silent_s < after_s or folder.has_ended():
             reverted = False
         elif not reverted:
             reverted = _revert(folder, opened, silent_s, log)
 
 
 def _revert(folder: SteerFolder, opened: Callable[[], Actuator], silent_s: float, log: Callable[[str], None]) -> bool:
+    """Whether nothing is left to restore."""
     from rayjobs.steer.first import restore
     from tuning.steering.audit import append_line
 
@@ -77,6 +78,9 @@ def _revert(folder: SteerFolder, opened: Callable[[], Actuator], silent_s: float
         first = folder.first.read()
         if first is None:
             log("the weights from before the controller are unknown")
+            return True
+        if not first.sealed:
+            log(f"the controller was silent for {silent_s:.0f} s; nothing that it set is in force, so all stays")
             return True
         restored = restore(first, opened())
     except DeepSchedError as error:
@@ -86,10 +90,12 @@ def _revert(folder: SteerFolder, opened: Callable[[], Actuator], silent_s: float
         "kind": "watchdog", "time": time.time(), "silent_s": silent_s, "changed": restored.changed,
         "missing": list(restored.missing),
     }  # fmt: skip
-    try:
-        append_line(folder.audit, line)
-    except OSError as error:
-        log(f"not recorded: {error.strerror}")
+    # What somebody sets from now on is not the controller's, so that it is not restored again.
+    for record in (lambda: folder.first.seal(False), lambda: append_line(folder.audit, line)):
+        try:
+            record()
+        except (DeepSchedError, OSError) as error:
+            log(f"not recorded: {error}")
     missing = missing_in_words(restored.missing)
     log(f"the controller was silent for {silent_s:.0f} s; the weights from before it are restored{missing}")
     return True

@@ -1,4 +1,4 @@
-"""`deepsched testbeds` lists whatever runs: testbeds of several runs, controllers, and what does not answer."""
+"""`deepsched testbeds` lists what runs: testbeds of several runs, controllers, and what does not answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from actuators.files import exclusive, write_private
+from actuators.files import write_private
 from actuators.processes.system import boot_id
 from actuators.testbed.placement import NAMESPACE
 from rayjobs.bench.parts.waiting_testbed import make_waiting
@@ -67,25 +67,52 @@ def test_every_named_actor_is_a_row() -> None:
     wait_until(lambda: running_testbeds() == [])
 
 
+HOLDS = """
+import sys
+from pathlib import Path
+from actuators.files import exclusive
+with exclusive(Path(sys.argv[1]) / "lock", 0.0):
+    print(flush=True)
+    input()
+"""
+
+
 @contextmanager
-def looks_like(*words: str) -> Iterator[int]:
-    """A process of this user with these words in its command line."""
-    process = subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE)
+def looks_like(*words: str, holds: Path | None = None) -> Iterator[int]:
+    """A process of this user with these words in its command line, which holds a folder's lock when one is given."""
+    code = ["input()"] if holds is None else [HOLDS, str(holds)]
+    process = subprocess.Popen([sys.executable, "-c", *code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        if holds is not None:
+            assert process.stdout is not None
+            process.stdout.readline()
         yield process.pid
     finally:
         process.communicate(b"\n")
 
 
-def test_a_controller_without_ray_is_a_row_while_it_holds_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o700)
-    write_private(tmp_path / "locked" / "status.json", json.dumps({"mode": "shadow", "boot": boot_id()}))
+@pytest.mark.parametrize("options", [["--folder", "steer"], ["--config", "/etc/deepsched/deepsched-steer.yaml"]])
+def test_a_controller_without_ray_is_a_row_while_it_holds_its_folder(options: list[str], tmp_path: Path) -> None:
+    """However it got its options: a service has them in a file."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o700)
+    write_private(folder / "status.json", json.dumps({"mode": "shadow", "boot": boot_id()}))
     with (
-        looks_like("rayjobs.steer", "run", "--folder", str(tmp_path / "locked")) as pid,
-        looks_like("rayjobs.steer", "run", f"--folder={tmp_path / 'free'}"),
-        looks_like("steer", "run", "--actor", "--folder", str(tmp_path / "locked")),
+        looks_like("rayjobs.steer", "run", *options, holds=folder) as pid,
+        looks_like("rayjobs.steer", "run", "--folder", str(folder)),
+        looks_like("steer", "run", "--actor", "--folder", str(folder)),
     ):
-        with exclusive(tmp_path / "locked" / "lock", 0.0):
-            (row,) = [row for row in controllers() if str(tmp_path) in row["name"]]
+        (row,) = [row for row in controllers() if str(tmp_path) in row["name"]]
         assert (row["doing"], row["places"]) == ("shadow", {"controller": f"process {pid}"})
-        assert [row for row in controllers() if str(tmp_path) in row["name"]] == []
+    assert [row for row in controllers() if str(tmp_path) in row["name"]] == []
+
+
+@pytest.mark.usefixtures("root_only")
+def test_a_controller_of_another_user_is_a_row_without_its_folder() -> None:
+    words = ["-c", "read line", "rayjobs.steer", "run", "--config", "/etc/deepsched/deepsched-steer.yaml"]
+    process = subprocess.Popen(["python", *words], executable="/bin/sh", stdin=subprocess.PIPE, user="daemon")
+    try:
+        (row,) = [row for row in controllers() if row["places"] == {"controller": f"process {process.pid}"}]
+    finally:
+        process.communicate(b"\n")
+    assert (row["name"], row["doing"]) == ("controller of daemon", "shown to daemon only")

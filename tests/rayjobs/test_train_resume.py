@@ -62,6 +62,35 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         run(TrainOptions(resume=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"proof_episodes": 7}, r"7 episodes prove nothing on 4 scenarios \(training\.proof_episodes\); set 8 or more"),
+        (
+            {
+                "algorithm": {"name": "dqn"},
+                "decision": {"action": {"kind": "ratios", "joint": True, "ratios": [1, 2, 3, 5, 7]}},
+            },
+            r"joint actions \(decision\.action\.joint\)",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_run_has_a_folder(
+    training: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(TrainOptions(out=tmp_path, training=LearningOptions.model_validate(training)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_with_other_episodes_for_its_proof(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_yaml(TrainOptions(training=LearningOptions(proof_episodes=4))))
+    with pytest.raises(ConfigError, match="set 8 or more"):
+        run(TrainOptions(resume=tmp_path))
+    again = load_options(TrainOptions, assignments=["training.proof_episodes=8"], flags={"resume": tmp_path})
+    assert again.training.proof_episodes == 8
+
+
 def test_offline_training_records_what_it_needs(tmp_path: Path) -> None:
     assert run(options(tmp_path, name="bc", recorded_steps=100)) == 0
     (folder,) = tmp_path.iterdir()

@@ -46,7 +46,7 @@ ALONE = {
     "rayjobs/park.py", "rayjobs/reproduce.py",
     "rayjobs/runs/folder.py", "rayjobs/runs/steps.py", "rayjobs/sweep.py", "tuning/judging/blocks.py",
     "tuning/judging/evaluation.py", "tuning/judging/parquet.py", "tuning/learning/curve.py",
-    "tuning/learning/recordings.py",
+    "tuning/learning/recordings.py", "tuning/learning/replay.py",
     "tuning/learning/trainer.py", "tuning/live/training.py", "tuning/policy/bundle.py", "tuning/policy/worth.py",
     "tuning/report/clusters.py", "tuning/report/run.py", "tuning/report/scenario.py", "tuning/report/sweep.py",
     "tuning/search/trials.py", "tuning/search/trial.py",

@@ -34,6 +34,7 @@ class _StandIn:
         self.learner_group = SimpleNamespace(foreach_learner=lambda call: [_Result(call(learner))], _learner=learner)
         self.env_runner_group = SimpleNamespace(sync_weights=lambda **arguments: None)
         self.get_module: Callable[[], _Module] = lambda: module
+        self.local_replay_buffer = SimpleNamespace(get_state=dict)
         self._steps = 0
 
     def train(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,9 @@ class Drill:
         self.controller = SiteController(match, self.folder, holding=holding, log=self.said.append)
         return self.controller
 
-    def _load(self, path: str) -> tuple[Adviser, int]:
+    def _load(self, path: str, match: Match) -> Match:
         new = Adviser(load_bundle(Path(path), self.site.topology))
-        return new, new.frames
+        return replace(match, adviser=new, frames=new.frames)
 
     def step(self) -> Step:
         time.sleep(INTERVAL_S)

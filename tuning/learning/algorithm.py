@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.appo import APPOConfig
@@ -34,6 +35,7 @@ from tuning.learning.rl_module import (
     EquivariantSAC,
     EquivariantTargetModule,
 )
+from tuning.learning.stall import WatchedAPPO, WatchedDQN, WatchedPPO, WatchedSAC
 from tuning.options import ON_POLICY, AlgorithmName, AlgorithmOptions, ModelOptions, RunnerOptions
 
 
@@ -52,6 +54,9 @@ class ConservativeLearner(CQLTorchLearner):
 
 
 TIMEOUT_SLACK_S = 60.0
+SIMULATED_SECOND_S = 0.5
+"""Real seconds that an env runner may take for a simulated second of one testbed: some hundred times the usual, for
+large systems, busy machines and the compilation of the simulator on a new node."""
 REPLAY_BATCH = 256
 BATCH_TOLERANCE = 0.1
 """How far RLlib lets a collected batch differ from the wanted one."""
@@ -66,6 +71,7 @@ class Setting:
         env_config: configuration of that environment.
         interval_s: real seconds per step, 0 for simulated testbeds; the sample timeout is derived from it,
             because RLlib silently discards late samples.
+        simulated_s: simulated seconds per step, 0 for live testbeds; the sample timeout is derived from it, too.
         load_module: checkpoint folder of an RLModule to start from.
         runners: further processes; with env runners each has `num_envs` environments.
         problem: the decision problem; offline algorithms take their spaces from it, as they have no environment.
@@ -82,11 +88,25 @@ class Setting:
     load_module: Path | None = None
     problem: DecisionProblem | None = None
     runners: RunnerOptions = field(default_factory=RunnerOptions)
+    simulated_s: float = 0.0
 
     @property
     def environments(self) -> int:
         """Of all env runners together."""
         return self.num_envs * max(self.runners.num_env_runners, 1)
+
+    @property
+    def step_limit_s(self) -> float:
+        """Real seconds that a step of all environments of an env runner may take."""
+        return 2 * self.interval_s + self.num_envs * self.simulated_s * SIMULATED_SECOND_S
+
+    @property
+    def rllib_seed(self) -> int:
+        """The run's seed; with env runners a seed derived from it. RLlib adds the index of each env runner: without the
+        derivation, runner 2 of seed 1 and runner 1 of seed 2 would play the same episodes."""
+        if not self.runners.num_env_runners:
+            return self.seed
+        return int(np.random.SeedSequence(self.seed).generate_state(1)[0]) >> 1
 
 
 def check(options: AlgorithmOptions, action: ActionOptions) -> None:
@@ -140,7 +160,7 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
             num_cpus_per_env_runner=runners.num_cpus_per_env_runner,
             num_envs_per_env_runner=setting.num_envs,
             gym_env_vectorize_mode="vector_entry_point" if setting.native_vector else "sync",
-            sample_timeout_s=fragment * setting.interval_s * 2 + TIMEOUT_SLACK_S,
+            sample_timeout_s=fragment * setting.step_limit_s + TIMEOUT_SLACK_S,
         )
         .learners(num_learners=runners.num_learners, num_gpus_per_learner=runners.num_gpus_per_learner)
         .callbacks(LedgerCallback)
@@ -157,7 +177,7 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
             )
         )
         .fault_tolerance(restart_failed_sub_environments=True)
-        .debugging(seed=setting.seed, log_level="ERROR")
+        .debugging(seed=setting.rllib_seed, log_level="ERROR")
     )
     if options.name in ("ppo", "appo"):
         config.env_runners(rollout_fragment_length=fragment)
@@ -188,7 +208,7 @@ def module_path(checkpoint: Path) -> Path:
 
 
 def _ppo(options: AlgorithmOptions) -> AlgorithmConfig:
-    return PPOConfig().training(
+    return PPOConfig(WatchedPPO).training(
         lr=options.learning_rate,
         gamma=options.discount,
         lambda_=options.gae_lambda,
@@ -204,7 +224,7 @@ def _ppo(options: AlgorithmOptions) -> AlgorithmConfig:
 
 def _appo(options: AlgorithmOptions) -> AlgorithmConfig:
     return (
-        APPOConfig()
+        APPOConfig(WatchedAPPO)
         .env_runners(use_env_runner_state_server=False)
         .training(
             lr=options.learning_rate,
@@ -220,7 +240,7 @@ def _appo(options: AlgorithmOptions) -> AlgorithmConfig:
 
 
 def _sac(options: AlgorithmOptions) -> AlgorithmConfig:
-    return SACConfig().training(
+    return SACConfig(WatchedSAC).training(
         **_three_rates(options),
         gamma=options.discount,
         **_replay(options),
@@ -229,7 +249,7 @@ def _sac(options: AlgorithmOptions) -> AlgorithmConfig:
 
 
 def _dqn(options: AlgorithmOptions) -> AlgorithmConfig:
-    return DQNConfig().training(
+    return DQNConfig(WatchedDQN).training(
         lr=options.learning_rate,
         gamma=options.discount,
         double_q=True,

@@ -13,7 +13,8 @@ from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Script
 from actuators.contract.topology import Topology
 from envs.environment.holding import WINDOW_S, HoldingTask, LearnedHolding
-from envs.environment.holding_env import SHARED_MEMORY, HoldingVectorEnv
+from envs.environment.holding_env import HoldingVectorEnv
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.mixture.fit import fit_encoder
 from envs.observation.encoder import Encoder, EncoderOptions
 from envs.observation.holding import MOVES, REGIME_NAMES, row_size

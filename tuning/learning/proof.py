@@ -19,6 +19,7 @@ from torch import nn
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.script import Scenario, Script
+from actuators.errors import ConfigError
 from envs.environment.problem import DecisionProblem
 from envs.environment.rollout import rollout
 from envs.scenarios.catalogue import Mixture, StudyScenario
@@ -39,6 +40,8 @@ LENGTH = 2.0
 learned may do harm afterwards. As in an evaluation, the first 10 s do not count."""
 REACHES = (1.0, 0.5, 0.25)
 """Factors on a residual's actions, tried in this order: a smaller action may keep gain and avoid harm."""
+LEAST_EPISODES = 2
+"""Episodes of every scenario: one alone has no variance, and without it there is no confidence interval."""
 _CONFIDENCE = 0.95
 _EPISODES_AT_ONCE = 48
 
@@ -84,6 +87,17 @@ class ResidualProof:
         return {"holds": self.holds, **asdict(self)}
 
 
+def check_episodes(episodes: int, scenario: Scenario) -> None:
+    """Raises ConfigError when a proof has fewer than `LEAST_EPISODES` of a scenario; 0 episodes are no proof."""
+    scenarios = len(_parts(scenario))
+    if 0 < episodes < LEAST_EPISODES * scenarios:
+        raise ConfigError(
+            f"{episodes} episodes prove nothing on {scenarios} scenario{'s' if scenarios > 1 else ''}",
+            where="training.proof_episodes",
+            remedy=f"set {LEAST_EPISODES * scenarios} or more, {LEAST_EPISODES} per scenario, or 0 for no proof",
+        )
+
+
 def prove_some(
     net: EquivariantNet,
     problem: DecisionProblem,
@@ -99,7 +113,11 @@ def prove_some(
     Args:
         scenario: the scenarios of a mixture are played in turn; every second script of a study scenario is played as
             in an evaluation, the others randomised as in training.
+
+    Raises:
+        ConfigError: see `check_episodes`.
     """
+    check_episodes(options.proof_episodes, scenario)
     scripts = _scripts(problem, scenario, options)
     base = _log_indices(None, problem, scripts, options, simulation)
 
@@ -142,7 +160,7 @@ def _scaled(net: EquivariantNet, reach: float) -> EquivariantNet:
 
 
 def _scripts(problem: DecisionProblem, scenario: Scenario, options: TrainingOptions) -> list[Script]:
-    parts = tuple(dict.fromkeys(scenario.scenarios)) if isinstance(scenario, Mixture) else (scenario,)
+    parts = _parts(scenario)
     duration_s = _steps(options) * options.interval_s
     scripts = []
     for index in range(options.proof_episodes):
@@ -153,6 +171,11 @@ def _scripts(problem: DecisionProblem, scenario: Scenario, options: TrainingOpti
             part = replace(part, duration_s=duration_s, randomised=part.randomised and not as_judged)
         scripts.append(part.script(problem.topology, PROOF_SEED + index))
     return scripts
+
+
+def _parts(scenario: Scenario) -> tuple[Scenario, ...]:
+    """The scenarios that are played in turn."""
+    return tuple(dict.fromkeys(scenario.scenarios)) if isinstance(scenario, Mixture) else (scenario,)
 
 
 def _steps(options: TrainingOptions) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from actuators.contract.control import BalancingMethod
 from actuators.contract.topology import Topology
 from envs.environment.problem import DecisionOptions, DecisionProblem
+from envs.environment.study_setup import PLAIN, SHARED_MEMORY
 from envs.mixture.fit import fit_encoder
 from envs.observation.encoder import EncoderOptions
 from envs.observation.observer import Observer, sample_names, samples_of
@@ -18,7 +19,7 @@ from envs.scenarios.catalogue import STUDY, Rotation, randomised
 from envs.scenarios.lookup import scenario, training_mixture
 from envs.simulator.batch import SimulatedBatch, SimulationOptions
 from envs.study.judge import deadlines_s
-from envs.study.rules import SHARED_MEMORY, Rule, policy_steering
+from envs.study.rules import Rule, policy_steering
 from tuning.learning.proof import ResidualProof
 from tuning.learning.scripts import HELD_OUT_SEED
 from tuning.learning.trainer import CurveRow, Trainer
@@ -26,8 +27,6 @@ from tuning.options import AlgorithmOptions, HeldOutOptions, ImitationOptions, T
 from tuning.policy.learned import LearnedPolicy
 from tuning.policy.model import EquivariantNet
 
-SIMULATION = SimulationOptions(retry_post=True)
-"""Setting of the studies (docs/studies.md#how-the-studies-simulate), shared by policies and baselines."""
 _OBSERVED_STEPS = 60
 _ROWS_PER_SCENARIO = 2
 
@@ -52,7 +51,7 @@ class TrainingArm:
     @property
     def simulation(self) -> SimulationOptions:
         """Simulated NGINX settings for this method (docs/studies.md#how-the-studies-simulate)."""
-        return SHARED_MEMORY if self.method == "expected_delay" else SIMULATION
+        return SHARED_MEMORY if self.method == "expected_delay" else PLAIN
 
 
 @dataclass(frozen=True, eq=False)

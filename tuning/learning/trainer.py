@@ -33,42 +33,53 @@ from tuning.learning.algorithm import (
 )
 from tuning.learning.curve import EPISODES, CurveRow, as_csv, read_csv, row_of
 from tuning.learning.imitation import imitate
-from tuning.learning.proof import ResidualProof, prove_some
+from tuning.learning.proof import ResidualProof, check_episodes, prove_some
+from tuning.learning.replay import load_replay, save_replay
 from tuning.learning.scoring import Best, HeldOut
 from tuning.learning.scripts import ScriptSource
-from tuning.options import AlgorithmOptions, RunnerOptions, TrainingOptions
+from tuning.options import OFF_POLICY, AlgorithmOptions, RunnerOptions, TrainingOptions
 from tuning.policy.model import EquivariantNet, net_for
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of a run: its phase, the steps done in it, RLlib's folder, the best network so far."""
+    """A checkpoint of a run: its phase, the steps done in it, RLlib's folder, the best network so far.
+
+    Attributes:
+        planned: steps that the phase was to have.
+    """
 
     phase: str
     step: int
+    planned: int
     finished: bool
     path: Path
     best: Best
 
 
 class Checkpoints:
-    """Checkpoints in `folder`; `PHASE.json` names the newest one and is replaced only when that is complete."""
+    """Checkpoints in `folder`; `PHASE.json` names the newest one and is replaced only when that is complete.
+
+    A checkpoint never overwrites another: a kill leaves the old one or the new one whole.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
 
-    def save(self, algo: Algorithm, phase: str, step: int, best: Best, *, finished: bool) -> Path:
+    def save(self, algo: Algorithm, phase: _Phase, step: int, best: Best, *, finished: bool) -> Path:
         """Saves a checkpoint, deletes older ones of the phase and returns the folder that RLlib restores from."""
-        target = self._folder / (phase if finished else f"{phase}-{step}")
-        target.mkdir(parents=True, exist_ok=True)
+        name = phase.name
+        target = self._new_folder(f"{name}-{step}")
         algo.save_to_path(str(target))
+        if phase.algorithm.name in OFF_POLICY:
+            save_replay(algo, target)
         if best.state:
             write_atomic(self._folder / f"{target.name}-best.safetensors", save(best.state))
-        state = {"phase": phase, "step": step, "finished": finished, "path": target.name}
+        state = {"phase": name, "step": step, "planned": phase.steps, "finished": finished, "path": target.name}
         state |= {"best_score": best.score, "looks_since": best.looks_since} if best.state else {}
-        write_json(self._folder / f"{phase}.json", state)
-        for old in self._folder.glob(f"{phase}-*"):
-            if old.name not in (target.name, f"{target.name}-best.safetensors"):
+        write_json(self._folder / f"{name}.json", state)
+        for old in self._folder.glob(f"{name}*"):
+            if old.name not in (f"{name}.json", target.name, f"{target.name}-best.safetensors"):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         return target
 
@@ -82,7 +93,20 @@ class Checkpoints:
         if "best_score" in state:
             tensors = load_file(self._folder / f"{state['path']}-best.safetensors")
             best = Best(state["best_score"], state["looks_since"], tensors)
-        return Saved(state["phase"], state["step"], state["finished"], self._folder / state["path"], best)
+        step, path = state["step"], self._folder / state["path"]
+        # Checkpoints of 0.1 lack the planned steps.
+        return Saved(state["phase"], step, state.get("planned", step), state["finished"], path, best)
+
+    def _new_folder(self, name: str) -> Path:
+        """One that no checkpoint is in, and no rest of one."""
+        number = 1
+        while True:
+            path = self._folder / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+                return path
+            except FileExistsError:
+                number += 1
 
 
 __all__ = ["CurveRow", "Trainer"]
@@ -137,12 +161,18 @@ class Trainer:
     def train_simulated(self, scenario: Scenario, held_out: Scenario | None = None) -> None:
         """Trains on `options.environments` simulated testbeds for `options.steps` steps, a new script per episode.
 
-        Resumes from the newest checkpoint in `folder`, if there is one, on new episodes.
+        Resumes from the newest checkpoint in `folder`, if there is one, on new episodes. Where early stopping ended the
+        training, it resumes only if `options.steps` are more than then; the patience begins anew.
 
         Args:
             scenario: scenario that the scripts are drawn from.
             held_out: scenario of the early-stopping episodes, `scenario` when None; their seeds are never trained on.
+
+        Raises:
+            ConfigError: see `tuning.learning.proof.check_episodes` and `tuning.learning.algorithm.algorithm_config`.
+            TestbedError: no step arrives from the env runners (`tuning.learning.stall`).
         """
+        check_episodes(self.options.proof_episodes, scenario)
         options, saved = self.options, self._checkpoints.latest("simulated")
         register_env(_SIMULATED, _make_simulated)
         env_config = {
@@ -192,6 +222,8 @@ class Trainer:
             if saved is None and phase.name == "simulated":
                 self._imitate(algo)
             progress = _Progress(0, Best()) if saved is None else _Progress(saved.step, saved.best)
+            if saved is not None and saved.finished and phase.steps > saved.planned:
+                progress.best.looks_since = 0
             if judge is not None and saved is None and phase.steps >= self.options.held_out.every_steps:
                 self._look(algo, judge, progress)
             while progress.step < phase.steps and progress.best.looks_since < self.options.held_out.patience:
@@ -201,7 +233,7 @@ class Trainer:
                 self._net.load_state_dict(progress.best.state)
                 _write(algo, self._net)
             # What goes on from here, with more steps or live, goes on from what was learned, not from what was proven.
-            self.checkpoint = self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=True)
+            self.checkpoint = self._checkpoints.save(algo, phase, progress.step, progress.best, finished=True)
             if phase.name == "simulated":
                 self._scenario = phase.env_config["next_script"].scenario
         self.prove()
@@ -219,7 +251,7 @@ class Trainer:
             held_out = self._look(algo, judge, progress)
         self._note(row_of(phase.name, progress.step, result, held_out), phase.steps, events)
         if _passed(before, progress.step, self.options.checkpoint_steps) and progress.step < phase.steps:
-            self._checkpoints.save(algo, phase.name, progress.step, progress.best, finished=False)
+            self._checkpoints.save(algo, phase, progress.step, progress.best, finished=False)
 
     def _imitate(self, algo: Algorithm) -> None:
         if self.options.imitation.steps:
@@ -256,6 +288,7 @@ class Trainer:
             problem=self.problem,
             runners=phase.runners,
             load_module=None if self.checkpoint is None else module_path(self.checkpoint),
+            simulated_s=self.options.interval_s if phase.environment == _SIMULATED else 0.0,
         )
         # The network is tiny: a second thread does not help, and on a busy machine it is ten times slower.
         torch.set_num_threads(1)
@@ -264,6 +297,8 @@ class Trainer:
         try:
             if saved is not None:
                 algo.restore_from_path(str(saved.path))
+                if phase.algorithm.name in OFF_POLICY:
+                    load_replay(algo, saved.path)
                 self.curve = [row for row in read_csv(self.folder / "progress.csv") if row.step <= saved.step]
             yield algo
         finally:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.trial import create_trial
+from optuna.distributions import FloatDistribution
 
 from actuators.contract.admission import Admission, AdmissionNumbers, AdmissionRule
 from actuators.contract.arrays import FloatArray
@@ -27,12 +25,10 @@ from envs.scenarios.own_family import own_family
 from envs.study.goodput import Goodput, play_admission
 from envs.study.rules import Rule, fixed_weights
 from tuning.search.admission_options import NumbersSearchOptions
-from tuning.search.trials import Gain, Trials, paired_gain, sampler
+from tuning.search.trials import CHOICE, HELD_OUT, SEEDS, Gain, Searched, Space, Trials, best_of_each, paired_gain
 
 MOST_REFUSED_IDLE = 0.001
 """Share of the requests that numbers may refuse in steady draws; what is beyond costs as much as lost goodput."""
-SEEDS, HELD_OUT, CHOICE = 1_000_000, 500_000, 400_000
-"""Draws of one seed; first ones of the judgement, and of the choice between searches; those of a search are below."""
 _FOLLOWING = {"start": (1.0, 6.0), "least": (0.3, 4.0), "most": (2.0, 10.0)}
 _AIMD = {**_FOLLOWING, "rise": (0.05, 0.5), "cut": (0.3, 0.9), "late_share": (0.03, 0.4)}
 _BY_GROUP = {"gamma": (0.02, 1.0), "importance_power": (0.05, 1.5)}
@@ -78,30 +74,19 @@ class System:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Judged(Searched[AdmissionNumbers]):
     """What the searches have found, on held-out draws.
 
     Attributes:
-        found: the best numbers of each search.
-        gains: theirs.
-        chosen: index of the one that was best on draws that neither trained nor judge.
         goodput: ``[draws]``, of the chosen ones, of the first ones, and without admission; nan for a draw without a
             request.
         refused: share of the attempts in steady draws, of the chosen ones and of the first ones.
         worst_group: goodput of the worst group, a mean over the draws, of the chosen ones and of the first ones.
     """
 
-    found: tuple[AdmissionNumbers, ...]
-    gains: tuple[Gain, ...]
-    chosen: int
     goodput: tuple[FloatArray, FloatArray, FloatArray]
     refused: tuple[float, float]
     worst_group: tuple[float, float]
-
-    @property
-    def gained(self) -> bool:
-        """Whether the interval of the chosen ones lies above 0."""
-        return self.gains[self.chosen].low > 0
 
     @property
     def mean_goodput(self) -> tuple[float, float, float]:
@@ -110,13 +95,6 @@ class Judged:
         """
         best, first, without = (min(1.0, float(np.nanmean(shares))) for shares in self.goodput)
         return best, first, without
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """One row per search: its numbers, their gain and its interval, and whether they were chosen."""
-        return [
-            {"numbers": numbers.model_dump(), **vars(gain), "chosen": number == self.chosen}
-            for number, (numbers, gain) in enumerate(zip(self.found, self.gains, strict=True))
-        ]
 
 
 def search_all(
@@ -131,15 +109,16 @@ def search_all(
 
     Raises DataError for a system with so few requests that no draws can be compared.
     """
-    total = options.searches * options.trials
-    found = []
-    for number in range(options.searches):
 
-        def tell(done: int, best: float, before: int = number * options.trials, which: int = number + 1) -> None:
-            text = f"search {which} of {options.searches}, {done} of {options.trials} trials, best score {best:.3f}"
-            report(text, 0.95 * (before + done) / total)
+    def scoring(search: int) -> Callable[[AdmissionNumbers], float]:
+        draws = _whole(options.draws)
+        scripts = system.draws(seed * SEEDS + search * draws, draws)
+        return lambda numbers: _score(system.play(scripts, numbers, threads))
 
-        found.append(_Search(system, options, seed, number, threads).run(trials, tell))
+    found = best_of_each(
+        _space(system.admission), scoring, options.searches, options.trials, seed, trials,
+        lambda text, done: report(text, 0.95 * done),
+    )  # fmt: skip
     report("judging on held-out systems", 0.95)
     return _judge(system, options, seed, threads, found)
 
@@ -164,50 +143,17 @@ def numbers_with(base: AdmissionNumbers, params: Mapping[str, float]) -> Admissi
     return AdmissionNumbers(**{**base.model_dump(), **values})
 
 
-class _Search:
-    """One search."""
-
-    def __init__(self, system: System, options: NumbersSearchOptions, seed: int, number: int, threads: int) -> None:
-        self._system, self._trials, self._seed, self._number = system, options.trials, seed, number
-        draws = _whole(options.draws)
-        self._scripts = system.draws(seed * SEEDS + number * draws, draws)
-        self._threads, self._space = threads, _space(system.admission)
-        self._distributions: dict[str, BaseDistribution] = {
-            name: FloatDistribution(low, high, log=True) for name, (low, high) in self._space.items()
-        }
-
-    def run(self, trials: Trials, tell: Callable[[int, float], None]) -> AdmissionNumbers:
-        """The numbers with the best score."""
-        base = self._system.admission.numbers
-        study = self._study(trials, base)
-        for count in range(sum(trial.state.is_finished() for trial in study.trials), self._trials):
-            study.sampler = sampler(self._seed, self._number, count)
-            trial = study.ask(self._distributions)
-            numbers = base if count == 0 else numbers_with(base, trial.params)
-            score = _score(self._system.play(self._scripts, numbers, self._threads))
-            trials.append(self._number, trial.params, score)
-            study.tell(trial, score)
-            tell(count + 1, study.best_value)
-        best = study.best_trial
-        return base if best.number == 0 else numbers_with(base, best.params)
-
-    def _study(self, trials: Trials, base: AdmissionNumbers) -> optuna.Study:
-        """With the trials of an earlier run; the first one of all is what is to be beaten."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(direction="maximize")
-        for row in trials.of(self._number)[: self._trials]:
-            study.add_trial(create_trial(params=row["params"], distributions=self._distributions, value=row["score"]))
-        if not study.trials:
-            first = {name: float(np.clip(getattr(base, name), *ends)) for name, ends in self._space.items()}
-            study.enqueue_trial(first)
-        return study
-
-
-def _space(admission: Admission) -> dict[str, tuple[float, float]]:
+def _space(admission: Admission) -> Space[AdmissionNumbers]:
     """The numbers that make a difference: where all groups are worth the same, the power of the worth makes none."""
-    finite = admission.importance[np.isfinite(admission.importance)]
+    first, finite = admission.numbers, admission.importance[np.isfinite(admission.importance)]
     alike = len(np.unique(finite)) < 2
-    return {name: ends for name, ends in SPACE[admission.rule].items() if not (alike and name == "importance_power")}
+    ranges = {name: ends for name, ends in SPACE[admission.rule].items() if not (alike and name == "importance_power")}
+    return Space(
+        first=first,
+        begun={name: float(np.clip(getattr(first, name), *ends)) for name, ends in ranges.items()},
+        distributions={name: FloatDistribution(low, high, log=True) for name, (low, high) in ranges.items()},
+        numbers_of=partial(numbers_with, first),
+    )
 
 
 def _judge(

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, get_args
 
 import numpy as np
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import create_trial
 
 from actuators.contract.arrays import FloatArray
 from actuators.contract.histogram import SIZE, midpoints_s
@@ -31,10 +30,8 @@ from envs.simulator.batch import SimulationOptions
 from envs.study.judge import Totals, play
 from envs.study.rules import Learning, Rule, held
 from tuning.search.holding_options import HoldingObjective, HoldingSearchOptions
-from tuning.search.trials import Gain, Trials, paired_gain, sampler
+from tuning.search.trials import CHOICE, HELD_OUT, SEEDS, Gain, Searched, Space, Trials, best_of_each, paired_gain
 
-SEEDS, HELD_OUT, CHOICE = 1_000_000, 500_000, 400_000
-"""Draws of one seed; first ones of the judgement, and of the choice between searches; those of a search are below."""
 SPACE: dict[str, BaseDistribution] = {
     "order": CategoricalDistribution(get_args(HoldOrder)),
     "theta": FloatDistribution(1.0, 6.0, log=True),
@@ -131,34 +128,16 @@ class Played:
 
 
 @dataclass(frozen=True, eq=False)
-class HoldingJudged:
+class HoldingJudged(Searched[LateBindingNumbers]):
     """What the searches have found, on held-out draws.
 
     Attributes:
-        found: the best numbers of each search.
-        gains: theirs over the first numbers.
-        chosen: index of the one that was best on draws that neither trained nor judge.
         played: of the chosen ones, of the first ones, and of `expected_delay`.
         over_delay: of the chosen ones, or of the first ones without a gain, over `expected_delay`.
     """
 
-    found: tuple[LateBindingNumbers, ...]
-    gains: tuple[Gain, ...]
-    chosen: int
     played: tuple[Played, Played, Played]
     over_delay: Gain
-
-    @property
-    def gained(self) -> bool:
-        """Whether the interval of the chosen ones lies above 0."""
-        return self.gains[self.chosen].low > 0
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """One row per search: its numbers, their gain and its interval, and whether they were chosen."""
-        return [
-            {"numbers": numbers.model_dump(), **vars(gain), "chosen": number == self.chosen}
-            for number, (numbers, gain) in enumerate(zip(self.found, self.gains, strict=True))
-        ]
 
 
 def search_all(
@@ -171,15 +150,15 @@ def search_all(
         threads: threads that simulate; the result does not depend on it.
         report: called after every trial with what is known and the share of the work that is done.
     """
-    total, judge = options.searches * options.trials, _Judge(system, wanted, options, threads)
-    found = []
-    for number in range(options.searches):
+    judge = _Judge(system, wanted, options, threads)
 
-        def tell(done: int, best: float, before: int = number * options.trials, which: int = number + 1) -> None:
-            text = f"search {which} of {options.searches}, {done} of {options.trials} trials, best {best:+.4f}"
-            report(text, 0.9 * (before + done) / total)
+    def scoring(search: int) -> Callable[[LateBindingNumbers], float]:
+        return judge.scoring(system.draws(seed * SEEDS + search * options.draws, options.draws, options))
 
-        found.append(_search(judge, seed, number, trials, tell))
+    found = best_of_each(
+        _space(system.plan.numbers), scoring, options.searches, options.trials, seed, trials,
+        lambda text, done: report(text, 0.9 * done),
+    )  # fmt: skip
     report("judging on held-out systems", 0.9)
     return judge.of(found, seed)
 
@@ -220,13 +199,27 @@ class _Judge:
         """``[plays]``."""
         return played.over(base, self.wanted, self.system.calibration.groups)
 
+    def scoring(self, scripts: Sequence[Script]) -> Callable[[LateBindingNumbers], float]:
+        """The mean score of numbers on these draws over the numbers to begin with."""
+        first = self.system.plan.numbers
+
+        @cache
+        def base() -> Played:
+            # Played when the first score is asked for: a search that has ended before asks for none.
+            return self.play(scripts, first)
+
+        def score(numbers: LateBindingNumbers) -> float:
+            played = base() if numbers == first else self.play(scripts, numbers)
+            return float(self.score(played, base()).mean())
+
+        return score
+
     def of(self, found: Sequence[LateBindingNumbers], seed: int) -> HoldingJudged:
         """On held-out draws."""
         first, count, chosen = self.system.plan.numbers, self.options.held_out, 0
         if len(found) > 1:
-            scripts = self.system.draws(seed * SEEDS + CHOICE, count, self.options)
-            base = self.play(scripts, first)
-            chosen = int(np.argmax([self.score(self.play(scripts, numbers), base).mean() for numbers in found]))
+            score = self.scoring(self.system.draws(seed * SEEDS + CHOICE, count, self.options))
+            chosen = int(np.argmax([score(numbers) for numbers in found]))
         scripts = self.system.draws(seed * SEEDS + HELD_OUT, count, self.options)
         base, delayed = (self.play(scripts, numbers) for numbers in (first, None))
         played = [base if numbers == first else self.play(scripts, numbers) for numbers in found]
@@ -236,40 +229,11 @@ class _Judge:
         return HoldingJudged(tuple(found), gains, chosen, (played[chosen], base, delayed), over_delay)
 
 
-def _search(
-    judge: _Judge, seed: int, number: int, trials: Trials, tell: Callable[[int, float], None]
-) -> LateBindingNumbers:
-    """The numbers with the best score over those that the search began with."""
-    system, options, first = judge.system, judge.options, judge.system.plan.numbers
-    scripts = system.draws(seed * SEEDS + number * options.draws, options.draws, options)
-    base: Played | None = None
-    study = _study(trials, number, options.trials, first)
-    for count in range(sum(trial.state.is_finished() for trial in study.trials), options.trials):
-        study.sampler = sampler(seed, number, count)
-        base = judge.play(scripts, first) if base is None else base
-        trial = study.ask(SPACE)
-        played = base if count == 0 else judge.play(scripts, numbers_with(first, trial.params))
-        score = float(judge.score(played, base).mean())
-        trials.append(number, trial.params, score)
-        study.tell(trial, score)
-        tell(count + 1, study.best_value)
-    best = study.best_trial
-    return first if best.number == 0 else numbers_with(first, best.params)
-
-
-def _study(trials: Trials, number: int, most: int, first: LateBindingNumbers) -> optuna.Study:
-    """With the trials of an earlier run; the first one of all is what is to be beaten."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
-    for row in trials.of(number)[:most]:
-        study.add_trial(create_trial(params=row["params"], distributions=SPACE, value=row["score"]))
-    if not study.trials:
-        factor = _FIRST_FACTOR if first.refuse_factor is None else first.refuse_factor
-        searched = ("theta", "slots_per_worker", "waiting_weight", "late_weight")
-        begun = {**{name: float(getattr(first, name)) for name in searched}, "refuse_factor": factor}
-        for name, value in begun.items():
-            ends = SPACE[name]
-            assert isinstance(ends, FloatDistribution)
-            begun[name] = float(np.clip(value, ends.low, ends.high))
-        study.enqueue_trial({"order": first.order, "refuses": first.refuse_factor is not None, **begun})
-    return study
+def _space(first: LateBindingNumbers) -> Space[LateBindingNumbers]:
+    factor = _FIRST_FACTOR if first.refuse_factor is None else first.refuse_factor
+    begun: dict[str, Any] = {**first.model_dump(include=set(SPACE)), "refuse_factor": factor}
+    for name, each in SPACE.items():
+        if isinstance(each, FloatDistribution):
+            begun[name] = float(np.clip(begun[name], each.low, each.high))
+    begun["refuses"] = first.refuse_factor is not None
+    return Space(first=first, begun=begun, distributions=SPACE, numbers_of=partial(numbers_with, first))

@@ -1,20 +1,29 @@
-"""What every search of a rule's numbers on simulated systems needs: trials that are kept, samplers, paired gains."""
+"""The search of a rule's numbers on simulated systems: trials that are kept, the best of each search, paired gains.
+
+Which numbers, and how they are scored and judged: `tuning.search.admission_numbers`, `tuning.search.holding_numbers`.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import optuna
-from scipy.special import stdtrit
+from optuna.distributions import BaseDistribution
+from optuna.trial import create_trial
+from pydantic import BaseModel
 
 from actuators.contract.arrays import FloatArray
+from envs.study.interval import student_interval
+
+Numbers = TypeVar("Numbers", bound=BaseModel)
+SEEDS, HELD_OUT, CHOICE = 1_000_000, 500_000, 400_000
+"""Draws of one seed; first ones of the judgement, and of the choice between searches; those of a search are below."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,94 @@ class Trials:
 
 def paired_gain(differences: FloatArray) -> Gain:
     """Mean and 95 % interval (Student's t) over draws."""
-    mean, n = float(differences.mean()), len(differences)
-    half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n))
-    return Gain(mean, mean - half, mean + half)
+    return Gain(float(differences.mean()), *student_interval(differences))
 
 
-def sampler(seed: int, search: int, trial: int) -> optuna.samplers.BaseSampler:
+@dataclass(frozen=True, eq=False)
+class Space(Generic[Numbers]):
+    """What is searched.
+
+    Attributes:
+        first: the numbers that every search begins with and has to beat.
+        begun: value of each searched name in the first trial, within its distribution.
+        distributions: by the same names.
+        numbers_of: a trial's values → numbers.
+    """
+
+    first: Numbers
+    begun: Mapping[str, Any]
+    distributions: dict[str, BaseDistribution]
+    numbers_of: Callable[[Mapping[str, Any]], Numbers]
+
+
+@dataclass(frozen=True, eq=False)
+class Searched(Generic[Numbers]):
+    """What the searches have found, on held-out draws.
+
+    Attributes:
+        found: the best numbers of each search.
+        gains: theirs over the first numbers.
+        chosen: index of the one that was best on draws that neither trained nor judge.
+    """
+
+    found: tuple[Numbers, ...]
+    gains: tuple[Gain, ...]
+    chosen: int
+
+    @property
+    def gained(self) -> bool:
+        """Whether the interval of the chosen ones lies above 0."""
+        return self.gains[self.chosen].low > 0
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One row per search: its numbers, their gain and its interval, and whether they were chosen."""
+        return [
+            {"numbers": numbers.model_dump(), **vars(gain), "chosen": number == self.chosen}
+            for number, (numbers, gain) in enumerate(zip(self.found, self.gains, strict=True))
+        ]
+
+
+def best_of_each(
+    space: Space[Numbers], scoring: Callable[[int], Callable[[Numbers], float]], searches: int, trials: int, seed: int,
+    kept: Trials, report: Callable[[str, float], None],
+) -> list[Numbers]:  # fmt: skip
+    """The numbers with the best score of each search.
+
+    Args:
+        scoring: number of a search → the score of numbers on its draws; the larger, the better.
+        trials: of each search, the first numbers included.
+        kept: a search goes on after those of an earlier run, and each trial is added as it ends.
+        report: called after every trial with what is known and the share of all trials that is done.
+    """
+    found = []
+    for search in range(searches):
+        score, study = scoring(search), _study(space, kept.of(search)[:trials])
+        for count in range(sum(trial.state.is_finished() for trial in study.trials), trials):
+            study.sampler = _sampler(seed, search, count)
+            trial = study.ask(space.distributions)
+            value = score(space.first if count == 0 else space.numbers_of(trial.params))
+            kept.append(search, trial.params, value)
+            study.tell(trial, value)
+            done = f"search {search + 1} of {searches}, {count + 1} of {trials} trials"
+            share = (search * trials + count + 1) / (searches * trials)
+            report(f"{done}, best score {study.best_value:.4f}", share)
+        best = study.best_trial
+        found.append(space.first if best.number == 0 else space.numbers_of(best.params))
+    return found
+
+
+def _study(space: Space[Numbers], rows: Sequence[Mapping[str, Any]]) -> optuna.Study:
+    """With the trials of an earlier run; the first one of all is what is to be beaten."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    for row in rows:
+        study.add_trial(create_trial(params=row["params"], distributions=space.distributions, value=row["score"]))
+    if not study.trials:
+        study.enqueue_trial(dict(space.begun))
+    return study
+
+
+def _sampler(seed: int, search: int, trial: int) -> optuna.samplers.BaseSampler:
     """One for each trial: what it draws does not depend on interruptions."""
     drawn = int(np.random.default_rng([seed, search, trial]).integers(2**31))
     with warnings.catch_warnings():

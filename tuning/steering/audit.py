@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from actuators.contract.control import Canary, Control, ServiceTimes, Weights
 from actuators.contract.topology import Group, Topology
 from actuators.contract.window import Window
 from actuators.errors import ConflictError, DataError
-from actuators.files import exclusive, open_private
+from actuators.files import exclusive, give_to_owner, open_private
 from envs.observation.features import LatencyMemory
 from tuning.policy.adviser import Advice, Advises, Recent, State, advisable
 from tuning.steering import control_json, window_json
@@ -38,7 +39,8 @@ class AuditLog:
     Every file begins with the line of `header`, so that each can be read alone.
 
     Attributes:
-        lost: lines that could not be written; problem: why, the last time.
+        lost: lines that could not be written.
+        problem: why the latest line is not in the log, or the file was not rotated before it; empty when all is well.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], options: AuditOptions | None = None) -> None:
@@ -48,13 +50,14 @@ class AuditLog:
 
     def write(self, line: dict[str, Any]) -> None:
         """One line; NaN becomes null."""
+        self.problem = ""
         try:
             if self._is_full():
                 # Who does not get the lock at once writes on: another process rotates already.
-                with exclusive(self.path.with_name(f".{self.path.name}.lock"), 0.0):
+                with contextlib.suppress(ConflictError), exclusive(self.path.with_name(f".{self.path.name}.lock"), 0.0):
                     self._rotate()
-        except (ConflictError, OSError) as error:
-            self.problem = str(error)
+        except OSError as error:
+            self.problem = f"audit log not rotated: {error.strerror}"
         self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -62,7 +65,7 @@ class AuditLog:
             append_line(self.path, line)
         except OSError as error:
             self.lost += 1
-            self.problem = str(error)
+            self.problem = f"not recorded: {error.strerror}"
 
     def _is_full(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > self._options.max_bytes
@@ -79,10 +82,15 @@ class AuditLog:
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Adds one line in one write, so that lines of several processes do not mix; NaN becomes null. Raises OSError."""
+    """Adds one line in one write, so that lines of several processes do not mix; NaN becomes null. Raises OSError.
+
+    A new file of root belongs to the owner of its folder, whose controller writes it from then on.
+    """
     text = json.dumps(_plain(line), separators=(",", ":"), allow_nan=False).encode() + b"\n"
     with open(path, "ab+", buffering=0, opener=open_private) as file:
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+        if file.tell() == 0:
+            give_to_owner(file.fileno(), path.parent)
+        elif os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
             # A writer that was killed, or a disk that was full, left a torn line.
             text = b"\n" + text
         if file.write(text) != len(text):
@@ -299,15 +307,16 @@ def _rows(addresses: list[list[int]]) -> tuple[tuple[int, ...], ...]:
 
 def _follow(steering: Steering, line: dict[str, Any], window: Window) -> None:
     """Restores mode, orders and control in force as recorded, for the decision at that moment."""
-    present: Control = Weights(steering.topology, window.weight, steering.original.down)
+    # Up to version 0.1 somebody else's change was what a revert restored from then on.
+    original = control_json.from_json(line["original"], steering.topology) if "original" in line else None
+    present: Control = Weights(steering.topology, window.weight, (original or steering.original).down)
     known = np.array_equal(window.weight, steering.shown.values)
     canary = control_json.canary_from_json(line.get("canaries", {}).get("before"), steering.topology)
     if "exact" in line:
         present = control_json.from_json(line["exact"]["before"], steering.topology)
         known = not (differ(present, steering.in_force) or canaries_differ(canary, steering.canary))
-    if not known:
-        # Up to version 0.1 somebody else's change was what a revert restored from then on.
-        original = control_json.from_json(line["original"], steering.topology) if "original" in line else None
+    # Somebody else's change may be one of `down` alone.
+    if not known or line.get("theirs"):
         steering.adopt(present, external=bool(line.get("theirs")), original=original, canary=canary)
     steering.override = line["override"]
     update = {"mode": current_mode(line["mode"]), "canary_percent": recorded_percent(line)}

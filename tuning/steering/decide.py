@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from actuators.contract.arrays import FloatArray
-from actuators.contract.control import Canary, Control, Weights, shares_of
+from actuators.contract.control import Canary, Control, ServiceTimes, Weights, shares_of
 from actuators.contract.topology import Topology
 from actuators.contract.window import Window
 from actuators.errors import ConfigError
@@ -143,7 +143,8 @@ class Memory:
         harm: the comparison of the policy with its baseline.
         silence: which servers are dead.
         dwell: how long the baseline stays after the policy was withdrawn for another reason than harm.
-        policy_in_force: whose control was applied last.
+        policy_in_force: another control than the baseline is in force: the policy's, or one that was not applied here.
+        ours: a controller has applied that one, so that shadow mode takes it back.
         unknown_state: enough consecutive windows were novel.
         art, errors: of the latest window, per request; None when it could not be read.
     """
@@ -152,7 +153,7 @@ class Memory:
         self.harm = HarmWatch(guards, now_s)
         self.silence = SilenceWatch(topology, guards.silent_requests)
         self.dwell = BackOff(guards.dwell_s, guards.max_back_off_s, now_s)
-        self.policy_in_force = self.unknown_state = False
+        self.policy_in_force = self.ours = self.unknown_state = False
         self.art: float | None = None
         self.errors: float | None = None
         self._seen: Seen | None = None
@@ -200,7 +201,8 @@ class Memory:
             if self._familiar.add(case.familiar) >= guards.familiar_windows:
                 self.unknown_state = False
         if self.policy_in_force:
-            return self.harm.see_policy(self._seen, case.now_s)
+            # In shadow mode it is somebody else's control, which proves nothing about the policy.
+            return None if case.shadow else self.harm.see_policy(self._seen, case.now_s)
         self.harm.see_baseline(self._seen, case.now_s)
         return None
 
@@ -210,11 +212,11 @@ class Memory:
             self.dwell.begin(now_s)
         self.own(policy=verdict.source == "policy")
 
-    def own(self, *, policy: bool) -> None:
-        """From now on the policy's control is in force, or not."""
+    def own(self, *, policy: bool, ours: bool = True) -> None:
+        """From now on another control than the baseline is in force, or not; `ours` as the attribute."""
         if self.policy_in_force and not policy:
             self.harm.returned()
-        self.policy_in_force = policy
+        self.policy_in_force, self.ours = policy, policy and ours
 
 
 def decide(case: Case, memory: Memory | None = None) -> Verdict:
@@ -258,6 +260,7 @@ class Steering:
         in_force: control that NGINX uses, as far as the controller knows.
             Dead servers have less in it than was decided for them: `_intended` is what they come back to.
         canary: that it uses it for a part of the requests only.
+        ours: a controller has applied it, this one or an earlier one.
         override: the operator's order.
         options: may be replaced between decisions.
     """
@@ -277,6 +280,7 @@ class Steering:
         self.override: Override = ""
         self._memory = Memory(original.topology, options.guards, now_s)
         self._intended, self._decided = original, original
+        self.ours = self._has_decided = False
 
     @property
     def deadlines_s(self) -> FloatArray:
@@ -300,7 +304,7 @@ class Steering:
         Args:
             advice: None when there is none, or when the window is unusable.
         """
-        memory = self._memory
+        memory, self._has_decided = self._memory, True
         memory.art = memory.errors = None
         case = Case(
             window, advice, self._deadlines_s, self.options, self._stepped_from(), self._baseline(advice),
@@ -331,6 +335,7 @@ class Steering:
     def applied(self, decision: Decision, now_s: float) -> None:
         """The decision's control is in force now."""
         self.in_force, self._intended, self.canary = decision.control, self._decided, decision.canary
+        self.ours = True
         self._memory.applied(decision, now_s)
 
     def adopt(
@@ -339,16 +344,20 @@ class Steering:
         """This control is in force, although this controller did not apply it just now.
 
         Args:
-            external: somebody else's change; otherwise left behind by an earlier controller or a restart of NGINX.
+            external: somebody else's change; otherwise left behind by an earlier controller, before the first decision,
+                or by a restart of NGINX.
             original: what a revert restores after somebody else's change; that change when None.
             canary: the present control balances a part of the requests only.
         """
+        left = not external and not self._has_decided
+        # A server that an operator takes out of rotation leaves the weights as they were set.
+        self.ours = left or (self.ours and _same_values(present, self.in_force))
         self.in_force = self._intended = self._decided = present
         self.canary = canary
         if external:
             self.original = present if original is None else original
             self.harm.reference.restart()
-        self._memory.own(policy=differ(present, self.original))
+        self._memory.own(policy=differ(present, self.original), ours=self.ours)
 
     def _spare(self, verdict: Verdict, window: Window) -> Verdict:
         """The verdict with a probing share for dead servers, and alarms about them.
@@ -410,7 +419,7 @@ def _obey(case: Case, memory: Memory | None) -> Verdict | None:
         return case.hold("operator", "paused by the operator")
     if case.override == "reverted":
         return Verdict("baseline", "reverted by the operator", case.original, ("operator",))
-    if case.shadow and memory is not None and memory.policy_in_force:
+    if case.shadow and memory is not None and memory.ours:
         return case.to_baseline("operator", "shadow mode: back to the baseline")
     return None
 
@@ -492,6 +501,17 @@ def _follow(case: Case, memory: Memory | None, advice: Advice, policy: Control) 
         source: Source = "policy" if memory.policy_in_force else "hold"
         return Verdict(source, "the last change is too recent", case.in_force, (*limited.guards, "rate"), alarms)
     return Verdict("policy", reason, limited.control, limited.guards, alarms)
+
+
+def _same_values(a: Control, b: Control) -> bool:
+    """Whether two controls have the same service times, or weights in the same proportions; `down` does not count."""
+    mask = a.topology.mask
+    if isinstance(a, ServiceTimes) and isinstance(b, ServiceTimes):
+        return np.allclose(a.tau_s[mask], b.tau_s[mask], rtol=1e-6, atol=0.0)
+    if isinstance(a, ServiceTimes) or isinstance(b, ServiceTimes):
+        return False
+    parts_a, parts_b = (weights.values / weights.values.sum(axis=1, keepdims=True) for weights in (a, b))
+    return np.allclose(parts_a, parts_b, atol=1e-6)
 
 
 def _groups_without_server(window: Window) -> np.ndarray:

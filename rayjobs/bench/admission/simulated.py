@@ -19,6 +19,7 @@ from actuators.contract.script import Script
 from actuators.contract.topology import Group, Topology, social_network
 from envs.admission.nominal import nominal_admission
 from envs.calibration.admission import DEVIATIONS
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios import disturbances as happen
 from envs.scenarios.catalogue import StudyScenario
@@ -26,7 +27,7 @@ from envs.scenarios.family import KINDS
 from envs.scenarios.lookup import scenario
 from envs.study.goodput import Goodput, play_admission
 from envs.study.judge import deadlines_s, observed
-from envs.study.rules import RULES, SHARED_MEMORY, Learning, late_binding
+from envs.study.rules import RULES, Learning, late_binding
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 
 THRESH: dict[str, Any] = {"multiple": 2.78, "gamma": 0.17, "importance_power": 0.17}

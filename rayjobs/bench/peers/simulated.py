@@ -10,12 +10,13 @@ import numpy as np
 from actuators.contract.late_binding import LateBindingNumbers
 from actuators.contract.topology import social_network
 from actuators.files import writable_folder, write_atomic
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios.catalogue import STUDY, TRACED, VARYING
 from envs.scenarios.lookup import scenario
 from envs.simulator.rivals import RIVAL_CODES
 from envs.study.judge import Score, deadlines_s, judge_each
-from envs.study.rules import SHARED_MEMORY, Learning, Rule, late_binding, rule_named
+from envs.study.rules import Learning, Rule, late_binding, rule_named
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 from rayjobs.bench.parts.ratios import GENERALIST, PUBLISHED_SEEDS, Ratios
 from rayjobs.runs.local_ray import local_ray

@@ -12,11 +12,12 @@ import numpy as np
 
 from actuators.contract.late_binding import HoldOrder, LateBindingNumbers
 from actuators.contract.topology import Topology, social_network
+from envs.environment.study_setup import PLAIN, SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios.catalogue import SCENARIOS, STUDY, StudyScenario
 from envs.simulator.batch import SimulationOptions
 from envs.study.judge import Score, deadlines_s, judge_each
-from envs.study.rules import PLAIN, SHARED_MEMORY, Learning, Rule, late_binding
+from envs.study.rules import Learning, Rule, late_binding
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most
 from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Ratios
 

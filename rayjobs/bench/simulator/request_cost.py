@@ -11,11 +11,12 @@ import numpy as np
 from actuators.contract.late_binding import HoldOrder, LateBindingNumbers
 from actuators.contract.request_cost import RequestCost, oracle_r2
 from actuators.contract.topology import social_network
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios.catalogue import VARYING
 from envs.study.judge import deadlines_s, judge_each
 from envs.study.request_cost import explained_by, observed_costs
-from envs.study.rules import SHARED_MEMORY, Learning, late_binding
+from envs.study.rules import Learning, late_binding
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
 from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Ratios
 

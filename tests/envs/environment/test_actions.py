@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from actuators.contract.control import Weights
+from actuators.contract.topology import social_network
 from actuators.errors import ConfigError
 from envs.environment.actions import ActionCodec, ActionKind, ActionOptions, ratio_levels
 from envs.observation.features import inverse_latency_shares
@@ -106,3 +107,14 @@ def test_increments_start_from_the_weights_in_force() -> None:
     action = np.array([0.0, 1.0, 0.0] * 3)
     moved = codec("increments").weights(action, np.ones((3, 3)), present)
     assert moved[0].tolist() == [100, 75, 25]
+
+
+def test_too_many_joint_actions_are_refused() -> None:
+    """25 vectors for each of three groups fit; 79 on four servers are 493,039 together, but fit one group at a time."""
+    joint = ActionOptions(kind="ratios", joint=True)
+    ActionCodec(TOPOLOGY, joint).check()
+    four = social_network(tuple(f"server-{number}:80" for number in range(4)))
+    for call in (lambda codec: codec.check(), lambda codec: codec.space):
+        with pytest.raises(ConfigError, match=r"493,039 joint actions \(decision\.action\.joint\); at most 50,000"):
+            call(ActionCodec(four, joint))
+    ActionCodec(four, ActionOptions(kind="ratios")).check()

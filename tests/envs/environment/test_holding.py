@@ -24,7 +24,8 @@ from envs.environment.holding import (
     HoldingTask,
     LearnedHolding,
 )
-from envs.environment.holding_env import SHARED_MEMORY, HoldingVectorEnv, cost_table
+from envs.environment.holding_env import HoldingVectorEnv, cost_table
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.mixture.fit import fit_encoder
 from envs.observation.encoder import EncoderOptions
 from envs.observation.holding import MOVES, REGIME_NAMES, ROW_SIZE, HoldingObserver

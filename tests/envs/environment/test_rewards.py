@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.environment.rewards import RewardName, rank_term, reward, reward_terms
+from envs.environment.rewards import KEPT_EPISODES, Ledger, RewardName, rank_term, reward, reward_terms
 from tests.support.windows import window
 
 DEADLINES_S = np.array([0.1, 0.05, 0.05])
@@ -56,3 +56,12 @@ def test_the_rank_term_prefers_fast_clusters_and_never_failures() -> None:
     none, half = np.array(0.0), np.array(0.5)
     assert rank_term(fast, ranks, none) < rank_term(slow, ranks, none) == 1.0
     assert rank_term(fast, ranks, half) == 0.5
+
+
+def test_a_ledger_without_a_reader_stays_bounded() -> None:
+    ledger = Ledger()
+    for seed in range(KEPT_EPISODES + 10):
+        ledger.start(0, "S1", seed)
+    kept = ledger.take_episodes()
+    assert [kept[0].seed, kept[-1].seed, len(kept)] == [10, KEPT_EPISODES + 9, KEPT_EPISODES]
+    assert ledger.take_episodes() == []

@@ -37,9 +37,7 @@ SPECIAL = scenario("S3", duration_s=120.0)
 LEARNING = ("idle", "inverse_latency", "levelled", "ratio")
 
 
-def told_window(
-    tau_s: np.ndarray, *, requests: int | np.ndarray = 200, in_force_s: np.ndarray | None = None
-) -> Window:
+def told_window(tau_s: np.ndarray, *, requests: int | np.ndarray = 200, in_force_s: np.ndarray | None = None) -> Window:
     """A window without any queueing: every request took its service time; half found an idle worker."""
     tau = np.broadcast_to(np.asarray(tau_s, float), TOPOLOGY.shape)
     believed = np.broadcast_to(tau if in_force_s is None else in_force_s, TOPOLOGY.shape)

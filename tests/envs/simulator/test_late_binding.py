@@ -16,12 +16,13 @@ from actuators.contract.late_binding import HoldOrder, LateBinding, LateBindingN
 from actuators.contract.script import Behaviour, RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios.lookup import scenario
 from envs.simulator import binding
 from envs.simulator.batch import SimulatedBatch
 from envs.study.judge import deadlines_s, judge
-from envs.study.rules import SHARED_MEMORY, Learning, late_binding, rule_named
+from envs.study.rules import Learning, late_binding, rule_named
 from tests.support.simulated import line_of, script_of
 
 TOPOLOGY = social_network(("a:80", "b:80", "c:80"))

@@ -13,12 +13,13 @@ from actuators.contract.script import RateStep, Script, ServerProfile, Stream
 from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError
 from actuators.social_network.costs import KINDS, NOISE_CV
+from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
 from envs.scenarios.catalogue import VARYING
 from envs.simulator.batch import SimulatedBatch
 from envs.study.judge import deadlines_s, judge
 from envs.study.request_cost import explained_by, observed_costs
-from envs.study.rules import SHARED_MEMORY, Learning, late_binding
+from envs.study.rules import Learning, late_binding
 
 TOPOLOGY = social_network(("a:80", "b:80", "c:80"))
 S11 = replace(VARYING["S11"], duration_s=60.0)

@@ -78,6 +78,31 @@ def test_scores_are_parts_of_the_oracles_gain() -> None:
     assert found.interval == pytest.approx((0.5, 0.5))
 
 
+def test_the_interval_of_a_score_is_students_over_the_seeds() -> None:
+    """The parts of the seeds are 0.2 to 0.8; Student's t of three degrees of freedom is 3.182."""
+    parts = np.array([[0.2, 0.4, 0.6, 0.8]])
+    low, high = Played(np.full((1, 4), 0.8), np.full((1, 4), 2.0)), Played(np.full((1, 4), 0.9), np.full((1, 4), 1.0))
+    suite = replace(SMALL, scenarios=("S3",))
+    half = 3.182 * np.sqrt(0.2 / 3) / 2
+    for factor in (1.0, -1.0):
+        played = Played(0.8 + 0.1 * factor * parts, 2.0 ** (1 - factor * parts))
+        found = points(suite, played, low, high)
+        assert found.total == pytest.approx(0.5 * factor)
+        assert found.interval == pytest.approx((0.5 * factor - half, 0.5 * factor + half), abs=1e-3)
+
+
+@pytest.mark.parametrize("seeds", [4, 10])
+def test_95_of_100_intervals_cover_the_true_score(seeds: int) -> None:
+    """Where the oracle's gain differs between seeds as well. The draws are fixed: it repeats exactly."""
+    generator, suite, covered, repeats = np.random.default_rng(1), replace(SMALL, scenarios=("S3",)), 0, 2000
+    for _ in range(repeats):
+        most, more = generator.normal(0.1, 0.02, (1, seeds)), generator.normal(0.05, 0.02, (1, seeds))
+        low = Played(np.full((1, seeds), 0.5), np.ones((1, seeds)))
+        found = points(suite, Played(0.5 + more, np.exp(-more)), low, Played(0.5 + most, np.exp(-most)))
+        covered += found.interval[0] <= 0.5 <= found.interval[1]
+    assert 0.93 < covered / repeats < 0.97
+
+
 def test_a_wrong_name_and_a_file_without_a_rule_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="social-1"):
         suite_named("socal-1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from rayjobs.holding.learn import MOST_SAMPLES, SILENT_S, VERB, LearnOptions, co
 from tests.support.http_server import Received
 from tests.support.nginx_site import HOME, USER, Site, answer, running_site
 from tests.support.option_reads import OptionReads
+from tests.support.paths import ROOT
+from tests.support.small_host import BLOCKED
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.nginx
@@ -115,6 +118,29 @@ def test_too_little_traffic_is_said_and_every_option_is_read(site: Site, reach: 
         assert VERB.run(reads.options) == 1
     assert reads.unread() == []
     assert json.loads((tmp_path / "cost.json").read_text())["groups"] == {}
+
+
+@pytest.mark.parametrize(
+    ("out", "prelude", "said"),
+    [
+        ("cost.json", BLOCKED, ("scikit-learn is not installed", "deep-scheduling[train]")),
+        ("file/cost.json", "import sys", ("cannot write in this folder", "--out")),
+    ],
+)
+def test_what_would_cost_the_samples_is_one_line_before_collecting(
+    out: str, prelude: str, said: tuple[str, str], reach: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    words = ["holding", "learn", *reach, "--seconds", "86400", "--out", str(tmp_path / out)]
+    program = f"{prelude}\nfrom rayjobs.cli.main import main\nsys.exit(main({words!r}))"
+    # A run that collects first does not end in time.
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert all(part in line for part in said), line
 
 
 def test_a_wrong_option_is_one_line(site: Site, reach: list[str], capsys: pytest.CaptureFixture[str]) -> None:

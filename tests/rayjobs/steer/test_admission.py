@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 from actuators.contract.admission import Admission, AdmissionNumbers
 from actuators.contract.window import Fault, Window
+from actuators.files import write_private
 from actuators.nginx.admission_endpoint import AdmissionEndpoint
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.instance import Nginx
@@ -22,7 +24,14 @@ from actuators.testbed.options import LiveOptions
 from envs.admission.tuned import TunedNumbers
 from rayjobs.cli.config import load_options
 from rayjobs.cli.main import main
-from rayjobs.steer.admission import CHANGED, FirstRuleStore, SiteAdmission
+from rayjobs.steer.admission import (
+    CHANGED,
+    LEFT,
+    FirstRuleStore,
+    LeftAdmission,
+    SiteAdmission,
+    site_admission,
+)
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import SteerOptions
 from tests.support import steer_site
@@ -64,12 +73,13 @@ class Steered:
     def __init__(self, site: Site, folder: Path) -> None:
         self.site, self.store = site, FirstRuleStore(folder / "admission.json")
         self.version, self.alarms, self.entry = 0, [""], {"": ""}
+        self.numbers = AdmissionNumbers(multiple=2, most_refused=1)
         self.rule = self.start()
 
     def start(self) -> SiteAdmission:
         endpoint = AdmissionEndpoint(self.site.nginx.admission_url, self.site.nginx.token, self.site.topology)
         watch = AdmissionWatch(AdmissionGuards(proving_windows=2), 0.14, proved=False)
-        self.rule = SiteAdmission(endpoint, rule(self.site), self.store, watch)
+        self.rule = SiteAdmission(endpoint, rule(self.site, numbers=self.numbers), self.store, watch)
         return self.rule
 
     def step(self, mode: Mode = "active", override: Override = "", window: Window | None = None) -> float | None:
@@ -194,6 +204,100 @@ def test_a_rule_that_somebody_else_sets_stays_until_the_next_order(steered: Stee
     assert steered.step("active", "reverted") is None
 
 
+def by_hand(site: Site, percent: float) -> str:
+    """A rule of an operator is in force; its text."""
+    site.nginx.admit(rule(site, rule="thresh", percent=percent))
+    with closing(AdmissionEndpoint(site.nginx.admission_url, site.nginx.token, site.topology)) as endpoint:
+        return endpoint.text()
+
+
+@pytest.mark.parametrize("before", [None, 60.0])
+def test_a_rule_that_an_operator_sets_while_a_revert_stands_stays(
+    site: Site, tmp_path: Path, before: float | None
+) -> None:
+    if before is not None:
+        by_hand(site, before)
+    steered = Steered(site, tmp_path)
+    while steered.step() != 100:
+        pass
+    assert steered.step("active", "reverted") == before
+    theirs = by_hand(site, 40.0)
+    assert [steered.step("active", "reverted") for _ in range(4)] == [40.0] * 4
+    assert (steered.rule.reverted, steered.alarms, steered.entry["percent"]) == (True, [], 40.0)
+    # It is what the next revert goes back to.
+    assert steered.step("active") == 100
+    assert steered.step("active", "reverted") == 40.0
+    kept = steered.store.read()
+    assert kept is not None
+    assert (kept.text, kept.sealed) == (theirs, False)
+    site.nginx.admit(None)
+    assert [steered.step("active", "reverted") for _ in range(4)] == [None] * 4
+    assert steered.rule.reverted
+
+
+@pytest.mark.parametrize("before", [None, 60.0])
+def test_a_rule_that_an_operator_sets_between_two_controllers_stays_in_shadow(
+    site: Site, tmp_path: Path, before: float | None
+) -> None:
+    if before is not None:
+        by_hand(site, before)
+    steered = Steered(site, tmp_path)
+    while steered.step() != 100:
+        pass
+    by_hand(site, 40.0)
+    steered.start()
+    assert [steered.step("shadow") for _ in range(4)] == [40.0] * 4
+    assert "outside the controller stays" in steered.entry["reason"]
+    steered.version += 1
+    assert steered.step("shadow") == 40.0, "an order of another kind"
+    assert steered.step("active") == 0, "as ordered; it counts first"
+    assert steered.step("shadow") == (before or 0.0), "its own is taken back"
+    by_hand(site, 30.0)
+    assert [steered.step("shadow") for _ in range(4)] == [30.0] * 4
+    assert steered.step("active", "reverted") == before
+
+
+def test_a_controller_with_other_numbers_takes_the_rule_of_an_earlier_one_back_in_shadow(
+    steered: Steered,
+) -> None:
+    while steered.step() != 100:
+        pass
+    steered.numbers = AdmissionNumbers(multiple=3, most_refused=1)
+    steered.start()
+    assert [steered.step("shadow") for _ in range(2)] == [0, 0]
+
+
+def test_a_controller_without_admission_takes_the_rule_of_an_earlier_one_back_when_it_is_reverted(
+    steered: Steered, tmp_path: Path
+) -> None:
+    nginx = steered.site.nginx
+    write_private(tmp_path / "token", nginx.token)
+    options = SteerOptions(
+        bundle=tmp_path, folder=tmp_path, control_url=nginx.control_url, token_file=tmp_path / "token"
+    )
+    with site_admission(options, steered.store) as nothing:
+        assert nothing is None
+    while steered.step() != 100:
+        pass
+    with site_admission(options, steered.store) as left:
+        assert isinstance(left, LeftAdmission)
+        seen = steered.site.collector.window()
+        assert left.step(seen, Ordered("active", 25.0, "", 1)) == ({}, [])
+        assert (steered.percent(), left.reverted) == (100, False)
+        (tmp_path / "token").write_text("not the token")
+        alarm = left.step(seen, Ordered("active", 25.0, "reverted", 2))[1][0]
+        assert alarm.startswith(LEFT)
+        assert (steered.percent(), left.reverted) == (100, False)
+        (tmp_path / "token").write_text(nginx.token)
+        assert left.step(seen, Ordered("active", 25.0, "reverted", 2)) == ({}, [])
+        assert (steered.percent(), left.reverted) == (None, True)
+        by_hand(steered.site, 40.0)
+        assert left.step(seen, Ordered("active", 25.0, "reverted", 2)) == ({}, [])
+        assert steered.percent() == 40.0
+    with site_admission(options, steered.store) as nothing:
+        assert nothing is None
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_what_a_restart_of_nginx_has_lost_is_set_again(steered: Steered, late: bool) -> None:
     while steered.step() != 100:
@@ -250,4 +354,29 @@ def test_a_controller_process_counts_refuses_is_killed_and_is_reverted(
             assert "percent 100" in endpoint.text()
             assert main(["steer", "revert", "--folder", str(short_dir)]) == 0
             assert "the first rule of admission" in capsys.readouterr().err
+            assert endpoint.text() == ""
+
+
+@pytest.mark.slow
+def test_a_revert_under_a_controller_without_admission_takes_the_rule_of_an_earlier_one_back(short_dir: Path) -> None:
+    trained_bundle().save(short_dir / "bundle")
+    live = LiveOptions(nginx=NginxOptions(method="round_robin", admission=True))
+    with steer_site.running_site(short_dir, live) as site:
+        nginx, folder = site.actuator, SteerFolder(short_dir)
+        assert isinstance(nginx, Nginx)
+        run = ["run", "--interval-s", str(steer_site.INTERVAL_S), "--mode", "active"]
+        admits = ["--admission-calibration", str(CALIBRATION), "--set", "admission.guards.proving_windows=100000"]
+        with (
+            closing(AdmissionEndpoint(nginx.admission_url, nginx.token, site.topology)) as endpoint,
+            steer_site.steer_process(short_dir, site, *run, *admits) as controller,
+        ):
+            wait_until(lambda: endpoint.text() != "", lambda: controller.log_tail(20))
+        with (
+            closing(AdmissionEndpoint(nginx.admission_url, nginx.token, site.topology)) as endpoint,
+            steer_site.steer_process(short_dir, site, *run) as controller,
+        ):
+            began_s = time.monotonic()
+            wait_until(lambda: folder.status().get("now_s", 0.0) > began_s, lambda: controller.log_tail(20))
+            assert endpoint.text() != ""
+            assert main(["steer", "revert", "--folder", str(short_dir)]) == 0
             assert endpoint.text() == ""

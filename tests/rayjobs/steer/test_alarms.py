@@ -11,7 +11,7 @@ import pytest
 from rayjobs.cli.main import load_verb
 from rayjobs.steer import controller
 from rayjobs.steer.heartbeat import answer, with_answer
-from tuning.steering import decide, harm, silence
+from tuning.steering import audit, decide, harm, silence
 
 FOLDER = Path("/var/lib/deepsched")
 HARM = "back to the baseline for 60 s"
@@ -29,6 +29,9 @@ HARM = "back to the baseline for 60 s"
         ("statistics missing", "steer revert"),
         ("10.0.0.1:80 of app answers nothing", "curl -i"),
         ("the revert is in force and not recorded: No space left on device", "df -h"),
+        ("not recorded: Permission denied", "ls -l"),
+        ("audit log not rotated: Permission denied", "ls -l"),
+        (controller.LEFT, "df -h"),
         ("an alarm of tomorrow", "steer status"),
     ],
 )
@@ -55,7 +58,7 @@ def test_what_the_answers_look_for_is_what_the_code_says() -> None:
     from tuning.steering import holding as may_hold
     from tuning.steering import meanings
 
-    modules = (controller, decide, harm, silence, meanings, order_store, admission, decided, holding, may_hold)
+    modules = (controller, audit, decide, harm, silence, meanings, order_store, admission, decided, holding, may_hold)
     said = "\n".join(text for each in modules for text in literals(each))
     said += "\nnot an orders file"  # put together by the store
     words = [words for words, _ in heartbeat.ANSWERS]

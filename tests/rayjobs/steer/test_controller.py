@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +19,17 @@ from actuators.contract.control import Canary, Control, Weights
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Fault, Window
 from actuators.errors import ActuationError, ConfigError
-from rayjobs.steer.controller import CHANGED, Match, SiteController
+from rayjobs.cli.main import main
+from rayjobs.steer.controller import CHANGED, LEFT, Match, SiteController, with_deadlines
+from rayjobs.steer.first import FirstStore
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.order_store import Orders
 from rayjobs.steer.site import Site
-from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options
+from tests.support.steering_cases import DEADLINES_S, EQUAL, UNEVEN, advice, options, trained_bundle
+from tests.support.waiting import PATIENCE_S, wait_until
 from tests.support.windows import TOPOLOGY, window
 from tuning.policy.adviser import Advice
+from tuning.steering.audit import AuditLog
 from tuning.steering.decide import Steering
 from tuning.steering.options import SteeringOptions
 
@@ -37,6 +45,7 @@ class Nowhere:
     faults: tuple[Fault, ...] = ()
     changes_silently: bool = False
     in_force: Control = EQUAL
+    difference: str = ""
     asked: list[Control] = field(default_factory=list)
     restored: list[Control] = field(default_factory=list)
 
@@ -49,6 +58,9 @@ class Nowhere:
 
     def method(self) -> None:
         return None
+
+    def changed(self) -> str:
+        return self.difference
 
     def control(self) -> Control:
         if self.unreadable:
@@ -88,24 +100,63 @@ class Loop:
         for _ in range(count):
             self.controller.step()
 
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Steps in a thread, under the lock of its folder, as a process of its own would."""
+        thread = threading.Thread(target=self.controller.run, args=(0.02,))
+        with self.folder.locked():
+            thread.start()
+            try:
+                yield
+            finally:
+                self.controller.stopped.set()
+                thread.join(PATIENCE_S)
+
     def status(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads((self.folder.path / "status.json").read_bytes())
         return value
 
 
-def loop(tmp_path: Path, settings: SteeringOptions) -> Loop:
+Load = Callable[[str, Match], Match]
+
+
+def loop(
+    tmp_path: Path,
+    settings: SteeringOptions,
+    *,
+    log: AuditLog | None = None,
+    load: Load | None = None,
+    rematch: Callable[[str | None], None] | None = None,
+) -> Loop:
+    """With a log, the lines are also written to it; `rematch` is told the bundle, and the match stays."""
     site, folder = Nowhere(), SteerFolder(tmp_path)
     lines: list[dict[str, Any]] = []
     said: list[str] = []
+    folder.make()
     folder.first.keep(EQUAL, None)
     steering = Steering(DEADLINES_S, EQUAL, settings, time.monotonic())
-    match = Match(cast(Site, site), steering, Always(), 1, lines.append)
-    controller = SiteController(match, folder, log=said.append)
+
+    def record(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if log is not None:
+            log.write(line)
+
+    def again(bundle: str | None) -> Match:
+        assert rematch is not None
+        rematch(bundle)
+        return match
+
+    problem = (lambda: "") if log is None else (lambda: log.problem)
+    match = Match(cast(Site, site), steering, Always(), 1, record, load, problem=problem)
+    controller = SiteController(match, folder, rematch=again if rematch else None, log=said.append)
     return Loop(site, controller, folder, lines, said)
 
 
-def quick(**values: Any) -> SteeringOptions:
-    guards = {"reference_windows": 2, "min_between_changes_s": 0.0, "min_between_reloads_s": 0.0, "largest_step": 100.0}
+def quick(overload_ratio: float = 1.0, **values: Any) -> SteeringOptions:
+    guards = {
+        "reference_windows": 2, "min_between_changes_s": 0.0, "min_between_reloads_s": 0.0, "largest_step": 100.0,
+        "overload_ratio": overload_ratio,
+    }  # fmt: skip
     return options(guards=guards, **values)
 
 
@@ -180,6 +231,23 @@ def test_what_an_operator_takes_out_of_rotation_stays_out(tmp_path: Path) -> Non
     assert not run.site.in_force.down.any()
 
 
+def test_it_stays_out_although_a_full_disk_cannot_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = loop(tmp_path, quick())
+    run.site.changes_silently = True
+    run.steps(3)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FirstStore, "keep", full)
+    down = TOPOLOGY.mask & (np.arange(3) == 0)
+    run.site.in_force = replace(run.site.in_force, down=down)
+    run.steps(4)
+    assert run.site.in_force.down.tolist() == down.tolist()
+    assert run.lines[3]["alarms"][0] == CHANGED
+    assert any(line["applied"] for line in run.lines[3:]), "the steering goes on"
+
+
 @pytest.mark.parametrize("silently", [True, False])
 def test_nothing_is_applied_while_what_is_in_force_cannot_be_read(tmp_path: Path, silently: bool) -> None:
     """As when an operator has taken the last server of a group out, which is no valid control."""
@@ -234,4 +302,126 @@ def test_orders_that_nobody_can_read_are_an_alarm_and_change_nothing(tmp_path: P
     assert "ALARM not an orders file" in run.said[0]
     assert "answer: deepsched steer resume" in run.said[0]
     assert len(run.said) == 1
+    assert run.site.in_force == UNEVEN
+
+
+def test_what_is_restored_while_no_heartbeat_can_be_written_stays(tmp_path: Path) -> None:
+    """As by the watchdog, which takes a controller on a full disk for dead, and restores once."""
+    run = loop(tmp_path, quick())
+    run.site.changes_silently = True
+    run.steps(3)
+    assert run.site.in_force == UNEVEN
+    (tmp_path / ".status.json.tmp").mkdir()
+    run.steps(2)
+    assert run.site.in_force == UNEVEN
+    run.site.in_force = EQUAL
+    run.steps(6)
+    assert (run.lines[-1]["source"], run.lines[-1]["applied"]) == ("policy", False)
+    assert run.site.in_force == EQUAL
+    assert LEFT in run.lines[-1]["alarms"]
+    said = [line for line in run.said if "no heartbeat" in line]
+    assert len(said) == 2, "each alarm is said once"
+    (tmp_path / ".status.json.tmp").rmdir()
+    run.steps(2)
+    assert run.site.in_force == UNEVEN
+    assert LEFT not in run.lines[-1]["alarms"]
+
+
+def test_a_revert_is_made_while_no_heartbeat_can_be_written(tmp_path: Path) -> None:
+    run = loop(tmp_path, quick())
+    run.site.changes_silently = True
+    run.steps(3)
+    (tmp_path / ".status.json.tmp").mkdir()
+    run.steps(1)
+    run.site.in_force = Weights(TOPOLOGY, np.tile([1, 2, 3], (3, 1)))
+    run.steps(1)
+    run.folder.order(override="reverted")
+    run.steps(1)
+    assert run.site.in_force == EQUAL
+
+
+def test_lost_lines_of_the_audit_log_are_an_alarm_until_it_takes_them(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    run = loop(tmp_path, quick(), log=AuditLog(path, {"kind": "start"}))
+    run.steps(2)
+    path.rename(tmp_path / "elsewhere")
+    path.mkdir()
+    run.steps(3)
+    assert "not recorded: Is a directory" in run.status()["alarms"]
+    (said,) = run.said
+    assert said.startswith("ALARM not recorded: Is a directory; answer: df -h")
+    path.rmdir()
+    run.steps(1)
+    assert run.status()["alarms"] == []
+
+
+class Bundles:
+    """Other bundles for the site of a match; those of `refused` are not for it."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused, self.asked = set(refused), list[str]()
+
+    def load(self, path: str, match: Match) -> Match:
+        self.asked.append(path)
+        if path in self.refused:
+            raise ConfigError("not for these groups", where=path)
+        return replace(match, adviser=Always(), expected=f"that of {path}")
+
+
+def test_a_refused_bundle_leaves_the_one_before_and_is_an_alarm_until_another_order(tmp_path: Path) -> None:
+    bundles, rematched = Bundles("/bad"), list[str | None]()
+    run = loop(tmp_path, quick(), load=bundles.load, rematch=rematched.append)
+    run.folder.order(bundle="/good")
+    run.steps(1)
+    assert (run.status()["bundle"], run.status()["expected"]) == ("/good", "that of /good")
+    run.folder.order(bundle="/bad")
+    run.steps(3)
+    refused = "bundle not swapped: not for these groups (/bad)"
+    assert [refused in line["alarms"] for line in run.lines] == [False, True, True, True]
+    assert bundles.asked == ["/good", "/bad"]
+    assert (run.status()["bundle"], run.status()["refused"]) == ("/good", refused)
+    # Servers come and go meanwhile.
+    run.site.faults, run.site.difference = (Fault("reload", "by somebody else"),), "+app/d:1"
+    run.steps(1)
+    assert rematched == ["/good"]
+    run.site.faults, run.site.difference = (), ""
+    bundles.refused.clear()
+    run.folder.order(bundle="/bad")
+    run.steps(1)
+    assert (run.status()["bundle"], run.status()["refused"]) == ("/bad", "")
+
+
+def test_a_swap_that_the_controller_refuses_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new"
+    trained_bundle().save(new)
+    bundles = Bundles(str(new))
+    run = loop(tmp_path / "steer", quick(), load=bundles.load)
+    with run.going_on():
+        wait_until(lambda: bool(run.folder.status()), "no heartbeat")
+        assert main(["steer", "swap", str(new), "--folder", str(run.folder.path)]) == 2
+        told = capsys.readouterr().err
+        assert "bundle not swapped: not for these groups" in told
+        assert "in force now" not in told
+        assert told.count("\n") == 1
+        bundles.refused.clear()
+        assert main(["steer", "swap", str(new), "--folder", str(run.folder.path)]) == 0
+        assert "in force now" in capsys.readouterr().err
+    assert run.folder.status()["bundle"] == str(new)
+
+
+def test_the_guards_go_by_the_deadlines_of_a_swapped_bundle(tmp_path: Path) -> None:
+    def load(path: str, match: Match) -> Match:
+        return replace(match, steering=with_deadlines(match.steering, short_s, time.monotonic()))
+
+    short_s = DEADLINES_S / 10
+    run = loop(tmp_path, quick(overload_ratio=1e9), load=load)
+    run.steps(4)
+    assert (run.lines[-1]["source"], run.site.in_force) == ("policy", UNEVEN)
+    run.folder.order(bundle="/of/shorter/deadlines")
+    run.steps(1)
+    assert run.lines[-1]["art"] > 1 > run.lines[-2]["art"]
+    # What was measured by the others says nothing of harm.
+    assert (run.lines[-1]["source"], run.lines[-1]["guards"]) == ("baseline", ["measuring"])
+    assert run.lines[-1]["in_force"] == EQUAL.values.tolist()
+    run.steps(5)
     assert run.site.in_force == UNEVEN

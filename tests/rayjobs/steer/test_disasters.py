@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.statistics.recording import read_snapshots
 from rayjobs.cli.main import main
+from rayjobs.steer.controller import LEFT
 from rayjobs.steer.site import Site
+from rayjobs.steer.watchdog import watch
 from tests.support.disasters import Clock, full, jumping_clock, small_disk
 from tests.support.served import Served, served_bundles
 from tests.support.steer_site import (
@@ -195,6 +198,33 @@ def test_a_full_disk_does_not_stop_the_steering(site: Site, short_dir: Path, roo
         assert len(decisions(drill.folder.path)) >= known + 3
         assert drill.folder.status()["now_s"] >= drill.lines[-1]["now_s"]
         list(replay(drill.folder.audit))
+    assert drill.failed_requests() == 0
+
+
+def test_what_the_watchdog_restores_on_a_full_disk_stays_until_there_is_room(
+    site: Site, short_dir: Path, root_only: None
+) -> None:
+    """It takes a controller without a heartbeat for dead, and can restore once only."""
+    equal, over, said = Weights.equal(site.topology), threading.Event(), list[str]()
+
+    def log(line: str) -> None:
+        said.append(line)
+        if "are restored" in line:
+            over.set()
+
+    with small_disk(short_dir / "disk") as disk:
+        drill = Drill(site, trained_bundle(), disk / "steer", options())
+        drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
+        with full(disk):
+            drill.step()
+            watch(drill.folder, lambda: site.actuator, INTERVAL_S, log, PATIENCE_S, over)
+            assert over.is_set(), said
+            assert any(line.startswith("not recorded") for line in said)
+            for _ in range(10):
+                assert not drill.step().applied
+            assert site.control() == equal
+            assert any(LEFT in line for line in drill.said)
+        drill.until(lambda step: step.applied and step.decision.source == "policy", 40)
     assert drill.failed_requests() == 0
 
 

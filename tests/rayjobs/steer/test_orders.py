@@ -140,7 +140,16 @@ def test_a_revert_wins_over_orders_that_were_given_before_it_was_in_force(folder
     with pytest.raises(ConflictError):
         folder.order(before, override="")
     folder.order(Moment.now(), override="")
-    assert present(folder) == Orders()
+    assert present(folder).model_dump(exclude={"given"}) == Orders().model_dump()
+
+
+def test_an_order_that_is_given_again_is_a_new_one(folder: SteerFolder) -> None:
+    """As of a bundle that the controller has refused, and that was corrected since."""
+    versions = []
+    for _ in range(2):
+        folder.order(bundle="/corrected")
+        versions.append(folder.orders.read().version)
+    assert versions == [1, 2]
 
 
 def test_a_moment_of_an_earlier_boot_is_earlier() -> None:

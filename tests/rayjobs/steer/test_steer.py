@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ import requests
 
 from actuators.contract.control import Weights
 from actuators.contract.window import Fault
+from actuators.files import write_private
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
 from actuators.statistics.reader import Collector
 from rayjobs.cli.main import main
 from rayjobs.steer.controller import CHANGED
+from rayjobs.steer.folder import SteerFolder
+from rayjobs.steer.order_store import Moment
 from rayjobs.steer.replay import recalibrated
 from rayjobs.steer.site import Site
 from tests.support.bad_bundle import bad_bundle
@@ -28,6 +32,7 @@ from tests.support.steer_site import (
     INTERVAL_S,
     Drill,
     controller_process,
+    decisions,
     failed_requests,
     options,
     running_site,
@@ -118,6 +123,54 @@ def test_killed_without_warning_its_weights_stay_and_the_watchdog_puts_the_first
     assert failed_requests(site) == 0
 
 
+def test_an_order_from_before_the_start_overrides_the_options_and_says_when_it_was_given(
+    site: Site, short_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nginx = site.actuator
+    assert isinstance(nginx, Nginx)
+    trained_bundle().save(short_dir / "bundle")
+    write_private(short_dir / "token", nginx.token)
+    folder = SteerFolder(short_dir / "run")
+    folder.make()
+    orders = {"mode": "shadow", "bundle": str(short_dir / "other"), "override": "paused"}
+    day = time.strftime("%F", time.localtime(folder.orders.give(orders, Moment.now()).value.given["mode"]))
+    words = [
+        "steer", "run", "--bundle", str(short_dir / "bundle"), "--control-url", nginx.control_url,
+        "--token-file", str(short_dir / "token"), "--status-url", nginx.status_url, "--folder", str(folder.path),
+        "--mode", "active", "--duration-s", "0.2", "--interval-s", "0.1",
+    ]  # fmt: skip
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "shadow mode on" in told
+    assert "active mode on" not in told
+    for line in (
+        f"mode shadow: the order of {day} ", "overrides active; change it: deepsched steer mode active",
+        f"bundle {short_dir / 'other'}: the order of {day} ", f"still paused by the order of {day} ",
+    ):  # fmt: skip
+        assert line in told
+
+
+@pytest.mark.slow
+def test_a_bundle_with_other_deadlines_begins_the_log_anew(site: Site, short_dir: Path) -> None:
+    """So that whoever reads it knows by which deadlines the guards decided."""
+    bundle = trained_bundle()
+    bundle.save(short_dir / "bundle")
+    deadlines_s = 2 * bundle.problem.deadlines_s
+    replace(bundle, problem=replace(bundle.problem, deadlines_s=deadlines_s)).save(short_dir / "other")
+    with controller_process(short_dir, site) as controller:
+        wait_until(lambda: site.control() != Weights.equal(site.topology), lambda: controller.log_tail(20))
+        assert main(["steer", "swap", str(short_dir / "other"), "--folder", str(short_dir)]) == 0
+        starts = [line for line in read_lines(short_dir / "audit.jsonl") if line["kind"] == "start"]
+        assert [line["deadlines_s"] for line in starts] == [bundle.problem.deadlines_s.tolist(), deadlines_s.tolist()]
+        assert starts[-1]["bundle"]["folder"] == str(short_dir / "other")
+        known = len(decisions(short_dir))
+        wait_until(
+            lambda: any(line["source"] == "policy" for line in decisions(short_dir)[known:]),
+            lambda: controller.log_tail(20),
+        )
+    list(replay(short_dir / "audit.jsonl"))
+
+
 def test_faults_of_the_world_are_survived(site: Site, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Status cut and garbage, full disk, jumping clock, bundle swapped: weights are legal, no request fails."""
     nginx = site.actuator
@@ -180,8 +233,6 @@ def test_someone_elses_change_is_noticed(site: Site, short_dir: Path, monkeypatc
 
 
 def test_another_controller_in_the_same_folder_is_refused(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from rayjobs.steer.folder import SteerFolder
-
     trained_bundle().save(short_dir / "bundle")
     folder = SteerFolder(short_dir / "run")
     folder.make()

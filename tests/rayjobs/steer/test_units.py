@@ -74,6 +74,22 @@ def test_they_may_write_their_folder_and_what_a_reload_changes(tmp_path: Path) -
     assert "StateDirectory=deepsched\n" in service(tmp_path, "steer")
 
 
+@pytest.mark.usefixtures("root_only")
+def test_the_services_user_owns_a_folder_that_another_user_has_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the printed commands, without sudo."""
+    used = tmp_path / "steer"
+    (used / "onboard").mkdir(parents=True, mode=0o700)
+    (used / "onboard" / "watch.json").touch(0o600)
+    write_units(tmp_path, "--user", "daemon", reload=False)
+    printed = capsys.readouterr().out.splitlines()
+    for line in printed[: printed.index("# remove")]:
+        if str(used) in line:
+            subprocess.run(["sh", "-ec", line.replace("sudo ", "")], check=True)
+    assert {path.owner() for path in (used, *used.rglob("*"))} == {"daemon"}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -141,9 +142,30 @@ def test_a_full_disk_is_counted_and_survived(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert log.lost == 1
-    assert log.problem
+    assert log.problem.startswith("not recorded: ")
     log.write({"kind": "decision", "number": 1})
+    assert (log.lost, log.problem) == (1, "")
     assert [line.get("number") for line in audit.read_lines(path)][-1] == 1
+
+
+def test_a_file_that_cannot_be_rotated_is_told_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path, {"kind": "start"}, AuditOptions(max_bytes=1024, keep=1))
+    (tmp_path / "audit.jsonl.1").mkdir()
+    log.write({"kind": "decision", "text": "x" * 1024})
+    assert log.problem == ""
+    log.write({"kind": "decision", "number": 1})
+    assert log.problem == "audit log not rotated: Is a directory"
+    assert (log.lost, json.loads(path.read_bytes().splitlines()[-1])["number"]) == (0, 1)
+
+
+def test_a_new_file_of_root_belongs_to_the_owner_of_the_folder(tmp_path: Path, root_only: None) -> None:
+    """Whose service could not write it later."""
+    os.chown(tmp_path, 65534, 65534)
+    recorded(tmp_path / "audit.jsonl", 25, AuditOptions(max_bytes=20_000, keep=20))
+    owners = {path.name: path.stat().st_uid for path in tmp_path.iterdir()}
+    assert {"audit.jsonl", "audit.jsonl.1"} <= owners.keys()
+    assert set(owners.values()) == {65534}
 
 
 def test_a_missing_folder_is_survived(tmp_path: Path) -> None:

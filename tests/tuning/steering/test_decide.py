@@ -307,6 +307,54 @@ def test_back_to_shadow_takes_the_policys_weights_out() -> None:
     assert not run.step(GOOD, advice()).change
 
 
+OTHERS = Weights(TOPOLOGY, np.tile([10, 20, 70], (3, 1)))
+FIRST_OUT = TOPOLOGY.mask & (np.arange(3) == 0)
+
+
+def shadowed(run: Run) -> Run:
+    run.steering.options = run.steering.options.model_copy(update={"mode": "shadow"})
+    return run
+
+
+def test_shadow_leaves_weights_that_somebody_else_has_set_over_the_policys() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    run.steering.adopt(OTHERS, external=True, original=EQUAL)
+    decisions = shadowed(run).steps([GOOD, LATE, FAILING] * 10, advice())
+    assert not any(decision.change for decision in decisions)
+    assert run.steering.in_force == OTHERS
+    assert not {"art", "errors"} & {guard for decision in decisions for guard in decision.guards}
+    # In active mode the first weights are measured before the policy acts.
+    run.steering.options = run.steering.options.model_copy(update={"mode": "active"})
+    decision = run.step(GOOD, advice())
+    assert (decision.source, decision.guards, decision.change) == ("baseline", ("measuring",), True)
+
+
+def test_shadow_takes_the_policys_weights_back_although_somebody_has_taken_a_server_out() -> None:
+    run = Run(options())
+    run.until_steering(GOOD, advice())
+    drained, first = (replace(weights, down=FIRST_OUT) for weights in (run.steering.in_force, EQUAL))
+    run.steering.adopt(drained, external=True, original=first)
+    assert [decision.change for decision in shadowed(run).steps([GOOD] * 3, advice())] == [True, False, False]
+    assert run.steering.in_force == first
+
+
+def test_shadow_leaves_the_weights_that_an_nginx_has_after_its_restart() -> None:
+    run = Run(options(mode="shadow"))
+    run.steps([GOOD] * 3, advice())
+    run.steering.adopt(OTHERS, external=False)
+    assert not any(decision.change for decision in run.steps([GOOD] * 3, advice()))
+    assert run.steering.in_force == OTHERS
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_shadow_takes_back_what_an_earlier_controller_left(external: bool) -> None:
+    run = Run(options(mode="shadow"))
+    run.steering.adopt(OTHERS, external=external, original=EQUAL)
+    assert run.step(GOOD, advice()).change is not external
+    assert run.steering.in_force == (OTHERS if external else EQUAL)
+
+
 def test_servers_that_were_down_stay_down() -> None:
     down = np.zeros(TOPOLOGY.shape, bool)
     down[:, 1] = True

@@ -1,0 +1,25 @@
+"""The folder of a controller: whoever runs a command on it, the service of its owner can use its files afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rayjobs.steer.folder import SteerFolder
+from tests.support.steering_cases import EQUAL
+from tuning.steering.audit import append_line
+
+OWNER = 65534
+
+
+def test_files_of_root_belong_to_the_owner_of_the_folder(tmp_path: Path, root_only: None) -> None:
+    os.chown(tmp_path, OWNER, OWNER)
+    folder = SteerFolder(tmp_path)
+    with folder.locked():
+        folder.first.keep(EQUAL, None)
+        folder.order(mode="shadow")
+        append_line(folder.audit, {"kind": "start"})
+        folder.write_status({"now_s": 0.0})
+    owners = {path.name: path.stat().st_uid for path in tmp_path.iterdir()}
+    assert {"lock", "orders.json", "original.json", "audit.jsonl", "status.json"} <= owners.keys()
+    assert set(owners.values()) == {OWNER}
