@@ -33,7 +33,9 @@ class IdleEstimator:
     def update(self, samples: ServiceSamples) -> FloatArray:
         seen = samples.seen()
         requests = np.where(samples.mask, seen.idle_requests, 0)
-        self._remember(requests, np.where(samples.mask, seen.idle_response_s, 0.0), samples)
+        kept = self._kept(requests, samples)
+        self._requests = kept * self._requests + requests
+        self._seconds = kept * self._seconds + np.where(samples.mask, seen.idle_response_s, 0.0)
         means = self._means.update(samples)
         prior = _SERVER_PRIOR * means.mean(axis=-1, keepdims=True)
         expected = (self._requests * means[..., None]).sum(axis=-2)
@@ -42,11 +44,9 @@ class IdleEstimator:
         tau_s = (self._seconds + _CELL_PRIOR * typical_s) / (self._requests + _CELL_PRIOR)
         return within_guards(tau_s, means)
 
-    def _remember(self, requests: IntArray, seconds: FloatArray, samples: ServiceSamples) -> None:
-        """Adds the requests of a window that found an idle worker, and their response times, to what is known."""
-        kept = _KEPT_PER_S**samples.duration_s
-        self._requests = kept * self._requests + requests
-        self._seconds = kept * self._seconds + seconds
+    def _kept(self, requests: IntArray, samples: ServiceSamples) -> FloatArray:
+        """Share of what was known before that counts beside these ``[..., groups, servers]``; 1 broadcasts to them."""
+        return np.asarray(_KEPT_PER_S**samples.duration_s)
 
     def forget(self, row: Row = ...) -> None:
         self._means.forget(row)

@@ -299,34 +299,25 @@ def test_slow_services_are_remembered_as_many_requests_as_fast_ones() -> None:
             after = estimator.update(ServiceSamples.of(told_window(tau_s, requests=requests)))
         return float(after[0, 1] / before[0, 1])
 
-    assert seen_after(20, 200) == pytest.approx(seen_after(100, 200), abs=0.2)
-    assert seen_after(20, 200) > 2.5
-    assert seen_after(1000, 1000) > 2.5
+    few, many = seen_after(20, 400), seen_after(100, 400)
+    assert few == pytest.approx(many, abs=0.5)
+    assert few > 2.0
+    assert seen_after(1000, 1000) > 1.6, "with much traffic 40 % is forgotten within a second"
 
 
-def test_a_server_that_has_changed_is_known_at_once_for_all_its_types() -> None:
-    """What other types show of it counts for a type that it was not asked for."""
-    estimator, tau_s = ESTIMATORS["levelled"](TOPOLOGY), np.full(TOPOLOGY.shape, 0.01)
-    tau_s[1] *= 2
-    for _ in range(20):
-        before = estimator.update(ServiceSamples.of(told_window(tau_s, requests=200)))
-    tau_s[:, 1] *= 2
-    asked = np.full(TOPOLOGY.shape, 200)
-    asked[1, 1] = 0
-    after = estimator.update(ServiceSamples.of(told_window(tau_s, requests=asked)))
-    assert (after / before)[:, 1] == pytest.approx(2.0, rel=0.1)
-    assert (after / before)[:, [0, 2]] == pytest.approx(1.0, rel=0.1)
+def test_with_little_traffic_more_requests_are_remembered_so_that_noise_decides_less() -> None:
+    """Windows of equal service times whose means are noisy: the spread of what is learned. Fixed seed."""
 
+    def spread(requests: int) -> float:
+        estimator, generator = ESTIMATORS["levelled"](TOPOLOGY), np.random.default_rng(1)
+        learned = []
+        for _ in range(20_000 // requests):
+            noise = generator.gamma(requests / 2, 2 / requests, TOPOLOGY.shape)
+            window = told_window(0.01 * noise, requests=requests)
+            learned.append(estimator.update(ServiceSamples.of(window)).mean(axis=1))
+        return float(np.std(np.log(learned[len(learned) // 4 :]), axis=0).max())
 
-def test_service_times_that_vary_widely_are_no_change_of_a_server() -> None:
-    """Means of 100 requests with a coefficient of variation of 4 deviate by 40 % by chance; the seed is fixed."""
-    estimator, generator = ESTIMATORS["levelled"](TOPOLOGY), np.random.default_rng(1)
-    seen = []
-    for _ in range(200):
-        tau_s = 0.01 * generator.gamma(100 / 16, 16 / 100, TOPOLOGY.shape)
-        seen.append(estimator.update(ServiceSamples.of(told_window(tau_s, requests=200))))
-    # Of which the memory of 300 requests leaves 16 %.
-    assert np.std(np.log(seen[20:]), axis=0).max() < 0.2
+    assert spread(10) < 0.8 * spread(100)
 
 
 def test_ten_equal_servers_get_equal_shares() -> None:
