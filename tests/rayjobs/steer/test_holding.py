@@ -177,6 +177,10 @@ def says_that_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> bool
     return "late binding: holds, shortest, slots 4/4/4" in capsys.readouterr().out
 
 
+def last_kind(folder: Path) -> str:
+    return [str(line["kind"]) for line in read_lines(folder / "audit.jsonl")][-1]
+
+
 @pytest.mark.slow
 def test_killed_it_ends_by_itself_and_a_revert_or_the_watchdog_brings_the_method_back(
     site: Site, short_dir: Path, capsys: pytest.CaptureFixture[str]
@@ -206,7 +210,7 @@ def test_killed_it_ends_by_itself_and_a_revert_or_the_watchdog_brings_the_method
         else:
             with steer_process(folder, site, "watchdog", "--watchdog-after-s", "1") as watchdog:
                 wait_until(lambda: told(site) == "least_conn", lambda: watchdog.log_tail(20))
-            assert [line["kind"] for line in read_lines(folder / "audit.jsonl")][-1] == "watchdog"
+                wait_until(lambda folder=folder: last_kind(folder) == "watchdog", lambda: watchdog.log_tail(20))
         assert status(site).state == "off"
         assert not differ(site.control(), Weights.equal(site.topology))
 
