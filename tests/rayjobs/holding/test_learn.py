@@ -90,7 +90,7 @@ def test_what_requests_cost_is_learned_and_held_by(
         process.kill()
     assert process.returncode == 0, shown + err
     assert "home_read_backend: R² " in shown
-    assert "compose_backend: 0 requests found an idle worker" in shown
+    assert "compose_backend: no cost model: only 0 requests found an idle worker" in shown
     costs = RequestCost.load(out)
     short, long = (costs.of("home_read_backend", SeenRequest(HOME, {"start": 9, "stop": 9 + n})) for n in (2.0, 60.0))
     assert long > 2 * short
