@@ -211,15 +211,21 @@ def by_hand(site: Site, percent: float) -> str:
         return endpoint.text()
 
 
-@pytest.mark.parametrize("before", [None, 60.0])
-def test_a_rule_that_an_operator_sets_while_a_revert_stands_stays(
-    site: Site, tmp_path: Path, before: float | None
-) -> None:
+def in_force(site: Site, tmp_path: Path, before: float | None) -> Steered:
+    """A controller whose rule is in force, over that of an operator or over none."""
     if before is not None:
         by_hand(site, before)
     steered = Steered(site, tmp_path)
     while steered.step() != 100:
         pass
+    return steered
+
+
+@pytest.mark.parametrize("before", [None, 60.0])
+def test_a_rule_that_an_operator_sets_while_a_revert_stands_stays(
+    site: Site, tmp_path: Path, before: float | None
+) -> None:
+    steered = in_force(site, tmp_path, before)
     assert steered.step("active", "reverted") == before
     theirs = by_hand(site, 40.0)
     assert [steered.step("active", "reverted") for _ in range(4)] == [40.0] * 4
@@ -239,11 +245,7 @@ def test_a_rule_that_an_operator_sets_while_a_revert_stands_stays(
 def test_a_rule_that_an_operator_sets_between_two_controllers_stays_in_shadow(
     site: Site, tmp_path: Path, before: float | None
 ) -> None:
-    if before is not None:
-        by_hand(site, before)
-    steered = Steered(site, tmp_path)
-    while steered.step() != 100:
-        pass
+    steered = in_force(site, tmp_path, before)
     by_hand(site, 40.0)
     steered.start()
     assert [steered.step("shadow") for _ in range(4)] == [40.0] * 4
