@@ -28,19 +28,18 @@ from envs.observation.deadlines import derive_deadlines
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_most, figure
-from rayjobs.bench.parts.ratios import GENERALIST
+from rayjobs.bench.peers.learned import LEARNED, train_weights
 from rayjobs.runs.folder import commit
-from rayjobs.runs.local_ray import local_ray
 from tuning.judging.blocks import Journal
 from tuning.judging.contenders import learned_controller
 from tuning.judging.evaluation import Evaluation, describe_machine
 from tuning.judging.judge import Judge
 from tuning.judging.plan import Excerpt, JudgeOptions, plan_blocks
 from tuning.judging.verdicts import describe_ratio
-from tuning.learning.study import Trained, train
+from tuning.learning.study import Trained
 from tuning.policy.learned import LearnedPolicy
 
-OURS, HOLDING, LEARNED = "expected_delay", "late_binding", "learned"
+OURS, HOLDING = "expected_delay", "late_binding"
 REFERENCE: DirectMethod = "least_conn"
 AT = " at "
 """Between the name of a scenario and another load."""
@@ -86,7 +85,7 @@ def measure_slow(context: BenchContext) -> Sequence[Bar]:
 def measure_others(context: BenchContext) -> Sequence[Bar]:
     """Figures of `OTHERS`, learned weights beside them; 80 minutes."""
     installed = _installed(context, ONE_EACH)
-    trained = _trained(context)
+    trained = train_weights(context, FAST.work_scale)
     bars: list[Bar] = []
     with start_local_testbed(social_network(), LiveOptions(), context.work_dir, context.seed) as testbed:
         for name in ["S2"] if context.quick else OTHERS:
@@ -119,15 +118,6 @@ def _installed(context: BenchContext, names: Iterable[str]) -> list[str]:
     for name, why in missing.items():
         context.log(f"left out: {name}: {why}")
     return [name for name in names if name not in missing]
-
-
-def _trained(context: BenchContext) -> Trained:
-    """Weights that PPO learns in this run with the servers' work; a quick run shows only that it works."""
-    arm = replace(GENERALIST, work_scale=FAST.work_scale)
-    arm = replace(arm, steps=2 * arm.algorithm.batch_steps) if context.quick else arm
-    context.log(f"training {arm.name}: {arm.steps} steps")
-    with local_ray():
-        return train(arm, social_network(), context.seed, context.work_dir / "learned", held_out=not context.quick)
 
 
 def _steering(trained: Trained, topology: Topology) -> Controller:

@@ -18,9 +18,8 @@ from envs.simulator.rivals import RIVAL_CODES
 from envs.study.judge import Score, deadlines_s, judge_each
 from envs.study.rules import Learning, Rule, late_binding, rule_named
 from rayjobs.bench.parts.bars import Bar, BenchContext, at_least, at_most, figure
-from rayjobs.bench.parts.ratios import GENERALIST, PUBLISHED_SEEDS, Ratios
-from rayjobs.runs.local_ray import local_ray
-from tuning.learning.study import train
+from rayjobs.bench.parts.ratios import PUBLISHED_SEEDS, Ratios
+from rayjobs.bench.peers.learned import LEARNED, train_weights
 
 OURS, REFERENCE = "expected_delay", "least_conn"
 OTHERS = ("round_robin", "random_two", "inverse_latency", *RIVAL_CODES)
@@ -33,7 +32,7 @@ QUICK = ("S1", "S2b", "T1")
 MOST_P99, MOST_P99_EQUAL, LEAST_GOODPUT = 1.0, 1.02, -0.001
 """Over the best of the others; goodput as a difference."""
 
-LATE, LEARNED = "late_binding", "learned"
+LATE = "late_binding"
 BESIDE = (LATE, LEARNED)
 """Ours as well, reported and not judged: late binding with learned slots, and weights on least_conn that PPO learned as
 in bench `training` (`rayjobs.bench.parts.ratios.GENERALIST`), once, with this bench's seed."""
@@ -48,7 +47,7 @@ def measure(context: BenchContext) -> Sequence[Bar]:
     """A figure per scenario and rule, and bars against the best of the others."""
     bars: list[Bar] = []
     rows: list[str] = []
-    learned = _learned(context)
+    learned = replace(train_weights(context).rule, name=LEARNED)
     for name in QUICK if context.quick else (*STUDY, *VARYING, *TRACED):
         context.log(name)
         scores = _scores(name, learned, quick=context.quick)
@@ -57,15 +56,6 @@ def measure(context: BenchContext) -> Sequence[Bar]:
         write_atomic(writable_folder(context.kept) / TABLE, "\n".join((*_head(), *rows)) + "\n")
     context.log(f"table: {context.kept / TABLE}")
     return bars
-
-
-def _learned(context: BenchContext) -> Rule:
-    """Weights that PPO learns in this run; a quick run shows only that it works."""
-    arm = replace(GENERALIST, steps=2 * GENERALIST.algorithm.batch_steps) if context.quick else GENERALIST
-    context.log(f"training {arm.name}: {arm.steps} steps")
-    with local_ray():
-        trained = train(arm, social_network(), context.seed, context.work_dir / "learned", held_out=not context.quick)
-    return replace(trained.rule, name=LEARNED)
 
 
 def _scores(name: str, learned: Rule, *, quick: bool) -> Scores:

@@ -102,7 +102,7 @@ class Loop:
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
-        """Steps in a thread, under the lock of its folder, as a process of its own would."""
+        """Steps in a thread, under the lock of its folder, as a separate process would."""
         thread = threading.Thread(target=self.controller.run, args=(0.02,))
         with self.folder.locked():
             thread.start()

@@ -1,4 +1,4 @@
-"""The folder of a controller: whoever runs a command on it, the service of its owner can use its files afterwards."""
+"""The folder of a controller: the owner's service can use its files after commands of another user."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_an_order_from_before_the_start_overrides_the_options_and_says_when_it_w
 
 @pytest.mark.slow
 def test_a_bundle_with_other_deadlines_begins_the_log_anew(site: Site, short_dir: Path) -> None:
-    """So that whoever reads it knows by which deadlines the guards decided."""
+    """A reader of the log then knows by which deadlines the guards decided."""
     bundle = trained_bundle()
     bundle.save(short_dir / "bundle")
     deadlines_s = 2 * bundle.problem.deadlines_s

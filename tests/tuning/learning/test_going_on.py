@@ -1,4 +1,4 @@
-"""A training goes on from its newest checkpoint with all that it had, whatever ended it."""
+"""A training goes on from its newest checkpoint with all that it had, also after a kill."""
 
 from __future__ import annotations
 
