@@ -46,6 +46,21 @@ void text_reserve(struct text *text, size_t more) {
     text->data = resize(text->data, text->capacity, 1);
 }
 
+void text_put(struct text *text, const char *bytes, size_t length) {
+    text_reserve(text, length);
+    memcpy(text->data + text->length, bytes, length);
+    text->length += length;
+    text->data[text->length] = '\0';
+}
+
+void text_put_number(struct text *text, uint64_t number) {
+    char digits[20];
+    size_t first = sizeof digits;
+    do digits[--first] = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    text_put(text, digits + first, sizeof digits - first);
+}
+
 void text_add(struct text *text, const char *format, ...) {
     va_list arguments;
     text_reserve(text, 256);

@@ -50,6 +50,11 @@ struct text {
 /* Makes room for `more` bytes and a terminating zero. */
 void text_reserve(struct text *text, size_t more);
 
+void text_put(struct text *text, const char *bytes, size_t length);
+
+/* In decimal digits. */
+void text_put_number(struct text *text, uint64_t number);
+
 /* Appends as printf does. */
 __attribute__((format(printf, 2, 3))) void text_add(struct text *text, const char *format, ...);
 

@@ -15,8 +15,8 @@ enum { EVENT_BATCH = 64 };
 #define EVEN_SHARE 0.005 /* of a fixed gap that waking up may be late by */
 #define SPIN_SPARE_NS 20000LL
 #define MOST_SPIN_SHARE 0.25 /* of a fixed gap, and so of a core */
-#define NEAR_NS 20000LL /* arming a timer and waking up costs 5 to 35 us, the more in a virtual machine */
-#define COLLECT_NS 500000LL
+#define NEAR_NS 12000LL /* what arming a timer and waking up costs on a virtual machine; less on a real one */
+#define COLLECT_NS 1000000LL
 
 /* Index of the stream whose request is due next; *due_ns is absolute, NEVER when there is none. */
 static size_t next_stream(const struct engine *engine, int64_t *due_ns) {
@@ -125,8 +125,8 @@ static void on_signal(struct engine *engine) {
         while (engine->pool.waiting[i].first != NULL) request_failed(engine, engine->pool.waiting[i].first, ERROR_TIMEOUT);
 }
 
-/* Whether answers may wait until the engine wakes up for the next send, within COLLECT_NS: waking up is half of what a
- * request costs. The kernel keeps them and notes when they arrive. Not while requests wait for a connection. */
+/* Whether answers may wait for the wake-up of a later send: waking up is half of what a request costs. The kernel keeps
+ * them and notes when they arrive. Not while requests wait for a connection. */
 static bool may_collect(const struct engine *engine, int64_t wait_ns) {
     return wait_ns < COLLECT_NS && engine->pool.stamps && !engine->read_at_once && engine->backlog.count == 0;
 }
@@ -139,8 +139,13 @@ static void sleep_until(int64_t wake_ns) {
 /* Sleeps until something is due or a connection wakes it, unless the next send is so near that sleeping costs more. */
 static void handle_events(struct engine *engine) {
     struct epoll_event events[EVENT_BATCH];
-    int64_t wake_ns = next_wake_ns(engine), wait_ns = wake_ns - now_ns();
+    int64_t wake_ns = next_wake_ns(engine), now = now_ns(), wait_ns = wake_ns - now;
     bool near = wait_ns < NEAR_NS, collect = !near && may_collect(engine, wait_ns);
+    if (collect && wake_ns - engine->collected_ns < COLLECT_NS) {
+        sleep_until(wake_ns); /* the next wake-up is early enough to look for answers */
+        return;
+    }
+    engine->collected_ns = now;
     if (!near && !collect) arm_timer(engine, wake_ns);
     int count = epoll_wait(engine->pool.epoll, events, EVENT_BATCH, near || collect ? 0 : -1);
     if (count < 0 && errno != EINTR) fail_system("epoll_wait");

@@ -24,7 +24,7 @@ struct engine {
     struct report report;
     struct period window, total;
     int timer, signals;
-    int64_t start_ns, end_ns, window_end_ns, armed_ns, cpu_ns, spin_ns;
+    int64_t start_ns, end_ns, window_end_ns, armed_ns, cpu_ns, spin_ns, collected_ns;
     int64_t last_due_ns, last_delay_ns; /* of the last request that was sent */
     size_t in_flight;
     bool interrupted;

@@ -69,34 +69,38 @@ static uint32_t draw_span(struct random *random) {
     return spans[i].span;
 }
 
+/* What every request has is copied: formatting it would take 2 % of the engine's CPU time per request. */
+static void put(struct text *text, const char *string) { text_put(text, string, strlen(string)); }
+
 static void add_request_line(struct request_writer *writer, const struct stream *stream, struct random *random) {
-    text_add(&writer->bytes, "%s %s", stream->method, stream->path);
+    struct text *bytes = &writer->bytes;
+    put(bytes, stream->method), put(bytes, " "), put(bytes, stream->path);
     if (stream->body == BODY_TIMELINE || stream->body == BODY_SPANS) {
         uint32_t start = random_below(random, LAST_TIMELINE_START + 1);
         uint32_t span = stream->body == BODY_SPANS ? draw_span(random) : TIMELINE_LENGTH;
-        text_add(&writer->bytes, "%cuser_id=%u&start=%u&stop=%u", strchr(stream->path, '?') ? '&' : '?',
+        text_add(bytes, "%cuser_id=%u&start=%u&stop=%u", strchr(stream->path, '?') ? '&' : '?',
                  random_below(random, writer->users), start, start + span);
     }
-    text_add(&writer->bytes, " HTTP/1.1\r\nHost: %s\r\n", writer->host);
+    put(bytes, " HTTP/1.1\r\nHost: "), put(bytes, writer->host), put(bytes, "\r\n");
 }
 
 static void add_body(struct text *bytes, const char *body, size_t length) {
     text_add(bytes, "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %zu\r\n\r\n", length);
-    text_reserve(bytes, length);
-    memcpy(bytes->data + bytes->length, body, length);
-    bytes->length += length;
+    text_put(bytes, body, length);
 }
 
 void write_request(struct request_writer *writer, const struct stream *stream, size_t index, uint64_t ordinal) {
     struct random random = random_for(writer->seed, FOR_REQUESTS, ((uint64_t)index << 48) + ordinal);
     writer->bytes.length = writer->body.length = 0;
     add_request_line(writer, stream, &random);
-    text_add(&writer->bytes, "X-Request-Sequence: %s-%llu\r\n", stream->type, (unsigned long long)ordinal);
+    put(&writer->bytes, "X-Request-Sequence: "), put(&writer->bytes, stream->type), put(&writer->bytes, "-");
+    text_put_number(&writer->bytes, ordinal);
+    put(&writer->bytes, "\r\n");
     if (stream->body == BODY_COMPOSE) {
         write_compose_body(&writer->body, &random, writer->users);
         add_body(&writer->bytes, writer->body.data, writer->body.length);
     } else if (stream->body == BODY_FILE)
         add_body(&writer->bytes, stream->body_bytes, stream->body_length);
     else
-        text_add(&writer->bytes, "\r\n");
+        put(&writer->bytes, "\r\n");
 }
