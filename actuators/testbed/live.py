@@ -121,6 +121,8 @@ class LiveTestbed(Closing):
         self._method: BalancingMethod | None = None
         self._running = False
         self._closed = False
+        self._failed = True
+        """Whether servers may have failed in the last script."""
         self._tick_s = 0.0
         self._end_s = 0.0
         self._proxy_cpu: tuple[float, dict[int, float]] = (0.0, {})
@@ -156,11 +158,14 @@ class LiveTestbed(Closing):
             self._proxy.apply(Weights.equal(self._topology))
         else:  # those by service times take no weights, and must forget them
             self._proxy.set_method(self._method)
-        # A server that failed in the last script would be avoided in this one for seconds.
-        self._proxy.forget_failures()
         script = scenario.script(self._topology, seed)
         check_script(script, self._topology)
         check_live(script)
+        if self._failed:
+            # A server that failed in the last script would be avoided in this one for seconds. Only then: an NGINX that
+            # is reloaded also forgets the response times of `least_time`, which others keep.
+            self._proxy.forget_failures()
+        self._failed = any(each.refused or each.hang or each.error_ratio > 0 for each in script.behaviours)
         stages = ""
         if script.stages:
             if self._stages is None:
@@ -234,6 +239,7 @@ class LiveTestbed(Closing):
 
     def _collect(self) -> Window:
         window, client, cpu_s = self._read()
+        self._failed |= bool(window.server_errors.sum())
         window = replace(window, proxy_cpu_s=spent_s(self._proxy_cpu[1], cpu_s))
         if isinstance(client, LoadError):
             return replace(window, faults=(*window.faults, Fault("load_ended", str(client))))

@@ -103,7 +103,9 @@ class Peer(Closing):
     def __init__(self, name: str, topology: Topology, work_dir: Path, programs: PeerPrograms | None = None) -> None:
         self.name, self.topology = name, topology
         self._programs = programs or PeerPrograms()
-        self._folder = private_folder(work_dir.absolute() / "".join(c if c.isalnum() else "-" for c in name))
+        plain = "".join(c if c.isalnum() else "-" for c in name)[:100]
+        # One may run twice, as in an A/A comparison.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{plain}-", dir=private_folder(work_dir.absolute())))
         self.address = ""
         self._plan = StockPlan.load(Path(name.removeprefix(STOCK))) if name.startswith(STOCK) else None
         if self._plan is not None:
@@ -130,7 +132,8 @@ class Peer(Closing):
             raise ActuationError(f"{self.name} does not support admission control", remedy="judge it without")
 
     def forget_failures(self) -> None:
-        """Reloads an NGINX, which then forgets failures; the others track none in these configurations."""
+        """Reloads an NGINX, which forgets failures and response times then; the others forget after some seconds
+        (docs/peers.md#programs)."""
         if self._program_name() == "nginx":
             reloader = Reloader(self._process.pid, load_ms=None)
             reloader.wait_for_few_generations()
@@ -385,7 +388,7 @@ def why_missing(name: str, programs: PeerPrograms | None = None) -> str:
 def _prefix() -> Iterator[Path]:
     """A folder in which a configuration of somebody else may buffer and serve files.
 
-    Workers of another user than the master's can enter it, and nobody but its owner can list it.
+    Workers of another user than the master's can enter it, and only its owner can list it.
     """
     with tempfile.TemporaryDirectory(prefix="deepsched-peer-") as folder:
         Path(folder).chmod(0o711)

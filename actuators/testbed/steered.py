@@ -84,7 +84,7 @@ class SteeredProxy(Closing):
         self._peer.admit(admission)
 
     def forget_failures(self) -> None:
-        """No effect: without checks both try every server."""
+        """No effect: both try a server again after some seconds (docs/peers.md#programs)."""
 
     def cpu_s(self) -> dict[int, float]:
         """Process id → CPU seconds so far."""
