@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_USER = re.compile(r"(?<=://)[^\s/?#]*@|\b[\w.%+-]+:[^\s/?#@]+@")
+_USER = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/?#:@\[]*:(?!\d+[/?#])[^\s@]*)@|\b[\w.%+-]+:[^\s/?#@]+@")
+"""In a URL also with a password of characters that ought to be encoded, unless a port and a path stand there."""
 
 
 def without_credentials(text: str) -> str:

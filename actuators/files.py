@@ -44,7 +44,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """`write_atomic` of a secret: from its first byte only this user can read it, whatever was at `path` before.
+    """`write_atomic` of a secret: from its first byte only this user can read it, regardless of what `path` was before.
 
     A symbolic link at `path` is replaced, not followed. Raises OSError.
     """
@@ -162,7 +162,7 @@ def give_to_owner(descriptor: int, folder: Path) -> None:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether it is a folder, no link to one, that this user owns and nobody else may write in."""
+    """Whether it is a folder, no link to one, that this user owns and no other user may write in."""
     try:
         status = path.lstat()
     except OSError:
@@ -193,11 +193,12 @@ def socket_place(below: int) -> Path:
     return own if len(os.fsencode(own)) + 1 + below <= SOCKET_PATH_BYTES else Path("/tmp")
 
 
-def writable_folder(path: Path, *, private: bool = False) -> Path:
+def writable_folder(path: Path, *, private: bool = False, option: str = "--out") -> Path:
     """Makes the folder and its parents, checks that files can be written in it, and returns the absolute path.
 
     Args:
         private: a folder that is made now is open to this user only; one that is there keeps its mode.
+        option: that names the folder, for the message.
 
     Raises:
         ConfigError: it is a file, or cannot be made or written.
@@ -211,7 +212,7 @@ def writable_folder(path: Path, *, private: bool = False) -> Path:
             pass
     except OSError as error:
         raise ConfigError(
-            f"cannot write in this folder: {error.strerror}", where=str(folder), remedy="choose another with --out"
+            f"cannot write in this folder: {error.strerror}", where=str(folder), remedy=f"choose another with {option}"
         ) from error
     return folder
 

@@ -217,12 +217,14 @@ def _tls() -> ssl.SSLContext:
 
 
 def _connected(host: str, port: int, timeout: Any) -> _TimedSocket:
-    """A connection to the first address that takes one; all addresses together have `timeout` seconds."""
+    """A connection to the first address that takes one. All addresses together have `timeout` seconds, and each an
+    equal share of those that are left: the first one may never answer."""
     until_s, failure = time.monotonic() + float(timeout), OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for tried, (family, kind, protocol, _, address) in enumerate(found):
         sock = _TimedSocket(family, kind, protocol)
         try:
-            sock.settimeout(_left_s(until_s))
+            sock.settimeout(_left_s(until_s) / (len(found) - tried))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
             return sock

@@ -91,7 +91,9 @@ class Store(Generic[Document]):
         with exclusive(self._beside("lock"), LOCK_TIMEOUT_S):
             present = self.read()
             if expected is not None and present.version != expected:
-                raise ConflictError("somebody else changed it first", where=str(self.path), remedy="look, then repeat")
+                raise ConflictError(
+                    "somebody else changed it first", where=str(self.path), remedy="check it, then repeat"
+                )
             value = update(present)
             if value == present.value and not present.problem:
                 return present

@@ -70,15 +70,15 @@ class CollectRunOptions(PlanOptions):
     groups: tuple[str, ...] = ()
     """Upstreams that are recorded; all when empty."""
     prometheus: str = ""
-    """Prometheus server whose history is recorded, as http://HOST:9090; live readings are when not given."""
+    """Prometheus server whose history is recorded, as http://HOST:9090; when not given, live readings are recorded."""
     match: Annotated[str, Only(prometheus=GIVEN)] = ""
     """Selector of one NGINX in Prometheus, as {instance="10.0.0.1:80"}; the only one that it watches when not given."""
     start: Annotated[str, Only(prometheus=GIVEN)] = "1d"
-    """Begin of the history: a time as 2026-11-01T00:00:00Z, or how long ago, as 90m, 6h, 14d or 2w."""
+    """Start of the history: a time as 2026-11-01T00:00:00Z, or how long ago, as 90m, 6h, 14d or 2w."""
     end: Annotated[str, Only(prometheus=GIVEN)] = "0s"
     """End of the history, written as `start`."""
     step_s: Annotated[float, Only(prometheus=GIVEN)] = Field(15.0, gt=0)
-    """Least time between two snapshots of the history; a scrape is taken once."""
+    """Shortest time between two snapshots of the history; a scrape is taken once."""
     target: str = ""
     """http://HOST:PORT that receives the load plan; without it, your NGINX is only read."""
     until_pid: int = Field(0, ge=0)
@@ -265,7 +265,7 @@ def _record(options: CollectRunOptions, subject: Subject, read: Callable[[], Sna
         summary = subject.engine.partial_summary()
         # After Ctrl-C, requests may be in flight that have not failed.
         if only_errors(summary) and any(counts.any() for counts in summary.errors.values()):
-            _log("no request of the load was answered without an error; is the target what was meant?")
+            _log("no request of the load was answered without an error; check the target")
 
 
 def _pause(options: CollectRunOptions, subject: Subject) -> Callable[[float], bool]:

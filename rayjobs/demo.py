@@ -88,12 +88,12 @@ class DemoOptions(RayOptions):
     out: Path | None = None
     """Folder for the run's folder; `runs` when not given."""
     quick: bool = False
-    """Short stages, under 120 s in all: shows that everything works, judges little. Other options win over it."""
+    """Short stages, under 120 s in all: a functional check with noisy figures. Other options take precedence."""
     interval_s: float = Field(default=1.0, gt=0)
     """Control interval: seconds between two decisions."""
     method: Literal["auto", "expected_delay", "least_conn", "round_robin", "random_two"] = "auto"
     """What the policy steers. `auto`: the best that the machine's NGINX allows, service times for `expected_delay`
-    where it has Lua, else weights on `least_conn`. The others are judged beside it."""
+    where it has Lua, else weights on `least_conn`. The others are compared with it."""
     testbed: TestbedKind = "live"
     """`simulated` runs the same job without NGINX, load or servers; equal seeds then give equal numbers."""
     scenario: str = "demo"
@@ -224,10 +224,10 @@ def _work(options: DemoOptions, folder: RunFolder, progress: Progress) -> tuple[
     with contextlib.ExitStack() as stack:
         with progress.stage("start") as stage:
             stage.update("Ray, with proxy, client and server resources")
-            stack.enter_context(ray_session(address=options.address))
+            topology = topology_of([watched])
+            stack.enter_context(ray_session(servers=len(topology.servers), address=options.address))
             stage.update(f"a {options.testbed} testbed")
             work_dir = folder.path / "testbed"
-            topology = topology_of([watched])
             testbed = stack.enter_context(open_testbed(options.testbed, topology, work_dir, options.seed, options.live))
         observed = steps.observe(testbed, watched, options.observe, training)
         trainer = steps.train(observed, training, watched.work_scale)

@@ -1,4 +1,4 @@
-"""`deepsched doctor`: what this machine, or an NGINX that somebody runs, has and lacks, with remedies.
+"""`deepsched doctor`: checks the requirements of this machine, or of an external NGINX, and names remedies.
 
 One check per function; those of an NGINX are in `actuators.external.preflight`. It changes nothing.
 """

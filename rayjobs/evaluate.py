@@ -76,11 +76,11 @@ class EvaluateOptions(RayOptions):
     policies: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "round_robin", "least_conn", "random_two", "inverse_latency", "expected_delay_static", "expected_delay",
     )  # fmt: skip
-    """What is judged beside it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
+    """Policies to compare with it. NGINX as shipped: round_robin, least_conn, random_two. Heuristics:
     equal, inverse_latency, little, equaliser, aimd, model_based, utilisation_pid, knapsack; NAME@METHOD
-    puts one on another method. Rules with service times: expected_delay (learned),
+    runs one on another method. Rules with service times: expected_delay (learned),
     expected_delay_static (nothing learned), ratio, unlevelled, inverse_latency@expected_delay; late_binding and
-    earliest_deadline also hold requests until a server has a free slot, and send them in an order of their own; with
+    earliest_deadline also hold requests until a server has a free slot, and send them in their own order; with
     _learned behind the name they learn how many slots. Oracles (simulated): shortest_delay, join_shortest,
     central_queue, true_times, optimal_round_robin, optimal_least_conn.
     Rules of other balancers and of papers (simulated): least_time, least_time_shared, peak_ewma,
@@ -93,7 +93,7 @@ class EvaluateOptions(RayOptions):
     the `calibration.json` of a recorded system, where it comes first unless policies are given): the weights and the
     method of the recording. OTHER=NAME shows NAME as OTHER in the tables."""
     scenario: tuple[str, ...] = Field(default=("demo",), min_length=1)
-    """What happens meanwhile, one or several: `deepsched scenarios list`, YAML files, or the `calibration.json` of a
+    """Scenarios to play, one or several: `deepsched scenarios list`, YAML files, or the `calibration.json` of a
     recorded system. Rounds begin at random moments of it."""
     testbed: tuple[TestbedKind, ...] = Field(default=("simulated",), min_length=1)
     """`simulated`, or `live` (starts servers, an NGINX and load on this machine), or both."""
@@ -140,7 +140,7 @@ class EvaluateOptions(RayOptions):
 
 
 def run(options: EvaluateOptions) -> int:
-    """Prints a table per part and means; `evaluation.json`, parquet files and `report.html` are in the run.s folder."""
+    """Prints a table per part and means; `evaluation.json`, parquet files and `report.html` are in the run's folder."""
     from rayjobs.cli.console import console_out
     from rayjobs.runs.report import write_evaluation_report
     from tuning.judging.tables import print_evaluation, print_means
@@ -323,7 +323,7 @@ def _judge_parts(
         with contextlib.ExitStack() as stack:
             with progress.stage(f"start {kind}"):
                 if kind == "live":
-                    stack.enter_context(ray_session(address=options.address))
+                    stack.enter_context(ray_session(servers=len(topology.servers), address=options.address))
                 work_dir = folder.path / "testbed"
                 testbed = stack.enter_context(open_testbed(kind, topology, work_dir, options.seed, options.live))
             own = [part for part in parts if part.kind == kind]

@@ -254,7 +254,7 @@ def run(options: LoadRunOptions) -> int:
             if report.has_results:
                 (console_err() if json_lines else console_out()).print(f"written: {folder.path}", markup=False)
         if report.only_errors:
-            log_line("load", f"no request was answered without an error; is {options.target} what was meant?")
+            log_line("load", f"no request was answered without an error; check the target {options.target}")
         return int(report.only_errors)
 
 

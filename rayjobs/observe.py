@@ -80,12 +80,11 @@ def run(options: ObserveVerbOptions) -> int:
         stack.enter_context(kept(lambda: f"kept in {folder.path}: {folder.contents()}"))
         progress = stack.enter_context(Progress(stages))
         with progress.stage("start"):
+            topology = topology_of([watched])
             if live:
-                stack.enter_context(ray_session(address=options.address))
+                stack.enter_context(ray_session(servers=len(topology.servers), address=options.address))
             work_dir = folder.path / "testbed"
-            testbed = stack.enter_context(
-                open_testbed(options.testbed, topology_of([watched]), work_dir, options.seed, options.live)
-            )
+            testbed = stack.enter_context(open_testbed(options.testbed, topology, work_dir, options.seed, options.live))
         steps = Steps(folder, progress, options.seed)
         observed = steps.observe(testbed, watched, options.observe, TrainingOptions())
         candidates = keep_states(folder, observed, options.observe.encoder, options.seed)

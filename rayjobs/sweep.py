@@ -143,7 +143,9 @@ def _start(options: SweepOptions, servers: int, progress: Progress, stack: conte
         check_parts(options.search, options.callback)
 
     with progress.stage("start") as stage:
-        stack.enter_context(ray_session(testbeds=_testbeds(options), address=options.address, meanwhile=make_parts))
+        stack.enter_context(
+            ray_session(testbeds=_testbeds(options), servers=servers, address=options.address, meanwhile=make_parts)
+        )
         from tuning.search.sweep import check_seen, other_nodes, preflight, warm_up
 
         at_once = preflight(options.search, servers)

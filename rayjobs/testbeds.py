@@ -18,7 +18,7 @@ class TestbedsOptions(Options):
     """Which Ray."""
 
     address: str | None = None
-    """Ray to look at: HOST:PORT of its head, or `auto`; when not given, RAY_ADDRESS says it, and without that it is the
+    """Ray to look at: HOST:PORT of its head, or `auto`; when not given, RAY_ADDRESS names it; otherwise it is the
     cluster of a submitted job, or else all heads that `deepsched` started on this machine."""
 
 
@@ -97,6 +97,8 @@ def _of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]
     if not named and not heads:
         # The small installation has no Ray, and may have controllers.
         return
+    from ray.exceptions import RayError
+
     from tuning.live.testbeds import running_testbeds
 
     if named:
@@ -107,9 +109,10 @@ def _of_each_ray(address: str | None) -> Iterator[tuple[str, list[dict[str, Any]
         try:
             with joined(folder):
                 found = running_testbeds()
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (OSError, RuntimeError, RayError) as error:
             # Its verb may end at any moment.
-            log_line("testbeds", f"{folder.name} could not be asked: {str(error).splitlines()[0]}")
+            what = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log_line("testbeds", f"{folder.name} could not be asked: {what}")
             continue
         yield folder.name, found
 

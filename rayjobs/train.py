@@ -35,6 +35,7 @@ from tuning.options import (
     ONLINE,
     LearningOptions,
     ParallelOptions,
+    RunnerOptions,
     TrainingOptions,
     check_live_algorithm,
 )
@@ -81,7 +82,7 @@ class TrainOptions(RayOptions):
     out: Annotated[Path | None, Only(resume=None)] = None
     """Folder for the run's folder; `runs` when not given."""
     storage: str | None = None
-    """Folder or pyarrow URL (file://, s3://…) to which the run's folder is copied at the end, whatever the end. A
+    """Folder or pyarrow URL (file://, s3://…) to which the run's folder is copied at the end, also after a failure. A
     submitted job without it leaves its results on the cluster."""
     scenario: str = "demo"
     """Scenario that is observed first and judged on last; see `training.scenarios` for what is trained on. The
@@ -206,11 +207,14 @@ def _open(
     if options.testbed == "simulated":
         stack.enter_context(ray_session(address=options.address))
         return stack.enter_context(open_testbed("simulated", topology, folder.path, options.seed)), None
+    from tuning.learning.algorithm import check_room
     from tuning.live.conductor import ConductedTestbed
     from tuning.live.testbeds import Testbeds
 
     count, work_dir = options.parallel.testbeds, folder.path / "testbeds"
-    stack.enter_context(ray_session(testbeds=count, address=options.address))
+    stack.enter_context(ray_session(testbeds=count, servers=len(topology.servers), address=options.address))
+    # RLlib asks for them after observation and simulated training, and would then wait for ever.
+    check_room(RunnerOptions(num_env_runners=options.parallel.env_runners), "parallel.env_runners")
     testbeds = Testbeds.live(count, topology, options.live, work_dir, options.seed, options.method)
     stack.enter_context(testbeds)
     first, conductor = next(iter(testbeds.conductors.items()))

@@ -45,7 +45,7 @@ from actuators.external.snippet import (
     render_snippet,
     unified_diff,
 )
-from actuators.files import REMEDIES, write_private
+from actuators.files import REMEDIES, read_token, write_private
 from actuators.nginx.config import NginxOptions
 from actuators.nginx.detect import detect
 from actuators.options import NOT_GIVEN, Moved, Never, Only, Options
@@ -255,13 +255,16 @@ def snippet(options: SnippetOptions) -> int:
     _require_place(options.out)
     config, build = read_config(options.reload.config), detect(options.memory.binary)
     groups = memory_groups(config, options.groups)
-    out, token = options.out.absolute(), secrets.token_hex(16)
-    text = render_snippet(out, groups, options.memory, build, port=options.port, token=token)
+    out = options.out.absolute()
+    token_file = out.with_name(out.name + ".token")
+    # An NGINX that runs with an earlier snippet obeys its token, and others may have been given the right to read it.
+    token = read_token(token_file) if token_file.exists() else ""
+    new_token = "" if token else secrets.token_hex(16)
+    text = render_snippet(out, groups, options.memory, build, port=options.port, token=token or new_token)
     asking = Asking(options.memory.admission, options.memory.late_binding)
     passes = asking_locations(config, groups, options.exempt, asking) if any(asking) else ()
     diff = unified_diff(changes(config, groups, out, build, passes, asking))
-    token_file = out.with_name(out.name + ".token")
-    for path, content in ((token_file, token + "\n"), (out, text)):
+    for path, content in (*([(token_file, new_token + "\n")] if new_token else []), (out, text)):
         with _writing(path):
             write_private(path, content)
     for note in [*notes(config, groups), *(asking_notes(config, passes, asking) if any(asking) else ())]:

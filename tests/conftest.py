@@ -101,6 +101,6 @@ def short_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def root_only() -> None:
-    """For tests that make namespaces, mounts or real-time threads; the only reason to skip a test here."""
+    """For tests that make namespaces, mounts or real-time threads; other users skip them."""
     if os.geteuid() != 0:
         pytest.skip("needs root: it makes namespaces or mounts, or sets real-time priorities")

@@ -224,10 +224,17 @@ class ParallelOptions(Options):
     testbeds: int = Field(default=2, ge=1)
     """Testbeds; each claims proxy: 1, client: 1 and server: 1 per server."""
     env_runners: int = Field(default=1, ge=0)
-    """RLlib processes that drive the testbeds, each its share; with 0 the training process drives all of them."""
+    """RLlib processes, with a CPU each, that drive equal shares of the testbeds; with 0 the training process drives
+    all of them."""
     steps: int = Field(default=64, ge=1)
     """Total number of control intervals of all testbeds."""
     episode_steps: int = Field(default=32, ge=1)
     """Control intervals per episode."""
     algorithm: AlgorithmOptions = AlgorithmOptions(learning_rate=3e-5, batch_steps=32, minibatch_steps=32, epochs=2)
     """PPO with small steps: a few noisy intervals must not undo what was learned."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.testbeds % max(self.env_runners, 1):
+            raise ValueError(f"{self.testbeds} testbeds for {self.env_runners} env runners: set a multiple of them")
+        return self

@@ -43,7 +43,7 @@ class LateBindingNumbers(Options):
     longest_hold_s: float = Field(default=10.0, ge=3, le=3600)
     """Time after which a held request is answered with 503."""
     valid_s: float = Field(default=60.0, ge=1, le=1e8)
-    """Age of the control in NGINX from which on nothing is held any more, because nobody renews it."""
+    """Age of the control in NGINX from which nothing is held, because the control was not renewed."""
     most_held: int = Field(default=4096, ge=1, le=1_000_000)
     """Held requests beyond which one is answered with 503 when it comes."""
     waiting_weight: float = Field(default=0.9, ge=0, le=1)

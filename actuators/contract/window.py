@@ -218,7 +218,7 @@ class Window:
         backup: ``True`` for servers that get requests only when no other server is up; None when none is known.
         admission: counts of admission control; None without it.
         holding: counts of late binding; None where no location asks for a slot.
-        proxy_cpu_s: CPU time of the load balancer and its workers meanwhile; None when nobody looked.
+        proxy_cpu_s: CPU time of the load balancer and its workers meanwhile; None when not measured.
     """
 
     topology: Topology

@@ -63,6 +63,8 @@ def _configured(settings: Sequence[Directive]) -> str:
     """The method of an upstream block, in our words where we have one."""
     for directive in settings:
         words = (directive.name, *directive.arguments)
+        if words[0].startswith("balancer_by_lua"):
+            return "Lua"
         if words[0] in _METHODS:
             return _METHODS[words[0]] if words[1:] in _PLAIN.get(words[0], ((),)) else " ".join(words)
     return "round_robin"

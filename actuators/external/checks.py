@@ -21,7 +21,7 @@ from actuators.external.config_reader import ParsedConfig
 from actuators.external.envoy import EnvoyActuator
 from actuators.external.haproxy import HaproxyActuator
 from actuators.external.master import master_process
-from actuators.external.nginx import ExternalNginxOptions
+from actuators.external.nginx import ExternalNginxOptions, left_beside
 from actuators.files import read_token
 from actuators.haproxy_api import RuntimeApi, socket_of
 from actuators.nginx.control_endpoint import MemoryControl, topology_from_text
@@ -32,7 +32,7 @@ from actuators.statistics.vts import Snapshot
 
 Level = Literal["ok", "warn", "fail"]
 _FIXED = frozenset(("hash", "ip_hash", "sticky", "sticky_route", "jvm_route"))
-_METHODS = frozenset((*_FIXED, "least_conn", "least_time", "random", "fair", "balancer_by_lua_block"))
+_METHODS = frozenset((*_FIXED, "least_conn", "least_time", "random", "fair"))
 _BY_WEIGHT = {"HAProxy": ("roundrobin", "leastconn", "random"), "Envoy": ("ROUND_ROBIN", "LEAST_REQUEST")}
 """Methods of others in which weights decide, and can change while it runs; the other ones are static, tie requests to
 servers or ignore weights (https://docs.haproxy.org/2.8/configuration.html#4.2-balance)."""
@@ -224,6 +224,11 @@ def _files(config: ParsedConfig) -> Check:
     files = list(dict.fromkeys(line.file for line in config.servers))
     if what := _kept_from(files):
         return Check("files", "fail", what, "run as root or as their owner; see docs/your-nginx.md#rights")
+    left = [path for each in (config.main.resolve(), *files) for path in left_beside(each)]
+    closed = [str(path) for path in left if path.exists() and not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        what = f"what another user's run has left cannot be read or written: {', '.join(closed[:3])}"
+        return Check("files", "fail", what, f"sudo chown $USER {' '.join(closed)[:300]}, for the user who steers")
     refused = [str(folder) for folder in _folders(config, files) if not os.access(folder, os.W_OK | os.X_OK)]
     if refused:
         what = f"folders of a lock and of the copies that `nginx -t` reads cannot be written: {', '.join(refused[:3])}"

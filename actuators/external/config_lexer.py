@@ -36,7 +36,7 @@ _LUA_TOKEN = re.compile(
     | "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*'""",
     re.DOTALL | re.VERBOSE,
 )
-_REMEDY = "does nginx -t accept it?"
+_REMEDY = "check it with: nginx -t"
 
 
 class Word(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from actuators.errors import ConfigError
 from actuators.external.config_lexer import Directive, directives
@@ -23,6 +24,7 @@ _WEIGHT = re.compile("0*[1-9][0-9]{0,9}")
 _LUA = re.compile("lua|^log_subrequest$")
 _SUBREQUESTS = ("auth_request", "mirror", "ssi", "add_before_body", "add_after_body")
 _PASSES = ("proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass")
+_CACHES = {f"{protocol}_cache": f"{protocol}_pass" for protocol in ("proxy", "fastcgi", "uwsgi", "scgi")}
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,23 @@ class ServerLine:
 
 @dataclass(frozen=True)
 class PassLine:
-    """One directive of a location of `http` that passes requests on, as `proxy_pass`.
+    """One directive of a location of `http` that passes requests on.
 
     Attributes:
+        name: `proxy_pass` or another.
         target: where to, as it stands there.
         location: arguments of the innermost location around it.
+        around: numbers of the blocks around it; the last location's is `place`.
         file: the file that holds it, links resolved.
         line: 1-based line on which the directive begins.
         start, end: offsets of its first byte and after its last one.
     """
 
+    name: str
     target: str
     location: str
+    place: int
+    around: tuple[int, ...]
     file: Path
     line: int
     start: int
@@ -82,6 +89,30 @@ class PassLine:
     def host(self) -> str:
         """The upstream or the address, without scheme and path."""
         return self.target.partition("://")[2].partition("/")[0] if "://" in self.target else self.target
+
+
+class NestedLocation(NamedTuple):
+    """A location inside another one, from which it inherits.
+
+    Attributes:
+        outer, place: numbers of both blocks.
+        name: its arguments.
+        where: file:line.
+    """
+
+    outer: int
+    place: int
+    name: str
+    where: str
+
+
+class CacheLine(NamedTuple):
+    """A directive such as `proxy_cache`; `passes` is the one that it belongs to, `around` as in `PassLine`."""
+
+    passes: str
+    on: bool
+    around: tuple[int, ...]
+    where: str
 
 
 @dataclass
@@ -116,6 +147,8 @@ class ParsedConfig:
         workers: worker processes; as many as this machine has cores for `auto`.
         blocks: name → upstream block.
         passes: directives of locations that pass requests on.
+        nested: locations inside others.
+        caches: directives that let NGINX answer from a cache, or not.
         satisfy_any: where `satisfy any` stands (file:line).
         subrequests: directives of `http` that make subrequests, and where they stand (file:line).
         lua: directives that load modules or run Lua outside of upstream blocks, and their files.
@@ -129,6 +162,8 @@ class ParsedConfig:
     workers: int = 1
     blocks: dict[str, UpstreamBlock] = field(default_factory=dict)
     passes: list[PassLine] = field(default_factory=list)
+    nested: list[NestedLocation] = field(default_factory=list)
+    caches: list[CacheLine] = field(default_factory=list)
     satisfy_any: list[str] = field(default_factory=list)
     subrequests: list[tuple[str, str]] = field(default_factory=list)
     lua: list[tuple[Directive, Path]] = field(default_factory=list)
@@ -139,6 +174,16 @@ class ParsedConfig:
     def has_zone(self, name: str) -> bool:
         """Whether all workers share what they know of this group; without `zone` each counts by itself."""
         return any(setting.name == "zone" for setting in self.blocks[name].settings)
+
+    def cache_of(self, passes: PassLine) -> str:
+        """Where the cache stands that may answer requests which this directive would pass on; empty for none."""
+        found = [
+            each
+            for each in self.caches
+            if each.passes == passes.name and passes.around[: len(each.around)] == each.around
+        ]
+        innermost = max(found, key=lambda each: len(each.around), default=None)
+        return innermost.where if innermost is not None and innermost.on else ""
 
     @cached_property
     def _by_group(self) -> dict[str, list[ServerLine]]:
@@ -171,7 +216,9 @@ class _Reading:
     instead: Mapping[Path, bytes]
     visits: int = 0
     group: str = ""
-    locations: list[str] = field(default_factory=list)
+    opened: int = 0
+    around: list[int] = field(default_factory=list)
+    locations: list[tuple[int, str]] = field(default_factory=list)
     files: dict[Path, list[Directive]] = field(default_factory=dict)
     real: dict[Path, Path] = field(default_factory=dict)
 
@@ -196,13 +243,19 @@ class _Reading:
                 self._directive(path, directive, blocks)
         if len(blocks) > len(outer):
             raise ConfigError(
-                'unexpected end of file, expecting "}"', where=str(path), remedy="does nginx -t accept it?"
+                'unexpected end of file, expecting "}"', where=str(path), remedy="check it with: nginx -t"
             )
 
     def _open(self, path: Path, directive: Directive, blocks: list[str]) -> None:
         blocks.append(directive.name)
+        self.opened += 1
+        self.around.append(self.opened)
         if directive.name == "location":
-            self.locations.append(" ".join(directive.arguments))
+            name = " ".join(directive.arguments)
+            if self.locations:
+                outer = self.locations[-1][0]
+                self.config.nested.append(NestedLocation(outer, self.opened, name, f"{path}:{directive.line}"))
+            self.locations.append((self.opened, name))
         if blocks == _UPSTREAM:
             self.group = next(iter(directive.arguments), "")
             block = UpstreamBlock(self.group, self._real(path), directive.line, directive.start)
@@ -212,6 +265,7 @@ class _Reading:
     def _close(self, directive: Directive, blocks: list[str]) -> None:
         if blocks == _UPSTREAM:
             self.config.blocks[self.group].end = directive.end
+        self.around.pop()
         if blocks.pop() == "location":
             self.locations.pop()
 
@@ -224,8 +278,14 @@ class _Reading:
                 line = ServerLine(self.group, words[0], self._real(path), directive.line, directive.start, words[1:])
                 self.config.servers.append(line)
         elif name in _PASSES and words and self.locations:
-            place = directive.line, directive.start, directive.end
-            self.config.passes.append(PassLine(words[0], self.locations[-1], self._real(path), *place))
+            place, location = self.locations[-1]
+            span = directive.line, directive.start, directive.end
+            self.config.passes.append(
+                PassLine(name, words[0], location, place, tuple(self.around), self._real(path), *span)
+            )
+        elif name in _CACHES and words and blocks[:1] == ["http"]:
+            cache = CacheLine(_CACHES[name], words != ("off",), tuple(self.around), f"{path}:{directive.line}")
+            self.config.caches.append(cache)
         elif name == "satisfy" and words == ("any",):
             self.config.satisfy_any.append(f"{path}:{directive.line}")
         elif name in _SUBREQUESTS and words not in ((), ("off",)) and blocks[:1] == ["http"]:

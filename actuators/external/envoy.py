@@ -100,7 +100,7 @@ class EnvoyActuator:
         missing = [name for name in names if name not in sources]
         if missing:
             raise ActuationError(
-                f"the configuration dump has no cluster '{missing[0]}'", where=self._where, remedy="start anew"
+                f"the configuration dump has no cluster '{missing[0]}'", where=self._where, remedy="start again"
             )
         return {name: sources[name] for name in names}
 
@@ -117,16 +117,21 @@ class EnvoyActuator:
         if control.topology != self.topology:
             raise ActuationError("the control is of another topology", where=self._where)
         wanted: dict[str, dict[str, _Wanted]] = {}
+        taken_out: set[str] = set()
         values = self._large.unscaled(control)
         for (g, s), host in self._cells().items():
             weight, down = int(values[g, s]), bool(control.down[g, s])
             if (host.weight, host.out) != (weight, down):
                 wanted.setdefault(self.topology.groups[g].name, {})[host.server] = _Wanted(weight, down)
+            if down and not host.out:
+                taken_out.add(self.topology.groups[g].name)
         if not wanted:
             return Applied(False, time.monotonic() - began_s)
         sources = self.sources()
         for name in wanted:
-            self._check(sources[name], control.down[self.topology.group_index(name)])
+            self._check(sources[name])
+            if name in taken_out:
+                self._check_panic(sources[name], control.down[self.topology.group_index(name)])
         with contextlib.ExitStack() as stack:
             files = {source.file for name, source in sources.items() if name in wanted and source.file is not None}
             for file in sorted(files):
@@ -182,10 +187,13 @@ class EnvoyActuator:
                     )  # fmt: skip
                 time.sleep(_LOOK_S)
 
-    def _check(self, source: ClusterSource, down: np.ndarray) -> None:
-        """Raises ActuationError where the cluster's weights cannot be changed, or Envoy would not obey."""
+    def _check(self, source: ClusterSource) -> None:
+        """Raises ActuationError where the cluster's weights cannot be changed."""
         if reason := _reason(source):
             raise ActuationError(f"{source.name}: {reason}", where=self._where, remedy=_BY_FILE)
+
+    def _check_panic(self, source: ClusterSource, down: np.ndarray) -> None:
+        """Raises ActuationError where Envoy would not obey a change that takes servers out."""
         own = self.topology.mask[self.topology.group_index(source.name)]
         healthy = 100 * float((~down[own]).mean())
         if healthy < source.panic_percent:
@@ -205,7 +213,7 @@ class EnvoyActuator:
         for g, group in enumerate(self.topology.groups):
             hosts = {host.server: host for host in clusters.get(group.name, ())}
             if set(hosts) != set(group.servers):
-                raise ActuationError("the servers of Envoy have changed", where=self._where, remedy="start anew")
+                raise ActuationError("the servers of Envoy have changed", where=self._where, remedy="start again")
             cells.update({(g, self.topology.server_index(server)): hosts[server] for server in group.servers})
         return cells
 
@@ -290,6 +298,8 @@ def _set(endpoint: dict[str, Any], wanted: _Wanted) -> None:
     if wanted.weight != 1 or weight in endpoint:
         endpoint[weight] = wanted.weight
     if wanted.down:
-        endpoint[health] = OUT
+        # An operator's DRAINING or TIMEOUT stays.
+        if endpoint.get(health) not in OUT_BY_EDS:
+            endpoint[health] = OUT
     elif endpoint.get(health) in OUT_BY_EDS:
         del endpoint[health]

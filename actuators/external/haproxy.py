@@ -23,8 +23,8 @@ from actuators.external.restoring import names_of, restoration
 from actuators.haproxy_api import RuntimeApi
 
 _STATE_FORMAT = "1"
-_OUT = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x20
-"""Bits of srv_admin_state: maintenance and drain, set by a command, by another server or by the configuration."""
+_MAINTENANCE, _DRAIN = 0x01 | 0x02 | 0x20, 0x08 | 0x10
+"""Bits of srv_admin_state; 0x04 stays when a server that the configuration disables has been enabled."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class ServerState:
         address: HOST:PORT, or what HAProxy shows in its place.
         weight: as configured or set, 0…256; with 0 it takes no new requests.
         out: takes no new requests, by a command or the configuration.
+        drained: it is out because its operator drains it: sessions that stick to it go on.
     """
 
     backend: str
@@ -43,6 +44,7 @@ class ServerState:
     address: str
     weight: int
     out: bool
+    drained: bool = False
 
     @property
     def takes_nothing(self) -> bool:
@@ -164,7 +166,9 @@ class HaproxyActuator:
         """Orders what was in force of every server, since nothing tells which of the changes were made."""
         failed = None
         for state, weight, down in changes:
-            for order in _orders(state, (weight, down), (state.weight, state.out)):
+            for order in _orders(
+                state, (weight, down), (state.weight, state.out), "drain" if state.drained else "maint"
+            ):
                 try:
                     self._api.order(order)
                 except ActuationError as error:
@@ -190,17 +194,17 @@ class HaproxyActuator:
         if [(each.backend, each.address) for each in own] != [
             (group.name, server) for group in self.topology.groups for server in group.servers
         ]:
-            raise ActuationError("the servers of HAProxy have changed", where=str(self._api.path), remedy="start anew")
+            raise ActuationError("the servers of HAProxy have changed", where=str(self._api.path), remedy="start again")
         return [(self.topology.group_index(s.backend), self.topology.server_index(s.address), s) for s in own]
 
 
-def _orders(server: ServerState, old: tuple[int, bool], new: tuple[int, bool]) -> Iterator[str]:
-    """The commands from one weight and state (out or not) of a server to another."""
+def _orders(server: ServerState, old: tuple[int, bool], new: tuple[int, bool], out_by: str = "maint") -> Iterator[str]:
+    """The commands from one weight and state (out or not) of a server to another; `out_by` is the state for out."""
     name, (weight, out) = f"{server.backend}/{server.name}", new
     if weight != old[0]:
         yield f"set server {name} weight {weight}"
     if out != old[1]:
-        yield f"set server {name} state {'maint' if out else 'ready'}"
+        yield f"set server {name} state {out_by if out else 'ready'}"
 
 
 def _backends(states: Sequence[ServerState]) -> dict[str, list[Member]]:
@@ -213,6 +217,9 @@ def _backends(states: Sequence[ServerState]) -> dict[str, list[Member]]:
 def _state(row: dict[str, str]) -> ServerState:
     host = f"[{row['srv_addr']}]" if ":" in row["srv_addr"] else row["srv_addr"]
     address = row["srv_name"] if host in ("-", "") else f"{host}:{row['srv_port']}"
+    admin = int(row["srv_admin_state"])
+    maintained, drained = bool(admin & _MAINTENANCE), bool(admin & _DRAIN)
     return ServerState(
-        row["be_name"], row["srv_name"], address, int(row["srv_uweight"]), bool(int(row["srv_admin_state"]) & _OUT)
-    )
+        row["be_name"], row["srv_name"], address, int(row["srv_uweight"]), maintained or drained,
+        drained and not maintained,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ compared with what NGINX says.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def keeping(keep: Path | None, read: str, text: str | None) -> Iterator[None]:
         keep: nothing is written when None.
         read: file that this NGINX begins with, as it says; empty for none.
 
-    Raises ConfigError for a file that this NGINX does not read, before the block.
+    Raises ConfigError for a file that this NGINX does not read, and for a folder that this user cannot write, before
+    the block: nothing may be in force that a restart would undo.
     """
     if keep is None:
         yield
@@ -35,6 +37,9 @@ def keeping(keep: Path | None, read: str, text: str | None) -> Iterator[None]:
         raise ConfigError("this NGINX does not begin with what is there", where="keep", remedy=remedy)
     if not keep.absolute().parent.is_dir():
         raise ConfigError(f"no folder {keep.parent}", where="keep", remedy="run this where NGINX's files are")
+    if not os.access(keep.absolute().parent, os.W_OK | os.X_OK):
+        remedy = "run this as root, or as the owner of the snippet"
+        raise ConfigError(f"this user cannot write in {keep.parent}", where="keep", remedy=remedy)
     if text is None:
         yield
         keep.unlink(missing_ok=True)

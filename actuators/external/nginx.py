@@ -1,4 +1,4 @@
-"""Weights of an NGINX that somebody else runs: its files are edited in place, tested, reloaded, confirmed, rolled back.
+"""Weights of an external NGINX: its files are edited in place, tested, reloaded, confirmed, rolled back.
 
 The rights that this needs, without root too: docs/your-nginx.md#rights.
 """
@@ -48,7 +48,7 @@ _REMEDIES = {**REMEDIES, errno.ENOTSUP: "remove its extended attributes or its A
 
 
 class ExternalNginxOptions(Options):
-    """How to reach and reload an NGINX that somebody else runs."""
+    """How to reach and reload an external NGINX."""
 
     config: Path = Path("/etc/nginx/nginx.conf")
     """Its main configuration file."""
@@ -283,8 +283,7 @@ class ExternalNginx:
     @property
     def _lock_path(self) -> Path:
         # Beside the file itself, so that all links to it have one lock.
-        config = self.options.config.resolve()
-        return config.with_name(f".{config.name}.deepsched-lock")
+        return _lock(self.options.config.resolve())
 
     def _await_turn(self) -> None:
         """Waits for the least interval between reloads: the lock file has the time of the last one."""
@@ -357,3 +356,12 @@ def _copy(path: Path, config: ParsedConfig, changes: Mapping[Path, Change], copi
 def _backup(path: Path) -> Path:
     """Where a file is kept as it was before the first edit."""
     return path.with_name(f".{path.name}.deepsched-original")
+
+
+def left_beside(path: Path) -> tuple[Path, Path]:
+    """Files that a change of weights leaves beside a file of the configuration: a lock and its first content."""
+    return _lock(path), _backup(path)
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.deepsched-lock")

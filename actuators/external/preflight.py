@@ -79,7 +79,7 @@ class PreflightOptions(Options):
 
 
 def preflight(options: PreflightOptions) -> list[Check]:
-    """All checks of an NGINX that somebody runs; changes nothing."""
+    """All checks of an external NGINX; changes nothing."""
     with ThreadPoolExecutor(1) as pool:
         # NGINX takes its time for a large document; meanwhile the configuration is read.
         reading = pool.submit(_reachable, options)
@@ -161,7 +161,7 @@ def _attempts(options: PreflightOptions, snapshot: Snapshot) -> Check:
     counted = Check(name, "ok", "are counted for the server that failed")
     final = Check(
         name, "warn", "are not counted: a server that does not answer looks as if it had no requests",
-        "none is needed: steering takes a server that has weight and gets nothing as suspect",
+        "none is needed: steering suspects a server that has weight but gets no requests",
     )  # fmt: skip
     if not snapshot.is_nginx:
         return counted

@@ -19,6 +19,8 @@ from actuators.external.config_reader import ParsedConfig, PassLine, ServerLine,
 from actuators.nginx.config import NginxOptions, entry, lua_block, status_locations
 from actuators.nginx.detect import NginxBuild, need_lua
 
+HEAD = "# Written by deepsched for: include"
+"""First words of a snippet."""
 _KEPT = ("keepalive", "keepalive_requests", "keepalive_timeout", "keepalive_time")
 _PLAIN = re.compile(r"[^\s;{}\"'\\$#]+\Z")
 """A word that needs no quotes, in NGINX and in the lines that lua/counters.lua and lua/control.lua read."""
@@ -86,6 +88,8 @@ def memory_groups(config: ParsedConfig, wanted: Sequence[str]) -> tuple[MemoryGr
             raise ConfigError(f"unknown group '{name}'", where=str(config.main), remedy=closest(name, config.blocks))
     if not config.blocks:
         raise ConfigError("no upstream block", where=str(config.main), remedy="name the right configuration")
+    for name in wanted or config.blocks:
+        _check_not_ours(config.blocks[name])
     groups = tuple(_group(config, config.blocks[name]) for name in wanted or config.blocks)
     for directive, file in config.lua:
         if _collides(directive):
@@ -95,6 +99,18 @@ def memory_groups(config: ParsedConfig, wanted: Sequence[str]) -> tuple[MemoryGr
                 where=f"{file}:{directive.line}", remedy=remedy,
             )  # fmt: skip
     return groups
+
+
+def _check_not_ours(block: UpstreamBlock) -> None:
+    try:
+        ours = block.file.read_bytes().startswith(HEAD.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", where=str(block.file), remedy="see its rights"
+        ) from error
+    if ours:
+        remedy = "put the upstream blocks back (patch -R -d / -p1 < deepsched.diff), do not reload, and write it again"
+        raise ConfigError("this snippet is included already", where=f"{block.file}:{block.line}", remedy=remedy)
 
 
 class Asking(NamedTuple):
@@ -121,8 +137,47 @@ def asking_locations(
     """The locations whose requests ask: those of these groups, without named and `exempt` ones.
 
     Raises ConfigError, which names the line, for Lua of the access phase, of which only one of location, server and
-    http runs, and with slots of the body filter; and for an `exempt` that matches none of these locations.
+    http runs, and with slots of the body filter; for an `exempt` that matches none of these locations; and for
+    locations that would ask although they must not, or the other way round.
     """
+    _check_phases(config, asking)
+    names = {group.name for group in groups}
+    places = _places(config, names)
+    locations = list(dict.fromkeys(each.location for shared in places for each in shared))
+    for location in exempt:
+        if location not in locations:
+            raise ConfigError(
+                f"no location '{location}' of these groups", where="exempt", remedy=closest(location, locations)
+            )
+    asks: list[PassLine] = []
+    chosen: list[PassLine] = []
+    for shared in places:
+        named = [each.location.startswith("@") for each in shared]
+        free = [each for each in shared if each.location in exempt]
+        if free and len(free) + sum(named) < len(shared):
+            remedy = "write the directive into each of these locations"
+            what = f"location {free[0].location} is exempt and shares this line with locations that are not"
+            raise ConfigError(what, where=f"{free[0].file}:{free[0].line}", remedy=remedy)
+        if not free and not all(named):
+            chosen.append(shared[named.index(False)])
+            asks += shared
+    _check_inherited(config, asks, names)
+    if asking.slots:
+        _check_slots(config, asks)
+    return tuple(chosen)
+
+
+def _places(config: ParsedConfig, names: set[str]) -> list[list[PassLine]]:
+    """The directives that pass to these groups, by where they stand: several locations may include one file."""
+    places: dict[tuple[Path, int], list[PassLine]] = {}
+    for each in config.passes:
+        if each.host in names:
+            places.setdefault((each.file, each.start), []).append(each)
+    return list(places.values())
+
+
+def _check_phases(config: ParsedConfig, asking: Asking) -> None:
+    """Raises ConfigError for directives that would disable the calls, or that these would disable."""
     phases = {"access": "the access phase", **({"body_filter": "the body filter"} if asking.slots else {})}
     for directive, file in config.lua:
         phase = directive.name.partition("_by_lua")[0]
@@ -140,17 +195,31 @@ def asking_locations(
         raise ConfigError(
             f"with 'satisfy any', {asking.words} would open what is protected", where=where, remedy=remedy
         )
-    names = {group.name for group in groups}
-    # A file that several locations include has one place.
-    found = {(each.file, each.start): each for each in reversed(config.passes) if each.host in names}
-    for location in exempt:
-        if all(each.location != location for each in found.values()):
-            locations = [each.location for each in found.values()]
-            raise ConfigError(
-                f"no location '{location}' of these groups", where="exempt", remedy=closest(location, locations)
-            )
-    first = reversed(found.values())
-    return tuple(each for each in first if not each.location.startswith("@") and each.location not in exempt)
+
+
+def _check_inherited(config: ParsedConfig, asks: Sequence[PassLine], names: set[str]) -> None:
+    """Raises ConfigError for a location, or a directive in one, whose requests would ask for those of another."""
+    places = {each.place for each in asks}
+    for outer, place, name, where in config.nested:
+        if outer in places and place not in places:
+            remedy = "write it beside that location, not inside"
+            raise ConfigError(f"location {name} would ask as the location around it does", where=where, remedy=remedy)
+    for each in config.passes:
+        if each.place in places and each.host not in names:
+            what = f"location {each.location} passes to '{each.target}', too, which is not of these groups"
+            raise ConfigError(what, where=f"{each.file}:{each.line}", remedy="give it a location for itself")
+
+
+def _check_slots(config: ParsedConfig, asks: Sequence[PassLine]) -> None:
+    """Raises ConfigError for locations whose requests cannot be held."""
+    remedy = "exempt the location, or write the snippet without memory.late_binding"
+    for each in asks:
+        if each.name == "grpc_pass":
+            what = f"location {each.location}: a gRPC stream would be read to its end before it is sent"
+            raise ConfigError(what, where=f"{each.file}:{each.line}", remedy=remedy)
+        if cache := config.cache_of(each):
+            what = f"location {each.location}: what the cache could answer would be held"
+            raise ConfigError(what, where=cache, remedy=remedy)
 
 
 def asking_notes(config: ParsedConfig, passes: Sequence[PassLine], asking: Asking) -> list[str]:
@@ -161,7 +230,14 @@ def asking_notes(config: ParsedConfig, passes: Sequence[PassLine], asking: Askin
         f"{each.file}:{each.line}: location {each.location} passes to '{each.target}', which is known too late: its"
         " requests are counted, but never refused or held"
         for each in config.passes
-        if "$" in each.target
+        if "$" in each.host
+    ]
+    asked = {(each.file, each.start) for each in passes}
+    lines += [
+        f"{each.file}:{each.line}: location {each.location} does not ask, because it is named: what reaches"
+        f" {each.host} through it, as by try_files, is counted, but never refused or held"
+        for each in config.passes
+        if each.location.startswith("@") and each.host in config.blocks and (each.file, each.start) not in asked
     ]
     if asking.slots:
         lines.append(
@@ -205,9 +281,12 @@ def render_snippet(
 
     Raises:
         MissingToolError: this NGINX has no Lua module.
-        ConfigError: the path needs quotes.
+        ConfigError: the path needs quotes, or the method needs what is not asked for.
     """
     need_lua(build)
+    if options.given("method") and options.method == "late_binding" and not options.late_binding:
+        remedy = "add --set memory.late_binding=true"
+        raise ConfigError("late_binding needs locations that ask for a slot", where="memory.method", remedy=remedy)
     if not _PLAIN.match(str(path)):
         raise ConfigError("the path has a blank or a quote", where=str(path), remedy="choose another with --out")
     cells = 2 * sum(len(server.addresses) for group in groups for server in group.servers)
@@ -215,7 +294,7 @@ def render_snippet(
         cells, path, options, token=token, balancer=_settings(groups, options), holds=options.late_binding,
         kept=kept_rule(path), kept_holding=kept_holding(path),
     )  # fmt: skip
-    return f"""# Written by deepsched for: include {path};   (in the http block, in place of these upstreams)
+    return f"""{HEAD} {path};   (in the http block, in place of these upstreams)
 # The balancer reads this file there: write it again to have it elsewhere.
 {lua}
   log_by_lua_block {{ STATUS.log_any() }}
@@ -375,14 +454,14 @@ def _check_twice(servers: Sequence[MemoryServer], where: str) -> None:
 
 def _whole(value: str, name: str, where: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", value):
-        raise ConfigError(f"{name} '{value}' is not a whole number", where=where, remedy="does nginx -t accept it?")
+        raise ConfigError(f"{name} '{value}' is not a whole number", where=where, remedy="check it with: nginx -t")
     return int(value)
 
 
 def _seconds(value: str, where: str) -> int:
     parts = _TIME.findall(value)
     if not parts or "".join(map("".join, parts)) != value:
-        raise ConfigError(f"fail_timeout '{value}' is not a time", where=where, remedy="does nginx -t accept it?")
+        raise ConfigError(f"fail_timeout '{value}' is not a time", where=where, remedy="check it with: nginx -t")
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
@@ -397,7 +476,7 @@ def _addresses(server: str, where: str) -> tuple[str, ...]:
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"host not found: {server}", where=where, remedy="does nginx -t accept it?") from error
+        raise ConfigError(f"host not found: {server}", where=where, remedy="check it with: nginx -t") from error
     hosts = [str(address[0]) for *_, address in found]
     return tuple(f"[{host}]:{int(port)}" if ":" in host else f"{host}:{int(port)}" for host in hosts)
 

@@ -63,7 +63,7 @@ def _digest() -> str:
 
 
 def _is_trusted(binary: Path) -> bool:
-    """Whether nobody but this user and root can have written the program."""
+    """Whether only this user and root can have written the program."""
     try:
         status = binary.lstat()
     except OSError:

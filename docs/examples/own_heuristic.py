@@ -37,7 +37,7 @@ class FewestErrors:
             return None
         mean_s = window.mean_response_s()
         self._seconds = np.where(np.isnan(mean_s), self._seconds, 0.7 * self._seconds + 0.3 * mean_s)
-        good = 1.0 - window.server_errors / np.maximum(window.requests, 1)
+        good = np.maximum(1.0 - window.server_errors / np.maximum(window.requests, 1), 0.01)
         shares = np.where(window.topology.mask, good**4 / self._seconds, 0.0)
         weights = np.rint(100 * shares / shares.max(axis=1, keepdims=True))
         return Weights(window.topology, np.where(window.topology.mask, np.clip(weights, 3, 100), 0).astype(np.int64))

@@ -90,8 +90,7 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
         """
         super().reset(seed=seed)
         if self._testbed is None:
-            self._testbed = self._make_testbed()
-            self._testbed.set_method(self._method)
+            self._testbed = self._opened()
         drawn = int(self.np_random.integers(2**31))
         episode_seed = int((options or {}).get("episode_seed", drawn))
         scenario = self._next_scenario(episode_seed)
@@ -134,12 +133,23 @@ class BalancingEnv(gym.Env[NDArray[np.float32], NDArray[Any]]):
             self._testbed.close()
         self._testbed = None
 
+    def _opened(self) -> Testbed:
+        """A testbed with the method in force; one that refuses it is not kept: the next episode would play another."""
+        testbed = self._make_testbed()
+        try:
+            testbed.set_method(self._method)
+        except BaseException:
+            if self._closes_testbed:
+                testbed.close()
+            raise
+        return testbed
+
     def _begun(self, testbed: Testbed, scenario: Scenario, seed: int) -> Window:
         """The first window of an episode, usable."""
         why = ""
         for _ in range(BEGINS):
-            testbed.reset(scenario, seed)
             try:
+                testbed.reset(scenario, seed)
                 if self.problem.options.action.estimator is not None:
                     testbed.apply(self.problem.first_control())
             except ActuationError as error:

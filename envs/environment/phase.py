@@ -18,7 +18,7 @@ from actuators.contract.window import Window
 from actuators.options import Moved, Options
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.estimators.base import FIRST_GUESS_S
-from envs.observation.deadlines import Deadlines, derive_deadlines
+from envs.observation.deadlines import MIN_REQUESTS, Deadlines, derive_deadlines
 from envs.observation.encoder import EncoderOptions
 
 MAX_STRETCH = 2
@@ -121,7 +121,7 @@ def fit_problem(
     """
     from envs.mixture.fit import fit_from_windows  # noqa: PLC0415 - `--help` reads the options above and must answer at once
 
-    deadlines = derive_deadlines(windows.equal, topology)
+    deadlines = derive_deadlines(windows.equal, topology, MIN_REQUESTS if deadlines_s is None else 1)
     if deadlines_s is not None:
         deadlines = replace(deadlines, seconds=deadlines_s)
     seen = [*windows.equal, *windows.exploring]

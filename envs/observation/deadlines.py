@@ -59,11 +59,14 @@ def bucket_values_s(bounds_ms: Sequence[int]) -> tuple[FloatArray, FloatArray]:
     return np.concatenate([[0.0], upper[:-1]]), upper
 
 
-def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines:
+def derive_deadlines(windows: Sequence[Window], topology: Topology, least: int = MIN_REQUESTS) -> Deadlines:
     """Deadlines from the usable windows of an observation phase under equal weights.
 
+    Args:
+        least: requests of each type that are needed; fewer are enough where the deadlines themselves are known.
+
     Raises:
-        DataError: fewer than 200 requests of a type in usable windows, or most windows are faulty:
+        DataError: fewer requests of a type in usable windows, or most windows are faulty:
             the phase must be repeated, because deadlines from a disturbed phase make ART blind.
     """
     usable = [window for window in windows if window.usable]
@@ -75,11 +78,11 @@ def derive_deadlines(windows: Sequence[Window], topology: Topology) -> Deadlines
         )
     requests = np.sum([w.requests.sum(axis=1) for w in usable], axis=0)
     for group, count in zip(topology.groups, requests, strict=True):
-        if count < MIN_REQUESTS:
+        if count < least:
             raise DataError(
                 f"{count} requests of type {group.request_type}",
                 where="observation phase",
-                remedy=f"observe longer or under more load: {MIN_REQUESTS} of each type are needed",
+                remedy=f"observe longer or under more load: {least} of each type are needed",
             )
     mean_s = np.sum([w.response_ms_sum.sum(axis=1) for w in usable], axis=0) / requests / 1e3
     counts, bounds_ms = _histograms(usable)

@@ -22,6 +22,7 @@ from envs.environment.picture import RenderMode
 from envs.environment.problem import DecisionOptions, DecisionProblem
 from envs.environment.vector_env import SimulatedVectorEnv
 from envs.registered.observed import problem_of
+from envs.scenarios.calibrated import CalibratedScenario
 from envs.scenarios.catalogue import Mixture, randomised
 from envs.scenarios.lookup import scenario as scenario_named
 from envs.scenarios.lookup import training_mixture
@@ -119,6 +120,7 @@ class _Parts:
     render_mode: RenderMode | None = None
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP
     threads: int = 1
+    sharing: int = 2
     problem: DecisionProblem | None = None
     played: Scenario | None = None
 
@@ -129,8 +131,8 @@ class _Parts:
 
     @property
     def simulation(self) -> SimulationOptions:
-        """As `SimulatedVectorEnv` has it when nothing is given."""
-        return SimulationOptions(workers_sharing_memory=2 if self.method == "expected_delay" else 1)
+        """Under `expected_delay` the workers of an NGINX share what it counts."""
+        return SimulationOptions(workers_sharing_memory=self.sharing if self.method == "expected_delay" else 1)
 
     def observed_on(self, name: str) -> DecisionProblem:
         """The problem of this scenario under these options."""
@@ -165,6 +167,8 @@ def _social(parts: _Parts) -> _Parts:
 def _named(name: str, randomise: bool, parts: _Parts) -> _Parts:
     base = scenario_named(name, duration_s=parts.script_s)
     played: Scenario = Mixture((randomised(base, parts.script_s),)) if randomise else base
+    if isinstance(base, CalibratedScenario):
+        parts = replace(parts, sharing=base.twin_of.load_balancers)
     return replace(parts, problem=parts.observed_on(name), played=played)
 
 
@@ -176,6 +180,9 @@ def _calibration(path: str) -> str:
 
 
 def _single(parts: _Parts) -> BalancingEnv:
+    if AutoresetMode(parts.autoreset_mode) is not AutoresetMode.NEXT_STEP or parts.threads != 1:
+        remedy = "leave vectorization_mode out of make_vec, or give it vector_kwargs={'autoreset_mode': …}"
+        raise ConfigError("autoreset_mode and threads are of make_vec", where="environment", remedy=remedy)
     problem, played = parts.problem, parts.played
     assert problem is not None
     assert played is not None

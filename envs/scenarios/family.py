@@ -52,7 +52,7 @@ class HiddenScenario(StudyScenario):
     kind: Kind | None = None
 
     def script(self, topology: Topology, seed: int) -> Script:
-        """The script of this seed; equal seeds give equal systems, whatever happens to them."""
+        """The script of this seed; equal seeds give equal systems under every kind of event."""
         generator = np.random.default_rng([seed, 0x48])
         kind = KINDS[seed % len(KINDS)] if self.kind is None else self.kind
         script, rates_rps = _system(topology, generator, kind == "flush", self.work_scale)

@@ -21,7 +21,7 @@ from actuators.contract.topology import Topology, social_network
 from actuators.errors import ConfigError, closest
 from envs.environment.study_setup import SHARED_MEMORY
 from envs.estimators.registry import DEFAULT_ESTIMATOR
-from envs.heuristics.names import HELD
+from envs.heuristics.names import HELD, policy_name
 from envs.scenarios.catalogue import StudyScenario
 from envs.scenarios.lookup import scenario
 from envs.simulator.batch import SimulatedBatch
@@ -243,7 +243,7 @@ def entry_named(name: str) -> Entry:
         numbers = LateBindingNumbers(order=HELD[name])
         learning = Learning(DEFAULT_ESTIMATOR)
         return lambda each, topology: late_binding(deadlines_s(each, topology), numbers, learning, SHARED_MEMORY)
-    if name not in RULES:
+    if policy_name(name) not in RULES:
         known = (*RULES, *HELD)
         raise ConfigError(f"unknown rule '{name}'", where="policies", remedy=closest(name, known))
     return lambda each, topology: rule_named(name)

@@ -39,8 +39,8 @@ class OffOptions(ShowOptions):
     token_file: Path | None = None
     """File with the token of the control endpoint; changes are refused when not given."""
     keep: Path | None = None
-    """SNIPPET.admission beside the snippet: a restarted NGINX begins with the rule that is left there. Not given, the
-    file stays as it is."""
+    """SNIPPET.admission beside the snippet: a restarted NGINX loads the rule from this file. When not given, the file
+    does not change."""
 
 
 class SetOptions(OffOptions, AdmissionPlan):
@@ -48,9 +48,9 @@ class SetOptions(OffOptions, AdmissionPlan):
 
     calibration: Path
     """`calibration.json` of the system, as `onboard` and `calibrate` write it: its groups are admitted, by its
-    deadlines, rates and response times without waiting."""
+    deadlines, rates and idle response times."""
     percent: float = Field(0.0, ge=0, le=100)
-    """Of the requests beyond the limit, how many are refused; with 0 they are only counted."""
+    """Percentage of the requests beyond the limit that is refused; 0 only counts them."""
 
 
 def show(options: ShowOptions) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -25,6 +26,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 _HELP = ("-h", "--help", "help")
+_RIGHTS = dict.fromkeys((errno.EACCES, errno.EPERM), "run this as a user who may, or name another place")
 
 
 @dataclass(frozen=True)
@@ -158,13 +160,13 @@ def _guarded(name: str, action: Callable[[], int]) -> int:
 
 
 def _of_the_machine(error: Exception) -> object | None:
-    """What the machine lacks, in words: memory, an extra, room on a disk; None for any other error."""
+    """What the machine lacks, in words: memory, an extra, room on a disk, rights; None for any other error."""
     if isinstance(error, MemoryError):
         return "out of memory; use smaller or fewer values, or a larger machine"
     if isinstance(error, ModuleNotFoundError):
         return missing_extra(error)
     assert isinstance(error, OSError)
-    remedy = REMEDIES.get(error.errno or 0)
+    remedy = REMEDIES.get(error.errno or 0) or _RIGHTS.get(error.errno or 0)
     place = f" ({error.filename})" if error.filename else ""
     return None if remedy is None else f"{error.strerror}{place}; {remedy}"
 

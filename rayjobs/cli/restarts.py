@@ -27,4 +27,4 @@ def kept_for_restarts(
     if keep is not None:
         log(f"a restarted NGINX begins {begins}")
     elif read:
-        log(f"a restarted NGINX begins with what is in {read}, if anything: --keep {read} leaves this there")
+        log(f"a restarted NGINX loads {read} if it exists; --keep {read} writes the present state there")

@@ -8,7 +8,7 @@ from actuators.errors import ConfigError, closest
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("rayjobs.demo", "run the end-to-end demo: observe, learn and judge on a local NGINX"),
-    "doctor": ("rayjobs.doctor", "check what this machine, or the NGINX of --status-url, has and lacks"),
+    "doctor": ("rayjobs.doctor", "check the requirements of this machine, or of the NGINX at --status-url"),
     "observe": ("rayjobs.observe", "watch a testbed; derive deadlines and fit the Gaussian mixture"),
     "encoder": ("rayjobs.encoder", "check, recalibrate or roll back the state encoder of a bundle"),
     "train": ("rayjobs.train", "train a policy, judge it and export its bundle"),
@@ -18,9 +18,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "reproduce": ("rayjobs.reproduce", "re-run a saved run and check that the results match"),
     "contract": ("rayjobs.contract.__main__", "check what every proxy should do: yours, or all that are installed"),
     "benchmark": ("rayjobs.benchmark.__main__", "score rules and bundles on fixed scenarios, seeds and budgets"),
-    "fetch": ("rayjobs.fetch.__main__", "bring the results of a submitted job here that stayed on the cluster"),
-    "bench": ("rayjobs.bench.__main__", "measure what has a numeric bar and write runs/bench/NAME.json"),
-    "onboard": ("rayjobs.onboard.__main__", "watch your NGINX, say what would be gained, make a bundle to steer with"),
+    "fetch": ("rayjobs.fetch.__main__", "copy a submitted job's results from the cluster to this machine"),
+    "bench": ("rayjobs.bench.__main__", "run benchmarks against their bars and write runs/bench/NAME.json"),
+    "onboard": ("rayjobs.onboard.__main__", "watch your NGINX, predict the gain, write a bundle that can steer it"),
     "steer": ("rayjobs.steer", "steer a live NGINX with a bundle, guarded and recorded"),
     "serve": ("rayjobs.serve.__main__", "serve a bundle over HTTP: weights, live page, metrics"),
     "export": ("rayjobs.export", "write a bundle's network as ONNX, checked against the original"),
@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "service": ("rayjobs.service", "run the stand-in social network until Ctrl-C"),
     "simulate": ("rayjobs.simulate", "compare balancing rules on a simulated scenario"),
     "scenarios": ("rayjobs.scenarios", "list the scenarios, or show one over time"),
-    "park": ("rayjobs.park", "run Park's load balancing task: a learned scorer beside four heuristics"),
+    "park": ("rayjobs.park", "run Park's load balancing task: a learned scorer compared with four heuristics"),
     "testbeds": ("rayjobs.testbeds", "list the testbeds and controllers that run on this machine or cluster"),
     "dashboards": ("rayjobs.dashboards.__main__", "write Grafana dashboards, Prometheus' configuration and alerts"),
 }
@@ -46,7 +46,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "rollback": ("rayjobs.encoder:ROLLBACK", "restore the encoder from before the last recalibration"),
     },
     "steer": {
-        "run": ("rayjobs.steer.run:RUN", "steer an NGINX in shadow, canary or active mode until it is ended"),
+        "run": ("rayjobs.steer.run:RUN", "steer an NGINX in shadow, canary or active mode until stopped"),
         "mode": ("rayjobs.steer.orders:MODE", "switch the running controller to shadow, canary or active"),
         "status": ("rayjobs.steer.status:STATUS", "show mode, weights in force, guards, alarms and the last changes"),
         "pause": ("rayjobs.steer.orders:PAUSE", "keep the weights as they are until `resume`"),
@@ -68,7 +68,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "get": ("rayjobs.weights:GET", "print the weights in force, a line per group and server"),
         "set": ("rayjobs.weights:SET", "change weights, or take servers out of rotation"),
         "explore": ("rayjobs.weights:EXPLORE", "apply all distinct weight ratios in turn, then restore the weights"),
-        "suggest": ("rayjobs.weights:SUGGEST", "say which weights an NGINX without Lua should have, and their worth"),
+        "suggest": ("rayjobs.weights:SUGGEST", "suggest weights for an NGINX without Lua and predict their effect"),
         "snippet": ("rayjobs.weights:SNIPPET", "write a configuration for balancing in memory, to include in NGINX"),
     },
     "admission": {
@@ -83,7 +83,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "rayjobs.holding.in_force:SET",
             "set slots and service times; at first it only counts what it would hold",
         ),
-        "off": ("rayjobs.holding.in_force:OFF", "hold nothing any more"),
+        "off": ("rayjobs.holding.in_force:OFF", "stop holding requests"),
         "learn": ("rayjobs.holding.learn:VERB", "learn from an NGINX what requests cost, by arguments and body"),
         "tune": ("rayjobs.holding.tune:VERB", "search order, θ, slots, refusing for a recorded system, simulated"),
     },

@@ -17,7 +17,7 @@ MOST_OF_FAILING = 0.02
 MOST_P99 = 1.2
 """99th percentile with a slow server over that of the pool without it."""
 LEAST_BEFORE = 0.5
-"""Of its fair share that a server must get before its fault: of one that is not used, nobody notices that."""
+"""Of its fair share that a server must get before its fault: the fault of an unused server has no effect."""
 BACK_WITHIN_S = 5.0
 """A server that came back has its share this long after its first successful answer."""
 

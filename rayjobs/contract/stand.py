@@ -67,7 +67,7 @@ class Stand(Closing):
             for index, address in enumerate(addresses):
                 host, _, port = address.rpartition(":")
                 server = SocialNetworkServer(
-                    options, work_dir=work_dir, database=database, index=index, host=host, port=int(port)
+                    options, work_dir=work_dir, database=database, index=index, host=host.strip("[]"), port=int(port)
                 )
                 self.servers.append(server)
                 stack.callback(server.close)

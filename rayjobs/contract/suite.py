@@ -54,7 +54,7 @@ _CHANGES, _BETWEEN_S = 5, 0.3
 _RELOADS = 2
 
 MOST_LOAD = 0.7
-"""Of the capacity of all servers but one: with more of it the stand fails, whatever the proxy does."""
+"""Of the capacity of all servers but one: above it the test servers are overloaded behind any proxy."""
 _MEAN_WORK_S = sum(share * mean_s for share, mean_s in TYPES.values())
 _ROUNDING = 1e-6
 
@@ -217,14 +217,17 @@ class Suite:
         heavy = [_HEAVY if index == VICTIM else 1 for index in range(len(equal))]
         with self.stand.load(proxy.address, self.rate_rps, 20.0, "constant") as load:
             load.wait_until(0.5)
-            with load.long_requests() as whole:
-                for number in range(_CHANGES):
-                    proxy.set_weights(heavy if number % 2 == 0 else equal)
-                    load.wait_until(load.now_s + _BETWEEN_S)
-            since_s = load.now_s
-            # Of the last change, which made one server heavy.
-            (counts,) = load.by_second(since_s, since_s + 1)
-            proxy.set_weights(equal)
+            try:
+                with load.long_requests() as whole:
+                    for number in range(_CHANGES):
+                        proxy.set_weights(heavy if number % 2 == 0 else equal)
+                        load.wait_until(load.now_s + _BETWEEN_S)
+                since_s = load.now_s
+                # Of the last change, which made one server heavy.
+                (counts,) = load.by_second(since_s, since_s + 1)
+            finally:
+                # A user's proxy serves others after this, on every path.
+                proxy.set_weights(equal)
             summary = load.finish()
         share = shares_of_fair(counts)[VICTIM]
         effect = f"at weight {_HEAVY} a server gets {share:.1f} of its share"

@@ -16,7 +16,7 @@ class FetchOptions(Options):
     job: str
     """The submission id that `ray job submit` printed, such as raysubmit_…; the job's own first lines name it, too."""
     address: str | None = None
-    """Where the job was submitted: http://HOST:8265. When not given, RAY_API_SERVER_ADDRESS or RAY_ADDRESS says it, and
+    """Where the job was submitted: http://HOST:8265. When not given, RAY_API_SERVER_ADDRESS or RAY_ADDRESS names it;
     without them it is the Ray of this machine."""
     out: Path = Path("runs")
     """Folder that receives the job's folders; what is there already is not overwritten."""

@@ -11,6 +11,7 @@ import binascii
 import contextlib
 import gzip
 import io
+import os
 import re
 import shlex
 import tarfile
@@ -35,15 +36,24 @@ _ON_CLUSTER = re.compile(STAYS.replace("PATH", r"(?P<path>/.*)").replace("HOST",
 
 
 def job_client(address: str | None) -> Any:
-    """Raises ConfigError when nobody takes jobs there, or does not let us in."""
+    """A client of the jobs at that address, or of those that the environment names when it is None.
+
+    Raises ConfigError when no job server answers there, or when it rejects the token.
+    """
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    # Ray would prefer its environment to the address that was given (ray 2.60).
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if address is not None else ()
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        what = str(error).strip().splitlines()[0]
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "give http://HOST:8265 of the head; for a token: export RAY_AUTH_MODE=token"
         raise ConfigError(f"cannot reach Ray's jobs: {what}", where="--address", remedy=remedy) from error
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager
@@ -83,7 +93,8 @@ def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) ->
         ProcessError: the job that packs did not end in time, or Ray's jobs do not answer any more.
     """
     parent, _, name = folder.rpartition("/")
-    tar = f"tar -C {shlex.quote(parent)} --exclude={shlex.quote(_LEFT_OUT)} -cz {shlex.quote(name)}"
+    # The log of a job has its stderr, too: what tar remarks of a run that goes on would be in the archive.
+    tar = f"tar -C {shlex.quote(parent)} --exclude={shlex.quote(_LEFT_OUT)} -cz {shlex.quote(name)} 2>/dev/null"
     pack = f"echo {_BEGIN}; {tar} | base64; echo {_END}"
     command = f"sh -c {shlex.quote(f'test -d {shlex.quote(folder)} || exit 3; {pack}')}"
     packing = client.submit_job(entrypoint=command, entrypoint_resources=_same_node(client, job))
@@ -103,7 +114,8 @@ def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) ->
             client.stop_job(packing)
     if str(status.value) != "SUCCEEDED":
         raise DataError("the cluster does not have this folder any more", where=folder, remedy="run the job again")
-    return _unwrapped(log, folder)
+    # Ray writes this line whole, but anywhere: it flushes it after the command has begun (ray 2.60).
+    return _unwrapped(log.replace(f"Running entrypoint for job {packing}: {command}\n", ""), folder)
 
 
 def unpack(archive: bytes, into: Path) -> Path:

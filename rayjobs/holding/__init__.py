@@ -1,1 +1,1 @@
-"""Late binding of somebody's NGINX: by hand (`deepsched holding`), and as a controller does it."""
+"""Late binding in an external NGINX: by hand (`deepsched holding`) and by a controller."""

@@ -60,8 +60,8 @@ class ChangeOptions(ShowOptions):
     token_file: Path | None = None
     """File with the token of the control endpoint; changes are refused when not given."""
     keep: Path | None = None
-    """SNIPPET.holding beside the snippet: a restarted NGINX begins with what is left there. Not given, the file stays
-    as it is."""
+    """SNIPPET.holding beside the snippet: a restarted NGINX loads late binding from this file. When not given, it does
+    not change."""
 
 
 class OffOptions(ChangeOptions):

@@ -72,7 +72,7 @@ def run(options: LearnOptions) -> int:
     writable_folder(options.out.parent)
     with contextlib.closing(MemoryControl(options.control_url, token, topology)) as endpoint:
         samples = collect(endpoint, options)
-    _log(f"fits models to {len(samples)} samples")
+    _log(f"fitting models to {len(samples)} samples")
     costs = learn_cost(cost_rows(samples))
     write_json(options.out, costs.model_dump(mode="json"))
     if options.bundle is not None:

@@ -21,7 +21,7 @@ IDENTITY = ("status_url", "nginx_conf", "control_url", "groups")
 
 
 class OnboardOptions(RayOptions):
-    """Which system, how long it is watched, and what is promised."""
+    """Which system, how long it is watched, and what is predicted."""
 
     only: ClassVar = {
         "address": Only(train_steps=GIVEN),

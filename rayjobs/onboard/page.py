@@ -66,7 +66,7 @@ def lead(found: Found) -> str:
         return " ".join([*promise.reasons, "What is simulated below is not a prediction for these servers."])
     texts = [_sentence(each, found.judged.busiest) for each in promise.loads]
     minutes = f"{promise.measure_s / 60:g} min"
-    note = f"Intervals hold 95 % of measurements of {minutes} under each of the two, one after the other."
+    note = f"Intervals cover 95 % of paired measurements of {minutes} each, today and with the proposal."
     return " ".join([*promise.reasons, *texts, note])
 
 
@@ -187,8 +187,8 @@ def _overload(load: LoadPromise, busiest: tuple[float, float]) -> str:
     if max(today, then) < 1.0:
         return ""
     return (
-        f"The busiest server would get {today:.0%} of the work that it can do as balanced today, {then:.0%} with the"
-        " proposal: above 100 % its queue grows without end."
+        f"The busiest server would be at {today:.0%} of its capacity as balanced today, {then:.0%} with the proposal:"
+        " above 100 % its queue grows without end."
     )
 
 
@@ -262,9 +262,9 @@ def _change(found: Found) -> dict[str, Any]:
         )  # fmt: skip
     what = (
         "NGINX would balance by expected_delay: a request goes where it is expected to finish first, with these service"
-        " times, which are learned all the time. Simulated after three minutes."
+        " times, which are learned continuously. Simulated after three minutes."
         if in_memory
-        else f"NGINX would go on with {found.way.method}, under these weights, which follow the response times."
+        else f"NGINX would keep {found.way.method}, with these weights, which follow the response times."
         " Simulated after three minutes."
     )
     return {"text": what, "column": "service time" if in_memory else "weight then", "groups": groups}
@@ -296,15 +296,15 @@ def _sure(found: Found) -> dict[str, Any]:
         )
     lines = [
         f"Requests that a server serves at once: {best} fits best, {low['workers']:.0f} to {high['workers']:.0f} fit as"
-        f" well; {fitted.problem.believed_workers[0]:.0f} is relied on.",
-        f"{off}; the intervals are wider by that.",
+        f" well; {fitted.problem.believed_workers[0]:.0f} is used.",
+        f"{off}; the intervals include this error.",
         f"{promise.pairs} simulated pairs of {promise.measure_s / 60:g} min, {len(fitted.calibration.ensemble)} fits.",
-        f"The busiest server has {found.judged.busiest[0]:.0%} of the work that it can do today,"
+        f"The busiest server is at {found.judged.busiest[0]:.0%} of its capacity today,"
         f" {found.judged.busiest[1]:.0%} with the proposal.",
         _learned(found),
         _machines(found.options),
     ]
-    text = "Per group: what the recording allows to say, and the prediction at today's traffic."
+    text = "Per group: what the recording supports, and the prediction at today's traffic."
     return {"text": text, "groups": rows, "lines": lines}
 
 
@@ -333,7 +333,7 @@ def _learned(found: Found) -> str:
 def _machines(options: OnboardOptions) -> str:
     count = options.load_balancers
     if count == 0:
-        return "Whether other NGINX machines send to these servers is unknown; tell with --load-balancers N."
+        return "Whether other NGINX machines send to these servers is unknown; give --load-balancers N."
     if count == 1:
         return "Only this NGINX sends to these servers, as given."
     return f"{count} NGINX machines send to these servers, as given; this one saw its own share only."

@@ -71,8 +71,9 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
         assert isinstance(actuator, MemoryActuator)
         method = actuator.method
         if method == "configured":
-            what = "its groups balance by different methods, each by that of its upstream block"
-            raise ConfigError(what, where=address, remedy=_ONE_METHOD_IN_MEMORY)
+            what = "its groups balance as their upstream blocks said, and its endpoint does not tell how"
+            remedy = f"after holding off: deepsched holding off --method least_conn; otherwise {_ONE_METHOD_IN_MEMORY}"
+            raise ConfigError(what, where=address, remedy=remedy)
         return Way(steerable(method, address), True, True, address, machines)
     if options.nginx_conf is not None:
         own = configured_balancing(options.nginx_conf, groups)

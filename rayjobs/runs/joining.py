@@ -22,7 +22,7 @@ class RayOptions(Options):
 
     address: str | None = None
     """Ray to work on: HOST:PORT of its head, `auto` for the one of this machine, `local` for a private one. When not
-    given, RAY_ADDRESS says it, and without that it is the cluster of a submitted job or else a private one."""
+    given, RAY_ADDRESS names it; without RAY_ADDRESS it is the cluster of a submitted job or else a private one."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from actuators.files import is_own_folder, open_private, read_regular, socket_pl
 from actuators.processes.process import ManagedProcess
 from rayjobs.cli.console import console_err
 from rayjobs.cli.interrupts import claim_signals, end_now
-from rayjobs.runs.joining import JOB_CONFIG, Named, named_ray
+from rayjobs.runs.joining import AUTO, JOB_CONFIG, VARIABLE, Named, in_job, named_ray
 
 OBJECT_STORE_BYTES = 200 * 2**20
 START_TIMEOUT_S = 120.0
@@ -225,15 +225,28 @@ def socket_folder(below: int) -> Iterator[Path]:
 def connected(address: str, source: str = "--address") -> Iterator[None]:
     """Makes this process a driver of the Ray at that address, with the authentication of the environment.
 
+    `auto` is the head that `ray start` left on this machine, whatever RAY_ADDRESS says; in a job it is that of the job.
+
     Raises ConfigError when there is none, or it does not let us in; `source`: who named it.
     """
     _take_environment()
+    here = address == AUTO and not in_job()
+    # Ray would take RAY_ADDRESS in place of `auto`, and start a Ray of its own when that is `local` (ray 2.60).
+    hidden = os.environ.pop(VARIABLE, None) if here else None
     try:
+        if here:
+            services = importlib.import_module("ray._private.services")
+            services.find_gcs_addresses.cache_clear()
+            _require_listener(services.canonicalize_bootstrap_address_or_die(AUTO))
+        # Not the address that was found: Ray takes the token of ~/.ray by itself for `auto` only.
         _connect(address)
-    except (ConnectionError, RuntimeError, _ray_error()) as error:
+    except (OSError, RuntimeError, ValueError, _ray_error()) as error:
         what = str(error).strip().splitlines()[0]
         remedy = "for a token: export RAY_AUTH_MODE=token, with the head's own in ~/.ray/auth_token"
         raise ConfigError(f"cannot join Ray at {address}: {what}", where=source, remedy=remedy) from error
+    finally:
+        if hidden is not None:
+            os.environ[VARIABLE] = hidden
     try:
         yield
     finally:
@@ -299,11 +312,11 @@ def _address(folder: Path) -> str:
 
 
 def _require_listener(address: str) -> None:
-    """Raises OSError when nobody listens there: Ray itself would wait for minutes, and then end the process."""
+    """Raises OSError when nothing listens there: Ray itself would wait for minutes, and then end the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ConnectionError(f"no head at '{address}'")
-    socket.create_connection((host, int(port)), _REACH_S).close()
+    socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
 
 
 def _take_environment() -> None:

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from actuators.errors import ConfigError, ConflictError
+from actuators.errors import CapacityError, ConfigError, ConflictError
 from actuators.files import exclusive
 from actuators.processes.system import free_port
 from rayjobs.cli.console import console_err
 from rayjobs.cli.main import Verb, run_verb
+from rayjobs.cli.progress import Progress, Stage
 from rayjobs.serve.options import ServeOptions, deployment, make_settings, token_file, token_files
 
 if TYPE_CHECKING:
     from rayjobs.serve.app import ServeSettings
 
+_START_S = {"ray": 25.0, "uvicorn": 3.0}
+"""Of a start, about, by front."""
 _BELOW_BYTES = 40
 """Of the path of a socket of HAProxy, below its folder."""
 
@@ -29,7 +32,10 @@ _BELOW_BYTES = 40
 def run(options: ServeOptions) -> int:
     """Serves until it is interrupted."""
     settings = make_settings(options)
-    with serving(options, settings) as address:
+    with contextlib.ExitStack() as stack:
+        stages = [Stage("start", _START_S[options.front])]
+        with Progress(stages) as progress, progress.stage("start"):
+            address = stack.enter_context(serving(options, settings))
         console_err().print(
             f"deepsched serve: http://{address}/ on {options.front}; the admin token is in {token_file(options)}",
             markup=False, soft_wrap=True,
@@ -100,15 +106,25 @@ def _on_ray(options: ServeOptions, settings: ServeSettings, port: int) -> Iterat
             os.environ.update(haproxy_environment(folder))
         try:
             with ray_session(address=options.address):
+                import ray
                 from ray import serve
 
-                from rayjobs.serve.ray_app import NAME, deployed, runs, settings_args, start
+                from rayjobs.serve.ray_app import NAME, deploy, deployed, runs, settings_args, start
 
+                needed, cpus = options.replicas * options.cpus, ray.cluster_resources().get("CPU", 0.0)
+                # Serve would wait for ever, also on a cluster that was joined, but that one may grow.
+                if not joins and needed > cpus:
+                    what, remedy = f"{options.replicas} replicas need {needed:g} CPUs", "lower --replicas or --cpus"
+                    raise CapacityError(f"{what}, there are {cpus:g}", where="--replicas", remedy=remedy)
                 found = joins and runs()
                 start(options.host, port)
+                # Serve would replace it, and our end delete it. Before the `try`: a refusal deletes nothing.
+                if found and NAME in serve.status().applications:
+                    remedy = "end that `deepsched serve`; of a killed one: `serve shutdown`, which ends all of Serve"
+                    raise ConfigError(f"this Ray serves '{NAME}' already", where="serve", remedy=remedy)
                 app = deployed(settings_args(settings), deployment(options))
                 try:
-                    serve.run(app, name=NAME, route_prefix="/")
+                    deploy(app)
                     yield
                 finally:
                     # A Ray that was joined goes on, with what else it serves.

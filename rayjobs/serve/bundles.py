@@ -23,7 +23,7 @@ from tuning.policy.bundle import FILES, check_bundle, load_bundle
 KEPT_TOPOLOGIES = 16
 """Sets of servers for which a policy is kept in memory, the latest ones."""
 KEPT_SERVERS = 1000
-"""A larger set is not kept: names that nobody asks about again would take the memory."""
+"""A larger set is not kept: names that are not requested again would fill the memory."""
 
 
 _UNSEEN = (0, 0)

@@ -49,7 +49,7 @@ class ServeOptions(RayOptions):
     bundle: Path
     """Folder of the trained policy."""
     host: str = "127.0.0.1"
-    """Address to listen on; beyond loopback every request for data needs the token."""
+    """Address to listen on; beyond loopback every request for data needs a token."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     front: Literal["ray", "uvicorn"] = "ray"
@@ -105,7 +105,7 @@ def make_settings(options: ServeOptions) -> ServeSettings:
 
     _check_scale(options)
     bundle = check_bundle(options.bundle)
-    state = writable_folder(options.folder, private=True)
+    state = writable_folder(options.folder, private=True, option="--folder")
     rules = GateRules(_tokens(options), not _is_loopback(options.host), options.max_body_bytes)
     root = (options.bundles or bundle.parent).absolute()
     batching = Batching(options.batch_size, options.batch_wait_ms / 1e3)

@@ -94,6 +94,29 @@ def start(host: str, port: int) -> None:
     raise ProcessError("Ray Serve's proxy did not start", where="serve", remedy="see Ray's logs/serve") from last
 
 
+def deploy(app: Any) -> None:
+    """Runs the application on this cluster; returns when all replicas answer.
+
+    Raises:
+        ConfigError: another application has its route.
+        ProcessError: a replica does not start.
+    """
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RayServeException as error:
+        # What the controller raised has its traceback in the text; the cause has its own words only.
+        what, remedy = str(getattr(error, "cause", error)).rstrip("."), "end that application, or serve on another Ray"
+        raise ConfigError(what, where="serve", remedy=remedy) from error
+    except RuntimeError as error:
+        # Of the application Ray tells which deployment failed, and of the deployment why.
+        found = serve.status().applications.get(NAME)
+        parts = [] if found is None else list(found.deployments.values())
+        texts = [str(error), *(part.message for part in parts)]
+        last = next((line.strip() for line in reversed("\n".join(texts).splitlines()) if line.strip()), "")
+        remedy = "see Ray's logs/serve; every node needs the bundle in the same folder"
+        raise ProcessError("the policy could not be served", where="serve", remedy=remedy, evidence=last) from error
+
+
 def build(args: dict[str, Any]) -> Any:
     """The application of the config file that `deepsched serve --print-config` prints."""
     return deployed(args, {})

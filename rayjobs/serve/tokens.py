@@ -42,7 +42,7 @@ class Tokens:
         return cls(**{role: read_token(path) for role, path in files.items()})
 
     def role_of(self, given: bytes) -> Role | None:
-        """Whose token this is, None for nobody's; the time that it takes does not depend on how much of it is right."""
+        """The role of this token, None for an unknown one; compared in constant time."""
         found: Role | None = None
         for role in ROLES:
             token: str = getattr(self, role)

@@ -21,6 +21,7 @@ from actuators.errors import ActuationError, ConfigError, DeepSchedError, closes
 from actuators.files import read_token
 from actuators.nginx.admission_endpoint import AdmissionEndpoint, from_text, to_text
 from actuators.nginx.control_endpoint import MemoryControl, beside, topology_from_text
+from actuators.nginx.endpoint import RefusedError
 from actuators.other_proxies import names_another
 from actuators.store import Store, Stored
 from tuning.steering.admission import AdmissionVerdict, AdmissionWatch, IdleLatency
@@ -329,6 +330,13 @@ def restore_first_rule(store: FirstRuleStore, control_url: str, token_file: Path
     token = read_token(token_file)
     topology = topology_from_text(MemoryControl.read(control_url))
     with contextlib.closing(AdmissionEndpoint(beside(control_url, "admission"), token, topology)) as endpoint:
-        endpoint.put_text(first.text)
+        try:
+            endpoint.require()
+        except ActuationError as error:
+            # Without admission control every request enters, as before the first controller.
+            if first.text or not isinstance(error.__cause__, RefusedError):
+                raise
+        else:
+            endpoint.put_text(first.text)
     store.unseal()
     return True

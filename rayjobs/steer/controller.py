@@ -308,7 +308,7 @@ class SiteController:
         return True, ""
 
     def _found(self) -> list[str]:
-        """Alarms in the first interval of a steering: somebody else set the weights that it found."""
+        """Alarms in a controller's first interval when others have set the weights that it found."""
         steering, known = self.steering, self._known
         self._known = steering
         theirs = differ(steering.in_force, steering.original) and not steering.ours

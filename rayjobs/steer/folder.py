@@ -46,7 +46,7 @@ class SteerFolder:
 
     def make(self) -> None:
         """Raises ConfigError when files cannot be written there."""
-        self.path = writable_folder(self.path, private=True)
+        self.path = writable_folder(self.path, private=True, option="--folder")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -72,7 +72,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("group",),
     ),
     "admission_in_flight": ("Requests of the group inside", ("group",)),
-    "admission_percent": ("Of the requests beyond their limit, how many are refused, 0 to 100", ()),
+    "admission_percent": ("Percentage of the requests beyond their limit that is refused", ()),
     "holding_in_line": ("Requests of the group that are held now", ("group",)),
     "holding_slots": ("Requests that a server may have at a time, where requests are held", ("server",)),
     "holding_active": ("1 while NGINX holds requests, else 0", ()),

@@ -119,7 +119,7 @@ def _await(
     last_s = time.monotonic() - float(folder.status().get("now_s", began_s))
     log_line(
         "steer",
-        f"order written, and not obeyed within {wait_s:g} s; the controller's last sign of life was {last_s:.0f} s ago:"
+        f"order written, and not obeyed within {wait_s:g} s; the controller's last heartbeat was {last_s:.0f} s ago:"
         f" look at deepsched steer status --folder {folder.path}, or end the controller and repeat the order",
     )
     return 1
@@ -133,7 +133,7 @@ def _require_taken(status: dict[str, Any], changes: dict[str, Any]) -> None:
     """Raises ConfigError when the controller has refused the bundle that these changes order."""
     if "bundle" in changes and status.get("refused"):
         raise ConfigError(
-            f"{status['refused']}: the controller goes on with the bundle before", where=str(changes["bundle"]),
+            f"{status['refused']}: the controller keeps the previous bundle", where=str(changes["bundle"]),
             remedy="correct it and repeat this order, or order another one",
         )  # fmt: skip
 
@@ -161,7 +161,7 @@ def _restore(folder: SteerFolder, version: int) -> int:
     try:
         access = ActuatorOptions.model_validate(folder.access())
         restored = restore(first, open_actuator(access))
-        admits = restore_first_rule(folder.admission, access.control_url, access.token_file)
+        folder.first.seal(False)
     except DeepSchedError as error:
         log_line(
             "steer",
@@ -170,13 +170,20 @@ def _restore(folder: SteerFolder, version: int) -> int:
         )
         folder.orders.answer(version)
         return 1
-    folder.orders.answer(version)
-    folder.first.seal(False)
     done = "restored" if restored.changed else "in force already"
-    rule = ", and the first rule of admission" if admits else ""
-    log_line(
-        "steer", f"no controller is running: the first weights are {done}{missing_in_words(restored.missing)}{rule}"
-    )
+    weights = f"no controller is running: the first weights are {done}{missing_in_words(restored.missing)}"
+    try:
+        admits = restore_first_rule(folder.admission, access.control_url, access.token_file)
+    except (DeepSchedError, OSError) as error:
+        log_line(
+            "steer",
+            f"{weights}, and the first rule of admission is not restored: {error};"
+            f" repeat: deepsched steer revert --folder {folder.path}",
+        )
+        return 1
+    finally:
+        folder.orders.answer(version)
+    log_line("steer", weights + (", and the first rule of admission" if admits else ""))
     return 0
 
 

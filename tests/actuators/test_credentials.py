@@ -21,6 +21,10 @@ from rayjobs.runs.folder import RunFolder, command_line
         ("at https://me:s@cr@et@[::1]/a@b and http://host/c@d", "at https://[::1]/a@b and http://host/c@d"),
         ("'me:secret@host/status' is not a URL", "'host/status' is not a URL"),
         ("http://token@host", "http://host"),
+        ("http://me:secret#1@host:1/x", "http://host:1/x"),
+        ("http://me:secret/a?b@host/x", "http://host/x"),
+        ("http://host:8081/a@b http://[::1]:80/a@b", "http://host:8081/a@b http://[::1]:80/a@b"),
+        ("http://[::1]/a@b", "http://[::1]/a@b"),
         ("group/10.0.0.1:80 upstream@group user@host", "group/10.0.0.1:80 upstream@group user@host"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import socket
 import zlib
@@ -14,13 +15,15 @@ import requests
 from actuators.errors import ConfigError
 from actuators.http_client import KeptConnection, NoResponseError, http_session
 from tests.support.http_server import CLOSE, HANG, OK, Received, ScriptedServer
+from tests.support.waiting import PATIENCE_S
 
 REDIRECT = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
 DRIP = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\nConnection: close\r\n\r\nab"
 
 
 def kept(server: ScriptedServer, path: str = "/status", **limits: float) -> KeptConnection:
-    chosen = {"connect_timeout_s": 0.3, "read_timeout_s": 0.3, **limits}
+    chosen = {"connect_timeout_s": PATIENCE_S, "read_timeout_s": PATIENCE_S, **limits}
     return KeptConnection(f"http://{server.address}{path}", **chosen)  # type: ignore[arg-type]
 
 
@@ -51,14 +54,16 @@ def test_a_closed_connection_is_opened_once_more() -> None:
         (HANG, 0, "timed out"),
         (b"nonsense", 0, "nonsense"),
         (DRIP, 1, "timed out"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\nConnection: close\r\n\r\nab", 0, "."),
+        (CUT, 0, "."),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n" + b"x" * 3000, 0, "more than 2000 bytes"),
     ],
 )
 def test_a_bad_response_is_one_error(answer: bytes, piece_bytes: int, match: str) -> None:
     with ScriptedServer(lambda _: answer) as server:
         server.piece_bytes = piece_bytes
-        limits = {"read_timeout_s": 0.02, "max_bytes": 10_000} if piece_bytes else {"max_bytes": 2000}
+        limits = {"read_timeout_s": 0.3 if answer in (HANG, CUT) else PATIENCE_S, "max_bytes": 2000}
+        if piece_bytes:
+            limits = {"read_timeout_s": 0.02, "max_bytes": 10_000}
         connection = kept(server, **limits)
         for _ in range(2):
             with pytest.raises(NoResponseError, match=match):
@@ -138,13 +143,19 @@ def test_credentials_of_any_letters_are_sent() -> None:
 
 
 def test_all_addresses_of_a_name_share_the_time_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first address takes no connection, the second is the server's."""
-    with socket.socket() as deaf, ScriptedServer() as server:
+    """The first address never answers, because its queue of connections is full; the second is the server's."""
+    with socket.socket() as deaf, contextlib.ExitStack() as queued, ScriptedServer() as server:
         deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):
+            waiting = queued.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
         host, port = server.address.split(":")
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in (deaf.getsockname(), (host, int(port)))]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-        assert kept(server).request("GET") == (200, b"ok")
+        connection = KeptConnection(f"http://{server.address}/", connect_timeout_s=2.0, read_timeout_s=PATIENCE_S)
+        assert connection.request("GET") == (200, b"ok")
 
 
 @pytest.mark.parametrize(

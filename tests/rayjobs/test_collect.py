@@ -53,7 +53,8 @@ def test_a_long_recording_tells_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("rayjobs.collect.SILENT_S", 0.01)
     with served(document("after_load")) as server:
-        assert collect(tmp_path / "x.json", f"--status-url=http://{server.address}/status/format/json") == 0
+        url = f"--status-url=http://{server.address}/status/format/json"
+        assert collect(tmp_path / "x.json", url, "--duration-s=1") == 0
     *told, _ = (line for line in capsys.readouterr().err.splitlines() if "snapshots and 0 gaps" in line)
     assert told
     assert all(line.endswith("so far") for line in told)

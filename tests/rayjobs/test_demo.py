@@ -1,4 +1,4 @@
-"""The main job as a user runs it: to its end, interrupted, and killed; nothing is left and nothing is half-written."""
+"""The end-to-end demo as a user runs it: to its end, interrupted, and killed; nothing is left or half-written."""
 
 from __future__ import annotations
 

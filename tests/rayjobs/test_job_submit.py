@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +14,7 @@ import pytest
 import requests
 import yaml
 
+from actuators.processes.system import free_port
 from rayjobs.runs.local_ray import LocalRay
 from tests.support.orphans import processes_with, wait_gone
 from tests.support.paths import ROOT
@@ -21,16 +22,10 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.ray
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:
     """Dashboard URL of a fresh head, and the environment that its clients need."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     ray = LocalRay(dashboard_port=port)
     url = f"http://127.0.0.1:{port}"
     token = (ray.folder / "token").read_text()
@@ -71,6 +66,28 @@ def test_a_submitted_training_run_leaves_its_results_in_the_storage(
     assert "(that of this job)" in done.stdout + done.stderr
     (folder,) = (tmp_path / "store").iterdir()
     assert f"results: {folder}" in done.stdout
+    assert (folder / "bundle" / "bundle.json").exists()
+
+
+@pytest.mark.slow
+def test_results_that_stayed_on_the_cluster_are_fetched(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    options = yaml.safe_load((ROOT / "rayjobs" / "configs" / "train-quick.yaml").read_text())
+    config.write_text(yaml.safe_dump(options | {"training": {"steps": 600}}))
+    done = submit(head, "python", "-m", "rayjobs.train", "--config", str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"deepsched fetch (raysubmit_\w+)", done.stdout + done.stderr)
+    assert found, done.stdout + done.stderr
+    url, environment = head
+    # The address that is given counts, and not the one that Ray's own client would take from the environment.
+    fetched = subprocess.run(
+        [sys.executable, "-m", "rayjobs.fetch", found[1], "--address", url, "--out", str(tmp_path / "here")],
+        cwd=ROOT, env={**environment, "RAY_ADDRESS": "127.0.0.1:9"}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    (folder,) = (tmp_path / "here").iterdir()
+    assert f"results: {folder}" in fetched.stdout
     assert (folder / "bundle" / "bundle.json").exists()
 
 

@@ -32,7 +32,11 @@ WATCH = ("observe.duration_s=12", "observe.explore_s=4", "observe.encoder.cluste
 
 @contextlib.contextmanager
 def no_ray(
-    *, testbeds: int = 1, address: str | None = None, meanwhile: Callable[[], None] = lambda: None
+    *,
+    testbeds: int = 1,
+    servers: int = 3,
+    address: str | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     meanwhile()
     yield

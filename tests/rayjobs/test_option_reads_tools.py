@@ -139,6 +139,7 @@ def test_calibrate_and_encoder(bundle: Path, tmp_path: Path) -> None:
 def test_serve(front: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", lambda address: contextlib.nullcontext())
     monkeypatch.setattr("rayjobs.serve.__main__.haproxy_environment", lambda folder: {})
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     for name in ("rayjobs.serve.ray_app.start", "rayjobs.serve.ray_app.deployed", "ray.serve.run", "ray.serve.delete"):
         monkeypatch.setattr(name, lambda *arguments, **more: None)
     scaled = ("max_replicas=2", "batch_size=2") if front == "ray" else ()

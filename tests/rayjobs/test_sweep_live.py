@@ -54,3 +54,8 @@ def test_too_few_testbeds_are_said_before_anything_is_queued() -> None:
         with pytest.raises(CapacityError, match=r"room for 1: proxy 1/2, client 1/2, server 3/6"):
             preflight(options, servers=3)
         assert preflight(options.model_copy(update={"concurrent": 0}), servers=3) == 1
+
+
+def test_live_trials_of_this_machine_run_one_at_a_time() -> None:
+    with local_ray(testbeds=2):
+        assert preflight(SearchOptions(testbed="live", trial_cpus=0.5), servers=3) == 1

@@ -6,16 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RpcError
 
 from actuators.files import write_private
 from actuators.processes.system import boot_id
 from actuators.testbed.placement import NAMESPACE
 from rayjobs.bench.parts.waiting_testbed import make_waiting
-from rayjobs.testbeds import controllers
+from rayjobs.testbeds import VERB, controllers
 from tests.support.waiting import PATIENCE_S, wait_until
 from tuning.live.testbeds import Testbeds, running_testbeds
 
@@ -65,6 +66,33 @@ def test_every_named_actor_is_a_row() -> None:
     for actor in others.values():
         ray.kill(actor)
     wait_until(lambda: running_testbeds() == [])
+
+
+def test_a_head_that_ends_while_it_is_asked_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And the others are asked."""
+    heads = [tmp_path / name for name in ("ending", "silent", "running")]
+    answers: list[Exception | list[dict[str, object]]] = [RpcError("no connection\nTraceback"), RuntimeError(), []]
+
+    def asked() -> list[dict[str, object]]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("rayjobs.runs.joining.named_ray", lambda address: None)
+    monkeypatch.setattr("rayjobs.runs.local_ray.running_heads", lambda: heads)
+    monkeypatch.setattr("rayjobs.runs.local_ray.joined", nullcontext)
+    monkeypatch.setattr("tuning.live.testbeds.running_testbeds", asked)
+    monkeypatch.setattr("rayjobs.testbeds.controllers", lambda: [])
+    assert VERB.run(VERB.options()) == 0
+    printed = capsys.readouterr()
+    assert "no testbed is running" in printed.out
+    assert [line.partition("could not be asked: ")[2] for line in printed.err.splitlines()] == [
+        "no connection", "RuntimeError",
+    ]  # fmt: skip
+    assert answers == []
 
 
 HOLDS = """

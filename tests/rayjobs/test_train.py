@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from actuators.errors import CapacityError
 from envs.environment.env import BalancingEnv
 from envs.environment.phase import ObserveOptions
 from envs.scenarios.lookup import training_mixture
@@ -18,7 +19,7 @@ from tests.support.problems import demo_scenario, observed
 from tests.support.witness import TRAINING, TRAINING_2, training_numbers, unequal
 from tuning.judging.plan import BlockOptions
 from tuning.learning.trainer import Trainer
-from tuning.options import AlgorithmOptions, LearningOptions, TrainingOptions
+from tuning.options import AlgorithmOptions, LearningOptions, ParallelOptions, TrainingOptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 SMALL = LearningOptions(
@@ -95,6 +96,14 @@ def test_the_verb_repeats_itself_to_the_last_digit(tmp_path: Path) -> None:
             "config.yaml", "command.txt", "versions.txt", "bundle", "checkpoints", "progress.csv", "windows.parquet",
         }  # fmt: skip
     assert found[0] == found[1]
+
+
+def test_live_env_runners_without_a_cpu_each_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    options = TrainOptions(out=tmp_path, testbed="live", parallel=ParallelOptions(testbeds=4, env_runners=4))
+    with pytest.raises(CapacityError, match=r"need 4 CPUs, the cluster has 3 \(parallel\.env_runners\)"):
+        run(options)
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "testbeds").exists()
 
 
 @pytest.mark.parametrize(("part", "command"), [("training", TRAINING), ("training_2", TRAINING_2)])

@@ -103,7 +103,17 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: StockSi
     assert result.returncode == 0, result.stderr
     assert [path.stat().st_mode & 0o777 for path in (snippet, Path(f"{snippet}.token"))] == [0o600, 0o600]
     assert f"http://127.0.0.1:{port}/status, the control is on http://127.0.0.1:{port}/control" in result.stderr
+    token = Path(f"{snippet}.token")
+    token.chmod(0o640)
+    before = token.read_text()
+    assert deepsched("snippet", *arguments).returncode == 0
+    assert token.read_text() == before, "an NGINX with the snippet from before obeys this token"
+    assert token.stat().st_mode & 0o777 == 0o640, "the right of a controller's user to read it"
     site.write(f"include {snippet};")
+    again = deepsched("snippet", *arguments)
+    assert (again.returncode, "is included already" in again.stderr) == (2, True)
+    by_file = deepsched("set", f"{site.servers[0]}=4", "--set", config)
+    assert (by_file.returncode, "Lua balances app" in by_file.stderr) == (2, True)
     memory = ["--control-url", f"http://127.0.0.1:{port}/control"]
     with site.start():
         assert site.who(9) == {"0": 3, "1": 3, "2": 3}

@@ -25,7 +25,7 @@ def commands() -> list[str]:
 
 def _commands(text: str) -> list[str]:
     blocks = "\n".join(re.findall(r"^```(?:sh|ini)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-    lines = [re.split(r"  +#", line)[0].strip() for line in blocks.replace("\\\n", "").splitlines()]
+    lines = [re.split(r"  +#| > ", line)[0].strip() for line in blocks.replace("\\\n", "").splitlines()]
     found = [words[1] for line in lines if (words := re.match(r"(?:\S*=)?(?:\S*/)?(deepsched .*)", line))]
     found += [f"deepsched {line.split('python -m rayjobs.')[1]}" for line in lines if "python -m rayjobs." in line]
     return found + re.findall(r"`(deepsched [a-z]+[^`]*)`", text)

@@ -25,6 +25,7 @@ from tuning.search.trial import Shared, SweepTrial
 
 NETWORK = "tests/tuning/policy/test_model.py::test_the_network_reads_all_of_its_options"
 RESOURCES = {"CPU": 4.0, "proxy": 2.0, "client": 2.0, "server": 6.0}
+NODE = {"NodeID": "1" * 56, "NodeManagerAddress": "127.0.0.1", "Alive": True}
 _APPLY, _CONFIGURE = trial.apply, trial.configured
 _JUDGE = confirm.judge_live._function  # noqa: SLF001 - Ray's own attribute (pinned in pyproject.toml): no Ray runs here
 
@@ -57,13 +58,16 @@ def install(monkeypatch: pytest.MonkeyPatch, reads: OptionReads, live_parts: str
     monkeypatch.setattr(trial, "LiveTrial", _LiveTrial)
     monkeypatch.setattr(trial, "TrialMetrics", lambda: SimpleNamespace(report=lambda score, steps: None))
     monkeypatch.setattr(confirm, "start_remote_testbed", testbed)
-    monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(remote=_JUDGE))
+    judge = SimpleNamespace(remote=_JUDGE)
+    monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(options=lambda scheduling_strategy: judge))
     monkeypatch.setattr(sweep, "Tuner", _Tuner)
     monkeypatch.setattr(sweep, "warm_up", lambda processes, cpus: None)
     monkeypatch.setattr(sweep, "other_nodes", lambda cpus: {})
     monkeypatch.setattr(tune, "with_parameters", lambda trainable, shared: shared)
     monkeypatch.setattr(tune, "with_resources", lambda shared, resources: shared)
     monkeypatch.setattr("ray.get", lambda results: results)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: NODE["NodeID"]))
+    monkeypatch.setattr("ray.nodes", lambda: [NODE])
     monkeypatch.setattr("ray.cluster_resources", lambda: RESOURCES)
     monkeypatch.setattr("ray.available_resources", lambda: RESOURCES)
     monkeypatch.setattr("rayjobs.runs.usage.session_name", lambda: "no session")

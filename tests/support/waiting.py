@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 PATIENCE_S = 120.0
-"""Far above what anything here takes on a busy machine: whoever waits this long waits for something that hangs."""
+"""Far above what anything here takes on a busy machine: a longer wait means a hang."""
 _PAUSE_S = 0.01
 
 

@@ -100,13 +100,11 @@ class Setting:
         """Real seconds that a step of all environments of an env runner may take."""
         return 2 * self.interval_s + self.num_envs * self.simulated_s * SIMULATED_SECOND_S
 
-    @property
-    def rllib_seed(self) -> int:
-        """The run's seed; with env runners a seed derived from it. RLlib adds the index of each env runner: without the
-        derivation, runner 2 of seed 1 and runner 1 of seed 2 would play the same episodes."""
-        if not self.runners.num_env_runners:
-            return self.seed
-        return int(np.random.SeedSequence(self.seed).generate_state(1)[0]) >> 1
+
+def rllib_seed(seed: int, env_runners: int) -> int:
+    """The run's seed; with env runners a seed derived from it. RLlib adds the index of each env runner: without the
+    derivation, runner 2 of seed 1 and runner 1 of seed 2 would play the same episodes."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0]) >> 1 if env_runners else seed
 
 
 def check(options: AlgorithmOptions, action: ActionOptions) -> None:
@@ -177,7 +175,7 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
             )
         )
         .fault_tolerance(restart_failed_sub_environments=True)
-        .debugging(seed=setting.rllib_seed, log_level="ERROR")
+        .debugging(seed=rllib_seed(setting.seed, runners.num_env_runners), log_level="ERROR")
     )
     if options.name in ("ppo", "appo"):
         config.env_runners(rollout_fragment_length=fragment)
@@ -189,7 +187,7 @@ def algorithm_config(options: AlgorithmOptions, model: ModelOptions, setting: Se
     return config
 
 
-def check_room(runners: RunnerOptions) -> None:
+def check_room(runners: RunnerOptions, where: str = "training.runners") -> None:
     """Raises CapacityError when the cluster cannot start these processes at once: RLlib would wait for ever."""
     cpus = runners.num_env_runners * runners.num_cpus_per_env_runner + runners.num_learners
     gpus = max(runners.num_learners, 1) * runners.num_gpus_per_learner
@@ -197,7 +195,7 @@ def check_room(runners: RunnerOptions) -> None:
         if needed and needed > (there := ray.cluster_resources().get(name, 0.0)):
             raise CapacityError(
                 f"env runners and learners need {needed:g} {name}s, the cluster has {there:g}",
-                where="training.runners",
+                where=where,
                 remedy="ask for fewer of them, or add nodes",
             )
 

@@ -20,12 +20,12 @@ from actuators.contract.script import Scenario
 from actuators.errors import ConfigError, TestbedError
 from actuators.files import write_atomic
 from envs.environment.problem import DecisionProblem
-from tuning.learning.algorithm import Setting, algorithm_config
+from tuning.learning.algorithm import Setting, algorithm_config, check_room, rllib_seed
 from tuning.learning.curve import TAKEN
 from tuning.live.relay import repair_limit_s
 from tuning.live.testbeds import Testbeds
 from tuning.live.vector_env import make_environment
-from tuning.options import ParallelOptions, TrainingOptions
+from tuning.options import ParallelOptions, RunnerOptions, TrainingOptions
 from tuning.policy.model import EquivariantNet
 
 _ENVIRONMENT = "deepsched-parallel"
@@ -86,9 +86,11 @@ class ParallelTraining:
             scenario: played in every episode, each time with a new seed.
 
         Raises:
+            CapacityError: the cluster has fewer CPUs than there are env runners.
             ConfigError: the testbeds cannot be divided evenly among the env runners.
             TestbedError: no step arrived for longer than repairs and restarts may take.
         """
+        check_room(RunnerOptions(num_env_runners=self.options.env_runners), "parallel.env_runners")
         config = self.config(testbeds, scenario)
         patience_s = float(config.sample_timeout_s) + RUNNER_RESTART_S
         algo = config.build_algo()
@@ -137,6 +139,7 @@ class ParallelTraining:
         config = algorithm_config(options.algorithm, self.training.model, setting)
         # RLlib silently discards samples that arrive later; the first sample includes the start of the testbeds.
         timeout_s = fragment * interval_s * 2 + repair_limit_s(setting.num_envs) + RUNNER_RESTART_S
+        config.debugging(seed=rllib_seed(self.seed, options.env_runners))
         return config.env_runners(
             num_env_runners=options.env_runners, rollout_fragment_length=fragment, sample_timeout_s=timeout_s
         ).fault_tolerance(restart_failed_env_runners=True, restart_failed_sub_environments=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actuators.contract.script import Scenario
 from actuators.errors import DeepSchedError
@@ -44,10 +45,13 @@ def confirm(
         DeepSchedError: a testbed did not start or failed during an evaluation.
     """
     check_capacity(testbeds, len(topology_of([scenario]).servers))
+    # The bundles are on the disk of this node, and another one need not see it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    judge = judge_live.options(scheduling_strategy=here)
     evaluations = []
     for bundle in bundles:
         running = [
-            judge_live.remote(
+            judge.remote(
                 bundle, scenario, blocks, live, work_dir / bundle.name / f"testbed-{number + 1}", seed + number
             )
             for number in range(testbeds)

@@ -93,7 +93,7 @@ class SweepCallback(tune.Callback):
 
 def check_parts(options: SearchOptions, trackers: Sequence[CallbackName]) -> None:
     """Makes search algorithm, with its space, scheduler and callbacks once. Raises ConfigError or MissingToolError."""
-    _searcher(options, 0, _tune_space(options))
+    _searcher(options, 0, 1, _tune_space(options))
     _scheduler(options, 1)
     tune_parts.callbacks(trackers)
 
@@ -107,10 +107,12 @@ def preflight(options: SearchOptions, servers: int) -> int:
     """
     check(options)
     cpus = ray.cluster_resources().get("CPU", 0.0)
-    room = int(cpus / options.trial_cpus + 1e-9)
+    room, alone = int(cpus / options.trial_cpus + 1e-9), False
     if options.testbed == "live":
         room = min(room, _room_for_live(options, servers))
-    wanted = options.concurrent or room
+        alone = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1
+    # On one machine the load of a trial would disturb the scores of another.
+    wanted = options.concurrent or (min(room, 1) if alone else room)
     if wanted > room or room == 0:
         needed = max(wanted, 1) * options.trial_cpus
         raise CapacityError(
@@ -274,7 +276,7 @@ def run_trials(
                 mode="max",
                 num_samples=options.trials,
                 max_concurrent_trials=limit,
-                search_alg=_searcher(options, shared.seed),
+                search_alg=_searcher(options, shared.seed, at_once),
                 scheduler=_scheduler(options, at_once),
                 reuse_actors=True,
                 trial_name_creator=_name,
@@ -387,9 +389,13 @@ def _is_drawn(options: SearchOptions) -> bool:
     return options.search in DRAWN or options.scheduler in IN_TURN
 
 
-def _searcher(options: SearchOptions, seed: int, space: dict[str, Any] | None = None) -> SearchAlgorithm | Any:
+def _searcher(
+    options: SearchOptions, seed: int, at_once: int, space: dict[str, Any] | None = None
+) -> SearchAlgorithm | Any:
     if _is_drawn(options):
-        limit = 0 if options.scheduler in IN_TURN else options.concurrent
+        # Simulated trials wait for their CPUs; a sweep that goes on keeps this limit, even where it has more of them.
+        wanted = at_once if options.testbed == "live" else options.concurrent
+        limit = 0 if options.scheduler in IN_TURN else wanted
         return BasicVariantGenerator(random_state=seed, max_concurrent=limit)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return tune_parts.searcher(options, seed, space)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 GUARD_MEANINGS: dict[str, str] = {
-    "floor": "A weight was raised to the smallest one allowed, so that every server stays seen.",
+    "floor": "A weight was raised to the smallest one allowed, so that every server keeps being measured.",
     "cap": "A server's share was cut to the largest one allowed.",
     "step": "A change was larger than one step may be; it is made in several.",
     "rate": "The last change is too recent; this one waits.",
@@ -28,6 +28,7 @@ SOURCE_MEANINGS = {
 }
 MODE_MEANINGS = {
     "shadow": "Shadow: decides and records; nothing in NGINX changes.",
-    "canary": "Canary: goes a stated share of the way from the baseline to the policy.",
+    "canary": "Canary: applies a percentage of the change: in memory to that part of the requests, by reload to every"
+    " share.",
     "active": "Active: the policy's control is in force, within the guards.",
 }

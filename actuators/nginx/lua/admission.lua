@@ -331,8 +331,8 @@ local function put(text)
     if not parsed then
         return nil, problem
     end
-    dict:set("admission", text)
     local base, before = all.base, current()
+    dict:set("admission", text)
     if parsed.rule ~= before.rule then
         base[MULTIPLE], base[TICKED] = 0, 0
     else

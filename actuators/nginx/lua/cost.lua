@@ -5,7 +5,7 @@ local M = {}
 local ngx = ngx
 local variable = getmetatable(ngx.var).__index   -- LuaJIT does not compile calls through the metatable
 local log, min, max, tonumber, format = math.log, math.min, math.max, tonumber, string.format
-local LEAST, MOST, MOST_VALUE = 0.1, 20, 1e12
+local LEAST, MOST, MOST_VALUE, LONGEST_VALUE = 0.1, 20, 1e12, 12
 local MOST_TERMS = 32
 local NAME = "^[%w_.-]+$"
 
@@ -36,7 +36,7 @@ end
 
 -- Adds a term to a model; false for an unknown feature, or too many.
 function M.add(model, text, weight)
-    local term = feature(text)
+    local term = text and feature(text)
     if not term or #model >= MOST_TERMS or not (weight and weight >= -1e9 and weight <= 1e9) then
         return false
     end
@@ -45,9 +45,9 @@ function M.add(model, text, weight)
     return true
 end
 
--- A decimal number of 0 to 1e12, as samples.lua takes them; 0 for any other text.
+-- A decimal number of 0 to 1e12 in at most 12 characters, as samples.lua takes them; 0 for any other text.
 local function number_of(text)
-    local value = text and text:find("^%d+%.?%d*$") and tonumber(text)
+    local value = text and #text <= LONGEST_VALUE and text:find("^%d+%.?%d*$") and tonumber(text)
     return value and value <= MOST_VALUE and value or 0
 end
 

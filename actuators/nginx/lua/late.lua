@@ -111,7 +111,8 @@ local function note_hold(entry, now)
     count_time(entry, HELD_S, HELD_BUCKETS, held_s)
 end
 
-local function leave_line(entry, place)
+-- `drains`: the others leave the line, too, each when it looks for itself, so that they do not go all at once.
+local function leave_line(entry, place, drains)
     if not place then
         place = 1
         while place <= held and line[place] ~= entry do
@@ -127,7 +128,7 @@ local function leave_line(entry, place)
     for behind = place, held + 1 do   -- LuaJIT does not compile table.remove here
         line[behind] = line[behind + 1]
     end
-    if place == 1 and held > 0 and line[1].semaphore then
+    if place == 1 and held > 0 and line[1].semaphore and not drains then
         line[1].semaphore:post(1)   -- it looks from time to time from now on
     end
 end
@@ -312,7 +313,7 @@ end
 -- The request goes on without a slot.
 local function pass(entry)
     add(entry, PASSED)
-    leave_line(entry)
+    leave_line(entry, nil, true)
 end
 
 -- Sends what can be sent.

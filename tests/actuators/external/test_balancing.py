@@ -33,6 +33,8 @@ def test_what_cannot_be_simulated_is_said(tmp_path: Path) -> None:
     servers = "server 127.0.0.1:9;"
     with pytest.raises(ConfigError, match=r"it balances by ip_hash .*upstream app"):
         configured_balancing(conf(tmp_path, f"upstream app {{ ip_hash; {servers} }}"), ["app"])
+    with pytest.raises(ConfigError, match="it balances by Lua"):
+        configured_balancing(conf(tmp_path, f"upstream app {{ {servers} balancer_by_lua_file /b.lua; }}"), ["app"])
     two = conf(tmp_path, f"upstream app {{ least_conn; {servers} }} upstream api {{ {servers} }}")
     with pytest.raises(ConfigError, match="different methods: app: least_conn, api: round_robin"):
         configured_balancing(two, ["app", "api"])

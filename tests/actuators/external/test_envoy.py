@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ def endpoint(server: str, **more: object) -> dict[str, object]:
     return {"endpoint": {"address": address}, **more}
 
 
-def shown(weights: dict[str, int], out: str = "", name: str = "app") -> dict[str, Any]:
+def shown(weights: dict[str, int], out: Sequence[str] | str = "", name: str = "app") -> dict[str, Any]:
     """A document of /clusters with one cluster."""
     hosts = [
         {
             **endpoint(server)["endpoint"],  # type: ignore[dict-item]
             "stats": [],
             "weight": weight,
-            "health_status": {"eds_health_status": "UNHEALTHY" if server == out else "HEALTHY"},
+            "health_status": {"eds_health_status": "UNHEALTHY" if server in (out, *out) else "HEALTHY"},
         }
         for server, weight in weights.items()
     ]
@@ -112,6 +112,28 @@ def test_what_envoy_would_not_obey_is_refused(file: Path) -> None:
             actuator.apply(Weights.equal(actuator.topology, 3))
         checks = {each.name: each for each in preflight(PreflightOptions(control_url=f"envoy:{url}").resolved())}
         assert (checks["control"].level, checks["files"].level) == ("ok", "fail")
+
+
+def test_what_is_out_already_keeps_no_weight_and_no_revert_from_being_set(file: Path) -> None:
+    """Half of the servers are out, by another word than ours, and Envoy sends to all of them."""
+    text = file.read_text().replace("healthStatus: HEALTHY", "healthStatus: DRAINING", 2)
+    file.write_text(text)
+    out, equal = SERVERS[:2], dict.fromkeys(SERVERS, 1)
+    with serving(documents(file, equal, panic=60.0)) as (url, answers):
+        answers["/clusters"] = shown(equal, out=out)
+        actuator = EnvoyActuator(url)
+        first = actuator.control()
+        assert first.down.tolist() == [[True, True, False, False]]
+        heavier = {**equal, SERVERS[0]: 7}
+        answers["/clusters"] = [shown(equal, out=out), shown(heavier, out=out)]
+        assert actuator.apply(Weights(actuator.topology, np.array([[7, 1, 1, 1]]), first.down)).changed
+        (resource,) = yaml.safe_load(file.read_text())["resources"]
+        members = resource["endpoints"][0]["lbEndpoints"]
+        assert members[0] == endpoint(SERVERS[0], healthStatus="DRAINING", load_balancing_weight=7)
+        answers["/clusters"] = shown(heavier, out=out)
+        less = np.array([[True, True, True, False]])
+        with pytest.raises(ActuationError, match="25 % of the servers of app left"):
+            actuator.apply(Weights(actuator.topology, np.array([[7, 1, 1, 1]]), less))
 
 
 def test_a_symbolic_link_is_told_and_not_replaced(file: Path) -> None:

@@ -60,7 +60,7 @@ backend gone
 SERVERS = ("127.0.0.1:9001", "127.0.0.1:9002", "[::1]:9003")
 
 
-@pytest.mark.parametrize(("admin", "out"), [(0, False), (1, True), (4, True), (8, True), (64, False)])
+@pytest.mark.parametrize(("admin", "out"), [(0, False), (1, True), (4, False), (5, True), (8, True), (64, False)])
 def test_a_line_tells_weight_and_whether_a_server_is_out(admin: int, out: bool) -> None:
     (state,) = read_states(HEAD + LINE.format(admin=admin, weight=7))
     assert (state.backend, state.name, state.address, state.weight, state.out) == (
@@ -208,6 +208,36 @@ def test_a_refused_change_leaves_no_other_behind(mixed: Path) -> None:
         actuator.apply(Weights(actuator.topology, np.array(values), np.array([[True, False], [False, False]])))
     assert actuator.control() == first
     assert shown(RuntimeApi(mixed).ask("show servers state")) == shown(before)
+
+
+def test_a_refused_change_leaves_a_server_drained_that_its_operator_drains(mixed: Path) -> None:
+    api = RuntimeApi(mixed)
+    api.order("set server free/s2 weight 10", "set server free/s1 state drain")
+    try:
+        actuator = HaproxyActuator(mixed)
+        with pytest.raises(ActuationError, match="refused 'set server fixed/s1 weight 5'"):
+            actuator.apply(Weights(actuator.topology, np.array([[3, 1], [5, 7]]), np.zeros((2, 2), bool)))
+        (state,) = (each for each in read_states(api.ask("show servers state")) if (each.backend, each.name) == FIRST)
+        assert (state.weight, state.out, state.drained) == (10, True, True)
+    finally:
+        api.order("set server free/s1 state ready", "set server free/s2 weight 0")
+
+
+def test_a_server_that_the_configuration_disables_can_be_enabled_and_weighted(mixed: Path) -> None:
+    api = RuntimeApi(mixed)
+    api.order("set server gone/s1 state ready")
+    try:
+        actuator = HaproxyActuator(mixed, ["gone"])
+        first = actuator.control()
+        assert first.down.tolist() == [[False, True]]
+        assert actuator.apply(Weights(actuator.topology, np.array([[5, 1]]), first.down)).changed
+        states = [state for state in read_states(api.ask("show servers state")) if state.backend == "gone"]
+        assert [(state.weight, state.out) for state in states] == [(5, False), (0, False)]
+    finally:
+        api.order("set server gone/s1 weight 1", "set server gone/s1 state maint")
+
+
+FIRST = ("free", "s1")
 
 
 def shown(states: str) -> list[tuple[int, bool]]:

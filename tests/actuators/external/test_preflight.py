@@ -213,6 +213,26 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
     assert checks(Status(), nginx_conf=tmp_path / "none.conf")["configuration"].level == "fail"
 
 
+def test_upstreams_that_lua_balances_do_not_obey_their_files(tmp_path: Path) -> None:
+    found = configured(tmp_path, upstream(GROUPS[0], "balancer_by_lua_block { return }") + upstream(GROUPS[1]))
+    assert (found["configuration"].level, f"Lua balances {GROUPS[0]}" in str(found)) == ("warn", True)
+    alone = configured(tmp_path, upstream(GROUPS[0], "balancer_by_lua_file /b.lua;"))["configuration"]
+    assert alone.level == "fail"
+    assert "--control-url" in alone.remedy
+
+
+@pytest.mark.parametrize("left", ["lock", "original"])
+def test_what_a_run_of_another_user_has_left_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Root's are readable by root only: the service's user could change and revert nothing."""
+    path = tmp_path / f".nginx.conf.deepsched-{left}"
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda asked, mode: Path(asked) != path)
+    found = configured(tmp_path, upstream(GROUPS[0]))["files"]
+    assert (found.level, str(path) in found.what, str(path) in found.remedy) == ("fail", True, True)
+
+
 def test_files_that_this_user_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "nginx.conf")
     found = configured(tmp_path, upstream(GROUPS[0]))["files"]

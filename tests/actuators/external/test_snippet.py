@@ -172,7 +172,7 @@ LOCATIONS = """
     }}
     location = /health {{ proxy_pass http://a; }}
     location ~ "^/b(.*)$" {{
-      if ($request_method = POST) {{ grpc_pass grpc://b; }}
+      if ($request_method = POST) {{ uwsgi_pass uwsgi://b; }}
       include pass.conf;
     }}
     location /c {{ include pass.conf; }}
@@ -198,12 +198,92 @@ def test_locations_of_the_groups_ask_to_enter(tmp_path: Path) -> None:
     changed = changes(config, found, Path("/etc/deepsched.conf"), LUA, passes, asks)
     main = changed[tmp_path / "nginx.conf"][1]
     assert '      proxy_pass http://a/path;\n      access_by_lua_block { ADMISSION.enter("a") }   # mine\n' in main
-    assert 'grpc_pass grpc://b; access_by_lua_block { ADMISSION.enter("b") } }' in main
+    assert 'uwsgi_pass uwsgi://b; access_by_lua_block { ADMISSION.enter("b") } }' in main
     assert main.count("ADMISSION.enter") == 2
     assert changed[tmp_path / "pass.conf"][1] == 'fastcgi_pass b;\naccess_by_lua_block { ADMISSION.enter("b") }\n'
     notes = asking_notes(config, passes, asks)
     assert any("location /any passes to 'http://$where'" in note for note in notes)
     assert any("location /a asks to enter a" in note for note in notes)
+    assert any("location @fallback does not ask, because it is named" in note for note in notes)
+
+
+def asking(folder: Path, text: str, exempt: tuple[str, ...] = (), *, slots: bool = False) -> list[tuple[str, int]]:
+    """Locations that ask, and their lines; the body of a `server` is on line 5 and below."""
+    (folder / "pass.conf").write_text("proxy_pass http://a/;\n")
+    whole = "upstream a { server [::1]; }\nserver {\n" + text + "\n}\n"
+    found = groups(folder, whole, "a")
+    passes = asking_locations(read_config(folder / "nginx.conf"), found, exempt, Asking(not slots, slots))
+    return [(each.location, each.line) for each in passes]
+
+
+SHARED = "location = /health { include pass.conf; }\nlocation / { include pass.conf; }"
+
+
+def test_a_shared_line_asks_for_all_its_locations_or_is_refused(tmp_path: Path) -> None:
+    assert asking(tmp_path, SHARED) == [("= /health", 1)]
+    assert asking(tmp_path, SHARED, ("/", "= /health")) == []
+    named = "location @back { include pass.conf; }\nlocation / { include pass.conf; }"
+    assert asking(tmp_path, named) == [("/", 1)]
+    for text in (SHARED, "\n".join(SHARED.split("\n")[::-1])):
+        with pytest.raises(ConfigError, match=r"location = /health is exempt and shares .*pass\.conf:1"):
+            asking(tmp_path, text, ("= /health",))
+
+
+@pytest.mark.parametrize(
+    ("inside", "named"),
+    [
+        ("location = /health { proxy_pass http://a; }", "location = /health would ask"),
+        ("location /static/ { root /srv; }", "location /static/ would ask"),
+        ("if ($x) { proxy_pass http://other; }", "location / passes to 'http://other', too"),
+        ("location /in { proxy_pass http://a; if ($x) { proxy_pass http://$b; } }", "location /in passes to"),
+    ],
+)
+def test_what_would_inherit_the_calls_of_a_location_is_refused(tmp_path: Path, inside: str, named: str) -> None:
+    outside = f"location / {{ proxy_pass http://a;\n {inside}\n}}"
+    with pytest.raises(ConfigError, match=r"nginx\.conf:\d") as error:
+        asking(tmp_path, outside, ("= /health",) if "health" in inside else ())
+    assert named in str(error.value)
+
+
+def test_nested_locations_that_all_ask_and_equal_names_of_two_servers_pass(tmp_path: Path) -> None:
+    nested = "location / { proxy_pass http://a; location /in { proxy_pass http://a/$uri; } }"
+    other = "} server { location / { root /srv; location /x { root /srv; } }"
+    assert [name for name, _ in asking(tmp_path, nested + other)] == ["/", "/in"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("location /g { grpc_pass grpc://a; }", "gRPC stream"),
+        ("proxy_cache z; location /c { proxy_pass http://a; }", "what the cache could answer"),
+        ("location /c { proxy_pass http://a; proxy_cache z; }", "what the cache could answer"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_unless_it_is_exempt(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=r"nginx\.conf:\d") as error:
+        asking(tmp_path, text, slots=True)
+    assert named in str(error.value)
+    assert asking(tmp_path, text, ("/g",) if "/g" in text else ("/c",), slots=True) == []
+    assert len(asking(tmp_path, text)) == 1
+    off = "proxy_cache z; location /c { proxy_pass http://a; proxy_cache off; fastcgi_cache z; }"
+    assert len(asking(tmp_path, off, slots=True)) == 1
+
+
+def test_a_snippet_that_is_included_cannot_be_written_again(tmp_path: Path) -> None:
+    found = groups(tmp_path, "upstream a { server [::1]; }", "a")
+    text = render_snippet(tmp_path / "s.conf", found, NginxOptions(), LUA, port=8090, token="t")
+    (tmp_path / "s.conf").write_text(text)
+    with pytest.raises(ConfigError, match=r"included already .*s\.conf:\d+.*patch -R"):
+        groups(tmp_path, "include s.conf;", "a")
+
+
+def test_the_method_that_needs_slots_needs_locations_that_ask(tmp_path: Path) -> None:
+    found = groups(tmp_path, "upstream a { server [::1]; }", "a")
+    holding = NginxOptions(method="late_binding")
+    with pytest.raises(ConfigError, match=r"memory\.late_binding=true"):
+        render_snippet(tmp_path / "s.conf", found, holding, LUA, port=8090, token="t")
+    both = NginxOptions(method="late_binding", late_binding=True)
+    assert "holds = true" in render_snippet(tmp_path / "s.conf", found, both, LUA, port=8090, token="t")
 
 
 @pytest.mark.parametrize(

@@ -164,10 +164,11 @@ def test_requests_that_could_not_be_sent_are_counted(tmp_path: Path) -> None:
 
 def test_connection_refused_mid_run_is_a_connect_error(engine: LoadEngine) -> None:
     with ScriptedServer(lambda _: b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n") as server:
-        engine.start(server.address, TOPOLOGY, constant(200, "home_read"), seed=1, duration_s=1.0)
-        while len(server.requests) < 20:
-            time.sleep(0.01)
+        engine.start(server.address, TOPOLOGY, constant(200, "home_read"), seed=1, duration_s=600.0, window_s=0.1)
+        wait_until(lambda: len(server.requests) >= 20)
         # `with` ends the server here, while the load goes on.
+    wait_until(lambda: any(window.errors["connect"].any() for window in engine.poll()))
+    engine.stop()
     server_gone = engine.finish(60.0)
     # The listening socket of a closed asyncio server answers with a refusal.
     assert server_gone.errors["connect"][1] > 0
@@ -177,11 +178,13 @@ def test_connection_refused_mid_run_is_a_connect_error(engine: LoadEngine) -> No
 def test_latency_counts_from_the_intended_send_time(tmp_path: Path) -> None:
     options = LoadOptions(timeout_s=5.0, max_connections=4)
     with ScriptedServer() as server, LoadEngine(options, tmp_path) as engine:
-        engine.start(server.address, TOPOLOGY, constant(200, "home_read"), seed=1, duration_s=1.5)
-        while len(server.requests) < 50:
-            time.sleep(0.01)
+        engine.start(server.address, TOPOLOGY, constant(200, "home_read"), seed=1, duration_s=600.0)
+        wait_until(lambda: len(server.requests) >= 50)
         server.stall(0.6)
-        summary = engine.finish(10.0)
+        before = len(server.requests)
+        wait_until(lambda: len(server.requests) >= before + 200)
+        engine.stop()
+        summary = engine.finish(60.0)
     corrected, raw = summary.percentiles_ms()["home_read"], summary.percentiles_ms(raw=True)["home_read"]
     assert corrected["p99"] > 450
     # With four connections, all but four requests of the stall were sent only after it.
@@ -226,8 +229,7 @@ def test_where_answers_wait_for_the_next_send_all_are_counted(tmp_path: Path) ->
 def test_stop_drains_and_still_gives_the_summary(engine: LoadEngine) -> None:
     with ScriptedServer() as server:
         engine.start(server.address, TOPOLOGY, constant(100), seed=1, duration_s=600.0, window_s=0.1)
-        while not engine.poll():
-            time.sleep(0.01)
+        wait_until(lambda: bool(engine.poll()))
         engine.stop()
         summary = engine.finish(60.0)
         again = run(engine, server, constant(20))
@@ -241,9 +243,12 @@ def test_a_killed_engine_is_an_error_that_keeps_what_was_counted(engine: LoadEng
     with ScriptedServer() as server:
         engine.start(server.address, TOPOLOGY, constant(100), seed=1, duration_s=600.0, window_s=0.1)
         windows: list[LoadWindow] = []
-        while len(windows) < 3:
-            windows += engine.poll()
-            time.sleep(0.01)
+
+        def three_windows() -> bool:
+            windows.extend(engine.poll())
+            return len(windows) >= 3
+
+        wait_until(three_windows)
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(LoadError, match="died"):
             engine.finish(5.0)

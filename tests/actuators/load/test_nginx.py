@@ -1,8 +1,6 @@
 """The load engine against a real NGINX that reloads and restarts under it."""
 
 import signal
-import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ from actuators.load.engine import LoadEngine, LoadOptions
 from actuators.load.summary import LoadSummary
 from actuators.nginx.detect import detect
 from actuators.processes.process import ManagedProcess
-from actuators.processes.system import is_listening
+from actuators.processes.system import free_port, is_listening
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.nginx
 
@@ -30,9 +29,7 @@ http {{
 
 
 def start_nginx(folder: Path) -> tuple[ManagedProcess, str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port("127.0.0.1")
     config = folder / "nginx.conf"
     config.write_text(CONFIG.format(folder=folder, port=port))
     command = [str(detect().binary), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
@@ -64,12 +61,12 @@ def test_a_killed_nginx_costs_counted_errors_only(short_dir: Path) -> None:
     nginx, address = start_nginx(short_dir)
     with LoadEngine(LoadOptions(timeout_s=1.0), short_dir / "load") as engine:
         with nginx:
-            engine.start(
-                address, social_network(), [Stream("home_read", (RateStep(0, 300.0),))], seed=1, duration_s=1.5
-            )
-            deadline = engine.started_at_s + 0.75
-            engine.wait(max(deadline - time.monotonic(), 0.0))
-        summary: LoadSummary = engine.finish(10.0)
+            streams = [Stream("home_read", (RateStep(0, 300.0),))]
+            engine.start(address, social_network(), streams, seed=1, duration_s=600.0, window_s=0.1)
+            wait_until(lambda: any(window.answered.any() for window in engine.poll()))
+        wait_until(lambda: any(window.errors["connect"].any() for window in engine.poll()))
+        engine.stop()
+        summary: LoadSummary = engine.finish(60.0)
     assert summary.answered[1] > 0
     assert summary.errors["connect"][1] > 0
     assert (summary.planned == summary.sent + summary.errors["connect"] + summary.errors["not_sent"]).all()

@@ -102,9 +102,7 @@ def test_a_server_that_gets_little_is_tried_as_soon_as_its_pause_ends(short_dir:
             assert set(site.who(9)) == {"1", "2"}
             site.heal()
             site.nginx.balance(method, control)
-            answers = ""
-            while "0" not in answers:
-                answers += site.who(1)
+            wait_until(lambda: "0" in site.who(1))
             assert {entry.out for entry in site.balancer().servers} == {False}
             assert "0" not in site.who(20), "one trial, then its own small share"
         assert set(site.answers) == {200}
@@ -117,9 +115,7 @@ def test_after_a_good_trial_a_server_has_its_whole_share(short_dir: Path) -> Non
         site.script[0] = lambda _: CLOSE
         assert "0" not in site.who(9)
         site.heal()
-        answers = ""
-        while "0" not in answers:
-            answers += site.who(1)
+        wait_until(lambda: "0" in site.who(1))
         assert site.who(20) == 20 * "0"
         assert set(site.answers) == {200}
 

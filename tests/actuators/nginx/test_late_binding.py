@@ -519,6 +519,22 @@ def test_a_control_that_nobody_renews_holds_nothing(site: Site) -> None:
     assert status(site).state == "holding"
 
 
+def test_a_line_whose_control_is_stale_does_not_go_all_at_once(site: Site) -> None:
+    """Each request looks for itself once a second, at a time that goes by its own arrival."""
+    site.nginx.apply(control(site, valid_s=4))
+    connections = [*fill(site), *(begin(site) for _ in range(30))]
+    assert in_line(site) == 30
+    seen = {30}
+
+    def drained() -> bool:
+        seen.add(in_line(site))
+        return 0 in seen
+
+    wait_until(drained)
+    assert seen - {0, 30}, "all went between two looks"
+    end(site, connections)
+
+
 def test_when_our_code_fails_nothing_is_held(site: Site) -> None:
     connections = [*fill(site), begin(site)]
     assert site.get("/break")[0] == 200
@@ -658,6 +674,7 @@ def test_what_another_worker_has_half_written_is_no_failure(two_workers: Site, g
 WRONG: tuple[Callable[[str], str], ...] = (
     lambda text: text.replace("order ", "order un"),
     lambda text: text + "cost nobody one 1\n",
+    lambda text: text + "cost home_read_backend\n",
     lambda text: text + "cost home_read_backend two 1\n",
     lambda text: text + "cost home_read_backend arg:a/b 1\n",
     lambda text: text + "cost home_read_backend one nan\n",
@@ -692,6 +709,7 @@ def test_a_text_that_is_not_complete_is_refused_whole(site: Site) -> None:
         ("/v1/x:batch?start=1764500000&stop=1764500600", SeenRequest(
             "/v1/x:batch", {"start": 1764500000, "stop": 1764500600})),
         ("/v12/x%C3%A9?n=0x10", SeenRequest("/v12/xé")), ("/x?n=1e5&start=-1", SeenRequest("/x")),
+        ("/v1/x?n=1700000000.123", SeenRequest("/v1/x")),
         ("/v3/x?n=2.5&start=9&stop=3", SeenRequest("/v3/x", {"n": 2.5, "start": 9, "stop": 3})),
     ],
 )  # fmt: skip

@@ -88,7 +88,7 @@ def test_a_hang_answers_nothing_and_loses_only_the_impatient(server: SocialNetwo
 
 
 def test_patterns_by_hand_and_their_mistakes(server: SocialNetworkServer) -> None:
-    assert call(server.admin, "/behaviours", '{"pattern": "errors", "ratio": 1, "duration_s": 0.3}') == (200, {})
+    assert call(server.admin, "/behaviours", '{"pattern": "errors", "ratio": 1, "duration_s": 3}') == (200, {})
     assert call(server.address, READ)[0] == 500
     wait_until(lambda: call(server.address, READ)[0] == 200)
     status, answer = call(server.admin, "/behaviours", '{"pattern": "eror"}')

@@ -148,7 +148,7 @@ def test_play_takes_the_servers_own_part_of_a_script(servers: Servers) -> None:
     profiles = ServerProfile((1.0, 1.0, 1.0)), ServerProfile((1.0, 1.0, 0.5))
     script = Script(
         "s", 1, 10, (), profiles, (0.0, 0.0, 0.05), service_distribution="constant",
-        behaviours=(Behaviour(0.0, 1, error_ratio=1.0), Behaviour(1.0, 1)),
+        behaviours=(Behaviour(0.0, 1, error_ratio=1.0), Behaviour(3.0, 1)),
     )  # fmt: skip
     for server in servers:
         server.play(script, topology)

@@ -23,7 +23,8 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 BEFORE, AFTER = ((VTS / f"{name}.json").read_bytes() for name in ("before_load", "after_load"))
 TOPOLOGY = social_network(("127.0.0.1:18101", "127.0.0.1:18102", "127.0.0.1:18103"))
-QUICK = CollectOptions(connect_timeout_s=0.3, read_timeout_s=0.3, max_bytes=100_000)
+PATIENT = CollectOptions(connect_timeout_s=PATIENCE_S, read_timeout_s=PATIENCE_S, max_bytes=100_000)
+QUICK = CollectOptions(connect_timeout_s=PATIENCE_S, read_timeout_s=0.3, max_bytes=100_000)
 
 
 def ok(body: bytes) -> bytes:
@@ -38,7 +39,7 @@ def answers(*bodies: bytes) -> Callable[[Received], bytes]:
 
 def test_windows_over_one_kept_connection() -> None:
     with ScriptedServer(answers(ok(BEFORE), ok(AFTER))) as server:
-        with Collector(f"http://{server.address}/status", TOPOLOGY, QUICK) as collector:
+        with Collector(f"http://{server.address}/status", TOPOLOGY, PATIENT) as collector:
             with pytest.raises(StatusError, match="begin"):
                 collector.window()
             collector.begin()
@@ -50,7 +51,7 @@ def test_an_outage_is_a_gap_and_no_request_is_lost() -> None:
     bad = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"
     with (
         ScriptedServer(answers(ok(BEFORE), bad, CLOSE, CLOSE, ok(AFTER))) as server,
-        Collector(f"http://{server.address}/status", TOPOLOGY, QUICK) as collector,
+        Collector(f"http://{server.address}/status", TOPOLOGY, PATIENT) as collector,
     ):
         collector.begin()
         for _ in range(2):
@@ -79,7 +80,7 @@ def test_an_outage_is_a_gap_and_no_request_is_lost() -> None:
 def test_whatever_the_endpoint_does_is_one_error(answer: bytes, match: str) -> None:
     with (
         ScriptedServer(lambda _: answer) as server,
-        StatusReader(f"http://{server.address}/status", QUICK) as reader,
+        StatusReader(f"http://{server.address}/status", QUICK if answer == HANG else PATIENT) as reader,
         pytest.raises(StatusError, match=match),
     ):
         reader.snapshot()
@@ -96,7 +97,7 @@ def test_a_recording_goes_on_after_an_outage(tmp_path: Path) -> None:
 
     with (
         ScriptedServer(answers(ok(BEFORE), bad, bad, bad, ok(AFTER))) as server,
-        StatusReader(f"http://{server.address}/s", QUICK) as reader,
+        StatusReader(f"http://{server.address}/s", PATIENT) as reader,
         SnapshotWriter(tmp_path / "x.json") as writer,
     ):
         record(reader.snapshot, writer, 0.5, pause, notes.append)

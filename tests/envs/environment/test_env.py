@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from actuators.contract.control import Control, Weights
-from actuators.contract.script import Script
+from actuators.contract.control import BalancingMethod, Control, Weights
+from actuators.contract.script import Scenario, Script
 from actuators.contract.testbed import Applied
 from actuators.contract.window import Fault, Window
 from actuators.errors import ActuationError, TestbedError
@@ -53,6 +53,50 @@ def env() -> Iterator[BalancingEnv]:
     made = make()
     yield made
     made.close()
+
+
+class Refusing(SimulatedTestbed):
+    """Refuses its method, or to begin, as often as asked."""
+
+    refusals = resets = 0
+    chosen: tuple[BalancingMethod, ...] = ()
+
+    def set_method(self, method: BalancingMethod) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise ActuationError("nginx refused", where="test")
+        super().set_method(method)
+        self.chosen += (method,)
+
+    def reset(self, scenario: Scenario, seed: int) -> None:
+        if self.resets:
+            self.resets -= 1
+            raise ActuationError("nginx refused", where="test")
+        super().reset(scenario, seed)
+
+
+def test_a_method_that_was_refused_is_set_before_an_episode_is_played() -> None:
+    testbeds = [Refusing(TOPOLOGY, "round_robin") for _ in range(2)]
+    testbeds[0].refusals, left = 1, iter(testbeds)
+    env = BalancingEnv(problem(), lambda: next(left), lambda seed: demo_scenario(), method="least_conn")
+    with pytest.raises(ActuationError):
+        env.reset()
+    with pytest.raises(TestbedError, match="is closed"):
+        testbeds[0].advance(1.0)
+    env.reset()
+    assert [testbed.chosen for testbed in testbeds] == [(), ("least_conn",)]
+
+
+@pytest.mark.parametrize("refused", [2, 1000])
+def test_an_episode_that_cannot_begin_is_tried_again(refused: int) -> None:
+    testbed = Refusing(TOPOLOGY)
+    testbed.resets = refused
+    env = make(testbed)
+    if refused > 100:
+        with pytest.raises(TestbedError, match=r"5 attempts: nginx refused"):
+            env.reset()
+    else:
+        env.reset()
 
 
 def test_gymnasium_accepts_it(env: BalancingEnv) -> None:

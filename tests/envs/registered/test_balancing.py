@@ -192,6 +192,34 @@ def test_single_and_vector_environments_believe_in_the_same_workers(tmp_path: Pa
         assert rewards[0] == pytest.approx(reward)
 
 
+def test_the_workers_of_a_recorded_nginx_share_what_expected_delay_counts(tmp_path: Path) -> None:
+    known, path = Calibration.load(ROOT / "tests" / "data" / "runs" / "calibration.json"), tmp_path / "calibration.json"
+    means_ms = []
+    for alone in (1, 4):
+        known.changed({"load_balancers": alone}).save(path)
+        env = gymnasium.make(
+            CALIBRATED, calibration=str(path), method="expected_delay", decision={"action": {"baseline": "idle"}},
+            episode_steps=5, randomise=False,
+        )  # fmt: skip
+        env.reset(options={"episode_seed": 7})
+        assert env.action_space.shape is not None
+        told = [env.step(np.zeros(env.action_space.shape, np.float32))[4]["terms"] for _ in range(5)]
+        means_ms.append([terms["art"] for terms in told])
+    assert means_ms[0] == means_ms[1]
+
+
+def test_options_of_vector_environments_are_refused_by_single_ones() -> None:
+    for options in ({"autoreset_mode": "SameStep"}, {"threads": 4}):
+        with pytest.raises(ConfigError, match="are of make_vec"):
+            gymnasium.make(SCENARIO, scenario="S3", **options)
+
+
+def test_the_seed_of_the_observation_fixes_clusters_and_not_deadlines() -> None:
+    first, second = (balancing(gymnasium.make(SCENARIO, scenario="S3", observe_seed=seed)).problem for seed in (1, 2))
+    assert first.deadlines_s.tolist() == second.deadlines_s.tolist()
+    assert not np.array_equal(first.encoder.scale, second.encoder.scale)
+
+
 def test_both_ways_to_begin_the_next_episode() -> None:
     """SAME_STEP returns at the end of an episode what NEXT_STEP returns one step later."""
     same, following = (vector(seed=3, episode_steps=2, autoreset_mode=mode) for mode in ("SameStep", "NextStep"))

@@ -108,6 +108,8 @@ def test_a_wrong_name_and_a_file_without_a_rule_are_refused(tmp_path: Path) -> N
         suite_named("socal-1")
     with pytest.raises(ConfigError, match="expected_delay"):
         entry_named("expected_dealy")
+    each = SMALL.played()[0]
+    assert entry_named("idle")(each, SMALL.topology).name == "expected_delay", "a former name"
     (tmp_path / "rule.py").write_text("def weight(seen, memory):\n    return 1\n")
     with pytest.raises(DataError, match="no function `weights`"):
         program_rule(tmp_path / "rule.py")

@@ -169,9 +169,12 @@ def test_sigterm_while_ray_holds_the_handler_is_the_same(capsys: pytest.CaptureF
     ("error", "line"),
     [(OSError(errno.ENOSPC, "No space left on device", "/runs/a"), "No space left on device (/runs/a); make room"),
      (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room"),
-     (OSError(errno.EROFS, "Read-only file system", "/runs"), "Read-only file system (/runs); mount")],
+     (OSError(errno.EROFS, "Read-only file system", "/runs"), "Read-only file system (/runs); mount"),
+     (OSError(errno.EACCES, "Permission denied", "/etc/x"), "Permission denied (/etc/x); run this as a user who may")],
 )  # fmt: skip
-def test_a_full_or_read_only_disk_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_disk_or_rights_do_not_allow_is_one_line(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(options: GreetOptions) -> int:
         raise error
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from actuators.errors import ActuationError
 from actuators.testbed.peers import Peer
 from rayjobs.cli.main import main
+from rayjobs.contract import suite
 from rayjobs.contract.checks import CHECKS
 from rayjobs.contract.stand import Stand, lost
 
@@ -39,6 +41,26 @@ def test_changes_under_load_lose_nothing_and_cut_nothing_off(stand: Stand, tmp_p
     assert lost(summary) == ""
     assert counts[0] == counts.max() > 1.5 * counts[1:].max()
     assert summary.sent.sum() == stand.counts().sum()
+
+
+class Stubborn:
+    """A proxy whose weights can be set, but not every time."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.address, self.without_weights, self.given = peer.address, "", [[1]]
+
+    def set_weights(self, weights: list[int]) -> None:
+        self.given.append(weights)
+        if len(self.given) == 3:
+            raise ActuationError("the command ended with 1")
+
+
+def test_a_proxy_has_equal_weights_after_a_change_has_failed(stand: Stand, tmp_path: Path) -> None:
+    with Peer("shared_least_conn", stand.topology, tmp_path) as peer:
+        proxy = Stubborn(peer)
+        with pytest.raises(ActuationError, match="ended with 1"):
+            suite.Suite(stand, 200.0, lambda _: None)._weights(proxy)  # type: ignore[arg-type]  # noqa: SLF001 - the other checks take a minute
+    assert proxy.given[1:] == [[1, 10, 1, 1], [1] * 4, [1] * 4]
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import subprocess
 import tarfile
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RpcError
 
 from actuators.errors import ConfigError, DataError, ProcessError
 from actuators.options import Options
@@ -32,6 +35,8 @@ class Jobs:
 
     logs: dict[str, str]
     resources: list[Any] = field(default_factory=list)
+    line_at: int = 0
+    """Characters of output before Ray's line about the entrypoint, which has no fixed place (ray 2.60)."""
 
     def list_jobs(self) -> list[Any]:
         return [SimpleNamespace(submission_id=name) for name in self.logs]
@@ -43,10 +48,14 @@ class Jobs:
         return SimpleNamespace(driver_agent_http_address="http://10.0.0.7:52365")
 
     def submit_job(self, entrypoint: str, entrypoint_resources: Any) -> str:
-        done = subprocess.run(entrypoint, shell=True, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            entrypoint, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        job = f"packing-{done.returncode}"
+        line = f"Running entrypoint for job {job}: {entrypoint}\n"
         self.resources.append(entrypoint_resources)
-        self.logs[f"packing-{done.returncode}"] = f"Runtime env is ready\n{done.stdout}"
-        return f"packing-{done.returncode}"
+        self.logs[job] = f"Runtime env is ready\n{done.stdout[: self.line_at]}{line}{done.stdout[self.line_at :]}"
+        return job
 
     def get_job_status(self, job: str) -> Any:
         value = "SUCCEEDED" if job.endswith("-0") else "FAILED"
@@ -96,6 +105,26 @@ def test_a_job_says_where_its_results_stay_and_they_are_fetched(run: RunFolder, 
     assert (target / "config.yaml").read_text() == (run.path / "config.yaml").read_text()
     assert jobs.resources == [{"node:10.0.0.7": 0.001}]
     assert list(jobs.logs) == ["raysubmit_1"], "the packing job is gone"
+
+
+BEGIN = len("deepsched-fetch-begin\n")
+
+
+@pytest.mark.parametrize("line_at", [0, BEGIN, BEGIN + 100], ids=["first", "after the begin", "in the archive"])
+def test_what_ray_and_tar_write_between_is_not_in_the_archive(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_at: int
+) -> None:
+    weights = bytes(range(256)) * 100
+    own, into = run.path.absolute(), tmp_path / "here"
+    (own / "weights.bin").write_bytes(weights)
+    into.mkdir()
+    # tar remarks on the socket; the path of one may have a hundred characters only.
+    monkeypatch.chdir(own)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind("socket")
+        target = unpack(packed(Jobs({}, line_at=line_at), "raysubmit_1", str(own), lambda text: None), into)
+    assert {path.name for path in target.iterdir()} == {path.name for path in own.iterdir()} - {"socket"}
+    assert (target / "weights.bin").read_bytes() == weights
 
 
 def test_databases_of_servers_stay_on_the_cluster(run: RunFolder, tmp_path: Path) -> None:
@@ -158,6 +187,31 @@ def test_what_cannot_be_fetched_is_said_in_one_line(tmp_path: Path) -> None:
 def test_nobody_takes_jobs_there() -> None:
     with pytest.raises(ConfigError, match=r"cannot reach Ray's jobs.*--address|--address.*cannot reach"):
         job_client("http://127.0.0.1:9")
+
+
+def test_the_address_that_is_given_is_the_one_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own client prefers the environment."""
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+    for name in names:
+        monkeypatch.setenv(name, "10.0.0.2:6379")
+
+    def client(address: str | None) -> Any:
+        return address, [os.environ.get(name) for name in names]
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", client)
+    assert job_client("http://127.0.0.1:8265") == ("http://127.0.0.1:8265", [None, None])
+    assert job_client(None) == (None, ["10.0.0.2:6379"] * 2)
+    assert [os.environ.get(name) for name in names] == ["10.0.0.2:6379"] * 2
+
+
+def test_an_address_that_ray_cannot_ask_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def client(address: str | None) -> Any:
+        raise RpcError("failed to connect\nTraceback")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", client)
+    with pytest.raises(ConfigError, match="cannot reach Ray's jobs: failed to connect") as caught:
+        job_client("127.0.0.1:8265")
+    assert "Traceback" not in str(caught.value)
 
 
 def archive(*names: str) -> bytes:

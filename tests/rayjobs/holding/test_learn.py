@@ -98,7 +98,9 @@ def test_what_requests_cost_is_learned_and_held_by(
     endpoint = MemoryControl(site.nginx.control_url, site.nginx.token, topology)
     kept = endpoint.samples()
     assert not endpoint.samples_kept(), "they end with the command"
-    assert kept[-1].split()[4:7] == ["GET", kept[-1].split()[5], "0"]
+    method, path, length = kept[-1].split()[4:7]
+    assert (method, length) == ("GET", "0")
+    assert path in {known.replace("wrk2", "wrk*") for known in (HOME, USER)}, "numbers are replaced"
     assert all("sesame" not in line and "id=" not in line for line in kept)
     with http_session(PATIENCE_S) as session:
         assert session.get(f"{site.nginx.control_url}?samples").status_code == 403

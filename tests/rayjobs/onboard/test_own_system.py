@@ -20,6 +20,7 @@ from actuators.files import write_private
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.instance import Nginx
 from actuators.processes.process import ManagedProcess
+from actuators.statistics.recording import read_snapshots
 from actuators.testbed.live import LiveTestbed
 from actuators.testbed.options import LiveOptions
 from rayjobs.bench.parts.own_systems import OwnSystem, running
@@ -147,11 +148,19 @@ def test_an_nginx_of_strange_names_is_onboarded_while_it_reloads(tmp_path: Path)
     with running(system, LiveOptions(), tmp_path / "testbed", 1) as (testbed, nginx):
         testbed.reset(system, 1)
         here = Drill(testbed, nginx, tmp_path, in_memory=False)
-        reload = threading.Timer(5.0, os.kill, (nginx.master_pid, signal.SIGHUP))
-        reload.start()
+        recording = here.steer / "onboard" / "snapshots.jsonl"
+
+        def reload() -> None:
+            wait_until(lambda: recording.exists() and recording.read_bytes().count(b"\n") > 3)
+            os.kill(nginx.master_pid, signal.SIGHUP)
+
+        reloading = threading.Thread(target=reload, daemon=True)
+        reloading.start()
         here.onboard(14.0)
-        reload.join()
+        reloading.join()
         page = (here.steer / "onboarding.html").read_text()
         testbed.drain()
     assert "9.shop" in page
     assert "round_robin" in page
+    loads_ms = [snapshot.load_ms for snapshot in read_snapshots(recording).snapshots]
+    assert max(loads_ms) - min(loads_ms) > 1000, "the reload fell into the watch"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from actuators.errors import ConfigError
 from rayjobs.onboard.options import OnboardOptions
 from rayjobs.onboard.system import Way, way_of
 from rayjobs.onboard.twin import simulation_of
-from tests.support.http_server import Received, ScriptedServer
+from tests.support.http_server import ScriptedServer
 
 URL = "http://127.0.0.1:1/status/format/json"
 
@@ -34,13 +35,21 @@ def test_steered_in_memory_the_workers_of_a_machine_share_and_by_reload_they_for
     assert by_reload.actuation_delay_s == pytest.approx(0.11)
 
 
+def controlled(method: str) -> ScriptedServer:
+    """An endpoint of an NGINX that balances in memory."""
+    text = f"method {method}\nweight app 10.0.0.1:80 1\n".encode()
+    return ScriptedServer(lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+
+
+def test_a_method_that_nginx_does_not_tell_has_a_remedy() -> None:
+    with controlled("configured") as server:
+        options = OnboardOptions(status_url=URL, control_url=f"http://{server.address}/control")
+        with pytest.raises(ConfigError, match=r"does not tell how .*holding off --method least_conn"):
+            way_of(options, ["app"])
+
+
 def test_the_source_of_a_method_shows_no_password() -> None:
-    text = b"method round_robin\nweight app 10.0.0.1:80 1\n"
-
-    def answer(request: Received) -> bytes:
-        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
-
-    with ScriptedServer(answer) as server:
+    with controlled("round_robin") as server:
         options = OnboardOptions(status_url=URL, control_url=f"http://me:secret@{server.address}/control")
         way = way_of(options, ["app"])
     assert (way.method, way.in_memory, way.source) == ("round_robin", True, f"http://{server.address}/control")

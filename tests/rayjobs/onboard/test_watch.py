@@ -158,12 +158,12 @@ def test_servers_that_turn_out_to_have_no_histogram_end_the_watch(tmp_path: Path
     """They had no request when the preflight looked. Once that is corrected, the same recording is gone on with."""
     path = tmp_path / "snapshots.jsonl"
     with serving(without_histograms) as url:
-        watch = watched(path, url, watch_s=0.2, interval_s=0.05)
+        watch = watched(path, url, watch_s=2.0, interval_s=0.05)
         with pytest.raises(DataError, match="no server has one") as caught:
             watch.run()
     assert "vhost_traffic_status_histogram_buckets" in caught.value.remedy
     before = len(watch.seen.snapshots)
     with serving(reading, before) as url:
-        seen = watched(path, url, watch_s=before - 1 + 0.2, interval_s=0.05).run()
+        seen = watched(path, url, watch_s=before - 1 + 2.0, interval_s=0.05).run()
     assert len(seen.snapshots) > before
     assert seen.windows()[-1].bounds_ms

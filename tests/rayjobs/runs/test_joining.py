@@ -15,7 +15,7 @@ from actuators.options import Options
 from rayjobs.cli.main import load_verb
 from rayjobs.cli.verbs import verb_names
 from rayjobs.runs.joining import Named, named_ray
-from rayjobs.runs.local_ray import LocalRay
+from rayjobs.runs.local_ray import LocalRay, connected
 from tests.support.paths import ROOT
 
 ON_RAY = (
@@ -75,6 +75,27 @@ def test_what_is_no_head_is_one_clear_line(address: str, words: str, monkeypatch
     with pytest.raises(ConfigError, match=words) as found:
         named_ray(None)
     assert "RAY_ADDRESS" in str(found.value)
+
+
+def test_auto_is_the_head_of_this_machine_whatever_ray_address_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str | None]] = []
+    monkeypatch.setattr("ray.init", lambda **given: seen.append((given["address"], os.environ.get("RAY_ADDRESS"))))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        left = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address_or_die", lambda address: left)
+        with connected("auto"):
+            assert os.environ["RAY_ADDRESS"] == "127.0.0.1:1"
+    assert seen == [("auto", None)]
+    # A head that was killed leaves its address behind.
+    with pytest.raises(ConfigError, match=r"cannot join Ray at auto: .*refused"), connected("auto"):
+        pass
+    assert os.environ["RAY_ADDRESS"] == "127.0.0.1:1"
+    # Ray finds the cluster of a job by RAY_ADDRESS.
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with connected("auto", "that of this job"):
+        pass
+    assert seen == [("auto", None), ("auto", "127.0.0.1:1")]
 
 
 TRAIN = (

@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
 
+from actuators.contract.topology import social_network
+from actuators.errors import ConfigError
 from actuators.files import is_own_folder, socket_place
+from rayjobs.cli.main import main
 from rayjobs.runs.local_ray import LocalRay, joined, running_heads, socket_folder, sweep_stale_folders
 from tests.support.orphans import processes_with, wait_gone
 from tests.support.paths import ROOT
@@ -198,3 +202,23 @@ def test_a_killed_part_of_the_head_ends_its_owner_with_one_line(victim: str) -> 
     ]  # fmt: skip
     assert wait_gone(f"{folder}/") == {}
     wait_until(lambda: not Path(folder).exists())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["evaluate --testbed live", "observe --testbed live", "train --testbed live", "demo --testbed simulated", "sweep"],
+)
+def test_a_verb_asks_for_room_for_the_servers_of_its_system(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    five = social_network(tuple(f"server-{n}:80" for n in range(5)))
+    asked: list[int] = []
+
+    def ray_session(*, servers: int, **more: object) -> NoReturn:
+        asked.append(servers)
+        raise ConfigError("no Ray here")
+
+    monkeypatch.setattr("envs.scenarios.lookup.topology_of", lambda scenarios: five)
+    monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", ray_session)
+    assert main([*words.split(), "--out", str(tmp_path)]) == 2
+    assert asked == [5]

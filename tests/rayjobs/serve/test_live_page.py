@@ -24,14 +24,12 @@ from rayjobs.steer.site import Site, embedded_site
 from tests.support.chromium import EXECUTABLE, Chromium
 from tests.support.paths import DATA
 from tests.support.served import TOKENS, role_files
-from tests.support.steer_site import Uneven, controller_process
+from tests.support.steer_site import Uneven, controller_process, decisions
 from tests.support.steering_cases import recorded, trained_bundle
 from tests.support.waiting import wait_until
 from tuning.steering.audit import append_line, read_lines
 from tuning.steering.options import GUARDS
 
-DECISIONS_UNTIL_SHOWN = 8
-"""Three seconds of the controller's intervals."""
 pytestmark = [pytest.mark.browser, pytest.mark.nginx, pytest.mark.skipif(not EXECUTABLE.exists(), reason="no Chromium")]
 
 
@@ -347,22 +345,34 @@ def test_the_interface_page_asks_for_the_token(page: Page, tmp_path: Path) -> No
         page.until(lambda: "/v1/weights" in page.text("#operations"))
 
 
-def test_a_killed_server_shows_within_a_few_decisions(page: Page) -> None:
+def _fails(line: dict[str, Any], name: str) -> bool:
+    """Whether a server has errors, no requests, or is down, in the window of an audit line."""
+    window = line["window"]
+    s = window["servers"].index(name)
+    return any(
+        window["down"][g][s] or window["errors"][g][s] or not window["requests"][g][s]
+        for g in range(len(window["groups"]))
+        if line["in_force"][g][s] > 0
+    )
+
+
+def test_a_killed_server_shows_with_the_decision_that_has_its_errors(page: Page) -> None:
     page.browser.look(1280, 900, "light")
     page.open()
     page.browser.complaints.clear()
     name = page.site.topology.servers[-1]
+    marked = (
+        f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
+        " || r.cells[8].textContent !== '0')"
+    )
+    # The number of every decision that the page draws from now on, and whether the server is marked there.
+    page.browser.evaluate(
+        f"window.drawn = []; new MutationObserver(() => drawn.push([+document.body.dataset.version, {marked}]))"
+        ".observe(document.body, {attributeFilter: ['data-version']})"
+    )
     page.site.servers[-1].close()
-    before, shown = page.api()["version"], []
-
-    def silent() -> bool:
-        """Keeps the number of the decision whose page shows it."""
-        shown[:] = page.browser.evaluate(
-            f"[...document.querySelectorAll('tr[data-server=\"{name}\"]')].some(r => r.className === 'silent'"
-            " || r.cells[8].textContent !== '0') ? [+document.body.dataset.version] : []"
-        )
-        return bool(shown)
-
-    page.until(silent)
-    assert shown[0] - before <= DECISIONS_UNTIL_SHOWN
+    page.until(lambda: page.browser.evaluate("drawn.some(([, marked]) => marked)"))
+    drawn = page.browser.evaluate("drawn")
+    lines = decisions(page.folder)
+    assert [marks for _, marks in drawn] == [_fails(lines[version - 1], name) for version, _ in drawn]
     assert page.complaints() == []

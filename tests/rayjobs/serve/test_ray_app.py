@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import psutil
 import pytest
 import requests
 
+from actuators.errors import CapacityError, ProcessError
 from rayjobs.serve.haproxy_sockets import on_sockets, with_deadline
 from tests.support.orphans import SESSION, processes_with
 from tests.support.served import served_bundles
@@ -61,3 +64,31 @@ def test_under_ray_serve_bundles_swap_without_a_dropped_request(short_dir: Path)
         listening = haproxy_listeners()
         assert listening
         assert set(listening) == {"127.0.0.1"}
+
+
+def test_replicas_for_which_a_private_ray_has_no_cpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("rayjobs.runs.local_ray.ray_session", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr("rayjobs.serve.__main__.haproxy_environment", lambda folder: {})
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(CapacityError, match=r"8 replicas need 4 CPUs, there are 2 \(--replicas\)"):
+        next(served_bundles(tmp_path, "ray", replicas=8))
+
+
+def test_a_replica_that_does_not_start_is_one_line_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayjobs.serve.ray_app import NAME, deploy
+
+    def run(*arguments: object, **more: object) -> NoReturn:
+        raise RuntimeError(f"Deploying application {NAME} failed: Failed to update the deployments ['Policy'].")
+
+    monkeypatch.setattr("ray.serve.run", run)
+    message = "The deployment failed to start 3 times in a row. Error:\nTraceback\n  more\nBundleError: no bundle\n"
+    application = SimpleNamespace(deployments={"Policy": SimpleNamespace(message=message)})
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={NAME: application}))
+    with pytest.raises(ProcessError, match=r"could not be served \(serve\).* \[BundleError: no bundle\]$"):
+        deploy(None)
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={}))
+    with pytest.raises(ProcessError, match=r"\[Deploying application .*\]$"):
+        deploy(None)

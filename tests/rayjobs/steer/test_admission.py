@@ -16,6 +16,7 @@ import pytest
 
 from actuators.contract.admission import Admission, AdmissionNumbers
 from actuators.contract.window import Fault, Window
+from actuators.errors import ActuationError
 from actuators.files import write_private
 from actuators.nginx.admission_endpoint import AdmissionEndpoint
 from actuators.nginx.config import NginxOptions
@@ -30,11 +31,13 @@ from rayjobs.steer.admission import (
     FirstRuleStore,
     LeftAdmission,
     SiteAdmission,
+    restore_first_rule,
     site_admission,
 )
 from rayjobs.steer.folder import SteerFolder
 from rayjobs.steer.options import SteerOptions
 from tests.support import steer_site
+from tests.support.http_server import Received, ScriptedServer
 from tests.support.nginx_site import Site, running_site
 from tests.support.steering_cases import trained_bundle
 from tests.support.waiting import wait_until
@@ -357,6 +360,30 @@ def test_a_controller_process_counts_refuses_is_killed_and_is_reverted(
             assert main(["steer", "revert", "--folder", str(short_dir)]) == 0
             assert "the first rule of admission" in capsys.readouterr().err
             assert endpoint.text() == ""
+
+
+@pytest.mark.parametrize("first", ["", "rule fixed\n"])
+def test_without_admission_control_an_empty_first_rule_is_in_force(tmp_path: Path, first: str) -> None:
+    """The snippet has been written without it since."""
+    store = FirstRuleStore(tmp_path / "admission.json")
+    store.keep(first)
+    store.seal("rule aimd\n")
+    text = b"method round_robin\nweight app 10.0.0.1:80 1\n"
+
+    def answer(request: Received) -> bytes:
+        found = b"200 OK" if "/control" in request.line else b"404 Not Found"
+        return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (found, len(text), text)
+
+    with ScriptedServer(answer) as server:
+        url = f"http://{server.address}/control"
+        if first:
+            with pytest.raises(ActuationError, match="no admission control"):
+                restore_first_rule(store, url, None)
+        else:
+            assert restore_first_rule(store, url, None)
+    left = store.read()
+    assert left is not None
+    assert left.sealed == bool(first)
 
 
 @pytest.mark.slow

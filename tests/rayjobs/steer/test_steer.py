@@ -79,8 +79,7 @@ def test_shadow_changes_nothing_and_unknown_traffic_is_recalibrated(site: Site, 
     # What follows a return to familiar traffic is tested in tests/tuning/steering; here it may be short.
     shadow = options("shadow", novel_above=1.0, novel_windows=2, familiar_windows=3, dwell_s=1.0)
     drill = Drill(site, bundle, short_dir / "steer", shadow)
-    took = drill.until(lambda step: "recalibrate" in step.line["alarms"], 3)
-    assert took <= 3
+    drill.until(lambda step: "recalibrate" in step.line["alarms"], 3)
     for _ in range(40):
         drill.step()
     used = recalibrated(short_dir / "steer" / "bundle", drill.folder.audit, short_dir / "new", 1)
@@ -168,7 +167,7 @@ def test_a_bundle_with_other_deadlines_begins_the_log_anew(site: Site, short_dir
             lambda: any(line["source"] == "policy" for line in decisions(short_dir)[known:]),
             lambda: controller.log_tail(20),
         )
-    list(replay(short_dir / "audit.jsonl"))
+    assert [one.line["reason"] for one in replay(short_dir / "audit.jsonl") if not one.same] == []
 
 
 def test_faults_of_the_world_are_survived(site: Site, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

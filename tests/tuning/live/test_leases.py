@@ -48,12 +48,13 @@ from pathlib import Path
 from actuators.errors import CapacityError
 from tuning.live.leases import LeaseBook
 book = LeaseBook([f"t{n}" for n in range(60)], Path(sys.argv[1]))
-sys.stdin.readline()
 for turn in range(60):
     try:
         print(*book.lease(f"{sys.argv[2]}-{turn}", 1), flush=True)
     except CapacityError:
         break
+    if turn == 0:
+        sys.stdin.readline()
 """
 
 
@@ -66,6 +67,11 @@ def test_two_writers_share_sixty_testbeds_and_none_is_leased_twice(tmp_path: Pat
         for name in ("left", "right")
     ]  # fmt: skip
     granted = Counter[str]()
+    for desk in desks:
+        # It has leased one, and waits before the next until both have.
+        assert desk.stdout is not None
+        granted.update(desk.stdout.readline().split())
+    assert len(granted) == 2
     for desk in desks:
         assert desk.stdin is not None
         desk.stdin.write("\n")

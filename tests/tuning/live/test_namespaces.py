@@ -44,7 +44,8 @@ SETTINGS = (
     "search.base.training.episode_steps=4", "search.base.training.algorithm.batch_steps=8",
     "search.base.training.algorithm.minibatch_steps=8", "search.checkpoint_every=1", "search.validation_s=3",
     "search.space={encoder.clusters: [2, 3]}", "observe.duration_s=12", "observe.explore_s=8", "observe.skip_s=1",
-    "observe.window_s=0.5", "confirm.best=0",
+    "observe.window_s=0.5", "confirm.best=1", "confirm.testbeds=1", "confirm.judge.rounds=2",
+    "confirm.judge.warm_up_s=1", "confirm.judge.measure_s=3",
 )  # fmt: skip
 ASK = """
 import json, sys, requests
@@ -248,7 +249,7 @@ def two_testbeds(cluster: Cluster) -> Cluster:
 
 
 def test_a_submitted_job_sweeps_two_live_trials_on_testbeds_of_their_own(two_testbeds: Cluster, hosts: Hosts) -> None:
-    # Tune wants a folder that all hosts see for what trials leave.
+    # Tune wants a place that all hosts see for what trials leave; the sweep's own folder is on the disk of the head.
     shared, before = two_testbeds.folder / "shared", hosts.packets()
     ray = str(Path(sys.executable).with_name("ray"))
     url = f"http://{hosts.address['head']}:{DASHBOARD_PORT}"
@@ -256,13 +257,16 @@ def test_a_submitted_job_sweeps_two_live_trials_on_testbeds_of_their_own(two_tes
     words = [f"--set={one}" for one in SETTINGS]
     own_disk = f"--out={two_testbeds.disk}/sweeps"
     assert "would lose their checkpoints" in two_testbeds.run("client2", *submit, own_disk, *words, code=1)
-    two_testbeds.run("client2", *submit, f"--out={shared}", *words)
-    (run,) = shared.iterdir()
+    two_testbeds.run("client2", *submit, own_disk, f"--storage=file://{shared}", *words)
+    (run,) = (hosts.disk_of("head") / "sweeps").iterdir()
     table = pd.read_parquet(run / "sweep.parquet")
     assert len(table) == 2
     assert (table["error"] == "").all()
     assert np.isfinite(table["score"]).all()
     assert (run / "best" / "bundle.json").exists()
+    (judged,) = json.loads((run / "confirmed.json").read_text())
+    assert judged["bundle"].startswith(f"{two_testbeds.disk}/sweeps/{run.name}/")
+    assert (shared / run.name / "best" / "bundle.json").exists()
     after = hosts.packets()
     both = [name for name in (*ROLES, *SECOND) if name != "server3"]
     # Two trials at a time, each with its own proxy, client and servers.

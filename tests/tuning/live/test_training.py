@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from pydantic import ValidationError
 
 from actuators.errors import CapacityError
 from envs.scenarios.lookup import scenario
@@ -122,6 +123,34 @@ def test_a_killed_conductor_costs_one_episode_of_its_own_testbed() -> None:
         assert not truncated.any()
         assert infos == {}
         assert len(pids("Conductor")) == 2
+
+
+def test_env_runners_of_two_runs_play_different_episodes(tmp_path: Path) -> None:
+    """RLlib gives env runner i the seed of its configuration plus i."""
+    algorithm = AlgorithmOptions(batch_steps=20, minibatch_steps=20, epochs=1)
+    options = ParallelOptions(testbeds=2, env_runners=2, steps=80, episode_steps=10, algorithm=algorithm)
+    with open_testbeds(2) as testbeds:
+        seeds: list[int] = []
+        for seed in range(4):
+            run = ParallelTraining(problem(), TrainingOptions(interval_s=INTERVAL_S), options, tmp_path, seed)
+            seeds += [run.config(testbeds, SCENARIO).seed + index for index in range(3)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_env_runners_without_a_cpu_each_are_refused(tmp_path: Path) -> None:
+    """RLlib would wait for them for ever."""
+    options = ParallelOptions(testbeds=8, env_runners=8)
+    run = ParallelTraining(problem(), TrainingOptions(interval_s=INTERVAL_S), options, tmp_path, 1)
+    with (
+        open_testbeds(1) as testbeds,
+        pytest.raises(CapacityError, match=r"need 8 CPUs, the cluster has 3 \(parallel\.env_runners\)"),
+    ):
+        run.run(testbeds, SCENARIO)
+
+
+def test_testbeds_that_cannot_be_shared_evenly_are_refused() -> None:
+    with pytest.raises(ValidationError, match="3 testbeds for 2 env runners: set a multiple"):
+        ParallelOptions(testbeds=3, env_runners=2)
 
 
 @pytest.mark.slow

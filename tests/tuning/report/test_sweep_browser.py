@@ -1,8 +1,9 @@
-"""A sweep's page in a real headless Chromium: every figure drawn, nothing asked of the network, no complaint."""
+"""A sweep's page in a real headless Chromium: figures in both schemes, nothing asked of the network, no complaint."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -27,9 +28,11 @@ MARKS = {
     "training": ".scatterlayer .trace",
     "timeline": ".barlayer .point",
 }
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
-def test_every_figure_is_drawn_at_both_widths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_is_drawn_at_both_widths(tmp_path: Path, scheme: Literal["light", "dark"]) -> None:
     count = 24
     table = trials(count).assign(clusters=np.arange(count) % 3 + 2)
     histories = {str(name): [(100, 0.1), (200, 0.2)] for name in table["trial"]}
@@ -37,7 +40,7 @@ def test_every_figure_is_drawn_at_both_widths(tmp_path: Path) -> None:
     page.write_text(render_sweep_page(table, histories, SearchOptions(space=SPACE), [], finalists()))
     with Chromium() as browser:
         for width_px in (1280, 400):
-            browser.look(width_px, 900, "light")
+            browser.look(width_px, 900, scheme)
             browser.open(page)
             counts = {name: f"document.querySelectorAll('#{name} {marks}').length" for name, marks in MARKS.items()}
             drawn = {name: browser.evaluate(script) for name, script in counts.items()}
@@ -46,5 +49,7 @@ def test_every_figure_is_drawn_at_both_widths(tmp_path: Path) -> None:
                 "slice-1": count, "mixture": count, "importance": len(SPACE), "training": count, "timeline": count,
             }  # fmt: skip
             assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
+            dark = browser.evaluate(BACKGROUND) == "rgb(17, 19, 23)"
+            assert dark == (scheme == "dark")
             # Parallel coordinates are drawn with WebGL, which a browser without a graphics card remarks upon.
             assert [text for text in browser.complaints if "WebGL" not in text] == []

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray import tune
 
 from envs.environment.phase import Watched
 from tests.support.problems import demo_scenario
 from tests.support.windows import TOPOLOGY, window
 from tuning.search.space import SearchOptions, TrialOptions
-from tuning.search.sweep import SCORE, run_trials
+from tuning.search.sweep import SCORE, preflight, run_trials
 from tuning.search.trial import Shared
 
 RATE = "training.algorithm.learning_rate"
@@ -66,3 +67,21 @@ def test_a_sweep_that_goes_on_has_the_limit_of_its_cluster(handed: list[Any], tm
     start(tmp_path, 1, search="optuna", scheduler="none")
     start(tmp_path, 3, search="optuna", scheduler="none")
     assert [given.max_concurrent_trials for given in handed] == [1, 3]
+
+
+def test_a_search_that_draws_obeys_the_one_at_a_time_of_live_testbeds(handed: list[Any], tmp_path: Path) -> None:
+    start(tmp_path / "live", 1, search="random", scheduler="none", testbed="live")
+    start(tmp_path / "simulated", 1, search="random", scheduler="none")
+    assert [given.search_alg.max_concurrent for given in handed] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "concurrent", "at_once"), [("aa", 0, 1), ("aa", 2, 2), ("ab", 0, 2)], ids=["alone", "asked", "two"]
+)
+def test_live_trials_of_one_machine_take_turns_unless_more_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, addresses: str, concurrent: int, at_once: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "proxy": 2.0, "client": 2.0, "server": 6.0})
+    nodes = [{"NodeManagerAddress": address, "Alive": True} for address in addresses]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert preflight(SearchOptions(testbed="live", concurrent=concurrent), servers=3) == at_once

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actuators.errors import TestbedError
 from actuators.testbed.options import LiveOptions
@@ -29,3 +31,21 @@ def test_testbeds_of_all_bundles_have_names_of_their_own(tmp_path: Path, monkeyp
             with pytest.raises(TestbedError, match="enough"):
                 JUDGE(tmp_path / bundle, demo_scenario(), BlockOptions(), LiveOptions(), folder, number)
     assert labels == ["best-1 testbed-1", "best-1 testbed-2", "best-2 testbed-1", "best-2 testbed-2"]
+
+
+def test_bundles_are_judged_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweep's folder is on the disk of its driver; with a storage no other node need see it."""
+    node = "1" * 56
+    placed: list[tuple[str, bool]] = []
+
+    def options(scheduling_strategy: NodeAffinitySchedulingStrategy) -> SimpleNamespace:
+        placed.append((scheduling_strategy.node_id, scheduling_strategy.soft))
+        return SimpleNamespace(remote=lambda *arguments: {})
+
+    monkeypatch.setattr(confirm, "check_capacity", lambda testbeds, servers: None)
+    monkeypatch.setattr(confirm, "judge_live", SimpleNamespace(options=options))
+    monkeypatch.setattr("ray.get", lambda running: running)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: node))
+    found = confirm.confirm([tmp_path / "best-1"], 2, demo_scenario(), BlockOptions(), LiveOptions(), tmp_path, 1)
+    assert [each["testbed"] for each in found] == [1, 2]
+    assert placed == [(node, False)]
