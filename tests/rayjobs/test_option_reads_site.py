@@ -62,11 +62,10 @@ def status(_: bytes) -> bytes:
 
 
 @contextmanager
-def embedded(folder: Path) -> Iterator[tuple[Nginx, Path]]:
+def embedded(folder: Path, options: NginxOptions) -> Iterator[tuple[Nginx, Path]]:
     """An NGINX before the groups of the trained bundle, and its configuration."""
     with ScriptedServer() as one, ScriptedServer() as two, ScriptedServer() as three:
         topology = social_network((one.address, two.address, three.address))
-        options = NginxOptions(admission=True, late_binding=True)
         with Nginx(options, topology, work_dir=folder / "own") as nginx:
             nginx.start()
             yield nginx, folder / "own" / "nginx" / "nginx.conf"
@@ -152,17 +151,20 @@ def test_steer_run_and_watchdog(short_dir: Path) -> None:
     served = {"serve_url": "http://127.0.0.1:9", "metrics_port": port, "bundle": bundle, "duration_s": 1.0}
     handed = {"guards": GUARDS}
     assert unread(RUN, "audit.max_bytes=1024", handed=handed | live, folder=folder, **served) == []
-    with embedded(short_dir) as (nginx, config):
+    with embedded(short_dir / "native", NginxOptions(actuation="reload")) as (nginx, config):
+        way = {"nginx_conf": config, "status_url": nginx.status_url}
+        own = {"folder": short_dir / "reload", "bundle": bundle, **way}
+        # Nothing changes here, so nothing is reloaded.
+        reloads = {"reload": RELOADS}
+        assert unread(RUN, "audit.max_bytes=1024", handed=handed | reloads, duration_s=1.5, **own) == []
+        assert unread(WATCHDOG, handed=reloads, duration_s=0.5, **own) == []
+    with embedded(short_dir, NginxOptions(admission=True, late_binding=True)) as (nginx, _):
         token = short_dir / "token"
         write_private(token, nginx.token)
         memory = {"control_url": nginx.control_url, "token_file": token}
-        by_reload = {"nginx_conf": config, "status_url": nginx.status_url}
-        for name, way in (("memory", memory), ("reload", by_reload)):
-            own = {"folder": short_dir / name, "bundle": bundle, **way}
-            # Nothing changes here, so nothing is reloaded.
-            reloads = {"reload": RELOADS} if name == "reload" else {}
-            assert unread(RUN, "audit.max_bytes=1024", handed=handed | reloads, duration_s=1.5, **own) == []
-            assert unread(WATCHDOG, handed=reloads, duration_s=0.5, **own) == []
+        own = {"folder": short_dir / "memory", "bundle": bundle, **memory}
+        assert unread(RUN, "audit.max_bytes=1024", handed=handed, duration_s=1.5, **own) == []
+        assert unread(WATCHDOG, duration_s=0.5, **own) == []
         numbers = {"admission.numbers": NUMBERS, "admission.guards": ADMISSION_GUARDS}
         own = {"folder": short_dir / "admitting", "bundle": bundle, "admission_calibration": CALIBRATION, **memory}
         assert unread(RUN, "audit.max_bytes=1024", handed=handed | numbers, duration_s=1.5, **own) == []
