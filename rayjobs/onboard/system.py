@@ -23,7 +23,8 @@ _OF_OTHERS = {
 
 
 _ONE_METHOD_IN_MEMORY = (
-    "write the snippet for groups of one method: deepsched weights snippet --groups A,B; the others stay as they are"
+    "write the snippet again for groups of one method (deepsched weights snippet --groups A,B; the others stay as they"
+    " are), or with --set memory.method=least_conn for all"
 )
 
 
@@ -72,7 +73,8 @@ def way_of(options: OnboardOptions, groups: Sequence[str]) -> Way:
         method = actuator.method
         if method == "configured":
             what = "its groups balance as their upstream blocks said, and its endpoint does not tell how"
-            remedy = f"after holding off: deepsched holding off --method least_conn; otherwise {_ONE_METHOD_IN_MEMORY}"
+            again = "where they have one method, reload NGINX, and it names that"
+            remedy = f"{again}; otherwise {_ONE_METHOD_IN_MEMORY}"
             raise ConfigError(what, where=address, remedy=remedy)
         return Way(steerable(method, address), True, True, address, machines)
     if options.nginx_conf is not None:

@@ -11,6 +11,7 @@ import pytest
 
 from actuators.contract.control import ServiceTimes, Weights
 from actuators.external.actuator import ActuatorOptions, MemoryActuator, open_actuator
+from actuators.http_client import http_session
 from actuators.nginx.control_endpoint import MemoryControl
 from actuators.nginx.reload import accepts
 from actuators.processes.system import children, free_port
@@ -155,6 +156,24 @@ def test_the_snippet_brings_balancing_in_memory_to_a_foreign_nginx(site: StockSi
         result = deepsched("set", f"{site.servers[0]}=down", f"{site.servers[2]}=down", *memory)
         assert result.returncode == 2
         assert "every server is down" in result.stderr
+
+
+def test_a_reload_names_the_one_method_that_is_configured(site: StockSite) -> None:
+    port, snippet = free_port("127.0.0.1"), site.folder / "deepsched.conf"
+    arguments = ["--out", str(snippet), "--port", str(port), "--set", f"reload.config={site.folder}/nginx.conf"]
+    assert deepsched("snippet", *arguments).returncode == 0
+    site.write(f"include {snippet};")
+    url, token = f"http://127.0.0.1:{port}/control", Path(f"{snippet}.token").read_text().strip()
+    with site.start() as process, http_session(10.0) as session:
+        method, _, rest = MemoryControl.read(url).partition("\n")
+        text = f"method configured\n{rest}"
+        answer = session.post(url, data=text, headers={"X-Deepsched-Token": token})
+        assert (answer.status_code, answer.text) == (200, text)
+        workers = children(process.pid)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not any(map(accepts, workers)))
+        assert MemoryControl.read(url) == f"{method}\n{rest}"
+        assert method == "method round_robin"
 
 
 def test_the_first_control_comes_back_in_memory_on_the_servers_that_still_exist(site: StockSite) -> None:

@@ -104,6 +104,14 @@ local function fitting(text, initial)
     return M.parse(rest, true) and rest or initial
 end
 
+-- `configured` is another word for the one method of a configuration whose groups have the same: its name says more.
+local function named(text, method)
+    if text and (method == "round_robin" or method == "least_conn" or method == "random_two") then
+        return (text:gsub("^method configured\n", "method " .. method .. "\n"))
+    end
+    return text
+end
+
 -- layout: { names = { all servers }, choices_of = { [server] = { choice, … } }, groups = { {
 -- name = …, servers = { global indices }, choices = { [server] = choice } }, … } }
 function M.init(shared_dict, new_layout, options)
@@ -122,8 +130,12 @@ function M.init(shared_dict, new_layout, options)
         set_at[0] = ngx.now()
     end
     local present = dict:get("control")
-    if not present or not M.parse(present, true) then
-        dict:set("control", present and fitting(present, initial) or initial)
+    local fits = named(present, options.method)
+    if not fits or not M.parse(fits, true) then
+        fits = fits and fitting(fits, initial) or initial
+    end
+    if fits ~= present then
+        dict:set("control", fits)
         dict:incr("version", 1)
     end
     newest[0] = dict:get("version")

@@ -44,7 +44,7 @@ def controlled(method: str) -> ScriptedServer:
 def test_a_method_that_nginx_does_not_tell_has_a_remedy() -> None:
     with controlled("configured") as server:
         options = OnboardOptions(status_url=URL, control_url=f"http://{server.address}/control")
-        with pytest.raises(ConfigError, match=r"does not tell how .*holding off --method least_conn"):
+        with pytest.raises(ConfigError, match=r"does not tell how .*reload NGINX.*memory\.method=least_conn"):
             way_of(options, ["app"])
 
 
