@@ -8,8 +8,7 @@ from typing import NamedTuple, get_args
 
 from actuators.contract.control import BalancingMethod
 from actuators.errors import ConfigError
-from actuators.external.config_lexer import Directive
-from actuators.external.config_reader import read_config
+from actuators.external.config_reader import UpstreamBlock, read_config
 
 _STEERABLE = ("round_robin", "least_conn", "random_two")
 ONE_METHOD = "name groups of one method with --groups; another --folder or --out takes the others"
@@ -39,7 +38,7 @@ def configured_balancing(main: Path, groups: Sequence[str]) -> Balancing:
     that cannot be simulated, or by several methods.
     """
     config = read_config(main)
-    methods = {name: _configured(config.blocks[name].settings) for name in groups if name in config.blocks}
+    methods = {name: _configured(config.blocks[name]) for name in groups if name in config.blocks}
     missing = [name for name in groups if name not in methods]
     if missing:
         remedy = "give the main configuration of the NGINX that the statistics are of"
@@ -59,12 +58,12 @@ def steerable(method: str, where: str) -> BalancingMethod:
     return next(known for known in get_args(BalancingMethod) if known == method)
 
 
-def _configured(settings: Sequence[Directive]) -> str:
+def _configured(block: UpstreamBlock) -> str:
     """The method of an upstream block, in our words where we have one."""
-    for directive in settings:
+    if block.lua is not None:
+        return "Lua"
+    for directive in block.settings:
         words = (directive.name, *directive.arguments)
-        if words[0].startswith("balancer_by_lua"):
-            return "Lua"
         if words[0] in _METHODS:
             return _METHODS[words[0]] if words[1:] in _PLAIN.get(words[0], ((),)) else " ".join(words)
     return "round_robin"

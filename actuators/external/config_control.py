@@ -46,9 +46,9 @@ def unusable(config: ParsedConfig) -> dict[str, ConfigError]:
 
 
 def _problem(config: ParsedConfig, name: str) -> ConfigError | None:
-    lua = next((each for each in config.blocks[name].settings if each.name.startswith("balancer_by_lua")), None)
-    if lua is not None:
-        where, remedy = f"{config.blocks[name].file}:{lua.line}", f"give the --control-url of its snippet, or {_REMEDY}"
+    block = config.blocks[name]
+    if block.lua is not None:
+        where, remedy = f"{block.file}:{block.lua.line}", f"give the --control-url of its snippet, or {_REMEDY}"
         return ConfigError(f"Lua balances {name}, and does not obey weights of the file", where=where, remedy=remedy)
     lines = config.group(name)
     if not lines:

@@ -132,6 +132,11 @@ class UpstreamBlock:
     end: int = 0
     settings: list[Directive] = field(default_factory=list)
 
+    @property
+    def lua(self) -> Directive | None:
+        """By which Lua balances it; weights of its server lines have no effect then."""
+        return next((each for each in self.settings if each.name.startswith("balancer_by_lua")), None)
+
 
 @dataclass
 class ParsedConfig:

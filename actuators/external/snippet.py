@@ -206,7 +206,7 @@ def _check_inherited(config: ParsedConfig, asks: Sequence[PassLine], names: set[
             raise ConfigError(f"location {name} would ask as the location around it does", where=where, remedy=remedy)
     for each in config.passes:
         if each.place in places and each.host not in names:
-            what = f"location {each.location} passes to '{each.target}', too, which is not of these groups"
+            what = f"location {each.location} also passes to '{each.target}', which is not of these groups"
             raise ConfigError(what, where=f"{each.file}:{each.line}", remedy="give it a location for itself")
 
 

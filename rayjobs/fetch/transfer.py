@@ -93,7 +93,7 @@ def packed(client: Any, job: str, folder: str, report: Callable[[str], None]) ->
         ProcessError: the job that packs did not end in time, or Ray's jobs do not answer any more.
     """
     parent, _, name = folder.rpartition("/")
-    # The log of a job has its stderr, too: what tar remarks of a run that goes on would be in the archive.
+    # The log of a job contains its stderr: without this, tar's warnings about a running job would be in the archive.
     tar = f"tar -C {shlex.quote(parent)} --exclude={shlex.quote(_LEFT_OUT)} -cz {shlex.quote(name)} 2>/dev/null"
     pack = f"echo {_BEGIN}; {tar} | base64; echo {_END}"
     command = f"sh -c {shlex.quote(f'test -d {shlex.quote(folder)} || exit 3; {pack}')}"

@@ -225,13 +225,13 @@ def socket_folder(below: int) -> Iterator[Path]:
 def connected(address: str, source: str = "--address") -> Iterator[None]:
     """Makes this process a driver of the Ray at that address, with the authentication of the environment.
 
-    `auto` is the head that `ray start` left on this machine, whatever RAY_ADDRESS says; in a job it is that of the job.
+    `auto` is the head that `ray start` left on this machine, and RAY_ADDRESS is ignored; in a job it is the job's head.
 
     Raises ConfigError when there is none, or it does not let us in; `source`: who named it.
     """
     _take_environment()
     here = address == AUTO and not in_job()
-    # Ray would take RAY_ADDRESS in place of `auto`, and start a Ray of its own when that is `local` (ray 2.60).
+    # Ray would use RAY_ADDRESS in place of `auto`, and start a new Ray when that is `local` (ray 2.60).
     hidden = os.environ.pop(VARIABLE, None) if here else None
     try:
         if here:

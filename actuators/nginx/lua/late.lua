@@ -111,7 +111,7 @@ local function note_hold(entry, now)
     count_time(entry, HELD_S, HELD_BUCKETS, held_s)
 end
 
--- `drains`: the others leave the line, too, each when it looks for itself, so that they do not go all at once.
+-- drains: the line is ending. The next request is not woken: each one checks by itself, so that not all leave at once.
 local function leave_line(entry, place, drains)
     if not place then
         place = 1

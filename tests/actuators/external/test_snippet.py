@@ -234,8 +234,8 @@ def test_a_shared_line_asks_for_all_its_locations_or_is_refused(tmp_path: Path) 
     [
         ("location = /health { proxy_pass http://a; }", "location = /health would ask"),
         ("location /static/ { root /srv; }", "location /static/ would ask"),
-        ("if ($x) { proxy_pass http://other; }", "location / passes to 'http://other', too"),
-        ("location /in { proxy_pass http://a; if ($x) { proxy_pass http://$b; } }", "location /in passes to"),
+        ("if ($x) { proxy_pass http://other; }", "location / also passes to 'http://other'"),
+        ("location /in { proxy_pass http://a; if ($x) { proxy_pass http://$b; } }", "location /in also passes to"),
     ],
 )
 def test_what_would_inherit_the_calls_of_a_location_is_refused(tmp_path: Path, inside: str, named: str) -> None:

@@ -77,7 +77,7 @@ def test_what_is_no_head_is_one_clear_line(address: str, words: str, monkeypatch
     assert "RAY_ADDRESS" in str(found.value)
 
 
-def test_auto_is_the_head_of_this_machine_whatever_ray_address_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_head_of_this_machine_and_ignores_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str | None]] = []
     monkeypatch.setattr("ray.init", lambda **given: seen.append((given["address"], os.environ.get("RAY_ADDRESS"))))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
